@@ -1,4 +1,5 @@
-//! Embeds the components that were compiled ahead of time, when the build says where they lie: `cargo xtask build` does.
+//! Embeds the components that were compiled ahead of time, from the folder WEIR_EMBED_DIR, which `cargo xtask build`
+//! sets.
 
 use std::path::PathBuf;
 

@@ -1,4 +1,4 @@
-//! Hands the target triple to the crate: the engine compiles components for its baseline.
+//! Passes the target triple to the crate: the engine compiles components for the baseline processor of the target.
 
 fn main() {
     let target = std::env::var("TARGET").unwrap_or_default();

@@ -1,4 +1,4 @@
-//! Adapters that run beside the server, or alone: `[[adapter]]` tables and `weir stream`.
+//! The adapters of `[[adapter]]` tables, which run beside the server, and the one of `weir stream`.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -13,10 +13,10 @@ use weir_config::Adapter;
 use weir_runtime::Runtime;
 use weir_runtime::components::adapter::{AdapterCall, AdapterComponent, AdapterError};
 
-/// How often the counters of adapters become metrics.
+/// How often the counters of adapters are published as metrics.
 const METRICS_INTERVAL: Duration = Duration::from_secs(1);
 
-/// The running adapters. Dropping it ends them without writing what is in flight.
+/// The running adapters. Dropping this ends them without writing the records in flight.
 pub(crate) struct RunningAdapters {
     stop: watch::Sender<bool>,
     adapters: Vec<RunningAdapter>,
@@ -33,7 +33,7 @@ impl RunningAdapters {
     pub(crate) fn start(runtime: &Arc<Runtime>, adapters: &[Adapter]) -> anyhow::Result<Self> {
         let mut prepared = Vec::new();
         for adapter in adapters {
-            // Two adapters should not retry in step.
+            // A random seed, so that two adapters do not retry at the same times.
             let seed = std::hash::BuildHasher::hash_one(&std::collections::hash_map::RandomState::new(), &adapter.name);
             let plan = Plan::new(adapter, seed).map_err(anyhow::Error::msg)?;
             let component = Arc::new(RuntimeComponent {
@@ -62,20 +62,20 @@ impl RunningAdapters {
         self.adapters.iter().map(|adapter| adapter.status.clone()).collect()
     }
 
-    /// Makes the adapters read no more.
+    /// Makes the adapters stop reading; they write the records in flight and end.
     pub(crate) fn stop(&self) {
         self.stop.send_replace(true);
     }
 
-    /// Waits until every adapter has ended. Returns the failures.
-    pub(crate) async fn ended(&mut self) -> Vec<(String, String)> {
+    /// Waits until every adapter has ended. Returns the failures, as (adapter, reason).
+    pub(crate) async fn wait(&mut self) -> Vec<(String, String)> {
         let mut failures = Vec::new();
         for adapter in &mut self.adapters {
-            let ended = match (&mut adapter.task).await {
-                Ok(ended) => ended.map_err(|failure| failure.to_string()),
+            let result = match (&mut adapter.task).await {
+                Ok(result) => result.map_err(|failure| failure.to_string()),
                 Err(error) => Err(error.to_string()),
             };
-            if let Err(failure) = ended {
+            if let Err(failure) = result {
                 failures.push((adapter.status.name().to_owned(), failure));
             }
         }
@@ -102,7 +102,7 @@ async fn publish(statuses: Vec<Status>) {
     }
 }
 
-/// Calls of the runtime's adapter component.
+/// Opens calls of the runtime's adapter component.
 struct RuntimeComponent {
     component: AdapterComponent,
     runtime: Arc<Runtime>,
@@ -117,7 +117,7 @@ impl Component for RuntimeComponent {
             if !self.runtime.models().iter().any(|model| model.name == self.model) {
                 return Err(ComponentError::Config(format!("no model named `{}` is served", self.model)));
             }
-            // Texts for a model that still loads would use up their attempts.
+            // Texts for a model that is still loading would exhaust their attempts.
             self.runtime.settled(&self.model).await.map_err(ComponentError::Ended)?;
             let opened = self.component.open(&self.name, self.settings.clone()).await;
             let AdapterCall { records, results, instance } = opened.map_err(|error| match error {

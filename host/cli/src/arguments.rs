@@ -97,8 +97,8 @@ pub(crate) struct Run {
     pub(crate) quiet: bool,
     #[command(flatten)]
     pub(crate) setup: Setup,
-    /// Files with one input per line, plain text or JSON with `text`; transcripts also as SubRip (.srt) or WebVTT (.vtt); `-` is
-    /// standard input
+    /// Files with one input per line, plain text or JSON with `text`; transcripts also as SubRip (.srt) or WebVTT
+    /// (.vtt); `-` is standard input
     #[arg(value_name = "FILE", default_value = "-")]
     pub(crate) files: Vec<PathBuf>,
 }
@@ -165,8 +165,8 @@ pub(crate) enum ModelsCommand {
     },
     /// Fetch the library of an engine that is not part of this program, and print its path
     ///
-    /// Downloads a wheel with pip and unpacks the library into the user's data folder ($XDG_DATA_HOME/weir/onnxruntime, by
-    /// default ~/.local/share/weir/onnxruntime), where `weir` finds it. WEIR_ONNXRUNTIME names a library elsewhere.
+    /// Downloads a wheel with pip and unpacks the library into the user's data folder ($XDG_DATA_HOME/weir/onnxruntime,
+    /// by default ~/.local/share/weir/onnxruntime), where `weir` finds it. WEIR_ONNXRUNTIME names a library elsewhere.
     Engine {
         /// The engine
         #[arg(value_enum)]
@@ -205,9 +205,9 @@ impl Setup {
             let (name, file) = key_value("--component", pair)?;
             const COMPONENTS: [&str; 3] = ["gateway", "generate", "infer"];
             if !COMPONENTS.contains(&name.as_str()) {
-                let meant = weir_config::suggest(&name, COMPONENTS.into_iter());
-                let meant = meant.map(|meant| format!("; did you mean `{meant}`?")).unwrap_or_default();
-                bail!("--component {pair}: the components are {}{meant}", COMPONENTS.join(", "));
+                let suggestion = weir_config::suggest(&name, COMPONENTS.into_iter());
+                let suggestion = suggestion.map(|suggestion| format!("; did you mean `{suggestion}`?")).unwrap_or_default();
+                bail!("--component {pair}: the components are {}{suggestion}", COMPONENTS.join(", "));
             }
             overrides.push((format!("{name}.component"), file));
         }

@@ -14,11 +14,11 @@ use weir_config::{Log, LogFormat};
 use line::Lines;
 use repeats::Repeats;
 
-/// A crate of wasmtime that warns about every aborted or malformed body. The client is answered, and the operator can do nothing
-/// about it.
+/// A crate of wasmtime that warns about every aborted or malformed body. Such requests are answered, and the operator
+/// cannot prevent them.
 const NOISY: &str = "wasmtime_wasi_http";
 
-/// Whether everything on standard error is JSON.
+/// Whether the log is JSON.
 static JSON: AtomicBool = AtomicBool::new(false);
 
 /// Starts logging as configured.
@@ -56,7 +56,7 @@ pub(crate) fn last_error(error: &anyhow::Error) {
     }
 }
 
-/// Follows <https://no-color.org>, and `TERM=dumb`.
+/// Whether colors are wanted, by <https://no-color.org> and `TERM=dumb`.
 fn wants_colors() -> bool {
     let is_set = |name: &str| std::env::var_os(name).is_some_and(|value| !value.is_empty());
     !is_set("NO_COLOR") && std::env::var_os("TERM").is_none_or(|term| term != "dumb")

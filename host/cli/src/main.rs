@@ -36,7 +36,7 @@ fn main() -> ExitCode {
     };
     match result {
         Ok(code) => code,
-        // The reader of the output ended (`weir … | head`): not an error.
+        // The reader of the output has ended (`weir … | head`), which is not an error.
         Err(error) if is_broken_pipe(&error) => ExitCode::SUCCESS,
         Err(error) => {
             logs::last_error(&error);

@@ -30,7 +30,7 @@ pub(crate) fn main(arguments: &Models) -> anyhow::Result<ExitCode> {
     }
 }
 
-/// How graphs are loaded: on the instruction set that `models.isa` names in the environment.
+/// The configuration for loading graphs, with the instruction set of `models.isa` in the environment.
 fn registry_config() -> anyhow::Result<RegistryConfig> {
     let isa = match std::env::var("WEIR_MODELS_ISA") {
         Ok(name) if name != "auto" => name.parse::<Isa>().context("WEIR_MODELS_ISA")?,
@@ -43,27 +43,27 @@ const NO_FOLDER: &str = "there is no folder `models` beside the program: give on
 
 fn list(root: &Path) -> anyhow::Result<ExitCode> {
     let mut out = std::io::stdout().lock();
-    let listed = model::list(root, &registry_config()?)?;
-    let width = listed.iter().map(|listed| listed.name.len()).max().unwrap_or(0);
+    let entries = model::list(root, &registry_config()?)?;
+    let width = entries.iter().map(|entry| entry.name.len()).max().unwrap_or(0);
     let mut code = ExitCode::SUCCESS;
-    for listed in listed {
-        match listed.model {
+    for entry in entries {
+        match entry.model {
             Ok(model) => {
                 writeln!(
                     out,
                     "{:width$}  {}, {} labels, {} tokens, {}",
-                    listed.name,
+                    entry.name,
                     model.task,
                     model.labels.len(),
                     model.tokens_max,
-                    HumanBytes(listed.bytes),
+                    HumanBytes(entry.bytes),
                 )?;
-                if let Some(selection) = listed.selection {
+                if let Some(selection) = entry.selection {
                     writeln!(out, "{:width$}  {}", "", engine_of(&selection))?;
                 }
             }
             Err(error) => {
-                writeln!(out, "{:width$}  {error}", listed.name)?;
+                writeln!(out, "{:width$}  {error}", entry.name)?;
                 code = ExitCode::FAILURE;
             }
         }
@@ -72,7 +72,7 @@ fn list(root: &Path) -> anyhow::Result<ExitCode> {
     Ok(code)
 }
 
-/// The engine and the precision, and why; the instruction set.
+/// The engine and the precision with the reasons of their selection, and the instruction set.
 fn engine_of(selection: &Selection) -> String {
     let Selection { engine, reason, precision_reason, .. } = selection;
     match selection.precision.zip(selection.isa) {
@@ -91,7 +91,7 @@ fn check(
     let mut dirs: Vec<PathBuf> = names.iter().map(|name| find(root, name)).collect::<Result<_, _>>()?;
     if names.is_empty() {
         let root = root.context(NO_FOLDER)?;
-        dirs = model::list(root, &config)?.into_iter().map(|listed| root.join(listed.name)).collect();
+        dirs = model::list(root, &config)?.into_iter().map(|entry| root.join(entry.name)).collect();
         dirs.extend(language::folders(root));
         if dirs.is_empty() {
             bail!("{} has no models", root.display());
@@ -127,13 +127,13 @@ fn check(
     Ok(code)
 }
 
-/// The names of the models in a folder, and the one that was probably meant, for a message about a name that is not among them.
+/// The names of the models in a folder and a suggestion, for an error about a name that is not among them.
 pub(crate) fn names_in(root: &Path, name: &str) -> String {
-    let listed = model::list(root, &RegistryConfig::default()).into_iter().flatten().map(|listed| listed.name);
-    let names: Vec<String> = listed.chain(language::names(root)).collect();
-    let meant = weir_config::suggest(name, names.iter().map(String::as_str));
-    let meant = meant.map(|meant| format!("; did you mean `{meant}`?")).unwrap_or_default();
-    if names.is_empty() { "no models".to_owned() } else { format!("{}{meant}", names.join(", ")) }
+    let listed_names = model::list(root, &RegistryConfig::default()).into_iter().flatten().map(|entry| entry.name);
+    let names: Vec<String> = listed_names.chain(language::names(root)).collect();
+    let suggestion = weir_config::suggest(name, names.iter().map(String::as_str));
+    let suggestion = suggestion.map(|suggestion| format!("; did you mean `{suggestion}`?")).unwrap_or_default();
+    if names.is_empty() { "no models".to_owned() } else { format!("{}{suggestion}", names.join(", ")) }
 }
 
 fn find(root: Option<&Path>, name: &str) -> anyhow::Result<PathBuf> {
@@ -163,18 +163,18 @@ fn describe(out: &mut impl Write, dir: &Path, report: &Report) -> std::io::Resul
 }
 
 fn pull(root: &Path, source: &str) -> anyhow::Result<ExitCode> {
-    let mut shown = ProgressView { bar: None, terminal: std::io::stderr().is_terminal() };
-    let pulled = model::pull(source, root, &mut |progress| shown.update(progress));
-    shown.clear();
+    let mut view = ProgressView { bar: None, terminal: std::io::stderr().is_terminal() };
+    let pulled = model::pull(source, root, &mut |progress| view.update(progress));
+    view.clear();
     println_path(&pulled?)?;
     Ok(ExitCode::SUCCESS)
 }
 
 fn fetch_onnxruntime(from: Option<&Path>) -> anyhow::Result<ExitCode> {
     let folder = weir_nn::library_folders().into_iter().next().context("this user has no folder for data: set HOME")?;
-    let mut shown = ProgressView { bar: None, terminal: std::io::stderr().is_terminal() };
-    let fetched = model::pull_onnxruntime(from, &folder, &mut |progress| shown.update(progress));
-    shown.clear();
+    let mut view = ProgressView { bar: None, terminal: std::io::stderr().is_terminal() };
+    let fetched = model::pull_onnxruntime(from, &folder, &mut |progress| view.update(progress));
+    view.clear();
     println_path(&fetched?)?;
     Ok(ExitCode::SUCCESS)
 }

@@ -1,4 +1,5 @@
-//! `docs/reference/cli.md`, from the definition of the command line. `UPDATE_EXPECT=1 cargo test --release -p weir` writes it anew.
+//! `docs/reference/cli.md`, generated from the definition of the command line with
+//! `UPDATE_EXPECT=1 cargo test --release -p weir`.
 
 use std::fmt::Write as _;
 
@@ -12,8 +13,8 @@ const PAGE: &str = "\
 
 <!-- Generated from the definition of the command line: UPDATE_EXPECT=1 cargo test --release -p weir -->
 
-`weir COMMAND --help` prints the same. The exit status is 0, 1 where an input or a model failed, and 2 where the command could not be
-carried out; errors are one sentence on standard error.
+`weir COMMAND --help` prints the same. The exit status is 0 on success, 1 if an input or a model failed, and 2 if the command could not be
+run; errors are one sentence on standard error.
 
 ";
 
@@ -22,8 +23,8 @@ fn cell(text: &str) -> String {
     text.split_whitespace().collect::<Vec<_>>().join(" ").replace('|', "\\|")
 }
 
-/// An argument as it is written: `--model NAME=DIR`, `-q, --quiet`, `FILE`.
-fn written(argument: &Arg) -> String {
+/// The notation of an argument: `--model NAME=DIR`, `-q, --quiet`, `FILE`.
+fn notation(argument: &Arg) -> String {
     let takes = argument.get_action().takes_values();
     let names: Vec<&str> = argument.get_value_names().into_iter().flatten().map(|name| name.as_str()).collect();
     let value = if takes { names.join(" ") } else { String::new() };
@@ -33,7 +34,7 @@ fn written(argument: &Arg) -> String {
     format!("{} {value}", flags.join(", ")).trim().replace('|', "\\|")
 }
 
-/// What an argument means, its values and its default.
+/// The description of an argument, with its values and its default.
 fn meaning(argument: &Arg) -> String {
     let mut text = cell(&argument.get_help().map(ToString::to_string).unwrap_or_default());
     let values = argument.get_possible_values();
@@ -59,14 +60,14 @@ fn command(page: &mut String, path: &str, command: &Command) {
     if !arguments.is_empty() {
         page.push_str("| argument | |\n|---|---|\n");
         for argument in &arguments {
-            writeln!(page, "| `{}` | {} |", written(argument), meaning(argument)).unwrap();
+            writeln!(page, "| `{}` | {} |", notation(argument), meaning(argument)).unwrap();
         }
         page.push('\n');
     }
     for argument in arguments {
         let values = argument.get_possible_values();
         if values.iter().any(|value| value.get_help().is_some()) {
-            writeln!(page, "Values of `{}`:\n", written(argument)).unwrap();
+            writeln!(page, "Values of `{}`:\n", notation(argument)).unwrap();
             for value in values {
                 let help = value.get_help().map(ToString::to_string).unwrap_or_default();
                 writeln!(page, "- `{}`: {}", value.get_name(), cell(&help)).unwrap();

@@ -31,7 +31,7 @@ pub(crate) fn main(arguments: &Serve) -> anyhow::Result<ExitCode> {
     allow_files(&config.http);
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().context("no threads")?;
     let code = runtime.block_on(serve(config))?;
-    // Without waiting for replicas, which are threads in the middle of a computation.
+    // Without waiting for replicas, whose threads may be in the middle of a computation.
     runtime.shutdown_background();
     Ok(code)
 }
@@ -47,7 +47,7 @@ fn allow_files(http: &weir_config::Http) {
     }
 }
 
-/// The problems of the models that the configuration names for the steps; `/readyz` has the same.
+/// The problems of the models that the configuration names for the steps, as in `/readyz`.
 fn unmet_steps(steps: &weir_config::Steps, models: &[ModelInfo]) -> Vec<String> {
     let kind = |kind| match kind {
         ModelKind::TextClassification => "text-classification",
@@ -66,12 +66,12 @@ fn unmet_steps(steps: &weir_config::Steps, models: &[ModelInfo]) -> Vec<String> 
 }
 
 async fn serve(config: weir_config::Config) -> anyhow::Result<ExitCode> {
-    let began = Instant::now();
+    let start = Instant::now();
     let observer = Observer::install()?;
-    // First, so that no signal is lost.
+    // Registered first, so that no signal is lost.
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
-    // Before a file is created: an address in use is the likeliest reason for a failing start.
+    // Before any file is created, since an address in use is the most likely reason of a failed start.
     let listener = Listener::bind(&config.http.listen).await?;
     let address = listener.address();
     let new_files = NewFiles::of(&config.events);
@@ -114,7 +114,7 @@ async fn serve(config: weir_config::Config) -> anyhow::Result<ExitCode> {
         let runtime = runtime.clone();
         tokio::spawn(async move {
             match runtime.settled(&model).await {
-                Ok(()) => tracing::info!(model, after_ms = began.elapsed().as_millis() as u64, "ready"),
+                Ok(()) => tracing::info!(model, after_ms = start.elapsed().as_millis() as u64, "ready"),
                 Err(reason) => tracing::error!(model, reason, "cannot answer"),
             }
         });
@@ -127,27 +127,27 @@ async fn serve(config: weir_config::Config) -> anyhow::Result<ExitCode> {
         tracing::info!(signal = name, "stopping: open streams may finish, new requests are refused");
     };
     let drain_timeout = Duration::from_millis(config.http.drain_timeout_ms);
-    let serving = async {
-        let (signal, signalled) = tokio::sync::oneshot::channel();
+    let serve_future = async {
+        let (signal, stop_received) = tokio::sync::oneshot::channel();
         let stop = async {
             stop.await;
-            // The receiver is this future.
+            // An error means that the receiver, which is below, was dropped.
             let _ = signal.send(());
         };
-        // Adapters write what is in flight while the streams of clients finish.
+        // Adapters write their records in flight while the streams of clients finish.
         let drain = async {
-            if signalled.await.is_err() {
+            if stop_received.await.is_err() {
                 return;
             }
             adapters.stop();
-            if tokio::time::timeout(drain_timeout, adapters.ended()).await.is_err() {
-                tracing::warn!("adapters were cut after http.drain_timeout_ms: their records will be read again");
+            if tokio::time::timeout(drain_timeout, adapters.wait()).await.is_err() {
+                tracing::warn!("adapters were aborted after http.drain_timeout_ms: their records will be read again");
             }
         };
         tokio::join!(server.serve(stop), drain).0
     };
-    let again = async {
-        // The first signal is also received by `stop`; the second ends the process at once.
+    let second_signal = async {
+        // The first signal is also received by `stop`; the second ends the process immediately.
         let mut terminate = signal(SignalKind::terminate())?;
         let mut interrupt = signal(SignalKind::interrupt())?;
         for _ in 0..2 {
@@ -159,22 +159,22 @@ async fn serve(config: weir_config::Config) -> anyhow::Result<ExitCode> {
         std::io::Result::Ok(())
     };
     tokio::select! {
-        cut = serving => {
+        aborted = serve_future => {
             let closed = runtime.close().await;
             if let Err(error) = &closed {
                 let path = config.events.path.display();
                 tracing::error!(%path, %error, "the last write of the channel store failed: events may be lost");
             }
-            if cut > 0 {
-                tracing::warn!(requests = cut, "requests were cut after http.drain_timeout_ms");
+            if aborted > 0 {
+                tracing::warn!(requests = aborted, "requests were aborted after http.drain_timeout_ms");
             }
-            if cut > 0 || closed.is_err() {
+            if aborted > 0 || closed.is_err() {
                 return Ok(ExitCode::FAILURE);
             }
             tracing::info!("stopped");
             Ok(ExitCode::SUCCESS)
         }
-        _ = again => {
+        _ = second_signal => {
             tracing::warn!("stopped at the second signal");
             Ok(ExitCode::FAILURE)
         }

@@ -27,7 +27,7 @@ impl NewFiles {
         Self { paths }
     }
 
-    /// Removes those that were created since. A folder with other files stays.
+    /// Removes the files and folders that were created since. A folder with other files stays.
     pub(crate) fn remove(self) {
         for path in self.paths {
             let removed = if path.is_dir() { std::fs::remove_dir(&path) } else { std::fs::remove_file(&path) };

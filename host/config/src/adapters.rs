@@ -5,7 +5,8 @@ use std::path::PathBuf;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-/// One adapter: `[[adapter]]`. It reads records of a source, runs a model over their texts, and writes the results to a sink.
+/// One adapter: `[[adapter]]`. It reads records of a source, runs a model over their texts, and writes the results to a
+/// sink.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Adapter {
@@ -41,13 +42,14 @@ pub struct Adapter {
     pub top_k: u32,
     /// Of `tokens`: how tokens are grouped: `none`, `simple`, `first`, `average` or `max`.
     pub aggregation: String,
-    /// Whether a text that is longer than the model takes is truncated; else it is an error.
+    /// Whether a text that is longer than the model takes is truncated; otherwise it is an error.
     pub truncation: bool,
-    /// Attempts for a text whose failure may pass, the first one included; then it goes to the error destination.
+    /// Attempts for a text that fails temporarily, the first one included; then its record goes to the error
+    /// destination.
     pub retry_max_attempts: u32,
     /// Base delay of these attempts, ms.
     pub retry_base_backoff_ms: u32,
-    /// Records that were read and are not written yet; the source waits over it.
+    /// Most records that were read and are not written yet; beyond it the source waits.
     pub in_flight_max: u32,
     /// Attempts to connect again after a failure before the adapter stops; 0: without end.
     pub reconnect_attempts_max: u32,
@@ -59,7 +61,8 @@ pub struct Adapter {
     pub source: AdapterSource,
     /// Where results go.
     pub sink: AdapterSink,
-    /// Where records go that have no result because of an error, with their original bytes and the reason; absent: to the sink.
+    /// The destination of records that have no result because of an error, with their original bytes and the reason;
+    /// absent: the sink.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub errors: Option<AdapterSink>,
 }
@@ -97,7 +100,7 @@ impl Default for Adapter {
     }
 }
 
-/// Where records come from; `kind` says which.
+/// The source of records, selected by `kind`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(tag = "kind", rename_all = "lowercase")]
 pub enum AdapterSource {
@@ -113,7 +116,7 @@ impl Default for AdapterSource {
     }
 }
 
-/// Where results go; `kind` says which.
+/// The destination of results, selected by `kind`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(tag = "kind", rename_all = "lowercase")]
 pub enum AdapterSink {
@@ -135,12 +138,14 @@ impl Default for AdapterSink {
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct FileSource {
-    /// Paths and patterns such as `logs/*.ndjson`, read one after another; `-` is the standard input. `.gz` and `.zst` are unpacked.
+    /// Paths and patterns such as `logs/*.ndjson`, read one after another; `-` is the standard input. `.gz` and `.zst`
+    /// are decompressed.
     pub paths: Vec<String>,
-    /// Whether to wait for more at the end, as `tail -F`: files may be rotated and truncated, and new files may match a pattern.
+    /// Whether to wait for more at the end, as `tail -F`: files may be rotated and truncated, and new files may match a
+    /// pattern.
     pub follow: bool,
-    /// A file with the position that is reached: the next start continues there, with no line lost or repeated in a file as the sink.
-    /// Empty: none. Results are then in the order of the lines.
+    /// A file that stores the reached position: the next start continues there, with no line lost or repeated if the
+    /// sink is a file. Empty: none. Results are then in the order of the lines.
     pub checkpoint: PathBuf,
 }
 
@@ -160,7 +165,7 @@ pub struct FileSink {
     pub path: PathBuf,
     /// `ndjson`, `json` (one array), `csv`, `text` or `table`; empty: `ndjson`.
     pub format: String,
-    /// Whether what the file has is kept.
+    /// Whether results are appended to an existing file; otherwise it is replaced.
     pub append: bool,
 }
 
@@ -186,13 +191,13 @@ pub struct RedisSource {
     pub consumer: String,
     /// The field of an entry that is the record; the other fields are its headers.
     pub field: String,
-    /// Where a new group begins: `0`, the first entry, or `$`, after the last one.
+    /// The start of a new group: `0`, the first entry, or `$`, after the last one.
     pub start: String,
     /// How long one blocking read waits, ms.
     pub block_ms: u64,
     /// Timeout of a connection attempt or a command, ms.
     pub timeout_ms: u64,
-    /// Entries that another consumer has had for this time without an acknowledgement are taken over, ms.
+    /// The time after which an entry that another consumer has not acknowledged is claimed, ms.
     pub claim_idle_ms: u64,
     /// Deliveries of an entry before it goes to the error destination without another attempt.
     pub deliveries_max: u64,
@@ -228,7 +233,7 @@ pub struct RedisSink {
     pub stream: String,
     /// The field of an entry that is the result; headers are further fields.
     pub field: String,
-    /// Entries kept, approximately; 0: all.
+    /// Most entries retained, approximately; 0: all.
     pub entries_max: u64,
     /// Timeout of a connection attempt or a command, ms.
     pub timeout_ms: u64,

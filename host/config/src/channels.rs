@@ -11,13 +11,13 @@ use crate::Switch;
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Events {
-    /// The store of channels: `memory` (lost with the process), `disk` (one file), or `redis` (Redis Streams, shared by all
-    /// instances).
+    /// The store of channels: `memory` (lost with the process), `disk` (one file), or `redis` (Redis Streams, shared by
+    /// all instances).
     pub store: EventsStore,
     /// Of `disk`: the file; its folder is created.
     pub path: PathBuf,
-    /// Whether acknowledged events survive a crash. `disk`: they are acknowledged after an fsync, which concurrent publishers share.
-    /// `redis`: declares that the server keeps every write (`appendfsync always`).
+    /// Whether acknowledged events survive a crash. `disk`: they are acknowledged after an fsync, which concurrent
+    /// publishers share. `redis`: declares that the server persists every write (`appendfsync always`).
     pub durable: bool,
     /// Of `redis`: its URL, `redis://[user:password@]host:port/database`.
     pub redis_url: String,
@@ -29,47 +29,48 @@ pub struct Events {
     pub redis_timeout_ms: u64,
     /// Of `redis`: delay between connection attempts, ms.
     pub redis_retry_ms: u64,
-    /// While Redis does not answer: `none` (publishers get 503 with `Retry-After`) or `memory` (this process keeps events for
-    /// its own subscribers until Redis answers again; `/stream/health` reports it).
+    /// While Redis does not answer: `none` (publishers get 503 with `Retry-After`) or `memory` (this process holds
+    /// events for its own subscribers until Redis answers again; `/stream/health` reports it).
     pub fallback: EventsFallback,
-    /// Events kept of each channel; also set by `STREAM_MAX_ENTRIES` in the environment.
+    /// Most events retained in each channel; also set by `STREAM_MAX_ENTRIES` in the environment.
     pub events_max: u32,
-    /// Bytes kept of each channel.
+    /// Most bytes retained in each channel.
     pub bytes_max: u64,
-    /// How long an event is kept, ms.
+    /// How long an event is retained, ms.
     pub age_ms_max: u64,
-    /// Channels kept; over it channels of the user that has the most are removed: finished ones first, then the least recently used;
-    /// channels with subscribers stay.
+    /// Most channels; beyond it channels of the user that has the most are removed: finished ones first, then the least
+    /// recently used; channels with subscribers stay.
     pub channels_max: u32,
-    /// Subscribers at once; further ones are answered 503 with `Retry-After`. Each counts as a connection (`http.connections_max`),
-    /// not as a request (`http.requests_max`).
+    /// Subscribers at once; further ones are answered 503 with `Retry-After`. Each counts as a connection
+    /// (`http.connections_max`), not as a request (`http.requests_max`).
     pub subscribers_max: u32,
-    /// Bytes that wait for one subscriber; over it progress events are dropped where a later one replaces them, then the
-    /// subscriber is closed, and can resume.
+    /// Most bytes that wait for one subscriber; beyond it progress events are dropped if a later one replaces them,
+    /// then the subscriber is closed, and can resume.
     pub outbox_bytes_max: u64,
-    /// Bytes of stored values, such as checkpoints of executions; in Redis those of all servers that share it. A value that does not
-    /// fit is answered 503 with `Retry-After`, and no other is removed for it.
+    /// Most bytes of stored values, such as checkpoints of executions; in Redis those of all servers that share it. A
+    /// value that does not fit is answered 503 with `Retry-After`; no other value is removed to make room.
     pub state_bytes_max: u64,
-    /// Most of `channels_max` and of `state_bytes_max` for one user, percent; 1 to 100. State beyond it is answered 429 with
-    /// `Retry-After`; a channel beyond it replaces the least recently used one of the same user, and is answered 429 if all of them
-    /// have subscribers. A user may always have two channels. A channel belongs to the user that its first event names, or else to its
-    /// publisher. Without authentication there are no shares.
+    /// Most of `channels_max` and of `state_bytes_max` for one user, percent; 1 to 100. State beyond it is answered 429
+    /// with `Retry-After`; a channel beyond it replaces the least recently used one of the same user, and is answered
+    /// 429 if all of them have subscribers. A user may always have two channels. A channel belongs to the user that its
+    /// first event names, otherwise to its publisher. Without authentication there are no shares.
     pub user_percent_max: u32,
-    /// Time within which another instance takes over the executions and stored sessions of a dead one, ms; 1000 to 3600000. An
-    /// instance that is stopped for longer than three quarters of it loses them to others that share the store.
+    /// Time after which another instance takes over the executions and stored sessions of a failed one, ms; 1000 to
+    /// 3600000. An instance that is suspended for longer than three quarters of it loses them to others that share the
+    /// store.
     pub lease_ms: u64,
     /// A file to which every event published here is written as a line of JSON; none when empty. Its folder must exist.
     pub file: PathBuf,
     /// Size at which the file is rotated to `FILE.1`, `FILE.2` and so on, bytes.
     pub file_bytes_max: u64,
-    /// Files kept, the newest included.
+    /// Most files retained, the newest included.
     pub file_count_max: u32,
     /// A stream of server-sent events or NDJSON gets a heartbeat when nothing was written for this time, ms.
     pub heartbeat_ms: u64,
     /// Reconnection delay that is sent to an `EventSource`, ms.
     pub retry_ms: u32,
-    /// Whether server-sent events are compressed for clients that accept gzip: `on` or `off`. Each event is compressed once for all
-    /// subscribers; a connection keeps 12 bytes of state for it.
+    /// Whether server-sent events are compressed for clients that accept gzip: `on` or `off`. Each event is compressed
+    /// once for all subscribers; a connection needs 12 bytes of state for it.
     pub gzip: Switch,
 }
 
@@ -122,7 +123,7 @@ pub enum EventsStore {
 pub enum EventsFallback {
     /// Publishers are answered 503 with `Retry-After`.
     None,
-    /// This process keeps them in memory.
+    /// This process holds them in memory.
     Memory,
 }
 
@@ -133,14 +134,16 @@ pub enum EventsFallback {
 pub struct Sessions {
     /// Sessions at once, ended ones that can still be read included; further ones are answered 503.
     pub live_max: u32,
-    /// Sessions of one user; further ones are answered 429 with `Retry-After`. Without authentication `live_max` is the only bound.
+    /// Sessions of one user; further ones are answered 429 with `Retry-After`. Without authentication `live_max` is the
+    /// only bound.
     pub user_live_max: u32,
     /// The longest `idle.expire_ms` of a session, ms; 0 allows sessions that never expire (`idle.expire_ms` 0).
     pub expire_ms_max: u64,
-    /// Memory of the checkpoints of idle sessions, bytes; over it some are in the store only, and are read from it on use.
+    /// Memory of the checkpoints of idle sessions, bytes; beyond it some are only in the store, and are read from it on
+    /// use.
     pub memory_bytes_max: u64,
-    /// How often the checkpoint of a session that receives chunks is stored, ms; also when it becomes idle, and at the end. Its
-    /// channel has the events since then.
+    /// How often the checkpoint of a session that receives chunks is stored, ms; also when it becomes idle, and at the
+    /// end. Its channel has the events since then.
     pub checkpoint_ms: u64,
     /// How long a session that has ended or expired can be read, ms.
     pub ended_ttl_ms: u64,
@@ -163,13 +166,14 @@ impl Default for Sessions {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Auth {
-    /// `none`: no authentication; channels are then served on a loopback address only. `required`: every request except probes, `/`,
-    /// `/openapi.json` and `/stream/health` needs a token, an API key or a ticket.
+    /// `none`: no authentication; channels are then served on a loopback address only. `required`: every request except
+    /// probes, `/`, `/openapi.json` and `/stream/health` needs a token, an API key or a ticket.
     pub mode: AuthMode,
-    /// Folder with the files `token_keys` (public keys: a JWKS, a JWK or PEM), `token_secrets` (shared secrets for HS256, one per
-    /// line), `api_keys` (lines `NAME USER sha256:HEX SCOPE…`) and `ticket_secrets` (one per line, the first signs); each may be
-    /// absent. A changed file is read again within a second; while one is invalid, every request is refused, and the log and
-    /// `/readyz` give the reason. An unusable key of `token_keys` is skipped if another is usable.
+    /// Folder with the files `token_keys` (public keys: a JWKS, a JWK or PEM), `token_secrets` (shared secrets for
+    /// HS256, one per line), `api_keys` (lines `NAME USER sha256:HEX SCOPE…`) and `ticket_secrets` (one per line, the
+    /// first signs); each may be absent. A changed file is read again within a second; while one is invalid, every
+    /// request is refused, and the log and `/readyz` give the reason. An unusable key of `token_keys` is skipped if
+    /// another is usable.
     pub dir: PathBuf,
     /// Accepted issuers of tokens (`iss`).
     pub issuers: Vec<String>,
@@ -179,12 +183,13 @@ pub struct Auth {
     pub leeway_s: u32,
     /// Lifetime of a ticket, s.
     pub ticket_ttl_s: u32,
-    /// Origins whose pages may send requests, such as `https://example.org`; `*` for all, but not with `cors_credentials`.
+    /// Origins whose pages may send requests, such as `https://example.org`; `*` for all, but not with
+    /// `cors_credentials`.
     pub cors_origins: Vec<String>,
     /// Whether pages of these origins may send cookies.
     pub cors_credentials: bool,
-    /// Requests of one user in a second, in the long run; further ones are answered 429 with `Retry-After`. This and the next
-    /// three are counted in each instance of the gateway component separately.
+    /// Requests of one user in a second, in the long run; further ones are answered 429 with `Retry-After`. This and
+    /// the next three are counted in each instance of the gateway component separately.
     pub requests_per_s: u32,
     /// Requests of one user at once.
     pub requests_burst: u32,

@@ -1,7 +1,7 @@
 //! Weir's configuration: one struct tree, filled from defaults, a TOML file, the environment and flags, in this order.
 //!
-//! The doc comments of the fields are the manual: [`keys`] turns them into the table that `weir config` prints and that
-//! `docs/reference/configuration.md` has. A key `http.body_bytes_max` is `WEIR_HTTP_BODY_BYTES_MAX` in the environment.
+//! The doc comments of the fields are the manual: `weir config` prints them, and [`keys`] provides them for
+//! `docs/reference/configuration.md`. The key `http.body_bytes_max` is `WEIR_HTTP_BODY_BYTES_MAX` in the environment.
 //!
 //! # Invariants
 //!
@@ -71,28 +71,32 @@ pub struct Config {
 pub struct Http {
     /// Address to listen on, `ADDRESS:PORT`; a port alone (`8081`) is one of 127.0.0.1, and port 0 takes a free one.
     pub listen: String,
-    /// Host names besides `localhost` and loopback addresses that are allowed in `Host`, such as `weir.internal`; `*` allows all. Where
-    /// `auth.mode` is `none` and the address is a loopback one, other names are answered 403, against DNS rebinding. On other
-    /// addresses names are checked only if this list has one.
+    /// Host names besides `localhost` and loopback addresses that are allowed in `Host`, such as `weir.internal`; `*`
+    /// allows all. If `auth.mode` is `none` and the address is a loopback one, other names are answered 403, against
+    /// DNS rebinding. On other addresses names are checked only if this list is not empty.
     pub hosts: Vec<String>,
     /// Connections at once, those of subscribers included; further ones wait in the kernel's queue.
     pub connections_max: u32,
-    /// Requests at once, each counted until the body of its response ends; further ones are answered 503 with `Retry-After`.
+    /// Requests at once, each counted until the body of its response ends; further ones are answered 503 with
+    /// `Retry-After`.
     pub requests_max: u32,
-    /// The share of one client, in percent, of the connections, the requests (WebSockets and streams included), the anonymous
-    /// subscriptions and the bytes of request bodies at once; a request over it is answered 429 with `Retry-After`, a connection
-    /// over it is closed. A client is an address, and its user once it is identified: what a user holds no longer counts for the
-    /// address. Behind a proxy all clients have one address: set `100` there, if there are no users.
+    /// The share of one client, in percent, of the connections, the requests (WebSockets and streams included), the
+    /// anonymous subscriptions and the bytes of request bodies at once; a request over it is answered 429 with
+    /// `Retry-After`, a connection over it is closed. A client is an address, and its user once it is identified: what
+    /// a user holds no longer counts for the address. Behind a proxy all clients have one address: set `100` there, if
+    /// there are no users.
     pub client_share_percent: u32,
     /// Most bytes in a request body; a longer one is answered 413.
     pub body_bytes_max: u64,
-    /// Time for the head of a request to arrive, ms, from its first byte, or from the start of a new connection. HTTP/2 too.
+    /// Time for the head of a request to arrive, ms, from its first byte, or from the start of a new connection. HTTP/2
+    /// too.
     pub header_timeout_ms: u64,
     /// How long an idle connection is kept open, ms.
     pub idle_timeout_ms: u64,
     /// Time for a request's body to arrive, ms; a slower one is answered 408.
     pub body_timeout_ms: u64,
-    /// How long a write to a client may make no progress, ms; then its connection is closed, or on HTTP/2 its stream is reset.
+    /// How long a write to a client may make no progress, ms; then its connection is closed, or on HTTP/2 its stream is
+    /// reset.
     pub write_timeout_ms: u64,
     /// Time for a whole request, ms; a stream that takes longer ends with an error event.
     pub request_timeout_ms: u64,
@@ -129,18 +133,22 @@ pub struct Models {
     pub names: Vec<String>,
     /// Replicas of each model, each with a thread; 0: one for each core.
     pub replicas: u32,
-    /// The engine that runs a model: `builtin` (Weir's own kernels: encoders of the BERT family, the same bits in every batch); `tract`
-    /// (any ONNX graph); `onnxruntime` (`weir models engine onnxruntime` fetches it); or `auto`, which is `builtin` for the models
-    /// that it takes and `tract` for the others (`weir models list` says which and why).
+    /// The engine that runs a model: `builtin` (Weir's own kernels: encoders of the BERT family, with bit-identical
+    /// results in every batch); `tract` (any ONNX graph); `onnxruntime` (`weir models engine onnxruntime` fetches it);
+    /// or `auto`, which is `builtin` for the models that it supports and `tract` for the others (`weir models list`
+    /// shows which and why).
     pub engine: String,
-    /// What the engine `builtin` multiplies weights in: `f32`; `bf16`; `int8` (weights by column, activations by token); or `auto`, which is
-    /// `int8` for classifiers whose weights are stored so, as the models for sentiment and entities that ship, and for all others `bf16`
-    /// where the processor has an instruction for it, else `f32`. `weir models check --precision` measures what each changes on your texts.
+    /// The precision in which the engine `builtin` multiplies weights: `f32`; `bf16`; `int8` (weights by column,
+    /// activations by token); or `auto`, which is `int8` for classifiers whose weights are stored in `int8`, such as
+    /// the bundled models for sentiment and entities, and for all others `bf16` if the processor has an instruction for
+    /// it, otherwise `f32`. `weir models check --precision` measures the effect of each on your texts.
     pub precision: String,
-    /// The instruction set of the engine `builtin`: `auto`, the fastest that the processor has; or one that it has, to compute what a machine
-    /// without the others would: `avx512bf16`, `avx512`, `avxvnni`, `avx2`, `neondot`, `neon` or `portable`.
+    /// The instruction set of the engine `builtin`: `auto`, the fastest that the processor has; or one that it has, to
+    /// reproduce the results of a machine without the faster ones: `avx512bf16`, `avx512`, `avxvnni`, `avx2`,
+    /// `neondot`, `neon` or `portable`.
     pub isa: String,
-    /// Optimized plans kept for each model, one for each shape of its input; the least recently used goes.
+    /// Most optimized plans of each model, one for each shape of its input; beyond it the least recently used is
+    /// evicted.
     pub plans_max: u32,
     /// Largest tensor a component may pass, bytes.
     pub tensor_bytes_max: u64,
@@ -182,7 +190,8 @@ pub struct Model {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Steps {
-    /// Model of the sentiment step: text classification. Empty: the step is off. While a model is named here and not served, `/readyz` is 503 and names it.
+    /// Model of the sentiment step: text classification. Empty: the step is off. While a model named here is not
+    /// served, `/readyz` is 503 and names it.
     pub sentiment: String,
     /// Model of the entities step: token classification. Empty: the step is off.
     pub entities: String,
@@ -206,8 +215,8 @@ pub struct Gateway {
     pub instance_requests_max: u32,
     /// Memory of one instance, bytes.
     pub memory_bytes_max: u64,
-    /// Bytes of request bodies of one instance at once, as announced by the requests; further requests wait, and are answered 503
-    /// with `Retry-After` after 15 s. An instance needs a few times as much memory.
+    /// Bytes of request bodies of one instance at once, as announced by the requests; further requests wait, and are
+    /// answered 503 with `Retry-After` after 15 s. An instance needs a few times as much memory.
     pub body_bytes_max: u64,
     /// Memory of the stateful instance, the one that holds executions and stored sessions, bytes.
     pub keeper_memory_bytes_max: u64,
@@ -215,8 +224,8 @@ pub struct Gateway {
     pub keeper_body_bytes_max: u64,
     /// An instance without requests is ended after this time, ms.
     pub idle_timeout_ms: u64,
-    /// Whether a browser that opens `/` gets the page: `on` or `off`. The page has no data of its own; what it shows is answered to its
-    /// user.
+    /// Whether a browser that opens `/` gets the page: `on` or `off`. The page contains no data; it shows the responses
+    /// to the requests of its user.
     pub ui: Switch,
 }
 
@@ -243,20 +252,21 @@ pub struct Infer {
     pub component: PathBuf,
     /// Memory of one instance, bytes.
     pub memory_bytes_max: u64,
-    /// Items waiting for one model, from all callers. Streams wait before they fill more than half of it; a request that does not
-    /// fit is answered 503 with `Retry-After`.
+    /// Items waiting for one model, from all callers. Streams wait before they fill more than half of it; a request
+    /// that does not fit is answered 503 with `Retry-After`.
     pub queue_items_max: u32,
     /// Tokens waiting for one model, from all callers, as estimated from bytes; as `queue_items_max`.
     pub queue_tokens_max: u32,
-    /// Items of one client (by its address) waiting for one model; its further requests are answered 429 with `Retry-After`.
+    /// Items of one client (by its address) waiting for one model; its further requests are answered 429 with
+    /// `Retry-After`.
     pub caller_items_max: u32,
-    /// Items of one call without an outcome, or with one that is not read yet; a caller over it waits.
+    /// Items of one call without an outcome, or with one that is not read yet; beyond it the caller waits.
     pub call_items_max: u32,
-    /// What a full queue drops: `none` (callers wait or are refused), `head` (the oldest item, answered `overloaded`), `tail` (the
-    /// new item).
+    /// What a full queue drops: `none` (callers wait or are refused), `head` (the oldest item, answered `overloaded`),
+    /// `tail` (the new item).
     pub drop_policy: DropPolicy,
-    /// `adaptive`: an idle replica takes waiting items at once. `windowed`: items wait for `batch_size` or `window_ms`, which adds
-    /// up to `window_ms` to every response.
+    /// `adaptive`: an idle replica takes waiting items immediately. `windowed`: items wait for `batch_size` or
+    /// `window_ms`, which adds up to `window_ms` to every response.
     pub batching: Batching,
     /// Windowed: the condition that closes a window: `time_and_count`, `time_only` or `count_only`.
     pub aggregation: Aggregation,
@@ -266,8 +276,8 @@ pub struct Infer {
     pub window_ms: u32,
     /// Most texts in one run of a model.
     pub max_batch_size: u32,
-    /// Most tokens in one run of a model, padding included; a longer text runs alone. 0: the engine's own bound, 128 on a
-    /// processor core.
+    /// Most tokens in one run of a model, padding included; a longer text runs alone. 0: the engine's own bound, 128 on
+    /// a processor core.
     pub batch_tokens_max: u32,
     /// Longest expected time of one run, ms; batches are made smaller to meet it. 0: no bound.
     pub batch_time_ms_max: u32,
@@ -279,15 +289,16 @@ pub struct Infer {
     pub retry_base_backoff_ms: u32,
     /// Delays of retries: `no_retry`, `fixed_delay`, `exponential_jitter` or `exponential_decorrelated`.
     pub retry_policy: RetryPolicy,
-    /// Retries of all items of a model together, for each hundred first attempts.
+    /// Most retries of all items of a model together, for each hundred first attempts.
     pub retry_budget_percent: u32,
     /// Whether a model that fails repeatedly gets no items for a while: `on` or `off`.
     pub circuit_breaker: Switch,
-    /// Failures that open the circuit; the first of several in a row does not count, so that single failing texts do not open it.
+    /// Failures that open the circuit; the first of several in a row does not count, so that single failing texts do
+    /// not open it.
     pub circuit_failures: u32,
     /// The time within which failures count, ms.
     pub circuit_window_ms: u64,
-    /// How long an open circuit answers `circuit_open` before a first item is let through, ms.
+    /// How long an open circuit answers `circuit_open` before it admits a first item, ms.
     pub circuit_open_ms: u64,
     /// Successes that close the circuit again.
     pub circuit_successes: u32,
@@ -368,7 +379,7 @@ pub enum RetryPolicy {
     FixedDelay,
     /// Up to the base delay, doubled each time.
     ExponentialJitter,
-    /// From the base delay to three times the one before.
+    /// Between the base delay and three times the previous delay.
     ExponentialDecorrelated,
 }
 
@@ -388,7 +399,8 @@ pub enum Switch {
 pub struct Log {
     /// `text` or `json`.
     pub format: LogFormat,
-    /// Least level that is logged: `error`, `warn`, `info`, `debug`, `trace`, `off`, or directives such as `info,weir_edge=debug`.
+    /// Least level that is logged: `error`, `warn`, `info`, `debug`, `trace`, `off`, or directives such as
+    /// `info,weir_edge=debug`.
     pub level: String,
 }
 

@@ -21,17 +21,17 @@ pub enum ConfigError {
     #[error("{0}")]
     Invalid(String),
     /// The environment names a key that does not exist.
-    #[error("{name} in the environment is not a key of the configuration (`weir config` lists them){meant}")]
+    #[error("{name} in the environment is not a key of the configuration (`weir config` lists them){suggestion}")]
     UnknownVariable {
         /// The variable.
         name: String,
         /// A suggestion of another variable; empty when none is near.
-        meant: String,
+        suggestion: String,
     },
 }
 
-/// Reads the configuration: defaults, `file` if any, `environment` (pairs of name and value), then `overrides` (pairs of
-/// key and value, as flags give them).
+/// Reads the configuration: defaults, `file` if any, `environment` (pairs of name and value), then `overrides` (pairs
+/// of key and value, from flags).
 pub fn load(
     file: Option<&Path>,
     environment: impl IntoIterator<Item = (String, String)>,
@@ -50,7 +50,7 @@ pub fn load(
     }
     figment = figment.merge(Pairs::environment(environment)?);
     if let Some((key, _)) = overrides.iter().find(|(key, _)| !is_key(key)) {
-        return Err(ConfigError::Invalid(format!("{key} is not a key of the configuration; {}", meant(key, &[]))));
+        return Err(ConfigError::Invalid(format!("{key} is not a key of the configuration; {}", suggestion(key, &[]))));
     }
     figment = figment.merge(Pairs { source: "command line", pairs: overrides.to_vec() });
     let mut config: Config = figment.extract().map_err(|error| ConfigError::Invalid(one_line(error)))?;
@@ -160,7 +160,7 @@ fn check(config: &Config) -> Result<(), ConfigError> {
     }
     config.pipelines.named_steps().map_err(ConfigError::Invalid)?;
     crate::adapters::check(&config.adapter).map_err(ConfigError::Invalid)?;
-    // They reach the gateway in one variable, separated by spaces.
+    // Lists are passed to the gateway in one variable, separated by spaces.
     let lists = [
         ("auth.issuers", &config.auth.issuers),
         ("auth.audiences", &config.auth.audiences),
@@ -174,40 +174,40 @@ fn check(config: &Config) -> Result<(), ConfigError> {
     }
 }
 
-/// One sentence with the key and its source.
+/// The message of an error, in one line, with the key and the source of its value.
 fn one_line(error: figment::Error) -> String {
     let Some(first) = error.into_iter().next() else { return "invalid configuration".into() };
     let key = first.path.join(".");
     if let figment::error::Kind::UnknownField(field, siblings) = &first.kind {
         // The path of a table whose `kind` decides its keys ends before the key.
         let key = if key.ends_with(field.as_str()) { key } else { format!("{key}.{field}") };
-        return format!("{key} is not a key of the configuration{}; {}", place(&first), meant(&key, siblings));
+        return format!("{key} is not a key of the configuration{}; {}", source_of(&first), suggestion(&key, siblings));
     }
     // "found `x`, expected `one of `a`, `b```": the inner quotes are removed.
-    let said = first.kind.to_string().replace("`one of ", "one of ").replace("``", "`");
-    let meant = match &first.kind {
+    let message = first.kind.to_string().replace("`one of ", "one of ").replace("``", "`");
+    let suggestion = match &first.kind {
         figment::error::Kind::UnknownVariant(value, known) => {
-            suggest(value, known.iter().copied()).map(|meant| format!("; did you mean `{meant}`?")).unwrap_or_default()
+            suggest(value, known.iter().copied()).map(|suggestion| format!("; did you mean `{suggestion}`?")).unwrap_or_default()
         }
         _ => String::new(),
     };
-    let place = place(&first);
-    // The TOML parser shows the line below its message.
-    let said = said.split_whitespace().collect::<Vec<_>>().join(" ");
-    if key.is_empty() { format!("{said}{place}{meant}") } else { format!("{key}: {said}{place}{meant}") }
+    let source = source_of(&first);
+    // The message of the TOML parser has several lines.
+    let message = message.split_whitespace().collect::<Vec<_>>().join(" ");
+    if key.is_empty() { format!("{message}{source}{suggestion}") } else { format!("{key}: {message}{source}{suggestion}") }
 }
 
 /// A suggestion in place of an unknown key. `siblings` are the keys of its section.
-fn meant(key: &str, siblings: &[&str]) -> String {
+fn suggestion(key: &str, siblings: &[&str]) -> String {
     match suggest_key(key) {
-        Some(meant) => format!("did you mean `{meant}`?"),
+        Some(suggestion) => format!("did you mean `{suggestion}`?"),
         None if siblings.is_empty() => "`weir config` lists the keys".to_owned(),
         None => format!("there are `{}`", siblings.join("`, `")),
     }
 }
 
 /// The source of a value.
-fn place(error: &figment::Error) -> String {
+fn source_of(error: &figment::Error) -> String {
     let Some(metadata) = &error.metadata else { return String::new() };
     match &metadata.source {
         Some(source) => format!(" (in {source})"),
@@ -238,11 +238,11 @@ impl Pairs {
                 // Only names with the prefix of a section: others may belong to other programs.
                 None if sections.iter().any(|s| name.starts_with(s.as_str())) => {
                     let variables: Vec<String> = known.iter().map(|key| variable(key)).collect();
-                    let typed = name.to_lowercase();
+                    let lowercase = name.to_lowercase();
                     let lower: Vec<String> = variables.iter().map(|variable| variable.to_lowercase()).collect();
-                    let meant = suggest(&typed, lower.iter().map(String::as_str)).map(str::to_uppercase);
-                    let meant = meant.map(|meant| format!("; did you mean {meant}?")).unwrap_or_default();
-                    return Err(ConfigError::UnknownVariable { name, meant });
+                    let suggestion = suggest(&lowercase, lower.iter().map(String::as_str)).map(str::to_uppercase);
+                    let suggestion = suggestion.map(|suggestion| format!("; did you mean {suggestion}?")).unwrap_or_default();
+                    return Err(ConfigError::UnknownVariable { name, suggestion });
                 }
                 None => {}
             }
@@ -341,7 +341,7 @@ mod tests {
     }
 
     #[test]
-    fn later_sources_win() {
+    fn later_source_overrides_earlier_ones() {
         let file = file("[http]\nlisten = '127.0.0.1:1'\nrequests_max = 5\n[model.mine]\npath = '/m'\n");
         let config = load(
             Some(file.path()),
@@ -357,7 +357,7 @@ mod tests {
     }
 
     #[test]
-    fn mistyped_flag_names_the_key_that_was_meant() {
+    fn mistyped_key_is_refused_with_a_suggestion() {
         let set = |key: &str, value: &str| load(None, [], &[(key.into(), value.into())]).map_err(|e| e.to_string());
         expect!["requests_max is not a key of the configuration; did you mean `http.requests_max`?"]
             .assert_eq(&set("requests_max", "1").unwrap_err());

@@ -8,13 +8,13 @@ use crate::variables::variable;
 /// A key, with its manual entry.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Key {
-    /// As in the file, with dots: `http.listen`.
+    /// The key in the file, with dots: `http.listen`.
     pub name: String,
-    /// As in the environment: `WEIR_HTTP_LISTEN`.
+    /// The variable in the environment, `WEIR_HTTP_LISTEN`; empty if there is none.
     pub variable: String,
     /// The default as TOML; empty if there is none.
     pub default: String,
-    /// What it means.
+    /// The description.
     pub meaning: String,
 }
 
@@ -42,7 +42,8 @@ pub fn template() -> String {
     let mut section = String::new();
     for key in keys() {
         let (head, leaf) = key.name.rsplit_once('.').unwrap_or(("", &key.name));
-        // A section with NAME is a comment: the name is to be replaced. So are adapters, of which there are none by default.
+        // A section with NAME is a comment, since the name must be replaced. Adapters are comments, since there are
+        // none by default.
         let is_adapter = head == "adapter" || head.starts_with("adapter.");
         let comment = if head.contains("NAME") || is_adapter { "# " } else { "" };
         if head != section {
@@ -105,7 +106,7 @@ fn visit(root: &Value, property: &Value, default: &Value, path: &str, keys: &mut
     }
 }
 
-/// A table whose `kind` decides which keys it has: the keys of each kind.
+/// Adds the keys of a table whose `kind` selects its keys, for each kind.
 fn visit_kinds(root: &Value, kinds: &[Value], path: &str, keys: &mut Vec<Key>) {
     let names: Vec<&str> =
         kinds.iter().filter_map(|kind| kind.pointer("/properties/kind/const").and_then(Value::as_str)).collect();
@@ -118,14 +119,14 @@ fn visit_kinds(root: &Value, kinds: &[Value], path: &str, keys: &mut Vec<Key>) {
     for kind in kinds {
         let Some(name) = kind.pointer("/properties/kind/const").and_then(Value::as_str) else { continue };
         let content = resolve(root, kind);
-        let mut of_kind = Vec::new();
+        let mut kind_keys = Vec::new();
         if let Some(properties) = content.get("properties").and_then(Value::as_object) {
             for (key, property) in properties.iter().filter(|(key, _)| *key != "kind") {
                 let default = property.get("default").unwrap_or(&Value::Null);
-                visit(root, property, default, &join(path, key), &mut of_kind);
+                visit(root, property, default, &join(path, key), &mut kind_keys);
             }
         }
-        keys.extend(of_kind.into_iter().map(|key| Key { meaning: format!("Of `{name}`: {}", key.meaning), ..key }));
+        keys.extend(kind_keys.into_iter().map(|key| Key { meaning: format!("Of `{name}`: {}", key.meaning), ..key }));
     }
 }
 

@@ -10,12 +10,13 @@ use serde::{Deserialize, Serialize};
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Pipelines {
-    /// Folder of pipelines, a file `NAME.json` for each; a changed file is read again within a second. Empty: no pipelines.
+    /// Folder of pipelines, a file `NAME.json` for each; a changed file is read again within a second. Empty: no
+    /// pipelines.
     pub dir: PathBuf,
     /// Running executions; further ones are answered 503 with `Retry-After`.
     pub executions_max: u32,
-    /// Running executions of one user; further ones are answered 429 with `Retry-After`. Without authentication `executions_max` is the
-    /// only bound.
+    /// Running executions of one user; further ones are answered 429 with `Retry-After`. Without authentication
+    /// `executions_max` is the only bound.
     pub user_executions_max: u32,
     /// Most bytes in the input of an execution (JSON); a longer one is answered 413.
     pub input_bytes_max: u64,
@@ -27,8 +28,8 @@ pub struct Pipelines {
     pub ttl_ms: u64,
     /// Authorities that `http` steps may call: `HOST` (with the default port of the scheme) or `HOST:PORT`.
     pub http_allow: Vec<String>,
-    /// Components that are steps, `NAME=FILE.wasm`: a step of the kind `component` names one as its `path`. A changed file applies
-    /// to calls that begin afterwards.
+    /// Components that are steps, `NAME=FILE.wasm`: a step of the kind `component` names one as its `path`. A changed
+    /// file applies to calls that begin afterwards.
     pub steps: Vec<String>,
     /// Most memory of a component in one call, bytes; a step can set less.
     pub step_memory_bytes_max: u64,
@@ -62,7 +63,7 @@ impl Pipelines {
     ///
     /// # Errors
     ///
-    /// A sentence about an invalid item.
+    /// A message about an invalid item.
     pub fn named_steps(&self) -> Result<BTreeMap<String, PathBuf>, String> {
         let mut named = BTreeMap::new();
         for item in &self.steps {

@@ -1,9 +1,9 @@
-//! Suggests the name that a mistyped one probably means.
+//! Suggestions for mistyped names.
 
 use crate::manual::keys;
 
-/// The key that `name` probably means: mistyped, without its section, or with hyphens. The keys of `[model.NAME]` are those of
-/// the model in `name`.
+/// The key or section that `name` probably means if it is mistyped, lacks its section or has hyphens. In keys of
+/// `[model.NAME]`, NAME is replaced by the model in `name`.
 pub fn suggest_key(name: &str) -> Option<String> {
     let keys = keys_of_model(name);
     let sections = keys.iter().filter_map(|key| key.split('.').next());
@@ -15,13 +15,13 @@ pub(crate) fn is_key(name: &str) -> bool {
     keys_of_model(name).iter().any(|key| key == name)
 }
 
-/// Every key, those of `[model.NAME]` with the model in `name`, if it has one.
+/// Every key; in those of `[model.NAME]`, NAME is replaced by the model in `name`, if it has one.
 fn keys_of_model(name: &str) -> Vec<String> {
     let model = name.strip_prefix("model.").and_then(|rest| rest.split('.').next()).unwrap_or("NAME");
     keys().into_iter().map(|key| key.name.replace(".NAME.", &format!(".{model}."))).collect()
 }
 
-/// The candidate that `name` probably means; `None` when none is near.
+/// The candidate that `name` probably means; `None` if none is similar.
 pub fn suggest<'a>(name: &str, candidates: impl Iterator<Item = &'a str> + Clone) -> Option<&'a str> {
     let plain = name.to_lowercase().replace('-', "_");
     let is_last = |key: &&str| key.rsplit_once('.').is_some_and(|(_, last)| last == plain);

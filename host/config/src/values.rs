@@ -11,14 +11,14 @@ const EXAMPLE: &str = "127.0.0.1:8080";
 ///
 /// # Errors
 ///
-/// A sentence about an invalid address.
+/// A message about an invalid address.
 pub(crate) fn listen(text: &str) -> Result<String, String> {
-    let wrong = |what: String| Err(format!("cannot listen on {text}: {what}"));
+    let error = |what: String| Err(format!("cannot listen on {text}: {what}"));
     let port = text.strip_prefix(':').unwrap_or(text);
     if !port.is_empty() && port.bytes().all(|byte| byte.is_ascii_digit()) {
         return match port.parse::<u16>() {
             Ok(port) => Ok(format!("127.0.0.1:{port}")),
-            Err(_) => wrong(format!("http.listen (--listen) has the port {port}, and ports are 0 to {}", u16::MAX)),
+            Err(_) => error(format!("http.listen (--listen) has the port {port}, and ports are 0 to {}", u16::MAX)),
         };
     }
     if text.parse::<SocketAddr>().is_ok() {
@@ -26,18 +26,18 @@ pub(crate) fn listen(text: &str) -> Result<String, String> {
     }
     if let Some((_, rest)) = text.split_once("://") {
         let rest = rest.trim_end_matches('/');
-        return wrong(format!("http.listen (--listen) takes no scheme; did you mean `{rest}`?"));
+        return error(format!("http.listen (--listen) takes no scheme; did you mean `{rest}`?"));
     }
     if let Ok(address) = text.trim_matches(['[', ']']).parse::<IpAddr>() {
-        let whole = SocketAddr::new(address, 8080);
-        return wrong(format!("http.listen (--listen) needs a port; did you mean `{whole}`?"));
+        let example = SocketAddr::new(address, 8080);
+        return error(format!("http.listen (--listen) needs a port; did you mean `{example}`?"));
     }
     let is_name = |name: &str| {
         !name.is_empty() && name.chars().all(|char| char.is_alphanumeric() || matches!(char, '.' | '-' | '_'))
     };
     match text.rsplit_once(':') {
         Some((host, port)) if is_name(host) && port.parse::<u16>().is_ok() => Ok(text.to_owned()),
-        _ => wrong(format!(
+        _ => error(format!(
             "http.listen (--listen) must be ADDRESS:PORT, such as {EXAMPLE}, or a port alone, such as 8080"
         )),
     }
@@ -46,12 +46,12 @@ pub(crate) fn listen(text: &str) -> Result<String, String> {
 /// The levels, the least verbose first.
 const LEVELS: [&str; 6] = ["off", "error", "warn", "info", "debug", "trace"];
 
-/// Checks `log.level`: a level, or directives separated by commas. Without this check a mistyped level would be the name of a
-/// target, and nothing would be logged.
+/// Checks `log.level`: a level, or directives separated by commas. Without this check a mistyped level would be the
+/// name of a target, and nothing would be logged.
 ///
 /// # Errors
 ///
-/// A sentence about the first invalid directive.
+/// A message about the first invalid directive.
 pub(crate) fn check_log_level(text: &str) -> Result<(), String> {
     let is_level = |word: &str| LEVELS.iter().any(|level| level.eq_ignore_ascii_case(word));
     // Filters by span, `target[span{field=value}]=level`, may contain commas and other separators.
@@ -65,11 +65,11 @@ pub(crate) fn check_log_level(text: &str) -> Result<(), String> {
             continue;
         }
         let word = if is_target { level } else { directive };
-        let meant = suggest(word, LEVELS.into_iter()).map(|level| format!(" did you mean `{level}`?"));
-        let meant = meant.unwrap_or_default();
+        let suggestion = suggest(word, LEVELS.into_iter()).map(|level| format!(" did you mean `{level}`?"));
+        let suggestion = suggestion.unwrap_or_default();
         return Err(format!(
             "log.level `{word}` is not a level: use error, warn, info, debug, trace or off, or TARGET=LEVEL, such as \
-             `info,weir_edge=debug`{meant}"
+             `info,weir_edge=debug`{suggestion}"
         ));
     }
     Ok(())

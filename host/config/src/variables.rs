@@ -9,7 +9,8 @@ pub(crate) fn variable(key: &str) -> String {
     format!("WEIR_{}", key.replace('.', "_").to_uppercase())
 }
 
-/// Every key but those of `[model.NAME]` and `[[adapter]]`, with its variable and its value as text: the items of a list are separated by spaces.
+/// Every key except those of `[model.NAME]` and `[[adapter]]`, with its variable and its value as text. The items of a
+/// list are separated by spaces.
 pub fn variables(config: &Config) -> Vec<(String, String, String)> {
     let values = serde_json::to_value(config).unwrap_or_default();
     let value = |key: &str| key.split('.').try_fold(&values, |value, part| value.get(part));

@@ -1,14 +1,14 @@
-//! Where the microseconds of a request go, from its socket to the engine and back: the server, its models and a client in one process.
-//! `cargo xtask bench path` builds and runs it.
+//! Measures the stages of a request from its socket to the engine and back, with the server, its models and a client in
+//! one process. `cargo xtask bench path` builds and runs it.
 //!
 //! ```text
 //! path COMPONENTS_DIR MODELS_DIR [--requests N] [--items N] [--texts FILE] [--set KEY=VALUE]...
 //! ```
 //!
-//! Requests come one at a time; the times between the stages are medians. Processor time is that of all threads but the client's,
-//! without what the engine used in its computations; then the same for each item of a stream, over HTTP and without it (as `weir run`
-//! does).
-#![allow(clippy::print_stdout, reason = "it is a tool")]
+//! Requests are sent one at a time, and the times between the stages are medians. Processor time is that of all threads
+//! except the client's; the engine's part of it is listed separately. Then the processor time for each item of a stream
+//! is measured, over HTTP and without it (as in `weir run`).
+#![allow(clippy::print_stdout, reason = "the results are printed")]
 
 use std::collections::BTreeMap;
 use std::error::Error;
@@ -27,14 +27,14 @@ use weir_runtime::{Builtin, Runtime};
 type Result<T> = std::result::Result<T, Box<dyn Error + Send + Sync>>;
 
 const MODEL: &str = "sentiment";
-/// The name of threads whose time is not the server's.
+/// The name of client threads, whose time is not counted.
 const CLIENT: &str = "client";
-/// Requests before those that are measured.
+/// Requests before the measured ones.
 const WARM_UP: usize = 100;
 /// Outcomes taken at once.
 const OUTCOMES_MAX: usize = 64;
 
-/// What lies between one stage and the one before; the first begins when the client sends.
+/// The span between each stage and the previous one; the first span starts when the client sends.
 const SPANS: [&str; STAGES + 1] = [
     "socket and HTTP parser, to the edge",
     "checks, admission, wake-up of the instance",
@@ -96,21 +96,21 @@ impl Options {
 
 /// Sentences of about a dozen tokens.
 fn default_texts() -> Vec<String> {
-    const WHO: [&str; 6] = ["The waiter", "My neighbour", "Our guide", "The doctor", "This old train", "The last song"];
-    const WHAT: [&str; 5] =
+    const SUBJECTS: [&str; 6] = ["The waiter", "My neighbour", "Our guide", "The doctor", "This old train", "The last song"];
+    const VERBS: [&str; 5] =
         ["was late again", "told us a long story", "made everybody laugh", "never came", "was better than before"];
-    const HOW: [&str; 5] =
+    const ENDINGS: [&str; 5] =
         ["and we loved it.", "and nobody cared.", "on a rainy day.", "for the second time.", "in the old town."];
-    let sentence = |number: usize| format!("{} {} {}", WHO[number % 6], WHAT[number / 6 % 5], HOW[number / 30 % 5]);
+    let sentence = |number: usize| format!("{} {} {}", SUBJECTS[number % 6], VERBS[number / 6 % 5], ENDINGS[number / 30 % 5]);
     (0..150).map(sentence).collect()
 }
 
 fn main() -> Result<()> {
     let options = Options::read()?;
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
-    let done = runtime.block_on(measure(options));
+    let result = runtime.block_on(measure(options));
     runtime.shutdown_background();
-    done
+    result
 }
 
 async fn measure(options: Options) -> Result<()> {
@@ -122,32 +122,32 @@ async fn measure(options: Options) -> Result<()> {
     let runtime = Arc::new(Runtime::serve(&config, builtin).await?);
     let server = Server::new(&config, listener, runtime.clone(), observer)?;
     let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
-    let serving = tokio::spawn(server.serve(async move { drop(stopped.await) }));
+    let server_task = tokio::spawn(server.serve(async move { drop(stopped.await) }));
     runtime.settled(MODEL).await?;
 
     let texts = Arc::new(texts);
-    on_client({
+    run_on_client({
         let texts = texts.clone();
         move || one_at_a_time(address, requests, &texts)
     })
     .await?;
-    on_client({
+    run_on_client({
         let texts = texts.clone();
         move || stream(address, items, &texts)
     })
     .await?;
     without_http(&runtime, items, &texts).await?;
     drop(stop);
-    serving.await?;
+    server_task.await?;
     Ok(())
 }
 
-/// Runs on a thread whose time is not counted.
-async fn on_client(work: impl FnOnce() -> Result<()> + Send + 'static) -> Result<()> {
-    let (done, waiting) = tokio::sync::oneshot::channel();
-    let run = move || drop(done.send(work()));
+/// Runs a task on a client thread, whose time is not counted.
+async fn run_on_client(task: impl FnOnce() -> Result<()> + Send + 'static) -> Result<()> {
+    let (sender, receiver) = tokio::sync::oneshot::channel();
+    let run = move || drop(sender.send(task()));
     std::thread::Builder::new().name(CLIENT.to_owned()).spawn(run)?;
-    waiting.await?
+    receiver.await?
 }
 
 /// The processor time of the process by the name of its threads, and how often they waited.
@@ -176,7 +176,7 @@ impl Usage {
         usage
     }
 
-    /// Prints what was used since an earlier time, for each of `count`.
+    /// Prints the usage since an earlier time, divided by `count`.
     fn print_since(&self, earlier: &Self, count: usize, unit: &str) {
         let each = |now: f64, before: f64| (now - before) / count as f64;
         let by_thread: Vec<(f64, &str)> = self
@@ -190,8 +190,8 @@ impl Usage {
             "  processor time {unit}: {total:.1} us, engine {engine:.1}, outside of the engine {:.1}",
             total - engine
         );
-        let shown = by_thread.iter().filter(|(us, _)| *us >= 0.05).map(|(us, name)| format!("{name} {us:.1}"));
-        println!("  by thread: {}", shown.collect::<Vec<_>>().join(", "));
+        let lines = by_thread.iter().filter(|(us, _)| *us >= 0.05).map(|(us, name)| format!("{name} {us:.1}"));
+        println!("  by thread: {}", lines.collect::<Vec<_>>().join(", "));
         println!("  waits of threads {unit}: {:.2}", each(self.waits as f64, earlier.waits as f64));
     }
 }
@@ -245,21 +245,21 @@ fn stream(address: SocketAddr, items: usize, texts: &[String]) -> Result<()> {
     for number in 0..items {
         body.push_str(&format!("{{\"text\":{}}}\n", quoted(&texts[number % texts.len()])));
     }
-    let (before, began) = (Usage::now(), Instant::now());
+    let (before, start) = (Usage::now(), Instant::now());
     let mut socket = TcpStream::connect(address)?;
     let head = format!(
         "POST /v1/classify HTTP/1.1\r\nhost: {address}\r\ncontent-type: application/x-ndjson\r\naccept: application/x-ndjson\r\n\
          content-length: {}\r\nconnection: close\r\n\r\n",
         body.len()
     );
-    let mut writing = socket.try_clone()?;
+    let mut request_socket = socket.try_clone()?;
     let writer = std::thread::Builder::new().name(CLIENT.to_owned()).spawn(move || {
-        writing.write_all(head.as_bytes())?;
-        writing.write_all(body.as_bytes())
+        request_socket.write_all(head.as_bytes())?;
+        request_socket.write_all(body.as_bytes())
     })?;
     let mut response = String::new();
     socket.read_to_string(&mut response)?;
-    let seconds = began.elapsed().as_secs_f64();
+    let seconds = start.elapsed().as_secs_f64();
     let after = Usage::now();
     writer.join().map_err(|_| "the writer panicked")??;
     let results = response.matches("\"label\"").count();
@@ -272,7 +272,7 @@ fn stream(address: SocketAddr, items: usize, texts: &[String]) -> Result<()> {
 }
 
 async fn without_http(runtime: &Runtime, items: usize, texts: &[String]) -> Result<()> {
-    let (before, began) = (Usage::now(), Instant::now());
+    let (before, start) = (Usage::now(), Instant::now());
     let (sender, mut outcomes) = runtime.call().open();
     let item = |id: u64| Item {
         id,
@@ -301,7 +301,7 @@ async fn without_http(runtime: &Runtime, items: usize, texts: &[String]) -> Resu
         }
     };
     let ((), count): ((), usize) = tokio::try_join!(feed, read)?;
-    let seconds = began.elapsed().as_secs_f64();
+    let seconds = start.elapsed().as_secs_f64();
     if count != items {
         return Err(format!("{count} of {items} items have a result").into());
     }
@@ -310,7 +310,7 @@ async fn without_http(runtime: &Runtime, items: usize, texts: &[String]) -> Resu
     Ok(())
 }
 
-/// A connection that is kept.
+/// A client with one persistent connection.
 struct Client {
     reader: BufReader<TcpStream>,
     writer: TcpStream,

@@ -24,13 +24,13 @@ pub(crate) enum ResponseBody {
     /// The gateway's stream.
     Streamed {
         body: Box<gateway::ResponseBody>,
-        /// What was read of it before its head was sent.
+        /// The first frame of the body, if it was read before the head was sent.
         first: Option<Result<Frame<Bytes>, BodyError>>,
         _open: Option<OpenRequest>,
     },
-    /// Bytes of the host.
+    /// A body of the host itself.
     Full { body: Full<Bytes>, _permit: Option<Permit> },
-    /// Events for a subscriber.
+    /// The events of a held stream.
     Held(Box<HeldBody>),
     /// Snapshots of the server.
     Stats(Box<StatsStream>),
@@ -48,7 +48,7 @@ impl ResponseBody {
         Self::Full { body: Full::new(bytes), _permit: None }
     }
 
-    /// Bytes that hold a permit until they are sent.
+    /// Bytes with a permit that is held until they are sent.
     pub(crate) fn full_with(bytes: Bytes, permit: Permit) -> Self {
         Self::Full { body: Full::new(bytes), _permit: Some(permit) }
     }
@@ -57,8 +57,9 @@ impl ResponseBody {
         Self::Streamed { body: Box::new(body), first: None, _open: open }
     }
 
-    /// As [`ResponseBody::streamed`], once its first bytes are there: head and body of a short response then leave in one write.
-    pub(crate) async fn begun(body: gateway::ResponseBody, open: Option<OpenRequest>) -> Self {
+    /// As [`ResponseBody::streamed`], after the first frame was read: the head and the body of a short response are
+    /// then sent in one write.
+    pub(crate) async fn with_first_frame(body: gateway::ResponseBody, open: Option<OpenRequest>) -> Self {
         let mut body = Box::new(body);
         let first = std::future::poll_fn(|cx| Pin::new(body.as_mut()).poll_frame(cx)).await;
         Self::Streamed { body, first, _open: open }
@@ -112,7 +113,8 @@ impl Body for ResponseBody {
 
     fn size_hint(&self) -> SizeHint {
         match self {
-            // Known from the head where the first bytes were read.
+            // After the first frame was read, the size of the rest is not that of the body; the head has
+            // `Content-Length`.
             Self::Streamed { first: Some(_), .. } => SizeHint::default(),
             Self::Streamed { body, .. } => body.size_hint(),
             Self::Full { body, .. } => body.size_hint(),
@@ -124,7 +126,7 @@ impl Body for ResponseBody {
 /// One open request: it holds its permits until the body of its response has ended.
 pub(crate) struct OpenRequest {
     permit: Permit,
-    /// Of a request that counts as a connection of its user.
+    /// The permit of a request that counts as a connection of its user.
     connection: Option<UserPermit>,
 }
 
@@ -134,12 +136,12 @@ impl OpenRequest {
         Self { permit, connection: None }
     }
 
-    /// Counts it as a connection of its user.
+    /// Counts the request as a connection of its user.
     pub(crate) fn set_connection(&mut self, permit: UserPermit) {
         self.connection = Some(permit);
     }
 
-    /// Counts it for `client` from now on, if that client has room in its share.
+    /// Counts the request for `client` from now on, if that client has room in its share.
     pub(crate) fn assign(&mut self, client: ClientKey) -> Result<(), PermitRefusal> {
         self.permit.assign(client)
     }

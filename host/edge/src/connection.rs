@@ -1,5 +1,5 @@
-//! One connection: detects the version of HTTP, serves its requests, and hands it over when a response is held or becomes a
-//! WebSocket.
+//! One connection: detects the version of HTTP, serves the requests, and hands the connection over when a response is
+//! held or the connection becomes a WebSocket.
 
 use std::convert::Infallible;
 use std::future::{pending, poll_fn};
@@ -40,9 +40,9 @@ const SEND_BUFFER_BYTES: usize = 128 * 1024;
 
 type Stream = WriteTimed<TcpStream>;
 
-/// Serves a connection until it ends. It takes no new request once `stopped` is true.
+/// Serves a connection until it ends. It accepts no new request once `stopped` is true.
 pub(crate) async fn serve(state: Arc<EdgeState>, stream: TcpStream, client: u64, stopped: watch::Receiver<bool>) {
-    // Results are small, and each is sent at once.
+    // Results are small, and each is sent immediately.
     let _ = stream.set_nodelay(true);
     // The first bytes show the version of HTTP, and reading them has no timeout of its own.
     let header_timeout = Duration::from_millis(state.config.header_timeout_ms);
@@ -54,7 +54,8 @@ pub(crate) async fn serve(state: Arc<EdgeState>, stream: TcpStream, client: u64,
         return linger::close(&mut stream, &lingering, client, stopping).await;
     }
     let closing = state.closing.subscribe();
-    // Boxed and dropped, so that a held connection does not keep the memory for reading requests.
+    // Boxed, and dropped before a connection is held, so that a held connection does not occupy the memory for reading
+    // requests.
     let Some((mut stream, handover)) = Box::pin(serve_http1(state, stream, client, stopped)).await else { return };
     match handover {
         Handover::Closed => {}
@@ -68,19 +69,19 @@ pub(crate) async fn serve(state: Arc<EdgeState>, stream: TcpStream, client: u64,
     Box::pin(linger::close(&mut stream, &lingering, client, stopping)).await;
 }
 
-/// What a connection becomes when it takes no more requests.
+/// The further use of a connection that serves no more requests.
 enum Handover {
-    /// Everything was answered.
+    /// None: every request was answered.
     Closed,
     Held(Box<HeldResponse>),
     WebSocket {
-        /// Bytes that were read after the request.
+        /// Bytes that were already read after the request.
         read: Bytes,
         upgrade: Box<Upgrade>,
     },
 }
 
-/// Answers requests until the connection is handed over; `None` where it has failed.
+/// Answers requests until the connection is handed over; `None` if it has failed.
 async fn serve_http1(
     state: Arc<EdgeState>,
     stream: Stream,
@@ -119,7 +120,8 @@ async fn serve_http1(
         }
     });
     let mut builder = http1::Builder::new();
-    // hyper's timer runs from the end of a response through the idle time and the next head; the stream times the head alone.
+    // hyper's timer runs from the end of a response through the idle time and the next head; the stream times the head
+    // alone.
     builder.timer(TokioTimer::new()).header_read_timeout(idle_timeout.max(header_timeout)).half_close(false);
     let mut connection = builder.serve_connection(TokioIo::new(stream), service);
     let mut is_stopping = false;
@@ -145,7 +147,8 @@ async fn serve_http1(
                 return Some((stream, Handover::Held(Box::new(held))));
             }
             Some(ended) => {
-                // An error of the connection itself leaves nothing to send; after others a response was sent, whole or in part.
+                // After an error of the connection itself nothing can be sent. After other errors a response was sent,
+                // at least in part.
                 if let Err(error) = &ended {
                     log(error);
                     if !error.is_parse() && !error.is_user() {
@@ -168,7 +171,7 @@ fn log(error: &hyper::Error) {
     tracing::debug!(error = error as &dyn std::error::Error, "a connection ended early");
 }
 
-/// The body of a response. Its request is answered when it is dropped.
+/// The body of a response. Its request counts as answered when this is dropped.
 struct GuardedBody {
     body: ResponseBody,
     _guard: RequestGuard,
@@ -195,7 +198,7 @@ impl Body for GuardedBody {
 struct HandoverSlot {
     held: Mutex<Option<HeldResponse>>,
     upgrade: Mutex<Option<Box<Upgrade>>>,
-    /// Set when everything written of earlier responses is sent.
+    /// Set when all written bytes of earlier responses are sent.
     flushed: Arc<AtomicBool>,
 }
 
@@ -222,7 +225,8 @@ impl HandoverSlot {
     }
 }
 
-/// The number of a client, from its address. An IPv6 client is its network of 64 bits.
+/// The number of a client, derived from its address. IPv6 clients are distinguished by the first 64 bits of their
+/// address.
 pub(crate) fn client_number(address: IpAddr) -> u64 {
     match address.to_canonical() {
         IpAddr::V4(address) => u64::from(address.to_bits()),
@@ -236,14 +240,14 @@ async fn is_http2(stream: &TcpStream) -> std::io::Result<bool> {
     let mut buffer = [0; PREFACE.len()];
     let mut pause = Duration::from_millis(1);
     loop {
-        let seen = stream.peek(&mut buffer).await?;
-        if seen == 0 || buffer[..seen] != PREFACE[..seen] {
+        let peeked = stream.peek(&mut buffer).await?;
+        if peeked == 0 || buffer[..peeked] != PREFACE[..peeked] {
             return Ok(false);
         }
-        if seen == PREFACE.len() {
+        if peeked == PREFACE.len() {
             return Ok(true);
         }
-        // `peek` returns at once until the rest of the preface has arrived.
+        // `peek` does not wait for the rest of the preface once a part has arrived.
         tokio::time::sleep(pause).await;
         pause = (pause * 2).min(Duration::from_millis(64));
     }

@@ -1,4 +1,4 @@
-//! Finds what answers a request: the host itself, or the gateway component.
+//! Dispatches a request to its handler: the host itself, or the gateway component.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -29,12 +29,12 @@ use crate::state::EdgeState;
 use crate::stats::{self, StatsStream};
 use crate::websocket::handshake::{self, Handshake, HandshakeError};
 
-/// The forms of `/v1/stats`.
+/// The content types of `/v1/stats`.
 const STATS_FORMS: [&str; 2] = ["application/json", "text/event-stream"];
 /// Most bytes of a probe's response, and how long it may take.
 const PROBE_BYTES_MAX: usize = 1 << 20;
 const PROBE_TIMEOUT: Duration = Duration::from_secs(10);
-/// Memory that a body takes in an instance which reads it line by line: the longest line, and what is read ahead.
+/// The memory of a body in an instance that reads it line by line: the longest line, and the bytes that are read ahead.
 const STREAMED_BODY_BYTES: u64 = 256 << 10;
 
 /// A request's client, by address, and the request's id.
@@ -44,13 +44,13 @@ struct RequestSource<'a> {
     request_id: &'a str,
 }
 
-/// Answers a request of a client, which is known by the number of its address.
+/// Answers a request. `client` is the number of the client's address.
 pub(crate) async fn handle<B: RequestBody>(
     state: &Arc<EdgeState>,
     mut request: Request<B>,
     client: u64,
 ) -> EdgeResponse {
-    let started = Instant::now();
+    let start = Instant::now();
     stages::mark(Stage::Head);
     hold::strip(request.headers_mut());
     let method = request.method().clone();
@@ -72,7 +72,7 @@ pub(crate) async fn handle<B: RequestBody>(
     let status = response.status();
     counter!("weir_http_requests_total", "method" => method_label(&method), "status" => status.as_u16().to_string())
         .increment(1);
-    histogram!("weir_http_first_byte_seconds").record(started.elapsed().as_secs_f64());
+    histogram!("weir_http_first_byte_seconds").record(start.elapsed().as_secs_f64());
     tracing::debug!(%method, status = status.as_u16(), request_id = id, "answered");
     response
 }
@@ -92,20 +92,21 @@ async fn route<B: RequestBody>(
     }
     match request.uri().path() {
         METRICS_PATH | STATS_PATH => metrics(state, request, cors, source).await,
-        // Probes have permits of their own: they are answered when the server is full and while it drains.
+        // Probes have permits of their own, so that they are answered when the server is full and while it drains.
         "/livez" | "/readyz" => match state.probes.try_take(source.client) {
             Ok(permit) => probe(state, request, permit, source).await,
-            Err(refused) => refuse(refused, source),
+            Err(refusal) => refuse(refusal, source),
         },
         _ if state.is_draining() => EdgeResponse::Http(edge_problem(EdgeProblem::Draining, source.request_id)),
         _ => match state.requests.try_take(source.client) {
             Ok(permit) => forward(state, request, Some(OpenRequest::new(permit)), source).await,
-            Err(refused) => refuse(refused, source),
+            Err(refusal) => refuse(refusal, source),
         },
     }
 }
 
-/// Answers `/metrics` and `/v1/stats`. Where a token is required, the gateway authorizes the request: it has the keys.
+/// Answers `/metrics` and `/v1/stats`. If a token is required, the gateway authorizes the request, since it has the
+/// keys.
 async fn metrics<B: RequestBody>(
     state: &Arc<EdgeState>,
     request: Request<B>,
@@ -113,8 +114,8 @@ async fn metrics<B: RequestBody>(
     source: RequestSource<'_>,
 ) -> EdgeResponse {
     let id = source.request_id;
-    if let Err(refused) = cors {
-        return EdgeResponse::Http(problem_response(&refused.clone().into(), id));
+    if let Err(refusal) = cors {
+        return EdgeResponse::Http(problem_response(&refusal.clone().into(), id));
     }
     match *request.method() {
         Method::GET | Method::HEAD => {}
@@ -134,7 +135,7 @@ async fn metrics<B: RequestBody>(
     let pool = if is_stream { &state.watchers } else { &state.scrapes };
     let permit = match pool.try_take(source.client) {
         Ok(permit) => permit,
-        Err(refused) => return refuse(refused, source),
+        Err(refusal) => return refuse(refusal, source),
     };
     if state.needs_token {
         let response = forward(state, request, None, source).await;
@@ -154,16 +155,17 @@ async fn metrics<B: RequestBody>(
 }
 
 /// The refusal of a client without a permit.
-fn refuse(refused: PermitRefusal, source: RequestSource<'_>) -> EdgeResponse {
+fn refuse(refusal: PermitRefusal, source: RequestSource<'_>) -> EdgeResponse {
     counter!("weir_http_rejected_total").increment(1);
-    let problem = match refused {
+    let problem = match refusal {
         PermitRefusal::Total => EdgeProblem::Full,
         PermitRefusal::Client => EdgeProblem::ClientShare,
     };
     EdgeResponse::Http(edge_problem(problem, source.request_id))
 }
 
-/// Answers a probe. The component's response is read whole, so that a client that does not read it holds no permit.
+/// Answers a probe. The component's response is read completely first, so that a client that does not read it holds no
+/// permit.
 async fn probe<B: RequestBody>(
     state: &EdgeState,
     request: Request<B>,
@@ -175,16 +177,16 @@ async fn probe<B: RequestBody>(
         return failed(EdgeProblem::Failed);
     };
     let (head, body) = response.into_parts();
-    let whole = tokio::time::timeout(PROBE_TIMEOUT, Limited::new(body, PROBE_BYTES_MAX).collect()).await;
+    let body = tokio::time::timeout(PROBE_TIMEOUT, Limited::new(body, PROBE_BYTES_MAX).collect()).await;
     drop(permit);
-    match whole {
-        Ok(Ok(whole)) => EdgeResponse::Http(Response::from_parts(head, ResponseBody::full(whole.to_bytes()))),
+    match body {
+        Ok(Ok(body)) => EdgeResponse::Http(Response::from_parts(head, ResponseBody::full(body.to_bytes()))),
         Ok(Err(_)) => failed(EdgeProblem::InstanceLost),
         Err(_) => failed(EdgeProblem::Timeout),
     }
 }
 
-/// Hands a request to the gateway component.
+/// Passes a request to the gateway component.
 async fn forward<B: RequestBody>(
     state: &EdgeState,
     mut request: Request<B>,
@@ -197,7 +199,8 @@ async fn forward<B: RequestBody>(
         return open_websocket(state, request, open, source).await;
     }
     let (is_get, is_head) = (request.method() == Method::GET, request.method() == Method::HEAD);
-    // Lines in both directions, in place of a WebSocket. The gateway matches routes by the normal form of the path.
+    // A request on a WebSocket route may also stream lines in both directions. The gateway matches routes by the
+    // normalized path.
     let is_socket = target::normalize_path(request.uri().path()).is_ok_and(|path| RouteMatch::is_socket(&path));
     let gzip = state.gzip && gzip::is_accepted(request.headers());
     let request = request.map(|body| gateway::request_body(body.map_err(|error| -> BodyError { error.into() })));
@@ -213,8 +216,8 @@ async fn forward<B: RequestBody>(
                 }
                 Ok(_) => {
                     let body = match head.headers.contains_key(CONTENT_LENGTH) && !is_head {
-                        true => ResponseBody::begun(body, open).await,
-                        // A stream begins with its head.
+                        true => ResponseBody::with_first_frame(body, open).await,
+                        // The head of a stream is sent without waiting for its body.
                         false => ResponseBody::streamed(body, open),
                     };
                     EdgeResponse::Http(Response::from_parts(head, body))
@@ -235,7 +238,7 @@ async fn open_websocket<B>(
 ) -> EdgeResponse {
     let version = request.version();
     let (handshake, request) = match Handshake::begin(request) {
-        Ok(begun) => begun,
+        Ok(parts) => parts,
         Err(HandshakeError::Version) => {
             let mut response = edge_problem(EdgeProblem::WebSocketVersion, source.request_id);
             handshake::add_version(&mut response);
@@ -261,8 +264,8 @@ async fn open_websocket<B>(
     }
 }
 
-/// Counts a request for the user that the gateway names in its response, and a WebSocket among the user's connections. Returns
-/// the refusal if the user has too many.
+/// Counts a request for the user that the gateway names in its response, and a WebSocket as a connection of the user.
+/// Returns the refusal if the user has too many.
 fn assign_user(
     state: &EdgeState,
     head: &mut response::Parts,
@@ -271,15 +274,15 @@ fn assign_user(
     source: RequestSource<'_>,
 ) -> Option<EdgeResponse> {
     let (Some(user), Some(open)) = (hold::take_user(&mut head.headers), open) else { return None };
-    if let Err(refused) = open.assign(ClientKey::User(user.as_str().into())) {
-        return Some(refuse(refused, source));
+    if let Err(refusal) = open.assign(ClientKey::User(user.as_str().into())) {
+        return Some(refuse(refusal, source));
     }
-    // An error ends the request: it is no connection.
+    // A request that ends with an error does not become a connection.
     if is_socket && head.status.is_success() {
         match state.subscribers.connect(&user) {
             Ok(permit) => open.set_connection(permit),
-            Err(refused) => {
-                let problem = hold::too_many(&refused);
+            Err(refusal) => {
+                let problem = hold::too_many(&refusal);
                 let response = edge_response::replacing_problem(&problem, &head.headers, source.request_id);
                 return Some(EdgeResponse::Http(response));
             }
@@ -288,12 +291,12 @@ fn assign_user(
     None
 }
 
-/// The response when the gateway gave none.
+/// The response to a request that the gateway did not answer.
 fn gateway_failure(error: &gateway::HandleError, source: RequestSource<'_>) -> EdgeResponse {
     let id = source.request_id;
-    if let Some(refused) = gateway::admission_error(error) {
+    if let Some(refusal) = gateway::admission_error(error) {
         counter!("weir_http_rejected_total").increment(1);
-        let problem = match refused {
+        let problem = match refusal {
             AdmissionError::Full => EdgeProblem::Full,
             AdmissionError::ClientShare => EdgeProblem::ClientShare,
         };
@@ -310,7 +313,7 @@ fn gateway_failure(error: &gateway::HandleError, source: RequestSource<'_>) -> E
     EdgeResponse::Http(edge_problem(problem, id))
 }
 
-/// Holds a connection as the gateway says. The gateway's part of the request ends here, and its permit is released.
+/// Holds a connection as the gateway instructs. The request to the gateway ends here, and its permit is released.
 async fn hold_stream(
     state: &EdgeState,
     instruction: HoldInstruction,
@@ -328,7 +331,8 @@ async fn hold_stream(
     };
     drop(open);
     match instruction.subscribe(&state.subscribers, &state.events, source.client).await {
-        // The store may have disconnected all subscribers before this one was added: it would stay.
+        // The store may have disconnected all subscribers before this one was added, so this one would not be
+        // disconnected.
         Ok(_) if state.is_draining() => EdgeResponse::Http(edge_problem(EdgeProblem::Draining, source.request_id)),
         Ok(mut feed) => {
             head.headers.remove(CONTENT_LENGTH);
@@ -351,11 +355,11 @@ async fn hold_stream(
 }
 
 fn invalid_hold(error: &HoldError, source: RequestSource<'_>) -> EdgeResponse {
-    tracing::error!(%error, request_id = source.request_id, "a connection cannot be held as the gateway says");
+    tracing::error!(%error, request_id = source.request_id, "a connection cannot be held as the gateway instructs");
     EdgeResponse::Http(edge_problem(EdgeProblem::Failed, source.request_id))
 }
 
-/// Memory that a request's body takes in an instance. The gateway reads JSON whole, and other types line by line.
+/// The memory of a request's body in an instance. The gateway reads JSON completely, and other types line by line.
 fn body_bytes<B: Body>(request: &Request<B>, bytes_max: u64) -> BodyBytes {
     let content_type = request.headers().get(CONTENT_TYPE).and_then(|value| value.to_str().ok());
     let bytes_max = match content_type {
@@ -371,7 +375,7 @@ fn body_bytes<B: Body>(request: &Request<B>, bytes_max: u64) -> BodyBytes {
     }
 }
 
-/// The label of a method. Clients can invent methods, which must not become labels.
+/// The metric label of a method. Unknown methods have one label, since clients choose them.
 fn method_label(method: &Method) -> &'static str {
     match method.as_str() {
         "GET" => "GET",

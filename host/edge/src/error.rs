@@ -1,4 +1,4 @@
-//! Why the server cannot serve.
+//! Errors of the start of the server.
 
 use crate::head_checks::HeadCheckError;
 
@@ -21,7 +21,7 @@ pub enum ServeError {
     Setting(#[from] HeadCheckError),
 }
 
-/// How an operator can make the address usable.
+/// The remedy for an address that cannot be used.
 fn remedy(address: &str, error: &std::io::Error) -> String {
     let port = address.rsplit_once(':').map_or(address, |(_, port)| port);
     match error.kind() {

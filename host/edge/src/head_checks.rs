@@ -1,5 +1,5 @@
-//! The checks of the head of every request, whatever answers it: its transfer coding, host, path and origin. The gateway component
-//! makes the same checks where it runs under another host.
+//! The checks of the head of every request, before it is dispatched: transfer coding, host, path and origin. The
+//! gateway component makes the same checks when it runs under another host.
 
 use std::collections::BTreeSet;
 use std::sync::{Mutex, PoisonError};
@@ -16,7 +16,7 @@ use weir_codec::http::router::RouteMatch;
 use weir_codec::http::target;
 use weir_config::{AuthMode, Config};
 
-/// Refused origins and hosts that are logged; more are not.
+/// The most refused origins and hosts that are logged.
 const LOGGED_MAX: usize = 32;
 
 /// A setting is invalid.
@@ -40,20 +40,20 @@ pub(crate) struct HeadChecks {
 }
 
 impl HeadChecks {
-    /// `is_loopback` is true where only this machine reaches the listener.
+    /// `is_loopback` is true if the listener can be reached from this machine only.
     pub(crate) fn new(config: &Config, is_loopback: bool) -> Result<Self, HeadCheckError> {
         let names: Vec<&str> = config.http.hosts.iter().map(String::as_str).collect();
         let names = HostNames::new(&names)?;
-        // Against DNS rebinding: a page that reaches this server by a name of its own has no token. On other addresses without
-        // authentication only the operator knows the names.
+        // Against DNS rebinding: with authentication, a page that reaches this server under its own name has no token.
+        // On other addresses without authentication only the operator knows the names.
         let is_checked = config.auth.mode == AuthMode::None && (is_loopback || !names.is_empty());
         let origins: Vec<&str> = config.auth.cors_origins.iter().map(String::as_str).collect();
         let cors = Cors::new(&origins, config.auth.cors_credentials)?;
         Ok(Self { host_names: is_checked.then_some(names), cors, logged: Mutex::default() })
     }
 
-    /// Checks a request's head, and rewrites its target: the path in normal form, by which routes are matched, and the host as
-    /// its authority, where the component sees it.
+    /// Checks a request's head, and rewrites its target: the path is normalized for the matching of routes, and the
+    /// host becomes the authority, from which the component reads it.
     pub(crate) fn admit<B>(&self, request: &mut Request<B>) -> Result<(), Problem> {
         check_transfer_coding(request.headers())?;
         let hosts = request.headers().get_all(HOST).iter().map(HeaderValue::as_bytes);
@@ -83,9 +83,9 @@ impl HeadChecks {
         headers
     }
 
-    /// The methods and headers for a CORS preflight (the Fetch standard, section 3.2.2); `None` for other requests. A preflight
-    /// needs no component, so it is answered even when the server is full: without its answer a page cannot read why its request
-    /// is refused.
+    /// The methods and headers for a CORS preflight (the Fetch standard, section 3.2.2); `None` for other requests. A
+    /// preflight needs no component, so it is answered even when the server is full: otherwise a page could not read
+    /// why its request is refused.
     pub(crate) fn preflight<B>(&self, request: &Request<B>) -> Option<Result<(&'static str, Headers), Problem>> {
         let headers = request.headers();
         if request.method() != Method::OPTIONS || !headers.contains_key(ORIGIN) {
@@ -102,7 +102,8 @@ impl HeadChecks {
         }))
     }
 
-    /// Whether a refused value is to be logged: once each, and at most [`LOGGED_MAX`], since clients choose the values.
+    /// Whether to log a refused value: each is logged once, and at most [`LOGGED_MAX`] are, since clients choose the
+    /// values.
     fn is_new(&self, value: &str) -> bool {
         let mut logged = self.logged.lock().unwrap_or_else(PoisonError::into_inner);
         logged.len() < LOGGED_MAX && logged.insert(value.to_owned())
@@ -137,7 +138,7 @@ pub(crate) fn add_cors_headers(headers: &mut HeaderMap, cors: &Result<Headers, O
     }
 }
 
-/// The page that a request comes from.
+/// The page that sent a request.
 fn page<B>(request: &Request<B>) -> Page<'_> {
     // A value that is not UTF-8 is refused like an empty one.
     let text = |name: &str| request.headers().get(name).map(|value| value.to_str().unwrap_or_default());
@@ -145,7 +146,7 @@ fn page<B>(request: &Request<B>) -> Page<'_> {
     Page { origin: text("origin"), host, fetch_site: text("sec-fetch-site") }
 }
 
-/// `chunked` is the only transfer coding that is decoded here: a body in another would reach the component encoded.
+/// Refuses transfer codings other than `chunked`, which are not decoded here: the component would get an encoded body.
 fn check_transfer_coding(headers: &HeaderMap) -> Result<(), Problem> {
     let lists = headers.get_all(TRANSFER_ENCODING).iter();
     let lists: Vec<_> = lists.map(|list| String::from_utf8_lossy(list.as_bytes())).collect();
@@ -276,17 +277,17 @@ mod tests {
     #[test]
     fn preflight_names_the_methods_of_its_path() {
         let checks = checks(|config| config.auth.cors_origins = vec!["https://app.example".to_owned()]);
-        let ask = |path: &str| {
+        let preflight_allow = |path: &str| {
             let headers = [("origin", "https://app.example"), ("access-control-request-method", "POST")];
             let mut request = request(path, &headers);
             *request.method_mut() = Method::OPTIONS;
             checks.preflight(&request).expect("a preflight").map(|(allow, _)| allow).map_err(|problem| problem.status)
         };
-        assert_eq!(ask("/metrics"), Ok("GET, HEAD, OPTIONS"));
-        assert_eq!(ask("/livez"), Ok("GET, HEAD, OPTIONS"));
-        assert_eq!(ask("/v1/classify"), Ok("POST, OPTIONS"));
-        assert_eq!(ask("/sessions/a"), Ok("GET, HEAD, DELETE, OPTIONS"));
-        assert_eq!(ask("/nowhere"), Err(404));
+        assert_eq!(preflight_allow("/metrics"), Ok("GET, HEAD, OPTIONS"));
+        assert_eq!(preflight_allow("/livez"), Ok("GET, HEAD, OPTIONS"));
+        assert_eq!(preflight_allow("/v1/classify"), Ok("POST, OPTIONS"));
+        assert_eq!(preflight_allow("/sessions/a"), Ok("GET, HEAD, DELETE, OPTIONS"));
+        assert_eq!(preflight_allow("/nowhere"), Err(404));
         assert!(checks.preflight(&request("/", &[("origin", "https://app.example")])).is_none());
     }
 

@@ -1,7 +1,8 @@
-//! One connection of HTTP/2. Each stream has its own write timeout: a stream whose client takes no bytes of its response for
-//! `http.write_timeout_ms` is reset, whatever the other streams and the socket do.
+//! One HTTP/2 connection. Each stream has its own write timeout: a stream whose client reads no bytes of its response
+//! for `http.write_timeout_ms` is reset, independent of the other streams and of the socket.
 //!
-//! h2 is driven without hyper: hyper hands h2 frames of the body's size, and does not report how much the peer has taken.
+//! h2 is used without hyper: hyper passes whole frames of the body to h2, and does not report how many bytes the peer
+//! has read.
 
 use std::future::poll_fn;
 use std::pin::Pin;
@@ -29,23 +30,23 @@ use crate::state::EdgeState;
 use crate::timeouts::ReadTimed;
 use crate::timeouts::http2_headers::HeaderBlockTimer;
 
-/// Streams of one connection at once.
+/// Most concurrent streams of one connection.
 const STREAMS_MAX: u32 = 256;
-/// Unread bytes of one body that a client may send.
+/// Most unread bytes of one request body.
 const STREAM_WINDOW_BYTES: u32 = 256 * 1024;
-/// Unread bytes of all bodies of a connection that a client may send.
+/// Most unread bytes of all request bodies of a connection.
 const CONNECTION_WINDOW_BYTES: u32 = 1024 * 1024;
-/// Bytes of one stream that wait for the socket.
+/// Most bytes of one stream that wait for the socket.
 const SEND_BUFFER_BYTES: usize = 128 * 1024;
-/// Bytes of a request's headers.
+/// Most bytes of a request's headers.
 const HEADER_LIST_BYTES_MAX: u32 = 16 * 1024;
 /// How often a peer is pinged, and how long it may take to answer.
 const PING_INTERVAL: Duration = Duration::from_secs(30);
 const PONG_TIMEOUT: Duration = Duration::from_secs(20);
-/// How long the end of a connection may take.
+/// How long closing a connection may take.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Headers of one hop, which HTTP/2 does not have (RFC 9113, section 8.2.2).
+/// Hop-by-hop headers, which HTTP/2 does not allow (RFC 9113, section 8.2.2).
 const HOP_BY_HOP_HEADERS: [HeaderName; 5] = [
     header::CONNECTION,
     HeaderName::from_static("keep-alive"),
@@ -54,7 +55,7 @@ const HOP_BY_HOP_HEADERS: [HeaderName; 5] = [
     header::UPGRADE,
 ];
 
-/// Serves a connection until it ends. It takes no new request once `stopped` is true.
+/// Serves a connection until it ends. It accepts no new request once `stopped` is true.
 pub(crate) async fn serve<S>(state: Arc<EdgeState>, stream: S, client: u64, mut stopped: watch::Receiver<bool>)
 where
     S: AsyncRead + AsyncWrite + Unpin,
@@ -71,7 +72,7 @@ where
     let handshake = builder.handshake::<_, Bytes>(ReadTimed::new(stream, HeaderBlockTimer::new(header_timeout)));
     let Ok(Ok(mut connection)) = tokio::time::timeout(header_timeout, handshake).await else { return };
     let mut pings = connection.ping_pong();
-    let mut pinged: Option<Instant> = None;
+    let mut ping_sent_at: Option<Instant> = None;
     let mut next_ping = Instant::now() + PING_INTERVAL;
     let mut streams = JoinSet::new();
     let mut is_stopping = false;
@@ -101,16 +102,16 @@ where
                 }
                 None => return,
             },
-            pong = poll_fn(|cx| poll_pong(&mut pings, cx)), if pinged.is_some() => match pong {
-                Ok(()) => (pinged, next_ping) = (None, Instant::now() + PING_INTERVAL),
-                Err(_) => pinged = None,
+            pong = poll_fn(|cx| poll_pong(&mut pings, cx)), if ping_sent_at.is_some() => match pong {
+                Ok(()) => (ping_sent_at, next_ping) = (None, Instant::now() + PING_INTERVAL),
+                Err(_) => ping_sent_at = None,
             },
-            () = tokio::time::sleep_until(pinged.map_or(next_ping, |at| at + PONG_TIMEOUT)) => match pinged {
+            () = tokio::time::sleep_until(ping_sent_at.map_or(next_ping, |at| at + PONG_TIMEOUT)) => match ping_sent_at {
                 Some(_) => return tracing::debug!("a connection ended early: its peer did not answer a ping"),
                 None => {
                     next_ping = Instant::now() + PING_INTERVAL;
                     let sent = pings.as_mut().is_some_and(|pings| pings.send_ping(Ping::opaque()).is_ok());
-                    pinged = sent.then(Instant::now);
+                    ping_sent_at = sent.then(Instant::now);
                 }
             },
             () = tokio::time::sleep_until(idle_until), if is_idle && !is_stopping => {
@@ -145,7 +146,7 @@ async fn serve_stream(
         let length = request.headers().get(CONTENT_LENGTH).and_then(|length| length.to_str().ok()?.parse().ok());
         request.map(|body| body.with_length(length))
     };
-    // Boxed as a trait object: as a part of this future its type exceeds the compiler's recursion limit.
+    // Boxed as a trait object, since the type of this future would otherwise exceed the compiler's recursion limit.
     let handling: Pin<Box<dyn Future<Output = EdgeResponse> + Send + '_>> =
         Box::pin(dispatch::handle(state, request, client));
     let response = tokio::select! {
@@ -161,12 +162,12 @@ async fn serve_stream(
         return;
     }
     match send_body(&mut stream, &mut body, write_timeout).await {
-        Ok(()) | Err(SendError::Gone) => {}
+        Ok(()) | Err(SendError::Disconnected) => {}
         Err(SendError::Stalled) => {
             counter!("weir_http_stalled_total").increment(1);
             stream.send_reset(Reason::CANCEL);
         }
-        Err(SendError::Cut(error)) => {
+        Err(SendError::Body(error)) => {
             tracing::debug!(%error, "a response is cut short");
             stream.send_reset(Reason::INTERNAL_ERROR);
         }
@@ -191,14 +192,15 @@ fn complete_head(headers: &mut HeaderMap, body: &ResponseBody) {
 /// Why the rest of a response is not sent.
 enum SendError {
     /// The client has cancelled the stream or disconnected.
-    Gone,
+    Disconnected,
     /// The client does not read.
     Stalled,
     /// The body failed.
-    Cut(BodyError),
+    Body(BodyError),
 }
 
-/// Sends a body. h2 gets only as many bytes as the client has room for, so that a client that does not read is noticed here.
+/// Sends a body. h2 gets only as many bytes as the client's flow control window allows, so that a client that does not
+/// read is detected here.
 async fn send_body(
     stream: &mut SendStream<Bytes>,
     body: &mut ResponseBody,
@@ -208,17 +210,17 @@ async fn send_body(
         let frame = tokio::select! {
             biased;
             frame = poll_fn(|cx| Pin::new(&mut *body).poll_frame(cx)) => frame,
-            _ = poll_fn(|cx| stream.poll_reset(cx)) => return Err(SendError::Gone),
+            _ = poll_fn(|cx| stream.poll_reset(cx)) => return Err(SendError::Disconnected),
         };
         let frame = match frame {
-            None => return stream.send_data(Bytes::new(), true).map_err(|_| SendError::Gone),
-            Some(Err(error)) => return Err(SendError::Cut(error)),
+            None => return stream.send_data(Bytes::new(), true).map_err(|_| SendError::Disconnected),
+            Some(Err(error)) => return Err(SendError::Body(error)),
             Some(Ok(frame)) => frame,
         };
         let mut data = match frame.into_data() {
             Ok(data) => data,
             Err(frame) => match frame.into_trailers() {
-                Ok(trailers) => return stream.send_trailers(trailers).map_err(|_| SendError::Gone),
+                Ok(trailers) => return stream.send_trailers(trailers).map_err(|_| SendError::Disconnected),
                 Err(_) => continue,
             },
         };
@@ -226,7 +228,7 @@ async fn send_body(
             let room = room(stream, data.len(), write_timeout).await?;
             let piece = data.split_to(room.min(data.len()));
             let is_last = data.is_empty() && body.is_end_stream();
-            stream.send_data(piece, is_last).map_err(|_| SendError::Gone)?;
+            stream.send_data(piece, is_last).map_err(|_| SendError::Disconnected)?;
             if is_last {
                 return Ok(());
             }
@@ -234,15 +236,15 @@ async fn send_body(
     }
 }
 
-/// Waits until the client has room, and returns how many bytes.
-async fn room(stream: &mut SendStream<Bytes>, wanted: usize, write_timeout: Duration) -> Result<usize, SendError> {
-    stream.reserve_capacity(wanted);
+/// Waits until the client's flow control window has room, and returns the number of bytes.
+async fn room(stream: &mut SendStream<Bytes>, bytes: usize, write_timeout: Duration) -> Result<usize, SendError> {
+    stream.reserve_capacity(bytes);
     let waiting = async {
         loop {
             match stream.capacity() {
                 0 => match poll_fn(|cx| stream.poll_capacity(cx)).await {
                     Some(Ok(_)) => {}
-                    Some(Err(_)) | None => return Err(SendError::Gone),
+                    Some(Err(_)) | None => return Err(SendError::Disconnected),
                 },
                 room => return Ok(room),
             }

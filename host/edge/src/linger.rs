@@ -1,9 +1,9 @@
-//! The end of a connection whose client may still be sending.
+//! Closes a connection whose client may still be sending.
 //!
-//! A socket that is closed while it holds unread bytes is reset, and a reset removes what the client has not read yet: the answer to
-//! a request whose body was not read would be lost. So the server ends its own direction first, then reads and discards until
-//! the client closes, within bounds (RFC 9112, section 9.6). [`WatchedBody`] shows whether a body was read; where it was not, the
-//! response has `Connection: close`.
+//! A socket that is closed with unread bytes is reset, and a reset discards what the client has not read yet: the
+//! response to a request whose body was not read would be lost. So the server ends its own direction first, then reads
+//! and discards until the client closes, within bounds (RFC 9112, section 9.6). [`WatchedBody`] records whether a body
+//! was read; if it was not, the response has `Connection: close`.
 
 use std::future::poll_fn;
 use std::pin::Pin;
@@ -21,42 +21,43 @@ use tokio::time::Instant;
 
 use crate::share::SharedPool;
 
-/// How long a client may send after its last response, and how long it may pause.
+/// How long a client may send after its last response, and the longest pause in it.
 const LINGER_TIMEOUT: Duration = Duration::from_secs(10);
 const LINGER_IDLE_TIMEOUT: Duration = Duration::from_secs(2);
 /// How long it may send while the server stops.
 const LINGER_STOPPING_TIMEOUT: Duration = Duration::from_millis(250);
-/// Bytes that are discarded before the connection is closed all the same.
+/// Most bytes that are discarded before the connection is closed.
 const LINGER_BYTES_MAX: usize = 64 << 20;
 const READ_BYTES: usize = 16 << 10;
-/// Bytes of an unread body that are discarded so that its connection can carry further requests.
+/// Most bytes of an unread body that are discarded so that its connection can carry further requests.
 const DISCARDED_BODY_BYTES_MAX: usize = 64 << 10;
-/// How often a body is polled that has nothing: hyper reads from the socket between two polls.
+/// How often a body without available bytes is polled: hyper reads from the socket between two polls.
 const EMPTY_POLLS_MAX: u32 = 3;
 
-/// Ends a connection: sends everything that was written and the end of the stream, then discards what the client sends until it
-/// closes the connection or reaches a bound. Closes at once while too many connections linger, or too many of this client.
+/// Ends a connection: sends everything that was written and the end of the stream, then discards what the client sends
+/// until it closes the connection or a bound is reached. Closes immediately if too many connections linger, of all
+/// clients or of this one.
 pub(crate) async fn close<S>(stream: &mut S, lingering: &Arc<SharedPool>, client: u64, stopped: watch::Receiver<bool>)
 where
     S: AsyncRead + AsyncWrite + Unpin,
 {
     let Ok(_permit) = lingering.try_take(client) else { return };
-    let started = Instant::now();
-    let discarding = discard(stream);
-    tokio::pin!(discarding);
+    let start = Instant::now();
+    let discard_future = discard(stream);
+    tokio::pin!(discard_future);
     tokio::select! {
-        () = &mut discarding => return,
-        () = tokio::time::sleep_until(started + LINGER_TIMEOUT) => return,
+        () = &mut discard_future => return,
+        () = tokio::time::sleep_until(start + LINGER_TIMEOUT) => return,
         () = is_true(stopped) => {}
     }
-    let _ = tokio::time::timeout_at(started + LINGER_TIMEOUT, async {
-        let _ = tokio::time::timeout(LINGER_STOPPING_TIMEOUT, discarding).await;
+    let _ = tokio::time::timeout_at(start + LINGER_TIMEOUT, async {
+        let _ = tokio::time::timeout(LINGER_STOPPING_TIMEOUT, discard_future).await;
     })
     .await;
 }
 
 async fn discard<S: AsyncRead + AsyncWrite + Unpin>(stream: &mut S) {
-    // An error means that the connection is gone.
+    // An error means that the connection is already closed.
     if stream.shutdown().await.is_err() {
         return;
     }
@@ -75,19 +76,19 @@ async fn is_true(mut flag: watch::Receiver<bool>) {
     let _ = flag.wait_for(|flag| *flag).await;
 }
 
-/// The body of a request; a [`BodyWatch`] shows whether it was read.
+/// The body of a request; its [`BodyWatch`] shows whether it was read.
 pub(crate) struct WatchedBody<B: Body<Data = Bytes> + Unpin> {
-    /// `None` only while it is dropped.
+    /// `None` after its end or an error.
     body: Option<B>,
     state: Arc<Mutex<BodyState<B>>>,
 }
 
 enum BodyState<B> {
-    /// Somebody may read it.
+    /// The body is not dropped and may still be read.
     Open,
-    /// It was read to its end, or an error was found in it.
+    /// The body was read to its end or to an error.
     Ended,
-    /// It was dropped before its end.
+    /// The body was dropped before its end.
     Unread(B),
 }
 
@@ -109,21 +110,23 @@ impl<B: Body<Data = Bytes> + Unpin> WatchedBody<B> {
 }
 
 impl<B: Body<Data = Bytes> + Unpin> BodyWatch<B> {
-    /// Discards what has already arrived of a body that was dropped. Returns whether the connection can carry a further request.
+    /// Discards the arrived bytes of a body that was dropped. Returns whether the connection can carry a further
+    /// request.
     pub(crate) async fn discard_unread(self) -> bool {
         let state =
             std::mem::replace(&mut *self.state.lock().unwrap_or_else(PoisonError::into_inner), BodyState::Ended);
         match state {
-            // It is read while the response is sent. Should it be dropped then, hyper closes the connection after the response.
+            // The body is read while the response is sent. If it is dropped then, hyper closes the connection after the
+            // response.
             BodyState::Open | BodyState::Ended => true,
-            // The client sends no body after the response that it waited for, or all of it.
+            // Whether the client sends the body after the response that it waited for is unknown.
             BodyState::Unread(_) if self.expects_continue => false,
             BodyState::Unread(body) => discard_arrived(body).await,
         }
     }
 }
 
-/// Discards what has arrived of a body; whether that was all of it.
+/// Discards the arrived bytes of a body; returns whether that was the whole body.
 async fn discard_arrived<B: Body<Data = Bytes> + Unpin>(mut body: B) -> bool {
     if body.size_hint().lower() > DISCARDED_BODY_BYTES_MAX as u64 {
         return false;

@@ -1,13 +1,15 @@
-//! Every metric of the process, described once: for the help texts of `/metrics` and for `docs/reference/metrics.md`.
+//! The descriptions of all metrics of the process, for the help texts of `/metrics` and for
+//! `docs/reference/metrics.md`.
 
-/// What a metric does over time.
+/// The type of a metric.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum MetricKind {
     /// Only grows; its name ends with `_total`.
     Counter,
     /// Goes up and down.
     Gauge,
-    /// Counts values by upper bounds: durations in seconds, where its name ends with `_seconds`, or items of a batch.
+    /// Counts values by upper bounds: durations in seconds if its name ends with `_seconds`, otherwise items of a
+    /// batch.
     Histogram,
 }
 
@@ -19,7 +21,7 @@ pub(crate) struct Metric {
     /// The names of its labels.
     #[cfg_attr(
         not(test),
-        expect(dead_code, reason = "the reference names them; the help texts have no room for them")
+        expect(dead_code, reason = "used by the reference only; the help texts do not name labels")
     )]
     pub(crate) labels: &'static [&'static str],
     pub(crate) help: &'static str,
@@ -32,39 +34,39 @@ pub(crate) const METRICS: &[Metric] = &[
     counter("weir_adapter_reconnects_total", &["adapter"], "connections of an adapter that were lost or failed"),
     counter("weir_adapter_record_bytes_total", &["adapter"], "bytes of the records that an adapter has read"),
     counter("weir_adapter_records_total", &["adapter"], "records that an adapter has read"),
-    gauge("weir_adapter_remaining", &["adapter"], "bytes left in the files of an adapter, where that is known"),
+    gauge("weir_adapter_remaining", &["adapter"], "unread bytes in the files of an adapter, if that is known"),
     counter("weir_adapter_result_bytes_total", &["adapter"], "bytes of the results that an adapter has written"),
     counter("weir_adapter_results_total", &["adapter"], "results that an adapter has written"),
     gauge("weir_adapter_state", &["adapter", "state"], "1 for the state that an adapter is in"),
     counter("weir_events_appended_total", &[], "events appended to channels"),
-    gauge("weir_events_channels", &[], "channels in the store"),
+    gauge("weir_events_channels", &[], "channels in memory"),
     counter("weir_events_closed_slow_total", &[], "subscribers closed because they read too slowly"),
     counter("weir_events_coalesced_total", &[], "progress events that a later one replaced for a slow subscriber"),
     counter("weir_events_delivered_total", &[], "events delivered to subscribers"),
-    counter("weir_events_evicted_total", &[], "events removed from channels by age, number or size"),
+    counter("weir_events_evicted_total", &[], "channels removed to make room for others"),
     counter("weir_events_gaps_total", &[], "gaps delivered to subscribers"),
     counter("weir_events_published_total", &["kind", "event"], "events published here"),
     gauge("weir_events_subscribers", &[], "subscribers of channels"),
     counter("weir_gateway_instances_lost_total", &[], "gateway instances lost to a trap or a limit"),
-    counter("weir_gateway_instances_total", &[], "gateway instances made"),
+    counter("weir_gateway_instances_total", &[], "gateway instances created"),
     counter("weir_generate_cached_tokens_total", &["model"], "tokens of prompts that were in the cache"),
     counter("weir_generate_failures_total", &["model"], "requests for generated text answered with a failure"),
     histogram("weir_generate_first_token_seconds", &["model"], "time from a request to its first token"),
     gauge("weir_generate_pages_free", &["model"], "pages of the cache that no sequence uses"),
     counter("weir_generate_prefill_tokens_total", &["model"], "tokens of prompts that were computed"),
     counter("weir_generate_prompt_tokens_total", &["model"], "tokens of prompts, those in the cache included"),
-    gauge("weir_generate_ready", &["model"], "1 while the model can answer"),
+    gauge("weir_generate_ready", &["model"], "1 while the model is ready"),
     counter(
         "weir_generate_requests_cancelled_total",
         &["model"],
-        "requests that were cancelled, or whose client was gone",
+        "requests that were cancelled or whose client disconnected",
     ),
     counter("weir_generate_requests_overloaded_total", &["model"], "requests refused because the queue was full"),
-    gauge("weir_generate_requests_queued", &["model"], "requests that have not begun"),
-    gauge("weir_generate_requests_running", &["model"], "requests that have begun and not ended"),
+    gauge("weir_generate_requests_queued", &["model"], "requests that have not started"),
+    gauge("weir_generate_requests_running", &["model"], "requests that have started and not ended"),
     counter("weir_generate_requests_total", &["model"], "requests for generated text"),
-    counter("weir_generate_restarts_total", &["model"], "instances of the generate component lost and made anew"),
-    histogram("weir_generate_step_seconds", &["model"], "steps: one token of every text, and parts of prompts"),
+    counter("weir_generate_restarts_total", &["model"], "instances of the generate component lost and replaced"),
+    histogram("weir_generate_step_seconds", &["model"], "time of a step: one token of every text, and parts of prompts"),
     counter("weir_generate_tokens_total", &["model"], "tokens generated"),
     gauge("weir_http_connections_held", &[], "connections held for subscribers, without a guest"),
     gauge("weir_http_connections_open", &[], "connections open"),
@@ -73,12 +75,12 @@ pub(crate) const METRICS: &[Metric] = &[
     counter("weir_http_rejected_total", &[], "requests answered 503 because the server was full"),
     gauge("weir_http_requests_open", &[], "requests in progress, bodies included"),
     counter("weir_http_requests_total", &["method", "status"], "requests answered"),
-    counter("weir_http_stalled_total", &[], "connections and streams cut off because the client sent or took nothing"),
-    histogram("weir_infer_batch_items", &["model"], "items whose outcomes a replica gave at once"),
+    counter("weir_http_stalled_total", &[], "connections and streams closed because the client did not send or read"),
+    histogram("weir_infer_batch_items", &["model"], "items whose outcomes a replica returned together"),
     gauge("weir_infer_circuit_open", &["model"], "1 while the circuit breaker is open"),
     counter("weir_infer_failures_total", &["model"], "items answered with a failure by a replica"),
     histogram("weir_infer_item_seconds", &["model"], "time from an item's arrival to its outcome"),
-    counter("weir_infer_items_abandoned_total", &["model"], "items never computed because their caller was gone"),
+    counter("weir_infer_items_abandoned_total", &["model"], "items not computed because their caller disconnected"),
     counter("weir_infer_items_circuit_open_total", &["model"], "items refused while the circuit breaker was open"),
     counter("weir_infer_items_expired_total", &["model"], "items whose deadline passed before they were computed"),
     counter(
@@ -86,22 +88,22 @@ pub(crate) const METRICS: &[Metric] = &[
         &["model"],
         "items refused because the queue was full or too slow for their deadline",
     ),
-    counter("weir_infer_items_retried_total", &["model"], "items tried again"),
+    counter("weir_infer_items_retried_total", &["model"], "retries of items"),
     counter("weir_infer_items_throttled_total", &["model"], "items refused because their client had its share"),
-    counter("weir_infer_items_total", &["model"], "items handed to a replica"),
+    counter("weir_infer_items_total", &["model"], "items assigned to a replica"),
     gauge("weir_infer_queue_items", &["model"], "items waiting"),
     gauge("weir_infer_queue_tokens", &["model"], "tokens waiting, as estimated from bytes"),
-    counter("weir_infer_replica_hangs_total", &["model"], "replicas replaced because they were silent for too long"),
-    counter("weir_infer_replica_restarts_total", &["model"], "replicas lost and made anew"),
-    gauge("weir_infer_replicas_ready", &["model"], "replicas that have answered"),
+    counter("weir_infer_replica_hangs_total", &["model"], "replicas replaced because they gave no outcome in time"),
+    counter("weir_infer_replica_restarts_total", &["model"], "replicas lost and replaced"),
+    gauge("weir_infer_replicas_ready", &["model"], "replicas that are ready"),
     gauge("weir_infer_threads_hanging", &["model"], "threads of replaced replicas that have not ended yet"),
     counter("weir_infer_tokens_total", &["model"], "tokens computed"),
     counter("weir_keeper_lost_total", &[], "stateful gateway instances lost to a trap or a limit"),
     counter("weir_pipeline_executions_total", &["outcome"], "executions that have ended"),
     histogram("weir_pipeline_seconds", &[], "time from the start of an execution to its completion"),
-    histogram("weir_pipeline_step_seconds", &["kind"], "completed attempts of steps"),
+    histogram("weir_pipeline_step_seconds", &["kind"], "time of completed attempts of steps"),
     counter("weir_pipeline_steps_total", &["outcome"], "steps of executions that have ended"),
-    counter("weir_step_calls_total", &["step", "outcome"], "calls of components that are steps"),
+    counter("weir_step_calls_total", &["step", "outcome"], "calls of step components"),
     gauge("weir_websockets_open", &[], "WebSockets open"),
 ];
 
@@ -150,13 +152,13 @@ server](../guides/operate.md#metrics). A metric appears once it has a value.
     }
 
     /// Adds the names of metrics in the sources below a folder: literals that begin with `weir_` and a subject.
-    fn recorded(folder: &Path, names: &mut BTreeSet<String>) {
+    fn collect_names(folder: &Path, names: &mut BTreeSet<String>) {
         const SUBJECTS: [&str; 10] =
             ["adapter", "events", "gateway", "generate", "http", "infer", "keeper", "pipeline", "step", "websockets"];
         for entry in std::fs::read_dir(folder).unwrap() {
             let path = entry.unwrap().path();
             if path.is_dir() {
-                recorded(&path, names);
+                collect_names(&path, names);
             } else if path.extension().is_some_and(|end| end == "rs") && !path.ends_with("metric.rs") {
                 let source = std::fs::read_to_string(&path).unwrap();
                 let literals = source.split("\"weir_").skip(1).filter_map(|rest| rest.split('"').next());
@@ -171,11 +173,11 @@ server](../guides/operate.md#metrics). A metric appears once it has a value.
         let host = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap();
         let mut names = BTreeSet::new();
         for folder in ["adapters/src", "edge/src", "runtime/src", "events/src", "nn/src", "cli/src"] {
-            recorded(&host.join(folder), &mut names);
+            collect_names(&host.join(folder), &mut names);
         }
-        let described: Vec<&str> = METRICS.iter().map(|metric| metric.name).collect();
-        assert!(described.is_sorted(), "METRICS is not sorted by name");
-        assert_eq!(names.iter().map(String::as_str).collect::<Vec<_>>(), described);
+        let described_names: Vec<&str> = METRICS.iter().map(|metric| metric.name).collect();
+        assert!(described_names.is_sorted(), "METRICS is not sorted by name");
+        assert_eq!(names.iter().map(String::as_str).collect::<Vec<_>>(), described_names);
         for metric in METRICS {
             assert_eq!(metric.name.ends_with("_total"), metric.kind == MetricKind::Counter, "{}", metric.name);
             let is_histogram = metric.name.ends_with("_seconds") || metric.name.ends_with("_batch_items");

@@ -7,7 +7,7 @@ pub(crate) const HEADER: HeaderName = HeaderName::from_static("x-request-id");
 /// Longest id of a client.
 const LENGTH_MAX: usize = 128;
 
-/// The client's id if it is valid, else a new one.
+/// The client's id if it is valid, otherwise a new one.
 pub(crate) fn of(headers: &HeaderMap, generate: impl FnOnce() -> String) -> String {
     let given = headers.get(HEADER).and_then(|value| value.to_str().ok());
     match given {

@@ -1,4 +1,4 @@
-//! What a request is answered with, and the responses that the host makes itself.
+//! The response to a request, and the responses of the host itself.
 
 use bytes::Bytes;
 use http::header::{ALLOW, CACHE_CONTROL, CONNECTION, CONTENT_TYPE, HeaderName, HeaderValue, RETRY_AFTER, VARY};
@@ -13,9 +13,9 @@ use crate::share::Permit;
 use crate::sse::hold::HeldResponse;
 use crate::websocket::connection::Upgrade;
 
-/// What a request is answered with.
+/// The response to a request.
 pub(crate) enum EdgeResponse {
-    /// A response as HTTP has it.
+    /// An ordinary HTTP response.
     Http(Response<ResponseBody>),
     /// A stream of events that this host feeds.
     Held(Box<HeldResponse>),
@@ -24,10 +24,10 @@ pub(crate) enum EdgeResponse {
 }
 
 impl EdgeResponse {
-    /// The response for a connection that carries other requests too: a held stream is a body like any other.
+    /// The response on a connection that also carries other requests: a held stream becomes an ordinary body.
     pub(crate) fn into_http(self) -> Response<ResponseBody> {
         match self {
-            // Only HTTP/1.1 has upgrades of this kind, and its connection takes the other half itself.
+            // Upgrades of this kind exist in HTTP/1.1 only, whose connection handles the upgrade before this is called.
             Self::Http(response) | Self::WebSocket(response, _) => response,
             Self::Held(held) => {
                 let HeldResponse { head, first, feed } = *held;
@@ -51,7 +51,7 @@ impl EdgeResponse {
     }
 }
 
-/// A problem before or behind the gateway component.
+/// A problem that the host reports instead of the gateway component.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum EdgeProblem {
     /// As many requests are open as the configuration allows.
@@ -60,7 +60,7 @@ pub(crate) enum EdgeProblem {
     ClientShare,
     /// The server is stopping.
     Draining,
-    /// A WebSocket of another version.
+    /// The WebSocket version of the client is not supported.
     WebSocketVersion,
     /// The instance that had the request was lost.
     InstanceLost,
@@ -71,7 +71,7 @@ pub(crate) enum EdgeProblem {
 }
 
 impl EdgeProblem {
-    /// The status, the code, the detail, and whether retrying helps.
+    /// The status, the code, the detail, and whether a retry may help.
     fn parts(self) -> (StatusCode, &'static str, &'static str, bool) {
         match self {
             Self::Full => (
@@ -107,7 +107,7 @@ impl EdgeProblem {
     }
 }
 
-/// A problem as a response (RFC 9457), in the form that the gateway component gives them.
+/// A problem as a response (RFC 9457), in the same form as problems of the gateway component.
 pub(crate) fn edge_problem(problem: EdgeProblem, request_id: &str) -> Response<ResponseBody> {
     let (status, code, detail, retryable) = problem.parts();
     let body = serde_json::json!({
@@ -127,7 +127,7 @@ pub(crate) fn edge_problem(problem: EdgeProblem, request_id: &str) -> Response<R
     response
 }
 
-/// A problem as a response, in place of one that the gateway gave: the CORS headers of that one are kept.
+/// A problem as a response that replaces one of the gateway, whose CORS headers it copies.
 pub(crate) fn replacing_problem(problem: &Problem, replaced: &HeaderMap, request_id: &str) -> Response<ResponseBody> {
     let mut response = problem_response(problem, request_id);
     let is_cors = |name: &HeaderName| name == VARY || name.as_str().starts_with("access-control-");
@@ -152,7 +152,8 @@ pub(crate) fn problem_response(problem: &Problem, request_id: &str) -> Response<
     response
 }
 
-/// As [`problem_response`], for a request whose end cannot be found: HTTP/1.1 closes the connection after the response.
+/// As [`problem_response`], for a request whose end cannot be determined: HTTP/1.1 closes the connection after the
+/// response.
 pub(crate) fn closing_problem(problem: &Problem, version: Version, request_id: &str) -> Response<ResponseBody> {
     let mut response = problem_response(problem, request_id);
     if version < Version::HTTP_2 {

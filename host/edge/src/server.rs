@@ -1,4 +1,4 @@
-//! The HTTP listener: accepts connections, bounds them, and drains at the end.
+//! The HTTP listener: accepts connections, bounds them, and drains them when the server stops.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -16,7 +16,7 @@ use crate::error::ServeError;
 use crate::observe::Observer;
 use crate::state::EdgeState;
 
-/// A socket that listens. Connections wait in the kernel until a [`Server`] serves them.
+/// A listening socket. Connections wait in the kernel until a [`Server`] serves them.
 pub struct Listener {
     socket: TcpListener,
     address: SocketAddr,
@@ -64,8 +64,9 @@ impl Server {
         Ok(Self { listener: listener.socket, state: Arc::new(state) })
     }
 
-    /// Serves until `stop` resolves. Then reports not ready, answers only probes, lets open requests finish within
-    /// `http.drain_timeout_ms`, and cuts the rest. Returns how many requests were cut, held connections of subscribers included.
+    /// Serves until `stop` resolves. Then reports not ready, answers only probes, waits up to `http.drain_timeout_ms`
+    /// for open requests, and aborts the remaining ones. Returns the number of aborted requests, including held
+    /// connections of subscribers.
     pub async fn serve(self, stop: impl Future<Output = ()>) -> usize {
         let Self { listener, state } = self;
         let connections = Arc::new(Semaphore::new(state.config.connections_max as usize));
@@ -76,21 +77,21 @@ impl Server {
         state.drain();
         state.runtime.drain();
         let deadline = Instant::now() + Duration::from_millis(state.config.drain_timeout_ms);
-        let finished = async {
-            state.requests.none().await;
-            state.subscribers.none().await;
+        let drained = async {
+            state.requests.wait_idle().await;
+            state.subscribers.wait_idle().await;
         };
-        let finished = async { drop(tokio::time::timeout_at(deadline.into(), finished).await) };
-        accept_until(finished, &listener, &connections, &state, &stopped, &mut tasks).await;
+        let drained = async { drop(tokio::time::timeout_at(deadline.into(), drained).await) };
+        accept_until(drained, &listener, &connections, &state, &stopped, &mut tasks).await;
         drop(listener);
 
-        let cut = state.requests.taken() + state.subscribers.held();
-        // The last bytes of responses may still be unsent; idle connections are closed.
+        let cut_count = state.requests.taken() + state.subscribers.held();
+        // Connections send the last bytes of their responses; idle ones are closed.
         let flush = deadline.saturating_duration_since(Instant::now()).max(Duration::from_millis(100));
         let _ = stopping.send(true);
         let _ = tokio::time::timeout(flush, async { while tasks.join_next().await.is_some() {} }).await;
         tasks.shutdown().await;
-        cut
+        cut_count
     }
 }
 
@@ -113,7 +114,7 @@ async fn accept_until(
         };
         let Some((stream, accept_permit)) = accepted else { continue };
         let client = stream.peer_addr().map_or(0, |address| connection::client_number(address.ip()));
-        // Closed without a response: to answer, the server would have to read a request.
+        // The connection is closed without a response: to answer, the server would have to read a request.
         let Ok(permit) = state.connections.try_take(client) else {
             counter!("weir_http_connections_refused_total").increment(1);
             continue;
@@ -135,7 +136,7 @@ async fn accept(listener: &TcpListener, connections: &Arc<Semaphore>) -> Option<
     match listener.accept().await {
         Ok((stream, _)) => Some((stream, permit)),
         Err(error) => {
-            // Out of file descriptors, or the peer disconnected early: neither ends the server.
+            // For example out of file descriptors, or the peer disconnected early. The server continues.
             tracing::warn!(%error, "a connection could not be accepted");
             tokio::time::sleep(Duration::from_millis(10)).await;
             None

@@ -32,7 +32,7 @@ pub(crate) struct SharedPool {
 }
 
 impl SharedPool {
-    /// `total` permits, of which one client may hold `share_percent`, and at least one.
+    /// A pool of `total` permits, of which one client may hold `share_percent` percent, but at least one.
     pub(crate) fn new(total: u32, share_percent: u32) -> Arc<Self> {
         let share = u64::from(total) * u64::from(share_percent.min(100)) / 100;
         Arc::new(Self {
@@ -43,7 +43,7 @@ impl SharedPool {
         })
     }
 
-    /// Takes a permit for a client that is known by its address.
+    /// Acquires a permit for a client that is identified by its address.
     pub(crate) fn try_take(self: &Arc<Self>, address: u64) -> Result<Permit, PermitRefusal> {
         let permit = self.permits.clone().try_acquire_owned().map_err(|_| PermitRefusal::Total)?;
         let client = ClientKey::Address(address);
@@ -56,13 +56,13 @@ impl SharedPool {
         self.client_max as usize
     }
 
-    /// How many permits are taken.
+    /// The number of permits in use.
     pub(crate) fn taken(&self) -> usize {
         (self.total as usize).saturating_sub(self.permits.available_permits())
     }
 
-    /// Resolves when no permit is taken.
-    pub(crate) async fn none(&self) {
+    /// Resolves when no permit is in use.
+    pub(crate) async fn wait_idle(&self) {
         drop(self.permits.acquire_many(self.total).await);
     }
 
@@ -95,7 +95,7 @@ pub(crate) struct Permit {
 }
 
 impl Permit {
-    /// Counts it for another client from now on, if that client has room in its share.
+    /// Counts the permit for another client from now on, if that client has room in its share.
     pub(crate) fn assign(&mut self, client: ClientKey) -> Result<(), PermitRefusal> {
         if client != self.client {
             self.pool.count(client.clone())?;

@@ -1,4 +1,4 @@
-//! What all connections share.
+//! The state that all connections share.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -16,11 +16,11 @@ use crate::observe::Observer;
 use crate::share::SharedPool;
 use crate::sse::subscribers::Subscribers;
 
-/// Requests to `/livez` and `/readyz` that the component has at once: more than any prober sends.
+/// Most concurrent requests to `/livez` and `/readyz`: more than any prober sends.
 const PROBES_MAX: u32 = 64;
-/// Responses of `/metrics` that are not sent yet.
+/// Most responses of `/metrics` and `/v1/stats` that are not sent yet.
 const SCRAPES_MAX: u32 = 16;
-/// Streams of `/v1/stats` at once.
+/// Most concurrent streams of `/v1/stats`.
 const WATCHERS_MAX: u32 = 256;
 /// One of this many connections may linger.
 const LINGERING_DIVISOR: u32 = 4;
@@ -42,19 +42,19 @@ pub(crate) struct EdgeState {
     pub(crate) scrapes: Arc<SharedPool>,
     /// Streams of `/v1/stats`.
     pub(crate) watchers: Arc<SharedPool>,
-    /// When the process began to serve.
-    pub(crate) began: Instant,
+    /// When the server was created.
+    pub(crate) start_time: Instant,
     pub(crate) subscribers: Subscribers,
     /// Whether events are compressed for clients that accept gzip.
     pub(crate) gzip: bool,
     next_id: AtomicU64,
     draining: AtomicBool,
-    /// Set to true to end WebSockets, which have no end of their own.
+    /// Set to true to close WebSockets, which do not end by themselves.
     pub(crate) closing: watch::Sender<bool>,
 }
 
 impl EdgeState {
-    /// `is_loopback` is true where only this machine reaches the listener.
+    /// `is_loopback` is true if the listener can be reached from this machine only.
     pub(crate) fn new(
         config: &Config,
         is_loopback: bool,
@@ -76,7 +76,7 @@ impl EdgeState {
             probes: SharedPool::new(PROBES_MAX, share),
             scrapes: SharedPool::new(SCRAPES_MAX, share),
             watchers: SharedPool::new(WATCHERS_MAX, share),
-            began: Instant::now(),
+            start_time: Instant::now(),
             subscribers: Subscribers::new(config.events.subscribers_max, share, config.auth.connections_max),
             gzip: config.events.gzip == Switch::On,
             config: http.clone(),
@@ -86,7 +86,7 @@ impl EdgeState {
         })
     }
 
-    /// Takes no new request from now on, and ends WebSockets.
+    /// Accepts no new request from now on, and closes WebSockets.
     pub(crate) fn drain(&self) {
         self.draining.store(true, Ordering::Relaxed);
         self.closing.send_replace(true);
@@ -96,7 +96,7 @@ impl EdgeState {
         self.draining.load(Ordering::Relaxed)
     }
 
-    /// A request id that this process has not given before.
+    /// A request id that is unique in this process.
     pub(crate) fn new_request_id(&self) -> String {
         format!("edge-{:x}-{:x}", std::process::id(), self.next_id.fetch_add(1, Ordering::Relaxed))
     }

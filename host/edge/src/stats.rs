@@ -1,6 +1,5 @@
-//! `GET /v1/stats`: a snapshot of the server as JSON, or one every second as server-sent events, from the metrics of the process.
-//!
-//! Parsing the Prometheus text is for monitoring systems; a page gets numbers with names.
+//! `GET /v1/stats`: a snapshot of the server's metrics as JSON, or one every second as server-sent events. It is meant
+//! for pages, which would otherwise have to parse the Prometheus text format.
 
 use std::collections::BTreeMap;
 use std::pin::Pin;
@@ -18,7 +17,7 @@ use crate::state::EdgeState;
 
 /// The time between two snapshots of a stream.
 const PERIOD: Duration = Duration::from_secs(1);
-/// Snapshots of one stream: its client comes again, and shows its token again.
+/// The snapshots of one stream. Then its client has to connect and to authenticate again.
 const SNAPSHOTS_MAX: u32 = 600;
 
 /// Values of the process that have no labels, by the names of their metrics.
@@ -36,7 +35,7 @@ const FACTS: [(&str, &str); 12] = [
     ("gateway_instances_lost_total", "weir_gateway_instances_lost_total"),
     ("keeper_lost_total", "weir_keeper_lost_total"),
 ];
-/// Values of a model.
+/// Values of each model, by the names of their metrics.
 const MODEL_FACTS: [(&str, &str); 5] = [
     ("queue_items", "weir_infer_queue_items"),
     ("queue_tokens", "weir_infer_queue_tokens"),
@@ -59,7 +58,7 @@ impl<'a> Sample<'a> {
         let Some((name, labels)) = series.split_once('{') else {
             return Some(Self { name: series, labels: Vec::new(), value });
         };
-        // The values are names of models, which have neither quotes nor commas.
+        // The label values that are used are names of models and bounds, which have neither quotes nor commas.
         let labels = labels.strip_suffix('}')?.split(',').filter_map(|label| {
             let (name, value) = label.split_once('=')?;
             Some((name, value.trim_matches('"')))
@@ -72,7 +71,7 @@ impl<'a> Sample<'a> {
     }
 }
 
-/// What is known of a model.
+/// The samples of a model.
 #[derive(Default)]
 struct ModelSamples {
     facts: Map<String, Value>,
@@ -136,7 +135,7 @@ fn snapshot(exposition: &str, uptime: Duration, now: Duration) -> Value {
     Value::Object(stats)
 }
 
-/// A whole number where it is one.
+/// A JSON number, written as an integer if it is one.
 fn number(value: f64) -> Value {
     const WHOLE_MAX: f64 = 9_007_199_254_740_992.0;
     if value.fract() == 0.0 && value.abs() < WHOLE_MAX { json!(value as i64) } else { json!(value) }
@@ -147,25 +146,25 @@ fn milliseconds(seconds: f64) -> f64 {
     (seconds * 1e6).round() / 1e3
 }
 
-/// A quantile of a cumulative histogram, within its bucket in proportion; none of an empty one.
+/// A quantile of a cumulative histogram, interpolated linearly within its bucket; `None` if the histogram is empty.
 fn quantile(buckets: &[(f64, f64)], share: f64) -> Option<f64> {
     let total = buckets.iter().map(|(_, count)| *count).fold(0.0, f64::max);
-    let wanted = total * share;
-    let at = buckets.iter().position(|(_, count)| *count >= wanted).filter(|_| total > 0.0)?;
+    let rank = total * share;
+    let at = buckets.iter().position(|(_, count)| *count >= rank).filter(|_| total > 0.0)?;
     let (low, below) = if at == 0 { (0.0, 0.0) } else { buckets[at - 1] };
     let (high, until) = buckets[at];
-    // Beyond the last bound nothing is known but that.
+    // In the unbounded last bucket the quantile is at least its lower bound.
     if high.is_infinite() || until <= below {
         return Some(if high.is_infinite() { low } else { high });
     }
-    Some(low + (high - low) * (wanted - below) / (until - below))
+    Some(low + (high - low) * (rank - below) / (until - below))
 }
 
 /// The snapshot as a body.
 pub(crate) fn body(state: &EdgeState) -> Bytes {
     state.runtime.report();
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    let stats = snapshot(&state.observer.render(), state.began.elapsed(), now);
+    let stats = snapshot(&state.observer.render(), state.start_time.elapsed(), now);
     Bytes::from(format!("{stats}\n"))
 }
 

@@ -1,8 +1,8 @@
-//! What the channel store takes: from append to delivery, and how many events a second.
+//! Measures the channel store: the latency from append to delivery, and the throughput in events per second.
 //!
-//! `cargo run --release -p weir-events --example measure`; with WEIR_TEST_REDIS_URL=redis://… Redis is measured too, in keys that
-//! begin with `weir-measure:`.
-#![allow(clippy::print_stdout, reason = "it is run to be read")]
+//! `cargo run --release -p weir-events --example measure`; with WEIR_TEST_REDIS_URL=redis://… Redis is measured too, in
+//! keys that begin with `weir-measure:`.
+#![allow(clippy::print_stdout, reason = "the results are printed")]
 
 use std::time::{Duration, Instant};
 
@@ -11,11 +11,11 @@ use weir_core::channels::{ChannelName, Cursor, Delivery, Draft, Retention};
 use weir_events::{EventsConfig, RedisConfig, Store, StoreKind};
 
 /// Events of the paced measurement, ten milliseconds apart.
-const PACED: usize = 300;
+const PACED_EVENTS: usize = 300;
 const SUBSCRIBERS: usize = 1_000;
-/// Publishers of the unpaced one, and how long they publish.
+/// The publishers of the unpaced measurement, and how long they publish.
 const PUBLISHERS: usize = 32;
-const UNPACED: Duration = Duration::from_secs(2);
+const UNPACED_DURATION: Duration = Duration::from_secs(2);
 
 #[tokio::main]
 async fn main() -> Result<()> {
@@ -33,14 +33,14 @@ async fn main() -> Result<()> {
     Ok(())
 }
 
-async fn measure(what: &str, config: EventsConfig) -> Result<()> {
+async fn measure(store_name: &str, config: EventsConfig) -> Result<()> {
     for subscribers in [1, SUBSCRIBERS] {
         let store = Store::open(config.clone()).await?;
         let mut times = latency(&store, &format!("workflow:paced{subscribers}"), subscribers).await?;
         times.sort_unstable();
         let at = |part: f64| times[((times.len() - 1) as f64 * part) as usize];
         println!(
-            "{what}: append to delivery, {subscribers} subscribers, 100 events/s: p50 {:?}, p99 {:?}, most {:?}",
+            "{store_name}: append to delivery, {subscribers} subscribers, 100 events/s: p50 {:?}, p99 {:?}, most {:?}",
             at(0.5),
             at(0.99),
             at(1.0)
@@ -50,28 +50,28 @@ async fn measure(what: &str, config: EventsConfig) -> Result<()> {
     let store = Store::open(config).await?;
     for (publishers, batch) in [(1, 1), (PUBLISHERS, 1), (PUBLISHERS, 16)] {
         let rate = rate(&store, publishers, batch).await?;
-        println!("{what}: {publishers} publishers, {batch} events an append: {rate:.0} events/s");
+        println!("{store_name}: {publishers} publishers, {batch} events an append: {rate:.0} events/s");
     }
     store.close().await?;
     Ok(())
 }
 
-fn data(begun: Instant) -> String {
-    format!("{{\"ns\":{},\"message\":\"{}\"}}", begun.elapsed().as_nanos(), "x".repeat(150))
+fn data(start: Instant) -> String {
+    format!("{{\"ns\":{},\"message\":\"{}\"}}", start.elapsed().as_nanos(), "x".repeat(150))
 }
 
 /// The time from before each append to each delivery.
 async fn latency(store: &Store, channel: &str, subscribers: usize) -> Result<Vec<Duration>> {
     let channel: ChannelName = channel.parse()?;
-    let begun = Instant::now();
+    let start = Instant::now();
     let mut readers = tokio::task::JoinSet::new();
     for _ in 0..subscribers {
         let mut subscription = store.follow(&channel, Cursor::START).await?;
         readers.spawn(async move {
-            let mut times = Vec::with_capacity(PACED);
-            while times.len() < PACED {
+            let mut times = Vec::with_capacity(PACED_EVENTS);
+            while times.len() < PACED_EVENTS {
                 let Some(Delivery::Event { entry, .. }) = subscription.next().await else { break };
-                let now = begun.elapsed();
+                let now = start.elapsed();
                 let sent = entry.data.split([':', ',']).nth(1).and_then(|ns| ns.parse().ok()).unwrap_or_default();
                 times.push(now.saturating_sub(Duration::from_nanos(sent)));
             }
@@ -79,9 +79,9 @@ async fn latency(store: &Store, channel: &str, subscribers: usize) -> Result<Vec
         });
     }
     let mut pace = tokio::time::interval(Duration::from_millis(10));
-    for _ in 0..PACED {
+    for _ in 0..PACED_EVENTS {
         pace.tick().await;
-        store.append(&channel, vec![Draft::new("step_progress", data(begun))]).await?;
+        store.append(&channel, vec![Draft::new("step_progress", data(start))]).await?;
     }
     let mut all = Vec::new();
     while let Some(times) = readers.join_next().await {
@@ -90,9 +90,9 @@ async fn latency(store: &Store, channel: &str, subscribers: usize) -> Result<Vec
     Ok(all)
 }
 
-/// Events a second that are appended and delivered to one subscriber of each publisher's channel.
+/// Events per second that are appended and delivered to one subscriber of each publisher's channel.
 async fn rate(store: &Store, publishers: usize, batch: usize) -> Result<f64> {
-    let begun = Instant::now();
+    let start = Instant::now();
     let mut tasks = tokio::task::JoinSet::new();
     for publisher in 0..publishers {
         let store = store.clone();
@@ -100,8 +100,8 @@ async fn rate(store: &Store, publishers: usize, batch: usize) -> Result<f64> {
         let mut subscription = store.follow(&channel, Cursor::START).await?;
         tasks.spawn(async move {
             let mut count = 0_usize;
-            while begun.elapsed() < UNPACED {
-                let events = (0..batch).map(|_| Draft::new("step_progress", data(begun))).collect();
+            while start.elapsed() < UNPACED_DURATION {
+                let events = (0..batch).map(|_| Draft::new("step_progress", data(start))).collect();
                 store.append(&channel, events).await?;
                 for _ in 0..batch {
                     subscription.next().await.context("the subscription ended")?;
@@ -115,5 +115,5 @@ async fn rate(store: &Store, publishers: usize, batch: usize) -> Result<f64> {
     while let Some(task) = tasks.join_next().await {
         count += task??;
     }
-    Ok(count as f64 / begun.elapsed().as_secs_f64())
+    Ok(count as f64 / start.elapsed().as_secs_f64())
 }

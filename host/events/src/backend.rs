@@ -1,4 +1,4 @@
-//! What every kind of storage takes and reports: the terms of a write, its health, and its usage.
+//! Types that all kinds of storage share: the conditions of a write, the health of a store, and its usage.
 
 use std::sync::Arc;
 
@@ -11,7 +11,8 @@ use crate::config::StoreKind;
 pub struct WriteContext<'a> {
     /// The lease that must be held.
     pub fence: Option<&'a Fence>,
-    /// The user whose share it counts towards; none for the server's own writes, and where users are not identified.
+    /// The user whose share the write counts towards; none for the server's own writes, and where users are not
+    /// identified.
     pub user: Option<&'a str>,
 }
 
@@ -31,8 +32,8 @@ pub struct Health {
     pub ok: bool,
     /// True when memory replaces Redis: new events are visible in this process only, and are not stored.
     pub fallback: bool,
-    /// The reason, for people.
+    /// Why it is not healthy, as text; none when it is.
     pub detail: Option<String>,
-    /// The run of a server elsewhere, where a restart of it may lose acknowledged writes, claims included.
+    /// The run id of the Redis server, if a restart of that server may lose acknowledged writes, claims included.
     pub life: Option<Arc<str>>,
 }

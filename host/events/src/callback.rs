@@ -8,18 +8,18 @@ use weir_core::channels::{ChannelName, Cursor, Delivery};
 use crate::error::Error;
 use crate::store::Store;
 
-/// A function that is called with the deliveries of a channel; dropping this ends it.
+/// A function that is called with the deliveries of a channel, until this is dropped.
 #[derive(Debug)]
 pub struct Callback {
     task: JoinHandle<()>,
 }
 
 impl Callback {
-    /// Ends it. A call in progress is completed.
+    /// Ends the subscription. A call in progress is completed.
     pub fn unsubscribe(self) {}
 
-    /// True when the function is not called any more: the channel had its last event, the subscriber was too slow, or the function
-    /// panicked.
+    /// True when the function is not called any more: the channel is finished, the subscriber was too slow, or the
+    /// function panicked.
     pub fn is_over(&self) -> bool {
         self.task.is_finished()
     }
@@ -33,8 +33,8 @@ impl Drop for Callback {
 
 impl Store {
     /// Calls a function with every event of a channel after a cursor, in order, until the channel's last event or
-    /// [`Delivery::Closed`]. It has a task of its own, so that a slow or panicking function affects no other subscriber. It should not block. Must be
-    /// called in a tokio runtime.
+    /// [`Delivery::Closed`]. The function runs in a task of its own, so that a slow or panicking function affects no
+    /// other subscriber. It should not block. Must be called in a tokio runtime.
     ///
     /// # Errors
     ///

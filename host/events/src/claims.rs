@@ -1,4 +1,4 @@
-//! Claims whose ends are measured by both clocks of a store.
+//! Claims that expire by both clocks of a store.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -7,10 +7,11 @@ use weir_core::channels::ClaimsFull;
 
 use crate::clock::Clock;
 
-/// When a claim ends: when both clocks have passed.
+/// The end of a claim: it is reached when both clocks have passed their time.
 ///
-/// The store clock, so that setting the wall clock ahead ends no claim early. The wall clock, because the ticket that is claimed
-/// expires by it: when it is set back, the ticket is valid for longer, and its claim must be held for as long.
+/// The store clock prevents a wall clock that is set ahead from ending claims early. The wall clock is needed because
+/// the ticket that is claimed expires by it: when it is set back, the ticket is valid for longer, and its claim must be
+/// held for as long.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct ClaimEnd {
     pub(crate) store_ms: u64,
@@ -28,7 +29,7 @@ impl ClaimEnd {
     }
 }
 
-/// Keys that are held, by exactly one caller each.
+/// The claimed keys, each held by exactly one caller.
 #[derive(Debug)]
 pub(crate) struct Claims {
     claims: weir_core::channels::Claims,
@@ -41,7 +42,7 @@ impl Claims {
         Self { claims, wall_ends_ms: HashMap::new() }
     }
 
-    /// Claims a key until an end; false where it is held.
+    /// Claims a key until `end`. Returns false if it is already held.
     pub(crate) fn claim(&mut self, key: &str, end: ClaimEnd, clock: &Clock) -> Result<bool, ClaimsFull> {
         self.expire(clock);
         let now_ms = clock.now_ms();
@@ -52,7 +53,7 @@ impl Claims {
         Ok(claimed)
     }
 
-    /// Claims held.
+    /// The number of claims held.
     pub(crate) fn len(&self) -> usize {
         self.claims.len()
     }
@@ -72,8 +73,8 @@ impl Claims {
     /// Removes claims that have ended, and returns their keys.
     pub(crate) fn expire(&mut self, clock: &Clock) -> Vec<Arc<str>> {
         let (now_ms, wall_ms) = (clock.now_ms(), clock.wall_ms());
-        let mut ended = self.claims.expire(now_ms);
-        ended.retain(|key| {
+        let mut expired = self.claims.expire(now_ms);
+        expired.retain(|key| {
             let left_ms = self.wall_ends_ms.get(key).map_or(0, |end_ms| end_ms.saturating_sub(wall_ms));
             if left_ms > 0 {
                 self.claims.restore(key, now_ms.saturating_add(left_ms));
@@ -82,27 +83,27 @@ impl Claims {
             }
             left_ms == 0
         });
-        ended
+        expired
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::clock::tests::Set;
+    use crate::clock::tests::TestClock;
 
     #[test]
     fn claim_is_held_until_both_clocks_have_passed() {
         for (jump_ms, held_ms) in [(0_i64, 1_000), (1_000_000, 1_000), (-5_000, 6_000)] {
-            let source = Set::at(10_000_000);
+            let source = TestClock::at(10_000_000);
             let clock = Clock::new(source.clone());
             let mut claims = Claims::new(10, 100);
             let claim = |claims: &mut Claims| claims.claim("t", ClaimEnd::after(&clock, 1_000), &clock);
             assert_eq!(claim(&mut claims), Ok(true));
             source.set(10_000_000_u64.saturating_add_signed(jump_ms));
-            source.pass(held_ms - 1);
+            source.advance(held_ms - 1);
             assert_eq!(claim(&mut claims), Ok(false), "{jump_ms}");
-            source.pass(1);
+            source.advance(1);
             assert_eq!(claim(&mut claims), Ok(true), "{jump_ms}");
             claims.release("t");
             assert_eq!(claim(&mut claims), Ok(true), "{jump_ms}");

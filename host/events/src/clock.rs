@@ -1,8 +1,9 @@
 //! The clocks of a store, and the epochs that are derived from them.
 //!
-//! A store has two clocks. The wall clock (milliseconds since 1970) stamps events and may be set at any time. The store clock
-//! measures ages and ends: it starts at the wall clock, advances with the monotonic clock, and continues from its last value when
-//! the store is opened again. So setting the wall clock, in either direction, makes nothing older and hides nothing.
+//! A store has two clocks. The wall clock (milliseconds since 1970) stamps events and may be set at any time. The store
+//! clock measures ages and expiries: it starts at the wall clock, advances with the monotonic clock, and continues from
+//! its last value when the store is opened again. So setting the wall clock, in either direction, expires no event and
+//! hides none.
 
 use std::fmt;
 use std::hash::{BuildHasher, RandomState};
@@ -22,11 +23,11 @@ const WALL_MS_MAX: u64 = (1 << (64 - RANDOM_BITS)) - 1;
 const RESERVED_MS: u64 = 86_400_000;
 const RESERVED: u64 = 1 << 20;
 
-/// A source of times; tests use one that they set.
+/// A source of times; tests use `TestClock`.
 pub(crate) trait TimeSource: Send + Sync + fmt::Debug {
     /// Milliseconds since 1970 by the wall clock.
     fn wall_ms(&self) -> u64;
-    /// Milliseconds since an arbitrary moment of this process, by a clock that is never set.
+    /// Milliseconds since an arbitrary moment in this process, by a clock that is never set.
     fn monotonic_ms(&self) -> u64;
     /// How long the machine has been up, where the system reports it.
     fn uptime(&self) -> Option<Uptime>;
@@ -35,16 +36,16 @@ pub(crate) trait TimeSource: Send + Sync + fmt::Debug {
 /// How long the machine has been up: a clock that continues across processes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Uptime {
-    /// Which start of the machine.
+    /// A hash of the boot id: it differs for each start of the machine.
     pub(crate) boot: u64,
-    /// Since that start, in milliseconds.
+    /// The time since that start, in milliseconds.
     pub(crate) ms: u64,
 }
 
 /// The clocks of this machine.
 #[derive(Debug)]
 struct System {
-    began: Instant,
+    start: Instant,
     boot: Option<u64>,
 }
 
@@ -53,7 +54,7 @@ impl System {
         let id = std::fs::read("/proc/sys/kernel/random/boot_id").ok();
         let hash =
             |id: Vec<u8>| id.iter().fold(0_u64, |sum, byte| sum.wrapping_mul(0x0100_0000_01b3) ^ u64::from(*byte));
-        Self { began: Instant::now(), boot: id.map(hash) }
+        Self { start: Instant::now(), boot: id.map(hash) }
     }
 }
 
@@ -63,7 +64,7 @@ impl TimeSource for System {
     }
 
     fn monotonic_ms(&self) -> u64 {
-        self.began.elapsed().as_millis() as u64
+        self.start.elapsed().as_millis() as u64
     }
 
     fn uptime(&self) -> Option<Uptime> {
@@ -121,33 +122,34 @@ impl Clock {
         Moment { store_ms: self.now_ms(), uptime: self.source.uptime() }
     }
 
-    /// Continues from a moment that a file has stored. The time since then counts if the machine has been up all the time; across a
-    /// restart only the wall clock has measured it, and the wall clock may have been set.
+    /// Continues from a moment that was stored in a file. The time since then counts if the machine was not restarted;
+    /// across a restart only the wall clock has measured it, and the wall clock may have been set.
     pub(crate) fn resume(&self, from: Moment) {
         let since_ms = match (from.uptime, self.source.uptime()) {
             (Some(then), Some(now)) if then.boot == now.boot => now.ms.saturating_sub(then.ms),
             _ => 0,
         };
-        self.begin_at(from.store_ms.saturating_add(since_ms));
+        self.set_store_ms(from.store_ms.saturating_add(since_ms));
     }
 
     /// Sets the store clock.
-    pub(crate) fn begin_at(&self, store_ms: u64) {
+    pub(crate) fn set_store_ms(&self, store_ms: u64) {
         *lock(&self.offset_ms) = store_ms.saturating_sub(self.source.monotonic_ms());
     }
 
-    /// When a value that is put now ends, by the store clock; without a time to live it never does.
+    /// The end of a value that is put now, by the store clock; without a time to live it never ends.
     pub(crate) fn end_ms(&self, ttl_ms: Option<u64>) -> u64 {
         ttl_ms.map_or(Values::<()>::NEVER_MS, |ttl_ms| self.now_ms().saturating_add(ttl_ms))
     }
 
-    /// An epoch that no channel had before: greater than all that this store has assigned or observed ([`Self::observe_epoch`]), even
-    /// if the wall clock was set, and different from that of another process that assigns one in the same millisecond.
+    /// An epoch that no channel had before: greater than all that this store has assigned or observed
+    /// ([`Self::observe_epoch`]), even if the wall clock was set. Its random bits distinguish it from the epoch of
+    /// another process in the same millisecond.
     pub(crate) fn fresh_epoch(&self) -> u64 {
         let random = RandomState::new().hash_one(0) & ((1 << RANDOM_BITS) - 1);
-        let wanted = (self.wall_ms().min(WALL_MS_MAX) << RANDOM_BITS) | random;
-        let wanted = if wanted <= self.epoch_max.load(Ordering::Relaxed) { wanted } else { 0 };
-        let next = |latest: u64| wanted.max(latest.saturating_add(1));
+        let candidate = (self.wall_ms().min(WALL_MS_MAX) << RANDOM_BITS) | random;
+        let candidate = if candidate <= self.epoch_max.load(Ordering::Relaxed) { candidate } else { 0 };
+        let next = |latest: u64| candidate.max(latest.saturating_add(1));
         let update = |latest| Some(next(latest));
         let before = self.epoch_latest.fetch_update(Ordering::Relaxed, Ordering::Relaxed, update);
         next(before.unwrap_or_default())
@@ -163,16 +165,16 @@ impl Clock {
         self.epoch_latest.load(Ordering::Relaxed)
     }
 
-    /// The bound of epochs to reserve in a file, so that the next process starts after all that this one assigns; none where the
-    /// current reservation is sufficient.
+    /// The bound of epochs to reserve in a file, so that the next process starts after all that this one assigns; none
+    /// if the current reservation is sufficient.
     pub(crate) fn epochs_to_reserve(&self) -> Option<u64> {
-        let wanted = |ms: u64, count: u64| {
+        let bound = |ms: u64, count: u64| {
             let by_wall = self.wall_ms().saturating_add(ms).min(WALL_MS_MAX) << RANDOM_BITS;
             by_wall.max(self.epoch_latest()).saturating_add(count)
         };
         let reserved = self.epoch_max.load(Ordering::Relaxed);
-        let short = reserved == u64::MAX || reserved < wanted(RESERVED_MS / 2, RESERVED / 2);
-        short.then(|| wanted(RESERVED_MS, RESERVED))
+        let short = reserved == u64::MAX || reserved < bound(RESERVED_MS / 2, RESERVED / 2);
+        short.then(|| bound(RESERVED_MS, RESERVED))
     }
 
     /// The bound of the epochs that are reserved.
@@ -195,15 +197,15 @@ impl Clock {
 pub(crate) mod tests {
     use super::*;
 
-    /// Clocks that a test sets.
+    /// A source of times that a test sets.
     #[derive(Debug, Default)]
-    pub(crate) struct Set {
+    pub(crate) struct TestClock {
         pub(crate) wall_ms: AtomicU64,
         pub(crate) monotonic_ms: AtomicU64,
         pub(crate) boot: AtomicU64,
     }
 
-    impl TimeSource for Set {
+    impl TimeSource for TestClock {
         fn wall_ms(&self) -> u64 {
             self.wall_ms.load(Ordering::Relaxed)
         }
@@ -217,13 +219,13 @@ pub(crate) mod tests {
         }
     }
 
-    impl Set {
+    impl TestClock {
         pub(crate) fn at(wall_ms: u64) -> Arc<Self> {
             Arc::new(Self { wall_ms: AtomicU64::new(wall_ms), ..Self::default() })
         }
 
         /// Advances both clocks.
-        pub(crate) fn pass(&self, ms: u64) {
+        pub(crate) fn advance(&self, ms: u64) {
             self.wall_ms.fetch_add(ms, Ordering::Relaxed);
             self.monotonic_ms.fetch_add(ms, Ordering::Relaxed);
         }
@@ -244,7 +246,7 @@ pub(crate) mod tests {
 
     #[test]
     fn epochs_grow_when_the_wall_clock_is_set_back_or_far_ahead() {
-        let source = Set::at(1_700_000_000_000);
+        let source = TestClock::at(1_700_000_000_000);
         let clock = Clock::new(source.clone());
         let mut latest = clock.fresh_epoch();
         for wall_ms in [0, 1_600_000_000_000, u64::MAX, 0, 1_700_000_000_001] {
@@ -257,7 +259,7 @@ pub(crate) mod tests {
 
     #[test]
     fn epochs_stay_within_the_reservation() {
-        let source = Set::at(1_700_000_000_000);
+        let source = TestClock::at(1_700_000_000_000);
         let clock = Clock::new(source.clone());
         let reserved = clock.epochs_to_reserve().expect("nothing is reserved yet");
         clock.epochs_reserved(reserved);
@@ -269,21 +271,21 @@ pub(crate) mod tests {
 
     #[test]
     fn store_clock_advances_with_the_monotonic_clock_only() {
-        let source = Set::at(1_000_000);
+        let source = TestClock::at(1_000_000);
         let clock = Clock::new(source.clone());
-        source.pass(500);
+        source.advance(500);
         source.set(9_000_000);
         assert_eq!(clock.now_ms(), 1_000_500);
         source.set(0);
-        source.pass(500);
+        source.advance(500);
         assert_eq!((clock.now_ms(), clock.wall_ms()), (1_001_000, 500));
     }
 
     #[test]
     fn time_between_two_processes_counts_where_the_machine_stayed_up() {
-        let source = Set::at(1_000_000);
+        let source = TestClock::at(1_000_000);
         let moment = Clock::new(source.clone()).moment();
-        source.pass(700);
+        source.advance(700);
         source.set(5);
         let next = Clock::new(source.clone());
         next.resume(moment);

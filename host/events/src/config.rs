@@ -4,13 +4,14 @@ use std::path::PathBuf;
 
 use weir_core::channels::{ChannelName, EventLimits, Retention, Shares};
 
-/// Channels that one user may have at least: an event that names a user is appended to two, the second of which is the user's own.
+/// The minimum share of a user in channels: an event that names a user is appended to its channel and to the user's own
+/// channel.
 const USER_CHANNELS_MIN: usize = 2;
 
 /// Where channels are stored.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum StoreKind {
-    /// In the memory of this process, lost with it.
+    /// In the memory of this process; lost when it ends.
     Memory,
     /// In a file that survives the process.
     Disk,
@@ -23,8 +24,9 @@ pub enum StoreKind {
 pub enum Fallback {
     /// Publishers get an error that asks them to retry.
     None,
-    /// This process holds them, for its own subscribers only, until Redis is available again. They are not written to Redis then: later
-    /// readers see a gap. Claims never fall back, since two servers would both be granted one.
+    /// This process holds them, for its own subscribers only, until Redis is available again. They are not written to
+    /// Redis then: later readers see a gap. Claims never fall back, since two servers could both be granted the same
+    /// one.
     Memory,
 }
 
@@ -35,23 +37,24 @@ pub struct EventsConfig {
     pub store: StoreKind,
     /// The file of the disk store (`events.path`); its folder is created.
     pub path: PathBuf,
-    /// True when acknowledged events must survive a crash (`events.durable`). Disk: an append returns after the fsync that it shares
-    /// with others. Without it the file is flushed every `flush_ms`, and a crash causes a gap in every channel and may restore the
-    /// previous value of a key; claims are always on the disk. Redis: states that the server persists every write (`appendfsync
-    /// always`), so that a channel's sequence continues after a restart of the server; without it a restart causes a gap. Memory: no
-    /// effect.
+    /// True when acknowledged events must survive a crash (`events.durable`). Disk: an append returns after the fsync
+    /// that it shares with others. Without it the file is flushed every `flush_ms`, and a crash causes a gap in every
+    /// channel and may restore the previous value of a key; claims are always on the disk. Redis: states that the
+    /// server persists every write (`appendfsync always`), so that a channel's sequence continues after a restart of
+    /// the server; without it a restart causes a gap. Memory: no effect.
     pub durable: bool,
     /// The connection of the Redis store.
     pub redis: RedisConfig,
-    /// How much of each channel is retained.
+    /// The retention of each channel.
     pub retention: Retention,
     /// The bounds of one append.
     pub limits: EventLimits,
-    /// The most channels, in memory and on disk. Beyond it channels without subscribers are removed, of the user that has the most: finished
-    /// ones first, then the least recently used. Memory is bounded by this times `retention.bytes_max`. The record of a channel's owner does not count: it stays as long
-    /// as the channel has events or subscribers, and is removed with it.
+    /// The most channels, in memory and on disk. Beyond it channels without subscribers are removed, of the user that
+    /// has the most: finished ones first, then the least recently used. Memory is bounded by this times
+    /// `retention.bytes_max`. The owner record of a channel does not count: it stays as long as the channel has events
+    /// or subscribers, and is removed with it.
     pub channels_max: usize,
-    /// The most channels of the disk store that are in memory as well, in addition to followed ones.
+    /// The most channels of the disk store that are in memory as well, not counting followed ones.
     pub resident_channels_max: usize,
     /// The most subscriptions.
     pub subscribers_max: usize,
@@ -65,11 +68,11 @@ pub struct EventsConfig {
     pub claims_max: usize,
     /// The longest that a claim may be held, in milliseconds.
     pub claim_ttl_ms_max: u64,
-    /// The most bytes that values between events may take together, keys and bookkeeping included; in Redis those of all servers
-    /// that share it.
+    /// The most bytes of all values (state), keys and bookkeeping included; in Redis those of all servers that share
+    /// it.
     pub state_bytes_max: usize,
-    /// The most that one user may have of `channels_max` and of `state_bytes_max`, in percent. A channel beyond it replaces one of the
-    /// user's own.
+    /// The most that one user may have of `channels_max`, `state_bytes_max` and `claims_max`, in percent. A channel
+    /// beyond it replaces one of the same user.
     pub user_percent_max: u8,
     /// The most appends and claims in the write queue of the disk store; further callers wait for room in it.
     pub writes_max: usize,
@@ -126,7 +129,7 @@ impl Default for EventsConfig {
 }
 
 impl EventsConfig {
-    /// The channels of all users, of which there are `channels_max`, and of each.
+    /// The bounds of the number of channels: `channels_max` in total, and the share of one user.
     pub(crate) fn channel_shares(&self, channels_max: usize) -> Shares {
         Shares::new(channels_max.max(1), self.user_percent_max).with_user_min(USER_CHANNELS_MIN)
     }

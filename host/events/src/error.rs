@@ -11,11 +11,11 @@ pub enum Error {
     /// The request is wrong; retrying cannot help.
     #[error("{0}")]
     Invalid(String),
-    /// The channel has its last event; retrying cannot help.
+    /// The channel is finished; retrying cannot help.
     #[error("the channel is finished")]
     Finished,
-    /// The lease of the write's fence is not held any more: another owner has acquired it, or it was released. Nothing was written, and
-    /// retrying cannot help.
+    /// The lease of the write's fence is not held any more: another owner has acquired it, or it was released. Nothing
+    /// was written, and retrying cannot help.
     #[error("the lease is not held any more; nothing was written")]
     Fenced,
     /// The request exceeds a bound; retrying it unchanged cannot help.
@@ -29,18 +29,19 @@ pub enum Error {
         /// When to retry.
         retry_after_ms: u64,
     },
-    /// The user has as much as one user may have. Nothing was written; a retry may help once something of the user's is gone.
+    /// The user's share is exhausted. Nothing was written; a retry may help once data of the user has expired or was
+    /// deleted.
     #[error("{reason}; retry in {retry_after_ms} ms")]
     ShareExceeded {
-        /// What the user has, for the log.
+        /// The share and its use, for the log.
         reason: String,
         /// When to retry.
         retry_after_ms: u64,
     },
-    /// All users together have as much as there may be. Nothing was written; a retry may help.
+    /// A bound for all users together is reached. Nothing was written; a retry may help.
     #[error("{reason}; retry in {retry_after_ms} ms")]
     Full {
-        /// What is full, for the log.
+        /// The bound and its use, for the log.
         reason: String,
         /// When to retry.
         retry_after_ms: u64,
@@ -50,9 +51,9 @@ pub enum Error {
     Other(String),
 }
 
-/// When to come back where values take all the room that there is: they go by being deleted or by their end.
+/// When to retry, in milliseconds, if the bound on values is reached: room is made when values expire or are deleted.
 pub(crate) const STATE_RETRY_MS: u64 = 10_000;
-/// When to come back where every channel that fits is in use.
+/// When to retry, in milliseconds, if every channel is in use.
 pub(crate) const CHANNELS_RETRY_MS: u64 = 1_000;
 
 impl Error {
@@ -85,7 +86,7 @@ impl From<ClaimsFull> for Error {
 }
 
 impl Error {
-    /// State does not fit.
+    /// A value does not fit into `events.state_bytes_max` or into the user's share of it.
     pub(crate) fn state(exceeded: ShareExceeded) -> Self {
         let retry_after_ms = STATE_RETRY_MS;
         match exceeded {
@@ -99,7 +100,7 @@ impl Error {
         }
     }
 
-    /// Every channel of a user is followed, and there are as many as one user may have.
+    /// The user's share of channels is exhausted, and all of them are followed.
     pub(crate) fn channel_share(channels_max: usize) -> Self {
         Self::ShareExceeded {
             reason: format!(
@@ -109,7 +110,7 @@ impl Error {
         }
     }
 
-    /// Every channel is followed, and there are as many as there may be.
+    /// The number of channels is at its maximum, and all of them are followed.
     pub(crate) fn channels_full() -> Self {
         let reason = "events.channels_max: every channel that fits is followed".to_owned();
         Self::Full { reason, retry_after_ms: CHANNELS_RETRY_MS }
@@ -124,7 +125,7 @@ pub enum OpenError {
     Folder {
         /// The file.
         path: String,
-        /// Why.
+        /// The error of the system.
         source: std::io::Error,
     },
     /// The file cannot be opened: another process has opened it, or it is not a store.
@@ -132,7 +133,7 @@ pub enum OpenError {
     Database {
         /// The file.
         path: String,
-        /// Why.
+        /// The error of the database.
         source: Box<redb::Error>,
     },
     /// The address of Redis is invalid.
@@ -143,7 +144,8 @@ pub enum OpenError {
     Thread(#[source] std::io::Error),
 }
 
-/// Locks a mutex even if it is poisoned: no holder of these locks panics between two changes, so that the value is consistent.
+/// Locks a mutex even if it is poisoned: no holder of these locks panics between two changes, so the value is
+/// consistent.
 pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -1,11 +1,12 @@
-//! A file to which every event is written as a line of JSON, rotated by size.
+//! The events file: every event is written to it as a line of JSON, and it is rotated by size.
 //!
-//! A line: `{"type","id","channel","time","data"}`, with the time in milliseconds since 1970; where events are missing,
-//! `{"type":"gap","missed":N}`. `FILE` is the newest; when it is full it becomes `FILE.1`, that `FILE.2`, and so on.
+//! A line is `{"type","id","channel","time","data"}`, with the time in milliseconds since 1970, or
+//! `{"type":"gap","missed":N}` where events are missing. `FILE` is the newest file; when it is full it is renamed to
+//! `FILE.1`, `FILE.1` to `FILE.2`, and so on.
 //!
-//! The file has complete lines only: after a failed write, for instance on a full disk, it is truncated to the last complete line,
-//! and the next line that can be written states how many events are missing. A line that a crash left incomplete is cut off when
-//! the file is opened, and counts as one missing event.
+//! The file has complete lines only: after a failed write, for instance on a full disk, it is truncated to the last
+//! complete line, and the next line that can be written states how many events are missing. A line that a crash left
+//! incomplete is cut off when the file is opened, and counts as one missing event.
 
 use std::collections::VecDeque;
 use std::fs::{self, File, OpenOptions};
@@ -15,14 +16,14 @@ use std::time::Duration;
 
 use crate::tap::{Tap, TapItem};
 
-/// The time after a failed write until the next attempt, where no event comes before.
+/// The time after a failed write until the next attempt, if no event comes before.
 const RETRY: Duration = Duration::from_millis(200);
-/// Bytes of waiting lines from which they are written, even if more events wait.
+/// The size of the waiting lines at which they are written, even if more events wait.
 const WRITE_BYTES: usize = 64 * 1024;
 /// Bytes read at a time to find the last complete line.
 const READ_BYTES: u64 = 64 * 1024;
 
-/// Where events are written, and how much is retained.
+/// The location of the events file, and how much of it is retained.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct FileConfig {
     /// The newest file; its folder must exist.
@@ -33,8 +34,8 @@ pub struct FileConfig {
     pub files_max: u32,
 }
 
-/// Opens the file and writes the events of a tap to it, on a thread of its own, until the store is closed. Events that cannot be
-/// written are logged and counted, and delay no publisher.
+/// Opens the file and writes the events of a tap to it, on a thread of its own, until the store is closed. Events that
+/// cannot be written are logged and counted, and delay no publisher.
 ///
 /// # Errors
 ///
@@ -46,15 +47,15 @@ pub fn write_events(config: FileConfig, tap: Tap) -> io::Result<()> {
 
 fn run(mut lines: Lines<RotatedFile>, mut tap: Tap) {
     let mut failing = false;
-    while let Some(tapped) = next(&mut tap, lines.missed > 0) {
+    while let Some(item) = next(&mut tap, lines.missed > 0) {
         let mut written = Ok(());
         // All waiting events share one write.
-        let mut more = Some(tapped);
-        while let Some(tapped) = more {
-            if let Wake::Tapped(tapped) = tapped {
-                written = lines.add(&tapped).and(written);
+        let mut more = Some(item);
+        while let Some(item) = more {
+            if let Wake::Item(item) = item {
+                written = lines.add(&item).and(written);
             }
-            more = tap.try_next().map(Wake::Tapped);
+            more = tap.try_next().map(Wake::Item);
         }
         match lines.flush().and(written) {
             Ok(()) if failing => {
@@ -78,22 +79,23 @@ fn run(mut lines: Lines<RotatedFile>, mut tap: Tap) {
 
 /// Why the writing thread wakes up.
 enum Wake {
-    Tapped(TapItem),
+    Item(TapItem),
     /// A failed write is due for another attempt.
     Retry,
 }
 
-/// The next thing to do; none when the store is closed. While events are missing, it does not wait for the next event to record it.
+/// The next reason to wake up; none when the store is closed. While missing events are not recorded in the file, it
+/// returns [`Wake::Retry`] after [`RETRY`] instead of waiting for the next event.
 fn next(tap: &mut Tap, missing: bool) -> Option<Wake> {
     if !missing {
-        return tap.blocking_next().map(Wake::Tapped);
+        return tap.blocking_next().map(Wake::Item);
     }
     match tap.try_next() {
-        Some(tapped) => Some(Wake::Tapped(tapped)),
+        Some(item) => Some(Wake::Item(item)),
         None if tap.is_closed() => None,
         None => {
             std::thread::sleep(RETRY);
-            Some(tap.try_next().map_or(Wake::Retry, Wake::Tapped))
+            Some(tap.try_next().map_or(Wake::Retry, Wake::Item))
         }
     }
 }
@@ -109,17 +111,17 @@ fn line(channel: &str, entry: &weir_core::channels::Entry) -> String {
     )
 }
 
-/// Files of lines; lines are appended to the newest.
+/// Rotated files of lines; lines are appended to the newest.
 trait Files {
-    /// The maximum size of a file, except for a single larger line.
+    /// The maximum size of a file, unless a single line is larger.
     fn bytes_max(&self) -> u64;
     /// Starts a new file, and removes the oldest where there are too many.
     fn rotate(&mut self) -> io::Result<()>;
     /// Appends bytes to the newest file; returns how many were written.
     fn append(&mut self, bytes: &[u8]) -> io::Result<usize>;
     /// Truncates the newest file.
-    fn cut(&mut self, length: u64) -> io::Result<()>;
-    /// The bytes of the newest file that are complete lines, and its size.
+    fn truncate(&mut self, length: u64) -> io::Result<()>;
+    /// The length of the complete lines of the newest file, and its size, in bytes.
     fn lengths(&mut self) -> io::Result<(u64, u64)>;
 }
 
@@ -150,8 +152,8 @@ impl<F: Files> Lines<F> {
     }
 
     /// Adds an event of a tap, and writes the waiting lines when they are large.
-    fn add(&mut self, tapped: &TapItem) -> io::Result<()> {
-        match tapped {
+    fn add(&mut self, item: &TapItem) -> io::Result<()> {
+        match item {
             TapItem::Event { channel, entry } => {
                 let line = line(channel.as_str(), entry);
                 self.waiting_bytes += line.len();
@@ -167,7 +169,8 @@ impl<F: Files> Lines<F> {
         }
     }
 
-    /// Writes the number of missing events and then the waiting lines. Lines that cannot be written are counted and dropped.
+    /// Writes the number of missing events and then the waiting lines. Lines that cannot be written are counted and
+    /// dropped.
     fn flush(&mut self) -> io::Result<()> {
         self.waiting_bytes = 0;
         let mut lines: VecDeque<String> = std::mem::take(&mut self.waiting).into();
@@ -190,11 +193,12 @@ impl<F: Files> Lines<F> {
         Ok(())
     }
 
-    /// Writes as many lines as fit into the newest file, and at least one. Returns how many were written, and the outcome.
+    /// Writes as many lines as fit into the newest file, and at least one. Returns how many were written, and the
+    /// outcome.
     fn write_some(&mut self, lines: &[String]) -> (usize, io::Result<()>) {
         let bytes_max = self.files.bytes_max();
         let first = lines.first().map_or(0, |line| line.len() as u64);
-        let ready = self.mend().and_then(|()| {
+        let ready = self.repair().and_then(|()| {
             if self.length > 0 && self.length + first > bytes_max {
                 self.files.rotate()?;
                 self.length = 0;
@@ -231,15 +235,15 @@ impl<F: Files> Lines<F> {
         if outcome.is_err() {
             // A write that failed may have written a part.
             self.torn = true;
-            let _ = self.mend();
+            let _ = self.repair();
         }
         (whole, outcome)
     }
 
     /// Cuts off an incomplete line.
-    fn mend(&mut self) -> io::Result<()> {
+    fn repair(&mut self) -> io::Result<()> {
         if self.torn {
-            self.files.cut(self.length)?;
+            self.files.truncate(self.length)?;
             self.torn = false;
         }
         Ok(())
@@ -295,7 +299,7 @@ impl Files for RotatedFile {
         self.file()?.write(bytes)
     }
 
-    fn cut(&mut self, length: u64) -> io::Result<()> {
+    fn truncate(&mut self, length: u64) -> io::Result<()> {
         self.file()?.set_len(length)
     }
 
@@ -336,7 +340,7 @@ mod tests {
 
     /// Files in memory whose operations fail as configured.
     #[derive(Default)]
-    struct Failing {
+    struct FailingFiles {
         files: Vec<Vec<u8>>,
         bytes_max: u64,
         operations: usize,
@@ -346,14 +350,14 @@ mod tests {
         halves: bool,
     }
 
-    impl Failing {
+    impl FailingFiles {
         fn fails(&mut self) -> bool {
             self.operations += 1;
             self.failing.contains(&(self.operations - 1))
         }
     }
 
-    impl Files for Failing {
+    impl Files for FailingFiles {
         fn bytes_max(&self) -> u64 {
             self.bytes_max
         }
@@ -369,12 +373,12 @@ mod tests {
         fn append(&mut self, bytes: &[u8]) -> io::Result<usize> {
             let fails = self.fails();
             let newest = self.files.last_mut().expect("there is a file");
-            let taken = if fails && !self.halves { 0 } else { bytes.len().div_ceil(2) };
-            newest.extend(&bytes[..taken]);
-            if fails { Err(io::ErrorKind::StorageFull.into()) } else { Ok(taken) }
+            let count = if fails && !self.halves { 0 } else { bytes.len().div_ceil(2) };
+            newest.extend(&bytes[..count]);
+            if fails { Err(io::ErrorKind::StorageFull.into()) } else { Ok(count) }
         }
 
-        fn cut(&mut self, length: u64) -> io::Result<()> {
+        fn truncate(&mut self, length: u64) -> io::Result<()> {
             if self.fails() {
                 return Err(io::ErrorKind::StorageFull.into());
             }
@@ -419,7 +423,7 @@ mod tests {
             for first in 0..60 {
                 for count in [1, 2, 3, 7, 20] {
                     let failing = first..first + count;
-                    let files = Failing { files: vec![Vec::new()], bytes_max, halves, failing, operations: 0 };
+                    let files = FailingFiles { files: vec![Vec::new()], bytes_max, halves, failing, operations: 0 };
                     let mut lines = Lines::open(files).unwrap();
                     for number in 1..=EVENTS {
                         let _ = lines.add(&event(number));
@@ -432,7 +436,7 @@ mod tests {
                     // Each event is there, or is counted as missing at its position.
                     assert_eq!(written.len(), EVENTS as usize, "{written:?}");
                     assert!(
-                        written.iter().zip(1..).all(|(found, number)| *found == number || *found == 0),
+                        written.iter().zip(1..).all(|(actual, number)| *actual == number || *actual == 0),
                         "{written:?}"
                     );
                 }
@@ -442,7 +446,7 @@ mod tests {
 
     #[test]
     fn events_that_the_tap_missed_are_added_to_those_that_were_not_written() {
-        let files = Failing { files: vec![Vec::new()], bytes_max: 1_000, failing: 0..4, ..Failing::default() };
+        let files = FailingFiles { files: vec![Vec::new()], bytes_max: 1_000, failing: 0..4, ..FailingFiles::default() };
         let mut lines = Lines::open(files).unwrap();
         assert!(lines.add(&event(1)).is_ok() && lines.flush().is_err());
         assert!(lines.add(&TapItem::Missed(5)).is_err());

@@ -13,7 +13,7 @@ use crate::clock::Clock;
 use crate::config::{EventsConfig, StoreKind};
 use crate::error::{Error, lock};
 
-/// How long channels count as exhausted after room was missing, in milliseconds.
+/// How long [`Hub::is_full`] reports a full hub after a channel was refused, in milliseconds.
 const FULL_MS: u64 = 10_000;
 
 /// A subscriber of a channel, with the waker of its reader.
@@ -29,17 +29,18 @@ pub(crate) struct State {
     pub(crate) log: Log,
     /// The cursor of the next event that this process appends.
     pub(crate) next: Cursor,
-    /// True when the finishing event has its cursor, written or not.
+    /// True when the channel's last event was assigned its cursor, even if it is not written yet.
     pub(crate) sealed: bool,
-    /// Appends that have their cursors and are not written yet.
+    /// The number of appends whose cursors are assigned and that are not written yet.
     pub(crate) pending: usize,
-    /// True when the channel was removed from memory: a holder of this value asks the hub again.
-    pub(crate) gone: bool,
+    /// True when the channel was removed from memory: a holder of this value looks it up in the hub again.
+    pub(crate) is_removed: bool,
     /// Redis store: the cursor up to which the stream was read.
     pub(crate) source: Cursor,
     /// Redis store: true when the log differs from the stream in Redis.
     pub(crate) diverged: bool,
-    /// Whose share the channel takes: the user that appended its first event; until then, that follows it.
+    /// The user whose share the channel counts towards: the one that appended its first event; until then, its first
+    /// follower.
     pub(crate) user: Option<Arc<str>>,
     pub(crate) slots: Vec<Option<Slot>>,
     subscribers: usize,
@@ -85,7 +86,7 @@ impl State {
             next,
             sealed,
             pending: 0,
-            gone: false,
+            is_removed: false,
             source,
             diverged: false,
             user: None,
@@ -184,9 +185,10 @@ type Channels = HashMap<ChannelName, Arc<Channel>>;
 #[derive(Debug)]
 struct Residents {
     channels: Channels,
-    /// How many of the channels each user has, where memory is all that keeps them.
+    /// The number of channels of each user; only the memory store counts them here.
     shares: Shares,
-    /// Owner records of the memory store: they are evicted only by other owner records, and removed with their channels.
+    /// Owner records of the memory store: they are evicted only by other owner records, and removed with their
+    /// channels.
     records: Channels,
 }
 
@@ -196,16 +198,17 @@ pub(crate) struct Hub {
     residents: Mutex<Residents>,
     channels_max: usize,
     subscribers_max: usize,
-    /// When room was last missing because every channel was in use; 0 for never.
+    /// When a channel was last refused because all were in use, by the store clock; 0 for never.
     full_ms: AtomicU64,
     outbox_bytes_max: usize,
-    keeps: StoreKind,
+    store: StoreKind,
     tick: AtomicU64,
     pub(crate) counters: Counters,
 }
 
 impl Hub {
-    /// Room for `channels_max` channels, of which one user may have `user_percent_max` percent where memory is all that keeps them.
+    /// A hub for at most `channels_max` channels. In the memory store one user may have `user_percent_max` percent of
+    /// them.
     pub(crate) fn new(config: &EventsConfig, channels_max: usize) -> Self {
         let channels_max = channels_max.max(1);
         let shares = config.channel_shares(channels_max);
@@ -215,7 +218,7 @@ impl Hub {
             subscribers_max: config.subscribers_max,
             full_ms: AtomicU64::new(0),
             outbox_bytes_max: config.outbox_bytes_max,
-            keeps: config.store,
+            store: config.store,
             tick: AtomicU64::new(0),
             counters: Counters::default(),
         }
@@ -224,7 +227,7 @@ impl Hub {
     /// The channel, if it is in memory; marks it as used.
     pub(crate) fn resident(&self, name: &ChannelName) -> Option<Arc<Channel>> {
         let mut residents = lock(&self.residents);
-        let channel = self.of(&mut residents, name).get(name).map(Arc::clone)?;
+        let channel = self.map_of(&mut residents, name).get(name).map(Arc::clone)?;
         self.touch(&channel);
         // The lookup of an owner precedes a use of its channel.
         if let Some(owned) = name.owned().and_then(|owned| residents.channels.get(&owned)) {
@@ -236,10 +239,10 @@ impl Hub {
     /// True when the channel has subscribers or pending appends.
     pub(crate) fn in_use(&self, name: &ChannelName) -> bool {
         let mut residents = lock(&self.residents);
-        self.of(&mut residents, name).get(name).is_some_and(|channel| !channel.lock().idle())
+        self.map_of(&mut residents, name).get(name).is_some_and(|channel| !channel.lock().idle())
     }
 
-    /// The channel that is in memory, or a new one with this log, for a user that follows it.
+    /// The channel in memory, or a new one with the state of `make`, which counts towards the share of `user`.
     pub(crate) fn insert(
         &self,
         name: &ChannelName,
@@ -247,18 +250,18 @@ impl Hub {
         make: impl FnOnce() -> State,
     ) -> Result<Arc<Channel>, Error> {
         let mut residents = lock(&self.residents);
-        let channels = self.of(&mut residents, name);
+        let channels = self.map_of(&mut residents, name);
         if let Some(channel) = channels.get(name) {
             self.touch(channel);
             return Ok(Arc::clone(channel));
         }
         let full = channels.len() >= self.channels_max;
-        let is_counted = self.keeps == StoreKind::Memory && !self.is_apart(name);
+        let is_counted = self.store == StoreKind::Memory && !self.is_separate_record(name);
         if is_counted {
             self.make_room_of_user(&mut residents, user)?;
         }
-        if full && self.of(&mut residents, name).len() >= self.channels_max {
-            if self.is_apart(name) {
+        if full && self.map_of(&mut residents, name).len() >= self.channels_max {
+            if self.is_separate_record(name) {
                 self.make_room_for_record(&mut residents)?;
             } else {
                 self.make_room(&mut residents)?;
@@ -272,11 +275,12 @@ impl Hub {
         }
         let channel = Arc::new(Channel { name: name.clone(), used: AtomicU64::new(0), state: Mutex::new(state) });
         self.touch(&channel);
-        self.of(&mut residents, name).insert(name.clone(), Arc::clone(&channel));
+        self.map_of(&mut residents, name).insert(name.clone(), Arc::clone(&channel));
         Ok(channel)
     }
 
-    /// [`Hub::insert`] for a user that is about to append: a channel that had no event yet takes the share of this user.
+    /// [`Hub::insert`] for a user that is about to append: a channel without events counts towards the share of this
+    /// user from now on.
     pub(crate) fn insert_to_append(
         &self,
         name: &ChannelName,
@@ -285,11 +289,11 @@ impl Hub {
     ) -> Result<Arc<Channel>, Error> {
         let channel = self.insert(name, user, make)?;
         let is_other = |state: &State| state.is_new() && state.user.as_deref() != user;
-        if self.keeps == StoreKind::Memory && !self.is_apart(name) && is_other(&channel.lock()) {
+        if self.store == StoreKind::Memory && !self.is_separate_record(name) && is_other(&channel.lock()) {
             let mut residents = lock(&self.residents);
             self.make_room_of_user(&mut residents, user)?;
             let mut state = channel.lock();
-            if !state.gone && is_other(&state) {
+            if !state.is_removed && is_other(&state) {
                 residents.shares.remove(state.user.as_deref(), 1);
                 state.user = residents.shares.add(user, 1);
             }
@@ -309,12 +313,13 @@ impl Hub {
         residents.channels.len() + residents.records.len()
     }
 
-    /// Removes a channel from memory if it has no subscribers and no pending appends. Returns false where it stays.
-    pub(crate) fn forget(&self, name: &ChannelName, if_so: impl FnOnce(&State) -> bool) -> bool {
+    /// Removes a channel from memory if it has no subscribers and no pending appends, and `condition` holds. Returns
+    /// false if it stays.
+    pub(crate) fn forget(&self, name: &ChannelName, condition: impl FnOnce(&State) -> bool) -> bool {
         let mut residents = lock(&self.residents);
-        match self.is_apart(name) {
-            true => release(&mut residents.records, name, if_so).is_ok(),
-            false => residents.release(name, if_so),
+        match self.is_separate_record(name) {
+            true => release(&mut residents.records, name, condition).is_ok(),
+            false => residents.release(name, condition),
         }
     }
 
@@ -325,7 +330,7 @@ impl Hub {
         after: Cursor,
     ) -> Result<Option<crate::Subscription>, Error> {
         let mut state = channel.lock();
-        if state.gone {
+        if state.is_removed {
             return Ok(None);
         }
         if self.counters.subscribers.fetch_add(1, Ordering::Relaxed) >= self.subscribers_max {
@@ -342,7 +347,7 @@ impl Hub {
         let mut state = channel.lock();
         state.remove_subscriber(slot);
         // A mirror of a Redis stream, or a channel that never had an event.
-        let mirror = self.keeps == StoreKind::Redis;
+        let mirror = self.store == StoreKind::Redis;
         let empty = |state: &State| state.log.last().seq == 0 || mirror && !state.diverged;
         let go = state.idle() && empty(&state);
         drop(state);
@@ -374,20 +379,20 @@ impl Hub {
         }
     }
 
-    /// Removes owner records that are older than `age_ms_max` and whose channels have neither events nor subscribers. A younger one
-    /// may belong to a channel whose first event is about to be appended.
+    /// Removes owner records that are older than `age_ms_max` and whose channels have neither events nor subscribers. A
+    /// younger one may belong to a channel whose first event is about to be appended.
     pub(crate) fn sweep_records(&self, now_ms: u64, age_ms_max: u64) {
         let mut residents = lock(&self.residents);
         let Residents { channels, records, .. } = &mut *residents;
         let old: Vec<ChannelName> = records.keys().filter(|name| !is_owning(channels, name)).cloned().collect();
         for name in old {
             let written_ms = |state: &State| state.log.first().map_or(0, |record| record.stored_ms);
-            let _kept = release(records, &name, |state| now_ms.saturating_sub(written_ms(state)) > age_ms_max);
+            let _in_use = release(records, &name, |state| now_ms.saturating_sub(written_ms(state)) > age_ms_max);
         }
     }
 
     /// Records that no channel could be removed because all were in use.
-    pub(crate) fn note_full(&self, now_ms: u64) {
+    pub(crate) fn record_full(&self, now_ms: u64) {
         self.full_ms.store(now_ms.max(1), Ordering::Relaxed);
     }
 
@@ -402,27 +407,28 @@ impl Hub {
         self.counters.subscribers.load(Ordering::Relaxed) >= self.subscribers_max
     }
 
-    /// Removes some channels without subscribers from memory, of a store that has them on disk or in Redis. Returns false when there is
-    /// none.
+    /// Removes some channels without subscribers from memory, of a store that has them on disk or in Redis. Returns
+    /// false when there is none.
     pub(crate) fn shrink(&self) -> bool {
         self.make_room(&mut lock(&self.residents)).is_ok()
     }
 
     /// True for owner records of the memory store.
-    fn is_apart(&self, name: &ChannelName) -> bool {
-        self.keeps == StoreKind::Memory && name.is_owner_record()
+    fn is_separate_record(&self, name: &ChannelName) -> bool {
+        self.store == StoreKind::Memory && name.is_owner_record()
     }
 
     /// The map that contains channels of this kind.
-    fn of<'a>(&self, residents: &'a mut Residents, name: &ChannelName) -> &'a mut Channels {
-        if self.is_apart(name) { &mut residents.records } else { &mut residents.channels }
+    fn map_of<'a>(&self, residents: &'a mut Residents, name: &ChannelName) -> &'a mut Channels {
+        if self.is_separate_record(name) { &mut residents.records } else { &mut residents.channels }
     }
 
     fn touch(&self, channel: &Channel) {
         channel.used.store(self.tick.fetch_add(1, Ordering::Relaxed), Ordering::Relaxed);
     }
 
-    /// Makes room for one more channel of a user, where the user has the maximum: removes channels without subscribers.
+    /// Makes room for one more channel of a user whose number of channels is at the maximum: removes channels without
+    /// subscribers.
     fn make_room_of_user(&self, residents: &mut Residents, user: Option<&str>) -> Result<(), Error> {
         let Err(ShareExceeded::User { used, max, .. }) = residents.shares.check(user, 1, 0) else { return Ok(()) };
         let at_once = (max / 64).max(1) + used.saturating_sub(max);
@@ -432,8 +438,8 @@ impl Hub {
         }
     }
 
-    /// Removes some channels without subscribers, of the user that has the most: finished ones first, then the least recently used. It
-    /// removes a sixty-fourth at once, so that the cost of inspecting all channels is shared by many new ones.
+    /// Removes some channels without subscribers, of the user that has the most: finished ones first, then the least
+    /// recently used. It removes 1/64 of them at once, so that inspecting all channels is not needed for each new one.
     fn make_room(&self, residents: &mut Residents) -> Result<(), Error> {
         match self.evict(residents, self.at_once(), |_| true) {
             0 => Err(Error::channels_full()),
@@ -442,47 +448,47 @@ impl Hub {
     }
 
     /// Removes channels without subscribers, at most `count_max`; returns how many.
-    fn evict(&self, residents: &mut Residents, count_max: usize, of: impl Fn(Option<&str>) -> bool) -> usize {
+    fn evict(&self, residents: &mut Residents, count_max: usize, matches: impl Fn(Option<&str>) -> bool) -> usize {
         let mut idle = Vec::new();
         for channel in residents.channels.values() {
             let state = channel.lock();
-            if state.idle() && of(state.user.as_deref()) {
+            if state.idle() && matches(state.user.as_deref()) {
                 let rank = (!state.log.finished(), channel.used.load(Ordering::Relaxed));
                 idle.push((state.user.clone(), rank, channel.name.clone()));
             }
         }
         let order = eviction_order(idle, |user| residents.shares.of(user));
-        let mut gone = 0;
+        let mut removed = 0;
         for name in order.into_iter().take(count_max) {
             if residents.release(&name, |_| true) {
-                gone += 1;
+                removed += 1;
                 if let Some(record) = name.owner_record() {
-                    let _kept = release(&mut residents.records, &record, |_| true);
+                    let _in_use = release(&mut residents.records, &record, |_| true);
                 }
             }
         }
-        if self.keeps == StoreKind::Memory {
-            self.counters.evicted.fetch_add(gone as u64, Ordering::Relaxed);
+        if self.store == StoreKind::Memory {
+            self.counters.evicted.fetch_add(removed as u64, Ordering::Relaxed);
         }
-        gone
+        removed
     }
 
-    /// Removes the least recently used owner records whose channels do not exist. If every record has its channel, the number of channels
-    /// is at its maximum, and some of them are removed with their records.
+    /// Removes the least recently used owner records whose channels do not exist. If every record has its channel, the
+    /// number of channels is at its maximum, and some of them are removed with their records.
     fn make_room_for_record(&self, residents: &mut Residents) -> Result<(), Error> {
         let Residents { channels, records, .. } = &mut *residents;
-        let alone = records.values().filter(|record| !is_owning(channels, &record.name));
-        let mut alone: Vec<_> =
-            alone.map(|record| (record.used.load(Ordering::Relaxed), record.name.clone())).collect();
-        alone.sort_unstable();
+        let orphans = records.values().filter(|record| !is_owning(channels, &record.name));
+        let mut orphans: Vec<_> =
+            orphans.map(|record| (record.used.load(Ordering::Relaxed), record.name.clone())).collect();
+        orphans.sort_unstable();
         let before = records.len();
-        for (_, name) in alone.into_iter().take(self.at_once()) {
-            let _kept = release(records, &name, |_| true);
+        for (_, name) in orphans.into_iter().take(self.at_once()) {
+            let _in_use = release(records, &name, |_| true);
         }
         if records.len() == before { self.make_room(residents) } else { Ok(()) }
     }
 
-    /// How many channels are removed at once.
+    /// The number of channels that are removed at once.
     fn at_once(&self) -> usize {
         (self.channels_max / 64).max(1)
     }
@@ -498,10 +504,11 @@ fn is_owning(channels: &Channels, record: &ChannelName) -> bool {
 }
 
 impl Residents {
-    /// Removes a channel that has no subscribers and no pending appends, and subtracts it from the share of its user. Returns false where it
-    /// stays.
-    fn release(&mut self, name: &ChannelName, if_so: impl FnOnce(&State) -> bool) -> bool {
-        let Ok(removed) = release(&mut self.channels, name, if_so) else { return false };
+    /// Removes a channel that has no subscribers and no pending appends if `condition` holds, and subtracts it from the
+    /// share of its user.
+    /// Returns false if it stays.
+    fn release(&mut self, name: &ChannelName, condition: impl FnOnce(&State) -> bool) -> bool {
+        let Ok(removed) = release(&mut self.channels, name, condition) else { return false };
         if let Some(channel) = removed {
             self.shares.remove(channel.lock().user.as_deref(), 1);
         }
@@ -513,18 +520,18 @@ impl Residents {
 #[derive(Debug)]
 struct InUse;
 
-/// Removes a channel that has no subscribers and no pending appends; returns it, if it existed.
+/// Removes a channel that has no subscribers and no pending appends if `condition` holds; returns it, if it existed.
 fn release(
     channels: &mut Channels,
     name: &ChannelName,
-    if_so: impl FnOnce(&State) -> bool,
+    condition: impl FnOnce(&State) -> bool,
 ) -> Result<Option<Arc<Channel>>, InUse> {
     let Some(channel) = channels.get(name) else { return Ok(None) };
     let mut state = channel.lock();
-    if !state.idle() || !if_so(&state) {
+    if !state.idle() || !condition(&state) {
         return Err(InUse);
     }
-    state.gone = true;
+    state.is_removed = true;
     drop(state);
     Ok(channels.remove(name))
 }

@@ -1,5 +1,5 @@
-//! Leases of the stores that belong to one process, in memory and on disk. They end with the process, as do all holders of their
-//! tokens; their clock is monotonic.
+//! Leases of the memory and disk stores, which belong to one process. Leases end with the process, as do all holders of
+//! their tokens. They are measured by a monotonic clock.
 
 use std::sync::{Mutex, MutexGuard};
 use std::time::Instant;
@@ -12,10 +12,10 @@ use crate::error::{Error, lock};
 /// The most leases.
 const LEASES_MAX: usize = 1 << 20;
 
-/// The answer to a request for a lease.
+/// The result of a request for a lease.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Acquisition {
-    /// It was acquired, with this fencing token.
+    /// The lease was acquired, with this fencing token.
     Acquired(u64),
     /// Another owner has it.
     Held {
@@ -32,7 +32,8 @@ pub(crate) struct LocalLeases {
 
 impl LocalLeases {
     pub(crate) fn new(clock: &Clock) -> Self {
-        // Above the tokens of earlier processes, unless the clock was set back; none of those processes can write any more.
+        // Above the tokens of earlier processes, unless the clock was set back; none of those processes can write any
+        // more.
         let leases = Leases::new(LEASES_MAX, clock.wall_ms().saturating_mul(1_000));
         Self { began: Instant::now(), leases: Mutex::new(leases) }
     }
@@ -68,7 +69,8 @@ impl LocalLeases {
         Ok(lock(&self.leases).release(fence, self.clock_ms())?)
     }
 
-    /// Checks a write. No lease is acquired until the guard is dropped, so that a write that is ordered under it comes before.
+    /// Checks the fence of a write. No lease is acquired until the guard is dropped, so that a write that is queued
+    /// under the guard is performed before any later owner's.
     pub(crate) fn check(&self, fence: Option<&Fence>) -> Result<Option<MutexGuard<'_, Leases>>, Error> {
         let Some(fence) = fence else { return Ok(None) };
         let leases = lock(&self.leases);

@@ -8,15 +8,17 @@
 //! - [`Callback`]: a subscriber that is a function
 //! - [`Tap`]: all events that are appended, for [`write_events`] (a rotated file) and metrics
 //! - `hub`: the channels in memory and their subscribers; the memory store consists of it
-//! - `disk`: the hub with a file: an append is assigned its cursors, shares an fsync with others, and is then published
+//! - `disk`: the hub with a file: an append is assigned its cursors, is written in one commit with others, and is then
+//!   published
 //! - `redis`: the hub as a mirror of Redis Streams, updated by one blocking read for all followed channels
 //!
 //! # Invariants
 //!
-//! - For every kind of storage: a reader gets every event after its cursor, in order and once, or a gap that names the missing cursors.
+//! - For every kind of storage: a reader gets every event after its cursor, in order and once, or a gap that names the
+//!   missing cursors.
 //! - A cursor (`epoch-seq`) that a reader may have seen is never assigned to another event.
-//! - On disk an event is visible only once it is written as the configuration promises. Without `durable`, a file that was not closed
-//!   continues in a new epoch.
+//! - On disk an event is visible only once it is committed, and with `durable` flushed. Without `durable`, a file that
+//!   was not closed continues in a new epoch.
 //! - After a failed commit nothing is written until the file is recovered (`disk/recovery.rs`).
 //! - Ages are measured by the store clock, which is never set; the wall clock only stamps events (`clock.rs`).
 //! - A subscriber has a slot in its channel and nothing else: no task, no thread and no copy of an event.

@@ -1,4 +1,4 @@
-//! Channels and values in the memory of this process, lost with it.
+//! Channels and values in the memory of this process.
 
 use std::sync::{Arc, Mutex};
 
@@ -41,7 +41,7 @@ impl Memory {
         loop {
             let channel = self.hub.insert_to_append(name, write.user, || self.empty(name))?;
             let mut state = channel.lock();
-            if state.gone {
+            if state.is_removed {
                 continue;
             }
             let entries = state.stamp(std::mem::take(&mut drafts), &self.clock)?;
@@ -117,7 +117,8 @@ impl Memory {
         Usage { state_bytes: values.bytes().total(), claims: lock(&self.claims).len() }
     }
 
-    /// Whether there is nothing that could expire; leases are not counted, since their owners ask for them.
+    /// Whether there is nothing that could expire. Leases are not counted, since their expiry is checked when they are
+    /// acquired.
     pub(crate) fn is_empty(&self) -> bool {
         self.hub.len() == 0 && lock(&self.claims).len() == 0 && lock(&self.values).is_empty()
     }

@@ -103,8 +103,8 @@ impl Store {
         Ok(Self { inner })
     }
 
-    /// Appends events to a channel, all or none, and returns their cursors. Subscribers get the same events; on a disk store with
-    /// `durable` they are on the disk by then.
+    /// Appends events to a channel, all or none, and returns their cursors. Subscribers get the same events; on a disk
+    /// store with `durable` they are on the disk by then.
     ///
     /// # Errors
     ///
@@ -127,12 +127,14 @@ impl Store {
         self.append_as(channel, events, WriteContext { fence, user: None }).await
     }
 
-    /// [`Store::append`] with the terms of a write. With a fence, memory never replaces Redis. The channel counts towards the share of
-    /// the user that appends its first event: a channel beyond the share replaces the least recently used ones of the same user.
+    /// [`Store::append`] with the conditions of a write. With a fence, memory never replaces Redis. The channel counts
+    /// towards the share of the user that appends its first event: a channel beyond the share replaces the least
+    /// recently used ones of the same user.
     ///
     /// # Errors
     ///
-    /// [`Error::Fenced`]; [`Error::ShareExceeded`] where all channels of the user are followed; and those of [`Store::append`].
+    /// [`Error::Fenced`]; [`Error::ShareExceeded`] where all channels of the user are followed; and those of
+    /// [`Store::append`].
     pub async fn append_as(
         &self,
         channel: &ChannelName,
@@ -150,7 +152,7 @@ impl Store {
             Kind::Disk(disk) => disk.append(channel, events, write).await,
             Kind::Redis(redis) => redis.append(channel, events, write).await,
         };
-        let cursors = self.noted(appended)?;
+        let cursors = self.record_full(appended)?;
         self.inner.hub.counters.appended.fetch_add(count, Ordering::Relaxed);
         if let Some(tapped) = tapped {
             self.inner.taps.appended(channel, tapped, &cursors, self.inner.clock.wall_ms());
@@ -181,7 +183,8 @@ impl Store {
         self.follow_as(channel, after, None).await
     }
 
-    /// [`Store::follow`] for a user: a channel without events counts towards its share while memory has it.
+    /// [`Store::follow`] for a user: a channel without events counts towards the share of the user while it is in
+    /// memory.
     ///
     /// # Errors
     ///
@@ -197,25 +200,25 @@ impl Store {
             Kind::Disk(disk) => disk.follow(channel, after, user).await,
             Kind::Redis(redis) => redis.follow(channel, after).await,
         };
-        self.noted(followed)
+        self.record_full(followed)
     }
 
-    /// Takes note of a lack of channels, for [`Store::exhausted`].
-    fn noted<T>(&self, result: Result<T, Error>) -> Result<T, Error> {
+    /// Records in the hub that a channel was refused, for [`Store::exhausted`].
+    fn record_full<T>(&self, result: Result<T, Error>) -> Result<T, Error> {
         if let Err(Error::Full { .. }) = &result {
-            self.inner.hub.note_full(self.inner.clock.now_ms());
+            self.inner.hub.record_full(self.inner.clock.now_ms());
         }
         result
     }
 
-    /// Claims a key for the given number of milliseconds: true for exactly one caller, false for all others until the time has passed.
-    /// In memory and on disk a key `KIND:USER:ID` takes the share of the user that it names.
+    /// Claims a key for the given number of milliseconds: true for exactly one caller, false for all others until the
+    /// time has passed. In memory and on disk a key `KIND:USER:ID` counts towards the share of the user that it names.
     ///
     /// # Errors
     ///
-    /// A key that is empty or longer than 256 bytes, a time of 0 or beyond the bound, or the store is unavailable. After
-    /// [`Error::Unavailable`] this caller does not have the claim. Disk: the next caller may get it. Redis, and disk after a crash: it
-    /// may be held until its time has passed.
+    /// A key that is empty or longer than 256 bytes, a time of 0 or beyond the bound, or the store is unavailable.
+    /// After [`Error::Unavailable`] this caller does not have the claim. Disk: the next caller may get it. Redis, and
+    /// disk after a crash: it may be held until its time has passed.
     pub async fn claim(&self, key: &str, ttl_ms: u64) -> Result<bool, Error> {
         if key.is_empty() || key.len() > CLAIM_KEY_BYTES_MAX {
             return Err(Error::Invalid(format!("a key to claim has 1 to {CLAIM_KEY_BYTES_MAX} bytes")));
@@ -232,13 +235,13 @@ impl Store {
     }
 
     /// Puts a value of at most 1 MiB under a key, replacing the previous one; with a time to live in milliseconds it is
-    /// removed after that time. When this resolves, every later [`Store::get`] returns it; on a disk store with `durable` it is on the
-    /// disk by then.
+    /// removed after that time. When this resolves, every later [`Store::get`] returns it; on a disk store with
+    /// `durable` it is on the disk by then.
     ///
     /// # Errors
     ///
-    /// A value over its bound, a time of 0 or over ten years, [`Error::Full`], or the store is unavailable: memory does not replace it.
-    /// After [`Error::Unavailable`] the value may be stored nevertheless; retrying is safe.
+    /// A value over its bound, a time of 0 or over ten years, [`Error::Full`], or the store is unavailable: memory does
+    /// not replace it. After [`Error::Unavailable`] the value may be stored nevertheless; retrying is safe.
     pub async fn put(&self, key: &ChannelName, value: Vec<u8>, ttl_ms: Option<u64>) -> Result<(), Error> {
         self.put_as(key, value, ttl_ms, WriteContext::default()).await
     }
@@ -258,7 +261,7 @@ impl Store {
         self.put_as(key, value, ttl_ms, WriteContext { fence, user: None }).await
     }
 
-    /// [`Store::put`] on the terms of a write. The value takes the share of the user.
+    /// [`Store::put`] with the conditions of a write. The value counts towards the share of the user.
     ///
     /// # Errors
     ///
@@ -318,16 +321,18 @@ impl Store {
         }
     }
 
-    /// Acquires the lease of a key for an owner, for the given number of milliseconds. The key needs no value. Later writes that carry
-    /// its token are refused once another owner has acquired it, and every later [`Store::get`] and [`Store::read`] of its owner sees all
-    /// earlier writes. The same owner gets a new token, and its earlier one is refused then.
+    /// Acquires the lease of a key for an owner, for the given number of milliseconds. The key needs no value. Later
+    /// writes that carry its token are refused once another owner has acquired it, and every later [`Store::get`] and
+    /// [`Store::read`] of its owner sees all earlier writes. The same owner gets a new token, and its earlier one is
+    /// refused then.
     ///
     /// Time is the store's own: a monotonic clock of this process, or the clock of the Redis server.
     ///
     /// # Errors
     ///
-    /// A time of 0 or past the bound, an owner of no or more than 128 bytes, or the store is unavailable: memory does not replace
-    /// it. After [`Error::Unavailable`] the lease may be held; acquiring it again as the same owner is safe.
+    /// A time of 0 or beyond one hour, an empty owner or one of more than 128 bytes, or the store is unavailable:
+    /// memory does not replace it. After [`Error::Unavailable`] the lease may be held; acquiring it again as the same
+    /// owner is safe.
     pub async fn acquire(&self, key: &ChannelName, owner: &str, ttl_ms: u64) -> Result<Acquisition, Error> {
         if owner.is_empty() || owner.len() > OWNER_BYTES_MAX {
             let bytes = owner.len();
@@ -341,7 +346,8 @@ impl Store {
         }
     }
 
-    /// Extends a lease to the given number of milliseconds from now. It succeeds after its end too, unless another owner has acquired it.
+    /// Extends a lease to the given number of milliseconds from now. It succeeds after its end too, unless another
+    /// owner has acquired it.
     ///
     /// # Errors
     ///
@@ -355,7 +361,8 @@ impl Store {
         }
     }
 
-    /// Ends a lease now, so that others need not wait. Until another owner acquires it, its last owner can renew it for a minute.
+    /// Ends a lease now, so that other owners need not wait. Until another owner acquires it, its last owner can renew
+    /// it for a minute.
     ///
     /// # Errors
     ///
@@ -385,7 +392,7 @@ impl Store {
         }
     }
 
-    /// How many values of a kind there are, some that have just ended included.
+    /// The number of values of a kind, including some that have just expired.
     ///
     /// # Errors
     ///
@@ -399,8 +406,8 @@ impl Store {
         }
     }
 
-    /// The bounds of the configuration that the users have reached together, by their names: values of the greatest size are refused, or
-    /// channels, subscribers or claims.
+    /// The names of the configuration bounds that all users together have reached: large values, new channels, new
+    /// subscribers or new claims are refused.
     ///
     /// # Errors
     ///
@@ -460,7 +467,8 @@ impl Store {
         self.inner.taps.tap()
     }
 
-    /// Closes every subscription with [`weir_core::channels::CloseReason::Lost`]: subscribers resume at another server, or here later.
+    /// Closes every subscription with [`weir_core::channels::CloseReason::Lost`]: subscribers resume at another server,
+    /// or here later.
     pub fn disconnect(&self) {
         self.inner.hub.close_all();
     }
@@ -490,7 +498,8 @@ fn check_lease_ttl(ttl_ms: u64) -> Result<(), Error> {
     Ok(())
 }
 
-/// Intervals between sweeps of a store in memory that has no data, so that an idle process sleeps. Reads do not depend on sweeps.
+/// A memory store without data is swept once in this number of intervals, so that an idle process sleeps. Reads do not
+/// depend on sweeps.
 const EMPTY_INTERVALS: u32 = 5;
 
 /// Removes expired data periodically, until the store is dropped.

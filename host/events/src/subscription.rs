@@ -12,8 +12,8 @@ use crate::hub::{Channel, Hub, State};
 
 /// A reader that follows a channel: the retained events after its cursor, then live events.
 ///
-/// It ends after the channel's last event, or with [`Delivery::Closed`]. Its events are shared, never copied. The events that wait
-/// for it are bounded by `outbox_bytes_max`, whether it is polled or not. Dropping it ends it.
+/// It ends after the channel's last event, or with [`Delivery::Closed`]. Its events are shared, never copied. The
+/// events that wait for it are bounded by `outbox_bytes_max`, whether it is polled or not. Dropping it ends it.
 #[derive(Debug)]
 pub struct Subscription {
     hub: Arc<Hub>,
@@ -47,8 +47,9 @@ impl Subscription {
         self.take(&mut self.channel.lock())
     }
 
-    /// Adds the waiting deliveries, at most `deliveries_max`, to `batch`: for several events in one write. It stops after the event
-    /// with which their size reaches `bytes_max`. Ready when something was added, or with nothing added at the end.
+    /// Adds the waiting deliveries, at most `deliveries_max`, to `batch`, so that several events share one write. It
+    /// stops after the event with which their size reaches `bytes_max`. Ready when something was added, or when the
+    /// subscription has ended.
     pub fn poll_batch(
         &mut self,
         context: &mut Context<'_>,

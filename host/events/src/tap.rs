@@ -11,8 +11,8 @@ const EVENTS_MAX: usize = 1024;
 /// One item of a tap.
 #[derive(Debug, Clone)]
 pub enum TapItem {
-    /// An event that was appended, once it is in the store. The events of one publisher come in order; the order of a channel is
-    /// that of the cursors.
+    /// An event that was appended, once it is in the store. The events of one publisher come in order; those of
+    /// different publishers on one channel may not: their order is that of the cursors.
     Event {
         /// The channel that it was appended to.
         channel: ChannelName,
@@ -23,8 +23,8 @@ pub enum TapItem {
     Missed(u64),
 }
 
-/// Observes all appended events of every channel from its creation on. It delays no publisher: events that it does not read in time are
-/// dropped.
+/// Observes all appended events of every channel from its creation on. It delays no publisher: events that it does not
+/// read in time are dropped.
 #[derive(Debug)]
 pub struct Tap {
     receiver: broadcast::Receiver<(ChannelName, Arc<Entry>)>,

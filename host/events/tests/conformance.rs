@@ -1,4 +1,4 @@
-//! What every store does, whichever it is.
+//! The behaviour that every kind of store shares.
 #![allow(clippy::unwrap_used, reason = "in a test a failure is a panic")]
 
 mod common;
@@ -6,25 +6,25 @@ mod common;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use common::{Seen, conformance, gap, name, next, number, numbered, open, until};
+use common::{ReaderState, conformance, gap, name, next, number, numbered, open, until};
 use weir_core::channels::{CloseReason, Cursor, Delivery, Draft, EventLimits, Gap, Retention};
 use weir_events::{Error, EventsConfig, Store};
 
 conformance!(
-    places_are_a_sequence_and_pages_follow_each_other,
-    an_unknown_channel_is_empty,
-    what_is_not_retained_is_a_gap,
+    appended_cursors_are_consecutive_and_pages_continue_each_other,
+    unknown_channel_is_empty,
+    events_beyond_retention_are_a_gap,
     extreme_cursors_are_read_and_followed,
-    a_busy_channel_takes_nothing_from_another,
-    bytes_and_age_bound_a_channel_too,
+    busy_channel_evicts_no_events_of_another,
+    channel_is_bounded_by_bytes_and_age,
     replay_continues_into_live_events,
-    a_finished_channel_ends,
-    appends_are_taken_whole_or_refused,
-    publishers_side_by_side_share_one_sequence,
-    one_stalled_reader_delays_nobody_and_resumes,
-    progress_coalesces_for_who_is_behind_and_results_do_not,
-    exactly_one_caller_gets_a_claim,
-    it_says_how_it_is,
+    finished_channel_ends_and_refuses_appends,
+    append_out_of_bounds_is_refused_completely,
+    concurrent_publishers_share_one_sequence,
+    stalled_reader_is_closed_delays_no_other_and_resumes,
+    progress_coalesces_for_a_slow_reader_and_results_do_not,
+    claim_is_granted_to_exactly_one_caller,
+    health_and_statistics_are_reported,
 );
 
 async fn all(store: &Store, channel: &str, after: Cursor) -> (Vec<Gap>, Vec<u64>, Cursor) {
@@ -40,23 +40,23 @@ async fn all(store: &Store, channel: &str, after: Cursor) -> (Vec<Gap>, Vec<u64>
     }
 }
 
-async fn places_are_a_sequence_and_pages_follow_each_other(config: EventsConfig) {
+async fn appended_cursors_are_consecutive_and_pages_continue_each_other(config: EventsConfig) {
     let store = open(config).await;
     let channel = name("workflow:a");
-    let mut places = store.append(&channel, numbered(1..=3)).await.unwrap();
-    places.extend(store.append(&channel, numbered(4..=20)).await.unwrap());
-    assert_eq!(places[0].seq, 1);
-    assert!(places.windows(2).all(|pair| pair[0].leads_to(pair[1])));
+    let mut cursors = store.append(&channel, numbered(1..=3)).await.unwrap();
+    cursors.extend(store.append(&channel, numbered(4..=20)).await.unwrap());
+    assert_eq!(cursors[0].seq, 1);
+    assert!(cursors.windows(2).all(|pair| pair[0].leads_to(pair[1])));
     assert_eq!(store.append(&channel, Vec::new()).await, Ok(Vec::new()));
     let (gaps, numbers, end) = all(&store, "workflow:a", Cursor::START).await;
-    assert_eq!((gaps, numbers, end), (vec![], (1..=20).collect(), places[19]));
-    let page = store.read(&channel, places[4], 3).await.unwrap();
-    assert_eq!(page.entries.iter().map(|entry| entry.cursor).collect::<Vec<_>>(), places[5..8]);
-    assert!(page.gap.is_none() && !page.ended && page.next == places[7]);
-    // All of an event comes back.
+    assert_eq!((gaps, numbers, end), (vec![], (1..=20).collect(), cursors[19]));
+    let page = store.read(&channel, cursors[4], 3).await.unwrap();
+    assert_eq!(page.entries.iter().map(|entry| entry.cursor).collect::<Vec<_>>(), cursors[5..8]);
+    assert!(page.gap.is_none() && !page.ended && page.next == cursors[7]);
+    // All fields of an event are read back.
     let draft = Draft::new("step_progress", "{\"message\":\"ä\\n\r\n\u{0}\"}").coalescing("step:1");
     store.append(&channel, vec![draft.clone()]).await.unwrap();
-    let page = store.read(&channel, places[19], 3).await.unwrap();
+    let page = store.read(&channel, cursors[19], 3).await.unwrap();
     let entry = &page.entries[0];
     assert_eq!(
         (&entry.name, &entry.data, &entry.coalesce, entry.finishes),
@@ -65,20 +65,20 @@ async fn places_are_a_sequence_and_pages_follow_each_other(config: EventsConfig)
     assert!(entry.time_ms > 1_600_000_000_000);
 }
 
-async fn an_unknown_channel_is_empty(config: EventsConfig) {
+async fn unknown_channel_is_empty(config: EventsConfig) {
     let store = open(config).await;
     let page = store.read(&name("file:x"), Cursor::START, 10).await.unwrap();
     assert!(page.gap.is_none() && page.entries.is_empty() && !page.ended);
-    // A cursor of events that no store remembers.
-    let seen = Cursor::new(5, 5);
-    let page = store.read(&name("file:x"), seen, 10).await.unwrap();
-    assert_eq!(page.gap.map(|gap| gap.missing_from), Some(seen.next()));
-    // It begins with its first event, for earlier subscribers too.
+    // A cursor of events that the store does not have.
+    let foreign = Cursor::new(5, 5);
+    let page = store.read(&name("file:x"), foreign, 10).await.unwrap();
+    assert_eq!(page.gap.map(|gap| gap.missing_from), Some(foreign.next()));
+    // The channel begins with its first event, for earlier subscribers too.
     let mut early = store.follow(&name("file:x"), Cursor::START).await.unwrap();
-    let mut stale = store.follow(&name("file:x"), seen).await.unwrap();
+    let mut stale = store.follow(&name("file:x"), foreign).await.unwrap();
     store.append(&name("file:x"), numbered([1])).await.unwrap();
     assert_eq!(number(&mut early).await, 1);
-    assert_eq!(gap(&mut stale).await.missing_from, seen.next());
+    assert_eq!(gap(&mut stale).await.missing_from, foreign.next());
     let mut declared = stale;
     loop {
         match next(&mut declared).await {
@@ -89,27 +89,27 @@ async fn an_unknown_channel_is_empty(config: EventsConfig) {
     }
 }
 
-async fn what_is_not_retained_is_a_gap(config: EventsConfig) {
+async fn events_beyond_retention_are_a_gap(config: EventsConfig) {
     let retention = Retention { events_max: 10, ..Retention::default() };
     let store = open(EventsConfig { retention, ..config }).await;
     let channel = name("workflow:a");
-    let mut places = Vec::new();
+    let mut cursors = Vec::new();
     for chunk in 0..5 {
-        places.extend(store.append(&channel, numbered(chunk * 5..chunk * 5 + 5)).await.unwrap());
+        cursors.extend(store.append(&channel, numbered(chunk * 5..chunk * 5 + 5)).await.unwrap());
     }
-    let (gaps, numbers, _) = all(&store, "workflow:a", places[3]).await;
-    assert_eq!(gaps, [Gap { missing_from: places[4], missing_to: places[14] }]);
+    let (gaps, numbers, _) = all(&store, "workflow:a", cursors[3]).await;
+    assert_eq!(gaps, [Gap { missing_from: cursors[4], missing_to: cursors[14] }]);
     assert_eq!(numbers, (15..25).collect::<Vec<_>>());
     assert_eq!(all(&store, "workflow:a", Cursor::START).await.0, []);
-    assert_eq!(all(&store, "workflow:a", places[14]).await.0, []);
-    let mut follower = store.follow(&channel, places[3]).await.unwrap();
-    assert_eq!(gap(&mut follower).await, Gap { missing_from: places[4], missing_to: places[14] });
+    assert_eq!(all(&store, "workflow:a", cursors[14]).await.0, []);
+    let mut follower = store.follow(&channel, cursors[3]).await.unwrap();
+    assert_eq!(gap(&mut follower).await, Gap { missing_from: cursors[4], missing_to: cursors[14] });
     assert_eq!(number(&mut follower).await, 15);
     // A cursor that was not assigned yet, and one of another epoch.
-    for foreign in [Cursor::new(places[0].epoch, 999), Cursor::new(u64::MAX - 1, 1), Cursor::new(1, 1)] {
+    for foreign in [Cursor::new(cursors[0].epoch, 999), Cursor::new(u64::MAX - 1, 1), Cursor::new(1, 1)] {
         let page = store.read(&channel, foreign, 100).await.unwrap();
         assert_eq!(page.gap.unwrap().missing_from, foreign.next());
-        assert_eq!(page.next, places[24]);
+        assert_eq!(page.next, cursors[24]);
     }
 }
 
@@ -121,7 +121,7 @@ async fn extreme_cursors_are_read_and_followed(config: EventsConfig) {
     let cursors = ends.iter().flat_map(|epoch| ends.map(|seq| Cursor::new(*epoch, seq)));
     let near = [0, u64::MAX - 1, u64::MAX].map(|seq| Cursor::new(epoch, seq));
     for (number, cursor) in (2..).zip(cursors.chain(near)) {
-        // Also of a channel that has nothing.
+        // An empty channel is read and followed too.
         for channel in [&channel, &name("workflow:none")] {
             let page = store.read(channel, cursor, 10).await.unwrap_or_else(|error| panic!("{cursor}: {error}"));
             assert!(cursor == Cursor::START || page.gap.is_some() || page.next.epoch == epoch, "{cursor}");
@@ -140,7 +140,7 @@ async fn extreme_cursors_are_read_and_followed(config: EventsConfig) {
     }
 }
 
-async fn a_busy_channel_takes_nothing_from_another(config: EventsConfig) {
+async fn busy_channel_evicts_no_events_of_another(config: EventsConfig) {
     let retention = Retention { events_max: 20, bytes_max: 20_000, ..Retention::default() };
     let store = open(EventsConfig { retention, ..config }).await;
     let quiet = store.append(&name("user:quiet"), numbered(0..5)).await.unwrap();
@@ -152,23 +152,23 @@ async fn a_busy_channel_takes_nothing_from_another(config: EventsConfig) {
     assert_eq!(all(&store, "user:busy", Cursor::START).await.1, (380..400).collect::<Vec<_>>());
 }
 
-async fn bytes_and_age_bound_a_channel_too(config: EventsConfig) {
+async fn channel_is_bounded_by_bytes_and_age(config: EventsConfig) {
     let retention = Retention { bytes_max: 5_000, age_ms_max: 700, events_max: 1_000 };
     let store = open(EventsConfig { retention, ..config }).await;
     let channel = name("session:s");
     let large = |number: u64| Draft::new("e", format!("{number:01000}"));
-    let mut places = Vec::new();
+    let mut cursors = Vec::new();
     for number in 0..10 {
-        places.extend(store.append(&channel, vec![large(number)]).await.unwrap());
+        cursors.extend(store.append(&channel, vec![large(number)]).await.unwrap());
     }
     assert_eq!(all(&store, "session:s", Cursor::START).await.1, [6, 7, 8, 9]);
     let store = Arc::new(store);
     until("events get too old", || async { all(&store, "session:s", Cursor::START).await.1.is_empty() }).await;
-    // The sequence continues, and a reader of all of it misses nothing.
-    let place = store.append(&channel, vec![large(10)]).await.unwrap()[0];
-    assert_eq!(all(&store, "session:s", places[9]).await, (vec![], vec![10], place));
-    let gaps = all(&store, "session:s", places[7]).await.0;
-    assert_eq!(gaps, [Gap { missing_from: places[8], missing_to: places[9] }]);
+    // The sequence continues, and a reader that has seen all of it gets no gap.
+    let cursor = store.append(&channel, vec![large(10)]).await.unwrap()[0];
+    assert_eq!(all(&store, "session:s", cursors[9]).await, (vec![], vec![10], cursor));
+    let gaps = all(&store, "session:s", cursors[7]).await.0;
+    assert_eq!(gaps, [Gap { missing_from: cursors[8], missing_to: cursors[9] }]);
 }
 
 async fn replay_continues_into_live_events(config: EventsConfig) {
@@ -188,52 +188,52 @@ async fn replay_continues_into_live_events(config: EventsConfig) {
     for reader in 0..20 {
         let (store, channel) = (store.clone(), channel.clone());
         readers.spawn(async move {
-            let mut seen = Seen::default();
+            let mut reader_state = ReaderState::default();
             // Each reader disconnects and resumes at positions of its own.
             let mut stays = 7 + reader * 13;
-            while seen.numbers.len() < EVENTS as usize {
-                let mut subscription = store.follow(&channel, seen.cursor).await.unwrap();
+            while reader_state.numbers.len() < EVENTS as usize {
+                let mut subscription = store.follow(&channel, reader_state.cursor).await.unwrap();
                 for _ in 0..stays {
-                    if seen.numbers.len() == EVENTS as usize {
+                    if reader_state.numbers.len() == EVENTS as usize {
                         break;
                     }
-                    seen.take(&next(&mut subscription).await.unwrap());
+                    reader_state.record(&next(&mut subscription).await.unwrap());
                 }
-                assert_eq!(subscription.delivered(), seen.cursor);
+                assert_eq!(subscription.delivered(), reader_state.cursor);
                 stays = stays * 2 + 1;
             }
-            seen
+            reader_state
         });
     }
     publisher.await.unwrap();
-    while let Some(seen) = readers.join_next().await {
-        let seen = seen.unwrap();
-        assert_eq!((seen.gaps, seen.numbers), (vec![], (0..EVENTS).collect()));
+    while let Some(reader_state) = readers.join_next().await {
+        let reader_state = reader_state.unwrap();
+        assert_eq!((reader_state.gaps, reader_state.numbers), (vec![], (0..EVENTS).collect()));
     }
     assert_eq!(store.stats().subscribers, 0);
 }
 
-async fn a_finished_channel_ends(config: EventsConfig) {
+async fn finished_channel_ends_and_refuses_appends(config: EventsConfig) {
     let store = open(config).await;
     let channel = name("pipeline:p");
     let mut follower = store.follow(&channel, Cursor::START).await.unwrap();
     let last = vec![Draft::new("step_start", "1"), Draft::new("pipeline_complete", "2").finishing()];
-    let places = store.append(&channel, last).await.unwrap();
+    let cursors = store.append(&channel, last).await.unwrap();
     assert_eq!((number(&mut follower).await, number(&mut follower).await), (1, 2));
     assert_eq!(next(&mut follower).await, None);
     assert_eq!(next(&mut follower).await, None);
     assert_eq!(store.append(&channel, numbered([3])).await, Err(Error::Finished));
-    let page = store.read(&channel, places[0], 10).await.unwrap();
+    let page = store.read(&channel, cursors[0], 10).await.unwrap();
     assert!(page.ended && page.entries.len() == 1 && page.entries[0].finishes);
-    assert!(store.read(&channel, places[1], 10).await.unwrap().ended);
-    let mut late = store.follow(&channel, places[1]).await.unwrap();
+    assert!(store.read(&channel, cursors[1], 10).await.unwrap().ended);
+    let mut late = store.follow(&channel, cursors[1]).await.unwrap();
     assert_eq!(next(&mut late).await, None);
     let mut late = store.follow(&channel, Cursor::START).await.unwrap();
     assert_eq!((number(&mut late).await, number(&mut late).await), (1, 2));
     assert_eq!(next(&mut late).await, None);
 }
 
-async fn appends_are_taken_whole_or_refused(config: EventsConfig) {
+async fn append_out_of_bounds_is_refused_completely(config: EventsConfig) {
     let limits = EventLimits { data_bytes_max: 100, append_events_max: 3, append_bytes_max: 200 };
     let store = open(EventsConfig { limits, ..config }).await;
     let channel = name("workflow:a");
@@ -246,29 +246,29 @@ async fn appends_are_taken_whole_or_refused(config: EventsConfig) {
     assert_eq!(store.append(&channel, numbered(0..3)).await.unwrap()[0].seq, 1);
 }
 
-async fn publishers_side_by_side_share_one_sequence(config: EventsConfig) {
+async fn concurrent_publishers_share_one_sequence(config: EventsConfig) {
     let store = open(config).await;
     let channel = name("workflow:a");
     let mut publishers = tokio::task::JoinSet::new();
     for publisher in 0..10_u64 {
         let (store, channel) = (store.clone(), channel.clone());
         publishers.spawn(async move {
-            let mut places = Vec::new();
+            let mut cursors = Vec::new();
             for turn in 0..20_u64 {
-                places.extend(store.append(&channel, numbered([publisher * 1_000 + turn; 2])).await.unwrap());
+                cursors.extend(store.append(&channel, numbered([publisher * 1_000 + turn; 2])).await.unwrap());
             }
-            assert!(places.is_sorted() && places.chunks(2).all(|pair| pair[0].leads_to(pair[1])));
-            places
+            assert!(cursors.is_sorted() && cursors.chunks(2).all(|pair| pair[0].leads_to(pair[1])));
+            cursors
         });
     }
-    let mut places = Vec::new();
+    let mut cursors = Vec::new();
     while let Some(own) = publishers.join_next().await {
-        places.extend(own.unwrap());
+        cursors.extend(own.unwrap());
     }
-    places.sort_unstable();
-    assert!(places.len() == 400 && places.windows(2).all(|pair| pair[0].leads_to(pair[1])));
+    cursors.sort_unstable();
+    assert!(cursors.len() == 400 && cursors.windows(2).all(|pair| pair[0].leads_to(pair[1])));
     let (gaps, numbers, end) = all(&store, "workflow:a", Cursor::START).await;
-    assert_eq!((gaps.len(), numbers.len(), end), (0, 400, places[399]));
+    assert_eq!((gaps.len(), numbers.len(), end), (0, 400, cursors[399]));
     // Each publisher's events are in its own order.
     for publisher in 0..10 {
         let own: Vec<_> = numbers.iter().filter(|number| **number / 1_000 == publisher).collect();
@@ -276,14 +276,14 @@ async fn publishers_side_by_side_share_one_sequence(config: EventsConfig) {
     }
 }
 
-async fn one_stalled_reader_delays_nobody_and_resumes(config: EventsConfig) {
+async fn stalled_reader_is_closed_delays_no_other_and_resumes(config: EventsConfig) {
     const EVENTS: u64 = 400;
     let store = open(EventsConfig { outbox_bytes_max: 20_000, ..config }).await;
     let channel = name("workflow:a");
     store.append(&channel, numbered([0])).await.unwrap();
     let mut stalled = store.follow(&channel, Cursor::START).await.unwrap();
     assert_eq!(number(&mut stalled).await, 0);
-    // It is live now, and does not take any more.
+    // It is live now, and is not polled any more.
     assert_eq!(stalled.try_next(), None);
     let mut readers = tokio::task::JoinSet::new();
     for _ in 0..50 {
@@ -298,7 +298,7 @@ async fn one_stalled_reader_delays_nobody_and_resumes(config: EventsConfig) {
     let publisher = store.clone();
     for expected in 1..EVENTS {
         publisher.append(&channel_of_publisher, numbered([expected])).await.unwrap();
-        // Readers that keep up are not the ones to be closed.
+        // Readers that keep up must not be closed.
         tokio::task::yield_now().await;
         if expected % 20 == 0 {
             let delivered = (expected + 1) * 50;
@@ -318,13 +318,13 @@ async fn one_stalled_reader_delays_nobody_and_resumes(config: EventsConfig) {
     }
 }
 
-async fn progress_coalesces_for_who_is_behind_and_results_do_not(config: EventsConfig) {
+async fn progress_coalesces_for_a_slow_reader_and_results_do_not(config: EventsConfig) {
     let store = open(EventsConfig { outbox_bytes_max: 20_000, ..config }).await;
     let channel = name("file:f");
     store.append(&channel, numbered([0])).await.unwrap();
     let mut reader = store.follow(&channel, Cursor::START).await.unwrap();
-    let mut seen = Seen::default();
-    seen.take(&next(&mut reader).await.unwrap());
+    let mut reader_state = ReaderState::default();
+    reader_state.record(&next(&mut reader).await.unwrap());
     assert_eq!(reader.try_next(), None);
     for event in 1..=600_u64 {
         let draft = Draft::new("analysis_progress", event.to_string());
@@ -335,32 +335,32 @@ async fn progress_coalesces_for_who_is_behind_and_results_do_not(config: EventsC
         store.append(&channel, vec![draft]).await.unwrap();
     }
     let mut coalesced = 0;
-    while seen.numbers.last() != Some(&600) {
+    while reader_state.numbers.last() != Some(&600) {
         let delivery = next(&mut reader).await.unwrap();
         if let Delivery::Event { coalesced: count, .. } = &delivery {
             coalesced += u64::from(*count);
         }
-        seen.take(&delivery);
+        reader_state.record(&delivery);
     }
     assert!(coalesced > 300, "{coalesced} coalesced");
-    assert_eq!(seen.numbers.len() as u64 + coalesced, 601);
-    assert!((1..=6).all(|result| seen.numbers.contains(&(result * 100))));
-    assert_eq!((store.stats().coalesced, store.stats().closed_slow, seen.gaps.len()), (coalesced, 0, 0));
+    assert_eq!(reader_state.numbers.len() as u64 + coalesced, 601);
+    assert!((1..=6).all(|result| reader_state.numbers.contains(&(result * 100))));
+    assert_eq!((store.stats().coalesced, store.stats().closed_slow, reader_state.gaps.len()), (coalesced, 0, 0));
 }
 
-async fn exactly_one_caller_gets_a_claim(config: EventsConfig) {
+async fn claim_is_granted_to_exactly_one_caller(config: EventsConfig) {
     let store = open(config).await;
     let mut callers = tokio::task::JoinSet::new();
     for _ in 0..50 {
         let store = store.clone();
         callers.spawn(async move { store.claim("ticket:1", 60_000).await.unwrap() });
     }
-    let mut got = 0;
+    let mut granted = 0;
     while let Some(caller) = callers.join_next().await {
-        got += u32::from(caller.unwrap());
+        granted += u32::from(caller.unwrap());
     }
-    assert_eq!(got, 1);
-    // The time runs from the request, however long the claim takes.
+    assert_eq!(granted, 1);
+    // The time to live starts at the request, however long the claim takes.
     let claimed = Instant::now();
     assert_eq!(store.claim("ticket:2", 50).await, Ok(true));
     until("the claim ends", || async { store.claim("ticket:2", 60_000).await.unwrap() }).await;
@@ -372,7 +372,7 @@ async fn exactly_one_caller_gets_a_claim(config: EventsConfig) {
     }
 }
 
-async fn it_says_how_it_is(config: EventsConfig) {
+async fn health_and_statistics_are_reported(config: EventsConfig) {
     let kind = config.store;
     let store = open(config).await;
     let health = store.health().await;

@@ -1,4 +1,4 @@
-//! What subscribers cost in memory, counted by the allocator.
+//! The memory of subscribers, counted by the allocator.
 #![allow(clippy::unwrap_used, reason = "in a test a failure is a panic")]
 
 mod common;
@@ -16,7 +16,7 @@ static LIVE: AtomicIsize = AtomicIsize::new(0);
 
 struct Counting;
 
-// SAFETY: the system's allocator does the work; the count is only read.
+// SAFETY: all calls are forwarded to the system's allocator; the count is only read.
 unsafe impl GlobalAlloc for Counting {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         LIVE.fetch_add(layout.size() as isize, Ordering::Relaxed);
@@ -45,7 +45,7 @@ fn idle_subscribers_are_cheap_and_events_are_shared() {
     const BUSY: usize = 1_000;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     runtime.block_on(async {
-        // The sweeper must not run between two counts.
+        // No sweep must run between two measurements.
         let config = EventsConfig { channels_max: 2 * IDLE, sweep_ms: 3_600_000, ..memory() };
         let store = open(config).await;
         let mut context = Context::from_waker(Waker::noop());

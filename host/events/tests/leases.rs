@@ -76,7 +76,7 @@ async fn write_with_an_earlier_token_is_refused(config: EventsConfig) {
     assert_eq!((page.entries[0].cursor.next(), page.next), (after[0], after[0]));
     store.delete_fenced(&key, Some(&new)).await.unwrap();
     assert_eq!(store.get(&key).await, Ok(None));
-    // A token that was never given out is no better than an old one.
+    // A token that was never assigned is refused like an old one.
     let made_up = Fence { key: key.clone(), token: u64::MAX };
     assert_eq!(store.put_fenced(&key, b"late".to_vec(), None, Some(&made_up)).await, Err(Error::Fenced));
     let other = Fence { key: name("execution:y"), token: new.token };
@@ -127,8 +127,8 @@ async fn lease_arguments_out_of_bounds_are_refused(config: EventsConfig) {
     }
 }
 
-/// Owners acquire a key in turn while each writes as fast as it can: an earlier owner never changes what a new owner reads after its
-/// acquisition.
+/// Owners acquire a key in turn and write as fast as they can: an earlier owner never changes the value that a new
+/// owner reads after its acquisition.
 async fn writes_of_racing_owners_never_go_back(config: EventsConfig) {
     const OWNERS: usize = 4;
     const TURNS: usize = 25;
@@ -150,7 +150,8 @@ async fn writes_of_racing_owners_never_go_back(config: EventsConfig) {
                 let before = store.get(&key).await.unwrap().map_or(0, |value| number(&value));
                 let token = fence.token.to_string().into_bytes();
                 let write = store.put_fenced(&key, token, None, Some(&fence)).await;
-                // A lease this short may end before the read: the value is then a later owner's, and the write must be refused.
+                // A lease this short may end before the read: the value is then a later owner's, and the write must be
+                // refused.
                 assert_ne!(before, fence.token, "a value that was not written yet");
                 if before > fence.token {
                     assert_eq!(write, Err(Error::Fenced), "a value of a later owner is replaced");
@@ -189,10 +190,10 @@ async fn two_stores_on_one_redis_share_leases_and_close_releases_them() {
     let fence = acquired(&a, &key, "a", LONG_MS).await;
     assert!(matches!(b.acquire(&key, "b", LONG_MS).await, Ok(Acquisition::Held { .. })));
     a.close().await.unwrap();
-    let taken = acquired(&b, &key, "b", LONG_MS).await;
+    let second = acquired(&b, &key, "b", LONG_MS).await;
     assert_eq!(a.append_fenced(&name("pipeline:x"), numbered([1]), Some(&fence)).await, Err(Error::Fenced));
     assert_eq!(
-        b.append_fenced(&name("pipeline:x"), numbered([1]), Some(&taken)).await.map(|places| places.len()),
+        b.append_fenced(&name("pipeline:x"), numbered([1]), Some(&second)).await.map(|places| places.len()),
         Ok(1)
     );
     assert!(matches!(a.acquire(&key, "a", LONG_MS).await, Err(Error::Unavailable { .. })));
@@ -210,7 +211,7 @@ async fn fenced_append_never_falls_back_to_memory() {
     store.append(&channel, numbered([1])).await.unwrap();
     assert!(matches!(store.append_fenced(&channel, numbered([2]), Some(&fence)).await, Err(Error::Unavailable { .. })));
     assert!(matches!(store.renew(&fence, LONG_MS).await, Err(Error::Unavailable { .. })));
-    // A server that has lost everything has no owner for it, and gives out greater tokens.
+    // A server that has lost all data has no owner for the key, and assigns greater tokens.
     server.start_again();
     until("the earlier token is refused", || async {
         store.append_fenced(&channel, numbered([3]), Some(&fence)).await == Err(Error::Fenced)
@@ -219,7 +220,7 @@ async fn fenced_append_never_falls_back_to_memory() {
     assert!(acquired(&store, &key, "b", LONG_MS).await.token > fence.token);
 }
 
-/// The clock of the server is set back by the age of the record: the end of a lease is further ahead than its duration.
+/// Simulates a server's clock that was set back: the stored end of a lease is further ahead than its duration.
 #[tokio::test]
 async fn lease_ends_in_time_although_the_clock_was_set_back() {
     let server = RedisServer::start();
@@ -243,7 +244,7 @@ async fn lease_ends_in_time_although_the_clock_was_set_back() {
     assert_eq!(store.renew(&fence, 50).await, Err(Error::Fenced));
 }
 
-/// The server makes an acquisition after its owner has given up: nobody has the lease, and it delays no later owner.
+/// The server performs an acquisition after its owner has given up: that lease delays no later owner of the same store.
 #[tokio::test]
 async fn acquisition_without_an_answer_does_not_block_its_key() {
     let server = RedisServer::start();
@@ -278,7 +279,7 @@ async fn acquisition_without_an_answer_does_not_block_its_key() {
         assert!(matches!(other.acquire(&key, "other", LONG_MS).await, Ok(Acquisition::Held { .. })));
         let fence = acquired(&store, &key, "next", LONG_MS).await;
         store.put_fenced(&key, owner.into(), None, Some(&fence)).await.unwrap();
-        // Of one that is held with an answer, the next owner is told so.
+        // An acquisition with an answer is reported to the next owner.
         assert!(matches!(store.acquire(&key, "third", LONG_MS).await, Ok(Acquisition::Held { .. })));
         store.release(&fence).await.unwrap();
     }

@@ -1,4 +1,4 @@
-//! Redis: shared by instances, gone and back, slow, and worked by groups.
+//! The Redis store: several stores on one server, outages, slow servers, and consumer groups.
 #![allow(clippy::unwrap_used, reason = "in a test a failure is a panic")]
 
 mod common;
@@ -8,16 +8,16 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use common::{PATIENCE, RedisServer, Seen, gap, name, next, number, numbered, open, until};
+use common::{PATIENCE, RedisServer, ReaderState, gap, name, next, number, numbered, open, until};
 use weir_core::channels::{Cursor, Delivery, Gap, Retention};
 use weir_events::{Error, EventsConfig, Fallback, RedisConfig, Store};
 
 async fn append_again(store: &Store, channel: &str, number: u64) -> Cursor {
-    let begun = Instant::now();
+    let start = Instant::now();
     loop {
         match store.append(&name(channel), numbered([number])).await {
-            Ok(places) => return places[0],
-            Err(error) => assert!(error.retryable() && begun.elapsed() < PATIENCE, "{error}"),
+            Ok(cursors) => return cursors[0],
+            Err(error) => assert!(error.retryable() && start.elapsed() < PATIENCE, "{error}"),
         }
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
@@ -49,7 +49,7 @@ async fn instances_share_channels_and_claims() {
     }
     assert_eq!(stores[0].claim("t", 10_000).await, Ok(true));
     assert_eq!(stores[1].claim("t", 10_000).await, Ok(false));
-    // The keys are those that others know.
+    // The keys have the documented names.
     let mut connection = server.connection().await;
     let length: u64 = redis::cmd("XLEN").arg("pip-ai:user:u").query_async(&mut connection).await.unwrap();
     assert_eq!(length, 200);
@@ -60,29 +60,29 @@ async fn publishers_get_errors_until_redis_returns() {
     let mut server = RedisServer::start();
     let store = open(server.config()).await;
     let channel = name("workflow:w");
-    let places = store.append(&channel, numbered(0..3)).await.unwrap();
+    let cursors = store.append(&channel, numbered(0..3)).await.unwrap();
     let mut follower = store.follow(&channel, Cursor::START).await.unwrap();
     for expected in 0..3 {
         assert_eq!(number(&mut follower).await, expected);
     }
     server.kill();
-    let asked = Instant::now();
+    let start = Instant::now();
     let error = store.append(&channel, numbered([3])).await.unwrap_err();
     assert!(matches!(error, Error::Unavailable { retry_after_ms: 1.., .. }), "{error}");
     assert!(store.read(&channel, Cursor::START, 1).await.unwrap_err().retryable());
     assert!(store.claim("t", 1_000).await.unwrap_err().retryable());
     let health = store.health().await;
     assert!(!health.ok && !health.fallback && health.detail.is_some());
-    assert!(asked.elapsed() < Duration::from_secs(4), "answered after {:?}", asked.elapsed());
+    assert!(start.elapsed() < Duration::from_secs(4), "answered after {:?}", start.elapsed());
 
-    // It comes back with nothing.
+    // The server restarts without its data.
     server.start_again();
-    let place = append_again(&store, "workflow:w", 4).await;
-    assert!(place.epoch > places[0].epoch && place.seq == 1);
-    assert_eq!(gap(&mut follower).await, Gap { missing_from: places[2].next(), missing_to: place.previous() });
+    let cursor = append_again(&store, "workflow:w", 4).await;
+    assert!(cursor.epoch > cursors[0].epoch && cursor.seq == 1);
+    assert_eq!(gap(&mut follower).await, Gap { missing_from: cursors[2].next(), missing_to: cursor.previous() });
     assert_eq!(number(&mut follower).await, 4);
-    let page = store.read(&channel, places[1], 10).await.unwrap();
-    assert_eq!(page.gap, Some(Gap { missing_from: places[2], missing_to: place.previous() }));
+    let page = store.read(&channel, cursors[1], 10).await.unwrap();
+    assert_eq!(page.gap, Some(Gap { missing_from: cursors[2], missing_to: cursor.previous() }));
     assert!(store.health().await.ok);
 }
 
@@ -90,49 +90,49 @@ async fn publishers_get_errors_until_redis_returns() {
 async fn durable_server_continues_its_sequence() {
     let mut server = RedisServer::durable();
     let store = open(EventsConfig { durable: true, ..server.config() }).await;
-    let careful = open(server.config()).await;
-    let place = store.append(&name("workflow:w"), numbered([0])).await.unwrap()[0];
+    let volatile = open(server.config()).await;
+    let cursor = store.append(&name("workflow:w"), numbered([0])).await.unwrap()[0];
     let mut follower = store.follow(&name("workflow:w"), Cursor::START).await.unwrap();
     assert_eq!(number(&mut follower).await, 0);
     server.kill();
     server.start_again();
     let second = append_again(&store, "workflow:w", 1).await;
-    assert!(place.leads_to(second));
+    assert!(cursor.leads_to(second));
     assert_eq!(number(&mut follower).await, 1);
-    // Who does not know that nothing was lost says that it may have been.
+    // A store that is not configured as durable assumes that events may have been lost, and starts an epoch.
     server.kill();
     server.start_again();
-    let third = append_again(&careful, "workflow:w", 2).await;
+    let third = append_again(&volatile, "workflow:w", 2).await;
     assert!(third.epoch > second.epoch && third.seq == 1);
     assert_eq!(gap(&mut follower).await, Gap { missing_from: second.next(), missing_to: third.previous() });
     assert_eq!(number(&mut follower).await, 2);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn memory_takes_over_with_a_new_epoch() {
+async fn memory_fallback_uses_a_new_epoch() {
     let mut server = RedisServer::durable();
     let config = server.config();
     let redis = RedisConfig { fallback: Fallback::Memory, ..config.redis };
     let store = open(EventsConfig { redis, durable: true, ..config }).await;
-    let mut seen = Seen::default();
+    let mut reader_state = ReaderState::default();
     store.append(&name("workflow:w"), numbered(0..2)).await.unwrap();
     let mut follower = store.follow(&name("workflow:w"), Cursor::START).await.unwrap();
     for _ in 0..2 {
-        seen.take(&next(&mut follower).await.unwrap());
+        reader_state.record(&next(&mut follower).await.unwrap());
     }
     server.kill();
-    // At once, without an error, and with a cursor that Redis will not assign.
+    // The append succeeds immediately, with a cursor that Redis will not assign.
     let here = store.append(&name("workflow:w"), numbered([2])).await.unwrap()[0];
     let more = store.append(&name("workflow:w"), numbered([3])).await.unwrap()[0];
-    assert!(here.leads_to(more) && here.epoch > seen.cursor.epoch);
+    assert!(here.leads_to(more) && here.epoch > reader_state.cursor.epoch);
     let health = store.health().await;
     assert!(health.ok && health.fallback && health.detail.is_some(), "{health:?}");
     for _ in 0..3 {
-        seen.take(&next(&mut follower).await.unwrap());
+        reader_state.record(&next(&mut follower).await.unwrap());
     }
-    assert_eq!((seen.gaps.len(), seen.numbers.as_slice()), (1, &[0, 1, 2, 3][..]));
+    assert_eq!((reader_state.gaps.len(), reader_state.numbers.as_slice()), (1, &[0, 1, 2, 3][..]));
     assert_eq!(store.read(&name("workflow:w"), here.previous(), 9).await.unwrap().entries.len(), 2);
-    // A new subscriber sees the events of this process. Claims wait.
+    // A new subscriber sees the events of this process. Claims fail.
     let mut other = store.follow(&name("user:new"), Cursor::START).await.unwrap();
     store.append(&name("user:new"), numbered([7])).await.unwrap();
     assert_eq!(number(&mut other).await, 7);
@@ -146,10 +146,10 @@ async fn memory_takes_over_with_a_new_epoch() {
     })
     .await;
     let back = store.append(&name("workflow:w"), numbered([4])).await.unwrap()[0];
-    while seen.cursor != back {
-        seen.take(&next(&mut follower).await.unwrap());
+    while reader_state.cursor != back {
+        reader_state.record(&next(&mut follower).await.unwrap());
     }
-    assert_eq!((seen.gaps.len(), seen.numbers.as_slice()), (2, &[0, 1, 2, 3, 4][..]));
+    assert_eq!((reader_state.gaps.len(), reader_state.numbers.as_slice()), (2, &[0, 1, 2, 3, 4][..]));
     // Redis has its earlier events and the later ones; a reader at a cursor of the fallback gets a gap.
     let page = store.read(&name("workflow:w"), Cursor::START, 9).await.unwrap();
     assert_eq!(page.entries.iter().map(|entry| &*entry.data).collect::<Vec<_>>(), ["0", "1", "4"]);
@@ -177,9 +177,9 @@ async fn unresponsive_server_delays_a_publisher_within_the_bound() {
     assert_eq!(number(&mut follower).await, 0);
     server.signal("STOP");
     for attempt in 1..4 {
-        let asked = Instant::now();
+        let start = Instant::now();
         assert!(store.append(&channel, numbered([attempt])).await.unwrap_err().retryable());
-        assert!(asked.elapsed() < Duration::from_millis(1_500), "answered after {:?}", asked.elapsed());
+        assert!(start.elapsed() < Duration::from_millis(1_500), "answered after {:?}", start.elapsed());
     }
     server.signal("CONT");
     let last = append_again(&store, "workflow:w", 9).await;
@@ -202,37 +202,37 @@ async fn readers_survive_repeated_outages() {
     let publisher = tokio::spawn({
         let (store, channel, stop, newest) = (store.clone(), channel.clone(), Arc::clone(&stop), Arc::clone(&newest));
         async move {
-            // What failed may be in: each attempt has a number of its own.
-            let mut answered = BTreeSet::new();
+            // A failed append may have been performed, so each attempt has a number of its own.
+            let mut acknowledged = BTreeSet::new();
             for number in 1_u64.. {
                 if stop.load(Ordering::Relaxed) {
                     break;
                 }
                 match store.append(&channel, numbered([number])).await {
-                    Ok(_) => drop(answered.insert(number)),
+                    Ok(_) => drop(acknowledged.insert(number)),
                     Err(error) => assert!(error.retryable(), "{error}"),
                 }
                 newest.store(number, Ordering::Relaxed);
                 tokio::time::sleep(Duration::from_millis(1)).await;
             }
-            answered
+            acknowledged
         }
     });
-    // One reader stays, the others resume after a number of events.
+    // One reader stays connected, the others resume after a number of events.
     let mut readers = tokio::task::JoinSet::new();
     for stays in [usize::MAX, 17, 60] {
         let (store, channel, stop) = (store.clone(), channel.clone(), Arc::clone(&stop));
         readers.spawn(async move {
-            let mut seen = Seen::default();
+            let mut reader_state = ReaderState::default();
             loop {
-                let Ok(mut subscription) = store.follow(&channel, seen.cursor).await else {
+                let Ok(mut subscription) = store.follow(&channel, reader_state.cursor).await else {
                     tokio::time::sleep(Duration::from_millis(5)).await;
                     continue;
                 };
                 for _ in 0..stays {
                     match tokio::time::timeout(Duration::from_millis(500), subscription.next()).await {
-                        Ok(delivery) => seen.take(&delivery.unwrap()),
-                        Err(_) if stop.load(Ordering::Relaxed) => return seen,
+                        Ok(delivery) => reader_state.record(&delivery.unwrap()),
+                        Err(_) if stop.load(Ordering::Relaxed) => return reader_state,
                         Err(_) => {}
                     }
                 }
@@ -244,22 +244,22 @@ async fn readers_survive_repeated_outages() {
         until("events flow", || async { newest.load(Ordering::Relaxed) > at }).await;
         server.kill();
         let at = newest.load(Ordering::Relaxed) + 10;
-        until("publishers go on trying", || async { newest.load(Ordering::Relaxed) > at }).await;
+        until("publishers retry", || async { newest.load(Ordering::Relaxed) > at }).await;
         server.start_again();
     }
     append_again(&store, "pipeline:other", 0).await;
     let at = newest.load(Ordering::Relaxed) + 50;
     until("events flow at the end", || async { newest.load(Ordering::Relaxed) > at }).await;
     stop.store(true, Ordering::Relaxed);
-    let answered = publisher.await.unwrap();
-    while let Some(seen) = readers.join_next().await {
-        let seen = seen.unwrap();
-        // Since the last start nothing was lost.
-        assert_eq!(seen.numbers.last(), answered.last());
-        let got: BTreeSet<u64> = seen.numbers.iter().copied().collect();
-        let tail: Vec<u64> = answered.range(at - 49..).copied().collect();
-        assert!(tail.len() > 20 && tail.iter().all(|number| got.contains(number)));
-        assert!(seen.gaps.len() >= 4, "{} gaps for 4 outages", seen.gaps.len());
+    let acknowledged = publisher.await.unwrap();
+    while let Some(reader_state) = readers.join_next().await {
+        let reader_state = reader_state.unwrap();
+        // No event was lost since the last start of the server.
+        assert_eq!(reader_state.numbers.last(), acknowledged.last());
+        let numbers: BTreeSet<u64> = reader_state.numbers.iter().copied().collect();
+        let tail: Vec<u64> = acknowledged.range(at - 49..).copied().collect();
+        assert!(tail.len() > 20 && tail.iter().all(|number| numbers.contains(number)));
+        assert!(reader_state.gaps.len() >= 4, "{} gaps for 4 outages", reader_state.gaps.len());
     }
 }
 
@@ -273,7 +273,7 @@ async fn subscribers_share_one_blocking_read() {
     for number in 0..300 {
         subscriptions.push(store.follow(&name(&format!("user:{number}")), Cursor::START).await.unwrap());
     }
-    let begun = Instant::now();
+    let start = Instant::now();
     for turn in 0..20_usize {
         let channel = name(&format!("user:{}", turn * 15));
         store.append(&channel, numbered([turn as u64])).await.unwrap();
@@ -283,13 +283,13 @@ async fn subscribers_share_one_blocking_read() {
         store.append(&name(&format!("file:{turn}")), numbered([1])).await.unwrap();
         assert_eq!(number(&mut late).await, 1);
     }
-    assert!(begun.elapsed() < Duration::from_secs(15), "20 turns took {:?}", begun.elapsed());
+    assert!(start.elapsed() < Duration::from_secs(15), "20 turns took {:?}", start.elapsed());
     let mut connection = server.connection().await;
     let info: String = redis::cmd("INFO").arg("clients").query_async(&mut connection).await.unwrap();
     let clients = info.lines().find_map(|line| line.strip_prefix("connected_clients:")).unwrap();
     assert!(clients.parse::<u32>().unwrap() <= 3, "{clients} connections");
     drop(subscriptions);
-    until("nobody is mirrored", || async { store.stats().channels == 0 }).await;
+    until("no channel is mirrored", || async { store.stats().channels == 0 }).await;
 }
 
 #[tokio::test]
@@ -315,28 +315,28 @@ async fn group_shares_a_channel() {
     let store = open(server.config()).await;
     let groups = store.groups().unwrap();
     let channel = name("file:f");
-    let places = store.append(&channel, numbered(0..6)).await.unwrap();
+    let cursors = store.append(&channel, numbered(0..6)).await.unwrap();
     assert_eq!(groups.create(&channel, "workers", Cursor::START).await, Ok(true));
     assert_eq!(groups.create(&channel, "workers", Cursor::START).await, Ok(false));
     let first = groups.read(&channel, "workers", "a", 4, 0).await.unwrap();
     let second = groups.read(&channel, "workers", "b", 4, 0).await.unwrap();
-    let cursors: Vec<_> = first.iter().chain(&second).map(|work| work.cursor).collect();
-    assert_eq!((first.len(), cursors), (4, places.clone()));
+    let delivered: Vec<_> = first.iter().chain(&second).map(|pending| pending.cursor).collect();
+    assert_eq!((first.len(), delivered), (4, cursors.clone()));
     assert_eq!(&*first[0].entry.as_ref().unwrap().data, "0");
     assert_eq!(groups.read(&channel, "workers", "a", 4, 0).await, Ok(vec![]));
-    assert_eq!(groups.acknowledge(&channel, "workers", &places[..2]).await, Ok(2));
-    assert_eq!(groups.acknowledge(&channel, "workers", &places[..2]).await, Ok(0));
-    // What `a` did not finish goes to `b`.
+    assert_eq!(groups.acknowledge(&channel, "workers", &cursors[..2]).await, Ok(2));
+    assert_eq!(groups.acknowledge(&channel, "workers", &cursors[..2]).await, Ok(0));
+    // Events that `a` did not acknowledge are assigned to `b`.
     assert_eq!(groups.claim_stale(&channel, "workers", "b", 60_000, 10).await, Ok(vec![]));
     let stale = groups.claim_stale(&channel, "workers", "b", 0, 10).await.unwrap();
-    assert_eq!(stale.iter().map(|work| work.cursor).collect::<Vec<_>>(), places[2..]);
+    assert_eq!(stale.iter().map(|pending| pending.cursor).collect::<Vec<_>>(), cursors[2..]);
     // A waiting subscriber gets events as they arrive, and delays no other.
     let waiting = tokio::spawn({
         let (groups, channel) = (groups.clone(), channel.clone());
         async move { groups.read(&channel, "workers", "c", 10, 20_000).await.unwrap() }
     });
-    let place = store.append(&channel, numbered([6])).await.unwrap()[0];
-    assert_eq!(waiting.await.unwrap()[0].cursor, place);
+    let cursor = store.append(&channel, numbered([6])).await.unwrap()[0];
+    assert_eq!(waiting.await.unwrap()[0].cursor, cursor);
     assert!(matches!(groups.create(&channel, "no\nname", Cursor::START).await, Err(Error::Invalid(_))));
     assert!(matches!(groups.read(&channel, "nobody", "a", 1, 0).await, Err(Error::Other(_))));
 }
@@ -348,32 +348,32 @@ async fn stream_is_bounded_and_foreign_entries_are_holes() {
     let store = open(EventsConfig { retention, ..server.config() }).await;
     let channel = name("workflow:w");
     let mut connection = server.connection().await;
-    let mut places = Vec::new();
+    let mut cursors = Vec::new();
     for chunk in 0..15 {
-        places = store.append(&channel, numbered(chunk * 100..chunk * 100 + 100)).await.unwrap();
+        cursors = store.append(&channel, numbered(chunk * 100..chunk * 100 + 100)).await.unwrap();
     }
     let length: u64 = redis::cmd("XLEN").arg("pip-ai:workflow:w").query_async(&mut connection).await.unwrap();
     assert_eq!(length, 1_000);
     // Another client deletes an entry, and one adds an entry that is not an event.
     let mut delete = redis::cmd("XDEL");
-    delete.arg("pip-ai:workflow:w").arg(places[50].to_string());
+    delete.arg("pip-ai:workflow:w").arg(cursors[50].to_string());
     assert_eq!(delete.query_async::<u64>(&mut connection).await.unwrap(), 1);
-    let mut follower = store.follow(&channel, places[48]).await.unwrap();
+    let mut follower = store.follow(&channel, cursors[48]).await.unwrap();
     assert_eq!(number(&mut follower).await, 1_449);
-    assert_eq!(gap(&mut follower).await, Gap { missing_from: places[50], missing_to: places[50] });
+    assert_eq!(gap(&mut follower).await, Gap { missing_from: cursors[50], missing_to: cursors[50] });
     for expected in 1_451..1_500 {
         assert_eq!(number(&mut follower).await, expected);
     }
     let mut add = redis::cmd("XADD");
-    add.arg("pip-ai:workflow:w").arg(format!("{}-{}", places[99].epoch, places[99].seq + 1)).arg("who").arg("other");
+    add.arg("pip-ai:workflow:w").arg(format!("{}-{}", cursors[99].epoch, cursors[99].seq + 1)).arg("who").arg("other");
     let _: String = add.query_async(&mut connection).await.unwrap();
     // Its cursor is a hole; the sequence continues after it.
-    let place = store.append(&channel, numbered([1_500])).await.unwrap()[0];
-    assert_eq!(place, Cursor::new(places[99].epoch, places[99].seq + 2));
-    assert_eq!(gap(&mut follower).await, Gap { missing_from: place.previous(), missing_to: place.previous() });
+    let cursor = store.append(&channel, numbered([1_500])).await.unwrap()[0];
+    assert_eq!(cursor, Cursor::new(cursors[99].epoch, cursors[99].seq + 2));
+    assert_eq!(gap(&mut follower).await, Gap { missing_from: cursor.previous(), missing_to: cursor.previous() });
     assert_eq!(number(&mut follower).await, 1_500);
-    let page = store.read(&channel, places[99], 10).await.unwrap();
-    assert_eq!((page.gap.map(|gap| gap.missing_to), page.next), (Some(place.previous()), place));
+    let page = store.read(&channel, cursors[99], 10).await.unwrap();
+    assert_eq!((page.gap.map(|gap| gap.missing_to), page.next), (Some(cursor.previous()), cursor));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -397,8 +397,8 @@ async fn earlier_start_of_a_channel_reaches_followers_after_a_gap() {
         add.arg("time").arg(1).arg("coalesce").arg("").arg("finish").arg("0");
         let _: String = add.query_async(&mut connection).await.unwrap();
     }
-    let told = gap(&mut follower).await;
-    assert_eq!(told.missing_to, Cursor::new(5, 0));
+    let gap_of_loss = gap(&mut follower).await;
+    assert_eq!(gap_of_loss.missing_to, Cursor::new(5, 0));
     assert_eq!((number(&mut follower).await, number(&mut follower).await), (7, 8));
     append_again(&store, "workflow:w", 9).await;
     assert!(gap(&mut follower).await.missing_from == Cursor::new(5, 3));
@@ -410,14 +410,14 @@ async fn foreign_entry_at_the_last_sequence_starts_an_epoch() {
     let server = RedisServer::start();
     let store = open(server.config()).await;
     let channel = name("workflow:w");
-    let place = store.append(&channel, numbered([0])).await.unwrap()[0];
-    let mut follower = store.follow(&channel, place).await.unwrap();
+    let cursor = store.append(&channel, numbered([0])).await.unwrap()[0];
+    let mut follower = store.follow(&channel, cursor).await.unwrap();
     let mut add = redis::cmd("XADD");
-    add.arg("pip-ai:workflow:w").arg(format!("{}-{}", place.epoch, u64::MAX)).arg("who").arg("other");
+    add.arg("pip-ai:workflow:w").arg(format!("{}-{}", cursor.epoch, u64::MAX)).arg("who").arg("other");
     let _: String = add.query_async(&mut server.connection().await).await.unwrap();
     let next = store.append(&channel, numbered([1])).await.unwrap()[0];
-    assert!(next.epoch > place.epoch && next.seq == 1);
-    assert_eq!(gap(&mut follower).await.missing_from, place.next());
+    assert!(next.epoch > cursor.epoch && next.seq == 1);
+    assert_eq!(gap(&mut follower).await.missing_from, cursor.next());
     loop {
         match common::next(&mut follower).await {
             Some(Delivery::Gap(_)) => {}
@@ -425,5 +425,5 @@ async fn foreign_entry_at_the_last_sequence_starts_an_epoch() {
             other => panic!("{other:?}"),
         }
     }
-    assert_eq!(store.read(&channel, Cursor::new(place.epoch, u64::MAX), 9).await.unwrap().entries.len(), 1);
+    assert_eq!(store.read(&channel, Cursor::new(cursor.epoch, u64::MAX), 9).await.unwrap().entries.len(), 1);
 }

@@ -1,4 +1,4 @@
-//! Owner records: they live as long as their channels have events or followers, and go with them.
+//! Owner records stay as long as their channels have events or followers, and are removed with them.
 #![allow(clippy::unwrap_used, reason = "in a test a failure is a panic")]
 
 mod common;
@@ -39,8 +39,8 @@ async fn owner_record_stays_while_its_channel_has_events_or_followers_and_goes_w
     publish_owned(&store, "workflow:w").await;
     publish_owned(&store, "workflow:quiet").await;
     let follower = store.follow(&name("workflow:quiet"), Cursor::START).await.unwrap();
-    let begun = Instant::now();
-    while begun.elapsed() < Duration::from_millis(2 * AGE_MS) {
+    let start = Instant::now();
+    while start.elapsed() < Duration::from_millis(2 * AGE_MS) {
         publish(&store, "workflow:w").await;
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
@@ -48,7 +48,7 @@ async fn owner_record_stays_while_its_channel_has_events_or_followers_and_goes_w
     until("events age", || async { !has(&store, "workflow:quiet").await }).await;
     assert!(has_owner(&store, "workflow:quiet").await, "the record of a channel that is followed");
     drop(follower);
-    until("records go", || async {
+    until("records are removed", || async {
         !has_owner(&store, "workflow:quiet").await && !has_owner(&store, "workflow:w").await
     })
     .await;
@@ -74,7 +74,7 @@ async fn channels_of_another_user_do_not_evict_the_owner_record_of_a_followed_ch
         for id in 0..100 {
             let channel = format!("session:{id}");
             let (is_there, is_owned) = (has(&store, &channel).await, has_owner(&store, &channel).await);
-            assert_eq!(is_there, is_owned, "{channel}: a channel and the record of its owner go together");
+            assert_eq!(is_there, is_owned, "{channel}: a channel and its owner record are removed together");
             channels += usize::from(is_there);
             records += usize::from(is_owned);
         }

@@ -1,4 +1,4 @@
-//! What one user may have of a store, in every store: state, channels, and what of it is known after a restart.
+//! The share of one user in a store, for every kind of store: state and channels, also after a restart.
 #![allow(clippy::unwrap_used, reason = "in a test a failure is a panic")]
 
 mod common;
@@ -14,7 +14,7 @@ use weir_events::{Error, EventsConfig, Store, StoreKind, WriteContext};
 conformance!(
     user_with_its_share_of_state_is_refused_and_others_are_not,
     store_without_room_is_full_for_all_and_says_so,
-    channels_of_one_user_take_no_history_of_another,
+    channels_of_one_user_evict_none_of_another,
     user_of_a_small_store_has_two_channels,
     state_of_each_user_stays_within_its_share,
 );
@@ -49,7 +49,7 @@ async fn user_with_its_share_of_state_is_refused_and_others_are_not(config: Even
     }
     assert!(exceeds_share(put(&store, "session:a3", LARGE, Some("ann")).await));
     assert_eq!(store.get(&name("session:a3")).await, Ok(None));
-    // What does not grow fits, and another user's share is its own.
+    // A value that does not grow still fits, and other users have shares of their own.
     put(&store, "session:a2", LARGE, Some("ann")).await.unwrap();
     put(&store, "session:b1", LARGE, Some("bob")).await.unwrap();
     put(&store, "label:l", LARGE, None).await.unwrap();
@@ -61,7 +61,7 @@ async fn user_with_its_share_of_state_is_refused_and_others_are_not(config: Even
     assert!(exceeds_share(put(&store, "session:a1", LARGE, Some("ann")).await));
     let ends = WriteContext { fence: None, user: Some("ann") };
     store.put_as(&name("session:a3"), vec![7; LARGE], Some(50), ends).await.unwrap();
-    until("what has ended is given back", || async { put(&store, "session:a1", LARGE, Some("ann")).await.is_ok() })
+    until("expired values are subtracted", || async { put(&store, "session:a1", LARGE, Some("ann")).await.is_ok() })
         .await;
     // A value that goes to another user leaves the share of the first.
     put(&store, "session:a1", LARGE, Some("bob")).await.unwrap();
@@ -87,24 +87,24 @@ async fn store_without_room_is_full_for_all_and_says_so(config: EventsConfig) {
     put(&store, "session:f1", LARGE, Some("f")).await.unwrap();
 }
 
-async fn channels_of_one_user_take_no_history_of_another(config: EventsConfig) {
+async fn channels_of_one_user_evict_none_of_another(config: EventsConfig) {
     let store = open(EventsConfig { channels_max: 20, user_percent_max: 25, ..config }).await;
     for id in 0..3 {
         append(&store, &format!("workflow:b{id}"), id, Some("bob")).await.unwrap();
     }
     for id in 0..60 {
         append(&store, &format!("workflow:a{id:02}"), id, Some("ann")).await.unwrap();
-        // The disk and Redis go by times, in milliseconds.
+        // The disk store and Redis evict by time, in milliseconds.
         tokio::time::sleep(std::time::Duration::from_millis(2)).await;
     }
-    let mut kept = Vec::new();
+    let mut retained = Vec::new();
     for id in 0..60 {
         if events(&store, &format!("workflow:a{id:02}")).await > 0 {
-            kept.push(id);
+            retained.push(id);
         }
     }
-    // Those that were used last.
-    assert_eq!(kept, [55, 56, 57, 58, 59]);
+    // The most recently used ones.
+    assert_eq!(retained, [55, 56, 57, 58, 59]);
     for id in 0..3 {
         assert_eq!(events(&store, &format!("workflow:b{id}")).await, 1, "workflow:b{id}");
     }
@@ -114,10 +114,10 @@ async fn channels_of_one_user_take_no_history_of_another(config: EventsConfig) {
     assert_eq!((events(&store, "workflow:b0").await, events(&store, "workflow:a55").await), (2, 1));
 }
 
-/// Random puts and deletions of three users and the server: exactly the writes that do not fit are refused.
+/// Random puts and deletions of three users and of the server: exactly the writes that do not fit are refused.
 async fn state_of_each_user_stays_within_its_share(config: EventsConfig) {
     const TOTAL: usize = 40_000;
-    // A value on the disk has its checksum and its end.
+    // A record on the disk includes a checksum and the end of the value.
     let record_bytes = if config.store == StoreKind::Disk { 16 } else { 0 };
     let store = open(EventsConfig { state_bytes_max: TOTAL, user_percent_max: 40, ..config }).await;
     let mut random = SplitMix64::new(10);
@@ -134,7 +134,7 @@ async fn state_of_each_user_stays_within_its_share(config: EventsConfig) {
         }
         let size = value_bytes_of(&name(&key), bytes + record_bytes);
         let before = model.get(&key).copied();
-        let others = || model.iter().filter(|(other, _)| **other != key).map(|(_, held)| held);
+        let others = || model.iter().filter(|(other, _)| **other != key).map(|(_, entry)| entry);
         let own: usize = others().filter(|(_, owner)| *owner == user).map(|(size, _)| size).sum();
         let total: usize = others().map(|(size, _)| size).sum();
         let grows = before.is_none_or(|(before, owner)| owner != user || before < size);
@@ -181,11 +181,11 @@ async fn shares_are_restored_after_a_restart() {
             append(&store, &format!("workflow:a{id}"), id, Some("ann")).await.unwrap();
             tokio::time::sleep(std::time::Duration::from_millis(2)).await;
         }
-        let mut kept = Vec::new();
+        let mut retained = Vec::new();
         for id in 0..9 {
-            kept.extend((events(&store, &format!("workflow:a{id}")).await > 0).then_some(id));
+            retained.extend((events(&store, &format!("workflow:a{id}")).await > 0).then_some(id));
         }
-        assert_eq!(kept, [4, 5, 6, 7, 8]);
+        assert_eq!(retained, [4, 5, 6, 7, 8]);
         for id in 0..4 {
             assert_eq!(events(&store, &format!("workflow:b{id}")).await, 1);
         }
@@ -203,7 +203,7 @@ async fn full_store_evicts_channels_of_the_largest_user() {
             append(&store, &format!("workflow:{user}{id}"), id, Some(user)).await.unwrap();
             tokio::time::sleep(std::time::Duration::from_millis(2)).await;
         };
-        // Those of the others are older.
+        // The channels of the other users are older.
         for id in 0..2 {
             publish("bob", id).await;
             publish("eve", id).await;
@@ -214,15 +214,15 @@ async fn full_store_evicts_channels_of_the_largest_user() {
         for id in 2..4 {
             publish("bob", id).await;
         }
-        let mut kept = Vec::new();
+        let mut retained = Vec::new();
         for (user, count) in [("ann", 6), ("bob", 4), ("eve", 2)] {
             for id in 0..count {
                 if events(&store, &format!("workflow:{user}{id}")).await > 0 {
-                    kept.push(format!("{user}{id}"));
+                    retained.push(format!("{user}{id}"));
                 }
             }
         }
-        assert_eq!(kept.join(" "), "ann2 ann3 ann4 ann5 bob0 bob1 bob2 bob3 eve0 eve1");
+        assert_eq!(retained.join(" "), "ann2 ann3 ann4 ann5 bob0 bob1 bob2 bob3 eve0 eve1");
     }
 }
 
@@ -288,8 +288,8 @@ async fn user_of_a_small_store_has_two_channels(config: EventsConfig) {
     }
     assert_eq!((events(&store, "workflow:w").await, events(&store, "user:ann").await), (1, 1));
     append(&store, "workflow:v", 1, Some("ann")).await.unwrap();
-    let left = events(&store, "workflow:w").await + events(&store, "user:ann").await;
-    assert_eq!((left, events(&store, "workflow:v").await), (1, 1));
+    let retained = events(&store, "workflow:w").await + events(&store, "user:ann").await;
+    assert_eq!((retained, events(&store, "workflow:v").await), (1, 1));
 }
 
 #[tokio::test]
@@ -303,7 +303,7 @@ async fn user_with_its_share_of_claims_is_refused_and_others_are_not() {
         }
         for _ in 0..2 {
             assert!(exceeds_share(store.claim("ticket:ann:3", 60_000).await));
-            // One that is held reads as ever.
+            // A claim that is held is still reported as held.
             assert_eq!(store.claim("ticket:ann:1", 60_000).await, Ok(false));
             if config.store == StoreKind::Disk {
                 store.close().await.unwrap();

@@ -15,14 +15,14 @@ use weir_core::channels::Cursor;
 use weir_events::{Error, EventsConfig, Fallback, RedisConfig, Store};
 
 conformance!(
-    a_value_is_what_was_put_last,
-    a_value_goes_when_its_time_has_passed,
-    keys_of_a_kind_come_in_pages,
+    get_returns_the_last_value_put,
+    value_expires_after_its_time_to_live,
+    keys_of_a_kind_are_paged,
     values_are_bounded,
-    what_is_put_side_by_side_is_whole,
+    concurrent_puts_are_atomic,
 );
 
-async fn a_value_is_what_was_put_last(config: EventsConfig) {
+async fn get_returns_the_last_value_put(config: EventsConfig) {
     let store = open(config).await;
     let key = name("pipeline:p");
     assert_eq!(store.get(&key).await, Ok(None));
@@ -31,7 +31,7 @@ async fn a_value_is_what_was_put_last(config: EventsConfig) {
         store.put(&key, value.clone(), None).await.unwrap();
         assert_eq!(store.get(&key).await, Ok(Some(value)));
     }
-    // It is not a channel, and does not affect the channel of its name.
+    // A value is not a channel, and does not affect the channel of the same name.
     store.append(&key, numbered([1])).await.unwrap();
     store.append(&name("state:pipeline:p"), numbered([2])).await.unwrap();
     assert_eq!(store.read(&key, Cursor::START, 10).await.unwrap().entries.len(), 1);
@@ -41,7 +41,7 @@ async fn a_value_is_what_was_put_last(config: EventsConfig) {
     assert_eq!(store.read(&key, Cursor::START, 10).await.unwrap().entries.len(), 1);
 }
 
-async fn a_value_goes_when_its_time_has_passed(config: EventsConfig) {
+async fn value_expires_after_its_time_to_live(config: EventsConfig) {
     let store = open(config).await;
     let (short, long, renewed) = (name("k:short"), name("k:long"), name("k:renewed"));
     let put = Instant::now();
@@ -61,7 +61,7 @@ async fn a_value_goes_when_its_time_has_passed(config: EventsConfig) {
     }
 }
 
-async fn keys_of_a_kind_come_in_pages(config: EventsConfig) {
+async fn keys_of_a_kind_are_paged(config: EventsConfig) {
     let store = open(config).await;
     let mut expected: Vec<String> = (0..2_500).map(|number| format!("session:{number}")).collect();
     let mut puts = tokio::task::JoinSet::new();
@@ -108,14 +108,14 @@ async fn values_are_bounded(config: EventsConfig) {
     assert!(matches!(store.put(&name("k:3"), large(), None).await, Err(Error::Full { .. })));
     assert_eq!(store.get(&name("k:3")).await, Ok(None));
     assert_eq!(store.keys("k", "", 10).await.unwrap(), ["k:1", "k:2"]);
-    // Ended values are removed.
+    // Expired values are removed.
     store.put(&name("k:1"), large(), Some(50)).await.unwrap();
     until("there is room again", || async { store.put(&name("k:3"), large(), None).await.is_ok() }).await;
     assert_eq!(store.get(&name("k:1")).await, Ok(None));
     assert_eq!(store.get(&name("k:2")).await, Ok(Some(large())));
 }
 
-async fn what_is_put_side_by_side_is_whole(config: EventsConfig) {
+async fn concurrent_puts_are_atomic(config: EventsConfig) {
     let store = open(config).await;
     let mut writers = tokio::task::JoinSet::new();
     for writer in 0..8_u8 {
@@ -156,7 +156,7 @@ async fn closed_file_has_its_values() {
         assert_eq!(store.get(&name("k:stays")).await, Ok(Some(vec![1; 1 << 20])));
         assert_eq!(store.get(&name("k:deleted")).await, Ok(None));
         assert_eq!(store.get(&name("k:lives")).await, Ok(Some(vec![4])));
-        // What was there counts, and what had an end still has it.
+        // Stored values still count, and still expire.
         let over = store.put(&name("k:over"), vec![0; 1 << 20], None).await;
         assert!(matches!(over, Err(Error::Full { .. })));
         until("the value ends", || async { store.get(&name("k:ends")).await.unwrap().is_none() }).await;
@@ -173,9 +173,9 @@ async fn damaged_value_is_an_error() {
     store.close().await.unwrap();
     let path = folder.path().join("events.redb");
     let mut bytes = std::fs::read(&path).unwrap();
-    let places: Vec<usize> = (0..bytes.len() - mark.len()).filter(|at| bytes[*at..].starts_with(mark)).collect();
-    assert!(!places.is_empty());
-    places.iter().for_each(|at| bytes[*at] ^= 1);
+    let offsets: Vec<usize> = (0..bytes.len() - mark.len()).filter(|at| bytes[*at..].starts_with(mark)).collect();
+    assert!(!offsets.is_empty());
+    offsets.iter().for_each(|at| bytes[*at] ^= 1);
     std::fs::write(&path, bytes).unwrap();
     let store = open(disk(folder.path())).await;
     assert!(matches!(store.get(&name("k:damaged")).await, Err(Error::Other(_))));
@@ -184,18 +184,18 @@ async fn damaged_value_is_an_error() {
     assert_eq!(store.get(&name("k:damaged")).await, Ok(Some(b"new".to_vec())));
 }
 
-/// The folder that the process to be killed writes to; without it, that process is not wanted.
+/// The folder that the process to be killed writes to. Without this variable the test does nothing.
 const FOLDER: &str = "WEIR_STATE_FOLDER";
 const DURABLE: &str = "WEIR_STATE_DURABLE";
 const WRITERS: u64 = 5;
 
-/// The value of a turn: as long as the turn says. Every seventh turn deletes.
+/// The value of a turn, of a length that depends on the turn; none for every seventh turn, which deletes the key.
 fn value_of(turn: u64) -> Option<Vec<u8>> {
     let bytes = (turn * 7_919 % 60_000) as usize;
     (!turn.is_multiple_of(7)).then(|| turn.to_le_bytes().into_iter().cycle().take(8 + bytes).collect())
 }
 
-/// The process that is killed: says each turn before it asks and when it was answered.
+/// The process that is killed: prints each turn before its write and after its acknowledgement.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn puts_until_it_is_killed() {
     let Some(folder) = std::env::var_os(FOLDER) else { return };
@@ -223,51 +223,51 @@ async fn puts_until_it_is_killed() {
     writers.join_next().await.unwrap().unwrap();
 }
 
-/// The last turn of each writer that was asked, and that was answered.
+/// The last turn of each writer that was attempted, and that was acknowledged.
 #[derive(Debug, Default)]
-struct Said {
-    asked: BTreeMap<u64, u64>,
+struct Progress {
+    attempted: BTreeMap<u64, u64>,
     done: BTreeMap<u64, u64>,
 }
 
-/// Starts that process, kills it after a number of acknowledged writes, and returns what it printed.
-fn killed(folder: &Path, durable: bool, answers: usize) -> Said {
+/// Starts that process, kills it after a number of acknowledged writes, and returns the turns that it printed.
+fn killed(folder: &Path, durable: bool, acknowledged_max: usize) -> Progress {
     let mut command = Command::new(std::env::current_exe().unwrap());
     command.args(["--exact", "puts_until_it_is_killed", "--nocapture"]).env(FOLDER, folder);
     if durable {
         command.env(DURABLE, "1");
     }
     let mut child = command.stdout(Stdio::piped()).stdin(Stdio::null()).spawn().unwrap();
-    let (mut said, mut count) = (Said::default(), 0);
+    let (mut progress, mut count) = (Progress::default(), 0);
     for line in BufReader::new(child.stdout.take().unwrap()).lines().map_while(Result::ok) {
         // The last line may be torn.
         let ["@", what, writer, turn, "."] = line.split(' ').collect::<Vec<_>>()[..] else { continue };
         let (writer, turn) = (writer.parse().unwrap(), turn.parse().unwrap());
         if what == "done" {
-            said.done.insert(writer, turn);
+            progress.done.insert(writer, turn);
             count += 1;
-            if count == answers {
+            if count == acknowledged_max {
                 child.kill().unwrap();
             }
         } else {
-            said.asked.insert(writer, turn);
+            progress.attempted.insert(writer, turn);
         }
     }
     child.wait().unwrap();
-    assert!(count >= answers, "the process ended by itself after {count} answers");
-    said
+    assert!(count >= acknowledged_max, "the process ended by itself after {count} answers");
+    progress
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn kill_9_loses_no_acknowledged_value() {
     let folder = TempDir::new().unwrap();
     for round in 0..5 {
-        let said = killed(folder.path(), true, 40 + round * 53);
+        let progress = killed(folder.path(), true, 40 + round * 53);
         let store = open(disk(folder.path())).await;
-        for (writer, done) in said.done {
+        for (writer, done) in progress.done {
             let value = store.get(&name(&format!("k:{writer}"))).await.unwrap();
-            // One more turn may have been on its way.
-            let possible: Vec<_> = (done..=said.asked[&writer]).map(value_of).collect();
+            // One more turn may have been in progress.
+            let possible: Vec<_> = (done..=progress.attempted[&writer]).map(value_of).collect();
             assert!(possible.len() <= 2 && possible.contains(&value), "writer {writer} after turn {done}");
             let listed = store.keys("k", "", 10).await.unwrap().contains(&format!("k:{writer}"));
             assert_eq!(listed, value.is_some());
@@ -277,15 +277,15 @@ async fn kill_9_loses_no_acknowledged_value() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn without_fsync_kill_9_brings_back_a_whole_value_of_before() {
+async fn without_fsync_kill_9_restores_a_complete_earlier_value() {
     let folder = TempDir::new().unwrap();
     for round in 0..3 {
-        let said = killed(folder.path(), false, 200 + round * 131);
+        let progress = killed(folder.path(), false, 200 + round * 131);
         let store = open(EventsConfig { durable: false, ..disk(folder.path()) }).await;
-        for (writer, asked) in said.asked {
+        for (writer, attempted) in progress.attempted {
             let Some(value) = store.get(&name(&format!("k:{writer}"))).await.unwrap() else { continue };
             let turn = u64::from_le_bytes(*value.first_chunk().unwrap());
-            assert!(turn <= asked && value_of(turn) == Some(value));
+            assert!(turn <= attempted && value_of(turn) == Some(value));
         }
         store.close().await.unwrap();
     }
@@ -302,24 +302,24 @@ async fn values_have_no_memory_fallback() {
         store.put(&key, b"before".to_vec(), None).await.unwrap();
         server.kill();
         let refused = |store: Store, key| async move {
-            let begun = Instant::now();
+            let start = Instant::now();
             assert!(store.put(&key, b"meanwhile".to_vec(), None).await.unwrap_err().retryable());
             assert!(store.get(&key).await.unwrap_err().retryable());
             assert!(store.delete(&key).await.unwrap_err().retryable());
             assert!(store.keys("pipeline", "", 10).await.unwrap_err().retryable());
-            assert!(begun.elapsed() < Duration::from_secs(4), "answered after {:?}", begun.elapsed());
+            assert!(start.elapsed() < Duration::from_secs(4), "answered after {:?}", start.elapsed());
         };
         refused(store.clone(), key.clone()).await;
         server.start_again();
-        until("it is back", || async { store.get(&key).await == Ok(Some(b"before".to_vec())) }).await;
+        until("the server is available", || async { store.get(&key).await == Ok(Some(b"before".to_vec())) }).await;
         assert_eq!(store.keys("pipeline", "", 10).await.unwrap(), ["pipeline:p"]);
-        // One that takes connections and does not answer.
+        // A server that accepts connections and does not answer.
         server.signal("STOP");
         refused(store.clone(), key.clone()).await;
         server.signal("CONT");
-        let begun = Instant::now();
+        let start = Instant::now();
         while store.put(&key, b"after".to_vec(), None).await.is_err() {
-            assert!(begun.elapsed() < PATIENCE);
+            assert!(start.elapsed() < PATIENCE);
         }
         assert_eq!(store.get(&key).await, Ok(Some(b"after".to_vec())));
     }
@@ -334,13 +334,13 @@ async fn instances_share_values_and_index_entries_are_removed() {
     }
     stores[0].put(&name("k:stays"), b"v".to_vec(), None).await.unwrap();
     assert_eq!(stores[1].get(&name("k:stays")).await, Ok(Some(b"v".to_vec())));
-    until("they end", || async { stores[1].keys("k", "", 10).await.unwrap() == ["k:stays"] }).await;
+    until("the values expire", || async { stores[1].keys("k", "", 10).await.unwrap() == ["k:stays"] }).await;
     let mut connection = server.connection().await;
     let mut listed = async |list: &str| -> u64 {
         redis::cmd("ZCARD").arg(format!("pip-ai:@@state-{list}:k")).query_async(&mut connection).await.unwrap()
     };
     assert_eq!((listed("keys").await, listed("ends").await), (1, 0));
-    // Without a list request, too.
+    // Puts remove them too, without a request for the keys.
     for number in 0..100 {
         stores[0].put(&name(&format!("k:{number}")), b"v".to_vec(), Some(1)).await.unwrap();
     }

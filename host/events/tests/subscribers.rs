@@ -1,4 +1,4 @@
-//! Subscribers that are no readers of a stream: functions, files, and what looks at all channels.
+//! Callbacks, taps and the events file.
 
 use std::path::Path;
 use std::sync::mpsc;
@@ -30,17 +30,17 @@ async fn callback_gets_all_events_and_a_panic_affects_no_other() -> Result<()> {
         store.append(&name, vec![numbered(n)]).await?;
     }
     store.append(&name, vec![Draft::new("workflow_progress", "{}").finishing()]).await?;
-    let got = tokio::task::spawn_blocking(move || {
-        let mut places = Vec::new();
+    let received = tokio::task::spawn_blocking(move || {
+        let mut sequences = Vec::new();
         while let Ok(Delivery::Event { entry, .. }) = receiver.recv_timeout(PATIENCE) {
-            places.push(entry.cursor.seq);
+            sequences.push(entry.cursor.seq);
         }
-        places
+        sequences
     });
-    assert_eq!(got.await?, (1..=21).collect::<Vec<_>>());
-    let began = Instant::now();
+    assert_eq!(received.await?, (1..=21).collect::<Vec<_>>());
+    let start = Instant::now();
     while !(all.is_over() && bad.is_over()) {
-        ensure!(began.elapsed() < PATIENCE, "they are over");
+        ensure!(start.elapsed() < PATIENCE, "the callbacks do not end");
         tokio::task::yield_now().await;
     }
     Ok(())
@@ -57,7 +57,7 @@ async fn removed_callback_is_not_called() -> Result<()> {
         })
         .await?;
     callback.unsubscribe();
-    // The function is dropped with its end of the channel.
+    // The function is dropped, and the sender with it.
     let over = tokio::task::spawn_blocking(move || receiver.recv_timeout(PATIENCE));
     assert_eq!(over.await?, Err(mpsc::RecvTimeoutError::Disconnected));
     assert_eq!(store.stats().subscribers, 0);
@@ -72,14 +72,14 @@ async fn tap_gets_events_of_all_channels_and_the_missed_count() -> Result<()> {
         store.append(&channel(&format!("workflow:w{}", n % 3))?, vec![numbered(n)]).await?;
     }
     let Some(TapItem::Missed(missed)) = tap.next().await else { anyhow::bail!("it was too slow") };
-    let mut seen = 0;
+    let mut count = 0;
     while let Some(TapItem::Event { channel, entry }) = tap.try_next() {
-        let n = missed as usize + seen;
+        let n = missed as usize + count;
         assert_eq!(channel.to_string(), format!("workflow:w{}", n % 3));
         assert_eq!(*entry.data, *numbered(n).data);
-        seen += 1;
+        count += 1;
     }
-    assert_eq!(missed as usize + seen, 3000);
+    assert_eq!(missed as usize + count, 3000);
     drop(store);
     Ok(())
 }
@@ -109,14 +109,14 @@ async fn file_gets_all_events_and_is_rotated() -> Result<()> {
     for n in 0..60 {
         store.append(&channel("workflow:w")?, vec![numbered(n)]).await?;
     }
-    let began = Instant::now();
+    let start = Instant::now();
     while !lines(&path, 1)?.last().is_some_and(|line| line.contains("\"n\":59")) {
-        ensure!(began.elapsed() < PATIENCE, "the last is not written");
+        ensure!(start.elapsed() < PATIENCE, "the last is not written");
         tokio::task::yield_now().await;
     }
-    // Read only now: nothing is rotated any more between one file and the next.
+    // Read after the last write, so that no rotation happens between the reads of two files.
     let written = lines(&path, 4)?;
-    // One event is one line, and the last events are there, without a hole.
+    // Each event is one line, and the newest events are all there.
     for (line, n) in written.iter().rev().zip((0..60).rev()) {
         assert!(line.starts_with("{\"type\":\"workflow_progress\",\"id\":\"") && line.ends_with("\"}}"), "{line}");
         assert!(line.contains("\"channel\":\"workflow:w\",\"time\":"), "{line}");

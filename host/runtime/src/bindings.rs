@@ -1,4 +1,4 @@
-//! The WIT of `weir:stream` in Rust, generated once: both sides of the host share the types.
+//! Rust bindings of the WIT package `weir:stream`. The types are generated once and shared by all interfaces.
 
 /// The infer component, as the host calls it.
 #[allow(missing_docs, clippy::all)]
@@ -57,7 +57,7 @@ pub mod gateway {
     });
 }
 
-/// A step of a pipeline that is a component, as the host calls it.
+/// A step component of a pipeline, as the host calls it.
 #[allow(missing_docs, clippy::all)]
 pub mod step {
     wasmtime::component::bindgen!({

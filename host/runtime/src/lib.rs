@@ -3,31 +3,33 @@
 //! ```text
 //! gateway instance ─┐                                  ┌─ infer instance (replica 0 of a model, own thread)
 //! gateway instance ─┼─▶ call ─▶ queue of the model ─▶ ─┤
-//! native caller    ─┘   ids, order and ends of each    └─ infer instance (replica 1)
+//! native caller    ─┘                                  └─ infer instance (replica 1)
 //! ```
 //!
 //! - [`bindings`]: the WIT of `weir:stream` in Rust.
 //! - [`inference`]: calls, the queue of each model, and the replicas.
 //! - [`generation`]: calls that generate text, and the instance of each language model.
-//! - [`components`]: wasmtime, and the instances of the gateway component and of steps.
-//! - `interfaces`: what the host provides to gateway instances, one file for each interface of `weir:stream`.
-//! - `sleeper`: a thread that sleeps while it has nothing to do.
-//! - `start`: the start from the configuration.
-//! - [`runtime`]: all of it as one value.
-//! - [`stream`]: the embedding API, texts in and results by callback.
+//! - [`components`]: wasmtime, and the instances of gateway, step and adapter components.
+//! - `interfaces`: the interfaces that the host provides to gateway instances, one file for each interface of
+//!   `weir:stream`.
+//! - `sleeper`: puts a thread to sleep while it has no work.
+//! - `start`: creates the parts of a runtime from the configuration.
+//! - [`runtime`]: the host as one value.
+//! - [`stream`]: the embedding API: texts in, results by callback.
 //!
-//! The host moves records and enforces limits; it knows nothing of what a text means.
+//! The host moves records and enforces limits; it does not interpret texts.
 //!
 //! # Invariants
 //!
-//! - Every item of a call gets exactly one outcome: a reply that is dropped unsent answers `unavailable`, and so does
-//!   every item that a lost instance had in flight.
+//! - Every item of a call gets exactly one outcome: an outcome sender that is dropped sends `unavailable`, and the
+//!   items that a lost instance had in flight are retried or fail.
 //! - A failing item is an outcome with a failure, never the end of a stream.
-//! - An infer instance sees one model: the read-only folder `/models/NAME` and the graph `NAME`. A gateway instance sees at most the
-//!   folders of keys and of pipelines, and no outgoing request leaves it, but for those of the stateful instance to
-//!   `pipelines.http_allow`.
+//! - An infer instance sees one model: the read-only folder `/models/NAME` and the graph `NAME`. A gateway instance
+//!   sees at most the folders of keys and of pipelines, and can send no outgoing requests, except for the stateful
+//!   instance to `pipelines.http_allow`.
 //! - A guest sees the settings that `start::guest_env` lists, no other setting, no path of the host and no secret.
-//! - Components do not write to the standard error of the process: their lines go through the log, which bounds them.
+//! - Components do not write to the standard error of the process: their lines are written to the log, at a bounded
+//!   rate.
 
 pub mod bindings;
 pub mod components;

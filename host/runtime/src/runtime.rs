@@ -26,7 +26,7 @@ pub struct Runtime {
     draining: Arc<AtomicBool>,
 }
 
-/// The parts of a runtime that serves.
+/// The additional parts of a runtime that serves requests.
 struct ServerParts {
     gateway: Gateway,
     events: Store,
@@ -70,7 +70,7 @@ impl Runtime {
         Ok(Self { _host: host, calls, generations, adapters, serving, draining })
     }
 
-    /// Opens calls.
+    /// The opener of inference calls.
     pub fn call(&self) -> &CallOpener {
         &self.calls
     }
@@ -105,7 +105,7 @@ impl Runtime {
         self.calls.pools().get(name).map(|pool| pool.stats())
     }
 
-    /// Releases the items that a window holds back for a model. Returns how many there were.
+    /// Releases the items that a window holds back for a model. Returns their number.
     pub fn flush(&self, name: &str) -> usize {
         self.calls.pools().get(name).map_or(0, |pool| pool.flush())
     }
@@ -125,8 +125,8 @@ impl Runtime {
         }
     }
 
-    /// Reports every model as not ready from now on, and disconnects subscribers, whose streams have no end of their own.
-    /// Other work in progress continues.
+    /// Reports every model as not ready from now on, and disconnects subscribers, whose streams would not end by
+    /// themselves. Other requests in progress continue.
     pub fn drain(&self) {
         self.draining.store(true, Ordering::Relaxed);
         if let Some(events) = self.events() {
@@ -146,7 +146,7 @@ impl Runtime {
         }
     }
 
-    /// Updates the metrics that are sampled, before they are rendered.
+    /// Updates the gauges and the copied counters, before they are rendered.
     pub fn report(&self) {
         for pool in self.calls.pools().values() {
             pool.report();

@@ -1,4 +1,4 @@
-//! A thread that sleeps while it has nothing to do, so that an idle process is not woken by it.
+//! Puts a thread to sleep while it has no work, so that it does not wake an idle process.
 
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -12,9 +12,10 @@ pub(crate) struct Sleeper {
 }
 
 impl Sleeper {
-    /// Sleeps until [`Sleeper::wake`], unless there is work. Called by one thread. May return without cause.
+    /// Sleeps until [`Sleeper::wake`], unless there is work. Called by one thread. May return spuriously.
     ///
-    /// Work that appears before a wake-up is not missed: the thread is marked as asleep before `has_work` looks.
+    /// Work that is added before a call of `wake` is not missed: the thread is marked as asleep before `has_work` is
+    /// called.
     pub(crate) fn sleep_unless(&self, has_work: impl FnOnce() -> bool) {
         self.thread.get_or_init(std::thread::current);
         self.is_asleep.store(true, Ordering::SeqCst);
@@ -24,7 +25,8 @@ impl Sleeper {
         self.is_asleep.store(false, Ordering::SeqCst);
     }
 
-    /// Wakes the thread if it sleeps: to be called after work for it has appeared. Costs a load while it does not sleep.
+    /// Wakes the thread if it sleeps; must be called after work was added. Costs one atomic load while the thread does
+    /// not sleep.
     pub(crate) fn wake(&self) {
         if self.is_asleep.load(Ordering::SeqCst)
             && self.is_asleep.swap(false, Ordering::SeqCst)
@@ -49,12 +51,12 @@ mod tests {
         let worker = std::thread::spawn({
             let (sleeper, work) = (sleeper.clone(), work.clone());
             move || {
-                let mut seen = 0;
-                while seen < ROUNDS {
-                    sleeper.sleep_unless(|| work.load(Ordering::SeqCst) > seen);
-                    seen = work.load(Ordering::SeqCst);
+                let mut count = 0;
+                while count < ROUNDS {
+                    sleeper.sleep_unless(|| work.load(Ordering::SeqCst) > count);
+                    count = work.load(Ordering::SeqCst);
                 }
-                done.store(seen, Ordering::SeqCst);
+                done.store(count, Ordering::SeqCst);
                 done.into_inner()
             }
         });

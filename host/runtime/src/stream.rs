@@ -1,8 +1,8 @@
 //! The embedding API: texts pushed into a stream, results by callback.
 //!
-//! A [`TextStream`] is the state machine of [`weir_core::inference::stream`] driven by tokio: it buffers, batches, retries, guards the
-//! model with a circuit breaker and, if configured, restores the order of results. Inference is the runtime's, shared with all
-//! other callers.
+//! A [`TextStream`] is the state machine of [`weir_core::inference::stream`] driven by tokio: it buffers, batches,
+//! retries, guards the model with a circuit breaker and, if configured, restores the order of results. It shares the
+//! models of the runtime with all other callers.
 //!
 //! ```
 //! use weir_runtime::stream::{StreamingConfig, Text, TextStream};
@@ -80,13 +80,13 @@ pub enum StreamError {
     Model {
         /// The model's name.
         name: String,
-        /// What is wrong.
+        /// The reason.
         reason: String,
     },
     /// The requested state does not follow the current one.
     #[error(transparent)]
     Transition(#[from] TransitionError),
-    /// The stream takes no texts in its current state.
+    /// The stream accepts no texts in its current state.
     #[error("the stream is not running")]
     NotRunning,
 }
@@ -95,7 +95,7 @@ type CoreStream = Stream<Text, Output>;
 type OnResult = Arc<dyn Fn(&ItemResult<Output>) + Send + Sync>;
 type OnError = Arc<dyn Fn(&ItemError<Text>) + Send + Sync>;
 
-/// A stream of texts through one model. Dropping it ends it and abandons its unanswered texts.
+/// A stream of texts through one model. Dropping it ends the stream and abandons its unanswered texts.
 pub struct TextStream {
     shared: Arc<Shared>,
     task: tokio::task::JoinHandle<()>,
@@ -103,12 +103,12 @@ pub struct TextStream {
 
 struct Shared {
     core: Mutex<CoreStream>,
-    began: Instant,
+    start_time: Instant,
     model: String,
     task: Task,
-    /// A text was pushed, flushed or acknowledged, or the state has changed.
+    /// Notified when a text was pushed, flushed or acknowledged, or the state has changed.
     changed: Notify,
-    /// There is room again, or the stream is drained.
+    /// Notified when there is room again, or the stream is drained.
     progress: Notify,
     subscribers: Mutex<Subscribers>,
 }
@@ -120,7 +120,7 @@ struct Subscribers {
     errors: Vec<(u64, OnError)>,
 }
 
-/// Ends a subscription by [`Subscription::unsubscribe`]; dropping it does not.
+/// A subscription of a callback, which [`Subscription::unsubscribe`] ends; dropping this does not.
 #[must_use = "the subscription can only be ended with it"]
 pub struct Subscription {
     shared: Weak<Shared>,
@@ -151,7 +151,7 @@ impl TextStream {
         let unusable = |reason: String| StreamError::Model { name: model.to_owned(), reason };
         runtime.settled(model).await.map_err(unusable)?;
         let info = runtime.models().into_iter().find(|info| info.name == model);
-        let kind = info.map(|info| info.kind).ok_or_else(|| unusable("it is gone".into()))?;
+        let kind = info.map(|info| info.kind).ok_or_else(|| unusable("it is a language model".into()))?;
         let task = match kind {
             ModelKind::TextClassification => Task::Classify(ClassifyOptions { top_k: None, activation: None }),
             ModelKind::TokenClassification => Task::Tokens(TokenOptions {
@@ -161,11 +161,11 @@ impl TextStream {
             }),
             ModelKind::FeatureExtraction => Task::Embed(EmbedOptions { normalize: true }),
         };
-        // The seed of the jitter: two streams should not retry in step.
+        // A random seed of the jitter, so that two streams do not retry at the same times.
         let seed = std::hash::BuildHasher::hash_one(&std::collections::hash_map::RandomState::new(), model);
         let shared = Arc::new(Shared {
             core: Mutex::new(Stream::new(config, 0, seed)?),
-            began: Instant::now(),
+            start_time: Instant::now(),
             model: model.to_owned(),
             task,
             changed: Notify::new(),
@@ -176,10 +176,10 @@ impl TextStream {
         Ok(Self { shared, task })
     }
 
-    /// Takes texts from now on. Also ends a pause.
+    /// Accepts texts from now on. Also ends a pause.
     ///
     /// # Errors
-    /// When it is stopping or has stopped.
+    /// When the stream is stopping or has stopped.
     pub fn start(&self) -> Result<(), StreamError> {
         let mut core = self.shared.lock();
         match core.state() {
@@ -191,18 +191,18 @@ impl TextStream {
         Ok(())
     }
 
-    /// Holds back waiting texts; new ones are taken while there is room.
+    /// Holds back waiting texts; new ones are accepted while there is room.
     ///
     /// # Errors
-    /// When it is not running.
+    /// When the stream is not running.
     pub fn pause(&self) -> Result<(), StreamError> {
         Ok(self.shared.lock().pause()?)
     }
 
-    /// Takes no more texts, and resolves when every pushed text has been answered and delivered.
+    /// Accepts no more texts, and resolves when every pushed text has been answered and delivered.
     ///
     /// # Errors
-    /// When it was never started.
+    /// When the stream was never started.
     pub async fn stop(&self) -> Result<(), StreamError> {
         self.shared.lock().stop()?;
         self.shared.changed.notify_one();
@@ -210,7 +210,7 @@ impl TextStream {
         Ok(())
     }
 
-    /// Pushes a text; waits for room unless the drop policy makes some. Returns its number, from 0.
+    /// Pushes a text; waits for room unless the drop policy makes some. Returns the text's number, from 0.
     ///
     /// # Errors
     /// When the stream does not run.
@@ -223,29 +223,29 @@ impl TextStream {
             match self.try_push(text) {
                 Ok(seq) => return Ok(seq),
                 Err(PushError::NotRunning(_)) => return Err(StreamError::NotRunning),
-                Err(PushError::Full(back)) => text = back,
+                Err(PushError::Full(rejected)) => text = rejected,
             }
             progress.await;
         }
     }
 
-    /// Pushes a text if there is room; else returns it in the error.
+    /// Pushes a text if there is room; otherwise the error returns it.
     ///
     /// # Errors
     /// When there is no room and the drop policy makes none, or the stream does not run.
     pub fn try_push(&self, text: Text) -> Result<u64, PushError<Text>> {
         let bytes = text.text.len() + text.text_pair.as_ref().map_or(0, |pair| pair.len());
-        let pushed = self.shared.lock().push_sized(self.shared.now(), text, bytes);
-        if pushed.is_ok() {
+        let result = self.shared.lock().push_sized(self.shared.now(), text, bytes);
+        if result.is_ok() {
             self.shared.changed.notify_one();
         }
-        pushed
+        result
     }
 
     /// Pushes texts one after another. Returns their numbers.
     ///
     /// # Errors
-    /// When the stream stops running; texts pushed before that are taken.
+    /// When the stream stops running; texts pushed before that stay accepted.
     pub async fn push_batch(&self, texts: impl IntoIterator<Item = Text>) -> Result<Vec<u64>, StreamError> {
         let mut numbers = Vec::new();
         for text in texts {
@@ -254,14 +254,14 @@ impl TextStream {
         Ok(numbers)
     }
 
-    /// Sends the waiting texts to the model now. Returns how many there are.
+    /// Sends the waiting texts to the model now. Returns their number.
     pub fn flush(&self, reason: FlushReason) -> usize {
         let count = self.shared.lock().flush(reason);
         self.shared.changed.notify_one();
         count
     }
 
-    /// Acknowledges `count` results and errors, where `backpressure` is `ack_based`.
+    /// Acknowledges `count` results and errors, if `backpressure` is `ack_based`.
     pub fn acknowledge(&self, count: usize) {
         self.shared.lock().acknowledge(count);
         self.shared.changed.notify_one();
@@ -301,7 +301,7 @@ impl Shared {
     }
 
     fn now(&self) -> u64 {
-        u64::try_from(self.began.elapsed().as_nanos()).unwrap_or(u64::MAX)
+        u64::try_from(self.start_time.elapsed().as_nanos()).unwrap_or(u64::MAX)
     }
 
     async fn wait_until(&self, condition: impl Fn(&CoreStream) -> bool) {
@@ -337,7 +337,8 @@ impl Shared {
         }
     }
 
-    /// Calls the subscribers with results and errors, outside of every lock. A callback that panics is not called again.
+    /// Calls the subscribers with results and errors, outside of every lock. A callback that panics is not called
+    /// again.
     fn deliver(&self) {
         let mut progress = false;
         loop {
@@ -357,12 +358,12 @@ impl Shared {
             };
             let mut panicked = Vec::new();
             if let Some(result) = &result {
-                let called = results.iter().map(|(id, call)| (id, catch_unwind(AssertUnwindSafe(|| call(result)))));
-                panicked.extend(called.filter(|(_, called)| called.is_err()).map(|(id, _)| *id));
+                let calls = results.iter().map(|(id, call)| (id, catch_unwind(AssertUnwindSafe(|| call(result)))));
+                panicked.extend(calls.filter(|(_, outcome)| outcome.is_err()).map(|(id, _)| *id));
             }
             if let Some(error) = &error {
-                let called = errors.iter().map(|(id, call)| (id, catch_unwind(AssertUnwindSafe(|| call(error)))));
-                panicked.extend(called.filter(|(_, called)| called.is_err()).map(|(id, _)| *id));
+                let calls = errors.iter().map(|(id, call)| (id, catch_unwind(AssertUnwindSafe(|| call(error)))));
+                panicked.extend(calls.filter(|(_, outcome)| outcome.is_err()).map(|(id, _)| *id));
             }
             if !panicked.is_empty() {
                 tracing::error!(model = self.model, "a callback panicked and is not called again");
@@ -381,9 +382,9 @@ impl Shared {
 async fn drive(shared: Weak<Shared>, calls: CallOpener) {
     let (sender, mut outcomes) = calls.open();
     // Bounded by `batches_in_flight_max`: released texts wait here for room in the queue.
-    let (to_send, mut sending) = mpsc::unbounded_channel::<Item>();
+    let (item_sender, mut item_receiver) = mpsc::unbounded_channel::<Item>();
     let send = async move {
-        while let Some(item) = sending.recv().await {
+        while let Some(item) = item_receiver.recv().await {
             if sender.send(item).await.is_err() {
                 return;
             }
@@ -391,25 +392,25 @@ async fn drive(shared: Weak<Shared>, calls: CallOpener) {
     };
     tokio::select! {
         () = send => {}
-        () = run_machine(&shared, &to_send, &mut outcomes) => {}
+        () = run_machine(&shared, &item_sender, &mut outcomes) => {}
     }
 }
 
-async fn run_machine(shared: &Weak<Shared>, to_send: &mpsc::UnboundedSender<Item>, outcomes: &mut Outcomes) {
+async fn run_machine(shared: &Weak<Shared>, item_sender: &mpsc::UnboundedSender<Item>, outcomes: &mut Outcomes) {
     loop {
         let Some(stream) = shared.upgrade() else { return };
-        let mut released: Vec<ReleasedBatch<Text>> = Vec::new();
+        let mut batches: Vec<ReleasedBatch<Text>> = Vec::new();
         let timeout = {
             let mut core = stream.lock();
             let now = stream.now();
             while let Some(batch) = core.poll_batch(now) {
-                released.push(batch);
+                batches.push(batch);
             }
             core.poll_timeout()
         };
-        for attempt in released.into_iter().flat_map(|batch| batch.attempts) {
-            // Its receiver lives as long as this future.
-            let _ = to_send.send(stream.item(attempt.id, &attempt.item));
+        for attempt in batches.into_iter().flat_map(|batch| batch.attempts) {
+            // The receiver exists as long as this future, so sending does not fail.
+            let _ = item_sender.send(stream.item(attempt.id, &attempt.item));
         }
         stream.deliver();
         let sleep = async {

@@ -1,5 +1,5 @@
-//! The log as text: the time, the level, the message, and `name=value` for each field. On a terminal a line has only the time of
-//! day, and is wrapped.
+//! The log as text: the time, the level, the message, and `name=value` for each field. On a terminal a line has the
+//! time of day instead of the date and time, and is wrapped.
 
 use std::fmt::{self, Write as _};
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -37,7 +37,7 @@ where
     }
 }
 
-/// A line with its end. If it is wrapped, no row is wider than a terminal, except one of a single long word.
+/// A line, including its line end. If it is wrapped, no row is wider than [`COLUMNS`], unless it is a single long word.
 fn line(time: &str, level: Level, words: &[String], folded: bool, colors: bool) -> String {
     let (on, off) = if colors { (color(level), "\x1b[0m") } else { ("", "") };
     let indent = time.len() + " ERROR ".len();
@@ -151,9 +151,9 @@ mod tests {
     use super::*;
 
     #[derive(Clone, Default)]
-    struct Written(Arc<Mutex<Vec<u8>>>);
+    struct CapturedOutput(Arc<Mutex<Vec<u8>>>);
 
-    impl io::Write for Written {
+    impl io::Write for CapturedOutput {
         fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
             self.0.lock().unwrap().extend_from_slice(bytes);
             Ok(bytes.len())
@@ -164,7 +164,7 @@ mod tests {
         }
     }
 
-    impl MakeWriter<'_> for Written {
+    impl MakeWriter<'_> for CapturedOutput {
         type Writer = Self;
 
         fn make_writer(&self) -> Self {
@@ -172,17 +172,17 @@ mod tests {
         }
     }
 
-    fn written(lines: Lines, say: impl FnOnce()) -> String {
-        let written = Written::default();
-        let subscriber = tracing_subscriber::fmt().event_format(lines).with_writer(written.clone()).finish();
-        tracing::subscriber::with_default(subscriber, say);
-        let written = written.0.lock().unwrap().clone();
-        String::from_utf8(written).unwrap()
+    fn captured(lines: Lines, log: impl FnOnce()) -> String {
+        let captured = CapturedOutput::default();
+        let subscriber = tracing_subscriber::fmt().event_format(lines).with_writer(captured.clone()).finish();
+        tracing::subscriber::with_default(subscriber, log);
+        let captured = captured.0.lock().unwrap().clone();
+        String::from_utf8(captured).unwrap()
     }
 
     #[test]
     fn ambiguous_values_are_written_as_json_strings_and_others_plain() {
-        let text = written(Lines { is_terminal: false, colors: false }, || {
+        let text = captured(Lines { is_terminal: false, colors: false }, || {
             let path = std::path::Path::new("/models/a b");
             tracing::info!(name = "sentiment", n = 7, ok = true, x = 0.5, path = %path.display(), empty = "", "graph loaded");
             tracing::warn!("forged\n2026 INFO \u{1b}[31mline");
@@ -197,7 +197,7 @@ mod tests {
 
     #[test]
     fn line_on_a_terminal_is_wrapped_at_eighty_columns() {
-        let text = written(Lines { is_terminal: true, colors: false }, || {
+        let text = captured(Lines { is_terminal: true, colors: false }, || {
             let file = format!("/a/{}", "long/".repeat(20));
             tracing::info!(
                 name = "sentiment",
@@ -219,7 +219,7 @@ mod tests {
     #[test]
     fn colors_are_written_only_if_enabled() {
         for (colors, want) in [(true, true), (false, false)] {
-            let text = written(Lines { is_terminal: true, colors }, || tracing::error!("x"));
+            let text = captured(Lines { is_terminal: true, colors }, || tracing::error!("x"));
             assert_eq!(text.contains('\u{1b}'), want, "{text:?}");
         }
     }

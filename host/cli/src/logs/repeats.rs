@@ -1,5 +1,5 @@
-//! Bounds how often one call site logs warnings and errors: repeated faults of a client must not fill a disk or hide other lines.
-//! Omitted lines are counted, and the counts are logged.
+//! Bounds the rate of warnings and errors of one call site, so that repeated faults of a client do not fill a disk or
+//! hide other lines. Omitted lines are counted, and the counts are logged.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -10,7 +10,7 @@ use tracing::{Event, Level, Metadata, Subscriber};
 use tracing_subscriber::filter::LevelFilter;
 use tracing_subscriber::layer::{Context, Filter};
 
-/// Lines of one call site at once.
+/// The burst of lines of one call site.
 const BURST: u32 = 20;
 /// Time after which one more line is allowed.
 const LINE_EVERY: Duration = Duration::from_secs(1);
@@ -19,14 +19,14 @@ const REPORT_EVERY: Duration = Duration::from_secs(10);
 /// The target of the reports, which are never omitted.
 const TARGET: &str = "weir::log";
 
-/// The call sites that have logged, and how often.
+/// The call sites that have logged, with their rates.
 #[derive(Clone, Default)]
 pub(super) struct Repeats(Arc<Mutex<State>>);
 
 #[derive(Default)]
 struct State {
     sites: BTreeMap<CallSite, Bucket>,
-    /// The thread that logs the counts was started, by the first omitted line.
+    /// True once the thread that logs the counts was started, which the first omitted line does.
     reports: bool,
 }
 
@@ -34,20 +34,20 @@ struct State {
 type CallSite = (&'static str, u32);
 
 struct Bucket {
-    /// Allowed lines, and when they were last counted.
+    /// The number of allowed lines, and when it was last updated.
     lines: f64,
     counted: Instant,
     omitted: u64,
 }
 
 impl Repeats {
-    /// Whether a line of a call site is written now.
+    /// Whether a line of a call site may be written now.
     fn allows(&self, site: CallSite, now: Instant) -> bool {
         let mut state = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let full = Bucket { lines: f64::from(BURST), counted: now, omitted: 0 };
         let bucket = state.sites.entry(site).or_insert(full);
-        let earned = now.saturating_duration_since(bucket.counted).as_secs_f64() / LINE_EVERY.as_secs_f64();
-        bucket.lines = (bucket.lines + earned).min(f64::from(BURST));
+        let refilled = now.saturating_duration_since(bucket.counted).as_secs_f64() / LINE_EVERY.as_secs_f64();
+        bucket.lines = (bucket.lines + refilled).min(f64::from(BURST));
         bucket.counted = now;
         if bucket.lines >= 1.0 {
             bucket.lines -= 1.0;
@@ -56,7 +56,7 @@ impl Repeats {
         bucket.omitted += 1;
         if !state.reports {
             let repeats = self.clone();
-            // Lines are omitted even without the thread.
+            // If the thread cannot be started, lines are omitted nevertheless.
             state.reports = std::thread::Builder::new().name("log".to_owned()).spawn(move || repeats.report()).is_ok();
         }
         false
@@ -89,8 +89,8 @@ impl<S: Subscriber> Filter<S> for Repeats {
         Interest::always()
     }
 
-    /// Without it the filter that this is combined with could not exclude levels as a whole, and every trace point of every crate would
-    /// be looked at.
+    /// Without this hint the filter that this one is combined with could not disable levels globally, and every trace
+    /// point of every crate would be evaluated.
     fn max_level_hint(&self) -> Option<LevelFilter> {
         Some(LevelFilter::TRACE)
     }
@@ -120,15 +120,15 @@ mod tests {
     #[test]
     fn lines_of_one_call_site_are_bounded_and_omitted_ones_counted() {
         let repeats = Repeats::default();
-        // The thread is not started: this test takes the counts.
+        // The thread is not started, since this test reads the counts.
         repeats.0.lock().unwrap().reports = true;
-        let began = Instant::now();
+        let start = Instant::now();
         let allowed = |site, now| (0..1000).filter(|_| repeats.allows(site, now)).count();
-        assert_eq!(allowed(("a.rs", 1), began), 20);
-        assert_eq!(allowed(("a.rs", 2), began), 20);
+        assert_eq!(allowed(("a.rs", 1), start), 20);
+        assert_eq!(allowed(("a.rs", 2), start), 20);
         assert_eq!(repeats.take(), [(("a.rs", 1), 980), (("a.rs", 2), 980)]);
         assert_eq!(repeats.take(), []);
-        assert_eq!(allowed(("a.rs", 1), began + Duration::from_secs(3)), 3);
-        assert_eq!(allowed(("a.rs", 1), began + Duration::from_secs(3600)), 20);
+        assert_eq!(allowed(("a.rs", 1), start + Duration::from_secs(3)), 3);
+        assert_eq!(allowed(("a.rs", 1), start + Duration::from_secs(3600)), 20);
     }
 }

@@ -9,7 +9,7 @@ use indicatif::HumanBytes;
 use weir_lm::{Cancel, Engine, EngineConfig, Model, Row, Sample, Sampler};
 use weir_nn::model::LANGUAGE_MODEL;
 
-/// Whether a folder is that of a language model.
+/// Whether a folder contains a language model.
 pub(super) fn is_folder(dir: &Path) -> bool {
     dir.join(LANGUAGE_MODEL).is_file()
 }
@@ -24,13 +24,13 @@ pub(super) fn folders(root: &Path) -> Vec<PathBuf> {
     folders
 }
 
-/// Their names.
+/// The names of the language models in a folder.
 pub(super) fn names(root: &Path) -> Vec<String> {
     let name = |path: PathBuf| Some(path.file_name()?.to_str()?.to_owned());
     folders(root).into_iter().filter_map(name).collect()
 }
 
-/// Lists them, without loading one.
+/// Lists the language models in a folder, without loading them.
 pub(super) fn list(out: &mut impl Write, root: &Path) -> std::io::Result<()> {
     for name in names(root) {
         let bytes = std::fs::metadata(root.join(&name).join(LANGUAGE_MODEL)).map_or(0, |file| file.len());
@@ -39,7 +39,7 @@ pub(super) fn list(out: &mut impl Write, root: &Path) -> std::io::Result<()> {
     Ok(())
 }
 
-/// Loads one and computes a token; returns whether that worked.
+/// Loads a language model and computes a token; returns whether that succeeded.
 pub(super) fn check(out: &mut impl Write, dir: &Path) -> std::io::Result<bool> {
     match trial(dir) {
         Ok(lines) => {
@@ -56,9 +56,9 @@ pub(super) fn check(out: &mut impl Write, dir: &Path) -> std::io::Result<bool> {
 
 fn trial(dir: &Path) -> Result<Vec<String>, String> {
     let text = |error: &dyn std::fmt::Display| format!("{LANGUAGE_MODEL}: {error}");
-    let began = Instant::now();
+    let start = Instant::now();
     let model = Model::load(&dir.join(LANGUAGE_MODEL)).map_err(|error| text(&error))?;
-    let load_ms = began.elapsed().as_millis();
+    let load_ms = start.elapsed().as_millis();
     let architecture = model.parameters().architecture.name();
     let lines = [
         format!(
@@ -71,10 +71,10 @@ fn trial(dir: &Path) -> Result<Vec<String>, String> {
     ];
     let config = EngineConfig { pages_max: 1, sequences_max: 1, ..EngineConfig::default() };
     let engine = Engine::new(Arc::new(model), config).map_err(|error| text(&error))?;
-    let began = Instant::now();
+    let start = Instant::now();
     let sequence = engine.create(Sampler::default()).map_err(|error| text(&error))?;
     let row = Row { sequence, tokens: vec![0], sample: Some(Sample::default()) };
     engine.step(&[row], &Cancel::default()).map_err(|error| text(&error))?;
-    let trial_ms = began.elapsed().as_millis();
+    let trial_ms = start.elapsed().as_millis();
     Ok(lines.into_iter().chain([format!("loaded in {load_ms} ms, first token {trial_ms} ms")]).collect())
 }

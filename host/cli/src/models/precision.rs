@@ -1,4 +1,4 @@
-//! `weir models check --precision`: what each precision of the built-in engine changes on the user's own texts.
+//! `weir models check --precision`: compares the precisions of the built-in engine on texts of the user.
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -18,14 +18,15 @@ use weir_runtime::types::{
 
 use crate::BUILTIN;
 
-/// The most texts that are compared; of more the first ones are.
+/// The most texts that are compared; further ones are ignored.
 const TEXTS_MAX: usize = 10_000;
 /// The longest line that is read, in bytes.
 const LINE_BYTES_MAX: u64 = 1 << 20;
-/// A precision is recommended from this agreement with f32 on: of the best label of texts, and of the labels of tokens.
+/// The least agreement with f32 of a recommended precision: the share of texts with the same best label, and of tokens
+/// with the same label.
 const LABELS_MIN: f64 = 0.995;
 const TOKENS_MIN: f64 = 0.998;
-/// And from this cosine of each embedding with that of f32.
+/// The least cosine of each embedding with that of f32 of a recommended precision.
 const COSINE_MIN: f64 = 0.9999;
 
 /// Compares the precisions on the lines of a file (`-`: of the standard input).
@@ -84,13 +85,13 @@ async fn check_model(
     config.models.isa = registry.isa.to_string();
     config.infer.queue_items_max = config.infer.queue_items_max.max(texts.len().try_into().unwrap_or(u32::MAX));
     for precision in Precision::ALL {
-        let served = Model {
+        let model_config = Model {
             path: dir.to_owned(),
             engine: Some(Engine::Builtin.to_string()),
             precision: Some(precision.to_string()),
             replicas: None,
         };
-        config.model.insert(precision.to_string(), served);
+        config.model.insert(precision.to_string(), model_config);
     }
     let runtime = Runtime::start(&config, BUILTIN)?;
     let mut exact = None;
@@ -98,8 +99,8 @@ async fn check_model(
     for precision in Precision::ALL {
         let name = precision.to_string();
         runtime.settled(&name).await.map_err(|reason| anyhow::anyhow!("{name}: {reason}"))?;
-        let (outputs, took) = outputs(&runtime, &name, model.task, texts).await?;
-        let each_us = took.as_secs_f64() * 1e6 / texts.len() as f64;
+        let (outputs, duration) = outputs(&runtime, &name, model.task, texts).await?;
+        let each_us = duration.as_secs_f64() * 1e6 / texts.len() as f64;
         let reference = exact.get_or_insert_with(|| outputs.clone());
         let agreement = Agreement::of(reference, &outputs)?;
         writeln!(out, "  {name:5} {each_us:8.0} µs a text  {agreement}")?;
@@ -119,7 +120,7 @@ async fn check_model(
     Ok(())
 }
 
-/// What the model says of each text, by its place; and how long all took.
+/// The output of the model for each text, by index, and the total duration.
 async fn outputs(
     runtime: &Runtime,
     name: &str,
@@ -133,7 +134,7 @@ async fn outputs(
         }
         model::Task::FeatureExtraction => Task::Embed(EmbedOptions { normalize: true }),
     };
-    let began = Instant::now();
+    let start = Instant::now();
     let (sender, mut outcomes) = runtime.call().open();
     let feed = async {
         for (id, text) in (0..).zip(texts) {
@@ -148,7 +149,7 @@ async fn outputs(
                 task: task.clone(),
             };
             if sender.send(item).await.is_err() {
-                bail!("{name}: the model takes no more texts");
+                bail!("{name}: the model accepts no more texts");
             }
         }
         drop(sender);
@@ -161,7 +162,7 @@ async fn outputs(
                 Ok(output) => {
                     outputs.insert(id, output);
                 }
-                // A text that no precision takes says nothing of them.
+                // A text that no precision accepts is not compared.
                 Err(Failure::InvalidInput(_) | Failure::TooLong(_)) => {}
                 Err(failure) => bail!("{name}: text {} failed: {}", id + 1, failure::text(&failure)),
             }
@@ -169,10 +170,10 @@ async fn outputs(
         Ok(outputs)
     };
     let ((), outputs) = tokio::try_join!(feed, collect)?;
-    Ok((outputs, began.elapsed()))
+    Ok((outputs, start.elapsed()))
 }
 
-/// How a precision agrees with f32.
+/// The agreement of a precision with f32.
 enum Agreement {
     /// The share of texts with the same best label, and the largest difference of a score.
     Labels { same: f64, largest: f32 },

@@ -40,12 +40,12 @@ struct OpenFile {
     name: String,
     source: Box<dyn BufRead + Send>,
     lines: Lines,
-    /// What has been read has the end of another line.
+    /// True if the buffered bytes contain the end of another line.
     has_line: bool,
 }
 
 impl Reader {
-    /// Checks that every file can be read, before the first is.
+    /// Checks that every file can be read, before the first one is read.
     pub(crate) fn open(files: &[PathBuf], task: Task) -> anyhow::Result<Self> {
         let bytes_total = check(files)?;
         let rules = LineRules::file(task, LINE_BYTES_MAX);
@@ -62,7 +62,7 @@ impl Reader {
         self.current.as_ref().is_some_and(|file| file.has_line)
     }
 
-    /// The next line, and how many bytes were read for it; `None` at the end of the last file.
+    /// The next line, and the number of bytes read for it; `None` at the end of the last file.
     pub(crate) fn next(&mut self) -> Option<(Line, u64)> {
         let mut read = 0;
         loop {
@@ -89,7 +89,7 @@ impl Reader {
     }
 }
 
-/// Checks that every file can be read. Returns their length together, bytes, if it is known.
+/// Checks that every file can be read. Returns their total length, bytes, if it is known.
 ///
 /// Only regular files are opened: opening and closing a pipe would end its writer.
 pub(super) fn check(files: &[PathBuf]) -> anyhow::Result<Option<u64>> {
@@ -139,10 +139,10 @@ impl OpenFile {
             }
             let mut rest = bytes;
             let line = self.lines.next_line(&mut rest).map(|line| parse(rules, &line));
-            let taken = bytes.len() - rest.len();
+            let count = bytes.len() - rest.len();
             self.has_line = rest.contains(&b'\n');
-            self.source.consume(taken);
-            *read += taken as u64;
+            self.source.consume(count);
+            *read += count as u64;
             if line.is_some() {
                 return Ok(line);
             }
@@ -169,27 +169,27 @@ mod tests {
     fn read(file: &[u8], piece_bytes: usize) -> (Vec<Line>, u64) {
         let source = BufReader::with_capacity(piece_bytes, std::io::Cursor::new(file.to_vec()));
         let mut file = OpenFile::new("file".into(), Box::new(source));
-        let (mut found, mut bytes) = (Vec::new(), 0);
+        let (mut lines, mut bytes) = (Vec::new(), 0);
         while let Some(line) = file.next(LineRules::file(Task::Classify, LINE_BYTES_MAX), &mut bytes).unwrap() {
-            found.push(line);
+            lines.push(line);
         }
-        (found, bytes)
+        (lines, bytes)
     }
 
     #[test]
     fn byte_order_mark_and_blank_lines_are_skipped() {
         let file = b"\xef\xbb\xbf{\"text\":\"a\"}\r\n\n \t\r\n\"b\"\n\nplain\r\n\xef\xbb\xbf";
         for piece_bytes in [1, 2, 7, 1000] {
-            let (found, bytes) = read(file, piece_bytes);
-            assert_eq!(found, [text("a"), text("b"), text("plain"), text("\u{feff}")]);
+            let (lines, bytes) = read(file, piece_bytes);
+            assert_eq!(lines, [text("a"), text("b"), text("plain"), text("\u{feff}")]);
             assert_eq!(bytes, file.len() as u64);
         }
     }
 
     #[test]
     fn refused_lines_have_the_number_of_the_file() {
-        let (found, _) = read(b"\na\n\n{\"text\":1}\n\xff\n", 3);
-        let numbers: Vec<Option<u64>> = found
+        let (lines, _) = read(b"\na\n\n{\"text\":1}\n\xff\n", 3);
+        let numbers: Vec<Option<u64>> = lines
             .iter()
             .map(|line| match line {
                 Line::Refused(_, error) => error.line,
@@ -203,9 +203,9 @@ mod tests {
     fn line_over_the_bound_is_one_refused_line() {
         let mut long = vec![b'x'; LINE_BYTES_MAX + 10];
         long.extend(b"\nnext\nlast");
-        let (found, bytes) = read(&long, READ_BYTES);
-        assert!(matches!(&found[0], Line::Refused(None, error) if error.code == "line_too_long"), "{:?}", found[0]);
-        assert_eq!(found[1..], [text("next"), text("last")]);
+        let (lines, bytes) = read(&long, READ_BYTES);
+        assert!(matches!(&lines[0], Line::Refused(None, error) if error.code == "line_too_long"), "{:?}", lines[0]);
+        assert_eq!(lines[1..], [text("next"), text("last")]);
         assert_eq!(bytes, long.len() as u64);
     }
 }

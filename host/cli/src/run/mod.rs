@@ -1,4 +1,5 @@
-//! `weir run`: runs a model over the lines of files, in order, on every core; or processes transcripts ([`transcript`]).
+//! `weir run`: runs a model over the lines of files, in order, on every core; or processes transcripts
+//! ([`transcript`]).
 
 mod input;
 mod output;
@@ -27,12 +28,12 @@ use input::{Line, Reader};
 use output::{Form, OutputLine};
 use progress::Progress;
 
-/// Most lines between the one that is read and the one that is printed. Results arrive in any order and are printed in the order
-/// of the lines, so this bounds the results that wait.
+/// Most lines that were read and are not printed. Results arrive in any order and are printed in the order of the
+/// lines, so this bounds the waiting results.
 const WINDOW_LINES: usize = 4096;
-/// Most lines that one task hands to another at once. No line waits for others.
+/// Most lines that one task sends to another at once. No line waits for others.
 const LIST_LINES_MAX: usize = 64;
-/// Lists between two tasks.
+/// Most lists that wait between two tasks.
 const LISTS_MAX: usize = 16;
 
 /// The bounds of a summary, in tokens.
@@ -43,7 +44,7 @@ pub(crate) fn main(arguments: &Run) -> anyhow::Result<ExitCode> {
     let name = arguments.model.clone().unwrap_or_else(|| task.bundled_model().to_string());
     let replicas = arguments.replicas.map(|replicas| ("models.replicas", replicas.to_string()));
     let mut config = arguments.setup.load(replicas.as_slice())?;
-    // Errors of a line are in its result; the log is for errors of the program.
+    // Errors of a line are in its result, so only errors of the program are logged.
     if config.log == weir_config::Log::default() {
         config.log.level = "error".into();
     }
@@ -75,7 +76,7 @@ impl ModelTask {
         }
     }
 
-    /// The task over HTTP with the same fields in its lines.
+    /// The task of the HTTP interface whose lines have the same fields.
     fn input_task(self) -> weir_codec::inference::task::Task {
         match self {
             Self::Sentiment => weir_codec::inference::task::Task::Classify,
@@ -94,7 +95,7 @@ impl ModelTask {
     }
 }
 
-/// Reduces the configuration to one model: a configured one, one of the models folder, or a folder.
+/// Reduces the configuration to one model: a configured one, one in the models folder, or a folder.
 fn choose(config: &mut weir_config::Config, name: &str) -> anyhow::Result<String> {
     let beside = config.models.dir.join(name);
     let configured = config.model.remove(name);
@@ -130,14 +131,14 @@ async fn run(arguments: &Run, task: ModelTask, config: weir_config::Config, mode
 
     let progress = Arc::new(Progress::new(arguments.quiet, reader.bytes_total()));
     let (sender, outcomes) = runtime.call().open();
-    let (rendered, results) = mpsc::channel(LISTS_MAX);
+    let (output_sender, results) = mpsc::channel(LISTS_MAX);
     let window = Arc::new(tokio::sync::Semaphore::new(WINDOW_LINES));
 
     let ids = Arc::new(Ids::default());
-    let collect = tokio::spawn(collect(outcomes, form, ids.clone(), rendered.clone()));
-    let places = window.clone();
+    let collect = tokio::spawn(collect(outcomes, form, ids.clone(), output_sender.clone()));
+    let feed_window = window.clone();
     let (lines, read) = mpsc::channel(LISTS_MAX);
-    let reading = tokio::task::spawn_blocking(move || {
+    let reader_task = tokio::task::spawn_blocking(move || {
         while let Some(line) = reader.next() {
             let mut list = vec![line];
             while list.len() < LIST_LINES_MAX
@@ -151,15 +152,15 @@ async fn run(arguments: &Run, task: ModelTask, config: weir_config::Config, mode
             }
         }
     });
-    let to = Feed { sender, request, rendered, ids, window: places, progress: progress.clone() };
-    let feed = tokio::spawn(feed(read, to));
-    let printed = print(results, &window, &progress).await;
+    let destinations = Feed { sender, request, output_sender, ids, window: feed_window, progress: progress.clone() };
+    let feed = tokio::spawn(feed(read, destinations));
+    let print_result = print(results, &window, &progress).await;
     // If the output cannot be written, the other tasks end with the runtime.
-    let (printed, failed) = printed?;
-    reading.await.context("reading")?;
+    let (printed_count, failed) = print_result?;
+    reader_task.await.context("reading")?;
     let read = feed.await.context("feeding")?;
     collect.await.context("collecting")?;
-    anyhow::ensure!(read == printed, "{read} lines were read and {printed} have a result");
+    anyhow::ensure!(read == printed_count, "{read} lines were read and {printed_count} have a result");
     progress.finish();
     Ok(if failed > 0 { ExitCode::FAILURE } else { ExitCode::SUCCESS })
 }
@@ -167,13 +168,13 @@ async fn run(arguments: &Run, task: ModelTask, config: weir_config::Config, mode
 /// Checks that the model is of the kind that the task needs.
 fn check_kind(task: ModelTask, model: &str, runtime: &Runtime) -> anyhow::Result<()> {
     let kind = runtime.models().into_iter().find(|info| info.name == model).map(|info| info.kind);
-    let (wanted, words) = match task {
+    let (needed, description) = match task {
         ModelTask::Sentiment => (ModelKind::TextClassification, "text classification"),
         ModelTask::Entities => (ModelKind::TokenClassification, "token classification"),
         ModelTask::Embed | ModelTask::Summary => (ModelKind::FeatureExtraction, "sentence embeddings"),
     };
-    if kind != Some(wanted) {
-        bail!("model {model} is not for this task, which needs one for {words}");
+    if kind != Some(needed) {
+        bail!("model {model} is not for this task, which needs one for {description}");
     }
     Ok(())
 }
@@ -187,10 +188,10 @@ struct Request {
 
 impl Request {
     fn new(arguments: &Run, task: ModelTask, model: &str) -> Self {
-        let cut = if arguments.no_truncation { Overflow::Fail } else { Overflow::Truncate };
+        let overflow_policy = if arguments.no_truncation { Overflow::Fail } else { Overflow::Truncate };
         let (overflow, task) = match task {
             ModelTask::Sentiment => (
-                cut,
+                overflow_policy,
                 types::Task::Classify(ClassifyOptions { top_k: Some(arguments.top_k.unwrap_or(1)), activation: None }),
             ),
             ModelTask::Entities => {
@@ -206,7 +207,7 @@ impl Request {
                     types::Task::Tokens(TokenOptions { aggregation, ignore_labels: vec!["O".into()], stride: None }),
                 )
             }
-            ModelTask::Embed => (cut, types::Task::Embed(EmbedOptions { normalize: true })),
+            ModelTask::Embed => (overflow_policy, types::Task::Embed(EmbedOptions { normalize: true })),
             ModelTask::Summary => {
                 let (tokens_min, tokens_max) = SUMMARY_TOKENS.into_inner();
                 (Overflow::Split, types::Task::Summarize(SummaryOptions { tokens_min, tokens_max }))
@@ -233,7 +234,7 @@ impl Request {
 struct Feed {
     sender: CallSender,
     request: Request,
-    rendered: mpsc::Sender<Vec<OutputLine>>,
+    output_sender: mpsc::Sender<Vec<OutputLine>>,
     ids: Arc<Ids>,
     window: Arc<tokio::sync::Semaphore>,
     progress: Arc<Progress>,
@@ -254,13 +255,13 @@ impl Ids {
 }
 
 /// Sends the lines to the model, and renders the errors of invalid ones. Returns the number of lines.
-async fn feed(mut lists: mpsc::Receiver<Vec<(Line, u64)>>, to: Feed) -> u64 {
-    let Feed { sender, request, rendered, ids, window, progress } = to;
+async fn feed(mut lists: mpsc::Receiver<Vec<(Line, u64)>>, destinations: Feed) -> u64 {
+    let Feed { sender, request, output_sender, ids, window, progress } = destinations;
     let mut index = 0;
     while let Some(list) = lists.recv().await {
         for (line, bytes) in list {
-            let Ok(place) = window.acquire().await else { return index };
-            place.forget();
+            let Ok(permit) = window.acquire().await else { return index };
+            permit.forget();
             progress.read(bytes);
             let sent = match line {
                 Line::Input(Input { text, text_pair, id }) => {
@@ -269,10 +270,10 @@ async fn feed(mut lists: mpsc::Receiver<Vec<(Line, u64)>>, to: Feed) -> u64 {
                     }
                     sender.send(request.item(index, text, text_pair)).await.is_ok()
                 }
-                Line::Refused(id, error) => rendered.send(vec![OutputLine::refused(index, id, &error)]).await.is_ok(),
+                Line::Refused(id, error) => output_sender.send(vec![OutputLine::refused(index, id, &error)]).await.is_ok(),
                 Line::Broken(reason) => {
                     let line = OutputLine::failure(index, None, &Failure::Other(reason));
-                    rendered.send(vec![line]).await.is_ok()
+                    output_sender.send(vec![line]).await.is_ok()
                 }
             };
             if !sent {
@@ -285,7 +286,7 @@ async fn feed(mut lists: mpsc::Receiver<Vec<(Line, u64)>>, to: Feed) -> u64 {
 }
 
 /// Renders outcomes as they arrive.
-async fn collect(mut outcomes: Outcomes, form: Form, ids: Arc<Ids>, rendered: mpsc::Sender<Vec<OutputLine>>) {
+async fn collect(mut outcomes: Outcomes, form: Form, ids: Arc<Ids>, output_sender: mpsc::Sender<Vec<OutputLine>>) {
     loop {
         let list = outcomes.recv_many(LIST_LINES_MAX).await;
         if list.is_empty() {
@@ -298,13 +299,13 @@ async fn collect(mut outcomes: Outcomes, form: Form, ids: Arc<Ids>, rendered: mp
                 Err(failure) => OutputLine::failure(index, id, &failure),
             }
         };
-        if rendered.send(list.into_iter().map(render).collect()).await.is_err() {
+        if output_sender.send(list.into_iter().map(render).collect()).await.is_err() {
             return;
         }
     }
 }
 
-/// Prints results in the order of the lines; returns how many, and how many of them are errors.
+/// Prints results in the order of the lines; returns the number of results, and the number of errors among them.
 async fn print(
     mut results: mpsc::Receiver<Vec<OutputLine>>,
     window: &tokio::sync::Semaphore,
@@ -317,7 +318,7 @@ async fn print(
         let list = match results.try_recv() {
             Ok(list) => Some(list),
             Err(_) => {
-                // No further result is ready: the buffered ones are written now.
+                // No further result is ready, so the buffered ones are written now.
                 out.flush()?;
                 results.recv().await
             }

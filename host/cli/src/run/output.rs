@@ -37,7 +37,7 @@ struct LineHeader {
 #[derive(Serialize)]
 struct Line<T> {
     #[serde(flatten)]
-    about: LineHeader,
+    header: LineHeader,
     #[serde(flatten)]
     body: T,
 }
@@ -114,15 +114,15 @@ impl Form {
     }
 
     pub(crate) fn render(self, index: u64, id: Option<Id>, output: Output) -> OutputLine {
-        let about = LineHeader { index, id };
+        let header = LineHeader { index, id };
         let json = match &output {
             Output::Labels(labels) => match labels.first() {
-                Some(LabelScore { label, score }) if self == Self::Label => line(about, Best { label, score: *score }),
-                _ => line(about, Scores { scores: labels.iter().map(score).collect() }),
+                Some(LabelScore { label, score }) if self == Self::Label => line(header, Best { label, score: *score }),
+                _ => line(header, Scores { scores: labels.iter().map(score).collect() }),
             },
-            Output::Entities(entities) => line(about, Entities { entities: entities.iter().map(span).collect() }),
-            Output::Embedding(embedding) => line(about, Embedding { embedding }),
-            Output::Summary(summary) => line(about, Summary { summary }),
+            Output::Entities(entities) => line(header, Entities { entities: entities.iter().map(span).collect() }),
+            Output::Embedding(embedding) => line(header, Embedding { embedding }),
+            Output::Summary(summary) => line(header, Summary { summary }),
         };
         OutputLine { index, json, failed: false }
     }
@@ -142,8 +142,8 @@ impl OutputLine {
         Self::failed(LineHeader { index, id }, Reason { code, message, field: field.as_deref(), line: *line })
     }
 
-    fn failed(about: LineHeader, error: Reason<'_>) -> Self {
-        Self { index: about.index, json: line(about, Failed { error }), failed: true }
+    fn failed(header: LineHeader, error: Reason<'_>) -> Self {
+        Self { index: header.index, json: line(header, Failed { error }), failed: true }
     }
 }
 
@@ -166,8 +166,8 @@ fn span(entity: &Entity) -> Span<'_> {
     }
 }
 
-fn line(about: LineHeader, body: impl Serialize) -> String {
-    serde_json::to_string(&Line { about, body }).expect("records of strings and numbers can be written")
+fn line(header: LineHeader, body: impl Serialize) -> String {
+    serde_json::to_string(&Line { header, body }).expect("records of strings and numbers can be written")
 }
 
 #[cfg(test)]

@@ -12,9 +12,9 @@ const PLAIN_EVERY: Duration = Duration::from_secs(10);
 
 /// Shows the progress of a run, by the bytes of the finished lines.
 pub(crate) struct Progress {
-    began: Instant,
+    start: Instant,
     bytes_total: Option<u64>,
-    shown: ProgressView,
+    view: ProgressView,
     state: Mutex<State>,
 }
 
@@ -25,25 +25,25 @@ enum ProgressView {
 }
 
 struct State {
-    /// Lengths of the lines that are read and not finished, in their order.
+    /// The lengths of the lines that were read and are not finished, in order.
     open: VecDeque<u64>,
     lines: u64,
     bytes: u64,
-    written: Instant,
+    last_line: Instant,
 }
 
 impl Progress {
     pub(crate) fn new(quiet: bool, bytes_total: Option<u64>) -> Self {
-        let shown = if quiet {
+        let view = if quiet {
             ProgressView::Nothing
         } else if std::io::stderr().is_terminal() {
             ProgressView::Bar(bar(bytes_total))
         } else {
             ProgressView::Plain
         };
-        let began = Instant::now();
-        let state = Mutex::new(State { open: VecDeque::new(), lines: 0, bytes: 0, written: began });
-        Self { began, bytes_total, shown, state }
+        let start = Instant::now();
+        let state = Mutex::new(State { open: VecDeque::new(), lines: 0, bytes: 0, last_line: start });
+        Self { start, bytes_total, view, state }
     }
 
     /// Records that a line was read.
@@ -56,20 +56,20 @@ impl Progress {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         state.lines += 1;
         state.bytes += state.open.pop_front().unwrap_or(0);
-        match &self.shown {
+        match &self.view {
             ProgressView::Nothing => {}
             ProgressView::Bar(bar) => {
                 bar.set_position(state.bytes);
                 bar.set_message(self.rate(state.lines));
             }
             ProgressView::Plain => {
-                if state.written.elapsed() >= PLAIN_EVERY {
-                    state.written = Instant::now();
+                if state.last_line.elapsed() >= PLAIN_EVERY {
+                    state.last_line = Instant::now();
                     eprintln!(
                         "{} lines, {}{}",
                         HumanCount(state.lines),
                         self.rate(state.lines),
-                        self.left(state.bytes)
+                        self.remaining(state.bytes)
                     );
                 }
             }
@@ -79,24 +79,24 @@ impl Progress {
     /// Shows the totals.
     pub(crate) fn finish(&self) {
         let lines = self.state.lock().unwrap_or_else(PoisonError::into_inner).lines;
-        if let ProgressView::Bar(bar) = &self.shown {
+        if let ProgressView::Bar(bar) = &self.view {
             bar.finish_and_clear();
         }
-        if !matches!(self.shown, ProgressView::Nothing) {
-            let took = self.began.elapsed().as_secs_f64();
-            eprintln!("{} lines in {took:.1} s, {}", HumanCount(lines), self.rate(lines));
+        if !matches!(self.view, ProgressView::Nothing) {
+            let seconds = self.start.elapsed().as_secs_f64();
+            eprintln!("{} lines in {seconds:.1} s, {}", HumanCount(lines), self.rate(lines));
         }
     }
 
     fn rate(&self, lines: u64) -> String {
-        format!("{:.0} lines/s", lines as f64 / self.began.elapsed().as_secs_f64().max(1e-3))
+        format!("{:.0} lines/s", lines as f64 / self.start.elapsed().as_secs_f64().max(1e-3))
     }
 
-    fn left(&self, bytes: u64) -> String {
+    fn remaining(&self, bytes: u64) -> String {
         match self.bytes_total {
             Some(total) if bytes > 0 && total >= bytes => {
-                let left = self.began.elapsed().as_secs_f64() * (total - bytes) as f64 / bytes as f64;
-                format!(", {} left", HumanDuration(Duration::from_secs_f64(left)))
+                let remaining = self.start.elapsed().as_secs_f64() * (total - bytes) as f64 / bytes as f64;
+                format!(", {} left", HumanDuration(Duration::from_secs_f64(remaining)))
             }
             _ => String::new(),
         }

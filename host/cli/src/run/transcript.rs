@@ -1,5 +1,5 @@
-//! `weir run --task transcript`: each file is a transcript, processed by the gateway and session components as a request to
-//! `POST /v1/transcript`, without a socket.
+//! `weir run --task transcript`: each file is a transcript, processed by the gateway and session components as a
+//! request to `POST /v1/transcript`, without a socket.
 
 use std::fs::File;
 use std::io::{BufRead, BufReader, Read, Write};
@@ -23,7 +23,7 @@ use super::progress::Progress;
 use crate::arguments::Run;
 use crate::{BUILTIN, logs};
 
-/// The longest captions file, bytes: the gateway reads it whole.
+/// The longest captions file, bytes: the gateway reads it completely.
 const CAPTIONS_BYTES_MAX: u64 = 64 << 20;
 /// Memory of the component that reads captions, bytes.
 const CAPTIONS_MEMORY_BYTES: u64 = 1 << 30;
@@ -31,9 +31,9 @@ const CAPTIONS_MEMORY_BYTES: u64 = 1 << 30;
 const SNIFFED_BYTES_MAX: usize = 64 << 10;
 /// Bytes of a transcript that are sent at once.
 const PART_BYTES: usize = 16 << 10;
-/// Bytes of a line that are sent at once: the gateway bounds its length.
+/// Most bytes of a line that are sent at once. The length of a line is bounded by the gateway.
 const LINE_PART_BYTES: u64 = 64 << 10;
-/// Statuses that mean that a file is invalid: it is not text, or too long.
+/// The statuses of an invalid file: it is not text, or too long.
 const FAULTS_OF_A_FILE: [u16; 2] = [400, 413];
 /// How long standard input may be silent, ms.
 const INPUT_TIMEOUT_MS: u64 = 24 * 60 * 60 * 1000;
@@ -48,18 +48,18 @@ pub(super) fn main(arguments: &Run) -> anyhow::Result<ExitCode> {
     config.models.dir = PathBuf::new();
     config.models.names.clear();
     config.model.clear();
-    // No other client is served: neither channels nor authentication.
+    // No other client is served, so channels and authentication are not configured.
     (config.events, config.auth) = (weir_config::Events::default(), weir_config::Auth::default());
     config.http.listen = weir_config::Config::default().http.listen;
-    // Input may be typed.
+    // Input may be typed on a terminal.
     config.http.body_timeout_ms = INPUT_TIMEOUT_MS;
-    // Captions are read whole, from a program that may be slow too.
+    // Captions are read completely, possibly from a slow program.
     config.http.request_timeout_ms = INPUT_TIMEOUT_MS;
     config.http.body_bytes_max = CAPTIONS_BYTES_MAX;
     config.gateway.memory_bytes_max = config.gateway.memory_bytes_max.max(CAPTIONS_MEMORY_BYTES);
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
     let code = runtime.block_on(run(arguments, &config));
-    // Dropping the runtime would log the end of waiting instances; they end with the process.
+    // Dropping the runtime would log the loss of waiting instances; they end with the process.
     std::mem::forget(runtime);
     code
 }
@@ -78,7 +78,7 @@ async fn run(arguments: &Run, config: &weir_config::Config) -> anyhow::Result<Ex
     Ok(if failed { ExitCode::FAILURE } else { ExitCode::SUCCESS })
 }
 
-/// Prints the events of one transcript; true when some of it was refused.
+/// Prints the events of one transcript; returns true if a part of it was refused.
 async fn transcript(
     gateway: &Gateway,
     file: &Path,
@@ -88,11 +88,11 @@ async fn transcript(
     let path = file.to_owned();
     let InputFile { reader, content } =
         tokio::task::spawn_blocking(move || InputFile::open(&path)).await.context("opening")??;
-    let (to, lines) = mpsc::channel(16);
-    let to = LineSink { lines: to, progress: progress.clone() };
-    let reading = tokio::task::spawn_blocking(move || match content {
-        Content::Captions => read_captions(reader, &to),
-        Content::Lines => read_lines(reader, &to),
+    let (sink, lines) = mpsc::channel(16);
+    let sink = LineSink { lines: sink, progress: progress.clone() };
+    let reader_task = tokio::task::spawn_blocking(move || match content {
+        Content::Captions => read_captions(reader, &sink),
+        Content::Lines => read_lines(reader, &sink),
     });
 
     let query = max_gap_sec.map(|seconds| format!("?max_gap_sec={seconds}")).unwrap_or_default();
@@ -107,24 +107,25 @@ async fn transcript(
     let status = response.status();
     let mut body = response.into_body();
     if !status.is_success() {
-        let said = body.collect().await.map(http_body_util::Collected::to_bytes).unwrap_or_default();
-        // An error of reading the file explains more than the gateway's error about the part that it received.
-        reading.await.context("reading")??;
-        let problem: Value = serde_json::from_slice(&said).unwrap_or_default();
+        let response_body = body.collect().await.map(http_body_util::Collected::to_bytes).unwrap_or_default();
+        // If reading the file failed, that error is reported instead of the gateway's error about the part that it
+        // received.
+        reader_task.await.context("reading")??;
+        let problem: Value = serde_json::from_slice(&response_body).unwrap_or_default();
         let detail = problem["detail"].as_str().unwrap_or("it was refused");
         // An invalid file does not stop the others; any other status is an error of the command line.
         anyhow::ensure!(FAULTS_OF_A_FILE.contains(&status.as_u16()), "{detail}");
         eprintln!("weir: {}: {detail}", display_name(file));
         return Ok(true);
     }
-    let mut out = Events { out: std::io::stdout(), begun: Vec::new(), failed: false };
+    let mut out = Events { out: std::io::stdout(), line_start: Vec::new(), failed: false };
     while let Some(frame) = body.frame().await {
-        let frame = frame.map_err(|error| anyhow::anyhow!("the events broke off: {error}"))?;
+        let frame = frame.map_err(|error| anyhow::anyhow!("the stream of events ended early: {error}"))?;
         if let Ok(bytes) = frame.into_data() {
             out.write(&bytes)?;
         }
     }
-    reading.await.context("reading")??;
+    reader_task.await.context("reading")??;
     Ok(out.failed)
 }
 
@@ -145,7 +146,8 @@ struct InputFile {
 }
 
 impl InputFile {
-    /// Opens a file, once because a pipe can be read only once, and reads as much as detects its content.
+    /// Opens a file, and reads as much as is needed to detect its content. It is opened only once, since a pipe can be
+    /// read only once.
     fn open(path: &Path) -> anyhow::Result<Self> {
         let mut source: Box<dyn Read + Send> = match path.as_os_str() == "-" {
             true => Box::new(std::io::stdin()),
@@ -187,16 +189,16 @@ struct LineSink {
     progress: Arc<Progress>,
 }
 
-/// Sends lines as they arrive. Ends when the receiver is dropped, which reports its own error.
-fn read_lines(mut reader: Reader, to: &LineSink) -> anyhow::Result<()> {
+/// Sends lines as they arrive. Returns without an error when the receiver is dropped, which then reports its own error.
+fn read_lines(mut reader: Reader, sink: &LineSink) -> anyhow::Result<()> {
     let mut part = Vec::with_capacity(PART_BYTES);
     loop {
         let read = (&mut reader).take(LINE_PART_BYTES).read_until(b'\n', &mut part)?;
-        to.progress.read(read as u64);
-        to.progress.done();
-        // Buffered lines are sent together; none waits for an unread one.
+        sink.progress.read(read as u64);
+        sink.progress.done();
+        // Buffered lines are sent together; no line waits for a later one that is not read yet.
         let more = part.len() < PART_BYTES && !reader.buffer().is_empty();
-        if !more && !part.is_empty() && to.lines.blocking_send(Bytes::from(std::mem::take(&mut part))).is_err() {
+        if !more && !part.is_empty() && sink.lines.blocking_send(Bytes::from(std::mem::take(&mut part))).is_err() {
             return Ok(());
         }
         if read == 0 {
@@ -205,8 +207,8 @@ fn read_lines(mut reader: Reader, to: &LineSink) -> anyhow::Result<()> {
     }
 }
 
-/// Sends captions, which the gateway reads whole.
-fn read_captions(mut reader: Reader, to: &LineSink) -> anyhow::Result<()> {
+/// Sends captions, which the gateway reads completely.
+fn read_captions(mut reader: Reader, sink: &LineSink) -> anyhow::Result<()> {
     loop {
         let part = reader.fill_buf()?.to_vec();
         let read = part.len();
@@ -214,9 +216,9 @@ fn read_captions(mut reader: Reader, to: &LineSink) -> anyhow::Result<()> {
         if read == 0 {
             return Ok(());
         }
-        to.progress.read(read as u64);
-        to.progress.done();
-        if to.lines.blocking_send(Bytes::from(part)).is_err() {
+        sink.progress.read(read as u64);
+        sink.progress.done();
+        if sink.lines.blocking_send(Bytes::from(part)).is_err() {
             return Ok(());
         }
     }
@@ -237,8 +239,8 @@ impl Body for Lines {
 /// Prints events, and detects errors among them.
 struct Events<W> {
     out: W,
-    /// The beginning of the current line.
-    begun: Vec<u8>,
+    /// The first bytes of the current line.
+    line_start: Vec<u8>,
     failed: bool,
 }
 
@@ -246,11 +248,11 @@ impl<W: Write> Events<W> {
     fn write(&mut self, bytes: &[u8]) -> std::io::Result<()> {
         const ERROR: &[u8] = br#"{"type":"error""#;
         for part in bytes.split_inclusive(|byte| *byte == b'\n') {
-            let room = ERROR.len().saturating_sub(self.begun.len()).min(part.len());
-            self.begun.extend_from_slice(&part[..room]);
-            self.failed |= self.begun == ERROR;
+            let room = ERROR.len().saturating_sub(self.line_start.len()).min(part.len());
+            self.line_start.extend_from_slice(&part[..room]);
+            self.failed |= self.line_start == ERROR;
             if part.ends_with(b"\n") {
-                self.begun.clear();
+                self.line_start.clear();
             }
         }
         self.out.write_all(bytes)?;

@@ -17,7 +17,7 @@ pub(crate) struct Stream {
 /// The sources.
 #[derive(Debug, Subcommand)]
 pub(crate) enum StreamSource {
-    /// Read files, packed ones too, or follow them as they grow
+    /// Read files, compressed or not, or follow them as they grow
     #[command(visible_alias = "batch")]
     File(StreamFile),
     /// Read a stream of Redis as a consumer of a group
@@ -33,7 +33,7 @@ pub(crate) struct StreamCommon {
     /// Name of a model [default: the bundled model of the task]
     #[arg(long, value_name = "NAME")]
     model: Option<String>,
-    /// Format of records [default: for files by the extension, else json]
+    /// Format of records [default: for files by the extension, otherwise json]
     #[arg(long, visible_alias = "message-format", value_enum)]
     format: Option<RecordFormat>,
     /// Where the text is: a JSON pointer (`/review/text`), or the name of a member or a column
@@ -54,7 +54,7 @@ pub(crate) struct StreamCommon {
     /// Most texts in one run of the model
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     pub(crate) batch_size: Option<u32>,
-    /// Most records that were read and are not written
+    /// Most records that were read and are not written yet
     #[arg(long, value_name = "N", default_value_t = 256, value_parser = clap::value_parser!(u32).range(1..))]
     in_flight: u32,
     /// Attempts to connect again before the command fails; 0: without end
@@ -85,7 +85,7 @@ struct LineOutput {
     /// File for the results [default: the standard output]
     #[arg(long, value_name = "FILE")]
     output_file: Option<PathBuf>,
-    /// Keep what the file has
+    /// Append to the file instead of replacing it
     #[arg(long, requires = "output_file")]
     append: bool,
 }
@@ -93,16 +93,17 @@ struct LineOutput {
 /// `weir stream file`.
 #[derive(Debug, Args)]
 pub(crate) struct StreamFile {
-    /// Files, or patterns such as `logs/*.ndjson`; `-` is standard input; `.gz` and `.zst` are unpacked
+    /// Files, or patterns such as `logs/*.ndjson`; `-` is standard input; `.gz` and `.zst` are decompressed
     #[arg(value_name = "FILE", required_unless_present = "input_file")]
     files: Vec<String>,
-    /// A file, as the argument
+    /// A file, like the argument FILE
     #[arg(long, value_name = "FILE")]
     input_file: Vec<String>,
     /// Wait for more at the end, as `tail -F`
     #[arg(long)]
     follow: bool,
-    /// File with the reached position: the next start continues there, with no line lost or repeated in the output file
+    /// File that stores the reached position: the next start continues there, with no line lost or repeated in the
+    /// output file
     #[arg(long, value_name = "FILE")]
     checkpoint: Option<PathBuf>,
     #[command(flatten)]
@@ -135,7 +136,7 @@ pub(crate) struct StreamRedis {
     /// Stream for records that have no result because of an error
     #[arg(long, value_name = "KEY", default_value = "sentiment-errors")]
     errors_stream: String,
-    /// Write results to the standard output, and not to the stream
+    /// Write results to the standard output instead of the stream
     #[arg(long)]
     stdout: bool,
     /// Timeout of a connection attempt or a command, seconds
@@ -171,7 +172,7 @@ pub(crate) enum RecordFormat {
     Ndjson,
     /// JSON arrays
     JsonArray,
-    /// Plain text; of a file each line
+    /// Plain text; in a file, each line
     Text,
     /// Rows below a row with the names of the columns
     Csv,
@@ -188,7 +189,7 @@ pub(crate) enum LineFormat {
     Json,
     /// Rows below a row with the names of the columns
     Csv,
-    /// Lines for people
+    /// Plain lines of text
     Text,
     /// A table
     Table,
@@ -256,7 +257,7 @@ impl StreamSource {
                 let paths = file.files.iter().chain(&file.input_file).cloned().collect();
                 let checkpoint = file.checkpoint.clone().unwrap_or_default();
                 Adapter {
-                    // A file is read in order; results in another order would surprise.
+                    // A file is read in order, so its results are written in the same order.
                     ordering: "strict".to_owned(),
                     source: AdapterSource::File(FileSource { paths, follow: file.follow, checkpoint }),
                     sink: file.output.sink(),

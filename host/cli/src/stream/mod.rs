@@ -19,7 +19,7 @@ use crate::adapters::RunningAdapters;
 use crate::{BUILTIN, logs};
 use arguments::Stream;
 
-/// How often the progress bar is drawn, and how often a plain line is written.
+/// How often the progress bar is updated, and how often a plain line is written.
 const BAR_INTERVAL: Duration = Duration::from_millis(200);
 const PLAIN_INTERVAL: Duration = Duration::from_secs(10);
 
@@ -35,12 +35,12 @@ pub(crate) fn main(arguments: &Stream) -> anyhow::Result<ExitCode> {
     keep_one_model(&mut config, &adapter);
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
     let code = runtime.block_on(run(config, adapter, common.quiet));
-    // Without waiting for replicas, which are threads in the middle of a computation.
+    // Without waiting for replicas, whose threads may be in the middle of a computation.
     runtime.shutdown_background();
     code
 }
 
-/// Starts the model of the adapter alone, if it is one of the models folder.
+/// Reduces the configuration to the model of the adapter.
 fn keep_one_model(config: &mut Config, adapter: &Adapter) {
     let bundled = match adapter.task.as_str() {
         "classify" => "sentiment",
@@ -58,13 +58,13 @@ fn keep_one_model(config: &mut Config, adapter: &Adapter) {
 }
 
 async fn run(config: Config, adapter: Adapter, quiet: bool) -> anyhow::Result<ExitCode> {
-    // First, so that no signal is lost.
+    // Registered first, so that no signal is lost.
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
     let runtime = Arc::new(Runtime::start(&config, BUILTIN)?);
     let mut adapters = RunningAdapters::start(&runtime, std::slice::from_ref(&adapter))?;
     let status = adapters.statuses().pop().context("the adapter has no status")?;
-    let progress = tokio::spawn(show(status.clone(), quiet));
+    let progress = tokio::spawn(show_progress(status.clone(), quiet));
     let mut stopping = false;
     let failures = loop {
         let stop = async {
@@ -73,16 +73,16 @@ async fn run(config: Config, adapter: Adapter, quiet: bool) -> anyhow::Result<Ex
                 _ = interrupt.recv() => {}
             }
         };
-        let ended = {
-            let ended = adapters.ended();
+        let result = {
+            let result = adapters.wait();
             tokio::select! {
-                failures = ended => Some(failures),
+                failures = result => Some(failures),
                 () = stop => None,
             }
         };
-        match ended {
+        match result {
             Some(failures) => break failures,
-            // The second signal ends the command at once.
+            // The second signal ends the command immediately.
             None if stopping => return Ok(ExitCode::FAILURE),
             None => {
                 stopping = true;
@@ -91,7 +91,7 @@ async fn run(config: Config, adapter: Adapter, quiet: bool) -> anyhow::Result<Ex
         }
     };
     progress.abort();
-    // It was aborted, or has ended.
+    // An error means that the task was aborted.
     let _ = progress.await;
     let report = status.report();
     if let Some((_, failure)) = failures.into_iter().next() {
@@ -100,52 +100,52 @@ async fn run(config: Config, adapter: Adapter, quiet: bool) -> anyhow::Result<Ex
     Ok(if report.errors > 0 { ExitCode::FAILURE } else { ExitCode::SUCCESS })
 }
 
-/// Shows the progress until it is dropped, then the totals.
-async fn show(status: Status, quiet: bool) {
+/// Shows the progress until this future is dropped, then the totals.
+async fn show_progress(status: Status, quiet: bool) {
     if quiet {
         return;
     }
-    let mut shown = Shown::new(status);
-    let interval = if shown.bar.is_some() { BAR_INTERVAL } else { PLAIN_INTERVAL };
+    let mut view = ProgressView::new(status);
+    let interval = if view.bar.is_some() { BAR_INTERVAL } else { PLAIN_INTERVAL };
     loop {
         tokio::time::sleep(interval).await;
-        shown.update();
+        view.update();
     }
 }
 
-struct Shown {
+struct ProgressView {
     status: Status,
-    began: Instant,
+    start: Instant,
     bar: Option<ProgressBar>,
 }
 
-impl Shown {
+impl ProgressView {
     fn new(status: Status) -> Self {
         let style = ProgressStyle::with_template("{bar:30} {percent:>3} %  {msg}")
             .expect("the template is a constant and valid");
         let bar = std::io::stderr().is_terminal().then(|| ProgressBar::new(0).with_style(style));
-        Self { status, began: Instant::now(), bar }
+        Self { status, start: Instant::now(), bar }
     }
 
     fn completed(&self) -> u64 {
         self.status.counters().completed.load(Ordering::Relaxed)
     }
 
-    /// Records in a second, and the time that the rest needs at the rate of bytes, if the length of the source is known.
+    /// The rate of records, and the remaining time by the rate of bytes if the length of the source is known.
     fn text(&self) -> String {
         let counters = self.status.counters();
-        let seconds = self.began.elapsed().as_secs_f64().max(1e-3);
+        let seconds = self.start.elapsed().as_secs_f64().max(1e-3);
         let rate = self.completed() as f64 / seconds;
-        let (read, left) = (counters.record_bytes.load(Ordering::Relaxed), counters.remaining.load(Ordering::Relaxed));
-        let left = match left {
+        let (read, remaining) = (counters.record_bytes.load(Ordering::Relaxed), counters.remaining.load(Ordering::Relaxed));
+        let remaining = match remaining {
             u64::MAX => String::new(),
-            left if read > 0 => {
-                let left = Duration::from_secs_f64(seconds * left as f64 / read as f64);
-                format!(", {} left", HumanDuration(left))
+            remaining if read > 0 => {
+                let remaining = Duration::from_secs_f64(seconds * remaining as f64 / read as f64);
+                format!(", {} left", HumanDuration(remaining))
             }
             _ => String::new(),
         };
-        format!("{rate:.0} records/s{left}")
+        format!("{rate:.0} records/s{remaining}")
     }
 
     fn update(&mut self) {
@@ -154,8 +154,8 @@ impl Shown {
             Some(bar) => {
                 let counters = self.status.counters();
                 let read = counters.record_bytes.load(Ordering::Relaxed);
-                if let Some(left) = Some(counters.remaining.load(Ordering::Relaxed)).filter(|left| *left != u64::MAX) {
-                    bar.set_length(read + left);
+                if let Some(remaining) = Some(counters.remaining.load(Ordering::Relaxed)).filter(|remaining| *remaining != u64::MAX) {
+                    bar.set_length(read + remaining);
                     bar.set_position(read);
                 }
                 bar.set_message(format!("{} records, {text}", HumanCount(self.completed())));
@@ -165,14 +165,14 @@ impl Shown {
     }
 }
 
-impl Drop for Shown {
+impl Drop for ProgressView {
     fn drop(&mut self) {
         if let Some(bar) = &self.bar {
             bar.finish_and_clear();
         }
         let report = self.status.report();
         let errors = if report.errors > 0 { format!(", {} errors", HumanCount(report.errors)) } else { String::new() };
-        let took = self.began.elapsed().as_secs_f64();
-        eprintln!("{} records in {took:.1} s{errors}", HumanCount(self.completed()));
+        let seconds = self.start.elapsed().as_secs_f64();
+        eprintln!("{} records in {seconds:.1} s{errors}", HumanCount(self.completed()));
     }
 }

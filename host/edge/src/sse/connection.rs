@@ -1,6 +1,6 @@
-//! A held connection of HTTP/1.1: hyper's connection is dropped with its buffers, and a socket and a feed remain.
+//! A held HTTP/1.1 connection: hyper's connection is dropped with its buffers, and only a socket and a feed remain.
 //!
-//! It carries one response and is closed at its end (`Connection: close`).
+//! The connection has one response and is closed after it (`Connection: close`).
 
 use std::fmt::Write as _;
 use std::io;
@@ -33,7 +33,7 @@ pub(crate) struct HeldConnection<S> {
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum State {
     Open,
-    /// `out` is the last to be written.
+    /// `out` contains the last bytes to be written.
     Ending,
     /// Everything is written.
     Closing,
@@ -71,17 +71,17 @@ impl<S: AsyncRead + AsyncWrite + Unpin> HeldConnection<S> {
             }
             self.at += written;
         }
-        // An idle connection keeps no buffer.
+        // The buffer is freed, since an idle connection does not need one.
         self.out = Vec::new();
         self.at = 0;
         Poll::Ready(Ok(()))
     }
 
-    /// Takes the next piece of the feed, as a chunk.
+    /// Reads the next piece of the feed into `out`, as a chunk.
     fn poll_next_chunk(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         let FeedOutput { mut bytes, last } = ready!(self.feed.poll_next(cx, SIZE_ROOM));
         let size = format!("{:x}\r\n", bytes.len() - SIZE_ROOM);
-        // A piece has far less than 2^32 bytes, and so its size at most eight digits.
+        // A piece has far less than 2^32 bytes, so its size has at most eight digits.
         self.at = SIZE_ROOM.saturating_sub(size.len());
         bytes[self.at..SIZE_ROOM].copy_from_slice(size.as_bytes());
         bytes.extend_from_slice(b"\r\n");
@@ -129,7 +129,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Future for HeldConnection<S> {
     }
 }
 
-/// The head of a response without a known length that is the last of its connection.
+/// The head of a response of unknown length that is the last one of its connection.
 fn render_head(head: response::Parts) -> Vec<u8> {
     let response::Parts { status, mut headers, .. } = head;
     for name in [CONTENT_LENGTH, CONNECTION, TRANSFER_ENCODING] {

@@ -1,8 +1,8 @@
-//! The feed of a held connection: the events of a channel as they are published, heartbeats while there are none, and the reason
-//! of its end.
+//! The feed of a held connection: the events of a channel as they are published, heartbeats while there are none, and
+//! the reason of the end.
 //!
-//! A feed reads from the store only when its client can be written to: the store bounds the events that wait, and closes
-//! subscribers that are too slow. An idle feed is a subscription and one timer.
+//! A feed reads from the store only when its client can be written to: the store bounds the waiting events, and closes
+//! subscribers that are too slow. An idle feed consists of a subscription and one timer.
 
 use std::pin::Pin;
 use std::sync::Arc;
@@ -23,51 +23,51 @@ use crate::sse::subscribers::SubscriberPermit;
 
 /// Most events in one write.
 const WRITE_EVENTS_MAX: usize = 64;
-/// Bytes of events after which a write ends; it has at least one event, whatever its size.
+/// The size in bytes at which a write ends; a write has at least one event, even if that is larger.
 const WRITE_BYTES_MAX: usize = 64 * 1024;
-/// How long after the end of its authorization a client that does not read is disconnected.
+/// The time between the end of a client's authorization and its disconnection, if it does not read.
 const EXPIRY_GRACE: Duration = Duration::from_secs(5);
 
 /// Bytes to be written next.
 pub(crate) struct FeedOutput {
     /// The bytes, after the requested room.
     pub(crate) bytes: Vec<u8>,
-    /// It is the last one.
+    /// True for the last bytes of the feed.
     pub(crate) last: bool,
 }
 
-/// The part of a channel that a client asks for.
+/// The filter and the throttle of a client that requests a part of the events.
 struct ChannelPart {
     filter: EventFilter,
     throttle: Throttle<Arc<Entry>>,
-    /// The instant from which the throttle counts.
-    began: Instant,
+    /// The origin of the throttle's clock.
+    start_time: Instant,
 }
 
 impl ChannelPart {
     fn now_ns(&self, now: Instant) -> u64 {
-        u64::try_from((now - self.began).as_nanos()).unwrap_or(u64::MAX)
+        u64::try_from((now - self.start_time).as_nanos()).unwrap_or(u64::MAX)
     }
 
-    /// When progress that is held back is due.
+    /// When the progress that the throttle holds back is due.
     fn due(&self) -> Option<Instant> {
-        self.throttle.poll_timeout().map(|due_ns| self.began + Duration::from_nanos(due_ns))
+        self.throttle.poll_timeout().map(|due_ns| self.start_time + Duration::from_nanos(due_ns))
     }
 }
 
-/// The events for one subscriber, rendered.
+/// The rendered events for one subscriber.
 pub(crate) struct Feed {
-    drawing: EventRenderer,
+    renderer: EventRenderer,
     subscription: Subscription,
     heartbeat: Duration,
     /// When the client's authorization expires.
     expires: Option<Instant>,
     last_write: Instant,
-    /// Reset only when it fires, not at each write.
+    /// Reset when it fires or when an earlier time is needed, but not at each write.
     timer: Pin<Box<Sleep>>,
     /// Set for a client that accepts gzip.
     gzip: Option<Gzip>,
-    /// Set for a client that asks for a part of the events: most take no memory for it.
+    /// Set for a client that requests a part of the events; boxed, since most clients do not.
     part: Option<Box<ChannelPart>>,
     _permit: SubscriberPermit,
 }
@@ -78,14 +78,15 @@ impl Feed {
         let now = Instant::now();
         let expires = terms.ends_s.map(|expires_at_s| {
             let left_ms = expires_at_s.saturating_mul(1000).saturating_sub(unix_ms());
-            // A timer cannot represent all of time: a token that lasts longer than a century is checked again then.
+            // Bounded, since a timer cannot represent every time: a token that is valid for more than a century counts
+            // as expired then.
             const LEFT_MS_MAX: u64 = 100 * 365 * 86_400_000;
             now + Duration::from_millis(left_ms.min(LEFT_MS_MAX))
         });
         let heartbeat = Duration::from_millis(terms.heartbeat_ms);
         let first = expires.map_or(now + heartbeat, |expires| expires.min(now + heartbeat));
         Self {
-            drawing: EventRenderer::new(channel, terms.framing),
+            renderer: EventRenderer::new(channel, terms.framing),
             subscription,
             heartbeat,
             expires,
@@ -94,15 +95,16 @@ impl Feed {
             gzip: None,
             part: (!terms.filter.is_default()).then(|| {
                 let throttle = Throttle::new(u64::from(terms.filter.throttle_ms) * 1_000_000);
-                Box::new(ChannelPart { filter: terms.filter.clone(), throttle, began: now })
+                Box::new(ChannelPart { filter: terms.filter.clone(), throttle, start_time: now })
             }),
             _permit: permit,
         }
     }
 
-    /// Whether it can be compressed: server-sent events are rendered once for all subscribers, NDJSON for each.
+    /// Whether the feed can be compressed. Only server-sent events are, since they are rendered and compressed once for
+    /// all subscribers.
     pub(crate) fn can_gzip(&self) -> bool {
-        self.drawing.framing() == Framing::Sse
+        self.renderer.framing() == Framing::Sse
     }
 
     /// Compresses everything from now on; returns the head of the stream with the compressed `first`.
@@ -117,7 +119,7 @@ impl Feed {
     pub(crate) fn poll_next(&mut self, cx: &mut Context<'_>, room: usize) -> Poll<FeedOutput> {
         loop {
             let piece = ready!(self.poll_piece(cx, room));
-            // Of a batch nothing may be left; an empty chunk would end the response.
+            // The filter may have removed all events of a batch. An empty chunk would end the response.
             if piece.bytes.len() > room || piece.last {
                 return Poll::Ready(piece);
             }
@@ -143,14 +145,14 @@ impl Feed {
         for delivery in batch {
             end = self.push(&mut bytes, delivery).or(end);
         }
-        // What is left out keeps no connection from looking dead.
+        // Filtered events do not postpone the heartbeat.
         if bytes.len() > room {
             self.last_write = now;
         }
         Poll::Ready(self.piece(bytes, end))
     }
 
-    /// Ready when a client that does not read is to be disconnected, since its authorization has expired.
+    /// Ready when a client that does not read must be disconnected because its authorization has expired.
     pub(crate) fn poll_overdue(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         let Some(deadline) = self.expires.map(|expires| expires + EXPIRY_GRACE) else { return Poll::Pending };
         if self.timer.deadline() != deadline {
@@ -190,7 +192,7 @@ impl Feed {
             if self.last_write + self.heartbeat <= now {
                 self.last_write = now;
                 let mut bytes = vec![0; room];
-                self.push_own(&mut bytes, |drawing, out| out.extend_from_slice(drawing.heartbeat()));
+                self.push_own(&mut bytes, |renderer, out| out.extend_from_slice(renderer.heartbeat()));
                 return Poll::Ready(self.piece(bytes, None));
             }
             self.timer.as_mut().reset(next);
@@ -204,7 +206,7 @@ impl Feed {
                 let end = entry.finishes.then_some(SubscriptionEnd::Finished);
                 let is_admitted = self.part.as_ref().is_none_or(|part| part.filter.admits(&entry.name, &entry.data));
                 if is_admitted && coalesced > 0 {
-                    self.push_own(out, |drawing, out| drawing.push_coalesced(out, coalesced));
+                    self.push_own(out, |renderer, out| renderer.push_coalesced(out, coalesced));
                 }
                 match &mut self.part {
                     None => self.push_entry(out, &entry),
@@ -223,7 +225,7 @@ impl Feed {
             Delivery::Gap(gap) => {
                 self.push_held(out);
                 let (from, to) = (gap.missing_from.to_string(), gap.missing_to.to_string());
-                self.push_own(out, |drawing, out| drawing.push_gap(out, &from, &to, unix_ms()));
+                self.push_own(out, |renderer, out| renderer.push_gap(out, &from, &to, unix_ms()));
                 None
             }
             Delivery::Closed(reason) => {
@@ -236,7 +238,7 @@ impl Feed {
         }
     }
 
-    /// Renders the progress that is held back, before something that comes after it.
+    /// Renders the progress that the throttle holds back, before something that must follow it.
     fn push_held(&mut self, out: &mut Vec<u8>) {
         let mut held = Vec::new();
         if let Some(part) = &mut self.part {
@@ -247,9 +249,9 @@ impl Feed {
 
     /// Renders an event. As a server-sent event it is rendered, and compressed, once for all subscribers.
     fn push_entry(&mut self, out: &mut Vec<u8>, entry: &Entry) {
-        if self.drawing.framing() == Framing::Ndjson {
+        if self.renderer.framing() == Framing::Ndjson {
             let id = entry.cursor.to_string();
-            return self.push_own(out, |drawing, out| drawing.push_event(out, &id, &entry.name, entry.data.as_bytes()));
+            return self.push_own(out, |renderer, out| renderer.push_event(out, &id, &entry.name, entry.data.as_bytes()));
         }
         let rendered = entry.drawn_once(render);
         match &mut self.gzip {
@@ -260,16 +262,16 @@ impl Feed {
 
     /// Renders something for this subscriber alone.
     fn push_own(&mut self, out: &mut Vec<u8>, render: impl FnOnce(&EventRenderer, &mut Vec<u8>)) {
-        let Some(gzip) = &mut self.gzip else { return render(&self.drawing, out) };
+        let Some(gzip) = &mut self.gzip else { return render(&self.renderer, out) };
         let mut plain = Vec::new();
-        render(&self.drawing, &mut plain);
+        render(&self.renderer, &mut plain);
         gzip.push(out, &plain);
     }
 
     /// A piece, with the reason of the end if it is the last.
     fn piece(&mut self, mut bytes: Vec<u8>, end: Option<SubscriptionEnd>) -> FeedOutput {
         if let Some(end) = end {
-            self.push_own(&mut bytes, |drawing, out| drawing.push_end(out, end, unix_ms()));
+            self.push_own(&mut bytes, |renderer, out| renderer.push_end(out, end, unix_ms()));
             if let Some(gzip) = &self.gzip {
                 gzip.push_end(&mut bytes);
             }
@@ -278,7 +280,7 @@ impl Feed {
     }
 }
 
-/// About how many bytes a rendered delivery has.
+/// The approximate size of a rendered delivery, in bytes.
 fn size(delivery: &Delivery) -> usize {
     match delivery {
         Delivery::Event { entry, .. } => entry.bytes(),

@@ -1,8 +1,10 @@
-//! A gzip stream (RFC 1952) that can be decompressed event by event, and costs a connection twelve bytes.
+//! A gzip stream (RFC 1952) that can be decompressed event by event, and needs twelve bytes of state for each
+//! connection.
 //!
-//! A compressor with a window takes hundreds of kilobytes for each connection. Here every piece is compressed by itself (RFC
-//! 1951: blocks without references to earlier ones, ending at a byte): an event is compressed once for all subscribers, and a
-//! connection is a sequence of such pieces. The ratio is worse than that of one long stream.
+//! A compressor with a window takes hundreds of kilobytes for each connection. Here every piece is compressed
+//! independently (RFC 1951: blocks without references to earlier ones that end at a byte boundary), so an event is
+//! compressed once for all subscribers, and a connection sends a sequence of such pieces. The compression ratio is
+//! worse than that of one long stream.
 
 use std::cell::RefCell;
 
@@ -17,7 +19,7 @@ const HEAD: [u8; 10] = [0x1f, 0x8b, 8, 0, 0, 0, 0, 0, 0, 255];
 const LAST_BLOCK: [u8; 2] = [3, 0];
 /// Most bytes in an uncompressed block.
 const STORED_BYTES_MAX: usize = 0xffff;
-/// Shorter pieces are not compressed.
+/// Pieces of fewer bytes are not compressed.
 const SHORT_BYTES: usize = 48;
 
 /// Whether a client accepts gzip (RFC 9110, section 12.5.3). Invalid items are ignored.
@@ -75,10 +77,10 @@ impl Gzip {
     }
 }
 
-/// A piece as blocks that end at a byte and have no references to earlier ones.
+/// Compresses a piece into blocks that end at a byte boundary and have no references to earlier ones.
 pub(crate) fn pack(piece: &[u8]) -> Vec<u8> {
     thread_local! {
-        /// One for each thread, since it is large; reset for each piece.
+        /// One compressor for each thread, since it is large; it is reset for each piece.
         static COMPRESS: RefCell<Compress> = RefCell::new(Compress::new(Compression::default(), false));
     }
     let stored_bytes = piece.len() + piece.len().div_ceil(STORED_BYTES_MAX) * 5;

@@ -1,5 +1,5 @@
-//! The hold instruction of the gateway (GRIP): a response that says "hold this connection and feed it from that channel" is fed
-//! by the host, and needs no guest from then on.
+//! The hold instruction of the gateway (GRIP): the response instructs the host to hold the connection and to feed it
+//! from a channel, without a guest.
 
 use std::time::Duration;
 
@@ -24,7 +24,7 @@ const FIRST_TIMEOUT: Duration = Duration::from_secs(5);
 /// The retry delay of a subscriber that is refused because there are too many.
 const FULL_RETRY_MS: u32 = 5000;
 
-/// Removes the headers that are between a gateway and its intermediary alone: clients neither send nor see them.
+/// Removes the headers that are private to the gateway and its intermediary: clients can neither send nor see them.
 pub(crate) fn strip(headers: &mut HeaderMap) {
     let private: Vec<_> = headers.keys().filter(|name| hold::is_private(name.as_str())).cloned().collect();
     for name in private {
@@ -37,14 +37,14 @@ pub(crate) fn take_user(headers: &mut HeaderMap) -> Option<String> {
     headers.remove(hold::USER_HEADER)?.to_str().ok().map(str::to_owned)
 }
 
-/// What the gateway says about a connection.
+/// The instruction of the gateway to hold a connection.
 #[derive(Debug)]
 pub(crate) struct HoldInstruction {
     channel: Channel,
     terms: Terms,
 }
 
-/// Why an instruction cannot be followed.
+/// Why an instruction is invalid or cannot be executed.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum HoldError {
     /// The GRIP headers are invalid.
@@ -125,7 +125,8 @@ pub(crate) struct HeldResponse {
     pub(crate) feed: Feed,
 }
 
-/// The problem of a client with too many connections: the same as the gateway gives where it follows channels itself.
+/// The problem of a client with too many connections. It equals that of the gateway under hosts that do not hold
+/// connections.
 pub(crate) fn too_many(refused: &ConnectionRefused) -> Problem {
     let (status, code, title) = match refused {
         ConnectionRefused::User { .. } => (429, "too_many_connections", "Too many connections"),
@@ -187,8 +188,8 @@ mod tests {
             &[("weir-hold", "nonsense"), ("grip-status", "9"), ("grip-set-meta", "a=b")],
             &[("grip-channel", "user:ann")],
         ] {
-            let (_, left) = read(headers);
-            assert_eq!(left.keys().map(|name| name.as_str()).collect::<Vec<_>>(), ["content-type"], "{headers:?}");
+            let (_, remaining) = read(headers);
+            assert_eq!(remaining.keys().map(|name| name.as_str()).collect::<Vec<_>>(), ["content-type"], "{headers:?}");
         }
     }
 

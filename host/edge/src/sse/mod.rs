@@ -1,10 +1,10 @@
 //! Connections that are held for subscribers: server-sent events or NDJSON, fed by the host without a guest.
 //!
-//! - `hold`: what the gateway says about a connection (GRIP).
-//! - `subscribers`: the subscribers of the process and of each user, counted.
-//! - `feed`: the events for one subscriber, rendered.
-//! - `connection`: a connection of HTTP/1.1 that carries one feed and nothing else.
-//! - `gzip`: a compressed stream that costs a connection twelve bytes.
+//! - `hold`: the hold instructions of the gateway (GRIP).
+//! - `subscribers`: the counts of held connections and of the connections of each user.
+//! - `feed`: the rendered events for one subscriber.
+//! - `connection`: an HTTP/1.1 connection that carries only one feed.
+//! - `gzip`: a compressed stream that needs twelve bytes of state for each connection.
 
 pub(crate) mod connection;
 pub(crate) mod feed;

@@ -1,4 +1,4 @@
-//! The subscribers of the whole process: how many are held, and how many connections each user has.
+//! The counts of held connections in the process, and of the connections of each user.
 
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -12,14 +12,14 @@ use crate::share::{Permit, PermitRefusal, SharedPool};
 pub(crate) struct Subscribers {
     held_max: u32,
     permits: Arc<Semaphore>,
-    /// Of clients that are known by their address alone.
+    /// The shares of clients that are identified by their address only.
     anonymous: Arc<SharedPool>,
     users: Arc<Mutex<Connections>>,
 }
 
 impl Subscribers {
-    /// At most `held_max` in all, `user_max` connections of each user, and for each client without a user a share of
-    /// `held_max` in percent.
+    /// Allows `held_max` held connections in total, `user_max` connections of each user, and for each client without a
+    /// user a share of `held_max` in percent.
     pub(crate) fn new(held_max: u32, client_share_percent: u32, user_max: u32) -> Self {
         Self {
             anonymous: SharedPool::new(held_max, client_share_percent),
@@ -29,23 +29,23 @@ impl Subscribers {
         }
     }
 
-    /// How many connections are held.
+    /// The number of held connections.
     pub(crate) fn held(&self) -> usize {
         (self.held_max as usize).saturating_sub(self.permits.available_permits())
     }
 
     /// Resolves when no connection is held.
-    pub(crate) async fn none(&self) {
+    pub(crate) async fn wait_idle(&self) {
         drop(self.permits.acquire_many(self.held_max).await);
     }
 
-    /// Counts a connection of a user that is not held: a WebSocket. All kinds share one bound.
+    /// Counts a connection of a user that is not held, a WebSocket. All kinds of connections share one bound.
     pub(crate) fn connect(&self, user: &str) -> Result<UserPermit, ConnectionRefused> {
         self.users.lock().unwrap_or_else(PoisonError::into_inner).open(user)?;
         Ok(UserPermit { user: user.into(), users: self.users.clone() })
     }
 
-    /// Counts a held connection, of a user if there is one, else of a client.
+    /// Counts a held connection for its user, or for the client's address without a user.
     pub(crate) fn hold(&self, user: Option<&str>, client: u64) -> Result<SubscriberPermit, ConnectionRefused> {
         let permit = self.permits.clone().try_acquire_owned().map_err(|_| ConnectionRefused::Total)?;
         let owner = match user {
@@ -66,7 +66,7 @@ pub(crate) struct SubscriberPermit {
     _owner: Owner,
 }
 
-/// Whose share a held connection counts for.
+/// The user or address whose share a held connection counts towards.
 enum Owner {
     User(#[expect(dead_code, reason = "it is held until it is dropped")] UserPermit),
     Address(#[expect(dead_code, reason = "it is held until it is dropped")] Permit),
@@ -100,7 +100,7 @@ mod tests {
         let (held, socket) = (subscribers.hold(Some("ann"), 1).unwrap(), subscribers.connect("ann").unwrap());
         let full = Some(ConnectionRefused::User { connections_max: 2 });
         assert_eq!((subscribers.connect("ann").err(), subscribers.hold(Some("ann"), 1).err()), (full, full));
-        // A socket is not held by the host.
+        // A WebSocket is not a held connection.
         assert_eq!(subscribers.held(), 1);
         drop(socket);
         let held = (held, subscribers.hold(Some("ann"), 1).unwrap());
@@ -121,7 +121,7 @@ mod tests {
         assert_eq!(subscribers.hold(Some("bob"), 1).err(), Some(ConnectionRefused::Total));
         drop((ann, anonymous));
         assert_eq!(subscribers.held(), 0);
-        subscribers.none().await;
+        subscribers.wait_idle().await;
         assert!(subscribers.hold(Some("ann"), 1).is_ok());
     }
 }

@@ -1,5 +1,6 @@
-//! The head timeout of HTTP/1.1: a connection whose peer begins a request and does not finish its head within
-//! `http.header_timeout_ms` is closed. The time between two requests is bounded by `http.idle_timeout_ms`, with hyper's own timer.
+//! The head timeout of HTTP/1.1: a connection whose peer starts a request and does not complete its head within
+//! `http.header_timeout_ms` is closed. The time between two requests is bounded by `http.idle_timeout_ms`, with a timer
+//! of hyper.
 
 use std::io;
 use std::pin::Pin;
@@ -16,7 +17,7 @@ use crate::timeouts::ReadWatch;
 pub(crate) struct HeadTimer {
     timeout: Duration,
     heads: Heads,
-    /// The number of earlier heads, and a timer that runs from the first byte of the head, or from the start of the connection.
+    /// The number of earlier heads, and a timer that starts with the first byte of the head, or with the connection.
     timer: Option<(u64, Pin<Box<Sleep>>)>,
 }
 
@@ -31,7 +32,7 @@ struct Counts {
 }
 
 impl Heads {
-    /// Marks a head as complete. The next one begins no earlier than the response ends, when the guard is dropped.
+    /// Marks a head as complete. The next head starts after the response has ended, when the guard is dropped.
     pub(crate) fn complete(&self) -> RequestGuard {
         self.0.complete.fetch_add(1, Ordering::Relaxed);
         RequestGuard(self.clone())
@@ -104,7 +105,7 @@ mod tests {
     const TIMEOUT: Duration = Duration::from_millis(30);
 
     #[tokio::test]
-    async fn head_that_is_not_finished_in_time_is_an_error() {
+    async fn head_that_is_not_complete_in_time_is_an_error() {
         let (ours, mut theirs) = tokio::io::duplex(64);
         let mut stream = ReadTimed::new(ours, HeadTimer::new(TIMEOUT));
         theirs.write_all(b"GET / HT").await.unwrap();
@@ -113,7 +114,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn time_between_requests_counts_for_no_head() {
+    async fn time_between_requests_is_not_counted() {
         let (ours, mut theirs) = tokio::io::duplex(64);
         let timer = HeadTimer::new(TIMEOUT);
         let heads = timer.heads();
@@ -122,12 +123,12 @@ mod tests {
         theirs.write_all(b"body").await.unwrap();
         stream.read_exact(&mut [0; 4]).await.unwrap();
         let mut buffer = [0; 8];
-        // Not while the request is answered,
+        // The timer does not run while the request is answered.
         assert!(tokio::time::timeout(TIMEOUT * 3, stream.read(&mut buffer)).await.is_err());
         drop(guard);
-        // (with a second request that is answered before anything else is read)
+        // A second request is answered before anything else is read.
         drop(heads.complete());
-        // and not before the first byte of the next request.
+        // The timer does not run before the first byte of the next request.
         assert!(tokio::time::timeout(TIMEOUT * 3, stream.read(&mut buffer)).await.is_err());
         theirs.write_all(b"G").await.unwrap();
         assert_eq!(stream.read(&mut buffer).await.unwrap(), 1);

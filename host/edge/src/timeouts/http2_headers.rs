@@ -1,5 +1,5 @@
-//! The header timeout of HTTP/2: a header block must be complete within `http.header_timeout_ms` of its beginning. The frames are
-//! parsed here, because h2 does not report that it waits for the rest of a block.
+//! The header timeout of HTTP/2: a header block must be complete within `http.header_timeout_ms` of its start. The
+//! frames are parsed here, since h2 does not report that it waits for the rest of a block.
 
 use std::io;
 use std::pin::Pin;
@@ -27,7 +27,7 @@ pub(crate) struct HeaderBlockTimer {
 }
 
 impl HeaderBlockTimer {
-    /// Must see a connection from its first byte.
+    /// A timer for a connection, which must get the bytes from the first one.
     pub(crate) fn new(timeout: Duration) -> Self {
         Self { timeout, frames: Frames::default(), timer: None }
     }
@@ -36,14 +36,14 @@ impl HeaderBlockTimer {
 /// Parses frame headers, and skips payloads.
 #[derive(Debug)]
 struct Frames {
-    /// Bytes to skip: of the preface, or of a payload.
+    /// Remaining bytes to skip, of the preface or of a payload.
     skip: usize,
-    /// A frame header, as far as it has arrived.
+    /// The arrived bytes of a frame header.
     header: [u8; FRAME_HEADER_BYTES],
     header_bytes: usize,
-    /// A header block has begun.
+    /// True within a header block.
     in_block: bool,
-    /// The skipped frame is the last of its block.
+    /// True if the skipped frame is the last one of its block.
     ends_block: bool,
 }
 
@@ -67,10 +67,10 @@ impl Frames {
             if bytes.is_empty() {
                 return self.in_block;
             }
-            let taken = (FRAME_HEADER_BYTES - self.header_bytes).min(bytes.len());
-            self.header[self.header_bytes..self.header_bytes + taken].copy_from_slice(&bytes[..taken]);
-            self.header_bytes += taken;
-            bytes = &bytes[taken..];
+            let part = (FRAME_HEADER_BYTES - self.header_bytes).min(bytes.len());
+            self.header[self.header_bytes..self.header_bytes + part].copy_from_slice(&bytes[..part]);
+            self.header_bytes += part;
+            bytes = &bytes[part..];
             if self.header_bytes == FRAME_HEADER_BYTES {
                 self.header_bytes = 0;
                 let [a, b, c, kind, flags, ..] = self.header;
@@ -90,7 +90,7 @@ impl ReadWatch for HeaderBlockTimer {
             let was_in_block = self.frames.in_block;
             match self.frames.push(bytes) {
                 false => self.timer = None,
-                // The timer runs from the beginning of the block.
+                // The timer runs from the start of the block.
                 true if was_in_block && self.timer.is_some() => {}
                 true => self.timer = Some(Box::pin(tokio::time::sleep(self.timeout))),
             }
@@ -98,7 +98,7 @@ impl ReadWatch for HeaderBlockTimer {
         if let Some(timer) = &mut self.timer
             && timer.as_mut().poll(cx).is_ready()
         {
-            return Poll::Ready(Err(io::Error::new(io::ErrorKind::TimedOut, "a header block is not complete in time")));
+            return Poll::Ready(Err(io::Error::new(io::ErrorKind::TimedOut, "a header block was not complete in time")));
         }
         read
     }
@@ -129,13 +129,13 @@ mod tests {
         all.extend(frame(0, 1, &[HEADERS; 20]));
         all.extend(frame(HEADERS, END_HEADERS, b"x"));
         let last = all.len();
-        // Whole, and byte by byte.
+        // All bytes at once, and byte by byte.
         assert!(!Frames::default().push(&all));
         let mut frames = Frames::default();
         for (at, byte) in all.iter().enumerate() {
-            let seen = at + 1;
-            let open = (begins..ends).contains(&seen) || (last - 1..last).contains(&seen);
-            assert_eq!(frames.push(&[*byte]), open, "after {seen} bytes");
+            let count = at + 1;
+            let open = (begins..ends).contains(&count) || (last - 1..last).contains(&count);
+            assert_eq!(frames.push(&[*byte]), open, "after {count} bytes");
         }
     }
 

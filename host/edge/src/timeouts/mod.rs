@@ -1,10 +1,10 @@
 //! Timeouts of a connection's stream.
 //!
-//! - `http1_head`: a head of a request of HTTP/1.1 that is not finished.
-//! - `http2_headers`: a header block of HTTP/2 that is not finished.
-//! - `write`: a peer that does not read.
+//! - `http1_head`: the head of an HTTP/1.1 request is not complete in time.
+//! - `http2_headers`: a header block of HTTP/2 is not complete in time.
+//! - `write`: the peer does not read.
 //!
-//! The first two watch what is read, through [`ReadTimed`].
+//! The first two watch the reads of a stream, through [`ReadTimed`].
 
 pub(crate) mod http1_head;
 pub(crate) mod http2_headers;
@@ -16,7 +16,7 @@ use std::task::{Context, Poll};
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-/// Watches what is read from a stream.
+/// Watches the reads of a stream.
 pub(crate) trait ReadWatch {
     /// Handles a poll for reading: its result, and the bytes that it read. Returns the result that the reader gets.
     fn handle_read(&mut self, cx: &mut Context<'_>, read: Poll<io::Result<()>>, bytes: &[u8]) -> Poll<io::Result<()>>;

@@ -28,7 +28,7 @@ impl<S> WriteTimed<S> {
         &self.stream
     }
 
-    /// A flag that is set at each flush. A reader can clear it, and later see whether a flush has happened since.
+    /// A flag that is set at each flush. Its holder can clear it, and later check whether there was a flush since.
     pub(crate) fn flushed(&self) -> Arc<AtomicBool> {
         self.flushed.clone()
     }

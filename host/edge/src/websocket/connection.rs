@@ -20,11 +20,11 @@ use crate::body::OpenRequest;
 
 /// Most bytes in a message of a client; the gateway's own messages are smaller.
 const MESSAGE_BYTES_MAX: usize = 256 << 10;
-/// Bytes that a socket reads at once: most messages are small, and there are many sockets.
+/// The read buffer of a WebSocket: small, since most messages are small and there may be many WebSockets.
 const READ_BYTES: usize = 4096;
 /// How often a client is pinged; one that sends nothing for twice as long is disconnected.
 const PING_INTERVAL: Duration = Duration::from_secs(20);
-/// How long the end of either direction may take.
+/// How long closing may take, in each direction.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// The gateway's side of a WebSocket, until the connection is upgraded.
@@ -39,7 +39,8 @@ impl Upgrade {
         Self { body, to_gateway, _open: open }
     }
 
-    /// Serves the upgraded connection until either side closes it, or `closing` is true. `read` was read from it before.
+    /// Serves the upgraded connection until either side closes it, or `closing` is true. `read` are the bytes that were
+    /// already read from it.
     pub(crate) async fn run<S>(self: Box<Self>, stream: S, read: Bytes, closing: watch::Receiver<bool>)
     where
         S: AsyncRead + AsyncWrite + Unpin,
@@ -90,12 +91,12 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
                 let _ = tokio::time::timeout(CLOSE_TIMEOUT, close).await;
             }
         }
-        // The gateway finishes what the end of its request's body makes it do.
+        // The end of the request's body makes the gateway end its response.
         let rest = async { while let Some(Ok(_)) = self.body.frame().await {} };
         let _ = tokio::time::timeout(CLOSE_TIMEOUT, rest).await;
     }
 
-    /// Moves messages in both directions until the connection ends.
+    /// Transfers messages in both directions until the connection ends.
     async fn transfer(&mut self, to_gateway: mpsc::Sender<Bytes>, mut closing: watch::Receiver<bool>) -> ConnectionEnd {
         let mut ping = tokio::time::interval_at(Instant::now() + PING_INTERVAL, PING_INTERVAL);
         let mut room = None;
@@ -104,7 +105,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
                 // Reads from the client only while the gateway has room for a message.
                 reserved = to_gateway.reserve(), if room.is_none() => match reserved {
                     Ok(permit) => room = Some(permit),
-                    // The gateway reads no more; its response ends by itself.
+                    // The gateway reads no more messages; its response ends by itself.
                     Err(_) => return self.finish().await,
                 },
                 message = self.socket.next(), if room.is_some() => {
@@ -164,7 +165,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
         }
     }
 
-    /// Sends the rest of the gateway's response, when the gateway reads no more.
+    /// Sends the rest of the gateway's response, after the gateway has stopped reading.
     async fn finish(&mut self) -> ConnectionEnd {
         let rest = async {
             loop {
@@ -183,7 +184,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
         tokio::time::timeout(CLOSE_TIMEOUT, rest).await.unwrap_or(late)
     }
 
-    /// Sends the lines that end in a piece of the response, with one flush.
+    /// Sends the lines that a piece of the response completes, with one flush.
     async fn send(&mut self, frame: Frame<Bytes>) -> Result<(), SocketError> {
         let Ok(piece) = frame.into_data() else { return Ok(()) };
         let mut any = false;
@@ -196,7 +197,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
     }
 }
 
-/// A message as a line: its line ends become spaces, which JSON treats alike. `None` for a blank message.
+/// A message as a line: its line ends are replaced by spaces, which are equivalent in JSON. `None` for a blank message.
 fn line(message: &str) -> Option<Bytes> {
     if message.trim().is_empty() {
         return None;

@@ -14,10 +14,10 @@ use crate::body::{OpenRequest, ResponseBody};
 use crate::request_id;
 use crate::websocket::connection::Upgrade;
 
-/// Messages between the socket and the gateway.
+/// Most messages that wait for the gateway.
 const MESSAGES_MAX: usize = 16;
 
-/// Headers of one hop and of the handshake, which the gateway does not see.
+/// Hop-by-hop headers and headers of the handshake, which are not passed to the gateway.
 const HOP_BY_HOP_HEADERS: [HeaderName; 9] = [
     header::CONNECTION,
     header::UPGRADE,
@@ -30,7 +30,7 @@ const HOP_BY_HOP_HEADERS: [HeaderName; 9] = [
     header::EXPECT,
 ];
 
-/// Whether a request is an opening handshake, valid or not. Other requests go to the gateway.
+/// Whether a request is an opening handshake, valid or not.
 pub(crate) fn is_handshake<B>(request: &Request<B>) -> bool {
     RouteMatch::is_socket(request.uri().path())
         && request.method() == Method::GET
@@ -96,11 +96,11 @@ fn accept_of<B>(request: &Request<B>) -> Result<String, HandshakeError> {
     }
 }
 
-fn once<'h>(headers: &'h HeaderMap, name: &HeaderName, shown: &'static str) -> Result<&'h [u8], HandshakeError> {
+fn once<'h>(headers: &'h HeaderMap, name: &HeaderName, display_name: &'static str) -> Result<&'h [u8], HandshakeError> {
     let values: Vec<_> = headers.get_all(name).iter().collect();
     match values.as_slice() {
         [value] => Ok(value.as_bytes().trim_ascii()),
-        values => Err(HandshakeError::Count { name: shown, count: values.len() }),
+        values => Err(HandshakeError::Count { name: display_name, count: values.len() }),
     }
 }
 
@@ -134,7 +134,7 @@ impl Handshake {
         parts.headers.insert(header::CONTENT_TYPE, NDJSON);
         parts.headers.insert(header::ACCEPT, NDJSON);
         parts.method = Method::POST;
-        // Among the extensions is hyper's upgrade.
+        // The extensions contain hyper's upgrade.
         parts.extensions.clear();
         let (to_gateway, messages) = mpsc::channel(MESSAGES_MAX);
         let lines = futures::stream::unfold(messages, |mut messages: mpsc::Receiver<Bytes>| async {
@@ -145,8 +145,8 @@ impl Handshake {
         Ok((Self { accept, to_gateway }, Request::from_parts(parts, body)))
     }
 
-    /// Completes the handshake with the gateway's response, a stream of lines. Without an upgrade the gateway gave another
-    /// response, which is for the client as it is.
+    /// Completes the handshake with the gateway's response, a stream of lines. If the gateway gave another response,
+    /// there is no upgrade, and the client gets that response unchanged.
     pub(crate) fn complete(
         self,
         response: gateway::Response,
@@ -171,7 +171,7 @@ impl Handshake {
     }
 }
 
-/// Adds the header of a response to a handshake of another version.
+/// Adds the supported version to the response to a handshake of another version.
 pub(crate) fn add_version(response: &mut Response<ResponseBody>) {
     response.headers_mut().insert(header::SEC_WEBSOCKET_VERSION, HeaderValue::from_static("13"));
 }

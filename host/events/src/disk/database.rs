@@ -1,4 +1,5 @@
-//! The file, and its metadata in memory. After a failed commit the two may differ; [`Database::recover`] makes them agree.
+//! The file, and its metadata in memory. After a failed commit the two may differ; [`Database::recover`] makes them
+//! agree.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
@@ -18,7 +19,7 @@ pub(crate) struct Database {
     opener: Opener,
     durable: bool,
     clock: Arc<Clock>,
-    /// None while it cannot be opened, and after it is closed.
+    /// None while the file cannot be opened, and after it is closed.
     file: RwLock<Option<redb::Database>>,
     index: Mutex<FileIndex>,
 }
@@ -27,16 +28,17 @@ pub(crate) struct Database {
 #[derive(Debug, Default)]
 struct FileIndex {
     channels: ChannelMetas,
-    /// Channels that the current commit removes. They are not read from the file any more, or a reader could load one into memory that is
-    /// not on the disk any more.
+    /// Channels that the current commit removes. They are not read from the file: a reader could otherwise load one
+    /// into memory that is not on the disk after the commit.
     removals: HashSet<ChannelName>,
     /// How many of the channels are owner records.
     records: usize,
-    /// How many of the others each user has.
+    /// The number of channels of each user, owner records not counted.
     users: HashMap<Arc<str>, usize>,
     /// The number of the next new channel. It never decreases, even if a commit fails.
     next_id: u64,
-    /// Channels and keys whose content in the file may differ from what was acknowledged: they are not read until the file is recovered.
+    /// Channels and keys whose content in the file may differ from what was acknowledged: they are not read until the
+    /// file is recovered.
     unsettled: HashSet<Box<str>>,
 }
 
@@ -65,7 +67,7 @@ impl FileIndex {
         for (name, meta) in channels {
             let is_record = name.is_owner_record();
             let user = meta.user.clone();
-            // What was known of it has the same user.
+            // A known channel keeps its user, so its count does not change.
             if self.channels.insert(name, meta).is_none() {
                 self.records += usize::from(is_record);
                 if let Some(user) = user {
@@ -83,9 +85,9 @@ impl Database {
         opener: Opener,
         clock: Arc<Clock>,
     ) -> Result<(Self, FileContent), OpenError> {
-        let shown = || config.path.display().to_string();
+        let path = || config.path.display().to_string();
         if let Some(folder) = config.path.parent().filter(|folder| !folder.as_os_str().is_empty()) {
-            std::fs::create_dir_all(folder).map_err(|source| OpenError::Folder { path: shown(), source })?;
+            std::fs::create_dir_all(folder).map_err(|source| OpenError::Folder { path: path(), source })?;
         }
         let open = || -> Result<_, redb::Error> {
             let file = opener.open()?;
@@ -95,35 +97,35 @@ impl Database {
             Ok((file, content))
         };
         let (file, mut content) =
-            open().map_err(|error| OpenError::Database { path: shown(), source: Box::new(error) })?;
+            open().map_err(|error| OpenError::Database { path: path(), source: Box::new(error) })?;
         let mut index = FileIndex { next_id: content.next_id, ..FileIndex::default() };
         index.replace(std::mem::take(&mut content.channels));
         let (file, index) = (RwLock::new(Some(file)), Mutex::new(index));
         Ok((Self { opener, durable: config.durable, clock, file, index }, content))
     }
 
-    pub(crate) fn knows(&self, name: &ChannelName) -> bool {
+    pub(crate) fn contains(&self, name: &ChannelName) -> bool {
         let index = lock(&self.index);
         index.channels.contains_key(name) && !index.removals.contains(name)
     }
 
     /// Records whether the next commit removes a channel.
-    pub(crate) fn leave(&self, name: &ChannelName, leaves: bool) {
+    pub(crate) fn mark_removal(&self, name: &ChannelName, is_removed: bool) {
         let mut index = lock(&self.index);
-        if leaves {
+        if is_removed {
             index.removals.insert(name.clone());
         } else {
             index.removals.remove(name);
         }
     }
 
-    /// How many channels are on the disk, owner records apart; or how many owner records.
+    /// The number of owner records on the disk if `records` is true, otherwise that of all other channels.
     pub(crate) fn count(&self, records: bool) -> usize {
         let index = lock(&self.index);
         if records { index.records } else { index.channels.len() - index.records }
     }
 
-    /// How many channels take the share of a user.
+    /// The number of channels that count towards the share of a user.
     pub(crate) fn count_of(&self, user: &str) -> usize {
         lock(&self.index).users.get(user).copied().unwrap_or(0)
     }
@@ -133,8 +135,8 @@ impl Database {
         lock(&self.index).channels.get(name).and_then(|meta| meta.user.clone())
     }
 
-    /// Channels that are no owner records, those of one user or of all: of the user that has the most, finished ones first, then the
-    /// longest unused.
+    /// Channels, owner records excluded, of one user or of all, in the order of eviction: those of the user that has
+    /// the most, finished ones first, then the ones whose newest event is the oldest.
     pub(crate) fn least_needed(&self, user: Option<&str>) -> Vec<ChannelName> {
         let index = lock(&self.index);
         let channels = index
@@ -145,22 +147,23 @@ impl Database {
         eviction_order(ranked, |user| user.and_then(|user| index.users.get(user)).copied().unwrap_or(0))
     }
 
-    /// Owner records that were written before a time and whose channels are not on the disk or have no events there, in the order
-    /// of their age; where `missing` is true, only those whose channels are not on the disk.
+    /// Owner records that were written before a time and whose channels are not on the disk or have no events there,
+    /// oldest first; if `missing` is true, only those whose channels are not on the disk.
     pub(crate) fn records_without_events(&self, stored_ms: u64, missing: bool) -> Vec<ChannelName> {
         let index = lock(&self.index);
         let old = index.channels.iter().filter(|(name, meta)| name.is_owner_record() && meta.stored_ms < stored_ms);
-        let alone = old.filter(|(name, _)| {
+        let orphans = old.filter(|(name, _)| {
             let owned = name.owned().and_then(|owned| index.channels.get(&owned));
             owned.is_none_or(|meta| meta.empty && !missing)
         });
-        let mut alone: Vec<_> = alone.map(|(name, meta)| (meta.stored_ms, name.clone())).collect();
-        alone.sort_unstable();
-        alone.into_iter().map(|(_, name)| name).collect()
+        let mut orphans: Vec<_> = orphans.map(|(name, meta)| (meta.stored_ms, name.clone())).collect();
+        orphans.sort_unstable();
+        orphans.into_iter().map(|(_, name)| name).collect()
     }
 
-    /// Channels whose newest event was stored before a time, finished ones and others, without owner records; at most `count_max`.
-    pub(crate) fn older(&self, stored_ms: u64, count_max: usize) -> (Vec<ChannelName>, Vec<ChannelName>) {
+    /// Channels whose newest event was stored before a time, as (finished ones, others); owner records excluded, at
+    /// most `count_max`.
+    pub(crate) fn stored_before(&self, stored_ms: u64, count_max: usize) -> (Vec<ChannelName>, Vec<ChannelName>) {
         let channels = &lock(&self.index).channels;
         let is_old = |meta: &ChannelMeta| meta.stored_ms < stored_ms && (meta.finished || !meta.empty);
         let old = channels.iter().filter(|(name, meta)| !name.is_owner_record() && is_old(meta));
@@ -169,7 +172,7 @@ impl Database {
         (names(finished), names(others))
     }
 
-    /// A channel and all its intact events; none where it is not on the disk.
+    /// A channel and all its intact events; none if it is not on the disk.
     pub(crate) fn load(
         &self,
         name: &ChannelName,
@@ -195,7 +198,7 @@ impl Database {
         for entry in entries {
             log.push(Arc::new(entry));
         }
-        // Where the newest events are damaged, the next event still comes after them, and readers see a gap.
+        // If the newest events are damaged, the next event still comes after them, and readers see a gap.
         log.skip_to(meta.last);
         if meta.finished {
             log.finish();
@@ -203,7 +206,7 @@ impl Database {
         Ok(Some((meta, log)))
     }
 
-    /// The value under a key, if there is one that has not ended.
+    /// The value under a key, if there is one that has not expired.
     pub(crate) fn value(&self, key: &ChannelName) -> Result<Option<Vec<u8>>, Error> {
         let (file, _) = self.settled(key)?;
         let Some(file) = file.as_ref() else { return Err(super::closed()) };
@@ -220,8 +223,8 @@ impl Database {
         }
     }
 
-    /// Commits a change atomically, under this number. `unflushed` are earlier changes that may not be on the disk. Returns true when this
-    /// change and all earlier ones are on the disk.
+    /// Commits a change atomically, under this number. `unflushed` are earlier changes that may not be on the disk.
+    /// Returns true when this change and all earlier ones are on the disk.
     pub(crate) fn commit(
         &self,
         change: &Change,
@@ -234,9 +237,9 @@ impl Database {
             let file = file.as_ref().ok_or(redb::Error::DatabaseClosed)?;
             let mut transaction = file.begin_write()?;
             transaction.set_durability(if durable { Durability::Immediate } else { Durability::None })?;
-            let (mut index, mut next_id) = self.known_of(change);
+            let (mut index, mut next_id) = self.metas_of(change);
             tables::apply(&transaction, change, &mut index, &mut next_id)?;
-            // Before the attempt: a number that may be in the file is not assigned again.
+            // Set before the commit is attempted, so that a number that may be in the file is not assigned again.
             lock(&self.index).next_id = next_id;
             tables::stamp(&transaction, number, self.clock.moment())?;
             transaction.commit()?;
@@ -270,9 +273,10 @@ impl Database {
         Ok(durable)
     }
 
-    /// Makes the file contain all acknowledged changes after a failed commit: opens it again, so that its last commit is the one on the
-    /// disk, writes those of `changes` (with the numbers of their commits) that it does not contain, and removes `ended_claims`. Then the
-    /// metadata in memory is replaced by that of the file. Returns the content of the file; [`FileContent::commit`] is its newest commit.
+    /// Makes the file contain all acknowledged changes after a failed commit: opens it again, so that its last commit
+    /// is the one on the disk, writes those of `changes` (with the numbers of their commits) that it does not contain,
+    /// and removes `ended_claims`. Then the metadata in memory is replaced by that of the file. Returns the content of
+    /// the file; [`FileContent::commit`] is its newest commit.
     pub(crate) fn recover(
         &self,
         changes: &[(u64, Change)],
@@ -296,7 +300,7 @@ impl Database {
             lock(&self.index).next_id = next_id;
             let ended = Change { ended_claims: ended_claims.to_vec(), ..Change::default() };
             tables::apply(&transaction, &ended, &mut channels, &mut next_id)?;
-            // It may be a new file, if the old one was removed.
+            // The file may be new, if the old one was removed.
             tables::mark_open(&transaction, self.durable, &self.clock)?;
             // No new number: if this fails, the next attempt must see whether the failed commit is in the file.
             tables::stamp(&transaction, commit, self.clock.moment())?;
@@ -322,7 +326,7 @@ impl Database {
     }
 
     /// The metadata that a change needs.
-    fn known_of(&self, change: &Change) -> (ChannelMetas, u64) {
+    fn metas_of(&self, change: &Change) -> (ChannelMetas, u64) {
         let appended = change.appends.iter().map(|append| &append.name);
         let names = appended.chain(&change.forgotten).chain(&change.emptied);
         let index = lock(&self.index);

@@ -1,11 +1,12 @@
 //! Channels and values in a file.
 //!
-//! Every channel in use is completely in memory, and the file follows it: an event is assigned its cursor, is written, and only then
-//! enters the log and reaches subscribers, so that no reader sees an event that a crash could remove. One thread writes; all jobs that
-//! wait during a commit share the next commit and its fsync.
+//! Every channel in use is completely in memory. An event is assigned its cursor, is written to the file, and only then
+//! enters the log in memory and reaches subscribers, so that no reader sees an event that a crash could remove. One
+//! thread writes; all jobs that wait during a commit share the next commit and its fsync.
 //!
-//! A file that is not durable is flushed periodically; events are visible before. Such a file records that it is open, and when it was
-//! not closed, every channel continues in a new epoch: events that may have been lost are a gap.
+//! A file that is not durable is flushed periodically, and events are visible before the flush. Such a file records
+//! that it is open. If it was not closed, every channel continues in a new epoch, and readers get a gap for events that
+//! may have been lost.
 
 mod database;
 mod record;
@@ -98,32 +99,32 @@ impl Disk {
         mut drafts: Vec<Draft>,
         write: WriteContext<'_>,
     ) -> Result<Vec<Cursor>, Error> {
-        let (answer, answered) = oneshot::channel();
+        let (completion, result) = oneshot::channel();
         // The slot in the queue is reserved first, so that events are written in the order of their cursors.
         let permit = self.jobs.reserve().await.map_err(|_| closed())?;
         loop {
             let channel = self.channel(name, write.user).await?;
             let _owned = self.leases.check(write.fence)?;
-            let is_known = self.database.knows(name);
+            let is_known = self.database.contains(name);
             let mut state = channel.lock();
-            if state.gone {
+            if state.is_removed {
                 continue;
             }
             if state.is_new() && !is_known {
-                // Until now it was the share of the first that followed it.
+                // Until its first event the channel counts towards the share of its first follower.
                 state.user = write.user.map(Arc::from);
             }
             let entries = state.stamp(std::mem::take(&mut drafts), &self.clock)?;
             state.pending += 1;
-            permit.send(Job::Append { channel: Arc::clone(&channel), entries, answer });
+            permit.send(Job::Append { channel: Arc::clone(&channel), entries, completion });
             break;
         }
-        answered.await.map_err(|_| closed())?
+        result.await.map_err(|_| closed())?
     }
 
     pub(crate) async fn read(&self, name: &ChannelName, after: Cursor, limit: usize) -> Result<Page, Error> {
         let bytes_max = self.config.page_bytes_max;
-        if self.hub.resident(name).is_none() && !self.database.knows(name) {
+        if self.hub.resident(name).is_none() && !self.database.contains(name) {
             return Ok(Log::new(self.config.retention_of(name), self.clock.beginning()).read(after, limit, bytes_max));
         }
         let channel = self.channel(name, None).await?;
@@ -148,14 +149,14 @@ impl Disk {
     }
 
     pub(crate) async fn claim(&self, key: &str, ttl_ms: u64) -> Result<bool, Error> {
-        let (answer, answered) = oneshot::channel();
+        let (completion, result) = oneshot::channel();
         let permit = self.jobs.reserve().await.map_err(|_| closed())?;
         let end = ClaimEnd::after(&self.clock, ttl_ms);
         if !lock(&self.claims).claim(key, end, &self.clock)? {
             return Ok(false);
         }
-        permit.send(Job::Claim { key: key.into(), end, answer });
-        answered.await.map_err(|_| closed())?.map(|()| true)
+        permit.send(Job::Claim { key: key.into(), end, completion });
+        result.await.map_err(|_| closed())?.map(|()| true)
     }
 
     pub(crate) async fn put(
@@ -165,12 +166,12 @@ impl Disk {
         ttl_ms: Option<u64>,
         write: WriteContext<'_>,
     ) -> Result<(), Error> {
-        let (answer, answered) = oneshot::channel();
+        let (completion, result) = oneshot::channel();
         let end_ms = self.clock.end_ms(ttl_ms);
         let record = record::encode_value(key, end_ms, value);
         let put = Put { record, end_ms, user: write.user.map(Arc::from) };
-        self.send(Job::Put { key: key.clone(), put, answer }, write.fence).await?;
-        answered.await.map_err(|_| closed())?
+        self.send(Job::Put { key: key.clone(), put, completion }, write.fence).await?;
+        result.await.map_err(|_| closed())?
     }
 
     pub(crate) async fn get(&self, key: &ChannelName) -> Result<Option<Vec<u8>>, Error> {
@@ -185,27 +186,30 @@ impl Disk {
     }
 
     pub(crate) async fn delete(&self, key: &ChannelName, fence: Option<&Fence>) -> Result<(), Error> {
-        let (answer, answered) = oneshot::channel();
-        self.send(Job::Delete { key: key.clone(), answer }, fence).await?;
-        answered.await.map_err(|_| closed())?
+        let (completion, result) = oneshot::channel();
+        self.send(Job::Delete { key: key.clone(), completion }, fence).await?;
+        result.await.map_err(|_| closed())?
     }
 
-    /// Acquires a lease once all writes that were checked before are on the disk, so that the new owner reads them.
+    /// Acquires a lease; resolves once all writes that were checked before are on the disk, so that the new owner reads
+    /// them.
     pub(crate) async fn acquire(&self, key: &ChannelName, owner: &str, ttl_ms: u64) -> Result<Acquisition, Error> {
-        let (answer, answered) = oneshot::channel();
+        let (completion, result) = oneshot::channel();
         let permit = self.jobs.reserve().await.map_err(|_| closed())?;
-        let acquired = self.leases.acquire(key, owner, ttl_ms, || permit.send(Job::Barrier { answer }))?;
+        let acquired = self.leases.acquire(key, owner, ttl_ms, || permit.send(Job::Barrier { completion }))?;
         if let Acquisition::Acquired(token) = acquired
-            && let Err(error) = answered.await.map_err(|_| closed()).flatten()
+            && let Err(error) = result.await.map_err(|_| closed()).flatten()
         {
-            // The token is not returned, so nothing can be written with it: others need not wait for the end of the lease.
+            // The token is not returned, so nothing can be written with it. Other owners need not wait for the end of
+            // the lease.
             let _ = self.leases.release(&Fence { key: key.clone(), token });
             return Err(error);
         }
         Ok(acquired)
     }
 
-    /// Sends a job to the writer. A fenced one is checked and ordered in one step, before any later acquisition.
+    /// Sends a job to the writer. The fence is checked and the job is queued under one lock, before any later
+    /// acquisition.
     async fn send(&self, job: Job, fence: Option<&Fence>) -> Result<(), Error> {
         let permit = self.jobs.reserve().await.map_err(|_| closed())?;
         let _owned = self.leases.check(fence)?;
@@ -234,11 +238,12 @@ impl Disk {
     /// Deletes expired data, and flushes a file that is not durable.
     pub(crate) async fn sweep(&self) {
         self.leases.sweep();
-        // If the queue of the writer is full, the next sweep does it.
+        // If the queue of the writer is full, the next sweep removes them.
         let Ok(permit) = self.jobs.try_reserve() else { return };
         let claims = lock(&self.claims).expire(&self.clock);
         permit.send(Job::Sweep { now_ms: self.clock.now_ms(), claims });
-        // Channels without subscribers are on the disk as well; the least recently used are removed from memory.
+        // Channels without subscribers are on the disk as well, so the least recently used ones are removed from
+        // memory.
         while self.hub.len() > self.config.resident_channels_max {
             if !self.hub.shrink() {
                 break;
@@ -248,12 +253,12 @@ impl Disk {
 
     /// Writes pending changes, and closes the file.
     pub(crate) async fn close(&self) -> Result<(), Error> {
-        let (answer, answered) = oneshot::channel();
-        self.jobs.send(Job::Close { answer }).await.map_err(|_| closed())?;
-        answered.await.map_err(|_| closed())?
+        let (completion, result) = oneshot::channel();
+        self.jobs.send(Job::Close { completion }).await.map_err(|_| closed())?;
+        result.await.map_err(|_| closed())?
     }
 
-    /// The channel, in memory.
+    /// The channel in memory; loaded from the file, or new, if it is not there yet.
     async fn channel(&self, name: &ChannelName, user: Option<&str>) -> Result<Arc<Channel>, Error> {
         if let Some(channel) = self.hub.resident(name) {
             return Ok(channel);
@@ -262,13 +267,13 @@ impl Disk {
         if let Some(channel) = self.hub.resident(name) {
             return Ok(channel);
         }
-        let loaded = if self.database.knows(name) { self.load(name).await? } else { None };
+        let loaded = if self.database.contains(name) { self.load(name).await? } else { None };
         let on_disk = loaded.is_some();
         let state =
             loaded.unwrap_or_else(|| State::new(Log::new(self.config.retention_of(name), self.clock.beginning())));
         let channel = self.hub.insert(name, if on_disk { None } else { user }, || state)?;
-        if on_disk && !self.database.knows(name) {
-            // It was removed in the meantime: its holders ask the hub again.
+        if on_disk && !self.database.contains(name) {
+            // The channel was removed from the file in the meantime: its holders look it up in the hub again.
             self.hub.forget(name, |_| true);
         }
         Ok(channel)
@@ -285,7 +290,7 @@ impl Disk {
         log.expire(self.clock.now_ms());
         if broken {
             self.clock.observe_epoch(last.epoch);
-            // The log may have lost its end: the cursors of its readers must be before the next event.
+            // The log may have lost its newest events: the cursors of its readers must be before the next event.
             log.skip_to(Cursor::new(self.clock.fresh_epoch(), 0));
         }
         let mut state = State::new(log);

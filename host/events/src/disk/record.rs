@@ -4,11 +4,13 @@ use weir_core::channels::{ChannelName, Cursor, Draft, Entry};
 
 const FINISHES: u8 = 1;
 const COALESCES: u8 = 2;
-/// The record has the time of the store clock, and its checksum covers the channel's name too. Records of earlier versions lack both.
+/// The record contains the time of the store clock, and its checksum covers the channel's name too. Records of earlier
+/// versions lack both.
 const STORED: u8 = 4;
 
-/// Checksum (8), time (8), flags (1), length of the name (1), of the key (1), time by the store clock (8), name, key, data. The
-/// checksum covers the channel, the cursor and all that follows, so that a record under the wrong key cannot be decoded either.
+/// Encodes an event. Fields with their bytes: checksum (8), time (8), flags (1), length of the name (1), length of the
+/// coalescing key (1), time by the store clock (8), name, coalescing key, data. The checksum covers the channel, the
+/// cursor and all following fields, so that a record under the wrong key is not decoded either.
 pub(crate) fn encode(id: u64, channel: &ChannelName, entry: &Entry) -> Vec<u8> {
     let key = entry.coalesce.as_deref().unwrap_or_default();
     let flags = (u8::from(entry.finishes) * FINISHES) | (u8::from(entry.coalesce.is_some()) * COALESCES) | STORED;
@@ -26,7 +28,7 @@ pub(crate) fn encode(id: u64, channel: &ChannelName, entry: &Entry) -> Vec<u8> {
     bytes
 }
 
-/// Decodes a record; none when it is damaged.
+/// Decodes an event; none if the record is damaged.
 pub(crate) fn decode(id: u64, channel: &ChannelName, cursor: Cursor, bytes: &[u8]) -> Option<Entry> {
     let (sum, rest) = bytes.split_first_chunk::<8>()?;
     let stored = rest.get(8)? & STORED != 0;
@@ -59,7 +61,8 @@ fn seed(id: u64, channel: &ChannelName) -> u64 {
     checksum(id, Cursor::START, channel.as_str().as_bytes())
 }
 
-/// A value: checksum (8), end (8), value. The checksum covers the key and all that follows.
+/// Encodes a value. Fields with their bytes: checksum (8), end by the store clock (8), value. The checksum covers the
+/// key and all following fields.
 pub(crate) fn encode_value(key: &ChannelName, end_ms: u64, value: &[u8]) -> Vec<u8> {
     let mut bytes = Vec::with_capacity(16 + value.len());
     bytes.extend([0; 8]);
@@ -70,7 +73,7 @@ pub(crate) fn encode_value(key: &ChannelName, end_ms: u64, value: &[u8]) -> Vec<
     bytes
 }
 
-/// Decodes a value and its end; none when it is damaged.
+/// Decodes a value, as (end by the store clock, value); none if the record is damaged.
 pub(crate) fn decode_value<'a>(key: &ChannelName, bytes: &'a [u8]) -> Option<(u64, &'a [u8])> {
     let (sum, rest) = bytes.split_first_chunk::<8>()?;
     if u64::from_le_bytes(*sum) != value_checksum(key, rest) {
@@ -84,7 +87,8 @@ fn value_checksum(key: &ChannelName, bytes: &[u8]) -> u64 {
     checksum(checksum(0, Cursor::START, key.as_str().as_bytes()), Cursor::START, bytes)
 }
 
-/// FNV-1a, 64 bits (Fowler, Noll, Vo), over words of 8 bytes with a final mix: against accidental changes, not against an attacker.
+/// A 64-bit checksum like FNV-1a (Fowler, Noll, Vo), over words of 8 bytes, with a rotation and a final mix. It detects
+/// accidental changes, not those of an attacker.
 fn checksum(id: u64, cursor: Cursor, bytes: &[u8]) -> u64 {
     let mut sum = 0xcbf2_9ce4_8422_2325_u64;
     let mut add = |word: u64| sum = (sum ^ word).wrapping_mul(0x0100_0000_01b3).rotate_left(29);
@@ -122,7 +126,7 @@ pub(crate) mod tests {
         }
     }
 
-    /// An event as version 0.1 wrote it.
+    /// The record of an event in the format of version 0.1.
     pub(crate) fn earlier(id: u64, cursor: Cursor, time_ms: u64) -> Vec<u8> {
         let mut bytes = vec![0; 8];
         bytes.extend(time_ms.to_le_bytes());

@@ -1,9 +1,9 @@
-//! Recovery of the file after a failed commit, so that it agrees with memory again.
+//! Recovery of the file after a failed commit: makes the file and memory agree again.
 //!
-//! Commits are numbered, and each writes its number into the file. After a failed commit it is unknown whether it is in the file, and
-//! earlier ones that were not flushed may be lost with it. So changes stay in memory until a flush has succeeded, and the file is opened
-//! again: the number in it says which commits it contains, the others are written again, and the events of the failed commit are
-//! published or discarded. Until then nothing else is written.
+//! Commits are numbered, and each writes its number into the file. After a failed commit it is unknown whether the file
+//! contains it, and earlier commits that were not flushed may be lost too. So changes stay in memory until a flush has
+//! succeeded. Recovery opens the file again, reads the number of its newest commit, writes the changes of later commits
+//! again, and publishes or discards the events of the failed commit. Until then nothing else is written.
 
 use std::sync::Arc;
 
@@ -80,7 +80,7 @@ impl Recovery {
         Ok(())
     }
 
-    /// Records events of the commit that has just failed.
+    /// Records events of the commit that has just failed: recovery publishes or discards them.
     pub(crate) fn undecided(&mut self, channel: Arc<Channel>, entries: Vec<Arc<Entry>>) {
         match &mut self.failed {
             Some(failed) => failed.appends.push((channel, entries)),
@@ -106,7 +106,8 @@ impl Recovery {
             }
             Err(error) => {
                 if let Some(failed) = &mut self.failed {
-                    // Opening a large file takes long; the next attempt waits at least as long, so that the disk is free for others.
+                    // Opening a large file takes long. The next attempt waits at least as long, to leave the disk to
+                    // other programs.
                     let now_ms = self.clock.now_ms();
                     failed.retry_at_ms = now_ms + RETRY_MIN_MS.max(now_ms.saturating_sub(began_ms));
                 }

@@ -1,8 +1,8 @@
 //! The storage below the database.
 //!
-//! After a failed fsync the system may consider unwritten data as written: reads return it, the next fsync succeeds, and after a crash
-//! it is not there. So the store tracks which blocks were written since the last fsync that succeeded, and after a failed one writes
-//! their content again before the next.
+//! After a failed fsync the system may mark unwritten pages as clean: reads return their data and the next fsync
+//! succeeds, but after a crash the data is lost. So the store tracks which blocks were written since the last
+//! successful fsync, and after a failed one writes their content again before the next fsync.
 
 use std::collections::BTreeSet;
 use std::fmt;
@@ -21,7 +21,7 @@ type Backend = Box<dyn StorageBackend>;
 /// Bytes of a block.
 const BLOCK_BYTES: u64 = 4096;
 
-/// Opens or creates the file. Tests use one whose storage fails.
+/// Opens or creates the file. Tests use an opener whose storage fails.
 #[derive(Clone)]
 pub(crate) struct Opener {
     open: Arc<dyn Fn() -> Result<Backend, redb::Error> + Send + Sync>,
@@ -31,7 +31,7 @@ pub(crate) struct Opener {
 /// The blocks that were written since the last fsync that succeeded.
 #[derive(Debug, Default)]
 struct Unsynced {
-    /// Their numbers.
+    /// The numbers of the blocks: offset divided by [`BLOCK_BYTES`].
     blocks: BTreeSet<u64>,
     /// True when an fsync has failed since.
     failed: bool,
@@ -42,7 +42,7 @@ impl Opener {
         Self { open: Arc::new(open), unsynced: Arc::default() }
     }
 
-    /// Opens the file at a path.
+    /// An opener of the file at a path.
     pub(crate) fn path(path: &Path) -> Self {
         let path = path.to_owned();
         Self::new(move || {

@@ -12,7 +12,8 @@ use crate::disk::record;
 
 /// Events by the channel's number, epoch and sequence.
 pub(crate) const EVENTS: TableDefinition<(u64, u64, u64), &[u8]> = TableDefinition::new("events");
-/// By the channel's name: number, epoch, sequence, flags, time of the newest event by the store clock.
+/// By the channel's name: number of the channel, then epoch, sequence, flags and time by the store clock of its newest
+/// event.
 const CHANNELS: TableDefinition<&str, (u64, u64, u64, u64, u64)> = TableDefinition::new("channels");
 /// By the key: the end by the wall clock. Only files of earlier versions have it.
 const WALL_CLAIMS: TableDefinition<&str, u64> = TableDefinition::new("claims");
@@ -22,14 +23,15 @@ const CLAIMS: TableDefinition<&str, (u64, u64)> = TableDefinition::new("claim_en
 pub(crate) const VALUES: TableDefinition<&str, &[u8]> = TableDefinition::new("values");
 /// By the key: the size of its value, and its end by the store clock. It is read completely when the file is opened.
 const VALUE_KEYS: TableDefinition<&str, (u64, u64)> = TableDefinition::new("value_keys");
-/// By the key: the user whose share the value counts towards. Read whole when the file is opened; files of earlier versions have none.
+/// By the key: the user whose share the value counts towards. It is read completely when the file is opened; files of
+/// earlier versions have none.
 const VALUE_USERS: TableDefinition<&str, &str> = TableDefinition::new("value_users");
 /// By the channel's name: the user whose share the channel counts towards. Files of earlier versions have none.
 const CHANNEL_USERS: TableDefinition<&str, &str> = TableDefinition::new("channel_users");
-/// The file itself.
+/// Properties of the file, by the names below.
 const STORE: TableDefinition<&str, u64> = TableDefinition::new("store");
 
-/// The number of the next new channel: no number is assigned to two channels.
+/// The number of the next new channel. No number is assigned to two channels.
 const NEXT_ID: &str = "next_id";
 /// The number of the newest commit in the file.
 const COMMIT: &str = "commit";
@@ -39,7 +41,7 @@ const EPOCH_MAX: &str = "epoch_max";
 const STORE_MS: &str = "store_ms";
 const BOOT: &str = "boot";
 const UPTIME_MS: &str = "uptime_ms";
-/// The state in which the file was left.
+/// The state in which the last process left the file: [`LEFT_WHOLE`] or [`LEFT_OPEN`].
 const LEFT: &str = "left";
 /// Every acknowledged event is in the file.
 const LEFT_WHOLE: u64 = 0;
@@ -56,15 +58,15 @@ pub(crate) struct ChannelMeta {
     /// The newest event.
     pub(crate) last: Cursor,
     pub(crate) finished: bool,
-    /// True when events after the newest may have been seen: the next one begins an epoch.
+    /// True when readers may have seen events after the newest one in the file: the next event starts an epoch.
     pub(crate) broken: bool,
     /// When the newest event was appended, by the store clock.
     pub(crate) stored_ms: u64,
-    /// A cursor not after the oldest event on the disk.
+    /// A cursor that is not after the oldest event on the disk.
     first: Cursor,
     /// True when no events are on the disk.
     pub(crate) empty: bool,
-    /// Whose share it takes.
+    /// The user whose share the channel counts towards.
     pub(crate) user: Option<Arc<str>>,
 }
 
@@ -78,7 +80,7 @@ pub(crate) struct Change {
     /// Claims that have ended or were released. They are removed before [`Self::claims`] are added.
     pub(crate) ended_claims: Vec<Arc<str>>,
     pub(crate) claims: Vec<(Arc<str>, ClaimEnd)>,
-    /// Values to put, or keys to delete where there is no value, in this order.
+    /// Values to put, and keys to delete (without a value), in this order.
     pub(crate) values: Vec<(Arc<str>, Option<Put>)>,
     /// Channels to remove completely.
     pub(crate) forgotten: Vec<ChannelName>,
@@ -95,7 +97,7 @@ pub(crate) struct Change {
 pub(crate) struct Put {
     pub(crate) record: Vec<u8>,
     pub(crate) end_ms: u64,
-    /// Whose share it takes.
+    /// The user whose share the value counts towards.
     pub(crate) user: Option<Arc<str>>,
 }
 
@@ -105,7 +107,7 @@ pub(crate) struct Append {
     pub(crate) entries: Vec<Arc<Entry>>,
     /// The oldest event to retain.
     pub(crate) first: Cursor,
-    /// Whose share the channel takes, where it is new.
+    /// The user whose share the channel counts towards if it is new.
     pub(crate) user: Option<Arc<str>>,
 }
 
@@ -123,7 +125,7 @@ impl Change {
             && !self.closes
     }
 
-    /// Its approximate size in memory, in bytes.
+    /// The approximate size in memory, in bytes.
     pub(crate) fn bytes(&self) -> usize {
         let entries = self.appends.iter().flat_map(|append| &append.entries).map(|entry| entry.bytes()).sum::<usize>();
         let values =
@@ -184,7 +186,7 @@ pub(crate) fn begin(transaction: &WriteTransaction, durable: bool, clock: &Clock
         }
         None => {
             let newest_ms = content.channels.values().map(|meta| meta.stored_ms).max().unwrap_or_default();
-            clock.begin_at(clock.wall_ms().max(newest_ms));
+            clock.set_store_ms(clock.wall_ms().max(newest_ms));
         }
     }
     content.channels.values().for_each(|meta| clock.observe_epoch(meta.last.epoch));
@@ -233,14 +235,14 @@ pub(crate) fn read(transaction: &WriteTransaction) -> Result<FileContent, redb::
     let store = transaction.open_table(STORE)?;
     content.commit = store.get(COMMIT)?.map_or(0, |number| number.value());
     content.next_id = store.get(NEXT_ID)?.map_or(1, |number| number.value());
-    // Each user's name is in memory once.
+    // Each user's name is allocated once.
     let mut users = HashSet::new();
     let channel_users = transaction.open_table(CHANNEL_USERS)?;
     for row in transaction.open_table(CHANNELS)?.iter()? {
         let (name, row) = row?;
         match name.value().parse::<ChannelName>() {
             Ok(name) => {
-                let user = channel_users.get(name.as_str())?.map(|user| shared(&mut users, user.value()));
+                let user = channel_users.get(name.as_str())?.map(|user| intern(&mut users, user.value()));
                 content.channels.insert(name, ChannelMeta { user, ..ChannelMeta::from_row(row.value()) });
             }
             Err(_) => tracing::error!("a channel on the disk has an invalid name and is ignored"),
@@ -257,7 +259,7 @@ pub(crate) fn read(transaction: &WriteTransaction) -> Result<FileContent, redb::
         let (bytes, end_ms) = row.value();
         match key.value().parse::<ChannelName>() {
             Ok(key) => {
-                let user = value_users.get(key.as_str())?.map(|user| shared(&mut users, user.value()));
+                let user = value_users.get(key.as_str())?.map(|user| intern(&mut users, user.value()));
                 let bytes = usize::try_from(bytes).unwrap_or(usize::MAX);
                 content.values.push(KeyRow { key, bytes, end_ms, user });
             }
@@ -267,8 +269,8 @@ pub(crate) fn read(transaction: &WriteTransaction) -> Result<FileContent, redb::
     Ok(content)
 }
 
-/// A name of which there is one copy.
-fn shared(names: &mut HashSet<Arc<str>>, name: &str) -> Arc<str> {
+/// The one shared copy of a name.
+fn intern(names: &mut HashSet<Arc<str>>, name: &str) -> Arc<str> {
     if let Some(known) = names.get(name) {
         return Arc::clone(known);
     }
@@ -277,20 +279,20 @@ fn shared(names: &mut HashSet<Arc<str>>, name: &str) -> Arc<str> {
     name
 }
 
-/// Assigns new numbers to channels that share one, and removes their events, which cannot be attributed. An earlier version could
-/// assign a number twice after a failed commit.
+/// Assigns new numbers to channels that share one, and removes their events, since it is unknown which channel they
+/// belong to. An earlier version could assign a number twice after a failed commit.
 fn separate(transaction: &WriteTransaction, content: &mut FileContent) -> Result<(), redb::Error> {
-    let mut seen = HashSet::new();
-    let shared: HashSet<u64> = content.channels.values().map(|meta| meta.id).filter(|id| !seen.insert(*id)).collect();
+    let mut ids = HashSet::new();
+    let shared_ids: HashSet<u64> = content.channels.values().map(|meta| meta.id).filter(|id| !ids.insert(*id)).collect();
     let next_id = content.channels.values().map(|meta| meta.id.saturating_add(1)).fold(content.next_id, u64::max);
     let mut events = transaction.open_table(EVENTS)?;
     let mut channels = transaction.open_table(CHANNELS)?;
     content.next_id = next_id;
-    for id in &shared {
+    for id in &shared_ids {
         tracing::error!(id, "channels on the disk share a number: their events are removed");
         events.retain_in((*id, 0, 0)..=(*id, u64::MAX, u64::MAX), |_, _| false)?;
     }
-    for (name, meta) in content.channels.iter_mut().filter(|(_, meta)| shared.contains(&meta.id)) {
+    for (name, meta) in content.channels.iter_mut().filter(|(_, meta)| shared_ids.contains(&meta.id)) {
         (meta.id, meta.broken, meta.empty) = (content.next_id, true, true);
         content.next_id += 1;
         channels.insert(name.as_str(), meta.row())?;
@@ -311,12 +313,12 @@ pub(crate) fn stamp(transaction: &WriteTransaction, commit: u64, now: Moment) ->
     Ok(())
 }
 
-/// Writes a change. `known` has the metadata of the channels that it names, and is updated with them; `next_id` is the number of the
-/// next new channel.
+/// Writes a change. `metas` has the metadata of the channels that it names, and is updated with them; `next_id` is the
+/// number of the next new channel.
 pub(crate) fn apply(
     transaction: &WriteTransaction,
     change: &Change,
-    known: &mut ChannelMetas,
+    metas: &mut ChannelMetas,
     next_id: &mut u64,
 ) -> Result<(), redb::Error> {
     let mut events = transaction.open_table(EVENTS)?;
@@ -324,14 +326,14 @@ pub(crate) fn apply(
     let mut store = transaction.open_table(STORE)?;
     let mut channel_users = transaction.open_table(CHANNEL_USERS)?;
     for name in &change.forgotten {
-        if let Some(meta) = known.remove(name) {
+        if let Some(meta) = metas.remove(name) {
             channel_users.remove(name.as_str())?;
             events.retain_in((meta.id, 0, 0)..=(meta.id, u64::MAX, u64::MAX), |_, _| false)?;
             channels.remove(name.as_str())?;
         }
     }
     for name in &change.emptied {
-        if let Some(meta) = known.get_mut(name) {
+        if let Some(meta) = metas.get_mut(name) {
             events.retain_in((meta.id, 0, 0)..=(meta.id, u64::MAX, u64::MAX), |_, _| false)?;
             meta.empty = true;
         }
@@ -339,7 +341,7 @@ pub(crate) fn apply(
     let first_id = *next_id;
     for Append { name, entries, first, user } in &change.appends {
         let Some(newest) = entries.last() else { continue };
-        let (id, on_disk, user) = match known.get(name) {
+        let (id, on_disk, user) = match metas.get(name) {
             Some(meta) => (meta.id, meta.first, meta.user.clone()),
             None => {
                 if let Some(user) = user {
@@ -367,7 +369,7 @@ pub(crate) fn apply(
             user,
         };
         channels.insert(name.as_str(), meta.row())?;
-        known.insert(name.clone(), meta);
+        metas.insert(name.clone(), meta);
     }
     if *next_id != first_id {
         store.insert(NEXT_ID, *next_id)?;

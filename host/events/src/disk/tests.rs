@@ -1,4 +1,5 @@
-//! The disk store over storage that fails: at every operation, once or until it is healed, followed by a crash or not.
+//! Tests of the disk store on storage that fails at any operation, once or until it is repaired, followed by a crash or
+//! not.
 
 mod drive;
 mod faults;
@@ -13,7 +14,7 @@ use super::Disk;
 use super::storage::Opener;
 use crate::backend::WriteContext;
 use crate::clock::Clock;
-use crate::clock::tests::Set;
+use crate::clock::tests::TestClock;
 use crate::config::{EventsConfig, StoreKind};
 use crate::error::Error;
 use crate::hub::Hub;
@@ -34,8 +35,8 @@ fn config(durable: bool) -> EventsConfig {
     }
 }
 
-/// A store whose file is on a drive.
-async fn open(config: EventsConfig, drive: &Drive, source: &Arc<Set>) -> Disk {
+/// Opens a store whose file is on a drive.
+async fn open(config: EventsConfig, drive: &Drive, source: &Arc<TestClock>) -> Disk {
     let config = Arc::new(config);
     let hub = Arc::new(Hub::new(&config, 10_000));
     let drive = drive.clone();
@@ -46,13 +47,13 @@ async fn open(config: EventsConfig, drive: &Drive, source: &Arc<Set>) -> Disk {
 /// The users whose shares the channels and values of tests count towards.
 const SHARES: [&str; 3] = ["ann", "bob", "eve"];
 
-/// The terms of a write to a name.
+/// The conditions of a write to a name: one of [`SHARES`], or no user.
 fn write_of(name: &ChannelName) -> WriteContext<'static> {
     let number = name.as_str().bytes().map(usize::from).sum::<usize>();
     WriteContext { fence: None, user: SHARES.get(number % 4).copied() }
 }
 
-/// Channels and bytes of state of each user.
+/// The number of channels and the bytes of state of each user.
 fn shares(store: &Disk) -> [(usize, usize); 3] {
     SHARES.map(|user| (store.database.count_of(user), store.values.bytes_of(user)))
 }
@@ -61,7 +62,8 @@ fn draft(data: &str) -> Vec<Draft> {
     vec![Draft::new("e", data)]
 }
 
-/// All events of a channel that a reader gets after a cursor: their cursors and data. Where two are not consecutive there was a gap.
+/// The cursors and data of all events that a reader gets after a cursor. Checks that a gap is reported wherever two are
+/// not consecutive.
 async fn contents(store: &Disk, channel: &ChannelName, after: Cursor) -> Result<Vec<(Cursor, String)>, Error> {
     let (mut cursor, mut events) = (after, Vec::new());
     loop {
@@ -88,10 +90,10 @@ async fn contents(store: &Disk, channel: &ChannelName, after: Cursor) -> Result<
 struct History(BTreeMap<(ChannelName, Cursor), String>);
 
 impl History {
-    fn saw(&mut self, channel: &ChannelName, place: Cursor, data: &str) {
+    fn record(&mut self, channel: &ChannelName, cursor: Cursor, data: &str) {
         let owner = data.split(' ').next();
         assert_eq!(owner, Some(channel.as_str()), "{channel} has an event of another channel");
-        let before = self.0.insert((channel.clone(), place), data.to_owned());
-        assert!(before.as_deref().is_none_or(|before| before == data), "{channel} {place}: {before:?}, then {data}");
+        let before = self.0.insert((channel.clone(), cursor), data.to_owned());
+        assert!(before.as_deref().is_none_or(|before| before == data), "{channel} {cursor}: {before:?}, then {data}");
     }
 }

@@ -1,5 +1,6 @@
-//! The keys that have a value on the disk. Only the writer changes them, together with the change that it is about to commit. It
-//! reverts them when the commit fails, and replaces all of them when the file was recovered.
+//! The index of the values on the disk. Only the writer changes it, together with the change that it is about to
+//! commit. The writer reverts its changes when the commit fails, and replaces the whole index when the file was
+//! recovered.
 
 use std::sync::{Arc, Mutex};
 
@@ -17,7 +18,7 @@ pub(crate) struct StoredValues {
     values: Mutex<Values<()>>,
 }
 
-/// The entries of keys before a commit, oldest first.
+/// The previous entries of the keys that a commit changes, in the order of the changes.
 #[derive(Debug, Default)]
 pub(crate) struct Undo(Vec<(Arc<str>, Option<Value<()>>)>);
 
@@ -51,12 +52,12 @@ impl StoredValues {
         lock(&self.values).count(kind)
     }
 
-    /// Bytes of all values, bookkeeping included.
+    /// The bytes of all values, bookkeeping included.
     pub(crate) fn bytes(&self) -> usize {
         lock(&self.values).bytes().total()
     }
 
-    /// Bytes of the values of a user.
+    /// The bytes of all values of a user.
     #[cfg(test)]
     pub(crate) fn bytes_of(&self, user: &str) -> usize {
         lock(&self.values).bytes().of(Some(user))
@@ -74,7 +75,7 @@ impl StoredValues {
     }
 
     pub(crate) fn delete(&self, change: &mut Change, undo: &mut Undo, key: &ChannelName) {
-        // Also for an unknown key: a put that failed may be on the disk nevertheless.
+        // An unknown key is deleted too: a put that failed may be on the disk nevertheless.
         let before = lock(&self.values).delete(key);
         let key: Arc<str> = key.as_str().into();
         undo.0.push((Arc::clone(&key), before));

@@ -1,7 +1,7 @@
 //! The writer thread: jobs that wait during a commit share the next one.
 //!
-//! After a failed commit the file is recovered ([`super::recovery`]) before anything else is written. Until then every job is
-//! rejected, and the store reports that it is unhealthy.
+//! After a failed commit the file is recovered ([`super::recovery`]) before anything else is written. Until then every
+//! job is rejected, and the store reports that it is unhealthy.
 
 use std::sync::{Arc, Mutex};
 
@@ -19,7 +19,7 @@ use crate::disk::values::{StoredValues, Undo};
 use crate::error::{Error, lock};
 use crate::hub::{Channel, Hub};
 
-/// The most jobs that share a commit.
+/// The most jobs in one commit.
 const GROUP_JOBS_MAX: usize = 4_096;
 /// The most channels that one sweep deletes.
 const SWEEP_CHANNELS_MAX: usize = 256;
@@ -28,30 +28,30 @@ pub(crate) type Completion<T> = oneshot::Sender<Result<T, Error>>;
 
 #[derive(Debug)]
 pub(crate) enum Job {
-    /// Events that have their cursors.
+    /// Events whose cursors are assigned.
     Append {
         channel: Arc<Channel>,
         entries: Vec<Arc<Entry>>,
-        answer: Completion<Vec<Cursor>>,
+        completion: Completion<Vec<Cursor>>,
     },
     Claim {
         key: Arc<str>,
         end: ClaimEnd,
-        answer: Completion<()>,
+        completion: Completion<()>,
     },
-    /// A value, encoded as it is stored.
+    /// A value, already encoded.
     Put {
         key: ChannelName,
         put: Put,
-        answer: Completion<()>,
+        completion: Completion<()>,
     },
     Delete {
         key: ChannelName,
-        answer: Completion<()>,
+        completion: Completion<()>,
     },
     /// Completes when all jobs before it are written.
     Barrier {
-        answer: Completion<()>,
+        completion: Completion<()>,
     },
     /// Deletes expired data, flushes, and recovers the file.
     Sweep {
@@ -59,7 +59,7 @@ pub(crate) enum Job {
         claims: Vec<Arc<str>>,
     },
     Close {
-        answer: Completion<()>,
+        completion: Completion<()>,
     },
 }
 
@@ -100,7 +100,7 @@ pub(crate) struct Writer {
     ended_claims: Vec<Arc<str>>,
 }
 
-/// Events that have their cursors, and the publisher that waits for them to be written.
+/// Events whose cursors are assigned, and the publisher that waits for them to be written.
 type PendingAppend = (Arc<Channel>, Vec<Arc<Entry>>, Completion<Vec<Cursor>>);
 
 /// The jobs of one commit.
@@ -125,26 +125,26 @@ impl Writer {
         let run = move || {
             while let Some(first) = queue.blocking_recv() {
                 let jobs = gather(first, &mut queue, self.shared.config.group_bytes_max);
-                if self.work(jobs) {
+                if self.write_group(jobs) {
                     queue.close();
-                    // Jobs that arrived after the end fail by being dropped.
+                    // Jobs behind the last one fail because their completions are dropped.
                     while queue.try_recv().is_ok() {}
                     return;
                 }
             }
             // The store was dropped.
-            let (answer, _) = oneshot::channel();
-            self.work(vec![Job::Close { answer }]);
+            let (completion, _) = oneshot::channel();
+            self.write_group(vec![Job::Close { completion }]);
         };
         std::thread::Builder::new().name("weir-events".to_owned()).spawn(run).map(drop)
     }
 
     /// Writes a group of jobs; true when the last of them closed the file.
-    fn work(&mut self, jobs: Vec<Job>) -> bool {
+    fn write_group(&mut self, jobs: Vec<Job>) -> bool {
         let closes = matches!(jobs.last(), Some(Job::Close { .. }));
         if let Err(error) = self.recover(closes) {
             for job in jobs {
-                self.refuse(job, &error);
+                self.reject(job, &error);
             }
             return closes;
         }
@@ -153,12 +153,12 @@ impl Writer {
         for job in jobs {
             self.take(job, &mut group, &mut appends);
         }
-        for (channel, entries, answer) in appends {
-            match self.place(&mut group.change, &channel, &entries) {
-                Ok(()) => group.appends.push((channel, entries, answer)),
+        for (channel, entries, completion) in appends {
+            match self.add_append(&mut group.change, &channel, &entries) {
+                Ok(()) => group.appends.push((channel, entries, completion)),
                 Err(error) => {
                     channel.discard(&entries);
-                    let _ = answer.send(Err(error));
+                    let _ = completion.send(Err(error));
                 }
             }
         }
@@ -167,28 +167,28 @@ impl Writer {
         }
         let Group { change, appends, claims, values, undo, close } = group;
         let Err(error) = self.commit(change) else {
-            for (channel, entries, answer) in appends {
-                let places = entries.iter().map(|entry| entry.cursor).collect();
+            for (channel, entries, completion) in appends {
+                let cursors = entries.iter().map(|entry| entry.cursor).collect();
                 channel.publish(&entries);
-                // A publisher that does not wait any more is not an error: its events are written.
-                let _ = answer.send(Ok(places));
+                // If the publisher does not wait any more, its events are written nevertheless.
+                let _ = completion.send(Ok(cursors));
             }
-            for answer in claims.into_iter().map(|(_, answer)| answer).chain(values).chain(close) {
-                let _ = answer.send(Ok(()));
+            for completion in claims.into_iter().map(|(_, completion)| completion).chain(values).chain(close) {
+                let _ = completion.send(Ok(()));
             }
             return closes;
         };
         self.shared.values.undo(undo);
-        for (channel, entries, answer) in appends {
+        for (channel, entries, completion) in appends {
             self.recovery.undecided(channel, entries);
-            let _ = answer.send(Err(error.clone()));
+            let _ = completion.send(Err(error.clone()));
         }
-        for (key, answer) in claims {
+        for (key, completion) in claims {
             self.release(key);
-            let _ = answer.send(Err(error.clone()));
+            let _ = completion.send(Err(error.clone()));
         }
-        for answer in values.into_iter().chain(close) {
-            let _ = answer.send(Err(error.clone()));
+        for completion in values.into_iter().chain(close) {
+            let _ = completion.send(Err(error.clone()));
         }
         closes
     }
@@ -196,68 +196,68 @@ impl Writer {
     fn take(&mut self, job: Job, group: &mut Group, appends: &mut Vec<PendingAppend>) {
         let (values, change) = (&self.shared.values, &mut group.change);
         match job {
-            Job::Append { channel, entries, answer } => appends.push((channel, entries, answer)),
-            Job::Claim { key, end, answer } => {
+            Job::Append { channel, entries, completion } => appends.push((channel, entries, completion)),
+            Job::Claim { key, end, completion } => {
                 change.claims.push((Arc::clone(&key), end));
                 // A used ticket stays used, even if the store is not durable.
                 change.flush = true;
-                group.claims.push((key, answer));
+                group.claims.push((key, completion));
             }
-            Job::Put { key, put, answer } => match values.put(change, &mut group.undo, &key, put) {
-                Ok(()) => group.values.push(answer),
-                Err(error) => drop(answer.send(Err(error))),
+            Job::Put { key, put, completion } => match values.put(change, &mut group.undo, &key, put) {
+                Ok(()) => group.values.push(completion),
+                Err(error) => drop(completion.send(Err(error))),
             },
-            Job::Barrier { answer } => group.values.push(answer),
-            Job::Delete { key, answer } => {
+            Job::Barrier { completion } => group.values.push(completion),
+            Job::Delete { key, completion } => {
                 values.delete(change, &mut group.undo, &key);
-                group.values.push(answer);
+                group.values.push(completion);
             }
             Job::Sweep { now_ms, claims } => {
                 values.expire(change, &mut group.undo, now_ms);
                 self.sweep(change, now_ms, claims);
             }
-            Job::Close { answer } => {
+            Job::Close { completion } => {
                 change.closes = true;
-                group.close = Some(answer);
+                group.close = Some(completion);
             }
         }
     }
 
     /// Rejects a job that was not attempted.
-    fn refuse(&mut self, job: Job, error: &Error) {
+    fn reject(&mut self, job: Job, error: &Error) {
         match job {
-            Job::Append { channel, entries, answer } => {
+            Job::Append { channel, entries, completion } => {
                 channel.discard(&entries);
-                let _ = answer.send(Err(error.clone()));
+                let _ = completion.send(Err(error.clone()));
             }
-            Job::Claim { key, answer, .. } => {
+            Job::Claim { key, completion, .. } => {
                 self.release(key);
-                let _ = answer.send(Err(error.clone()));
+                let _ = completion.send(Err(error.clone()));
             }
             Job::Sweep { claims, .. } => self.ended_claims.extend(claims),
-            Job::Put { answer, .. } | Job::Delete { answer, .. } | Job::Barrier { answer } | Job::Close { answer } => {
-                let _ = answer.send(Err(error.clone()));
+            Job::Put { completion, .. } | Job::Delete { completion, .. } | Job::Barrier { completion } | Job::Close { completion } => {
+                let _ = completion.send(Err(error.clone()));
             }
         }
     }
 
-    /// Releases a claim that was not committed: its caller does not have it, so the next one may.
+    /// Releases a claim that was not committed, so that the next caller can get it.
     fn release(&mut self, key: Arc<str>) {
         lock(&self.shared.claims).release(&key);
-        // It may be in the file nevertheless.
+        // The claim may be in the file nevertheless.
         self.ended_claims.push(key);
     }
 
     /// Adds an append to the change, and makes room for its channel if it is new.
-    fn place(&self, change: &mut Change, channel: &Arc<Channel>, entries: &[Arc<Entry>]) -> Result<(), Error> {
+    fn add_append(&self, change: &mut Change, channel: &Arc<Channel>, entries: &[Arc<Entry>]) -> Result<(), Error> {
         let (name, database) = (&channel.name, &self.shared.database);
-        let known = database.knows(name) && !change.forgotten.contains(name);
+        let known = database.contains(name) && !change.forgotten.contains(name);
         let user = channel.lock().user.clone().filter(|_| !name.is_owner_record());
         if !known && change.appends.iter().all(|other| other.name != *name) {
             self.make_room_of_user(change, user.as_ref())?;
             let records = name.is_owner_record();
             let alike = |other: &ChannelName| other.is_owner_record() == records;
-            let added = change.appends.iter().filter(|append| alike(&append.name) && !database.knows(&append.name));
+            let added = change.appends.iter().filter(|append| alike(&append.name) && !database.contains(&append.name));
             let forgotten = change.forgotten.iter().filter(|other| alike(other)).count();
             let channels = (database.count(records) + added.count()).saturating_sub(forgotten);
             if channels >= self.shared.config.channels_max.max(1) {
@@ -270,17 +270,18 @@ impl Writer {
         }
         let first = {
             let state = channel.lock();
-            // Where no event is retained, only events that are not written yet are stored: this append and others.
+            // If the log retains no event, all events to store are ones that are not written yet: those of this append
+            // and later ones.
             state.log.first().map_or(state.log.last().next(), |first| first.cursor)
         };
         change.appends.push(Append { name: name.clone(), entries: entries.to_vec(), first, user });
         Ok(())
     }
 
-    /// Makes room for one more channel of a user, where the user has as many as one may have.
+    /// Makes room for one more channel of a user whose number of channels is at the maximum.
     fn make_room_of_user(&self, change: &mut Change, user: Option<&Arc<str>>) -> Result<(), Error> {
         let (Some(user), database) = (user, &self.shared.database) else { return Ok(()) };
-        let is_new = |append: &&Append| append.user.as_ref() == Some(user) && !database.knows(&append.name);
+        let is_new = |append: &&Append| append.user.as_ref() == Some(user) && !database.contains(&append.name);
         let added = change.appends.iter().filter(is_new).count();
         let forgotten = change.forgotten.iter().filter(|name| database.user(name).as_ref() == Some(user)).count();
         let channels = (database.count_of(user) + added).saturating_sub(forgotten);
@@ -295,7 +296,7 @@ impl Writer {
         }
     }
 
-    /// Removes channels without followers, of the user that has the most, and the records of their owners.
+    /// Removes channels without subscribers, of the user that has the most, and their owner records.
     fn make_room(&self, change: &mut Change) -> Result<(), Error> {
         match self.evict(change, self.shared.database.least_needed(None), self.at_once()) {
             0 => Err(Error::channels_full()),
@@ -303,48 +304,48 @@ impl Writer {
         }
     }
 
-    /// Removes channels without followers in an order, at most `count_max`; how many.
+    /// Removes channels without subscribers in the given order, at most `count_max`; returns how many were removed.
     fn evict(&self, change: &mut Change, order: Vec<ChannelName>, count_max: usize) -> usize {
-        let mut gone = 0;
+        let mut removed = 0;
         for name in order {
-            if gone == count_max {
+            if removed == count_max {
                 break;
             }
             if self.forget(change, &name) {
-                gone += 1;
+                removed += 1;
             }
         }
-        self.shared.hub.counters.evicted.fetch_add(gone as u64, std::sync::atomic::Ordering::Relaxed);
-        gone
+        self.shared.hub.counters.evicted.fetch_add(removed as u64, std::sync::atomic::Ordering::Relaxed);
+        removed
     }
 
-    /// Removes owner records whose channels do not exist. If every record has its channel, the number of channels is at its maximum, and
-    /// some of them are removed with their records.
+    /// Removes owner records whose channels do not exist. If every record has its channel, the number of channels is at
+    /// its maximum, and some of them are removed with their records.
     fn make_room_for_record(&self, change: &mut Change) -> Result<(), Error> {
-        let mut gone = 0;
+        let mut removed = 0;
         for name in self.shared.database.records_without_events(u64::MAX, true) {
-            if gone == self.at_once() {
+            if removed == self.at_once() {
                 break;
             }
             if !self.owned_in_use(change, &name) && self.forget(change, &name) {
-                gone += 1;
+                removed += 1;
             }
         }
-        if gone == 0 { self.make_room(change) } else { Ok(()) }
+        if removed == 0 { self.make_room(change) } else { Ok(()) }
     }
 
-    /// Removes a channel and the record of its owner with the change, unless it has subscribers or pending appends, or is removed
-    /// already. Returns true if it is removed now.
+    /// Adds the removal of a channel and of its owner record to the change, unless the channel has subscribers or
+    /// pending appends, or is part of the change already. Returns true if the removal was added.
     fn forget(&self, change: &mut Change, name: &ChannelName) -> bool {
         let Shared { hub, database, .. } = &self.shared;
         let is_new = |change: &Change, name: &ChannelName| {
             !change.forgotten.contains(name) && change.appends.iter().all(|append| append.name != *name)
         };
         let release = |name: &ChannelName| {
-            database.leave(name, true);
+            database.mark_removal(name, true);
             let released = hub.forget(name, |_| true);
             if !released {
-                database.leave(name, false);
+                database.mark_removal(name, false);
             }
             released
         };
@@ -353,7 +354,7 @@ impl Writer {
         }
         change.forgotten.push(name.clone());
         if let Some(record) = name.owner_record()
-            && database.knows(&record)
+            && database.contains(&record)
             && is_new(change, &record)
             && release(&record)
         {
@@ -369,7 +370,7 @@ impl Writer {
         })
     }
 
-    /// How many channels are removed at once.
+    /// The number of channels that are removed at once.
     fn at_once(&self) -> usize {
         (self.shared.config.channels_max / 64).max(1)
     }
@@ -378,7 +379,7 @@ impl Writer {
         change.ended_claims.extend(claims);
         let Shared { config, clock, database, .. } = &self.shared;
         let old_ms = now_ms.saturating_sub(config.retention.age_ms_max);
-        let (finished, others) = database.older(old_ms, SWEEP_CHANNELS_MAX);
+        let (finished, others) = database.stored_before(old_ms, SWEEP_CHANNELS_MAX);
         for name in finished {
             self.forget(change, &name);
         }
@@ -400,8 +401,8 @@ impl Writer {
         if change.is_empty() {
             return Ok(());
         }
-        let made = self.recovery.commit(&self.shared.database, change);
-        made.map_err(|error| self.failed(&error))
+        let committed = self.recovery.commit(&self.shared.database, change);
+        committed.map_err(|error| self.failed(&error))
     }
 
     /// Recovers the file after a failed commit: immediately with `at_once`, otherwise when the next attempt is due.
@@ -438,7 +439,8 @@ fn unavailable() -> Error {
     Error::unavailable("the channel store cannot be written", RETRY_AFTER_MS)
 }
 
-/// The jobs of one commit: the first, and those that wait behind it, as far as they fit. A job that closes the file is the last.
+/// The jobs of one commit: the first, and those that wait behind it, up to `bytes_max` and [`GROUP_JOBS_MAX`]. A job
+/// that closes the file is the last.
 fn gather(first: Job, queue: &mut mpsc::Receiver<Job>, bytes_max: usize) -> Vec<Job> {
     let (mut jobs, mut bytes, mut next) = (Vec::new(), 0_usize, Some(first));
     while let Some(job) = next {

@@ -1,25 +1,26 @@
--- Appends events to a stream, all or none, and removes what is beyond retention.
--- KEYS: the stream, its metadata, the lease where the append is fenced, and the same two of the record of the
--- channel's owner, which stays as long as the channel.
--- ARGV: the server's run, a fresh epoch, 1 when restarts lose nothing, the most events, the most bytes, the most age in ms,
--- how long the rest is remembered in ms, the token of the lease or an empty text, what every key begins with, the name of the
--- channel, the user whose share a new channel takes or an empty text, the most channels of a user, then for each event: name, data,
--- coalescing key, 1 when it finishes.
+-- Appends events to a stream, all or none, and removes events beyond retention.
+-- KEYS: the stream, its metadata, the lease (if the append is fenced), the stream and the metadata of the channel's
+-- owner record, whose time to live is renewed.
+-- ARGV: the server's run id, a fresh epoch, 1 if restarts lose no data, the most events, the most bytes, the most age
+-- in ms, the time to live of the metadata in ms, the token of the lease or an empty string, the prefix of all keys, the
+-- name of the channel, the user whose share a new channel counts towards or an empty string, the most channels of a
+-- user, then for each event: name, data, coalescing key, 1 if it is the last of the channel.
 -- The channels of a user are a sorted set by the time at which their events are too old.
--- Returns { 'ok', epoch, first sequence, last sequence }, { 'finished' }, { 'fenced' }, or { 'epoch', latest epoch } where a later fresh one is needed.
-local stream, known = KEYS[1], KEYS[2]
+-- Returns { 'ok', epoch, first sequence, last sequence }, { 'finished' }, { 'fenced' }, or { 'epoch', latest epoch } if
+-- a later fresh epoch is needed.
+local stream, meta_key = KEYS[1], KEYS[2]
 local run, fresh, keeps = ARGV[1], ARGV[2], ARGV[3] == '1'
 local events_max, bytes_max, age_max = tonumber(ARGV[4]), tonumber(ARGV[5]), tonumber(ARGV[6])
 
 if ARGV[8] ~= '' and redis.call('HGET', KEYS[3], 'token') ~= ARGV[8] then return { 'fenced' } end
 
--- Epochs have more digits than a number of Lua holds.
+-- Epochs have more digits than a Lua number can represent exactly.
 local function later(a, b)
   if #a ~= #b then return #a > #b end
   return a > b
 end
 
-local meta = redis.call('HMGET', known, 'epoch', 'seq', 'run', 'finished', 'bytes')
+local meta = redis.call('HMGET', meta_key, 'epoch', 'seq', 'run', 'finished', 'bytes')
 if meta[4] == '1' then return { 'finished' } end
 local epoch, seq, bytes = meta[1], tonumber(meta[2] or '0'), tonumber(meta[5] or '0')
 -- A server that was restarted may have lost events that readers have seen.
@@ -35,7 +36,7 @@ local prefix, channel, user, channels_max = ARGV[9], ARGV[10], ARGV[11], tonumbe
 local function channels_of(some_user) return prefix .. '@@user-channels:' .. some_user end
 -- A channel that has events stays its user's.
 local new = redis.call('EXISTS', stream) == 0
-if not new then user = redis.call('HGET', known, 'user') or '' end
+if not new then user = redis.call('HGET', meta_key, 'user') or '' end
 local finished = '0'
 
 local function add(id, name, data, key, finishes)
@@ -53,7 +54,8 @@ end
 -- Another program may have added entries to the stream: their ids are holes in the sequence.
 if redis.call('EXISTS', stream) == 1 then
   local taken_epoch, taken_seq = latest()
-  -- Sequences have more digits than a number of Lua holds exactly, too: one that is near its end is left.
+  -- Sequences may have more digits than a Lua number can represent exactly, too: an epoch with such a sequence is not
+  -- continued.
   local near_end = #taken_seq > 15
   if taken_epoch == epoch and not near_end then
     seq = math.max(seq, tonumber(taken_seq))
@@ -94,10 +96,10 @@ while not done do
   end
 end
 if keep and cut ~= '-' then redis.call('XTRIM', stream, 'MINID', '=', keep) end
-redis.call('HSET', known, 'epoch', epoch, 'seq', string.format('%.0f', seq), 'run', run, 'finished', finished,
+redis.call('HSET', meta_key, 'epoch', epoch, 'seq', string.format('%.0f', seq), 'run', run, 'finished', finished,
   'bytes', string.format('%.0f', bytes))
 redis.call('PEXPIRE', stream, ARGV[6])
-redis.call('PEXPIRE', known, ARGV[7])
+redis.call('PEXPIRE', meta_key, ARGV[7])
 redis.call('PEXPIRE', KEYS[4], ARGV[6])
 redis.call('PEXPIRE', KEYS[5], ARGV[7])
 if user ~= '' then
@@ -105,8 +107,9 @@ if user ~= '' then
   redis.call('ZREMRANGEBYSCORE', mine, '-inf', now)
   redis.call('ZADD', mine, now + age_max, channel)
   redis.call('PEXPIRE', mine, ARGV[6])
-  redis.call('HSET', known, 'user', user)
-  -- Those beyond the share give way, the least recently used first. Their places and owners stay known, so that followers get a gap.
+  redis.call('HSET', meta_key, 'user', user)
+  -- Channels beyond the share are deleted, the least recently used first. Their metadata stays, so that followers get a
+  -- gap.
   local over = math.min(redis.call('ZCARD', mine) - channels_max, 16)
   for _, victim in ipairs(over > 0 and redis.call('ZRANGE', mine, 0, over) or {}) do
     if over > 0 and victim ~= channel then
@@ -118,6 +121,6 @@ if user ~= '' then
     end
   end
 elseif new then
-  redis.call('HDEL', known, 'user')
+  redis.call('HDEL', meta_key, 'user')
 end
 return { 'ok', epoch, string.format('%.0f', first), string.format('%.0f', seq) }

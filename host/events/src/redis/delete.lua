@@ -1,8 +1,9 @@
--- Deletes a value, and its key among those of its kind.
--- KEYS: the value, the keys of the kind by name, those of them that end by their end, the bytes of each key and its user, the bytes of
--- each user, the bytes of all, the keys of all kinds that end by their end, and, where the deletion is fenced, the lease.
--- ARGV: the key, the token of the lease or an empty text.
--- Returns 1, or 0 where the token is not the newest.
+-- Deletes a value, and its key from the index of its kind.
+-- KEYS: the value; the keys of the kind, sorted by name; its expiring keys, sorted by their end; the bytes and the user
+-- of each key; the bytes of each user; the bytes of all values; the expiring keys of all kinds, sorted by their end;
+-- the lease (if the deletion is fenced).
+-- ARGV: the key, the token of the lease or an empty string.
+-- Returns 1, or 0 if the token is not the newest.
 local sizes, users, total, all_ends = KEYS[4], KEYS[5], KEYS[6], KEYS[7]
 if ARGV[2] ~= '' and redis.call('HGET', KEYS[8], 'token') ~= ARGV[2] then return 0 end
 redis.call('DEL', KEYS[1])

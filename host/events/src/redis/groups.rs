@@ -1,4 +1,5 @@
-//! Consumer groups: each event of a channel goes to one consumer of a group, and to another if that one does not acknowledge it.
+//! Consumer groups: each event of a channel is delivered to one consumer of a group, and to another if the first does
+//! not acknowledge it.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -49,7 +50,8 @@ impl Groups {
         }
     }
 
-    /// Events that are not assigned to a consumer of the group yet, at most `limit`; waits up to `wait_ms` for the first.
+    /// Events that are not assigned to a consumer of the group yet, at most `limit`; waits up to `wait_ms` for the
+    /// first.
     ///
     /// # Errors
     ///
@@ -74,9 +76,9 @@ impl Groups {
         read.arg("STREAMS").arg(self.key(channel)).arg(">");
         let reply: Option<StreamReadReply> = if wait_ms > 0 {
             // A blocking read would block all other commands on the shared connection.
-            let answer_max = Duration::from_millis(wait_ms.saturating_add(self.link.config.timeout_ms));
-            let mut live = self.link.connect(Some(answer_max)).await?;
-            let reply = read.query_async(&mut live.connection).await;
+            let response_max = Duration::from_millis(wait_ms.saturating_add(self.link.config.timeout_ms));
+            let mut server = self.link.connect(Some(response_max)).await?;
+            let reply = read.query_async(&mut server.connection).await;
             reply.map_err(|error| match error.code() {
                 Some(_) => Error::Other(format!("Redis refused: {error}")),
                 None => self.link.fail(error.to_string()),
@@ -92,20 +94,20 @@ impl Groups {
     /// # Errors
     ///
     /// Redis does not answer.
-    pub async fn acknowledge(&self, channel: &ChannelName, group: &str, done: &[Cursor]) -> Result<u64, Error> {
-        if done.is_empty() {
+    pub async fn acknowledge(&self, channel: &ChannelName, group: &str, cursors: &[Cursor]) -> Result<u64, Error> {
+        if cursors.is_empty() {
             return Ok(0);
         }
         let mut acknowledge = redis::cmd("XACK");
         acknowledge.arg(self.key(channel)).arg(valid_name(group)?);
-        for cursor in done {
+        for cursor in cursors {
             acknowledge.arg(format!("{}-{}", cursor.epoch, cursor.seq));
         }
         self.link.command(acknowledge).await
     }
 
-    /// Takes over events that were assigned to a consumer at least `idle_ms` ago and are not acknowledged, at most `limit`, from the
-    /// oldest. Events that retention has removed are not pending any more.
+    /// Reassigns events that were assigned to a consumer at least `idle_ms` ago and are not acknowledged, at most
+    /// `limit`, oldest first. Events that retention has removed are not pending any more.
     ///
     /// # Errors
     ///

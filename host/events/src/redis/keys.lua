@@ -1,7 +1,7 @@
 -- Lists keys of a kind that have a value, in the order of their bytes.
--- KEYS: the keys of the kind by name, those of them that end by their end, the bytes of each key and its user, the bytes of each user,
--- the bytes of all, the keys of all kinds that end by their end.
--- ARGV: what the keys of values begin with, where the list begins (`-` or `(KEY`), the most keys.
+-- KEYS: the keys of the kind, sorted by name; its expiring keys, sorted by their end; the bytes and the user of each
+-- key; the bytes of each user; the bytes of all values; the expiring keys of all kinds, sorted by their end.
+-- ARGV: the prefix of the keys of values, the start of the list (`-` or `(KEY`), the most keys.
 local names, ends = KEYS[1], KEYS[2]
 local sizes, users, total, all_ends = KEYS[3], KEYS[4], KEYS[5], KEYS[6]
 local prefix, from, limit = ARGV[1], ARGV[2], tonumber(ARGV[3])

@@ -1,10 +1,11 @@
 -- Acquires, renews or releases a lease by the server's clock.
 -- KEYS: the lease, the newest token of all leases.
--- ARGV: `acquire`, `renew` or `release`; the owner that acquires, or else the token; how long the lease lasts in ms; how long it
--- is remembered after its end and after its release, in ms; then owners that gave up their acquisition and may have it.
--- Returns { 'ok', token }, { 'held', ms until it ends }, or { 'fenced', 0 } where the token is not the newest.
+-- ARGV: `acquire`, `renew` or `release`; the owner for `acquire`, otherwise the token; the duration of the lease in ms;
+-- how long it is stored after its end and after its release, in ms; then owners that abandoned an acquisition that may
+-- have succeeded.
+-- Returns { 'ok', token }, { 'held', ms until it ends }, or { 'fenced', 0 } if the token is not the newest.
 local lease, newest = KEYS[1], KEYS[2]
-local action, who, ttl = ARGV[1], ARGV[2], tonumber(ARGV[3])
+local action, holder, ttl = ARGV[1], ARGV[2], tonumber(ARGV[3])
 local time = redis.call('TIME')
 local now_us = tonumber(time[1]) * 1000000 + tonumber(time[2])
 local now = math.floor(now_us / 1000)
@@ -18,7 +19,7 @@ end
 
 if action == 'acquire' then
   local held = redis.call('HMGET', lease, 'owner', 'end', 'ttl')
-  local given_up = held[1] == who
+  local given_up = held[1] == holder
   for at = 6, #ARGV do given_up = given_up or held[1] == ARGV[at] end
   if held[1] and not given_up then
     local left, most = tonumber(held[2]) - now, tonumber(held[3])
@@ -29,15 +30,15 @@ if action == 'acquire' then
     end
     if left > 0 then return { 'held', left } end
   end
-  -- Greater than all tokens before it, also where the server has lost the newest one.
+  -- Greater than all tokens before it, even if the server has lost the newest one.
   local token = math.max(tonumber(redis.call('GET', newest) or '0') + 1, now_us)
   redis.call('SET', newest, text(token))
-  redis.call('HSET', lease, 'token', text(token), 'owner', who)
+  redis.call('HSET', lease, 'token', text(token), 'owner', holder)
   last_from_now(ttl)
   return { 'ok', token }
 end
 
-if redis.call('HGET', lease, 'token') ~= who then return { 'fenced', 0 } end
+if redis.call('HGET', lease, 'token') ~= holder then return { 'fenced', 0 } end
 if action == 'renew' then
   last_from_now(ttl)
 else

@@ -1,4 +1,4 @@
-//! Leases in Redis: a hash for each key, the newest token of all, and scripts that use the server's clock.
+//! Leases in Redis: a hash for each key, the newest token of all, and a script that uses the server's clock.
 
 use std::collections::HashMap;
 use std::sync::Mutex;
@@ -12,10 +12,10 @@ use crate::error::{Error, lock};
 use crate::lease::Acquisition;
 use crate::redis::link::Link;
 
-/// Keys with acquisitions without an answer, and owners of one key, that are remembered.
+/// The most keys that have acquisitions without an answer, and the most such owners of one key.
 const UNANSWERED_KEYS_MAX: usize = 4096;
 const UNANSWERED_OWNERS_MAX: usize = 16;
-/// How long after its time a command may still reach the server.
+/// How long after the end of its lease a delayed acquisition may still reach the server.
 const LATE: Duration = Duration::from_secs(60);
 
 #[derive(Debug)]
@@ -23,8 +23,8 @@ pub(crate) struct RedisLeases {
     script: Script,
     /// Leases that were acquired here and not released, so that they can be released when the store is closed.
     tokens: Mutex<HashMap<ChannelName, u64>>,
-    /// Acquisitions that the server may have made although their owners have no answer. The next acquisition of the key names the
-    /// owners, and none of them delays it.
+    /// Acquisitions that the server may have performed although their owners got no answer. The next acquisition of the
+    /// key names these owners, so that their leases do not delay it.
     unanswered: Mutex<HashMap<ChannelName, Vec<Unanswered>>>,
     closed: AtomicBool,
 }
@@ -36,7 +36,7 @@ struct Unanswered {
     until: Instant,
 }
 
-/// An acquisition that is sent. Dropped without an answer, it is given up.
+/// An acquisition that was sent. If it is dropped without an answer, its owner is recorded as having given up.
 struct PendingAcquisition<'a> {
     leases: &'a RedisLeases,
     key: &'a ChannelName,
@@ -71,7 +71,7 @@ impl RedisLeases {
         ttl_ms: u64,
     ) -> Result<Acquisition, Error> {
         let given_up = self.given_up(key, owner);
-        // The caller may stop waiting for the answer, too.
+        // The caller may drop this future before the answer, too.
         let mut pending = PendingAcquisition { leases: self, key, owner, ttl_ms, is_answered: false };
         let (outcome, number) = self.run(link, "acquire", key, owner, ttl_ms, &given_up).await?;
         pending.is_answered = true;
@@ -99,7 +99,8 @@ impl RedisLeases {
         if outcome == "fenced" { Err(Error::Fenced) } else { Ok(()) }
     }
 
-    /// Releases all leases that are held here, so that others need not wait for their end. Best effort: they end by themselves otherwise.
+    /// Releases all leases that are held here, so that other owners need not wait for their end. Best effort: otherwise
+    /// they expire.
     pub(crate) async fn release_all(&self, link: &Link) {
         self.closed.store(true, Ordering::Relaxed);
         let tokens: Vec<Fence> =
@@ -111,7 +112,7 @@ impl RedisLeases {
         }
     }
 
-    /// The owners that gave up an acquisition of this key, besides the one that acquires it now.
+    /// The owners that gave up an acquisition of this key, except for the one that acquires it now.
     fn given_up(&self, key: &ChannelName, owner: &str) -> Vec<Box<str>> {
         let now = Instant::now();
         let unanswered = lock(&self.unanswered);
@@ -119,7 +120,7 @@ impl RedisLeases {
         owners.filter(|one| one.until > now && *one.owner != *owner).map(|one| one.owner.clone()).collect()
     }
 
-    /// Records that an owner has no answer.
+    /// Records that an owner gave up its acquisition without an answer.
     fn give_up(&self, key: &ChannelName, owner: &str, ttl_ms: u64) {
         let now = Instant::now();
         let mut unanswered = lock(&self.unanswered);
@@ -138,7 +139,7 @@ impl RedisLeases {
         owners.push(Unanswered { owner: owner.into(), until });
     }
 
-    /// Forgets that an owner had no answer: it has one now.
+    /// Removes the record that an owner had no answer.
     fn answered(&self, key: &ChannelName, owner: &str) {
         let mut unanswered = lock(&self.unanswered);
         if let Some(owners) = unanswered.get_mut(key) {
@@ -161,7 +162,7 @@ impl RedisLeases {
         link: &Link,
         action: &str,
         key: &ChannelName,
-        who: &str,
+        holder: &str,
         ttl_ms: u64,
         given_up: &[Box<str>],
     ) -> Result<(String, u64), Error> {
@@ -170,11 +171,11 @@ impl RedisLeases {
         }
         let mut call = self.script.prepare_invoke();
         call.key(lease_key(link, key)).key(format!("{}@@lease-token", link.config.prefix));
-        call.arg(action).arg(who).arg(ttl_ms).arg(EXPIRED_MS).arg(RELEASED_MS);
+        call.arg(action).arg(holder).arg(ttl_ms).arg(EXPIRED_MS).arg(RELEASED_MS);
         for owner in given_up {
             call.arg(&**owner);
         }
-        link.ask(|mut live| async move { call.invoke_async(&mut live.connection).await }).await
+        link.request(|mut server| async move { call.invoke_async(&mut server.connection).await }).await
     }
 }
 
@@ -183,7 +184,7 @@ pub(crate) fn lease_key(link: &Link, key: &ChannelName) -> String {
     format!("{}@@lease:{key}", link.config.prefix)
 }
 
-/// The key and the token that a script checks a write with; two empty texts where the write is not fenced.
+/// The lease key and the token with which a script checks a write; two empty strings if the write is not fenced.
 pub(crate) fn fence_arguments(link: &Link, fence: Option<&Fence>) -> (String, String) {
     fence.map_or_else(Default::default, |fence| (lease_key(link, &fence.key), fence.token.to_string()))
 }

@@ -1,7 +1,7 @@
 //! The connection to Redis that all commands share, and its state.
 //!
-//! The `redis` crate has a connection that reconnects by itself. This one does not hide a reconnection: whether a channel's sequence
-//! may continue depends on the run of the server that a command was sent to.
+//! The connection manager of the `redis` crate reconnects automatically. This module does not hide a reconnection:
+//! whether a channel's sequence may continue depends on the run of the server that a command was sent to.
 
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
@@ -20,7 +20,7 @@ pub(crate) struct Link {
     failure: Mutex<Option<Failure>>,
 }
 
-/// A connection, and the run of the server that it is connected to.
+/// A connection, and the run id of the server that it is connected to.
 #[derive(Debug, Clone)]
 pub(crate) struct ServerConnection {
     pub(crate) connection: MultiplexedConnection,
@@ -39,7 +39,7 @@ impl Link {
         Ok(Self { client, config, server: tokio::sync::Mutex::new(None), failure: Mutex::new(None) })
     }
 
-    /// The shared connection; connected again where it was lost, but not more often than every `retry_ms`.
+    /// The shared connection; connects again if it was lost, but not more often than every `retry_ms`.
     pub(crate) async fn server(&self) -> Result<ServerConnection, Error> {
         let mut server = self.server.lock().await;
         if let Some(server) = server.as_ref() {
@@ -49,12 +49,12 @@ impl Link {
         if let Some(failure) = lock(&self.failure).as_ref().filter(|failure| failure.at.elapsed() < retry) {
             return Err(self.unavailable(&failure.reason));
         }
-        let made = self.connect(Some(Duration::from_millis(self.config.timeout_ms))).await?;
-        *server = Some(made.clone());
-        Ok(made)
+        let result = self.connect(Some(Duration::from_millis(self.config.timeout_ms))).await?;
+        *server = Some(result.clone());
+        Ok(result)
     }
 
-    /// A new connection for the caller; each command may take `response_max`.
+    /// A new connection for the caller; each command on it may take `response_max`.
     pub(crate) async fn connect(&self, response_max: Option<Duration>) -> Result<ServerConnection, Error> {
         let timeout = Duration::from_millis(self.config.timeout_ms);
         let config =
@@ -64,11 +64,11 @@ impl Link {
             let info: String = redis::cmd("INFO").arg("server").query_async(&mut connection).await?;
             Ok::<_, RedisError>((connection, info))
         };
-        let made = match tokio::time::timeout(timeout, connect).await {
-            Ok(made) => made.map_err(|error| error.to_string()),
+        let result = match tokio::time::timeout(timeout, connect).await {
+            Ok(result) => result.map_err(|error| error.to_string()),
             Err(_) => Err(format!("no answer within {} ms", timeout.as_millis())),
         };
-        match made {
+        match result {
             Ok((connection, info)) => {
                 let run = info.lines().find_map(|line| line.strip_prefix("run_id:")).unwrap_or_default();
                 if lock(&self.failure).take().is_some() {
@@ -80,21 +80,21 @@ impl Link {
         }
     }
 
-    /// Runs `ask` with the shared connection, within `timeout_ms`.
-    pub(crate) async fn ask<T, F>(&self, ask: impl FnOnce(ServerConnection) -> F) -> Result<T, Error>
+    /// Runs `request` with the shared connection, within `timeout_ms`.
+    pub(crate) async fn request<T, F>(&self, request: impl FnOnce(ServerConnection) -> F) -> Result<T, Error>
     where
         F: Future<Output = Result<T, RedisError>>,
     {
         let timeout = Duration::from_millis(self.config.timeout_ms);
-        let asked = async {
+        let operation = async {
             let server = self.server().await?;
-            match ask(server).await {
-                Ok(answer) => Ok(answer),
-                Err(error) => Err(self.lost(&error).await),
+            match request(server).await {
+                Ok(reply) => Ok(reply),
+                Err(error) => Err(self.handle_error(&error).await),
             }
         };
-        match tokio::time::timeout(timeout, asked).await {
-            Ok(answer) => answer,
+        match tokio::time::timeout(timeout, operation).await {
+            Ok(reply) => reply,
             Err(_) => {
                 if let Ok(mut server) = self.server.try_lock() {
                     *server = None;
@@ -106,20 +106,20 @@ impl Link {
 
     /// Sends one command on the shared connection.
     pub(crate) async fn command<T: FromRedisValue>(&self, command: redis::Cmd) -> Result<T, Error> {
-        self.ask(|mut server| async move { command.query_async(&mut server.connection).await }).await
+        self.request(|mut server| async move { command.query_async(&mut server.connection).await }).await
     }
 
-    /// Checks that the server responds; its run.
+    /// Checks that the server responds; returns its run id.
     pub(crate) async fn ping(&self) -> Result<Arc<str>, Error> {
         let ping = |mut server: ServerConnection| async move {
             redis::cmd("PING").query_async::<Value>(&mut server.connection).await?;
             Ok(server.run)
         };
-        self.ask(ping).await
+        self.request(ping).await
     }
 
-    /// Records a failed command, and drops a connection that is not usable any more.
-    async fn lost(&self, error: &RedisError) -> Error {
+    /// Converts the error of a command, and drops the shared connection if it is not usable any more.
+    async fn handle_error(&self, error: &RedisError) -> Error {
         // The server responded, so the connection works. Some errors are temporary.
         if error.code().is_some() && !error.is_unrecoverable_error() {
             let reason = error.to_string();

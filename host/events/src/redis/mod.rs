@@ -1,14 +1,15 @@
 //! Channels in Redis Streams, shared by all Weir servers.
 //!
-//! An entry's id is the event's cursor, `epoch-seq`, which a script assigns: the sequence has no holes of its own, so that every hole is
-//! visible. A Redis server that was restarted may have lost events that readers have seen, so a channel then continues in a new epoch,
-//! unless the configuration states that the server persists every write.
+//! An entry's id is the event's cursor, `epoch-seq`, which a script assigns. Assigned sequences have no holes, so every
+//! hole means that events are missing. A Redis server that was restarted may have lost events that readers have seen,
+//! so a channel then continues in a new epoch, unless the configuration states that the server persists every write.
 //!
-//! A channel that is followed in this process is in memory as a mirror of its stream, and one blocking read for all of them updates the
-//! mirrors ([`reader`]). Pages are read from Redis directly.
+//! Each channel that is followed in this process has a mirror of its stream in memory. One blocking read for all of
+//! them updates the mirrors ([`reader`]). Pages are read from Redis directly.
 //!
-//! While Redis is unavailable, memory may replace it: such events enter the mirror in an epoch of their own. When Redis is available
-//! again, the mirror is loaded again, and its subscribers see a gap instead of the events that only memory had.
+//! While Redis is unavailable, memory may replace it: such events enter the mirror in an epoch of their own. When Redis
+//! is available again, the mirror is loaded again, and its subscribers see a gap instead of the events that only memory
+//! had.
 
 pub(crate) mod groups;
 mod lease;
@@ -37,11 +38,12 @@ use crate::redis::link::Link;
 use crate::redis::stream::{Fields, StreamMeta, claim_key, event, key, meta_key};
 use crate::subscription::Subscription;
 
-/// Epochs from here on are not assigned by Weir: another program wrote the entry.
+/// Weir assigns no epochs from this one on: an entry with such an epoch was written by another program.
 const EPOCH_END: u64 = 1 << 62;
 /// How long a channel's last cursor is stored after its events have expired, in milliseconds.
 const REMEMBERED_MS: u64 = 86_400_000;
-/// How often the owner record of a followed channel is renewed during its time to live, and how many are renewed with one command.
+/// How often the owner record of a followed channel is renewed during its time to live, and how many are renewed with
+/// one command.
 const RENEWALS: u64 = 4;
 const RENEWED_AT_ONCE: usize = 256;
 
@@ -66,17 +68,17 @@ pub(crate) struct Shared {
     /// Notified when another channel is followed.
     followed: Notify,
     /// Held while a mirror is loaded, so that each is loaded once.
-    making: tokio::sync::Mutex<()>,
+    loading: tokio::sync::Mutex<()>,
 }
 
 impl Redis {
     pub(crate) fn open(config: Arc<EventsConfig>, clock: Arc<Clock>, hub: Arc<Hub>) -> Result<Self, OpenError> {
         let link = Arc::new(Link::new(config.redis.clone())?);
         let append = Script::new(include_str!("append.lua"));
-        let making = tokio::sync::Mutex::new(());
+        let loading = tokio::sync::Mutex::new(());
         let (values, leases) = (state::State::new(Arc::clone(&config)), RedisLeases::new());
         let followed = Notify::new();
-        let shared = Arc::new(Shared { config, clock, hub, link, append, values, leases, followed, making });
+        let shared = Arc::new(Shared { config, clock, hub, link, append, values, leases, followed, loading });
         let reader = tokio::spawn(reader::run(Arc::clone(&shared)));
         Ok(Self { shared, reader, renewed_ms: AtomicU64::new(0) })
     }
@@ -91,7 +93,7 @@ impl Redis {
         match appended {
             // Only Redis knows the owners of leases.
             Err(Error::Unavailable { .. }) if self.shared.falls_back() && write.fence.is_none() => {
-                self.shared.append_here(name, drafts)
+                self.shared.append_in_memory(name, drafts)
             }
             appended => appended,
         }
@@ -150,7 +152,7 @@ impl Redis {
         self.shared.values.count(&self.shared.link, kind).await
     }
 
-    /// What is in use. Claims have no bound in Redis.
+    /// The usage of the bounds. Claims have no bound in Redis.
     pub(crate) async fn usage(&self) -> Result<Usage, Error> {
         Ok(Usage { state_bytes: self.shared.values.bytes(&self.shared.link).await?, claims: 0 })
     }
@@ -202,15 +204,15 @@ impl Redis {
         }
         let followed = hub.all().into_iter().filter(|channel| !channel.lock().idle());
         let records: Vec<ChannelName> = followed.filter_map(|channel| channel.name.owner_record()).collect();
-        for some in records.chunks(RENEWED_AT_ONCE) {
+        for chunk in records.chunks(RENEWED_AT_ONCE) {
             let mut renew = redis::pipe();
-            for record in some {
+            for record in chunk {
                 renew.cmd("PEXPIRE").arg(self.shared.key(record)).arg(age_ms_max).ignore();
                 let remembered_ms = age_ms_max.saturating_add(REMEMBERED_MS);
                 renew.cmd("PEXPIRE").arg(self.shared.meta_key(record)).arg(remembered_ms).ignore();
             }
             let renewed: Result<(), Error> =
-                link.ask(|mut live| async move { renew.query_async(&mut live.connection).await }).await;
+                link.request(|mut server| async move { renew.query_async(&mut server.connection).await }).await;
             if renewed.is_err() {
                 // The next sweep tries again.
                 return;
@@ -250,12 +252,13 @@ impl Shared {
         write: WriteContext<'_>,
     ) -> Result<Vec<Cursor>, Error> {
         let mut epoch = self.clock.fresh_epoch();
-        // The clock of another server may be ahead, and then the epoch must be greater; yet another server may take that one too.
+        // If the clock of another server is ahead, a greater epoch is needed; a third server may assign that one in the
+        // meantime.
         for _ in 0..4 {
-            let answer: Vec<String> =
-                self.link.ask(|live| async move { self.run_append(live, name, drafts, epoch, write).await }).await?;
-            let number = |at: usize| answer.get(at).and_then(|text| text.parse::<u64>().ok()).unwrap_or_default();
-            match answer.first().map(String::as_str) {
+            let reply: Vec<String> =
+                self.link.request(|server| async move { self.run_append(server, name, drafts, epoch, write).await }).await?;
+            let number = |at: usize| reply.get(at).and_then(|text| text.parse::<u64>().ok()).unwrap_or_default();
+            match reply.first().map(String::as_str) {
                 Some("ok") => {
                     self.observe(number(1));
                     return Ok((number(2)..=number(3)).map(|seq| Cursor::new(number(1), seq)).collect());
@@ -271,7 +274,7 @@ impl Shared {
 
     async fn run_append(
         &self,
-        mut live: link::ServerConnection,
+        mut server: link::ServerConnection,
         name: &ChannelName,
         drafts: &[Draft],
         epoch: u64,
@@ -284,7 +287,7 @@ impl Shared {
         // A kind that is too long for an owner record has none; the keys of the channel itself are passed instead.
         let record = name.owner_record().unwrap_or_else(|| name.clone());
         call.key(self.key(&record)).key(self.meta_key(&record));
-        call.arg(&*live.run).arg(epoch).arg(u8::from(self.config.durable));
+        call.arg(&*server.run).arg(epoch).arg(u8::from(self.config.durable));
         call.arg(retention.events_max.max(1)).arg(retention.bytes_max).arg(retention.age_ms_max.max(1));
         call.arg(retention.age_ms_max.saturating_add(REMEMBERED_MS)).arg(token);
         let user = write.user.filter(|_| !name.is_owner_record()).unwrap_or_default();
@@ -296,16 +299,16 @@ impl Shared {
             call.arg(&*draft.name).arg(&*draft.data);
             call.arg(draft.coalesce.as_deref().unwrap_or_default()).arg(u8::from(draft.finishes));
         }
-        call.invoke_async(&mut live.connection).await
+        call.invoke_async(&mut server.connection).await
     }
 
     /// Appends to the memory of this process only.
-    fn append_here(&self, name: &ChannelName, drafts: Vec<Draft>) -> Result<Vec<Cursor>, Error> {
+    fn append_in_memory(&self, name: &ChannelName, drafts: Vec<Draft>) -> Result<Vec<Cursor>, Error> {
         let mut drafts = Some(drafts);
         loop {
-            let channel = self.hub.insert(name, None, || self.blank())?;
+            let channel = self.hub.insert(name, None, || self.empty_mirror())?;
             let mut state = channel.lock();
-            if state.gone {
+            if state.is_removed {
                 continue;
             }
             if !state.diverged || state.next.epoch <= state.source.epoch {
@@ -320,7 +323,8 @@ impl Shared {
         }
     }
 
-    /// Loads the mirror of a channel again where a reader has seen more than it holds: the mirror of another server may be ahead.
+    /// Loads the mirror of a channel again if a reader's cursor is after its newest event: the mirror of another server
+    /// may be ahead.
     async fn catch_up(&self, name: &ChannelName, after: Cursor) -> Result<(), Error> {
         let channel = self.mirror(name).await?;
         {
@@ -342,7 +346,7 @@ impl Shared {
             // By the server's clock, which stamped the events: the local clock may differ.
             let oldest_ms = now_ms.saturating_sub(self.config.retention_of(name).age_ms_max);
             match entries.last() {
-                Some(newest) if entries.len() == limit && newest.time_ms < oldest_ms => from = beyond(newest.cursor),
+                Some(newest) if entries.len() == limit && newest.time_ms < oldest_ms => from = id_after(newest.cursor),
                 // The cursor is not of this channel: all retained events come after the gap.
                 None if is_known && meta.last != Cursor::START && resolve(after, meta.last) != after => {
                     (from, is_known) = (first_after(Cursor::UNKNOWN), false);
@@ -358,20 +362,20 @@ impl Shared {
         }
         // A range that starts at the greatest cursor may contain the entry that the reader has seen.
         let all = after.is_unknown() || !is_known;
-        let news = |entry: &Arc<Entry>| (all || entry.cursor > after) && entry.time_ms >= oldest_ms;
-        let entries = entries.into_iter().filter(news);
+        let is_new = |entry: &Arc<Entry>| (all || entry.cursor > after) && entry.time_ms >= oldest_ms;
+        let entries = entries.into_iter().filter(is_new);
         Ok(page(after, last, meta.finished, entries, limit, self.config.page_bytes_max))
     }
 
     /// Entries of a stream and its metadata, read atomically.
     async fn range(&self, name: &ChannelName, from: &str, count: usize) -> Result<Range, Error> {
-        let mut ask = redis::pipe();
-        ask.atomic();
-        ask.cmd("XRANGE").arg(self.key(name)).arg(from).arg("+").arg("COUNT").arg(count);
-        ask.cmd("HMGET").arg(self.meta_key(name)).arg("epoch").arg("seq").arg("finished");
-        ask.cmd("TIME");
+        let mut query = redis::pipe();
+        query.atomic();
+        query.cmd("XRANGE").arg(self.key(name)).arg(from).arg("+").arg("COUNT").arg(count);
+        query.cmd("HMGET").arg(self.meta_key(name)).arg("epoch").arg("seq").arg("finished");
+        query.cmd("TIME");
         let (range, fields, (seconds, micros)): (StreamRangeReply, Fields, (u64, u64)) =
-            self.link.ask(|mut live| async move { ask.query_async(&mut live.connection).await }).await?;
+            self.link.request(|mut server| async move { query.query_async(&mut server.connection).await }).await?;
         let now_ms = seconds.saturating_mul(1_000).saturating_add(micros / 1_000);
         let meta = StreamMeta::from_fields(fields);
         self.observe(meta.last.epoch);
@@ -388,13 +392,13 @@ impl Shared {
         }
     }
 
-    /// The mirror of a channel; loaded where there is none or where it differs from Redis.
+    /// The mirror of a channel; loaded if there is none or if it differs from Redis.
     async fn mirror(&self, name: &ChannelName) -> Result<Arc<Channel>, Error> {
-        let good = |channel: &Arc<Channel>| !channel.lock().diverged;
-        if let Some(channel) = self.hub.resident(name).filter(good) {
+        let is_current = |channel: &Arc<Channel>| !channel.lock().diverged;
+        if let Some(channel) = self.hub.resident(name).filter(is_current) {
             return Ok(channel);
         }
-        let _making = self.making.lock().await;
+        let _loading = self.loading.lock().await;
         if let Some(channel) = self.hub.resident(name) {
             return match self.refresh(&channel).await {
                 Err(error) if !self.falls_back() => Err(error),
@@ -403,13 +407,13 @@ impl Shared {
         }
         let state = match self.load(name).await {
             Ok(log) => State::new(log),
-            Err(Error::Unavailable { .. }) if self.falls_back() => self.blank(),
+            Err(Error::Unavailable { .. }) if self.falls_back() => self.empty_mirror(),
             Err(error) => return Err(error),
         };
         self.hub.insert(name, None, || state)
     }
 
-    /// Loads a mirror again that differs from Redis; its subscribers get the events that they have not seen.
+    /// Loads a mirror again if it differs from Redis; its subscribers get the events that they have not seen.
     async fn refresh(&self, channel: &Channel) -> Result<(), Error> {
         if !channel.lock().diverged {
             return Ok(());
@@ -442,8 +446,8 @@ impl Shared {
         Ok(())
     }
 
-    /// Makes the reader start at the beginning of a stream where the server, after a restart, has lost events that were read: new entries
-    /// with an earlier epoch would never be read otherwise.
+    /// Makes the reader start at the beginning of a stream if the server has lost events that were already read:
+    /// otherwise new entries with an earlier epoch would never be read.
     async fn rewind(&self, channel: &Channel) -> Result<(), Error> {
         let Range { meta, .. } = self.range(&channel.name, "-", 1).await?;
         let mut state = channel.lock();
@@ -453,7 +457,7 @@ impl Shared {
         Ok(())
     }
 
-    /// All entries that Redis has of a channel.
+    /// The log of all entries of a channel in Redis.
     async fn load(&self, name: &ChannelName) -> Result<Log, Error> {
         // The script appends and trims atomically, so that no more than `events_max` entries are retained.
         let Range { entries, meta, .. } = self.range(name, "-", self.config.retention.events_max.max(1)).await?;
@@ -471,7 +475,7 @@ impl Shared {
     }
 
     /// An empty mirror, marked as different from Redis.
-    fn blank(&self) -> State {
+    fn empty_mirror(&self) -> State {
         let mut state = State::new(Log::new(self.config.retention, Cursor::START));
         state.diverged = true;
         state
@@ -486,14 +490,14 @@ struct Range {
     now_ms: u64,
 }
 
-/// The start of a reader's range.
+/// The first id of the range after a cursor, in the form of `XRANGE`.
 fn first_after(after: Cursor) -> String {
-    if after == Cursor::START || after.is_unknown() { "-".to_owned() } else { beyond(after) }
+    if after == Cursor::START || after.is_unknown() { "-".to_owned() } else { id_after(after) }
 }
 
-/// The first id after a cursor. Nothing is after the greatest, for which its own id is returned: Redis refuses a range that starts after
-/// it.
-fn beyond(Cursor { epoch, seq }: Cursor) -> String {
+/// The first id after a cursor. For the greatest cursor it is that cursor's own id, since Redis refuses a range that
+/// starts after it.
+fn id_after(Cursor { epoch, seq }: Cursor) -> String {
     match (seq.checked_add(1), epoch.checked_add(1)) {
         (Some(seq), _) => format!("{epoch}-{seq}"),
         (None, Some(epoch)) => format!("{epoch}-0"),

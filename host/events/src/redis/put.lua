@@ -1,9 +1,12 @@
--- Puts a value under a key, and the key among those of its kind.
--- KEYS: the value, the keys of the kind by name, those of them that end by their end, the bytes of each key and its user, the bytes of
--- each user, the bytes of all, the keys of all kinds that end by their end, and, where the put is fenced, the lease.
--- ARGV: the key, the value, how long it stays in ms or 0 for as long as it is not deleted, the token of the lease or an empty text,
--- its bytes as they are counted, the user whose share it takes or an empty text, the most bytes of a user, the most of all.
--- Returns 1, 0 where the token is not the newest, 2 where it does not fit into the user's share, or 3 where it does not fit at all.
+-- Puts a value under a key, and adds the key to the index of its kind.
+-- KEYS: the value; the keys of the kind, sorted by name; its expiring keys, sorted by their end; the bytes and the user
+-- of each key; the bytes of each user; the bytes of all values; the expiring keys of all kinds, sorted by their end;
+-- the lease (if the put is fenced).
+-- ARGV: the key, the value, its time to live in ms or 0 for none, the token of the lease or an empty string, the bytes
+-- that count towards the bounds, the user whose share the value counts towards or an empty string, the most bytes of a
+-- user, the most bytes of all.
+-- Returns 1, 0 if the token is not the newest, 2 if the value exceeds the user's share, or 3 if it exceeds the bound
+-- for all users.
 local value, names, ends = KEYS[1], KEYS[2], KEYS[3]
 local sizes, users, total, all_ends = KEYS[4], KEYS[5], KEYS[6], KEYS[7]
 local key, ttl = ARGV[1], tonumber(ARGV[3])
@@ -24,7 +27,7 @@ local function give_back(some_key)
   if owner ~= '' and redis.call('HINCRBY', users, owner, -size) <= 0 then redis.call('HDEL', users, owner) end
 end
 
--- Keys whose values expired are removed from the sets gradually: each put removes more than it can add.
+-- Keys of expired values are removed from the sets gradually: each put removes more keys than it adds.
 local time = redis.call('TIME')
 local now = tonumber(time[1]) * 1000 + math.floor(tonumber(time[2]) / 1000)
 for _, ended in ipairs(redis.call('ZRANGEBYSCORE', ends, '-inf', now, 'LIMIT', 0, 16)) do

@@ -32,12 +32,14 @@ pub(crate) async fn run(shared: Arc<Shared>) {
     }
 }
 
-/// Updates the mirrors until the connection is lost. `known_run` is the run of the server that they were read from before.
+/// Updates the mirrors until the connection is lost. `known_run` is the run id of the server that they were read from
+/// before.
 async fn feed(shared: &Shared, known_run: &mut Option<Arc<str>>) -> Result<Infallible, Error> {
-    // A read takes as long as it blocks; after that time and the timeout of any command the connection is considered lost.
+    // A read takes as long as it blocks; after that time and the timeout of any command the connection is considered
+    // lost.
     let block_ms = shared.link.config.block_ms.max(1);
-    let answer_max = Duration::from_millis(block_ms + shared.link.config.timeout_ms);
-    let ServerConnection { mut connection, run } = shared.link.connect(Some(answer_max)).await?;
+    let response_max = Duration::from_millis(block_ms + shared.link.config.timeout_ms);
+    let ServerConnection { mut connection, run } = shared.link.connect(Some(response_max)).await?;
     // Mirrors may have been loaded from another run before this connection was opened.
     if known_run.as_ref() != Some(&run) {
         for channel in shared.hub.all() {
@@ -45,14 +47,15 @@ async fn feed(shared: &Shared, known_run: &mut Option<Arc<str>>) -> Result<Infal
         }
     }
     *known_run = Some(run);
-    let client: u64 = ask(shared, redis::cmd("CLIENT").arg("ID"), &mut connection).await?;
+    let client: u64 = query(shared, redis::cmd("CLIENT").arg("ID"), &mut connection).await?;
     loop {
         let mut streams = Vec::new();
         for channel in shared.hub.all() {
             if channel.lock().diverged {
-                let _making = shared.making.lock().await;
+                let _loading = shared.loading.lock().await;
                 shared.refresh(&channel).await?;
-                // Events that memory held while Redis was unavailable, of a channel without followers: pages come from Redis now.
+                // A channel without followers, which had events in memory while Redis was unavailable: pages are read
+                // from Redis now.
                 if shared.hub.forget(&channel.name, |_| true) {
                     continue;
                 }
@@ -74,10 +77,10 @@ async fn feed(shared: &Shared, known_run: &mut Option<Arc<str>>) -> Result<Infal
         }
         let reply = interruptible(shared, &read, &mut connection, client).await;
         let reply = reply.map_err(|error| shared.link.fail(error.to_string()))?;
-        for (answered, stream) in reply.into_iter().flat_map(|reply| reply.keys).enumerate() {
+        for (position, stream) in reply.into_iter().flat_map(|reply| reply.keys).enumerate() {
             // The reply names the streams that have entries, in the order of the command.
-            let found = streams[answered..].iter().find(|(channel, _)| shared.key(&channel.name) == stream.key);
-            if let Some((channel, _)) = found {
+            let mirror = streams[position..].iter().find(|(channel, _)| shared.key(&channel.name) == stream.key);
+            if let Some((channel, _)) = mirror {
                 apply(channel, &stream.ids, shared.clock.now_ms());
             }
         }
@@ -113,16 +116,17 @@ async fn interruptible(
 fn apply(channel: &Channel, entries: &[redis::streams::StreamId], now_ms: u64) {
     let mut state = channel.lock();
     if state.diverged {
-        // It is loaded again, from the last entry that came from Redis.
+        // The mirror is loaded again, which includes these entries.
         return;
     }
     let events: Vec<_> = entries.iter().filter_map(|entry| event(entry, |_| now_ms)).collect();
     if let Some(first) = events.first().filter(|first| first.cursor <= state.log.last()) {
-        // The server lost entries and continues before them: readers get a gap, whatever the order of the epochs.
+        // The server lost entries and continues with an earlier cursor: readers get a gap, whatever the order of the
+        // epochs.
         state.log.restart(first.cursor.previous());
     }
     state.log_and_offer(&events);
-    // An entry that is not an event is skipped; the cursors show that it was there.
+    // An entry that is not an event is skipped; readers see a hole in the sequence.
     if let Some(last) = entries.last().and_then(|entry| entry.id.parse().ok()) {
         state.source = last;
         state.log.skip_to(last);
@@ -130,7 +134,7 @@ fn apply(channel: &Channel, entries: &[redis::streams::StreamId], now_ms: u64) {
     wake(state);
 }
 
-async fn ask<T: redis::FromRedisValue>(
+async fn query<T: redis::FromRedisValue>(
     shared: &Shared,
     command: &Cmd,
     connection: &mut MultiplexedConnection,

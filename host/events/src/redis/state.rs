@@ -1,6 +1,7 @@
-//! State in Redis: a key for each value, and two sorted sets for each kind, the keys in the order of their bytes and the ends of those
-//! that expire. Hashes have the bytes of each key and of each user, so that shares hold for all servers together, and across restarts.
-//! Scanning all keys of the server (`SCAN`) would take time in proportion to the keys of all applications, and has no order for pages.
+//! State in Redis: a key for each value, and two sorted sets for each kind: all keys in the order of their bytes, and
+//! expiring keys by their end. Hashes contain the bytes of each key and of each user, so that shares apply to all
+//! servers together and across restarts. Scanning all keys of the server (`SCAN`) would take time in proportion to the
+//! keys of all applications, and has no order for pages.
 
 use std::sync::Arc;
 
@@ -13,7 +14,7 @@ use crate::error::Error;
 use crate::redis::lease::fence_arguments;
 use crate::redis::link::Link;
 
-/// The scripts of it.
+/// The scripts that read and write state.
 #[derive(Debug)]
 pub(crate) struct State {
     config: Arc<EventsConfig>,
@@ -47,8 +48,8 @@ impl State {
             (value_bytes_of(key, value.len()), &*self.config);
         let user_max = Shares::new(*state_bytes_max, *user_percent_max).user_max();
         put.arg(bytes).arg(write.user.unwrap_or_default()).arg(user_max).arg(*state_bytes_max);
-        let done: u8 = link.ask(|mut live| async move { put.invoke_async(&mut live.connection).await }).await?;
-        match done {
+        let outcome: u8 = link.request(|mut server| async move { put.invoke_async(&mut server.connection).await }).await?;
+        match outcome {
             0 => Err(Error::Fenced),
             2 => Err(Error::state(ShareExceeded::User {
                 more: bytes,
@@ -79,7 +80,7 @@ impl State {
         Ok(bytes.unwrap_or(0))
     }
 
-    /// How many keys of a kind there are.
+    /// The number of keys of a kind.
     pub(crate) async fn count(&self, link: &Link, kind: &str) -> Result<usize, Error> {
         let mut count = redis::cmd("ZCARD");
         count.arg(names_key(link, kind));
@@ -94,8 +95,8 @@ impl State {
             delete.key(name);
         }
         delete.key(lease).arg(key.as_str()).arg(token);
-        let done: u8 = link.ask(|mut live| async move { delete.invoke_async(&mut live.connection).await }).await?;
-        if done == 0 { Err(Error::Fenced) } else { Ok(()) }
+        let outcome: u8 = link.request(|mut server| async move { delete.invoke_async(&mut server.connection).await }).await?;
+        if outcome == 0 { Err(Error::Fenced) } else { Ok(()) }
     }
 
     pub(crate) async fn keys(&self, link: &Link, kind: &str, after: &str, limit: usize) -> Result<Vec<String>, Error> {
@@ -106,18 +107,19 @@ impl State {
         }
         keys.arg(format!("{}@@state:", link.config.prefix));
         keys.arg(if after.is_empty() { "-".to_owned() } else { format!("({after}") }).arg(limit);
-        link.ask(|mut live| async move { keys.invoke_async(&mut live.connection).await }).await
+        link.request(|mut server| async move { keys.invoke_async(&mut server.connection).await }).await
     }
 }
 
-/// The value under a key, where there is one.
+/// The value under a key, if there is one.
 pub(crate) async fn value(link: &Link, key: &ChannelName) -> Result<Option<Vec<u8>>, Error> {
     let mut get = redis::cmd("GET");
     get.arg(value_key(link, key));
     link.command(get).await
 }
 
-// Kinds begin with a letter, so none of these is the stream of a channel (`workflow:ID`) or its metadata (`@workflow:ID`).
+// Kinds begin with a letter, so none of these is the stream of a channel (`workflow:ID`) or its metadata
+// (`@workflow:ID`).
 
 fn value_key(link: &Link, key: &ChannelName) -> String {
     format!("{}@@state:{key}", link.config.prefix)
@@ -131,7 +133,8 @@ fn ends_key(link: &Link, kind: &str) -> String {
     format!("{}@@state-ends:{kind}", link.config.prefix)
 }
 
-/// The bytes of each key and its user, of each user, and of all, and the keys of all kinds that end.
+/// The keys of: the bytes and the user of each key, the bytes of each user, the bytes of all values, and the expiring
+/// keys of all kinds.
 fn count_keys(link: &Link) -> [String; 4] {
     let prefix = &link.config.prefix;
     [format!("{prefix}@@state-sizes"), users_key(link), total_key(link), format!("{prefix}@@state-all-ends")]

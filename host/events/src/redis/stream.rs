@@ -11,19 +11,19 @@ pub(crate) fn key(prefix: &str, name: &ChannelName) -> String {
     format!("{prefix}{name}")
 }
 
-/// The key of a channel's metadata: epoch, sequence, run of the server, finished, bytes. Kinds begin with a letter, so it is never
-/// the stream of another channel.
+/// The key of a channel's metadata: epoch, sequence, run id of the server, finished, bytes, user. Kinds begin with a
+/// letter, so it is never the stream of another channel.
 pub(crate) fn meta_key(prefix: &str, name: &ChannelName) -> String {
     format!("{prefix}@{name}")
 }
 
-/// The key of a claim: never the metadata of a channel of the kind `claim`.
+/// The key of a claim. It differs from the key of the metadata of any channel.
 pub(crate) fn claim_key(prefix: &str, key: &str) -> String {
     format!("{prefix}@@claim:{key}")
 }
 
-/// The event of an entry; none when another program wrote an entry that is not an event. `stored_ms` converts the server's time of
-/// an event to the store clock.
+/// The event of an entry; none when another program wrote an entry that is not an event. `stored_ms` converts the
+/// server's time of an event to the store clock.
 pub(crate) fn event(entry: &StreamId, stored_ms: impl Fn(u64) -> u64) -> Option<Arc<Entry>> {
     let cursor = entry.id.parse().ok()?;
     let text = |field: &str| -> Option<String> {

@@ -1,4 +1,4 @@
-//! Stores to test, and a Redis server of our own.
+//! Stores to test, and a Redis server of the test's own.
 #![allow(dead_code, unused_macros, unused_imports, reason = "each test program uses its part")]
 
 use std::io::{Read, Write};
@@ -11,7 +11,7 @@ use tempfile::TempDir;
 use weir_core::channels::{ChannelName, Cursor, Delivery, Draft, Gap};
 use weir_events::{EventsConfig, RedisConfig, Store, StoreKind, Subscription};
 
-/// How long anything that should happen may take.
+/// How long to wait for an expected condition.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
 
 /// A redis-server, stopped when this is dropped.
@@ -23,12 +23,12 @@ pub(crate) struct RedisServer {
 }
 
 impl RedisServer {
-    /// A server that keeps nothing.
+    /// A server without persistence.
     pub(crate) fn start() -> Self {
         Self::with(&["--save", "", "--appendonly", "no"])
     }
 
-    /// A server that keeps every write.
+    /// A server that persists every write.
     pub(crate) fn durable() -> Self {
         Self::with(&["--save", "", "--appendonly", "yes", "--appendfsync", "always"])
     }
@@ -41,23 +41,23 @@ impl RedisServer {
         server
     }
 
-    /// Starts it where it was, and waits until it answers.
+    /// Starts the server on its port and in its folder, and waits until it answers.
     pub(crate) fn start_again(&mut self) {
         let mut command = Command::new(program());
         command.args(["--port", &self.port.to_string(), "--bind", "127.0.0.1", "--dir"]).arg(self.folder.path());
         command.args(&self.arguments).stdin(Stdio::null()).stdout(Stdio::null());
         self.child = Some(command.spawn().expect("redis-server starts"));
-        let begun = Instant::now();
-        while !self.answers() {
-            assert!(begun.elapsed() < PATIENCE, "redis-server does not answer");
+        let start = Instant::now();
+        while !self.responds() {
+            assert!(start.elapsed() < PATIENCE, "redis-server does not answer");
             std::thread::sleep(Duration::from_millis(10));
         }
     }
 
-    fn answers(&self) -> bool {
+    fn responds(&self) -> bool {
         let Ok(mut socket) = TcpStream::connect(("127.0.0.1", self.port)) else { return false };
-        let mut answer = [0; 5];
-        socket.write_all(b"PING\r\n").is_ok() && socket.read_exact(&mut answer).is_ok() && &answer == b"+PONG"
+        let mut reply = [0; 5];
+        socket.write_all(b"PING\r\n").is_ok() && socket.read_exact(&mut reply).is_ok() && &reply == b"+PONG"
     }
 
     /// `kill -9`.
@@ -100,8 +100,8 @@ fn program() -> PathBuf {
         return path.into();
     }
     let path = std::env::var_os("PATH").unwrap_or_default();
-    let found = std::env::split_paths(&path).map(|folder| folder.join("redis-server")).find(|file| file.is_file());
-    found.expect("no redis-server on the PATH: set WEIR_TEST_REDIS to what `cargo xtask redis` prints")
+    let program_path = std::env::split_paths(&path).map(|folder| folder.join("redis-server")).find(|file| file.is_file());
+    program_path.expect("no redis-server on the PATH: set WEIR_TEST_REDIS to what `cargo xtask redis` prints")
 }
 
 pub(crate) fn disk(folder: &Path) -> EventsConfig {
@@ -121,17 +121,17 @@ pub(crate) fn name(text: &str) -> ChannelName {
     text.parse().unwrap()
 }
 
-/// Events numbered so.
+/// Events whose data are these numbers.
 pub(crate) fn numbered(numbers: impl IntoIterator<Item = u64>) -> Vec<Draft> {
     numbers.into_iter().map(|number| Draft::new("e", number.to_string())).collect()
 }
 
-/// What a subscription gives, soon.
+/// The next delivery of a subscription; panics if none comes in time.
 pub(crate) async fn next(subscription: &mut Subscription) -> Option<Delivery> {
     tokio::time::timeout(PATIENCE, subscription.next()).await.expect("nothing comes")
 }
 
-/// The next event's data as a number, where it is an event.
+/// The data of the next event as a number; panics if the next delivery is not an event.
 pub(crate) async fn number(subscription: &mut Subscription) -> u64 {
     match next(subscription).await {
         Some(Delivery::Event { entry, .. }) => entry.data.parse().unwrap(),
@@ -147,25 +147,25 @@ pub(crate) async fn gap(subscription: &mut Subscription) -> Gap {
 }
 
 /// Waits for a condition.
-pub(crate) async fn until<F: Future<Output = bool>>(what: &str, condition: impl Fn() -> F) {
-    let begun = Instant::now();
+pub(crate) async fn until<F: Future<Output = bool>>(description: &str, condition: impl Fn() -> F) {
+    let start = Instant::now();
     while !condition().await {
-        assert!(begun.elapsed() < PATIENCE, "{what}");
+        assert!(start.elapsed() < PATIENCE, "{description}");
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
 }
 
-/// What a reader knows: its cursor, and the numbers it was given.
+/// The state of a reader: its cursor, and the numbers and gaps that it received.
 #[derive(Debug, Default)]
-pub(crate) struct Seen {
+pub(crate) struct ReaderState {
     pub(crate) cursor: Cursor,
     pub(crate) numbers: Vec<u64>,
     pub(crate) gaps: Vec<Gap>,
 }
 
-impl Seen {
+impl ReaderState {
     /// Records a delivery, and checks that it continues the sequence.
-    pub(crate) fn take(&mut self, delivery: &Delivery) {
+    pub(crate) fn record(&mut self, delivery: &Delivery) {
         match delivery {
             Delivery::Event { entry, coalesced } => {
                 if self.cursor != Cursor::START {
@@ -182,12 +182,13 @@ impl Seen {
                 self.cursor = gap.missing_to;
                 self.gaps.push(*gap);
             }
-            Delivery::Closed(why) => panic!("closed: {why}"),
+            Delivery::Closed(reason) => panic!("closed: {reason}"),
         }
     }
 }
 
-/// Each test with each store. A test can open several stores, which share their content where the kind allows it.
+/// Runs each test with each kind of store. A test can open several stores, which share their content if the kind allows
+/// it.
 macro_rules! conformance {
     ($($test:ident),+ $(,)?) => {
         mod in_memory {

@@ -1,5 +1,5 @@
-//! Adapter components: records of a driver in, results out. Each call has an instance and a store of its own, on a task of its own,
-//! so that an adapter that traps ends alone.
+//! Adapter components: they read the records of a driver and write results. Each call has an instance, a store and a
+//! task of its own, so that a trap ends only the adapter that trapped.
 
 use std::path::Path;
 use std::pin::Pin;
@@ -27,7 +27,7 @@ use crate::start::{Builtin, component_source};
 
 /// Most records written to an instance at once.
 const TRANSFER_MAX: usize = 64;
-/// Results that wait for their reader.
+/// Most results that wait for their reader.
 const RESULTS_MAX: usize = 256;
 
 /// Opens calls of adapter components; cheap to clone.
@@ -51,12 +51,12 @@ pub enum AdapterError {
     /// The component refuses its configuration.
     #[error("the configuration of the adapter is invalid: {0}")]
     Config(String),
-    /// The instance ended before it gave an answer.
+    /// The instance ended before it accepted or refused its configuration.
     #[error("the adapter component has ended: {0}")]
     Ended(String),
 }
 
-/// A linked adapter component, of which instances are made; cheap to clone.
+/// A linked adapter component, from which instances are created; cheap to clone.
 #[derive(Clone)]
 pub struct AdapterComponent {
     pre: AdapterExportsPre<AdapterState>,
@@ -65,9 +65,9 @@ pub struct AdapterComponent {
 
 /// A call of an adapter component.
 pub struct AdapterCall {
-    /// Takes records; dropping it ends them.
+    /// The sender of records; dropping it ends the stream of records.
     pub records: mpsc::Sender<core::SourceRecord>,
-    /// The results. They end when every record is complete, or when the instance is lost.
+    /// The results. The stream ends when every record is complete, or when the instance is lost.
     pub results: mpsc::Receiver<core::ResultRecord>,
     /// Dropping it ends the instance.
     pub instance: AdapterInstance,
@@ -77,8 +77,8 @@ pub struct AdapterCall {
 pub struct AdapterInstance(AbortOnDropHandle<Result<(), String>>);
 
 impl AdapterInstance {
-    /// Waits for its end, which follows that of the results. Returns why the results have ended; `None` if the component has ended
-    /// them.
+    /// Waits until the instance has ended, which it does after its results. Returns why the results ended early; `None`
+    /// if the component ended them.
     pub async fn ended(self) -> Option<String> {
         match self.0.await {
             Ok(ended) => ended.err(),
@@ -122,8 +122,8 @@ impl AdapterComponent {
     pub async fn open(&self, name: &str, config: String) -> Result<AdapterCall, AdapterError> {
         let (records, from_driver) = mpsc::channel(TRANSFER_MAX);
         let (to_driver, results) = mpsc::channel(RESULTS_MAX);
-        let (started, start) = tokio::sync::oneshot::channel();
-        let run = run(self.clone(), name.to_owned(), config, from_driver, to_driver, started);
+        let (start_sender, start) = tokio::sync::oneshot::channel();
+        let run = run(self.clone(), name.to_owned(), config, from_driver, to_driver, start_sender);
         let task = AbortOnDropHandle::new(tokio::spawn(async move { run.await.map_err(|error| format!("{error:#}")) }));
         match start.await {
             Ok(Ok(())) => Ok(AdapterCall { records, results, instance: AdapterInstance(task) }),
@@ -146,7 +146,7 @@ async fn run(
     config: String,
     records: mpsc::Receiver<core::SourceRecord>,
     results: mpsc::Sender<core::ResultRecord>,
-    started: tokio::sync::oneshot::Sender<Result<(), String>>,
+    start_sender: tokio::sync::oneshot::Sender<Result<(), String>>,
 ) -> wasmtime::Result<()> {
     let adapters = &component.adapters;
     let mut wasi = WasiCtx::builder();
@@ -165,18 +165,18 @@ async fn run(
     let ended = Arc::new(Notify::new());
     let call = async |accessor: &Accessor<AdapterState>| {
         let records = accessor.with(|access| StreamReader::new(access, Records(records)))?;
-        let answer = instance.weir_stream_adapter().call_run(accessor, config, records).await?;
-        let outcomes = match answer {
+        let result = instance.weir_stream_adapter().call_run(accessor, config, records).await?;
+        let outcomes = match result {
             Ok(outcomes) => outcomes,
             Err(wire::StartFailure::InvalidConfig(reason)) => {
-                let _ = started.send(Err(reason));
+                let _ = start_sender.send(Err(reason));
                 return wasmtime::Result::Ok(());
             }
         };
         let consumer = Results { results: Some(results), pending: None, _ended: NotifyOnDrop(ended.clone()) };
         accessor.with(|mut access| outcomes.pipe(&mut access, consumer))?;
-        // The caller may be gone.
-        let _ = started.send(Ok(()));
+        // The caller may have dropped its future.
+        let _ = start_sender.send(Ok(()));
         ended.notified().await;
         Ok(())
     };
@@ -235,7 +235,7 @@ struct Results {
     _ended: NotifyOnDrop,
 }
 
-/// Waits for room for one result.
+/// A future that resolves when there is room for one result.
 type Pending = Pin<Box<dyn Future<Output = Result<mpsc::OwnedPermit<core::ResultRecord>, ()>> + Send>>;
 
 struct NotifyOnDrop(Arc<Notify>);
@@ -261,7 +261,7 @@ impl<D> StreamConsumer<D> for Results {
             return Poll::Ready(Ok(StreamResult::Completed));
         }
         let Some(results) = self.results.clone() else { return Poll::Ready(Ok(StreamResult::Dropped)) };
-        // Room first, results second: what does not fit stays with the instance.
+        // A permit is acquired before a result is read: results without room stay with the instance.
         let pending = self.pending.get_or_insert_with(|| {
             let results = results.clone();
             Box::pin(async move { results.reserve_owned().await.map_err(|_| ()) })
@@ -287,7 +287,7 @@ impl<D> StreamConsumer<D> for Results {
             permit.send(first);
         }
         for result in read {
-            // This is the only sender, so the room that was counted is there; the reader may be gone.
+            // This is the only sender, so the counted room is available. An error means that the receiver is dropped.
             let _ = results.try_send(result);
         }
         Poll::Ready(Ok(StreamResult::Completed))

@@ -19,7 +19,7 @@ pub enum ComponentSource {
 /// Why a component cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum ComponentError {
-    /// The program was built without it.
+    /// The program was built without the component.
     #[error(
         "the {0} component is not built in: build with `cargo xtask build`, or give one with `--component {0}=FILE.wasm`"
     )]
@@ -29,7 +29,7 @@ pub enum ComponentError {
     Unreadable {
         /// The file.
         path: PathBuf,
-        /// What the system says.
+        /// The error of the system.
         source: std::io::Error,
     },
     /// The file is not a component, or needs imports that this host does not provide.
@@ -37,7 +37,7 @@ pub enum ComponentError {
     Invalid {
         /// The file.
         path: PathBuf,
-        /// What wasmtime says.
+        /// The error of wasmtime.
         source: wasmtime::Error,
     },
     /// The code was compiled with other settings or by another version.
@@ -48,7 +48,7 @@ pub enum ComponentError {
     Unwritable {
         /// The file.
         path: PathBuf,
-        /// What the system says.
+        /// The error of the system.
         source: std::io::Error,
     },
 }
@@ -56,7 +56,7 @@ pub enum ComponentError {
 /// Loads a component.
 pub fn load(engine: &Engine, source: &ComponentSource) -> Result<Component, ComponentError> {
     match source {
-        // SAFETY: the bytes were made by `precompile` in this program's own build and are part of its image.
+        // SAFETY: the bytes were produced by `precompile` in this program's own build and are part of its image.
         ComponentSource::Builtin(code) => {
             unsafe { Component::deserialize(engine, code) }.map_err(ComponentError::Mismatch)
         }

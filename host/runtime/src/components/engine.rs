@@ -1,5 +1,5 @@
-//! The settings of wasmtime, and the clock that makes guests yield. The build compiles components with the same settings, so that the
-//! embedded code is accepted.
+//! The settings of wasmtime, and the clock that makes guests yield. The build compiles components with the same
+//! settings, so that the embedded code is accepted.
 
 use std::pin::pin;
 use std::sync::Arc;
@@ -15,8 +15,8 @@ use crate::sleeper::Sleeper;
 /// How long a guest runs before it yields to others.
 const EPOCH: Duration = Duration::from_millis(10);
 
-/// The settings of the engine. Code is compiled for the target's baseline processor and not for the one that builds, so that
-/// a binary built on one machine starts on another.
+/// The settings of the engine. Code is compiled for the target's baseline processor and not for that of the build
+/// machine, so that a binary built on one machine runs on another.
 pub(crate) fn config() -> wasmtime::Result<Config> {
     let mut config = Config::new();
     config.target(TARGET)?;
@@ -38,12 +38,12 @@ pub(crate) struct Host {
 }
 
 impl Host {
-    /// Makes the engine and starts its epoch thread, which ends when the last clone is dropped.
+    /// Creates the engine and starts its epoch thread, which ends when the last clone is dropped.
     pub(crate) fn new() -> wasmtime::Result<Self> {
         let engine = Engine::new(&config()?)?;
         let clock = Arc::new(Clock::default());
-        let (ticking, of_thread) = (engine.clone(), clock.clone());
-        std::thread::Builder::new().name("weir-epoch".into()).spawn(move || of_thread.run(&ticking))?;
+        let (thread_engine, thread_clock) = (engine.clone(), clock.clone());
+        std::thread::Builder::new().name("weir-epoch".into()).spawn(move || thread_clock.run(&thread_engine))?;
         Ok(Self { engine, ticker: Arc::new(Ticker(clock)) })
     }
 
@@ -51,7 +51,7 @@ impl Host {
         &self.engine
     }
 
-    /// Lets the clock tick, every 10 ms, until the guard is dropped.
+    /// Makes the clock tick every 10 ms until the guard is dropped.
     pub(crate) fn ticking(&self) -> Running<'_> {
         self.ticker.0.enter()
     }
@@ -61,8 +61,8 @@ impl Host {
         self.ticker.0.ticks.notified()
     }
 
-    /// Runs a future in which a guest may run: the epoch advances only while such a future is polled, so one outside of this is not
-    /// interrupted.
+    /// Runs a future in which a guest may run. The epoch advances only while such a future is polled, so a guest that
+    /// runs outside of this function is not interrupted.
     pub(crate) async fn run_guest<F: Future>(&self, future: F) -> F::Output {
         let mut future = pin!(future);
         std::future::poll_fn(|cx| {
@@ -73,7 +73,7 @@ impl Host {
     }
 }
 
-/// The guests that run now.
+/// The epoch clock, and the counts of guests that have started and stopped running.
 #[derive(Default)]
 struct Clock {
     entered: AtomicU64,
@@ -92,14 +92,14 @@ impl Clock {
 
     /// Advances the epoch until it is stopped.
     fn run(&self, engine: &Engine) {
-        let mut seen = 0;
+        let mut entered = 0;
         while !self.is_stopped.load(Ordering::SeqCst) {
-            // No guest runs, and none has since the tick before.
-            if self.left.load(Ordering::SeqCst) == seen {
-                let has_work = || self.entered.load(Ordering::SeqCst) != seen || self.is_stopped.load(Ordering::SeqCst);
+            // No guest runs, and none has run since the previous tick.
+            if self.left.load(Ordering::SeqCst) == entered {
+                let has_work = || self.entered.load(Ordering::SeqCst) != entered || self.is_stopped.load(Ordering::SeqCst);
                 self.sleeper.sleep_unless(has_work);
             }
-            seen = self.entered.load(Ordering::SeqCst);
+            entered = self.entered.load(Ordering::SeqCst);
             std::thread::sleep(EPOCH);
             engine.increment_epoch();
             self.ticks.notify_waiters();
@@ -107,7 +107,7 @@ impl Clock {
     }
 }
 
-/// A guest that runs, or something else that needs ticks, until this is dropped.
+/// Keeps the clock ticking until it is dropped, for a running guest or for a task that waits for ticks.
 pub(crate) struct Running<'a>(&'a Clock);
 
 impl Drop for Running<'_> {

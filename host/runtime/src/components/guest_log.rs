@@ -1,7 +1,9 @@
-//! The standard error of components: each line becomes an event of the host's log, with the component's name and a level.
+//! The standard error of components: each line becomes an event of the host's log, with the component's name and a
+//! level.
 //!
-//! A line that begins with `error: `, `warn: `, `info: ` or `debug: ` has that level, and the message of a panic is an error.
-//! Other lines are warnings from Weir's own components, and information from those of the operator.
+//! A line that begins with `error: `, `warn: `, `info: ` or `debug: ` has that level, and the message of a panic is an
+//! error. Other lines are warnings if they come from Weir's own components or from adapters, and information if they
+//! come from steps.
 
 use std::io;
 use std::num::NonZeroU32;
@@ -19,7 +21,7 @@ use weir_core::quota::{Quota, QuotaConfig};
 pub const TARGET: &str = "guest";
 /// Most bytes in a line; a longer one is split.
 const LINE_BYTES_MAX: usize = 4096;
-/// Lines of one component in a second in the long run, and at once.
+/// Lines per second of one component, and the burst that may exceed this rate.
 const LINES_PER_S: NonZeroU32 = NonZeroU32::new(5).expect("not zero");
 const LINES_BURST: NonZeroU32 = NonZeroU32::new(100).expect("not zero");
 /// Components whose lines are counted.
@@ -31,12 +33,12 @@ pub(crate) struct GuestLog(Arc<Mutex<Lines>>);
 
 struct Lines {
     component: &'static str,
-    /// The model or the step that the component serves; empty where there is one component of its kind.
+    /// The model, step or adapter that the component serves; empty if there is one component of its kind.
     name: String,
     default: Level,
-    /// A line without its end.
+    /// The start of a line whose end is not written yet.
     partial: Vec<u8>,
-    /// The lines after the first of a panic belong to it.
+    /// True after the first line of a panic: the following lines belong to the panic.
     panicking: bool,
 }
 
@@ -118,10 +120,10 @@ fn level_of(line: &str, default: Level) -> (Level, &str) {
     prefixed.unwrap_or((default, line))
 }
 
-/// How many lines of a component were omitted before this one; `None` when this one is omitted too.
+/// The number of lines of a component that were omitted before this one; `None` if this one is omitted too.
 fn admit(component: &str, name: &str) -> Option<u64> {
     struct Counts {
-        began: Instant,
+        start_time: Instant,
         quota: Quota,
         omitted: std::collections::BTreeMap<String, u64>,
     }
@@ -132,12 +134,12 @@ fn admit(component: &str, name: &str) -> Option<u64> {
             burst: LINES_BURST,
             keys_max: COMPONENTS_MAX,
         };
-        let counts = Counts { began: Instant::now(), quota: Quota::new(config), omitted: Default::default() };
+        let counts = Counts { start_time: Instant::now(), quota: Quota::new(config), omitted: Default::default() };
         Mutex::new(counts)
     });
     let mut counts = COUNTS.lock().unwrap_or_else(PoisonError::into_inner);
     let key = format!("{component} {name}");
-    let now_ns = u64::try_from(counts.began.elapsed().as_nanos()).unwrap_or(u64::MAX);
+    let now_ns = u64::try_from(counts.start_time.elapsed().as_nanos()).unwrap_or(u64::MAX);
     match counts.quota.take(now_ns, &key) {
         Ok(()) => Some(counts.omitted.remove(&key).unwrap_or(0)),
         Err(_) => {
@@ -148,7 +150,7 @@ fn admit(component: &str, name: &str) -> Option<u64> {
 }
 
 fn write(level: Level, component: &str, name: &str, text: &str) {
-    // The level of an event is a constant.
+    // The level of a tracing event must be a constant.
     macro_rules! at {
         ($level:ident) => {
             match name.is_empty() {

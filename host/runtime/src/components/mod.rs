@@ -5,7 +5,7 @@
 //! - [`adapter`]: adapter components, one instance for each running adapter.
 //! - [`gateway`]: the instances of the gateway component.
 //! - `steps`: components of the operator that are steps of pipelines.
-//! - `guest_log`, `limits`, `outgoing`: what a guest may write, use and call.
+//! - `guest_log`, `limits`, `outgoing`: the log lines, the resource limits and the outgoing requests of a guest.
 
 pub mod adapter;
 pub mod code;

@@ -1,7 +1,7 @@
 //! Outgoing HTTP requests of a guest: only to the authorities of an allow-list.
 //!
-//! wasmtime's own sender makes the requests: HTTP/1.1, over TLS with Mozilla's roots where the scheme is `https`, one connection
-//! for each request, no redirects followed, no proxy.
+//! The default client of wasmtime sends the requests: HTTP/1.1, over TLS with Mozilla's root certificates if the scheme
+//! is `https`, one connection for each request, without redirects and without a proxy.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -17,7 +17,7 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 pub(crate) struct HttpAllowList(Arc<[String]>);
 
 impl HttpAllowList {
-    /// `HOST` allows the scheme's own port, `HOST:PORT` that port with either scheme.
+    /// An entry `HOST` allows the default port of the scheme, `HOST:PORT` that port with either scheme.
     pub(crate) fn new(allow: &[String]) -> Self {
         Self(allow.iter().map(|entry| entry.to_ascii_lowercase()).collect())
     }
@@ -31,7 +31,7 @@ impl HttpAllowList {
         let host = authority.host().to_ascii_lowercase();
         let port = match authority.port_u16() {
             Some(port) => port,
-            // An invalid port must not become the scheme's.
+            // An invalid port must not be replaced by the default one.
             None if authority.as_str().len() != authority.host().len() => return false,
             None => default,
         };
@@ -40,7 +40,7 @@ impl HttpAllowList {
     }
 }
 
-type Sent = (http::Response<WasiBody>, Box<dyn Future<Output = Result<(), Error>> + Send>);
+type SendResult = (http::Response<WasiBody>, Box<dyn Future<Output = Result<(), Error>> + Send>);
 
 impl WasiHttpHooks for HttpAllowList {
     fn send_request(
@@ -48,7 +48,7 @@ impl WasiHttpHooks for HttpAllowList {
         request: http::Request<WasiBody>,
         options: Option<RequestOptions>,
         _done: Box<dyn Future<Output = Result<(), Error>> + Send>,
-    ) -> Box<dyn Future<Output = Result<Sent, Error>> + Send> {
+    ) -> Box<dyn Future<Output = Result<SendResult, Error>> + Send> {
         if !self.allows(request.uri()) {
             return Box::new(std::future::ready(Err(Error::HttpRequestDenied)));
         }
@@ -100,7 +100,7 @@ mod tests {
     async fn request_to_another_authority_is_denied_before_a_connection() {
         let body = http_body_util::Empty::new().map_err(|never| match never {}).boxed_unsync();
         let request = http::Request::get("http://127.0.0.1:1/").body(body).unwrap();
-        let sent = HttpAllowList::new(&[]).send_request(request, None, Box::new(std::future::ready(Ok(()))));
-        assert!(matches!(Box::into_pin(sent).await, Err(Error::HttpRequestDenied)));
+        let result = HttpAllowList::new(&[]).send_request(request, None, Box::new(std::future::ready(Ok(()))));
+        assert!(matches!(Box::into_pin(result).await, Err(Error::HttpRequestDenied)));
     }
 }

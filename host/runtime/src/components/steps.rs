@@ -1,9 +1,9 @@
 //! Steps of pipelines that are components of the operator: they export `weir:stream/step`.
 //!
-//! Every call has an instance and a store of its own, on a task of its own, so that one that traps, spins or exhausts its memory
-//! ends alone. It sees clocks, random numbers and standard error; it has no file, no socket, no environment and no argument.
-//! Code is compiled on the first call, and again when the file has changed: running calls finish with the code that they
-//! started with, and a file that is not a component leaves the previous code in place.
+//! Every call has an instance, a store and a task of its own, so that a call that traps, loops or exhausts its memory
+//! affects no other. A step has clocks, random numbers and standard error; it has no files, no sockets, no environment
+//! and no arguments. Code is compiled on the first call, and again when the file has changed: running calls finish with
+//! the code that they started with, and while the file is not a valid component, the previous code is used.
 
 use std::collections::BTreeMap;
 use std::io::Read as _;
@@ -30,7 +30,7 @@ const CHECK_INTERVAL: Duration = Duration::from_secs(1);
 const OUTPUT_BYTES_MAX: usize = 16 << 20;
 /// Longest component file, bytes.
 const FILE_BYTES_MAX: u64 = 64 << 20;
-/// Elements of an instance's tables.
+/// Most elements in each table of an instance.
 const TABLE_ELEMENTS_MAX: usize = 100_000;
 
 /// The steps, and the bounds of a call.
@@ -51,11 +51,11 @@ struct Inner {
     linker: Linker<StepState>,
     config: StepsConfig,
     compiled: BTreeMap<String, Mutex<CachedStep>>,
-    /// One for each call at once.
+    /// One permit for each concurrent call.
     permits: Arc<Semaphore>,
 }
 
-/// A step as its file was at the last check.
+/// The code of a step, and the state of its file at the last check.
 #[derive(Default)]
 struct CachedStep {
     checked: Option<Instant>,
@@ -70,7 +70,7 @@ impl Steps {
         wasmtime_wasi::p2::add_to_linker_async(&mut linker)?;
         wasmtime_wasi::p3::add_to_linker(&mut linker)?;
         for (name, path) in &config.files {
-            // Only a warning: it is read on the first call, and may be put there until then.
+            // Only a warning: the file is read on the first call, and may be added before that.
             if let Err(reason) = inspect(path) {
                 let step = name.as_str();
                 tracing::warn!(step, path = %path.display(), reason, "a file of pipelines.steps cannot be used; put a component there");
@@ -93,14 +93,14 @@ impl Steps {
         let Some(compiled) = inner.compiled.get(&name) else {
             return Err(permanent("unknown_step", format!("this server has no component `{name}`")));
         };
-        let began = Instant::now();
+        let start = Instant::now();
         let deadline = Duration::from_millis(limits.deadline_ms.min(inner.config.deadline_ms_max));
-        let late =
+        let deadline_error =
             || transient("step_deadline", format!("the component did not end within {} ms", deadline.as_millis()));
-        let permit = tokio::time::timeout(deadline, inner.permits.clone().acquire_owned()).await.map_err(|_| late())?;
+        let permit = tokio::time::timeout(deadline, inner.permits.clone().acquire_owned()).await.map_err(|_| deadline_error())?;
         let code = inner.code(&name, compiled).await?;
         // At least half of the deadline is left after compiling.
-        let left = deadline.saturating_sub(began.elapsed()).max(deadline / 2);
+        let remaining = deadline.saturating_sub(start.elapsed()).max(deadline / 2);
         let memory_bytes_max = limits.memory_bytes_max.min(inner.config.memory_bytes_max);
         let denied = Arc::new(AtomicBool::new(false));
         let log = GuestLog::step(&name);
@@ -108,10 +108,10 @@ impl Steps {
         let host = inner.host.clone();
         let task = AbortOnDropHandle::new(tokio::spawn(async move {
             let _permit = permit;
-            tokio::time::timeout(left, host.run_guest(call)).await
+            tokio::time::timeout(remaining, host.run_guest(call)).await
         }));
         let outcome = match task.await {
-            Ok(Err(_)) => ("deadline", Err(late())),
+            Ok(Err(_)) => ("deadline", Err(deadline_error())),
             Ok(Ok(Ok(Ok(output)))) if output.len() > OUTPUT_BYTES_MAX => {
                 let message = format!("the output has {} bytes, and may have {OUTPUT_BYTES_MAX}", output.len());
                 ("failed", Err(permanent("step_output", message)))
@@ -137,7 +137,7 @@ impl Steps {
 }
 
 impl Inner {
-    /// The current code of a step, compiled if it is not yet.
+    /// The current code of a step, compiled if necessary.
     async fn code(&self, name: &str, compiled: &Mutex<CachedStep>) -> Result<StepComponentPre<StepState>, Failure> {
         let unavailable = || transient("step_unavailable", format!("the component `{name}` cannot be used now"));
         // Locked during the compilation: concurrent calls wait for the same one.
@@ -154,7 +154,7 @@ impl Inner {
                         tracing::info!(step = name, path = %path.display(), "a component is compiled");
                         (compiled.stamp, compiled.code) = (Some(stamp), Some(code));
                     }
-                    // It may be half-written: the next check tries again.
+                    // The file may be incomplete: the next check tries again.
                     Err(error) => {
                         let error = format!("{error:#}");
                         tracing::warn!(step = name, path = %path.display(), error, "a component cannot be used");
@@ -166,7 +166,7 @@ impl Inner {
         compiled.code.clone().ok_or_else(unavailable)
     }
 
-    /// Compiles a file on a thread for blocking work.
+    /// Compiles a file on a blocking thread.
     async fn compile(&self, path: PathBuf, bytes: u64) -> wasmtime::Result<StepComponentPre<StepState>> {
         if bytes > FILE_BYTES_MAX {
             wasmtime::bail!("the file has {bytes} bytes, and may have {FILE_BYTES_MAX}");
@@ -204,7 +204,7 @@ fn read(path: &Path) -> wasmtime::Result<Vec<u8>> {
     Ok(std::fs::read(path)?)
 }
 
-/// One call, in an instance of its own. Guests yield at every tick of the engine's clock, also when they spin.
+/// One call, in an instance of its own. Guests yield at every tick of the engine's clock, even in an endless loop.
 async fn call(
     inner: Arc<Inner>,
     code: StepComponentPre<StepState>,
@@ -225,8 +225,8 @@ async fn call(
     let instance = code.instantiate_async(&mut store).await?;
     let run =
         async |accessor: &Accessor<StepState>| instance.weir_stream_step().call_run(accessor, input, config).await;
-    let answer = store.run_concurrent(run).await??;
-    Ok(answer.map_err(|failure| Failure { code: failure.code, message: failure.message, retryable: failure.retryable }))
+    let result = store.run_concurrent(run).await??;
+    Ok(result.map_err(|failure| Failure { code: failure.code, message: failure.message, retryable: failure.retryable }))
 }
 
 /// The data of a call's store.
@@ -242,7 +242,7 @@ impl WasiView for StepState {
     }
 }
 
-/// Bounds the memory of an instance, all of its memories together, and records that more was denied.
+/// Bounds the memory of an instance, the sum of all its linear memories, and records whether growth was denied.
 struct Limiter {
     memory_bytes_max: usize,
     memory_bytes: usize,

@@ -1,5 +1,5 @@
-//! One caller's pair of streams: commands in, events out. A call ends when its commands have ended and every generation has, and is
-//! abandoned when its caller drops the events.
+//! One caller's pair of streams: commands in, events out. A call ends when its commands and all its generations have
+//! ended, and is abandoned when its caller drops the events.
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -13,7 +13,7 @@ use super::pool::{ModelPool, Route};
 use crate::bindings::generate_types::{Command, Event, EventKind, Request};
 use crate::types::{Failure, WhenFull};
 
-/// What the two ends of a call share.
+/// The state that the two ends of a call share.
 pub(super) struct Call {
     pools: Arc<BTreeMap<String, Arc<ModelPool>>>,
     /// The upper half of the ids of its generations.
@@ -55,18 +55,18 @@ impl Call {
         self.open().remove(&id);
     }
 
-    /// Whether a generation may run: its caller is there, or wants it without its request.
+    /// Whether a generation may run: its call is not abandoned, and its request has not ended or it is detached.
     fn allows(&self, detached: bool) -> bool {
         !self.is_abandoned.load(Ordering::SeqCst) && (detached || !self.is_request_over.load(Ordering::SeqCst))
     }
 
     /// Cancels the generations that are no longer allowed.
     fn cancel_disallowed(&self) {
-        // The pool locks its own state, then this call's: not while this one is locked.
+        // A pool is not called while this call is locked, since it locks its own state.
         let cancelled: Vec<_> = {
             let open = self.open();
-            let disallowed = open.values().filter(|one| !self.allows(one.detached));
-            disallowed.map(|one| (one.pool.clone(), one.id)).collect()
+            let disallowed = open.values().filter(|generation| !self.allows(generation.detached));
+            disallowed.map(|generation| (generation.pool.clone(), generation.id)).collect()
         };
         for (pool, id) in cancelled {
             pool.cancel(id);
@@ -78,7 +78,7 @@ impl Call {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct CallAbandoned;
 
-/// The sending end of a call. Dropping it ends the commands.
+/// The sending end of a call. The commands end when the last clone is dropped.
 #[derive(Clone)]
 pub(crate) struct CommandSender {
     call: Arc<Call>,
@@ -101,12 +101,12 @@ impl CommandSender {
         }
     }
 
-    /// As `send`, without waiting: returns a start that waits for room.
+    /// As `send`, without waiting: returns a start command that has to wait for room.
     fn try_send(&self, command: Command) -> Result<Option<Waiting>, CallAbandoned> {
         self.check_open()?;
         match command {
             Command::Cancel(id) => {
-                let open = self.call.open().get(&id).map(|one| (one.pool.clone(), one.id));
+                let open = self.call.open().get(&id).map(|generation| (generation.pool.clone(), generation.id));
                 if let Some((pool, id)) = open {
                     pool.cancel(id);
                 }
@@ -146,7 +146,7 @@ impl CommandSender {
         };
         let (caller_id, detached) = (request.id, request.detached);
         let id = pool.next_id(self.call.tenant);
-        // Open before it is submitted: its end removes it.
+        // Inserted before it is submitted, since the end of the generation removes it.
         self.call.open().insert(caller_id, OpenGeneration { pool: pool.clone(), id, detached });
         let route = Route::new(caller_id, self.call.clone(), self.tx.clone(), request.choices, permit);
         pool.submit(Request { id, deadline_ms, ..request }, route);
@@ -165,7 +165,7 @@ impl CommandSender {
     }
 }
 
-/// A start that waits for room in the queue of its model.
+/// A start command that waits for room in the queue of its model.
 struct Waiting {
     pool: Arc<ModelPool>,
     request: Request,
@@ -198,7 +198,7 @@ impl Drop for EventReceiver {
     }
 }
 
-/// Does not keep the call alive.
+/// A weak handle of a call: it does not keep the call alive.
 pub(crate) struct GenerationHandle(Weak<Call>);
 
 impl GenerationHandle {

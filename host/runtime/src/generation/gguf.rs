@@ -10,20 +10,20 @@ use super::engine::{Engine, Sequences};
 use crate::bindings::lm::weir::stream::lm::{ModelInfo, Row, Sampled, Sampler, Tokenizer};
 use crate::types::Failure;
 
-/// How long a step that found the cache full should wait, ms.
+/// When to retry after the cache was full, ms.
 const RETRY_AFTER_MS: u32 = 1_000;
 
-/// A model that is loaded.
+/// A loaded model.
 struct GgufEngine(Arc<weir_lm::Engine>);
 
 /// Bounds of a model.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct GgufBounds {
-    /// Threads that compute; 0: one for each core.
+    /// Computing threads; 0: one for each core.
     pub(crate) threads: u32,
     /// Tokens of the cache.
     pub(crate) cache_tokens_max: u32,
-    /// Texts at once: no more contexts are needed.
+    /// Most generations at once: the cache needs no more contexts than that.
     pub(crate) running_max: u32,
 }
 
@@ -92,7 +92,7 @@ impl Engine for GgufEngine {
 /// The sequences of one instance in the cache of a model.
 struct GgufSequences {
     engine: Arc<weir_lm::Engine>,
-    /// Their numbers: an instance cannot name those of another.
+    /// The ids of this instance's sequences: an instance cannot use those of another.
     own: Mutex<BTreeSet<u32>>,
 }
 

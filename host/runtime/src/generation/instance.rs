@@ -1,4 +1,4 @@
-//! The instance of the generate component that serves a model: a thread, a store, and the two streams.
+//! The instance of the generate component that serves a model: its thread, its store, and its two streams.
 
 use std::pin::Pin;
 use std::sync::Arc;
@@ -24,7 +24,7 @@ use crate::components::engine::Host;
 use crate::components::guest_log::GuestLog;
 use crate::components::limits::limits;
 
-/// Makes the instances; cheap to clone.
+/// Creates the instances; cheap to clone.
 #[derive(Clone)]
 pub(crate) struct GenerateFactory {
     host: Host,
@@ -76,7 +76,8 @@ impl GenerateFactory {
     }
 }
 
-/// Delays before another instance is made after one that was never ready: the last one for all further failures.
+/// Delays before another instance is created after one that was never ready; the last one applies to all further
+/// failures.
 const RESTART_DELAYS_MS: [u64; 6] = [50, 200, 1_000, 3_000, 10_000, 30_000];
 
 /// Starts the thread that runs the instances of a model.
@@ -94,7 +95,7 @@ pub(super) fn start(pool: Arc<ModelPool>, factory: GenerateFactory, hang_timeout
                 () = run_instances(&pool, &factory, hang_timeout) => {}
             }
         });
-        // A step in progress ends between two layers, and needs no thread that waits for it.
+        // A step in progress ends between two layers; it is not waited for.
         runtime.shutdown_background();
     };
     std::thread::Builder::new().name(name).spawn(run).map(drop)
@@ -118,7 +119,7 @@ async fn run_instances(pool: &Arc<ModelPool>, factory: &GenerateFactory, hang_ti
     }
 }
 
-/// Makes an instance and feeds it until it is lost.
+/// Creates an instance and runs it until it is lost.
 async fn run_instance(
     pool: &Arc<ModelPool>,
     factory: &GenerateFactory,
@@ -140,7 +141,7 @@ async fn run_instance(
         ended.notified().await;
         Ok(())
     });
-    // From outside of the store: a guest that never yields blocks every future inside of it.
+    // The hang is detected outside of the store, since a guest that never yields blocks every future inside of it.
     tokio::select! {
         result = factory.host.run_guest(run) => result??,
         () = hang(pool, hang_timeout) => {
@@ -151,15 +152,15 @@ async fn run_instance(
     Err(wasmtime::Error::msg("the generate component ended its stream"))
 }
 
-/// Resolves when the instance has had requests and made no progress for a time.
+/// Resolves when the instance has had requests and made no progress for `timeout`.
 async fn hang(pool: &ModelPool, timeout: Duration) {
     let interval = (timeout / 8).clamp(Duration::from_millis(10), Duration::from_secs(1));
-    let (mut seen, mut since) = (pool.progress(), Instant::now());
+    let (mut previous, mut since) = (pool.progress(), Instant::now());
     loop {
         tokio::time::sleep(interval).await;
         let progress = pool.progress();
-        if progress != seen || !pool.is_busy() {
-            (seen, since) = (progress, Instant::now());
+        if progress != previous || !pool.is_busy() {
+            (previous, since) = (progress, Instant::now());
         } else if since.elapsed() >= timeout {
             return;
         }
@@ -206,7 +207,7 @@ struct EventSink {
     _ended: NotifyOnDrop,
 }
 
-/// Notifies when it is dropped: the stream has ended.
+/// Notifies when it is dropped, which happens when the stream has ended.
 struct NotifyOnDrop(Arc<Notify>);
 
 impl Drop for NotifyOnDrop {

@@ -23,25 +23,25 @@ pub(crate) struct ServedModel {
     pub(super) load: Load,
     pub(super) engine: Arc<OnceCell<Arc<dyn Engine>>>,
     pub(super) metrics: Arc<PoolMetrics>,
-    /// Steps that were computed: a sign of progress.
+    /// The number of computed steps and of event batches, from which hangs are detected.
     pub(super) steps: Arc<AtomicU64>,
 }
 
 impl ServedModel {
-    /// Loads the model, unless it is loaded.
+    /// The engine of the model, which is loaded first if necessary.
     async fn engine(&self) -> Result<Arc<dyn Engine>, String> {
         let load = async || {
             let load = self.load.clone();
-            let began = Instant::now();
+            let start = Instant::now();
             let engine = tokio::task::spawn_blocking(move || load()).await;
             let engine = engine.unwrap_or_else(|_| Err("the engine panicked while it loaded the model".into()))?;
-            tracing::info!(model = self.name, ms = began.elapsed().as_millis() as u64, "language model loaded");
+            tracing::info!(model = self.name, ms = start.elapsed().as_millis() as u64, "language model loaded");
             Ok(engine)
         };
         self.engine.get_or_try_init(load).await.cloned()
     }
 
-    /// What the model is; with `ready` false and no other value while it is not loaded.
+    /// The description of the model. Until it is loaded, `ready` is false and only the name is set.
     fn info(&self) -> ModelInfo {
         let unloaded = || ModelInfo {
             name: self.name.clone(),
@@ -58,7 +58,8 @@ impl ServedModel {
     }
 }
 
-/// The resource `model`: a loaded model, and the sequences of one instance. Those end with the store of the instance.
+/// The resource `model`: a loaded model, and the sequences of one instance, which are freed with the store of the
+/// instance.
 pub struct LanguageModel {
     served: ServedModel,
     engine: Arc<dyn Engine>,
@@ -114,9 +115,9 @@ impl HostModelWithStore<InstanceState> for HasSelf<InstanceState> {
         let cancel = CancelOnDrop(Cancel::default());
         let token = cancel.0.clone();
         let step = tokio::task::spawn_blocking(move || {
-            let (began, shape) = (Instant::now(), RowsShape::of(&rows));
+            let (start, shape) = (Instant::now(), RowsShape::of(&rows));
             let sampled = sequences.step(rows, &token);
-            served.metrics.handle_step(shape, sequences.pages_free(), began.elapsed());
+            served.metrics.handle_step(shape, sequences.pages_free(), start.elapsed());
             served.steps.fetch_add(1, Ordering::Relaxed);
             sampled
         });
@@ -124,19 +125,19 @@ impl HostModelWithStore<InstanceState> for HasSelf<InstanceState> {
     }
 }
 
-/// What a step computes, for the metrics.
+/// The token counts of a step, for the metrics.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct RowsShape {
     /// Tokens that are sampled.
     pub(super) sampled: u64,
-    /// Tokens that are computed and not sampled before: those of prompts.
+    /// Tokens of prompts, which are computed and were not sampled.
     pub(super) prefill_tokens: u64,
 }
 
 impl RowsShape {
     fn of(rows: &[Row]) -> Self {
         let sampled = rows.iter().filter(|row| row.sample.is_some()).count() as u64;
-        // A row of one token that samples continues a text; it may be the end of a prompt as well.
+        // A row of one token that samples counts as a continuation, although it may be the end of a prompt.
         let prefill = rows.iter().filter(|row| row.sample.is_none() || row.tokens.len() > 1);
         Self { sampled, prefill_tokens: prefill.map(|row| row.tokens.len() as u64).sum() }
     }

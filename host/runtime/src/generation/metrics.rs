@@ -7,9 +7,9 @@ use metrics::{Counter, Gauge, Histogram};
 use super::lm::RowsShape;
 
 pub(super) struct PoolMetrics {
-    /// Requests that have not begun.
+    /// Requests that have not started.
     pub(super) queued: Gauge,
-    /// Requests that have begun and not ended.
+    /// Requests that have started and not ended.
     pub(super) running: Gauge,
     pub(super) refused: Counter,
     pub(super) cancelled: Counter,
@@ -52,10 +52,10 @@ impl PoolMetrics {
         }
     }
 
-    pub(super) fn handle_step(&self, shape: RowsShape, pages_free: u32, took: Duration) {
+    pub(super) fn handle_step(&self, shape: RowsShape, pages_free: u32, duration: Duration) {
         self.tokens.increment(shape.sampled);
         self.prefill_tokens.increment(shape.prefill_tokens);
-        self.step.record(took.as_secs_f64());
+        self.step.record(duration.as_secs_f64());
         self.pages_free.set(f64::from(pages_free));
     }
 }

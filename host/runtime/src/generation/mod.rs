@@ -1,10 +1,10 @@
-//! Generation of text: the calls of gateway instances, and for each language model the one instance of the generate component that
-//! serves them all.
+//! Text generation: the calls of gateway instances, and for each language model one instance of the generate component
+//! that serves all calls.
 //!
 //! - `call`: one caller's pair of streams, commands in and events out.
-//! - `pool`: the generations of a model: their ids on the merged stream, and the way of their events back to the callers.
+//! - `pool`: the generations of a model: their ids on the merged stream, and the routes of their events to the callers.
 //! - `instance`: the thread and the store of the instance; an instance that traps is replaced, and its requests fail.
-//! - `lm`: what the instance imports, `weir:stream/lm`, over an `engine`; `gguf`: the one for GGUF files.
+//! - `lm`: the import `weir:stream/lm` of the instance, over an `engine`; `gguf`: the engine for GGUF files.
 
 mod call;
 pub(crate) mod engine;
@@ -36,13 +36,13 @@ pub struct Generations {
 /// Bounds of each model.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct PoolBounds {
-    /// Requests at once, the queued ones included.
+    /// Most requests at once, queued ones included.
     pub(crate) requests_max: usize,
     pub(crate) hang_timeout: Duration,
 }
 
 impl Generations {
-    /// Starts an instance for each model, by name and how it is loaded. They load in the background.
+    /// Starts an instance for each model, given by name and loader. The models load in the background.
     pub(crate) fn start(
         models: BTreeMap<String, Load>,
         factory: &GenerateFactory,
@@ -62,8 +62,8 @@ impl Generations {
         call::open(self.pools.clone(), self.tenant(owner))
     }
 
-    /// The upper half of the ids of an owner's generations. The hash has a key of this process, so that a client cannot choose to be
-    /// the tenant of another.
+    /// The upper half of the ids of an owner's generations. The hash is keyed per process, so that a client cannot
+    /// choose an owner that has the tenant of another.
     fn tenant(&self, owner: u64) -> u32 {
         use std::hash::BuildHasher;
         (self.tenants.hash_one(owner) >> 32) as u32
@@ -79,7 +79,7 @@ impl Generations {
         Some(self.pools.get(name)?.settled().await)
     }
 
-    /// Updates the metrics that are sampled.
+    /// Updates the gauges, before they are rendered.
     pub(crate) fn report(&self) {
         self.pools.values().for_each(|pool| pool.report());
     }

@@ -1,4 +1,5 @@
-//! The generations of one model, from all callers: their ids on the merged stream, and the way of their events back.
+//! The generations of one model, from all callers: their ids on the merged stream, and the routes of their events to
+//! the callers.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
@@ -14,34 +15,34 @@ use super::metrics::PoolMetrics;
 use crate::bindings::generate_types::{Command, Event, EventKind, GenerateModel, Reason, Request};
 use crate::types::Failure;
 
-/// How long a caller that finds the queue full should wait, ms.
+/// When to retry after the queue was full, ms.
 const RETRY_AFTER_MS: u32 = 1_000;
 
-/// Why a model cannot answer yet: its requests wait.
+/// The reason of a model that is not ready yet; its requests wait.
 const LOADING: &str = "the model is loading";
 
 /// The generations of one model.
 pub(super) struct ModelPool {
     model: ServedModel,
-    /// Permits of requests that have not ended.
+    /// Each request holds a permit until it has ended.
     room: Arc<Semaphore>,
     next: AtomicU32,
     state: Mutex<State>,
-    /// Changes when the model becomes ready, or cannot.
+    /// Notified when the model becomes ready or unavailable.
     changed: watch::Sender<()>,
     stopping: watch::Sender<bool>,
 }
 
 struct State {
-    /// Commands for the instance that runs, or the next one.
+    /// The commands for the running instance, or for the next one.
     commands: mpsc::UnboundedSender<Command>,
-    /// Until an instance takes it.
+    /// The receiver of the commands, until an instance takes it.
     receiver: Option<mpsc::UnboundedReceiver<Command>>,
     routes: HashMap<u64, Route>,
     info: GenerateModel,
 }
 
-/// The way of a generation's events to its caller.
+/// The route of a generation's events to its caller.
 pub(super) struct Route {
     caller_id: u64,
     call: Arc<Call>,
@@ -51,7 +52,7 @@ pub(super) struct Route {
     since: Instant,
     has_begun: bool,
     has_token: bool,
-    /// Its place in the queue.
+    /// The permit of the request in [`ModelPool::room`].
     _permit: OwnedSemaphorePermit,
 }
 
@@ -109,7 +110,7 @@ impl Route {
 }
 
 impl ModelPool {
-    /// The generations of a model, at most `requests_max` at once, the queued ones included.
+    /// A pool for at most `requests_max` requests at once, queued ones included.
     pub(super) fn new(name: String, load: Load, requests_max: usize) -> Arc<Self> {
         let (commands, receiver) = mpsc::unbounded_channel();
         let info =
@@ -143,12 +144,12 @@ impl ModelPool {
         &self.model
     }
 
-    /// The permits of requests that have not ended.
+    /// The semaphore of which each request holds a permit until it has ended.
     pub(super) fn room(&self) -> &Arc<Semaphore> {
         &self.room
     }
 
-    /// Counts a request that found the queue full; returns when to try again, ms.
+    /// Counts a request that was refused because the queue is full; returns when to retry, ms.
     pub(super) fn count_refused(&self) -> u32 {
         self.model.metrics.refused.increment(1);
         RETRY_AFTER_MS
@@ -163,7 +164,7 @@ impl ModelPool {
         u64::from(tenant) << 32 | u64::from(self.next.fetch_add(1, Ordering::Relaxed))
     }
 
-    /// Hands a generation to the instance, or to the next one. It is refused while the model cannot be loaded.
+    /// Sends a generation to the running instance, or to the next one. It fails while the model is unavailable.
     pub(super) fn submit(&self, request: Request, route: Route) {
         self.model.metrics.requests.increment(1);
         let mut state = self.state();
@@ -180,7 +181,7 @@ impl ModelPool {
                 drop(state);
                 self.deliver(vec![Event { id, kind: EventKind::Failed(Failure::Unavailable(text)) }]);
             }
-            // The receiver lives in the state, or in the instance, whose loss replaces the sender.
+            // The receiver is in the state or in the instance. If the instance is lost, the sender is replaced.
             None => drop(state.commands.send(Command::Start(request))),
         }
     }
@@ -213,7 +214,7 @@ impl ModelPool {
             }
         }
         drop(state);
-        // A call locks its own state, then that of a pool: not while this one is locked.
+        // A call is not called while this state is locked, since it locks its own state.
         for route in ended {
             route.call.remove(route.caller_id);
         }
@@ -229,7 +230,11 @@ impl ModelPool {
         })
     }
 
-    /// Keeps what an instance says about its model.
+    /// Stores the description that an instance gives of its model.
+    ///
+    /// # Errors
+    ///
+    /// The instance does not have the model, or the model is not ready.
     pub(super) fn set_info(&self, models: Vec<GenerateModel>) -> Result<(), String> {
         let Some(model) = models.into_iter().find(|model| model.name == self.model.name) else {
             return Err(format!("the generate component does not know the model {}", self.model.name));
@@ -260,7 +265,7 @@ impl ModelPool {
         self.changed.send_replace(());
     }
 
-    /// Fails everything that a lost instance had. Returns whether it was ready.
+    /// Fails all generations of a lost instance. Returns whether it was ready.
     pub(super) fn handle_loss(&self, text: &str) -> bool {
         self.model.metrics.restarts.increment(1);
         let (commands, receiver) = mpsc::unbounded_channel();
@@ -283,17 +288,17 @@ impl ModelPool {
         was_ready
     }
 
-    /// Whether a request has not ended.
+    /// Whether there is a request that has not ended.
     pub(super) fn is_busy(&self) -> bool {
         !self.state().routes.is_empty()
     }
 
-    /// Steps and events so far.
+    /// The number of steps and event batches so far.
     pub(super) fn progress(&self) -> u64 {
         self.model.steps.load(Ordering::Relaxed)
     }
 
-    /// Updates the metrics that are sampled.
+    /// Updates the gauges, before they are rendered.
     pub(super) fn report(&self) {
         let state = self.state();
         let running = state.routes.values().filter(|route| route.has_begun).count();

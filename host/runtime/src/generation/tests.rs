@@ -1,4 +1,4 @@
-//! The built component over a stand-in for the engine.
+//! Tests of the built generate component with a fake engine.
 
 mod fake;
 
@@ -16,7 +16,7 @@ use crate::components::code::{self, ComponentSource};
 use crate::components::engine::Host;
 use crate::types::{Failure, TooLong, WhenFull};
 
-/// How long anything may take before a test gives up.
+/// How long to wait for an expected condition.
 const PATIENCE: Duration = Duration::from_secs(120);
 
 struct Fixture {
@@ -30,11 +30,11 @@ impl Drop for Fixture {
     }
 }
 
-/// One for all tests of a process: compiling the component takes seconds where it is not precompiled.
+/// One host for all tests of a process: compiling the component takes seconds if it is not precompiled.
 static HOST: LazyLock<Host> = LazyLock::new(|| Host::new().unwrap());
 static GENERATE: LazyLock<wasmtime::component::Component> = LazyLock::new(|| component(&HOST, "generate"));
 
-/// A component that the build has made, precompiled if possible.
+/// A component of the build, precompiled if possible.
 fn component(host: &Host, name: &str) -> wasmtime::component::Component {
     let root = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
     let target = std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| root.join("target"), std::path::PathBuf::from);
@@ -124,7 +124,7 @@ impl TestCall {
         events.pop().expect("an event before the end")
     }
 
-    /// The events until a generation of so many choices has ended.
+    /// The events until a generation of this number of choices has ended.
     async fn rest(&mut self, choices: u32) -> Vec<EventKind> {
         let (mut kinds, mut done) = (Vec::new(), 0);
         while done < choices {
@@ -162,10 +162,10 @@ fn done(kinds: &[EventKind]) -> Done {
     }
 }
 
-async fn until(what: &str, condition: impl Fn() -> bool) {
-    let began = Instant::now();
+async fn until(description: &str, condition: impl Fn() -> bool) {
+    let start_time = Instant::now();
     while !condition() {
-        assert!(began.elapsed() < PATIENCE, "{what} did not happen");
+        assert!(start_time.elapsed() < PATIENCE, "{description} did not happen");
         tokio::time::sleep(Duration::from_millis(2)).await;
     }
 }
@@ -175,7 +175,7 @@ fn fast() -> FakeEngine {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn texts_are_whole_characters_without_stop_strings() {
+async fn text_has_whole_characters_and_no_stop_strings() {
     let fixture = start(fast(), &[]).await;
     let kinds = run(&fixture, 1, request(1, "<<Grüße 😀 aus 日本>>")).await;
     assert_eq!(text(&kinds, 0), "Grüße 😀 aus 日本");
@@ -183,7 +183,7 @@ async fn texts_are_whole_characters_without_stop_strings() {
     let Some(EventKind::Begun(begun)) = kinds.first() else { panic!("{kinds:?}") };
     assert_eq!((begun.prompt_tokens, begun.cached_tokens, begun.seed), (27, 0, 1));
 
-    // A stop string over several tokens, cut inside of what they are; another begins and is none.
+    // A stop string that spans several tokens, after a text that only starts like it.
     let stop = vec!["two\n".to_owned(), "x".to_owned()];
     let kinds = run(&fixture, 1, Request { stop, ..request(2, "<<one tw two tw\ntwo\nthree>>") }).await;
     assert_eq!(text(&kinds, 0), "one tw two tw\n");
@@ -205,7 +205,7 @@ async fn texts_are_whole_characters_without_stop_strings() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn same_seed_gives_the_same_text_whatever_else_runs() {
+async fn same_seed_gives_the_same_text_beside_other_generations() {
     let fixture = start(fast(), &[]).await;
     let seeded = |id| {
         let mut request = request(id, "Tell me more about it, please.");
@@ -221,7 +221,7 @@ async fn same_seed_gives_the_same_text_whatever_else_runs() {
     }
     let beside = run(&fixture, 1, seeded(2)).await;
     assert_eq!(text(&beside, 0), alone);
-    // The prompt has two whole pages but for its last token, and the owner computed it before.
+    // The prompt fills one page without its last token, and the same owner computed it before.
     assert!(matches!(beside.first(), Some(EventKind::Begun(begun)) if begun.cached_tokens == 16), "{beside:?}");
     let other = run(&fixture, 3, seeded(3)).await;
     assert!(matches!(other.first(), Some(EventKind::Begun(begun)) if begun.cached_tokens == 0), "{other:?}");
@@ -258,7 +258,7 @@ async fn cancelled_generations_free_their_pages_within_a_step() {
     assert_eq!(done(&call.rest(1).await).reason, Reason::Cancelled);
     assert_eq!(engine.pages_used(), 0);
 
-    // While one is queued behind another: the queued one never begins, and its place is free.
+    // While it is queued behind another: it never starts, and its permit is released.
     let mut first = TestCall::open(&fixture, 1);
     first.start(endless(2)).await;
     while !matches!(first.next().await.kind, EventKind::Piece(_)) {}
@@ -266,14 +266,14 @@ async fn cancelled_generations_free_their_pages_within_a_step() {
     second.start(endless(3)).await;
     drop(second);
     let room = fixture.generations.pools["fake"].room().clone();
-    until("the queued request is gone", || room.available_permits() == 7).await;
+    until("the removal of the queued request", || room.available_permits() == 7).await;
 
     // By dropping the events.
     let steps = engine.steps();
     drop(first);
     until("its pages are free", || engine.pages_used() == 0).await;
     assert!(engine.steps() <= steps + 3, "{} steps after it was dropped", engine.steps() - steps);
-    until("its place is free", || room.available_permits() == 8).await;
+    until("the release of its permit", || room.available_permits() == 8).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -284,8 +284,8 @@ async fn generation_ends_with_its_request_unless_it_is_detached() {
     call.start(Request { tokens_max: Some(100), detached: true, ..request(2, "detached") }).await;
     while !matches!(call.next().await.kind, EventKind::Piece(_)) {}
     call.events.handle().end_attached();
-    let (mut ends, began) = (BTreeMap::new(), Instant::now());
-    while ends.len() < 2 && began.elapsed() < PATIENCE {
+    let (mut ends, start_time) = (BTreeMap::new(), Instant::now());
+    while ends.len() < 2 && start_time.elapsed() < PATIENCE {
         let event = call.next().await;
         if let EventKind::Done(done) = event.kind {
             ends.insert(event.id, done.reason);
@@ -295,13 +295,13 @@ async fn generation_ends_with_its_request_unless_it_is_detached() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn prompt_that_is_computed_is_freed_when_its_caller_is_gone() {
+async fn prompt_in_progress_is_freed_when_its_call_is_dropped() {
     let engine = FakeEngine::new(256, Duration::from_millis(1)).with_token_time(Duration::from_millis(1));
     let fixture = start(engine, &[]).await;
     let engine = &fixture.engine;
     let call = TestCall::open(&fixture, 1);
     call.start(request(1, "p".repeat(1500))).await;
-    until("it is computed", || engine.pages_used() > 0).await;
+    until("its computation", || engine.pages_used() > 0).await;
     let steps = engine.steps();
     drop(call);
     until("its pages are free", || engine.pages_used() == 0).await;
@@ -311,13 +311,13 @@ async fn prompt_that_is_computed_is_freed_when_its_caller_is_gone() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn formats_are_kept_or_refused() {
+async fn output_follows_its_format_and_invalid_formats_are_refused() {
     let fixture = start(fast(), &[]).await;
     let schema = r#"{"type":"object","properties":{"mood":{"enum":["good","bad"]},"n":{"type":"integer","minimum":1,"maximum":1}},"required":["mood","n"],"additionalProperties":false}"#;
     let form = |id, format| Request { format: Some(format), tokens_max: Some(200), ..request(id, "form") };
     let kinds = run(&fixture, 1, form(1, Format::JsonSchema(schema.into()))).await;
-    let shown = text(&kinds, 0);
-    assert!(shown == "{\"mood\": \"good\", \"n\": 1}" || shown == "{\"mood\": \"bad\", \"n\": 1}", "{shown}");
+    let output = text(&kinds, 0);
+    assert!(output == "{\"mood\": \"good\", \"n\": 1}" || output == "{\"mood\": \"bad\", \"n\": 1}", "{output}");
     assert_eq!(done(&kinds).reason, Reason::Stop);
 
     let kinds = run(&fixture, 1, form(2, Format::Regex("(ab){3}c".into()))).await;
@@ -340,7 +340,7 @@ async fn formats_are_kept_or_refused() {
 #[tokio::test(flavor = "multi_thread")]
 async fn chats_are_rendered_and_tools_called() {
     let fixture = start(fast(), &[]).await;
-    // What a user writes is no control token, and is shown to the model as it was written.
+    // Control tokens in the text of a user are tokenized as ordinary text.
     let messages = r#"[{"role":"developer","content":[{"type":"text","text":"Be <|im_end|> brief."}]},{"role":"user","content":"<<ok>>"}]"#;
     let kinds = run(&fixture, 1, Request { prompt: chat(messages, None, None), ..request(1, "") }).await;
     assert_eq!(text(&kinds, 0), "ok");
@@ -381,14 +381,14 @@ async fn chats_are_rendered_and_tools_called() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn bounds_are_failures_with_their_reason() {
+async fn request_out_of_bounds_fails_with_the_reason() {
     let fixture = start(fast(), &[("RUNNING_MAX", "1"), ("PROMPT_BYTES_MAX", "4000")]).await;
     let kinds = run(&fixture, 1, request(1, "p".repeat(2100))).await;
     let counts = TooLong { tokens: 2100, tokens_max: 2047 };
     assert_eq!(kinds, [EventKind::Failed(Failure::TooLong(counts))]);
     let kinds = run(&fixture, 1, request(2, "p".repeat(4001))).await;
     assert!(matches!(kinds.as_slice(), [EventKind::Failed(Failure::InvalidInput(text))] if text.contains("4000")));
-    // Generation at the edge of the context ends there.
+    // A generation that reaches the end of the context ends with the reason `length`.
     let kinds = run(&fixture, 1, Request { tokens_max: None, ..request(3, "p".repeat(2040)) }).await;
     assert_eq!((done(&kinds).reason, done(&kinds).tokens), (Reason::Length, 8));
     let other = Request { model: "other".into(), ..request(4, "x") };
@@ -408,7 +408,7 @@ async fn bounds_are_failures_with_their_reason() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn trap_fails_what_runs_and_nothing_else() {
+async fn trap_fails_the_running_requests_and_no_later_ones() {
     let fixture = start_component(&component(&HOST, "generate_stub"), "stub", fast(), &[]).await;
     let stub = |id, text: &str| Request { model: "stub".into(), tokens_max: None, ..request(id, text) };
     let mut call = TestCall::open(&fixture, 1);

@@ -1,5 +1,5 @@
-//! One caller's pair of streams: items in, outcomes out. A call bounds the items that its caller may have open, ends when every
-//! item has its outcome, and is abandoned when its caller drops the outcomes.
+//! One caller's pair of streams: items in, outcomes out. A call bounds the items that its caller may have open, ends
+//! when every item has its outcome, and is abandoned when its caller drops the outcomes.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -34,11 +34,12 @@ impl CallOpener {
         self.open_for(0)
     }
 
-    /// As [`CallOpener::open`], for one of several owners, each of whom has a share of each queue (`infer.caller_items_max`).
+    /// As [`CallOpener::open`], for one of several owners, each of which has a share of each queue
+    /// (`infer.caller_items_max`).
     pub fn open_for(&self, owner: u64) -> (CallSender, Outcomes) {
         let (tx, rx) = mpsc::unbounded_channel();
         let call = Arc::new(CallState {
-            // From 1: an item of call 0 is a warm-up.
+            // Ids start at 1: call 0 is that of warm-ups.
             id: 1 + self.next_id.fetch_add(1, Ordering::Relaxed) % u64::from(u32::MAX),
             owner,
             pools: self.pools.clone(),
@@ -54,15 +55,15 @@ impl CallOpener {
     }
 }
 
-/// What the two ends of a call share.
+/// The state that the two ends of a call share.
 struct CallState {
-    /// Queues take turns between calls by this number.
+    /// Identifies the call in the queues, which serve calls in turn.
     id: u64,
     owner: u64,
     pools: Arc<Pools>,
     /// True once the outcomes are dropped.
     is_abandoned: Arc<AtomicBool>,
-    /// Permits for items without an outcome and for outcomes not yet read.
+    /// A permit is taken for each item, and returned when its outcome is read.
     room: Arc<Semaphore>,
 }
 
@@ -83,7 +84,7 @@ impl CallState {
 #[error("the receiver of the outcomes was dropped")]
 pub struct CallAbandoned;
 
-/// The sending end of a call. Dropping it ends the items.
+/// The sending end of a call. The items end when the last clone is dropped.
 #[derive(Clone)]
 pub struct CallSender {
     call: Arc<CallState>,
@@ -91,8 +92,8 @@ pub struct CallSender {
 }
 
 impl CallSender {
-    /// Sends an item; waits while the call or the model's queue is full. Cancelling it before it resolves loses no item that
-    /// was sent before.
+    /// Sends an item; waits while the call or the model's queue is full. If the future is dropped before it resolves,
+    /// no item that was sent before is lost.
     ///
     /// # Errors
     ///
@@ -103,7 +104,7 @@ impl CallSender {
         self.enqueue(item).await
     }
 
-    /// The permits of the call's items: one is forgotten for each item that is sent.
+    /// The permits of the call's items: one must be forgotten for each item that is sent.
     pub(crate) fn room(&self) -> &Arc<Semaphore> {
         &self.call.room
     }
@@ -121,8 +122,8 @@ impl CallSender {
         self.check_open()
     }
 
-    /// As `enqueue`, without waiting: gives the item back when the queue is full.
-    #[allow(clippy::result_large_err, reason = "the item is what is given back, and it is moved once")]
+    /// As `enqueue`, without waiting: returns the item when the queue is full.
+    #[allow(clippy::result_large_err, reason = "the error is the returned item, which is moved once")]
     pub(crate) fn try_enqueue(&self, item: Item) -> Result<(), Item> {
         let Some((pool, reply)) = self.pool_of(&item) else { return Ok(()) };
         let queue = pool.queue();
@@ -140,7 +141,7 @@ impl CallSender {
         Ok(())
     }
 
-    /// The pool of an item's model. An item of an unknown model is answered.
+    /// The pool of an item's model. An item of an unknown model is answered with a failure.
     fn pool_of(&self, item: &Item) -> Option<(Arc<Pool>, OutcomeSender)> {
         let reply = self.reply(item.id);
         match self.call.pools.get(&item.model) {
@@ -168,7 +169,7 @@ fn waits_for_room(item: &Item, queue: &Queue) -> bool {
 /// The receiving end of a call. Dropping it abandons the call: items not yet computed are skipped.
 pub struct Outcomes {
     rx: mpsc::UnboundedReceiver<Vec<Outcome>>,
-    /// Of the list that was received last, those that are still to be read.
+    /// The outcomes of the last received list that are not read yet.
     received: std::vec::IntoIter<Outcome>,
     call: Arc<CallState>,
 }
@@ -185,8 +186,8 @@ impl Outcomes {
         }
     }
 
-    /// Waits for an outcome, and takes up to `max` of those that are there; empty once the sender is dropped and every item has its
-    /// outcome.
+    /// Waits for an outcome, and returns up to `max` of those available; empty once the sender is dropped and every
+    /// item has its outcome.
     pub async fn recv_many(&mut self, max: usize) -> Vec<Outcome> {
         std::future::poll_fn(|cx| self.poll_recv_many(cx, max)).await
     }
@@ -222,7 +223,7 @@ impl Drop for Outcomes {
     }
 }
 
-/// Does not keep the call alive.
+/// A weak handle of a call: it does not keep the call alive.
 pub(crate) struct CallHandle(Weak<CallState>);
 
 impl CallHandle {

@@ -2,7 +2,7 @@
 
 use crate::types::Failure;
 
-/// A sentence for people.
+/// The message of a failure, for people.
 pub fn text(failure: &Failure) -> String {
     match failure {
         Failure::UnknownModel(name) => format!("no model named `{name}` is served here"),
@@ -23,7 +23,7 @@ pub fn text(failure: &Failure) -> String {
     }
 }
 
-/// The code for programs.
+/// The code of a failure, for programs.
 pub fn code(failure: &Failure) -> &'static str {
     match failure {
         Failure::InvalidInput(_) => "invalid_input",

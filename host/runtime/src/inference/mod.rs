@@ -1,6 +1,6 @@
-//! Inference: the calls of callers, the queue of each model, and the replicas that compute.
+//! Inference: the calls, the queue of each model, and the replicas that compute.
 //!
-//! - [`call`]: one caller's pair of streams; its bounds, its end, and what happens when its caller disappears.
+//! - [`call`]: one caller's pair of streams: its bounds, its end, and its abandonment.
 //! - `queue`: the items that wait for one model.
 //! - [`pool`]: the replicas of one model: threads with an infer instance each, fed from the queue.
 //! - `reply`: the sender of one outcome.

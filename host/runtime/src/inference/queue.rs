@@ -1,4 +1,5 @@
-//! The items that wait for one model, from all callers: [`weir_core::inference::queue`] with a clock, wake-ups and replies.
+//! The items that wait for one model, from all callers: [`weir_core::inference::queue`] with a clock, wake-ups and
+//! replies.
 
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, VecDeque};
@@ -18,18 +19,18 @@ use crate::sleeper::Sleeper;
 use crate::stages::{self, Stage};
 use crate::types::{Failure, Item};
 
-/// An item and how it is answered.
+/// An item, the sender of its outcome, and its state in the queue.
 pub(crate) struct Job {
     pub(crate) item: Item,
     pub(crate) reply: OutcomeSender,
     pub(crate) ticket: Ticket,
     pub(crate) retry: Retry,
-    /// The circuit breaker's permit; none for a warm-up.
+    /// The permit of the circuit breaker; none for a warm-up, and without a circuit breaker.
     pub(crate) permit: Option<Permit>,
-    /// The room in the queue that a stream waited for; released once a replica has the item.
+    /// The queue room of an item that waited for it; released once a replica has the item.
     pub(crate) queue_permit: Option<QueuePermit>,
-    /// When it arrived.
-    pub(crate) began: Instant,
+    /// When the item arrived.
+    pub(crate) start_time: Instant,
     /// Counts its tokens among those in flight while a replica has it.
     in_flight: Option<InFlightTokens>,
 }
@@ -60,23 +61,23 @@ impl Job {
             permit: None,
             queue_permit,
             in_flight: None,
-            began: Instant::now(),
+            start_time: Instant::now(),
         }
     }
 
-    /// Bytes of its texts.
+    /// The bytes of the item's texts.
     pub(crate) fn bytes(&self) -> usize {
         self.item.text.len() + self.item.text_pair.as_ref().map_or(0, String::len)
     }
 }
 
-/// Room in a queue that a stream waited for.
+/// Room in a queue for one item that waited for it.
 pub(crate) struct QueuePermit {
     _item: OwnedSemaphorePermit,
     _tokens: OwnedSemaphorePermit,
 }
 
-/// How a queue is set up.
+/// The settings of a queue.
 #[derive(Debug, Clone)]
 pub(crate) struct QueueSettings {
     pub(crate) bounds: QueueConfig,
@@ -92,14 +93,15 @@ pub(crate) struct QueueSettings {
 pub(crate) struct Queue {
     inner: Mutex<Inner>,
     settings: QueueSettings,
-    /// Room for the items of streams, which wait for it: half of the bounds, so that requests find the other half.
+    /// Room for items that wait while the queue is full: half of the bounds, so that the other half remains for items
+    /// that do not wait.
     item_permits: Arc<Semaphore>,
     token_permits: Arc<Semaphore>,
     replicas: usize,
-    began: Instant,
-    /// Tokens for each byte of text, learned; the bits of an f64.
+    start_time: Instant,
+    /// The estimated tokens per byte of text, as the bits of an f64; updated with each outcome.
     tokens_per_byte: AtomicU64,
-    /// Tokens in flight, as estimated.
+    /// The estimated tokens in flight.
     in_flight: Arc<AtomicU64>,
     pub(crate) counts: Counts,
 }
@@ -107,7 +109,7 @@ pub(crate) struct Queue {
 /// Counters since the start.
 #[derive(Default)]
 pub(crate) struct Counts {
-    /// Items handed to replicas.
+    /// Items assigned to replicas.
     pub(crate) handed_over: AtomicU64,
     /// Items that a replica answered.
     pub(crate) answered: AtomicU64,
@@ -117,7 +119,7 @@ pub(crate) struct Counts {
     pub(crate) expired: AtomicU64,
     /// Items that were refused because the queue was full or too long for their deadline, or dropped from it.
     pub(crate) overloaded: AtomicU64,
-    /// Items that were refused because their caller has its share.
+    /// Items that were refused because their owner has its share.
     pub(crate) throttled: AtomicU64,
     /// Items that were refused because the circuit was open.
     pub(crate) refused: AtomicU64,
@@ -131,18 +133,18 @@ fn count(counter: &AtomicU64, more: usize) {
 
 struct Inner {
     waiting: core::Queue<Job>,
-    /// Items that a lost replica had: retried one at a time, so that the one that ended the replica is found.
+    /// Items of a lost replica: they are retried one at a time, to find the one that ended the replica.
     suspects: VecDeque<Job>,
     delayed: BinaryHeap<Reverse<DelayedRetry>>,
-    /// Numbers the delayed retries.
+    /// The number of the next delayed retry.
     retry_seq: u64,
-    /// One slot for each replica: filled while it waits for items.
+    /// The wakers of replicas that wait for items, by replica.
     idle: Vec<Option<Waker>>,
-    /// Why no replica can answer; `None` while one can.
+    /// Why no replica is available; `None` while one is, or is expected soon.
     unavailable: Option<String>,
     rate: Rate,
     breaker: Option<Breaker>,
-    /// An item has succeeded since the last failure.
+    /// True if an item has succeeded since the last failure.
     has_succeeded: bool,
     budget: RetryBudget,
     random: SplitMix64,
@@ -175,29 +177,29 @@ impl Ord for DelayedRetry {
     }
 }
 
-/// The estimate before the first outcome: English has about four bytes to a token.
+/// The estimate before the first outcome: English text has about four bytes per token.
 const FIRST_TOKENS_PER_BYTE: f64 = 0.25;
 /// Tokens that a model adds to every text.
 const TOKENS_ADDED: u64 = 2;
 
-/// The longest time that one outcome counts for in the rate of a model.
+/// The longest time of one outcome that is counted in the rate of a model.
 const BUSY_NS_MAX: u64 = 1_000_000_000;
 
-/// What a replica can take.
+/// A replica's request for items.
 pub(crate) struct TakeRequest {
     pub(crate) replica: usize,
     pub(crate) items_max: usize,
     pub(crate) tokens_max: u64,
-    /// It has items without an outcome: no suspect may join them.
+    /// The replica has items without an outcome: no suspect may be added to them.
     pub(crate) is_busy: bool,
-    /// It is computing a suspect: no item may join it.
+    /// The replica is computing a suspect: no item may be added to it.
     pub(crate) has_suspect: bool,
 }
 
 /// The items for a replica.
 pub(crate) enum Assignment {
     Jobs(Vec<Job>),
-    /// To be computed alone.
+    /// An item to be computed alone.
     Suspect(Box<Job>),
 }
 
@@ -223,7 +225,7 @@ impl Queue {
             token_permits: Arc::new(Semaphore::new(tokens.min(Semaphore::MAX_PERMITS))),
             settings,
             replicas,
-            began: Instant::now(),
+            start_time: Instant::now(),
             tokens_per_byte: AtomicU64::new(FIRST_TOKENS_PER_BYTE.to_bits()),
             in_flight: Arc::default(),
             counts: Counts::default(),
@@ -232,10 +234,10 @@ impl Queue {
 
     /// Nanoseconds on the queue's clock.
     pub(crate) fn now_ns(&self) -> u64 {
-        u64::try_from(self.began.elapsed().as_nanos()).unwrap_or(u64::MAX)
+        u64::try_from(self.start_time.elapsed().as_nanos()).unwrap_or(u64::MAX)
     }
 
-    /// An item's claim on the queue, with its tokens estimated from its bytes.
+    /// The ticket of an item, with its tokens estimated from its bytes.
     pub(crate) fn ticket(&self, call: u64, owner: u64, item: &Item) -> Ticket {
         let bytes = item.text.len() + item.text_pair.as_ref().map_or(0, String::len);
         let tokens = bytes as f64 * f64::from_bits(self.tokens_per_byte.load(Ordering::Relaxed));
@@ -243,18 +245,19 @@ impl Queue {
         Ticket { call, owner, tokens: tokens as u64 + TOKENS_ADDED, deadline_ns }
     }
 
-    /// Learns from an outcome: the tokens of its text's bytes, and the time since the outcome before.
+    /// Updates the estimates with an outcome: the bytes and the tokens of its text, and the time since the previous
+    /// outcome.
     pub(crate) fn record_answer(&self, bytes: usize, tokens: u64, busy_ns: u64) {
         if tokens > TOKENS_ADDED && bytes > 0 {
             let old = f64::from_bits(self.tokens_per_byte.load(Ordering::Relaxed));
             let new = old + 0.02 * ((tokens - TOKENS_ADDED) as f64 / bytes as f64 - old);
             self.tokens_per_byte.store(new.clamp(0.001, 4.0).to_bits(), Ordering::Relaxed);
         }
-        // A pause of the whole machine says nothing about the rate of the model.
+        // Bounded, since a pause of the whole machine does not measure the rate of the model.
         self.lock().rate.served(tokens, busy_ns.min(BUSY_NS_MAX));
     }
 
-    /// Waits for room for an item of a stream.
+    /// Waits for room for an item.
     pub(crate) async fn permit(&self, tokens: u64) -> Option<QueuePermit> {
         let item = self.item_permits.clone().acquire_owned().await.ok()?;
         let tokens = self.token_permits.clone().acquire_many_owned(self.clamp_tokens(tokens)).await.ok()?;
@@ -269,12 +272,12 @@ impl Queue {
     }
 
     fn clamp_tokens(&self, tokens: u64) -> u32 {
-        // A text larger than the whole room waits until all of it is free.
+        // A text larger than the total room waits until all of the room is free.
         let all = (self.settings.bounds.tokens_max / 2).clamp(1, u64::from(u32::MAX));
         u32::try_from(tokens.min(all)).unwrap_or(u32::MAX)
     }
 
-    /// Whether a full queue drops the new item or the oldest, so that streams need not wait for room.
+    /// Whether a full queue drops the new item or the oldest, so that items do not wait for room.
     pub(crate) fn drops(&self) -> bool {
         self.settings.bounds.drop_policy != DropPolicy::None
     }
@@ -284,7 +287,7 @@ impl Queue {
         stages::mark(Stage::Queued);
         let now = self.now_ns();
         let mut inner = self.lock();
-        // Under the lock: abandoning a call cancels its items after this.
+        // Checked under the lock: a call that is abandoned later finds its items in the queue and cancels them.
         if job.reply.is_abandoned() {
             drop(inner);
             count(&self.counts.abandoned, 1);
@@ -308,21 +311,21 @@ impl Queue {
         let ticket = job.ticket;
         let in_flight = self.in_flight.load(Ordering::Relaxed);
         let mut wait_ms = inner.rate.wait_ms(inner.waiting.tokens().saturating_add(in_flight), self.replicas);
-        let pushed = if job.queue_permit.is_some() {
+        let outcome = if job.queue_permit.is_some() {
             inner.waiting.insert(now, ticket, job);
             PushOutcome::Waits
         } else if let Some(late_ms) = inner.late_ms(now, ticket, in_flight, self.replicas) {
-            // Refused now, rather than after its deadline.
+            // Refused now instead of after its deadline.
             wait_ms = late_ms;
             PushOutcome::Refused(PushRefusal::Full, job)
         } else {
             inner.waiting.push(now, ticket, job)
         };
-        if !matches!(pushed, PushOutcome::Refused(..)) {
+        if !matches!(outcome, PushOutcome::Refused(..)) {
             inner.budget.deposit(now);
         }
         let waker = if inner.waiting.takeable() > 0 { inner.idle.iter_mut().find_map(Option::take) } else { None };
-        let refused = match pushed {
+        let refused = match outcome {
             PushOutcome::Waits => Vec::new(),
             PushOutcome::Dropped(jobs) => jobs.into_iter().map(|job| (job, Failure::Overloaded(wait_ms))).collect(),
             PushOutcome::Refused(PushRefusal::Full, job) => vec![(job, Failure::Overloaded(wait_ms))],
@@ -344,14 +347,14 @@ impl Queue {
         }
     }
 
-    /// Takes items for a replica, but never more than its share of what waits.
+    /// Takes items for a replica, at most its share of the waiting items.
     pub(crate) fn poll_take(&self, request: &TakeRequest, cx: &mut Context<'_>) -> Poll<Assignment> {
         let now = self.now_ns();
         let mut inner = self.lock();
         let late = inner.expire(now);
         let assignment = inner.take(request, now, self.replicas);
         let next = match &assignment {
-            // It is no longer idle: a wake-up that it may have had goes to one that is.
+            // The replica is no longer idle. A wake-up that it may have received is passed on to an idle one.
             Some(_) => {
                 inner.clear_waker(request.replica);
                 if inner.waiting.takeable() == 0 { None } else { inner.idle.iter_mut().find_map(Option::take) }
@@ -381,7 +384,7 @@ impl Queue {
         }
     }
 
-    /// Answers items past their deadline, and releases those that a window or a delay held back. To be called every few
+    /// Fails items past their deadline, and releases those whose window or delay has ended. Must be called every few
     /// milliseconds while an item waits; returns whether one does.
     pub(crate) fn tick(&self) -> bool {
         let now = self.now_ns();
@@ -421,10 +424,10 @@ impl Queue {
     pub(crate) fn cancel(&self, call: u64) {
         let mut inner = self.lock();
         let mut cancelled = inner.waiting.cancel(call);
-        let (gone, kept): (Vec<Job>, Vec<Job>) =
+        let (removed, remaining): (Vec<Job>, Vec<Job>) =
             std::mem::take(&mut inner.suspects).into_iter().partition(|job| job.ticket.call == call);
-        inner.suspects = VecDeque::from(kept);
-        cancelled.extend(gone);
+        inner.suspects = VecDeque::from(remaining);
+        cancelled.extend(removed);
         cancelled.iter().for_each(|job| inner.return_permit(job));
         drop(inner);
         count(&self.counts.abandoned, cancelled.len());
@@ -437,7 +440,7 @@ impl Queue {
         let ok = match failure {
             None => Some(true),
             Some(Failure::Engine(_) | Failure::Unavailable(_)) => Some(false),
-            // These say nothing about the model.
+            // These failures are not caused by the model.
             Some(_) => None,
         };
         inner.record(now, job.permit, ok);
@@ -447,15 +450,15 @@ impl Queue {
         self.retry(inner, now, job, false)
     }
 
-    /// Queues the items of a lost replica to be retried one by one. Returns those that are not retried: an item that was
-    /// computed alone has ended the replica itself.
+    /// Queues the items of a lost replica to be retried one by one. Returns those that are not retried; an item that
+    /// was computed alone is not, since it ended the replica.
     pub(crate) fn requeue_lost(&self, jobs: Vec<Job>, alone: bool) -> Vec<Job> {
         let now = self.now_ns();
         let mut culprits = Vec::new();
         {
             let mut inner = self.lock();
             let permit = jobs.iter().find_map(|job| job.permit);
-            // A text that ends its replica says nothing about the model; a replica that is lost without one does.
+            // A text that ends its replica does not count as a failure of the model; any other loss of a replica does.
             inner.record(now, permit, (!alone).then_some(false));
         }
         for job in jobs {
@@ -469,7 +472,7 @@ impl Queue {
         culprits
     }
 
-    /// Queues an item for another attempt; returns it when it may have none.
+    /// Queues an item for another attempt; returns it if it may have no more attempts.
     fn retry(&self, mut inner: MutexGuard<'_, Inner>, now: u64, mut job: Job, suspect: bool) -> Option<Job> {
         job.in_flight = None;
         if job.reply.is_abandoned() {
@@ -482,7 +485,7 @@ impl Queue {
         }
         count(&self.counts.retried, 1);
         if suspect {
-            // Starting a new instance takes long enough: no further delay.
+            // Without a further delay, since starting a new instance takes long enough.
             inner.suspects.push_back(job);
         } else {
             let seq = inner.retry_seq;
@@ -493,8 +496,8 @@ impl Queue {
         None
     }
 
-    /// Removes the waker of a replica that no longer waits; its next poll registers it again. A wake-up that it may have had
-    /// goes to another.
+    /// Removes the waker of a replica that no longer waits; its next poll registers it again. A wake-up that it may
+    /// have received is passed on to another.
     pub(crate) fn remove_waiter(&self, replica: usize) {
         let mut inner = self.lock();
         inner.clear_waker(replica);
@@ -509,7 +512,7 @@ impl Queue {
         }
     }
 
-    /// Answers every item with `unavailable` and this reason from now on, those that wait included; `None` ends that.
+    /// Fails every waiting and every later item as `unavailable` with this reason; `None` admits items again.
     pub(crate) fn set_unavailable(&self, reason: Option<String>) {
         let mut inner = self.lock();
         inner.unavailable = reason.clone();
@@ -527,7 +530,7 @@ impl Queue {
         }
     }
 
-    /// Releases the items that a window holds back. Returns how many there were.
+    /// Releases the items that a window holds back. Returns their number.
     pub(crate) fn flush(&self) -> usize {
         let mut inner = self.lock();
         let released = inner.waiting.flush();
@@ -550,17 +553,18 @@ impl Queue {
     }
 
     fn lock(&self) -> MutexGuard<'_, Inner> {
-        // No code under the lock can panic half-way through a change.
+        // No code under the lock panics in the middle of a change.
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-/// An item is refused when the expected wait, times this factor, exceeds its remaining time. The factor absorbs errors of the
-/// estimate, so that admitted items finish in time.
+/// An item is refused if the expected wait times this factor exceeds its remaining time. The factor compensates for
+/// errors of the estimate, so that admitted items finish in time.
 const LATE_MARGIN: f64 = 1.2;
 
 impl Inner {
-    /// By how much an item is likely to miss its deadline if it were queued now; `None` when it would not, or has none.
+    /// The milliseconds by which an item queued now would probably miss its deadline; `None` if it would not, or has no
+    /// deadline.
     fn late_ms(&self, now: u64, ticket: Ticket, in_flight: u64, replicas: usize) -> Option<u32> {
         let left_ms = ticket.deadline_ns?.saturating_sub(now) as f64 / 1e6;
         let ahead = self.waiting.until_served(ticket.call, ticket.tokens).saturating_add(in_flight);
@@ -572,9 +576,9 @@ impl Inner {
         let mut late: Vec<Job> = std::iter::from_fn(|| self.waiting.poll_expired(now)).collect();
         let is_late = |job: &Job| job.ticket.deadline_ns.is_some_and(|deadline_ns| deadline_ns <= now);
         if self.suspects.iter().any(is_late) {
-            let (gone, kept): (Vec<Job>, Vec<Job>) = std::mem::take(&mut self.suspects).into_iter().partition(is_late);
-            self.suspects = VecDeque::from(kept);
-            late.extend(gone);
+            let (removed, remaining): (Vec<Job>, Vec<Job>) = std::mem::take(&mut self.suspects).into_iter().partition(is_late);
+            self.suspects = VecDeque::from(remaining);
+            late.extend(removed);
         }
         late.iter().for_each(|job| self.return_permit(job));
         late
@@ -610,8 +614,9 @@ impl Inner {
         }
     }
 
-    /// Records a result with the circuit breaker; `None` says nothing about the model. A failure counts only when it follows
-    /// another without a success between them: a single text that the engine cannot compute must not open the circuit.
+    /// Records a result with the circuit breaker; `None` counts neither as a success nor as a failure. A failure counts
+    /// only if it follows another without a success between them: a single text that the engine cannot compute must not
+    /// open the circuit.
     fn record(&mut self, now: u64, permit: Option<Permit>, ok: Option<bool>) {
         let (Some(breaker), Some(permit)) = (&mut self.breaker, permit) else { return };
         match ok {
@@ -632,7 +637,7 @@ impl Inner {
 }
 
 impl Job {
-    /// Releases its room in the queue, and sets the deadline that remains from now.
+    /// Releases the item's room in the queue, and sets its remaining time.
     fn hand_over(&mut self, now: u64, in_flight: &Arc<AtomicU64>) {
         self.queue_permit = None;
         self.in_flight = Some(InFlightTokens::new(in_flight, self.ticket.tokens));

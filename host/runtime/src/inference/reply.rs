@@ -7,7 +7,8 @@ use tokio::sync::mpsc;
 
 use crate::types::{Failure, Outcome, Output};
 
-/// Sends the outcome of one item to its call. One that is dropped unsent answers `unavailable`, so that every item gets an outcome.
+/// Sends the outcome of one item to its call. If it is dropped before that, it sends `unavailable`, so that every item
+/// gets an outcome.
 pub(crate) struct OutcomeSender {
     id: u64,
     /// The call's flag: true once its outcomes are dropped.
@@ -21,7 +22,7 @@ impl OutcomeSender {
         Self { id, is_abandoned, tx, is_sent: false }
     }
 
-    /// A reply without a receiver.
+    /// A sender without a receiver.
     pub(crate) fn without_receiver() -> Self {
         let (tx, _) = mpsc::unbounded_channel();
         Self::new(0, Arc::default(), tx)
@@ -35,7 +36,7 @@ impl OutcomeSender {
         self.is_abandoned.load(Ordering::SeqCst)
     }
 
-    /// Drops it without an outcome: the item gets another reply.
+    /// Drops the sender without an outcome: the item gets another sender.
     pub(crate) fn discard(mut self) {
         self.is_sent = true;
     }
@@ -47,8 +48,8 @@ impl OutcomeSender {
     }
 }
 
-/// Outcomes that exist at the same time. Those of one call are sent as one list when this is dropped, so that its receiver wakes up
-/// once for all of them and not once for each.
+/// Collects outcomes. Those of one call are sent as one list when this is dropped, so that the receiver is woken once
+/// and not for each outcome.
 #[derive(Default)]
 pub(crate) struct OutcomeLists(Vec<(mpsc::UnboundedSender<Vec<Outcome>>, Vec<Outcome>)>);
 

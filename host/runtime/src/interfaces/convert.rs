@@ -13,7 +13,7 @@ use crate::types;
 ///
 /// # Errors
 ///
-/// `invalid`, with what is wrong with the name.
+/// `invalid`, with the reason.
 pub(crate) fn name(text: &str) -> Result<ChannelName, Failure> {
     text.parse().map_err(|error: channels::NameError| Failure::Invalid(error.to_string()))
 }
@@ -84,7 +84,8 @@ pub(crate) fn store_name(kind: StoreKind) -> &'static str {
     }
 }
 
-/// The failure of an operation of the store. Why the store is unavailable is logged, and not given to the guest.
+/// The failure of an operation of the store. The reason of an unavailable or full store is logged, and not passed to
+/// the guest.
 pub(crate) fn failure(error: Error) -> Failure {
     match error {
         Error::Invalid(text) => Failure::Invalid(text),
@@ -107,7 +108,7 @@ pub(crate) fn failure(error: Error) -> Failure {
     }
 }
 
-/// An item's failure as a value of core.
+/// Converts an item's failure to the type of core.
 pub(crate) fn core_failure(failure: types::Failure) -> core::Failure {
     use types::Failure as Wire;
     match failure {

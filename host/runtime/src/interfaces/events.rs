@@ -13,7 +13,7 @@ use crate::bindings::gateway::weir::stream::events::{
 use crate::components::gateway::state::GatewayState;
 use crate::interfaces::convert::{core_cursor, cursor, delivery, draft, failure, fence, name, page, store_name};
 
-/// Bytes of events after which a batch for a guest ends; it has at least one event, whatever its size.
+/// The size in bytes at which a batch for a guest ends; a batch has at least one event, even if that is larger.
 const BATCH_BYTES_MAX: usize = 64 * 1024;
 /// Most deliveries in a batch for a guest.
 const BATCH_DELIVERIES_MAX: usize = 64;
@@ -83,7 +83,7 @@ impl HostWithStore<GatewayState> for HasSelf<GatewayState> {
         if let Some(detail) = health.detail.as_deref().filter(|_| !health.ok || health.fallback) {
             tracing::warn!(detail, fallback = health.fallback, "the channel store is degraded");
         }
-        // A store that does not answer is reported as unhealthy.
+        // An error means that the store does not answer, which the next health check reports.
         let exhausted = if health.ok { store.exhausted().await.unwrap_or_default() } else { Vec::new() };
         Ok(Condition {
             store: store_name(health.store).to_owned(),
@@ -102,8 +102,8 @@ pub(crate) fn store(accessor: &Accessor<GatewayState, HasSelf<GatewayState>>) ->
     accessor.with(|mut access| access.get().events.clone())
 }
 
-/// Writes the deliveries of a subscription to a guest. Deliveries that the guest has not read wait in the store, within its
-/// bound.
+/// Writes the deliveries of a subscription to a guest. Deliveries that the guest has not read wait in the store, within
+/// its bound.
 struct Deliveries(Subscription);
 
 impl<D> StreamProducer<D> for Deliveries {

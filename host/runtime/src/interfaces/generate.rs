@@ -1,4 +1,5 @@
-//! `weir:stream/generate` for gateway instances: the commands of a guest go into a call, and the events of the call to the guest.
+//! `weir:stream/generate` for gateway instances: the commands of a guest are sent to a call, and the events of the call
+//! to the guest.
 
 use std::collections::VecDeque;
 use std::pin::Pin;
@@ -51,8 +52,8 @@ impl HostWithStore<GatewayState> for HasSelf<GatewayState> {
     }
 }
 
-/// Reads the commands that a guest writes, one at a time, and sends them into its call. The write of a start that waits for room is
-/// held back.
+/// Reads the commands that a guest writes, one at a time, and sends them to its call. The write of a start command
+/// completes when there is room for the generation.
 struct GuestCommands {
     sender: CommandSender,
     unsent: VecDeque<Command>,
@@ -78,7 +79,7 @@ impl GuestCommands {
         }
     }
 
-    /// Sends from a task of its own what was read: the guest has ended its write or its stream.
+    /// Sends the commands that were read from a task of their own: the guest has ended its write or its stream.
     fn send_detached(&mut self) {
         let (unsent, pending) = (std::mem::take(&mut self.unsent), self.pending.take());
         if unsent.is_empty() && pending.is_none() {

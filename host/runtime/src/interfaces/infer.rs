@@ -1,4 +1,5 @@
-//! `weir:stream/infer` for instances of gateway and adapter components: the items of a guest go into a call, and the outcomes of the call to the guest.
+//! `weir:stream/infer` for instances of gateway and adapter components: the items of a guest are sent to a call, and
+//! the outcomes of the call to the guest.
 
 use std::collections::VecDeque;
 use std::pin::Pin;
@@ -59,7 +60,7 @@ impl crate::types::Host for AdapterState {}
 
 impl Host for AdapterState {}
 
-/// For adapters: their items have no client, and are taken while the server drains.
+/// For adapters: their items have no client, and are accepted while the server drains.
 impl HostWithStore<AdapterState> for HasSelf<AdapterState> {
     async fn run(
         accessor: &Accessor<AdapterState, Self>,
@@ -77,13 +78,13 @@ impl HostWithStore<AdapterState> for HasSelf<AdapterState> {
     }
 }
 
-/// Reads the items that a guest writes, and sends them into its call.
+/// Reads the items that a guest writes, and sends them to its call.
 struct GuestItems {
     sender: CallSender,
-    /// Read from the guest and not yet in a queue.
+    /// Items that were read from the guest and are not in a queue yet.
     unsent: VecDeque<Item>,
     pending: Option<Pending>,
-    /// The write in progress has been read: it completes when its items are in their queues.
+    /// True once items of the write in progress were read: the write completes when they are in their queues.
     has_read: bool,
 }
 
@@ -102,7 +103,7 @@ impl GuestItems {
         if room.is_closed() {
             return Poll::Ready(Err(CallAbandoned));
         }
-        // The wait returns its permit at once and the loop takes it again: a cancelled wait holds none.
+        // The wait releases its permit immediately and the loop acquires it again, so that a cancelled wait holds none.
         let wait = |room: Arc<Semaphore>| -> Pending {
             Box::pin(async move { room.acquire().await.map(drop).map_err(|_| CallAbandoned) })
         };
@@ -202,7 +203,8 @@ impl<D> StreamConsumer<D> for GuestItems {
             self.unsent.extend(items);
             self.has_read = true;
         }
-        // A full queue holds the write back. Only a write in progress is polled, so no item may be left over after it.
+        // While a queue is full, the write does not complete. Only a write in progress is polled, so all of its items
+        // must be sent before it completes.
         let flushed = self.poll_flush(cx);
         if flushed.is_pending() {
             if !finish {
@@ -220,7 +222,7 @@ impl<D> StreamConsumer<D> for GuestItems {
 
 impl Drop for GuestItems {
     fn drop(&mut self) {
-        // Before it has read items it only waits for room, of which no item is left to make use.
+        // Before items were read, only room was waited for, which is not needed any more.
         if self.has_read {
             self.send_detached();
         }

@@ -1,4 +1,5 @@
-//! Opens the channel store with the configured settings, and starts the consumers of all events: metrics, and a file.
+//! Opens the channel store with the configured settings, and starts the consumers of all events: metrics and the events
+//! file.
 
 use std::collections::HashSet;
 
@@ -46,14 +47,14 @@ fn start_consumers(config: &Events, events: &Store) -> Result<(), StartError> {
     let mut tap = events.tap();
     tokio::spawn(async move {
         let mut names = HashSet::new();
-        while let Some(tapped) = tap.next().await {
-            let TapItem::Event { channel, entry } = tapped else { continue };
+        while let Some(item) = tap.next().await {
+            let TapItem::Event { channel, entry } = item else { continue };
             if channel.kind() == "pipeline" {
                 pipeline_metrics::count(&entry.name, &entry.data);
             }
-            let known =
+            let is_counted =
                 names.contains(&entry.name) || names.len() < COUNTED_NAMES_MAX && names.insert(entry.name.clone());
-            let name = if known { entry.name.to_string() } else { "other".to_owned() };
+            let name = if is_counted { entry.name.to_string() } else { "other".to_owned() };
             metrics::counter!("weir_events_published_total", "kind" => channel.kind().to_owned(), "event" => name)
                 .increment(1);
         }

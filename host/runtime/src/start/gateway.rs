@@ -18,8 +18,8 @@ use crate::inference::call::CallOpener;
 use crate::start::guest_env::{self, KEYS_DIR, PIPELINES_DIR};
 use crate::start::{Builtin, StartError, component_source};
 
-/// Time beyond the gateway's own limits after which it has no response: the component answers 408 and 504 itself unless it is
-/// stuck.
+/// The time after the gateway's own limits until the host stops waiting for a response: the component answers 408 and
+/// 504 itself unless it hangs.
 const HEAD_TIMEOUT_MARGIN_MS: u64 = 5_000;
 
 pub(crate) fn start(
@@ -55,7 +55,7 @@ pub(crate) fn start(
     Ok(Gateway::start(factory.map_err(|error| StartError::Link("gateway", error))?))
 }
 
-/// The folders that instances see, and where.
+/// The folders that instances see, and their paths in the instance.
 fn folders(config: &Config) -> Result<Vec<(PathBuf, &'static str)>, StartError> {
     let mut folders = Vec::new();
     if config.auth.mode == AuthMode::Required {

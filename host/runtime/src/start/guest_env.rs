@@ -1,15 +1,15 @@
 //! The environment of guests: the settings that they see.
 //!
-//! A guest sees a key of the configuration only if it is listed here, under the name and in the form that the key has in the
-//! environment of `weir` itself: `http.body_bytes_max` is `WEIR_HTTP_BODY_BYTES_MAX`. Added to these are facts about this host
-//! that are no settings. No path of the host and no secret is among either; a test holds that.
+//! A guest sees a key of the configuration only if it is listed here, under the name and in the form that the key has
+//! in the environment of `weir` itself: `http.body_bytes_max` is `WEIR_HTTP_BODY_BYTES_MAX`. Facts about this host that
+//! are not settings are added. Neither contains a path of the host or a secret, which a test checks.
 
 use weir_config::{Config, EventsStore};
 use weir_nn::Engine;
 
-/// Where an instance of the gateway sees the folder of keys, `auth.dir`.
+/// The path of `auth.dir`, the folder of keys, in a gateway instance.
 pub(super) const KEYS_DIR: &str = "/auth";
-/// Where an instance of the gateway sees the folder of pipelines, `pipelines.dir`.
+/// The path of `pipelines.dir`, the folder of pipelines, in a gateway instance.
 pub(super) const PIPELINES_DIR: &str = "/pipelines";
 
 /// The keys that the gateway component sees, by section.
@@ -60,10 +60,10 @@ const GENERATE_KEYS: &[(&str, &[&str])] =
 /// The environment of the gateway component.
 pub(super) fn gateway(config: &Config) -> Vec<(String, String)> {
     let facts = [
-        // The edge of this process holds the connections of subscribers.
+        // The HTTP edge of this process holds the connections of subscribers.
         ("WEIR_GRIP", "host".to_owned()),
         ("WEIR_INSTANCE", instance_name()),
-        // The file of `disk` and the memory of a process belong to one instance.
+        // Only Redis is shared: the memory and the disk store belong to one server.
         ("WEIR_EVENTS_SHARED", (config.events.store == EventsStore::Redis).to_string()),
         ("WEIR_AUTH_LOOPBACK", is_loopback(&config.http.listen).to_string()),
         ("WEIR_AUTH_DIR", KEYS_DIR.to_owned()),
@@ -72,8 +72,8 @@ pub(super) fn gateway(config: &Config) -> Vec<(String, String)> {
     variables(config, GATEWAY_KEYS, facts)
 }
 
-/// The environment of the infer component, for a model on an engine. `batch_tokens_max` is the setting of that name, or the
-/// engine's own bound where it is 0.
+/// The environment of the infer component, for a model on an engine. `batch_tokens_max` is the setting of that name, or
+/// the engine's own bound if the setting is 0.
 pub(super) fn infer(config: &Config, engine: Engine, batch_tokens_max: u32) -> Vec<(String, String)> {
     let shapes = if engine.plans_shapes() { "bounded" } else { "any" };
     let facts =
@@ -83,7 +83,7 @@ pub(super) fn infer(config: &Config, engine: Engine, batch_tokens_max: u32) -> V
 
 /// The environment of the generate component.
 pub(super) fn generate(config: &Config) -> Vec<(String, String)> {
-    // They have spaces, and lines: a record separator is between them.
+    // Separated by the ASCII record separator, since prefixes contain spaces and line breaks.
     let prefixes = config.generate.prefixes.join("\u{1e}");
     variables(config, GENERATE_KEYS, [("WEIR_GENERATE_PREFIXES", prefixes)])
 }
@@ -93,22 +93,23 @@ fn variables<const N: usize>(
     keys: &[(&str, &[&str])],
     facts: [(&str, String); N],
 ) -> Vec<(String, String)> {
-    let listed = |key: &str| {
+    let is_listed = |key: &str| {
         let (section, name) = key.split_once('.').unwrap_or_default();
         keys.iter().any(|(of, names)| *of == section && names.contains(&name))
     };
-    let settings = weir_config::variables(config).into_iter().filter(|(key, ..)| listed(key));
+    let settings = weir_config::variables(config).into_iter().filter(|(key, ..)| is_listed(key));
     let settings = settings.map(|(_, variable, value)| (variable, value));
     settings.chain(facts.map(|(name, value)| (name.to_owned(), value))).collect()
 }
 
-/// A name that no other instance has: this one acquires leases under it.
+/// A unique name of this server instance, under which it acquires leases.
 fn instance_name() -> String {
     let half = |seed: u64| std::hash::BuildHasher::hash_one(&std::collections::hash_map::RandomState::new(), seed);
     format!("{:016x}{:016x}-{}", half(0), half(1), std::process::id())
 }
 
-/// Whether only this machine reaches an address. Of names only `localhost` counts: names are not resolved.
+/// Whether an address can be reached from this machine only. Names are not resolved; the only name that counts is
+/// `localhost`.
 fn is_loopback(listen: &str) -> bool {
     match listen.parse::<std::net::SocketAddr>() {
         Ok(address) => address.ip().to_canonical().is_loopback(),
@@ -157,8 +158,8 @@ mod tests {
         assert_eq!(value("WEIR_EVENTS_SHARED"), Some("false"));
     }
 
-    /// Every key that takes a text (paths, the URL of Redis with its password, lists) is set to a marker of its own. Of these
-    /// texts guests see those that are listed below and no other.
+    /// Sets every key that takes a string (paths, the URL of Redis with its password, lists) to a unique marker. Guests
+    /// see only the markers of the keys that are listed below.
     #[test]
     fn paths_and_secrets_of_the_host_do_not_reach_guests() {
         const TEXTS: [&str; 9] = [

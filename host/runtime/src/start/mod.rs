@@ -1,4 +1,4 @@
-//! The start of the runtime, from the configuration.
+//! Creates the parts of a runtime from the configuration.
 //!
 //! - `models`: the models that the configuration names.
 //! - `pools`: a pool of replicas for each model.
@@ -48,10 +48,10 @@ pub enum StartError {
     Model {
         /// The model's name.
         name: String,
-        /// What is wrong with it.
+        /// The reason.
         source: ModelError,
     },
-    /// A name of the configuration has no folder.
+    /// A name in `models.names` has no folder.
     #[error("models.names has `{name}`, and {dir} has no such folder; it has {}", listed(.names))]
     NoSuchModel {
         /// The name.
@@ -66,7 +66,7 @@ pub enum StartError {
     Engine {
         /// The model's name.
         name: String,
-        /// Those that exist.
+        /// The reason, with the names that exist.
         message: String,
     },
     /// `models.dir` cannot be read.

@@ -1,4 +1,4 @@
-//! The models that the configuration names: those of `models.dir`, and `[model.NAME]` in addition or instead.
+//! The models of the configuration: those of `models.dir`, and `[model.NAME]`, which adds or replaces one.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -33,8 +33,8 @@ pub(super) fn language_models(config: &Config) -> Result<BTreeMap<String, PathBu
     Ok(files.filter(|(_, file)| file.is_file()).collect())
 }
 
-/// The settings of every model but the language models, by name.
-pub(super) fn configured(config: &Config) -> Result<BTreeMap<String, ModelSettings>, StartError> {
+/// The settings of every model except language models, by name.
+pub(super) fn settings(config: &Config) -> Result<BTreeMap<String, ModelSettings>, StartError> {
     let models = named_folders(config)?.into_iter().filter(|(_, model)| !model.path.join(LANGUAGE_MODEL).is_file());
     let settings = models.map(|(name, model)| {
         let engine = model.engine.as_deref().unwrap_or(&config.models.engine);

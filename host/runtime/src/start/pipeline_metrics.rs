@@ -1,5 +1,5 @@
-//! SR, CR, TCL and WCT of executions ([`weir_core::pipelines::Reliability`]) as metrics, from the events in their channels: a guest
-//! cannot publish metrics, and `GET /reliability` of the gateway is for people.
+//! SR, CR, TCL and WCT of executions ([`weir_core::pipelines::Reliability`]) as metrics. They are derived from the
+//! events of executions, since a guest cannot publish metrics.
 //!
 //! | metric | of |
 //! |---|---|
@@ -8,8 +8,9 @@
 //! | `weir_pipeline_step_seconds{kind}` | TCL: of the kinds that call a service or a model |
 //! | `weir_pipeline_seconds` | WCT |
 //!
-//! The members of an event have a fixed order, and values that a client or a step chooses are inside of JSON strings, where quotes
-//! are escaped, or before the member that is searched for. A search from one end therefore finds that member only.
+//! The members of an event have a fixed order. Values that a client or a step chooses are inside of JSON strings, where
+//! quotes are escaped, or before the member that is searched for. A search from one end therefore finds the right
+//! member.
 
 /// Counts an event of an execution.
 pub(crate) fn count(name: &str, data: &str) {

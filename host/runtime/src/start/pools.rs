@@ -33,7 +33,7 @@ fn start_pools(
     host: &Host,
     check_thread: &Arc<Sleeper>,
 ) -> Result<Pools, StartError> {
-    let models = models::configured(config)?;
+    let models = models::settings(config)?;
     let mut pools = Pools::new();
     if models.is_empty() {
         return Ok(pools);
@@ -50,15 +50,16 @@ fn start_pools(
         InferFactory::new(host, &component, registry.clone()).map_err(|error| StartError::Link("infer", error))?;
     for (name, model) in models {
         let dir = ModelDir::open(&model.path).map_err(|source| StartError::Model { name: name.clone(), source })?;
-        let failed = |error: LoadError| StartError::Model { name: name.clone(), source: error.into() };
-        let selection = Selection::of(&model.path, model.engine, model.precision, registry.config()).map_err(failed)?;
+        let load_error = |error: LoadError| StartError::Model { name: name.clone(), source: error.into() };
+        let selection = Selection::of(&model.path, model.engine, model.precision, registry.config()).map_err(load_error)?;
         tracing::debug!(model = name, engine = %selection.engine, reason = selection.reason, "engine selected");
-        registry.insert_selection(&name, &selection).map_err(failed)?;
+        registry.insert_selection(&name, &selection).map_err(load_error)?;
         let tokens_max = match config.infer.batch_tokens_max {
             0 => selection.engine.batch_tokens(),
             tokens_max => tokens_max,
         };
-        // Padded batches need a choice of lengths; packed ones only enough to fill the next.
+        // Padded batches need items of different lengths to choose from; packed batches need only enough items for the
+        // next batch.
         let batches_ahead = if selection.packed { 1 } else { 4 };
         let pool = Pool::new(PoolConfig {
             info: info(&name, &dir),
@@ -142,13 +143,15 @@ fn queue_settings(infer: &Infer, check_thread: &Arc<Sleeper>) -> QueueSettings {
     }
 }
 
-/// How often the pools are checked while an item waits or is in flight, and for a while after that.
+/// The interval between checks of the pools while an item waits or is in flight, and the interval for a while after
+/// that.
 const CHECK_INTERVAL: Duration = Duration::from_millis(5);
 const IDLE_CHECK_INTERVAL: Duration = Duration::from_millis(50);
-/// How long the pools are checked after they were busy. Then the thread sleeps: waking it for each of many single items would cost more.
+/// How long the pools are checked after they were busy, before the thread sleeps. Waking it for each of many single
+/// items would cost more.
 const IDLE_CHECK_DURATION: Duration = Duration::from_secs(1);
 
-/// Starts a thread that checks the pools until they are dropped. The next item wakes it when it sleeps.
+/// Starts a thread that checks the pools until they are dropped. While it sleeps, the next item wakes it.
 fn start_check_thread(pools: &Pools, sleeper: Arc<Sleeper>) -> std::io::Result<()> {
     let pools: Vec<_> = pools.values().map(Arc::downgrade).collect();
     let check = move || {
@@ -170,7 +173,7 @@ fn start_check_thread(pools: &Pools, sleeper: Arc<Sleeper>) -> std::io::Result<(
     std::thread::Builder::new().name("weir-watch".into()).spawn(check).map(drop)
 }
 
-/// Checks the pools; returns whether one is busy, or nothing when all are dropped.
+/// Checks the pools; returns whether one is busy, or `None` when all are dropped.
 fn tick(pools: &[Weak<Pool>]) -> Option<bool> {
     pools.iter().filter_map(Weak::upgrade).map(|pool| pool.tick()).reduce(|busy, more| busy | more)
 }

@@ -14,26 +14,26 @@ pub(crate) enum Fault {
     Once,
     /// One operation fails, and a write does half of its work.
     OnceHalf,
-    /// From this operation on nothing is written, until the drive is healed: the disk is full.
+    /// From this operation on all writes fail, until the drive is repaired: the disk is full.
     Full,
-    /// From this operation on everything fails, until the drive is healed.
-    Gone,
+    /// From this operation on all operations fail, until the drive is repaired.
+    Lost,
 }
 
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Drive {
     state: Arc<Mutex<State>>,
-    /// Which process this is: after a crash, an earlier one can do nothing any more.
+    /// The number of the process that uses the drive: after a crash, all operations of earlier processes fail.
     process: usize,
 }
 
 #[derive(Debug, Default)]
 struct State {
-    /// What a crash leaves, at least.
+    /// The content that survives any crash.
     durable: Vec<u8>,
-    /// What is read.
+    /// The content that reads return.
     cached: Vec<u8>,
-    /// What was done to `cached` since the last sync.
+    /// The changes of `cached` since the last sync.
     unsynced: Vec<Write>,
     operations: usize,
     fault: Option<(usize, Fault)>,
@@ -61,18 +61,18 @@ impl Write {
 }
 
 impl State {
-    /// Counts an operation; the fault that it meets.
+    /// Counts an operation, and returns its fault, if it has one.
     fn operation(&mut self, writes: bool) -> Option<Fault> {
         let number = self.operations;
         self.operations += 1;
         let (at, fault) = self.fault?;
-        let meets = match fault {
+        let is_hit = match fault {
             Fault::Once | Fault::OnceHalf => number == at,
             Fault::Full => number >= at && writes,
-            Fault::Gone => number >= at,
+            Fault::Lost => number >= at,
         };
-        self.failed += usize::from(meets);
-        meets.then_some(fault)
+        self.failed += usize::from(is_hit);
+        is_hit.then_some(fault)
     }
 
     fn write(&mut self, write: Write) {
@@ -103,21 +103,22 @@ impl Drive {
         }
     }
 
-    /// Makes the operation after this many more fail.
+    /// Makes an operation fail after `after` more have succeeded.
     pub(crate) fn fail(&self, after: usize, fault: Fault) {
         let mut state = lock(&self.state);
         state.fault = Some((state.operations + after, fault));
         state.failed = 0;
     }
 
-    /// Lets everything work again. Returns how many operations failed.
+    /// Ends the fault. Returns how many operations failed.
     pub(crate) fn heal(&self) -> usize {
         let mut state = lock(&self.state);
         state.fault = None;
         state.failed
     }
 
-    /// Cuts the power: each write that was not synced is kept or lost, as `seed` says. Returns the drive as the next process finds it.
+    /// Simulates a power failure: each write that was not synced is retained or lost, depending on `seed`. Returns the
+    /// drive for the next process.
     pub(crate) fn crash(&self, seed: u64) -> Self {
         let mut state = lock(&self.state);
         state.process += 1;
@@ -163,7 +164,7 @@ impl StorageBackend for Backend {
     fn sync_data(&self) -> io::Result<()> {
         self.0.operation(true, |state, fault| {
             if fault.is_some() {
-                // As Linux does: what could not be written counts as written, and is read until the next start.
+                // As on Linux: pages that could not be written are marked clean, and are read until the next start.
                 state.unsynced.clear();
                 return Err(failure());
             }

@@ -1,5 +1,5 @@
-//! After any fault: no reader gets events of another channel, no cursor is assigned twice, every acknowledged write is there, and memory
-//! and the file agree.
+//! Invariants after any fault: no reader gets events of another channel, no cursor is assigned twice, every
+//! acknowledged write is in the store, and memory and the file agree.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -9,7 +9,7 @@ use weir_core::channels::{ChannelName, Cursor};
 
 use super::drive::{Drive, Fault};
 use super::{History, config, contents, draft, name, open, shares, write_of};
-use crate::clock::tests::Set;
+use crate::clock::tests::TestClock;
 use crate::disk::Disk;
 
 const USERS: usize = 4;
@@ -19,15 +19,15 @@ const ROUNDS: usize = 4;
 #[derive(Debug, Default)]
 struct Users {
     history: History,
-    /// Events that were answered, by channel.
-    answered: BTreeMap<ChannelName, Vec<Cursor>>,
-    /// By key: the value that was answered last, and those that were tried since.
+    /// The cursors of acknowledged events, by channel.
+    acknowledged: BTreeMap<ChannelName, Vec<Cursor>>,
+    /// By key: the value that was acknowledged last, and those that were attempted since.
     values: BTreeMap<ChannelName, Vec<Option<String>>>,
-    /// Claims that were answered with true.
+    /// Claims that were granted.
     claimed: Vec<String>,
-    tried: usize,
-    /// Events that were answered with an error.
-    refused: usize,
+    attempts: usize,
+    /// The number of events whose append failed.
+    rejected: usize,
 }
 
 impl Users {
@@ -35,39 +35,39 @@ impl Users {
         [name(&format!("user:u{user}")), name(&format!("owner-user:u{user}"))]
     }
 
-    /// Each user appends to its channel and to its owner record, puts and deletes a value, and claims. The later users are new in each
-    /// round.
+    /// Each user appends to its channel and to its owner record, puts and deletes a value, and claims. The later users
+    /// are new in each round.
     async fn round(&mut self, store: &Disk, round: usize) {
-        let (fresh, tried) = (USERS * (round + 1), self.tried);
-        self.tried += 1;
+        let (fresh, attempts) = (USERS * (round + 1), self.attempts);
+        self.attempts += 1;
         let users = (0..USERS).chain(fresh..fresh + USERS);
-        let asked = users.map(|user| async move {
+        let requests = users.map(|user| async move {
             let key = name(&format!("state:u{user}"));
-            let value = (!(user + tried).is_multiple_of(4)).then(|| format!("{key} {tried}"));
+            let value = (!(user + attempts).is_multiple_of(4)).then(|| format!("{key} {attempts}"));
             let mut appended = Vec::new();
             for channel in Self::channels(user) {
-                let data = format!("{channel} {tried}");
-                let places = store.append(&channel, draft(&data), write_of(&channel)).await;
-                appended.push((channel, data, places));
+                let data = format!("{channel} {attempts}");
+                let cursors = store.append(&channel, draft(&data), write_of(&channel)).await;
+                appended.push((channel, data, cursors));
             }
             let put = match &value {
                 Some(value) => store.put(&key, value.as_bytes(), None, write_of(&key)).await,
                 None => store.delete(&key, None).await,
             };
-            let claim = format!("claim:{user}:{tried}");
+            let claim = format!("claim:{user}:{attempts}");
             let claimed = store.claim(&claim, 60_000).await;
             (appended, (key, value, put), (claim, claimed))
         });
-        for (appended, (key, value, put), (claim, claimed)) in join_all(asked).await {
-            for (channel, data, places) in appended {
-                match places {
-                    Ok(places) => {
-                        self.history.saw(&channel, places[0], &data);
-                        self.answered.entry(channel).or_default().push(places[0]);
+        for (appended, (key, value, put), (claim, claimed)) in join_all(requests).await {
+            for (channel, data, cursors) in appended {
+                match cursors {
+                    Ok(cursors) => {
+                        self.history.record(&channel, cursors[0], &data);
+                        self.acknowledged.entry(channel).or_default().push(cursors[0]);
                     }
                     Err(error) => {
                         assert!(error.retryable(), "{error}");
-                        self.refused += 1;
+                        self.rejected += 1;
                     }
                 }
             }
@@ -78,7 +78,7 @@ impl Users {
             values.push(value);
             match claimed {
                 Ok(claimed) => {
-                    assert!(claimed, "{claim} was claimed by nobody else");
+                    assert!(claimed, "{claim} was never claimed before, and is refused");
                     self.claimed.push(claim);
                 }
                 Err(error) => assert!(error.retryable(), "{error}"),
@@ -86,17 +86,17 @@ impl Users {
         }
     }
 
-    /// Everybody reads everything of their own. `whole`: nothing that was answered may be missing.
+    /// Reads all channels, values and claims. If `whole` is true, no acknowledged write may be missing.
     async fn read(&mut self, store: &Disk, whole: bool) -> BTreeMap<ChannelName, Vec<(Cursor, String)>> {
         let mut all = BTreeMap::new();
         for channel in (0..USERS * (ROUNDS + 4)).flat_map(Self::channels) {
             let events = contents(store, &channel, Cursor::START).await.unwrap();
-            events.iter().for_each(|(place, data)| self.history.saw(&channel, *place, data));
-            for place in self.answered.get(&channel).into_iter().flatten().filter(|_| whole) {
-                assert!(events.iter().any(|(kept, _)| kept == place), "{channel} {place} was answered and is gone");
-                // A reader that resumes misses nothing, either.
-                let rest = contents(store, &channel, *place).await.unwrap();
-                assert!(rest.iter().eq(events.iter().filter(|(kept, _)| kept > place)));
+            events.iter().for_each(|(cursor, data)| self.history.record(&channel, *cursor, data));
+            for cursor in self.acknowledged.get(&channel).into_iter().flatten().filter(|_| whole) {
+                assert!(events.iter().any(|(stored, _)| stored == cursor), "{channel} {cursor} was acknowledged and is missing");
+                // A reader that resumes from it gets all later events.
+                let rest = contents(store, &channel, *cursor).await.unwrap();
+                assert!(rest.iter().eq(events.iter().filter(|(stored, _)| stored > cursor)));
             }
             all.insert(channel, events);
         }
@@ -105,18 +105,18 @@ impl Users {
             assert!(possible.contains(&value), "{key} has {value:?}, which is none of {possible:?}");
         }
         for claim in &self.claimed {
-            assert_eq!(store.claim(claim, 60_000).await, Ok(false), "{claim} was given twice");
+            assert_eq!(store.claim(claim, 60_000).await, Ok(false), "{claim} was granted twice");
         }
         all
     }
 }
 
-/// Waits until the store takes events again, as its sweeps and publishers find out.
-async fn recovered(store: &Disk, source: &Arc<Set>) {
+/// Waits until the store accepts writes again, which its sweeps and writes detect.
+async fn recovered(store: &Disk, source: &Arc<TestClock>) {
     for _ in 0..100 {
-        source.pass(1_000);
+        source.advance(1_000);
         store.sweep().await;
-        // A value that comes behind the sweep in the queue.
+        // A job that is behind the sweep in the queue.
         if store.delete(&name("probe:p"), None).await.is_ok() && store.health().ok {
             return;
         }
@@ -126,17 +126,17 @@ async fn recovered(store: &Disk, source: &Arc<Set>) {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum End {
-    /// The drive is healed, and the store is closed.
+    /// The drive is repaired, and the store is closed.
     Close,
-    /// The drive works again, the store continues, and the power is cut.
+    /// The drive is repaired, the store continues, and the power fails.
     Crash,
-    /// The drive is not healed before the store is closed.
+    /// The drive is not repaired before the store is closed.
     CloseFailing,
 }
 
-/// Runs users against a store whose drive fails; returns false when there were too few operations for the fault.
+/// Runs users against a store whose drive fails; returns false if there were too few operations for the fault to occur.
 async fn run(durable: bool, after: usize, fault: Fault, end: End) -> bool {
-    let (mut drive, source) = (Drive::default(), Set::at(1_700_000_000_000));
+    let (mut drive, source) = (Drive::default(), TestClock::at(1_700_000_000_000));
     let mut users = Users::default();
     let mut store = open(config(durable), &drive, &source).await;
     users.round(&store, 0).await;
@@ -144,15 +144,15 @@ async fn run(durable: bool, after: usize, fault: Fault, end: End) -> bool {
     drive.fail(after, fault);
     for round in 1..ROUNDS {
         users.round(&store, round).await;
-        source.pass(1_000);
+        source.advance(1_000);
         store.sweep().await;
     }
     let mut whole = true;
     if end == End::CloseFailing {
-        let lasting = matches!(fault, Fault::Full | Fault::Gone);
+        let lasting = matches!(fault, Fault::Full | Fault::Lost);
         let closed = store.close().await;
         let failed = drive.heal();
-        assert!(!lasting || users.refused == 0 || closed.is_err(), "the store says that all is well");
+        assert!(!lasting || users.rejected == 0 || closed.is_err(), "the failed store was closed without an error");
         whole = durable || closed.is_ok();
         if failed == 0 {
             return false;
@@ -164,7 +164,8 @@ async fn run(durable: bool, after: usize, fault: Fault, end: End) -> bool {
         recovered(&store, &source).await;
         let before = users.read(&store, true).await;
         assert!(before.values().any(|events| !events.is_empty()));
-        // In every other run nothing is written after the recovery that would hide an omission of it.
+        // In every other run nothing is written after the recovery, since a later write could hide an omission of the
+        // recovery.
         if after.is_multiple_of(2) {
             users.round(&store, ROUNDS).await;
             users.read(&store, true).await;
@@ -186,11 +187,11 @@ async fn run(durable: bool, after: usize, fault: Fault, end: End) -> bool {
         drive = drive.crash(after as u64);
         store = open(config(durable), &drive, &source).await;
     }
-    // In the next process, too.
+    // The invariants hold in the next process, too.
     for round in 1..3 {
         users.read(&store, whole).await;
         if !whole {
-            users.answered.clear();
+            users.acknowledged.clear();
             users.values.clear();
             whole = true;
         }
@@ -202,7 +203,7 @@ async fn run(durable: bool, after: usize, fault: Fault, end: End) -> bool {
 
 fn every_fault(durable: bool, fault: Fault, end: End) {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-    // At every operation at first; then at every few, unless there is time for all.
+    // The fault occurs at each of the first operations, and then at every few, unless all are requested.
     let step = if std::env::var_os("WEIR_TEST_EVERY_FAULT").is_some() { usize::MAX } else { 6 };
     let mut after = 0;
     while runtime.block_on(run(durable, after, fault, end)) {
@@ -227,18 +228,18 @@ faults!(
     durable_store_survives_half_a_write_and_crash: true, OnceHalf, Crash;
     durable_store_survives_a_full_disk_and_close: true, Full, Close;
     durable_store_survives_a_full_disk_and_crash: true, Full, Crash;
-    durable_store_survives_a_lost_disk_and_close: true, Gone, Close;
-    durable_store_survives_a_lost_disk_and_crash: true, Gone, Crash;
+    durable_store_survives_a_lost_disk_and_close: true, Lost, Close;
+    durable_store_survives_a_lost_disk_and_crash: true, Lost, Crash;
     durable_store_reports_a_full_disk_at_its_end: true, Full, CloseFailing;
-    durable_store_reports_a_lost_disk_at_its_end: true, Gone, CloseFailing;
+    durable_store_reports_a_lost_disk_at_its_end: true, Lost, CloseFailing;
     store_survives_one_failure_and_close: false, Once, Close;
     store_survives_one_failure_and_crash: false, Once, Crash;
     store_survives_half_a_write_and_close: false, OnceHalf, Close;
     store_survives_half_a_write_and_crash: false, OnceHalf, Crash;
     store_survives_a_full_disk_and_close: false, Full, Close;
     store_survives_a_full_disk_and_crash: false, Full, Crash;
-    store_survives_a_lost_disk_and_close: false, Gone, Close;
-    store_survives_a_lost_disk_and_crash: false, Gone, Crash;
+    store_survives_a_lost_disk_and_close: false, Lost, Close;
+    store_survives_a_lost_disk_and_crash: false, Lost, Crash;
     store_reports_a_full_disk_at_its_end: false, Full, CloseFailing;
-    store_reports_a_lost_disk_at_its_end: false, Gone, CloseFailing;
+    store_reports_a_lost_disk_at_its_end: false, Lost, CloseFailing;
 );

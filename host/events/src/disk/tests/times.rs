@@ -1,4 +1,4 @@
-//! A clock that is set, and files of earlier versions.
+//! Tests with a clock that is set, and with files of earlier versions.
 
 use redb::TableDefinition;
 use weir_core::channels::{Cursor, Delivery};
@@ -6,21 +6,21 @@ use weir_core::channels::{Cursor, Delivery};
 use super::drive::Drive;
 use super::{History, config, contents, draft, name, open};
 use crate::backend::WriteContext;
-use crate::clock::tests::Set;
+use crate::clock::tests::TestClock;
 use crate::config::EventsConfig;
 use crate::disk::storage::Opener;
 
 const NOON: u64 = 1_700_000_000_000;
 const YEAR_MS: u64 = 31_536_000_000;
 
-/// Times that the clock is set to.
+/// The times that the clock is set to.
 const SET: [u64; 5] = [0, NOON - YEAR_MS, NOON - 5_000, NOON + 3 * YEAR_MS, u64::MAX / 2];
 
 #[tokio::test]
 async fn clock_set_back_or_ahead_before_a_crash_makes_a_gap_and_reaches_followers() {
     for durable in [true, false] {
         for wall_ms in SET {
-            let (drive, source) = (Drive::default(), Set::at(NOON));
+            let (drive, source) = (Drive::default(), TestClock::at(NOON));
             let mut history = History::default();
             let channel = name("user:u");
             let store = open(config(durable), &drive, &source).await;
@@ -28,7 +28,7 @@ async fn clock_set_back_or_ahead_before_a_crash_makes_a_gap_and_reaches_follower
             for number in 0..20 {
                 let data = format!("user:u {number}");
                 cursor = store.append(&channel, draft(&data), WriteContext::default()).await.unwrap()[0];
-                history.saw(&channel, cursor, &data);
+                history.record(&channel, cursor, &data);
             }
             source.set(wall_ms);
             let drive = drive.crash(wall_ms);
@@ -36,21 +36,21 @@ async fn clock_set_back_or_ahead_before_a_crash_makes_a_gap_and_reaches_follower
                 let store = open(config(durable), &drive, &source).await;
                 let mut follower = store.follow(&channel, cursor, None).await.unwrap();
                 let data = format!("user:u after {round}");
-                let place = store.append(&channel, draft(&data), WriteContext::default()).await.unwrap()[0];
-                history.saw(&channel, place, &data);
+                let newest = store.append(&channel, draft(&data), WriteContext::default()).await.unwrap()[0];
+                history.record(&channel, newest, &data);
                 let mut gap = false;
                 loop {
                     match follower.try_next() {
                         Some(Delivery::Gap(_)) => gap = true,
-                        Some(Delivery::Event { entry, .. }) if entry.cursor == place => break,
+                        Some(Delivery::Event { entry, .. }) if entry.cursor == newest => break,
                         other => panic!("{wall_ms}, round {round}: {other:?} instead of an event"),
                     }
                 }
-                assert!(gap || durable || cursor.leads_to(place), "what was lost is no gap");
-                for (place, data) in contents(&store, &channel, Cursor::START).await.unwrap() {
-                    history.saw(&channel, place, &data);
+                assert!(gap || durable || cursor.leads_to(newest), "lost events without a gap");
+                for (cursor, data) in contents(&store, &channel, Cursor::START).await.unwrap() {
+                    history.record(&channel, cursor, &data);
                 }
-                cursor = place;
+                cursor = newest;
                 drop(follower);
                 store.close().await.unwrap();
             }
@@ -62,7 +62,7 @@ async fn clock_set_back_or_ahead_before_a_crash_makes_a_gap_and_reaches_follower
 async fn clock_change_expires_and_hides_no_events() {
     for durable in [true, false] {
         for wall_ms in SET {
-            let (drive, source) = (Drive::default(), Set::at(NOON));
+            let (drive, source) = (Drive::default(), TestClock::at(NOON));
             let channel = name("user:u");
             let mut store = open(config(durable), &drive, &source).await;
             store.append(&channel, draft("user:u 1"), WriteContext::default()).await.unwrap();
@@ -70,7 +70,7 @@ async fn clock_change_expires_and_hides_no_events() {
             assert_eq!(store.claim("ticket", 60_000).await, Ok(true));
             for restarts in 0..3 {
                 source.set(wall_ms);
-                source.pass(1_000);
+                source.advance(1_000);
                 store.hub.sweep(store.clock.now_ms());
                 store.sweep().await;
                 let events = contents(&store, &channel, Cursor::START).await.unwrap();
@@ -83,9 +83,9 @@ async fn clock_change_expires_and_hides_no_events() {
                 source.boot.store(restarts % 2, std::sync::atomic::Ordering::Relaxed);
                 store = open(config(durable), &drive, &source).await;
             }
-            // Time that passes ends all of it, whatever the wall clock says.
+            // Elapsed time expires all of it, whatever the wall clock shows.
             source.set(NOON);
-            source.pass(4_000_000);
+            source.advance(4_000_000);
             store.hub.sweep(store.clock.now_ms());
             assert_eq!(contents(&store, &channel, Cursor::START).await.unwrap(), []);
             assert_eq!(store.get(&name("state:s")).await, Ok(None));
@@ -96,12 +96,12 @@ async fn clock_change_expires_and_hides_no_events() {
 
 #[tokio::test]
 async fn removed_channel_starts_after_its_last_cursor_despite_a_clock_set_back() {
-    let (drive, source) = (Drive::default(), Set::at(NOON));
+    let (drive, source) = (Drive::default(), TestClock::at(NOON));
     let bounded = EventsConfig { channels_max: 2, ..config(false) };
     let store = open(bounded.clone(), &drive, &source).await;
     let first = store.append(&name("user:a"), draft("user:a 1"), WriteContext::default()).await.unwrap()[0];
     for other in ["user:b", "user:c", "user:d"] {
-        source.pass(1);
+        source.advance(1);
         store.append(&name(other), draft("x"), WriteContext::default()).await.unwrap();
     }
     source.set(1_000);
@@ -111,7 +111,7 @@ async fn removed_channel_starts_after_its_last_cursor_despite_a_clock_set_back()
     assert!(again > first, "{again} after {first}");
 }
 
-/// A file as version 0.1 wrote it.
+/// Writes a file in the format of version 0.1.
 fn earlier_file(drive: &Drive, channels: &[(&str, u64)], next_id: u64) {
     const CHANNELS: TableDefinition<&str, (u64, u64, u64, u64, u64)> = TableDefinition::new("channels");
     const CLAIMS: TableDefinition<&str, u64> = TableDefinition::new("claims");
@@ -139,7 +139,7 @@ fn earlier_file(drive: &Drive, channels: &[(&str, u64)], next_id: u64) {
 
 #[tokio::test]
 async fn file_of_an_earlier_version_is_read_and_continued() {
-    let (drive, source) = (Drive::default(), Set::at(NOON));
+    let (drive, source) = (Drive::default(), TestClock::at(NOON));
     earlier_file(&drive, &[("user:a", 1), ("user:b", 2)], 3);
     for _ in 0..2 {
         let store = open(config(true), &drive, &source).await;
@@ -158,15 +158,15 @@ async fn file_of_an_earlier_version_is_read_and_continued() {
 
 #[tokio::test]
 async fn channels_that_share_a_number_in_an_earlier_file_are_separated_without_their_events() {
-    let (drive, source) = (Drive::default(), Set::at(NOON));
+    let (drive, source) = (Drive::default(), TestClock::at(NOON));
     earlier_file(&drive, &[("user:a", 5), ("user:b", 5), ("user:c", 6)], 2);
     let store = open(config(true), &drive, &source).await;
     for (channel, events) in [("user:a", 0), ("user:b", 0), ("user:c", 1)] {
         assert_eq!(contents(&store, &name(channel), Cursor::START).await.unwrap().len(), events);
-        // A reader that has seen the event gets a gap, and the next is its own.
-        let place = store.append(&name(channel), draft(channel), WriteContext::default()).await.unwrap()[0];
+        // A reader that has seen the event gets a gap, and then the next event of its own channel.
+        let cursor = store.append(&name(channel), draft(channel), WriteContext::default()).await.unwrap()[0];
         let rest = contents(&store, &name(channel), Cursor::new(7, 1)).await.unwrap();
-        assert_eq!(rest, [(place, channel.to_owned())]);
+        assert_eq!(rest, [(cursor, channel.to_owned())]);
     }
     let new = store.append(&name("user:d"), draft("user:d"), WriteContext::default()).await.unwrap()[0];
     assert_eq!(contents(&store, &name("user:d"), Cursor::START).await.unwrap(), [(new, "user:d".to_owned())]);

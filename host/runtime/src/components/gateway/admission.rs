@@ -1,8 +1,8 @@
-//! Requests that wait for an instance of the gateway component, and what each instance holds.
+//! Requests that wait for an instance of the gateway component, and the occupancy of each instance.
 //!
-//! Instances pull: a request is admitted by the first instance that has room for it, in the number of its requests and in the
-//! bytes of their bodies. The bytes of a body are reserved before its first byte reaches the guest, because a guest that
-//! runs out of memory traps and ends every request that it has.
+//! Instances pull: a request is admitted by the first instance that has room for it, in the number of its requests and
+//! in the bytes of their bodies. The bytes of a body are reserved before its first byte reaches the guest, because a
+//! guest that runs out of memory traps and ends every request that it has.
 
 use std::collections::{HashMap, VecDeque};
 use std::pin::{Pin, pin};
@@ -35,7 +35,7 @@ const ADMISSION_TIMEOUT: Duration = Duration::from_secs(15);
 /// Why no instance admitted a request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum AdmissionError {
-    /// The instances hold as many bytes of bodies, or as many requests, as they may.
+    /// Every instance is at its bound on requests or on the bytes of their bodies.
     #[error("no instance of the gateway had room for the request within {} s", ADMISSION_TIMEOUT.as_secs())]
     Full,
     /// The client holds its share of the bytes of bodies.
@@ -43,18 +43,18 @@ pub enum AdmissionError {
     ClientShare,
 }
 
-/// What one instance may hold at once.
+/// The bounds of one instance.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct InstanceBounds {
     pub(crate) requests_max: usize,
     /// Bytes of request bodies, as announced. A single body is admitted whatever its size.
     pub(crate) body_bytes_max: u64,
-    /// Of these in all instances, the bytes that one client may hold.
+    /// The most bytes of bodies that one client may have in all instances together.
     pub(crate) client_body_bytes_max: u64,
 }
 
-/// One request, from its start until the body of its response has ended or its client has disconnected: then it no longer
-/// counts among those of its instance, and the calls that it made are abandoned.
+/// One request, from its start until the body of its response has ended or its client has disconnected. When it is
+/// dropped, it is no longer counted in its instance, and the calls that it made are abandoned.
 pub(crate) struct OpenRequest {
     pub(crate) client: u64,
     instance: OnceLock<Arc<Occupancy>>,
@@ -74,7 +74,7 @@ impl OpenRequest {
         }
     }
 
-    /// Counts it among the requests of an instance.
+    /// Counts the request in an instance.
     fn begin(&self, instance: Arc<Occupancy>, reservation: Arc<Reservation>) {
         instance.begin_request();
         let _ = self.reservation.set(reservation);
@@ -115,7 +115,7 @@ impl Drop for OpenRequest {
     }
 }
 
-/// What one instance holds.
+/// The requests and the reserved bytes of one instance.
 pub(crate) struct Occupancy {
     queue: Arc<RequestQueue>,
     requests: AtomicUsize,
@@ -126,7 +126,7 @@ pub(crate) struct Occupancy {
 }
 
 impl Occupancy {
-    /// Requests whose responses have not ended.
+    /// The number of requests whose responses have not ended.
     pub(crate) fn requests(&self) -> usize {
         self.requests.load(Ordering::Relaxed)
     }
@@ -168,7 +168,7 @@ pub(crate) struct AdmittedRequest {
     pub(crate) request: Request,
     pub(crate) open: Arc<OpenRequest>,
     pub(crate) result: oneshot::Sender<HandleResult>,
-    /// To be held for as long as the guest may have the body in its memory.
+    /// Must be held for as long as the guest may have the body in its memory.
     pub(crate) reservation: Arc<Reservation>,
 }
 
@@ -206,9 +206,9 @@ impl RequestQueue {
         occupancy
     }
 
-    /// Hands a request to the first instance that has room for it, and waits for its response. `start_if_needed` runs at once
-    /// and at each tick of the clock of guests while the request waits: a timer for each request would wake the thread that waits for
-    /// sockets.
+    /// Hands a request to the first instance that has room for it, and waits for its response. `start_if_needed` runs
+    /// at once and at each tick of the clock of guests while the request waits: a timer for each request would wake the
+    /// thread that waits for sockets.
     pub(crate) async fn submit(
         &self,
         request: Request,
@@ -281,7 +281,8 @@ impl RequestQueue {
         Poll::Ready(AdmittedRequest { request, open, result, reservation })
     }
 
-    /// Whether another instance would help: a request has waited for `waited`, or every instance holds all that it may.
+    /// Whether another instance is needed: a request that is not over its client's share has waited for `waited`, or
+    /// every instance is at its bound on requests.
     pub(crate) fn wants_instance(&self, waited: Duration) -> bool {
         let state = self.lock();
         let waits = |waiting: &&WaitingRequest| {
@@ -292,7 +293,7 @@ impl RequestQueue {
         oldest.since.elapsed() >= waited || state.instances.iter().filter_map(Weak::upgrade).all(full)
     }
 
-    /// Fails every waiting request: there is no instance, and none can be made.
+    /// Fails every waiting request: no instance can be created.
     pub(crate) fn fail(&self, error: &wasmtime::Error) {
         let waiting = std::mem::take(&mut self.lock().waiting);
         for waiting in waiting {
@@ -300,7 +301,7 @@ impl RequestQueue {
         }
     }
 
-    /// Lets every instance check the waiting requests.
+    /// Wakes every instance, which then checks the waiting requests.
     fn wake(&self) {
         let instances: Vec<_> = self.lock().instances.iter().filter_map(Weak::upgrade).collect();
         for instance in instances {
@@ -348,7 +349,7 @@ pub(crate) struct Reservation {
 }
 
 impl Reservation {
-    /// Releases what exceeds the length that the body turned out to have.
+    /// Releases the reserved bytes beyond the actual length of the body.
     fn shrink_to(&self, bytes: u64) {
         let before = self.bytes.fetch_min(bytes, Ordering::Relaxed);
         self.instance.queue.release(&self.instance, self.client, before.saturating_sub(bytes));
@@ -429,13 +430,13 @@ mod tests {
         let instance = queue.register();
         let _receivers = [push(&queue, 1, 60), push(&queue, 2, 60), push(&queue, 3, 40), push(&queue, 4, 0)];
         let first = admit(&queue, &instance).unwrap();
-        // The second has no room; one behind it that has room does not wait for it.
+        // The second does not fit; a later one that fits does not wait for it.
         let third = admit(&queue, &instance).unwrap();
         assert_eq!((first.open.client, third.open.client), (1, 3));
         assert_eq!(instance.body_bytes.load(Ordering::Relaxed), 100);
         let fourth = admit(&queue, &instance).unwrap();
         assert_eq!(fourth.open.client, 4, "a request without a body needs no bytes");
-        // Three requests are all that it takes.
+        // The instance is at its bound of three requests.
         drop(first);
         drop(fourth);
         let second = admit(&queue, &instance).unwrap();

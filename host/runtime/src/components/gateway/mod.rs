@@ -1,11 +1,11 @@
-//! The gateway: instances of the gateway component behind `wasi:http/handler`. An instance serves many requests at once and is
-//! reused.
+//! The gateway: instances of the gateway component behind `wasi:http/handler`. An instance serves many requests at once
+//! and is reused.
 //!
-//! - `admission`: the requests that wait for an instance, and what each instance holds.
+//! - `admission`: the requests that wait for an instance, and the occupancy of each instance.
 //! - `run`: one instance, from its start to its end.
-//! - `scaled`: the stateless instances, as many as the load needs.
-//! - `stateful`: the one instance that holds what outlives a request.
-//! - `state`: the store of an instance, and how instances are made.
+//! - `scaled`: the stateless instances, whose number follows the load.
+//! - `stateful`: the one instance that holds state across requests.
+//! - `state`: the data of an instance's store, and the factory of instances.
 
 pub(crate) mod admission;
 mod run;
@@ -31,11 +31,11 @@ pub use crate::components::gateway::admission::{AdmissionError, Request};
 pub use wasmtime::Error as HandleError;
 pub use wasmtime_wasi_http::Error as BodyError;
 
-/// The gateway's response; its body counts as a request in progress until it ends or is dropped.
+/// The gateway's response; its request counts as open until the body ends or is dropped.
 pub type Response = http::Response<ResponseBody>;
 
-/// Hands requests to gateway instances: those of stateful routes to the one stateful instance, all others to as many
-/// stateless instances as are needed.
+/// Dispatches requests to gateway instances: those of stateful routes to the one stateful instance, all others to
+/// stateless instances, which are started as needed.
 #[derive(Clone)]
 pub struct Gateway {
     stateless: ScaledInstances,
@@ -53,7 +53,7 @@ impl Gateway {
             client_body_bytes_max: share(config.body_bytes_max.saturating_mul(config.instances_max as u64)),
         };
         let stateful = InstanceBounds {
-            // The listener bounds them.
+            // The listener bounds the number of requests.
             requests_max: usize::MAX,
             body_bytes_max: config.stateful_body_bytes_max,
             client_body_bytes_max: share(config.stateful_body_bytes_max),
@@ -65,13 +65,13 @@ impl Gateway {
         }
     }
 
-    /// Answers a request of a client, which has a share of each queue. A [`BodyBytes`] extension of the request says how much of
-    /// an instance's memory its body takes. The caller bounds how many requests it has open.
+    /// Answers a request of a client, which has a share of each queue. A [`BodyBytes`] extension of the request is the
+    /// memory that its body takes in an instance. The caller must bound the number of open requests.
     ///
     /// # Errors
     ///
-    /// No instance had room for the request ([`admission_error`]), the instance was lost ([`is_lost_instance`]), or it gave no
-    /// response in time ([`is_timeout`]).
+    /// No instance had room for the request ([`admission_error`]), the instance was lost ([`is_lost_instance`]), or it
+    /// gave no response in time ([`is_timeout`]).
     pub async fn handle(&self, mut request: Request, client: u64) -> wasmtime::Result<Response> {
         let body_bytes = body_bytes(&mut request);
         let open = Arc::new(OpenRequest::new(client));
@@ -83,8 +83,8 @@ impl Gateway {
     }
 }
 
-/// The body of a response, which keeps its request counted. It ends with an error when its instance was lost before the guest
-/// had written all of it.
+/// The body of a response. Its request counts as open until this is dropped. It ends with an error when its instance
+/// was lost before the guest had written the whole body.
 pub struct ResponseBody {
     body: WasiBody,
     open: Arc<OpenRequest>,
@@ -114,7 +114,7 @@ impl Body for ResponseBody {
     }
 
     fn is_end_stream(&self) -> bool {
-        // A body that seems to have ended may belong to a lost instance: only `poll_frame` tells the two apart.
+        // A body that seems to have ended may belong to a lost instance, which only `poll_frame` checks.
         self.has_ended || (self.body.is_end_stream() && self.body.size_hint().exact() == Some(0))
     }
 
@@ -123,7 +123,7 @@ impl Body for ResponseBody {
     }
 }
 
-/// The most memory of an instance that a request's body takes, bytes: an extension of a request, for a host that knows how
+/// The most bytes of an instance's memory that the body of a request takes. A request extension for hosts that know how
 /// bodies of its content type are read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct BodyBytes(pub u64);
@@ -147,12 +147,12 @@ where
     body.boxed_unsync()
 }
 
-/// Whether `handle` failed because the instance trapped. The same request may well succeed.
+/// Whether `handle` failed because the instance trapped. A retry of the same request may succeed.
 pub fn is_lost_instance(error: &wasmtime::Error) -> bool {
     error.is::<wasmtime_wasi_http::handler::TrapOrPanicError>()
 }
 
-/// Why no instance admitted the request, if `handle` failed for that.
+/// Why no instance admitted the request, if that is why `handle` failed.
 pub fn admission_error(error: &wasmtime::Error) -> Option<AdmissionError> {
     error.downcast_ref().copied()
 }

@@ -1,4 +1,4 @@
-//! One instance: it pulls requests from its queue until it is idle, lost or retired.
+//! Runs one instance: it takes requests from its queue until it is idle, lost or retired.
 
 use std::pin::{Pin, pin};
 use std::sync::Arc;
@@ -21,13 +21,13 @@ use crate::components::gateway::admission::{
 use crate::components::gateway::state::{GatewayFactory, GatewayState, Role};
 use crate::stages::{self, Stage};
 
-/// Heartbeats of an instance's event loop in the time after which it is lost without one.
+/// Heartbeats of an instance's event loop per `hang_timeout`.
 const HEARTBEATS: u32 = 4;
 
-/// A request that an instance has, and the reserved bytes of its body.
+/// An admitted request, and the reserved bytes of its body.
 type Admission = (Arc<OpenRequest>, Arc<Reservation>);
 
-/// How an instance is run.
+/// The parameters of an instance's run.
 pub(crate) struct InstanceRun<'a> {
     pub(crate) factory: &'a GatewayFactory,
     pub(crate) queue: &'a Arc<RequestQueue>,
@@ -36,14 +36,14 @@ pub(crate) struct InstanceRun<'a> {
     pub(crate) head_timeout: Duration,
     /// The instance is lost when its event loop does not run for this long.
     pub(crate) hang_timeout: Duration,
-    /// The instance ends when it has had no request for this long; `None`: it stays.
+    /// The instance ends when it has had no request for this long; `None`: it does not end when idle.
     pub(crate) idle_timeout: Option<Duration>,
 }
 
 impl InstanceRun<'_> {
-    /// Runs an instance. `first` is a request of the host's own whose response is discarded; `on_start` runs once the instance
-    /// is made. Ends without an error when the instance was idle, or when one request got no response in time and all others
-    /// have ended.
+    /// Runs an instance. `first` is a request of the host itself, whose response is discarded; `on_start` is called
+    /// when the instance is created. Returns without an error when the instance was idle, or when one request got no
+    /// response in time and all others have ended.
     pub(crate) async fn run(&self, first: Option<Request>, on_start: impl FnOnce()) -> wasmtime::Result<()> {
         let (mut store, service) = self.factory.instantiate(self.role).await?;
         let proxy = Proxy::P3(service);
@@ -53,20 +53,20 @@ impl InstanceRun<'_> {
         // streams end with the store.
         let mut loss = LossGuard(Some(&occupancy));
         let heartbeats = AtomicU64::new(0);
-        let serving =
+        let serve =
             store.run_concurrent(async |accessor| self.serve(accessor, &proxy, &occupancy, first, &heartbeats).await);
-        let serving = self.factory.host().run_guest(serving);
-        let served = tokio::select! {
-            served = serving => served.and_then(|served| served),
+        let serve = self.factory.host().run_guest(serve);
+        let result = tokio::select! {
+            result = serve => result.and_then(|result| result),
             () = silence(&heartbeats, self.hang_timeout) => {
                 let waited_ms = self.hang_timeout.as_millis();
                 Err(wasmtime::format_err!("its event loop has not run for {waited_ms} ms"))
             }
         };
-        if served.is_ok() {
+        if result.is_ok() {
             loss.0 = None;
         }
-        served
+        result
     }
 
     /// Hands requests to the instance as it has room for them.
@@ -80,7 +80,8 @@ impl InstanceRun<'_> {
     ) -> wasmtime::Result<()> {
         let mut open = FuturesUnordered::new();
         let begin = |request: Request, result: oneshot::Sender<HandleResult>, admission: Option<Admission>| {
-            // What a stateful instance does outlives its requests, but for the generations that end with their clients.
+            // Calls of the stateful instance continue after their requests, except for generations, which end with
+            // their clients.
             let ends_with_request =
                 self.idle_timeout.is_some() || GenerationRoute::find(request.uri().path()).is_some();
             let prepared = accessor.with(|mut access| {
@@ -92,13 +93,13 @@ impl InstanceRun<'_> {
                 }
                 prepared
             });
-            // The request itself is not kept: what it holds ends with its response body, whatever the guest still does.
+            // The open request is not held here: it ends with its response body, even if the guest still runs.
             let reservation = admission.map(|(_, reservation)| reservation);
             let head_timeout = self.head_timeout;
             async move {
-                let answered = prepared?.run(accessor, tokio::time::sleep(head_timeout)).await;
+                let result = prepared?.run(accessor, tokio::time::sleep(head_timeout)).await;
                 drop(reservation);
-                answered
+                result
             }
         };
         if let Some(first) = first {
@@ -113,8 +114,8 @@ impl InstanceRun<'_> {
                 match open.poll_next_unpin(cx) {
                     Poll::Ready(Some(Ok(true))) => continue,
                     Poll::Ready(Some(Ok(false))) => {
-                        // A guest that did not answer one request in time gets no new ones. The stateful instance has to
-                        // take them: no other instance has its state.
+                        // A guest that did not answer one request in time gets no new ones, except for the stateful
+                        // instance, since no other instance has its state.
                         accepts = self.idle_timeout.is_none();
                         continue;
                     }
@@ -130,7 +131,8 @@ impl InstanceRun<'_> {
                     stages::mark(Stage::Admitted);
                     let AdmittedRequest { request, open: state, result, reservation } = admitted;
                     open.push(begin(request, result, Some((state, reservation))));
-                    // The guest works on this request before it takes another: while it computes, other instances may.
+                    // The guest starts on this request before it admits another: while it computes, other instances may
+                    // admit.
                     cx.waker().wake_by_ref();
                     return Poll::Pending;
                 }
@@ -166,13 +168,13 @@ impl Drop for LossGuard<'_> {
 
 /// Resolves when the counter has not changed for `timeout`.
 async fn silence(heartbeats: &AtomicU64, timeout: Duration) {
-    let mut seen = 0;
+    let mut previous = 0;
     loop {
         tokio::time::sleep(timeout).await;
         let now = heartbeats.load(Ordering::Relaxed);
-        if now == seen {
+        if now == previous {
             return;
         }
-        seen = now;
+        previous = now;
     }
 }

@@ -1,5 +1,5 @@
-//! The stateless instances, which are started and ended with the load. There are at most as many as the bound on requests
-//! divided by what one instance serves, rounded up.
+//! The stateless instances, which are started and ended with the load. Their maximum number is the bound on requests
+//! divided by the requests of one instance, rounded up.
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -11,7 +11,7 @@ use crate::components::gateway::state::{GatewayFactory, Role};
 /// Another instance is started when a request has waited for this long: all running instances are computing.
 const START_AFTER: Duration = Duration::from_millis(20);
 
-/// Hands requests to instances, and starts as many as are needed.
+/// Dispatches requests to instances, and starts instances as needed.
 #[derive(Clone)]
 pub(crate) struct ScaledInstances(Arc<Shared>);
 
@@ -25,7 +25,7 @@ struct Shared {
 struct Counts {
     /// Instances whose memory is not free yet.
     instances: usize,
-    /// Those of them that are being made.
+    /// The instances that are being created.
     starting: usize,
 }
 
@@ -75,17 +75,17 @@ impl CountedInstance {
             queue: &shared.queue,
             role: Role::Stateless,
             head_timeout: config.head_timeout,
-            // The guest's own time limits are shorter.
+            // The time limits of the guest itself are shorter.
             hang_timeout: config.head_timeout,
             idle_timeout: Some(config.idle_timeout),
         };
-        let ended = run.run(None, || self.set_started()).await;
-        let Err(error) = ended else { return };
+        let result = run.run(None, || self.set_started()).await;
+        let Err(error) = result else { return };
         if self.is_starting {
-            tracing::error!(error = format!("{error:#}"), "a gateway instance cannot be made");
+            tracing::error!(error = format!("{error:#}"), "a gateway instance cannot be created");
             return shared.queue.fail(&error);
         }
-        // The end of the process drops instances in the middle of their work: that is no loss to report.
+        // When the process ends, instances are dropped with open requests. That loss is expected and not reported.
         if !shared.factory.is_draining() {
             tracing::error!(error = format!("{error:#}"), "a gateway instance is lost");
             metrics::counter!("weir_gateway_instances_lost_total").increment(1);

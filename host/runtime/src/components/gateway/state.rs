@@ -1,4 +1,4 @@
-//! The store of a gateway instance, and how instances are made.
+//! The data of a gateway instance's store, and the factory of instances.
 
 use std::collections::HashMap;
 use std::path::PathBuf;
@@ -23,19 +23,19 @@ use crate::components::steps::Steps;
 use crate::generation::Generations;
 use crate::inference::call::CallOpener;
 
-/// How gateway instances are made.
+/// The configuration of gateway instances.
 #[derive(Debug, Clone)]
 pub(crate) struct GatewayConfig {
     pub(crate) instance_requests_max: usize,
     /// Most stateless instances.
     pub(crate) instances_max: usize,
     pub(crate) memory_bytes_max: u64,
-    /// Bytes of request bodies that one stateless instance holds at once.
+    /// The most bytes of request bodies in one stateless instance.
     pub(crate) body_bytes_max: u64,
     pub(crate) stateful_memory_bytes_max: u64,
-    /// Bytes of request bodies that the stateful instance holds at once.
+    /// The most bytes of request bodies in the stateful instance.
     pub(crate) stateful_body_bytes_max: u64,
-    /// Of the bytes of bodies in all instances, the percentage that one client may have.
+    /// The share of one client in the bytes of request bodies in all instances, percent.
     pub(crate) client_share_percent: u32,
     pub(crate) idle_timeout: Duration,
     /// Time for the head of a response; the component has limits of its own below this.
@@ -47,10 +47,10 @@ pub(crate) struct GatewayConfig {
     pub(crate) http_allow: Vec<String>,
 }
 
-/// Which of the two kinds of instance one is.
+/// The two kinds of gateway instances.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Role {
-    /// One of as many as are needed; holds nothing between requests.
+    /// One of several, started as needed; holds no state between requests.
     Stateless,
     /// The one instance that holds executions and stored sessions.
     Stateful,
@@ -66,7 +66,7 @@ impl Role {
     }
 }
 
-/// The variable by which an instance knows that it is the stateful one.
+/// The environment variable of the stateful instance.
 const STATEFUL_VARIABLE: (&str, &str) = ("WEIR_KEEPER", "1");
 
 /// The data of a gateway instance's store.
@@ -81,12 +81,13 @@ pub(crate) struct GatewayState {
     pub(crate) events: EventStore,
     pub(crate) steps: Steps,
     draining: Arc<AtomicBool>,
-    /// The requests of this instance, by the guest task that answers them; finished ones are removed when the next one comes.
+    /// The requests of this instance, by the guest task that answers them; finished ones are removed when the next one
+    /// comes.
     requests: HashMap<GuestTaskId, Weak<OpenRequest>>,
 }
 
 impl GatewayState {
-    /// Ties a task of the guest to the request that it answers.
+    /// Records the request that a task of the guest answers.
     pub(crate) fn add_request(&mut self, task: GuestTaskId, request: &Arc<OpenRequest>) {
         self.requests.retain(|_, request| request.strong_count() > 0);
         self.requests.insert(task, Arc::downgrade(request));
@@ -114,7 +115,7 @@ impl WasiHttpView for GatewayState {
     }
 }
 
-/// Makes gateway instances.
+/// Creates gateway instances.
 pub(crate) struct GatewayFactory {
     host: Host,
     pre: ServicePre<GatewayState>,
@@ -158,11 +159,11 @@ impl GatewayFactory {
         self.draining.load(Ordering::Relaxed)
     }
 
-    /// Makes an instance in a store of its own.
+    /// Creates an instance in a store of its own.
     pub(crate) async fn instantiate(&self, role: Role) -> wasmtime::Result<(Store<GatewayState>, Service)> {
         let mut wasi = WasiCtx::builder();
         wasi.stderr(GuestLog::built_in(role.log_name(), "")).envs(&self.config.environment);
-        // Only the stateful instance runs steps: the others call no service.
+        // Only the stateful instance runs pipeline steps, so only it may call services.
         let (memory_bytes_max, http_allow) = match role {
             Role::Stateless => (self.config.memory_bytes_max, &[][..]),
             Role::Stateful => (self.config.stateful_memory_bytes_max, self.config.http_allow.as_slice()),

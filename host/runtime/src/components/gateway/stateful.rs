@@ -1,9 +1,9 @@
-//! The stateful instance: the one instance of the gateway component that holds what outlives a request, executions and stored
-//! sessions.
+//! The stateful instance: the one instance of the gateway component that holds state across requests, executions and
+//! stored sessions.
 //!
-//! It is the same component as the stateless instances, with `WEIR_KEEPER=1` in its environment. There is one at a time, so
-//! what it has in memory is the newest state. When it traps or hangs, another replaces it and resumes from what was put into
-//! the store; the requests that it had are answered with a retryable error.
+//! It is the same component as the stateless instances, with `WEIR_KEEPER=1` in its environment. There is one at a
+//! time, so its memory has the newest state. When it traps or hangs, another instance replaces it and resumes from the
+//! checkpoints in the store; the open requests of the lost instance are answered with a retryable error.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -18,11 +18,12 @@ use crate::components::gateway::state::{GatewayFactory, Role};
 
 /// The instance is lost when its event loop does not run for this long.
 const HANG_TIMEOUT: Duration = Duration::from_secs(20);
-/// Delay between a lost instance and the next: doubled while instances live for less than the longest delay.
+/// Delay between a lost instance and the next. It is doubled for each instance that runs for less than
+/// [`RESTART_DELAY_MAX`].
 const RESTART_DELAY: Duration = Duration::from_millis(100);
 const RESTART_DELAY_MAX: Duration = Duration::from_secs(10);
 
-/// Hands requests to the instance. The instance ends with the last clone.
+/// Dispatches requests to the instance. The instance ends when the last clone is dropped.
 #[derive(Clone)]
 pub(crate) struct StatefulInstance {
     queue: Arc<RequestQueue>,
@@ -54,7 +55,7 @@ impl StatefulInstance {
 async fn run_forever(factory: Arc<GatewayFactory>, queue: Arc<RequestQueue>) {
     let mut delay = RESTART_DELAY;
     loop {
-        let began = Instant::now();
+        let start_time = Instant::now();
         let run = InstanceRun {
             factory: &factory,
             queue: &queue,
@@ -64,15 +65,15 @@ async fn run_forever(factory: Arc<GatewayFactory>, queue: Arc<RequestQueue>) {
             idle_timeout: None,
         };
         // The first request wakes the instance, which then resumes interrupted executions.
-        let ended = match wake_request() {
+        let result = match wake_request() {
             Ok(first) => run.run(Some(first), || {}).await,
             Err(error) => Err(error),
         };
-        if let Err(error) = ended {
+        if let Err(error) = result {
             tracing::error!(error = format!("{error:#}"), "the stateful gateway instance is lost; another replaces it");
             metrics::counter!("weir_keeper_lost_total").increment(1);
         }
-        if began.elapsed() > RESTART_DELAY_MAX {
+        if start_time.elapsed() > RESTART_DELAY_MAX {
             delay = RESTART_DELAY;
         }
         tokio::time::sleep(delay).await;

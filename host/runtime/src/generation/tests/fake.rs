@@ -1,7 +1,8 @@
-//! A deterministic stand-in for the engine. Its vocabulary is the bytes and three control tokens.
+//! A deterministic fake engine. Its vocabulary consists of the 256 bytes and three control tokens.
 //!
-//! A prompt that has `<<TEXT>>` is continued with TEXT, a byte for each token, and then ends. Any other is continued with letters that
-//! depend on the seed, the choice and the position at a temperature above 0, and on the position alone at 0.
+//! A prompt that contains `<<TEXT>>` is continued with TEXT, one token per byte, and then ends. Any other is continued
+//! with letters that depend on the seed, the choice and the position at a temperature above 0, and only on the position
+//! at 0.
 
 use std::collections::{BTreeMap, HashMap};
 use std::hash::{DefaultHasher, Hash, Hasher};
@@ -22,12 +23,12 @@ const VOCABULARY: u32 = BYTES + 256;
 
 const TEMPLATE: &str = "{% for m in messages %}{% if m.role == 'tool' %}{{ raise_exception('tool messages are not known') }}{% endif %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}{{ '<|im_start|>assistant\n' }}";
 
-/// Shared by the instances, as the cache of a model is.
+/// The engine and its cache, which all instances share.
 #[derive(Clone)]
 pub(super) struct FakeEngine {
     pages_max: usize,
     context_tokens: u32,
-    /// What a step takes, and what each token of it adds.
+    /// The duration of a step, and the additional duration of each of its tokens.
     step: Duration,
     token: Duration,
     cache: Arc<Mutex<Cache>>,
@@ -36,7 +37,7 @@ pub(super) struct FakeEngine {
 #[derive(Default)]
 struct Cache {
     sequences: HashMap<u32, Sequence>,
-    /// How many sequences have each page.
+    /// The number of sequences that use each page.
     pages: BTreeMap<u64, usize>,
     next: u32,
     next_page: u64,
@@ -49,7 +50,7 @@ struct Sequence {
     tokens: Vec<u32>,
     pages: Vec<u64>,
     sampler: Sampler,
-    /// Its length when it was first sampled.
+    /// The length of the sequence when it was first sampled.
     prompt: Option<usize>,
 }
 
@@ -192,10 +193,10 @@ impl Sequences for FakeSequences {
 
     fn trim(&self, sequence: u32, tokens: u32) -> Result<(), Failure> {
         let mut cache = self.0.cache();
-        let found = cache.sequences.get_mut(&sequence);
-        let found = found.ok_or_else(|| Failure::InvalidInput(format!("there is no sequence {sequence}")))?;
-        found.tokens.truncate(tokens as usize);
-        let removed = found.pages.split_off((tokens as usize).div_ceil(PAGE));
+        let target = cache.sequences.get_mut(&sequence);
+        let target = target.ok_or_else(|| Failure::InvalidInput(format!("there is no sequence {sequence}")))?;
+        target.tokens.truncate(tokens as usize);
+        let removed = target.pages.split_off((tokens as usize).div_ceil(PAGE));
         cache.release(removed);
         Ok(())
     }
@@ -235,7 +236,7 @@ impl Sequences for FakeSequences {
 
 impl Drop for FakeSequences {
     fn drop(&mut self) {
-        // One instance at a time: all of them are its.
+        // There is one instance at a time, so all sequences belong to it.
         let ids: Vec<u32> = self.0.cache().sequences.keys().copied().collect();
         ids.into_iter().for_each(|id| self.remove(id));
     }
@@ -248,7 +249,7 @@ fn next(sequence: &Sequence, sample: &Sample) -> u32 {
         .iter()
         .map(|token| token.checked_sub(BYTES).map_or(b'|', |byte| byte as u8))
         .collect();
-    let find = |what: &[u8]| bytes.windows(2).position(|window| window == what);
+    let find = |delimiter: &[u8]| bytes.windows(2).position(|window| window == delimiter);
     if let (Some(from), Some(to)) = (find(b"<<"), find(b">>")) {
         let script = &bytes[from + 2..to];
         return script.get(generated).map_or(END, |byte| BYTES + u32::from(*byte));

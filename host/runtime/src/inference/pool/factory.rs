@@ -1,4 +1,4 @@
-//! Makes instances of the infer component.
+//! The factory of infer instances.
 
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
@@ -14,7 +14,7 @@ use crate::components::engine::Host;
 use crate::components::guest_log::GuestLog;
 use crate::components::limits::limits;
 
-/// Makes the instances of replicas; cheap to clone.
+/// Creates the instances of replicas; cheap to clone.
 #[derive(Clone)]
 pub(crate) struct InferFactory {
     pub(crate) host: Host,
@@ -36,7 +36,7 @@ impl InferFactory {
         Ok(Self { host: host.clone(), pre, registry })
     }
 
-    /// A store for an instance of a model. The finished computations of its engine are counted in `computed`.
+    /// Creates a store for an instance of a model. The completed computations of the engine are counted in `computed`.
     pub(super) fn store(&self, pool: &PoolConfig, computed: Arc<AtomicU64>) -> wasmtime::Result<Store<InferState>> {
         let name = &pool.name;
         let mut wasi = WasiCtx::builder();

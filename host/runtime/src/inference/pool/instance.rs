@@ -14,7 +14,7 @@ use crate::types::Item;
 pub(super) struct Instance {
     pub(super) in_flight: InFlight,
     pub(super) health: Health,
-    /// It hung, and another instance runs in its place.
+    /// True when the instance hung and another instance replaces it.
     pub(super) replaced: AtomicBool,
     pub(super) replaced_notify: tokio::sync::Notify,
 }
@@ -28,16 +28,16 @@ pub(super) struct Health {
 
 #[derive(Default, Clone, Copy, PartialEq, Eq)]
 enum Phase {
-    /// Its warm-up has no outcome yet.
+    /// The warm-up has no outcome yet.
     #[default]
     Starting,
-    /// Its warm-up has succeeded.
+    /// The warm-up has succeeded.
     Ready,
     Lost,
 }
 
 impl Health {
-    /// Marks it as ready; returns false when it is lost already.
+    /// Marks the instance as ready; returns false if it is already lost.
     pub(super) fn mark_ready(&self) -> bool {
         let mut phase = self.phase.lock().unwrap_or_else(PoisonError::into_inner);
         if *phase == Phase::Starting {
@@ -46,7 +46,7 @@ impl Health {
         *phase == Phase::Ready
     }
 
-    /// Marks it as lost; returns whether it was ready.
+    /// Marks the instance as lost; returns whether it was ready.
     pub(super) fn mark_lost(&self) -> bool {
         let mut phase = self.phase.lock().unwrap_or_else(PoisonError::into_inner);
         std::mem::replace(&mut *phase, Phase::Lost) == Phase::Ready
@@ -73,27 +73,27 @@ impl Health {
     }
 }
 
-/// The items that an instance has and has not answered, by their id on its stream.
+/// The items of an instance that have no outcome yet, by their id on its stream.
 #[derive(Default)]
 pub(super) struct InFlight {
     next: AtomicU32,
     state: Mutex<InFlightState>,
-    /// Finished computations of the engine.
+    /// The number of completed computations of the engine.
     pub(super) computed: Arc<AtomicU64>,
 }
 
 #[derive(Default)]
 struct InFlightState {
     jobs: HashMap<u64, Job>,
-    /// The time of the last outcome, or of the first item since it was idle.
+    /// The time of the last outcome, or of the first item after the instance was idle.
     since: Option<Instant>,
-    /// Finished computations when they were last read, and when they last changed: a long text gives an outcome only after
-    /// many of them.
+    /// The number of completed computations at the last check, and the time at which it changed: a long text has its
+    /// outcome only after many computations.
     computed: u64,
     computed_at: Option<Instant>,
-    /// It has one item, a suspect.
+    /// True if the only item is a suspect.
     has_suspect: bool,
-    /// Woken when it has no item.
+    /// Woken when there is no item left.
     waiter: Option<Waker>,
 }
 
@@ -110,7 +110,7 @@ impl InFlight {
         }
         state.has_suspect = has_suspect;
         let items = jobs.into_iter().map(|job| {
-            // The upper half is the call: the component serves calls in turn.
+            // The upper half is the id of the call: the component serves calls in turn.
             let id = job.ticket.call << 32 | u64::from(self.next.fetch_add(1, Ordering::Relaxed));
             let item = Item { id, ..job.item.clone() };
             state.jobs.insert(id, job);
@@ -119,7 +119,8 @@ impl InFlight {
         items.collect()
     }
 
-    /// Removes the job of an outcome; returns it with the time since the outcome before, or since the instance was idle.
+    /// Removes the job of an outcome; returns it with the time since the previous outcome, or since the instance was
+    /// idle.
     pub(super) fn remove(&self, id: u64) -> Option<(Job, Duration)> {
         let mut state = self.lock();
         let job = state.jobs.remove(&id)?;
@@ -139,7 +140,7 @@ impl InFlight {
         Some((job, busy))
     }
 
-    /// Removes all jobs, in the order in which they were added; returns them, and whether they are one suspect.
+    /// Removes all jobs; returns them in the order in which they were added, and whether the only one is a suspect.
     pub(super) fn clear(&self) -> (Vec<Job>, bool) {
         let mut state = self.lock();
         let mut jobs: Vec<(u64, Job)> = state.jobs.drain().collect();
@@ -160,7 +161,7 @@ impl InFlight {
         state.since.map(|since| state.computed_at.map_or(since, |at| at.max(since)).elapsed())
     }
 
-    /// Whether there is an item, and whether it is a suspect. The task is woken when there is none.
+    /// Whether there are items, and whether the only one is a suspect. The task is woken when there are none.
     pub(super) fn register(&self, cx: &Context<'_>) -> (bool, bool) {
         let mut state = self.lock();
         let is_busy = !state.jobs.is_empty();

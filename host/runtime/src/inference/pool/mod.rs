@@ -1,8 +1,8 @@
-//! The replicas of one model. Each is a thread with an infer instance of its own, fed by one long-lived stream in which
-//! the items of all callers are merged, so that batches form across requests.
+//! The replicas of one model. Each is a thread with an infer instance of its own, which reads one long-lived stream of
+//! the items of all callers, so that batches form across requests.
 //!
-//! - `factory`: makes the instances.
-//! - `instance`: what an instance has in flight, and its health.
+//! - `factory`: creates the instances.
+//! - `instance`: the items that an instance has in flight, and its health.
 //! - `streams`: the two streams of an instance.
 
 mod factory;
@@ -32,7 +32,7 @@ use crate::types::{
     TokenOptions, WhenFull,
 };
 
-/// How a pool is set up.
+/// The configuration of a pool.
 pub(crate) struct PoolConfig {
     pub(crate) name: String,
     pub(crate) path: PathBuf,
@@ -40,7 +40,7 @@ pub(crate) struct PoolConfig {
     pub(crate) replicas: usize,
     pub(crate) queue: QueueSettings,
     pub(crate) memory_bytes_max: u64,
-    /// Tokens handed to a replica at a time: a few batches, for it to choose from.
+    /// Tokens assigned to a replica at a time: a few batches, from which it chooses.
     pub(crate) ahead_tokens: u64,
     /// Variables of the infer component that set how it forms batches.
     pub(crate) environment: Vec<(String, String)>,
@@ -54,14 +54,14 @@ pub struct Pool {
     queue: Queue,
     /// Replicas that have answered their warm-up.
     ready: watch::Sender<usize>,
-    /// A replica has been ready before.
+    /// True once a replica has been ready.
     was_ready: AtomicBool,
     /// Why the model cannot answer, when that is known.
     unavailable: Mutex<Option<String>>,
     stopping: watch::Sender<bool>,
-    /// The instance that each replica runs, while it runs one.
+    /// The current instance of each replica, if it has one.
     instances: Mutex<Vec<Option<Arc<Instance>>>>,
-    /// Replicas without a thread, because too many threads hang.
+    /// Replicas that have no thread because too many threads hang.
     vacant: Mutex<Vec<usize>>,
     /// Threads that hang in an engine: they cannot be stopped.
     hanging: AtomicUsize,
@@ -70,10 +70,10 @@ pub struct Pool {
     metrics: PoolMetrics,
 }
 
-/// Counters of a model's items since the start, and what waits now.
+/// Counters of a model's items since the start, and its current queue.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct PoolStats {
-    /// Replicas that answer.
+    /// Replicas that are ready.
     pub replicas_ready: usize,
     /// Threads that hang in the engine and were replaced.
     pub threads_hanging: usize,
@@ -81,9 +81,9 @@ pub struct PoolStats {
     pub waiting: usize,
     /// Tokens waiting, as estimated.
     pub waiting_tokens: u64,
-    /// False while the circuit breaker lets nothing, or only probes, through.
+    /// False while the circuit breaker admits no items, or only probes.
     pub circuit_closed: bool,
-    /// Items handed to replicas, retries included.
+    /// Items assigned to replicas, retries included.
     pub handed_over: u64,
     /// Items that a replica answered.
     pub answered: u64,
@@ -103,7 +103,7 @@ pub struct PoolStats {
     pub hangs: u64,
 }
 
-/// Delays before a failed replica is made again: the last one for all further failures.
+/// Delays before a failed replica is created again; the last one applies to all further failures.
 const RESTART_DELAYS_MS: [u64; 6] = [50, 200, 1_000, 3_000, 10_000, 30_000];
 
 impl Pool {
@@ -163,7 +163,7 @@ impl Pool {
         }
     }
 
-    /// Updates the metrics that are sampled rather than counted.
+    /// Updates the gauges, and the counters that the queue counts itself.
     pub(crate) fn report(&self) {
         let (items, tokens, closed) = self.queue.depth();
         self.metrics.waiting.set(items as f64);
@@ -205,7 +205,7 @@ impl Pool {
         }
     }
 
-    /// Releases the items that a window holds back. Returns how many there were.
+    /// Releases the items that a window holds back. Returns their number.
     pub fn flush(&self) -> usize {
         self.queue.flush()
     }
@@ -217,7 +217,8 @@ impl Pool {
         self.queue.set_unavailable(Some("the server is stopping".into()));
     }
 
-    /// Starts the replicas: the first at once, the others when it is ready, so that they do not slow it down.
+    /// Starts the replicas: the first immediately, the others when the first is ready, so that they do not slow down
+    /// its start.
     pub(crate) fn start(self: &Arc<Self>, factory: &InferFactory) -> std::io::Result<()> {
         let _ = self.factory.set(factory.clone());
         (0..self.config.replicas).try_for_each(|replica| self.start_replica(replica))
@@ -232,7 +233,8 @@ impl Pool {
     fn run_thread(self: Arc<Self>, first: usize) {
         let Some(factory) = self.factory.get().cloned() else { return };
         lower_priority();
-        // Without the driver of sockets, which no replica has: the thread then sleeps on a futex, and is woken at less cost.
+        // Without the I/O driver, since no replica has sockets: the thread then sleeps on a futex, which is cheaper to
+        // wake.
         let runtime = match tokio::runtime::Builder::new_current_thread().enable_time().build() {
             Ok(runtime) => runtime,
             Err(error) => {
@@ -252,7 +254,8 @@ impl Pool {
             if stopped {
                 return self.queue.remove_waiter(replica);
             }
-            // It hung and another thread runs its replica, or no other could be started and this one may now run it.
+            // This thread hung, and another one runs its replica. If no other could be started, this one takes a vacant
+            // replica.
             let hanging = self.hanging.fetch_sub(1, Ordering::SeqCst) - 1;
             self.metrics.hanging.set(hanging as f64);
             next = self.vacant.lock().unwrap_or_else(PoisonError::into_inner).pop();
@@ -261,7 +264,7 @@ impl Pool {
 
     /// Runs one instance after another, each until it is lost. Ends when another thread runs the replica.
     async fn run_replica(self: &Arc<Self>, replica: usize, factory: &InferFactory) -> ThreadReplaced {
-        // Replica 0 starts alone, so that the others do not slow it down; later any replica may start first.
+        // Replica 0 starts alone, so that the others do not slow down its start. Later, any replica may start first.
         if replica > 0 && !self.was_ready.load(Ordering::SeqCst) {
             let mut ready = self.ready.subscribe();
             let _ = ready.wait_for(|ready| *ready > 0).await;
@@ -294,7 +297,7 @@ impl Pool {
             }
             self.metrics.restarts.increment(1);
             if instance.health.mark_lost() {
-                // It was ready: the waiting items are for the next instance, which starts soon.
+                // The waiting items are not failed: the next instance starts soon.
                 self.count_ready(-1);
                 failures = 0;
                 last.clear();
@@ -313,8 +316,8 @@ impl Pool {
         with(&mut instances[replica])
     }
 
-    /// Retries or answers the items that a lost instance had in flight. `culprit` is the error of an item that was computed
-    /// alone.
+    /// Retries or fails the items that a lost instance had in flight. `culprit` is the error of an item that was
+    /// computed alone.
     fn requeue(&self, instance: &Instance, culprit: &str) {
         let (jobs, alone) = instance.in_flight.clear();
         if jobs.is_empty() {
@@ -330,8 +333,8 @@ impl Pool {
         }
     }
 
-    /// Releases and expires waiting items, and replaces replicas that hang; to be called every few milliseconds. Returns
-    /// whether an item waits or is in flight, or the pool is being stopped.
+    /// Releases and expires waiting items, and replaces replicas that hang; to be called every few milliseconds.
+    /// Returns whether an item waits or is in flight, or the pool is being stopped.
     pub(crate) fn tick(self: &Arc<Self>) -> bool {
         let mut busy = self.queue.tick() || *self.stopping.borrow();
         let instances = self.instances.lock().unwrap_or_else(PoisonError::into_inner).clone();
@@ -350,7 +353,7 @@ impl Pool {
 
     /// Runs the replica of a hung instance on another thread. The hung thread ends when its engine returns.
     fn replace(self: &Arc<Self>, replica: usize, instance: &Arc<Instance>) {
-        // Counted first: the hung thread uncounts itself as soon as it sees that it was replaced.
+        // Counted before the flag is set: the hung thread decrements the count as soon as it sees the flag.
         let hanging = self.hanging.fetch_add(1, Ordering::SeqCst) + 1;
         let is_current = self.slot(replica, |slot| slot.take_if(|slot| Arc::ptr_eq(slot, instance)).is_some());
         if !is_current || instance.replaced.swap(true, Ordering::SeqCst) {
@@ -367,7 +370,7 @@ impl Pool {
         }
         let starts = hanging <= self.config.replicas + HUNG_THREADS_SPARE;
         if !starts {
-            // Before its thread is notified: that thread may be the one that runs the replica again.
+            // Added before the hung thread is notified, since that thread may take the vacant replica.
             self.vacant.lock().unwrap_or_else(PoisonError::into_inner).push(replica);
         }
         instance.replaced_notify.notify_one();
@@ -382,7 +385,7 @@ impl Pool {
         self.mark_unavailable(format!("{hanging} threads hang in the engine"));
     }
 
-    /// Makes an instance and feeds it until it is lost.
+    /// Creates an instance and runs it until it is lost.
     async fn run_instance(
         self: &Arc<Self>,
         replica: usize,
@@ -405,7 +408,7 @@ impl Pool {
                 reason = instance.health.failed() => Err(wasmtime::Error::msg(reason)),
             }
         });
-        // From outside of the store: a guest that never yields blocks every future inside of it.
+        // Awaited outside of the store, since a guest that never yields blocks every future inside of it.
         let result = tokio::select! {
             result = factory.host.run_guest(run) => result,
             () = instance.replaced_notify.notified() => return Err(wasmtime::Error::msg("it was replaced")),
@@ -414,7 +417,7 @@ impl Pool {
         Err(wasmtime::Error::msg("the infer component ended its stream"))
     }
 
-    /// The item that every new instance computes first: with its outcome the replica is ready.
+    /// The item that every new instance computes first: the replica is ready when it succeeds.
     fn warm_up(&self) -> Job {
         let task = match self.config.info.kind {
             ModelKind::TextClassification => Task::Classify(ClassifyOptions { top_k: None, activation: None }),
@@ -483,8 +486,8 @@ impl Pool {
 /// Another thread runs the replica.
 struct ThreadReplaced;
 
-/// Lowers the priority of this thread below that of the threads that serve sockets, so that these run as soon as they have something to
-/// do while the replicas use all cores. Best effort; a thread that has the cores to itself computes as fast as before.
+/// Lowers the priority of this thread below that of the threads that serve sockets, so that those are scheduled
+/// promptly while the replicas use all cores. Best effort. On an otherwise idle machine the thread is not slowed down.
 fn lower_priority() {
     #[cfg(target_os = "linux")]
     // On Linux the priority of "this process" is that of the calling thread.
@@ -493,8 +496,9 @@ fn lower_priority() {
     }
 }
 
-/// The nice value of replica threads: two thirds of the processor time of a thread of nice 0 where both want the same core. More would let
-/// other busy programs of the machine delay each computation by many milliseconds.
+/// The nice value of replica threads: they get about two thirds of the processor time of a thread with nice 0 that
+/// competes for the same core. With a greater value other busy programs would delay each computation by many
+/// milliseconds.
 #[cfg(target_os = "linux")]
 const REPLICA_NICE: i32 = 2;
 

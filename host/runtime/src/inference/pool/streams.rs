@@ -23,7 +23,7 @@ pub(super) struct ItemSource {
     pub(super) warm_up: Option<Job>,
 }
 
-/// Items written when the guest does not say how many it reads.
+/// Items written at once if the guest does not specify how many it reads.
 const WRITE_ITEMS_MAX: usize = 64;
 
 impl<D> StreamProducer<D> for ItemSource {
@@ -69,7 +69,7 @@ impl<D> StreamProducer<D> for ItemSource {
                 Poll::Ready(Ok(StreamResult::Completed))
             }
             Poll::Pending if finish => {
-                // It computes now: a wake-up must go to a replica that waits.
+                // The guest computes now, so wake-ups must go to replicas that wait.
                 self.pool.queue.remove_waiter(self.replica);
                 Poll::Ready(Ok(StreamResult::Cancelled))
             }
@@ -109,7 +109,7 @@ impl OutcomeSink {
             let Some(job) = pool.queue.settle(job, outcome.result.as_ref().err()) else { continue };
             failures += u64::from(outcome.result.is_err());
             computed += 1;
-            pool.metrics.item_seconds.record(job.began.elapsed());
+            pool.metrics.item_seconds.record(job.start_time.elapsed());
             lists.add(job.reply, outcome.tokens, outcome.result);
         }
         if computed > 0 {
@@ -120,7 +120,7 @@ impl OutcomeSink {
     }
 }
 
-/// A sink that notifies when it is dropped: the stream has ended.
+/// A sink that notifies when it is dropped, which happens when the stream has ended.
 pub(super) struct WatchedSink {
     pub(super) sink: OutcomeSink,
     pub(super) _ended: NotifyOnDrop,

@@ -65,14 +65,14 @@ async fn failure(outcomes: &mut Outcomes) -> Failure {
 #[test]
 fn replica_gets_its_share_of_the_waiting_items() {
     let queue = Queue::new(settings(), 2);
-    let kept: Vec<Outcomes> = (0..5).map(|id| push(&queue, id)).collect();
-    // Half of the tokens that wait, and one item at least.
+    let receivers: Vec<Outcomes> = (0..5).map(|id| push(&queue, id)).collect();
+    // Half of the waiting tokens, and at least one item.
     assert_eq!(ids(take(&queue, 0, false)), Some(vec![0, 1]));
     for id in 2..5 {
         assert_eq!(ids(take(&queue, 1, false)), Some(vec![id]));
     }
     assert_eq!(ids(take(&queue, 1, false)), None);
-    drop(kept);
+    drop(receivers);
 }
 
 /// An item with more time, or without a deadline, is queued.
@@ -90,20 +90,20 @@ async fn item_that_would_miss_its_deadline_is_refused_at_once() {
         queue.push(Job::new(item, reply, ticket, None));
         outcomes
     };
-    let mut kept: Vec<Outcomes> = (0..10).map(|id| push(id, 1, None)).collect();
-    // 22 tokens each: ten take 220 ms, and this one would be done after 242.
+    let mut receivers: Vec<Outcomes> = (0..10).map(|id| push(id, 1, None)).collect();
+    // 22 tokens each: ten take 220 ms, so this one would be complete after 242 ms.
     let mut late = push(10, 1, Some(250));
     assert!(matches!(failure(&mut late).await, Failure::Overloaded(1..200)));
-    kept.push(push(11, 1, Some(400)));
-    // Another call waits for its turn, not for all of the first.
-    kept.push(push(12, 2, Some(250)));
+    receivers.push(push(11, 1, Some(400)));
+    // An item of another call waits for the turn of its call, not for all items of the first.
+    receivers.push(push(12, 2, Some(250)));
     // Items in flight count until they have an outcome.
     let in_flight = take(&queue, 0, false).unwrap();
     assert_eq!(in_flight.len(), 12);
-    kept.push(push(13, 3, None));
+    receivers.push(push(13, 3, None));
     assert!(matches!(failure(&mut push(14, 4, Some(200))).await, Failure::Overloaded(_)));
     drop(in_flight);
-    kept.push(push(15, 5, Some(200)));
+    receivers.push(push(15, 5, Some(200)));
     // An item with a deadline is due before an earlier one without.
     assert_eq!(ids(take(&queue, 0, false)), Some(vec![15, 13]));
 }
@@ -112,13 +112,13 @@ async fn item_that_would_miss_its_deadline_is_refused_at_once() {
 async fn unavailable_queue_answers_every_item() {
     let queue = Queue::new(settings(), 1);
     let mut first = push(&queue, 0);
-    queue.set_unavailable(Some("it is gone".into()));
+    queue.set_unavailable(Some("the replica is lost".into()));
     let mut second = push(&queue, 1);
     for outcomes in [&mut first, &mut second] {
-        assert_eq!(failure(outcomes).await, Failure::Unavailable("it is gone".into()));
+        assert_eq!(failure(outcomes).await, Failure::Unavailable("the replica is lost".into()));
     }
     queue.set_unavailable(None);
-    let _kept = push(&queue, 2);
+    let _receiver = push(&queue, 2);
     assert_eq!(ids(take(&queue, 0, false)), Some(vec![2]));
 }
 
@@ -133,7 +133,7 @@ async fn items_of_a_lost_replica_are_retried_one_by_one() {
     assert_eq!(ids(take(&queue, 0, true)), None, "a suspect waits until the replica is idle");
     let first = take(&queue, 0, false).unwrap();
     assert_eq!(first.len(), 1);
-    // It ends its replica again, alone: it is the culprit.
+    // The replica is lost again while it computes this item alone, so the item is the culprit.
     let culprits = queue.requeue_lost(first, true);
     assert_eq!(ids(Some(culprits)), Some(vec![0]));
     for id in 1..3 {
@@ -158,7 +158,7 @@ async fn transient_failure_is_retried_and_a_permanent_one_is_answered() {
         queue.tick();
     }
     let job = take(&queue, 0, false).unwrap().remove(0);
-    assert!(queue.settle(job, Some(&unavailable)).is_some(), "three attempts are all");
+    assert!(queue.settle(job, Some(&unavailable)).is_some(), "there are three attempts");
     let queue = Queue::new(settings(), 1);
     let _outcomes = push(&queue, 0);
     let job = take(&queue, 0, false).unwrap().remove(0);
@@ -168,19 +168,19 @@ async fn transient_failure_is_retried_and_a_permanent_one_is_answered() {
 #[tokio::test]
 async fn circuit_opens_for_failures_in_a_row_and_not_for_single_ones() {
     let queue = Queue::new(settings(), 1);
-    let fails = |ok: bool| {
+    let settle_next = |ok: bool| {
         let outcomes = push(&queue, 0);
-        let job = take(&queue, 0, false).expect("let through").remove(0);
+        let job = take(&queue, 0, false).expect("an admitted item").remove(0);
         let engine = Failure::Engine(String::new());
         drop(queue.settle(job, (!ok).then_some(&engine)));
         drop(outcomes);
     };
     for _ in 0..20 {
-        fails(false);
-        fails(true);
+        settle_next(false);
+        settle_next(true);
     }
-    (0..3).for_each(|_| fails(false));
-    assert!(!queue.depth().2, "three in a row: the first of them counts for nothing");
+    (0..3).for_each(|_| settle_next(false));
+    assert!(!queue.depth().2, "three failures in a row, of which the first is not counted");
     let mut outcomes = push(&queue, 1);
     assert!(matches!(failure(&mut outcomes).await, Failure::CircuitOpen(ms) if ms > 29_000));
     assert_eq!(queue.counts.refused.load(Ordering::Relaxed), 1);
@@ -214,7 +214,7 @@ async fn expired_items_are_answered_and_windows_can_be_flushed() {
     queue.push(Job::new(dated, reply, ticket, None));
     queue.tick();
     assert_eq!(failure(&mut late).await, Failure::DeadlineExceeded);
-    let _kept = push(&queue, 1);
+    let _receiver = push(&queue, 1);
     assert_eq!(ids(take(&queue, 0, false)), None);
     assert_eq!(queue.flush(), 1);
     assert_eq!(ids(take(&queue, 0, false)), Some(vec![1]));

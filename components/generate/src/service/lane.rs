@@ -264,7 +264,7 @@ impl Lane {
             let shared_tokens = generation.prepared.shared_tokens;
             let owned = OwnedTokens { tenant: generation.tenant, tokens: &prompt[..whole], shared_tokens };
             match self.kept.insert(kept, owned) {
-                Insertion::Kept { removed, .. } => removed.into_iter().for_each(|sequence| host.remove(sequence)),
+                Insertion::Cached { removed, .. } => removed.into_iter().for_each(|sequence| host.remove(sequence)),
                 Insertion::Refused => host.remove(kept),
             }
         }
@@ -401,7 +401,7 @@ impl Lane {
         if let Some(sequence) = sequence {
             let host = &self.model.host;
             match self.kept.insert(sequence, owned) {
-                Insertion::Kept { tokens, removed } => {
+                Insertion::Cached { tokens, removed } => {
                     // An error means that the sequence is gone, which frees it as well.
                     let _ = host.trim(sequence, tokens as u32);
                     removed.into_iter().for_each(|sequence| host.remove(sequence));

@@ -1,4 +1,4 @@
-//! Keys from texts of clients: any sequence of texts has one short key.
+//! Short keys for sequences of texts from clients.
 
 use sha2::{Digest as _, Sha256};
 

@@ -70,7 +70,7 @@ pub enum KeyError {
         /// Its length.
         bytes: usize,
     },
-    /// A shared secret that is a key in some encoding: public keys are not secret.
+    /// A shared secret is an encoded key. Public keys are not secret.
     #[error("the shared secret is a public or private key ({form}), which must not be used as a secret")]
     SecretIsKey {
         /// The form of the key.
@@ -175,7 +175,7 @@ impl Key {
         Ok(Self { id: None, material: Material::EdDsa(Box::new(key)) })
     }
 
-    /// Sets the id by which tokens name it (`kid`).
+    /// Sets the id of the key, which tokens name in `kid`.
     ///
     /// # Errors
     ///
@@ -187,12 +187,12 @@ impl Key {
         }
     }
 
-    /// The id by which tokens name it (`kid`).
+    /// The id of the key, which tokens name in `kid`.
     pub fn id(&self) -> Option<&str> {
         self.id.as_deref()
     }
 
-    /// Its algorithm.
+    /// The algorithm of the key.
     pub fn algorithm(&self) -> Algorithm {
         match self.material {
             Material::Hs256(_) => Algorithm::Hs256,
@@ -204,14 +204,14 @@ impl Key {
     /// Whether this is a shared secret whose bytes are a public key, raw or encoded.
     fn is_secret_of(&self, public: &Self) -> bool {
         let Material::Hs256(secret) = &self.material else { return false };
-        let known = match &public.material {
+        let value = match &public.material {
             Material::Hs256(_) => return false,
             Material::Es256(key) => key.to_encoded_point(false).as_bytes().to_vec(),
             Material::EdDsa(key) => key.to_bytes().to_vec(),
         };
-        // A coordinate alone, or the whole point.
+        // The whole point, or one of its coordinates.
         let is_part =
-            |bytes: &[u8]| bytes.len() >= SECRET_BYTES_MIN && known.windows(bytes.len()).any(|part| part == bytes);
+            |bytes: &[u8]| bytes.len() >= SECRET_BYTES_MIN && value.windows(bytes.len()).any(|part| part == bytes);
         let decodings = std::str::from_utf8(secret).map(key_form::decodings).unwrap_or_default();
         is_part(secret) || decodings.iter().any(|bytes| is_part(bytes))
     }
@@ -222,7 +222,7 @@ impl Key {
             Material::Hs256(secret) => mac(secret, &[message]).verify_slice(signature).is_ok(),
             Material::Es256(key) => p256::ecdsa::Signature::from_slice(signature)
                 .is_ok_and(|signature| key.verify(message, &signature).is_ok()),
-            // Strict: refuses small orders and non-canonical signatures.
+            // `verify_strict` refuses keys of small order and non-canonical signatures.
             Material::EdDsa(key) => ed25519_dalek::Signature::from_slice(signature)
                 .is_ok_and(|signature| key.verify_strict(message, &signature).is_ok()),
         }

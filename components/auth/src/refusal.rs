@@ -15,7 +15,7 @@ const TOO_MANY: &str = "Too many requests";
 const CONNECTION_RETRY_MS: u32 = 5000;
 
 impl From<AuthError> for Problem {
-    /// 401, or 403 if no other token would be authorized.
+    /// 401; 403, 400 or 422 if another token in the same request would not help.
     fn from(error: AuthError) -> Self {
         let (status, code, title) = match &error {
             AuthError::Missing => (401, "unauthenticated", UNAUTHORIZED),
@@ -39,7 +39,7 @@ impl From<TicketError> for Problem {
 }
 
 impl From<CredentialError> for Problem {
-    /// Mostly 400: another token in the same place would be refused too.
+    /// 400 for most errors, since another token in the same part of the request would be refused too.
     fn from(error: CredentialError) -> Self {
         let (status, code, title) = match error {
             CredentialError::InUrl { .. } => (400, "token_in_url", "A token is part of the URL"),
@@ -67,7 +67,7 @@ impl From<LimitError> for Problem {
     }
 }
 
-/// 404, the same as for an unknown path, so that it does not show whether the channel exists.
+/// 404, the same as for an unknown path, so the response does not reveal whether the channel exists.
 pub fn not_found(NotFound: NotFound, path: &str) -> Problem {
     Problem::not_found(path)
 }

@@ -161,8 +161,8 @@ mod tests {
             422 invalid_name: a name has 1 to 64 lower-case letters, digits, - and _, and begins with a letter
             404 not_found: there is nothing at `/stream/workflow/42`
             429 too_many_requests: too many requests; retry in 1201 ms [retry-after: 2]
-            429 too_many_connections: you have 9 connections open, which is as many as a user may have [retry-after: 5]
-            503 connections_full: there are as many connections open as there may be [retry-after: 5]
+            429 too_many_connections: you have 9 open connections, the most that one user may have [retry-after: 5]
+            503 connections_full: the server has reached its bound of open connections [retry-after: 5]
         "#]].assert_eq(&lines);
     }
 

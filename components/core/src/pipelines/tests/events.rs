@@ -31,7 +31,7 @@ fn sequence_of_a_complete_execution() {
         11 9 checkpoint_saved -: 3 with 2
         12 9 pipeline_complete -: 2 9 ms, 2 completed, 0 failed
     "#]]
-    .assert_eq(&world.told());
+    .assert_eq(&world.event_lines());
 }
 
 #[test]

@@ -48,7 +48,7 @@ fn transient_failure_is_retried_up_to_the_bound() {
         9 630 checkpoint_saved -: 2 with 0
         10 630 pipeline_error -: busy by Some("a"), compensated 0, not 0
     "#]]
-    .assert_eq(&world.told());
+    .assert_eq(&world.event_lines());
 }
 
 #[test]
@@ -97,7 +97,7 @@ fn on_error_continue_gives_null() {
     let b = world.start_one(at(1));
     assert_eq!(b.inputs.default_json(), Json::null());
     world.finish(at(2), b.run, "2");
-    assert!(world.told().ends_with("pipeline_complete -: 2 2 ms, 1 completed, 1 failed\n"));
+    assert!(world.event_lines().ends_with("pipeline_complete -: 2 2 ms, 1 completed, 1 failed\n"));
 }
 
 #[test]
@@ -107,7 +107,7 @@ fn on_error_fail_stops_running_steps() {
     world.fail(at(1), both[0].run, last());
     assert_eq!(world.stopped, [both[1].run]);
     world.finish(at(2), both[1].run, "1");
-    assert!(world.told().ends_with("pipeline_error -: broken by Some(\"a\"), compensated 0, not 0\n"));
+    assert!(world.event_lines().ends_with("pipeline_error -: broken by Some(\"a\"), compensated 0, not 0\n"));
 }
 
 #[test]
@@ -163,7 +163,7 @@ fn on_error_compensate_finishes_steps_and_compensates_in_reverse() {
         23 107 checkpoint_saved -: 8 with 2
         24 107 pipeline_error -: broken by Some("c"), compensated 2, not 1
     "#]]
-    .assert_eq(&world.told());
+    .assert_eq(&world.event_lines());
 }
 
 #[test]
@@ -174,7 +174,7 @@ fn cancel_ends_the_execution() {
     assert!(!world.execution.handle_cancel(at(3), last()));
     world.drain(at(3));
     assert_eq!(world.stopped, [a]);
-    assert!(world.told().ends_with("pipeline_error -: cancelled by None, compensated 0, not 0\n"));
+    assert!(world.event_lines().ends_with("pipeline_error -: cancelled by None, compensated 0, not 0\n"));
     assert_eq!(world.execution.status(9).state, State::Cancelled);
     world.crash(at(9));
     assert_eq!(world.execution.status(9).state, State::Cancelled);
@@ -187,7 +187,7 @@ fn outputs_are_bounded() {
     let a = world.start_one(at(0)).run;
     let large = format!("\"{}\"", "x".repeat(1 << 20));
     world.finish(at(1), a, &large);
-    assert!(world.told().contains("step_error a: output_too_large"));
+    assert!(world.event_lines().contains("step_error a: output_too_large"));
     let definition = world.execution.definition().clone();
     let refused = Execution::new(definition, "e", json(&large), Limits::default(), 1, at(0)).map(drop);
     assert_eq!(refused, Err(ReportError::TooLarge { bytes: (1 << 20) + 2, bytes_max: 1 << 20 }));
@@ -201,7 +201,7 @@ fn execution_that_crashes_its_process_is_bounded() {
         world.crash(at(0));
     }
     assert!(world.start(at(0)).is_empty() && world.execution.is_drained());
-    assert!(world.told().ends_with("pipeline_error -: interrupted by None, compensated 0, not 0\n"));
+    assert!(world.event_lines().ends_with("pipeline_error -: interrupted by None, compensated 0, not 0\n"));
 }
 
 #[test]

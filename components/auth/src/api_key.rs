@@ -1,8 +1,8 @@
 //! API keys: long random texts. Only their hashes are stored.
 //!
-//! A file has one record per line: `NAME USER sha256:HEX SCOPE…`, separated by white space, since users and scopes may contain
-//! colons; empty lines and lines that begin with `#` are ignored. A key has 256 random bits, so one round of SHA-256 is as good
-//! as the slow hashes for passwords (see the crate's documentation).
+//! A file has one record per line: `NAME USER sha256:HEX SCOPE…`, separated by white space, since users and scopes may
+//! contain colons; empty lines and lines that begin with `#` are ignored. A key has 256 random bits, so one round of
+//! SHA-256 is as good as the slow hashes for passwords (see the crate's documentation).
 
 use std::fmt;
 

@@ -1,5 +1,6 @@
-//! base64url without padding (RFC 4648, section 5; RFC 7515, appendix C). Each byte string has exactly one text: padding, white
-//! space, the other alphabet and stray bits at the end are refused. The duration does not depend on the bytes.
+//! base64url without padding (RFC 4648, section 5; RFC 7515, appendix C). Each byte string has exactly one text:
+//! padding, white space, the other alphabet and stray bits at the end are refused. The duration does not depend on the
+//! bytes.
 
 use base64ct::{Base64UrlUnpadded, Encoding as _};
 

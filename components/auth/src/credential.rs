@@ -1,16 +1,18 @@
-//! The credentials of a request: a bearer token in `Authorization`, one in the cookie `__Host-weir`, or a ticket in the query. Clients of
-//! other APIs send a key as `x-api-key` or `x-goog-api-key`; `Authorization` takes precedence over these.
+//! The credentials of a request: a bearer token in `Authorization`, one in the cookie `__Host-weir`, or a ticket in the
+//! query. Clients of other APIs send a key as `x-api-key` or `x-goog-api-key`; `Authorization` takes precedence over
+//! these.
 //!
-//! A bearer token in a URL is always refused: servers and proxies log URLs, browsers keep them in histories and send them as
-//! `Referer` (RFC 6750, section 5.3). A ticket may be in a URL, because it is valid only once and for a few seconds.
+//! A bearer token in a URL is always refused: servers and proxies log URLs, browsers keep them in histories and send
+//! them as `Referer` (RFC 6750, section 5.3). A ticket may be in a URL, because it is valid only once and for a few
+//! seconds.
 
 use thiserror::Error;
 use weir_codec::inference::query::decode;
 
 use crate::{jws::TOKEN_BYTES_MAX, ticket::TICKET_BYTES_MAX};
 
-/// The cookie. Because of its name, browsers accept it only from this host, over TLS, for all paths (RFC 6265bis, section
-/// 4.1.3.2).
+/// The cookie. Because of its name, browsers accept it only from this host, over TLS, for all paths (RFC 6265bis,
+/// section 4.1.3.2).
 pub const COOKIE: &str = "__Host-weir";
 /// The headers in which clients of other APIs send a key.
 const API_KEY_HEADERS: [&str; 2] = ["x-api-key", "x-goog-api-key"];
@@ -124,8 +126,8 @@ impl Credentials {
         *self == Self::default()
     }
 
-    /// True when the cookie is the only credential. A browser sends cookies on its own, so the origin must be checked: see
-    /// [`crate::cors::Cors::check_cookie`].
+    /// True when the cookie is the only credential. A browser sends cookies on its own, so the origin must be checked:
+    /// see [`crate::cors::Cors::check_cookie`].
     pub fn is_cookie_alone(&self) -> bool {
         self.cookie.is_some() && self.bearer.is_none() && self.ticket.is_none()
     }

@@ -68,8 +68,8 @@ pub enum AuthError {
     /// Credentials of two users.
     #[error("the request has credentials of two users")]
     TwoUsers,
-    /// A host name other than a loopback one, on a server without authentication: the request may come from a page of another site by
-    /// DNS rebinding.
+    /// A host name other than a loopback one, on a server without authentication: the request may come from a page of
+    /// another site by DNS rebinding.
     #[error("without authentication this server answers to a loopback name only, such as `localhost`")]
     HostNotLoopback,
 }
@@ -104,8 +104,8 @@ impl Guard {
     /// Authenticates a request for a path (without its query), at a time in seconds since 1970. `host` is `Host` or
     /// `:authority`.
     ///
-    /// All credentials must be valid and of one user: a forged one beside a valid one is refused. A ticket is used up even if the
-    /// request has other credentials.
+    /// All credentials must be valid and of one user: a forged one beside a valid one is refused. A ticket is used up
+    /// even if the request has other credentials.
     ///
     /// # Errors
     ///
@@ -139,7 +139,8 @@ impl Guard {
         if users.iter().flatten().any(|user| user != first) {
             return Err(AuthError::TwoUsers);
         }
-        // The most specific credential applies: a ticket is for this path, a program sets a header, and a browser sends the cookie.
+        // The most specific credential applies: a ticket is for this path, a program sets a header, and a browser sends
+        // the cookie.
         match (ticket, bearer.or(cookie)) {
             (Some(ticket), _) => Ok(Authenticated::Ticket(ticket)),
             (None, Some(identity)) => Ok(Authenticated::Identity(identity)),

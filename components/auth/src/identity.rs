@@ -46,9 +46,9 @@ impl Identity {
         self.expires_at_s.is_some_and(|expires_at_s| now_s >= expires_at_s)
     }
 
-    /// Authorizes an action on a channel. `owner` is the channel's owner in the store, `None` if the channel does not exist or has
-    /// no owner; a user's channel always belongs to that user, and `owner` is ignored. The response for a missing channel must be
-    /// the same [`NotFound`].
+    /// Authorizes an action on a channel. `owner` is the channel's owner in the store, `None` if the channel does not
+    /// exist or has no owner; a user's channel always belongs to that user, and `owner` is ignored. The response for a
+    /// missing channel must be the same [`NotFound`].
     ///
     /// # Errors
     ///
@@ -63,8 +63,8 @@ impl Identity {
         if within && (owns || self.scopes.grant(action, channel)) { Ok(()) } else { Err(NotFound) }
     }
 
-    /// Authorizes publishing to a channel, and also to the channel of the user that the event names: owning a workflow must not be
-    /// enough to write to the channel of another user.
+    /// Authorizes publishing to a channel, and also to the channel of the user that the event names: owning a workflow
+    /// must not be enough to write to the channel of another user.
     ///
     /// # Errors
     ///

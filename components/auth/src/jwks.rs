@@ -1,7 +1,7 @@
 //! JSON Web Keys and sets of them (RFC 7517) for the three algorithms.
 //!
-//! An unusable key is skipped with its reason, as section 5 recommends: an issuer that adds a key of a new type must not make the
-//! other keys unusable.
+//! An unusable key is skipped with its reason, as section 5 recommends: an issuer that adds a key of a new type must
+//! not make the other keys unusable.
 
 use std::borrow::Cow;
 

@@ -1,5 +1,5 @@
-//! JSON Web Signatures in compact form (RFC 7515, section 7.1): a signed payload, which is parsed only after its signature is
-//! verified by one of the keys.
+//! JSON Web Signatures in compact form (RFC 7515, section 7.1): a signed payload, which is parsed only after its
+//! signature is verified by one of the keys.
 
 use std::borrow::Cow;
 

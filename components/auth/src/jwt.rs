@@ -115,8 +115,8 @@ impl Verifier {
 
     /// Verifies a token; returns its identity. `now_s` is the time in seconds since 1970.
     ///
-    /// The user is `sub`, the scopes are those of `scope` (a text, or an array of texts) with this server's grammar, and it expires
-    /// at `exp`.
+    /// The user is `sub`, the scopes are those of `scope` (a text, or an array of texts) with this server's grammar,
+    /// and it expires at `exp`.
     ///
     /// # Errors
     ///

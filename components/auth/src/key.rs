@@ -31,8 +31,8 @@ pub enum Algorithm {
 }
 
 impl Algorithm {
-    /// Whether the `alg` of a token or a JWK names this algorithm. EdDSA with Ed25519 has two names: `EdDSA` (RFC 8037) and
-    /// `Ed25519` (RFC 9864).
+    /// Whether the `alg` of a token or a JWK names this algorithm. EdDSA with Ed25519 has two names: `EdDSA` (RFC 8037)
+    /// and `Ed25519` (RFC 9864).
     pub fn is_named(self, alg: &str) -> bool {
         match self {
             Self::Hs256 => alg == "HS256",
@@ -144,7 +144,8 @@ impl Key {
         }
     }
 
-    /// A public key as `SubjectPublicKeyInfo` in DER (RFC 5280, section 4.1.2.7): of P-256 for ES256, of Ed25519 for EdDSA.
+    /// A public key as `SubjectPublicKeyInfo` in DER (RFC 5280, section 4.1.2.7): of P-256 for ES256, of Ed25519 for
+    /// EdDSA.
     ///
     /// # Errors
     ///
@@ -236,7 +237,8 @@ impl fmt::Debug for Key {
     }
 }
 
-/// The valid keys. To rotate keys, read the file again and replace the set; keep the old key in it while tokens of it are valid.
+/// The valid keys. To rotate keys, read the file again and replace the set; keep the old key in it while tokens of it
+/// are valid.
 #[derive(Debug, Clone)]
 pub struct KeySet {
     keys: Vec<Key>,
@@ -301,7 +303,8 @@ mod tests {
 
     #[test]
     fn keys_of_small_order_are_refused() {
-        // The points of small order (RFC 7748, section 6, and their other encodings): for the first, every signature is valid.
+        // The points of small order (RFC 7748, section 6, and their other encodings): for the first, every signature is
+        // valid.
         let mut one = [0; 32];
         one[0] = 1;
         let mut minus_one = [0xff; 32];

@@ -1,11 +1,11 @@
 //! The operator's files of keys: public keys in `token_keys`, shared secrets in `token_secrets`.
 //!
-//! A public key must never be used as a shared secret, since a client that knows the secret of HS256 can sign as any user. A text
-//! is a secret only if it is declared as one, by its file or by a JWK with `kty` `oct`, and a file of secrets that resembles a
-//! public key is refused.
+//! A public key must never be used as a shared secret, since a client that knows the secret of HS256 can sign as any
+//! user. A text is a secret only if it is declared as one, by its file or by a JWK with `kty` `oct`, and a file of
+//! secrets that resembles a public key is refused.
 //!
-//! An unusable key is skipped with its reason if another key of the file is usable (RFC 7517, section 5). A file that cannot be
-//! read, or without a usable key, is an error.
+//! An unusable key is skipped with its reason if another key of the file is usable (RFC 7517, section 5). A file that
+//! cannot be read, or without a usable key, is an error.
 
 use thiserror::Error;
 use weir_core::text_file::{self, TextFileError};
@@ -80,8 +80,8 @@ fn reasons(skipped: &[SkippedKey]) -> String {
     if all.is_empty() { String::new() } else { format!(": {}{more}", all.join("; ")) }
 }
 
-/// Reads the file `token_keys`: a JWKS (RFC 7517), a JWK, an array of JWKs, or public keys in PEM (RFC 7468) with any text
-/// between them.
+/// Reads the file `token_keys`: a JWKS (RFC 7517), a JWK, an array of JWKs, or public keys in PEM (RFC 7468) with any
+/// text between them.
 ///
 /// # Errors
 ///
@@ -105,8 +105,8 @@ pub fn read_keys(contents: &[u8]) -> Result<KeyFile, KeyFileError> {
     if file.keys.is_empty() { Err(KeyFileError::NoUsableKey(file.skipped)) } else { Ok(file) }
 }
 
-/// Reads the file `token_secrets`: a shared secret for HS256 on each line. A secret is all bytes of its line, without the line
-/// end; empty lines are skipped.
+/// Reads the file `token_secrets`: a shared secret for HS256 on each line. A secret is all bytes of its line, without
+/// the line end; empty lines are skipped.
 ///
 /// # Errors
 ///

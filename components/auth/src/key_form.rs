@@ -8,8 +8,8 @@ pub(crate) const ENCODINGS_MAX: usize = 2;
 /// Shortest word of a secret that is checked separately: no encoded public key is shorter.
 const WORD_BYTES_MIN: usize = 40;
 
-/// The form of a key that bytes resemble, directly or after up to `encodings_max` decodings of base64, base64url or hexadecimal
-/// digits.
+/// The form of a key that bytes resemble, directly or after up to `encodings_max` decodings of base64, base64url or
+/// hexadecimal digits.
 pub(crate) fn key_form(bytes: &[u8], encodings_max: usize) -> Option<&'static str> {
     let bytes = text_file::without_bom(bytes);
     if is_der_key(bytes) {
@@ -39,7 +39,8 @@ pub(crate) fn key_form(bytes: &[u8], encodings_max: usize) -> Option<&'static st
         .find_map(|text| decodings(text).iter().find_map(|decoded| key_form(decoded, encodings_left)))
 }
 
-/// The decodings of a text as base64, base64url and hexadecimal digits, as far as it is valid in them. White space is ignored.
+/// The decodings of a text as base64, base64url and hexadecimal digits, as far as it is valid in them. White space is
+/// ignored.
 pub(crate) fn decodings(text: &str) -> Vec<Vec<u8>> {
     let text: String = text.split_ascii_whitespace().collect();
     let unpadded = text.trim_end_matches('=');
@@ -70,8 +71,8 @@ pub(crate) fn is_open_ssh(text: &[u8]) -> bool {
     .any(|start| text.starts_with(start))
 }
 
-/// Whether bytes begin as a key in DER does: a sequence whose first item is the sequence of an algorithm (RFC 5280, section
-/// 4.1.2.7) or of a certificate, or the integers of PKCS #1 and PKCS #8. The bytes may be truncated.
+/// Whether bytes begin as a key in DER does: a sequence whose first item is the sequence of an algorithm (RFC 5280,
+/// section 4.1.2.7) or of a certificate, or the integers of PKCS #1 and PKCS #8. The bytes may be truncated.
 pub(crate) fn is_der_key(bytes: &[u8]) -> bool {
     /// The bytes after the header of an item with this tag.
     fn content(bytes: &[u8], tag: u8) -> Option<&[u8]> {

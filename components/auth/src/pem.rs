@@ -1,4 +1,5 @@
-//! A lenient parser of PEM (RFC 7468): text around the blocks, CR LF, indented lines, and base64 lines of any length are accepted.
+//! A lenient parser of PEM (RFC 7468): text around the blocks, CR LF, indented lines, and base64 lines of any length
+//! are accepted.
 
 use base64ct::{Base64, Encoding as _};
 

@@ -1,13 +1,13 @@
-//! Tickets, for URLs where a browser cannot send a header (`EventSource`, `WebSocket`). A ticket is short-lived, for one path, and
-//! valid once.
+//! Tickets, for URLs where a browser cannot send a header (`EventSource`, `WebSocket`). A ticket is short-lived, for
+//! one path, and valid once.
 //!
-//! A ticket is signed and self-contained, so any instance can verify it; only a store that all instances share knows whether it
-//! was used. [`TicketKeys::verify`] therefore returns an [`UnclaimedTicket`], which becomes an identity only by
-//! [`UnclaimedTicket::into_identity`]: with the result of the store's `claim`, and the label of the store's claims. A ticket
-//! carries the label as of its issue, so it does not become valid again after the store has lost its claims.
+//! A ticket is signed and self-contained, so any instance can verify it; only a store that all instances share knows
+//! whether it was used. [`TicketKeys::verify`] therefore returns an [`UnclaimedTicket`], which becomes an identity only
+//! by [`UnclaimedTicket::into_identity`]: with the result of the store's `claim`, and the label of the store's claims.
+//! A ticket carries the label as of its issue, so it does not become valid again after the store has lost its claims.
 //!
-//! On the wire: `wt1.` + base64url(fields) + `.` + base64url(HMAC-SHA-256 of everything before). The fields are lines: id, user, path,
-//! expiry, end of the identity, scopes, limit, label of the store's claims.
+//! On the wire: `wt1.` + base64url(fields) + `.` + base64url(HMAC-SHA-256 of everything before). The fields are lines:
+//! id, user, path, expiry, end of the identity, scopes, limit, label of the store's claims.
 
 use std::fmt;
 
@@ -103,8 +103,8 @@ pub struct UnclaimedTicket {
 }
 
 impl TicketKeys {
-    /// Keys from secrets of at least [`SECRET_BYTES_MIN`] bytes, the newest first. The lifetime of tickets is clamped to 1 to
-    /// [`TTL_S_MAX`] seconds.
+    /// Keys from secrets of at least [`SECRET_BYTES_MIN`] bytes, the newest first. The lifetime of tickets is clamped
+    /// to 1 to [`TTL_S_MAX`] seconds.
     ///
     /// # Errors
     ///
@@ -137,8 +137,9 @@ impl TicketKeys {
         Self::new(&secrets, ttl_s)
     }
 
-    /// Issues a ticket for an identity and a path, valid from `now_s`, in seconds since 1970. `limit` restricts it to scopes. The
-    /// random bytes must come from the system's generator. `claims_label` is the label of the store's claims.
+    /// Issues a ticket for an identity and a path, valid from `now_s`, in seconds since 1970. `limit` restricts it to
+    /// scopes. The random bytes must come from the system's generator. `claims_label` is the label of the store's
+    /// claims.
     ///
     /// Neither the ticket nor its identity is valid for longer than the given identity.
     ///
@@ -180,8 +181,8 @@ impl TicketKeys {
         }
     }
 
-    /// Verifies the ticket of a request for a path, at a time in seconds since 1970. No field is read before the signature is
-    /// verified.
+    /// Verifies the ticket of a request for a path, at a time in seconds since 1970. No field is read before the
+    /// signature is verified.
     ///
     /// # Errors
     ///
@@ -230,8 +231,8 @@ impl UnclaimedTicket {
         &self.identity.user
     }
 
-    /// The identity of the ticket. `is_first` must be true only if the store has confirmed that this is the first claim of the
-    /// ticket. `claims_label` is the label of the store's claims, read after the claim.
+    /// The identity of the ticket. `is_first` must be true only if the store has confirmed that this is the first claim
+    /// of the ticket. `claims_label` is the label of the store's claims, read after the claim.
     ///
     /// # Errors
     ///

@@ -1,5 +1,5 @@
-//! Benchmarks of the state machine of pipelines, for each step and each event: `cargo bench -p weir-core --bench pipeline`.
-//! Checkpoints and events are polled; encoding and storing them is not included.
+//! Benchmarks of the state machine of pipelines, for each step and each event: `cargo bench -p weir-core --bench
+//! pipeline`. Checkpoints and events are polled; encoding and storing them is not included.
 
 #![expect(missing_docs, reason = "criterion's macro makes a public function")]
 

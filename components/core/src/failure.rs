@@ -38,7 +38,8 @@ pub enum Failure {
         /// The delay before a retry, in milliseconds.
         retry_after_ms: u32,
     },
-    /// The model's circuit breaker is open after repeated failures; a retry after `retry_after_ms` milliseconds may help.
+    /// The model's circuit breaker is open after repeated failures; a retry after `retry_after_ms` milliseconds may
+    /// help.
     #[error("the model has failed too often and is left alone for {retry_after_ms} ms")]
     CircuitOpen {
         /// The delay before a retry, in milliseconds.

@@ -8,14 +8,14 @@
 //! - [`adapter`]: records of other systems: positions, attempts, reconnection.
 //! - [`failure`]: why an item has no output.
 //! - [`quota`]: rates and connections by user; [`turns`]: slices of one thread, fair by user.
-//! - [`time`]: readings of the clocks; [`random`]: a seeded generator; [`text_file`]: text files of the operator; [`nearest`]:
-//!   suggestions for misspelled names.
+//! - [`time`]: readings of the clocks; [`random`]: a seeded generator; [`text_file`]: text files of the operator;
+//!   [`nearest`]: suggestions for misspelled names.
 //!
 //! # How to drive a state machine
 //!
-//! Time is an argument, in nanoseconds of a monotonic clock. Methods are of four kinds: `handle_*` for events, commands of a caller,
-//! `poll_*` for the next action, and getters. After each `handle_*` or command, a driver polls until nothing is returned, and waits until
-//! the earliest `poll_timeout`.
+//! Time is an argument, in nanoseconds of a monotonic clock. Methods are of four kinds: `handle_*` for events, commands
+//! of a caller, `poll_*` for the next action, and getters. After each `handle_*` or command, a driver polls until
+//! nothing is returned, and waits until the earliest `poll_timeout`.
 
 pub mod adapter;
 pub mod channels;

@@ -1,7 +1,7 @@
 //! Rates of requests and bounds of open connections: pure state, with a key for each client.
 //!
-//! The rate is the generic cell rate algorithm (ITU-T I.371, annex A): one time per key, at which the quota of the key is full again. A
-//! key whose time has passed is equivalent to an unknown one, so it is not stored.
+//! The rate is the generic cell rate algorithm (ITU-T I.371, annex A): one time per key, at which the quota of the key
+//! is full again. A key whose time has passed is equivalent to an unknown one, so it is not stored.
 
 use std::{
     collections::{BTreeMap, BTreeSet},

@@ -1,7 +1,7 @@
 //! Text files that an operator writes by hand: UTF-8, with or without a byte order mark.
 //!
-//! Editors on Windows write a byte order mark and end lines with CR LF; both are accepted. UTF-16, which PowerShell's `>` writes,
-//! is refused with a reason.
+//! Editors on Windows write a byte order mark and end lines with CR LF; both are accepted. UTF-16, which PowerShell's
+//! `>` writes, is refused with a reason.
 
 use thiserror::Error;
 

@@ -1,8 +1,9 @@
 //! Turns on one thread, fair by user: the order in which waiting tasks run, each for one bounded slice.
 //!
-//! Start-time fair queueing (Goyal, Vin and Cheng, 1996) over the durations of slices: a user's next slice starts, on a virtual clock, at
-//! the end of its last one or now, whichever is later, and the earliest start is next. A task of one user therefore waits for at most
-//! the running slice and one slice of each other user, regardless of their number of tasks.
+//! Start-time fair queueing (Goyal, Vin and Cheng, 1996) over the durations of slices: a user's next slice starts, on a
+//! virtual clock, at the end of its last one or now, whichever is later, and the earliest start is next. A task of one
+//! user therefore waits for at most the running slice and one slice of each other user, regardless of their number of
+//! tasks.
 
 use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::sync::Arc;
@@ -190,8 +191,8 @@ mod tests {
     }
 
     proptest! {
-        // In any order of events every ticket that is not abandoned gets one turn, one at a time, and a waiting user gets one before any
-        // other user has had more than two slices of the same length.
+        // In any order of events every ticket that is not abandoned gets one turn, one at a time, and a waiting user
+        // gets one before any other user has had more than two slices of the same length.
         #[test]
         fn each_ticket_gets_its_turn(ops in prop::collection::vec((0u8..3, 0u8..4), 0..300)) {
             let mut turns = Turns::new();

@@ -232,8 +232,8 @@ impl Evaluation {
         Ok(())
     }
 
-    /// Whether two values are equal: numbers by their value, so `1` and `1.0` are equal at every level. The budget is charged
-    /// for a traversal of the left value.
+    /// Whether two values are equal: numbers by their value, so `1` and `1.0` are equal at every level. The budget is
+    /// charged for a traversal of the left value.
     pub(super) fn is_equal(&mut self, left: &Value, right: &Value) -> Result<bool, EvaluationError> {
         self.charge_value(left)?;
         Ok(is_equal(left, right))

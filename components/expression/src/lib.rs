@@ -1,19 +1,20 @@
 //! A small, total, bounded language over JSON values: a subset of JMESPath, with arithmetic.
 //!
-//! The standard is [JMESPath](https://jmespath.org/specification.html): identifiers (`a`, `"quoted-a"`), `a.b`, `a[0]`, `a[-1]`,
-//! projections (`a[*].b`), filters (``a[?b > `1`]``), flattening (`a[]`), pipes (`a | b`), lists (`[a, b]`), objects
-//! (`{x: a, y: b}`), literals (`` `{"any": "json"}` ``, `'raw string'`), `@`, comparison, `&&`, `||`, `!`, parentheses and
-//! functions; precedence and truth as specified there. From its enhancement proposals: `+ - * / %` (JEP-16) and the string
-//! functions `lower upper trim split replace` (JEP-14).
+//! The standard is [JMESPath](https://jmespath.org/specification.html): identifiers (`a`, `"quoted-a"`), `a.b`, `a[0]`,
+//! `a[-1]`, projections (`a[*].b`), filters (``a[?b > `1`]``), flattening (`a[]`), pipes (`a | b`), lists (`[a, b]`),
+//! objects (`{x: a, y: b}`), literals (`` `{"any": "json"}` ``, `'raw string'`), `@`, comparison, `&&`, `||`, `!`,
+//! parentheses and functions; precedence and truth as specified there. From its enhancement proposals: `+ - * / %`
+//! (JEP-16) and the string functions `lower upper trim split replace` (JEP-14).
 //!
-//! `tests/compliance.rs` runs the compliance suite of JMESPath and lists the unsupported features: slices, the values of an
-//! object by `*` (use `values(@)`), and functions by expression other than `map` (`sort_by`, `max_by`, `min_by`).
+//! `tests/compliance.rs` runs the compliance suite of JMESPath and lists the unsupported features: slices, the values
+//! of an object by `*` (use `values(@)`), and functions by expression other than `map` (`sort_by`, `max_by`, `min_by`).
 //!
-//! Beyond the standard: comparison orders strings as well as numbers; the keys of a constructed object are sorted; integers
-//! are exact up to 64 bits. Numbers are equal by their value, `1` and `1.0`, at every level. A list or an object that is
-//! constructed from null is null.
+//! Beyond the standard: comparison orders strings as well as numbers; the keys of a constructed object are sorted;
+//! integers are exact up to 64 bits. Numbers are equal by their value, `1` and `1.0`, at every level. A list or an
+//! object that is constructed from null is null.
 //!
-//! There are no loops other than those over the items of arrays, and no recursion. An evaluation has a budget: [`Bounds`].
+//! There are no loops other than those over the items of arrays, and no recursion. An evaluation has a budget:
+//! [`Bounds`].
 
 mod evaluate;
 mod functions;
@@ -34,7 +35,8 @@ use slices::Slices;
 pub const EXPRESSION_BYTES_MAX: usize = 8192;
 /// Deepest nesting of an expression.
 pub const DEPTH_MAX: usize = 48;
-/// Deepest nesting of a result. The codec crate parses JSON of this depth, so a result can be the input of another step.
+/// Deepest nesting of a result. The codec crate parses JSON of this depth, so a result can be the input of another
+/// step.
 pub const OUTPUT_DEPTH_MAX: usize = 100;
 
 /// A parsed expression.
@@ -123,7 +125,8 @@ impl Expression {
         write(&*Evaluation::new(bounds).value(&self.root, &input)?, bounds)
     }
 
-    /// Evaluates the expression as [`Expression::evaluate`] does, in slices of bounded work: `pause` is awaited between slices.
+    /// Evaluates the expression as [`Expression::evaluate`] does, in slices of bounded work: `pause` is awaited between
+    /// slices.
     ///
     /// # Errors
     ///

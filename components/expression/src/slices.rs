@@ -1,8 +1,8 @@
 //! Evaluation in slices, between which other tasks can run on the same thread.
 //!
-//! The evaluation over an item of an array is first attempted without a pause. If it takes more than [`ATTEMPT_STEPS`] steps,
-//! the attempt is undone and the item is evaluated in slices. Evaluation has no side effect other than its budget, so result
-//! and budget are those of [`Evaluation::value`].
+//! The evaluation over an item of an array is first attempted without a pause. If it takes more than [`ATTEMPT_STEPS`]
+//! steps, the attempt is undone and the item is evaluated in slices. Evaluation has no side effect other than its
+//! budget, so result and budget are those of [`Evaluation::value`].
 
 use std::{borrow::Cow, pin::Pin};
 

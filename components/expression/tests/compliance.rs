@@ -1,4 +1,5 @@
-//! All cases of the compliance suite of JMESPath (`tests/jmespath`). Unsupported features are listed here, with their reasons.
+//! All cases of the compliance suite of JMESPath (`tests/jmespath`). Unsupported features are listed here, with their
+//! reasons.
 
 #![allow(clippy::unwrap_used)]
 

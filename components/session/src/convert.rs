@@ -1,5 +1,5 @@
-//! All conversions from core's types to the records of `weir:stream/session`. Chunks and segments need none, since the bindings
-//! use core's.
+//! All conversions from core's types to the records of `weir:stream/session`. Chunks and segments need none, since the
+//! bindings use core's.
 
 use std::sync::Arc;
 

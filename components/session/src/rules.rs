@@ -1,4 +1,5 @@
-//! A cache of rules, which sessions with the same configuration share: compiling rules costs more than creating a session.
+//! A cache of rules, which sessions with the same configuration share: compiling rules costs more than creating a
+//! session.
 
 use std::{cell::RefCell, sync::Arc};
 

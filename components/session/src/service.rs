@@ -69,7 +69,8 @@ async fn serve(mut active: ActiveSession, mut inputs: StreamReader<Input>, mut o
         let now_ns = now_ns();
         for input in received.drain(..) {
             active.handle_input(input, now_ns, &mut batch);
-            // The partial segment after a short chunk can be long, so the batch is bounded by its outputs, not by its inputs.
+            // The partial segment after a short chunk can be long, so the batch is bounded by its outputs, not by its
+            // inputs.
             if batch.len() >= OUTPUTS_BATCH && !outputs.write_all(std::mem::take(&mut batch)).await.is_empty() {
                 return;
             }

@@ -100,7 +100,8 @@ fn token_of_another_key_is_refused() {
 fn malformed_signature_is_refused() {
     const SIGNATURE: TokenError = TokenError::Jws(JwsError::Signature);
     let es = r#"{"alg":"ES256","kid":"es"}"#;
-    // Some libraries accepted a signature of zeros for any text. Also r and s equal to the order of the group, one, and all ones.
+    // Some libraries accepted a signature of zeros for any text. Also r and s equal to the order of the group, one, and
+    // all ones.
     let order = [
         0xff, 0xff, 0xff, 0xff, 0, 0, 0, 0, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xbc, 0xe6, 0xfa, 0xad,
         0xa7, 0x17, 0x9e, 0x84, 0xf3, 0xb9, 0xca, 0xc2, 0xfc, 0x63, 0x25, 0x51,

@@ -38,8 +38,9 @@ pub struct Done<R, I, O> {
     pub parts: Vec<Part<I, O>>,
 }
 
-/// Records of type `R` with items `I`, for which inference computes outputs `O`. A driver passes in records and outcomes, and polls
-/// items for inference and complete records, at [`Flow::poll_timeout`] at the latest. Every record is polled exactly once.
+/// Records of type `R` with items `I`, for which inference computes outputs `O`. A driver passes in records and
+/// outcomes, and polls items for inference and complete records, at [`Flow::poll_timeout`] at the latest. Every record
+/// is polled exactly once.
 #[derive(Debug)]
 pub struct Flow<R, I, O> {
     config: FlowConfig,

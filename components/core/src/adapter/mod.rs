@@ -4,8 +4,8 @@
 //! - [`Flow`]: the items of each record, their attempts, and the complete records in the configured order.
 //! - [`Reconnect`]: the delays before attempts to reconnect.
 //!
-//! Delivery is at least once: a position is committed only after every result up to it is written, so a crash can repeat records
-//! but loses none.
+//! Delivery is at least once: a position is committed only after every result up to it is written, so a crash can
+//! repeat records but loses none.
 
 mod flow;
 mod reconnect;

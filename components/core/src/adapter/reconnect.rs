@@ -49,9 +49,9 @@ impl Reconnect {
         self.connected_ns = Some(now);
     }
 
-    /// Records that the connection is lost, or that an attempt has failed. Returns the delay before the next attempt, in nanoseconds:
-    /// between half of the exponential delay and all of it, and at least `delay_ms_min`, which the peer requested. `None` if no
-    /// attempts remain.
+    /// Records that the connection is lost, or that an attempt has failed. Returns the delay before the next attempt,
+    /// in nanoseconds: between half of the exponential delay and all of it, and at least `delay_ms_min`, which the peer
+    /// requested. `None` if no attempts remain.
     pub fn handle_lost(&mut self, now: u64, delay_ms_min: Option<u64>, random: u64) -> Option<u64> {
         let stable_ns = self.config.stable_ms.saturating_mul(NS_PER_MS);
         if self.connected_ns.take().is_some_and(|connected| now.saturating_sub(connected) >= stable_ns) {

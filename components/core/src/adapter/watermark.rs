@@ -76,8 +76,8 @@ impl Watermarks {
         Ok(())
     }
 
-    /// Records that all results of a position are written. False when the position is not open: it was never read, is complete
-    /// already, or belongs to a partition that was revoked.
+    /// Records that all results of a position are written. False when the position is not open: it was never read, is
+    /// complete already, or belongs to a partition that was revoked.
     pub fn handle_complete(&mut self, position: Position) -> bool {
         let Some(part) = self.partitions.get_mut(&position.partition) else { return false };
         let Ok(at) = part.offsets.binary_search_by_key(&position.offset, |(offset, _)| *offset) else { return false };

@@ -1,4 +1,5 @@
-//! Claims: keys that exactly one caller obtains, for single-use tickets and for requests that must not be executed twice.
+//! Claims: keys that exactly one caller obtains, for single-use tickets and for requests that must not be executed
+//! twice.
 
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, HashMap};

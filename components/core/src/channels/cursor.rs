@@ -7,8 +7,8 @@ use thiserror::Error;
 
 /// The position of an event in its channel: the epoch of the channel, and the event's number in it, from 1.
 ///
-/// A reader's cursor is that of the last event that it received. Cursors have the order of their channel, as long as the clock from
-/// which epochs are taken is not set back.
+/// A reader's cursor is that of the last event that it received. Cursors have the order of their channel, as long as
+/// the clock from which epochs are taken is not set back.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
 pub struct Cursor {
     /// The epoch. A channel that was removed, or may have lost its end, continues in another one.
@@ -21,8 +21,8 @@ impl Cursor {
     /// The position before the oldest retained event: `0` on the wire.
     pub const START: Self = Self { epoch: 0, seq: 0 };
 
-    /// The cursor of a reader whose last event is not one of this channel: the reader gets a gap, then all retained events.
-    /// No channel has the epoch 0.
+    /// The cursor of a reader whose last event is not one of this channel: the reader gets a gap, then all retained
+    /// events. No channel has the epoch 0.
     pub const UNKNOWN: Self = Self { epoch: 0, seq: 1 };
 
     /// The cursor of an event.
@@ -32,7 +32,8 @@ impl Cursor {
 
     /// The cursor of a reader that sends `id` as its last event: [`Self::UNKNOWN`] if that is not a cursor.
     ///
-    /// This is not an error, since a browser may send the last id of another server, and does not reconnect after an error.
+    /// This is not an error, since a browser may send the last id of another server, and does not reconnect after an
+    /// error.
     pub fn from_id(id: &str) -> Self {
         id.parse().unwrap_or(Self::UNKNOWN)
     }
@@ -92,11 +93,11 @@ fn number(text: &str) -> Result<u64, CursorError> {
 
 /// Events that are not available to a reader: from one cursor to another, both included.
 ///
-/// Within one epoch the cursors enclose a range of sequence numbers, some of which may never have had an event after a crash. Across
-/// epochs the gap is the end of one and the beginning of the other; `missing_to` has sequence 0 if the other begins with the next
-/// available event. A reader that resumes
-/// from `missing_to` gets the events after the gap. `missing_from` is [`Cursor::START`] for a reader whose cursor no channel assigned.
-/// If the reader's cursor is after the end of the channel, `missing_to` is before `missing_from`.
+/// Within one epoch the cursors enclose a range of sequence numbers, some of which may never have had an event after a
+/// crash. Across epochs the gap is the end of one and the beginning of the other; `missing_to` has sequence 0 if the
+/// other begins with the next available event. A reader that resumes from `missing_to` gets the events after the gap.
+/// `missing_from` is [`Cursor::START`] for a reader whose cursor no channel assigned. If the reader's cursor is after
+/// the end of the channel, `missing_to` is before `missing_from`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Gap {
     /// The first missing cursor.
@@ -106,8 +107,8 @@ pub struct Gap {
 }
 
 impl Gap {
-    /// The gap between the cursor of a reader and the next available event; `None` if the event follows the cursor directly, or if the
-    /// cursor is [`Cursor::START`], which any event follows.
+    /// The gap between the cursor of a reader and the next available event; `None` if the event follows the cursor
+    /// directly, or if the cursor is [`Cursor::START`], which any event follows.
     pub fn between(last: Cursor, next: Cursor) -> Option<Self> {
         let missing_from = if last.is_unknown() { Cursor::START } else { last.next() };
         (last != Cursor::START && (last.is_unknown() || !last.leads_to(next)))

@@ -38,7 +38,8 @@ pub enum EventError {
     /// The coalescing key is empty, too long or has a byte outside the grammar.
     #[error("a coalescing key is 1 to {WORD_BYTES_MAX} of A-Z, a-z, 0-9 and _ . : -")]
     Coalesce,
-    /// A result, an error or the last event has a coalescing key. It could then be replaced, but must reach every reader.
+    /// A result, an error or the last event has a coalescing key. It could then be replaced, but must reach every
+    /// reader.
     #[error("an event that finishes its channel or is named *_complete or *_error has no coalescing key")]
     MustArrive,
     /// The event that finishes the channel is not the last one of the append.
@@ -175,8 +176,8 @@ pub struct Entry {
     pub cursor: Cursor,
     /// When it was appended, in milliseconds since 1970.
     pub time_ms: u64,
-    /// When it was appended, in milliseconds of the clock that ages are measured with. A store uses a monotonic clock, so setting the
-    /// wall clock does not change the age of an event.
+    /// When it was appended, in milliseconds of the clock that ages are measured with. A store uses a monotonic clock,
+    /// so setting the wall clock does not change the age of an event.
     pub stored_ms: u64,
     /// The event name of SSE.
     pub name: Box<str>,
@@ -203,8 +204,8 @@ impl Entry {
         ENTRY_BYTES + self.name.len() + self.data.len() + key
     }
 
-    /// The event in the most common protocol of its readers: rendered by the first call, and shared. There is one such form, so all
-    /// callers must pass the same function.
+    /// The event in the most common protocol of its readers: rendered by the first call, and shared. There is one such
+    /// form, so all callers must pass the same function.
     pub fn rendered_once(&self, render: impl FnOnce(&Self) -> Vec<u8>) -> &[u8] {
         self.rendered.get_or_init(|| render(self).into_boxed_slice())
     }

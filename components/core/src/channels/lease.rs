@@ -1,11 +1,12 @@
 //! Leases with fencing tokens: one owner at a time for a key, and a store that refuses the writes of earlier owners.
 //!
-//! A lease ends by the clock, but safety does not depend on the clock. Every acquisition has a greater token than those before it, and
-//! a write carries the token of its owner: the store refuses it unless that token is the newest of its key. An owner that was paused
-//! past the end of its lease can therefore not write after another has acquired it (Kleppmann, "How to do distributed
-//! locking", 2016; Gray and Cheriton, "Leases", 1989).
+//! A lease ends by the clock, but safety does not depend on the clock. Every acquisition has a greater token than those
+//! before it, and a write carries the token of its owner: the store refuses it unless that token is the newest of its
+//! key. An owner that was paused past the end of its lease can therefore not write after another has acquired it
+//! (Kleppmann, "How to do distributed locking", 2016; Gray and Cheriton, "Leases", 1989).
 //!
-//! An expired lease that no other owner has acquired can still be renewed, with the same token: no other owner has written since.
+//! An expired lease that no other owner has acquired can still be renewed, with the same token: no other owner has
+//! written since.
 
 use std::collections::HashMap;
 
@@ -69,8 +70,8 @@ pub struct Leases {
 }
 
 impl Leases {
-    /// No leases, and room for `leases_max` (0 counts as 1). Tokens begin after `last_token`, which must not be below any token of an
-    /// earlier process.
+    /// No leases, and room for `leases_max` (0 counts as 1). Tokens begin after `last_token`, which must not be below
+    /// any token of an earlier process.
     pub fn new(leases_max: usize, last_token: u64) -> Self {
         Self { leases_max: leases_max.max(1), leases: HashMap::new(), last_token, expire_at_ms: 0 }
     }
@@ -85,8 +86,8 @@ impl Leases {
         self.leases.is_empty()
     }
 
-    /// Acquires the lease of a key for an owner, and returns its token. The current owner gets a new token; its earlier one becomes
-    /// stale.
+    /// Acquires the lease of a key for an owner, and returns its token. The current owner gets a new token; its earlier
+    /// one becomes stale.
     ///
     /// # Errors
     ///
@@ -228,8 +229,8 @@ mod tests {
     }
 
     proptest! {
-        // For any order of acquisitions, renewals and releases, only the newest token of a key is valid, and a key changes its
-        // owner only when the lease has ended.
+        // For any order of acquisitions, renewals and releases, only the newest token of a key is valid, and a key
+        // changes its owner only when the lease has ended.
         #[test]
         fn only_the_newest_token_is_valid(ops in prop::collection::vec((0u8..3, 0u8..3, 0u64..60, 1u64..80), 0..200)) {
             let mut leases = Leases::new(10, 0);

@@ -5,7 +5,8 @@ use std::sync::Arc;
 
 use super::{Cursor, Entry, Gap};
 
-/// The retention of each channel. The bounds apply to every channel separately, so a busy one does not evict another's events.
+/// The retention of each channel. The bounds apply to every channel separately, so a busy one does not evict another's
+/// events.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Retention {
     /// Most events of a channel; 0 counts as 1.
@@ -97,8 +98,8 @@ impl Log {
         self.entries.front()
     }
 
-    /// Appends the next event, and evicts the events that exceed the retention; an event that is not after the newest is ignored. Returns
-    /// whether it was appended.
+    /// Appends the next event, and evicts the events that exceed the retention; an event that is not after the newest
+    /// is ignored. Returns whether it was appended.
     pub fn push(&mut self, entry: Arc<Entry>) -> bool {
         if entry.cursor <= self.last {
             return false;
@@ -116,7 +117,8 @@ impl Log {
         true
     }
 
-    /// Removes events that are too old, at a time of the clock of [`Entry::stored_ms`]. Returns whether an event was removed.
+    /// Removes events that are too old, at a time of the clock of [`Entry::stored_ms`]. Returns whether an event was
+    /// removed.
     pub fn expire(&mut self, now_ms: u64) -> bool {
         let before = self.entries.len();
         while self.entries.front().is_some_and(|entry| expired(entry, now_ms, self.retention.age_ms_max)) {
@@ -137,8 +139,8 @@ impl Log {
 
     /// The position at which a reader begins that has received everything up to `after`, in O(log n).
     ///
-    /// [`Cursor::START`] is before the first retained event, without a gap. A cursor after the newest event was not assigned by this
-    /// channel: its reader gets a gap from the beginning, then all retained events.
+    /// [`Cursor::START`] is before the first retained event, without a gap. A cursor after the newest event was not
+    /// assigned by this channel: its reader gets a gap from the beginning, then all retained events.
     pub fn seek(&self, after: Cursor) -> Seek {
         let first = self.after(self.resolve(after)).map(|entry| entry.cursor);
         seek(after, first, self.last)
@@ -159,7 +161,8 @@ impl Log {
         self.entries.range(self.index(position)..)
     }
 
-    /// The part of the channel after a cursor: at most `limit` events and `bytes_max` bytes, but at least one event if there is one.
+    /// The part of the channel after a cursor: at most `limit` events and `bytes_max` bytes, but at least one event if
+    /// there is one.
     pub fn read(&self, after: Cursor, limit: usize, bytes_max: usize) -> Page {
         let entries = self.all_after(self.resolve(after)).map(Arc::clone);
         page(after, self.last, self.finished, entries, limit, bytes_max)
@@ -181,9 +184,9 @@ pub fn resolve(after: Cursor, last: Cursor) -> Cursor {
     if after > last { Cursor::UNKNOWN } else { after }
 }
 
-/// A page of a channel after a cursor, from the events that a store has after it: at most `limit` events and `bytes_max` bytes, but at
-/// least one event if there is one. A page ends before a hole; the next one starts with the gap. `entries` are the events after the
-/// result of [`resolve`].
+/// A page of a channel after a cursor, from the events that a store has after it: at most `limit` events and
+/// `bytes_max` bytes, but at least one event if there is one. A page ends before a hole; the next one starts with the
+/// gap. `entries` are the events after the result of [`resolve`].
 pub fn page(
     after: Cursor,
     last: Cursor,
@@ -206,7 +209,8 @@ pub fn page(
     Page { gap, entries: page, next: position, ended: finished && position >= last }
 }
 
-/// The position at which a reader of `after` begins, given the first retained event after it and the cursor of the newest event.
+/// The position at which a reader of `after` begins, given the first retained event after it and the cursor of the
+/// newest event.
 fn seek(after: Cursor, first: Option<Cursor>, last: Cursor) -> Seek {
     let next = match first {
         // No event was ever appended.

@@ -1,8 +1,8 @@
 //! Channels of events: the exact sequence, or an explicit gap.
 //!
-//! A channel is a sequence of events under one name. A reader has a [`Cursor`], that of the last event it received, and gets all later
-//! events, in order and once. Events that are no longer retained, were lost in a crash, or belong to an earlier epoch of the channel
-//! are reported as a [`Gap`] before the rest: never a duplicate, never a silent hole.
+//! A channel is a sequence of events under one name. A reader has a [`Cursor`], that of the last event it received, and
+//! gets all later events, in order and once. Events that are no longer retained, were lost in a crash, or belong to an
+//! earlier epoch of the channel are reported as a [`Gap`] before the rest: never a duplicate, never a silent hole.
 //!
 //! - [`ChannelName`]: a kind and an id, in a grammar that is safe in keys, paths and headers.
 //! - [`Cursor`], [`Gap`]: positions in a channel, `epoch-seq` on the wire.
@@ -13,14 +13,16 @@
 //! - [`Throttle`]: progress at a bounded rate.
 //! - [`Claims`]: keys that exactly one caller obtains.
 //! - [`Leases`], [`Fence`]: one owner at a time for a key, and writes of earlier owners refused.
-//! - [`Shares`]: the use of a shared resource by each user, and [`eviction_order`], which evicts from the largest user first.
+//! - [`Shares`]: the use of a shared resource by each user, and [`eviction_order`], which evicts from the largest user
+//!   first.
 //! - [`Values`]: state between events, one value under one key.
 //!
-//! **Invariant:** two cursors that follow each other without a gap between them have the same epoch and adjacent sequence numbers.
-//! Logs may have holes; a reader that crosses one gets a gap, so stores need not guarantee that there are none.
+//! **Invariant:** two cursors that follow each other without a gap between them have the same epoch and adjacent
+//! sequence numbers. Logs may have holes; a reader that crosses one gets a gap, so stores need not guarantee that there
+//! are none.
 //!
-//! Times are milliseconds of the wall clock, since they outlive the process. They give the age of an event only; the order of events is
-//! that of their cursors.
+//! Times are milliseconds of the wall clock, since they outlive the process. They give the age of an event only; the
+//! order of events is that of their cursors.
 
 mod claims;
 mod cursor;

@@ -31,8 +31,8 @@ named! {
     }
 }
 
-/// The characters of an id besides ASCII letters and digits. None of them needs quoting in a header, a path, a key of Redis or a file
-/// name; `*`, `;` and `,` are excluded because they have a meaning in scopes and headers.
+/// The characters of an id besides ASCII letters and digits. None of them needs quoting in a header, a path, a key of
+/// Redis or a file name; `*`, `;` and `,` are excluded because they have a meaning in scopes and headers.
 const ID_PUNCTUATION: &[u8] = b"-_.~:@+=|";
 
 /// The prefix of the kinds of owner records.

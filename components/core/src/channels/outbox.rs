@@ -5,8 +5,8 @@ use std::sync::Arc;
 
 use super::{Entry, Gap};
 
-/// The bytes of an item besides its event, which all subscribers share. The event counts in full: the subscriber's socket has to send it,
-/// and the subscriber keeps it in memory after the log has evicted it.
+/// The bytes of an item besides its event, which all subscribers share. The event counts in full: the subscriber's
+/// socket has to send it, and the subscriber keeps it in memory after the log has evicted it.
 const ITEM_BYTES: usize = 32;
 
 /// An empty queue with a larger capacity than this releases its memory.
@@ -29,9 +29,9 @@ impl Item {
 
 /// A queue of one subscriber's undelivered events, bounded by bytes.
 ///
-/// A fast reader gets all events. Over the bound, events that a later one of the same key replaces are dropped, and the next delivered
-/// event has their number. Events without a key are never dropped. If the rest takes more than seven eighths of the bound, the reader is
-/// too slow; the free eighth keeps the cost of coalescing constant per event.
+/// A fast reader gets all events. Over the bound, events that a later one of the same key replaces are dropped, and the
+/// next delivered event has their number. Events without a key are never dropped. If the rest takes more than seven
+/// eighths of the bound, the reader is too slow; the free eighth keeps the cost of coalescing constant per event.
 #[derive(Debug, Default)]
 pub struct Outbox {
     items: VecDeque<Item>,
@@ -54,7 +54,8 @@ impl Outbox {
         self.bytes
     }
 
-    /// Adds an item. Returns false if the reader is too slow: the outbox then exceeds its bound, and the caller must clear it.
+    /// Adds an item. Returns false if the reader is too slow: the outbox then exceeds its bound, and the caller must
+    /// clear it.
     #[must_use]
     pub fn push(&mut self, item: Item, bytes_max: usize) -> bool {
         self.bytes += item.bytes();
@@ -98,8 +99,8 @@ impl Outbox {
                 }
             })
             .collect();
-        // The events dropped since the last retained one, which are counted in the next retained one. There is one, since the newest
-        // event of each key is retained.
+        // The events dropped since the last retained one, which are counted in the next retained one. There is one,
+        // since the newest event of each key is retained.
         let mut dropped = 0;
         let mut bytes = 0;
         self.items.retain_mut(|item| {

@@ -30,8 +30,8 @@ pub enum ShareExceeded {
     },
 }
 
-/// Amounts in use, by user and in total. Amounts without a user (`None`) count towards the total only: those of the server, and all of
-/// them if users are not identified. Memory is proportional to the number of users with an amount.
+/// Amounts in use, by user and in total. Amounts without a user (`None`) count towards the total only: those of the
+/// server, and all of them if users are not identified. Memory is proportional to the number of users with an amount.
 #[derive(Debug, Clone)]
 pub struct Shares {
     total_max: usize,
@@ -79,8 +79,8 @@ impl Shares {
     ///
     /// # Errors
     ///
-    /// It exceeds the share of the user or the total. A write that does not grow always fits, so a user over a reduced share can shrink
-    /// its use.
+    /// It exceeds the share of the user or the total. A write that does not grow always fits, so a user over a reduced
+    /// share can shrink its use.
     pub fn check(&self, user: Option<&str>, more: usize, less: usize) -> Result<(), ShareExceeded> {
         if more <= less {
             return Ok(());
@@ -122,8 +122,9 @@ impl Shares {
     }
 }
 
-/// The order in which candidates are evicted if there is no room: always one of the user with the largest remaining use, and of that
-/// user's the one with the lowest rank. So no candidate of a user is evicted while another user has more.
+/// The order in which candidates are evicted if there is no room: always one of the user with the largest remaining
+/// use, and of that user's the one with the lowest rank. So no candidate of a user is evicted while another user has
+/// more.
 ///
 /// `used` returns the use of each user, including what cannot be evicted.
 pub fn eviction_order<R: Ord, T>(

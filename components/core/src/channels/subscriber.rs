@@ -45,12 +45,14 @@ enum State {
 
 /// A reader that follows a channel.
 ///
-/// It first reads from the log, at its own pace, with an empty outbox. When it reaches the position at which the log ended at the time
-/// of the subscription, all later events are moved to its outbox in one step and it is live: from then on each event is offered to
-/// it. So the handover happens once, after at most one log of events, and nothing is copied. If a replay takes so long that the later
-/// events do not fit the outbox, the reader is closed as slow, and can resume.
+/// It first reads from the log, at its own pace, with an empty outbox. When it reaches the position at which the log
+/// ended at the time of the subscription, all later events are moved to its outbox in one step and it is live: from
+/// then on each event is offered to it. So the handover happens once, after at most one log of events, and nothing is
+/// copied. If a replay takes so long that the later events do not fit the outbox, the reader is closed as slow, and can
+/// resume.
 ///
-/// The driver calls all methods for one channel under one lock, with the current log, and offers each event exactly once.
+/// The driver calls all methods for one channel under one lock, with the current log, and offers each event exactly
+/// once.
 #[derive(Debug)]
 pub struct Subscriber {
     state: State,

@@ -290,8 +290,8 @@ proptest! {
         }
         let after = Cursor::new(after.0, after.1);
         let page = log.read(after, limit, usize::MAX);
-        // A linear search: the events after the cursor, until the first hole. A cursor after the newest event is not of this channel: all
-        // events are after it.
+        // A linear search: the events after the cursor, until the first hole. A cursor after the newest event is not of
+        // this channel: all events are after it.
         let is_foreign = after > log.last();
         let rest = cursors.iter().map(|&(epoch, seq)| Cursor::new(epoch, seq));
         let rest = rest.filter(|cursor| *cursor > after || is_foreign);

@@ -1,8 +1,8 @@
-//! A bounded rate of progress events: of the events of a subscription that have a coalescing key, the newest of each key is sent once
-//! per period.
+//! A bounded rate of progress events: of the events of a subscription that have a coalescing key, the newest of each
+//! key is sent once per period.
 //!
-//! The order of events is preserved: an event without a key is sent after all pending events before it. So the id of the last sent
-//! event is always a cursor from which a subscriber resumes without a hole.
+//! The order of events is preserved: an event without a key is sent after all pending events before it. So the id of
+//! the last sent event is always a cursor from which a subscriber resumes without a hole.
 
 /// Most keys with a pending event; beyond them all pending events are sent.
 const KEYS_MAX: usize = 64;
@@ -23,8 +23,8 @@ impl<T> Throttle<T> {
         Self { period_ns, pending: Vec::new(), due_ns: 0 }
     }
 
-    /// Handles the next event of the channel, with its coalescing key if it has one. Events to be sent now are appended to `out`, in
-    /// order.
+    /// Handles the next event of the channel, with its coalescing key if it has one. Events to be sent now are appended
+    /// to `out`, in order.
     pub fn handle_event(&mut self, now_ns: u64, key: Option<&str>, event: T, out: &mut Vec<T>) {
         match key {
             Some(key) if self.period_ns > 0 => {

@@ -37,8 +37,8 @@ impl<V> Values<V> {
     /// The end of a value that does not expire.
     pub const NEVER_MS: u64 = u64::MAX;
 
-    /// No values, and room for `bytes_max` bytes of keys and values, with 128 bytes of overhead for each. One user may use
-    /// `user_percent_max` percent of it.
+    /// No values, and room for `bytes_max` bytes of keys and values, with 128 bytes of overhead for each. One user may
+    /// use `user_percent_max` percent of it.
     pub fn new(bytes_max: usize, user_percent_max: u8) -> Self {
         let bytes = Shares::new(bytes_max, user_percent_max);
         Self { bytes, entries: BTreeMap::new(), kinds: BTreeMap::new(), ends: BTreeSet::new() }
@@ -64,8 +64,8 @@ impl<V> Values<V> {
         self.entries.is_empty()
     }
 
-    /// Stores a value of `value_bytes` bytes under a key until `end_ms`, and returns the previous one. It counts towards the share of
-    /// the user, if there is one.
+    /// Stores a value of `value_bytes` bytes under a key until `end_ms`, and returns the previous one. It counts
+    /// towards the share of the user, if there is one.
     ///
     /// # Errors
     ///
@@ -110,8 +110,8 @@ impl<V> Values<V> {
         self.set(key.as_str(), None)
     }
 
-    /// Sets or removes the entry of a key, without a check of the bounds, such as to undo a change with the entry that it returned.
-    /// Returns the previous entry.
+    /// Sets or removes the entry of a key, without a check of the bounds, such as to undo a change with the entry that
+    /// it returned. Returns the previous entry.
     pub fn set(&mut self, key: &str, value: Option<Value<V>>) -> Option<Value<V>> {
         let (key, before) = match self.entries.remove_entry(key) {
             Some((key, before)) => (key, Some(before)),

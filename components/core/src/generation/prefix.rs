@@ -1,8 +1,8 @@
 //! The prefix cache: a radix tree over the pages of computed sequences.
 //!
-//! A cached sequence can be forked for a request whose tokens begin with the same pages. Only the tenant for which it was
-//! computed can find it: response times show whether a prompt was cached, and must not reveal one tenant's prompts to
-//! another. Configured prefixes are the exception; all tenants share them.
+//! A cached sequence can be forked for a request whose tokens begin with the same pages. Only the tenant for which it
+//! was computed can find it: response times show whether a prompt was cached, and must not reveal one tenant's prompts
+//! to another. Configured prefixes are the exception; all tenants share them.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
@@ -96,8 +96,8 @@ impl PrefixCache {
         })
     }
 
-    /// The sequence with the longest common prefix of a prompt, and the length of that prefix in tokens: whole pages, and
-    /// never the last token of the prompt, which has to be computed to sample the first new token.
+    /// The sequence with the longest common prefix of a prompt, and the length of that prefix in tokens: whole pages,
+    /// and never the last token of the prompt, which has to be computed to sample the first new token.
     pub fn find(&mut self, prompt: OwnedTokens<'_>) -> Option<(u32, usize)> {
         let pages = prompt.tokens.len().saturating_sub(1) / self.page_tokens;
         let (mut node, mut depth) = (ROOT, 0);

@@ -1,14 +1,14 @@
 //! The queued and running requests of a model, and the rows of each of its steps.
 //!
-//! A step has one row for each choice that is decoded, and as many prompt tokens as keep its expected time within a bound,
-//! so a long prompt does not stall the others. The cost of a step is estimated from the steps before it.
+//! A step has one row for each choice that is decoded, and as many prompt tokens as keep its expected time within a
+//! bound, so a long prompt does not stall the others. The cost of a step is estimated from the steps before it.
 //!
-//! A request is admitted when the cache has room for its prompt and every token that it may generate, so a running request
-//! is never preempted and recomputed. Tenants take turns by tokens, at admission and for prompts (start-time fair queueing:
-//! Goyal, Vin and Cheng, SIGCOMM 1996).
+//! A request is admitted when the cache has room for its prompt and every token that it may generate, so a running
+//! request is never preempted and recomputed. Tenants take turns by tokens, at admission and for prompts (start-time
+//! fair queueing: Goyal, Vin and Cheng, SIGCOMM 1996).
 //!
-//! The driver owns tokens and sequences. It admits requests ([`Scheduler::poll_admission`], [`Scheduler::admit`]), computes
-//! the rows of [`Scheduler::plan`], and reports what was computed ([`Scheduler::handle_step`],
+//! The driver owns tokens and sequences. It admits requests ([`Scheduler::poll_admission`], [`Scheduler::admit`]),
+//! computes the rows of [`Scheduler::plan`], and reports what was computed ([`Scheduler::handle_step`],
 //! [`Scheduler::handle_prefill`], [`Scheduler::handle_token`]) and what has ended ([`Scheduler::end_choice`],
 //! [`Scheduler::remove`]).
 
@@ -78,8 +78,8 @@ pub struct TooLong {
     pub tokens_max: u32,
 }
 
-/// Most prompt tokens in a step. Cancellations and new requests are handled between steps, so a step stays short even if
-/// the model is fast.
+/// Most prompt tokens in a step. Cancellations and new requests are handled between steps, so a step stays short even
+/// if the model is fast.
 const PREFILL_TOKENS_MAX: u32 = 512;
 /// Fewest prompt tokens in a step, even if it exceeds the time bound, so that every prompt makes progress.
 const PREFILL_TOKENS_MIN: u32 = 16;
@@ -228,7 +228,8 @@ impl Scheduler {
         self.tenants.get(&tenant).map_or(0, |tenant| tenant.virtual_tokens)
     }
 
-    /// The next request to be admitted, if it may run now: the oldest request of the tenant with the least virtual time.
+    /// The next request to be admitted, if it may run now: the oldest request of the tenant with the least virtual
+    /// time.
     pub fn poll_admission(&self) -> Option<Request> {
         let order = |queued: &&Queued| (self.virtual_tokens_of(queued.request.tenant), queued.arrival);
         let next = self.queue.iter().min_by_key(order)?.request;
@@ -238,7 +239,8 @@ impl Scheduler {
         has_room.then_some(next)
     }
 
-    /// The pages that a queued request needs beyond the pages of `cached_tokens`, which it shares with a cached sequence.
+    /// The pages that a queued request needs beyond the pages of `cached_tokens`, which it shares with a cached
+    /// sequence.
     pub fn pages_needed(&self, request: &Request, cached_tokens: u32) -> u64 {
         let all = self.pages_for(
             request.prompt_tokens,
@@ -268,8 +270,8 @@ impl Scheduler {
         self.running.values().map(remaining).sum()
     }
 
-    /// Moves a queued request to the running ones; its first `cached_tokens` tokens are computed already. Returns true if
-    /// prefill is complete, as [`Scheduler::handle_prefill`] does.
+    /// Moves a queued request to the running ones; its first `cached_tokens` tokens are computed already. Returns true
+    /// if prefill is complete, as [`Scheduler::handle_prefill`] does.
     pub fn admit(&mut self, id: u64, cached_tokens: u32) -> bool {
         let Some(at) = self.queue.iter().position(|queued| queued.request.id == id) else { return false };
         let Queued { request, arrival } = self.queue.remove(at);
@@ -279,7 +281,8 @@ impl Scheduler {
         self.handle_prefill(id, 0)
     }
 
-    /// The rows of the next step; empty when no request runs. The first decode row of a choice is the last prompt token.
+    /// The rows of the next step; empty when no request runs. The first decode row of a choice is the last prompt
+    /// token.
     pub fn plan(&self) -> Vec<Row> {
         let mut rows = Vec::new();
         for (id, running) in &self.running {

@@ -1,6 +1,7 @@
 //! Bytes of tokens as whole characters. A token need not be valid UTF-8: an emoji can be four tokens.
 
-/// Assembles characters from pieces of bytes. The text is that of [`String::from_utf8_lossy`] over all bytes, however they are cut.
+/// Assembles characters from pieces of bytes. The text is that of [`String::from_utf8_lossy`] over all bytes, however
+/// they are cut.
 #[derive(Debug, Clone, Default)]
 pub struct Utf8Assembler {
     /// The first bytes of a character, at most 3.

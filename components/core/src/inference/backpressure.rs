@@ -55,7 +55,8 @@ impl AckGate {
     }
 }
 
-/// A bound on items and bytes. An item that exceeds the bound of bytes is admitted alone, since it could otherwise never be sent.
+/// A bound on items and bytes. An item that exceeds the bound of bytes is admitted alone, since it could otherwise
+/// never be sent.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SizeGate {
     items: usize,

@@ -1,15 +1,15 @@
 //! The choice of the sequences that share a run of a model.
 //!
-//! A [`Batcher`] holds the tokenized sequences that wait in one instance, and forms a batch whenever the engine is free: it does not
-//! wait for more. The sequence with the earliest turn is always in the next batch, so every wait is finite; the others are chosen
-//! for the lowest cost per token, by the current [`Cost`] estimate.
+//! A [`Batcher`] holds the tokenized sequences that wait in one instance, and forms a batch whenever the engine is
+//! free: it does not wait for more. The sequence with the earliest turn is always in the next batch, so every wait is
+//! finite; the others are chosen for the lowest cost per token, by the current [`Cost`] estimate.
 //!
 //! - [`Form::Packed`]: the sequences of a batch are concatenated. The cost depends on their tokens, rounded up to a
 //!   [bucket](Shapes); the sequences that fill a bucket best are found by an exact solution of the subset-sum problem.
 //! - [`Form::Padded`]: every sequence of a batch is padded to the longest. Sequences of similar length share a batch.
 //!
-//! Turns: callers get equal numbers of tokens by the start-time fair queueing of [`queue`](crate::inference::queue), so neither a caller
-//! with many items nor a text of a thousand sentences delays the others.
+//! Turns: callers get equal numbers of tokens by the start-time fair queueing of [`queue`](crate::inference::queue), so
+//! neither a caller with many items nor a text of a thousand sentences delays the others.
 
 use std::collections::{HashMap, HashSet};
 
@@ -30,8 +30,8 @@ pub enum Shapes {
     /// All sizes: the engine needs no plan for a shape.
     #[default]
     Any,
-    /// Few sizes: the engine prepares a plan for each frequent shape, so lengths are rounded up and row counts are chosen from a short
-    /// list.
+    /// Few sizes: the engine prepares a plan for each frequent shape, so lengths are rounded up and row counts are
+    /// chosen from a short list.
     Bounded,
 }
 
@@ -114,8 +114,8 @@ pub struct Batcher<R> {
     /// The virtual time at which the next sequence of a caller starts, in tokens.
     starts: HashMap<u32, u64>,
     virtual_time: u64,
-    /// The lower bound of virtual time by service, in [`PARTS`] of a token. It advances with each batch, so new callers cannot stop
-    /// virtual time and starve a sequence with a later turn.
+    /// The lower bound of virtual time by service, in [`PARTS`] of a token. It advances with each batch, so new callers
+    /// cannot stop virtual time and starve a sequence with a later turn.
     service_time: u64,
     order: u64,
 }
@@ -194,8 +194,8 @@ impl<R> Batcher<R> {
             Form::Padded => self.pad(&lengths),
         };
         chosen.sort_unstable();
-        // Half of the oldest sequence's share for each row (there are at least as many rows as callers): a new caller is still before
-        // the later sequences of the others.
+        // Half of the oldest sequence's share for each row (there are at least as many rows as callers): a new caller
+        // is still before the later sequences of the others.
         let share = lengths[0] as u64 * PARTS / (2 * self.rows.len() as u64);
         self.service_time = (self.service_time + share).max(oldest * PARTS);
         self.virtual_time = self.virtual_time.max(self.service_time / PARTS);
@@ -428,7 +428,8 @@ mod tests {
             prop_assert!(batcher.starts.is_empty());
         }
 
-        /// A new sequence is in the next batch, whatever the backlog, or in one of the next few if there are other new ones.
+        /// A new sequence is in the next batch, whatever the backlog, or in one of the next few if there are other new
+        /// ones.
         #[test]
         fn new_sequence_does_not_wait_for_the_whole_queue(
             line in prop::collection::vec(1usize..128, 1..300),

@@ -1,9 +1,9 @@
 //! A circuit breaker: suspends calls that fail repeatedly.
 //!
-//! A closed breaker admits every call and records the times of failures. Enough failures within the window open it: every call is
-//! refused until it half-opens and admits a few probes. Successful probes close it, a failed one opens it again. Each change of state
-//! starts a new generation, and the result of a call counts only in the generation that admitted it, since earlier calls do not reflect
-//! the current state.
+//! A closed breaker admits every call and records the times of failures. Enough failures within the window open it:
+//! every call is refused until it half-opens and admits a few probes. Successful probes close it, a failed one opens it
+//! again. Each change of state starts a new generation, and the result of a call counts only in the generation that
+//! admitted it, since earlier calls do not reflect the current state.
 
 use std::collections::VecDeque;
 
@@ -92,7 +92,8 @@ impl Breaker {
         }
     }
 
-    /// The state after the last call of [`Self::admit`] or [`Self::record`]: an open breaker half-opens in [`Self::admit`].
+    /// The state after the last call of [`Self::admit`] or [`Self::record`]: an open breaker half-opens in
+    /// [`Self::admit`].
     pub fn state(&self) -> BreakerState {
         self.state
     }

@@ -1,7 +1,7 @@
 //! Texts counted in Unicode code points: slices of a given size, and slices by offset.
 //!
-//! A slice never ends inside a code point. It can separate a grapheme cluster (a letter and its combining mark, the parts of a ZWJ
-//! emoji): the contract counts code points, and so does this module.
+//! A slice never ends inside a code point. It can separate a grapheme cluster (a letter and its combining mark, the
+//! parts of a ZWJ emoji): the contract counts code points, and so does this module.
 
 use std::num::NonZeroUsize;
 
@@ -48,7 +48,8 @@ impl Offsets {
         self.len() == 0
     }
 
-    /// The code points `start..end` of `text`, which must be the text of [`Self::new`]; `None` if the span is reversed or exceeds it.
+    /// The code points `start..end` of `text`, which must be the text of [`Self::new`]; `None` if the span is reversed
+    /// or exceeds it.
     pub fn slice<'t>(&self, text: &'t str, start: usize, end: usize) -> Option<&'t str> {
         if start > end {
             return None;

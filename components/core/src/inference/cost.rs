@@ -1,8 +1,8 @@
 //! An online estimate of the duration of a model's runs.
 //!
-//! `a + b·rows + c·tokens`, fitted by recursive least squares with forgetting (Ljung, "System Identification", 11.2). The deviation of a
-//! measurement is clipped to a few times the usual error (Huber's estimator), so a run that the machine interrupted has little weight.
-//! An initial estimate is used until there are measurements.
+//! `a + b·rows + c·tokens`, fitted by recursive least squares with forgetting (Ljung, "System Identification", 11.2).
+//! The deviation of a measurement is clipped to a few times the usual error (Huber's estimator), so a run that the
+//! machine interrupted has little weight. An initial estimate is used until there are measurements.
 
 /// The estimated duration of a run.
 #[derive(Debug, Clone)]

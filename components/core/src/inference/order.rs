@@ -1,7 +1,7 @@
 //! The results of one stream in the order of its items.
 //!
-//! Batches and retries finish in any order; a strict stream emits each result only after all earlier ones. The waiting results are
-//! bounded by a window of sequence numbers, which upstream must not exceed.
+//! Batches and retries finish in any order; a strict stream emits each result only after all earlier ones. The waiting
+//! results are bounded by a window of sequence numbers, which upstream must not exceed.
 
 use std::collections::VecDeque;
 

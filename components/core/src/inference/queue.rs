@@ -1,16 +1,16 @@
 //! The items that wait for one model, from all callers: fair between callers, earliest deadline first, bounded.
 //!
 //! - **Fair**: start-time fair queueing (Goyal, Vin, Cheng: "Start-time Fair Queueing", SIGCOMM 1996) over calls, in
-//!   tokens. A call's item starts at the end of the call's last one, or at the current virtual time if that is later. Starts are
-//!   compared in rounds of `quantum_tokens`, so a call is served a batch's worth before the next has its turn. Virtual time also
-//!   advances with the served tokens, divided by the waiting calls (after WF2Q+: Bennett, Zhang, INFOCOM 1996): new calls in the
-//!   same round cannot stop it and starve a call that is a round ahead.
-//! - **Deadlines**: within a round, and within a call, the earliest due time is served first. An item without a deadline is due
-//!   `age_ns_max` after its arrival, so that items with a deadline cannot starve it.
-//! - **Expiry and cancellation**: an item past its deadline leaves by [`Queue::poll_expired`], the items of an abandoned call by
-//!   [`Queue::cancel`]; neither is in a batch.
-//! - **Bounded**: by items and tokens over all calls, and by items for each owner. An item that does not fit is refused, or others are
-//!   dropped for it, by the [`DropPolicy`].
+//!   tokens. A call's item starts at the end of the call's last one, or at the current virtual time if that is later.
+//!   Starts are compared in rounds of `quantum_tokens`, so a call is served a batch's worth before the next has its
+//!   turn. Virtual time also advances with the served tokens, divided by the waiting calls (after WF2Q+: Bennett,
+//!   Zhang, INFOCOM 1996): new calls in the same round cannot stop it and starve a call that is a round ahead.
+//! - **Deadlines**: within a round, and within a call, the earliest due time is served first. An item without a
+//!   deadline is due `age_ns_max` after its arrival, so that items with a deadline cannot starve it.
+//! - **Expiry and cancellation**: an item past its deadline leaves by [`Queue::poll_expired`], the items of an
+//!   abandoned call by [`Queue::cancel`]; neither is in a batch.
+//! - **Bounded**: by items and tokens over all calls, and by items for each owner. An item that does not fit is
+//!   refused, or others are dropped for it, by the [`DropPolicy`].
 //! - **Windows**: by default waiting items can be taken at once. With a [`Window`] they wait until it ends.
 //!
 //! Times are nanoseconds on one monotonic clock.
@@ -95,8 +95,8 @@ struct Entry<T> {
 /// The waiting items of one call.
 #[derive(Debug, Default)]
 struct CallQueue {
-    /// Items in the order of arrival, which is also that of their due times: `(sequence, slot)`. Removed items stay until they reach the
-    /// front.
+    /// Items in the order of arrival, which is also that of their due times: `(sequence, slot)`. Removed items stay
+    /// until they reach the front.
     line: VecDeque<(u64, usize)>,
     /// Items that are due before an earlier one.
     early: BTreeMap<(u64, u64), usize>,
@@ -109,7 +109,8 @@ struct CallQueue {
     ranked: Option<(u64, u64)>,
 }
 
-/// A map by numbers that this process assigns, or that are well distributed: the finalizer of SplitMix64 is a sufficient hash.
+/// A map by numbers that this process assigns, or that are well distributed: the finalizer of SplitMix64 is a
+/// sufficient hash.
 type NumberMap<V> = HashMap<u64, V, BuildHasherDefault<SplitMixHasher>>;
 
 #[derive(Debug, Default)]
@@ -233,8 +234,9 @@ impl<T> Queue<T> {
         if full { Err(PushRefusal::Full) } else { Ok(()) }
     }
 
-    /// An estimate of the tokens that are served until an item that arrives now is done: the turns of all calls until its call has had
-    /// enough of them, or all waiting tokens if one turn is enough and they are fewer. With more turns, later calls can be served first.
+    /// An estimate of the tokens that are served until an item that arrives now is done: the turns of all calls until
+    /// its call has had enough of them, or all waiting tokens if one turn is enough and they are fewer. With more
+    /// turns, later calls can be served first.
     pub fn until_served(&self, call: u64, tokens: u64) -> u64 {
         let mean = self.tokens / self.items.max(1) as u64;
         let (mine, calls) = match self.calls.get(&call) {
@@ -304,7 +306,8 @@ impl<T> Queue<T> {
         self.release_by_count();
     }
 
-    /// Removes up to `items_max` items of at most `tokens_max` tokens together (but at least one item), in the order of service.
+    /// Removes up to `items_max` items of at most `tokens_max` tokens together (but at least one item), in the order of
+    /// service.
     pub fn take(&mut self, now_ns: u64, items_max: usize, tokens_max: u64) -> Vec<T> {
         self.release(now_ns);
         let mut taken = Vec::new();
@@ -582,7 +585,8 @@ impl Rate {
         (self.tokens + INITIAL_TOKENS_PER_SECOND * INITIAL_NS / 1e9) / ((self.busy_ns + INITIAL_NS) / 1e9)
     }
 
-    /// The expected time until this many waiting tokens are computed by the replicas, in milliseconds: from 1 to 60,000.
+    /// The expected time until this many waiting tokens are computed by the replicas, in milliseconds: from 1 to
+    /// 60,000.
     pub fn wait_ms(&self, tokens: u64, replicas: usize) -> u32 {
         let ms = tokens as f64 / (self.tokens_per_second() * replicas.max(1) as f64) * 1e3;
         ms.ceil().clamp(1.0, 60_000.0) as u32

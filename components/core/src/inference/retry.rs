@@ -1,8 +1,8 @@
 //! The delays and bounds of retries.
 //!
-//! A [`Retry`] spaces the attempts of one item by a [`RetryPolicy`]; the jittered ones are those of "Exponential Backoff
-//! And Jitter" (AWS Architecture Blog, 2015). A [`RetryBudget`] bounds the retries of all items together by the first
-//! attempts, as Finagle and linkerd do, so retries do not multiply an outage: three attempts per item would
+//! A [`Retry`] spaces the attempts of one item by a [`RetryPolicy`]; the jittered ones are those of "Exponential
+//! Backoff And Jitter" (AWS Architecture Blog, 2015). A [`RetryBudget`] bounds the retries of all items together by the
+//! first attempts, as Finagle and linkerd do, so retries do not multiply an outage: three attempts per item would
 //! otherwise triple the load on a failing model.
 
 use crate::{named::named, random::between};
@@ -88,7 +88,8 @@ impl Retry {
 
     /// Counts another attempt and returns the delay before it, in nanoseconds; `None` if no attempts remain.
     ///
-    /// `random` is uniform over `u64`; the policies without jitter ignore it. The delay never exceeds `config.backoff_ms_max`.
+    /// `random` is uniform over `u64`; the policies without jitter ignore it. The delay never exceeds
+    /// `config.backoff_ms_max`.
     pub fn next_delay_ns(&mut self, config: &RetryConfig, random: u64) -> Option<u64> {
         if self.attempts >= config.max_attempts {
             return None;
@@ -132,8 +133,8 @@ impl Default for RetryBudgetConfig {
 
 /// A token bucket of retries: first attempts and time fill it, retries empty it.
 ///
-/// Over any span of time, `retries <= saved_retries_max + ratio × first attempts + retries_per_s_min × seconds`, and a new budget has
-/// saved only the retries of one second. All arithmetic is in integers, without rounding errors.
+/// Over any span of time, `retries <= saved_retries_max + ratio × first attempts + retries_per_s_min × seconds`, and a
+/// new budget has saved only the retries of one second. All arithmetic is in integers, without rounding errors.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RetryBudget {
     config: RetryBudgetConfig,

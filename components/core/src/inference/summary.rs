@@ -25,8 +25,8 @@ pub struct Similarity {
 }
 
 impl Similarity {
-    /// The cosines of `vectors`, which all have the same dimension. A vector of length 0, or one that is not finite, is similar to itself
-    /// only.
+    /// The cosines of `vectors`, which all have the same dimension. A vector of length 0, or one that is not finite, is
+    /// similar to itself only.
     pub fn cosine(vectors: &[Vec<f32>]) -> Self {
         let count = vectors.len();
         let unit: Vec<Vec<f64>> = vectors.iter().map(|vector| unit_vector(vector)).collect();
@@ -105,9 +105,9 @@ pub struct Selection {
 
 /// Chooses sentences by their centrality, given the number of tokens of each.
 ///
-/// The most central are chosen first, until one does not fit in `tokens_max`. While fewer than `tokens_min` are chosen, the search
-/// continues: first among sentences that fit, then among the redundant ones, and finally the best remaining sentence is cut. Of equal
-/// sentences the earlier one is chosen. Sentences without tokens are never chosen.
+/// The most central are chosen first, until one does not fit in `tokens_max`. While fewer than `tokens_min` are chosen,
+/// the search continues: first among sentences that fit, then among the redundant ones, and finally the best remaining
+/// sentence is cut. Of equal sentences the earlier one is chosen. Sentences without tokens are never chosen.
 pub fn select_sentences(similarity: &Similarity, tokens: &[usize], bounds: SummaryBounds) -> Selection {
     let scores = similarity.centrality();
     let mut ranked: Vec<usize> = (0..tokens.len()).filter(|&sentence| tokens[sentence] > 0).collect();
@@ -155,7 +155,8 @@ mod tests {
 
     #[test]
     fn scores_are_the_stationary_distribution() {
-        // Three sentences, of which the middle one is similar to both others: solved by hand from p = 0.15/3 + 0.85 Mᵀp.
+        // Three sentences, of which the middle one is similar to both others: solved by hand from p = 0.15/3 + 0.85
+        // Mᵀp.
         let similarity = Similarity { count: 3, cells: vec![1.0, 0.5, 0.0, 0.5, 1.0, 0.5, 0.0, 0.5, 1.0] };
         let scores = similarity.centrality();
         // By symmetry p = (x, y, x), 2x + y = 1 and x = 0.05 + 0.85 (x / 1.5 + y / 4).

@@ -7,8 +7,8 @@ pub const POSITIVE: &str = "POSITIVE";
 /// The label of a negative chunk or text.
 pub const NEGATIVE: &str = "NEGATIVE";
 
-/// The label for clients: `POSITIVE`, `NEGATIVE` or `NEUTRAL` for the model's names of these. Any other label (`joy`, `3 stars`) is
-/// only converted to capitals.
+/// The label for clients: `POSITIVE`, `NEGATIVE` or `NEUTRAL` for the model's names of these. Any other label (`joy`,
+/// `3 stars`) is only converted to capitals.
 pub fn sentiment_label(label: &str) -> String {
     match label.trim().to_ascii_lowercase().as_str() {
         "pos" => POSITIVE.to_owned(),

@@ -1,4 +1,5 @@
-//! The buffer of events before they are stored in the channel: numbered, batched, bounded, and held until their checkpoint is saved.
+//! The buffer of events before they are stored in the channel: numbered, batched, bounded, and held until their
+//! checkpoint is saved.
 
 use std::{collections::VecDeque, mem};
 
@@ -24,8 +25,8 @@ pub struct Batch {
 #[error("the events that wait to be stored have no room for more")]
 pub struct Full;
 
-/// The events that are not known to be stored. An event passes through the stages `open` (without a number), `held` (in a checkpoint
-/// that is not saved yet), `ready` (to be appended) and `appending` (in a batch).
+/// The events that are not known to be stored. An event passes through the stages `open` (without a number), `held` (in
+/// a checkpoint that is not saved yet), `ready` (to be appended) and `appending` (in a batch).
 #[derive(Debug)]
 pub(super) struct Buffer {
     streaming: Streaming,
@@ -65,7 +66,8 @@ impl Buffer {
         }
     }
 
-    /// Adds an event of the lifecycle of the pipeline or a step, without a bound, since steps and their attempts are bounded.
+    /// Adds an event of the lifecycle of the pipeline or a step, without a bound, since steps and their attempts are
+    /// bounded.
     pub(super) fn push(&mut self, event: Event) {
         if self.streaming.enabled || matches!(event.data, Data::PipelineStart { .. }) || event.is_last() {
             self.append(event);
@@ -126,8 +128,8 @@ impl Buffer {
         self.last_seq
     }
 
-    /// Numbers all open events and holds them, with `saved`, the event of the checkpoint, at their end, but before the last event of the
-    /// execution.
+    /// Numbers all open events and holds them, with `saved`, the event of the checkpoint, at their end, but before the
+    /// last event of the execution.
     pub(super) fn hold(&mut self, mut saved: Event) {
         let last = self.open.pop_back_if(|event| event.is_last());
         if let Some(last) = &last {
@@ -189,7 +191,8 @@ impl Buffer {
         self.due_ns().filter(|_| waits)
     }
 
-    /// Records that the channel has `events_stored` events: events of the batch that are not among them are appended again.
+    /// Records that the channel has `events_stored` events: events of the batch that are not among them are appended
+    /// again.
     pub(super) fn handle_stored(&mut self, events_stored: u64) {
         for sequenced in mem::take(&mut self.appending).into_iter().rev() {
             if sequenced.seq > events_stored {

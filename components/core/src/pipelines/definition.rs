@@ -208,7 +208,8 @@ pub struct Task {
     pub id: Arc<str>,
     /// What the task does.
     pub kind: Kind,
-    /// An expression over [`super::Inputs::context_json`] whose value is the input; `None`: [`super::Inputs::default_json`].
+    /// An expression over [`super::Inputs::context_json`] whose value is the input; `None`:
+    /// [`super::Inputs::default_json`].
     pub input: Option<String>,
     /// The retries of the task. The circuit breaker policy is ignored.
     pub retry: RetryConfig,
@@ -250,11 +251,11 @@ pub struct Streaming {
     pub enabled: bool,
     /// Whether `step_progress` is published.
     pub emit_progress: bool,
-    /// Most events that wait to be stored. A full buffer is stored at once; while the store is slower, progress is dropped and outputs
-    /// are refused.
+    /// Most events that wait to be stored. A full buffer is stored at once; while the store is slower, progress is
+    /// dropped and outputs are refused.
     pub buffer_size: usize,
-    /// The shortest interval between batches of progress and outputs, in milliseconds. All other events, and the first one after an idle
-    /// interval, are stored at once.
+    /// The shortest interval between batches of progress and outputs, in milliseconds. All other events, and the first
+    /// one after an idle interval, are stored at once.
     pub flush_interval_ms: u64,
 }
 
@@ -560,7 +561,8 @@ fn short(text: &str) -> String {
     text.chars().filter(|c| !c.is_control()).take(ID_BYTES_MAX).collect()
 }
 
-/// The direct and indirect predecessors of each step; or the steps of a cycle, each after the next, with the first again at the end.
+/// The direct and indirect predecessors of each step; or the steps of a cycle, each after the next, with the first
+/// again at the end.
 fn ancestors(after: &[u64]) -> Result<Vec<u64>, Vec<usize>> {
     let mut ancestors = vec![0; after.len()];
     let mut open = all(after.len());

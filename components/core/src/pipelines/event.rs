@@ -170,8 +170,8 @@ pub enum Data {
 pub struct Metadata {
     /// The number of the attempt of the step, from 1.
     pub attempt: u32,
-    /// The number of the run among all runs of steps in this execution, from 1: it distinguishes runs of a step across attempts and
-    /// crashes.
+    /// The number of the run among all runs of steps in this execution, from 1: it distinguishes runs of a step across
+    /// attempts and crashes.
     pub run: u32,
     /// The number of times that the execution had been resumed.
     pub resumed: u32,

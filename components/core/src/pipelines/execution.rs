@@ -8,7 +8,8 @@
 //! 4. [`Execution::poll_start`]: start a run, and report its progress and its end by its [`Run`].
 //! 5. [`Execution::poll_timeout`]: call [`Execution::handle_timer`] then.
 //!
-//! The execution continues while the driver saves and appends; the next checkpoint and batch contain everything that has accumulated.
+//! The execution continues while the driver saves and appends; the next checkpoint and batch contain everything that
+//! has accumulated.
 
 use std::{collections::VecDeque, sync::Arc};
 
@@ -222,7 +223,8 @@ impl Execution {
         }
     }
 
-    /// Cancels the execution: running steps are stopped, without compensations. False if it has ended or is being compensated.
+    /// Cancels the execution: running steps are stopped, without compensations. False if it has ended or is being
+    /// compensated.
     pub fn handle_cancel(&mut self, now: Now, reason: StepFailure) -> bool {
         if !matches!(self.phase, Phase::Running) {
             return false;
@@ -231,7 +233,8 @@ impl Execution {
         true
     }
 
-    /// Records that the channel has `events_stored` events of this execution, after a batch was appended, in part, or not.
+    /// Records that the channel has `events_stored` events of this execution, after a batch was appended, in part, or
+    /// not.
     pub fn handle_stored(&mut self, events_stored: u64) {
         self.buffer.handle_stored(events_stored);
     }
@@ -297,8 +300,8 @@ impl Execution {
         self.buffer.poll(now.monotonic_ns, !self.dirty)
     }
 
-    /// The next checkpoint to save: one at a time, until [`Self::handle_checkpoint_saved`]. If saving fails, save it again: until then
-    /// none of its events is stored, and no step starts from it.
+    /// The next checkpoint to save: one at a time, until [`Self::handle_checkpoint_saved`]. If saving fails, save it
+    /// again: until then none of its events is stored, and no step starts from it.
     pub fn poll_checkpoint(&mut self, now: Now) -> Option<Checkpoint> {
         if !self.dirty || self.saving.is_some() {
             return None;

@@ -4,8 +4,8 @@ use std::{fmt, sync::Arc};
 
 /// One JSON value as text, cheap to clone.
 ///
-/// This crate does not parse it; it only joins such texts into objects. The creator must have checked that it is a single value without
-/// line ends, as `weir-codec` does.
+/// This crate does not parse it; it only joins such texts into objects. The creator must have checked that it is a
+/// single value without line ends, as `weir-codec` does.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Json(Arc<str>);
 

@@ -8,19 +8,21 @@
 //!
 //! # Guarantees across a crash
 //!
-//! Each durable change (the start, the end of a step or compensation, the end of the execution) creates a [`Checkpoint`] with the events
-//! of that change and every earlier event that is not known to be stored: an outbox. Its events are stored only after the checkpoint
-//! is saved, and no step starts from an output that is not in a saved checkpoint. So after any crash:
+//! Each durable change (the start, the end of a step or compensation, the end of the execution) creates a
+//! [`Checkpoint`] with the events of that change and every earlier event that is not known to be stored: an outbox. Its
+//! events are stored only after the checkpoint is saved, and no step starts from an output that is not in a saved
+//! checkpoint. So after any crash:
 //!
-//! - Events have the numbers 1, 2, 3… without a hole, and each number is stored once: [`Execution::resume`] takes the number of events
-//!   that the channel has, and sends only later ones.
-//! - Each `step_complete` and the last event (`pipeline_complete` or `pipeline_error`) are stored exactly once, and a step
-//!   with a stored `step_complete` never runs again.
-//! - A step that was running, or waited for a retry, is run again from its first attempt: **at least once**. Its `step_start`,
-//!   `step_output` and `step_error` are then repeated with a higher `run` in their metadata; the outputs of the highest run are valid.
+//! - Events have the numbers 1, 2, 3… without a hole, and each number is stored once: [`Execution::resume`] takes the
+//!   number of events that the channel has, and sends only later ones.
+//! - Each `step_complete` and the last event (`pipeline_complete` or `pipeline_error`) are stored exactly once, and a
+//!   step with a stored `step_complete` never runs again.
+//! - A step that was running, or waited for a retry, is run again from its first attempt: **at least once**. Its
+//!   `step_start`, `step_output` and `step_error` are then repeated with a higher `run` in their metadata; the outputs
+//!   of the highest run are valid.
 //! - A step that was running during compensation is neither run again nor compensated.
-//! - Coalesced `step_progress` events are lost. Other events that were not part of a checkpoint can be lost with the process; they
-//!   belong to a step that runs again.
+//! - Coalesced `step_progress` events are lost. Other events that were not part of a checkpoint can be lost with the
+//!   process; they belong to a step that runs again.
 
 mod buffer;
 mod checkpoint;

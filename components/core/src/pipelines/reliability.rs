@@ -5,8 +5,8 @@
 //! - **SR**, success rate: executions that were completed, by executions that were completed or failed. A cancelled one
 //!   counts as neither.
 //! - **CR**, compensation rate: compensations that ran (completed or failed permanently), by steps that were completed.
-//! - **TCL**, mean tool latency: the mean duration of the completed attempts of steps that call a model, a service or a component
-//!   ([`super::KindName::is_tool`]), compensations included.
+//! - **TCL**, mean tool latency: the mean duration of the completed attempts of steps that call a model, a service or a
+//!   component ([`super::KindName::is_tool`]), compensations included.
 //! - **WCT**, mean workflow time: the mean time from `pipeline_start` to `pipeline_complete` of completed executions.
 //!
 //! A rate without data is `None`, not 0.

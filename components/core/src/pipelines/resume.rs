@@ -18,11 +18,11 @@ use crate::{random::SplitMix64, time::Now};
 const COUNT_MAX: u64 = 1 << 53;
 
 impl Execution {
-    /// Continues from the last saved checkpoint. `events_stored` is the number of the last event of the execution in the channel, even if
-    /// earlier ones are no longer retained.
+    /// Continues from the last saved checkpoint. `events_stored` is the number of the last event of the execution in
+    /// the channel, even if earlier ones are no longer retained.
     ///
-    /// The module documents the guarantees. An execution that had ended only sends its missing events. The time since the checkpoint, by
-    /// the wall clock, counts towards the duration.
+    /// The module documents the guarantees. An execution that had ended only sends its missing events. The time since
+    /// the checkpoint, by the wall clock, counts towards the duration.
     ///
     /// # Errors
     ///
@@ -101,8 +101,8 @@ impl Execution {
         self.resumes = resumes;
     }
 
-    /// Continues an execution that had not ended. The next checkpoint has the new count of resumptions, which bounds those of an execution
-    /// that crashes its process.
+    /// Continues an execution that had not ended. The next checkpoint has the new count of resumptions, which bounds
+    /// those of an execution that crashes its process.
     fn continue_execution(&mut self, now: Now) {
         self.dirty = true;
         if self.resumes > self.limits.resumes_max {

@@ -61,16 +61,16 @@ pub struct RunRequest {
 pub struct Inputs {
     /// The input of the pipeline.
     pub input: Json,
-    /// The outputs of all steps that it depends on, by id, in the order of the definition; `null` for one that failed. A compensation
-    /// has the output of the step that it undoes as well, last.
+    /// The outputs of all steps that it depends on, by id, in the order of the definition; `null` for one that failed.
+    /// A compensation has the output of the step that it undoes as well, last.
     pub steps: Vec<(Arc<str>, Json)>,
     /// The indexes in `steps` of the direct dependencies.
     pub direct: Vec<usize>,
 }
 
 impl Inputs {
-    /// The input of a task without an expression: the input of the pipeline if it depends on no step, the output of the only step that it
-    /// depends on, or an object of the outputs of several steps by id.
+    /// The input of a task without an expression: the input of the pipeline if it depends on no step, the output of the
+    /// only step that it depends on, or an object of the outputs of several steps by id.
     pub fn default_json(&self) -> Json {
         let direct = |at: &usize| self.steps.get(*at).map(|(id, output)| (&**id, output));
         match &self.direct[..] {
@@ -102,7 +102,8 @@ pub enum Outcome {
 /// Why a report of a run was refused.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
 pub enum ReportError {
-    /// The buffer of events is full. Report the output again once events were stored, and read no more from the step until then.
+    /// The buffer of events is full. Report the output again once events were stored, and read no more from the step
+    /// until then.
     #[error("the events that wait to be stored have no room for more")]
     Full,
     /// The run has ended: its result is not used.

@@ -1,8 +1,8 @@
 //! The annotation of a text by its words: keywords with their risks, actions and the intent.
 //!
-//! The rules are those of slower-whisper's `KeywordSemanticAnnotator`, with its peculiarities: a keyword is matched as a whole word in any
-//! case; the action is the whole text, under the first pattern that matches; a pattern must be followed by white space and more text.
-//! The intended differences are:
+//! The rules are those of slower-whisper's `KeywordSemanticAnnotator`, with its peculiarities: a keyword is matched as
+//! a whole word in any case; the action is the whole text, under the first pattern that matches; a pattern must be
+//! followed by white space and more text. The intended differences are:
 //!
 //! | text | slower-whisper | here | reason | test |
 //! |---|---|---|---|---|
@@ -10,9 +10,9 @@
 //! | "well done" | action (`we('?ll\| will)`) | none | `well` without an apostrophe is a word of its own | the same |
 //! | "we’ll call" with a curly apostrophe | none | action | both apostrophes are equivalent, as they already were after `i` | the same |
 //!
-//! Two differences follow: a text in which only `ill` or `well` matched can have an action under a later pattern, and the reported
-//! `pattern` is that of slower-whisper, which contains its optional apostrophe. slower-whisper's last four patterns (such as `i will
-//! send`) can never be the first to match, so they are omitted.
+//! Two differences follow: a text in which only `ill` or `well` matched can have an action under a later pattern, and
+//! the reported `pattern` is that of slower-whisper, which contains its optional apostrophe. slower-whisper's last four
+//! patterns (such as `i will send`) can never be the first to match, so they are omitted.
 //!
 //! The intended differences of sessions are:
 //!

@@ -74,11 +74,11 @@ impl Default for SessionLimits {
 /// The configuration of a session.
 #[derive(Debug, Clone, PartialEq)]
 pub struct SessionConfig {
-    /// The longest pause within a segment, in seconds: the next chunk of the same speaker extends the segment if it starts at most this
-    /// long after the segment's end.
+    /// The longest pause within a segment, in seconds: the next chunk of the same speaker extends the segment if it
+    /// starts at most this long after the segment's end.
     pub max_gap_sec: f64,
-    /// Chunks may start before the segment in flight ends, such as when two people speak at once. They must be in the order of their
-    /// starts.
+    /// Chunks may start before the segment in flight ends, such as when two people speak at once. They must be in the
+    /// order of their starts.
     pub overlap: bool,
     /// The annotation of final segments.
     pub annotate: AnnotateConfig,

@@ -1,9 +1,9 @@
 //! The intent of a text by rules over its words: without a model or state, and deterministic.
 //!
-//! Cues are phrases (listed in `intent/cues.rs`). Of the cues that begin at a word the longest counts, and the words that it covers are
-//! skipped, so "I don't agree" is not an agreement. A few cues count only at the beginning of a sentence, after optional words such as
-//! "so" and "okay": an imperative ("send the draft"), or an inversion ("are we ready", often recognized without its question mark). The
-//! intent is the first of these that applies:
+//! Cues are phrases (listed in `intent/cues.rs`). Of the cues that begin at a word the longest counts, and the words
+//! that it covers are skipped, so "I don't agree" is not an agreement. A few cues count only at the beginning of a
+//! sentence, after optional words such as "so" and "okay": an imperative ("send the draft"), or an inversion ("are we
+//! ready", often recognized without its question mark). The intent is the first of these that applies:
 //!
 //! 1. *clarification*: a phrase that requests or announces one, with or without a question mark.
 //! 2. *decision*: a phrase that reports one, unless the text is a question.
@@ -14,8 +14,8 @@
 //! 7. *agreement*: a sentence of at most three words with "yes", "okay" or similar.
 //! 8. *general*.
 //!
-//! The accuracy is measured on `tests/data/intents.tsv`, an English file that was written independently of the rules; its test and the
-//! README.md of its folder state the numbers.
+//! The accuracy is measured on `tests/data/intents.tsv`, an English file that was written independently of the rules;
+//! its test and the README.md of its folder state the numbers.
 
 mod cues;
 

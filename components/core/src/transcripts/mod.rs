@@ -1,18 +1,19 @@
 //! Transcript sessions: chunks of a transcript in, annotated segments out.
 //!
-//! A [`Session`] has no socket, clock or model. After each input (a chunk, the end, the time) its driver polls events with
-//! [`Session::poll_event`] until there are none. A chunk extends the segment in flight if the speaker is the same and the pause is at
-//! most `max_gap_sec`; otherwise that segment is final and a new one begins. Final segments are annotated ([`annotate`]), classified by
-//! [`Intent`], added to the queue of their [`Workflow`] and to the [`ContextWindow`]; after a number of them a summary is due, an event
-//! with its prompt.
+//! A [`Session`] has no socket, clock or model. After each input (a chunk, the end, the time) its driver polls events
+//! with [`Session::poll_event`] until there are none. A chunk extends the segment in flight if the speaker is the same
+//! and the pause is at most `max_gap_sec`; otherwise that segment is final and a new one begins. Final segments are
+//! annotated ([`annotate`]), classified by [`Intent`], added to the queue of their [`Workflow`] and to the
+//! [`ContextWindow`]; after a number of them a summary is due, an event with its prompt.
 //!
-//! Times of chunks are seconds, compared as in slower-whisper, with a tolerance of a microsecond; `now` is nanoseconds of a monotonic
-//! clock.
+//! Times of chunks are seconds, compared as in slower-whisper, with a tolerance of a microsecond; `now` is nanoseconds
+//! of a monotonic clock.
 //!
-//! Events of chunks are numbered from 1 without a gap, and the same chunks produce the same events with the same numbers: a caller that
-//! restores a checkpoint and submits the later chunks again gets the same events again, and recognizes delivered ones by their numbers.
-//! Chunks with a client's sequence number are accepted once: [`Receipt::Repeated`] is the result of a repeated one. Events about the
-//! session only (a drop, a warning) have no number.
+//! Events of chunks are numbered from 1 without a gap, and the same chunks produce the same events with the same
+//! numbers: a caller that restores a checkpoint and submits the later chunks again gets the same events again, and
+//! recognizes delivered ones by their numbers. Chunks with a client's sequence number are accepted once:
+//! [`Receipt::Repeated`] is the result of a repeated one. Events about the session only (a drop, a warning) have no
+//! number.
 //!
 //! ```
 //! use weir_core::transcripts::{Chunk, Event, Session, SessionConfig, SessionRules};
@@ -195,7 +196,8 @@ impl Session {
         }
     }
 
-    /// A session that continues from a checkpoint of a session with the same configuration, or one with narrower bounds.
+    /// A session that continues from a checkpoint of a session with the same configuration, or one with narrower
+    /// bounds.
     ///
     /// # Errors
     ///
@@ -288,7 +290,8 @@ impl Session {
         Ok(Receipt::New)
     }
 
-    /// Handles the end or a pause of the transcript: the segment in flight is final. The session continues with the next input.
+    /// Handles the end or a pause of the transcript: the segment in flight is final. The session continues with the
+    /// next input.
     ///
     /// # Errors
     ///
@@ -303,9 +306,9 @@ impl Session {
         Ok(Receipt::New)
     }
 
-    /// Applies an event that was stored after the checkpoint from which this session continues, in the order of their numbers: the state
-    /// is then that after the event, and the event is not published again. An event that the checkpoint includes is ignored; if some are
-    /// missing, the session continues without them.
+    /// Applies an event that was stored after the checkpoint from which this session continues, in the order of their
+    /// numbers: the state is then that after the event, and the event is not published again. An event that the
+    /// checkpoint includes is ignored; if some are missing, the session continues without them.
     ///
     /// Chunks that were refused or repeated after the checkpoint are not counted, since they have no stored events.
     pub fn handle_stored(&mut self, now_ns: u64, stored: StoredEvent) {
@@ -350,7 +353,8 @@ impl Session {
         self.idle_before_ns = self.idle_before_ns.saturating_add(rested_ns);
     }
 
-    /// Handles the passing of time: the expiry of an idle session is announced, then the session is flushed as at an end, and expires.
+    /// Handles the passing of time: the expiry of an idle session is announced, then the session is flushed as at an
+    /// end, and expires.
     pub fn handle_time(&mut self, now_ns: u64) {
         let Some((warn_ns, expire_ns)) = self.idle_bounds() else { return };
         let idle_ns = self.idle_ns(now_ns);

@@ -52,8 +52,8 @@ impl<T: Copy> Phrases<T> {
         Ok(Self { phrases: all, heads })
     }
 
-    /// The phrases that begin at a word, the longest first, with their lengths in words. With `loose` any gap within a sentence matches a
-    /// space.
+    /// The phrases that begin at a word, the longest first, with their lengths in words. With `loose` any gap within a
+    /// sentence matches a space.
     pub(super) fn at<'a>(
         &'a self,
         words: &'a [Word],

@@ -36,14 +36,16 @@ pub const WORKFLOWS: usize = Workflow::ALL.len();
 /// The bounds of the queues.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RoutingConfig {
-    /// Most segments in the queue of each workflow, in the order of [`Workflow::ALL`]. With 0 there is no queue, and no drops.
+    /// Most segments in the queue of each workflow, in the order of [`Workflow::ALL`]. With 0 there is no queue, and no
+    /// drops.
     pub queue_len_max: [usize; WORKFLOWS],
     /// Most segments in all queues.
     pub queued_max: usize,
 }
 
 impl Default for RoutingConfig {
-    /// No queues: the events of final segments contain their workflow. Queues without a consumer would only use memory and drop segments.
+    /// No queues: the events of final segments contain their workflow. Queues without a consumer would only use memory
+    /// and drop segments.
     fn default() -> Self {
         Self { queue_len_max: [0; WORKFLOWS], queued_max: 128 }
     }
@@ -69,8 +71,8 @@ impl<T> Default for Router<T> {
 }
 
 impl<T> Router<T> {
-    /// Adds an item to the queue of its workflow. Returns the dropped item: the oldest of the queue if that is full, or the oldest of the
-    /// least urgent queue if all together are full, which may be the item itself.
+    /// Adds an item to the queue of its workflow. Returns the dropped item: the oldest of the queue if that is full, or
+    /// the oldest of the least urgent queue if all together are full, which may be the item itself.
     pub(super) fn push(&mut self, config: &RoutingConfig, workflow: Workflow, item: T) -> Option<(Workflow, T)> {
         let own = workflow as usize;
         let len_max = config.queue_len_max[own];

@@ -1,4 +1,5 @@
-//! The segmentation of a transcript: chunks extend the segment in flight, which is final when the speaker changes or pauses.
+//! The segmentation of a transcript: chunks extend the segment in flight, which is final when the speaker changes or
+//! pauses.
 
 use thiserror::Error;
 
@@ -104,7 +105,8 @@ impl ChunkError {
     }
 }
 
-/// The tolerance of time comparisons, in seconds. Recognizers compute times, and `0.1 + 0.2` differs from `0.3` by less.
+/// The tolerance of time comparisons, in seconds. Recognizers compute times, and `0.1 + 0.2` differs from `0.3` by
+/// less.
 const TOLERANCE_SEC: f64 = 1e-6;
 
 /// The segment in flight.
@@ -114,8 +116,8 @@ pub(super) struct Segmenter {
 }
 
 impl Segmenter {
-    /// Checks a chunk as slower-whisper does, in the same order, but with [`TOLERANCE_SEC`]. With `overlap` it may start before the end of
-    /// the segment in flight, but not before its start.
+    /// Checks a chunk as slower-whisper does, in the same order, but with [`TOLERANCE_SEC`]. With `overlap` it may
+    /// start before the end of the segment in flight, but not before its start.
     pub(super) fn check(&self, chunk: &Chunk, overlap: bool) -> Result<(), ChunkError> {
         for (field, value) in [("start", chunk.start), ("end", chunk.end)] {
             if !value.is_finite() {

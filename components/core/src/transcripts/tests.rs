@@ -423,8 +423,8 @@ proptest! {
         prop_assert_eq!(whole.checkpoint(end), broken.checkpoint(end));
     }
 
-    /// After a restart the client submits again from any chunk before the checkpoint: no event is lost or repeated, and the numbers
-    /// identify the delivered events.
+    /// After a restart the client submits again from any chunk before the checkpoint: no event is lost or repeated, and
+    /// the numbers identify the delivered events.
     #[test]
     fn resubmission_loses_and_repeats_no_event(
         steps in steps(),

@@ -1,8 +1,8 @@
 //! Texts as words, in which keywords, actions and intents are found.
 //!
-//! A word is a maximal run of letters, digits and `_`, as `\w+` matches in Python; the bounds of words are those of `\b`. Words are
-//! compared in lower case, with the few further equalities that Python's `re.IGNORECASE` adds to ASCII: `ſ` is `s`, `ı` is `i`, and `K`
-//! (the Kelvin sign) is `k`. All words without a rule are equal.
+//! A word is a maximal run of letters, digits and `_`, as `\w+` matches in Python; the bounds of words are those of
+//! `\b`. Words are compared in lower case, with the few further equalities that Python's `re.IGNORECASE` adds to ASCII:
+//! `ſ` is `s`, `ı` is `i`, and `K` (the Kelvin sign) is `k`. All words without a rule are equal.
 
 use std::collections::BTreeMap;
 
@@ -66,8 +66,8 @@ pub(super) struct Lexicon {
 }
 
 impl Lexicon {
-    /// The id of a word, which must be in lower case as in [`Lexicon::read`]; a new id if the word is not known. `None` if the word is too
-    /// long or there are too many.
+    /// The id of a word, which must be in lower case as in [`Lexicon::read`]; a new id if the word is not known. `None`
+    /// if the word is too long or there are too many.
     pub(super) fn add(&mut self, word: &str) -> Option<WordId> {
         if let Some(&id) = self.ids.get(word) {
             return Some(id);
@@ -232,7 +232,8 @@ impl Scan<'_> {
         }
     }
 
-    /// Reads a word in lower case. True if it ends with `İ`, whose lower case is an `i` and a combining dot, which ends a word.
+    /// Reads a word in lower case. True if it ends with `İ`, whose lower case is an `i` and a combining dot, which ends
+    /// a word.
     fn word(&mut self) -> bool {
         (self.length, self.hashed) = (0, FNV_OFFSET);
         let bytes = self.text.as_bytes();

@@ -206,7 +206,8 @@ fn items_served_before_an_item_are_bounded_by_turns() {
 }
 
 proptest! {
-    /// No item is lost or duplicated, bounds hold, expired items are not taken, and items of a window are released in time.
+    /// No item is lost or duplicated, bounds hold, expired items are not taken, and items of a window are released in
+    /// time.
     #[test]
     fn each_item_leaves_exactly_once(config in configs(), steps in steps()) {
         let mut queue = Queue::new(config);

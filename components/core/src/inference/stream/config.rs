@@ -14,7 +14,8 @@ use crate::{
 named! {
     /// When items become a batch.
     pub enum Batching {
-        /// As soon as a batch slot is free: all waiting items are released, and batches grow only while the model is busy.
+        /// As soon as a batch slot is free: all waiting items are released, and batches grow only while the model is
+        /// busy.
         Adaptive = "adaptive",
         /// By count and window: see [`Aggregation`].
         Windowed = "windowed",

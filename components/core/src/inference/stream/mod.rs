@@ -1,9 +1,9 @@
 //! A stream of items through a model: buffering, batching, retries, ordering and backpressure.
 //!
-//! A [`Stream`] has no socket, no clock and no model. After each input (a push, an outcome, an acknowledgement, the time of
-//! [`Stream::poll_timeout`]) its driver polls batches for inference, results and errors until there are none. Every accepted item has
-//! exactly one result or error. An item counts towards the bounds from its push until that is polled, so a driver that does not poll gets
-//! backpressure, and memory is bounded.
+//! A [`Stream`] has no socket, no clock and no model. After each input (a push, an outcome, an acknowledgement, the
+//! time of [`Stream::poll_timeout`]) its driver polls batches for inference, results and errors until there are none.
+//! Every accepted item has exactly one result or error. An item counts towards the bounds from its push until that is
+//! polled, so a driver that does not poll gets backpressure, and memory is bounded.
 //!
 //! ```
 //! use weir_core::inference::stream::{FlushReason, Stream, StreamingConfig};
@@ -76,7 +76,8 @@ struct PendingOutput<V> {
     value: V,
 }
 
-/// A stream of items `T` with results `R`. An item is cloned for each attempt, so large items should be shared, such as by `Arc`.
+/// A stream of items `T` with results `R`. An item is cloned for each attempt, so large items should be shared, such as
+/// by `Arc`.
 #[derive(Debug)]
 pub struct Stream<T, R> {
     config: StreamingConfig,
@@ -93,8 +94,8 @@ pub struct Stream<T, R> {
     in_flight: BTreeMap<u64, (u64, Pending<T>)>,
     /// Batches at inference, by their first attempt: at most `batches_in_flight_max`.
     batches: BTreeMap<u64, Batch>,
-    /// Requested flushes: the end of the sequence numbers to release, and the reason. Each covers a waiting item that no earlier flush
-    /// covers.
+    /// Requested flushes: the end of the sequence numbers to release, and the reason. Each covers a waiting item that
+    /// no earlier flush covers.
     flushes: VecDeque<(u64, FlushReason)>,
     /// Whether a release was delayed for lack of acknowledgements.
     held_back: bool,
@@ -201,8 +202,8 @@ impl<T: Clone, R> Stream<T, R> {
         self.command("start", &[StreamState::Initialized], StreamState::Running)
     }
 
-    /// Pauses the stream: it releases no batches until it is resumed. Items are still accepted while there is room, and outcomes are
-    /// handled.
+    /// Pauses the stream: it releases no batches until it is resumed. Items are still accepted while there is room, and
+    /// outcomes are handled.
     ///
     /// # Errors
     ///
@@ -220,8 +221,8 @@ impl<T: Clone, R> Stream<T, R> {
         self.command("resume", &[StreamState::Paused], StreamState::Running)
     }
 
-    /// Stops the stream: it accepts no more items and finishes the remaining ones, with retries. If the circuit is open, the remaining
-    /// items fail at once, so the stop does not wait for an unavailable model.
+    /// Stops the stream: it accepts no more items and finishes the remaining ones, with retries. If the circuit is
+    /// open, the remaining items fail at once, so the stop does not wait for an unavailable model.
     ///
     /// # Errors
     ///
@@ -260,13 +261,14 @@ impl<T: Clone, R> Stream<T, R> {
         self.push_sized(now, item, 0)
     }
 
-    /// Pushes an item of `bytes` bytes, and returns its sequence number. With a drop policy this item, or older ones, can become errors
-    /// at once.
+    /// Pushes an item of `bytes` bytes, and returns its sequence number. With a drop policy this item, or older ones,
+    /// can become errors at once.
     ///
     /// # Errors
     ///
-    /// There is no room and no item can be dropped: because of the policy, because no item waits, because dropped items were not polled,
-    /// or because the oldest item without an outcome is too far behind in a strict order. Or the stream accepts no items in its state.
+    /// There is no room and no item can be dropped: because of the policy, because no item waits, because dropped items
+    /// were not polled, or because the oldest item without an outcome is too far behind in a strict order. Or the
+    /// stream accepts no items in its state.
     pub fn push_sized(&mut self, now: u64, item: T, bytes: usize) -> Result<u64, PushError<T>> {
         if !matches!(self.state, StreamState::Running | StreamState::Paused) {
             return Err(PushError::NotRunning(item));
@@ -303,8 +305,8 @@ impl<T: Clone, R> Stream<T, R> {
         Ok(seq)
     }
 
-    /// Requests that the items waiting for their first attempt are released as soon as there are batch slots; returns their number. Items
-    /// of an earlier flush keep its reason, and retries keep their delay.
+    /// Requests that the items waiting for their first attempt are released as soon as there are batch slots; returns
+    /// their number. Items of an earlier flush keep its reason, and retries keep their delay.
     pub fn flush(&mut self, reason: FlushReason) -> usize {
         let flushed_seq = self.flushes.back().map_or(0, |(end_seq, _)| *end_seq);
         let count = self.waiting.iter().rev().take_while(|pending| pending.seq >= flushed_seq).count();
@@ -331,8 +333,8 @@ impl<T: Clone, R> Stream<T, R> {
         true
     }
 
-    /// Records that the consumer has handled `count` more results and errors, dropped items included. It has an effect with `ack_based`
-    /// only.
+    /// Records that the consumer has handled `count` more results and errors, dropped items included. It has an effect
+    /// with `ack_based` only.
     pub fn acknowledge(&mut self, count: usize) {
         self.acks.acknowledge(count);
     }

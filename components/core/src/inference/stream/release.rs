@@ -32,8 +32,8 @@ struct Plan {
 }
 
 impl<T: Clone, R> Stream<T, R> {
-    /// The next batch for inference, if one is due and a slot is free. Poll until there is none, after every input and at the time of
-    /// [`Self::poll_timeout`].
+    /// The next batch for inference, if one is due and a slot is free. Poll until there is none, after every input and
+    /// at the time of [`Self::poll_timeout`].
     pub fn poll_batch(&mut self, now: u64) -> Option<ReleasedBatch<T>> {
         self.fail_if_open(now);
         if !self.may_release() {
@@ -58,8 +58,8 @@ impl<T: Clone, R> Stream<T, R> {
         Some(due_ns.max(self.breaker.as_ref().map_or(0, |breaker| breaker.ready_ns())))
     }
 
-    /// Counts an outcome of a batch; the last one frees its slot and is recorded by the breaker. A batch with any answer of the model is
-    /// a success, so one failing item does not count against the model.
+    /// Counts an outcome of a batch; the last one frees its slot and is recorded by the breaker. A batch with any
+    /// answer of the model is a success, so one failing item does not count against the model.
     pub(super) fn count_outcome(&mut self, now: u64, id: u64, answered: bool) {
         let Some(batch) = self.batches.get_mut(&id) else { return };
         batch.open = batch.open.saturating_sub(1);

@@ -41,7 +41,8 @@ impl Histogram {
         self.max_ns
     }
 
-    /// A value that `percent` of the values do not exceed, at most 1/8 too high; `None` without values. More than 100 counts as 100.
+    /// A value that `percent` of the values do not exceed, at most 1/8 too high; `None` without values. More than 100
+    /// counts as 100.
     pub fn quantile_ns(&self, percent: u32) -> Option<u64> {
         let rank = (u128::from(self.count) * u128::from(percent.min(100))).div_ceil(100).max(1);
         let mut below = 0u128;
@@ -58,7 +59,8 @@ impl Histogram {
     }
 }
 
-/// The bucket of a value. Values below [`STEPS`] have a bucket each; above, it is given by the leading bit and the bits after it.
+/// The bucket of a value. Values below [`STEPS`] have a bucket each; above, it is given by the leading bit and the bits
+/// after it.
 fn bucket(value: u64) -> usize {
     let power = value.checked_ilog2().unwrap_or(0);
     let Some(shift) = power.checked_sub(STEP_BITS) else { return value as usize };

@@ -1,5 +1,5 @@
-//! For any graph, any interleaving of steps, saves and appends, and any crashes, the sequence of events is legal and the outputs are the
-//! same.
+//! For any graph, any interleaving of steps, saves and appends, and any crashes, the sequence of events is legal and
+//! the outputs are the same.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -265,7 +265,7 @@ fn check_events(definition: &Definition, channel: &[Sequenced]) -> Result<BTreeM
                         return wrong("a step starts in a pipeline that is failing");
                     }
                 } else if !failing {
-                    return wrong("something is compensated in a pipeline that is not failing");
+                    return wrong("a compensation runs in a pipeline that is not failing");
                 }
             }
             Data::StepProgress { .. }
@@ -322,7 +322,7 @@ fn check_events(definition: &Definition, channel: &[Sequenced]) -> Result<BTreeM
                 };
                 // The compensations run in reverse order of completion if the pipeline was compensating.
                 if compensated != want || failure.compensated + failure.compensations_failed != want.len() as u32 {
-                    return wrong("what was completed is not compensated in reverse");
+                    return wrong("completed steps are not compensated in reverse order");
                 }
                 if failure.compensations_failed != failed_compensations {
                     return wrong("the count of failed compensations is wrong");

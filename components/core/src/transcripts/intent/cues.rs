@@ -1,5 +1,5 @@
-//! The phrases of the intent rules. Words are separated by spaces, phrases by semicolons; a space in a phrase matches any gap within a
-//! sentence.
+//! The phrases of the intent rules. Words are separated by spaces, phrases by semicolons; a space in a phrase matches
+//! any gap within a sentence.
 
 use super::PhraseHint;
 

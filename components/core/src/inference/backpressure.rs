@@ -153,7 +153,7 @@ mod tests {
             let mut size = SizeGate::new(items_max, bytes_max);
             let mut ack = AckGate::new(items_max);
             let mut held = Vec::new();
-            let mut owed = 0;
+            let mut unacknowledged = 0;
             for (send, bytes) in ops {
                 if send {
                     if size.may_send(bytes) {
@@ -162,20 +162,20 @@ mod tests {
                     }
                     let sent = bytes.min(ack.room());
                     ack.sent(sent);
-                    owed += sent;
+                    unacknowledged += sent;
                 } else {
                     if !held.is_empty() {
                         size.remove(held.remove(0));
                     }
                     let acknowledged = ack.acknowledge(bytes);
-                    prop_assert_eq!(acknowledged, bytes.min(owed));
-                    owed -= acknowledged;
+                    prop_assert_eq!(acknowledged, bytes.min(unacknowledged));
+                    unacknowledged -= acknowledged;
                 }
                 let bytes: usize = held.iter().sum();
                 prop_assert_eq!((size.items(), size.bytes()), (held.len(), bytes));
                 prop_assert!(held.len() <= items_max && (held.len() <= 1 || bytes <= bytes_max));
-                prop_assert!(owed <= items_max && ack.unacknowledged() == owed);
-                prop_assert_eq!(ack.may_send(), owed < items_max);
+                prop_assert!(unacknowledged <= items_max && ack.unacknowledged() == unacknowledged);
+                prop_assert_eq!(ack.may_send(), unacknowledged < items_max);
             }
         }
     }

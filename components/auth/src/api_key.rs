@@ -1,8 +1,8 @@
-//! API keys: long random texts, of which only hashes are stored.
+//! API keys: long random texts. Only their hashes are stored.
 //!
-//! A file has one record per line: `NAME USER sha256:HEX SCOPE…`, separated by white space, since users and scopes may contain
-//! colons; empty lines and lines that begin with `#` are ignored. A key has 256 random bits, so one round of SHA-256 is as good
-//! as the slow hashes for passwords (see the crate's documentation).
+//! A file has one record per line: `NAME USER sha256:HEX SCOPE…`, separated by white space, since users and scopes may
+//! contain colons; empty lines and lines that begin with `#` are ignored. A key has 256 random bits, so one round of
+//! SHA-256 is as good as the slow hashes for passwords (see the crate's documentation).
 
 use std::fmt;
 
@@ -70,7 +70,7 @@ pub enum RecordError {
         /// From 1.
         line: usize,
     },
-    /// A key in place of its hash.
+    /// The line has a key instead of its hash.
     #[error("line {line}: this is a key, not its hash; everyone who has read the file knows it: create another")]
     Plain {
         /// From 1.
@@ -132,7 +132,7 @@ impl ApiKeys {
                 continue;
             }
             let line = at + 1;
-            let record = Record::read(content, line)?;
+            let record = Record::parse(content, line)?;
             if !names.insert(record.name.clone()) || !hashes.insert(record.hash) {
                 return Err(RecordError::Twice { line });
             }
@@ -146,24 +146,24 @@ impl ApiKeys {
 
     /// The identity of a key, and the name of its record, for the log.
     ///
-    /// Every record is compared, in a time that does not depend on which one matches.
+    /// Every record is compared, so the duration does not depend on which one matches.
     ///
     /// # Errors
     ///
     /// No record has the key.
     pub fn find(&self, key: &str) -> Result<(Identity, &str), UnknownKey> {
-        // The length is bounded, so that no client makes the server hash megabytes; it is no secret.
+        // The length of a key is public. Checking it bounds the input of the hash.
         if key.len() != KEY_BYTES || !is_key(key) {
             return Err(UnknownKey);
         }
         let hash: [u8; 32] = Sha256::digest(key).into();
-        let (mut found, mut at) = (Choice::from(0), 0_u32);
+        let (mut is_known, mut matching) = (Choice::from(0), 0_u32);
         for (index, record) in (0_u32..).zip(&self.records) {
-            let same = record.hash.ct_eq(&hash);
-            at.conditional_assign(&index, same);
-            found |= same;
+            let is_equal = record.hash.ct_eq(&hash);
+            matching.conditional_assign(&index, is_equal);
+            is_known |= is_equal;
         }
-        let record = self.records.get(at as usize).filter(|_| bool::from(found)).ok_or(UnknownKey)?;
+        let record = self.records.get(matching as usize).filter(|_| bool::from(is_known)).ok_or(UnknownKey)?;
         let identity =
             Identity { user: record.user.clone(), scopes: record.scopes.clone(), limit: None, expires_at_s: None };
         Ok((identity, &record.name))
@@ -181,7 +181,7 @@ impl ApiKeys {
 }
 
 impl Record {
-    fn read(content: &str, line: usize) -> Result<Self, RecordError> {
+    fn parse(content: &str, line: usize) -> Result<Self, RecordError> {
         if content.split_ascii_whitespace().any(is_key) {
             return Err(RecordError::Plain { line });
         }
@@ -189,7 +189,7 @@ impl Record {
         let (name, user, hash) = (words.next(), words.next(), words.next());
         let name = name.filter(|name| check_id(name).is_ok());
         let user = user.filter(|user| check_id(user).is_ok());
-        let hash = hash.and_then(|hash| hash.strip_prefix(HASH)).and_then(read_hash);
+        let hash = hash.and_then(|hash| hash.strip_prefix(HASH)).and_then(parse_hash);
         let (Some(name), Some(user), Some(hash)) = (name, user, hash) else {
             return Err(RecordError::Record { line });
         };
@@ -198,7 +198,7 @@ impl Record {
     }
 }
 
-fn read_hash(text: &str) -> Option<[u8; 32]> {
+fn parse_hash(text: &str) -> Option<[u8; 32]> {
     let mut hash = [0; 32];
     if text.len() != 64 || !text.is_ascii() {
         return None;
@@ -229,7 +229,7 @@ mod tests {
     }
 
     #[test]
-    fn key_is_found_by_its_hash() {
+    fn key_is_identified_by_its_hash() {
         let (one, two) = (generate(&[1; 32]), generate(&[2; 32]));
         assert_eq!(one.key, "weir_AQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQE");
         assert_eq!(one.key.len(), KEY_BYTES);
@@ -241,7 +241,7 @@ mod tests {
         assert_eq!((identity.user(), name), ("two-user", "two"));
         assert_eq!(identity.scopes().to_string(), "publish:workflow:* read:*:*");
         assert_eq!(keys.find(&one.key).unwrap().1, "one");
-        // Among them the hash itself.
+        // A hash is not accepted as a key.
         for key in
             ["", "weir_", &two.hash, &generate(&[3; 32]).key, &one.key[..KEY_BYTES - 1], &format!("{}A", one.key)]
         {
@@ -282,13 +282,13 @@ mod tests {
     proptest! {
         #[test]
         fn only_listed_keys_authenticate(randoms in prop::collection::btree_set(any::<[u8; 32]>(), 1..6), other: [u8; 32]) {
-            let made: Vec<NewKey> = randoms.iter().map(generate).collect();
+            let issued: Vec<NewKey> = randoms.iter().map(generate).collect();
             let contents: String =
-                made.iter().enumerate().map(|(at, key)| format!("n{at} u{at} {}\n", key.hash)).collect();
+                issued.iter().enumerate().map(|(at, key)| format!("n{at} u{at} {}\n", key.hash)).collect();
             let keys = ApiKeys::from_file(contents.as_bytes()).expect("records");
-            for (at, key) in made.iter().enumerate() {
-                let found = keys.find(&key.key).map(|(identity, _)| identity.user().to_owned());
-                prop_assert_eq!(found, Ok(format!("u{at}")));
+            for (at, key) in issued.iter().enumerate() {
+                let user = keys.find(&key.key).map(|(identity, _)| identity.user().to_owned());
+                prop_assert_eq!(user, Ok(format!("u{at}")));
             }
             if !randoms.contains(&other) {
                 prop_assert_eq!(keys.find(&generate(&other).key), Err(UnknownKey));

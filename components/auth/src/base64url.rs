@@ -1,5 +1,6 @@
-//! base64url without padding (RFC 4648, section 5; RFC 7515, appendix C). One text for each byte string: padding, white space,
-//! the other alphabet and stray bits at the end are refused. The time does not depend on the bytes.
+//! base64url without padding (RFC 4648, section 5; RFC 7515, appendix C). Each byte string has exactly one text:
+//! padding, white space, the other alphabet and stray bits at the end are refused. The duration does not depend on the
+//! bytes.
 
 use base64ct::{Base64UrlUnpadded, Encoding as _};
 
@@ -18,7 +19,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn texts_that_are_not_canonical_are_refused() {
+    fn text_that_is_not_canonical_is_refused() {
         for text in ["A", "AA==", "AA=", "AB", "+/8", "A A", "AA\n", "\nAA", "AAA\0", "é", "AAAAA", "AAB"] {
             assert_eq!(decode(text), None, "{text:?}");
         }
@@ -29,7 +30,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn one_text_for_each_byte_string(bytes in prop::collection::vec(any::<u8>(), 0..40), text in "[A-Za-z0-9_=+/-]{0,12}") {
+        fn byte_string_has_exactly_one_text(bytes in prop::collection::vec(any::<u8>(), 0..40), text in "[A-Za-z0-9_=+/-]{0,12}") {
             prop_assert_eq!(decode(&encode(&bytes)), Some(bytes));
             if let Some(bytes) = decode(&text) {
                 prop_assert_eq!(encode(&bytes), text);

@@ -1,16 +1,18 @@
-//! The credentials of a request: a bearer token in `Authorization`, one in the cookie `__Host-weir`, or a ticket in the query. Clients of
-//! other APIs send theirs as `x-api-key` or `x-goog-api-key`; `Authorization` counts before these.
+//! The credentials of a request: a bearer token in `Authorization`, one in the cookie `__Host-weir`, or a ticket in the
+//! query. Clients of other APIs send a key as `x-api-key` or `x-goog-api-key`; `Authorization` takes precedence over
+//! these.
 //!
-//! A bearer token in a URL is always refused: servers and proxies log URLs, browsers keep them in histories and send them as
-//! `Referer` (RFC 6750, section 5.3). A ticket may be in a URL, because it is valid once and for seconds.
+//! A bearer token in a URL is always refused: servers and proxies log URLs, browsers keep them in histories and send
+//! them as `Referer` (RFC 6750, section 5.3). A ticket may be in a URL, because it is valid only once and for a few
+//! seconds.
 
 use thiserror::Error;
 use weir_codec::inference::query::decode;
 
 use crate::{jws::TOKEN_BYTES_MAX, ticket::TICKET_BYTES_MAX};
 
-/// The cookie. Because of its name, browsers accept it only from this host, over TLS, for all paths (RFC 6265bis, section
-/// 4.1.3.2).
+/// The cookie. Because of its name, browsers accept it only from this host, over TLS, for all paths (RFC 6265bis,
+/// section 4.1.3.2).
 pub const COOKIE: &str = "__Host-weir";
 /// The headers in which clients of other APIs send a key.
 const API_KEY_HEADERS: [&str; 2] = ["x-api-key", "x-goog-api-key"];
@@ -43,7 +45,7 @@ pub struct Credentials {
     pub(crate) ticket: Option<String>,
 }
 
-/// Shows which credentials there are, without secrets.
+/// Shows which credentials are present, without secrets.
 impl std::fmt::Debug for Credentials {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let (bearer, cookie, ticket) = (self.bearer.is_some(), self.cookie.is_some(), self.ticket.is_some());
@@ -61,10 +63,10 @@ pub enum CredentialError {
     #[error("`Authorization` must be of the scheme Bearer")]
     Scheme,
     /// A token has invalid characters, or is empty or too long.
-    #[error("the token in {place} has characters that no token has, or is empty or too long")]
+    #[error("the token in {location} has characters that no token has, or is empty or too long")]
     Token {
         /// `Authorization`, the cookie or the query.
-        place: &'static str,
+        location: &'static str,
     },
     /// The cookie appears twice: another site may have added one.
     #[error("the cookie {COOKIE} appears twice, or with spaces around its name")]
@@ -75,7 +77,7 @@ pub enum CredentialError {
     /// The ticket appears twice.
     #[error("`{TICKET}` appears twice")]
     TicketTwice,
-    /// A query parameter for secrets.
+    /// The query has a parameter for secrets.
     #[error("a token must not be part of a URL, as `{parameter}` is: send it in `Authorization`, or ask for a ticket")]
     InUrl {
         /// The parameter.
@@ -91,17 +93,17 @@ impl Credentials {
     ///
     /// # Errors
     ///
-    /// A credential is malformed, or in a place where it must not be: see [`CredentialError`].
+    /// A credential is malformed, or in a part of the request where it must not be: see [`CredentialError`].
     pub fn find<'h>(
         headers: impl IntoIterator<Item = (&'h str, &'h [u8])>,
         query: &str,
     ) -> Result<Self, CredentialError> {
-        let mut found = Self { ticket: ticket(query)?, ..Self::default() };
+        let mut credentials = Self { ticket: ticket(query)?, ..Self::default() };
         let mut cookies_bytes = 0;
         let mut api_key = None;
         for (name, value) in headers {
             if name.eq_ignore_ascii_case("authorization") {
-                if found.bearer.replace(bearer(value)?).is_some() {
+                if credentials.bearer.replace(bearer(value)?).is_some() {
                     return Err(CredentialError::AuthorizationTwice);
                 }
             } else if API_KEY_HEADERS.iter().any(|header| name.eq_ignore_ascii_case(header)) {
@@ -112,11 +114,11 @@ impl Credentials {
                     return Err(CredentialError::CookiesTooLong);
                 }
                 // HTTP/2 may send cookies one by one (RFC 9113, section 8.2.3).
-                cookie(value, &mut found.cookie)?;
+                cookie(value, &mut credentials.cookie)?;
             }
         }
-        found.bearer = found.bearer.or(api_key);
-        Ok(found)
+        credentials.bearer = credentials.bearer.or(api_key);
+        Ok(credentials)
     }
 
     /// True when there is no credential.
@@ -124,8 +126,8 @@ impl Credentials {
         *self == Self::default()
     }
 
-    /// True when the cookie is the only credential. A browser sends cookies by itself, so the origin must be checked: see
-    /// [`crate::cors::Cors::check_cookie`].
+    /// True when the cookie is the only credential. A browser sends cookies on its own, so the origin must be checked:
+    /// see [`crate::cors::Cors::check_cookie`].
     pub fn is_cookie_alone(&self) -> bool {
         self.cookie.is_some() && self.bearer.is_none() && self.ticket.is_none()
     }
@@ -143,7 +145,7 @@ fn bearer(value: &[u8]) -> Result<String, CredentialError> {
 }
 
 /// Finds the cookie among `name=value; name=value` (RFC 6265, section 4.2.1).
-fn cookie(value: &[u8], found: &mut Option<String>) -> Result<(), CredentialError> {
+fn cookie(value: &[u8], token: &mut Option<String>) -> Result<(), CredentialError> {
     for pair in value.split(|byte| *byte == b';') {
         let pair = pair.strip_prefix(b" ").unwrap_or(pair);
         let (name, value) = match pair.iter().position(|byte| *byte == b'=') {
@@ -157,7 +159,7 @@ fn cookie(value: &[u8], found: &mut Option<String>) -> Result<(), CredentialErro
             }
             continue;
         }
-        if found.replace(token68(value, "the cookie", TOKEN_BYTES_MAX)?).is_some() {
+        if token.replace(token68(value, "the cookie", TOKEN_BYTES_MAX)?).is_some() {
             return Err(CredentialError::CookieTwice);
         }
     }
@@ -168,7 +170,7 @@ fn ticket(query: &str) -> Result<Option<String>, CredentialError> {
     if query.len() > QUERY_BYTES_MAX {
         return Err(CredentialError::QueryTooLong);
     }
-    let mut found = None;
+    let mut ticket = None;
     for pair in query.split('&') {
         let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
         let name = decode(name);
@@ -176,29 +178,29 @@ fn ticket(query: &str) -> Result<Option<String>, CredentialError> {
             return Err(CredentialError::InUrl { parameter });
         }
         if name == TICKET {
-            // IssuedTicket tickets need no escaping, so none is decoded.
+            // Issued tickets need no escaping, so the value is not decoded.
             let value = token68(value.as_bytes(), "the query", TICKET_BYTES_MAX)?;
-            // A token instead of a ticket is a token in a URL.
+            // A bearer token or an API key under this name is a token in a URL.
             if value.starts_with("eyJ") || crate::api_key::is_key(&value) {
                 return Err(CredentialError::InUrl { parameter: TICKET });
             }
-            if found.replace(value).is_some() {
+            if ticket.replace(value).is_some() {
                 return Err(CredentialError::TicketTwice);
             }
         }
     }
-    Ok(found)
+    Ok(ticket)
 }
 
-/// The characters of tokens (RFC 7235, section 2.1).
-fn token68(value: &[u8], place: &'static str, bytes_max: usize) -> Result<String, CredentialError> {
+/// A value in the grammar `token68` (RFC 7235, section 2.1), which all tokens have.
+fn token68(value: &[u8], location: &'static str, bytes_max: usize) -> Result<String, CredentialError> {
     let end = value.iter().rposition(|byte| *byte != b'=').map_or(0, |last| last + 1);
     let body = &value[..end];
-    let fit = |byte: &u8| byte.is_ascii_alphanumeric() || b"-._~+/".contains(byte);
-    if body.is_empty() || value.len() > bytes_max || !body.iter().all(fit) {
-        return Err(CredentialError::Token { place });
+    let is_token_byte = |byte: &u8| byte.is_ascii_alphanumeric() || b"-._~+/".contains(byte);
+    if body.is_empty() || value.len() > bytes_max || !body.iter().all(is_token_byte) {
+        return Err(CredentialError::Token { location });
     }
-    String::from_utf8(value.to_vec()).map_err(|_| CredentialError::Token { place })
+    String::from_utf8(value.to_vec()).map_err(|_| CredentialError::Token { location })
 }
 
 #[cfg(test)]
@@ -321,7 +323,7 @@ mod tests {
             "__Host-weir=a\r\nx",
         ] {
             let found = Credentials::find([("cookie", cookie.as_bytes())], "");
-            assert_eq!(found.unwrap_err(), CredentialError::Token { place: "the cookie" }, "{cookie}");
+            assert_eq!(found.unwrap_err(), CredentialError::Token { location: "the cookie" }, "{cookie}");
         }
         let long = format!("a={}", "b".repeat(COOKIES_BYTES_MAX));
         check(&[("cookie", &long)], "", expect!["cookies may have at most 16384 bytes"]);

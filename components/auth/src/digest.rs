@@ -1,11 +1,11 @@
-//! Keys from texts of clients: any sequence of texts has one short key.
+//! Short keys for sequences of texts from clients.
 
 use sha2::{Digest as _, Sha256};
 
 use crate::base64url;
 
-/// SHA-256 of a sequence of texts in base64url: 43 characters that every store accepts in a key. Sequences that differ in any way,
-/// also only in the boundaries of their texts, have different keys.
+/// SHA-256 of a sequence of texts in base64url: 43 characters that every store accepts in a key. Sequences that differ
+/// in any way, also only in the boundaries of their texts, have different keys.
 pub fn of(texts: &[&[u8]]) -> String {
     let mut hash = Sha256::new();
     for text in texts {

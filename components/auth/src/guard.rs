@@ -27,7 +27,7 @@ enum Mode {
     Closed { tokens: Option<Verifier>, api_keys: Option<ApiKeys> },
 }
 
-/// A configuration that would authenticate every client, or none.
+/// Why a configuration is refused: it would authenticate every client, or none.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
 pub enum GuardError {
     /// No authentication on an address that others can reach.
@@ -68,7 +68,8 @@ pub enum AuthError {
     /// Credentials of two users.
     #[error("the request has credentials of two users")]
     TwoUsers,
-    /// A host name other than a loopback one, on a server without authentication: a page of another site by DNS rebinding.
+    /// A host name other than a loopback one, on a server without authentication: the request may come from a page of
+    /// another site by DNS rebinding.
     #[error("without authentication this server answers to a loopback name only, such as `localhost`")]
     HostNotLoopback,
 }
@@ -103,8 +104,8 @@ impl Guard {
     /// Authenticates a request for a path (without its query), at a time in seconds since 1970. `host` is `Host` or
     /// `:authority`.
     ///
-    /// All credentials must be valid and of one user: a forged one beside a valid one is refused. A ticket is used up, whatever
-    /// other credentials there are.
+    /// All credentials must be valid and of one user: a forged one beside a valid one is refused. A ticket is used up
+    /// even if the request has other credentials.
     ///
     /// # Errors
     ///
@@ -138,7 +139,8 @@ impl Guard {
         if users.iter().flatten().any(|user| user != first) {
             return Err(AuthError::TwoUsers);
         }
-        // The most deliberate one: a ticket is for this path, a header is set by a program, a cookie by the browser.
+        // The most specific credential applies: a ticket is for this path, a program sets a header, and a browser sends
+        // the cookie.
         match (ticket, bearer.or(cookie)) {
             (Some(ticket), _) => Ok(Authenticated::Ticket(ticket)),
             (None, Some(identity)) => Ok(Authenticated::Identity(identity)),

@@ -15,9 +15,9 @@ pub struct Identity {
     pub(crate) expires_at_s: Option<u64>,
 }
 
-/// The channel does not exist, or this user has no access: clients cannot tell which.
+/// The channel does not exist, or this user has no access. Clients cannot distinguish the two.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
-#[error("there is nothing here for you")]
+#[error("the channel does not exist, or this user has no access to it")]
 pub struct NotFound;
 
 impl Identity {
@@ -36,19 +36,19 @@ impl Identity {
         &self.scopes
     }
 
-    /// When it expires, in seconds since 1970; its connections end then too. `None` if it does not expire.
+    /// When the identity and its connections expire, in seconds since 1970. `None` if it does not expire.
     pub fn expires_at_s(&self) -> Option<u64> {
         self.expires_at_s
     }
 
-    /// Whether it has expired. To be checked on each delivery, or by a timer.
+    /// Whether the identity has expired. Connections check this on each delivery, or by a timer.
     pub fn has_expired(&self, now_s: u64) -> bool {
         self.expires_at_s.is_some_and(|expires_at_s| now_s >= expires_at_s)
     }
 
-    /// Authorizes an action on a channel. `owner` is the channel's owner in the store, `None` if the channel does not exist or has
-    /// no owner; a user's channel belongs to that user, whatever `owner` is. A missing channel must be answered with the same
-    /// [`NotFound`].
+    /// Authorizes an action on a channel. `owner` is the channel's owner in the store, `None` if the channel does not
+    /// exist or has no owner; a user's channel always belongs to that user, and `owner` is ignored. The response for a
+    /// missing channel must be the same [`NotFound`].
     ///
     /// # Errors
     ///
@@ -63,8 +63,8 @@ impl Identity {
         if within && (owns || self.scopes.grant(action, channel)) { Ok(()) } else { Err(NotFound) }
     }
 
-    /// Authorizes publishing to a channel, and also to the channel of the user that the event names: owning a workflow must not be
-    /// enough to write to the channel of another user.
+    /// Authorizes publishing to a channel, and also to the channel of the user that the event names: owning a workflow
+    /// must not be enough to write to the channel of another user.
     ///
     /// # Errors
     ///
@@ -110,7 +110,7 @@ mod tests {
             // A channel of another user and a missing one have the same error.
             assert_eq!(plain.authorize(action, &channel("workflow:1"), Some("bob")), Err(NotFound));
             assert_eq!(plain.authorize(action, &channel("workflow:1"), None), Err(NotFound));
-            // A user's channel belongs to that user, whatever the store says.
+            // A user's channel belongs to that user, even if the store names another owner.
             assert_eq!(plain.authorize(action, &channel("user:bob"), Some("ann")), Err(NotFound));
         }
         let granted = identity(&["read:workflow:*"]);
@@ -139,7 +139,7 @@ mod tests {
         assert_eq!(limited.authorize(Action::Read, &channel("workflow:1"), Some("bob")), Ok(()));
         assert_eq!(limited.authorize(Action::Read, &channel("workflow:2"), Some("ann")), Err(NotFound));
         assert_eq!(limited.authorize(Action::Publish, &channel("workflow:1"), Some("ann")), Err(NotFound));
-        // It grants nothing by itself.
+        // A limit grants no access.
         let limited = identity(&[]).limited(Scopes::admin());
         assert_eq!(limited.authorize(Action::Read, &channel("workflow:1"), Some("bob")), Err(NotFound));
     }

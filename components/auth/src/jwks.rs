@@ -1,7 +1,7 @@
 //! JSON Web Keys and sets of them (RFC 7517) for the three algorithms.
 //!
-//! An unusable key is skipped with its reason, as section 5 recommends: an issuer that adds a key of a new type must not make the
-//! other keys unusable.
+//! An unusable key is skipped with its reason, as section 5 recommends: an issuer that adds a key of a new type must
+//! not make the other keys unusable.
 
 use std::borrow::Cow;
 
@@ -11,13 +11,13 @@ use weir_codec::json::tree::Node;
 use crate::{
     base64url,
     key::{Algorithm, Key, KeyError},
-    key_list::{KeyFile, KeyPlace, SkippedKey},
+    key_list::{KeyFile, KeyLocation, SkippedKey},
 };
 
 /// Most values in the JSON of a set.
 const VALUES_MAX: usize = 4096;
 /// Most characters of a value in an error.
-const QUOTE_CHARS_MAX: usize = 32;
+const VALUE_CHARS_MAX: usize = 32;
 
 /// Why a JWKS cannot be read.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
@@ -30,7 +30,7 @@ pub enum JwksError {
     Shape,
 }
 
-/// The keys of a set, of an array of keys, or of a key alone.
+/// Parses a JWKS, an array of JWKs, or a single JWK.
 pub(crate) fn read(text: &str) -> Result<KeyFile, JwksError> {
     let node = Node::read(text.as_bytes(), VALUES_MAX).map_err(|error| JwksError::Json(error.to_string()))?;
     let nodes = match node {
@@ -53,7 +53,7 @@ pub(crate) fn read(text: &str) -> Result<KeyFile, JwksError> {
         };
         match key {
             Ok(key) => file.keys.push(key),
-            Err(reason) => file.skipped.push(SkippedKey { place: KeyPlace::Jwk(at), reason }),
+            Err(reason) => file.skipped.push(SkippedKey { location: KeyLocation::Jwk(at), reason }),
         }
     }
     Ok(file)
@@ -104,7 +104,7 @@ fn ed25519(members: &Members<'_>) -> Result<Key, KeyError> {
 }
 
 fn unsupported(member: &'static str, value: &str) -> KeyError {
-    let value: String = value.chars().filter(|c| !c.is_control()).take(QUOTE_CHARS_MAX).collect();
+    let value: String = value.chars().filter(|c| !c.is_control()).take(VALUE_CHARS_MAX).collect();
     KeyError::Unsupported { member, value: value.into() }
 }
 

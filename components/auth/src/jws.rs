@@ -1,5 +1,5 @@
-//! JSON Web Signatures in compact form (RFC 7515, section 7.1): a signed payload, which is parsed only after its signature is
-//! verified by one of the keys.
+//! JSON Web Signatures in compact form (RFC 7515, section 7.1): a signed payload, which is parsed only after its
+//! signature is verified by one of the keys.
 
 use std::borrow::Cow;
 
@@ -67,20 +67,20 @@ pub fn verify(token: &str, keys: &KeySet) -> Result<Vec<u8>, JwsError> {
     };
     let (header, payload) = (part(header)?, part(payload)?);
     let header = Header::read(&header)?;
-    // A token without an algorithm has no signature.
+    // An unsigned token has an empty signature, and the algorithm `none`.
     if signature.is_empty() {
         return Err(if header.algorithm_is_known() { JwsError::Signature } else { JwsError::Algorithm });
     }
     let signature = part(signature)?;
-    let mut named = keys.keys().iter().filter(|key| header.names(key)).peekable();
-    if named.peek().is_none() {
+    let mut candidates = keys.keys().iter().filter(|key| header.allows(key)).peekable();
+    if candidates.peek().is_none() {
         return Err(JwsError::UnknownKey);
     }
-    let mut fitting = named.filter(|key| key.algorithm().is_named(&header.algorithm)).peekable();
-    if fitting.peek().is_none() {
+    let mut matching = candidates.filter(|key| key.algorithm().is_named(&header.algorithm)).peekable();
+    if matching.peek().is_none() {
         return Err(JwsError::Algorithm);
     }
-    if !fitting.any(|key| key.verifies(signed.as_bytes(), &signature)) {
+    if !matching.any(|key| key.verifies(signed.as_bytes(), &signature)) {
         return Err(JwsError::Signature);
     }
     Ok(payload)
@@ -103,7 +103,7 @@ impl<'a> Header<'a> {
                 ("typ", Node::Text(text)) if is_token(&text) => {}
                 ("typ", Node::Text(_)) => return Err(JwsError::Type),
                 ("alg" | "kid" | "typ", _) => return Err(JwsError::Header),
-                // `b64` changes what is signed (RFC 7797), and is to be named in `crit`.
+                // `b64` changes the signed text (RFC 7797), and must be listed in `crit`.
                 ("crit" | "b64", _) => return Err(JwsError::Critical),
                 // Keys in the token's header (`jwk`, `jku`, `x5c`, `x5u`) are ignored.
                 _ => {}
@@ -112,8 +112,8 @@ impl<'a> Header<'a> {
         Ok(Self { algorithm: algorithm.ok_or(JwsError::Header)?, key_id })
     }
 
-    /// Whether a key may have signed: the one with the id that is named; any, when no id is named or the key has none.
-    fn names(&self, key: &Key) -> bool {
+    /// Whether a key may have signed the token: its id is `kid`, or the header or the key has no id.
+    fn allows(&self, key: &Key) -> bool {
         match (&self.key_id, key.id()) {
             (Some(wanted), Some(id)) => wanted == id,
             _ => true,
@@ -125,7 +125,7 @@ impl<'a> Header<'a> {
     }
 }
 
-/// The types of access tokens (RFC 7519, section 5.1; RFC 9068, section 2.1). Others are tokens for something else.
+/// The types of access tokens (RFC 7519, section 5.1; RFC 9068, section 2.1). Other types are not access tokens.
 fn is_token(kind: &str) -> bool {
     ["JWT", "at+jwt", "application/at+jwt"].iter().any(|known| kind.eq_ignore_ascii_case(known))
 }

@@ -32,7 +32,7 @@ pub struct TokenRules {
     pub leeway_s: u64,
 }
 
-/// Rules that would accept every token.
+/// Why rules are refused: they would accept tokens of every issuer or for every audience, or expired ones.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
 pub enum RulesError {
     /// No issuer, or an empty one.
@@ -95,11 +95,11 @@ impl Verifier {
     ///
     /// The rules name no issuer or no audience, or too long a leeway.
     pub fn new(keys: KeySet, rules: TokenRules) -> Result<Self, RulesError> {
-        let named = |names: &[String]| !names.is_empty() && names.iter().all(|name| !name.is_empty());
-        if !named(&rules.issuers) {
+        let are_named = |names: &[String]| !names.is_empty() && names.iter().all(|name| !name.is_empty());
+        if !are_named(&rules.issuers) {
             return Err(RulesError::Issuers);
         }
-        if !named(&rules.audiences) {
+        if !are_named(&rules.audiences) {
             return Err(RulesError::Audiences);
         }
         if rules.leeway_s > LEEWAY_S_MAX {
@@ -115,8 +115,8 @@ impl Verifier {
 
     /// Verifies a token; returns its identity. `now_s` is the time in seconds since 1970.
     ///
-    /// The user is `sub`, the scopes are those of `scope` (a text, or an array of texts) with this server's grammar, and it expires
-    /// at `exp`.
+    /// The user is `sub`, the scopes are those of `scope` (a text, or an array of texts) with this server's grammar,
+    /// and it expires at `exp`.
     ///
     /// # Errors
     ///
@@ -130,8 +130,8 @@ impl Verifier {
         if now_s >= expires_at_s.saturating_add(leeway_s) {
             return Err(TokenError::Expired);
         }
-        let begins_s = claims.time("nbf", f64::ceil)?;
-        if begins_s.is_some_and(|begins_s| now_s.saturating_add(leeway_s) < begins_s) {
+        let not_before_s = claims.time("nbf", f64::ceil)?;
+        if not_before_s.is_some_and(|not_before_s| now_s.saturating_add(leeway_s) < not_before_s) {
             return Err(TokenError::NotYet);
         }
         claims.time("iat", f64::floor)?;
@@ -150,7 +150,7 @@ impl Verifier {
             Some(_) => claims.texts("scope")?,
         };
         let scopes = scopes.iter().flat_map(|text| text.split(' ')).filter(|scope| !scope.is_empty());
-        let scopes = Scopes::read_ours(scopes).map_err(|_| TokenError::Malformed { claim: "scope" })?;
+        let scopes = Scopes::parse_known(scopes).map_err(|_| TokenError::Malformed { claim: "scope" })?;
         Ok(Identity { user: user.into(), scopes, limit: None, expires_at_s: Some(expires_at_s) })
     }
 }
@@ -187,7 +187,8 @@ impl Claims<'_> {
         }
     }
 
-    /// A time in seconds since 1970 (RFC 7519, section 2, "NumericDate"); a fraction is rounded against the token.
+    /// A time in seconds since 1970 (RFC 7519, section 2, "NumericDate"); `round` must round a fraction so that the
+    /// token is valid for a shorter time.
     fn time(&self, claim: &'static str, round: fn(f64) -> f64) -> Result<Option<u64>, TokenError> {
         let seconds = match self.get(claim) {
             None => return Ok(None),

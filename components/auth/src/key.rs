@@ -31,8 +31,8 @@ pub enum Algorithm {
 }
 
 impl Algorithm {
-    /// Whether the `alg` of a token or a JWK names this algorithm. EdDSA with Ed25519 has two names: `EdDSA` (RFC 8037) and
-    /// `Ed25519` (RFC 9864).
+    /// Whether the `alg` of a token or a JWK names this algorithm. EdDSA with Ed25519 has two names: `EdDSA` (RFC 8037)
+    /// and `Ed25519` (RFC 9864).
     pub fn is_named(self, alg: &str) -> bool {
         match self {
             Self::Hs256 => alg == "HS256",
@@ -70,7 +70,7 @@ pub enum KeyError {
         /// Its length.
         bytes: usize,
     },
-    /// A shared secret that is a key in some encoding: public keys are not secret.
+    /// A shared secret is an encoded key. Public keys are not secret.
     #[error("the shared secret is a public or private key ({form}), which must not be used as a secret")]
     SecretIsKey {
         /// The form of the key.
@@ -144,7 +144,8 @@ impl Key {
         }
     }
 
-    /// A public key as `SubjectPublicKeyInfo` in DER (RFC 5280, section 4.1.2.7): of P-256 for ES256, of Ed25519 for EdDSA.
+    /// A public key as `SubjectPublicKeyInfo` in DER (RFC 5280, section 4.1.2.7): of P-256 for ES256, of Ed25519 for
+    /// EdDSA.
     ///
     /// # Errors
     ///
@@ -175,7 +176,7 @@ impl Key {
         Ok(Self { id: None, material: Material::EdDsa(Box::new(key)) })
     }
 
-    /// Sets the id by which tokens name it (`kid`).
+    /// Sets the id of the key, which tokens name in `kid`.
     ///
     /// # Errors
     ///
@@ -187,12 +188,12 @@ impl Key {
         }
     }
 
-    /// The id by which tokens name it (`kid`).
+    /// The id of the key, which tokens name in `kid`.
     pub fn id(&self) -> Option<&str> {
         self.id.as_deref()
     }
 
-    /// Its algorithm.
+    /// The algorithm of the key.
     pub fn algorithm(&self) -> Algorithm {
         match self.material {
             Material::Hs256(_) => Algorithm::Hs256,
@@ -204,14 +205,14 @@ impl Key {
     /// Whether this is a shared secret whose bytes are a public key, raw or encoded.
     fn is_secret_of(&self, public: &Self) -> bool {
         let Material::Hs256(secret) = &self.material else { return false };
-        let known = match &public.material {
+        let value = match &public.material {
             Material::Hs256(_) => return false,
             Material::Es256(key) => key.to_encoded_point(false).as_bytes().to_vec(),
             Material::EdDsa(key) => key.to_bytes().to_vec(),
         };
-        // A coordinate alone, or the whole point.
+        // The whole point, or one of its coordinates.
         let is_part =
-            |bytes: &[u8]| bytes.len() >= SECRET_BYTES_MIN && known.windows(bytes.len()).any(|part| part == bytes);
+            |bytes: &[u8]| bytes.len() >= SECRET_BYTES_MIN && value.windows(bytes.len()).any(|part| part == bytes);
         let decodings = std::str::from_utf8(secret).map(key_form::decodings).unwrap_or_default();
         is_part(secret) || decodings.iter().any(|bytes| is_part(bytes))
     }
@@ -222,7 +223,7 @@ impl Key {
             Material::Hs256(secret) => mac(secret, &[message]).verify_slice(signature).is_ok(),
             Material::Es256(key) => p256::ecdsa::Signature::from_slice(signature)
                 .is_ok_and(|signature| key.verify(message, &signature).is_ok()),
-            // Strict: refuses small orders and non-canonical signatures.
+            // `verify_strict` refuses keys of small order and non-canonical signatures.
             Material::EdDsa(key) => ed25519_dalek::Signature::from_slice(signature)
                 .is_ok_and(|signature| key.verify_strict(message, &signature).is_ok()),
         }
@@ -236,7 +237,8 @@ impl fmt::Debug for Key {
     }
 }
 
-/// The valid keys. To rotate keys, read the file again and replace the set; keep the old key in it while tokens of it are valid.
+/// The valid keys. To rotate keys, read the file again and replace the set; keep the old key in it while tokens of it
+/// are valid.
 #[derive(Debug, Clone)]
 pub struct KeySet {
     keys: Vec<Key>,
@@ -301,7 +303,8 @@ mod tests {
 
     #[test]
     fn keys_of_small_order_are_refused() {
-        // The points of small order (RFC 7748, section 6, and their other encodings): for the first, every signature is valid.
+        // The points of small order (RFC 7748, section 6, and their other encodings): for the first, every signature is
+        // valid.
         let mut one = [0; 32];
         one[0] = 1;
         let mut minus_one = [0xff; 32];

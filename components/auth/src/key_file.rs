@@ -1,16 +1,16 @@
 //! The operator's files of keys: public keys in `token_keys`, shared secrets in `token_secrets`.
 //!
-//! A public key must never become a shared secret: it is public, and a client that knows the secret of HS256 can sign as any user.
-//! A text is a secret only if it is declared as one, by its file or by a JWK with `kty` `oct`, and a file of secrets that
-//! resembles a public key is refused.
+//! A public key must never be used as a shared secret, since a client that knows the secret of HS256 can sign as any
+//! user. A text is a secret only if it is declared as one, by its file or by a JWK with `kty` `oct`, and a file of
+//! secrets that resembles a public key is refused.
 //!
-//! An unusable key is skipped with its reason if another key of the file is usable (RFC 7517, section 5). A file that cannot be
-//! read, or without a usable key, is an error.
+//! An unusable key is skipped with its reason if another key of the file is usable (RFC 7517, section 5). A file that
+//! cannot be read, or without a usable key, is an error.
 
 use thiserror::Error;
 use weir_core::text_file::{self, TextFileError};
 
-pub use crate::key_list::{KeyFile, KeyPlace, SkippedKey};
+pub use crate::key_list::{KeyFile, KeyLocation, SkippedKey};
 use crate::{
     jwks::{self, JwksError},
     key::{Key, KeyError},
@@ -80,8 +80,8 @@ fn reasons(skipped: &[SkippedKey]) -> String {
     if all.is_empty() { String::new() } else { format!(": {}{more}", all.join("; ")) }
 }
 
-/// Reads the file `token_keys`: a JWKS (RFC 7517), a JWK, an array of JWKs, or public keys in PEM (RFC 7468) with any text
-/// between them.
+/// Reads the file `token_keys`: a JWKS (RFC 7517), a JWK, an array of JWKs, or public keys in PEM (RFC 7468) with any
+/// text between them.
 ///
 /// # Errors
 ///
@@ -90,7 +90,7 @@ pub fn read_keys(contents: &[u8]) -> Result<KeyFile, KeyFileError> {
     if contents.len() > FILE_BYTES_MAX {
         return Err(KeyFileError::TooLarge { bytes: contents.len() });
     }
-    // Some DER is valid UTF-8.
+    // DER is checked before the encoding, since some DER is valid UTF-8.
     if is_der_key(contents) {
         return Err(KeyFileError::Der);
     }
@@ -105,8 +105,8 @@ pub fn read_keys(contents: &[u8]) -> Result<KeyFile, KeyFileError> {
     if file.keys.is_empty() { Err(KeyFileError::NoUsableKey(file.skipped)) } else { Ok(file) }
 }
 
-/// Reads the file `token_secrets`: a shared secret for HS256 on each line. A secret is all bytes of its line, without the line
-/// end; empty lines are skipped.
+/// Reads the file `token_secrets`: a shared secret for HS256 on each line. A secret is all bytes of its line, without
+/// the line end; empty lines are skipped.
 ///
 /// # Errors
 ///
@@ -119,7 +119,7 @@ pub fn read_secrets(contents: &[u8]) -> Result<Vec<Key>, KeyFileError> {
         return Err(KeyFileError::KeyAmongSecrets { line: 1, form: "DER" });
     }
     let text = text_file::text(contents)?;
-    // Some lines of JSON and PEM resemble nothing, so one line that resembles a key is enough for the file.
+    // Not every line of a JWK or a PEM block resembles a key, so one such line refuses the whole file.
     for (at, line) in text.lines().enumerate() {
         if let Some(form) = key_form(line.as_bytes(), ENCODINGS_MAX) {
             return Err(KeyFileError::KeyAmongSecrets { line: at + 1, form });

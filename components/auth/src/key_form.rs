@@ -1,20 +1,21 @@
-//! The forms of keys, by which a public key is recognized where a secret belongs.
+//! Recognition of encoded keys, so that a public key is not used as a secret.
 
 use base64ct::{Base64Unpadded, Base64UrlUnpadded, Encoding as _};
 use weir_core::text_file;
 
 /// How many layers of encoding are removed before a secret is compared with the forms of public keys.
 pub(crate) const ENCODINGS_MAX: usize = 2;
-/// Shortest word of a secret that is checked by itself: no public key is shorter.
+/// Shortest word of a secret that is checked separately: no encoded public key is shorter.
 const WORD_BYTES_MIN: usize = 40;
 
-/// The form of a key that bytes resemble, in base64, base64url or hexadecimal digits too.
+/// The form of a key that bytes resemble, directly or after up to `encodings_max` decodings of base64, base64url or
+/// hexadecimal digits.
 pub(crate) fn key_form(bytes: &[u8], encodings_max: usize) -> Option<&'static str> {
     let bytes = text_file::without_bom(bytes);
     if is_der_key(bytes) {
         return Some("DER");
     }
-    // ASCII in UTF-16 is the ASCII with NUL bytes between.
+    // ASCII text in UTF-16 is the same text with NUL bytes between the characters.
     let ascii: Vec<u8> = bytes.iter().copied().filter(|byte| *byte != 0).collect();
     let has =
         |parts: &[&str]| parts.iter().any(|part| ascii.windows(part.len()).any(|window| window == part.as_bytes()));
@@ -38,7 +39,8 @@ pub(crate) fn key_form(bytes: &[u8], encodings_max: usize) -> Option<&'static st
         .find_map(|text| decodings(text).iter().find_map(|decoded| key_form(decoded, encodings_left)))
 }
 
-/// The bytes of a text in base64, base64url or hexadecimal digits, if it is such a text, white space apart.
+/// The decodings of a text as base64, base64url and hexadecimal digits, as far as it is valid in them. White space is
+/// ignored.
 pub(crate) fn decodings(text: &str) -> Vec<Vec<u8>> {
     let text: String = text.split_ascii_whitespace().collect();
     let unpadded = text.trim_end_matches('=');
@@ -69,10 +71,10 @@ pub(crate) fn is_open_ssh(text: &[u8]) -> bool {
     .any(|start| text.starts_with(start))
 }
 
-/// Whether bytes begin as a key in DER does: a sequence whose first item is the sequence of an algorithm (RFC 5280, section
-/// 4.1.2.7) or of a certificate, or the integers of PKCS #1 and PKCS #8. They may be cut short.
+/// Whether bytes begin as a key in DER does: a sequence whose first item is the sequence of an algorithm (RFC 5280,
+/// section 4.1.2.7) or of a certificate, or the integers of PKCS #1 and PKCS #8. The bytes may be truncated.
 pub(crate) fn is_der_key(bytes: &[u8]) -> bool {
-    /// What follows the header of an item with this tag.
+    /// The bytes after the header of an item with this tag.
     fn content(bytes: &[u8], tag: u8) -> Option<&[u8]> {
         let (&[first, length], rest) = bytes.split_first_chunk::<2>()?;
         let length_bytes = match length {

@@ -1,4 +1,5 @@
-//! Bounds of the parts of a request, each with its error. Servers and proxies have bounds too; these apply under every host.
+//! Bounds of the parts of a request, each with its error. Servers and proxies have bounds too; these apply under every
+//! host.
 
 use thiserror::Error;
 

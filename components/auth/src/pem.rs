@@ -1,16 +1,17 @@
-//! PEM (RFC 7468), lenient: text around the blocks, CR LF, indented lines, and base64 lines of any length are accepted.
+//! A lenient parser of PEM (RFC 7468): text around the blocks, CR LF, indented lines, and base64 lines of any length
+//! are accepted.
 
 use base64ct::{Base64, Encoding as _};
 
 use crate::{
     key::{Key, KeyError},
-    key_list::{KeyFile, KeyPlace, SkippedKey},
+    key_list::{KeyFile, KeyLocation, SkippedKey},
 };
 
 const BEGIN: &str = "-----BEGIN ";
 const DASHES: &str = "-----";
 /// Most characters of a label in an error.
-const LABEL_BYTES_MAX: usize = 40;
+const LABEL_CHARS_MAX: usize = 40;
 
 /// Whether a text has a line that begins a block.
 pub(crate) fn has_block(text: &str) -> bool {
@@ -25,7 +26,7 @@ pub(crate) fn read(text: &str) -> KeyFile {
         let Some(label) = label(line) else { continue };
         let end = format!("-----END {label}{DASHES}");
         let (mut base64, mut is_whole) = (String::new(), false);
-        // The beginning of another block ends this one, so that a block without an end does not hide the next.
+        // The beginning of another block ends this one, so a block without an end does not hide the next.
         while let Some((_, line)) = lines.next_if(|(_, line)| self::label(line).is_none()) {
             is_whole = line.trim() == end;
             if is_whole {
@@ -39,7 +40,7 @@ pub(crate) fn read(text: &str) -> KeyFile {
         };
         match key {
             Ok(key) => file.keys.push(key),
-            Err(reason) => file.skipped.push(SkippedKey { place: KeyPlace::Line(at + 1), reason }),
+            Err(reason) => file.skipped.push(SkippedKey { location: KeyLocation::Line(at + 1), reason }),
         }
     }
     file
@@ -58,7 +59,7 @@ fn read_block(label: &str, base64: &str) -> Result<Key, KeyError> {
         }
         _ if label.ends_with("PRIVATE KEY") => Err(KeyError::Private),
         _ => {
-            let label = label.chars().filter(|c| !c.is_control()).take(LABEL_BYTES_MAX).collect::<String>();
+            let label = label.chars().filter(|c| !c.is_control()).take(LABEL_CHARS_MAX).collect::<String>();
             Err(KeyError::PemLabel(label.into()))
         }
     }

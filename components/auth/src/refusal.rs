@@ -15,7 +15,7 @@ const TOO_MANY: &str = "Too many requests";
 const CONNECTION_RETRY_MS: u32 = 5000;
 
 impl From<AuthError> for Problem {
-    /// 401, or 403 if no other token would be authorized.
+    /// 401; 403, 400 or 422 if another token in the same request would not help.
     fn from(error: AuthError) -> Self {
         let (status, code, title) = match &error {
             AuthError::Missing => (401, "unauthenticated", UNAUTHORIZED),
@@ -39,7 +39,7 @@ impl From<TicketError> for Problem {
 }
 
 impl From<CredentialError> for Problem {
-    /// Mostly 400: another token in the same place would be refused too.
+    /// 400 for most errors, since another token in the same part of the request would be refused too.
     fn from(error: CredentialError) -> Self {
         let (status, code, title) = match error {
             CredentialError::InUrl { .. } => (400, "token_in_url", "A token is part of the URL"),
@@ -67,7 +67,7 @@ impl From<LimitError> for Problem {
     }
 }
 
-/// 404, the same as for an unknown path, so that it does not show whether the channel exists.
+/// 404, the same as for an unknown path, so the response does not reveal whether the channel exists.
 pub fn not_found(NotFound: NotFound, path: &str) -> Problem {
     Problem::not_found(path)
 }
@@ -161,8 +161,8 @@ mod tests {
             422 invalid_name: a name has 1 to 64 lower-case letters, digits, - and _, and begins with a letter
             404 not_found: there is nothing at `/stream/workflow/42`
             429 too_many_requests: too many requests; retry in 1201 ms [retry-after: 2]
-            429 too_many_connections: you have 9 connections open, which is as many as a user may have [retry-after: 5]
-            503 connections_full: there are as many connections open as there may be [retry-after: 5]
+            429 too_many_connections: you have 9 open connections, the most that one user may have [retry-after: 5]
+            503 connections_full: the server has reached its bound of open connections [retry-after: 5]
         "#]].assert_eq(&lines);
     }
 

@@ -1,4 +1,4 @@
-//! Scopes: what a token or an API key grants, as text.
+//! Scopes: the grants of a token or an API key, as text.
 //!
 //! ```text
 //! scope  = "admin" / action ":" kind ":" id
@@ -8,7 +8,7 @@
 //! ```
 //!
 //! `read:workflow:42`, `publish:workflow:*`, `read:*:*`, `start:pipeline:summaries`. A star is a whole part, never
-//! a part of an id, so that no scope grants more than it seems to. Owners need no scope for their own channels.
+//! a pattern within an id. Owners need no scope for their own channels.
 
 use std::fmt;
 
@@ -23,7 +23,7 @@ pub const SCOPES_BYTES_MAX: usize = 4096;
 /// An action on a channel, or on its execution or session.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Action {
-    /// Subscribe, replay, read the state.
+    /// Subscribe to a channel, replay its events, or read a state.
     Read,
     /// Append events.
     Publish,
@@ -64,7 +64,7 @@ pub enum Scope {
     },
 }
 
-/// A text is not a scope.
+/// Why texts are not scopes.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
 pub enum ScopeError {
     /// It does not match the grammar.
@@ -149,12 +149,12 @@ impl Scopes {
         Ok(scopes)
     }
 
-    /// Parses the scopes of a token. Scopes of other servers are ignored.
+    /// Parses the scopes of a token. Texts that are not scopes of this server are ignored.
     ///
     /// # Errors
     ///
     /// There are too many.
-    pub fn read_ours<'t>(texts: impl IntoIterator<Item = &'t str>) -> Result<Self, ScopeError> {
+    pub fn parse_known<'t>(texts: impl IntoIterator<Item = &'t str>) -> Result<Self, ScopeError> {
         let mut scopes = Self::default();
         let (mut bytes, mut count) = (0, 0);
         for text in texts {
@@ -262,14 +262,14 @@ mod tests {
     }
 
     #[test]
-    fn lists() {
+    fn scope_lists_are_bounded_and_ignore_unknown_texts_in_tokens() {
         let scopes = Scopes::read(["read:*:*", "admin"]).unwrap();
         assert_eq!(scopes.to_string(), "read:*:* admin");
         assert_eq!(Scopes::read(["openid"]), Err(ScopeError::Unknown("openid".into())));
-        assert_eq!(Scopes::read_ours(["openid", "admin"]), Ok(Scopes::admin()));
+        assert_eq!(Scopes::parse_known(["openid", "admin"]), Ok(Scopes::admin()));
         assert_eq!(Scopes::read(["admin"; 65]), Err(ScopeError::TooMany));
-        assert_eq!(Scopes::read_ours(["openid"; 65]), Err(ScopeError::TooMany));
-        assert_eq!(Scopes::read_ours([&*"x".repeat(4097)]), Err(ScopeError::TooMany));
+        assert_eq!(Scopes::parse_known(["openid"; 65]), Err(ScopeError::TooMany));
+        assert_eq!(Scopes::parse_known([&*"x".repeat(4097)]), Err(ScopeError::TooMany));
     }
 
     proptest! {

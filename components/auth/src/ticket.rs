@@ -1,13 +1,13 @@
-//! Tickets, for URLs where a browser cannot send a header (`EventSource`, `WebSocket`). A ticket is short-lived, for one path, and
-//! valid once.
+//! Tickets, for URLs where a browser cannot send a header (`EventSource`, `WebSocket`). A ticket is short-lived, for
+//! one path, and valid once.
 //!
-//! A ticket is signed and self-contained, so any instance can verify it; only a store that all instances share can tell whether it
-//! was used. [`TicketKeys::verify`] therefore returns an [`UnclaimedTicket`], which becomes an identity only by
-//! [`UnclaimedTicket::into_identity`]: with the store's answer to `claim(id, ttl)`, and the label of the store's claims. A ticket
-//! carries the label at its issue, so that it is not valid again after the store has lost its claims.
+//! A ticket is signed and self-contained, so any instance can verify it; only a store that all instances share knows
+//! whether it was used. [`TicketKeys::verify`] therefore returns an [`UnclaimedTicket`], which becomes an identity only
+//! by [`UnclaimedTicket::into_identity`]: with the result of the store's `claim`, and the label of the store's claims.
+//! A ticket carries the label as of its issue, so it does not become valid again after the store has lost its claims.
 //!
-//! On the wire: `wt1.` + base64url(fields) + `.` + base64url(HMAC-SHA-256 of everything before). The fields are lines: id, user, path,
-//! expiry, end of the identity, scopes, limit, label of the store's claims.
+//! On the wire: `wt1.` + base64url(fields) + `.` + base64url(HMAC-SHA-256 of everything before). The fields are lines:
+//! id, user, path, expiry, end of the identity, scopes, limit, label of the store's claims.
 
 use std::fmt;
 
@@ -38,7 +38,7 @@ pub const SECRETS_MAX: usize = 4;
 pub const PATH_BYTES_MAX: usize = 512;
 
 const VERSION: &str = "wt1.";
-/// The prefix of every signed text, so that no other text signed with the secret is a ticket.
+/// The prefix of every signed text, which separates tickets from other texts signed with the secret.
 const DOMAIN: &[u8] = b"weir ticket\0";
 
 /// Why a ticket is not issued or is refused.
@@ -50,7 +50,7 @@ pub enum TicketError {
     /// The path is not valid in a ticket.
     #[error("a ticket is for one path without a query")]
     Path,
-    /// The identity is restricted itself, by a ticket.
+    /// The identity is already restricted, by a ticket.
     #[error("a ticket cannot be issued for a ticket")]
     Limited,
     /// It was not issued by this server, or was changed.
@@ -65,7 +65,7 @@ pub enum TicketError {
     /// It has been used.
     #[error("the ticket has been used")]
     Used,
-    /// The store has lost its claims since the ticket was issued, so it cannot tell whether it was used.
+    /// The store has lost its claims since the ticket was issued, so it does not know whether the ticket was used.
     #[error("the ticket was issued before the channel store was restarted; request another")]
     Stale,
 }
@@ -92,7 +92,7 @@ pub struct IssuedTicket {
     pub expires_s: u64,
 }
 
-/// A verified ticket that may have been used before. [`Self::into_identity`] makes an identity of it.
+/// A verified ticket that may have been used before. [`Self::into_identity`] converts it to an identity.
 #[must_use = "a ticket authorizes nothing until it is claimed"]
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct UnclaimedTicket {
@@ -103,8 +103,8 @@ pub struct UnclaimedTicket {
 }
 
 impl TicketKeys {
-    /// Secrets of at least [`SECRET_BYTES_MIN`] bytes, the newest first, and the lifetime of tickets, which is clamped to 1 to
-    /// [`TTL_S_MAX`] seconds.
+    /// Keys from secrets of at least [`SECRET_BYTES_MIN`] bytes, the newest first. The lifetime of tickets is clamped
+    /// to 1 to [`TTL_S_MAX`] seconds.
     ///
     /// # Errors
     ///
@@ -137,14 +137,15 @@ impl TicketKeys {
         Self::new(&secrets, ttl_s)
     }
 
-    /// Issues a ticket for an identity and a path, valid from `now_s`, in seconds since 1970. `limit` restricts it to scopes. The
-    /// random bytes must come from the system's generator. `claims_label` is the label of the store's claims.
+    /// Issues a ticket for an identity and a path, valid from `now_s`, in seconds since 1970. `limit` restricts it to
+    /// scopes. The random bytes must come from the system's generator. `claims_label` is the label of the store's
+    /// claims.
     ///
     /// Neither the ticket nor its identity is valid for longer than the given identity.
     ///
     /// # Errors
     ///
-    /// The path is invalid, the identity is restricted itself, or the scopes are too many for a URL.
+    /// The path is invalid, the identity is already restricted, or the scopes are too many for a URL.
     pub fn issue(
         &self,
         identity: &Identity,
@@ -163,7 +164,7 @@ impl TicketKeys {
         }
         let expires_s = now_s.saturating_add(self.ttl_s).min(identity.expires_at_s.unwrap_or(u64::MAX));
         let expires_at_s = identity.expires_at_s.map_or_else(String::new, |expires_at_s| expires_at_s.to_string());
-        // An identity from a ticket gets no other ticket: a chain of tickets would outlive the first credential.
+        // A ticket is not issued for a ticket: a chain of tickets would outlive the first credential.
         if identity.limit.is_some() {
             return Err(TicketError::Limited);
         }
@@ -180,8 +181,8 @@ impl TicketKeys {
         }
     }
 
-    /// Verifies the ticket of a request for a path, at a time in seconds since 1970. No field is read before the signature is
-    /// verified.
+    /// Verifies the ticket of a request for a path, at a time in seconds since 1970. No field is read before the
+    /// signature is verified.
     ///
     /// # Errors
     ///
@@ -198,7 +199,7 @@ impl TicketKeys {
             return Err(TicketError::Forged);
         }
         let fields = base64url::decode(fields).and_then(|fields| String::from_utf8(fields).ok());
-        let (unclaimed, for_path) = fields.as_deref().and_then(read).ok_or(TicketError::Forged)?;
+        let (unclaimed, for_path) = fields.as_deref().and_then(parse_fields).ok_or(TicketError::Forged)?;
         if now_s >= unclaimed.expires_s {
             return Err(TicketError::Expired);
         }
@@ -210,12 +211,12 @@ impl TicketKeys {
 }
 
 impl UnclaimedTicket {
-    /// The number of the ticket.
+    /// The id of the ticket.
     pub fn id(&self) -> &str {
         &self.id
     }
 
-    /// The key that the store must claim: it counts for the user of the ticket.
+    /// The key that the store must claim. It counts towards the share of the ticket's user.
     pub fn claim_key(&self) -> String {
         format!("ticket:{}:{}", self.user(), self.id)
     }
@@ -230,12 +231,12 @@ impl UnclaimedTicket {
         &self.identity.user
     }
 
-    /// The identity of the ticket, given that the store has claimed it. `is_first` is false unless the store has answered that this
-    /// is the first claim. `claims_label` is the label of the store's claims, read after the claim.
+    /// The identity of the ticket. `is_first` must be true only if the store has confirmed that this is the first claim
+    /// of the ticket. `claims_label` is the label of the store's claims, read after the claim.
     ///
     /// # Errors
     ///
-    /// It was claimed before, or may have been: the store has lost the claims since its issue.
+    /// The ticket was claimed before, or may have been: the store has lost its claims since the issue.
     pub fn into_identity(self, is_first: bool, claims_label: &str) -> Result<Identity, TicketError> {
         match is_first {
             false => Err(TicketError::Used),
@@ -246,20 +247,20 @@ impl UnclaimedTicket {
 }
 
 /// Parses the fields of a verified ticket.
-fn read(fields: &str) -> Option<(UnclaimedTicket, &str)> {
+fn parse_fields(fields: &str) -> Option<(UnclaimedTicket, &str)> {
     let lines: Vec<&str> = fields.split('\n').collect();
     let [id, user, path, expires_s, expires_at_s, scopes, limit, claims_label] = lines[..] else { return None };
     check_id(user).ok()?;
-    let read_scopes = |text: &str| Scopes::read(text.split(' ').filter(|scope| !scope.is_empty())).ok();
+    let parse_scopes = |text: &str| Scopes::read(text.split(' ').filter(|scope| !scope.is_empty())).ok();
     let expires_at_s = match expires_at_s {
         "" => None,
         seconds => Some(seconds.parse().ok()?),
     };
     let limit = match limit.strip_prefix('=') {
-        Some(limit) => Some(read_scopes(limit)?),
+        Some(limit) => Some(parse_scopes(limit)?),
         None => None,
     };
-    let identity = Identity { user: user.into(), scopes: read_scopes(scopes)?, limit, expires_at_s };
+    let identity = Identity { user: user.into(), scopes: parse_scopes(scopes)?, limit, expires_at_s };
     let (id, claims_label) = (id.to_owned(), claims_label.to_owned());
     Some((UnclaimedTicket { id, expires_s: expires_s.parse().ok()?, identity, claims_label }, path))
 }
@@ -350,8 +351,8 @@ mod tests {
         let issued = keys().issue(&ann(None), PATH, limit.clone(), &[9; 16], LABEL, NOW_S).unwrap();
         let identity = keys().verify(&issued.ticket, PATH, NOW_S).unwrap().into_identity(true, LABEL).unwrap();
         assert_eq!(identity.limit, limit);
-        let again = keys().issue(&identity, PATH, None, &[9; 16], LABEL, NOW_S);
-        assert_eq!(again, Err(TicketError::Limited));
+        let second = keys().issue(&identity, PATH, None, &[9; 16], LABEL, NOW_S);
+        assert_eq!(second, Err(TicketError::Limited));
         // With an empty limit it authorizes nothing.
         let issued = keys().issue(&ann(None), PATH, Some(Scopes::default()), &[9; 16], LABEL, NOW_S).unwrap();
         let identity = keys().verify(&issued.ticket, PATH, NOW_S).unwrap().into_identity(true, LABEL).unwrap();
@@ -377,7 +378,7 @@ mod tests {
     }
 
     #[test]
-    fn secrets_are_rotated() {
+    fn rotated_secrets_verify_old_and_new_tickets() {
         let (old, new): (&[u8], &[u8]) = (&[7; 32], &[8; 32]);
         let both = TicketKeys::new(&[new, old], 30).unwrap();
         assert!(both.verify(&issue(&ann(None)), PATH, NOW_S).is_ok());
@@ -422,8 +423,8 @@ mod tests {
             let identity = Identity { user: user.into(), ..ann(expires_at_s) };
             let limit = limit.map(|limit| Scopes::read(limit.iter().map(String::as_str)).expect("scopes"));
             let issued = keys().issue(&identity, &path, limit.clone(), &[9; 16], LABEL, NOW_S).expect("it is short");
-            let opened = keys().verify(&issued.ticket, &path, NOW_S).expect("right").into_identity(true, LABEL).expect("first");
-            prop_assert_eq!(opened, Identity { limit, ..identity });
+            let claimed = keys().verify(&issued.ticket, &path, NOW_S).expect("right").into_identity(true, LABEL).expect("first");
+            prop_assert_eq!(claimed, Identity { limit, ..identity });
         }
     }
 }

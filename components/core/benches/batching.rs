@@ -1,4 +1,4 @@
-//! What the queue and the batcher cost for each item: `cargo bench -p weir-core`.
+//! Benchmarks of the queue and the batcher, for each item: `cargo bench -p weir-core --bench batching`.
 #![allow(missing_docs, reason = "criterion writes the functions")]
 #![expect(missing_docs, reason = "criterion's macro makes a public function")]
 
@@ -22,7 +22,7 @@ fn queue() -> Queue<u64> {
     })
 }
 
-/// A queue that holds [`QUEUED`] items throughout: one goes in, one comes out.
+/// A queue with a constant length of [`QUEUED`]: each iteration pushes and takes one item.
 fn push_and_take(c: &mut Criterion) {
     let mut group = c.benchmark_group("queue of 100,000: push and take an item");
     group.throughput(Throughput::Elements(1));
@@ -38,7 +38,7 @@ fn push_and_take(c: &mut Criterion) {
             let mut now = 0u64;
             let mut push = |queue: &mut Queue<u64>| {
                 now += 1000;
-                // Clients do not all give the same time.
+                // The deadlines of clients differ.
                 let deadline_ns = dated.then_some(now + 60_000_000_000 + now % 7 * 1_000_000);
                 let ticket = Ticket { call: now / 1000 % calls, owner: 0, tokens: 20, deadline_ns };
                 drop(queue.push(now, ticket, now));
@@ -57,7 +57,7 @@ fn push_and_take(c: &mut Criterion) {
     group.finish();
 }
 
-/// Forming batches of texts of mixed length, for each text.
+/// Forms batches from texts of mixed length; measured for each text.
 fn form_batches(c: &mut Criterion) {
     let mut group = c.benchmark_group("batcher: push a text and form its batch");
     group.throughput(Throughput::Elements(64));

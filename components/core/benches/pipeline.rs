@@ -1,5 +1,5 @@
-//! What the state machine of a pipeline costs for each step and each event: `cargo bench -p weir-core --bench pipeline`.
-//! Checkpoints are taken and events are handed over; saving, storing and encoding them are somebody else's.
+//! Benchmarks of the state machine of pipelines, for each step and each event: `cargo bench -p weir-core --bench
+//! pipeline`. Checkpoints and events are polled; encoding and storing them is not included.
 
 #![expect(missing_docs, reason = "criterion's macro makes a public function")]
 
@@ -22,17 +22,17 @@ fn step(at: usize, after: Option<Vec<String>>) -> Step {
     Step { after, ..Step::new(&format!("s{at}"), Kind::Annotate) }
 }
 
-/// One after the other.
+/// Steps in sequence.
 fn sequence() -> Definition {
     Draft::new("sequence", (0..STEPS).map(|at| step(at, None)).collect()).check().expect("a definition")
 }
 
-/// All between the first and the last at once.
-fn fan() -> Definition {
-    let between: Vec<String> = (1..STEPS - 1).map(|at| format!("s{at}")).collect();
+/// Steps in parallel, between a first and a last one.
+fn parallel() -> Definition {
+    let middle: Vec<String> = (1..STEPS - 1).map(|at| format!("s{at}")).collect();
     let steps = (0..STEPS).map(|at| match at {
         0 => step(at, Some(Vec::new())),
-        last if last == STEPS - 1 => step(at, Some(between.clone())),
+        last if last == STEPS - 1 => step(at, Some(middle.clone())),
         _ => step(at, Some(vec!["s0".to_owned()])),
     });
     Draft::new("fan", steps.collect()).check().expect("a definition")
@@ -54,9 +54,9 @@ fn drain(execution: &mut Execution, running: &mut Vec<Run>) -> u64 {
             let last = batch.events.last().map_or(0, |event| event.seq);
             black_box(batch);
             execution.handle_stored(last);
-        } else if let Some(work) = execution.poll_start(now()) {
-            running.push(work.run);
-            black_box(work);
+        } else if let Some(request) = execution.poll_start(now()) {
+            running.push(request.run);
+            black_box(request);
         } else {
             return events;
         }
@@ -79,9 +79,9 @@ fn steps(c: &mut Criterion) {
     let output = Json::from_checked(r#"{"label":"POSITIVE","score":0.99}"#);
     let mut group = c.benchmark_group("pipeline of 16 steps: a step, its events and its checkpoint");
     group.throughput(Throughput::Elements(STEPS as u64));
-    for (name, definition) in [("in sequence", sequence()), ("14 at once", fan())] {
+    for (name, definition) in [("in sequence", sequence()), ("14 at once", parallel())] {
         let definition = Arc::new(definition);
-        // Start and end, and of each step its start, its end and its checkpoint.
+        // The start and the end of the execution, and at least two events for each step.
         assert!(run(&definition, &output) >= 2 + 2 * STEPS as u64);
         group.bench_function(name, |b| b.iter(|| run(&definition, &output)));
     }
@@ -91,7 +91,7 @@ fn steps(c: &mut Criterion) {
 fn events(c: &mut Criterion) {
     let definition = Arc::new(Draft::new("one", vec![step(0, None)]).check().expect("a definition"));
     let output = Json::from_checked(r#"{"chunk":1,"sentiment":"POSITIVE","confidence":0.99}"#);
-    let mut group = c.benchmark_group("a step that says much: an event");
+    let mut group = c.benchmark_group("a step with many events: an event");
     group.throughput(Throughput::Elements(PARTS));
     for (name, each) in [("a part, stored one by one", 1), ("a part, stored by hundreds", 100)] {
         group.bench_function(name, |b| {
@@ -99,7 +99,7 @@ fn events(c: &mut Criterion) {
                 let mut execution = begin(&definition);
                 let mut running = Vec::new();
                 drain(&mut execution, &mut running);
-                // A second for each: no interval holds a batch back.
+                // The parts are a second apart, so the flush interval delays no batch.
                 for part in 0..PARTS {
                     let now = Now { monotonic_ns: part * 1_000_000_000, unix_ns: 1 };
                     execution.handle_output(now, running[0], output.clone()).expect("room");

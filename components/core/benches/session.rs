@@ -1,4 +1,4 @@
-//! What a chunk costs a session, annotation included: `cargo bench -p weir-core --bench session`.
+//! Benchmarks of a session, for each chunk, with annotation: `cargo bench -p weir-core --bench session`.
 
 // The macro makes a public function.
 #![allow(missing_docs)]
@@ -8,7 +8,7 @@ use std::hint::black_box;
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use weir_core::transcripts::{Chunk, Event, Session, SessionConfig, SessionRules};
 
-/// What recognizers give: a few words at a time.
+/// Texts as from speech recognition: a few words each.
 const TEXTS: [&str; 8] = [
     "so I wanted to ask about the invoice from last month",
     "because the price on it was not what we agreed",
@@ -22,7 +22,7 @@ const TEXTS: [&str; 8] = [
 
 const CHUNKS: usize = 4096;
 
-/// Chunks of a call in which the speaker changes every so many.
+/// Chunks of a call in which the speaker changes every `turn` chunks.
 fn chunks(turn: usize) -> Vec<Chunk> {
     (0..CHUNKS)
         .map(|at| Chunk {
@@ -65,10 +65,10 @@ fn annotate(c: &mut Criterion) {
     let mut group = c.benchmark_group("session: annotate a text of 8 to 11 words");
     group.throughput(Throughput::Elements(TEXTS.len() as u64));
     group.bench_function("keywords, actions and intent", |b| {
-        let mut room = Default::default();
+        let mut buffers = Default::default();
         b.iter(|| {
             for text in TEXTS {
-                black_box(rules.annotator().annotate(black_box(text), &mut room));
+                black_box(rules.annotator().annotate(black_box(text), &mut buffers));
             }
         });
     });

@@ -1,47 +1,48 @@
-//! Why a text has no result, in the words of `weir:stream/types.failure`.
+//! Failures of items: the core form of `weir:stream/types.failure`.
 
 use thiserror::Error;
 
 use crate::nearest::suggestion;
 
-/// Why an item has no result. Clients read the message.
+/// Why an item has no output. The message is for clients.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
 pub enum Failure {
-    /// The request to the model was wrong; retrying cannot help.
+    /// The request to the model is invalid; retrying does not help.
     #[error("the model refused its input: {0}")]
     InvalidInput(String),
-    /// No model of this name is served; retrying cannot help.
+    /// No model of this name is served; retrying does not help.
     #[error("{}", unknown_model(.name, .served))]
     UnknownModel {
         /// The name.
         name: String,
-        /// The models that there are; empty where that is not known.
+        /// The served models; empty if they are not known.
         served: Vec<String>,
     },
-    /// More tokens than the model takes; retrying cannot help.
+    /// More tokens than the model accepts; retrying does not help.
     #[error("the text has {tokens} tokens and the model takes {tokens_max}")]
     TooLong {
         /// Tokens of the text, special tokens included.
         tokens: u32,
-        /// Tokens that the model takes.
+        /// Tokens that the model accepts.
         tokens_max: u32,
     },
     /// The queue is full; a retry after `retry_after_ms` milliseconds may help.
     #[error("the model's queue is full; retry in {retry_after_ms} ms")]
     Overloaded {
-        /// When to come back.
+        /// The delay before a retry, in milliseconds.
         retry_after_ms: u32,
     },
     /// The caller has more than its share of the model's queue; a retry after `retry_after_ms` milliseconds may help.
     #[error("you have more than your share of the model's queue; retry in {retry_after_ms} ms")]
     Throttled {
-        /// When to come back.
+        /// The delay before a retry, in milliseconds.
         retry_after_ms: u32,
     },
-    /// The model has failed too often of late and is left alone; a retry after `retry_after_ms` milliseconds may help.
+    /// The model's circuit breaker is open after repeated failures; a retry after `retry_after_ms` milliseconds may
+    /// help.
     #[error("the model has failed too often and is left alone for {retry_after_ms} ms")]
     CircuitOpen {
-        /// When to come back.
+        /// The delay before a retry, in milliseconds.
         retry_after_ms: u32,
     },
     /// The model cannot answer now; a retry may help.
@@ -50,16 +51,16 @@ pub enum Failure {
     /// The item waited past its deadline; a retry may help.
     #[error("the text waited too long for the model")]
     DeadlineExceeded,
-    /// The whole request took longer than it may; a retry may help.
+    /// The request exceeded its timeout; a retry may help.
     #[error("the request was not finished within {timeout_ms} ms")]
     RequestTimeout {
-        /// How long a request may take.
+        /// The timeout, in milliseconds.
         timeout_ms: u64,
     },
     /// The engine failed on this item; a retry will most likely fail again.
     #[error("the engine failed on this text: {0}")]
     Engine(String),
-    /// Anything else; retrying cannot help.
+    /// Any other failure; retrying does not help.
     #[error("{0}")]
     Other(String),
 }
@@ -68,7 +69,7 @@ pub enum Failure {
 const LISTED_MAX: usize = 20;
 
 fn unknown_model(name: &str, served: &[String]) -> String {
-    // The configuration has an empty name for a step that is switched off.
+    // An empty name in the configuration disables a step.
     if name.is_empty() {
         return "this server has no model for this step".to_owned();
     }
@@ -82,7 +83,7 @@ fn unknown_model(name: &str, served: &[String]) -> String {
     text
 }
 
-/// When to retry a failure that may pass and has no time of its own.
+/// The retry delay of temporary failures without a delay of their own, in milliseconds.
 pub const RETRY_AFTER_MS: u32 = 1000;
 
 impl Failure {
@@ -103,7 +104,7 @@ impl Failure {
         }
     }
 
-    /// How long to wait before the same request is tried again; none when that cannot help.
+    /// The delay before a retry of the same request, in milliseconds; `None` if a retry does not help.
     pub fn retry_after_ms(&self) -> Option<u32> {
         match self {
             Self::Overloaded { retry_after_ms }
@@ -147,7 +148,7 @@ mod tests {
     }
 
     #[test]
-    fn retrying_helps_where_the_text_is_not_at_fault() {
+    fn temporary_failures_have_a_retry_delay() {
         for (failure, code, after) in [
             (Failure::InvalidInput(String::new()), "invalid_input", None),
             (Failure::UnknownModel { name: String::new(), served: Vec::new() }, "unknown_model", None),

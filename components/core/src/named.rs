@@ -1,6 +1,6 @@
-//! Enums whose variants have one name each in configurations, metrics and events.
+//! Enums whose variants have a name in configurations, metrics and events.
 
-/// Declares an enum with `ALL`, `name`, `from_name` and `Display` by the names given.
+/// Declares an enum with `ALL`, `name`, `from_name` and `Display`, given the name of each variant.
 macro_rules! named {
     (
         $(#[$attribute:meta])*
@@ -25,7 +25,7 @@ macro_rules! named {
                 }
             }
 
-            /// The variant of exactly this name.
+            /// The variant with exactly this name.
             pub fn from_name(name: &str) -> Option<Self> {
                 match name {
                     $($name => Some(Self::$variant),)+

@@ -1,7 +1,7 @@
 //! Rates of requests and bounds of open connections: pure state, with a key for each client.
 //!
-//! The rate is the generic cell rate algorithm (ITU-T I.371, annex A): one time per key, at which the quota of the key is full again. A
-//! key whose time has passed equals an unknown one, so it is not stored.
+//! The rate is the generic cell rate algorithm (ITU-T I.371, annex A): one time per key, at which the quota of the key
+//! is full again. A key whose time has passed is equivalent to an unknown one, so it is not stored.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -11,79 +11,79 @@ use std::{
 
 use thiserror::Error;
 
-/// How often a key may ask.
+/// The rate of a key.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct QuotaConfig {
-    /// How many a period pays for, in the long run.
+    /// Requests per period, on average.
     pub per_period: NonZeroU32,
-    /// The period, in nanoseconds; at least 1 is assumed for each of `per_period`.
+    /// The period, in nanoseconds; a request costs at least 1 ns of it.
     pub period_ns: u64,
-    /// How many may come at once after a rest.
+    /// Most requests at once after an idle time.
     pub burst: NonZeroU32,
-    /// Keys that are remembered. With more of them busy at once, the one that is nearest to having paid is forgotten.
+    /// Most stored keys. With more active ones, the key whose quota is full earliest is evicted.
     pub keys_max: usize,
 }
 
-/// A client asks too often.
+/// A client exceeds its rate.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
 #[error("too many requests; retry in {} ms", .retry_after_ns.div_ceil(1_000_000))]
 pub struct RateExceeded {
-    /// When to ask again, in nanoseconds from now.
+    /// The delay before a retry, in nanoseconds.
     pub retry_after_ns: u64,
 }
 
 impl RateExceeded {
-    /// For `Retry-After`, in milliseconds, rounded up.
+    /// The delay before a retry in milliseconds, rounded up.
     pub fn retry_after_ms(&self) -> u32 {
         u32::try_from(self.retry_after_ns.div_ceil(1_000_000)).unwrap_or(u32::MAX)
     }
 }
 
-/// A rate for each key. Its memory is `keys_max` times a key.
+/// A rate for each key. It stores at most `keys_max` keys.
 #[derive(Debug, Clone)]
 pub struct Quota {
-    /// What one request costs.
+    /// The cost of a request.
     cost_ns: u64,
-    /// How far ahead of now a key's time may be when it asks.
+    /// How far the time of a key can be ahead of now at a request.
     ahead_ns_max: u64,
     keys_max: usize,
-    /// When each key has paid for all that it used.
-    paid_ns: BTreeMap<Arc<str>, u64>,
+    /// When the quota of each key is full again.
+    full_ns: BTreeMap<Arc<str>, u64>,
     /// The same, earliest first.
     by_time: BTreeSet<(u64, Arc<str>)>,
-    forgotten: u64,
+    evicted: u64,
 }
 
 impl Quota {
-    /// No key has been used yet.
+    /// A quota without keys.
     pub fn new(config: QuotaConfig) -> Self {
         let cost_ns = (config.period_ns / u64::from(config.per_period.get())).max(1);
         Self {
             cost_ns,
             ahead_ns_max: cost_ns.saturating_mul(u64::from(config.burst.get()) - 1),
             keys_max: config.keys_max.max(1),
-            paid_ns: BTreeMap::new(),
+            full_ns: BTreeMap::new(),
             by_time: BTreeSet::new(),
-            forgotten: 0,
+            evicted: 0,
         }
     }
 
-    /// Asks once for a key. A refusal costs nothing: a client that waits for `retry_after` is admitted.
+    /// Requests an admission for a key. A refusal has no cost: a client that waits for `retry_after_ns` is admitted.
     ///
     /// # Errors
     ///
     /// The key has used its quota.
     pub fn take(&mut self, now: u64, key: &str) -> Result<(), RateExceeded> {
-        self.forget_idle(now);
-        let known = self.paid_ns.get_key_value(key).map(|(key, paid_ns)| (key.clone(), *paid_ns));
-        let paid_ns = known.as_ref().map_or(now, |(_, paid_ns)| (*paid_ns).max(now));
-        let retry_after_ns = (paid_ns - now).saturating_sub(self.ahead_ns_max);
+        self.remove_idle(now);
+        let known = self.full_ns.get_key_value(key).map(|(key, full_ns)| (key.clone(), *full_ns));
+        let full_ns = known.as_ref().map_or(now, |(_, full_ns)| (*full_ns).max(now));
+        let retry_after_ns = (full_ns - now).saturating_sub(self.ahead_ns_max);
         if retry_after_ns > 0 {
             return Err(RateExceeded { retry_after_ns });
         }
         let key = match known {
-            Some((key, paid_ns)) => {
-                self.by_time.remove(&(paid_ns, key.clone()));
+            Some((key, full_ns)) => {
+                self.by_time.remove(&(full_ns, key.clone()));
                 key
             }
             None => {
@@ -91,62 +91,62 @@ impl Quota {
                 Arc::from(key)
             }
         };
-        let paid_ns = paid_ns.saturating_add(self.cost_ns);
-        self.by_time.insert((paid_ns, key.clone()));
-        self.paid_ns.insert(key, paid_ns);
+        let full_ns = full_ns.saturating_add(self.cost_ns);
+        self.by_time.insert((full_ns, key.clone()));
+        self.full_ns.insert(key, full_ns);
         Ok(())
     }
 
-    /// Keys that are remembered.
+    /// The number of stored keys.
     pub fn keys(&self) -> usize {
-        self.paid_ns.len()
+        self.full_ns.len()
     }
 
-    /// How often a key was forgotten that had not paid yet, for want of room.
-    pub fn forgotten(&self) -> u64 {
-        self.forgotten
+    /// The number of evicted keys whose quota was not full.
+    pub fn evicted(&self) -> u64 {
+        self.evicted
     }
 
-    /// Forgets keys that have paid: a few at a time, more than can come.
-    fn forget_idle(&mut self, now: u64) {
-        const FORGET_MAX: usize = 4;
-        for _ in 0..FORGET_MAX {
+    /// Removes keys whose quota is full: a few at a time, but more than are added.
+    fn remove_idle(&mut self, now: u64) {
+        const REMOVALS_MAX: usize = 4;
+        for _ in 0..REMOVALS_MAX {
             match self.by_time.first() {
-                Some((paid_ns, _)) if *paid_ns <= now => self.forget_first(),
+                Some((full_ns, _)) if *full_ns <= now => self.remove_first(),
                 _ => return,
             }
         }
     }
 
     fn make_room(&mut self) {
-        if self.paid_ns.len() >= self.keys_max {
-            self.forget_first();
-            self.forgotten += 1;
+        if self.full_ns.len() >= self.keys_max {
+            self.remove_first();
+            self.evicted += 1;
         }
     }
 
-    fn forget_first(&mut self) {
+    fn remove_first(&mut self) {
         if let Some((_, key)) = self.by_time.pop_first() {
-            self.paid_ns.remove(&key);
+            self.full_ns.remove(&key);
         }
     }
 }
 
-/// Why a connection may not be opened.
+/// Why a connection is refused.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
 pub enum ConnectionRefused {
-    /// The user has as many as one may have.
-    #[error("you have {connections_max} connections open, which is as many as a user may have")]
+    /// The user has reached the bound of one user.
+    #[error("you have {connections_max} open connections, the most that one user may have")]
     User {
-        /// How many that is.
+        /// The bound.
         connections_max: usize,
     },
-    /// All users together have as many as there may be.
-    #[error("there are as many connections open as there may be")]
+    /// All users together have reached the bound.
+    #[error("the server has reached its bound of open connections")]
     Total,
 }
 
-/// The open connections of each user. Its memory is that of the users who have one.
+/// The open connections of each user. Memory is proportional to the number of users with one.
 #[derive(Debug, Clone)]
 pub struct Connections {
     per_user_max: usize,
@@ -156,16 +156,16 @@ pub struct Connections {
 }
 
 impl Connections {
-    /// None is open.
+    /// No open connections.
     pub fn new(per_user_max: usize, total_max: usize) -> Self {
         Self { per_user_max, total_max, open: BTreeMap::new(), total: 0 }
     }
 
-    /// Opens one for a user; [`Self::close`] is owed for each.
+    /// Opens a connection of a user. Each must be closed by [`Self::close`].
     ///
     /// # Errors
     ///
-    /// The user, or all of them, have as many as they may.
+    /// The user, or all users together, have reached the bound.
     pub fn open(&mut self, user: &str) -> Result<(), ConnectionRefused> {
         if self.total >= self.total_max {
             return Err(ConnectionRefused::Total);
@@ -181,7 +181,7 @@ impl Connections {
         Ok(())
     }
 
-    /// Closes one of a user's permits, if it has any.
+    /// Closes a connection of a user, if it has one.
     pub fn close(&mut self, user: &str) {
         let Some(open) = self.open.get_mut(user) else { return };
         *open -= 1;
@@ -191,12 +191,12 @@ impl Connections {
         }
     }
 
-    /// How many a user has open.
+    /// The number of open connections of a user.
     pub fn of(&self, user: &str) -> usize {
         self.open.get(user).copied().unwrap_or(0)
     }
 
-    /// How many are open.
+    /// The number of open connections.
     pub fn total(&self) -> usize {
         self.total
     }
@@ -216,13 +216,13 @@ mod tests {
     }
 
     #[test]
-    fn burst_then_the_rate() {
+    fn burst_is_admitted_at_once_and_then_the_rate_applies() {
         let mut quota = Quota::new(config(2, 3, 10));
         for _ in 0..3 {
             assert_eq!(quota.take(0, "a"), Ok(()));
         }
         assert_eq!(quota.take(0, "a"), Err(RateExceeded { retry_after_ns: S / 2 }));
-        // Another is another's.
+        // Each key has its own rate.
         assert_eq!(quota.take(0, "b"), Ok(()));
         assert_eq!(quota.take(S / 2 - 1, "a"), Err(RateExceeded { retry_after_ns: 1 }));
         assert_eq!(quota.take(S / 2, "a"), Ok(()));
@@ -231,7 +231,7 @@ mod tests {
             (limited.retry_after_ms(), limited.to_string().as_str()),
             (500, "too many requests; retry in 500 ms")
         );
-        // After a rest the whole burst is there again, and no more.
+        // After an idle time the whole burst is available again, but not more.
         for _ in 0..3 {
             assert_eq!(quota.take(10 * S, "a"), Ok(()));
         }
@@ -246,15 +246,15 @@ mod tests {
             quota.take(at as u64, key).unwrap();
         }
         quota.take(3, "d").unwrap();
-        assert_eq!((quota.keys(), quota.forgotten()), (3, 1));
-        // The one that was nearest to having paid.
+        assert_eq!((quota.keys(), quota.evicted()), (3, 1));
+        // The evicted key is the one whose quota was full earliest.
         assert_eq!(quota.take(4, "b"), Err(RateExceeded { retry_after_ns: S - 3 }));
         quota.take(10 * S, "e").unwrap();
-        assert_eq!((quota.keys(), quota.forgotten()), (1, 1));
+        assert_eq!((quota.keys(), quota.evicted()), (1, 1));
     }
 
     #[test]
-    fn connections() {
+    fn connections_are_bounded_per_user_and_in_total() {
         let mut connections = Connections::new(2, 3);
         connections.open("a").unwrap();
         connections.open("a").unwrap();
@@ -305,7 +305,7 @@ mod tests {
                     }
                 }
             }
-            prop_assert_eq!(quota.forgotten(), 0);
+            prop_assert_eq!(quota.evicted(), 0);
         }
 
         #[test]

@@ -1,7 +1,7 @@
-//! Randomness as state: a small generator whose seed comes from outside.
+//! A small generator of pseudorandom numbers; its seed is an argument.
 
 /// The SplitMix64 generator (Steele, Lea and Flood, "Fast splittable pseudorandom number generators", 2014): 64 bits
-/// of state, every seed good, not for secrets.
+/// of state, any seed is valid, not for secrets.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SplitMix64 {
     state: u64,
@@ -23,7 +23,7 @@ impl SplitMix64 {
     }
 }
 
-/// Maps a uniform `random` to `low..=high`, by the high half of a wide product; `low` when the range is empty.
+/// Maps a uniform `random` to `low..=high`, by the high half of a 128-bit product; `low` if the range is empty.
 pub fn between(random: u64, low: u64, high: u64) -> u64 {
     let Some(width) = high.checked_sub(low) else { return low };
     let offset = (u128::from(random) * (u128::from(width) + 1)) >> 64;

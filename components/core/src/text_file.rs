@@ -1,7 +1,7 @@
 //! Text files that an operator writes by hand: UTF-8, with or without a byte order mark.
 //!
-//! Editors on Windows write a byte order mark and end lines with CR LF; both are accepted. UTF-16, which PowerShell's `>` writes,
-//! is refused with a reason, never read as something else.
+//! Editors on Windows write a byte order mark and end lines with CR LF; both are accepted. UTF-16, which PowerShell's
+//! `>` writes, is refused with a reason.
 
 use thiserror::Error;
 
@@ -17,7 +17,7 @@ pub enum TextFileError {
     /// It is not UTF-8.
     #[error("the file is not UTF-8 (byte {at}); save it as UTF-8 text")]
     NotUtf8 {
-        /// Index of the first byte that is not part of a character.
+        /// The index of the first byte that is not part of a character.
         at: usize,
     },
 }
@@ -27,7 +27,7 @@ pub fn without_bom(contents: &[u8]) -> &[u8] {
     contents.strip_prefix(BOM).unwrap_or(contents)
 }
 
-/// The text of a file, without its byte order mark. Line ends stay as they are: `str::lines` and JSON accept CR LF.
+/// The text of a file, without its byte order mark. Line ends are unchanged: `str::lines` and JSON accept CR LF.
 ///
 /// # Errors
 ///

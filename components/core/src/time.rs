@@ -1,9 +1,9 @@
-//! Readings of the clocks, which every state machine here takes as an argument.
+//! Readings of the clocks, which are arguments of the state machines in this crate.
 
 /// The clocks, read by a driver.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Now {
-    /// Nanoseconds since an arbitrary moment; never goes back.
+    /// Nanoseconds of a monotonic clock.
     pub monotonic_ns: u64,
     /// Nanoseconds since 1970.
     pub unix_ns: u64,

@@ -1,21 +1,22 @@
-//! Turns on one thread, fair by user: which of those who wait runs next, for one bounded slice of work.
+//! Turns on one thread, fair by user: the order in which waiting tasks run, each for one bounded slice.
 //!
-//! Start-time fair queueing (Goyal, Vin and Cheng, 1996) over the time that slices took: a user's next slice starts, on a virtual
-//! clock, when its last one ended or now, whichever is later, and the earliest start goes first. One user's work therefore waits for
-//! at most the slice that runs and one slice of each other user, however many tasks these have.
+//! Start-time fair queueing (Goyal, Vin and Cheng, 1996) over the durations of slices: a user's next slice starts, on a
+//! virtual clock, at the end of its last one or now, whichever is later, and the earliest start is next. A task of one
+//! user therefore waits for at most the running slice and one slice of each other user, regardless of their number of
+//! tasks.
 
 use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::sync::Arc;
 
-/// The waiting tickets, and the running one. [`Turns::request`] answers a ticket.
+/// The waiting tickets, and the running one. [`Turns::request`] returns a ticket.
 #[derive(Debug, Default)]
 pub struct Turns {
     users: HashMap<Arc<str>, User>,
-    /// The start of the next slice of each user that waits, on the virtual clock; then the order in which they came.
+    /// The start of the next slice of each waiting user on the virtual clock, and its ticket as a tie breaker.
     next: BTreeSet<(u64, u64, Arc<str>)>,
     /// The ticket that has the turn, and its user.
     running: Option<(u64, Arc<str>)>,
-    /// The virtual clock: the start of the slice that runs or ran last.
+    /// The virtual clock: the start of the current or last slice.
     clock_ns: u64,
     last_ticket: u64,
 }
@@ -33,7 +34,7 @@ impl Turns {
         Self::default()
     }
 
-    /// Waits for a turn; the ticket.
+    /// Requests a turn, and returns its ticket.
     pub fn request(&mut self, user: &str) -> u64 {
         self.last_ticket += 1;
         let ticket = self.last_ticket;
@@ -43,9 +44,9 @@ impl Turns {
         };
         let entry = self.users.entry(Arc::clone(&user)).or_default();
         entry.waiting.push_back(ticket);
-        // A user that runs is next again when it is known how long its slice took.
-        let runs = self.running.as_ref().is_some_and(|(_, running)| *running == user);
-        if entry.waiting.len() == 1 && !runs {
+        // A running user is queued again when the duration of its slice is known.
+        let is_running = self.running.as_ref().is_some_and(|(_, running)| *running == user);
+        if entry.waiting.len() == 1 && !is_running {
             self.next.insert((entry.end_ns.max(self.clock_ns), ticket, user));
         }
         ticket
@@ -60,31 +61,31 @@ impl Turns {
         self.clock_ns = start_ns;
         if let Some(entry) = self.users.get_mut(&user) {
             entry.waiting.pop_front();
-            // The time that the slice takes is not known yet: the next one of this user waits until it is.
+            // The duration of the slice is not known yet; the next slice of this user waits for it.
             entry.end_ns = start_ns;
         }
         self.running = Some((ticket, user));
         Some(ticket)
     }
 
-    /// Ends a ticket: its slice has taken this long, or it no longer waits.
-    pub fn finish(&mut self, ticket: u64, took_ns: u64) {
+    /// Ends a ticket: its slice is over after `duration_ns`, or it no longer waits.
+    pub fn finish(&mut self, ticket: u64, duration_ns: u64) {
         match self.running.take_if(|(running, _)| *running == ticket) {
             Some((_, user)) => {
                 let Some(entry) = self.users.get_mut(&user) else { return };
-                entry.end_ns = self.clock_ns.saturating_add(took_ns);
+                entry.end_ns = self.clock_ns.saturating_add(duration_ns);
                 match entry.waiting.front() {
                     Some(first) => {
                         self.next.insert((entry.end_ns, *first, user));
                     }
-                    None => self.forget(),
+                    None => self.remove_idle(),
                 }
             }
             None => self.cancel(ticket),
         }
     }
 
-    /// How many wait.
+    /// The number of waiting tickets.
     pub fn len(&self) -> usize {
         self.users.values().map(|user| user.waiting.len()).sum()
     }
@@ -95,13 +96,13 @@ impl Turns {
     }
 
     fn cancel(&mut self, ticket: u64) {
-        let found = self.users.iter_mut().find_map(|(user, entry)| {
+        let removed = self.users.iter_mut().find_map(|(user, entry)| {
             let at = entry.waiting.iter().position(|other| *other == ticket)?;
             entry.waiting.remove(at);
             Some((Arc::clone(user), at, entry.waiting.front().copied()))
         });
-        // If it was the first of its user and that user does not run, the next one replaces it.
-        let Some((user, 0, first)) = found else { return };
+        // If it was the first ticket of its user and that user is not running, the next one replaces it.
+        let Some((user, 0, first)) = removed else { return };
         let Some(key) = self.next.iter().find(|(_, other, _)| *other == ticket).cloned() else { return };
         self.next.remove(&key);
         if let Some(first) = first {
@@ -109,8 +110,8 @@ impl Turns {
         }
     }
 
-    /// Forgets users who neither wait nor have used more than the clock says.
-    fn forget(&mut self) {
+    /// Removes users without waiting tickets whose last slice ended before the virtual clock.
+    fn remove_idle(&mut self) {
         let clock_ns = self.clock_ns;
         if self.next.is_empty() {
             // No ticket waits, so no user is behind another.
@@ -149,9 +150,9 @@ mod tests {
         }
         for _ in 0..66 {
             let ticket = turns.poll().unwrap();
-            let took_ns = if ticket % 2 == 1 { 30 } else { 10 };
-            *(if took_ns == 30 { &mut long } else { &mut short }) += took_ns;
-            turns.finish(ticket, took_ns);
+            let duration_ns = if ticket % 2 == 1 { 30 } else { 10 };
+            *(if duration_ns == 30 { &mut long } else { &mut short }) += duration_ns;
+            turns.finish(ticket, duration_ns);
         }
         assert!(u64::abs_diff(long, short) <= 30, "{long} and {short}");
     }
@@ -166,7 +167,7 @@ mod tests {
             let ticket = turns.poll().unwrap();
             turns.finish(ticket, 10);
         }
-        // One that comes late does not get all the time that it did not use.
+        // A late user does not get the time that it has not used.
         let late: Vec<u64> = (0..5).map(|_| turns.request("late")).collect();
         let mut order = Vec::new();
         while let Some(ticket) = turns.poll() {
@@ -190,8 +191,8 @@ mod tests {
     }
 
     proptest! {
-        // In any order of events every ticket that is not abandoned gets its turn once, one at a time, and a user that waits gets one
-        // before any other user has had two more slices of the same length.
+        // In any order of events every ticket that is not abandoned gets one turn, one at a time, and a waiting user
+        // gets one before any other user has had more than two slices of the same length.
         #[test]
         fn each_ticket_gets_its_turn(ops in prop::collection::vec((0u8..3, 0u8..4), 0..300)) {
             let mut turns = Turns::new();
@@ -207,7 +208,7 @@ mod tests {
                         }
                         if let Some(ticket) = turns.poll() {
                             let at = waiting.iter().position(|(other, _)| *other == ticket);
-                            prop_assert!(at.is_some(), "a turn twice, or one that was given up");
+                            prop_assert!(at.is_some(), "a second turn, or one of an abandoned ticket");
                             let (_, user) = waiting.remove(at.unwrap());
                             running = Some(ticket);
                             passed.remove(&user);

@@ -1,4 +1,4 @@
-//! How much memory a session holds: what the allocator says, less what of the transcript it keeps.
+//! The memory of a session besides its transcript, measured by a counting allocator.
 
 use std::{
     alloc::{GlobalAlloc, Layout, System},
@@ -7,19 +7,19 @@ use std::{
 
 use weir_core::transcripts::{Chunk, RoutingConfig, Session, SessionConfig, SessionRules};
 
-/// Counts the bytes of each thread, so that tests beside each other do not mix.
+/// Counts the allocated bytes of each thread, so concurrent tests do not interfere.
 struct Counting;
 
 thread_local! {
-    static LIVE: Cell<isize> = const { Cell::new(0) };
+    static ALLOCATED: Cell<isize> = const { Cell::new(0) };
 }
 
 fn add(bytes: isize) {
-    // A thread that ends frees after its counter is gone.
-    let _ = LIVE.try_with(|live| live.set(live.get() + bytes));
+    // A thread can free memory after the destructor of its counter.
+    let _ = ALLOCATED.try_with(|allocated| allocated.set(allocated.get() + bytes));
 }
 
-// SAFETY: everything is left to the system's allocator.
+// SAFETY: all calls are forwarded to the system's allocator.
 unsafe impl GlobalAlloc for Counting {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         add(layout.size() as isize);
@@ -37,15 +37,15 @@ unsafe impl GlobalAlloc for Counting {
 #[global_allocator]
 static COUNTING: Counting = Counting;
 
-/// The contract: an idle session holds less than this, besides its window.
+/// The contract: an idle session uses less than this, besides its transcript.
 const IDLE_BYTES_MAX: usize = 4096;
 
-/// Bytes of a session after a long call, and how many of them are of the transcript.
-fn held(config: SessionConfig) -> (usize, usize) {
+/// The bytes of a session after a long call, in total and of the transcript.
+fn measure(config: SessionConfig) -> (usize, usize) {
     const SESSIONS: usize = 100;
     let rules = SessionRules::new(config).expect("a good configuration");
     let mut sessions = Vec::with_capacity(SESSIONS);
-    let before = LIVE.get();
+    let before = ALLOCATED.get();
     for _ in 0..SESSIONS {
         let mut session = Session::new(rules.clone(), 0);
         for at in 0..1000 {
@@ -57,23 +57,23 @@ fn held(config: SessionConfig) -> (usize, usize) {
         }
         sessions.push(session);
     }
-    let held = usize::try_from(LIVE.get() - before).expect("more than before") + SESSIONS * size_of::<Session>();
-    let kept: usize = sessions.iter().map(Session::kept_bytes).sum();
-    (held / SESSIONS, kept / SESSIONS)
+    let total = usize::try_from(ALLOCATED.get() - before).expect("more than before") + SESSIONS * size_of::<Session>();
+    let transcript: usize = sessions.iter().map(Session::transcript_bytes).sum();
+    (total / SESSIONS, transcript / SESSIONS)
 }
 
 #[test]
 fn idle_session_uses_little_memory_beyond_its_window() {
-    let (held_bytes, kept_bytes) = held(SessionConfig::default());
-    println!("a session holds {held_bytes} bytes, {kept_bytes} of them of the transcript");
-    assert!(kept_bytes > 2000, "the window is full: {kept_bytes}");
-    assert!(held_bytes - kept_bytes < IDLE_BYTES_MAX, "{held_bytes} bytes, of which the transcript has {kept_bytes}");
+    let (session_bytes, transcript_bytes) = measure(SessionConfig::default());
+    println!("a session holds {session_bytes} bytes, {transcript_bytes} of them of the transcript");
+    assert!(transcript_bytes > 2000, "the window is full: {transcript_bytes}");
+    assert!(session_bytes - transcript_bytes < IDLE_BYTES_MAX, "{session_bytes} bytes, of which the transcript has {transcript_bytes}");
 }
 
 #[test]
 fn queues_use_little_memory_beyond_their_segments() {
-    let (held_bytes, kept_bytes) = held(SessionConfig { routing: RoutingConfig::queued(), ..SessionConfig::default() });
-    println!("a session holds {held_bytes} bytes, {kept_bytes} of them of the transcript");
-    assert!(kept_bytes > 20_000, "the queues are full: {kept_bytes}");
-    assert!(held_bytes - kept_bytes < IDLE_BYTES_MAX, "{held_bytes} bytes, of which the transcript has {kept_bytes}");
+    let (session_bytes, transcript_bytes) = measure(SessionConfig { routing: RoutingConfig::queued(), ..SessionConfig::default() });
+    println!("a session holds {session_bytes} bytes, {transcript_bytes} of them of the transcript");
+    assert!(transcript_bytes > 20_000, "the queues are full: {transcript_bytes}");
+    assert!(session_bytes - transcript_bytes < IDLE_BYTES_MAX, "{session_bytes} bytes, of which the transcript has {transcript_bytes}");
 }

@@ -1,4 +1,4 @@
-//! A tree over a value, within a budget.
+//! Evaluation of an expression tree over a value, within a budget.
 
 use std::{borrow::Cow, cmp::Ordering};
 
@@ -9,23 +9,23 @@ use super::{
     parse::{Comparison, Node, Operator},
 };
 
-/// What a value costs besides its text.
+/// The memory cost of a value besides its text, in bytes.
 const VALUE_BYTES: usize = 32;
 
 type Borrowed<'v> = Result<Cow<'v, Value>, EvaluationError>;
 
-/// An evaluation and what is left of its budget.
+/// An evaluation and its remaining budget.
 pub(super) struct Evaluation {
     bounds: Bounds,
     steps_left: u64,
     bytes_left: usize,
-    /// Steps that an attempt may leave untaken at least: it ends where fewer are left.
-    steps_kept: u64,
-    /// The attempt took more steps than it may.
-    is_over: bool,
+    /// Steps that the current attempt must not use; 0 outside of an attempt.
+    steps_reserved: u64,
+    /// Whether the current attempt needed more steps than its bound.
+    is_exceeded: bool,
 }
 
-/// What was left of the budget when an attempt began.
+/// The remaining budget at the start of an attempt.
 pub(super) struct BeforeAttempt {
     steps_left: u64,
     bytes_left: usize,
@@ -34,86 +34,86 @@ pub(super) struct BeforeAttempt {
 impl Evaluation {
     pub(super) fn new(bounds: Bounds) -> Self {
         let (steps_left, bytes_left) = (bounds.steps_max, bounds.memory_bytes_max);
-        Self { bounds, steps_left, bytes_left, steps_kept: 0, is_over: false }
+        Self { bounds, steps_left, bytes_left, steps_reserved: 0, is_exceeded: false }
     }
 
-    /// What is left of the steps.
+    /// The remaining steps.
     pub(super) fn steps_left(&self) -> u64 {
         self.steps_left
     }
 
-    /// From here on at most `steps_max` steps are taken, until the attempt is ended.
+    /// Starts an attempt of at most `steps_max` steps, which [`Self::end_attempt`] ends.
     pub(super) fn begin_attempt(&mut self, steps_max: u64) -> BeforeAttempt {
-        self.steps_kept = self.steps_left.saturating_sub(steps_max);
+        self.steps_reserved = self.steps_left.saturating_sub(steps_max);
         BeforeAttempt { steps_left: self.steps_left, bytes_left: self.bytes_left }
     }
 
-    /// Ends an attempt. False where it took more steps than it may: its result is void, and the budget is as before.
+    /// Ends an attempt. False if it needed more steps than its bound: its result is void, and the budget is restored.
     pub(super) fn end_attempt(&mut self, before: BeforeAttempt) -> bool {
-        self.steps_kept = 0;
-        if self.is_over {
+        self.steps_reserved = 0;
+        if self.is_exceeded {
             BeforeAttempt { steps_left: self.steps_left, bytes_left: self.bytes_left } = before;
-            self.is_over = false;
+            self.is_exceeded = false;
             return false;
         }
         true
     }
 
-    /// Pays for steps.
-    pub(super) fn step(&mut self, steps: usize) -> Result<(), EvaluationError> {
+    /// Charges steps to the budget.
+    pub(super) fn charge_steps(&mut self, steps: usize) -> Result<(), EvaluationError> {
         let error = EvaluationError::Steps(self.bounds.steps_max);
         let Some(left) = self.steps_left.checked_sub(steps as u64) else {
-            // With a bound of its own an attempt would not have come so far.
-            self.is_over = self.steps_kept > 0;
+            // An attempt that reserves steps has exceeded its own bound too.
+            self.is_exceeded = self.steps_reserved > 0;
             return Err(error);
         };
-        if left < self.steps_kept {
-            self.is_over = true;
+        if left < self.steps_reserved {
+            self.is_exceeded = true;
             return Err(error);
         }
         self.steps_left = left;
         Ok(())
     }
 
-    /// Pays for values that are about to be made: before, so that nothing is made that there is no budget for.
-    pub(super) fn make(&mut self, values: usize, text_bytes: usize) -> Result<(), EvaluationError> {
+    /// Charges the memory of new values to the budget, before they are allocated.
+    pub(super) fn charge_memory(&mut self, values: usize, text_bytes: usize) -> Result<(), EvaluationError> {
         let bytes = values.saturating_mul(VALUE_BYTES).saturating_add(text_bytes);
         let left = self.bytes_left.checked_sub(bytes);
         self.bytes_left = left.ok_or(EvaluationError::Memory(self.bounds.memory_bytes_max))?;
         Ok(())
     }
 
-    /// Makes a value one's own.
-    pub(super) fn own(&mut self, value: Cow<'_, Value>) -> Result<Value, EvaluationError> {
+    /// Converts a value to an owned one; the budget is charged for a copy.
+    pub(super) fn materialize(&mut self, value: Cow<'_, Value>) -> Result<Value, EvaluationError> {
         if let Cow::Borrowed(value) = &value {
-            self.pay(value)?;
+            self.charge_value(value)?;
         }
         Ok(value.into_owned())
     }
 
-    /// Pays for a copy of a value, or for looking at all of it.
-    pub(super) fn pay(&mut self, value: &Value) -> Result<(), EvaluationError> {
-        self.step(1)?;
+    /// Charges a copy or a traversal of a whole value to the budget.
+    pub(super) fn charge_value(&mut self, value: &Value) -> Result<(), EvaluationError> {
+        self.charge_steps(1)?;
         match value {
-            Value::String(text) => self.make(1, text.len()),
+            Value::String(text) => self.charge_memory(1, text.len()),
             Value::Array(items) => {
-                self.make(1, 0)?;
-                items.iter().try_for_each(|item| self.pay(item))
+                self.charge_memory(1, 0)?;
+                items.iter().try_for_each(|item| self.charge_value(item))
             }
             Value::Object(members) => {
-                self.make(1, 0)?;
+                self.charge_memory(1, 0)?;
                 members.iter().try_for_each(|(key, member)| {
-                    self.make(1, key.len())?;
-                    self.pay(member)
+                    self.charge_memory(1, key.len())?;
+                    self.charge_value(member)
                 })
             }
-            _ => self.make(1, 0),
+            _ => self.charge_memory(1, 0),
         }
     }
 
     /// The value of a node over a value.
     pub(super) fn value<'v>(&mut self, node: &'v Node, input: &'v Value) -> Borrowed<'v> {
-        self.step(1)?;
+        self.charge_steps(1)?;
         Ok(match node {
             Node::Current => Cow::Borrowed(input),
             Node::Field(name) => Cow::Borrowed(input.as_object().and_then(|o| o.get(name)).unwrap_or(&Value::Null)),
@@ -139,24 +139,24 @@ impl Evaluation {
                 }
                 Cow::Owned(Value::Array(all))
             }
-            // A multi-select has nothing to select from in null.
+            // A multi-select over null is null.
             Node::List(_) | Node::Object(_) if input.is_null() => Cow::Owned(Value::Null),
             Node::List(nodes) => {
                 let mut items = Vec::with_capacity(nodes.len());
                 for node in nodes {
                     items.push(self.owned(node, input)?);
                 }
-                self.make(1, 0)?;
+                self.charge_memory(1, 0)?;
                 Cow::Owned(Value::Array(items))
             }
             Node::Object(nodes) => {
                 let mut members = Map::new();
                 for (name, node) in nodes {
                     let member = self.owned(node, input)?;
-                    self.make(1, name.len())?;
+                    self.charge_memory(1, name.len())?;
                     members.insert(name.clone(), member);
                 }
-                self.make(1, 0)?;
+                self.charge_memory(1, 0)?;
                 Cow::Owned(Value::Object(members))
             }
             Node::Or(left, right) => match self.value(left, input)? {
@@ -197,10 +197,10 @@ impl Evaluation {
 
     pub(super) fn owned(&mut self, node: &Node, input: &Value) -> Result<Value, EvaluationError> {
         let value = self.value(node, input)?;
-        self.own(value)
+        self.materialize(value)
     }
 
-    /// The value of a node over a value that is not kept: a member is moved out of it rather than copied.
+    /// The value of a node over an owned value: a member is moved out of it, not copied.
     pub(super) fn over_owned(&mut self, node: &Node, mut input: Value) -> Result<Value, EvaluationError> {
         match node {
             Node::Current => Ok(input),
@@ -226,16 +226,16 @@ impl Evaluation {
         }
         let value = self.value(right, item)?;
         if !value.is_null() {
-            let value = self.own(value)?;
+            let value = self.materialize(value)?;
             all.push(value);
         }
         Ok(())
     }
 
-    /// Whether two values are equal: numbers by their value, so `1` and `1.0` are equal at every level. Looking at all of the
-    /// left one is paid for.
+    /// Whether two values are equal: numbers by their value, so `1` and `1.0` are equal at every level. The budget is
+    /// charged for a traversal of the left value.
     pub(super) fn is_equal(&mut self, left: &Value, right: &Value) -> Result<bool, EvaluationError> {
-        self.pay(left)?;
+        self.charge_value(left)?;
         Ok(is_equal(left, right))
     }
 
@@ -248,12 +248,12 @@ impl Evaluation {
         let order = match (left, right) {
             (Value::Number(left), Value::Number(right)) => order(left, right),
             (Value::String(left), Value::String(right)) => {
-                self.step(left.len().min(right.len()) / 64)?;
+                self.charge_steps(left.len().min(right.len()) / 64)?;
                 Some(left.cmp(right))
             }
             _ => None,
         };
-        let is = match comparison {
+        let result = match comparison {
             Comparison::Equal | Comparison::NotEqual => {
                 let is_equal = self.is_equal(left, right)?;
                 return Ok(Value::Bool(is_equal == (comparison == Comparison::Equal)));
@@ -263,11 +263,11 @@ impl Evaluation {
             Comparison::Greater => order.map(Ordering::is_gt),
             Comparison::GreaterOrEqual => order.map(Ordering::is_ge),
         };
-        Ok(is.map_or(Value::Null, Value::Bool))
+        Ok(result.map_or(Value::Null, Value::Bool))
     }
 }
 
-/// Whether two values are equal, as [`Evaluation::is_equal`] says.
+/// Whether two values are equal, as defined by [`Evaluation::is_equal`].
 pub(super) fn is_equal(left: &Value, right: &Value) -> bool {
     match (left, right) {
         (Value::Number(left), Value::Number(right)) => order(left, right).is_some_and(Ordering::is_eq),
@@ -282,7 +282,7 @@ pub(super) fn is_equal(left: &Value, right: &Value) -> bool {
     }
 }
 
-/// What counts as true: everything but `false`, `null` and what is empty.
+/// The truth of a value: false for `false`, `null` and empty values, true for all others.
 pub(super) fn is_true(value: &Value) -> bool {
     match value {
         Value::Null => false,
@@ -294,7 +294,7 @@ pub(super) fn is_true(value: &Value) -> bool {
     }
 }
 
-/// The name of a type, as the function `type` gives it.
+/// The name of a value's type, as the function `type` returns it.
 pub(super) fn type_name(value: &Value) -> &'static str {
     match value {
         Value::Null => "null",
@@ -306,11 +306,11 @@ pub(super) fn type_name(value: &Value) -> &'static str {
     }
 }
 
-pub(super) fn wrong_type(what: &'static str, wanted: &'static str, got: &Value) -> EvaluationError {
-    EvaluationError::Type { what, wanted, got: type_name(got) }
+pub(super) fn wrong_type(operation: &'static str, expected: &'static str, value: &Value) -> EvaluationError {
+    EvaluationError::Type { operation, expected, actual: type_name(value) }
 }
 
-/// At least how many bytes a value has as JSON, and how deeply it is nested.
+/// A lower bound of a value's length as JSON, in bytes, and the depth of its nesting.
 pub(super) fn measure(value: &Value) -> (usize, usize) {
     let sum = |(bytes, depth): (usize, usize), (more, deep): (usize, usize)| (bytes + more + 1, depth.max(deep));
     let (bytes, depth) = match value {
@@ -335,7 +335,7 @@ fn item(value: &Value, index: i64) -> Option<&Value> {
     items.get(at)
 }
 
-/// Whole numbers by all their digits, others as f64.
+/// The order of two numbers: exact for integers, as f64 for others.
 pub(super) fn order(left: &Number, right: &Number) -> Option<Ordering> {
     match (whole(left), whole(right)) {
         (Some(left), Some(right)) => Some(left.cmp(&right)),
@@ -358,12 +358,12 @@ pub(super) fn compute(operator: Operator, left: &Value, right: &Value) -> Result
     let Value::Number(left) = left else { return Err(wrong_type(name, "numbers", left)) };
     let Value::Number(right) = right else { return Err(wrong_type(name, "numbers", right)) };
     if let (Some(a), Some(b)) = (whole(left), whole(right)) {
-        // 64 bits each: only a product can pass 128, and then it is a matter for f64.
+        // Operands have at most 64 bits. A result that does not fit in 64 bits is computed as f64 below.
         let exact = match operator {
             Operator::Add => a.checked_add(b),
             Operator::Subtract => a.checked_sub(b),
             Operator::Multiply => a.checked_mul(b),
-            Operator::Divide => a.checked_rem(b).filter(|rest| *rest == 0).map(|_| a / b),
+            Operator::Divide => a.checked_rem(b).filter(|remainder| *remainder == 0).map(|_| a / b),
             Operator::Modulo => a.checked_rem(b),
         };
         let number =
@@ -383,11 +383,11 @@ pub(super) fn compute(operator: Operator, left: &Value, right: &Value) -> Result
     number(name, result)
 }
 
-/// A number that JSON has; whole ones as such.
-pub(super) fn number(what: &'static str, value: f64) -> Result<Number, EvaluationError> {
-    // Up to 2^53 every integer has an exact f64 of its own.
+/// An f64 as a JSON number, an integer if it is a whole number of at most 53 bits.
+pub(super) fn number(operation: &'static str, value: f64) -> Result<Number, EvaluationError> {
+    // Up to 2^53, f64 represents every integer exactly.
     if value.fract() == 0.0 && value.abs() <= 9_007_199_254_740_992.0 {
         return Ok(Number::from(value as i64));
     }
-    Number::from_f64(value).ok_or(EvaluationError::NotANumber(what))
+    Number::from_f64(value).ok_or(EvaluationError::NotANumber(operation))
 }

@@ -1,4 +1,4 @@
-//! The functions.
+//! The built-in functions.
 
 use std::{borrow::Cow, cmp::Ordering};
 
@@ -23,7 +23,7 @@ macro_rules! functions {
                 match name { $( $name => Some(Self::$variant), )+ _ => None }
             }
 
-            /// Fewest and most arguments.
+            /// The minimum and maximum number of arguments.
             pub(super) fn arguments(self) -> (usize, usize) {
                 match self { $( Self::$variant => ($min, $max) ),+ }
             }
@@ -62,7 +62,7 @@ functions! {
 }
 
 impl Evaluation {
-    /// The value of a function. The number of arguments was checked when the expression was read.
+    /// The value of a function. The parser has checked the number of arguments.
     pub(super) fn call(
         &mut self,
         function: Function,
@@ -81,7 +81,7 @@ impl Evaluation {
             Function::Floor => rounded(name, first, f64::floor)?,
             Function::Sum | Function::Avg => {
                 let items = array(name, first)?;
-                self.step(items.len())?;
+                self.charge_steps(items.len())?;
                 if items.is_empty() && function == Function::Avg {
                     return Ok(Value::Null);
                 }
@@ -95,17 +95,17 @@ impl Evaluation {
             Function::Max | Function::Min => {
                 let items = array(name, first)?;
                 let sorted = self.sorted(name, items)?;
-                let chosen = if function == Function::Max { sorted.last() } else { sorted.first() };
-                chosen.map_or(Value::Null, |value| (*value).clone())
+                let extreme = if function == Function::Max { sorted.last() } else { sorted.first() };
+                extreme.map_or(Value::Null, |value| (*value).clone())
             }
             Function::Sort => {
                 let items = array(name, first)?;
-                self.pay(first)?;
+                self.charge_value(first)?;
                 Value::Array(self.sorted(name, items)?.into_iter().cloned().collect())
             }
             Function::Length => match &**first {
                 Value::String(text) => {
-                    self.step(text.len() / 64)?;
+                    self.charge_steps(text.len() / 64)?;
                     text.chars().count().into()
                 }
                 Value::Array(items) => items.len().into(),
@@ -114,22 +114,22 @@ impl Evaluation {
             },
             Function::Reverse => match &**first {
                 Value::String(text) => {
-                    self.make(1, text.len())?;
+                    self.charge_memory(1, text.len())?;
                     text.chars().rev().collect::<String>().into()
                 }
                 Value::Array(items) => {
-                    self.pay(first)?;
+                    self.charge_value(first)?;
                     Value::Array(items.iter().rev().cloned().collect())
                 }
                 other => return Err(wrong_type(name, "a string or an array", other)),
             },
             Function::Contains => match &**first {
                 Value::String(text) => {
-                    self.step(text.len() / 64)?;
+                    self.charge_steps(text.len() / 64)?;
                     text.contains(string(name, second)?).into()
                 }
                 Value::Array(items) => {
-                    self.pay(first)?;
+                    self.charge_value(first)?;
                     items.iter().any(|item| is_equal(item, second)).into()
                 }
                 other => return Err(wrong_type(name, "a string or an array", other)),
@@ -141,15 +141,15 @@ impl Evaluation {
                 let items = array(name, second)?;
                 let texts: Vec<&str> = items.iter().map(|item| string(name, item)).collect::<Result<_, _>>()?;
                 let bytes = texts.iter().map(|text| text.len() + glue.len()).sum();
-                self.step(texts.len())?;
-                self.make(1, bytes)?;
+                self.charge_steps(texts.len())?;
+                self.charge_memory(1, bytes)?;
                 texts.join(glue).into()
             }
             Function::Split => {
                 let (text, by) = (string(name, first)?, string(name, second)?);
                 let parts = if by.is_empty() { text.chars().count() } else { text.matches(by).count() + 1 };
-                self.step(parts + text.len() / 64)?;
-                self.make(parts + 1, text.len())?;
+                self.charge_steps(parts + text.len() / 64)?;
+                self.charge_memory(parts + 1, text.len())?;
                 match by.is_empty() {
                     true => text.chars().map(|c| Value::String(c.to_string())).collect(),
                     false => text.split(by).map(|part| Value::String(part.to_owned())).collect(),
@@ -159,36 +159,36 @@ impl Evaluation {
                 let (text, old) = (string(name, first)?, string(name, second)?);
                 let new = string(name, arguments.get(2).unwrap_or(&null))?;
                 let matches = text.matches(old).count();
-                self.step(matches + text.len() / 64)?;
-                self.make(1, text.len().saturating_add(matches.saturating_mul(new.len())))?;
+                self.charge_steps(matches + text.len() / 64)?;
+                self.charge_memory(1, text.len().saturating_add(matches.saturating_mul(new.len())))?;
                 text.replace(old, new).into()
             }
             Function::Lower => self.text(name, first, str::to_lowercase)?,
             Function::Upper => self.text(name, first, str::to_uppercase)?,
             Function::Trim => self.text(name, first, |text| text.trim().to_owned())?,
             Function::Keys => {
-                self.pay(first)?;
+                self.charge_value(first)?;
                 object(name, first)?.keys().cloned().map(Value::String).collect()
             }
             Function::Values => {
-                self.pay(first)?;
+                self.charge_value(first)?;
                 object(name, first)?.values().cloned().collect()
             }
             Function::Merge => {
                 let mut all = serde_json::Map::new();
                 for argument in &arguments {
-                    self.pay(argument)?;
+                    self.charge_value(argument)?;
                     let members = object(name, argument)?;
                     all.extend(members.iter().map(|(key, value)| (key.clone(), value.clone())));
                 }
                 Value::Object(all)
             }
             Function::NotNull => {
-                let found = arguments.into_iter().find(|value| !value.is_null());
-                found.map_or(Ok(Value::Null), |value| self.own(value))?
+                let first = arguments.into_iter().find(|value| !value.is_null());
+                first.map_or(Ok(Value::Null), |value| self.materialize(value))?
             }
             Function::ToArray => {
-                let value = self.own(first.clone())?;
+                let value = self.materialize(first.clone())?;
                 if value.is_array() { value } else { Value::Array(vec![value]) }
             }
             Function::ToNumber => match &**first {
@@ -197,11 +197,11 @@ impl Evaluation {
                 _ => Value::Null,
             },
             Function::ToString => match &**first {
-                Value::String(_) => self.own(first.clone())?,
+                Value::String(_) => self.materialize(first.clone())?,
                 value => {
-                    self.pay(value)?;
-                    // Escapes make at most six bytes of one.
-                    self.make(1, super::evaluate::measure(value).0.saturating_mul(6))?;
+                    self.charge_value(value)?;
+                    // An escape has at most six bytes for one byte.
+                    self.charge_memory(1, super::evaluate::measure(value).0.saturating_mul(6))?;
                     value.to_string().into()
                 }
             },
@@ -209,23 +209,23 @@ impl Evaluation {
         })
     }
 
-    /// Numbers or strings in order, borrowed.
+    /// References to numbers or strings in ascending order.
     fn sorted<'v>(&mut self, name: &'static str, items: &'v [Value]) -> Result<Vec<&'v Value>, EvaluationError> {
-        // Comparisons: at most n log2 n, and some.
+        // Sorting needs about n log2 n comparisons.
         let rounds = items.len().checked_ilog2().unwrap_or(0) as usize + 1;
-        self.step(items.len().saturating_mul(rounds))?;
-        self.make(items.len(), 0)?;
-        let wanted = "numbers or strings, all alike";
+        self.charge_steps(items.len().saturating_mul(rounds))?;
+        self.charge_memory(items.len(), 0)?;
+        let expected = "numbers or strings, all alike";
         for pair in items.windows(2) {
             if std::mem::discriminant(&pair[0]) != std::mem::discriminant(&pair[1]) {
-                return Err(wrong_type(name, wanted, &pair[1]));
+                return Err(wrong_type(name, expected, &pair[1]));
             }
         }
         if let Some(other) = items.first().filter(|item| !item.is_number() && !item.is_string()) {
-            return Err(wrong_type(name, wanted, other));
+            return Err(wrong_type(name, expected, other));
         }
         let text_bytes: usize = items.iter().filter_map(Value::as_str).map(str::len).sum();
-        self.step((text_bytes / 64).saturating_mul(rounds))?;
+        self.charge_steps((text_bytes / 64).saturating_mul(rounds))?;
         let mut sorted: Vec<&Value> = items.iter().collect();
         sorted.sort_by(|left, right| match (left, right) {
             (Value::Number(left), Value::Number(right)) => order(left, right).unwrap_or(Ordering::Equal),
@@ -242,9 +242,9 @@ impl Evaluation {
         change: impl Fn(&str) -> String,
     ) -> Result<Value, EvaluationError> {
         let text = string(name, value)?;
-        self.step(text.len() / 64)?;
-        // A letter becomes at most three in another case.
-        self.make(1, text.len().saturating_mul(3))?;
+        self.charge_steps(text.len() / 64)?;
+        // The text in another case has at most three times as many bytes.
+        self.charge_memory(1, text.len().saturating_mul(3))?;
         Ok(change(text).into())
     }
 }

@@ -1,19 +1,20 @@
 //! A small, total, bounded language over JSON values: a subset of JMESPath, with arithmetic.
 //!
-//! The standard is [JMESPath](https://jmespath.org/specification.html): identifiers (`a`, `"quoted-a"`), `a.b`, `a[0]`, `a[-1]`,
-//! projections (`a[*].b`), filters (``a[?b > `1`]``), flattening (`a[]`), pipes (`a | b`), lists (`[a, b]`), objects
-//! (`{x: a, y: b}`), literals (`` `{"any": "json"}` ``, `'raw string'`), `@`, comparison, `&&`, `||`, `!`, parentheses and
-//! functions; precedence and truth as specified there. From its enhancement proposals: `+ - * / %` (JEP-16) and the string
-//! functions `lower upper trim split replace` (JEP-14).
+//! The standard is [JMESPath](https://jmespath.org/specification.html): identifiers (`a`, `"quoted-a"`), `a.b`, `a[0]`,
+//! `a[-1]`, projections (`a[*].b`), filters (``a[?b > `1`]``), flattening (`a[]`), pipes (`a | b`), lists (`[a, b]`),
+//! objects (`{x: a, y: b}`), literals (`` `{"any": "json"}` ``, `'raw string'`), `@`, comparison, `&&`, `||`, `!`,
+//! parentheses and functions; precedence and truth as specified there. From its enhancement proposals: `+ - * / %`
+//! (JEP-16) and the string functions `lower upper trim split replace` (JEP-14).
 //!
-//! `tests/compliance.rs` runs the compliance suite of JMESPath and lists what is left out: slices, the values of an object by
-//! `*` (use `values(@)`), and functions by expression other than `map` (`sort_by`, `max_by`, `min_by`).
+//! `tests/compliance.rs` runs the compliance suite of JMESPath and lists the unsupported features: slices, the values
+//! of an object by `*` (use `values(@)`), and functions by expression other than `map` (`sort_by`, `max_by`, `min_by`).
 //!
-//! Beyond the standard: comparison orders strings as well as numbers; the keys of an object that is built come sorted; whole
-//! numbers stay exact up to 64 bits. Numbers are equal by their value, `1` and `1.0`, at every level. A list or an object that
-//! is built from null is null.
+//! Beyond the standard: comparison orders strings as well as numbers; the keys of a constructed object are sorted;
+//! integers are exact up to 64 bits. Numbers are equal by their value, `1` and `1.0`, at every level. A list or an
+//! object that is constructed from null is null.
 //!
-//! There are no loops but those over the items of arrays, and no recursion. An evaluation has a budget: [`Bounds`].
+//! There are no loops other than those over the items of arrays, and no recursion. An evaluation has a budget:
+//! [`Bounds`].
 
 mod evaluate;
 mod functions;
@@ -34,23 +35,24 @@ use slices::Slices;
 pub const EXPRESSION_BYTES_MAX: usize = 8192;
 /// Deepest nesting of an expression.
 pub const DEPTH_MAX: usize = 48;
-/// Deepest nesting of a result. Codec reads JSON of this depth, so a result can be the input of another step.
+/// Deepest nesting of a result. The codec crate parses JSON of this depth, so a result can be the input of another
+/// step.
 pub const OUTPUT_DEPTH_MAX: usize = 100;
 
-/// An expression that was read.
+/// A parsed expression.
 #[derive(Debug, Clone)]
 pub struct Expression {
     root: Node,
 }
 
-/// What an evaluation may take.
+/// The bounds of an evaluation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Bounds {
-    /// Nodes visited and values made or compared, all together.
+    /// Most steps: nodes visited, and values created or compared.
     pub steps_max: u64,
-    /// Bytes of all values that are made on the way, about.
+    /// Most bytes of all values that are created during the evaluation, by an estimate.
     pub memory_bytes_max: usize,
-    /// Bytes of the result as JSON.
+    /// Most bytes of the result as JSON.
     pub output_bytes_max: usize,
 }
 
@@ -60,13 +62,13 @@ impl Default for Bounds {
     }
 }
 
-/// What is wrong with an expression.
+/// Why a text is not an expression.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
 #[error("{message} at byte {at}")]
 pub struct ParseError {
-    /// What.
+    /// The error, without its position.
     pub message: String,
-    /// Where, from 1.
+    /// The position in bytes, from 1.
     pub at: usize,
 }
 
@@ -76,46 +78,59 @@ pub enum EvaluationError {
     /// The input is not JSON.
     #[error("the input is not JSON")]
     Input,
-    /// It took more steps than it may.
+    /// The evaluation exceeds [`Bounds::steps_max`].
     #[error("the expression takes more than {0} steps")]
     Steps(u64),
-    /// It made more values than it may.
+    /// The evaluation exceeds [`Bounds::memory_bytes_max`].
     #[error("the expression makes values of more than {0} bytes")]
     Memory(usize),
-    /// The result is too large.
+    /// The result exceeds [`Bounds::output_bytes_max`].
     #[error("the result has more than {0} bytes")]
     OutputBytes(usize),
-    /// The result is nested too deeply.
+    /// The result is nested deeper than [`OUTPUT_DEPTH_MAX`].
     #[error("the result is nested deeper than {OUTPUT_DEPTH_MAX} levels")]
     OutputDepth,
-    /// A value has a type that is not taken.
-    #[error("{what} takes {wanted}, not {got}")]
+    /// A value has a type that the operator or function does not accept.
+    #[error("{operation} takes {expected}, not {actual}")]
     Type {
         /// The operator or function.
-        what: &'static str,
-        /// What it takes.
-        wanted: &'static str,
-        /// What it was given.
-        got: &'static str,
+        operation: &'static str,
+        /// The accepted types.
+        expected: &'static str,
+        /// The type of the value.
+        actual: &'static str,
     },
-    /// An arithmetic result that is no number, such as a division by zero.
+    /// The result of an operation is not a number, such as that of a division by zero.
     #[error("the result of {0} is no number")]
     NotANumber(&'static str),
 }
 
 impl Expression {
-    /// Reads an expression.
+    /// Parses an expression.
+    ///
+    /// # Errors
+    ///
+    /// The text is not an expression, is longer than [`EXPRESSION_BYTES_MAX`], or is nested deeper than [`DEPTH_MAX`].
     pub fn parse(text: &str) -> Result<Self, ParseError> {
         parse::parse(text).map(|root| Self { root })
     }
 
-    /// Evaluates it over a value, within bounds.
+    /// Evaluates the expression over a value, within bounds.
+    ///
+    /// # Errors
+    ///
+    /// See [`EvaluationError`].
     pub fn evaluate(&self, input: &Json, bounds: Bounds) -> Result<Json, EvaluationError> {
         let input = read(input)?;
         write(&*Evaluation::new(bounds).value(&self.root, &input)?, bounds)
     }
 
-    /// [`Expression::evaluate`] in slices of bounded work: `pause` is awaited between two of them. The result is the same.
+    /// Evaluates the expression as [`Expression::evaluate`] does, in slices of bounded work: `pause` is awaited between
+    /// slices.
+    ///
+    /// # Errors
+    ///
+    /// See [`EvaluationError`].
     pub async fn evaluate_in_slices(
         &self,
         input: &Json,
@@ -135,7 +150,7 @@ impl Expression {
     }
 }
 
-/// An input from which on reading it, and writing a result that may be as large, are slices of their own, in bytes.
+/// The input size in bytes beyond which parsing the input and serializing the result are slices of their own.
 const LARGE_BYTES: usize = 16 << 10;
 
 fn read(input: &Json) -> Result<Value, EvaluationError> {

@@ -1,4 +1,4 @@
-//! Text into a tree: a lexer and a parser by precedence.
+//! A lexer, and a parser by operator precedence.
 
 use serde_json::Value;
 
@@ -15,9 +15,9 @@ pub(super) enum Node {
     Index(i64),
     /// A literal.
     Literal(Value),
-    /// `a.b`, `a[0]`, `a | b`: the second over the first.
+    /// `a.b`, `a[0]`, `a | b`: the right node over the value of the left one.
     Then(Box<Node>, Box<Node>),
-    /// `a[*].b`, `a[?p].b`, `a[].b`: the last over each item of the first.
+    /// `a[*].b`, `a[?p].b`, `a[].b`: the right node over each item of the left value.
     Project { left: Box<Node>, flatten: bool, filter: Option<Box<Node>>, right: Box<Node> },
     /// `[a, b]`
     List(Vec<Node>),
@@ -61,7 +61,7 @@ pub(super) enum Operator {
 #[derive(Debug, Clone, PartialEq)]
 enum Token {
     Name(String),
-    /// A name in double quotes, which is a field and never a function.
+    /// A name in double quotes, which is always a field, not a function.
     QuotedName(String),
     Literal(Value),
     Number(i64),
@@ -69,14 +69,14 @@ enum Token {
     End,
 }
 
-/// All signs, the longer before those they begin with.
+/// All signs; a sign precedes its own prefixes.
 const SIGNS: &[&str] = &[
     "||", "|", "&&", "&", "==", "!=", "!", "<=", "<", ">=", ">", "[]", "[?", "[", "]", "{", "}", "(", ")", ",", ":",
     ".", "@", "*", "+", "-", "/", "%",
 ];
 
-/// How strongly a sign holds what is left of it; 0: not at all.
-fn power(token: &Token) -> u8 {
+/// The binding power of a token as an infix or postfix operator; 0 if it is none.
+fn binding_power(token: &Token) -> u8 {
     let Token::Sign(sign) = token else { return 0 };
     match *sign {
         "|" => 1,
@@ -93,7 +93,7 @@ fn power(token: &Token) -> u8 {
     }
 }
 
-/// Operators that hold less than this end a projection.
+/// Operators with a lower binding power end a projection.
 const POWER_PROJECTION_END: u8 = 10;
 const POWER_STAR: u8 = 20;
 const POWER_NOT: u8 = 45;
@@ -103,9 +103,9 @@ pub(super) fn parse(text: &str) -> Result<Node, ParseError> {
         return Err(ParseError { message: format!("more than {EXPRESSION_BYTES_MAX} bytes"), at: 1 });
     }
     let mut parser = Parser { tokens: tokens(text)?, next: 0, nesting: 0 };
-    let parsed = parser.expression(0)?;
+    let tree = parser.expression(0)?;
     match parser.peek() {
-        Token::End => Ok(parsed.node),
+        Token::End => Ok(tree.node),
         _ => parser.unexpected(),
     }
 }
@@ -115,35 +115,35 @@ fn tokens(text: &str) -> Result<Vec<(Token, usize)>, ParseError> {
     let mut at = 0;
     while let Some(first) = text[at..].chars().next() {
         let rest = &text[at..];
-        let wrong = |message: &str| ParseError { message: message.to_owned(), at: at + 1 };
+        let error = |message: &str| ParseError { message: message.to_owned(), at: at + 1 };
         let (token, length) = match first {
             ' ' | '\t' | '\r' | '\n' => {
                 at += 1;
                 continue;
             }
             'A'..='Z' | 'a'..='z' | '_' => {
-                let fits = |c: char| c.is_ascii_alphanumeric() || c == '_';
-                let length = rest.find(|c| !fits(c)).unwrap_or(rest.len());
+                let is_word = |c: char| c.is_ascii_alphanumeric() || c == '_';
+                let length = rest.find(|c| !is_word(c)).unwrap_or(rest.len());
                 (Token::Name(rest[..length].to_owned()), length)
             }
             '0'..='9' => {
                 let length = rest.find(|c: char| !c.is_ascii_digit()).unwrap_or(rest.len());
-                let number = rest[..length].parse().map_err(|_| wrong("a number that is too large"))?;
+                let number = rest[..length].parse().map_err(|_| error("a number that is too large"))?;
                 (Token::Number(number), length)
             }
             '"' | '\'' | '`' => {
-                let length = quoted(rest, first).ok_or_else(|| wrong("a quote without its end"))?;
+                let length = quoted_length(rest, first).ok_or_else(|| error("a quote without its end"))?;
                 let inner = &rest[1..length - 1];
                 let token = match first {
                     '"' => serde_json::from_str(&rest[..length]).map(Token::QuotedName),
                     '\'' => Ok(Token::Literal(Value::String(inner.replace("\\'", "'")))),
                     _ => serde_json::from_str(&inner.replace("\\`", "`")).map(Token::Literal),
                 };
-                (token.map_err(|_| wrong("a literal that is not JSON"))?, length)
+                (token.map_err(|_| error("a literal that is not JSON"))?, length)
             }
             _ => {
                 let sign = SIGNS.iter().find(|sign| rest.starts_with(**sign));
-                let sign = sign.ok_or_else(|| wrong("an unexpected character"))?;
+                let sign = sign.ok_or_else(|| error("an unexpected character"))?;
                 (Token::Sign(sign), sign.len())
             }
         };
@@ -155,7 +155,7 @@ fn tokens(text: &str) -> Result<Vec<(Token, usize)>, ParseError> {
 }
 
 /// The length of a quoted text, both quotes included.
-fn quoted(text: &str, quote: char) -> Option<usize> {
+fn quoted_length(text: &str, quote: char) -> Option<usize> {
     let mut escaped = false;
     for (at, character) in text.char_indices().skip(1) {
         if character == quote && !escaped {
@@ -166,13 +166,13 @@ fn quoted(text: &str, quote: char) -> Option<usize> {
     None
 }
 
-/// A node and how deep it is.
-struct Parsed {
+/// A node and its depth.
+struct Subtree {
     node: Node,
     depth: usize,
 }
 
-impl Parsed {
+impl Subtree {
     fn leaf(node: Node) -> Self {
         Self { node, depth: 1 }
     }
@@ -188,7 +188,7 @@ struct Parser {
     nesting: usize,
 }
 
-type Step = Result<Parsed, ParseError>;
+type ParseResult = Result<Subtree, ParseError>;
 
 impl Parser {
     fn peek(&self) -> &Token {
@@ -216,56 +216,57 @@ impl Parser {
         }
     }
 
-    fn takes(&mut self, sign: &str) -> bool {
-        let is = matches!(self.peek(), Token::Sign(other) if *other == sign);
-        self.next += usize::from(is);
-        is
+    /// Consumes a sign if it is the next token; returns whether it was.
+    fn consume(&mut self, sign: &str) -> bool {
+        let is_next = matches!(self.peek(), Token::Sign(other) if *other == sign);
+        self.next += usize::from(is_next);
+        is_next
     }
 
     fn expect(&mut self, sign: &str) -> Result<(), ParseError> {
-        if self.takes(sign) { Ok(()) } else { self.unexpected() }
+        if self.consume(sign) { Ok(()) } else { self.unexpected() }
     }
 
-    /// A node over children of the depths given.
-    fn node(&self, node: Node, depths: impl IntoIterator<Item = usize>) -> Step {
+    /// A node whose children have the given depths.
+    fn node(&self, node: Node, depths: impl IntoIterator<Item = usize>) -> ParseResult {
         let depth = depths.into_iter().max().unwrap_or(0) + 1;
         if depth > DEPTH_MAX {
             return self.error("too deep a nesting");
         }
-        Ok(Parsed { node, depth })
+        Ok(Subtree { node, depth })
     }
 
-    fn expression(&mut self, power_min: u8) -> Step {
+    fn expression(&mut self, power_min: u8) -> ParseResult {
         self.nesting += 1;
         if self.nesting > DEPTH_MAX {
             return self.error("too deep a nesting");
         }
         let mut left = self.prefix()?;
-        while power(self.peek()) > power_min {
+        while binding_power(self.peek()) > power_min {
             left = self.infix(left)?;
         }
         self.nesting -= 1;
         Ok(left)
     }
 
-    fn prefix(&mut self) -> Step {
+    fn prefix(&mut self) -> ParseResult {
         match self.peek().clone() {
             Token::Literal(value) => {
                 self.next += 1;
-                Ok(Parsed::leaf(Node::Literal(value)))
+                Ok(Subtree::leaf(Node::Literal(value)))
             }
             Token::Name(name) => {
-                let quoted = self.next;
+                let name_at = self.next;
                 self.next += 1;
-                if self.takes("(") { self.call(&name, quoted) } else { Ok(Parsed::leaf(Node::Field(name))) }
+                if self.consume("(") { self.call(&name, name_at) } else { Ok(Subtree::leaf(Node::Field(name))) }
             }
             Token::QuotedName(name) => {
                 self.next += 1;
-                Ok(Parsed::leaf(Node::Field(name)))
+                Ok(Subtree::leaf(Node::Field(name)))
             }
             Token::Sign("@") => {
                 self.next += 1;
-                Ok(Parsed::leaf(Node::Current))
+                Ok(Subtree::leaf(Node::Current))
             }
             Token::Sign("!") => {
                 self.next += 1;
@@ -281,12 +282,12 @@ impl Parser {
             }
             Token::Sign("{") => self.object(),
             Token::Sign("[") if !self.is_bracket() => self.list(),
-            Token::Sign("[" | "[]" | "[?") => self.infix(Parsed::leaf(Node::Current)),
+            Token::Sign("[" | "[]" | "[?") => self.infix(Subtree::leaf(Node::Current)),
             _ => self.unexpected(),
         }
     }
 
-    /// True when the `[` ahead begins an index or `[*]`, not a list.
+    /// True if the next token `[` begins an index or `[*]`, not a list.
     fn is_bracket(&self) -> bool {
         let ahead = |by: usize| self.tokens.get(self.next + by).map(|(token, _)| token);
         match ahead(1) {
@@ -297,11 +298,11 @@ impl Parser {
         }
     }
 
-    fn infix(&mut self, left: Parsed) -> Step {
+    fn infix(&mut self, left: Subtree) -> ParseResult {
         let token = self.advance();
         let Token::Sign(sign) = token else { return self.unexpected() };
-        let binary = |parser: &mut Self, make: &dyn Fn(Box<Node>, Box<Node>) -> Node, left: Parsed| {
-            let right = parser.expression(power(&Token::Sign(sign)))?;
+        let binary = |parser: &mut Self, make: &dyn Fn(Box<Node>, Box<Node>) -> Node, left: Subtree| {
+            let right = parser.expression(binding_power(&Token::Sign(sign)))?;
             let depths = [left.depth, right.depth];
             parser.node(make(left.boxed(), right.boxed()), depths)
         };
@@ -327,18 +328,18 @@ impl Parser {
                 let depths = [left.depth, right.depth];
                 self.node(Node::Then(left.boxed(), right.boxed()), depths)
             }
-            "[]" => self.projection(left, true, None, power(&Token::Sign("[]"))),
+            "[]" => self.projection(left, true, None, binding_power(&Token::Sign("[]"))),
             "[?" => {
                 let filter = self.expression(0)?;
                 self.expect("]")?;
-                self.projection(left, false, Some(filter), power(&Token::Sign("[?")))
+                self.projection(left, false, Some(filter), binding_power(&Token::Sign("[?")))
             }
-            "[" if self.takes("*") => {
+            "[" if self.consume("*") => {
                 self.expect("]")?;
                 self.projection(left, false, None, POWER_STAR)
             }
             "[" => {
-                let sign = if self.takes("-") { -1 } else { 1 };
+                let sign = if self.consume("-") { -1 } else { 1 };
                 let Token::Number(number) = *self.peek() else { return self.unexpected() };
                 self.next += 1;
                 self.expect("]")?;
@@ -352,7 +353,7 @@ impl Parser {
         }
     }
 
-    fn after_dot(&mut self) -> Step {
+    fn after_dot(&mut self) -> ParseResult {
         match self.peek() {
             Token::Name(_) | Token::QuotedName(_) | Token::Sign("{") => self.prefix(),
             Token::Sign("[") => self.list(),
@@ -360,46 +361,46 @@ impl Parser {
         }
     }
 
-    /// What is done with each item: everything up to an operator that ends a projection.
-    fn projection(&mut self, left: Parsed, flatten: bool, filter: Option<Parsed>, power_min: u8) -> Step {
+    /// A projection of `left`: its right side extends to the next operator that ends a projection.
+    fn projection(&mut self, left: Subtree, flatten: bool, filter: Option<Subtree>, power_min: u8) -> ParseResult {
         let right = match self.peek() {
-            token if power(token) < POWER_PROJECTION_END => Parsed::leaf(Node::Current),
+            token if binding_power(token) < POWER_PROJECTION_END => Subtree::leaf(Node::Current),
             Token::Sign(".") => {
                 self.next += 1;
                 let mut right = self.after_dot()?;
-                while power(self.peek()) > power_min {
+                while binding_power(self.peek()) > power_min {
                     right = self.infix(right)?;
                 }
                 right
             }
             _ => {
-                let mut right = Parsed::leaf(Node::Current);
-                while power(self.peek()) > power_min {
+                let mut right = Subtree::leaf(Node::Current);
+                while binding_power(self.peek()) > power_min {
                     right = self.infix(right)?;
                 }
                 right
             }
         };
         let depths = [left.depth, right.depth, filter.as_ref().map_or(0, |filter| filter.depth)];
-        let filter = filter.map(Parsed::boxed);
+        let filter = filter.map(Subtree::boxed);
         self.node(Node::Project { left: left.boxed(), flatten, filter, right: right.boxed() }, depths)
     }
 
-    fn list(&mut self) -> Step {
+    fn list(&mut self) -> ParseResult {
         self.expect("[")?;
         let (mut items, mut depth) = (Vec::new(), 0);
         loop {
             let item = self.expression(0)?;
             depth = depth.max(item.depth);
             items.push(item.node);
-            if !self.takes(",") {
+            if !self.consume(",") {
                 self.expect("]")?;
                 return self.node(Node::List(items), [depth]);
             }
         }
     }
 
-    fn object(&mut self) -> Step {
+    fn object(&mut self) -> ParseResult {
         self.expect("{")?;
         let (mut members, mut depth) = (Vec::new(), 0);
         loop {
@@ -409,24 +410,24 @@ impl Parser {
             let member = self.expression(0)?;
             depth = depth.max(member.depth);
             members.push((name, member.node));
-            if !self.takes(",") {
+            if !self.consume(",") {
                 self.expect("}")?;
                 return self.node(Node::Object(members), [depth]);
             }
         }
     }
 
-    /// The arguments of a function; its name is the token at `name_at`.
-    fn call(&mut self, name: &str, name_at: usize) -> Step {
+    /// A call of a function. Its name is the token at index `name_at`; the next token follows the opening parenthesis.
+    fn call(&mut self, name: &str, name_at: usize) -> ParseResult {
         let (mut arguments, mut depth) = (Vec::new(), 0);
         let mut by_expression = false;
-        if !self.takes(")") {
+        if !self.consume(")") {
             loop {
-                by_expression |= name == "map" && arguments.is_empty() && self.takes("&");
+                by_expression |= name == "map" && arguments.is_empty() && self.consume("&");
                 let argument = self.expression(0)?;
                 depth = depth.max(argument.depth);
                 arguments.push(argument.node);
-                if !self.takes(",") {
+                if !self.consume(",") {
                     self.expect(")")?;
                     break;
                 }

@@ -1,8 +1,8 @@
-//! An evaluation in slices: between two of them others may work on the same thread.
+//! Evaluation in slices, between which other tasks can run on the same thread.
 //!
-//! What is evaluated over the items of an array is tried at once first. Where that takes more than [`ATTEMPT_STEPS`] it is undone and
-//! evaluated in slices, too; evaluation changes nothing but its budget, so that the result and the budget are those of
-//! [`Evaluation::value`].
+//! The evaluation over an item of an array is first attempted without a pause. If it takes more than [`ATTEMPT_STEPS`]
+//! steps, the attempt is undone and the item is evaluated in slices. Evaluation has no side effect other than its
+//! budget, so result and budget are those of [`Evaluation::value`].
 
 use std::{borrow::Cow, pin::Pin};
 
@@ -14,35 +14,35 @@ use super::{
     parse::Node,
 };
 
-/// Steps after which a slice ends, as far as one copy of a value or one function allows.
+/// Steps after which a slice ends. The copy of a value and the call of a function are not interrupted.
 const SLICE_STEPS: u64 = 10_000;
-/// Steps that the evaluation over one item of an array may take to be done at once.
+/// Most steps of the evaluation over one item of an array without a pause.
 const ATTEMPT_STEPS: u64 = 1_000;
 
-type Evaluated<'s, T> = Pin<Box<dyn Future<Output = Result<T, EvaluationError>> + 's>>;
+type EvaluationFuture<'s, T> = Pin<Box<dyn Future<Output = Result<T, EvaluationError>> + 's>>;
 
-/// An evaluation that is paused now and then.
+/// An evaluation that pauses between slices.
 pub(super) struct Slices<'p, P> {
     evaluation: Evaluation,
-    /// What was left of the steps when the slice began.
-    began_left: u64,
+    /// The remaining steps at the start of the current slice.
+    steps_at_start: u64,
     pause: &'p mut P,
 }
 
 impl<'p, P: AsyncFnMut()> Slices<'p, P> {
     pub(super) fn new(evaluation: Evaluation, pause: &'p mut P) -> Self {
-        Self { began_left: evaluation.steps_left(), evaluation, pause }
+        Self { steps_at_start: evaluation.steps_left(), evaluation, pause }
     }
 
     /// The value of a node over a value.
-    pub(super) fn value<'s, 'v: 's>(&'s mut self, node: &'v Node, input: &'v Value) -> Evaluated<'s, Cow<'v, Value>> {
+    pub(super) fn value<'s, 'v: 's>(&'s mut self, node: &'v Node, input: &'v Value) -> EvaluationFuture<'s, Cow<'v, Value>> {
         Box::pin(self.value_of(node, input))
     }
 
     async fn value_of<'v>(&mut self, node: &'v Node, input: &'v Value) -> Result<Cow<'v, Value>, EvaluationError> {
         let is_leaf = matches!(node, Node::Current | Node::Field(_) | Node::Index(_) | Node::Literal(_));
         if !is_leaf {
-            self.evaluation.step(1)?;
+            self.evaluation.charge_steps(1)?;
         }
         Ok(match node {
             Node::Current | Node::Field(_) | Node::Index(_) | Node::Literal(_) => self.evaluation.value(node, input)?,
@@ -72,17 +72,17 @@ impl<'p, P: AsyncFnMut()> Slices<'p, P> {
                 for node in nodes {
                     items.push(self.owned(node, input).await?);
                 }
-                self.evaluation.make(1, 0)?;
+                self.evaluation.charge_memory(1, 0)?;
                 Cow::Owned(Value::Array(items))
             }
             Node::Object(nodes) => {
                 let mut members = Map::new();
                 for (name, node) in nodes {
                     let member = self.owned(node, input).await?;
-                    self.evaluation.make(1, name.len())?;
+                    self.evaluation.charge_memory(1, name.len())?;
                     members.insert(name.clone(), member);
                 }
-                self.evaluation.make(1, 0)?;
+                self.evaluation.charge_memory(1, 0)?;
                 Cow::Owned(Value::Object(members))
             }
             Node::Or(left, right) => match self.value(left, input).await? {
@@ -96,9 +96,9 @@ impl<'p, P: AsyncFnMut()> Slices<'p, P> {
             Node::Not(inner) => Cow::Owned(Value::Bool(!is_true(&*self.value(inner, input).await?))),
             Node::Compare(comparison, left, right) => {
                 let (left, right) = (self.value(left, input).await?, self.value(right, input).await?);
-                let compared = self.evaluation.compare(*comparison, &left, &right)?;
-                self.between().await;
-                Cow::Owned(compared)
+                let result = self.evaluation.compare(*comparison, &left, &right)?;
+                self.pause_if_due().await;
+                Cow::Owned(result)
             }
             Node::Arithmetic(operator, left, right) => {
                 let (left, right) = (self.value(left, input).await?, self.value(right, input).await?);
@@ -110,7 +110,7 @@ impl<'p, P: AsyncFnMut()> Slices<'p, P> {
                     arguments.push(self.value(node, input).await?);
                 }
                 let value = self.evaluation.call(*function, arguments)?;
-                self.between().await;
+                self.pause_if_due().await;
                 Cow::Owned(value)
             }
             Node::Map(each, list) => {
@@ -123,7 +123,7 @@ impl<'p, P: AsyncFnMut()> Slices<'p, P> {
                         None => self.owned(each, item).await?,
                     };
                     all.push(value);
-                    self.between().await;
+                    self.pause_if_due().await;
                 }
                 Cow::Owned(Value::Array(all))
             }
@@ -132,8 +132,8 @@ impl<'p, P: AsyncFnMut()> Slices<'p, P> {
 
     async fn owned(&mut self, node: &Node, input: &Value) -> Result<Value, EvaluationError> {
         let value = self.value(node, input).await?;
-        let value = self.evaluation.own(value)?;
-        self.between().await;
+        let value = self.evaluation.materialize(value)?;
+        self.pause_if_due().await;
         Ok(value)
     }
 
@@ -151,13 +151,13 @@ impl<'p, P: AsyncFnMut()> Slices<'p, P> {
         item: &Value,
         all: &mut Vec<Value>,
     ) -> Result<(), EvaluationError> {
-        let before = all.len();
-        if let Some(projected) = self.attempt(|evaluation| evaluation.project(filter, right, item, all)) {
-            projected?;
-            self.between().await;
+        let length = all.len();
+        if let Some(result) = self.attempt(|evaluation| evaluation.project(filter, right, item, all)) {
+            result?;
+            self.pause_if_due().await;
             return Ok(());
         }
-        all.truncate(before);
+        all.truncate(length);
         if let Some(filter) = filter
             && !is_true(&*self.value(filter, item).await?)
         {
@@ -165,14 +165,14 @@ impl<'p, P: AsyncFnMut()> Slices<'p, P> {
         }
         let value = self.value(right, item).await?;
         if !value.is_null() {
-            let value = self.evaluation.own(value)?;
+            let value = self.evaluation.materialize(value)?;
             all.push(value);
         }
-        self.between().await;
+        self.pause_if_due().await;
         Ok(())
     }
 
-    /// Evaluates at once; none where that takes too many steps, and then nothing was paid.
+    /// Evaluates without a pause. `None` if that takes more than [`ATTEMPT_STEPS`] steps; the budget is then unchanged.
     fn attempt<T>(
         &mut self,
         evaluate: impl FnOnce(&mut Evaluation) -> Result<T, EvaluationError>,
@@ -182,11 +182,11 @@ impl<'p, P: AsyncFnMut()> Slices<'p, P> {
         self.evaluation.end_attempt(before).then_some(result)
     }
 
-    /// Ends the slice where it has done its steps.
-    async fn between(&mut self) {
-        if self.began_left.saturating_sub(self.evaluation.steps_left()) >= SLICE_STEPS {
+    /// Pauses, and starts the next slice, if the current one has used its steps.
+    async fn pause_if_due(&mut self) {
+        if self.steps_at_start.saturating_sub(self.evaluation.steps_left()) >= SLICE_STEPS {
             (self.pause)().await;
-            self.began_left = self.evaluation.steps_left();
+            self.steps_at_start = self.evaluation.steps_left();
         }
     }
 }

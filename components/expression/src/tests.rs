@@ -28,17 +28,17 @@ fn evaluate(expression: &str, input: &str) -> String {
     }
 }
 
-/// The result of an evaluation in slices, and how often it was paused.
+/// The result of an evaluation in slices, and the number of its pauses.
 fn in_slices(expression: &Expression, input: &Json, bounds: Bounds) -> (Result<Json, EvaluationError>, usize) {
     let pauses = Cell::new(0);
     let evaluation = pin!(expression.evaluate_in_slices(input, bounds, async || pauses.set(pauses.get() + 1)));
-    // Nothing in it waits.
-    let Poll::Ready(result) = evaluation.poll(&mut Context::from_waker(Waker::noop())) else { panic!("it waits") };
+    // `pause` is always ready.
+    let Poll::Ready(result) = evaluation.poll(&mut Context::from_waker(Waker::noop())) else { panic!("the evaluation is pending") };
     (result, pauses.get())
 }
 
 #[test]
-fn large_evaluation_is_done_in_many_slices_with_the_same_result() {
+fn large_evaluation_in_slices_has_the_same_result() {
     let numbers = format!("[{}1]", (0..60_000).map(|number| format!("{},", number % 10)).collect::<String>());
     let (numbers, bounds) = (Json::from_checked(numbers), Bounds::default());
     let nested = format!("[{}]", vec!["[1,2,3,4,5,6,7,8,9,10]"; 3_000].join(","));
@@ -48,7 +48,7 @@ fn large_evaluation_is_done_in_many_slices_with_the_same_result() {
         ("[@,@,@,@] | length(@)", &numbers, 4),
         ("@[*].[@, @] | [] | length(@)", &numbers, 20),
         ("map(&length(@[?@ > `3`]), @) | sum(@)", &Json::from_checked(nested.clone()), 10),
-        // More than is done at once over each item.
+        // More than `ATTEMPT_STEPS` for each item.
         ("map(&length(map(&[@, @], @)), [@, @]) | sum(@)", &Json::from_checked(nested), 15),
     ] {
         let parsed = Expression::parse(expression).unwrap();
@@ -199,7 +199,7 @@ fn evaluation_is_bounded() {
     ] {
         assert!(evaluate(&expression, "{}").starts_with("parse: too deep a nesting"), "{}", &expression[..20]);
     }
-    // Each pipe doubles: 2^40 values, were it not for the bound.
+    // Each pipe doubles the values: 2^40 of them without the bound.
     let doubling = vec!["[@,@]"; 40].join("|");
     let text = format!("'{}'", "x".repeat(2100));
     let large = format!("[{}1]", "1,".repeat(3000));
@@ -215,10 +215,10 @@ fn evaluation_is_bounded() {
         let sliced =
             in_slices(&Expression::parse(&expression).unwrap(), &Json::from_checked(input), Bounds::default()).0;
         assert_eq!(sliced.map_or_else(|error| format!("error: {error}"), |json| json.as_str().to_owned()), result);
-        let shown = &result[..result.len().min(100)];
-        assert!(result.starts_with(want), "{}…: {shown}, not {want}", &expression[..9]);
+        let prefix = &result[..result.len().min(100)];
+        assert!(result.starts_with(want), "{}…: {prefix}, not {want}", &expression[..9]);
     }
-    // An evaluation for each item of a list, for each item of it: the input has 3,000 of them.
+    // Two nested loops over 3,000 items each.
     let squared = format!("map(&length(map(&@, `{large}`)), @)");
     let result = evaluate(&squared, &large);
     assert!(result.starts_with("error: the expression "), "{result}");
@@ -227,7 +227,7 @@ fn evaluation_is_bounded() {
     assert_eq!(result, "error: the result is nested deeper than 100 levels");
 }
 
-/// Pieces that make expressions, mostly.
+/// Concatenated pieces of syntax, many of which are valid expressions.
 fn pieces() -> impl Strategy<Value = String> {
     let piece = prop::sample::select(vec![
         "a",
@@ -293,12 +293,12 @@ proptest! {
         let Ok(expression) = Expression::parse(&text) else { return Ok(()) };
         let bounds = Bounds { steps_max: 5000, memory_bytes_max: 1 << 16, output_bytes_max: 1 << 12 };
         let whole = expression.evaluate(&Json::from_checked(input), bounds);
-        // Whatever is tried at once, the budget is the same.
+        // Attempts do not change the budget.
         prop_assert_eq!(&in_slices(&expression, &Json::from_checked(input), bounds).0, &whole);
         if let Ok(json) = whole {
             prop_assert!(json.bytes() <= bounds.output_bytes_max);
             let value: serde_json::Value = serde_json::from_str(json.as_str()).expect("a result is JSON");
-            // The result over itself is itself: `@` copies nothing wrong.
+            // `@` over the result is the result.
             let again = Expression::parse("@").expect("@").evaluate(&json, Bounds::default()).expect("@");
             prop_assert_eq!(serde_json::from_str::<serde_json::Value>(again.as_str()).expect("JSON"), value);
         }

@@ -1,4 +1,5 @@
-//! The compliance suite of JMESPath (`tests/jmespath`), every case of it: what is left out or differs on purpose is listed here.
+//! All cases of the compliance suite of JMESPath (`tests/jmespath`). Unsupported features are listed here, with their
+//! reasons.
 
 #![allow(clippy::unwrap_used)]
 
@@ -9,14 +10,14 @@ use serde_json::Value;
 use weir_core::pipelines::Json;
 use weir_expression::{Bounds, Expression};
 
-/// What this language leaves out or does differently, and how many cases of the suite show it.
+/// The unsupported features, and the number of cases of the suite that fail because of each.
 const DEPARTURES: &[(&str, usize)] = &[(BY_EXPRESSION, 15), (OBJECT_WILDCARD, 40), (SLICE, 37)];
 
-const BY_EXPRESSION: &str = "left out: functions by expression other than `map`: `sort_by`, `max_by`, `min_by`";
-const OBJECT_WILDCARD: &str = "left out: the values of an object by `*`; `values(@)` gives them";
-const SLICE: &str = "left out: slices";
+const BY_EXPRESSION: &str = "unsupported: functions by expression other than `map`: `sort_by`, `max_by`, `min_by`";
+const OBJECT_WILDCARD: &str = "unsupported: the values of an object by `*`; use `values(@)`";
+const SLICE: &str = "unsupported: slices";
 
-/// Why a case is not expected to have the result of the suite.
+/// Why a case may have another result than in the suite.
 fn departure(file: &str, expression: &str) -> Option<&'static str> {
     let is_any = |parts: &[&str]| parts.iter().any(|part| expression.contains(part));
     if is_any(&["sort_by(", "max_by(", "min_by("]) {
@@ -30,10 +31,10 @@ fn departure(file: &str, expression: &str) -> Option<&'static str> {
     }
 }
 
-/// The result of an expression; none for an error of any kind.
-fn evaluate(expression: &str, given: &Value) -> Option<Value> {
+/// The result of an expression; `None` for any error.
+fn evaluate(expression: &str, input: &Value) -> Option<Value> {
     let expression = Expression::parse(expression).ok()?;
-    let result = expression.evaluate(&Json::from_checked(given.to_string()), Bounds::default()).ok()?;
+    let result = expression.evaluate(&Json::from_checked(input.to_string()), Bounds::default()).ok()?;
     Some(serde_json::from_str(result.as_str()).unwrap())
 }
 
@@ -67,20 +68,20 @@ fn each_case_has_the_result_of_the_suite_or_a_listed_reason() {
             for case in suite["cases"].as_array().unwrap() {
                 cases += 1;
                 let expression = case["expression"].as_str().unwrap();
-                let got = evaluate(expression, &suite["given"]);
-                let wanted = case.get("result");
-                let is_right = match (&got, wanted) {
-                    (Some(got), Some(wanted)) => is_equal(got, wanted),
+                let actual = evaluate(expression, &suite["given"]);
+                let expected = case.get("result");
+                let is_right = match (&actual, expected) {
+                    (Some(actual), Some(expected)) => is_equal(actual, expected),
                     (None, None) => true,
                     _ => false,
                 };
                 match departure(file, expression) {
-                    // A case with a reason may be right by chance, an error most of all.
+                    // A case with a reason can still have the right result, such as an error.
                     Some(reason) if !is_right => *departures.entry(reason).or_insert(0) += 1,
                     None if !is_right => {
-                        let wanted = wanted.map_or("an error".to_owned(), Value::to_string);
-                        let got = got.map_or("an error".to_owned(), |got| got.to_string());
-                        wrong.push(format!("{file}: {expression}\n    gives {got}\n    not   {wanted}"));
+                        let expected = expected.map_or("an error".to_owned(), Value::to_string);
+                        let actual = actual.map_or("an error".to_owned(), |actual| actual.to_string());
+                        wrong.push(format!("{file}: {expression}\n    gives {actual}\n    not   {expected}"));
                     }
                     _ => {}
                 }

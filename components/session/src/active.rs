@@ -19,36 +19,36 @@ const NS_PER_MS: u64 = 1_000_000;
 /// A session in progress: the state machine with the configuration that its checkpoints carry.
 #[derive(Debug)]
 pub struct ActiveSession {
-    ask: SessionRequest,
+    request: SessionRequest,
     session: Session,
 }
 
 impl ActiveSession {
-    /// Begins a session, or continues one from a checkpoint.
+    /// Starts a session, or continues one from a checkpoint.
     ///
     /// # Errors
     ///
-    /// [`StartFailure`]
+    /// The configuration or the checkpoint is invalid: see [`StartFailure`].
     pub fn start(start: Start, rules: &RulesCache, now_ns: u64) -> Result<Self, StartFailure> {
         match start {
             Start::Config(config) => {
-                let (ask, session_rules) =
+                let (request, session_rules) =
                     rules.get(&config).map_err(|error| StartFailure::InvalidConfig(error.to_string()))?;
-                Ok(Self { ask, session: Session::new(session_rules, now_ns) })
+                Ok(Self { request, session: Session::new(session_rules, now_ns) })
             }
             Start::Checkpoint(Rested { bytes, rested_ms }) => {
-                let (ask, mut session) = checkpoint::decode(&bytes, |config| rules.get(config), now_ns)
+                let (request, mut session) = checkpoint::decode(&bytes, |config| rules.get(config), now_ns)
                     .map_err(|error| StartFailure::InvalidCheckpoint(error.to_string()))?;
                 session.handle_rest(rested_ms.saturating_mul(NS_PER_MS));
-                Ok(Self { ask, session })
+                Ok(Self { request, session })
             }
         }
     }
 
-    /// Takes an input and appends its outputs to `outputs`.
+    /// Handles an input and appends its outputs to `outputs`.
     pub fn handle_input(&mut self, input: Input, now_ns: u64, outputs: &mut Vec<Output>) {
         let Input { line, seq, body } = input;
-        let taken = match body {
+        let receipt = match body {
             InputBody::Chunk(chunk) => self.session.handle_chunk(now_ns, seq, chunk),
             InputBody::End => self.session.handle_end(now_ns, seq),
             InputBody::Stored(line) => {
@@ -77,14 +77,14 @@ impl ActiveSession {
                 return outputs.push(reply(OutputBody::Context((context.render_for_llm(), json))));
             }
         };
-        let from = outputs.len();
+        let first = outputs.len();
         while let Some(core::Output { number, event }) = self.session.poll_event(now_ns) {
             outputs.push(Output { event_id: number, seq, more: true, body: output(event) });
         }
-        if let Some(last) = outputs.get_mut(from..).and_then(<[Output]>::last_mut) {
+        if let Some(last) = outputs.get_mut(first..).and_then(<[Output]>::last_mut) {
             last.more = false;
         }
-        match taken {
+        match receipt {
             Ok(Receipt::New) => {}
             Ok(Receipt::Repeated { seq_last }) => {
                 outputs.push(reply(OutputBody::Repeated((seq.unwrap_or(seq_last), seq_last))));
@@ -101,12 +101,12 @@ impl ActiveSession {
     }
 
     fn checkpoint(&self, now_ns: u64) -> Vec<u8> {
-        let checkpoint = self.session.checkpoint(now_ns).expect("every input's events are taken at once");
-        checkpoint::encode(&self.ask, &checkpoint)
+        let checkpoint = self.session.checkpoint(now_ns).expect("the events of every input are polled before the next input");
+        checkpoint::encode(&self.request, &checkpoint)
     }
 }
 
-/// An output that is no event.
+/// An output that is not an event.
 fn reply(body: OutputBody) -> Output {
     Output { event_id: None, seq: None, more: false, body }
 }
@@ -127,48 +127,48 @@ mod tests {
         Start::Checkpoint(Rested { bytes, rested_ms })
     }
 
-    fn take(active: &mut ActiveSession, body: Input) -> Vec<Output> {
+    fn handle(active: &mut ActiveSession, input: Input) -> Vec<Output> {
         let mut outputs = Vec::new();
-        active.handle_input(body, 0, &mut outputs);
+        active.handle_input(input, 0, &mut outputs);
         outputs
     }
 
     #[test]
-    fn inputs_are_acknowledged_in_order() {
+    fn inputs_are_answered_in_order() {
         let rules = RulesCache::default();
         let mut active = ActiveSession::start(Start::Config("{}".to_owned()), &rules, 0).unwrap();
-        let outputs = take(&mut active, input(1, Some(1), chunk(0.0, 1.0, "I'll send the price")));
+        let outputs = handle(&mut active, input(1, Some(1), chunk(0.0, 1.0, "I'll send the price")));
         assert!(
             matches!(&outputs[..], [Output { event_id: Some(1), seq: Some(1), more: false, body: OutputBody::Partial(partial) }] if partial.text == "I'll send the price")
         );
-        let outputs = take(&mut active, input(2, Some(2), chunk(2.0, 1.0, "x")));
+        let outputs = handle(&mut active, input(2, Some(2), chunk(2.0, 1.0, "x")));
         let refusal = Refusal {
             code: "end_before_start".to_owned(),
             field: Some("end".to_owned()),
             message: "Chunk end must be >= start".to_owned(),
         };
         assert_eq!(outputs, [reply(OutputBody::Refused((2, refusal.clone())))]);
-        let outputs = take(&mut active, input(3, None, InputBody::Refused(refusal.clone())));
+        let outputs = handle(&mut active, input(3, None, InputBody::Refused(refusal.clone())));
         assert_eq!(outputs, [reply(OutputBody::Refused((3, refusal)))]);
-        assert_eq!(take(&mut active, input(4, Some(1), InputBody::End)), [reply(OutputBody::Repeated((1, 1)))]);
-        let outputs = take(&mut active, input(5, Some(2), InputBody::End));
+        assert_eq!(handle(&mut active, input(4, Some(1), InputBody::End)), [reply(OutputBody::Repeated((1, 1)))]);
+        let outputs = handle(&mut active, input(5, Some(2), InputBody::End));
         let [
-            Output { body: OutputBody::Final(kept), more: true, .. },
+            Output { body: OutputBody::Final(segment), more: true, .. },
             Output { body: OutputBody::Summary(due), more: false, .. },
         ] = &outputs[..]
         else {
             panic!("{outputs:?}");
         };
-        assert_eq!((kept.workflow.as_str(), kept.annotation.intent.as_deref()), ("action_item", Some("commitment")));
-        assert_eq!((kept.annotation.keywords.as_slice(), due.is_final), (["price".to_owned()].as_slice(), true));
+        assert_eq!((segment.workflow.as_str(), segment.annotation.intent.as_deref()), ("action_item", Some("commitment")));
+        assert_eq!((segment.annotation.keywords.as_slice(), due.is_final), (["price".to_owned()].as_slice(), true));
     }
 
     #[test]
     fn session_continues_from_a_checkpoint() {
         let rules = RulesCache::default();
         let mut active = ActiveSession::start(Start::Config("{\"max_gap_sec\":0.5}".to_owned()), &rules, 0).unwrap();
-        take(&mut active, input(1, Some(1), chunk(0.0, 1.0, "one")));
-        let outputs = take(&mut active, input(0, None, InputBody::Checkpoint));
+        handle(&mut active, input(1, Some(1), chunk(0.0, 1.0, "one")));
+        let outputs = handle(&mut active, input(0, None, InputBody::Checkpoint));
         let [Output { event_id: None, body: OutputBody::Checkpoint(bytes), .. }] = &outputs[..] else {
             panic!("{outputs:?}")
         };
@@ -176,11 +176,11 @@ mod tests {
         for body in
             [chunk(1.5, 2.0, "two"), chunk(2.6, 3.0, "three"), InputBody::End, InputBody::Context, InputBody::State]
         {
-            let given = input(9, Some(7), body);
+            let next = input(9, Some(7), body);
             let (mut one, mut two) = (Vec::new(), Vec::new());
-            active.handle_input(given.clone(), 5, &mut one);
-            other.handle_input(given, 5, &mut two);
-            // Only the latency is of the process.
+            active.handle_input(next.clone(), 5, &mut one);
+            other.handle_input(next, 5, &mut two);
+            // The state contains the latency of each process.
             if !matches!(one[0].body, OutputBody::State(_)) {
                 assert_eq!(one, two);
             }
@@ -192,20 +192,20 @@ mod tests {
     }
 
     #[test]
-    fn resume_counts_stored_events_and_elapsed_time() {
+    fn restored_session_counts_elapsed_time_and_stored_events() {
         let rules = RulesCache::default();
         let mut active = ActiveSession::start(Start::Config("{}".to_owned()), &rules, 0).unwrap();
-        let outputs = take(&mut active, input(0, None, InputBody::Checkpoint));
+        let outputs = handle(&mut active, input(0, None, InputBody::Checkpoint));
         let [Output { body: OutputBody::Checkpoint(bytes), .. }] = &outputs[..] else { panic!("{outputs:?}") };
         let mut active = ActiveSession::start(rested(bytes.clone(), 590_000), &rules, 0).unwrap();
-        let outputs = take(&mut active, input(0, None, InputBody::Time));
+        let outputs = handle(&mut active, input(0, None, InputBody::Time));
         assert_eq!(outputs, [reply(OutputBody::Expiring(10_000))]);
         let line = r#"{"type":"partial_segment","segment":{"start":0,"end":1,"text":"a","speaker_id":null},"seq":4,"event_id":1}"#;
-        assert_eq!(take(&mut active, input(0, None, InputBody::Stored(line.to_owned()))), []);
-        assert_eq!(take(&mut active, input(0, None, InputBody::Stored("nothing".to_owned()))), []);
-        let outputs = take(&mut active, input(1, Some(4), chunk(0.0, 1.0, "a")));
+        assert_eq!(handle(&mut active, input(0, None, InputBody::Stored(line.to_owned()))), []);
+        assert_eq!(handle(&mut active, input(0, None, InputBody::Stored("nothing".to_owned()))), []);
+        let outputs = handle(&mut active, input(1, Some(4), chunk(0.0, 1.0, "a")));
         assert_eq!(outputs, [reply(OutputBody::Repeated((4, 4)))]);
-        let outputs = take(&mut active, input(2, Some(5), chunk(1.0, 2.0, "b")));
+        let outputs = handle(&mut active, input(2, Some(5), chunk(1.0, 2.0, "b")));
         assert!(
             matches!(&outputs[..], [Output { event_id: Some(2), seq: Some(5), body: OutputBody::Partial(partial), .. }] if partial.text == "a b")
         );

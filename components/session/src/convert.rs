@@ -1,4 +1,4 @@
-//! Conversions from core's types to the records of `weir:stream/session`: all that there are. Chunks and segments need none, since the
+//! All conversions from core's types to the records of `weir:stream/session`. Chunks and segments need none, since the
 //! bindings use core's.
 
 use std::sync::Arc;
@@ -37,14 +37,14 @@ fn final_segment(segment: &Final) -> FinalSegment {
 
 /// An annotation as a record.
 pub fn annotation(annotation: &core::Annotation) -> Annotation {
-    let found = |found: &core::annotate::KeywordMatch| KeywordMatch {
-        risk: (*found.risk).to_owned(),
-        keyword: (*found.keyword).to_owned(),
+    let keyword_match = |entry: &core::annotate::KeywordMatch| KeywordMatch {
+        risk: (*entry.risk).to_owned(),
+        keyword: (*entry.keyword).to_owned(),
     };
     Annotation {
         keywords: names(&annotation.keywords),
         risk_tags: names(&annotation.risk_tags),
-        matches: annotation.matches.iter().map(found).collect(),
+        matches: annotation.matches.iter().map(keyword_match).collect(),
         action: annotation.action.as_deref().map(str::to_owned),
         intent: annotation.intent.map(|intent| intent.name().to_owned()),
     }

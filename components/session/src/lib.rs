@@ -1,11 +1,11 @@
 //! The session component: transcript sessions over streams.
 //!
 //! - [`active`]: one session between its inputs and its outputs.
-//! - [`convert`]: core's types as records.
-//! - [`rules`]: rules that sessions of the same configuration share.
-//! - `service`: the streams; for wasm32 only, all else is tested natively.
+//! - [`convert`]: core's types as WIT records.
+//! - [`rules`]: a cache of rules, which sessions with the same configuration share.
+//! - `service`: the streams, for wasm32 only; everything else is tested natively.
 //!
-//! It imports `wasi:clocks` and the parts of `wasi:cli` that Rust's standard library needs, nothing of Weir.
+//! It imports `wasi:clocks`, the parts of `wasi:cli` that Rust's standard library needs, and no interface of Weir.
 
 /// The generated bindings of the world `session-service`.
 #[allow(missing_docs)]

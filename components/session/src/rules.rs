@@ -1,4 +1,5 @@
-//! Rules that sessions of the same configuration share: making them costs more than a session.
+//! A cache of rules, which sessions with the same configuration share: compiling rules costs more than creating a
+//! session.
 
 use std::{cell::RefCell, sync::Arc};
 
@@ -23,17 +24,17 @@ impl RulesCache {
     pub fn get(&self, config: &str) -> Result<(SessionRequest, Arc<SessionRules>), RequestError> {
         let mut entries = self.entries.borrow_mut();
         if let Some(at) = entries.iter().position(|(known, ..)| known == config) {
-            let found = entries.remove(at);
-            entries.push(found.clone());
-            return Ok((found.1, found.2));
+            let entry = entries.remove(at);
+            entries.push(entry.clone());
+            return Ok((entry.1, entry.2));
         }
-        let ask = SessionRequest::from_json(config.as_bytes())?;
-        let rules = SessionRules::new(ask.config.clone()).expect("a configuration that was read was checked");
+        let request = SessionRequest::from_json(config.as_bytes())?;
+        let rules = SessionRules::new(request.config.clone()).expect("parsing validates the configuration");
         if entries.len() >= ENTRIES_MAX {
             entries.remove(0);
         }
-        entries.push((config.to_owned(), ask.clone(), rules.clone()));
-        Ok((ask, rules))
+        entries.push((config.to_owned(), request.clone(), rules.clone()));
+        Ok((request, rules))
     }
 }
 

@@ -12,28 +12,28 @@ use crate::{
     types::{Annotation, Guest, Input, Output, Start, StartFailure},
 };
 
-/// The most inputs in one read.
+/// Most inputs in one read.
 const INPUTS_MAX: usize = 128;
-/// Outputs that are written before more inputs are read.
-const OUTPUTS_FEW: usize = 256;
-/// Most texts that are annotated at once.
+/// Outputs in a batch from which on it is written before the next input is handled.
+const OUTPUTS_BATCH: usize = 256;
+/// Most texts in one call of `annotate`.
 const TEXTS_MAX: usize = 1024;
 
 thread_local! {
     static RULES: Rc<RulesCache> = Rc::default();
-    static BEGAN: Cell<Option<Instant>> = const { Cell::new(None) };
+    static START: Cell<Option<Instant>> = const { Cell::new(None) };
 }
 
 /// Nanoseconds since the first call of this instance.
 fn now_ns() -> u64 {
     let now = Instant::now();
-    let began = BEGAN.with(|began| {
-        began.get().unwrap_or_else(|| {
-            began.set(Some(now));
+    let start = START.with(|start| {
+        start.get().unwrap_or_else(|| {
+            start.set(Some(now));
             now
         })
     });
-    u64::try_from(now.duration_since(began).as_nanos()).unwrap_or(u64::MAX)
+    u64::try_from(now.duration_since(start).as_nanos()).unwrap_or(u64::MAX)
 }
 
 struct Service;
@@ -50,27 +50,28 @@ impl Guest for Service {
 
     async fn annotate(config: String, texts: Vec<String>) -> Result<Vec<Annotation>, StartFailure> {
         if texts.len() > TEXTS_MAX {
-            let reason = format!("at most {TEXTS_MAX} texts are annotated at once, and not {}", texts.len());
+            let reason = format!("{} texts are too many for one call; at most {TEXTS_MAX} are annotated at once", texts.len());
             return Err(StartFailure::InvalidConfig(reason));
         }
         let (_, rules) =
             RULES.with(Rc::clone).get(&config).map_err(|error| StartFailure::InvalidConfig(error.to_string()))?;
-        let mut room = Default::default();
-        Ok(texts.iter().map(|text| annotation(&rules.annotator().annotate(text, &mut room))).collect())
+        let mut buffers = Default::default();
+        Ok(texts.iter().map(|text| annotation(&rules.annotator().annotate(text, &mut buffers))).collect())
     }
 }
 
 async fn serve(mut active: ActiveSession, mut inputs: StreamReader<Input>, mut outputs: StreamWriter<Output>) {
-    let mut room = Vec::with_capacity(INPUTS_MAX);
+    let mut buffer = Vec::with_capacity(INPUTS_MAX);
     loop {
-        let (status, mut taken) = inputs.read(room).await;
+        let (status, mut received) = inputs.read(buffer).await;
         let mut batch = Vec::new();
-        // One reading of the clock for inputs that came together.
+        // The inputs of one read have the same time.
         let now_ns = now_ns();
-        for input in taken.drain(..) {
+        for input in received.drain(..) {
             active.handle_input(input, now_ns, &mut batch);
-            // A chunk of a few bytes may lead to a partial segment of many.
-            if batch.len() >= OUTPUTS_FEW && !outputs.write_all(std::mem::take(&mut batch)).await.is_empty() {
+            // The partial segment after a short chunk can be long, so the batch is bounded by its outputs, not by its
+            // inputs.
+            if batch.len() >= OUTPUTS_BATCH && !outputs.write_all(std::mem::take(&mut batch)).await.is_empty() {
                 return;
             }
         }
@@ -80,6 +81,6 @@ async fn serve(mut active: ActiveSession, mut inputs: StreamReader<Input>, mut o
         if !matches!(status, StreamResult::Complete(_)) {
             return;
         }
-        room = taken;
+        buffer = received;
     }
 }

@@ -184,10 +184,10 @@ fn unusable_key_is_skipped_beside_a_usable_one() {
         PEM block at line 1: the public key is neither P-256 (ES256) nor Ed25519 (EdDSA)
         PEM block at line 10: this is a private key; tokens are verified with the public one"#]],
     );
-    // A block that is cut short hides no other.
-    let cut: String = P256_PEM.lines().take(2).map(|line| format!("{line}\n")).collect();
+    // A truncated block does not hide the next one.
+    let truncated: String = P256_PEM.lines().take(2).map(|line| format!("{line}\n")).collect();
     check(
-        format!("{cut}{ED25519_PEM}"),
+        format!("{truncated}{ED25519_PEM}"),
         expect![[r#"
         EdDsa
         PEM block at line 1: the block has no `-----END …-----` line of the same label"#]],
@@ -212,8 +212,8 @@ fn secrets_are_read_line_by_line() {
         "\u{feff}the first of two secrets of thirty-two bytes\r\n\r\nthe second of two secrets of thirty-two bytes\r\n",
         expect!["2 secrets"],
     );
-    let exact = read_secrets(b"  spaces belong to a secret of a line   \r\n").unwrap();
-    assert!(exact[0].verifies(
+    let secrets = read_secrets(b"  spaces belong to a secret of a line   \r\n").unwrap();
+    assert!(secrets[0].verifies(
         b"message",
         &crate::key::mac(b"  spaces belong to a secret of a line   ", &[b"message"]).finalize().into_bytes()
     ));
@@ -253,7 +253,7 @@ fn public_key_in_the_file_of_secrets_is_refused() {
     );
 }
 
-/// Public keys in forms that tools write.
+/// Public keys in the forms that common tools write.
 fn public_key_files() -> Vec<(&'static str, Vec<u8>)> {
     let base64 = Base64::encode_string(&der(P256_PEM));
     let hex = |bytes: &[u8]| bytes.iter().map(|byte| format!("{byte:02x}")).collect::<String>();
@@ -281,7 +281,6 @@ fn public_key_files() -> Vec<(&'static str, Vec<u8>)> {
     ]
 }
 
-/// A public key must never become a secret.
 #[test]
 fn public_key_in_any_form_is_never_a_shared_secret() {
     for (name, contents) in public_key_files() {
@@ -310,7 +309,7 @@ proptest! {
     ) {
         let contents = [begin.as_bytes(), &contents].concat();
         if let Ok(file) = read_keys(&contents) {
-            // Random bytes declare no secret.
+            // Random bytes are never declared as a secret.
             prop_assert!(file.keys.iter().all(|key| key.algorithm() != Algorithm::Hs256));
         }
         let _ = read_secrets(&contents);

@@ -28,7 +28,7 @@ fn token_is_accepted_only_within_its_times() {
     ] {
         assert_eq!(refused_with("exp", Some(value)), EXP, "{value}");
     }
-    // No JSON at all.
+    // Not JSON.
     for value in ["NaN", "Infinity", "1e999", "0x6b49d200", "+1800000600", "01800000600", "1_800_000_600"] {
         assert_eq!(refused_with("exp", Some(value)), TokenError::Claims, "{value}");
     }
@@ -58,7 +58,7 @@ fn token_is_accepted_only_within_its_times() {
             assert_eq!(refused_with(claim, Some(value)), TokenError::Malformed { claim }, "{claim} {value}");
         }
     }
-    // A clock at either end of time.
+    // The extreme times of the clock.
     let good = claiming(CLAIMS);
     assert_eq!(verifier().verify(&good, u64::MAX), Err(TokenError::Expired));
     assert!(verifier().verify(&good, 0).is_ok());
@@ -133,7 +133,7 @@ fn ambiguous_claims_are_refused() {
 }
 
 #[test]
-fn keys_are_rotated() {
+fn rotated_keys_verify_their_own_tokens() {
     let old = claiming(CLAIMS);
     let new = token(r#"{"alg":"HS256","kid":"hs2"}"#, CLAIMS, |message| hs256(message, &[9; 32]));
     let key = |secret: &[u8], id| Key::from_secret(secret).unwrap().with_id(id).unwrap();

@@ -139,6 +139,6 @@ fn fixture() -> Fixture {
 const PATH: &str = "/stream/workflow/42";
 
 fn enter(guard: &Guard, headers: &[(&str, &str)], query: &str) -> Result<Authenticated, AuthError> {
-    let shown = Credentials::find(headers.iter().map(|(name, value)| (*name, value.as_bytes())), query).unwrap();
-    guard.authenticate(&shown, PATH, Some("weir.example"), NOW_S)
+    let credentials = Credentials::find(headers.iter().map(|(name, value)| (*name, value.as_bytes())), query).unwrap();
+    guard.authenticate(&credentials, PATH, Some("weir.example"), NOW_S)
 }

@@ -5,19 +5,19 @@ use super::*;
 fn mutated(text: String) -> impl Strategy<Value = String> {
     let length = text.len();
     prop::collection::vec((0..length, 0u8..5, "[A-Za-z0-9._=-]"), 1..4).prop_map(move |changes| {
-        let mut bent = text.clone().into_bytes();
+        let mut bytes = text.clone().into_bytes();
         for (at, how, by) in changes {
-            let at = at.min(bent.len().saturating_sub(1));
+            let at = at.min(bytes.len().saturating_sub(1));
             let by = by.as_bytes()[0];
             match how {
-                0 => bent[at] = by,
-                1 => bent.insert(at, by),
-                2 if bent.len() > 1 => drop(bent.remove(at)),
-                3 => bent.truncate(at.max(1)),
-                _ => bent.extend_from_slice(&[by]),
+                0 => bytes[at] = by,
+                1 => bytes.insert(at, by),
+                2 if bytes.len() > 1 => drop(bytes.remove(at)),
+                3 => bytes.truncate(at.max(1)),
+                _ => bytes.extend_from_slice(&[by]),
             }
         }
-        String::from_utf8(bent).unwrap()
+        String::from_utf8(bytes).unwrap()
     })
 }
 
@@ -30,7 +30,7 @@ proptest! {
             mutated(token(r#"{"alg":"EdDSA","kid":"ed"}"#, CLAIMS, eddsa)),
         ],
     ) {
-        // ES256 has many valid signatures of one token; making one takes the private key.
+        // ES256 has many valid signatures of a token, but only the private key can create them.
         if verify(&token).is_ok() {
             let good = [
                 claiming(CLAIMS),
@@ -60,7 +60,7 @@ proptest! {
     }
 
     #[test]
-    fn claims_of_any_shape_are_read_or_refused(
+    fn claims_of_any_shape_are_accepted_or_refused(
         name in "iss|aud|sub|exp|nbf|iat|scope",
         value in "-?[0-9]{1,20}(\\.[0-9]{1,3})?(e[0-9]{1,2})?|\"[a-z :*]{0,8}\"|null|true|\\[(\"weir\"|1)?\\]|\\{\\}",
     ) {
@@ -80,8 +80,8 @@ proptest! {
         let bearer = bearer.map(|token| format!("Bearer {token}"));
         let headers = [("authorization", &bearer), ("cookie", &cookie)];
         let headers = headers.iter().filter_map(|(name, value)| Some((*name, value.as_ref()?.as_bytes())));
-        if let Ok(shown) = Credentials::find(headers, &query) {
-            prop_assert!(guard.authenticate(&shown, PATH, None, NOW_S).is_err());
+        if let Ok(credentials) = Credentials::find(headers, &query) {
+            prop_assert!(guard.authenticate(&credentials, PATH, None, NOW_S).is_err());
         }
     }
 }

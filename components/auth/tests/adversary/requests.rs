@@ -39,7 +39,7 @@ fn credentials_of_two_users_are_refused() {
     let query = format!("ticket={ticket}");
     assert_eq!(enter(&guard, &both[..1], &query), Err(AuthError::TwoUsers));
     assert_eq!(user(enter(&guard, &both[1..], &query).unwrap()), "bob");
-    // Something forged beside something good.
+    // A forged credential beside a valid one.
     let forged = [("authorization", bearer.as_str()), ("cookie", "__Host-weir=eyJhbGciOiJub25lIn0.e30.x")];
     assert!(matches!(enter(&guard, &forged, ""), Err(AuthError::Token(_))));
     assert!(matches!(enter(&guard, &both[..1], "ticket=wt1.AAAA.AAAA"), Err(AuthError::Ticket(TicketError::Forged))));
@@ -54,22 +54,22 @@ fn ticket_is_accepted_for_one_path_once() {
     };
     let ticket = guard.issue_ticket(&identity, PATH, None, &[6; 16], LABEL, NOW_S).unwrap().ticket;
     let query = format!("ticket={ticket}");
-    // A store that has seen the id says so.
+    // A store of claimed ids.
     let mut claims = std::collections::BTreeSet::new();
-    let mut open = |query: &str| match enter(&guard, &[], query)? {
+    let mut claim = |query: &str| match enter(&guard, &[], query)? {
         Authenticated::Identity(identity) => Ok(identity),
         Authenticated::Ticket(unclaimed) => {
             let first = claims.insert(unclaimed.id().to_owned());
             Ok::<_, AuthError>(unclaimed.into_identity(first, LABEL)?)
         }
     };
-    assert_eq!(open(&query).unwrap(), identity);
-    assert_eq!(open(&query), Err(AuthError::Ticket(TicketError::Used)));
-    let elsewhere = guard.issue_ticket(&identity, "/stream/workflow/43", None, &[7; 16], LABEL, NOW_S).unwrap().ticket;
-    assert_eq!(open(&format!("ticket={elsewhere}")), Err(AuthError::Ticket(TicketError::OtherPath)));
+    assert_eq!(claim(&query).unwrap(), identity);
+    assert_eq!(claim(&query), Err(AuthError::Ticket(TicketError::Used)));
+    let other_path = guard.issue_ticket(&identity, "/stream/workflow/43", None, &[7; 16], LABEL, NOW_S).unwrap().ticket;
+    assert_eq!(claim(&format!("ticket={other_path}")), Err(AuthError::Ticket(TicketError::OtherPath)));
     let late = guard.authenticate(&Credentials::find([], &query).unwrap(), PATH, None, NOW_S + 30);
     assert_eq!(late, Err(AuthError::Ticket(TicketError::Expired)));
-    // A ticket is no bearer token, and a bearer token no ticket.
+    // A ticket is not accepted as a bearer token, or by a guard without tickets.
     let as_bearer = format!("Bearer {ticket}");
     assert!(matches!(enter(&guard, &[("authorization", &as_bearer)], ""), Err(AuthError::Token(_))));
     let none = Guard::closed(Some(verifier()), None, None).unwrap();
@@ -121,8 +121,6 @@ fn forbidden_and_unknown_ids_have_the_same_error() {
     assert_eq!(bob.authorize(Action::Read, &channel("user:bob"), Some("ann")), Ok(()));
 }
 
-/// A mutated token or ticket.
-
 #[test]
 fn limited_ticket_authorizes_only_its_scopes() {
     let Fixture { guard, ann, .. } = fixture();
@@ -135,10 +133,10 @@ fn limited_ticket_authorizes_only_its_scopes() {
     let Ok(Authenticated::Ticket(unclaimed)) = enter(&guard, &[], &format!("ticket={ticket}")) else {
         panic!("a ticket")
     };
-    let opened = unclaimed.into_identity(true, LABEL).unwrap();
+    let limited = unclaimed.into_identity(true, LABEL).unwrap();
     let channel = |name: &str| Channel::from_name(name).unwrap();
-    assert_eq!(opened.authorize(Action::Read, &channel("workflow:42"), Some("ann")), Ok(()));
-    assert_eq!(opened.authorize(Action::Publish, &channel("workflow:42"), Some("ann")), Err(NotFound));
-    assert_eq!(opened.authorize(Action::Read, &channel("user:ann"), None), Err(NotFound));
-    assert_eq!(opened.authorize(Action::Read, &channel("workflow:43"), Some("ann")), Err(NotFound));
+    assert_eq!(limited.authorize(Action::Read, &channel("workflow:42"), Some("ann")), Ok(()));
+    assert_eq!(limited.authorize(Action::Publish, &channel("workflow:42"), Some("ann")), Err(NotFound));
+    assert_eq!(limited.authorize(Action::Read, &channel("user:ann"), None), Err(NotFound));
+    assert_eq!(limited.authorize(Action::Read, &channel("workflow:43"), Some("ann")), Err(NotFound));
 }

@@ -51,7 +51,7 @@ fn token_without_an_algorithm_is_refused() {
 
 #[test]
 fn public_key_is_not_a_secret() {
-    // The token says HS256, and the secret is what everybody knows: in every form in which a server may hold it.
+    // A token with HS256 whose secret is a public key, in every form in which a server may store it.
     let der = |pem: &str| {
         use base64ct::Encoding as _;
         let body: String = pem.lines().filter(|line| !line.starts_with('-')).collect();
@@ -100,7 +100,8 @@ fn token_of_another_key_is_refused() {
 fn malformed_signature_is_refused() {
     const SIGNATURE: TokenError = TokenError::Jws(JwsError::Signature);
     let es = r#"{"alg":"ES256","kid":"es"}"#;
-    // All zeros once passed for a signature of anything, in other libraries; r and s of the order, one and all ones.
+    // Some libraries accepted a signature of zeros for any text. Also r and s equal to the order of the group, one, and
+    // all ones.
     let order = [
         0xff, 0xff, 0xff, 0xff, 0, 0, 0, 0, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xbc, 0xe6, 0xfa, 0xad,
         0xa7, 0x17, 0x9e, 0x84, 0xf3, 0xb9, 0xca, 0xc2, 0xfc, 0x63, 0x25, 0x51,
@@ -117,18 +118,18 @@ fn malformed_signature_is_refused() {
         assert_eq!(refused(&token(r#"{"alg":"EdDSA","kid":"ed"}"#, CLAIMS, |_| vec![1; bytes])), SIGNATURE);
         assert_eq!(refused(&token(r#"{"alg":"HS256","kid":"hs"}"#, CLAIMS, |_| vec![1; bytes])), SIGNATURE);
     }
-    // In DER, as other protocols have it.
+    // In DER, as in other protocols.
     let der =
         |message: &[u8]| p256::ecdsa::Signature::from_slice(&es256(message)).unwrap().to_der().as_bytes().to_vec();
     assert_eq!(refused(&token(es, CLAIMS, der)), SIGNATURE);
-    // A part of the right HMAC, and more than it.
-    let cut = |bytes: usize| move |message: &[u8]| hs256(message, SECRET)[..bytes].to_vec();
+    // A truncated HMAC, and one with an additional byte.
+    let truncated = |bytes: usize| move |message: &[u8]| hs256(message, SECRET)[..bytes].to_vec();
     let hs = r#"{"alg":"HS256","kid":"hs"}"#;
-    assert_eq!(refused(&token(hs, CLAIMS, cut(16))), SIGNATURE);
-    assert_eq!(refused(&token(hs, CLAIMS, cut(31))), SIGNATURE);
+    assert_eq!(refused(&token(hs, CLAIMS, truncated(16))), SIGNATURE);
+    assert_eq!(refused(&token(hs, CLAIMS, truncated(31))), SIGNATURE);
     assert_eq!(refused(&token(hs, CLAIMS, |message| [hs256(message, SECRET), vec![0]].concat())), SIGNATURE);
-    // s + the order of Ed25519's group: another text for the same signature.
-    let twisted = token(r#"{"alg":"EdDSA","kid":"ed"}"#, CLAIMS, |message| {
+    // s plus the order of Ed25519's group, which is equivalent but not canonical.
+    let non_canonical = token(r#"{"alg":"EdDSA","kid":"ed"}"#, CLAIMS, |message| {
         const ORDER: [u8; 32] = [
             0xed, 0xd3, 0xf5, 0x5c, 0x1a, 0x63, 0x12, 0x58, 0xd6, 0x9c, 0xf7, 0xa2, 0xde, 0xf9, 0xde, 0x14, 0, 0, 0, 0,
             0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0x10,
@@ -141,7 +142,7 @@ fn malformed_signature_is_refused() {
         }
         signature
     });
-    assert_eq!(refused(&twisted), SIGNATURE);
+    assert_eq!(refused(&non_canonical), SIGNATURE);
 }
 
 #[test]
@@ -191,7 +192,7 @@ fn malformed_token_is_refused() {
     for end in 0..good.len() {
         assert!(verify(&good[..end]).is_err(), "cut at {end}");
     }
-    // The last character has bits to spare: other texts of the same bytes are refused.
+    // The last character has unused bits; other texts of the same bytes are refused.
     let alphabet = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_";
     let same: Vec<char> =
         alphabet.chars().filter(|last| verify(&format!("{}{last}", &good[..good.len() - 1])).is_ok()).collect();

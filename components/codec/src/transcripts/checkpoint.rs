@@ -315,7 +315,7 @@ mod tests {
         assert_eq!(read, ask);
         assert_eq!(restored.checkpoint(5), Some(checkpoint));
         // A segment in the window and in a queue is stored once.
-        assert!(restored.kept_bytes() <= session.kept_bytes());
+        assert!(restored.transcript_bytes() <= session.transcript_bytes());
     }
 
     #[test]

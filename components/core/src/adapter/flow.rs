@@ -1,4 +1,4 @@
-//! The items of each record, their attempts, and the records whose results are known.
+//! The items of each record, their attempts, and the records that are complete.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
@@ -11,12 +11,12 @@ use crate::{
 
 const NS_PER_MS: u64 = 1_000_000;
 
-/// How records are treated.
+/// The order of records, and the retries of their items.
 #[derive(Debug, Clone)]
 pub struct FlowConfig {
-    /// Whether records are done in their order, by partition.
+    /// Whether the records of a partition are done in the order of the source.
     pub ordering: Ordering,
-    /// The attempts of an item whose failure may pass.
+    /// The retries of an item after a temporary failure.
     pub retry: RetryConfig,
 }
 
@@ -25,35 +25,37 @@ pub struct FlowConfig {
 pub enum Part<I, O> {
     /// An item with its output.
     Output(I, O),
-    /// An item without one, after all attempts.
+    /// An item without an output, with its last failure.
     Failed(I, Failure),
 }
 
-/// A record whose parts are all known, in their order.
+/// A complete record: each of its items has an output or a failure.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Done<R, I, O> {
-    /// What was given with the record.
+    /// The record, as passed to [`Flow::handle_record`].
     pub record: R,
-    /// Its parts; none when the record had no items.
+    /// Its parts in the order of its items; empty if the record has no items.
     pub parts: Vec<Part<I, O>>,
 }
 
-/// Records of type `R` made of items `I`, which inference gives outputs `O`. A driver gives records and outcomes, polls items for
-/// inference and records that are done, and calls again at [`Flow::poll_timeout`]. Every record is done exactly once.
+/// Records of type `R` with items `I`, for which inference computes outputs `O`. A driver passes in records and
+/// outcomes, and polls items for inference and complete records, at [`Flow::poll_timeout`] at the latest. Every record
+/// is polled exactly once.
 #[derive(Debug)]
 pub struct Flow<R, I, O> {
     config: FlowConfig,
     random: SplitMix64,
-    /// The number of the next record and of the next attempt.
+    /// The number of the next record.
     record_next: u64,
+    /// The number of the next attempt.
     attempt_next: u64,
-    /// Records that are not polled, by number.
-    records: BTreeMap<u64, Open<R, I, O>>,
+    /// Records that were not polled yet, by number.
+    records: BTreeMap<u64, OpenRecord<R, I, O>>,
     /// The items at inference, by attempt: record and part.
     attempts: BTreeMap<u64, (u64, usize)>,
     /// Items for inference: record and part.
     ready: VecDeque<(u64, usize)>,
-    /// Items before another attempt, by when.
+    /// Items that wait for another attempt: due time, record and part.
     delayed: BTreeSet<(u64, u64, usize)>,
     /// Records that are complete and may be polled.
     done: VecDeque<u64>,
@@ -62,11 +64,11 @@ pub struct Flow<R, I, O> {
 }
 
 #[derive(Debug)]
-struct Open<R, I, O> {
+struct OpenRecord<R, I, O> {
     record: R,
     partition: u32,
     items: Vec<Item<I, O>>,
-    /// Items without a result.
+    /// The number of items without a result.
     missing: usize,
 }
 
@@ -78,7 +80,7 @@ struct Item<I, O> {
 }
 
 impl<R, I: Clone, O> Flow<R, I, O> {
-    /// Without records. `seed` is for the jitter of retries.
+    /// A flow without records. `seed` is the seed of the retry jitter.
     pub fn new(config: FlowConfig, seed: u64) -> Self {
         Self {
             config,
@@ -94,19 +96,19 @@ impl<R, I: Clone, O> Flow<R, I, O> {
         }
     }
 
-    /// Records that are not polled yet.
+    /// The number of records that were not polled yet.
     pub fn open(&self) -> usize {
         self.records.len()
     }
 
-    /// Takes a record with its items; none when it needs no inference.
+    /// Adds a record with its items; a record without items needs no inference.
     pub fn handle_record(&mut self, position: Position, record: R, inputs: Vec<I>) {
         let number = self.record_next;
         self.record_next += 1;
         let missing = inputs.len();
         self.ready.extend((0..missing).map(|part| (number, part)));
         let items = inputs.into_iter().map(|input| Item { input, retry: Retry::new(), result: None }).collect();
-        self.records.insert(number, Open { record, partition: position.partition, items, missing });
+        self.records.insert(number, OpenRecord { record, partition: position.partition, items, missing });
         if self.config.ordering == Ordering::Strict {
             self.lanes.entry(position.partition).or_default().push_back(number);
         }
@@ -115,7 +117,7 @@ impl<R, I: Clone, O> Flow<R, I, O> {
         }
     }
 
-    /// Takes the outcome of an attempt. One that is not known is ignored.
+    /// Handles the outcome of an attempt. An unknown attempt is ignored.
     pub fn handle_outcome(&mut self, now: u64, attempt: u64, result: Result<O, Failure>) {
         let Some((number, part)) = self.attempts.remove(&attempt) else { return };
         let Some(open) = self.records.get_mut(&number) else { return };
@@ -124,14 +126,14 @@ impl<R, I: Clone, O> Flow<R, I, O> {
             && let Some(after_ms) = failure.retry_after_ms()
             && let Some(delay_ns) = item.retry.next_delay_ns(&self.config.retry, self.random.next_u64())
         {
-            // A circuit that is open for long would use up all attempts at once.
-            let asked_ns = match failure {
+            // With the delay of the policy alone, an open circuit would use up all attempts.
+            let requested_ns = match failure {
                 Failure::CircuitOpen { .. } | Failure::Overloaded { .. } | Failure::Throttled { .. } => {
                     u64::from(after_ms) * NS_PER_MS
                 }
                 _ => 0,
             };
-            self.delayed.insert((now.saturating_add(delay_ns.max(asked_ns)), number, part));
+            self.delayed.insert((now.saturating_add(delay_ns.max(requested_ns)), number, part));
             return;
         }
         item.result = Some(result);
@@ -157,7 +159,7 @@ impl<R, I: Clone, O> Flow<R, I, O> {
         Some((attempt, input))
     }
 
-    /// The next record that is done.
+    /// The next complete record.
     pub fn poll_done(&mut self) -> Option<Done<R, I, O>> {
         let number = self.done.pop_front()?;
         let open = self.records.remove(&number)?;
@@ -169,12 +171,12 @@ impl<R, I: Clone, O> Flow<R, I, O> {
         Some(Done { record: open.record, parts: open.items.into_iter().map(part).collect() })
     }
 
-    /// When items are to be polled again without another input.
+    /// When items must be polled again without another input.
     pub fn poll_timeout(&self) -> Option<u64> {
         self.delayed.first().map(|(due, ..)| *due)
     }
 
-    /// Makes a complete record available, and with strict ordering those that waited behind it.
+    /// Makes a complete record available; with strict ordering once all earlier records of its partition are complete.
     fn settle(&mut self, number: u64) {
         if self.config.ordering != Ordering::Strict {
             self.done.push_back(number);
@@ -213,7 +215,7 @@ mod tests {
     }
 
     #[test]
-    fn strict_order_holds_a_record_behind_those_of_its_partition_alone() {
+    fn strict_order_delays_a_record_behind_earlier_ones_of_its_partition_only() {
         let mut flow = flow(Ordering::Strict, 1);
         flow.handle_record(at(0, 0), 10, vec!["a".into(), "b".into()]);
         flow.handle_record(at(0, 1), 11, Vec::new());
@@ -230,7 +232,7 @@ mod tests {
     }
 
     #[test]
-    fn open_circuit_is_waited_for_and_attempts_end() {
+    fn retry_waits_for_an_open_circuit_and_attempts_are_bounded() {
         let mut flow = flow(Ordering::BestEffort, 2);
         flow.handle_record(at(0, 0), 0, vec!["a".into()]);
         let (attempt, _) = flow.poll_item(0).unwrap();
@@ -245,7 +247,7 @@ mod tests {
     }
 
     proptest! {
-        /// Whatever the outcomes and their order, every record is done once, with all of its parts in their order.
+        /// For any outcomes in any order, every record is done once, with all of its parts in order.
         #[test]
         fn every_record_is_done_once(
             strict in any::<bool>(),
@@ -281,23 +283,23 @@ mod tests {
             }
             prop_assert_eq!(flow.open(), 0);
             prop_assert_eq!(done.len(), records.len());
-            let mut seen: Vec<u64> = done.iter().map(|done| done.record).collect();
+            let mut numbers: Vec<u64> = done.iter().map(|done| done.record).collect();
             if strict {
                 for partition in 0..3 {
                     let order: Vec<u64> =
-                        seen.iter().copied().filter(|number| records[*number as usize].0 == partition).collect();
+                        numbers.iter().copied().filter(|number| records[*number as usize].0 == partition).collect();
                     prop_assert!(order.is_sorted());
                 }
             }
-            seen.sort_unstable();
-            prop_assert_eq!(seen, (0..records.len() as u64).collect::<Vec<_>>());
+            numbers.sort_unstable();
+            prop_assert_eq!(numbers, (0..records.len() as u64).collect::<Vec<_>>());
             for done in &done {
                 let texts: Vec<&String> = done.parts.iter().map(|part| match part {
                     Part::Output(text, _) | Part::Failed(text, _) => text,
                 }).collect();
-                let wanted: Vec<String> =
+                let expected: Vec<String> =
                     (0..records[done.record as usize].1).map(|part| format!("{}.{part}", done.record)).collect();
-                prop_assert_eq!(texts, wanted.iter().collect::<Vec<_>>());
+                prop_assert_eq!(texts, expected.iter().collect::<Vec<_>>());
             }
         }
     }

@@ -1,11 +1,11 @@
-//! Records of an external system, from their source to the place where their results are safe.
+//! Records of an external system, from their source to the commit of their positions.
 //!
 //! - [`Watermarks`]: which positions are complete, and up to which one each partition may be committed.
-//! - [`Flow`]: the items of each record, their attempts, and the records whose results are known, in the configured order.
-//! - [`Reconnect`]: when a lost connection is tried again.
+//! - [`Flow`]: the items of each record, their attempts, and the complete records in the configured order.
+//! - [`Reconnect`]: the delays before attempts to reconnect.
 //!
-//! The guarantee is "at least once": a position is committed only after every result up to it is written, so a crash repeats records
-//! and loses none.
+//! Delivery is at least once: a position is committed only after every result up to it is written, so a crash can
+//! repeat records but loses none.
 
 mod flow;
 mod reconnect;
@@ -22,7 +22,7 @@ use crate::named::named;
 
 /// The position of a record in its source.
 ///
-/// Its layout is that of the canonical ABI: bindings take lists of it as they are in memory.
+/// Its memory layout is that of the canonical ABI, so bindings pass lists of positions without a conversion.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[repr(C)]
 pub struct Position {
@@ -75,7 +75,7 @@ named! {
     }
 }
 
-/// A result.
+/// The result of a record.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ResultRecord {
     /// What is written.
@@ -92,15 +92,15 @@ pub struct ResultRecord {
     pub completes: Vec<Position>,
 }
 
-/// The header of an error: its [`ErrorCategory`].
+/// The header of an error record with its [`ErrorCategory`].
 pub const ERROR_CATEGORY_HEADER: &str = "weir-error-category";
-/// The header of an error: a constant name for programs.
+/// The header of an error record with a constant name for programs.
 pub const ERROR_CODE_HEADER: &str = "weir-error-code";
-/// The header of an error: a sentence.
+/// The header of an error record with a message for people.
 pub const ERROR_REASON_HEADER: &str = "weir-error-reason";
 
 impl ResultRecord {
-    /// A record that has no result because of an error, with its original bytes.
+    /// An error record with the unchanged payload of the source record.
     pub fn error(record: SourceRecord, category: ErrorCategory, code: &str, reason: &str) -> Self {
         let SourceRecord { payload, key, mut headers, origin, position } = record;
         headers.push(Header::new(ERROR_CATEGORY_HEADER, category.name()));
@@ -109,7 +109,7 @@ impl ResultRecord {
         Self { payload, key, headers, destination: Destination::Error, origin, completes: vec![position] }
     }
 
-    /// The value of a header as text, if it is there and UTF-8.
+    /// The value of the last header with a name, if it is UTF-8.
     pub fn header(&self, name: &str) -> Option<&str> {
         let header = self.headers.iter().rev().find(|header| header.name == name)?;
         std::str::from_utf8(&header.value).ok()

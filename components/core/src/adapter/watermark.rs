@@ -6,7 +6,7 @@ use thiserror::Error;
 
 use super::Position;
 
-/// Why a position was refused. Nothing has changed.
+/// Why a position was refused. The watermarks are unchanged.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
 pub enum PositionError {
     /// It does not follow the last one of its partition.
@@ -21,12 +21,12 @@ pub enum PositionError {
     },
 }
 
-/// Everything of a partition up to and including `offset` is complete.
+/// A watermark to commit: all records of a partition up to and including `offset` are complete.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Commit {
     /// The partition.
     pub partition: u32,
-    /// The last complete offset without an incomplete one before it.
+    /// The last complete offset that no incomplete one precedes.
     pub offset: u64,
 }
 
@@ -40,21 +40,21 @@ pub struct Watermarks {
 
 #[derive(Debug, Clone, Default)]
 struct Partition {
-    /// Offsets from the first incomplete one on, ascending; true when complete. The first is incomplete.
+    /// Offsets from the first incomplete one, ascending, each with whether it is complete.
     offsets: VecDeque<(u64, bool)>,
     last_read: Option<u64>,
-    /// The watermark, and whether it was not polled yet.
     watermark: Option<u64>,
+    /// Whether the watermark was not polled yet.
     is_new: bool,
 }
 
 impl Watermarks {
-    /// Nothing read yet.
+    /// The state before the first record.
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// Records that were read and are not complete.
+    /// The number of records that were read and are not complete.
     pub fn open(&self) -> usize {
         self.open
     }
@@ -76,8 +76,8 @@ impl Watermarks {
         Ok(())
     }
 
-    /// Records that everything for a position is written. False when the position is not open: it was never read, is complete
-    /// already, or belongs to a partition that was revoked.
+    /// Records that all results of a position are written. False when the position is not open: it was never read, is
+    /// complete already, or belongs to a partition that was revoked.
     pub fn handle_complete(&mut self, position: Position) -> bool {
         let Some(part) = self.partitions.get_mut(&position.partition) else { return false };
         let Ok(at) = part.offsets.binary_search_by_key(&position.offset, |(offset, _)| *offset) else { return false };
@@ -93,7 +93,7 @@ impl Watermarks {
         true
     }
 
-    /// Forgets a partition that another consumer has now: its open records will not be committed here.
+    /// Removes a partition that was assigned to another consumer: its open records are not committed here.
     pub fn handle_revoked(&mut self, partition: u32) {
         if let Some(part) = self.partitions.remove(&partition) {
             self.open -= part.offsets.iter().filter(|(_, complete)| !complete).count();
@@ -107,7 +107,7 @@ impl Watermarks {
         part.watermark.map(|offset| Commit { partition: *partition, offset })
     }
 
-    /// True when complete records lie behind an incomplete one: what is written is then more than the watermarks say.
+    /// True when a complete record follows an incomplete one: more records are written than the watermarks cover.
     pub fn has_gaps(&self) -> bool {
         self.partitions.values().any(|part| part.offsets.iter().any(|(_, complete)| *complete))
     }
@@ -152,7 +152,7 @@ mod tests {
     }
 
     proptest! {
-        /// Against a model: sets of positions that were read and completed.
+        /// Compares the watermarks with sets of the positions that were read and completed.
         #[test]
         fn nothing_is_committed_before_it_is_complete(
             steps in prop::collection::vec((0u32..3, 1u64..4, any::<prop::sample::Index>(), any::<bool>()), 1..200),
@@ -181,7 +181,7 @@ mod tests {
                     let first_open = read.difference(&complete).find(|p| p.partition == partition);
                     let best = read.iter().filter(|p| p.partition == partition)
                         .take_while(|p| first_open.is_none_or(|open| p.offset < open.offset)).last();
-                    // Exactly the best watermark: neither too early nor late.
+                    // The watermark is as late as possible.
                     prop_assert_eq!(committed[partition as usize], best.map_or(0, |p| p.offset));
                 }
                 prop_assert_eq!(marks.open(), read.len() - complete.len());

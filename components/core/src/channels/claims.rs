@@ -1,4 +1,5 @@
-//! Keys that exactly one caller gets: single-use tickets, requests that must not be done twice.
+//! Claims: keys that exactly one caller obtains, for single-use tickets and for requests that must not be executed
+//! twice.
 
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, HashMap};
@@ -8,30 +9,30 @@ use thiserror::Error;
 
 use super::{ShareExceeded, Shares};
 
-/// No room for another claim: nothing that has not ended is ever let go of.
+/// Why there is no room for another claim. Claims are never evicted before they expire.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
 pub enum ClaimsFull {
-    /// All users together hold as many as there may be.
+    /// All users together have reached the bound.
     #[error("too many claims are held; one ends in {retry_after_ms} ms")]
     Total {
-        /// When the next one ends.
+        /// When the next claim expires.
         retry_after_ms: u64,
     },
-    /// The user holds as many as one user may hold.
+    /// The user has reached the bound of one user.
     #[error("the user holds {max} claims, as many as one user may hold")]
     User {
-        /// The most that one user may hold.
+        /// The bound.
         max: usize,
     },
 }
 
-/// The user whose share a claim takes: the part between the first and the last colon of `KIND:USER:ID`.
+/// The user towards whose share a claim counts: the part between the first and the last colon of `KIND:USER:ID`.
 fn user_of(key: &str) -> Option<&str> {
     let (_, rest) = key.split_once(':')?;
     rest.rsplit_once(':').map(|(user, _)| user)
 }
 
-/// Claims that have not ended. A key `KIND:USER:ID` counts for the user that it names.
+/// The current claims. A key `KIND:USER:ID` counts towards the share of the user that it names.
 #[derive(Debug)]
 pub struct Claims {
     claims_max: usize,
@@ -41,28 +42,28 @@ pub struct Claims {
 }
 
 impl Claims {
-    /// No claims, with room for `claims_max`, at least 1, of which one user may hold `user_percent_max` percent.
+    /// No claims, with room for `claims_max` (0 counts as 1), of which one user may hold `user_percent_max` percent.
     pub fn new(claims_max: usize, user_percent_max: u8) -> Self {
         let claims_max = claims_max.max(1);
         let shares = Shares::new(claims_max, user_percent_max);
         Self { claims_max, shares, ends_ms: HashMap::new(), by_end: BinaryHeap::new() }
     }
 
-    /// Claims held, ended ones included that were not requested since.
+    /// The number of claims, including expired ones that were not removed yet.
     pub fn len(&self) -> usize {
         self.ends_ms.len()
     }
 
-    /// True when none is held.
+    /// True when there is no claim.
     pub fn is_empty(&self) -> bool {
         self.ends_ms.is_empty()
     }
 
-    /// Claims a key for so long: true for the first caller, false for all others until the time has passed.
+    /// Claims a key for `ttl_ms`: true for the first caller, false for all others until the claim expires.
     ///
     /// # Errors
     ///
-    /// As many as may be are held.
+    /// The bound of all claims, or of the user's, is reached.
     pub fn claim(&mut self, key: &str, now_ms: u64, ttl_ms: u64) -> Result<bool, ClaimsFull> {
         self.expire(now_ms);
         if self.ends_ms.contains_key(key) {
@@ -78,14 +79,14 @@ impl Claims {
         Ok(true)
     }
 
-    /// Puts back a claim that a store remembers.
+    /// Restores a stored claim, without a check of the bounds.
     pub fn restore(&mut self, key: &str, end_ms: u64) {
         let key: Arc<str> = key.into();
         if self.ends_ms.insert(Arc::clone(&key), end_ms).is_none() {
             self.shares.add(user_of(&key), 1);
         }
         self.by_end.push(Reverse((end_ms, key)));
-        // Released keys leave their ends behind.
+        // The ends of released claims remain in the heap until it is rebuilt.
         if self.by_end.len() > 2 * self.claims_max.max(self.ends_ms.len()) {
             self.by_end = self.ends_ms.iter().map(|(key, end_ms)| Reverse((*end_ms, Arc::clone(key)))).collect();
         }
@@ -100,19 +101,19 @@ impl Claims {
 
     /// Removes expired claims, and returns their keys.
     pub fn expire(&mut self, now_ms: u64) -> Vec<Arc<str>> {
-        let mut ended = Vec::new();
+        let mut expired = Vec::new();
         while let Some(Reverse((end_ms, _))) = self.by_end.peek() {
             if *end_ms > now_ms {
                 break;
             }
             let Some(Reverse((end_ms, key))) = self.by_end.pop() else { break };
-            // A released key may have been claimed again for longer.
+            // A released key may have been claimed again, with another end.
             if self.ends_ms.get(&key) == Some(&end_ms) {
                 self.release(&key);
-                ended.push(key);
+                expired.push(key);
             }
         }
-        ended
+        expired
     }
 }
 
@@ -131,7 +132,7 @@ mod tests {
     }
 
     #[test]
-    fn full_means_refused() {
+    fn claim_beyond_the_bound_is_refused() {
         let mut claims = Claims::new(2, 100);
         assert_eq!((claims.claim("a", 0, 50), claims.claim("b", 0, 90)), (Ok(true), Ok(true)));
         assert_eq!(claims.claim("c", 10, 1), Err(ClaimsFull::Total { retry_after_ms: 40 }));
@@ -144,7 +145,7 @@ mod tests {
         let mut claims = Claims::new(8, 25);
         assert_eq!((claims.claim("t:ann:1", 0, 50), claims.claim("t:ann:2", 0, 90)), (Ok(true), Ok(true)));
         assert_eq!(claims.claim("t:ann:3", 0, 90), Err(ClaimsFull::User { max: 2 }));
-        // A key that is held is answered as ever, and other users and keys without a user have their room.
+        // A claimed key is still answered with false, and other users and keys without a user have room.
         assert_eq!(claims.claim("t:ann:1", 0, 50), Ok(false));
         assert_eq!((claims.claim("t:urn:b:1", 0, 50), claims.claim("label", 0, 50)), (Ok(true), Ok(true)));
         assert_eq!(claims.claim("t:ann:3", 50, 90), Ok(true));
@@ -174,9 +175,9 @@ mod tests {
                 }
                 let held = model.contains_key(&key);
                 match claims.claim(&key, now, ttl) {
-                    Ok(got) => {
-                        prop_assert_eq!(got, !held);
-                        if got {
+                    Ok(is_first) => {
+                        prop_assert_eq!(is_first, !held);
+                        if is_first {
                             model.insert(key, now + ttl);
                         }
                     }

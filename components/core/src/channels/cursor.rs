@@ -1,4 +1,4 @@
-//! Places in a channel.
+//! Positions in a channel.
 
 use std::fmt;
 use std::str::FromStr;
@@ -7,22 +7,22 @@ use thiserror::Error;
 
 /// The position of an event in its channel: the epoch of the channel, and the event's number in it, from 1.
 ///
-/// A reader's cursor is that of the last event that it saw. Cursors are ordered as their channel is, as long as the clock that the epochs
-/// come from is not set back.
+/// A reader's cursor is that of the last event that it received. Cursors have the order of their channel, as long as
+/// the clock from which epochs are taken is not set back.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
 pub struct Cursor {
     /// The epoch. A channel that was removed, or may have lost its end, continues in another one.
     pub epoch: u64,
-    /// Which event of that life; 0 stands before the first.
+    /// The number of the event in its epoch; 0 is before the first.
     pub seq: u64,
 }
 
 impl Cursor {
-    /// Before whatever is retained: `0` on the wire.
+    /// The position before the oldest retained event: `0` on the wire.
     pub const START: Self = Self { epoch: 0, seq: 0 };
 
-    /// The cursor of a reader whose last event is not one of this channel: the reader gets a gap, then all that is retained.
-    /// No channel has the epoch 0.
+    /// The cursor of a reader whose last event is not one of this channel: the reader gets a gap, then all retained
+    /// events. No channel has the epoch 0.
     pub const UNKNOWN: Self = Self { epoch: 0, seq: 1 };
 
     /// The cursor of an event.
@@ -30,14 +30,15 @@ impl Cursor {
         Self { epoch, seq }
     }
 
-    /// The cursor of a reader that names `id` as its last event: [`Self::UNKNOWN`] where that is not a cursor.
+    /// The cursor of a reader that sends `id` as its last event: [`Self::UNKNOWN`] if that is not a cursor.
     ///
-    /// A browser sends the id that it got last, from whichever server that was, and stops for good at an error.
+    /// This is not an error, since a browser may send the last id of another server, and does not reconnect after an
+    /// error.
     pub fn from_id(id: &str) -> Self {
         id.parse().unwrap_or(Self::UNKNOWN)
     }
 
-    /// True for a cursor that no channel gives out and that is not the beginning.
+    /// True for a cursor that no channel assigns and that is not [`Self::START`].
     pub fn is_unknown(self) -> bool {
         self.epoch == 0 && self.seq > 0
     }
@@ -58,7 +59,7 @@ impl Cursor {
     }
 }
 
-/// A text that is no cursor.
+/// The text is not a cursor.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
 #[error("a cursor is an event's id, epoch-seq, or 0 for the beginning")]
 pub struct CursorError;
@@ -86,16 +87,17 @@ impl fmt::Display for Cursor {
 }
 
 fn number(text: &str) -> Result<u64, CursorError> {
-    let plain = text.bytes().all(|byte| byte.is_ascii_digit()) && (text == "0" || !text.starts_with('0'));
-    if plain { text.parse().map_err(|_| CursorError) } else { Err(CursorError) }
+    let is_canonical = text.bytes().all(|byte| byte.is_ascii_digit()) && (text == "0" || !text.starts_with('0'));
+    if is_canonical { text.parse().map_err(|_| CursorError) } else { Err(CursorError) }
 }
 
 /// Events that are not available to a reader: from one cursor to another, both included.
 ///
-/// Within one epoch these are numbers, although a crash may leave numbers that no event ever had. Across epochs it is the rest of the one
-/// and the beginning of the other; `missing_to` has sequence 0 when the other begins with the next available event. A reader that resumes
-/// from `missing_to` gets the events after the gap. `missing_from` is [`Cursor::START`] for a reader whose cursor no channel assigned.
-/// Where a reader's cursor is after the end of the channel, `missing_to` is before `missing_from`.
+/// Within one epoch the cursors enclose a range of sequence numbers, some of which may never have had an event after a
+/// crash. Across epochs the gap is the end of one and the beginning of the other; `missing_to` has sequence 0 if the
+/// other begins with the next available event. A reader that resumes from `missing_to` gets the events after the gap.
+/// `missing_from` is [`Cursor::START`] for a reader whose cursor no channel assigned. If the reader's cursor is after
+/// the end of the channel, `missing_to` is before `missing_from`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Gap {
     /// The first missing cursor.
@@ -105,10 +107,11 @@ pub struct Gap {
 }
 
 impl Gap {
-    /// The gap between two cursors; none when the one leads to the other, or is [`Cursor::START`], which leads to any.
-    pub fn between(seen: Cursor, next: Cursor) -> Option<Self> {
-        let missing_from = if seen.is_unknown() { Cursor::START } else { seen.next() };
-        (seen != Cursor::START && (seen.is_unknown() || !seen.leads_to(next)))
+    /// The gap between the cursor of a reader and the next available event; `None` if the event follows the cursor
+    /// directly, or if the cursor is [`Cursor::START`], which any event follows.
+    pub fn between(last: Cursor, next: Cursor) -> Option<Self> {
+        let missing_from = if last.is_unknown() { Cursor::START } else { last.next() };
+        (last != Cursor::START && (last.is_unknown() || !last.leads_to(next)))
             .then(|| Self { missing_from, missing_to: next.previous() })
     }
 }
@@ -143,7 +146,7 @@ mod tests {
     }
 
     #[test]
-    fn gap_between_cursors_that_are_not_neighbours() {
+    fn cursors_that_are_not_adjacent_have_a_gap() {
         let at = Cursor::new;
         assert_eq!(Gap::between(at(1, 4), at(1, 5)), None);
         assert_eq!(Gap::between(at(1, 4), at(1, 9)), Some(Gap { missing_from: at(1, 5), missing_to: at(1, 8) }));
@@ -159,7 +162,7 @@ mod tests {
         let next = Cursor::new(3, 9);
         let gap = Gap { missing_from: Cursor::START, missing_to: Cursor::new(3, 8) };
         assert_eq!(Gap::between(Cursor::UNKNOWN, next), Some(gap));
-        // Even where the numbers happen to touch.
+        // Even if the sequence numbers are adjacent.
         assert!(Gap::between(Cursor::UNKNOWN, Cursor::UNKNOWN.next()).is_some());
     }
 

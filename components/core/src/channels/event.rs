@@ -6,20 +6,20 @@ use thiserror::Error;
 
 use super::Cursor;
 
-/// What an event costs beside its texts, in bytes, roughly: so that many small events count too.
+/// The approximate memory of an event besides its texts, in bytes, so that many small events count towards the bounds.
 const ENTRY_BYTES: usize = 128;
 
-/// The most bytes of an event's name and of its coalescing key.
+/// Most bytes in an event's name and in its coalescing key.
 const WORD_BYTES_MAX: usize = 64;
 
 /// The bounds of one append.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct EventLimits {
-    /// The most bytes of one event's data.
+    /// Most bytes in one event's data.
     pub data_bytes_max: usize,
-    /// The most events in one append.
+    /// Most events in one append.
     pub append_events_max: usize,
-    /// The most bytes in one append, all data together.
+    /// Most bytes in the data of one append together.
     pub append_bytes_max: usize,
 }
 
@@ -29,7 +29,7 @@ impl Default for EventLimits {
     }
 }
 
-/// Why an event is not taken.
+/// Why an append is refused.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
 pub enum EventError {
     /// The name is empty, too long or has a byte outside the grammar.
@@ -38,40 +38,41 @@ pub enum EventError {
     /// The coalescing key is empty, too long or has a byte outside the grammar.
     #[error("a coalescing key is 1 to {WORD_BYTES_MAX} of A-Z, a-z, 0-9 and _ . : -")]
     Coalesce,
-    /// A result, an error or the last event has a coalescing key, and might be replaced.
+    /// A result, an error or the last event has a coalescing key. It could then be replaced, but must reach every
+    /// reader.
     #[error("an event that finishes its channel or is named *_complete or *_error has no coalescing key")]
     MustArrive,
-    /// Something comes after the event that finishes the channel.
+    /// The event that finishes the channel is not the last one of the append.
     #[error("nothing comes after the event that finishes its channel")]
     AfterFinish,
-    /// More data than one event may have.
+    /// The data of an event exceeds [`EventLimits::data_bytes_max`].
     #[error("an event's data has {bytes} bytes and may have {bytes_max}")]
     DataTooLarge {
-        /// What it has.
+        /// The bytes of the data.
         bytes: usize,
-        /// What it may have.
+        /// The bound.
         bytes_max: usize,
     },
-    /// More events than one append may have.
+    /// The append exceeds [`EventLimits::append_events_max`].
     #[error("{events} events are more than the {events_max} of one append")]
     TooManyEvents {
-        /// How many there are.
+        /// The number of events.
         events: usize,
-        /// How many there may be.
+        /// The bound.
         events_max: usize,
     },
-    /// More data than one append may have.
+    /// The append exceeds [`EventLimits::append_bytes_max`].
     #[error("the events have {bytes} bytes together and may have {bytes_max}")]
     AppendTooLarge {
-        /// What they have.
+        /// The bytes of all data.
         bytes: usize,
-        /// What they may have.
+        /// The bound.
         bytes_max: usize,
     },
 }
 
 impl EventError {
-    /// True when less would have been taken.
+    /// True when a smaller append would be accepted.
     pub fn too_large(self) -> bool {
         matches!(self, Self::DataTooLarge { .. } | Self::TooManyEvents { .. } | Self::AppendTooLarge { .. })
     }
@@ -80,11 +81,11 @@ impl EventError {
 /// An event to be appended.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Draft {
-    /// What happened: the event name of SSE.
+    /// The event name of SSE.
     pub name: Box<str>,
     /// The event as JSON text.
     pub data: Box<str>,
-    /// A later event of the same key says all that this one says: a reader that is behind need not get this one.
+    /// The coalescing key: a later event of the same key supersedes this one, so a slow reader may skip this one.
     pub coalesce: Option<Box<str>>,
     /// True for the last event of the channel.
     pub finishes: bool,
@@ -96,13 +97,13 @@ impl Draft {
         Self { name: name.into(), data: data.into(), coalesce: None, finishes: false }
     }
 
-    /// The same, replaced by a later one of the same key where a reader is behind.
+    /// The same event with a coalescing key: for a slow reader, a later event of the same key replaces it.
     #[must_use]
     pub fn coalescing(self, key: impl Into<Box<str>>) -> Self {
         Self { coalesce: Some(key.into()), ..self }
     }
 
-    /// The same as the last event of its channel.
+    /// The same event as the last one of its channel.
     #[must_use]
     pub fn finishing(self) -> Self {
         Self { finishes: true, ..self }
@@ -112,7 +113,7 @@ impl Draft {
     ///
     /// # Errors
     ///
-    /// The first thing that is wrong, whose correction may help.
+    /// The first violation: see [`EventError`].
     pub fn check_all(drafts: &[Self], limits: &EventLimits) -> Result<(), EventError> {
         let events_max = limits.append_events_max;
         if drafts.len() > events_max {
@@ -131,11 +132,11 @@ impl Draft {
     }
 
     fn check(&self, limits: &EventLimits) -> Result<(), EventError> {
-        if !word(&self.name) {
+        if !is_word(&self.name) {
             return Err(EventError::Name);
         }
         if let Some(key) = &self.coalesce {
-            if !word(key) {
+            if !is_word(key) {
                 return Err(EventError::Coalesce);
             }
             if self.finishes || self.name.ends_with("_complete") || self.name.ends_with("_error") {
@@ -157,15 +158,15 @@ impl Draft {
             data,
             coalesce,
             finishes,
-            drawn: OnceLock::new(),
-            packed: OnceLock::new(),
+            rendered: OnceLock::new(),
+            compressed: OnceLock::new(),
         }
     }
 }
 
-fn word(text: &str) -> bool {
-    let good = |byte: u8| byte.is_ascii_alphanumeric() || b"_.:-".contains(&byte);
-    !text.is_empty() && text.len() <= WORD_BYTES_MAX && text.bytes().all(good)
+fn is_word(text: &str) -> bool {
+    let is_word_byte = |byte: u8| byte.is_ascii_alphanumeric() || b"_.:-".contains(&byte);
+    !text.is_empty() && text.len() <= WORD_BYTES_MAX && text.bytes().all(is_word_byte)
 }
 
 /// An event with its cursor. All readers share one.
@@ -175,10 +176,10 @@ pub struct Entry {
     pub cursor: Cursor,
     /// When it was appended, in milliseconds since 1970.
     pub time_ms: u64,
-    /// When it was appended by the clock that ages are measured with, in milliseconds. A store uses a clock that is never set, so
-    /// that setting the wall clock makes no event older.
+    /// When it was appended, in milliseconds of the clock that ages are measured with. A store uses a monotonic clock,
+    /// so setting the wall clock does not change the age of an event.
     pub stored_ms: u64,
-    /// What happened.
+    /// The event name of SSE.
     pub name: Box<str>,
     /// The event as JSON text.
     pub data: Box<str>,
@@ -186,8 +187,8 @@ pub struct Entry {
     pub coalesce: Option<Box<str>>,
     /// True for the last event of the channel.
     pub finishes: bool,
-    drawn: OnceLock<Box<[u8]>>,
-    packed: OnceLock<Box<[u8]>>,
+    rendered: OnceLock<Box<[u8]>>,
+    compressed: OnceLock<Box<[u8]>>,
 }
 
 impl Entry {
@@ -197,21 +198,21 @@ impl Entry {
         Self { stored_ms, ..self }
     }
 
-    /// What it counts against bounds, in bytes.
+    /// The bytes with which it counts towards bounds.
     pub fn bytes(&self) -> usize {
         let key = self.coalesce.as_ref().map_or(0, |key| key.len());
         ENTRY_BYTES + self.name.len() + self.data.len() + key
     }
 
-    /// The event as its readers' most usual protocol renders it: rendered on the first call and shared. There
-    /// is one such drawing, so that everybody has to ask for the same.
-    pub fn drawn_once(&self, draw: impl FnOnce(&Self) -> Vec<u8>) -> &[u8] {
-        self.drawn.get_or_init(|| draw(self).into_boxed_slice())
+    /// The event in the most common protocol of its readers: rendered by the first call, and shared. There is one such
+    /// form, so all callers must pass the same function.
+    pub fn rendered_once(&self, render: impl FnOnce(&Self) -> Vec<u8>) -> &[u8] {
+        self.rendered.get_or_init(|| render(self).into_boxed_slice())
     }
 
-    /// The rendered event, compressed.
-    pub fn packed_once(&self, pack: impl FnOnce(&Self) -> Vec<u8>) -> &[u8] {
-        self.packed.get_or_init(|| pack(self).into_boxed_slice())
+    /// The rendered event, compressed by the first call, and shared.
+    pub fn compressed_once(&self, compress: impl FnOnce(&Self) -> Vec<u8>) -> &[u8] {
+        self.compressed.get_or_init(|| compress(self).into_boxed_slice())
     }
 }
 
@@ -267,9 +268,9 @@ mod tests {
     #[test]
     fn event_is_rendered_once() {
         let entry = Draft::new("e", "1").at(Cursor::new(1, 1), 0);
-        assert_eq!(entry.drawn_once(|entry| entry.data.as_bytes().to_vec()), b"1");
-        assert_eq!(entry.drawn_once(|_| panic!("drawn twice")), b"1");
-        assert_eq!(entry.packed_once(|_| b"p".to_vec()), b"p");
-        assert_eq!(entry.packed_once(|_| panic!("packed twice")), b"p");
+        assert_eq!(entry.rendered_once(|entry| entry.data.as_bytes().to_vec()), b"1");
+        assert_eq!(entry.rendered_once(|_| panic!("rendered twice")), b"1");
+        assert_eq!(entry.compressed_once(|_| b"p".to_vec()), b"p");
+        assert_eq!(entry.compressed_once(|_| panic!("compressed twice")), b"p");
     }
 }

@@ -1,11 +1,12 @@
 //! Leases with fencing tokens: one owner at a time for a key, and a store that refuses the writes of earlier owners.
 //!
-//! A lease ends by the clock, but safety does not depend on the clock. Every acquisition has a greater token than those before it, and
-//! a write carries the token of its owner: the store refuses it unless that token is the newest of its key. An owner that was paused
-//! past the end of its lease can therefore change nothing after another has acquired it (Kleppmann, "How to do distributed
-//! locking", 2016; Gray and Cheriton, "Leases", 1989).
+//! A lease ends by the clock, but safety does not depend on the clock. Every acquisition has a greater token than those
+//! before it, and a write carries the token of its owner: the store refuses it unless that token is the newest of its
+//! key. An owner that was paused past the end of its lease can therefore not write after another has acquired it
+//! (Kleppmann, "How to do distributed locking", 2016; Gray and Cheriton, "Leases", 1989).
 //!
-//! An expired lease that no other owner has acquired can still be renewed, with the same token: no other owner has written since.
+//! An expired lease that no other owner has acquired can still be renewed, with the same token: no other owner has
+//! written since.
 
 use std::collections::HashMap;
 
@@ -13,14 +14,14 @@ use thiserror::Error;
 
 use super::ChannelName;
 
-/// How long a released lease is remembered, so that its last owner can renew it, in milliseconds.
+/// How long a released lease can still be renewed by its last owner, in milliseconds.
 pub const RELEASED_MS: u64 = 60_000;
-/// How long a lease is remembered after its end, in milliseconds.
+/// How long an expired lease can still be renewed, in milliseconds.
 pub const EXPIRED_MS: u64 = 86_400_000;
-/// How often expired leases are looked for, in milliseconds.
-const EXPIRE_EVERY_MS: u64 = 10_000;
+/// The interval at which leases are removed, in milliseconds.
+const EXPIRE_INTERVAL_MS: u64 = 10_000;
 
-/// What a write carries to show that its author still owns a key.
+/// The proof of a write that its author owns the lease of a key.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Fence {
     /// The key of the lease, which need not be the key that is written.
@@ -35,7 +36,7 @@ pub enum AcquireError {
     /// Another owner has it.
     #[error("another owner has the lease, for {remaining_ms} ms unless it is renewed")]
     Held {
-        /// When it ends unless its owner renews it.
+        /// The time until it ends unless its owner renews it.
         remaining_ms: u64,
     },
     /// There is no room for another lease.
@@ -46,7 +47,7 @@ pub enum AcquireError {
     },
 }
 
-/// The token is not the newest of its key: the lease was released, forgotten, or acquired again.
+/// The token is not the newest of its key: the lease was acquired again, or removed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
 #[error("the lease is not held any more")]
 pub struct StaleFence;
@@ -56,7 +57,7 @@ struct Lease {
     token: u64,
     owner: Box<str>,
     end_ms: u64,
-    forget_ms: u64,
+    remove_at_ms: u64,
 }
 
 /// Leases of one process. Times are milliseconds of a clock that never goes back.
@@ -69,22 +70,24 @@ pub struct Leases {
 }
 
 impl Leases {
-    /// No leases, and room for `leases_max`. Tokens begin after `last_token`, which must not be below any token of an earlier process.
+    /// No leases, and room for `leases_max` (0 counts as 1). Tokens begin after `last_token`, which must not be below
+    /// any token of an earlier process.
     pub fn new(leases_max: usize, last_token: u64) -> Self {
         Self { leases_max: leases_max.max(1), leases: HashMap::new(), last_token, expire_at_ms: 0 }
     }
 
-    /// Leases remembered, expired ones included.
+    /// The number of leases, including expired ones that were not removed yet.
     pub fn len(&self) -> usize {
         self.leases.len()
     }
 
-    /// True when none is remembered.
+    /// True when there is no lease.
     pub fn is_empty(&self) -> bool {
         self.leases.is_empty()
     }
 
-    /// Acquires the lease of a key for an owner; its token. An owner that has it already gets a new token, and loses the earlier one.
+    /// Acquires the lease of a key for an owner, and returns its token. The current owner gets a new token; its earlier
+    /// one becomes stale.
     ///
     /// # Errors
     ///
@@ -105,39 +108,39 @@ impl Leases {
             None => self.expire(now_ms),
         }
         self.last_token += 1;
-        let (end_ms, forget_ms) = ends(now_ms, ttl_ms);
-        let lease = Lease { token: self.last_token, owner: owner.into(), end_ms, forget_ms };
+        let (end_ms, remove_at_ms) = ends(now_ms, ttl_ms);
+        let lease = Lease { token: self.last_token, owner: owner.into(), end_ms, remove_at_ms };
         self.leases.insert(key.clone(), lease);
         Ok(self.last_token)
     }
 
-    /// Makes a lease last so long from now.
+    /// Extends a lease to `ttl_ms` from now.
     ///
     /// # Errors
     ///
-    /// It is not held with this token any more.
+    /// The token is not the newest one of the lease.
     pub fn renew(&mut self, fence: &Fence, now_ms: u64, ttl_ms: u64) -> Result<(), StaleFence> {
         let lease = self.leases.get_mut(&fence.key).filter(|lease| lease.token == fence.token).ok_or(StaleFence)?;
-        (lease.end_ms, lease.forget_ms) = ends(now_ms, ttl_ms);
+        (lease.end_ms, lease.remove_at_ms) = ends(now_ms, ttl_ms);
         Ok(())
     }
 
-    /// Ends a lease now. Until another owner acquires it, its token stays good for a while.
+    /// Ends a lease now. Until another owner acquires it, its token stays valid for [`RELEASED_MS`].
     ///
     /// # Errors
     ///
-    /// It is not held with this token any more.
+    /// The token is not the newest one of the lease.
     pub fn release(&mut self, fence: &Fence, now_ms: u64) -> Result<(), StaleFence> {
         let lease = self.leases.get_mut(&fence.key).filter(|lease| lease.token == fence.token).ok_or(StaleFence)?;
-        (lease.end_ms, lease.forget_ms) = (now_ms, now_ms.saturating_add(RELEASED_MS));
+        (lease.end_ms, lease.remove_at_ms) = (now_ms, now_ms.saturating_add(RELEASED_MS));
         Ok(())
     }
 
-    /// Checks that a write may be made.
+    /// Checks that a write with this token is allowed.
     ///
     /// # Errors
     ///
-    /// The lease is not held with this token any more.
+    /// The token is not the newest one of the lease.
     pub fn check(&self, fence: &Fence) -> Result<(), StaleFence> {
         match self.leases.get(&fence.key) {
             Some(lease) if lease.token == fence.token => Ok(()),
@@ -145,11 +148,11 @@ impl Leases {
         }
     }
 
-    /// Forgets leases that ended long ago. Cheap to call often.
+    /// Removes leases that can no longer be renewed. Most calls return at once, so it may be called often.
     pub fn expire(&mut self, now_ms: u64) {
         if now_ms >= self.expire_at_ms {
-            self.expire_at_ms = now_ms.saturating_add(EXPIRE_EVERY_MS);
-            self.leases.retain(|_, lease| lease.forget_ms > now_ms);
+            self.expire_at_ms = now_ms.saturating_add(EXPIRE_INTERVAL_MS);
+            self.leases.retain(|_, lease| lease.remove_at_ms > now_ms);
         }
     }
 }
@@ -216,7 +219,7 @@ mod tests {
     }
 
     #[test]
-    fn leases_are_bounded_and_forgotten() {
+    fn leases_are_bounded_and_removed_after_their_end() {
         let mut leases = Leases::new(1, 0);
         let token = leases.acquire(&key("execution:x"), "a", 0, 100).unwrap();
         assert_eq!(leases.acquire(&key("execution:y"), "a", 1, 100), Err(AcquireError::Full { leases_max: 1 }));
@@ -226,10 +229,10 @@ mod tests {
     }
 
     proptest! {
-        // Whatever the order of acquisitions, renewals and releases: at most one token of a key is good, it is the newest, and a
-        // key changes its owner only when the lease has ended.
+        // For any order of acquisitions, renewals and releases, only the newest token of a key is valid, and a key
+        // changes its owner only when the lease has ended.
         #[test]
-        fn only_the_newest_token_is_good(ops in prop::collection::vec((0u8..3, 0u8..3, 0u64..60, 1u64..80), 0..200)) {
+        fn only_the_newest_token_is_valid(ops in prop::collection::vec((0u8..3, 0u8..3, 0u64..60, 1u64..80), 0..200)) {
             let mut leases = Leases::new(10, 0);
             let (mut now, mut end) = (0, 0);
             let mut tokens: Vec<(u64, u8)> = Vec::new();
@@ -247,13 +250,13 @@ mod tests {
                         Err(_) => prop_assert!(end > now && newest.is_some_and(|(_, by)| by != owner)),
                     },
                     op => if let Some(mine) = mine {
-                        let good = newest.is_some_and(|(token, _)| token == mine);
-                        let done = match op {
+                        let valid = newest.is_some_and(|(token, _)| token == mine);
+                        let result = match op {
                             1 => leases.renew(&fence(mine), now, ttl),
                             _ => leases.release(&fence(mine), now),
                         };
-                        prop_assert_eq!(done.is_ok(), good);
-                        if good {
+                        prop_assert_eq!(result.is_ok(), valid);
+                        if valid {
                             end = if op == 1 { now + ttl } else { now };
                         }
                     },

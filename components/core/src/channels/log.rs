@@ -1,16 +1,17 @@
-//! What is retained of one channel.
+//! The retained events of one channel.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
 
 use super::{Cursor, Entry, Gap};
 
-/// The retention of each channel. Every channel has these bounds for itself: a busy one takes nothing from another.
+/// The retention of each channel. The bounds apply to every channel separately, so a busy one does not evict another's
+/// events.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Retention {
-    /// The most events of a channel; at least 1 is assumed.
+    /// Most events of a channel; 0 counts as 1.
     pub events_max: usize,
-    /// The most bytes of a channel, names and bookkeeping included. A single larger event is retained.
+    /// Most bytes of a channel, names and overhead included. A single larger event is retained.
     pub bytes_max: usize,
     /// How long an event is retained, in milliseconds.
     pub age_ms_max: u64,
@@ -22,7 +23,7 @@ impl Default for Retention {
     }
 }
 
-/// The events of a channel that are retained, in order. It may have holes; readers get a gap for each.
+/// The retained events of a channel, in order. The log may have holes; readers get a gap for each.
 #[derive(Debug, Clone)]
 pub struct Log {
     retention: Retention,
@@ -33,23 +34,23 @@ pub struct Log {
     finished: bool,
 }
 
-/// Where a reader begins.
+/// The position at which a reader begins.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Seek {
     /// The cursor before the first event that it gets.
     pub position: Cursor,
-    /// What it misses before that.
+    /// The missing events before the position.
     pub gap: Option<Gap>,
 }
 
 /// A part of a channel.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Page {
-    /// What is missing before the events.
+    /// The missing events before `entries`.
     pub gap: Option<Gap>,
     /// The events, in order and without a hole between them.
     pub entries: Vec<Arc<Entry>>,
-    /// Where the next page begins.
+    /// The cursor after which the next page begins.
     pub next: Cursor,
     /// True when nothing comes after this page, now or later.
     pub ended: bool,
@@ -67,38 +68,38 @@ impl Log {
         self.last
     }
 
-    /// True when the last event of the channel is in.
+    /// True when the last event of the channel was appended.
     pub fn finished(&self) -> bool {
         self.finished
     }
 
-    /// Says that the channel is finished, where its last event is not retained any more.
+    /// Marks the channel as finished, if its last event is no longer retained.
     pub fn finish(&mut self) {
         self.finished = true;
     }
 
-    /// Events retained.
+    /// The number of retained events.
     pub fn len(&self) -> usize {
         self.entries.len()
     }
 
-    /// True when nothing is retained.
+    /// True when no event is retained.
     pub fn is_empty(&self) -> bool {
         self.entries.is_empty()
     }
 
-    /// Bytes retained.
+    /// The bytes of the retained events.
     pub fn bytes(&self) -> usize {
         self.bytes
     }
 
-    /// The oldest event retained.
+    /// The oldest retained event.
     pub fn first(&self) -> Option<&Arc<Entry>> {
         self.entries.front()
     }
 
-    /// Appends the next event, and evicts the events that exceed the retention; an event that is not after the newest is ignored. Returns
-    /// whether it was appended.
+    /// Appends the next event, and evicts the events that exceed the retention; an event that is not after the newest
+    /// is ignored. Returns whether it was appended.
     pub fn push(&mut self, entry: Arc<Entry>) -> bool {
         if entry.cursor <= self.last {
             return false;
@@ -116,7 +117,8 @@ impl Log {
         true
     }
 
-    /// Removes events that are too old, at a time of the clock of [`Entry::stored_ms`]. Returns true when something was removed.
+    /// Removes events that are too old, at a time of the clock of [`Entry::stored_ms`]. Returns whether an event was
+    /// removed.
     pub fn expire(&mut self, now_ms: u64) -> bool {
         let before = self.entries.len();
         while self.entries.front().is_some_and(|entry| expired(entry, now_ms, self.retention.age_ms_max)) {
@@ -125,7 +127,7 @@ impl Log {
         self.entries.len() < before
     }
 
-    /// Continues after `last`, where events are known to have been and cannot be had: readers see a hole.
+    /// Continues after `last`, if events up to it existed but are not available: readers get a gap.
     pub fn skip_to(&mut self, last: Cursor) {
         self.last = self.last.max(last);
     }
@@ -135,31 +137,32 @@ impl Log {
         *self = Self::new(self.retention, last);
     }
 
-    /// Where a reader begins that has seen everything up to `after`, in O(log n).
+    /// The position at which a reader begins that has received everything up to `after`, in O(log n).
     ///
-    /// [`Cursor::START`] is the first retained event and misses nothing. A cursor after the newest event was not assigned by this
-    /// channel: its reader gets a gap from the beginning, then all retained events.
+    /// [`Cursor::START`] is before the first retained event, without a gap. A cursor after the newest event was not
+    /// assigned by this channel: its reader gets a gap from the beginning, then all retained events.
     pub fn seek(&self, after: Cursor) -> Seek {
         let first = self.after(self.resolve(after)).map(|entry| entry.cursor);
         seek(after, first, self.last)
     }
 
-    /// The cursor itself, or [`Cursor::UNKNOWN`] for one that this channel has not given out.
+    /// The cursor itself, or [`Cursor::UNKNOWN`] for one that this channel has not assigned.
     pub fn resolve(&self, after: Cursor) -> Cursor {
         resolve(after, self.last)
     }
 
-    /// The first event retained after a cursor, in O(log n).
+    /// The first retained event after a cursor, in O(log n).
     pub fn after(&self, position: Cursor) -> Option<&Arc<Entry>> {
         self.entries.get(self.index(position))
     }
 
-    /// All events retained after a cursor, in order.
+    /// All retained events after a cursor, in order.
     pub fn all_after(&self, position: Cursor) -> impl Iterator<Item = &Arc<Entry>> {
         self.entries.range(self.index(position)..)
     }
 
-    /// The part of the channel after a cursor: at most `limit` events, and not many more than `bytes_max` bytes.
+    /// The part of the channel after a cursor: at most `limit` events and `bytes_max` bytes, but at least one event if
+    /// there is one.
     pub fn read(&self, after: Cursor, limit: usize, bytes_max: usize) -> Page {
         let entries = self.all_after(self.resolve(after)).map(Arc::clone);
         page(after, self.last, self.finished, entries, limit, bytes_max)
@@ -181,9 +184,9 @@ pub fn resolve(after: Cursor, last: Cursor) -> Cursor {
     if after > last { Cursor::UNKNOWN } else { after }
 }
 
-/// The part of a channel after a cursor, from the events that a store has after it: at most `limit`, and none that would make it more
-/// than `bytes_max` bytes except the first. It ends before a hole; the next one starts with the gap. The events of a cursor after the
-/// newest event are those after the result of [`resolve`].
+/// A page of a channel after a cursor, from the events that a store has after it: at most `limit` events and
+/// `bytes_max` bytes, but at least one event if there is one. A page ends before a hole; the next one starts with the
+/// gap. `entries` are the events after the result of [`resolve`].
 pub fn page(
     after: Cursor,
     last: Cursor,
@@ -194,24 +197,25 @@ pub fn page(
 ) -> Page {
     let mut entries = entries.peekable();
     let Seek { mut position, gap } = seek(after, entries.peek().map(|entry| entry.cursor), last);
-    let (mut taken, mut bytes) = (Vec::new(), 0_usize);
-    while let Some(entry) = entries.next_if(|entry| position.leads_to(entry.cursor) && taken.len() < limit) {
+    let (mut page, mut bytes) = (Vec::new(), 0_usize);
+    while let Some(entry) = entries.next_if(|entry| position.leads_to(entry.cursor) && page.len() < limit) {
         bytes = bytes.saturating_add(entry.bytes());
-        if bytes > bytes_max && !taken.is_empty() {
+        if bytes > bytes_max && !page.is_empty() {
             break;
         }
         position = entry.cursor;
-        taken.push(entry);
+        page.push(entry);
     }
-    Page { gap, entries: taken, next: position, ended: finished && position >= last }
+    Page { gap, entries: page, next: position, ended: finished && position >= last }
 }
 
-/// Where a reader of `after` begins, given the first event retained after it and the newest of all.
+/// The position at which a reader of `after` begins, given the first retained event after it and the cursor of the
+/// newest event.
 fn seek(after: Cursor, first: Option<Cursor>, last: Cursor) -> Seek {
     let next = match first {
-        // Nothing was ever appended.
+        // No event was ever appended.
         None if last == Cursor::START && after == last => return Seek { position: after, gap: None },
-        // After the newest, or all later events are gone: the next event follows the newest.
+        // The cursor is after the newest event, or no later event is retained: the next event follows the newest.
         None => last.next(),
         Some(first) => first,
     };
@@ -230,7 +234,7 @@ mod tests {
     use super::*;
     use crate::channels::Draft;
 
-    const KEEP: Retention = Retention { events_max: 4, bytes_max: 10_000, age_ms_max: 100 };
+    const RETENTION: Retention = Retention { events_max: 4, bytes_max: 10_000, age_ms_max: 100 };
 
     fn at(epoch: u64, seq: u64) -> Cursor {
         Cursor { epoch, seq }
@@ -241,7 +245,7 @@ mod tests {
     }
 
     fn log(cursors: &[(u64, u64)]) -> Log {
-        let mut log = Log::new(KEEP, at(1, 0));
+        let mut log = Log::new(RETENTION, at(1, 0));
         for &(epoch, seq) in cursors {
             assert!(log.push(entry(epoch, seq, 1, 0)));
         }
@@ -264,11 +268,11 @@ mod tests {
     }
 
     #[test]
-    fn another_life_is_a_gap() {
+    fn another_epoch_is_a_gap() {
         let log = log(&[(1, 1), (3, 1), (3, 2)]);
         assert_eq!(log.seek(at(1, 1)), Seek { position: at(3, 0), gap: gap((1, 2), (3, 0)) });
         assert_eq!(log.seek(at(2, 7)), Seek { position: at(3, 0), gap: gap((2, 8), (3, 0)) });
-        // Cursors that this channel has not given, or not yet.
+        // Cursors that this channel has not assigned, or not yet.
         for (foreign, from) in [
             (at(3, 9), (3, 10)),
             (at(9, 1), (9, 2)),
@@ -302,7 +306,7 @@ mod tests {
     }
 
     #[test]
-    fn empty_log_declares_evicted_events() {
+    fn empty_log_reports_evicted_events_as_a_gap() {
         let mut log = log(&[(1, 1), (1, 2)]);
         assert!(!log.expire(100) && log.expire(101) && log.is_empty() && log.bytes() == 0);
         assert_eq!(log.seek(at(1, 1)), Seek { position: at(1, 2), gap: gap((1, 2), (1, 2)) });
@@ -311,8 +315,8 @@ mod tests {
     }
 
     #[test]
-    fn bytes_evict_and_one_large_event_remains() {
-        let mut log = Log::new(Retention { bytes_max: 1_000, ..KEEP }, at(1, 0));
+    fn event_over_the_byte_bound_is_retained_alone() {
+        let mut log = Log::new(Retention { bytes_max: 1_000, ..RETENTION }, at(1, 0));
         log.push(entry(1, 1, 500, 0));
         log.push(entry(1, 2, 500, 0));
         assert_eq!(log.len(), 1);
@@ -321,7 +325,7 @@ mod tests {
     }
 
     #[test]
-    fn entries_that_are_not_after_the_last_are_ignored() {
+    fn entry_that_is_not_after_the_last_is_ignored() {
         let mut log = log(&[(2, 5)]);
         assert!(!log.push(entry(2, 5, 1, 0)) && !log.push(entry(1, 9, 1, 0)) && log.len() == 1);
     }

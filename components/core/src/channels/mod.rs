@@ -1,26 +1,28 @@
 //! Channels of events: the exact sequence, or an explicit gap.
 //!
-//! A channel is a sequence of events under one name. A reader has a [`Cursor`], that of the last event it saw, and gets everything after
-//! it, in order and once. Events that are no longer retained, were lost in a crash, or belong to an earlier epoch of the channel are
-//! reported as a [`Gap`] before the rest: never a duplicate, never a silent hole.
+//! A channel is a sequence of events under one name. A reader has a [`Cursor`], that of the last event it received, and
+//! gets all later events, in order and once. Events that are no longer retained, were lost in a crash, or belong to an
+//! earlier epoch of the channel are reported as a [`Gap`] before the rest: never a duplicate, never a silent hole.
 //!
 //! - [`ChannelName`]: a kind and an id, in a grammar that is safe in keys, paths and headers.
 //! - [`Cursor`], [`Gap`]: positions in a channel, `epoch-seq` on the wire.
-//! - [`Draft`], [`Entry`]: an event before and after it has its cursor.
+//! - [`Draft`], [`Entry`]: an event before and after a cursor is assigned.
 //! - [`Log`]: the retained events of one channel, bounded by [`Retention`].
-//! - [`Outbox`]: what one subscriber has not taken yet, bounded; progress events coalesce in it.
+//! - [`Outbox`]: the undelivered events of one subscriber, bounded; progress events coalesce in it.
 //! - [`Subscriber`]: replay from the log, then live from the outbox.
 //! - [`Throttle`]: progress at a bounded rate.
-//! - [`Claims`]: keys that exactly one caller gets.
+//! - [`Claims`]: keys that exactly one caller obtains.
 //! - [`Leases`], [`Fence`]: one owner at a time for a key, and writes of earlier owners refused.
-//! - [`Shares`]: what each user has of what all users share, and [`eviction_order`], which takes from the largest first.
+//! - [`Shares`]: the use of a shared resource by each user, and [`eviction_order`], which evicts from the largest user
+//!   first.
 //! - [`Values`]: state between events, one value under one key.
 //!
-//! **Invariant:** two cursors that follow each other without a gap between them have the same epoch and neighbouring
-//! sequence numbers. Logs may have holes; a reader that crosses one gets a gap, so no store has to promise that it has none.
+//! **Invariant:** two cursors that follow each other without a gap between them have the same epoch and adjacent
+//! sequence numbers. Logs may have holes; a reader that crosses one gets a gap, so stores need not guarantee that there
+//! are none.
 //!
-//! Times are milliseconds of the wall clock, for they outlive the process. They say how old an event is and nothing else:
-//! order is the sequence's business.
+//! Times are milliseconds of the wall clock, since they outlive the process. They give the age of an event only; the
+//! order of events is that of their cursors.
 
 mod claims;
 mod cursor;

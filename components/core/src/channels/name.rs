@@ -8,9 +8,9 @@ use thiserror::Error;
 
 use crate::named::named;
 
-/// The most bytes of a kind.
+/// Most bytes in a kind.
 pub(super) const KIND_BYTES_MAX: usize = 32;
-/// The most bytes in the id of a channel or of a user.
+/// Most bytes in the id of a channel or of a user.
 pub const ID_BYTES_MAX: usize = 128;
 
 named! {
@@ -20,7 +20,7 @@ named! {
         Workflow = "workflow",
         /// The analysis of a file.
         File = "file",
-        /// What concerns one user.
+        /// Events for one user.
         User = "user",
         /// One execution of a pipeline.
         Pipeline = "pipeline",
@@ -31,14 +31,14 @@ named! {
     }
 }
 
-/// What an id may have besides ASCII letters and digits. Nothing here needs quoting in a header, a path, a key of Redis or a file
-/// name; `*`, `;` and `,` mean something in scopes and headers and are left out.
+/// The characters of an id besides ASCII letters and digits. None of them needs quoting in a header, a path, a key of
+/// Redis or a file name; `*`, `;` and `,` are excluded because they have a meaning in scopes and headers.
 const ID_PUNCTUATION: &[u8] = b"-_.~:@+=|";
 
-/// What the kinds of owner records begin with.
+/// The prefix of the kinds of owner records.
 const OWNER_KIND_PREFIX: &str = "owner-";
 
-/// Why a text names no channel.
+/// Why a text is not the name of a channel.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
 pub enum NameError {
     /// Not `kind:id`.
@@ -52,7 +52,7 @@ pub enum NameError {
     Id,
 }
 
-/// Why a text is no id of a channel or of a user.
+/// Why a text is not an id of a channel or of a user.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
 pub enum IdError {
     /// It is empty.
@@ -67,10 +67,10 @@ pub enum IdError {
     /// It has a character outside the grammar.
     #[error("an id is made of ASCII letters, digits and - _ . ~ : @ + = |; byte {at} is none of them")]
     Character {
-        /// From 0, in bytes.
+        /// Its position in bytes, from 0.
         at: usize,
     },
-    /// It begins with a dot, as names do that paths and file systems read as something else.
+    /// It begins with a dot, as names that have a special meaning in paths and file systems do.
     #[error("an id must not begin with a dot")]
     Dots,
 }
@@ -86,8 +86,8 @@ pub fn check_id(id: &str) -> Result<(), IdError> {
         1..=ID_BYTES_MAX => {}
         bytes => return Err(IdError::TooLong { bytes }),
     }
-    let is_fit = |byte: u8| byte.is_ascii_alphanumeric() || ID_PUNCTUATION.contains(&byte);
-    if let Some(at) = id.bytes().position(|byte| !is_fit(byte)) {
+    let is_id_byte = |byte: u8| byte.is_ascii_alphanumeric() || ID_PUNCTUATION.contains(&byte);
+    if let Some(at) = id.bytes().position(|byte| !is_id_byte(byte)) {
         return Err(IdError::Character { at });
     }
     if id.starts_with('.') {
@@ -98,7 +98,7 @@ pub fn check_id(id: &str) -> Result<(), IdError> {
 
 /// The name of a channel, `kind:id`. Copies share the text.
 ///
-/// The grammar has no byte that means anything in a header, a path, a pattern of Redis or an SSE field.
+/// No byte of the grammar has a special meaning in a header, a path, a pattern of Redis or an SSE field.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ChannelName {
     text: Arc<str>,
@@ -130,27 +130,27 @@ impl ChannelName {
         &self.text
     }
 
-    /// What comes before the first colon.
+    /// The kind: the part before the first colon.
     pub fn kind(&self) -> &str {
         self.parts().0
     }
 
-    /// What comes after the first colon.
+    /// The id: the part after the first colon.
     pub fn id(&self) -> &str {
         self.parts().1
     }
 
-    /// The channel that records who owns this one, `owner-KIND:ID`; none where the kind is too long for that.
+    /// The channel that stores the owner of this one, `owner-KIND:ID`; `None` if the kind is too long for the prefix.
     pub fn owner_record(&self) -> Option<Self> {
         Self::new(&format!("{OWNER_KIND_PREFIX}{}", self.kind()), self.id()).ok()
     }
 
-    /// True when the channel records who owns another one.
+    /// True when the channel stores the owner of another one.
     pub fn is_owner_record(&self) -> bool {
         self.text.starts_with(OWNER_KIND_PREFIX)
     }
 
-    /// The channel whose owner this one records; none where it is no owner record.
+    /// The channel whose owner this one stores; `None` if it is not an owner record.
     pub fn owned(&self) -> Option<Self> {
         self.text.strip_prefix(OWNER_KIND_PREFIX).and_then(|name| name.parse().ok())
     }
@@ -178,9 +178,9 @@ impl fmt::Display for ChannelName {
 }
 
 fn check_kind(kind: &str) -> Result<(), NameError> {
-    let good = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-';
-    let begins = kind.bytes().next().is_some_and(|byte| byte.is_ascii_lowercase());
-    if begins && kind.len() <= KIND_BYTES_MAX && kind.bytes().all(good) { Ok(()) } else { Err(NameError::Kind) }
+    let is_kind_byte = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-';
+    let begins_with_letter = kind.bytes().next().is_some_and(|byte| byte.is_ascii_lowercase());
+    if begins_with_letter && kind.len() <= KIND_BYTES_MAX && kind.bytes().all(is_kind_byte) { Ok(()) } else { Err(NameError::Kind) }
 }
 
 #[cfg(test)]
@@ -197,7 +197,7 @@ mod tests {
     }
 
     #[test]
-    fn owner_record_leads_back_to_its_channel() {
+    fn owner_record_names_its_channel() {
         let name: ChannelName = "workflow:a:b".parse().unwrap();
         let record = name.owner_record().unwrap();
         assert_eq!((record.as_str(), record.is_owner_record()), ("owner-workflow:a:b", true));

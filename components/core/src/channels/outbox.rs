@@ -1,23 +1,23 @@
-//! What one subscriber has not taken yet.
+//! The undelivered events of one subscriber.
 
 use std::collections::{HashSet, VecDeque};
 use std::sync::Arc;
 
 use super::{Entry, Gap};
 
-/// The bytes of an item besides its event, which all subscribers share. The event counts in full: the subscriber's socket has to send it,
-/// and the subscriber keeps it in memory after the log has evicted it.
+/// The bytes of an item besides its event, which all subscribers share. The event counts in full: the subscriber's
+/// socket has to send it, and the subscriber keeps it in memory after the log has evicted it.
 const ITEM_BYTES: usize = 32;
 
-/// An emptied queue larger than this gives its memory back.
+/// An empty queue with a larger capacity than this releases its memory.
 const IDLE_ITEMS_MAX: usize = 8;
 
-/// Something for the subscriber.
+/// An undelivered item of a subscriber.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Item {
-    /// An event, and how many before it were replaced by later ones of their key.
+    /// An event, and the number of events directly before it that later ones of their key replaced.
     Event(Arc<Entry>, u32),
-    /// Events that it cannot have.
+    /// Events that are not available to the subscriber.
     Gap(Box<Gap>),
 }
 
@@ -29,9 +29,9 @@ impl Item {
 
 /// A queue of one subscriber's undelivered events, bounded by bytes.
 ///
-/// A reader that keeps up gets all events. Over the bound, events that a later one of the same key replaces are dropped, and the next
-/// delivered event has their number. Events without a key are never dropped. When the rest takes more than seven eighths of the bound,
-/// the reader is too slow; that eighth makes the cost of dropping constant per event.
+/// A fast reader gets all events. Over the bound, events that a later one of the same key replaces are dropped, and the
+/// next delivered event has their number. Events without a key are never dropped. If the rest takes more than seven
+/// eighths of the bound, the reader is too slow; the free eighth keeps the cost of coalescing constant per event.
 #[derive(Debug, Default)]
 pub struct Outbox {
     items: VecDeque<Item>,
@@ -39,27 +39,28 @@ pub struct Outbox {
 }
 
 impl Outbox {
-    /// Items waiting.
+    /// The number of undelivered items.
     pub fn len(&self) -> usize {
         self.items.len()
     }
 
-    /// True when nothing waits.
+    /// True when there is no undelivered item.
     pub fn is_empty(&self) -> bool {
         self.items.is_empty()
     }
 
-    /// Bytes waiting.
+    /// The bytes of the undelivered items.
     pub fn bytes(&self) -> usize {
         self.bytes
     }
 
-    /// Adds an item. Returns false when the reader is too slow: the outbox is over its bound then and has to be dropped.
+    /// Adds an item. Returns false if the reader is too slow: the outbox then exceeds its bound, and the caller must
+    /// clear it.
     #[must_use]
     pub fn push(&mut self, item: Item, bytes_max: usize) -> bool {
         self.bytes += item.bytes();
         self.items.push_back(item);
-        // One item is let in whatever its size, for it could otherwise never be delivered.
+        // A single item is accepted whatever its size, since it could otherwise never be delivered.
         if self.bytes <= bytes_max || self.items.len() == 1 {
             return true;
         }
@@ -77,41 +78,42 @@ impl Outbox {
         Some(item)
     }
 
-    /// Lets go of everything.
+    /// Removes all items.
     pub fn clear(&mut self) {
         *self = Self::default();
     }
 
     /// Keeps the newest event of each key, and everything without one.
     fn coalesce(&mut self) {
-        let mut seen: HashSet<&str> = HashSet::new();
+        let mut keys: HashSet<&str> = HashSet::new();
         let mut keep: Vec<bool> = self
             .items
             .iter()
             .rev()
             .map(|item| match item {
-                Item::Event(entry, _) => entry.coalesce.as_deref().is_none_or(|key| seen.insert(key)),
+                Item::Event(entry, _) => entry.coalesce.as_deref().is_none_or(|key| keys.insert(key)),
                 Item::Gap(_) => {
-                    // What lies behind a gap is not replaced by what lies before it: the count would span the gap.
-                    seen.clear();
+                    // An event before a gap is not replaced by one after it, since the count would span the gap.
+                    keys.clear();
                     true
                 }
             })
             .collect();
-        // How many went since the last that stays; the next that stays says so. One of their keys always does.
-        let mut owed = 0;
+        // The events dropped since the last retained one, which are counted in the next retained one. There is one,
+        // since the newest event of each key is retained.
+        let mut dropped = 0;
         let mut bytes = 0;
         self.items.retain_mut(|item| {
-            let stays = keep.pop().unwrap_or(true);
+            let is_kept = keep.pop().unwrap_or(true);
             if let Item::Event(_, before) = item {
-                if stays {
-                    *before += std::mem::take(&mut owed);
+                if is_kept {
+                    *before += std::mem::take(&mut dropped);
                 } else {
-                    owed += *before + 1;
+                    dropped += *before + 1;
                 }
             }
-            bytes += if stays { item.bytes() } else { 0 };
-            stays
+            bytes += if is_kept { item.bytes() } else { 0 };
+            is_kept
         });
         self.bytes = bytes;
     }
@@ -127,7 +129,7 @@ mod tests {
         Item::Event(Arc::new(draft.at(Cursor::new(1, seq), 0)), 0)
     }
 
-    fn drained(outbox: &mut Outbox) -> Vec<(u64, u32)> {
+    fn drain(outbox: &mut Outbox) -> Vec<(u64, u32)> {
         let mut all = Vec::new();
         while let Some(item) = outbox.pop() {
             all.push(match item {
@@ -144,35 +146,35 @@ mod tests {
         for seq in 1..=3 {
             assert!(outbox.push(event(seq, Some("k")), 10_000));
         }
-        assert_eq!(drained(&mut outbox), [(1, 0), (2, 0), (3, 0)]);
+        assert_eq!(drain(&mut outbox), [(1, 0), (2, 0), (3, 0)]);
         assert_eq!(outbox.bytes(), 0);
     }
 
     #[test]
-    fn past_the_bound_the_newest_of_each_key_and_all_results_stay() {
+    fn over_the_bound_the_newest_event_of_each_key_and_all_results_remain() {
         let mut outbox = Outbox::default();
         let bytes_max = event(1, Some("a")).bytes() * 6;
         for (seq, key) in [(1, Some("a")), (2, Some("b")), (3, None), (4, Some("a")), (5, Some("b")), (6, Some("a"))] {
             assert!(outbox.push(event(seq, key), bytes_max));
         }
         assert!(outbox.push(event(7, Some("a")), bytes_max));
-        assert_eq!(drained(&mut outbox), [(3, 2), (5, 1), (7, 1)]);
+        assert_eq!(drain(&mut outbox), [(3, 2), (5, 1), (7, 1)]);
     }
 
     #[test]
-    fn counts_add_up_over_two_rounds() {
+    fn coalesced_counts_add_up_over_two_rounds() {
         let mut outbox = Outbox::default();
         let bytes_max = event(1, Some("a")).bytes() * 2;
         for seq in 1..=9 {
             assert!(outbox.push(event(seq, Some("a")), bytes_max));
         }
-        let drained = drained(&mut outbox);
+        let drained = drain(&mut outbox);
         assert_eq!(drained.iter().map(|(_, coalesced)| coalesced + 1).sum::<u32>(), 9);
         assert_eq!(drained.last().unwrap().0, 9);
     }
 
     #[test]
-    fn results_that_do_not_fit_close_it() {
+    fn results_over_the_bound_are_refused() {
         let mut outbox = Outbox::default();
         let bytes_max = event(1, None).bytes() * 3;
         for seq in 1..=3 {
@@ -197,6 +199,6 @@ mod tests {
         assert!(outbox.push(event(2, Some("a")), bytes_max));
         assert!(outbox.push(Item::Gap(Box::new(gap)), bytes_max));
         assert!(outbox.push(event(1, Some("a")), bytes_max));
-        assert_eq!(drained(&mut outbox), [(2, 1), (0, 0), (1, 0)]);
+        assert_eq!(drain(&mut outbox), [(2, 1), (0, 0), (1, 0)]);
     }
 }

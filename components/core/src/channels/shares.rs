@@ -1,37 +1,37 @@
-//! What each user has of something that all users have together, such as bytes of state or channels.
+//! The use of a bounded resource by each user and in total, such as bytes of state or channels.
 
 use std::collections::{BTreeMap, BinaryHeap, HashMap};
 use std::sync::Arc;
 
 use thiserror::Error;
 
-/// No room: for this user, or for all users together.
+/// Why an amount does not fit.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
 pub enum ShareExceeded {
-    /// The user has as much as one user may have, or would have more.
+    /// The amount exceeds the share of the user.
     #[error("{more} more do not fit: the user has {used}, and one user may have {max}")]
     User {
         /// The amount that does not fit.
         more: usize,
-        /// What the user has besides.
+        /// The amount that the user uses otherwise.
         used: usize,
-        /// The most that one user may have.
+        /// The share of one user.
         max: usize,
     },
-    /// All users together have as much as there may be, or would have more.
+    /// The amount exceeds the bound of all users together.
     #[error("{more} more do not fit: {used} of {max} are in use")]
     Total {
         /// The amount that does not fit.
         more: usize,
-        /// What is in use besides.
+        /// The amount that is in use otherwise.
         used: usize,
-        /// The most that there may be.
+        /// The bound.
         max: usize,
     },
 }
 
-/// Amounts by user. What has no user (`None`) counts for the total alone: the server's own, and everything where users are not
-/// identified. Its memory is that of the users who have something.
+/// Amounts in use, by user and in total. Amounts without a user (`None`) count towards the total only: those of the
+/// server, and all of them if users are not identified. Memory is proportional to the number of users with an amount.
 #[derive(Debug, Clone)]
 pub struct Shares {
     total_max: usize,
@@ -41,36 +41,36 @@ pub struct Shares {
 }
 
 impl Shares {
-    /// Nothing is in use. One user may have `user_percent_max` percent of `total_max`, and at least 1.
+    /// Empty shares. One user may use `user_percent_max` percent of `total_max`, and at least 1.
     pub fn new(total_max: usize, user_percent_max: u8) -> Self {
         let percent = u128::from(user_percent_max.min(100));
         let user_max = usize::try_from(total_max as u128 * percent / 100).unwrap_or(usize::MAX).max(1);
         Self { total_max, user_max, total: 0, users: HashMap::new() }
     }
 
-    /// One user may have at least `user_min`, where there is as much: less would be of no use.
+    /// Raises the share of one user to at least `user_min`, but not above the total.
     #[must_use]
     pub fn with_user_min(mut self, user_min: usize) -> Self {
         self.user_max = self.user_max.max(user_min.min(self.total_max));
         self
     }
 
-    /// The most that one user may have.
+    /// The share of one user.
     pub fn user_max(&self) -> usize {
         self.user_max
     }
 
-    /// The most that there may be.
+    /// The bound of all users together.
     pub fn total_max(&self) -> usize {
         self.total_max
     }
 
-    /// What is in use.
+    /// The total amount in use.
     pub fn total(&self) -> usize {
         self.total
     }
 
-    /// What a user has; without a user 0.
+    /// The amount that a user uses; 0 without a user.
     pub fn of(&self, user: Option<&str>) -> usize {
         user.and_then(|user| self.users.get(user)).copied().unwrap_or(0)
     }
@@ -79,8 +79,8 @@ impl Shares {
     ///
     /// # Errors
     ///
-    /// It does not fit: for the user, or for all. What does not grow fits always, so that a share that was made smaller can be
-    /// returned to.
+    /// It exceeds the share of the user or the total. A write that does not grow always fits, so a user over a reduced
+    /// share can shrink its use.
     pub fn check(&self, user: Option<&str>, more: usize, less: usize) -> Result<(), ShareExceeded> {
         if more <= less {
             return Ok(());
@@ -96,7 +96,7 @@ impl Shares {
         Ok(())
     }
 
-    /// Adds an amount, whether it fits or not; the user as it is known here.
+    /// Adds an amount without a check. Returns the shared name of the user.
     pub fn add(&mut self, user: Option<&str>, amount: usize) -> Option<Arc<str>> {
         self.total = self.total.saturating_add(amount);
         let user: Arc<str> = match self.users.get_key_value(user?) {
@@ -110,7 +110,7 @@ impl Shares {
         Some(user)
     }
 
-    /// Takes back an amount that was added.
+    /// Subtracts an amount that was added.
     pub fn remove(&mut self, user: Option<&str>, amount: usize) {
         self.total = self.total.saturating_sub(amount);
         let Some(user) = user else { return };
@@ -122,10 +122,11 @@ impl Shares {
     }
 }
 
-/// The order in which things give way where there is no room: always one of the user that has the most left, and of that user's
-/// the one with the least rank. So nothing of a user gives way while another has more that can.
+/// The order in which candidates are evicted if there is no room: always one of the user with the largest remaining
+/// use, and of that user's the one with the lowest rank. So no candidate of a user is evicted while another user has
+/// more.
 ///
-/// `used` is what each user has, together with what cannot give way.
+/// `used` returns the use of each user, including what cannot be evicted.
 pub fn eviction_order<R: Ord, T>(
     candidates: impl IntoIterator<Item = (Option<Arc<str>>, R, T)>,
     used: impl Fn(Option<&str>) -> usize,
@@ -142,10 +143,10 @@ pub fn eviction_order<R: Ord, T>(
         queues.push(candidates.into_iter());
     }
     let mut order = Vec::new();
-    while let Some((left, queue)) = largest.pop() {
+    while let Some((remaining, queue)) = largest.pop() {
         if let Some((_, candidate)) = queues[queue].next() {
             order.push(candidate);
-            largest.push((left - 1, queue));
+            largest.push((remaining - 1, queue));
         }
     }
     order
@@ -166,7 +167,7 @@ mod tests {
             shares.check(Some(user), 25, 0).unwrap();
             shares.add(Some(user), 25);
         }
-        // The server's own counts for all, and has no share of its own.
+        // An amount without a user counts towards the total only.
         shares.check(None, 20, 0).unwrap();
         shares.add(None, 20);
         assert_eq!(shares.check(Some("d"), 6, 0), Err(ShareExceeded::Total { more: 6, used: 95, max: 100 }));
@@ -174,7 +175,7 @@ mod tests {
     }
 
     #[test]
-    fn share_has_a_minimum_where_there_is_as_much() {
+    fn share_has_a_minimum_up_to_the_total() {
         for (total, percent, user_min, want) in [(8, 25, 2, 2), (7, 25, 2, 2), (100, 25, 2, 25), (1, 100, 2, 1)] {
             assert_eq!(Shares::new(total, percent).with_user_min(user_min).user_max(), want, "{total}");
         }
@@ -204,7 +205,7 @@ mod tests {
         assert_eq!(order[0], "a3");
         assert_eq!(order.len(), 6);
         assert!(order.iter().position(|name| *name == "0") > Some(2), "{order:?}");
-        // One that has more which cannot give way goes first, too.
+        // Use that cannot be evicted counts too.
         let used = |user: Option<&str>| if user == Some("b") { 10 } else { 0 };
         let candidates = [(user("a"), 1, "a1"), (user("a"), 2, "a2"), (user("b"), 7, "b7")];
         assert_eq!(eviction_order(candidates, used), ["b7", "a1", "a2"]);
@@ -212,7 +213,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn amounts_are_those_that_were_added(
+        fn amounts_equal_a_model_within_the_shares(
             percent in 1u8..=100,
             steps in prop::collection::vec((0usize..4, 0usize..40, any::<bool>()), 0..200),
         ) {
@@ -252,14 +253,14 @@ mod tests {
             let candidates = owners.iter().enumerate().map(|(rank, owner)| (name(*owner), rank, (*owner, rank)));
             let order = eviction_order(candidates, |_| 0);
             prop_assert_eq!(order.len(), owners.len());
-            let mut left = [0usize; 5];
-            owners.iter().for_each(|owner| left[*owner] += 1);
+            let mut remaining = [0usize; 5];
+            owners.iter().for_each(|owner| remaining[*owner] += 1);
             let mut newest = [None; 5];
             for (owner, rank) in order {
-                prop_assert_eq!(left[owner], *left.iter().max().unwrap());
+                prop_assert_eq!(remaining[owner], *remaining.iter().max().unwrap());
                 prop_assert!(newest[owner] < Some(rank));
                 newest[owner] = Some(rank);
-                left[owner] -= 1;
+                remaining[owner] -= 1;
             }
         }
     }

@@ -1,4 +1,4 @@
-//! One reader that follows a channel: replay from the log, then live.
+//! One reader that follows a channel: replay from the log, then live events.
 
 use std::sync::Arc;
 
@@ -8,93 +8,95 @@ use crate::named::named;
 named! {
     /// Why a subscriber was closed before its channel ended. It may resume from its cursor.
     pub enum CloseReason {
-        /// It did not take its events fast enough.
+        /// It read too slowly.
         Slow = "slow",
         /// The store stopped, or lost the channel.
         Lost = "lost",
     }
 }
 
-/// Something that a subscriber takes.
+/// An output of a subscriber.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Delivery {
     /// The next event.
     Event {
-        /// The event, shared by all who get it.
+        /// The event, shared by all subscribers.
         entry: Arc<Entry>,
-        /// How many events between the one before and this one were replaced by later ones of their key.
+        /// The number of events between the previous one and this one that later ones of their key replaced.
         coalesced: u32,
     },
-    /// Events that it cannot have; what follows comes after `missing_to`.
+    /// Events that are not available; the next event is after `missing_to`.
     Gap(Gap),
-    /// It is closed; nothing follows.
+    /// The subscriber is closed. This is its last delivery.
     Closed(CloseReason),
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum State {
-    /// Takes from the log, up to where the log ended when it came.
+    /// Reads from the log, up to the end of the log at the time of the subscription.
     Replay { until: Cursor },
-    /// Takes from the outbox.
+    /// Reads from the outbox.
     Live,
     /// Closed; the reason is the next delivery.
     Closing(CloseReason),
-    /// All was delivered, or the reason why not.
+    /// All events were delivered, or the reason of the close was.
     Ended,
 }
 
 /// A reader that follows a channel.
 ///
-/// It begins in the log, at its own pace, with nothing held for it. When it comes to where the log ended at the time it
-/// was opened, all that was appended since goes to its outbox in one step and it is live: from then on each event is
-/// offered to it. So the handover happens once, after at most a log's worth of events, and nothing is copied: a
-/// reader that needs so long for its replay that the rest does not fit its outbox is closed as slow, and resumes.
+/// It first reads from the log, at its own pace, with an empty outbox. When it reaches the position at which the log
+/// ended at the time of the subscription, all later events are moved to its outbox in one step and it is live: from
+/// then on each event is offered to it. So the handover happens once, after at most one log of events, and nothing is
+/// copied. If a replay takes so long that the later events do not fit the outbox, the reader is closed as slow, and can
+/// resume.
 ///
-/// The driver calls everything for one channel under one lock: with the log as of now, and each event exactly once.
+/// The driver calls all methods for one channel under one lock, with the current log, and offers each event exactly
+/// once.
 #[derive(Debug)]
 pub struct Subscriber {
     state: State,
     /// The cursor of the last event that was read from the log, or put into the outbox.
     tail: Cursor,
-    /// The cursor up to which the reader got everything, or a gap.
+    /// The cursor up to which events or gaps were delivered.
     delivered: Cursor,
-    /// The reader's cursor, where the channel has not assigned it, until the reader gets the gap.
+    /// The reader's cursor, if the channel has not assigned it, until the gap is delivered.
     foreign: Option<Cursor>,
     outbox: Outbox,
     outbox_bytes_max: usize,
 }
 
 impl Subscriber {
-    /// A reader that has seen everything up to `after`, whose outbox has at most this many bytes.
+    /// A reader that has received everything up to `after`, whose outbox has at most `outbox_bytes_max` bytes.
     pub fn new(after: Cursor, outbox_bytes_max: usize, log: &Log) -> Self {
-        // A cursor that the channel has not given out must not be taken for one that it gives out later.
+        // A cursor that the channel has not assigned must not be confused with an equal one that it assigns later.
         let foreign = Some(after).filter(|_| log.resolve(after) != after);
         let after = log.resolve(after);
-        // The start is the oldest event that is retained now; events that are evicted before they are read are missing.
+        // The start is the oldest event that is retained now. Events that are evicted before they are read are a gap.
         let tail = if after == Cursor::START { log.seek(after).position } else { after };
         let state = State::Replay { until: log.last() };
         Self { state, tail, delivered: tail, foreign, outbox: Outbox::default(), outbox_bytes_max }
     }
 
-    /// Where it would resume.
+    /// The cursor from which it would resume.
     pub fn delivered(&self) -> Cursor {
         self.delivered
     }
 
-    /// Bytes that wait for it.
+    /// The bytes in its outbox.
     pub fn outbox_bytes(&self) -> usize {
         self.outbox.bytes()
     }
 
-    /// True when nothing comes from it any more.
+    /// True when there are no further deliveries.
     pub fn ended(&self) -> bool {
         self.state == State::Ended
     }
 
-    /// Offers an event that the log has just taken.
+    /// Offers an event that was just appended to the log.
     pub fn handle_appended(&mut self, entry: &Arc<Entry>) {
         if self.tail == Cursor::START {
-            // The channel had no life when the reader came: this is its beginning.
+            // The channel had no event at the time of the subscription: this is its first.
             self.tail = entry.cursor.previous();
             self.delivered = self.tail;
         }
@@ -103,26 +105,26 @@ impl Subscriber {
         }
     }
 
-    /// Closes it; what waits is let go of.
-    pub fn close(&mut self, why: CloseReason) {
+    /// Closes the subscriber, and drops its undelivered events.
+    pub fn close(&mut self, reason: CloseReason) {
         if self.state != State::Ended {
             self.outbox.clear();
-            self.state = State::Closing(why);
+            self.state = State::Closing(reason);
         }
     }
 
-    /// Why it is about to be closed.
+    /// The reason of the close, if its delivery is pending.
     pub fn closing(&self) -> Option<CloseReason> {
-        if let State::Closing(why) = self.state { Some(why) } else { None }
+        if let State::Closing(reason) = self.state { Some(reason) } else { None }
     }
 
-    /// The next delivery; none when there is nothing now, or nothing any more ([`Self::ended`]).
+    /// The next delivery; `None` if there is none now, or none any more ([`Self::ended`]).
     pub fn poll(&mut self, log: &Log) -> Option<Delivery> {
         match self.state {
             State::Ended => return None,
-            State::Closing(why) => {
+            State::Closing(reason) => {
                 self.state = State::Ended;
-                return Some(Delivery::Closed(why));
+                return Some(Delivery::Closed(reason));
             }
             State::Replay { until } => {
                 if let Some(delivery) = self.replay(log, until) {
@@ -272,7 +274,7 @@ mod tests {
     fn start_of_an_empty_channel_is_its_first_event() {
         let mut channel = Channel::new(2);
         let reader = channel.follow(Cursor::START, 10);
-        // It is not polled until the first two are gone.
+        // It is not polled until the first two events are evicted.
         channel.events(4);
         assert_eq!(channel.drain(reader), [-1, -2, 3, 4]);
     }
@@ -288,8 +290,8 @@ mod tests {
         assert_eq!(channel.readers[slow].outbox_bytes(), 0);
         assert_eq!(channel.drain(slow), [i64::MIN]);
         assert!(channel.readers[slow].ended());
-        let again = channel.follow(channel.readers[slow].delivered(), 4);
-        assert_eq!(channel.drain(again), [2, 3, 4, 5, 6, 7, 8, 9, 10]);
+        let resumed = channel.follow(channel.readers[slow].delivered(), 4);
+        assert_eq!(channel.drain(resumed), [2, 3, 4, 5, 6, 7, 8, 9, 10]);
     }
 
     #[test]

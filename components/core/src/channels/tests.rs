@@ -1,4 +1,4 @@
-//! What holds whatever happens: random publishers, readers, disconnects and crashes, on virtual time.
+//! Properties of channels under random publishers, readers, disconnects and crashes, on virtual time.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -19,12 +19,12 @@ enum Op {
     Reconnect(Index),
     Page(usize),
     Wait(u64),
-    /// A restart that loses nothing that was answered.
+    /// A restart that loses no acknowledged event.
     Restart,
     /// A crash that loses this many of the newest events.
     Crash(usize),
-    /// The channel is forgotten and comes again.
-    Forget,
+    /// The channel is removed and created again.
+    Recreate,
 }
 
 fn ops() -> impl Strategy<Value = Vec<Op>> {
@@ -39,7 +39,7 @@ fn ops() -> impl Strategy<Value = Vec<Op>> {
         2 => (0u64..80).prop_map(Op::Wait),
         1 => Just(Op::Restart),
         1 => (0usize..6).prop_map(Op::Crash),
-        1 => Just(Op::Forget),
+        1 => Just(Op::Recreate),
     ];
     prop::collection::vec(op, 0..150)
 }
@@ -47,10 +47,10 @@ fn ops() -> impl Strategy<Value = Vec<Op>> {
 /// A reader, and its deliveries.
 struct Reader {
     connection: Option<Subscriber>,
-    /// What it would send as `Last-Event-ID`.
+    /// The cursor that it would send as `Last-Event-ID`.
     cursor: Cursor,
-    /// The index of the last event that it saw, among all that were ever published.
-    seen: Option<usize>,
+    /// The index of the last event that it received, among all published events.
+    received: Option<usize>,
 }
 
 struct World {
@@ -63,7 +63,7 @@ struct World {
     published: Vec<Arc<Entry>>,
     index: HashMap<Cursor, usize>,
     readers: Vec<Reader>,
-    /// A reader that asks for pages.
+    /// A reader that reads pages.
     paging: Reader,
     gaps: usize,
     coalesced: usize,
@@ -73,7 +73,7 @@ struct World {
 impl World {
     fn new(retention: Retention, outbox_bytes_max: usize) -> Self {
         let log = Log::new(retention, Cursor::new(1, 0));
-        let paging = Reader { connection: None, cursor: Cursor::new(1, 0), seen: None };
+        let paging = Reader { connection: None, cursor: Cursor::new(1, 0), received: None };
         Self {
             retention,
             outbox_bytes_max,
@@ -91,15 +91,15 @@ impl World {
     }
 
     fn apply(&mut self, op: Op) {
-        let some = !self.readers.is_empty();
+        let has_readers = !self.readers.is_empty();
         match op {
             Op::Publish(events) => events.into_iter().for_each(|(bytes, key)| self.publish(bytes, key)),
-            Op::Poll(which, count) if some => self.poll(which.index(self.readers.len()), count),
-            Op::Disconnect(which) if some => {
+            Op::Poll(which, count) if has_readers => self.poll(which.index(self.readers.len()), count),
+            Op::Disconnect(which) if has_readers => {
                 let which = which.index(self.readers.len());
                 self.readers[which].connection = None;
             }
-            Op::Reconnect(which) if some => self.connect(which.index(self.readers.len())),
+            Op::Reconnect(which) if has_readers => self.connect(which.index(self.readers.len())),
             Op::Poll(..) | Op::Disconnect(_) | Op::Reconnect(_) => {}
             Op::Follow(from) => self.follow(from),
             Op::Page(limit) => self.page(limit),
@@ -109,7 +109,7 @@ impl World {
             }
             Op::Restart => self.recover(0),
             Op::Crash(lost) => self.recover(lost),
-            Op::Forget => {
+            Op::Recreate => {
                 let epoch = self.next.epoch + 1;
                 self.log = Log::new(self.retention, Cursor::new(epoch, 0));
                 self.next = Cursor::new(epoch, 1);
@@ -119,7 +119,7 @@ impl World {
         assert!(self.log.len() <= self.retention.events_max);
         assert!(self.log.len() <= 1 || self.log.bytes() <= self.retention.bytes_max);
         for subscriber in self.readers.iter().filter_map(|reader| reader.connection.as_ref()) {
-            // A single item may be larger than the bound: an event, or an event behind a gap that was let in alone.
+            // A single item may exceed the bound: an event, or an event after a gap.
             assert!(subscriber.outbox_bytes() <= self.outbox_bytes_max.max(600));
         }
     }
@@ -134,25 +134,25 @@ impl World {
         self.readers
             .iter_mut()
             .filter_map(|reader| reader.connection.as_mut())
-            .for_each(|it| it.handle_appended(&entry));
+            .for_each(|subscriber| subscriber.handle_appended(&entry));
     }
 
     /// A process ends and another starts from the stored events.
     fn recover(&mut self, lost: usize) {
-        let kept: Vec<_> = self.log.all_after(Cursor::START).cloned().collect();
+        let stored: Vec<_> = self.log.all_after(Cursor::START).cloned().collect();
         let last = self.log.last();
-        let lost = lost.min(kept.len());
-        let kept = &kept[..kept.len() - lost];
-        let before = match (kept.first(), lost) {
+        let lost = lost.min(stored.len());
+        let stored = &stored[..stored.len() - lost];
+        let before = match (stored.first(), lost) {
             (Some(first), _) => first.cursor.previous(),
             (None, 0) => self.log.last(),
             (None, _) => Cursor::new(self.log.last().epoch, 0),
         };
         self.log = Log::new(self.retention, before);
-        kept.iter().for_each(|entry| assert!(self.log.push(Arc::clone(entry))));
+        stored.iter().for_each(|entry| assert!(self.log.push(Arc::clone(entry))));
         if lost > 0 {
             self.next = Cursor::new(self.next.epoch + 1, 1);
-            // A log that may have lost its end says so: the cursors of those who saw it are its own.
+            // The log skips to a new epoch, so the cursors of the lost events count as assigned by it.
             self.log.skip_to(self.next.previous());
         } else {
             self.log.skip_to(last);
@@ -162,11 +162,11 @@ impl World {
 
     fn follow(&mut self, from: Option<Index>) {
         let known = self.published.len();
-        let (cursor, seen) = match from.filter(|_| known > 0).map(|from| from.index(known)) {
+        let (cursor, received) = match from.filter(|_| known > 0).map(|from| from.index(known)) {
             Some(index) => (self.published[index].cursor, Some(index)),
             None => (Cursor::START, None),
         };
-        self.readers.push(Reader { connection: None, cursor, seen });
+        self.readers.push(Reader { connection: None, cursor, received });
         self.connect(self.readers.len() - 1);
     }
 
@@ -176,7 +176,7 @@ impl World {
         if reader.cursor == Cursor::START {
             reader.cursor = subscriber.delivered();
             let first = self.log.first().map_or(self.published.len(), |first| self.index[&first.cursor]);
-            reader.seen = first.checked_sub(1);
+            reader.received = first.checked_sub(1);
         }
         reader.connection = Some(subscriber);
     }
@@ -190,37 +190,37 @@ impl World {
             match delivery {
                 Delivery::Event { entry, coalesced } => {
                     self.coalesced += coalesced as usize;
-                    take(reader, &entry, coalesced, &self.published, &self.index);
+                    check_event(reader, &entry, coalesced, &self.published, &self.index);
                 }
                 Delivery::Gap(gap) => {
                     self.gaps += 1;
-                    miss(reader, gap);
+                    check_gap(reader, gap);
                 }
-                Delivery::Closed(why) => {
-                    assert_eq!(why, CloseReason::Slow);
+                Delivery::Closed(reason) => {
+                    assert_eq!(reason, CloseReason::Slow);
                     self.slow += 1;
                     reader.connection = None;
                 }
             }
-            let resumes = reader.connection.as_ref().map(Subscriber::delivered);
-            assert!(resumes.is_none_or(|at| at == reader.cursor));
+            let resume_cursor = reader.connection.as_ref().map(Subscriber::delivered);
+            assert!(resume_cursor.is_none_or(|at| at == reader.cursor));
         }
     }
 
     fn page(&mut self, limit: usize) {
         let page = self.log.read(self.paging.cursor, limit, 1_000);
         if let Some(gap) = page.gap {
-            miss(&mut self.paging, gap);
+            check_gap(&mut self.paging, gap);
         }
         assert!(page.entries.len() <= limit);
-        page.entries.iter().for_each(|entry| take(&mut self.paging, entry, 0, &self.published, &self.index));
+        page.entries.iter().for_each(|entry| check_event(&mut self.paging, entry, 0, &self.published, &self.index));
         assert_eq!(self.paging.cursor, page.next);
     }
 
-    /// Everybody comes back and takes everything.
+    /// All readers reconnect and read everything.
     fn finish(&mut self) {
         for which in 0..self.readers.len() {
-            // One that is closed as slow resumes, and then has only its replay to do.
+            // A reader that is closed as slow resumes once; its replay then reaches the end of the log.
             for _ in 0..2 {
                 if self.readers[which].connection.is_none() {
                     self.connect(which);
@@ -236,8 +236,8 @@ impl World {
     }
 }
 
-/// An event arrives: it follows the reader's last one, or the ones between were replaced and are counted.
-fn take(
+/// Checks that an event follows the reader's last one, or that the events between were replaced and are counted.
+fn check_event(
     reader: &mut Reader,
     entry: &Arc<Entry>,
     coalesced: u32,
@@ -247,18 +247,18 @@ fn take(
     let (before, now) = (reader.cursor, entry.cursor);
     assert_eq!((before.epoch, before.seq + 1 + u64::from(coalesced)), (now.epoch, now.seq), "a silent hole");
     let at = index[&now];
-    assert!(reader.seen.is_none_or(|seen| seen < at), "a duplicate");
+    assert!(reader.received.is_none_or(|received| received < at), "a duplicate");
     assert_eq!(entry, &published[at]);
     for replaced in &published[at - coalesced as usize..at] {
-        let key = replaced.coalesce.as_ref().expect("only what has a key is replaced");
+        let key = replaced.coalesce.as_ref().expect("only events with a key are replaced");
         assert!(published[index[&replaced.cursor] + 1..].iter().any(|later| later.coalesce.as_ref() == Some(key)));
     }
     reader.cursor = now;
-    reader.seen = Some(at);
+    reader.received = Some(at);
 }
 
-/// A gap is declared: it begins right after what the reader has.
-fn miss(reader: &mut Reader, gap: Gap) {
+/// Checks that a gap begins directly after the reader's cursor.
+fn check_gap(reader: &mut Reader, gap: Gap) {
     assert_eq!(gap.missing_from, reader.cursor.next());
     assert!(gap.missing_from.epoch != gap.missing_to.epoch || gap.missing_from.seq != gap.missing_to.seq + 1);
     reader.cursor = gap.missing_to;
@@ -290,8 +290,8 @@ proptest! {
         }
         let after = Cursor::new(after.0, after.1);
         let page = log.read(after, limit, usize::MAX);
-        // A linear search: the events after the cursor, until the first hole. A cursor after the newest event is not of this channel: all
-        // events are after it.
+        // A linear search: the events after the cursor, until the first hole. A cursor after the newest event is not of
+        // this channel: all events are after it.
         let is_foreign = after > log.last();
         let rest = cursors.iter().map(|&(epoch, seq)| Cursor::new(epoch, seq));
         let rest = rest.filter(|cursor| *cursor > after || is_foreign);
@@ -314,7 +314,7 @@ proptest! {
 
 /// The random cases cover the behaviour to be tested.
 #[test]
-fn worlds_have_gaps_and_slow_readers_and_replaced_events() {
+fn random_cases_have_gaps_slow_readers_and_replaced_events() {
     use proptest::strategy::ValueTree;
     use proptest::test_runner::TestRunner;
 

@@ -1,4 +1,4 @@
-//! Values under keys, in bounded room, some of which end.
+//! Values under keys, with bounded memory and optional expiry.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Bound;
@@ -6,17 +6,17 @@ use std::sync::Arc;
 
 use super::{ChannelName, ShareExceeded, Shares};
 
-/// Bytes that a value takes besides its own and its key's.
+/// The memory of a value besides its own bytes and its key's.
 const VALUE_OVERHEAD_BYTES: usize = 128;
 
-/// A value, or its substitute.
+/// An entry of [`Values`].
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Value<V> {
-    /// What was put.
+    /// The value, or its substitute.
     pub value: V,
     bytes: usize,
     end_ms: u64,
-    /// Whose share it takes.
+    /// The user towards whose share it counts.
     user: Option<Arc<str>>,
 }
 
@@ -26,50 +26,50 @@ pub struct Value<V> {
 #[derive(Debug)]
 pub struct Values<V> {
     bytes: Shares,
-    used: BTreeMap<Arc<str>, Value<V>>,
-    /// How many keys of each kind are held.
+    entries: BTreeMap<Arc<str>, Value<V>>,
+    /// The number of keys of each kind.
     kinds: BTreeMap<Box<str>, usize>,
-    /// Those that end, the next one first.
+    /// The keys that expire, in the order of their expiry.
     ends: BTreeSet<(u64, Arc<str>)>,
 }
 
 impl<V> Values<V> {
-    /// The end of a value that has none.
+    /// The end of a value that does not expire.
     pub const NEVER_MS: u64 = u64::MAX;
 
-    /// No values, and room for the given number of bytes of keys and values, 128 for each besides. One user may have the given
-    /// percentage of it.
+    /// No values, and room for `bytes_max` bytes of keys and values, with 128 bytes of overhead for each. One user may
+    /// use `user_percent_max` percent of it.
     pub fn new(bytes_max: usize, user_percent_max: u8) -> Self {
         let bytes = Shares::new(bytes_max, user_percent_max);
-        Self { bytes, used: BTreeMap::new(), kinds: BTreeMap::new(), ends: BTreeSet::new() }
+        Self { bytes, entries: BTreeMap::new(), kinds: BTreeMap::new(), ends: BTreeSet::new() }
     }
 
-    /// Bytes held, bookkeeping included, by user and in total.
+    /// The bytes in use, overhead included, by user and in total.
     pub fn bytes(&self) -> &Shares {
         &self.bytes
     }
 
-    /// Values of a kind, with expired ones that are not yet removed.
+    /// The number of values of a kind, including expired ones that were not removed yet.
     pub fn count(&self, kind: &str) -> usize {
         self.kinds.get(kind).copied().unwrap_or(0)
     }
 
-    /// Values, with expired ones that are not yet removed.
+    /// The number of values, including expired ones that were not removed yet.
     pub fn len(&self) -> usize {
-        self.used.len()
+        self.entries.len()
     }
 
-    /// True when none is held.
+    /// True when there is no value.
     pub fn is_empty(&self) -> bool {
-        self.used.is_empty()
+        self.entries.is_empty()
     }
 
-    /// Puts a value of the given number of bytes under a key until a time, and returns the one before. It takes the share of the
-    /// user, where there is one.
+    /// Stores a value of `value_bytes` bytes under a key until `end_ms`, and returns the previous one. It counts
+    /// towards the share of the user, if there is one.
     ///
     /// # Errors
     ///
-    /// It does not fit, for the user or for all; the one before stays.
+    /// It exceeds the share of the user or the total; the previous value is unchanged.
     pub fn put(
         &mut self,
         key: &ChannelName,
@@ -79,9 +79,9 @@ impl<V> Values<V> {
         user: Option<&str>,
     ) -> Result<Option<Value<V>>, ShareExceeded> {
         let bytes = value_bytes_of(key, value_bytes);
-        let before = self.used.get(key.as_str());
+        let before = self.entries.get(key.as_str());
         match before.filter(|before| before.user.as_deref() != user) {
-            // The bytes go from one share to the other.
+            // The previous value counts towards the share of another user.
             Some(before) => {
                 let (other, less) = (before.user.clone(), before.bytes);
                 self.bytes.remove(other.as_deref(), less);
@@ -94,25 +94,26 @@ impl<V> Values<V> {
         Ok(self.set(key.as_str(), Some(Value { value, bytes, end_ms, user: user.map(Arc::from) })))
     }
 
-    /// Puts back a value that a store remembers, whether it fits or not.
+    /// Restores a stored value, without a check of the bounds.
     pub fn restore(&mut self, key: &ChannelName, value: V, value_bytes: usize, end_ms: u64, user: Option<&str>) {
         let bytes = value_bytes_of(key, value_bytes);
         self.set(key.as_str(), Some(Value { value, bytes, end_ms, user: user.map(Arc::from) }));
     }
 
-    /// The value under a key, if there is one that has not ended.
+    /// The value under a key, if there is one that has not expired.
     pub fn value(&self, key: &ChannelName, now_ms: u64) -> Option<&V> {
-        self.used.get(key.as_str()).filter(|used| used.end_ms > now_ms).map(|used| &used.value)
+        self.entries.get(key.as_str()).filter(|entry| entry.end_ms > now_ms).map(|entry| &entry.value)
     }
 
-    /// Takes a value away, and returns it.
+    /// Removes a value, and returns it.
     pub fn delete(&mut self, key: &ChannelName) -> Option<Value<V>> {
         self.set(key.as_str(), None)
     }
 
-    /// Restores the earlier entry of a key, as a change returned it; returns the present one.
+    /// Sets or removes the entry of a key, without a check of the bounds, such as to undo a change with the entry that
+    /// it returned. Returns the previous entry.
     pub fn set(&mut self, key: &str, value: Option<Value<V>>) -> Option<Value<V>> {
-        let (key, before) = match self.used.remove_entry(key) {
+        let (key, before) = match self.entries.remove_entry(key) {
             Some((key, before)) => (key, Some(before)),
             None => (Arc::from(key), None),
         };
@@ -126,14 +127,14 @@ impl<V> Values<V> {
             if value.end_ms != Self::NEVER_MS {
                 self.ends.insert((value.end_ms, Arc::clone(&key)));
             }
-            self.used.insert(key, value);
+            self.entries.insert(key, value);
         }
         before
     }
 
-    fn count_kind(&mut self, key: &str, was_held: bool, is_held: bool) {
+    fn count_kind(&mut self, key: &str, existed: bool, exists: bool) {
         let kind = key.split_once(':').map_or(key, |(kind, _)| kind);
-        match (was_held, is_held) {
+        match (existed, exists) {
             (false, true) => *self.kinds.entry(kind.into()).or_default() += 1,
             (true, false) => {
                 if let Some(count) = self.kinds.get_mut(kind) {
@@ -147,32 +148,32 @@ impl<V> Values<V> {
         }
     }
 
-    /// The keys of a kind after one that need not be there, in the order of their bytes, at most `limit`.
+    /// The keys of a kind after a key that need not exist, in the order of their bytes, at most `limit`.
     pub fn keys(&self, kind: &str, after: &str, limit: usize, now_ms: u64) -> Vec<Arc<str>> {
         let first = format!("{kind}:");
         let from = if after < first.as_str() { Bound::Included(first.as_str()) } else { Bound::Excluded(after) };
         let of_kind =
-            self.used.range::<str, _>((from, Bound::Unbounded)).take_while(|(key, _)| key.starts_with(&first));
-        let live = of_kind.filter(|(_, used)| used.end_ms > now_ms);
-        live.take(limit).map(|(key, _)| Arc::clone(key)).collect()
+            self.entries.range::<str, _>((from, Bound::Unbounded)).take_while(|(key, _)| key.starts_with(&first));
+        let current = of_kind.filter(|(_, entry)| entry.end_ms > now_ms);
+        current.take(limit).map(|(key, _)| Arc::clone(key)).collect()
     }
 
     /// Removes expired values, and returns them.
     pub fn expire(&mut self, now_ms: u64) -> Vec<(Arc<str>, Value<V>)> {
-        let mut ended = Vec::new();
+        let mut expired = Vec::new();
         while let Some((end_ms, key)) = self.ends.first() {
             if *end_ms > now_ms {
                 break;
             }
             let key = Arc::clone(key);
             let Some(value) = self.set(&key, None) else { break };
-            ended.push((key, value));
+            expired.push((key, value));
         }
-        ended
+        expired
     }
 }
 
-/// What a value takes of the bytes that there may be, its key and bookkeeping included.
+/// The bytes with which a value counts towards the bounds, its key and overhead included.
 pub fn value_bytes_of(key: &ChannelName, value_bytes: usize) -> usize {
     key.as_str().len() + value_bytes + VALUE_OVERHEAD_BYTES
 }

@@ -1,28 +1,29 @@
-//! Admission: a request runs when the pages of the cache suffice for all that runs. Kept prompts give way to requests.
+//! Admission: a request is admitted when the free pages suffice for it and for all running requests. Cached prompts are
+//! evicted to make room.
 
 use super::prefix::{OwnedTokens, PrefixCache};
 use super::scheduler::{Request, Scheduler};
 
-/// What a driver has to do next.
+/// The next action of a driver.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Admission {
-    /// Run a request; its sequence is a fork of the kept one, or a new one.
+    /// Run a request. Its sequence is a fork of the cached one, or a new one.
     Admit {
         /// The request.
         request: Request,
-        /// The kept sequence that has the beginning of its prompt, and how many tokens of it.
+        /// The cached sequence that shares a prefix with the prompt, and the length of that prefix in tokens.
         cached: Option<(u32, u32)>,
     },
-    /// Remove a kept sequence, and ask again.
+    /// Remove a cached sequence, and poll again.
     Evict {
         /// The sequence.
         sequence: u32,
     },
-    /// Nothing: no request waits, or it waits until another has ended.
+    /// Nothing: no request is queued, or the first one waits until another has ended.
     Wait,
 }
 
-/// Decides which requests are admitted, given the number of free pages. `prompt` returns the tokens of a request.
+/// Decides on the next admission, given the number of free pages. `prompt` returns the prompt of a request by its id.
 pub fn poll<'a>(
     scheduler: &Scheduler,
     cache: &mut PrefixCache,
@@ -32,11 +33,11 @@ pub fn poll<'a>(
     let Some(request) = scheduler.poll_admission() else { return Admission::Wait };
     let cached = cache.find(prompt(request.id)).map(|(sequence, tokens)| (sequence, tokens as u32));
     let needed = scheduler.pages_needed(&request, cached.map_or(0, |(_, tokens)| tokens));
-    if needed + scheduler.pages_promised() <= pages_free {
+    if needed + scheduler.pages_reserved() <= pages_free {
         return Admission::Admit { request, cached };
     }
-    let kept = cached.map(|(sequence, _)| sequence);
-    // The prompt's own beginning goes last: what it saves is needed now.
-    let evicted = cache.evict(kept).or_else(|| (scheduler.texts_running() == 0).then(|| cache.evict(None)).flatten());
+    let prefix = cached.map(|(sequence, _)| sequence);
+    // The prefix of this prompt is evicted last, since the request is about to use it.
+    let evicted = cache.evict(prefix).or_else(|| (scheduler.texts_running() == 0).then(|| cache.evict(None)).flatten());
     evicted.map_or(Admission::Wait, |sequence| Admission::Evict { sequence })
 }

@@ -1,9 +1,9 @@
-//! Generation of text by a language model: pure, on virtual time.
+//! Text generation by a language model: pure, on virtual time.
 //!
-//! - [`scheduler`]: which requests run, and what each step computes.
-//! - [`admission`]: which request runs next, and which computed prompt gives way to it.
-//! - [`prefix`]: which computed prompts are kept, for requests that begin alike.
-//! - [`text`]: from the bytes of tokens to pieces of text: whole characters ([`utf8`]), and never a stop string ([`stop`]).
+//! - [`scheduler`]: the queued and running requests, and the rows of each step.
+//! - [`admission`]: which request runs next, and which cached sequence is evicted for it.
+//! - [`prefix`]: the cached sequences, for requests whose prompts share a prefix.
+//! - [`text`]: the bytes of tokens as text, in whole characters ([`utf8`]) and without stop strings ([`stop`]).
 
 pub mod admission;
 pub mod prefix;
@@ -15,12 +15,12 @@ pub mod utf8;
 #[cfg(test)]
 mod tests;
 
-/// Why a text ended.
+/// Why a choice ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum FinishReason {
-    /// The model ended it, or a stop string.
+    /// The model produced an end token, or the text contains a stop string.
     Stop,
-    /// It has as many tokens as it may have, or the context is full.
+    /// The token limit is reached, or the context is full.
     Length,
     /// The model calls tools.
     ToolCalls,

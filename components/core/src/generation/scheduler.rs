@@ -1,13 +1,16 @@
-//! Which requests run, and what each step of a model computes.
+//! The queued and running requests of a model, and the rows of each of its steps.
 //!
-//! A step has one row for every text that is generated, and as much of the prompts that begin as keeps its expected time within a bound:
-//! a long prompt does not freeze the others. The cost of a step is learned.
+//! A step has one row for each choice that is decoded, and as many prompt tokens as keep its expected time within a
+//! bound, so a long prompt does not stall the others. The cost of a step is estimated from the steps before it.
 //!
-//! A request is admitted when the cache has room for its prompt and all that it may generate, so what runs always ends, and nothing is
-//! computed twice. Tenants take turns by tokens (start-time fair queueing: Goyal, Vin and Cheng, SIGCOMM 1996), at admission and for prompts.
+//! A request is admitted when the cache has room for its prompt and every token that it may generate, so a running
+//! request is never preempted and recomputed. Tenants take turns by tokens, at admission and for prompts (start-time
+//! fair queueing: Goyal, Vin and Cheng, SIGCOMM 1996).
 //!
-//! The driver owns tokens and sequences: it admits ([`Scheduler::poll_admission`], [`Scheduler::admit`]), computes [`Scheduler::plan`], and
-//! reports what was computed ([`Scheduler::handle_step`], [`Scheduler::handle_prefill`], [`Scheduler::handle_token`]) and what has ended.
+//! The driver owns tokens and sequences. It admits requests ([`Scheduler::poll_admission`], [`Scheduler::admit`]),
+//! computes the rows of [`Scheduler::plan`], and reports what was computed ([`Scheduler::handle_step`],
+//! [`Scheduler::handle_prefill`], [`Scheduler::handle_token`]) and what has ended ([`Scheduler::end_choice`],
+//! [`Scheduler::remove`]).
 
 use std::collections::{BTreeMap, HashMap};
 
@@ -16,80 +19,81 @@ use crate::inference::cost::Cost;
 /// Bounds of a scheduler.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct SchedulerConfig {
-    /// Expected time of a step, ns.
+    /// The upper bound of the expected time of a step, ns.
     pub step_ns: u64,
-    /// Texts at once.
+    /// Most choices that run at once.
     pub running_max: usize,
-    /// Requests that wait.
+    /// Most queued requests.
     pub queue_max: usize,
-    /// Tokens of a page of the cache.
+    /// Tokens in a page of the cache.
     pub page_tokens: u32,
-    /// Pages of the cache.
+    /// Pages in the cache.
     pub pages_max: u32,
-    /// Tokens of the longest sequence.
+    /// Tokens in the longest sequence, prompt included.
     pub context_tokens_max: u32,
 }
 
-/// A request, as the scheduler sees it.
+/// The properties of a request that scheduling depends on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Request {
-    /// Its id.
+    /// Unique among the queued and running requests.
     pub id: u64,
-    /// Whose it is.
+    /// The tenant that sent it.
     pub tenant: u32,
-    /// Tokens of its prompt; at least 1.
+    /// Tokens in the prompt; at least 1.
     pub prompt_tokens: u32,
-    /// Texts that are generated; at least 1.
+    /// The number of texts to generate from the prompt; at least 1.
     pub choices: u32,
-    /// Tokens that each may have; at least 1. See [`Scheduler::fit`].
+    /// Most tokens to generate for each choice; at least 1. See [`Scheduler::fit`].
     pub tokens_max: u32,
-    /// When it has to have ended.
+    /// The deadline, after which [`Scheduler::poll_expired`] returns the request.
     pub deadline_ns: Option<u64>,
 }
 
 /// A part of a step.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Row {
-    /// The last token of a choice, and a sample of the next.
+    /// The last token of a choice; the next token is sampled after it.
     Decode {
         /// The request.
         id: u64,
-        /// The choice.
+        /// The index of the choice, from 0.
         choice: u32,
     },
-    /// Tokens of a prompt.
+    /// A range of the tokens of a prompt.
     Prefill {
         /// The request.
         id: u64,
-        /// The first.
+        /// The index of the first token.
         from: u32,
-        /// One after the last.
+        /// The index after the last token.
         to: u32,
     },
 }
 
-/// Prompts and what they may generate need more pages than there are, or more tokens than the model takes.
+/// The prompt and its choices need more pages than the cache has, or more tokens than the context has.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct TooLong {
     /// The longest prompt that fits, in tokens.
     pub tokens_max: u32,
 }
 
-/// Most tokens of prompts in a step: after it cancels and new requests are looked at, however fast the model is.
+/// Most prompt tokens in a step. Cancellations and new requests are handled between steps, so a step stays short even
+/// if the model is fast.
 const PREFILL_TOKENS_MAX: u32 = 512;
-/// Tokens of prompts in a step though it takes too long, so that prompts always end.
+/// Fewest prompt tokens in a step, even if it exceeds the time bound, so that every prompt makes progress.
 const PREFILL_TOKENS_MIN: u32 = 16;
-/// The guess before a step was measured: a small model on one core.
-const FIRST_US: [f64; 3] = [2_000.0, 500.0, 80_000.0];
+/// The initial cost estimate, which is that of a small model on one core. See [`Cost::with_guess`].
+const INITIAL_COST_US: [f64; 3] = [2_000.0, 500.0, 80_000.0];
 
-/// The state of a model's requests.
+/// The queued and running requests of a model.
 #[derive(Debug)]
 pub struct Scheduler {
     config: SchedulerConfig,
     queue: Vec<Queued>,
     running: BTreeMap<u64, Running>,
     tenants: HashMap<u32, Tenant>,
-    /// The virtual time of the tenant that was served last, in tokens.
+    /// The virtual time of the queue, in tokens: that of the tenant whose request was admitted last, never decreasing.
     virtual_tokens: u64,
     arrivals: u64,
     cost: Cost,
@@ -105,17 +109,17 @@ struct Queued {
 struct Running {
     request: Request,
     arrival: u64,
-    /// Tokens of the prompt that are computed.
+    /// The computed tokens of the prompt.
     computed: u32,
-    /// Tokens in the sequence of each choice; none where it has ended, and empty while the prompt is computed.
+    /// The tokens in the sequence of each choice, `None` once it has ended. Empty during prefill.
     choices: Vec<Option<u32>>,
 }
 
 #[derive(Debug, Default)]
 struct Tenant {
-    /// Tokens computed for it, plus those of the others when it came.
+    /// The virtual time at the tenant's arrival, plus the tokens computed for it since.
     virtual_tokens: u64,
-    /// Requests that wait or run.
+    /// Its queued and running requests.
     open: u32,
 }
 
@@ -126,7 +130,7 @@ impl Running {
 }
 
 impl Scheduler {
-    /// Without requests.
+    /// A scheduler without requests.
     pub fn new(config: SchedulerConfig) -> Self {
         Self {
             config,
@@ -135,35 +139,35 @@ impl Scheduler {
             tenants: HashMap::new(),
             virtual_tokens: 0,
             arrivals: 0,
-            cost: Cost::with_guess(FIRST_US),
+            cost: Cost::with_guess(INITIAL_COST_US),
         }
     }
 
-    /// Requests that wait.
+    /// The number of queued requests.
     pub fn queued(&self) -> usize {
         self.queue.len()
     }
 
-    /// Whether a request fits into the queue.
+    /// Whether the queue has room for another request.
     pub fn has_room(&self) -> bool {
         self.queue.len() < self.config.queue_max
     }
 
-    /// Whether no request waits or runs.
+    /// Whether no request is queued or running.
     pub fn is_idle(&self) -> bool {
         self.queue.is_empty() && self.running.is_empty()
     }
 
-    /// Texts that are generated at the moment, prompts that are computed included.
+    /// The number of running choices. A request in prefill counts with all of its choices.
     pub fn texts_running(&self) -> usize {
         self.running.values().map(|running| running.texts()).sum()
     }
 
-    /// How many tokens each of `choices` texts may have after a prompt, at most `tokens_max`.
+    /// The most tokens that each of `choices` texts can have after a prompt of `prompt_tokens`, at most `tokens_max`.
     ///
     /// # Errors
     ///
-    /// The prompt leaves no room for a token, of the context or of the cache.
+    /// The prompt leaves no room for a token in the context or in the cache.
     pub fn fit(&self, prompt_tokens: u32, choices: u32, tokens_max: u32) -> Result<u32, TooLong> {
         let config = &self.config;
         let fits = |prompt: u32, tokens: u32| {
@@ -171,8 +175,8 @@ impl Scheduler {
             sequence <= config.context_tokens_max
                 && self.pages_for(prompt, prompt.saturating_add(tokens), choices) <= u64::from(config.pages_max)
         };
-        // What fits is monotone in both.
-        let most = |fits: &dyn Fn(u32) -> bool, mut high: u32| {
+        // `fits` is monotone in both arguments, so the bounds are found by bisection.
+        let largest = |fits: &dyn Fn(u32) -> bool, mut high: u32| {
             let mut low = 0;
             while low < high {
                 let middle = low + (high - low).div_ceil(2);
@@ -180,8 +184,8 @@ impl Scheduler {
             }
             low
         };
-        match most(&|tokens| fits(prompt_tokens, tokens), tokens_max.min(config.context_tokens_max)) {
-            0 => Err(TooLong { tokens_max: most(&|prompt| fits(prompt, 1), config.context_tokens_max) }),
+        match largest(&|tokens| fits(prompt_tokens, tokens), tokens_max.min(config.context_tokens_max)) {
+            0 => Err(TooLong { tokens_max: largest(&|prompt| fits(prompt, 1), config.context_tokens_max) }),
             tokens => Ok(tokens),
         }
     }
@@ -190,7 +194,8 @@ impl Scheduler {
         u64::from(tokens.div_ceil(self.config.page_tokens))
     }
 
-    /// Pages of `choices` sequences of `tokens` that share all whole pages of a prompt but the one with its last token.
+    /// Pages of `choices` sequences of `tokens` tokens that share the whole pages of the prompt, except for a page that
+    /// contains its last token.
     fn pages_for(&self, prompt: u32, tokens: u32, choices: u32) -> u64 {
         let shared = u64::from(prompt.saturating_sub(1) / self.config.page_tokens);
         self.pages(tokens)
@@ -201,13 +206,13 @@ impl Scheduler {
     ///
     /// # Errors
     ///
-    /// The queue is full; gives the request back.
+    /// The queue is full; the error is the request.
     pub fn push(&mut self, request: Request) -> Result<(), Request> {
         if !self.has_room() {
             return Err(request);
         }
         let floor = self.virtual_tokens;
-        // A tenant that has had no more than the others needs no memory.
+        // A tenant without requests that is not ahead of the virtual time has no state worth keeping.
         self.tenants.retain(|_, tenant| tenant.open > 0 || tenant.virtual_tokens > floor);
         let tenant = self.tenants.entry(request.tenant).or_default();
         if tenant.open == 0 {
@@ -223,17 +228,19 @@ impl Scheduler {
         self.tenants.get(&tenant).map_or(0, |tenant| tenant.virtual_tokens)
     }
 
-    /// The next request to be admitted, if one more may run: of the tenant that has had least, the one that came first.
+    /// The next request to be admitted, if it may run now: the oldest request of the tenant with the least virtual
+    /// time.
     pub fn poll_admission(&self) -> Option<Request> {
         let order = |queued: &&Queued| (self.virtual_tokens_of(queued.request.tenant), queued.arrival);
         let next = self.queue.iter().min_by_key(order)?.request;
         let texts = self.texts_running();
-        // One request with more choices than may run is served alone.
+        // A request with more choices than `running_max` runs alone.
         let has_room = texts == 0 || texts + next.choices as usize <= self.config.running_max;
         has_room.then_some(next)
     }
 
-    /// Pages that a queued request needs beyond those of `cached_tokens`, which it shares.
+    /// The pages that a queued request needs beyond the pages of `cached_tokens`, which it shares with a cached
+    /// sequence.
     pub fn pages_needed(&self, request: &Request, cached_tokens: u32) -> u64 {
         let all = self.pages_for(
             request.prompt_tokens,
@@ -243,9 +250,9 @@ impl Scheduler {
         all.saturating_sub(u64::from(cached_tokens / self.config.page_tokens))
     }
 
-    /// Pages that what runs may still take.
-    pub fn pages_promised(&self) -> u64 {
-        let ahead = |running: &Running| {
+    /// The pages that the running requests may still allocate.
+    pub fn pages_reserved(&self) -> u64 {
+        let remaining = |running: &Running| {
             let request = &running.request;
             let tokens = request.prompt_tokens.saturating_add(request.tokens_max);
             if running.is_prefilling() {
@@ -253,18 +260,18 @@ impl Scheduler {
                 return all - self.pages(running.computed).min(all);
             }
             let shared = u64::from(request.prompt_tokens.saturating_sub(1) / self.config.page_tokens);
-            let begun = |length: &u32| {
-                // A page that forks share is copied when it is written to.
+            let remaining_of_choice = |length: &u32| {
+                // Forks share the last page of the prompt; the first write copies it.
                 let is_fresh = request.choices > 1 && *length < request.prompt_tokens;
                 self.pages(tokens) - if is_fresh { shared } else { self.pages(*length) }
             };
-            running.choices.iter().flatten().map(begun).sum()
+            running.choices.iter().flatten().map(remaining_of_choice).sum()
         };
-        self.running.values().map(ahead).sum()
+        self.running.values().map(remaining).sum()
     }
 
-    /// Runs a queued request, whose first `cached_tokens` are computed. Returns true when only its last token is left, as
-    /// [`Scheduler::handle_prefill`] does.
+    /// Moves a queued request to the running ones; its first `cached_tokens` tokens are computed already. Returns true
+    /// if prefill is complete, as [`Scheduler::handle_prefill`] does.
     pub fn admit(&mut self, id: u64, cached_tokens: u32) -> bool {
         let Some(at) = self.queue.iter().position(|queued| queued.request.id == id) else { return false };
         let Queued { request, arrival } = self.queue.remove(at);
@@ -274,7 +281,8 @@ impl Scheduler {
         self.handle_prefill(id, 0)
     }
 
-    /// The rows of the next step; empty when nothing runs. A choice that is decoded for the first time has the last token of the prompt.
+    /// The rows of the next step; empty when no request runs. The first decode row of a choice is the last prompt
+    /// token.
     pub fn plan(&self) -> Vec<Row> {
         let mut rows = Vec::new();
         for (id, running) in &self.running {
@@ -288,8 +296,8 @@ impl Scheduler {
             if budget == 0 {
                 break;
             }
-            let left = running.request.prompt_tokens - 1 - running.computed;
-            let tokens = left.min(budget);
+            let remaining = running.request.prompt_tokens - 1 - running.computed;
+            let tokens = remaining.min(budget);
             budget -= tokens;
             let from = running.computed;
             rows.push(Row::Prefill { id: running.request.id, from, to: from + tokens });
@@ -297,24 +305,24 @@ impl Scheduler {
         rows
     }
 
-    /// Tokens of prompts that fit into a step beside texts that are decoded.
+    /// The most prompt tokens that keep a step with `decoding` decode rows within its time bound.
     fn prefill_budget(&self, decoding: usize) -> u32 {
-        let takes = |tokens: u32| self.cost.predict_ns(decoding + 1, decoding + tokens as usize);
+        let predicted_ns = |tokens: u32| self.cost.predict_ns(decoding + 1, decoding + tokens as usize);
         let (mut low, mut high) = (PREFILL_TOKENS_MIN, PREFILL_TOKENS_MAX);
         while low < high {
             let middle = low + (high - low).div_ceil(2);
-            if takes(middle) <= self.config.step_ns { low = middle } else { high = middle - 1 }
+            if predicted_ns(middle) <= self.config.step_ns { low = middle } else { high = middle - 1 }
         }
         low
     }
 
-    /// Updates the estimated cost with a step: its rows and its tokens.
-    pub fn handle_step(&mut self, rows: usize, tokens: usize, took_ns: u64) {
-        self.cost.record(rows, tokens, took_ns);
+    /// Updates the cost estimate with the rows, tokens and duration of a step.
+    pub fn handle_step(&mut self, rows: usize, tokens: usize, duration_ns: u64) {
+        self.cost.record(rows, tokens, duration_ns);
     }
 
-    /// Tokens of a prompt were computed. Returns true when only its last token is left: the choices then begin with it, each with a
-    /// sequence of its own.
+    /// Records that `tokens` tokens of a prompt were computed. Returns true if only its last token remains: each choice
+    /// then decodes that token first, in a sequence of its own.
     pub fn handle_prefill(&mut self, id: u64, tokens: u32) -> bool {
         let Some(running) = self.running.get_mut(&id) else { return false };
         running.computed += tokens;
@@ -328,7 +336,8 @@ impl Scheduler {
         is_complete
     }
 
-    /// The last token of a choice was computed and the next one sampled. Returns true when the choice has as many as it may have.
+    /// Records that the last token of a choice was computed and the next one sampled. Returns true if the choice has
+    /// reached its token limit.
     pub fn handle_token(&mut self, id: u64, choice: u32) -> bool {
         let Some(running) = self.running.get_mut(&id) else { return false };
         let Some(Some(length)) = running.choices.get_mut(choice as usize) else { return false };
@@ -346,7 +355,7 @@ impl Scheduler {
         }
     }
 
-    /// A choice has ended. Returns true when it was the last of its request, which is then gone.
+    /// Ends a choice. Returns true if it was the last one of its request, which is then removed.
     pub fn end_choice(&mut self, id: u64, choice: u32) -> bool {
         let Some(running) = self.running.get_mut(&id) else { return false };
         if let Some(choice) = running.choices.get_mut(choice as usize) {
@@ -356,7 +365,7 @@ impl Scheduler {
         has_ended && self.remove(id)
     }
 
-    /// Removes a request, wherever it is; returns whether there was one.
+    /// Removes a queued or running request; returns whether it existed.
     pub fn remove(&mut self, id: u64) -> bool {
         let queued =
             self.queue.iter().position(|queued| queued.request.id == id).map(|at| self.queue.remove(at).request);
@@ -367,7 +376,7 @@ impl Scheduler {
         removed.is_some()
     }
 
-    /// The requests whose deadline has passed; they have to be removed.
+    /// The requests whose deadline has passed. The caller must [remove](Self::remove) them.
     pub fn poll_expired(&self, now_ns: u64) -> Vec<u64> {
         let requests = self.queue.iter().map(|queued| &queued.request);
         let requests = requests.chain(self.running.values().map(|running| &running.request));
@@ -383,7 +392,7 @@ impl Scheduler {
         queued.chain(self.running.values().filter_map(|running| running.request.deadline_ns)).min()
     }
 
-    /// The request that was admitted last: where the cache is full against all promises, it gives way.
+    /// The running request that arrived last. The driver ends it if the cache is full despite the reservations.
     pub fn youngest(&self) -> Option<u64> {
         self.running.values().max_by_key(|running| running.arrival).map(|running| running.request.id)
     }

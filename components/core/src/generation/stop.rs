@@ -1,4 +1,4 @@
-//! Stop strings: a text ends before the first of them, and nothing of it is ever shown.
+//! Stop strings: a text ends before its first stop string, of which no part is output.
 
 /// Cuts a text at stop strings, piece by piece. Only a suffix that is a proper prefix of a stop string is held back.
 #[derive(Debug, Clone, Default)]
@@ -8,38 +8,38 @@ pub struct StopStrings {
     held: String,
 }
 
-/// What is known of a text after a piece of it.
+/// The result of adding a piece to a text.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Cut {
-    /// What can be shown.
+    /// The text that can be output now.
     pub text: String,
     /// The stop string that ended the text.
     pub stop: Option<String>,
 }
 
 impl StopStrings {
-    /// Stops at any of these; empty ones are ignored.
+    /// Stops at any of the given strings; empty ones are ignored.
     pub fn new(stops: impl IntoIterator<Item = String>) -> Self {
         Self { stops: stops.into_iter().filter(|stop| !stop.is_empty()).collect(), held: String::new() }
     }
 
-    /// Adds a piece. The text ends with the stop string that is complete first; of several, with the longest.
+    /// Adds a piece. The text ends at the stop string that is complete first; if several end there, at the longest.
     pub fn push(&mut self, piece: &str) -> Cut {
         if self.stops.is_empty() {
             return Cut { text: piece.to_owned(), stop: None };
         }
         let mut pending = std::mem::take(&mut self.held);
         pending.push_str(piece);
-        let found =
+        let matches =
             self.stops.iter().filter_map(|stop| pending.find(stop.as_str()).map(|at| (at + stop.len(), at, stop)));
-        if let Some((_, at, stop)) = found.min() {
+        if let Some((_, at, stop)) = matches.min() {
             let stop = Some(stop.clone());
             pending.truncate(at);
             return Cut { text: pending, stop };
         }
         let is_prefix = |tail: &str| self.stops.iter().any(|stop| stop.starts_with(tail));
-        let keep = pending.char_indices().map(|(at, _)| at).find(|at| is_prefix(&pending[*at..]));
-        self.held = keep.map(|at| pending.split_off(at)).unwrap_or_default();
+        let held_from = pending.char_indices().map(|(at, _)| at).find(|at| is_prefix(&pending[*at..]));
+        self.held = held_from.map(|at| pending.split_off(at)).unwrap_or_default();
         Cut { text: pending, stop: None }
     }
 
@@ -48,7 +48,7 @@ impl StopStrings {
         !self.held.is_empty()
     }
 
-    /// Ends the text: what was held back was no stop string.
+    /// Ends the text, and returns the text that was held back.
     pub fn finish(&mut self) -> String {
         std::mem::take(&mut self.held)
     }
@@ -59,34 +59,34 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    fn all(stops: &[&str], pieces: &[&str]) -> (Vec<String>, Option<String>) {
-        let mut cut = StopStrings::new(stops.iter().map(|stop| (*stop).to_owned()));
+    fn push_all(stops: &[&str], pieces: &[&str]) -> (Vec<String>, Option<String>) {
+        let mut stop_strings = StopStrings::new(stops.iter().map(|stop| (*stop).to_owned()));
         let mut texts = Vec::new();
         for piece in pieces {
-            let pushed = cut.push(piece);
-            texts.push(pushed.text);
-            if pushed.stop.is_some() {
-                return (texts, pushed.stop);
+            let cut = stop_strings.push(piece);
+            texts.push(cut.text);
+            if cut.stop.is_some() {
+                return (texts, cut.stop);
             }
         }
-        texts.push(cut.finish());
+        texts.push(stop_strings.finish());
         (texts, None)
     }
 
     #[test]
-    fn stop_string_over_several_tokens_never_shows() {
-        let (texts, stop) = all(&["</end>"], &["a <", "/en", "d", "> b"]);
+    fn stop_string_over_several_tokens_is_not_output() {
+        let (texts, stop) = push_all(&["</end>"], &["a <", "/en", "d", "> b"]);
         assert_eq!((texts, stop.as_deref()), (vec!["a ".into(), "".into(), "".into(), "".into()], Some("</end>")));
     }
 
     #[test]
     fn text_is_cut_inside_a_token() {
-        assert_eq!(all(&["\n\n"], &["one\n\ntwo"]), (vec!["one".into()], Some("\n\n".into())));
+        assert_eq!(push_all(&["\n\n"], &["one\n\ntwo"]), (vec!["one".into()], Some("\n\n".into())));
     }
 
     #[test]
     fn only_a_proper_prefix_is_held_back() {
-        let (texts, stop) = all(&["abc"], &["xab", "d", "ab"]);
+        let (texts, stop) = push_all(&["abc"], &["xab", "d", "ab"]);
         assert_eq!((texts, stop), (vec!["x".into(), "abd".into(), "".into(), "ab".into()], None));
     }
 
@@ -99,7 +99,7 @@ mod tests {
             let borrowed: Vec<&str> = stops.iter().map(String::as_str).collect();
             let pieces: Vec<&str> = pieces.iter().map(String::as_str).collect();
             let text = pieces.concat();
-            let (texts, stop) = all(&borrowed, &pieces);
+            let (texts, stop) = push_all(&borrowed, &pieces);
             // The reference: the first end of a stop string, and the longest that ends there.
             let ends = (0..=text.len()).filter(|end| text.is_char_boundary(*end));
             let expected = ends
@@ -108,8 +108,8 @@ mod tests {
                     ending.max_by_key(|stop| stop.len()).map(|stop| (end - stop.len(), stop.clone()))
                 })
                 .next();
-            let shown = expected.as_ref().map_or(text.as_str(), |(at, _)| &text[..*at]);
-            prop_assert_eq!(texts.concat(), shown);
+            let output = expected.as_ref().map_or(text.as_str(), |(at, _)| &text[..*at]);
+            prop_assert_eq!(texts.concat(), output);
             prop_assert_eq!(stop, expected.map(|(_, stop)| stop));
         }
 
@@ -118,12 +118,12 @@ mod tests {
             stops in prop::collection::vec("[ab]{1,4}", 1..4),
             pieces in prop::collection::vec("[abc]{0,3}", 0..12),
         ) {
-            let mut cut = StopStrings::new(stops.clone());
+            let mut stop_strings = StopStrings::new(stops.clone());
             for piece in pieces {
-                if cut.push(&piece).stop.is_some() {
+                if stop_strings.push(&piece).stop.is_some() {
                     break;
                 }
-                let held = cut.held.as_str();
+                let held = stop_strings.held.as_str();
                 prop_assert!(held.is_empty() || stops.iter().any(|stop| stop.starts_with(held) && stop != held));
             }
         }

@@ -23,7 +23,7 @@ fn config() -> SchedulerConfig {
     }
 }
 
-/// Sequences in pages that forks share and copy when they write, as the engine has them.
+/// The pages of sequences. Forks share pages and copy them on write, as in the engine.
 #[derive(Default)]
 struct Pages {
     sequences: HashMap<u32, (usize, Vec<usize>)>,
@@ -82,12 +82,12 @@ impl Pages {
             self.holders.insert(self.next, 1);
             pages.push(self.next);
         }
-        assert!(self.holders.len() <= PAGES_MAX, "the cache is full against all promises");
+        assert!(self.holders.len() <= PAGES_MAX, "the cache is full despite the reservations");
         self.sequences.insert(sequence, (length + tokens, pages));
     }
 }
 
-/// A driver as the component has one.
+/// A model of the driver in the generate component.
 struct Driver {
     scheduler: Scheduler,
     cache: PrefixCache,
@@ -95,13 +95,13 @@ struct Driver {
     prompts: BTreeMap<u64, (Request, Vec<u32>)>,
     sequences: BTreeMap<u64, Vec<Option<u32>>>,
     now_ns: u64,
-    /// Tokens that were computed for each tenant.
+    /// The tokens computed for each tenant.
     served: HashMap<u32, u64>,
     ended: Vec<u64>,
     cached_tokens: u64,
-    /// What a step takes: fixed, for each row, for each token.
-    takes_ns: [u64; 3],
-    longest_ns: u64,
+    /// The duration of a step: fixed, for each row, for each token.
+    cost_ns: [u64; 3],
+    step_ns_longest: u64,
 }
 
 impl Driver {
@@ -116,8 +116,8 @@ impl Driver {
             served: HashMap::new(),
             ended: Vec::new(),
             cached_tokens: 0,
-            takes_ns: [1_000_000, 200_000, 500_000],
-            longest_ns: 0,
+            cost_ns: [1_000_000, 200_000, 500_000],
+            step_ns_longest: 0,
         }
     }
 
@@ -151,15 +151,15 @@ impl Driver {
                     self.cached_tokens += u64::from(tokens);
                     self.sequences.insert(request.id, vec![Some(sequence)]);
                     if self.scheduler.admit(request.id, tokens) {
-                        self.begin(request.id);
+                        self.fork_choices(request.id);
                     }
                 }
             }
         }
     }
 
-    /// The prompt is computed but for its last token.
-    fn begin(&mut self, id: u64) {
+    /// Forks the sequence of a request for its choices, once all prompt tokens but the last are computed.
+    fn fork_choices(&mut self, id: u64) {
         let (request, _) = &self.prompts[&id];
         let first = self.sequences[&id][0].unwrap();
         let length = request.prompt_tokens as usize - 1;
@@ -178,10 +178,10 @@ impl Driver {
             Row::Prefill { from, to, .. } => u64::from(to - from),
         };
         let total: u64 = rows.iter().map(tokens).sum();
-        let took = self.takes_ns[0] + self.takes_ns[1] * rows.len() as u64 + self.takes_ns[2] * total;
-        self.longest_ns = self.longest_ns.max(took);
-        self.now_ns += took;
-        self.scheduler.handle_step(rows.len(), total as usize, took);
+        let duration_ns = self.cost_ns[0] + self.cost_ns[1] * rows.len() as u64 + self.cost_ns[2] * total;
+        self.step_ns_longest = self.step_ns_longest.max(duration_ns);
+        self.now_ns += duration_ns;
+        self.scheduler.handle_step(rows.len(), total as usize, duration_ns);
         for row in rows {
             let (Row::Decode { id, .. } | Row::Prefill { id, .. }) = row;
             *self.served.entry(self.prompts[&id].0.tenant).or_default() += tokens(&row);
@@ -189,7 +189,7 @@ impl Driver {
                 Row::Prefill { from, to, .. } => {
                     self.pages.append(self.sequences[&id][0].unwrap(), (to - from) as usize);
                     if self.scheduler.handle_prefill(id, to - from) {
-                        self.begin(id);
+                        self.fork_choices(id);
                     }
                 }
                 Row::Decode { choice, .. } => {
@@ -211,24 +211,24 @@ impl Driver {
         let tokens: Vec<u32> = prompt.into_iter().chain((0..).map(|n| 1000 + n)).take(length).collect();
         let owned = OwnedTokens { tenant: request.tenant, tokens: &tokens, shared_tokens: 0 };
         match self.cache.insert(sequence, owned) {
-            Insertion::Kept { tokens, removed } => {
+            Insertion::Cached { tokens, removed } => {
                 self.pages.trim(sequence, tokens);
                 removed.into_iter().for_each(|sequence| self.pages.remove(sequence));
             }
             Insertion::Refused => self.pages.remove(sequence),
         }
         if self.scheduler.end_choice(id, choice) {
-            self.gone(id);
+            self.remove_sequences(id);
         }
     }
 
     fn cancel(&mut self, id: u64) {
         if self.scheduler.remove(id) {
-            self.gone(id);
+            self.remove_sequences(id);
         }
     }
 
-    fn gone(&mut self, id: u64) {
+    fn remove_sequences(&mut self, id: u64) {
         let sequences = self.sequences.remove(&id).unwrap_or_default();
         sequences.into_iter().flatten().for_each(|sequence| self.pages.remove(sequence));
         self.prompts.remove(&id);
@@ -236,7 +236,7 @@ impl Driver {
     }
 }
 
-/// What happens to a driver.
+/// An input of the driver.
 #[derive(Debug, Clone)]
 enum Action {
     Start { tenant: u32, prefix: u32, prompt: usize, choices: u32, tokens_max: u32 },
@@ -264,9 +264,9 @@ fn action() -> impl Strategy<Value = Action> {
 proptest! {
     #![proptest_config(ProptestConfig { cases: 400, ..ProptestConfig::default() })]
 
-    /// Whatever comes and goes: pages suffice, every request ends, and what is left in the cache is what is kept.
+    /// For any inputs the pages suffice, every request ends, and only cached sequences remain.
     #[test]
-    fn every_request_ends_and_no_page_is_lost(actions in prop::collection::vec(action(), 1..120)) {
+    fn every_request_ends_and_no_page_leaks(actions in prop::collection::vec(action(), 1..120)) {
         let mut driver = Driver::new();
         let mut accepted = Vec::new();
         for (id, action) in (1u64..).zip(actions) {
@@ -289,9 +289,9 @@ proptest! {
         let mut steps = 0;
         while driver.step() {
             steps += 1;
-            prop_assert!(steps < 20_000, "it does not end");
+            prop_assert!(steps < 20_000, "the driver does not become idle");
         }
-        prop_assert!(driver.scheduler.is_idle(), "{} requests wait", driver.scheduler.queued());
+        prop_assert!(driver.scheduler.is_idle(), "{} requests are queued", driver.scheduler.queued());
         driver.ended.sort_unstable();
         prop_assert_eq!(&driver.ended, &accepted);
         prop_assert_eq!(driver.pages.sequences.len(), driver.cache.len());
@@ -301,9 +301,9 @@ proptest! {
         prop_assert_eq!(driver.pages.free(), PAGES_MAX);
     }
 
-    /// A backlog of one tenant costs another no more than its turn: both are served alike while both have work.
+    /// A backlog of one tenant does not delay another: both get the same number of tokens while both have requests.
     #[test]
-    fn tenants_with_work_are_served_alike(
+    fn tenants_with_requests_get_equal_shares(
         greedy in prop::collection::vec((1usize..60, 1u32..30), 20..30),
         modest in prop::collection::vec((1usize..60, 1u32..30), 6..10),
     ) {
@@ -320,7 +320,7 @@ proptest! {
             let served = |tenant: u32| driver.served.get(&tenant).copied().unwrap_or(0) as i64;
             worst = worst.max(served(1) - served(2));
         }
-        // What is admitted runs to its end: the other tenant can be ahead by what runs at once.
+        // Admitted requests run to their end, so a tenant can be ahead by the tokens of the requests that run at once.
         prop_assert!(worst <= 6 * 90, "{worst} tokens ahead");
     }
 
@@ -329,61 +329,61 @@ proptest! {
 proptest! {
     #![proptest_config(ProptestConfig { cases: 24, ..ProptestConfig::default() })]
 
-    /// A long prompt beside texts that are generated: no step takes much longer than it should, once its cost is learned.
+    /// With a long prompt beside decoding texts, steps stay within their time bound once their cost is estimated.
     #[test]
     fn long_prompts_keep_steps_short(per_token_us in 200u64..1500, decoding in 1usize..4) {
         let mut driver = Driver::new();
-        driver.takes_ns = [1_000_000, 300_000, per_token_us * 1000];
+        driver.cost_ns = [1_000_000, 300_000, per_token_us * 1000];
         let ids = 1..=decoding as u64;
         for id in ids.clone() {
             prop_assert!(driver.push(id, id as u32, vec![id as u32; 3], 1, 16));
         }
-        // The cost is learned from prompts of other lengths.
+        // The cost is estimated from prompts of other lengths.
         for round in 0..10 {
             for id in 50..70u64 {
                 driver.push(round * 100 + id, 9, vec![id as u32; 3 + (id + round) as usize], 1, 1 + round as u32);
             }
             while driver.step() {}
         }
-        driver.longest_ns = 0;
+        driver.step_ns_longest = 0;
         for id in ids {
             prop_assert!(driver.push(id, id as u32, vec![id as u32; 3], 1, 16));
         }
         prop_assert!(driver.push(99, 9, (0..100).collect(), 1, 1));
         while driver.step() {}
-        let least = driver.takes_ns[0] + driver.takes_ns[1] * (1 + decoding as u64) + driver.takes_ns[2] * (16 + decoding as u64);
+        let least = driver.cost_ns[0] + driver.cost_ns[1] * (1 + decoding as u64) + driver.cost_ns[2] * (16 + decoding as u64);
         let bound = (config().step_ns * 12 / 10).max(least);
-        prop_assert!(driver.longest_ns <= bound, "{} ns, at most {bound}", driver.longest_ns);
+        prop_assert!(driver.step_ns_longest <= bound, "{} ns, at most {bound}", driver.step_ns_longest);
     }
 
 }
 
 proptest! {
-    /// The cache finds what a plain search over all that is kept would find.
+    /// The cache finds the same prefix as a linear search over all cached sequences.
     #[test]
-    fn longest_kept_beginning_is_found(
+    fn longest_cached_prefix_is_found(
         sequences in prop::collection::vec((0u32..3, prop::collection::vec(0u32..2, 0..14)), 1..30),
         prompt in (0u32..3, prop::collection::vec(0u32..2, 1..16)),
         shared_tokens in 0usize..10,
     ) {
         let mut cache = PrefixCache::new(2, 5);
-        let mut kept: BTreeMap<u32, (u32, Vec<u32>)> = BTreeMap::new();
+        let mut cached: BTreeMap<u32, (u32, Vec<u32>)> = BTreeMap::new();
         for (sequence, (tenant, tokens)) in (1u32..).zip(sequences) {
             let owned = OwnedTokens { tenant, tokens: &tokens, shared_tokens };
-            if let Insertion::Kept { tokens: length, removed } = cache.insert(sequence, owned) {
+            if let Insertion::Cached { tokens: length, removed } = cache.insert(sequence, owned) {
                 prop_assert_eq!(length, tokens.len() / 2 * 2);
-                kept.insert(sequence, (tenant, tokens[..length].to_vec()));
+                cached.insert(sequence, (tenant, tokens[..length].to_vec()));
                 for sequence in removed {
-                    prop_assert!(kept.remove(&sequence).is_some());
+                    prop_assert!(cached.remove(&sequence).is_some());
                 }
             }
             prop_assert!(cache.len() <= 5);
-            prop_assert_eq!(cache.len(), kept.len());
+            prop_assert_eq!(cache.len(), cached.len());
         }
         let (tenant, tokens) = &prompt;
-        let longest = kept.values().map(|(owner, other)| {
-            let most = (tokens.len() - 1) / 2;
-            let pages = (0..most).take_while(|page| {
+        let longest = cached.values().map(|(owner, other)| {
+            let pages_max = (tokens.len() - 1) / 2;
+            let pages = (0..pages_max).take_while(|page| {
                 let range = page * 2..page * 2 + 2;
                 let is_same = other.get(range.clone()) == tokens.get(range.clone());
                 is_same && (owner == tenant || range.end <= shared_tokens)
@@ -391,16 +391,16 @@ proptest! {
             pages.count() * 2
         });
         let longest = longest.max().unwrap_or(0);
-        let found = cache.find(OwnedTokens { tenant: *tenant, tokens, shared_tokens });
-        prop_assert_eq!(found.map_or(0, |(_, tokens)| tokens), longest);
-        if let Some((sequence, tokens)) = found {
-            prop_assert!(kept[&sequence].1.len() >= tokens);
+        let prefix = cache.find(OwnedTokens { tenant: *tenant, tokens, shared_tokens });
+        prop_assert_eq!(prefix.map_or(0, |(_, tokens)| tokens), longest);
+        if let Some((sequence, tokens)) = prefix {
+            prop_assert!(cached[&sequence].1.len() >= tokens);
         }
     }
 }
 
 #[test]
-fn shared_beginning_is_computed_once() {
+fn shared_prefix_is_computed_once_per_tenant() {
     let mut driver = Driver::new();
     let system: Vec<u32> = (0..40).collect();
     let prompt = |user: u32| system.iter().copied().chain([500 + user]).collect::<Vec<u32>>();
@@ -409,14 +409,14 @@ fn shared_beginning_is_computed_once() {
     assert!(driver.push(2, 7, prompt(2), 1, 4));
     while driver.step() {}
     assert_eq!(driver.cached_tokens, 40);
-    // Another tenant gets nothing of it.
+    // Another tenant does not share it.
     assert!(driver.push(3, 8, prompt(2), 1, 4));
     while driver.step() {}
     assert_eq!(driver.cached_tokens, 40);
 }
 
 #[test]
-fn prompt_is_paid_once_for_all_choices() {
+fn prompt_is_computed_once_for_all_choices() {
     let mut driver = Driver::new();
     assert!(driver.push(1, 7, vec![3; 30], 4, 5));
     while driver.step() {}
@@ -425,7 +425,7 @@ fn prompt_is_paid_once_for_all_choices() {
 }
 
 #[test]
-fn text_is_bounded_by_what_context_and_cache_leave() {
+fn tokens_max_is_bounded_by_context_and_cache() {
     let scheduler = Scheduler::new(config());
     assert_eq!(scheduler.fit(100, 1, 512), Ok(20));
     assert_eq!(scheduler.fit(119, 1, 512), Ok(1));
@@ -435,11 +435,11 @@ fn text_is_bounded_by_what_context_and_cache_leave() {
 }
 
 #[test]
-fn deadlines_are_those_of_queued_and_running_requests() {
+fn deadlines_of_queued_and_running_requests_expire() {
     let mut scheduler = Scheduler::new(config());
     let request = |id, deadline_ns| Request { id, tenant: 1, prompt_tokens: 5, choices: 1, tokens_max: 5, deadline_ns };
-    for one in [request(1, Some(50)), request(2, Some(20)), request(3, None)] {
-        scheduler.push(one).unwrap();
+    for request in [request(1, Some(50)), request(2, Some(20)), request(3, None)] {
+        scheduler.push(request).unwrap();
     }
     scheduler.admit(2, 0);
     assert_eq!(scheduler.poll_timeout(), Some(20));

@@ -3,7 +3,7 @@
 use super::stop::{Cut, StopStrings};
 use super::utf8::Utf8Assembler;
 
-/// Bytes of tokens in, text out: whole characters, without a stop string or the beginning of one.
+/// Converts the bytes of tokens to text: whole characters, without a stop string or a prefix of one.
 #[derive(Debug, Clone, Default)]
 pub struct TextStream {
     characters: Utf8Assembler,
@@ -11,7 +11,7 @@ pub struct TextStream {
 }
 
 impl TextStream {
-    /// A text that ends before any of the stop strings.
+    /// A text that ends before the first of the given stop strings.
     pub fn new(stops: impl IntoIterator<Item = String>) -> Self {
         Self { characters: Utf8Assembler::default(), stops: StopStrings::new(stops) }
     }
@@ -22,7 +22,7 @@ impl TextStream {
         self.stops.push(&text)
     }
 
-    /// Ends the text: the rest of it. The end of an incomplete character may complete a stop string as well.
+    /// Ends the text, and returns the rest of it. The U+FFFD of an incomplete character can complete a stop string too.
     pub fn finish(&mut self) -> Cut {
         let tail = self.characters.finish();
         let cut = self.stops.push(tail);

@@ -1,15 +1,16 @@
-//! Bytes of tokens as whole characters. A token need not be whole UTF-8: an emoji may be four of them.
+//! Bytes of tokens as whole characters. A token need not be valid UTF-8: an emoji can be four tokens.
 
-/// Assembles characters from pieces of bytes. The text is that of [`String::from_utf8_lossy`] over all bytes, however they are cut.
+/// Assembles characters from pieces of bytes. The text is that of [`String::from_utf8_lossy`] over all bytes, however
+/// they are cut.
 #[derive(Debug, Clone, Default)]
 pub struct Utf8Assembler {
-    /// The beginning of a character: at most 3 bytes.
+    /// The first bytes of a character, at most 3.
     incomplete: Vec<u8>,
 }
 
 impl Utf8Assembler {
-    /// The whole characters that end in `bytes`. Bytes that can be no part of a character are U+FFFD; the beginning of one is held
-    /// back until the rest comes.
+    /// Adds bytes, and returns the characters that are complete. Invalid bytes become U+FFFD; the first bytes of an
+    /// incomplete character are held back until the rest arrives.
     pub fn push(&mut self, bytes: &[u8]) -> String {
         let mut pending = std::mem::take(&mut self.incomplete);
         pending.extend_from_slice(bytes);
@@ -39,12 +40,12 @@ impl Utf8Assembler {
         }
     }
 
-    /// Whether the beginning of a character is held back.
+    /// Whether the first bytes of a character are held back.
     pub fn is_incomplete(&self) -> bool {
         !self.incomplete.is_empty()
     }
 
-    /// Ends the text: a character that is not whole becomes U+FFFD.
+    /// Ends the text: an incomplete character becomes U+FFFD.
     pub fn finish(&mut self) -> &'static str {
         if std::mem::take(&mut self.incomplete).is_empty() { "" } else { "\u{fffd}" }
     }
@@ -84,9 +85,9 @@ mod tests {
                 if rest.is_empty() {
                     break;
                 }
-                let (now, later) = rest.split_at(cut.min(rest.len()));
-                text.push_str(&assembler.push(now));
-                rest = later;
+                let (piece, tail) = rest.split_at(cut.min(rest.len()));
+                text.push_str(&assembler.push(piece));
+                rest = tail;
             }
             text.push_str(assembler.finish());
             prop_assert_eq!(text, String::from_utf8_lossy(&bytes));

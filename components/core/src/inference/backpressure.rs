@@ -1,20 +1,20 @@
 //! Gates for backpressure: by acknowledgements of the consumer, or by the size of the queued items.
 //!
-//! Both are counters with a bound: the driver asks before it sends and reports each send. They store no items.
+//! Both are counters with a bound: the driver checks before it sends, and reports each send. They store no items.
 
 use crate::named::named;
 
 named! {
-    /// What makes a stream push back.
+    /// The cause of backpressure of a stream.
     pub enum BackpressurePolicy {
-        /// The consumer has not acknowledged enough.
+        /// Too many items that the consumer has not acknowledged.
         AckBased = "ack_based",
-        /// Too much is held.
+        /// Too many queued items or bytes.
         SizeBased = "size_based",
     }
 }
 
-/// A bound on items sent and not acknowledged.
+/// A bound on the items that were sent and not acknowledged.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct AckGate {
     unacknowledged: usize,
@@ -22,40 +22,41 @@ pub struct AckGate {
 }
 
 impl AckGate {
-    /// A gate with nothing sent; at least 1 is assumed.
+    /// A gate without unacknowledged items. A bound of 0 counts as 1.
     pub fn new(unacknowledged_max: usize) -> Self {
         Self { unacknowledged: 0, unacknowledged_max: unacknowledged_max.max(1) }
     }
 
-    /// How many more may be sent now.
+    /// The number of items that can be sent now.
     pub fn room(&self) -> usize {
         self.unacknowledged_max.saturating_sub(self.unacknowledged)
     }
 
-    /// True when at least one more may be sent now.
+    /// True when at least one item can be sent now.
     pub fn may_send(&self) -> bool {
         self.room() > 0
     }
 
-    /// Sent and not acknowledged.
+    /// The number of items that were sent and not acknowledged.
     pub fn unacknowledged(&self) -> usize {
         self.unacknowledged
     }
 
-    /// Counts sent items, also over the bound: there is no capacity then until enough are acknowledged.
+    /// Counts sent items, even over the bound: there is then no room until enough of them are acknowledged.
     pub fn sent(&mut self, count: usize) {
         self.unacknowledged = self.unacknowledged.saturating_add(count);
     }
 
-    /// Takes acknowledgements and returns how many of them were owed; the rest is ignored.
+    /// Handles acknowledgements, and returns the number of them that match sent items; surplus ones are ignored.
     pub fn acknowledge(&mut self, count: usize) -> usize {
-        let owed = count.min(self.unacknowledged);
-        self.unacknowledged -= owed;
-        owed
+        let acknowledged = count.min(self.unacknowledged);
+        self.unacknowledged -= acknowledged;
+        acknowledged
     }
 }
 
-/// A bound on items and bytes. One item larger than all of the bytes is admitted alone, because it could otherwise never be sent.
+/// A bound on items and bytes. An item that exceeds the bound of bytes is admitted alone, since it could otherwise
+/// never be sent.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SizeGate {
     items: usize,
@@ -65,40 +66,40 @@ pub struct SizeGate {
 }
 
 impl SizeGate {
-    /// A gate with nothing held; at least 1 item is assumed.
+    /// A gate without items. A bound of 0 items counts as 1.
     pub fn new(items_max: usize, bytes_max: usize) -> Self {
         Self { items: 0, items_max: items_max.max(1), bytes: 0, bytes_max }
     }
 
-    /// Items held.
+    /// The number of queued items.
     pub fn items(&self) -> usize {
         self.items
     }
 
-    /// Bytes held.
+    /// The number of queued bytes.
     pub fn bytes(&self) -> usize {
         self.bytes
     }
 
-    /// True when one more item of this size, in bytes, may be sent now.
+    /// True when an item of this size, in bytes, can be added now.
     pub fn may_send(&self, bytes: usize) -> bool {
         self.may_send_after(bytes, 0, 0)
     }
 
-    /// True when one more item of this size, in bytes, could be sent once others were removed.
+    /// True when an item of this size, in bytes, could be added after the removal of others.
     pub fn may_send_after(&self, bytes: usize, removed_items: usize, removed_bytes: usize) -> bool {
         let items = self.items.saturating_sub(removed_items);
         let held = self.bytes.saturating_sub(removed_bytes);
         items < self.items_max && (items == 0 || held.saturating_add(bytes) <= self.bytes_max)
     }
 
-    /// Counts one item of this size, in bytes.
+    /// Adds one item of this size, in bytes.
     pub fn add(&mut self, bytes: usize) {
         self.items += 1;
         self.bytes = self.bytes.saturating_add(bytes);
     }
 
-    /// Removes one item of this size, in bytes, from the count.
+    /// Removes one item of this size, in bytes.
     pub fn remove(&mut self, bytes: usize) {
         self.items = self.items.saturating_sub(1);
         self.bytes = self.bytes.saturating_sub(bytes);
@@ -118,7 +119,7 @@ mod tests {
     }
 
     #[test]
-    fn surplus_acknowledgements_free_no_capacity() {
+    fn surplus_acknowledgements_free_no_room() {
         let mut gate = AckGate::new(2);
         assert_eq!(gate.acknowledge(5), 0);
         gate.sent(2);
@@ -152,7 +153,7 @@ mod tests {
             let mut size = SizeGate::new(items_max, bytes_max);
             let mut ack = AckGate::new(items_max);
             let mut held = Vec::new();
-            let mut owed = 0;
+            let mut unacknowledged = 0;
             for (send, bytes) in ops {
                 if send {
                     if size.may_send(bytes) {
@@ -161,20 +162,20 @@ mod tests {
                     }
                     let sent = bytes.min(ack.room());
                     ack.sent(sent);
-                    owed += sent;
+                    unacknowledged += sent;
                 } else {
                     if !held.is_empty() {
                         size.remove(held.remove(0));
                     }
                     let acknowledged = ack.acknowledge(bytes);
-                    prop_assert_eq!(acknowledged, bytes.min(owed));
-                    owed -= acknowledged;
+                    prop_assert_eq!(acknowledged, bytes.min(unacknowledged));
+                    unacknowledged -= acknowledged;
                 }
                 let bytes: usize = held.iter().sum();
                 prop_assert_eq!((size.items(), size.bytes()), (held.len(), bytes));
                 prop_assert!(held.len() <= items_max && (held.len() <= 1 || bytes <= bytes_max));
-                prop_assert!(owed <= items_max && ack.unacknowledged() == owed);
-                prop_assert_eq!(ack.may_send(), owed < items_max);
+                prop_assert!(unacknowledged <= items_max && ack.unacknowledged() == unacknowledged);
+                prop_assert_eq!(ack.may_send(), unacknowledged < items_max);
             }
         }
     }

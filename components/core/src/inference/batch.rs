@@ -1,62 +1,62 @@
-//! Which sequences share a run of a model.
+//! The choice of the sequences that share a run of a model.
 //!
-//! A [`Batcher`] holds the tokenized sequences that wait in one instance and forms a batch whenever the engine is free: it
-//! never waits for more. The sequence whose turn it is is always in the next batch, so that every wait is finite; who
-//! shares it is chosen for the least cost per token, by the [`Cost`] learned so far.
+//! A [`Batcher`] holds the tokenized sequences that wait in one instance, and forms a batch whenever the engine is
+//! free: it does not wait for more. The sequence with the earliest turn is always in the next batch, so every wait is
+//! finite; the others are chosen for the lowest cost per token, by the current [`Cost`] estimate.
 //!
-//! - [`Form::Packed`]: the sequences of a batch are laid end to end. The cost follows the real tokens, rounded up to a
-//!   [bucket](Shapes); which sequences fill a bucket best is a subset-sum, solved exactly.
-//! - [`Form::Padded`]: every sequence of a batch is padded to the longest. Neighbours in length share a batch.
+//! - [`Form::Packed`]: the sequences of a batch are concatenated. The cost depends on their tokens, rounded up to a
+//!   [bucket](Shapes); the sequences that fill a bucket best are found by an exact solution of the subset-sum problem.
+//! - [`Form::Padded`]: every sequence of a batch is padded to the longest. Sequences of similar length share a batch.
 //!
-//! Turns: callers are served alike, in tokens, by the start-time fair queueing of [`queue`](crate::inference::queue), so that neither a
-//! caller with much waiting nor a text of a thousand sentences holds up the others.
+//! Turns: callers get equal numbers of tokens by the start-time fair queueing of [`queue`](crate::inference::queue), so
+//! neither a caller with many items nor a text of a thousand sentences delays the others.
 
 use std::collections::{HashMap, HashSet};
 
 use crate::inference::cost::Cost;
 
-/// How a graph takes several sequences in one run.
+/// The layout of several sequences in the input of one run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Form {
-    /// Laid end to end: `[1, tokens]`.
+    /// Concatenated: `[1, tokens]`.
     Packed,
-    /// One under the other, padded to the longest: `[rows, longest]`.
+    /// One row for each, padded to the longest: `[rows, longest]`.
     Padded,
 }
 
-/// Which sizes a run may have.
+/// The sizes that a run can have.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum Shapes {
-    /// Any: the engine takes each size as it comes.
+    /// All sizes: the engine needs no plan for a shape.
     #[default]
     Any,
-    /// Few: the engine plans for each shape that it sees often, so lengths are rounded up and row counts chosen from a
-    /// short list.
+    /// Few sizes: the engine prepares a plan for each frequent shape, so lengths are rounded up and row counts are
+    /// chosen from a short list.
     Bounded,
 }
 
 /// The bounds of one batch.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct BatchLimits {
-    /// The most sequences; at least 1 is assumed.
+    /// Most sequences; 0 counts as 1.
     pub rows_max: usize,
-    /// The most tokens, counted as computed: with padding and rounding. A longer sequence goes alone.
+    /// Most computed tokens, with padding and rounding. A longer sequence is a batch of its own.
     pub tokens_max: usize,
-    /// A batch that is expected to take longer is made smaller, down to one sequence; 0: no bound.
+    /// Most expected time of a batch with more than one sequence, in nanoseconds; 0: no bound.
     pub time_ns_max: u64,
 }
 
-/// The rows that a padded batch may have where shapes are few.
+/// The row counts of a padded batch with [`Shapes::Bounded`].
 const ROW_COUNTS: [usize; 10] = [1, 2, 3, 4, 6, 8, 12, 16, 24, 32];
-/// How many sequences are looked at when a batch is formed: those whose turn comes first.
-const LOOK_ROWS_MAX: usize = 96;
-/// A batcher wants more until this many batches' worth of tokens wait in it.
+/// Most sequences that are considered for a batch: those with the earliest turns.
+const CANDIDATES_MAX: usize = 96;
+/// The batches' worth of tokens that a batcher with packed batches reads ahead.
 const PACKED_AHEAD: usize = 2;
-/// Lengths can only be matched where there is a choice.
+/// As [`PACKED_AHEAD`], for padded batches, which need more sequences to choose similar lengths from.
 const PADDED_AHEAD: usize = 4;
-/// Virtual time by service is counted in these parts of a token, so that a share of one is not lost.
+/// The parts of a token in which virtual time by service is counted, so fractions of a token are not lost.
 const PARTS: u64 = 1 << 16;
-/// Texts with more tokens than a batch, at once: they do not keep others from being read.
+/// Most texts with more tokens than a batch that are read at once. Their tokens do not count as read ahead.
 const LONG_ITEMS_MAX: usize = 32;
 
 impl Shapes {
@@ -73,14 +73,14 @@ impl Shapes {
     }
 }
 
-/// What a run was, for [`Batcher::record`].
+/// The size of a run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Shape {
-    /// Sequences.
+    /// The number of sequences.
     pub rows: usize,
-    /// Tokens as computed: with padding and rounding.
+    /// The computed tokens, with padding and rounding.
     pub tokens: usize,
-    /// The length to which a padded batch is padded; of a packed one the tokens again.
+    /// The length of the rows of a padded batch; for a packed batch the same as `tokens`.
     pub length: usize,
 }
 
@@ -98,7 +98,7 @@ struct Row<R> {
     turn: u64,
     order: u64,
     tokens: usize,
-    /// Of a text that alone is more than a batch: which one.
+    /// The number of its text, if that has more tokens than a batch.
     long: Option<u64>,
     value: R,
 }
@@ -111,12 +111,12 @@ pub struct Batcher<R> {
     limits: BatchLimits,
     cost: Cost,
     rows: Vec<Row<R>>,
-    /// Where the next sequence of a caller starts, in tokens of virtual time.
+    /// The virtual time at which the next sequence of a caller starts, in tokens.
     starts: HashMap<u32, u64>,
     virtual_time: u64,
-    /// What virtual time has come to by service alone, in [`PARTS`] of a token, so that callers that keep coming cannot hold it
-    /// still and starve a sequence whose turn is later.
-    least: u64,
+    /// The lower bound of virtual time by service, in [`PARTS`] of a token. It advances with each batch, so new callers
+    /// cannot stop virtual time and starve a sequence with a later turn.
+    service_time: u64,
     order: u64,
 }
 
@@ -132,36 +132,36 @@ impl<R> Batcher<R> {
             rows: Vec::new(),
             starts: HashMap::new(),
             virtual_time: 0,
-            least: 0,
+            service_time: 0,
             order: 0,
         }
     }
 
-    /// Sequences waiting.
+    /// The number of waiting sequences.
     pub fn len(&self) -> usize {
         self.rows.len()
     }
 
-    /// True when nothing waits.
+    /// True when no sequence waits.
     pub fn is_empty(&self) -> bool {
         self.rows.is_empty()
     }
 
-    /// Whether more should be read before the next batch is formed.
+    /// Whether more items should be read before the next batch is formed.
     pub fn wants(&self) -> bool {
         let ahead = match self.form {
             Form::Packed => PACKED_AHEAD,
             Form::Padded => PADDED_AHEAD,
         };
         let short: usize = self.rows.iter().filter(|row| row.long.is_none()).map(|row| row.tokens).sum();
-        // Until the last of its sequences is gone.
+        // A long text counts until its last sequence is in a batch.
         let long: HashSet<u64> = self.rows.iter().filter_map(|row| row.long).collect();
         short < ahead * self.limits.tokens_max && long.len() < LONG_ITEMS_MAX
     }
 
-    /// Adds the sequences of one item: each with its tokens.
+    /// Adds the sequences of one item, each with its number of tokens.
     pub fn push(&mut self, caller: u32, sequences: impl IntoIterator<Item = (usize, R)>) {
-        let begin = self.rows.len();
+        let first = self.rows.len();
         let mut start = self.starts.get(&caller).copied().unwrap_or(0).max(self.virtual_time);
         let mut total = 0;
         let item = self.order;
@@ -172,33 +172,33 @@ impl<R> Batcher<R> {
             total += tokens;
         }
         if total > self.limits.tokens_max {
-            self.rows[begin..].iter_mut().for_each(|row| row.long = Some(item));
+            self.rows[first..].iter_mut().for_each(|row| row.long = Some(item));
         }
         self.starts.insert(caller, start);
     }
 
-    /// Drops what waits and is of no use any more. The survivors keep their turns.
-    pub fn retain(&mut self, mut of_use: impl FnMut(&R) -> bool) {
-        self.rows.retain(|row| of_use(&row.value));
+    /// Removes the waiting sequences for which `keep` returns false. The others keep their turns.
+    pub fn retain(&mut self, mut keep: impl FnMut(&R) -> bool) {
+        self.rows.retain(|row| keep(&row.value));
     }
 
-    /// The next batch; none when nothing waits.
+    /// The next batch; `None` if no sequence waits.
     pub fn next_batch(&mut self) -> Option<Batch<R>> {
         self.rows.sort_unstable_by_key(|row| (row.turn, row.order));
         let oldest = self.rows.first()?.turn;
         self.virtual_time = self.virtual_time.max(oldest);
-        let looked = self.rows.len().min(LOOK_ROWS_MAX);
-        let lengths: Vec<usize> = self.rows[..looked].iter().map(|row| row.tokens).collect();
+        let candidates = self.rows.len().min(CANDIDATES_MAX);
+        let lengths: Vec<usize> = self.rows[..candidates].iter().map(|row| row.tokens).collect();
         let (mut chosen, shape) = match self.form {
             Form::Packed => self.pack(&lengths),
             Form::Padded => self.pad(&lengths),
         };
         chosen.sort_unstable();
-        // Half a share of the turn that was served (the rows are at least as many as the callers): a newcomer is still before
-        // whatever else a caller has waiting.
+        // Half of the oldest sequence's share for each row (there are at least as many rows as callers): a new caller
+        // is still before the later sequences of the others.
         let share = lengths[0] as u64 * PARTS / (2 * self.rows.len() as u64);
-        self.least = (self.least + share).max(oldest * PARTS);
-        self.virtual_time = self.virtual_time.max(self.least / PARTS);
+        self.service_time = (self.service_time + share).max(oldest * PARTS);
+        self.virtual_time = self.virtual_time.max(self.service_time / PARTS);
         let mut rows = Vec::with_capacity(chosen.len());
         for &index in chosen.iter().rev() {
             rows.push(self.rows.remove(index).value);
@@ -214,11 +214,11 @@ impl<R> Batcher<R> {
     }
 
     /// Records the duration of a run.
-    pub fn record(&mut self, shape: Shape, took_ns: u64) {
-        self.cost.record(shape.rows, shape.tokens, took_ns);
+    pub fn record(&mut self, shape: Shape, duration_ns: u64) {
+        self.cost.record(shape.rows, shape.tokens, duration_ns);
     }
 
-    /// What has been learned.
+    /// The current cost estimate.
     pub fn cost(&self) -> &Cost {
         &self.cost
     }
@@ -227,11 +227,11 @@ impl<R> Batcher<R> {
         self.limits.time_ns_max == 0 || self.cost.predict_ns(rows, tokens) <= self.limits.time_ns_max
     }
 
-    /// Chooses among sequences in the order of their turns, the first of them for sure.
+    /// Chooses sequences from candidates in the order of their turns; the first one is always chosen.
     fn pack(&self, lengths: &[usize]) -> (Vec<usize>, Shape) {
         let capacity = self.limits.tokens_max;
         let first = lengths[0];
-        // `reached[sum]`: how many sequences make the sum, the last of them, and the sum without it.
+        // `reached[sum]`: the number of sequences with that sum, the last of them, and the sum without it.
         let mut reached: Vec<Option<(usize, usize, usize)>> = vec![None; capacity.max(first) + 1];
         reached[first] = Some((1, 0, 0));
         for (index, &length) in lengths.iter().enumerate().skip(1) {
@@ -244,14 +244,14 @@ impl<R> Batcher<R> {
                 }
             }
         }
-        // The most tokens for the time; a full batch rather than a smaller one of the same worth.
-        let (mut best, mut best_worth) = (first, 0.0);
+        // The most tokens per time; of equal rates the larger batch.
+        let (mut best, mut best_rate) = (first, 0.0);
         for (sum, entry) in reached.iter().enumerate() {
             let Some((rows, ..)) = *entry else { continue };
             let tokens = self.shapes.round(sum);
-            let worth = sum as f64 / self.cost.predict_ns(rows, tokens) as f64;
-            if worth >= best_worth && (sum == first || (tokens <= capacity && self.in_time(rows, tokens))) {
-                (best, best_worth) = (sum, worth);
+            let rate = sum as f64 / self.cost.predict_ns(rows, tokens) as f64;
+            if rate >= best_rate && (sum == first || (tokens <= capacity && self.in_time(rows, tokens))) {
+                (best, best_rate) = (sum, rate);
             }
         }
         let mut chosen = Vec::new();
@@ -268,14 +268,14 @@ impl<R> Batcher<R> {
         (chosen, shape)
     }
 
-    /// As [`Batcher::pack`], for a run that pads to its longest sequence.
+    /// As [`Batcher::pack`], for a run whose rows are padded to its longest sequence.
     fn pad(&self, lengths: &[usize]) -> (Vec<usize>, Shape) {
         let mut sorted: Vec<usize> = (0..lengths.len()).collect();
         sorted.sort_by_key(|&index| (lengths[index], index));
         let oldest = sorted.iter().position(|&index| index == 0).unwrap_or(0);
         let alone = self.shapes.round(lengths[0]);
         let mut best = (oldest, oldest, Shape { rows: 1, tokens: alone, length: alone });
-        let mut best_worth = lengths[0] as f64 / self.cost.predict_ns(1, alone) as f64;
+        let mut best_rate = lengths[0] as f64 / self.cost.predict_ns(1, alone) as f64;
         for end in oldest..sorted.len() {
             let length = self.shapes.round(lengths[sorted[end]]);
             let mut real = 0;
@@ -289,10 +289,10 @@ impl<R> Batcher<R> {
                 if start > oldest || rows == 1 || (self.shapes == Shapes::Bounded && !ROW_COUNTS.contains(&rows)) {
                     continue;
                 }
-                let worth = real as f64 / self.cost.predict_ns(rows, tokens) as f64;
-                if worth > best_worth && self.in_time(rows, tokens) {
+                let rate = real as f64 / self.cost.predict_ns(rows, tokens) as f64;
+                if rate > best_rate && self.in_time(rows, tokens) {
                     best = (start, end, Shape { rows, tokens, length });
-                    best_worth = worth;
+                    best_rate = rate;
                 }
             }
         }
@@ -319,12 +319,12 @@ mod tests {
     }
 
     #[test]
-    fn empty_queue_gives_no_batch() {
+    fn empty_batcher_has_no_batch() {
         assert_eq!(packed().next_batch(), None);
     }
 
     #[test]
-    fn packing_fills_the_batch_around_whose_turn_it_is() {
+    fn packing_fills_the_batch_of_the_earliest_turn() {
         let mut batcher = packed();
         push(&mut batcher, 1, &[50, 100, 30, 48, 20]);
         let batch = batcher.next_batch().unwrap();
@@ -334,7 +334,7 @@ mod tests {
     }
 
     #[test]
-    fn padding_keeps_lengths_apart() {
+    fn padding_separates_lengths() {
         let mut batcher = Batcher::new(Form::Padded, Shapes::Any, LIMITS);
         push(&mut batcher, 1, &[100, 10, 11, 12, 9]);
         assert_eq!(batcher.next_batch().unwrap().rows, [100]);
@@ -422,14 +422,14 @@ mod tests {
                 batcher.push(caller, [(length, value)]);
                 all.push(value);
             }
-            let mut seen: Vec<usize> = drain(&mut batcher, form, limits).into_iter().flatten().collect();
-            seen.sort_unstable();
-            prop_assert_eq!(seen, all);
+            let mut computed: Vec<usize> = drain(&mut batcher, form, limits).into_iter().flatten().collect();
+            computed.sort_unstable();
+            prop_assert_eq!(computed, all);
             prop_assert!(batcher.starts.is_empty());
         }
 
-        /// However much others have waiting, a newcomer is in the next batch or, when that is another newcomer's, in one
-        /// of the next few.
+        /// A new sequence is in the next batch, whatever the backlog, or in one of the next few if there are other new
+        /// ones.
         #[test]
         fn new_sequence_does_not_wait_for_the_whole_queue(
             line in prop::collection::vec(1usize..128, 1..300),
@@ -450,7 +450,7 @@ mod tests {
             prop_assert!(before <= newcomers, "{before} batches went first");
         }
 
-        /// Callers that keep adding texts that leave no room do not starve others with a later turn.
+        /// New callers whose texts fill every batch do not starve a sequence with a later turn.
         #[test]
         fn new_sequences_do_not_starve_earlier_ones(mine in 65usize..128, theirs in 65usize..128, (form, shapes) in forms()) {
             let mut batcher = Batcher::new(form, shapes, LIMITS);
@@ -458,11 +458,11 @@ mod tests {
             for caller in 1u32.. {
                 batcher.push(caller, [(theirs, 1)]);
                 if batcher.next_batch().unwrap().rows.contains(&9999) { break; }
-                prop_assert!(caller < 100, "it still waits");
+                prop_assert!(caller < 100, "the sequence still waits");
             }
         }
 
-        /// Packing wastes little where there is a choice.
+        /// Packed batches have little padding if there are many sequences to choose from.
         #[test]
         fn packed_batches_are_full(lengths in prop::collection::vec(4usize..60, 60..90)) {
             let mut batcher = packed();

@@ -1,9 +1,9 @@
-//! A circuit breaker: leaves what fails too often alone for a while.
+//! A circuit breaker: suspends calls that fail repeatedly.
 //!
-//! A closed breaker admits every call and remembers when calls failed. Enough failures within the window open it: every call is refused
-//! until it half-opens and admits a few probes. Probes that succeed close it, one that fails opens it again. Each change of state starts
-//! a new generation, and a call's result counts only in the generation that admitted it: calls admitted before it opened say nothing
-//! about the present.
+//! A closed breaker admits every call and records the times of failures. Enough failures within the window open it:
+//! every call is refused until it half-opens and admits a few probes. Successful probes close it, a failed one opens it
+//! again. Each change of state starts a new generation, and the result of a call counts only in the generation that
+//! admitted it, since earlier calls do not reflect the current state.
 
 use std::collections::VecDeque;
 
@@ -14,13 +14,13 @@ use crate::named::named;
 const NS_PER_S: u64 = 1_000_000_000;
 
 named! {
-    /// What a breaker does with calls.
+    /// The state of a breaker.
     pub enum BreakerState {
-        /// Every call goes through.
+        /// Every call is admitted.
         Closed = "closed",
-        /// No call goes through.
+        /// No call is admitted.
         Open = "open",
-        /// A few probes go through.
+        /// A few probes are admitted.
         HalfOpen = "half_open",
     }
 }
@@ -28,13 +28,13 @@ named! {
 /// When a breaker opens and closes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct BreakerConfig {
-    /// Failures within the window that open it; at least 1 is assumed.
+    /// Failures within the window that open it; 0 counts as 1.
     pub failures_to_open: u32,
-    /// The window, in nanoseconds; a failure exactly so long ago still counts.
+    /// The window, in nanoseconds; a failure exactly at its start still counts.
     pub window_ns: u64,
     /// How long it stays open, in nanoseconds.
     pub open_ns: u64,
-    /// Probes that must succeed to close it, and the most that may be out at once; at least 1 is assumed.
+    /// Probes that must succeed to close it, and the most concurrent probes; 0 counts as 1.
     pub successes_to_close: u32,
 }
 
@@ -44,30 +44,30 @@ impl Default for BreakerConfig {
     }
 }
 
-/// A call that was let through. Its result goes to [`Breaker::record`].
-#[must_use = "a probe whose result is never recorded keeps its place until it is given up"]
+/// An admitted call. Its result must be passed to [`Breaker::record`].
+#[must_use = "a probe without a recorded result occupies a permit until it is abandoned"]
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Permit {
     generation: u64,
 }
 
-/// A call that was not let through.
+/// A refused call.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
 #[error("the circuit is open for another {} ms", .retry_after_ns.div_ceil(1_000_000))]
 pub struct CircuitOpen {
-    /// When to ask again, in nanoseconds from now.
+    /// The delay before a call can be admitted, in nanoseconds.
     pub retry_after_ns: u64,
 }
 
-/// A circuit breaker. Its memory is `failures_to_open` times.
+/// A circuit breaker. It stores at most `failures_to_open` times.
 #[derive(Debug, Clone)]
 pub struct Breaker {
     config: BreakerConfig,
     state: BreakerState,
     generation: u64,
-    /// When calls failed, of late: at most `failures_to_open`, only while closed.
+    /// The times of the latest failures while closed, at most `failures_to_open`.
     failures_ns: VecDeque<u64>,
-    /// When it opened, or when the last probe went out.
+    /// When it opened, or when the last probe was admitted.
     since_ns: u64,
     probes_out: u32,
     probes_ok: u32,
@@ -92,12 +92,13 @@ impl Breaker {
         }
     }
 
-    /// The state as of the last call of [`Self::admit`] or [`Self::record`]: an open breaker half-opens when it is asked.
+    /// The state after the last call of [`Self::admit`] or [`Self::record`]: an open breaker half-opens in
+    /// [`Self::admit`].
     pub fn state(&self) -> BreakerState {
         self.state
     }
 
-    /// When a call would be let through, in nanoseconds; 0 for at once. Another probe's result may make it earlier.
+    /// When a call would be admitted, in nanoseconds; 0 for at once. The result of a probe can make it earlier.
     pub fn ready_ns(&self) -> u64 {
         match self.state {
             BreakerState::Closed => 0,
@@ -107,11 +108,11 @@ impl Breaker {
         }
     }
 
-    /// Asks to make a call.
+    /// Requests a permit for a call.
     ///
     /// # Errors
     ///
-    /// The breaker is open, or half-open with as many probes out as it needs.
+    /// The breaker is open, or half-open with as many pending probes as it needs.
     pub fn admit(&mut self, now: u64) -> Result<Permit, CircuitOpen> {
         let retry_after_ns = self.ready_ns().saturating_sub(now);
         if retry_after_ns > 0 {
@@ -127,7 +128,7 @@ impl Breaker {
         Ok(Permit { generation: self.generation })
     }
 
-    /// Takes the result of a call; one from before the last change of state is ignored.
+    /// Records the result of a call; one from before the last change of state is ignored.
     pub fn record(&mut self, now: u64, permit: Permit, ok: bool) {
         if permit.generation != self.generation {
             return;
@@ -190,7 +191,7 @@ mod tests {
         }
     }
 
-    fn opened(now: u64) -> Breaker {
+    fn open_breaker(now: u64) -> Breaker {
         let mut breaker = Breaker::new(BreakerConfig::default());
         fail(&mut breaker, now, 5);
         assert_eq!(breaker.state(), BreakerState::Open);
@@ -202,7 +203,7 @@ mod tests {
         let mut breaker = Breaker::new(BreakerConfig::default());
         fail(&mut breaker, 0, 1);
         fail(&mut breaker, 200 * S, 3);
-        // The first is out of the window by now.
+        // The first failure is before the window.
         fail(&mut breaker, 300 * S + 1, 1);
         assert_eq!(breaker.state(), BreakerState::Closed);
         fail(&mut breaker, 500 * S, 1);
@@ -212,14 +213,14 @@ mod tests {
     }
 
     #[test]
-    fn two_successes_close_it_and_forget_the_failures() {
-        let mut breaker = opened(0);
+    fn two_successes_close_it_and_reset_the_failures() {
+        let mut breaker = open_breaker(0);
         assert!(breaker.admit(30 * S - 1).is_err());
         let probes = [0; 2].map(|_| breaker.admit(30 * S).unwrap());
         assert_eq!(breaker.state(), BreakerState::HalfOpen);
         assert_eq!(breaker.admit(31 * S), Err(CircuitOpen { retry_after_ns: 29 * S }));
         breaker.record(32 * S, probes[0], true);
-        // One is still needed and one is out.
+        // One more success is needed, and one probe is pending.
         assert!(breaker.admit(32 * S).is_err());
         breaker.record(33 * S, probes[1], true);
         assert_eq!(breaker.state(), BreakerState::Closed);
@@ -229,7 +230,7 @@ mod tests {
 
     #[test]
     fn failed_probe_reopens_for_the_same_time() {
-        let mut breaker = opened(0);
+        let mut breaker = open_breaker(0);
         let probes = [0; 2].map(|_| breaker.admit(40 * S).unwrap());
         breaker.record(41 * S, probes[0], false);
         breaker.record(42 * S, probes[1], true);
@@ -256,8 +257,8 @@ mod tests {
     }
 
     #[test]
-    fn probes_that_are_lost_are_given_up_and_cancelled_ones_at_once() {
-        let mut breaker = opened(0);
+    fn lost_probes_are_abandoned_after_a_time_and_cancelled_ones_at_once() {
+        let mut breaker = open_breaker(0);
         let lost = [0; 2].map(|_| breaker.admit(30 * S).unwrap());
         assert_eq!(breaker.ready_ns(), 60 * S);
         let probe = breaker.admit(60 * S).unwrap();

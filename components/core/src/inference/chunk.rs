@@ -1,7 +1,7 @@
 //! Texts counted in Unicode code points: slices of a given size, and slices by offset.
 //!
-//! A slice never ends inside a code point. It may separate what a reader sees as one character (a letter and its
-//! combining mark, the parts of a ZWJ emoji): the contract counts code points, and so does this module.
+//! A slice never ends inside a code point. It can separate a grapheme cluster (a letter and its combining mark, the
+//! parts of a ZWJ emoji): the contract counts code points, and so does this module.
 
 use std::num::NonZeroUsize;
 
@@ -25,7 +25,7 @@ pub fn split(text: &str, size: NonZeroUsize) -> impl Iterator<Item = &str> {
     })
 }
 
-/// Where each code point of a text begins, so that many slices by offset cost one pass over the text.
+/// The byte offsets of a text's code points, so that many slices by offset need one pass over the text.
 #[derive(Debug, Clone)]
 pub struct Offsets {
     /// Byte offset of every code point, and the length of the text at the end.
@@ -33,7 +33,7 @@ pub struct Offsets {
 }
 
 impl Offsets {
-    /// Reads the text once.
+    /// Computes the offsets of a text.
     pub fn new(text: &str) -> Self {
         Self { bytes: text.char_indices().map(|(at, _)| at).chain([text.len()]).collect() }
     }
@@ -48,7 +48,8 @@ impl Offsets {
         self.len() == 0
     }
 
-    /// The code points `start..end` of the text this was made from, or none when the span is reversed or leaves it.
+    /// The code points `start..end` of `text`, which must be the text of [`Self::new`]; `None` if the span is reversed
+    /// or exceeds it.
     pub fn slice<'t>(&self, text: &'t str, start: usize, end: usize) -> Option<&'t str> {
         if start > end {
             return None;
@@ -78,7 +79,7 @@ mod tests {
     }
 
     #[test]
-    fn code_points_stay_whole_and_clusters_are_cut() {
+    fn code_points_are_not_cut_and_clusters_are() {
         check("😀😀😀", 2, expect![[r#"["😀😀", "😀"]"#]]);
         // A family is man, joiner, woman, joiner, girl: five code points.
         check("👨\u{200d}👩\u{200d}👧!", 4, expect![[r#"["👨\u{200d}👩\u{200d}", "👧!"]"#]]);

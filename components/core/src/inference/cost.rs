@@ -1,10 +1,10 @@
-//! What a run of a model costs, learned while it runs.
+//! An online estimate of the duration of a model's runs.
 //!
-//! `a + b·rows + c·tokens`, fitted by recursive least squares with forgetting (Ljung, "System Identification", 11.2). The deviation of a
-//! measurement is cut to a few times the usual error (Huber's estimator), so that a run which the machine interrupted has little weight.
-//! An initial estimate is used until there are measurements.
+//! `a + b·rows + c·tokens`, fitted by recursive least squares with forgetting (Ljung, "System Identification", 11.2).
+//! The deviation of a measurement is clipped to a few times the usual error (Huber's estimator), so a run that the
+//! machine interrupted has little weight. An initial estimate is used until there are measurements.
 
-/// The learned cost of a run, in nanoseconds.
+/// The estimated duration of a run.
 #[derive(Debug, Clone)]
 pub struct Cost {
     /// `[a, b, c]` in microseconds for `[1, rows, hundreds of tokens]`.
@@ -16,19 +16,19 @@ pub struct Cost {
     runs: u64,
 }
 
-/// Old measurements count half after about 140 runs.
+/// The weight of a measurement after one more run: it is halved after about 140 runs.
 const FORGET: f64 = 0.995;
-/// Errors beyond this many usual ones are cut.
+/// Errors are clipped to this many usual ones.
 const ERRORS_MAX: f64 = 3.0;
-/// The spread is not let grow past this where the runs say nothing new.
+/// The bound of the spread's trace, which grows while the runs are all alike.
 const SPREAD_MAX: f64 = 1e10;
-/// The guess before anything is measured: a small encoder on a CPU core.
-const FIRST_US: [f64; 3] = [900.0, 20.0, 10_000.0];
+/// The estimate before the first measurement: a small encoder on a CPU core.
+const INITIAL_US: [f64; 3] = [900.0, 20.0, 10_000.0];
 
 impl Default for Cost {
     fn default() -> Self {
         let spread = [[1e6, 0.0, 0.0], [0.0, 1e4, 0.0], [0.0, 0.0, 1e8]];
-        Self { weights: FIRST_US, spread, error: 0.0, runs: 0 }
+        Self { weights: INITIAL_US, spread, error: 0.0, runs: 0 }
     }
 }
 
@@ -41,23 +41,23 @@ fn dot(one: [f64; 3], other: [f64; 3]) -> f64 {
 }
 
 impl Cost {
-    /// A cost that is guessed first as `[a, b, c]` in microseconds for `[1, rows, hundreds of tokens]`.
+    /// A cost with the initial estimate `[a, b, c]` in microseconds for `[1, rows, hundreds of tokens]`.
     pub fn with_guess(guess_us: [f64; 3]) -> Self {
         Self { weights: guess_us, ..Self::default() }
     }
 
     /// The expected duration of a run with this many sequences and tokens, padding included; at least 1 µs.
     pub fn predict_ns(&self, rows: usize, tokens: usize) -> u64 {
-        // Tokens never cost less than nothing, whatever the last measurements seem to say.
+        // A weight can become negative by noise; a larger run is never predicted to be shorter.
         let [a, b, c] = self.weights.map(|weight| weight.max(0.0));
         let us = dot([a, b, c], features(rows, tokens)).max(1.0);
         (us * 1e3) as u64
     }
 
-    /// Learns from a run.
-    pub fn record(&mut self, rows: usize, tokens: usize, took_ns: u64) {
-        // Errors count relative to what the run took: a short run must be known as well as a long one.
-        let us = (took_ns as f64 / 1e3).max(1.0);
+    /// Updates the estimate with the duration of a run.
+    pub fn record(&mut self, rows: usize, tokens: usize, duration_ns: u64) {
+        // Errors are relative to the duration, so short runs are estimated as well as long ones.
+        let us = (duration_ns as f64 / 1e3).max(1.0);
         let x = features(rows, tokens).map(|feature| feature / us);
         let mut error = 1.0 - dot(self.weights, x);
         self.runs += 1;
@@ -65,11 +65,11 @@ impl Cost {
             // The first runs determine the usual error.
             self.error = self.error.max(error.abs());
         } else {
-            let most = ERRORS_MAX * self.error.max(0.01);
-            // A step towards the median, which outliers do not move.
+            let bound = ERRORS_MAX * self.error.max(0.01);
+            // A step towards the median of the errors, which is robust against outliers.
             self.error *= if error.abs() > self.error { 1.1 } else { 1.0 / 1.1 };
             self.error = self.error.clamp(1e-3, 1e3);
-            error = error.clamp(-most, most);
+            error = error.clamp(-bound, bound);
         }
         let px = self.spread.map(|row| dot(row, x));
         let scale = FORGET + dot(px, x);
@@ -85,7 +85,7 @@ impl Cost {
         }
     }
 
-    /// Runs learned from.
+    /// The number of recorded runs.
     pub fn runs(&self) -> u64 {
         self.runs
     }
@@ -96,7 +96,7 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    /// A small generator, so that tests repeat: xorshift64*.
+    /// A deterministic generator: xorshift64*.
     fn random(state: &mut u64) -> u64 {
         *state ^= *state >> 12;
         *state ^= *state << 25;
@@ -110,7 +110,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn linear_cost_is_learned_despite_outliers(
+        fn linear_cost_is_estimated_despite_outliers(
             a in 100.0f64..5_000.0, b in 0.0f64..200.0, c in 5.0f64..300.0, seed in 1u64..u64::MAX,
         ) {
             let mut cost = Cost::default();
@@ -120,12 +120,12 @@ mod tests {
                 let tokens = rows * (4 + (random(&mut state) % 60) as usize);
                 let noise = 0.95 + (random(&mut state) % 100) as f64 / 1000.0;
                 // One run in twenty is interrupted.
-                let stolen = if random(&mut state).is_multiple_of(20) { 10.0 } else { 1.0 };
-                cost.record(rows, tokens, (truth(a, b, c, rows, tokens) * noise * stolen) as u64);
+                let interruption = if random(&mut state).is_multiple_of(20) { 10.0 } else { 1.0 };
+                cost.record(rows, tokens, (truth(a, b, c, rows, tokens) * noise * interruption) as u64);
             }
             for (rows, tokens) in [(4, 64), (8, 128), (16, 512)] {
-                let (is, expected) = (cost.predict_ns(rows, tokens) as f64, truth(a, b, c, rows, tokens));
-                prop_assert!((is / expected - 1.0).abs() < 0.25, "{rows}x{tokens}: {is} for {expected}");
+                let (predicted, expected) = (cost.predict_ns(rows, tokens) as f64, truth(a, b, c, rows, tokens));
+                prop_assert!((predicted / expected - 1.0).abs() < 0.25, "{rows}x{tokens}: {predicted} for {expected}");
             }
         }
 
@@ -167,7 +167,7 @@ mod tests {
             cost.record(1 + round % 8, tokens, slow * (500_000 + 90_000 * tokens as u64));
         }
         let expected = 3.0 * (500_000.0 + 90_000.0 * 128.0);
-        let is = cost.predict_ns(8, 128) as f64;
-        assert!((is / expected - 1.0).abs() < 0.2, "{is} for {expected}");
+        let predicted = cost.predict_ns(8, 128) as f64;
+        assert!((predicted / expected - 1.0).abs() < 0.2, "{predicted} for {expected}");
     }
 }

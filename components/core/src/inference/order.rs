@@ -1,22 +1,22 @@
-//! Results of one stream put back in order.
+//! The results of one stream in the order of its items.
 //!
-//! Batches and retries finish in any order; a strict stream emits each result only after all before it. The waiting results are bounded
-//! by a window of sequence numbers: upstream asks before it goes further ahead.
+//! Batches and retries finish in any order; a strict stream emits each result only after all earlier ones. The waiting
+//! results are bounded by a window of sequence numbers, which upstream must not exceed.
 
 use std::collections::VecDeque;
 
 use thiserror::Error;
 
-/// Why a sequence number was refused. The resequencer is as it was before.
+/// Why a sequence number was refused. The resequencer is unchanged.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
 pub enum OrderError {
-    /// It came before.
+    /// It was inserted or skipped before.
     #[error("sequence number {seq} came twice")]
     Duplicate {
         /// The number.
         seq: u64,
     },
-    /// It is too far ahead of what went out.
+    /// It is too far ahead of the next number.
     #[error("sequence number {seq} is not below {end_seq}, the end of the window")]
     OutOfWindow {
         /// The number.
@@ -28,30 +28,30 @@ pub enum OrderError {
 
 #[derive(Debug, Clone)]
 enum Slot<T> {
-    Awaited,
+    Empty,
     Skipped,
-    Here(T),
+    Value(T),
 }
 
-/// Values by sequence number: in in any order, out in order, from 0 without a hole.
+/// Values by sequence number: inserted in any order, removed in ascending order from 0 without a hole.
 #[derive(Debug, Clone)]
 pub struct Resequencer<T> {
-    /// The number that goes out next; the first of `slots`. Never one that was skipped.
+    /// The number of the next value, that of the first slot. It is never a skipped one.
     next_seq: u64,
     window: usize,
     /// At most `window`.
     slots: VecDeque<Slot<T>>,
-    /// How many of `slots` hold a value.
+    /// The number of slots with a value.
     len: usize,
 }
 
 impl<T> Resequencer<T> {
-    /// A resequencer that accepts numbers less than `window` ahead of what goes out next; at least 1 is assumed.
+    /// A resequencer that accepts numbers less than `window` ahead of the next one. A window of 0 counts as 1.
     pub fn new(window: usize) -> Self {
         Self { next_seq: 0, window: window.max(1), slots: VecDeque::new(), len: 0 }
     }
 
-    /// The number that goes out next.
+    /// The number of the next value.
     pub fn next_seq(&self) -> u64 {
         self.next_seq
     }
@@ -61,17 +61,17 @@ impl<T> Resequencer<T> {
         self.next_seq.saturating_add(self.window as u64)
     }
 
-    /// How many numbers from `seq` on are accepted: how far ahead upstream may go.
+    /// The number of accepted sequence numbers from `seq` on.
     pub fn room(&self, seq: u64) -> u64 {
         self.end_seq().saturating_sub(seq)
     }
 
     /// True when `seq` would not be refused.
     pub fn accepts(&self, seq: u64) -> bool {
-        self.place(seq).is_ok()
+        self.index(seq).is_ok()
     }
 
-    /// Values that wait to go out.
+    /// The number of waiting values.
     pub fn len(&self) -> usize {
         self.len
     }
@@ -81,32 +81,32 @@ impl<T> Resequencer<T> {
         self.len == 0
     }
 
-    /// Takes the value of a number.
+    /// Inserts the value of a number.
     ///
     /// # Errors
     ///
-    /// The number came before, as a value or skipped, or is out of the window.
+    /// The number was inserted or skipped before, or is out of the window.
     pub fn insert(&mut self, seq: u64, value: T) -> Result<(), OrderError> {
-        self.put(seq, Slot::Here(value))?;
+        self.put(seq, Slot::Value(value))?;
         self.len += 1;
         Ok(())
     }
 
-    /// Says that a number will have no value: those after it need not wait for it.
+    /// Marks a number as one without a value: later ones do not wait for it.
     ///
     /// # Errors
     ///
-    /// The number came before, as a value or skipped, or is out of the window.
+    /// The number was inserted or skipped before, or is out of the window.
     pub fn skip(&mut self, seq: u64) -> Result<(), OrderError> {
         self.put(seq, Slot::Skipped)?;
         self.pass_skipped();
         Ok(())
     }
 
-    /// The value that goes out next with its number, once it is there.
+    /// Removes the next value, if it was inserted, and returns it with its number.
     pub fn pop(&mut self) -> Option<(u64, T)> {
         match self.slots.pop_front()? {
-            Slot::Here(value) => {
+            Slot::Value(value) => {
                 let seq = self.next_seq;
                 self.next_seq += 1;
                 self.len -= 1;
@@ -121,23 +121,23 @@ impl<T> Resequencer<T> {
     }
 
     fn put(&mut self, seq: u64, slot: Slot<T>) -> Result<(), OrderError> {
-        let place = self.place(seq)?;
-        while self.slots.len() <= place {
-            self.slots.push_back(Slot::Awaited);
+        let index = self.index(seq)?;
+        while self.slots.len() <= index {
+            self.slots.push_back(Slot::Empty);
         }
-        self.slots[place] = slot;
+        self.slots[index] = slot;
         Ok(())
     }
 
-    fn place(&self, seq: u64) -> Result<usize, OrderError> {
+    fn index(&self, seq: u64) -> Result<usize, OrderError> {
         let duplicate = OrderError::Duplicate { seq };
         let ahead = seq.checked_sub(self.next_seq).ok_or(duplicate)?;
         if ahead >= self.window as u64 {
             return Err(OrderError::OutOfWindow { seq, end_seq: self.end_seq() });
         }
         match self.slots.get(ahead as usize) {
-            None | Some(Slot::Awaited) => Ok(ahead as usize),
-            Some(Slot::Skipped | Slot::Here(_)) => Err(duplicate),
+            None | Some(Slot::Empty) => Ok(ahead as usize),
+            Some(Slot::Skipped | Slot::Value(_)) => Err(duplicate),
         }
     }
 
@@ -191,7 +191,7 @@ mod tests {
             ops in prop::collection::vec((0u64..40, any::<bool>(), any::<bool>()), 0..400),
         ) {
             let mut order = Resequencer::new(window);
-            let mut seen = std::collections::BTreeMap::new();
+            let mut inserted = std::collections::BTreeMap::new();
             let mut out = Vec::new();
             for (ahead, skip, pop) in ops {
                 let seq = order.next_seq().saturating_sub(3) + ahead;
@@ -200,8 +200,8 @@ mod tests {
                 let put = if skip { order.skip(seq) } else { order.insert(seq, seq * 2) };
                 prop_assert_eq!(put.is_ok(), accepts);
                 match put {
-                    Ok(()) => prop_assert!(seen.insert(seq, skip).is_none()),
-                    Err(OrderError::Duplicate { .. }) => prop_assert!(seen.contains_key(&seq)),
+                    Ok(()) => prop_assert!(inserted.insert(seq, skip).is_none()),
+                    Err(OrderError::Duplicate { .. }) => prop_assert!(inserted.contains_key(&seq)),
                     Err(OrderError::OutOfWindow { .. }) => prop_assert!(seq >= end_seq),
                 }
                 if pop {
@@ -210,9 +210,9 @@ mod tests {
                 prop_assert!(order.slots.len() <= window);
             }
             out.extend(std::iter::from_fn(|| order.pop()));
-            // What went out is exactly the values before the first number that never came.
-            let first_hole = (0..).find(|seq| !seen.contains_key(seq)).unwrap();
-            let want: Vec<(u64, u64)> = seen.iter()
+            // The removed values are exactly those before the first missing number.
+            let first_hole = (0..).find(|seq| !inserted.contains_key(seq)).unwrap();
+            let want: Vec<(u64, u64)> = inserted.iter()
                 .filter(|(seq, skip)| **seq < first_hole && !**skip)
                 .map(|(seq, _)| (*seq, seq * 2))
                 .collect();

@@ -1,17 +1,17 @@
 //! The items that wait for one model, from all callers: fair between callers, earliest deadline first, bounded.
 //!
 //! - **Fair**: start-time fair queueing (Goyal, Vin, Cheng: "Start-time Fair Queueing", SIGCOMM 1996) over calls, in
-//!   tokens. A call's item starts where the call's last one ended, or now if that is later. Starts are compared in rounds
-//!   of `quantum_tokens`, so that a call is served a batch's worth before the next has its turn. Now moves on with what
-//!   is served, shared by those who wait (after WF2Q+: Bennett, Zhang, INFOCOM 1996), even where new calls keep coming in
-//!   the same round: they cannot hold it still and starve one that is a round ahead.
-//! - **Deadlines**: within a round, and within a call, the earliest due time is served first. An item without a deadline is due
-//!   `age_ns_max` after its arrival, so that items with a deadline cannot starve it.
-//! - **Expiry and cancellation**: an item past its deadline leaves by [`Queue::poll_expired`], the items of an abandoned call by
-//!   [`Queue::cancel`]; neither is ever taken for a batch.
-//! - **Bounded**: by items and tokens over all calls, and by items for each owner. What does not fit is refused, or makes
-//!   room for itself as the [`DropPolicy`] says.
-//! - **Windows**: by default whatever waits may be taken at once. With a [`Window`] it waits for its batch.
+//!   tokens. A call's item starts at the end of the call's last one, or at the current virtual time if that is later.
+//!   Starts are compared in rounds of `quantum_tokens`, so a call is served a batch's worth before the next has its
+//!   turn. Virtual time also advances with the served tokens, divided by the waiting calls (after WF2Q+: Bennett,
+//!   Zhang, INFOCOM 1996): new calls in the same round cannot stop it and starve a call that is a round ahead.
+//! - **Deadlines**: within a round, and within a call, the earliest due time is served first. An item without a
+//!   deadline is due `age_ns_max` after its arrival, so that items with a deadline cannot starve it.
+//! - **Expiry and cancellation**: an item past its deadline leaves by [`Queue::poll_expired`], the items of an
+//!   abandoned call by [`Queue::cancel`]; neither is in a batch.
+//! - **Bounded**: by items and tokens over all calls, and by items for each owner. An item that does not fit is
+//!   refused, or others are dropped for it, by the [`DropPolicy`].
+//! - **Windows**: by default waiting items can be taken at once. With a [`Window`] they wait until it ends.
 //!
 //! Times are nanoseconds on one monotonic clock.
 
@@ -24,63 +24,63 @@ pub use crate::inference::stream::{Aggregation, DropPolicy};
 /// The bounds of a queue.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct QueueConfig {
-    /// The most items waiting.
+    /// Most waiting items.
     pub items_max: usize,
-    /// The most tokens waiting. An item with more than this is let in when nothing else waits.
+    /// Most waiting tokens. A larger item is accepted if no other waits.
     pub tokens_max: u64,
-    /// The most items of one owner waiting.
+    /// Most waiting items of one owner.
     pub owner_items_max: usize,
-    /// What a call is served before the next has its turn.
+    /// Tokens that a call is served before the next has its turn.
     pub quantum_tokens: u64,
-    /// When an item without a deadline is due, counted from its arrival.
+    /// The time from arrival until an item without a deadline is due, in nanoseconds.
     pub age_ns_max: u64,
-    /// Who goes when there is no room.
+    /// The item that is dropped if there is no room.
     pub drop_policy: DropPolicy,
-    /// When what waits may be taken; none: at once.
+    /// When waiting items can be taken; `None`: at once.
     pub window: Option<Window>,
 }
 
-/// When a batch is closed by those who want it to wait.
+/// When waiting items are released as a batch.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Window {
-    /// What closes it.
+    /// What ends the window.
     pub aggregation: Aggregation,
-    /// The count that closes it.
+    /// The number of items that ends the window.
     pub batch_size: usize,
-    /// The time that closes it, from the arrival of its first item.
+    /// The time from the arrival of its first item that ends the window, in nanoseconds.
     pub window_ns: u64,
 }
 
-/// An item to be queued.
+/// The properties of an item that queueing depends on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Ticket {
-    /// The call it belongs to: fairness is between calls.
+    /// The call of the item: fairness is between calls.
     pub call: u64,
-    /// Whose call it is: the share of the queue is for each owner.
+    /// The owner of the call: the share of the queue is for each owner.
     pub owner: u64,
-    /// How many tokens it is expected to cost.
+    /// The expected number of tokens.
     pub tokens: u64,
-    /// When it is of no use any more.
+    /// The deadline, after which the item expires.
     pub deadline_ns: Option<u64>,
 }
 
-/// Why an item was not let in.
+/// Why an item was refused.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum PushRefusal {
     /// The queue is full.
     Full,
-    /// Its owner has its share of the queue already.
+    /// Its owner has reached its share of the queue.
     Share,
 }
 
-/// What came of a push.
+/// The result of a push.
 #[derive(Debug, PartialEq, Eq)]
 pub enum PushOutcome<T> {
-    /// It waits.
+    /// The item is queued.
     Waits,
-    /// It waits, and these went for it ([`DropPolicy::Head`]).
+    /// The item is queued, and these items were dropped for it ([`DropPolicy::Head`]).
     Dropped(Vec<T>),
-    /// It was not let in ([`DropPolicy::None`]), or is what goes ([`DropPolicy::Tail`]).
+    /// The item was refused ([`DropPolicy::None`]) or dropped ([`DropPolicy::Tail`]).
     Refused(PushRefusal, T),
 }
 
@@ -95,21 +95,22 @@ struct Entry<T> {
 /// The waiting items of one call.
 #[derive(Debug, Default)]
 struct CallQueue {
-    /// Items in the order of their arrival, which is that of their due times too: `(sequence, slot)`. Empty slots stay until they come to
-    /// the front.
+    /// Items in the order of arrival, which is also that of their due times: `(sequence, slot)`. Removed items stay
+    /// until they reach the front.
     line: VecDeque<(u64, usize)>,
-    /// Items that are due before one that came earlier.
+    /// Items that are due before an earlier one.
     early: BTreeMap<(u64, u64), usize>,
     /// The due time of the last item in `line`.
     line_due_ns: u64,
     items: usize,
     /// The virtual time at which its next item starts.
     start: u64,
-    /// The round in which it is ranked, and the sequence of the item that it is ranked by.
+    /// Its current rank: the round, and the sequence of its first item.
     ranked: Option<(u64, u64)>,
 }
 
-/// A map by numbers that this process assigned, or that are well distributed already: the finalizer of SplitMix64 is enough.
+/// A map by numbers that this process assigns, or that are well distributed: the finalizer of SplitMix64 is a
+/// sufficient hash.
 type NumberMap<V> = HashMap<u64, V, BuildHasherDefault<SplitMixHasher>>;
 
 #[derive(Debug, Default)]
@@ -130,41 +131,41 @@ impl Hasher for SplitMixHasher {
     }
 }
 
-/// The number of ended calls from which past ones are removed.
+/// The number of ended calls from which those in the past are removed.
 const ENDED_MIN: usize = 64;
 
-/// Virtual time is counted in these parts of a token, so that a share of one is not lost.
+/// The parts of a token in which virtual time is counted, so fractions of a token are not lost.
 const PARTS: u64 = 1 << 16;
 
 /// A call's rank: round, due time and sequence of its first item, and the call.
 type Rank = Reverse<(u64, u64, u64, u64)>;
 
-/// The queue. `T` is what the caller keeps of an item.
+/// The queue of one model. `T` is the caller's data for an item.
 #[derive(Debug)]
 pub struct Queue<T> {
     config: QueueConfig,
     slots: Vec<Option<Entry<T>>>,
     free: Vec<usize>,
     calls: NumberMap<CallQueue>,
-    /// Where calls that have nothing waiting ended, if that is later than now.
+    /// The virtual times at which calls without waiting items ended, if later than the current one.
     ended: NumberMap<u64>,
-    /// The size at which those that are past are forgotten.
+    /// The size of `ended` at which those in the past are removed.
     ended_max: usize,
     owners: NumberMap<usize>,
-    /// May hold ranks of the past; the call knows which one is true.
+    /// The ranks of calls. It may contain stale ranks; the current one is stored in the call.
     order: BinaryHeap<Rank>,
-    /// Deadlines with sequence and slot; may hold items that are gone.
+    /// Deadlines with sequence and slot; it may contain removed items.
     deadlines: BinaryHeap<Reverse<(u64, u64, usize)>>,
-    /// Sequence and slot in the order of arrival, where the oldest may have to go; may hold items that are gone.
+    /// Sequence and slot in the order of arrival, with [`DropPolicy::Head`] only; it may contain removed items.
     arrivals: VecDeque<(u64, usize)>,
-    /// Now, in parts of a token: where a new call starts.
+    /// The virtual time, in parts of a token: the start of a new call.
     virtual_time: u64,
-    /// What now has come to by service alone.
-    least: u64,
+    /// The lower bound of virtual time by service.
+    service_time: u64,
     sequence: u64,
     items: usize,
     tokens: u64,
-    /// How many of those that wait may be taken: with a window those that were released.
+    /// With a window, the number of waiting items that were released.
     released: usize,
     /// The arrival of the oldest item that is not released.
     opened_ns: Option<u64>,
@@ -185,7 +186,7 @@ impl<T> Queue<T> {
             deadlines: BinaryHeap::new(),
             arrivals: VecDeque::new(),
             virtual_time: 0,
-            least: 0,
+            service_time: 0,
             sequence: 0,
             items: 0,
             tokens: 0,
@@ -194,32 +195,36 @@ impl<T> Queue<T> {
         }
     }
 
-    /// Items waiting.
+    /// The number of waiting items.
     pub fn len(&self) -> usize {
         self.items
     }
 
-    /// True when nothing waits.
+    /// True when no item waits.
     pub fn is_empty(&self) -> bool {
         self.items == 0
     }
 
-    /// Tokens waiting.
+    /// The number of waiting tokens.
     pub fn tokens(&self) -> u64 {
         self.tokens
     }
 
-    /// Calls with something waiting.
+    /// The number of calls with waiting items.
     pub fn calls(&self) -> usize {
         self.calls.len()
     }
 
-    /// Items of an owner waiting.
+    /// The number of waiting items of an owner.
     pub fn owned(&self, owner: u64) -> usize {
         self.owners.get(&owner).copied().unwrap_or(0)
     }
 
-    /// Checks that an item of this many tokens would be admitted.
+    /// Checks that there is room for an item of this many tokens.
+    ///
+    /// # Errors
+    ///
+    /// The queue is full, or the owner has reached its share.
     pub fn has_room(&self, owner: u64, tokens: u64) -> Result<(), PushRefusal> {
         if self.owned(owner) >= self.config.owner_items_max {
             return Err(PushRefusal::Share);
@@ -229,9 +234,9 @@ impl<T> Queue<T> {
         if full { Err(PushRefusal::Full) } else { Ok(()) }
     }
 
-    /// How many tokens are served, about, until an item that comes now is done itself: what the calls are served in turns
-    /// until its call has had enough of them, and if one turn is enough, no more than all that wait. A call that needs
-    /// more turns shares them with calls that are still to come.
+    /// An estimate of the tokens that are served until an item that arrives now is done: the turns of all calls until
+    /// its call has had enough of them, or all waiting tokens if one turn is enough and they are fewer. With more
+    /// turns, later calls can be served first.
     pub fn until_served(&self, call: u64, tokens: u64) -> u64 {
         let mean = self.tokens / self.items.max(1) as u64;
         let (mine, calls) = match self.calls.get(&call) {
@@ -243,12 +248,12 @@ impl<T> Queue<T> {
         if own <= self.config.quantum_tokens { self.tokens.saturating_add(tokens).min(turns) } else { turns }
     }
 
-    /// Puts an item into the queue, or says that there is no room.
+    /// Adds an item within the bounds of the queue.
     pub fn push(&mut self, now_ns: u64, ticket: Ticket, value: T) -> PushOutcome<T> {
         let mut dropped = Vec::new();
-        while let Err(refused) = self.has_room(ticket.owner, ticket.tokens) {
-            let Some(slot) = self.oldest((refused == PushRefusal::Share).then_some(ticket.owner)) else {
-                return PushOutcome::Refused(refused, value);
+        while let Err(refusal) = self.has_room(ticket.owner, ticket.tokens) {
+            let Some(slot) = self.oldest((refusal == PushRefusal::Share).then_some(ticket.owner)) else {
+                return PushOutcome::Refused(refusal, value);
             };
             dropped.extend(self.remove(slot).map(|entry| entry.value));
         }
@@ -256,7 +261,7 @@ impl<T> Queue<T> {
         if dropped.is_empty() { PushOutcome::Waits } else { PushOutcome::Dropped(dropped) }
     }
 
-    /// Puts an item into the queue whatever the bounds say: for items whose room was found elsewhere.
+    /// Adds an item without a check of the bounds, for items that were admitted before.
     pub fn insert(&mut self, now_ns: u64, ticket: Ticket, value: T) {
         let sequence = self.sequence;
         self.sequence += 1;
@@ -301,8 +306,8 @@ impl<T> Queue<T> {
         self.release_by_count();
     }
 
-    /// Takes up to `items_max` items of together at most `tokens_max` tokens (but one at least), in the order in which
-    /// they should be served.
+    /// Removes up to `items_max` items of at most `tokens_max` tokens together (but at least one item), in the order of
+    /// service.
     pub fn take(&mut self, now_ns: u64, items_max: usize, tokens_max: u64) -> Vec<T> {
         self.release(now_ns);
         let mut taken = Vec::new();
@@ -311,21 +316,21 @@ impl<T> Queue<T> {
             let Some((call, slot)) = self.first() else { break };
             let Some(entry) = &self.slots[slot] else { break };
             if entry.ticket.deadline_ns.is_some_and(|deadline_ns| deadline_ns <= now_ns) {
-                // It leaves by `poll_expired`; the caller asks for that first.
+                // The caller must remove it by `poll_expired` first.
                 break;
             }
             let cost = entry.ticket.tokens;
             if !taken.is_empty() && tokens.saturating_add(cost) > tokens_max {
                 break;
             }
-            let served = cost.max(1) * PARTS;
+            let service = cost.max(1) * PARTS;
             let waiting = self.calls.len() as u64;
             let round = self.round();
             if let Some(call) = self.calls.get_mut(&call) {
-                // Half a share, so that it does not reach the next round before those who wait in this one are served.
-                self.least = (self.least + served / (2 * waiting)).max(call.start - call.start % round);
-                self.virtual_time = self.virtual_time.max(self.least).max(call.start);
-                call.start += served;
+                // Half a share, so virtual time does not reach the next round before the calls of this one are served.
+                self.service_time = (self.service_time + service / (2 * waiting)).max(call.start - call.start % round);
+                self.virtual_time = self.virtual_time.max(self.service_time).max(call.start);
+                call.start += service;
             }
             tokens += cost;
             if self.config.window.is_some() {
@@ -336,15 +341,15 @@ impl<T> Queue<T> {
         taken
     }
 
-    /// The next item whose deadline has passed, taken out.
+    /// Removes the next item whose deadline has passed.
     pub fn poll_expired(&mut self, now_ns: u64) -> Option<T> {
         while let Some(&Reverse((deadline_ns, sequence, slot))) = self.deadlines.peek() {
-            let lives = self.lives(slot, sequence);
-            if lives && deadline_ns > now_ns {
+            let is_queued = self.is_queued(slot, sequence);
+            if is_queued && deadline_ns > now_ns {
                 return None;
             }
             self.deadlines.pop();
-            if lives {
+            if is_queued {
                 return self.remove(slot).map(|entry| entry.value);
             }
         }
@@ -361,24 +366,24 @@ impl<T> Queue<T> {
             .collect();
         let mut cancelled = Vec::with_capacity(waiting.items);
         for (sequence, slot) in slots {
-            if self.lives(slot, sequence) {
+            if self.is_queued(slot, sequence) {
                 cancelled.extend(self.remove(slot).map(|entry| entry.value));
             }
         }
         cancelled
     }
 
-    /// Takes out everything.
+    /// Removes all items, in the order of arrival.
     pub fn clear(&mut self) -> Vec<T> {
         let mut entries: Vec<Entry<T>> = self.slots.iter_mut().filter_map(Option::take).collect();
         entries.sort_by_key(|entry| entry.sequence);
         let config = self.config;
         *self =
-            Self { sequence: self.sequence, virtual_time: self.virtual_time, least: self.least, ..Self::new(config) };
+            Self { sequence: self.sequence, virtual_time: self.virtual_time, service_time: self.service_time, ..Self::new(config) };
         entries.into_iter().map(|entry| entry.value).collect()
     }
 
-    /// Lets everything that waits be taken now, whatever its window says. Returns how many items that releases.
+    /// Releases all waiting items before the end of their window. Returns the number of released items.
     pub fn flush(&mut self) -> usize {
         let count = self.items - self.takeable();
         self.released = self.items;
@@ -386,12 +391,12 @@ impl<T> Queue<T> {
         count
     }
 
-    /// How many items may be taken now. [`Queue::take`] updates it first.
+    /// The number of items that can be taken now. [`Queue::take`] updates it first.
     pub fn takeable(&self) -> usize {
         if self.config.window.is_some() { self.released.min(self.items) } else { self.items }
     }
 
-    /// When to come back: the next deadline or end of a window. May be early, never late.
+    /// The next deadline or end of a window. It can be early, but not late.
     pub fn poll_timeout(&self) -> Option<u64> {
         let deadline = self.deadlines.peek().map(|Reverse((deadline_ns, ..))| *deadline_ns);
         let window = self.config.window.filter(|window| window.aggregation != Aggregation::CountOnly);
@@ -418,11 +423,11 @@ impl<T> Queue<T> {
         }
     }
 
-    fn lives(&self, slot: usize, sequence: u64) -> bool {
+    fn is_queued(&self, slot: usize, sequence: u64) -> bool {
         self.slots.get(slot).and_then(Option::as_ref).is_some_and(|entry| entry.sequence == sequence)
     }
 
-    /// Takes an item out of its slot and of every count.
+    /// Removes an item from its slot and from all counts.
     fn remove(&mut self, slot: usize) -> Option<Entry<T>> {
         let entry = self.slots.get_mut(slot)?.take()?;
         self.free.push(slot);
@@ -451,15 +456,15 @@ impl<T> Queue<T> {
                 self.rank(entry.ticket.call);
             }
         }
-        // What is gone may stay in the heaps only while it does not outnumber what lives.
+        // Removed items stay in these collections until they outnumber the queued ones.
         if self.deadlines.len() > 2 * self.items + 64 {
             let mut deadlines = std::mem::take(&mut self.deadlines);
-            deadlines.retain(|&Reverse((_, sequence, slot))| self.lives(slot, sequence));
+            deadlines.retain(|&Reverse((_, sequence, slot))| self.is_queued(slot, sequence));
             self.deadlines = deadlines;
         }
         if self.arrivals.len() > 2 * self.items + 64 {
             let mut arrivals = std::mem::take(&mut self.arrivals);
-            arrivals.retain(|&(sequence, slot)| self.lives(slot, sequence));
+            arrivals.retain(|&(sequence, slot)| self.is_queued(slot, sequence));
             self.arrivals = arrivals;
         }
         if self.order.len() > 2 * self.calls.len() + 64 {
@@ -471,10 +476,10 @@ impl<T> Queue<T> {
         Some(entry)
     }
 
-    /// Remembers where a call ended, so that it does not gain by having nothing waiting for a moment.
+    /// Stores the virtual end of a call, so a call gains no priority by being empty for a moment.
     fn end(&mut self, call: u64, end: u64) {
         if self.calls.is_empty() {
-            // Nobody is left to whom it could owe anything.
+            // No other call waits, so virtual ends have no effect.
             self.ended.clear();
             self.ended_max = ENDED_MIN;
         } else if end > self.virtual_time {
@@ -487,7 +492,7 @@ impl<T> Queue<T> {
         }
     }
 
-    /// The slot of a call's first item; removes empty slots at the front of its line.
+    /// The slot of a call's first item. Drops removed items at the front of its line.
     fn first_of(&mut self, id: u64) -> Option<usize> {
         let call = self.calls.get_mut(&id)?;
         while let Some(&(sequence, slot)) = call.line.front() {
@@ -525,7 +530,7 @@ impl<T> Queue<T> {
         self.order.push(Reverse((round, due_ns, sequence, id)));
     }
 
-    /// The call whose turn it is and the slot of its first item.
+    /// The call with the next turn, and the slot of its first item.
     fn first(&mut self) -> Option<(u64, usize)> {
         while let Some(&Reverse((round, _, sequence, id))) = self.order.peek() {
             if self.calls.get(&id).is_some_and(|call| call.ranked == Some((round, sequence))) {
@@ -536,51 +541,52 @@ impl<T> Queue<T> {
         None
     }
 
-    /// The slot of the oldest item, of an owner or of all; maintained with [`DropPolicy::Head`] only.
+    /// The slot of the oldest item of an owner, or of all owners; with [`DropPolicy::Head`] only.
     fn oldest(&mut self, owner: Option<u64>) -> Option<usize> {
         while let Some(&(sequence, slot)) = self.arrivals.front() {
-            if self.lives(slot, sequence) {
+            if self.is_queued(slot, sequence) {
                 break;
             }
             self.arrivals.pop_front();
         }
-        let is_his = |slot: usize| {
+        let is_of_owner = |slot: usize| {
             let entry = self.slots[slot].as_ref();
             owner.is_none_or(|owner| entry.is_some_and(|entry| entry.ticket.owner == owner))
         };
-        let mut living = self.arrivals.iter().filter(|&&(sequence, slot)| self.lives(slot, sequence));
-        living.find(|&&(_, slot)| is_his(slot)).map(|&(_, slot)| slot)
+        let mut queued = self.arrivals.iter().filter(|&&(sequence, slot)| self.is_queued(slot, sequence));
+        queued.find(|&&(_, slot)| is_of_owner(slot)).map(|&(_, slot)| slot)
     }
 }
 
-/// The recent rate of a model's answers, for `Retry-After`.
+/// The recent throughput of a model, for `Retry-After`.
 #[derive(Debug, Clone, Default)]
 pub struct Rate {
     tokens: f64,
     busy_ns: f64,
 }
 
-/// The rate of a model that has not answered yet, in tokens per second.
-const FIRST_TOKENS_PER_SECOND: f64 = 5_000.0;
-/// The work over which older answers are forgotten: short, since a processor that is shared changes its pace.
+/// The throughput before the first measurement, in tokens per second.
+const INITIAL_TOKENS_PER_SECOND: f64 = 5_000.0;
+/// The time constant of the average: short, since the speed of a shared processor varies.
 const RATE_MEMORY_NS: f64 = 1e9;
 
 impl Rate {
-    /// Records that a number of tokens was computed in a time.
+    /// Records that `tokens` tokens were computed in `busy_ns`.
     pub fn served(&mut self, tokens: u64, busy_ns: u64) {
-        let keep = (-(busy_ns as f64) / RATE_MEMORY_NS).exp();
-        self.tokens = self.tokens * keep + tokens as f64;
-        self.busy_ns = self.busy_ns * keep + busy_ns as f64;
+        let decay = (-(busy_ns as f64) / RATE_MEMORY_NS).exp();
+        self.tokens = self.tokens * decay + tokens as f64;
+        self.busy_ns = self.busy_ns * decay + busy_ns as f64;
     }
 
-    /// Tokens per second of one replica's work.
+    /// Tokens per second of one busy replica.
     pub fn tokens_per_second(&self) -> f64 {
-        // The first guess weighs as much as a hundredth of a second.
-        const GUESS_NS: f64 = 1e7;
-        (self.tokens + FIRST_TOKENS_PER_SECOND * GUESS_NS / 1e9) / ((self.busy_ns + GUESS_NS) / 1e9)
+        // The initial value has the weight of a hundredth of a second.
+        const INITIAL_NS: f64 = 1e7;
+        (self.tokens + INITIAL_TOKENS_PER_SECOND * INITIAL_NS / 1e9) / ((self.busy_ns + INITIAL_NS) / 1e9)
     }
 
-    /// The expected time until this many waiting tokens are computed by the replicas, in milliseconds: from 1 to 60,000.
+    /// The expected time until this many waiting tokens are computed by the replicas, in milliseconds: from 1 to
+    /// 60,000.
     pub fn wait_ms(&self, tokens: u64, replicas: usize) -> u32 {
         let ms = tokens as f64 / (self.tokens_per_second() * replicas.max(1) as f64) * 1e3;
         ms.ceil().clamp(1.0, 60_000.0) as u32

@@ -1,9 +1,9 @@
-//! When to try again, and how often at most.
+//! The delays and bounds of retries.
 //!
-//! A [`Retry`] spaces the attempts of one item by a [`RetryPolicy`]; the jittered ones are those of "Exponential Backoff
-//! And Jitter" (AWS Architecture Blog, 2015). A [`RetryBudget`] bounds the retries of all items together by the first
-//! attempts, as Finagle and linkerd do, so that retries never multiply an outage: three attempts per item would
-//! otherwise triple the load on a model exactly when it fails.
+//! A [`Retry`] spaces the attempts of one item by a [`RetryPolicy`]; the jittered ones are those of "Exponential
+//! Backoff And Jitter" (AWS Architecture Blog, 2015). A [`RetryBudget`] bounds the retries of all items together by the
+//! first attempts, as Finagle and linkerd do, so retries do not multiply an outage: three attempts per item would
+//! otherwise triple the load on a failing model.
 
 use crate::{named::named, random::between};
 
@@ -11,13 +11,13 @@ use crate::{named::named, random::between};
 const NS_PER_MS: u64 = 1_000_000;
 
 named! {
-    /// How the attempts of one item are spaced.
+    /// The delays between the attempts of one item.
     pub enum RetryPolicy {
         /// One attempt only.
         NoRetry = "no_retry",
         /// `base_backoff_ms` each time.
         FixedDelay = "fixed_delay",
-        /// Uniform from nothing to `base_backoff_ms × 2^retries` ("full jitter").
+        /// Uniform from 0 to `base_backoff_ms × 2^retries` ("full jitter").
         ExponentialJitter = "exponential_jitter",
         /// Uniform from `base_backoff_ms` to three times the delay before ("decorrelated jitter").
         ExponentialDecorrelated = "exponential_decorrelated",
@@ -27,14 +27,14 @@ named! {
 named! {
     /// Whether a circuit breaker guards the model.
     pub enum CircuitBreakerPolicy {
-        /// It does.
+        /// A circuit breaker guards the model.
         On = "on",
-        /// Every batch goes to the model, however often it failed.
+        /// Every batch is sent to the model, even after repeated failures.
         Off = "off",
     }
 }
 
-/// How failures that may pass are retried.
+/// The retries of temporary failures.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RetryConfig {
     /// Attempts per item, the first included; at least 1.
@@ -43,7 +43,7 @@ pub struct RetryConfig {
     pub base_backoff_ms: u32,
     /// The longest delay, in milliseconds.
     pub backoff_ms_max: u32,
-    /// How the attempts are spaced.
+    /// The delays between attempts.
     pub policy: RetryPolicy,
     /// Whether a circuit breaker guards the model.
     pub circuit_breaker_policy: CircuitBreakerPolicy,
@@ -65,7 +65,7 @@ impl Default for RetryConfig {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Retry {
     attempts: u32,
-    /// The delay before the last attempt; none before the first.
+    /// The delay before the current attempt; `None` for the first.
     previous_ns: Option<u64>,
 }
 
@@ -86,9 +86,9 @@ impl Retry {
         self.attempts
     }
 
-    /// Counts another attempt and says how long to wait before it, in nanoseconds; none when there are to be no more.
+    /// Counts another attempt and returns the delay before it, in nanoseconds; `None` if no attempts remain.
     ///
-    /// `random` is uniform over `u64`; the policies without jitter ignore it. The delay never passes
+    /// `random` is uniform over `u64`; the policies without jitter ignore it. The delay never exceeds
     /// `config.backoff_ms_max`.
     pub fn next_delay_ns(&mut self, config: &RetryConfig, random: u64) -> Option<u64> {
         if self.attempts >= config.max_attempts {
@@ -114,14 +114,14 @@ impl Retry {
     }
 }
 
-/// How many retries all items together may make.
+/// The bounds of the retries of all items together.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct RetryBudgetConfig {
     /// Retries per hundred first attempts.
     pub ratio_percent: u32,
-    /// Retries per second that are allowed besides, so that a quiet stream can retry too.
+    /// Additional retries per second, so a stream with few items can retry too.
     pub retries_per_s_min: u32,
-    /// The most retries that quiet times save up for bad ones; at least 1 is assumed.
+    /// Most unused retries that accumulate; 0 counts as 1.
     pub saved_retries_max: u32,
 }
 
@@ -134,7 +134,7 @@ impl Default for RetryBudgetConfig {
 /// A token bucket of retries: first attempts and time fill it, retries empty it.
 ///
 /// Over any span of time, `retries <= saved_retries_max + ratio × first attempts + retries_per_s_min × seconds`, and a
-/// new budget has only one second's worth saved. All arithmetic is in whole numbers, so that nothing is lost to rounding.
+/// new budget has saved only the retries of one second. All arithmetic is in integers, without rounding errors.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RetryBudget {
     config: RetryBudgetConfig,
@@ -144,14 +144,14 @@ pub struct RetryBudget {
     filled_ns: u64,
 }
 
-/// One per cent of a retry is 10^9 parts: a retry per second is 100 parts per nanosecond.
+/// One percent of a retry is 10^9 parts, so a retry per second is 100 parts per nanosecond.
 const PARTS_PER_PERCENT: u64 = 1_000_000_000;
 const PARTS_PER_RETRY: u64 = 100 * PARTS_PER_PERCENT;
 
 impl RetryBudget {
-    /// A budget at a time, with one second's worth of `retries_per_s_min` saved.
+    /// A budget at a time, with the retries of one second (`retries_per_s_min`) saved.
     pub fn new(config: RetryBudgetConfig, now: u64) -> Self {
-        // At most 2^32 × 10^11 < 2^69: saturating keeps it in 64 bits, at 184 million retries.
+        // The product can exceed 64 bits; it saturates at 184 million retries.
         let balance_max = u64::from(config.saved_retries_max.max(1)).saturating_mul(PARTS_PER_RETRY);
         let balance = u64::from(config.retries_per_s_min).saturating_mul(PARTS_PER_RETRY).min(balance_max);
         Self { config, balance, balance_max, filled_ns: now }
@@ -163,13 +163,13 @@ impl RetryBudget {
         self.add(u64::from(self.config.ratio_percent).saturating_mul(PARTS_PER_PERCENT));
     }
 
-    /// Asks for a retry: true when it may be made, and is counted.
+    /// Withdraws a retry from the budget; false if the budget has none.
     #[must_use]
     pub fn withdraw(&mut self, now: u64) -> bool {
         self.fill(now);
-        let rest = self.balance.checked_sub(PARTS_PER_RETRY);
-        self.balance = rest.unwrap_or(self.balance);
-        rest.is_some()
+        let remaining = self.balance.checked_sub(PARTS_PER_RETRY);
+        self.balance = remaining.unwrap_or(self.balance);
+        remaining.is_some()
     }
 
     fn fill(&mut self, now: u64) {
@@ -210,13 +210,13 @@ mod tests {
     }
 
     #[test]
-    fn delays_at_the_far_end_of_the_jitter() {
-        let far = || u64::MAX;
-        assert!(delays(RetryPolicy::NoRetry, 5, far).is_empty());
-        assert_eq!(delays(RetryPolicy::FixedDelay, 4, far), [100 * MS; 3]);
-        assert_eq!(delays(RetryPolicy::ExponentialJitter, 5, far), [100, 200, 400, 800].map(|ms| ms * MS));
+    fn delays_at_both_ends_of_the_jitter() {
+        let largest = || u64::MAX;
+        assert!(delays(RetryPolicy::NoRetry, 5, largest).is_empty());
+        assert_eq!(delays(RetryPolicy::FixedDelay, 4, largest), [100 * MS; 3]);
+        assert_eq!(delays(RetryPolicy::ExponentialJitter, 5, largest), [100, 200, 400, 800].map(|ms| ms * MS));
         assert_eq!(
-            delays(RetryPolicy::ExponentialDecorrelated, 7, far),
+            delays(RetryPolicy::ExponentialDecorrelated, 7, largest),
             [300, 900, 2700, 8100, 10_000, 10_000].map(|ms| ms * MS)
         );
         assert_eq!(delays(RetryPolicy::ExponentialJitter, 3, || 0), [0; 2]);
@@ -233,14 +233,14 @@ mod tests {
         budget.deposit(0);
         assert!(budget.withdraw(0));
         assert!(!budget.withdraw(499 * MS) && budget.withdraw(500 * MS));
-        // Saved up to its bound, and time that goes back gives nothing.
+        // Savings are bounded, and a time in the past adds none.
         assert_eq!([u64::MAX; 4].map(|now| budget.withdraw(now)), [true, true, true, false]);
         assert!(!budget.withdraw(0) && !budget.withdraw(u64::MAX));
     }
 
     proptest! {
         #[test]
-        fn delays_keep_within_their_bounds(
+        fn delays_are_within_their_bounds(
             policy in prop::sample::select(RetryPolicy::ALL),
             max_attempts in 1u32..100,
             base_backoff_ms in 0u32..100_000,
@@ -308,7 +308,7 @@ mod tests {
                     prop_assert!(retries * 100 * billion <= allowed);
                 }
             }
-            // From the beginning, only one second's worth is saved.
+            // At the beginning, only the retries of one second are saved.
             let (firsts, retries) = log.iter().fold((0, 0), |(f, r), step| (f + step.1, r + step.2));
             let floor = u128::from(retries_per_s_min) * 100 * (u128::from(now) + billion);
             prop_assert!(retries * 100 * billion <= u128::from(ratio_percent) * firsts * billion + floor);

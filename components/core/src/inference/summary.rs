@@ -1,22 +1,22 @@
-//! Extractive summaries: how central each sentence is, and which ones to keep.
+//! Extractive summaries: the centrality of sentences, and the selection of the most central ones.
 //!
 //! Centrality is continuous LexRank: G. Erkan and D. Radev, "LexRank: Graph-based Lexical Centrality as Salience in
 //! Text Summarization", Journal of Artificial Intelligence Research 22 (2004), section 3.3, with the cosine of
-//! sentence embeddings in place of the idf-modified cosine. Sentences that repeat a chosen one are passed over, as
+//! sentence embeddings in place of the idf-modified cosine. Sentences that repeat a chosen one are skipped, as
 //! cross-sentence informational subsumption does in D. Radev, H. Jing and M. Budzikowska, "Centroid-based
 //! summarization of multiple documents" (2000). All arithmetic is f64 in a fixed order: the same input always gives
 //! the same summary.
 
 /// The probability of following a similarity rather than jumping to any sentence.
 const DAMPING: f64 = 0.85;
-/// Power iteration ends when the scores move by less than this in sum.
+/// Power iteration ends when the sum of the changes of all scores is below this.
 const CONVERGED: f64 = 1e-10;
-/// Bound of the power iteration: `0.85^150` is below [`CONVERGED`], so convergence always comes first.
+/// Most power iterations. `0.85^150` is below [`CONVERGED`], so the bound is not reached.
 const ITERATIONS_MAX: usize = 200;
-/// Sentences with a cosine above this say the same.
+/// Sentences with a cosine above this are redundant.
 const REDUNDANT_COSINE: f64 = 0.9;
 
-/// Cosines between all pairs of sentences, negative ones taken as 0.
+/// Cosines between all pairs of sentences; negative ones count as 0.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Similarity {
     count: usize,
@@ -25,8 +25,8 @@ pub struct Similarity {
 }
 
 impl Similarity {
-    /// The cosines of `vectors`, all of one length. A vector of length 0, or one that is not finite, is similar to
-    /// nothing but itself.
+    /// The cosines of `vectors`, which all have the same dimension. A vector of length 0, or one that is not finite, is
+    /// similar to itself only.
     pub fn cosine(vectors: &[Vec<f32>]) -> Self {
         let count = vectors.len();
         let unit: Vec<Vec<f64>> = vectors.iter().map(|vector| unit_vector(vector)).collect();
@@ -66,9 +66,9 @@ impl Similarity {
                     *sum += share * cell;
                 }
             }
-            let moved: f64 = scores.iter().zip(&next).map(|(old, new)| (old - new).abs()).sum();
+            let change: f64 = scores.iter().zip(&next).map(|(old, new)| (old - new).abs()).sum();
             scores = next;
-            if moved < CONVERGED {
+            if change < CONVERGED {
                 break;
             }
         }
@@ -88,26 +88,26 @@ fn unit_vector(vector: &[f32]) -> Vec<f64> {
 /// The bounds of a summary, in tokens.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct SummaryBounds {
-    /// At least this many, where the text has them.
+    /// At least this many, if the text has them.
     pub tokens_min: usize,
     /// At most this many.
     pub tokens_max: usize,
 }
 
-/// Which sentences make the summary.
+/// The sentences of a summary.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Selection {
     /// The sentences, in the order of the text.
     pub sentences: Vec<usize>,
-    /// One of `sentences` that has to be cut, and to how many tokens.
+    /// The one of `sentences` that must be cut, and its length in tokens after the cut.
     pub cut: Option<(usize, usize)>,
 }
 
-/// Chooses sentences by their centrality, given how many tokens each has.
+/// Chooses sentences by their centrality, given the number of tokens of each.
 ///
-/// The most central are chosen first, until one does not fit in `tokens_max`. While fewer than `tokens_min` are chosen, the search
-/// continues: first among sentences that fit, then among the redundant ones, and finally the best remaining sentence is cut. Of equal
-/// sentences the earlier one is chosen. Sentences without tokens are never chosen.
+/// The most central are chosen first, until one does not fit in `tokens_max`. While fewer than `tokens_min` are chosen,
+/// the search continues: first among sentences that fit, then among the redundant ones, and finally the best remaining
+/// sentence is cut. Of equal sentences the earlier one is chosen. Sentences without tokens are never chosen.
 pub fn select_sentences(similarity: &Similarity, tokens: &[usize], bounds: SummaryBounds) -> Selection {
     let scores = similarity.centrality();
     let mut ranked: Vec<usize> = (0..tokens.len()).filter(|&sentence| tokens[sentence] > 0).collect();
@@ -155,7 +155,8 @@ mod tests {
 
     #[test]
     fn scores_are_the_stationary_distribution() {
-        // Three sentences, the middle one similar to both others: worked by hand from p = 0.15/3 + 0.85 Mᵀp.
+        // Three sentences, of which the middle one is similar to both others: solved by hand from p = 0.15/3 + 0.85
+        // Mᵀp.
         let similarity = Similarity { count: 3, cells: vec![1.0, 0.5, 0.0, 0.5, 1.0, 0.5, 0.0, 0.5, 1.0] };
         let scores = similarity.centrality();
         // By symmetry p = (x, y, x), 2x + y = 1 and x = 0.05 + 0.85 (x / 1.5 + y / 4).
@@ -180,7 +181,7 @@ mod tests {
     }
 
     #[test]
-    fn repetition_is_better_than_too_little() {
+    fn redundant_sentence_fills_a_short_summary() {
         let vectors = [vec![1.0, 0.0], vec![1.0, 0.0]];
         let selection = select_sentences(&Similarity::cosine(&vectors), &[20, 20], BOUNDS);
         assert_eq!(selection, Selection { sentences: vec![0, 1], cut: None });

@@ -1,14 +1,14 @@
-//! What the sentiments of a text's chunks say about the text.
+//! The sentiment of a text from the sentiments of its chunks.
 
-/// The label of a text that leans neither way.
+/// The label of a neutral chunk or text.
 pub const NEUTRAL: &str = "NEUTRAL";
-/// The label of a chunk or text in favour.
+/// The label of a positive chunk or text.
 pub const POSITIVE: &str = "POSITIVE";
-/// The label of a chunk or text against.
+/// The label of a negative chunk or text.
 pub const NEGATIVE: &str = "NEGATIVE";
 
-/// The label as clients see it: `POSITIVE`, `NEGATIVE` and `NEUTRAL` in capitals, whatever the model calls them.
-/// A label that means none of these (`joy`, `3 stars`) is put in capitals and otherwise left alone.
+/// The label for clients: `POSITIVE`, `NEGATIVE` or `NEUTRAL` for the model's names of these. Any other label (`joy`,
+/// `3 stars`) is only converted to capitals.
 pub fn sentiment_label(label: &str) -> String {
     match label.trim().to_ascii_lowercase().as_str() {
         "pos" => POSITIVE.to_owned(),
@@ -28,7 +28,7 @@ pub struct Tally {
 }
 
 impl Tally {
-    /// Counts one chunk by its label as clients see it.
+    /// Counts one chunk by its label for clients.
     pub fn record(&mut self, label: &str) {
         match label {
             POSITIVE => self.positive += 1,
@@ -37,7 +37,7 @@ impl Tally {
         }
     }
 
-    /// The label with more chunks; a tie is neutral, and so is a text with neither.
+    /// The label with more chunks; a tie, or a text without either, is neutral.
     pub fn overall(self) -> &'static str {
         match self.positive.cmp(&self.negative) {
             std::cmp::Ordering::Greater => POSITIVE,

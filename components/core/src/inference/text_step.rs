@@ -1,4 +1,4 @@
-//! The steps that ask a model about one text, and what their results say about it.
+//! The steps that run a model on one text, and their results.
 
 use crate::{
     failure::Failure,
@@ -8,7 +8,7 @@ use crate::{
 /// A text must be longer than this many code points to be summarized.
 pub const SUMMARY_CODE_POINTS_OVER: usize = 100;
 
-/// A step that asks a model about a text.
+/// A step that runs a model on a text.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum TextStep {
     /// The best label of each chunk.
@@ -24,7 +24,7 @@ pub enum TextStep {
 pub enum TextOutput {
     /// The best label and its score.
     Label {
-        /// As the model calls it.
+        /// The model's name of the label.
         label: String,
         /// Its score.
         score: f32,
@@ -40,9 +40,9 @@ pub enum TextOutput {
 pub struct Span {
     /// Its label.
     pub label: String,
-    /// First code point.
+    /// The index of the first code point.
     pub start: u32,
-    /// Code point after the last.
+    /// The index after the last code point.
     pub end: u32,
 }
 
@@ -64,13 +64,13 @@ pub struct Entity {
     pub text: String,
     /// Its label.
     pub label: String,
-    /// First code point.
+    /// The index of the first code point.
     pub start: u32,
-    /// Code point after the last.
+    /// The index after the last code point.
     pub end: u32,
 }
 
-/// Code points of a summary by those of its text.
+/// The code points of a summary divided by those of its text, `text_length`.
 pub fn compression(summary: &str, text_length: usize) -> f64 {
     chunk::code_points(summary) as f64 / text_length as f64
 }
@@ -90,7 +90,7 @@ pub fn locate(text: &str, spans: Vec<Span>) -> Result<Vec<Entity>, Failure> {
     spans.into_iter().map(entity).collect()
 }
 
-/// The failure of a result that is not of the kind that was asked for.
+/// The failure for a result of the wrong kind, or of a failed step.
 pub fn unexpected(result: Result<TextOutput, Failure>) -> Failure {
     match result {
         Err(failure) => failure,

@@ -1,4 +1,5 @@
-//! Events on their way to the channel: numbered, batched, bounded, and held back until their checkpoint is saved.
+//! The buffer of events before they are stored in the channel: numbered, batched, bounded, and held until their
+//! checkpoint is saved.
 
 use std::{collections::VecDeque, mem};
 
@@ -12,41 +13,42 @@ use super::{
 /// Nanoseconds in a millisecond.
 const NS_PER_MS: u64 = 1_000_000;
 
-/// Events to append to the channel in one go: at least one, their numbers without holes.
+/// Events for one append to the channel: at least one, with consecutive numbers.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Batch {
-    /// In their order.
+    /// The events, in order.
     pub events: Vec<Sequenced>,
 }
 
-/// There is no room until more events are stored.
+/// The buffer has no room until more events are stored.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
 #[error("the events that wait to be stored have no room for more")]
 pub struct Full;
 
-/// The way of an event: `open` (no number yet), `held` (numbered, in a checkpoint that is not saved yet), `ready`, `leaving`.
+/// The events that are not known to be stored. An event passes through the stages `open` (without a number), `held` (in
+/// a checkpoint that is not saved yet), `ready` (to be appended) and `appending` (in a batch).
 #[derive(Debug)]
 pub(super) struct Buffer {
     streaming: Streaming,
     bytes_max: usize,
-    /// The number of the last event that has one.
+    /// The number of the last numbered event.
     last_seq: u64,
     open: VecDeque<Event>,
-    /// How many of the open ones must not wait.
+    /// The number of open events that must be stored without delay.
     urgent: usize,
     held: VecDeque<Sequenced>,
     ready: VecDeque<Sequenced>,
-    leaving: Vec<Sequenced>,
-    /// Of the values of all of them.
+    appending: Vec<Sequenced>,
+    /// The bytes of the values of all events.
     bytes: usize,
-    /// Something was refused since events were last numbered: they leave without waiting.
+    /// Whether an output was refused since events were last numbered: they are then stored without delay.
     refused: bool,
-    /// When open events were last numbered to leave; before any: none.
+    /// When open events were last numbered to be stored.
     flushed_ns: Option<u64>,
 }
 
 impl Buffer {
-    /// A buffer whose next event has the number after `last_seq`, with events that have their numbers already.
+    /// A buffer with the numbered events `ready`, whose next event has the number after `last_seq`.
     pub(super) fn new(streaming: Streaming, bytes_max: usize, last_seq: u64, ready: VecDeque<Sequenced>) -> Self {
         let bytes = ready.iter().map(|sequenced| sequenced.event.bytes()).sum();
         Self {
@@ -57,21 +59,22 @@ impl Buffer {
             urgent: 0,
             held: VecDeque::new(),
             ready,
-            leaving: Vec::new(),
+            appending: Vec::new(),
             bytes,
             refused: false,
             flushed_ns: None,
         }
     }
 
-    /// Takes an event of the life of the pipeline or a step: always room, since steps and their attempts are bounded.
+    /// Adds an event of the lifecycle of the pipeline or a step, without a bound, since steps and their attempts are
+    /// bounded.
     pub(super) fn push(&mut self, event: Event) {
         if self.streaming.enabled || matches!(event.data, Data::PipelineStart { .. }) || event.is_last() {
             self.append(event);
         }
     }
 
-    /// Takes progress: it replaces the one of the same run that waits, and is dropped when there is no room.
+    /// Adds a progress event: it replaces an open one of the same run, and is dropped if there is no room.
     pub(super) fn push_progress(&mut self, event: Event) {
         if !self.streaming.enabled || !self.streaming.emit_progress {
             return;
@@ -86,7 +89,7 @@ impl Buffer {
         self.append(event);
     }
 
-    /// Takes a part of an output, if there is room.
+    /// Adds a part of an output, if there is room.
     pub(super) fn push_output(&mut self, event: Event) -> Result<(), Full> {
         if !self.streaming.enabled {
             return Ok(());
@@ -106,13 +109,13 @@ impl Buffer {
     }
 
     fn is_full(&self, bytes: usize) -> bool {
-        // What is larger than the bound by itself has room when it is alone.
+        // A single event may exceed the bound of bytes.
         let len = self.len();
         len >= self.streaming.buffer_size || len > 0 && self.bytes + bytes > self.bytes_max
     }
 
     fn len(&self) -> usize {
-        self.open.len() + self.held.len() + self.ready.len() + self.leaving.len()
+        self.open.len() + self.held.len() + self.ready.len() + self.appending.len()
     }
 
     /// True when every event was stored.
@@ -120,19 +123,20 @@ impl Buffer {
         self.len() == 0
     }
 
-    /// The number of the last event that has one.
+    /// The number of the last numbered event.
     pub(super) fn last_seq(&self) -> u64 {
         self.last_seq
     }
 
-    /// Numbers all open events and holds them, `mark` before the last event of the execution or else at the end.
-    pub(super) fn hold(&mut self, mut mark: Event) {
+    /// Numbers all open events and holds them, with `saved`, the event of the checkpoint, at their end, but before the
+    /// last event of the execution.
+    pub(super) fn hold(&mut self, mut saved: Event) {
         let last = self.open.pop_back_if(|event| event.is_last());
         if let Some(last) = &last {
-            mark.unix_ns = last.unix_ns;
+            saved.unix_ns = last.unix_ns;
         }
         if self.streaming.enabled {
-            self.open.push_back(mark);
+            self.open.push_back(saved);
         }
         self.open.extend(last);
         self.urgent = 0;
@@ -141,19 +145,19 @@ impl Buffer {
         self.held.extend(numbered);
     }
 
-    /// Everything that is numbered and not known to be stored, in order.
+    /// All numbered events that are not known to be stored, in order.
     pub(super) fn outbox(&self) -> Vec<Sequenced> {
-        self.leaving.iter().chain(&self.ready).chain(&self.held).cloned().collect()
+        self.appending.iter().chain(&self.ready).chain(&self.held).cloned().collect()
     }
 
-    /// The checkpoint of the held events is saved.
+    /// Releases the held events, whose checkpoint is saved.
     pub(super) fn release(&mut self) {
         self.ready.append(&mut self.held);
     }
 
-    /// The next batch, one at a time. `may_number` is false while open events belong to a checkpoint to come.
+    /// The next batch, one at a time. `may_number` is false while open events belong to the next checkpoint.
     pub(super) fn poll(&mut self, now_ns: u64, may_number: bool) -> Option<Batch> {
-        if !self.leaving.is_empty() {
+        if !self.appending.is_empty() {
             return None;
         }
         if self.ready.is_empty() && may_number && self.is_due(now_ns) {
@@ -167,13 +171,13 @@ impl Buffer {
         if events.is_empty() {
             return None;
         }
-        self.leaving = events.clone();
+        self.appending = events.clone();
         Some(Batch { events })
     }
 
     fn is_due(&self, now_ns: u64) -> bool {
-        let waited = self.due_ns().is_none_or(|due_ns| now_ns >= due_ns);
-        self.held.is_empty() && !self.open.is_empty() && (self.urgent > 0 || waited || self.refused || self.is_full(0))
+        let is_interval_over = self.due_ns().is_none_or(|due_ns| now_ns >= due_ns);
+        self.held.is_empty() && !self.open.is_empty() && (self.urgent > 0 || is_interval_over || self.refused || self.is_full(0))
     }
 
     fn due_ns(&self) -> Option<u64> {
@@ -181,15 +185,16 @@ impl Buffer {
         self.flushed_ns.map(|flushed_ns| flushed_ns.saturating_add(interval_ns))
     }
 
-    /// When a batch will be due that is not yet, if nothing else happens.
+    /// When the open events are due, without another input.
     pub(super) fn poll_timeout(&self) -> Option<u64> {
-        let waits = self.leaving.is_empty() && self.ready.is_empty() && self.held.is_empty() && !self.open.is_empty();
+        let waits = self.appending.is_empty() && self.ready.is_empty() && self.held.is_empty() && !self.open.is_empty();
         self.due_ns().filter(|_| waits)
     }
 
-    /// The channel has `stored` events: sent events that are not among them are sent again.
+    /// Records that the channel has `events_stored` events: events of the batch that are not among them are appended
+    /// again.
     pub(super) fn handle_stored(&mut self, events_stored: u64) {
-        for sequenced in mem::take(&mut self.leaving).into_iter().rev() {
+        for sequenced in mem::take(&mut self.appending).into_iter().rev() {
             if sequenced.seq > events_stored {
                 self.ready.push_front(sequenced);
             } else {

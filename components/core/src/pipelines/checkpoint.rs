@@ -1,4 +1,4 @@
-//! An execution as plain data.
+//! The state of an execution as plain data.
 
 use std::sync::Arc;
 
@@ -14,44 +14,44 @@ use super::{
 pub struct Checkpoint {
     /// Its number, from 1; a later one replaces it.
     pub number: u64,
-    /// Whose it is.
+    /// The id of the execution.
     pub execution_id: Arc<str>,
     /// The input of the pipeline.
     pub input: Json,
     /// When the execution began, in nanoseconds since 1970.
     pub began_unix_ns: u64,
-    /// When it was made, in nanoseconds since 1970.
+    /// When the checkpoint was created, in nanoseconds since 1970.
     pub unix_ns: u64,
-    /// How long the execution had taken by then.
+    /// The duration of the execution up to the checkpoint, in nanoseconds.
     pub elapsed_ns: u64,
-    /// How often it had been resumed.
+    /// The number of times that the execution was resumed.
     pub resumes: u32,
-    /// Runs of steps that were started.
+    /// The number of runs that were started.
     pub runs: u32,
-    /// Each step of the definition.
+    /// The state of each step of the definition.
     pub steps: Vec<CheckpointStep>,
-    /// When each of them ran; empty in a checkpoint of an earlier version.
+    /// The times of each step; empty in a checkpoint of an earlier version.
     pub times: Vec<StepTimes>,
-    /// Steps that were completed, in that order, by index.
+    /// The indexes of the completed steps, in the order of completion.
     pub completed: Vec<usize>,
-    /// How far the whole is.
+    /// The phase of the execution.
     pub phase: CheckpointPhase,
-    /// Compensations that are over, done or failed.
+    /// Compensations that have ended, completed or failed.
     pub compensations_over: usize,
     /// Compensations that failed.
     pub compensations_failed: u32,
-    /// The number of the last event that belongs to it; 0 when there is none.
+    /// The number of the last event that belongs to the checkpoint; 0 if there is none.
     pub events_end: u64,
     /// Its events that were not known to be stored, without holes, up to `events_end`.
     pub outbox: Vec<Sequenced>,
 }
 
-/// When the last attempt of a step ran.
+/// The times of the last attempt of a step.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct StepTimes {
     /// When it began, in nanoseconds since 1970.
     pub began_unix_ns: Option<u64>,
-    /// How long it took, if it is over.
+    /// Its duration in nanoseconds, if it has ended.
     pub duration_ns: Option<u64>,
 }
 
@@ -62,20 +62,20 @@ pub enum CheckpointStep {
     Open,
     /// It was completed with this output.
     Completed(Json),
-    /// It failed for good.
+    /// It failed permanently.
     Failed(StepFailure),
 }
 
-/// The whole in a checkpoint.
+/// The phase of an execution in a checkpoint.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum CheckpointPhase {
     /// Steps run.
     Running,
     /// A step failed, and completed steps are being compensated.
     Failing {
-        /// Why.
+        /// The failure of the step.
         failure: StepFailure,
-        /// Which.
+        /// The index of the step.
         step: usize,
     },
     /// It was completed.
@@ -90,12 +90,12 @@ pub enum ResumeError {
     /// The checkpoint is not one of this definition, or is damaged.
     #[error("the checkpoint does not fit the definition: {0}")]
     Unfit(&'static str),
-    /// The channel has lost events that the execution knows to have been stored.
+    /// The channel has lost events that were stored.
     #[error("the channel holds {events_stored} events, and {events_known} of the execution had been stored")]
     EventsLost {
         /// The number of the last event in the channel.
         events_stored: u64,
-        /// Events that were stored for certain.
+        /// The number of events that are known to have been stored.
         events_known: u64,
     },
 }

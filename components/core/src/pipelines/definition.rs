@@ -1,4 +1,4 @@
-//! What a pipeline does: steps, in sequence or as a graph, checked once.
+//! The definition of a pipeline: steps, in sequence or as a graph, validated once.
 
 use std::{collections::BTreeMap, sync::Arc};
 
@@ -7,7 +7,7 @@ use thiserror::Error;
 use super::json::Json;
 use crate::{inference::retry::RetryConfig, named::named};
 
-/// Most steps of a pipeline: one bit each of a `u64`.
+/// Most steps of a pipeline: masks of steps have one bit of a `u64` for each.
 pub const STEPS_MAX: usize = 64;
 /// Most compensations of a step.
 pub const COMPENSATIONS_MAX: usize = 8;
@@ -17,11 +17,11 @@ pub const ID_BYTES_MAX: usize = 64;
 pub const NAME_BYTES_MAX: usize = 64;
 /// Most steps that may run at once.
 pub const PARALLEL_MAX: usize = STEPS_MAX;
-/// Steps that run at once when the definition does not say.
+/// The default of the most steps that run at once.
 pub const PARALLEL_MAX_DEFAULT: usize = 8;
 /// Longest timeout of a step, in milliseconds: a day.
 pub const TIMEOUT_MS_MAX: u64 = 86_400_000;
-/// The timeout of a step that has none, in milliseconds.
+/// The default timeout of a step, in milliseconds.
 pub const TIMEOUT_MS_DEFAULT: u64 = 60_000;
 
 /// Smallest and largest values of the numbers of a definition.
@@ -34,9 +34,9 @@ pub mod bounds {
     pub const MAX_ATTEMPTS: (u64, u64) = (1, 100);
     /// The timeout of a step, in milliseconds.
     pub const TIMEOUT_MS: (u64, u64) = (1, super::TIMEOUT_MS_MAX);
-    /// Tokens of a text that is generated.
+    /// Tokens of a generated text.
     pub const TOKENS: (u64, u64) = (1, 131_072);
-    /// The temperature of a text that is generated, in thousandths.
+    /// The temperature of a generation, in thousandths.
     pub const TEMPERATURE_THOUSANDTHS: (u64, u64) = (0, 2000);
     /// Code points per chunk.
     pub const CHUNK_SIZE: (u64, u64) = (1, 100_000);
@@ -49,7 +49,7 @@ pub mod bounds {
 named! {
     /// The kinds of step.
     pub enum KindName {
-        /// Cuts a text.
+        /// Splits a text into chunks.
         Chunk = "chunk",
         /// Labels chunks or a text.
         Sentiment = "sentiment",
@@ -57,32 +57,32 @@ named! {
         Entities = "entities",
         /// Summarizes a text.
         Summary = "summary",
-        /// Turns texts into vectors.
+        /// Computes embeddings of texts.
         Embed = "embed",
-        /// Marks keywords, actions and intents.
+        /// Annotates keywords, actions and intents.
         Annotate = "annotate",
         /// Generates text.
         Generate = "generate",
         /// Calls another service.
         Http = "http",
-        /// Computes a value from values.
+        /// Evaluates an expression.
         Map = "map",
-        /// Runs a component of the user's.
+        /// Runs a component of the operator.
         Component = "component",
     }
 }
 
 impl KindName {
-    /// True when such a step calls a model, a service or a component. TCL is the latency of these.
+    /// True for steps that call a model, a service or a component, whose latency is TCL.
     pub fn is_tool(self) -> bool {
         !matches!(self, Self::Chunk | Self::Map | Self::Annotate)
     }
 }
 
 named! {
-    /// What becomes of the pipeline when a step has failed for good.
+    /// The effect of the permanent failure of a step on the pipeline.
     pub enum OnError {
-        /// It ends at once; what runs is stopped.
+        /// It ends at once; running steps are stopped.
         Fail = "fail",
         /// It continues; the output of the step is `null`.
         Continue = "continue",
@@ -107,41 +107,41 @@ named! {
     }
 }
 
-/// What a step does, and with what.
+/// The kind of a step, with its parameters.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Kind {
-    /// Cuts a text into slices of `chunk_size` code points.
+    /// Splits a text into chunks of `chunk_size` code points.
     Chunk {
         /// Code points per chunk.
         chunk_size: u32,
     },
-    /// Labels each chunk of its input, or a text as one.
+    /// Labels each chunk of its input, or a whole text.
     Sentiment {
-        /// The model; none: the one that is configured.
+        /// The model; `None`: the configured one.
         model: Option<String>,
     },
     /// Finds named entities.
     Entities {
-        /// The model; none: the one that is configured.
+        /// The model; `None`: the configured one.
         model: Option<String>,
     },
-    /// Summarizes.
+    /// Summarizes a text.
     Summary {
-        /// The model; none: the one that is configured.
+        /// The model; `None`: the configured one.
         model: Option<String>,
     },
-    /// Turns each text into a vector.
+    /// Computes the embedding of each text.
     Embed {
-        /// The model; none: the one that is configured.
+        /// The model; `None`: the configured one.
         model: Option<String>,
         /// Scale vectors to length 1.
         normalize: bool,
     },
-    /// Keywords, actions and intents.
+    /// Annotates keywords, actions and intents.
     Annotate,
     /// Generates text from a prompt.
     Generate {
-        /// The model; none: the first that is served.
+        /// The model; `None`: the first one that is served.
         model: Option<String>,
         /// The message of the user: a text with expressions over the input, in double braces.
         template: String,
@@ -154,37 +154,37 @@ pub enum Kind {
         /// The seed.
         seed: Option<u64>,
     },
-    /// A call to another service.
+    /// Calls another service.
     Http {
-        /// Where to.
+        /// The URL.
         url: String,
-        /// How.
+        /// The method.
         method: Method,
-        /// Sent besides those that every request has.
+        /// Additional headers.
         headers: Vec<(String, String)>,
-        /// An expression whose value is the body; none: the input is (no body with `GET`).
+        /// An expression whose value is the body; `None`: the input is the body (no body with `GET`).
         body: Option<String>,
     },
-    /// The value of an expression over the input.
+    /// Evaluates an expression over the input.
     Map {
-        /// In the language of `map` (see `weir-codec`).
+        /// The expression, in the language of `weir-expression`.
         expression: String,
     },
     /// A component that exports `weir:stream/step`.
     Component {
-        /// Where it lies.
+        /// The path of its file.
         path: String,
-        /// The most memory that it may have, in bytes.
+        /// Most memory of its instance, in bytes.
         memory_bytes_max: u64,
-        /// How long one call of it may take, in milliseconds.
+        /// The longest duration of a call, in milliseconds.
         deadline_ms: u64,
-        /// Handed to it as it is.
+        /// The configuration, passed to it unchanged.
         config: Json,
     },
 }
 
 impl Kind {
-    /// Its name.
+    /// The name of the kind.
     pub fn name(&self) -> KindName {
         match self {
             Self::Chunk { .. } => KindName::Chunk,
@@ -201,18 +201,19 @@ impl Kind {
     }
 }
 
-/// A piece of work: of a step, or of its compensation.
+/// The task of a step or of a compensation.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Task {
     /// Unique in the pipeline: 1 to [`ID_BYTES_MAX`] of `A-Z a-z 0-9 _ - .`.
     pub id: Arc<str>,
-    /// What to do.
+    /// What the task does.
     pub kind: Kind,
-    /// An expression over [`super::Inputs::context_json`] whose value is the input; none: [`super::Inputs::default_json`].
+    /// An expression over [`super::Inputs::context_json`] whose value is the input; `None`:
+    /// [`super::Inputs::default_json`].
     pub input: Option<String>,
-    /// When it is tried again. The circuit breaker policy has no meaning here.
+    /// The retries of the task. The circuit breaker policy is ignored.
     pub retry: RetryConfig,
-    /// How long one attempt may take, in milliseconds.
+    /// The timeout of an attempt, in milliseconds.
     pub timeout_ms: u64,
 }
 
@@ -226,13 +227,13 @@ impl Task {
 /// A step.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Step {
-    /// What it does.
+    /// The task of the step.
     pub task: Task,
-    /// The steps that must be over before. None: the step before it in the list; empty: it starts at once.
+    /// The steps that must have ended before. `None`: the previous step in the list; empty: it starts at once.
     pub after: Option<Vec<String>>,
-    /// What becomes of the pipeline when it has failed for good.
+    /// The effect of its permanent failure on the pipeline.
     pub on_error: OnError,
-    /// What undoes it once it was completed, in order.
+    /// The tasks that undo the completed step, in order.
     pub compensation: Vec<Task>,
 }
 
@@ -250,11 +251,11 @@ pub struct Streaming {
     pub enabled: bool,
     /// Whether `step_progress` is published.
     pub emit_progress: bool,
-    /// Events that may wait to be stored. A full buffer is stored at once; progress is dropped and outputs
-    /// are pushed back while the store is slower.
+    /// Most events that wait to be stored. A full buffer is stored at once; while the store is slower, progress is
+    /// dropped and outputs are refused.
     pub buffer_size: usize,
-    /// Batches of progress and outputs are stored at most this often, in milliseconds. After a quiet time an event leaves
-    /// at once, and so do all others always.
+    /// The shortest interval between batches of progress and outputs, in milliseconds. All other events, and the first
+    /// one after an idle interval, are stored at once.
     pub flush_interval_ms: u64,
 }
 
@@ -264,7 +265,7 @@ impl Default for Streaming {
     }
 }
 
-/// A definition that was not checked yet.
+/// A definition that is not validated yet.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Draft {
     /// 1 to [`NAME_BYTES_MAX`] of `A-Z a-z 0-9 _ - .`: it is part of a path.
@@ -283,7 +284,11 @@ impl Draft {
         Self { name: name.to_owned(), steps, streaming: Streaming::default(), parallel_max: PARALLEL_MAX_DEFAULT }
     }
 
-    /// Checks it; all mistakes are reported, a cycle only when there is no other.
+    /// Validates the definition.
+    ///
+    /// # Errors
+    ///
+    /// All errors; a cycle only if there is no other error.
     pub fn check(self) -> Result<Definition, Vec<DefinitionError>> {
         let mut errors = Vec::new();
         if !is_name(&self.name, NAME_BYTES_MAX) {
@@ -295,8 +300,8 @@ impl Draft {
             steps => return Err(vec![DefinitionError::TooManySteps { steps }]),
         }
         self.check_numbers(&mut errors);
-        let places = self.check_ids(&mut errors);
-        let after = self.check_after(&places, &mut errors);
+        let indexes = self.check_ids(&mut errors);
+        let after = self.check_after(&indexes, &mut errors);
         if !errors.is_empty() {
             return Err(errors);
         }
@@ -304,8 +309,8 @@ impl Draft {
             let name = |step: usize| self.steps[step].task.id.to_string();
             vec![DefinitionError::Cycle { step: cycle[0], ids: cycle.into_iter().map(name).collect() }]
         })?;
-        let followed = after.iter().fold(0, |all, mask| all | mask);
-        let sinks = all(self.steps.len()) & !followed;
+        let predecessors = after.iter().fold(0, |all, mask| all | mask);
+        let sinks = all(self.steps.len()) & !predecessors;
         Ok(Definition { draft: self, after, ancestors, sinks })
     }
 
@@ -338,27 +343,27 @@ impl Draft {
         }
     }
 
-    /// Where each id is first, of steps and compensations.
+    /// The first index of each id of a step or compensation.
     fn check_ids(&self, errors: &mut Vec<DefinitionError>) -> BTreeMap<&str, StepIndex> {
-        let mut places = BTreeMap::new();
+        let mut indexes = BTreeMap::new();
         for (at, step) in self.steps.iter().enumerate() {
             let compensations = step.compensation.iter().zip(0..).map(|(task, place)| (task, Some(place)));
             for (task, compensation) in std::iter::once((&step.task, None)).chain(compensations) {
                 let place = StepIndex { step: at, compensation };
                 if !is_name(&task.id, ID_BYTES_MAX) {
                     errors.push(DefinitionError::Id { place, id: task.id.to_string() });
-                } else if places.contains_key(&*task.id) {
+                } else if indexes.contains_key(&*task.id) {
                     errors.push(DefinitionError::DuplicateId { place, id: task.id.to_string() });
                 } else {
-                    places.insert(&*task.id, place);
+                    indexes.insert(&*task.id, place);
                 }
             }
         }
-        places
+        indexes
     }
 
-    /// For each step the steps before it, as bits.
-    fn check_after(&self, places: &BTreeMap<&str, StepIndex>, errors: &mut Vec<DefinitionError>) -> Vec<u64> {
+    /// The direct predecessors of each step, as a mask.
+    fn check_after(&self, indexes: &BTreeMap<&str, StepIndex>, errors: &mut Vec<DefinitionError>) -> Vec<u64> {
         let mut all = Vec::new();
         for (at, step) in self.steps.iter().enumerate() {
             let Some(after) = &step.after else {
@@ -367,7 +372,7 @@ impl Draft {
             };
             let mut mask = 0;
             for (index, id) in after.iter().enumerate() {
-                match places.get(id.as_str()) {
+                match indexes.get(id.as_str()) {
                     Some(StepIndex { step, compensation: None }) if mask & bit(*step) == 0 => mask |= bit(*step),
                     Some(StepIndex { compensation: None, .. }) => {
                         errors.push(DefinitionError::AfterTwice { step: at, index, id: id.clone() });
@@ -381,7 +386,7 @@ impl Draft {
     }
 }
 
-/// A pipeline that was checked.
+/// A validated pipeline.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Definition {
     draft: Draft,
@@ -391,27 +396,27 @@ pub struct Definition {
 }
 
 impl Definition {
-    /// What it was made of.
+    /// The draft of the definition.
     pub fn draft(&self) -> &Draft {
         &self.draft
     }
 
-    /// Its name.
+    /// The name of the pipeline.
     pub fn name(&self) -> &str {
         &self.draft.name
     }
 
-    /// Its steps, as they are listed.
+    /// The steps, in the order of the list.
     pub fn steps(&self) -> &[Step] {
         &self.draft.steps
     }
 
-    /// How its events are published.
+    /// How events are published.
     pub fn streaming(&self) -> &Streaming {
         &self.draft.streaming
     }
 
-    /// The work of a step or a compensation; none when there is no such.
+    /// The task of a step or a compensation, if it exists.
     pub fn task(&self, place: StepIndex) -> Option<&Task> {
         let step = self.draft.steps.get(place.step)?;
         match place.compensation {
@@ -420,22 +425,22 @@ impl Definition {
         }
     }
 
-    /// The steps that must be over before one, as bits.
+    /// The direct predecessors of a step, as a mask.
     pub(super) fn after(&self, step: usize) -> u64 {
         self.after[step]
     }
 
-    /// The ids of the steps that must be over before one.
+    /// The ids of the direct predecessors of a step.
     pub(super) fn ids_after(&self, step: usize) -> Vec<Arc<str>> {
         each(self.after(step)).map(|at| self.steps()[at].task.id.clone()).collect()
     }
 
-    /// All steps that lead to one, as bits.
+    /// All direct and indirect predecessors of a step, as a mask.
     pub(super) fn ancestors(&self, step: usize) -> u64 {
         self.ancestors[step]
     }
 
-    /// The steps that no step comes after, as bits.
+    /// The steps without a successor, as a mask.
     pub(super) fn sinks(&self) -> u64 {
         self.sinks
     }
@@ -446,94 +451,94 @@ impl Definition {
 pub struct StepIndex {
     /// The step.
     pub step: usize,
-    /// Which of its compensations; none for the step itself.
+    /// The index of one of its compensations; `None` for the step itself.
     pub compensation: Option<usize>,
 }
 
-/// What is wrong with a definition.
+/// Why a definition is invalid.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
 pub enum DefinitionError {
-    /// Its name.
+    /// The name is invalid.
     #[error("the name must be 1 to {NAME_BYTES_MAX} of A-Z, a-z, 0-9, _, - and ., and is `{}`", short(.name))]
     Name {
         /// The name.
         name: String,
     },
-    /// There is nothing to do.
+    /// There is no step.
     #[error("a pipeline needs at least one step")]
     NoSteps,
-    /// There is too much to do.
+    /// There are more than [`STEPS_MAX`] steps.
     #[error("a pipeline has at most {STEPS_MAX} steps, and this one has {steps}")]
     TooManySteps {
-        /// How many.
+        /// The number of steps.
         steps: usize,
     },
-    /// An id.
+    /// An id is invalid.
     #[error("an id must be 1 to {ID_BYTES_MAX} of A-Z, a-z, 0-9, _, - and ., and is `{}`", short(.id))]
     Id {
-        /// Whose.
+        /// The step or compensation.
         place: StepIndex,
         /// The id.
         id: String,
     },
-    /// An id that another step or compensation has.
+    /// Two steps or compensations have the same id.
     #[error("the id `{id}` is taken")]
     DuplicateId {
-        /// Where it appears again.
+        /// The second step or compensation.
         place: StepIndex,
         /// The id.
         id: String,
     },
-    /// A step is to come after one that there is not.
+    /// `after` names a step that does not exist.
     #[error("there is no step `{}`", short(.id))]
     UnknownAfter {
-        /// The step that names it.
+        /// The step with the list.
         step: usize,
-        /// Where in its list.
+        /// The index in its list.
         index: usize,
-        /// What it names.
+        /// The name in the list.
         id: String,
     },
-    /// A step is to come after the same step twice.
+    /// `after` names a step twice.
     #[error("the step `{id}` is named twice")]
     AfterTwice {
-        /// The step that names it.
+        /// The step with the list.
         step: usize,
-        /// Where in its list.
+        /// The index in its list.
         index: usize,
-        /// What it names.
+        /// The name in the list.
         id: String,
     },
     /// Steps wait for each other.
     #[error("steps wait for each other: {}", .ids.join(" after "))]
     Cycle {
-        /// The first of them.
+        /// The first step of the cycle.
         step: usize,
-        /// Around, the first again at the end.
+        /// The ids of the cycle, with the first one again at the end.
         ids: Vec<String>,
     },
-    /// A number.
+    /// A number is out of its range.
     #[error("{field} must be {min} to {max}, and is {actual}")]
     OutOfRange {
-        /// Whose; none for the pipeline's.
+        /// The step; `None` for a field of the pipeline.
         step: Option<usize>,
-        /// Which.
+        /// The field.
         field: &'static str,
-        /// Smallest.
+        /// The smallest value.
         min: u64,
-        /// Largest.
+        /// The largest value.
         max: u64,
-        /// What it is.
+        /// The value.
         actual: u64,
     },
 }
 
-/// The bit of a step.
+/// The mask of a step.
 pub(super) fn bit(step: usize) -> u64 {
     1 << step
 }
 
-/// The bits of the first steps.
+/// The mask of the first `steps` steps, at least 1.
 pub(super) fn all(steps: usize) -> u64 {
     u64::MAX >> (STEPS_MAX - steps)
 }
@@ -548,15 +553,16 @@ pub(super) fn each(mut mask: u64) -> impl Iterator<Item = usize> {
 }
 
 fn is_name(name: &str, bytes_max: usize) -> bool {
-    let fits = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'-' | b'.');
-    (1..=bytes_max).contains(&name.len()) && name.bytes().all(fits) && !matches!(name, "." | "..")
+    let is_name_byte = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'-' | b'.');
+    (1..=bytes_max).contains(&name.len()) && name.bytes().all(is_name_byte) && !matches!(name, "." | "..")
 }
 
 fn short(text: &str) -> String {
     text.chars().filter(|c| !c.is_control()).take(ID_BYTES_MAX).collect()
 }
 
-/// For each step all that lead to it, or the steps of a cycle, each after the next, the first again at the end.
+/// The direct and indirect predecessors of each step; or the steps of a cycle, each after the next, with the first
+/// again at the end.
 fn ancestors(after: &[u64]) -> Result<Vec<u64>, Vec<usize>> {
     let mut ancestors = vec![0; after.len()];
     let mut open = all(after.len());
@@ -568,14 +574,14 @@ fn ancestors(after: &[u64]) -> Result<Vec<u64>, Vec<usize>> {
     Ok(ancestors)
 }
 
-/// Every open step has an open one before it: going back from any leads around.
+/// A cycle of open steps. Every open step has an open predecessor, so following predecessors leads to a cycle.
 fn cycle(after: &[u64], open: u64) -> Vec<usize> {
     let mut path = vec![open.trailing_zeros() as usize];
     loop {
         let step = (after[path[path.len() - 1]] & open).trailing_zeros() as usize;
-        let seen = path.iter().position(|other| *other == step);
+        let first = path.iter().position(|other| *other == step);
         path.push(step);
-        if let Some(first) = seen {
+        if let Some(first) = first {
             return path.split_off(first);
         }
     }

@@ -1,4 +1,4 @@
-//! What an execution tells.
+//! The events of an execution.
 
 use std::sync::Arc;
 
@@ -14,15 +14,15 @@ named! {
         PipelineStart = "pipeline_start",
         /// A step begins an attempt.
         StepStart = "step_start",
-        /// A step says how far it is.
+        /// A step reports its progress.
         StepProgress = "step_progress",
         /// A step has a part of its output.
         StepOutput = "step_output",
-        /// A step is done.
+        /// A step was completed.
         StepComplete = "step_complete",
         /// An attempt of a step failed.
         StepError = "step_error",
-        /// The execution is done.
+        /// The execution was completed.
         PipelineComplete = "pipeline_complete",
         /// The execution has failed or was cancelled.
         PipelineError = "pipeline_error",
@@ -41,17 +41,17 @@ pub struct StepFailure {
     pub message: Arc<str>,
     /// True when another attempt may succeed.
     pub retryable: bool,
-    /// When to try again at the earliest, in milliseconds, if the one who failed says so.
+    /// The shortest delay before another attempt, in milliseconds, if the failed service requests one.
     pub retry_after_ms: Option<u32>,
 }
 
 impl StepFailure {
-    /// A failure that another attempt does not help.
+    /// A permanent failure: another attempt does not help.
     pub fn last(code: &str, message: impl Into<Arc<str>>) -> Self {
         Self { code: code.into(), message: message.into(), retryable: false, retry_after_ms: None }
     }
 
-    /// A failure that may pass.
+    /// A transient failure: another attempt may succeed.
     pub fn passing(code: &str, message: impl Into<Arc<str>>) -> Self {
         Self { retryable: true, ..Self::last(code, message) }
     }
@@ -77,34 +77,34 @@ impl From<&Failure> for StepFailure {
 /// How an execution failed.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PipelineFailure {
-    /// Why.
+    /// The failure.
     pub failure: StepFailure,
-    /// The step whose failure it was; none when it was cancelled or interrupted too often.
+    /// The step that failed; `None` if the execution was cancelled or interrupted too often.
     pub step_id: Option<Arc<str>>,
-    /// True when a user asked for it.
+    /// True when a user cancelled the execution.
     pub cancelled: bool,
-    /// Compensations that were done.
+    /// Compensations that were completed.
     pub compensated: u32,
     /// Compensations that failed.
     pub compensations_failed: u32,
 }
 
-/// What an event says.
+/// The data of an event.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Data {
     /// The execution begins.
     PipelineStart {
         /// The name of the pipeline.
         name: Arc<str>,
-        /// How many steps it has.
+        /// The number of its steps.
         steps: u32,
     },
     /// A step begins an attempt.
     StepStart {
-        /// What it does.
+        /// The kind of the step.
         kind: KindName,
     },
-    /// A step says how far it is.
+    /// A step reports its progress.
     StepProgress {
         /// From 0 to 1.
         progress: f64,
@@ -118,31 +118,31 @@ pub enum Data {
         /// The part.
         output: Json,
     },
-    /// A step is done.
+    /// A step was completed.
     StepComplete {
-        /// What it does.
+        /// The kind of the step.
         kind: KindName,
-        /// All of its output.
+        /// The complete output.
         output: Json,
-        /// How long the last attempt took.
+        /// The duration of the last attempt, in nanoseconds.
         duration_ns: u64,
     },
     /// An attempt of a step failed.
     StepError {
-        /// What it does.
+        /// The kind of the step.
         kind: KindName,
-        /// Why.
+        /// The failure.
         failure: StepFailure,
-        /// When the next attempt begins; none when this was the last.
+        /// The delay before the next attempt, in nanoseconds; `None` if this was the last one.
         retry_in_ns: Option<u64>,
-        /// How long the attempt took.
+        /// The duration of the attempt, in nanoseconds.
         duration_ns: u64,
     },
-    /// The execution is done.
+    /// The execution was completed.
     PipelineComplete {
-        /// The output of the step that none comes after; of several an object by id.
+        /// The output of the step without a successor; with several of them an object of their outputs by id.
         output: Json,
-        /// Since it began.
+        /// The duration of the execution, in nanoseconds.
         duration_ns: u64,
         /// Steps that were completed.
         steps_completed: u32,
@@ -151,49 +151,49 @@ pub enum Data {
     },
     /// The execution has failed or was cancelled.
     PipelineError {
-        /// How.
+        /// The failure.
         failure: PipelineFailure,
-        /// Since it began.
+        /// The duration of the execution, in nanoseconds.
         duration_ns: u64,
     },
     /// A checkpoint was saved.
     CheckpointSaved {
-        /// Its number, from 1.
+        /// The number of the checkpoint, from 1.
         checkpoint: u64,
-        /// Steps that were completed by then.
+        /// Steps that are completed in the checkpoint.
         steps_completed: u32,
     },
 }
 
-/// The metadata of an event; absent values are 0 or none.
+/// The metadata of an event; absent values are 0 or `None`.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Metadata {
-    /// Which attempt of the step, from 1.
+    /// The number of the attempt of the step, from 1.
     pub attempt: u32,
-    /// The number of the run among all runs of steps in this execution, from 1: it distinguishes runs of a step across attempts and
-    /// crashes.
+    /// The number of the run among all runs of steps in this execution, from 1: it distinguishes runs of a step across
+    /// attempts and crashes.
     pub run: u32,
-    /// How often the execution had been resumed.
+    /// The number of times that the execution had been resumed.
     pub resumed: u32,
     /// The step that this one undoes.
     pub compensates: Option<Arc<str>>,
 }
 
-/// Something that happened in an execution. Its id is the channel's.
+/// An event of an execution. Its id is its cursor in the channel.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Event {
-    /// The step, if it is about one.
+    /// The step, for an event of a step.
     pub step_id: Option<Arc<str>>,
-    /// When, in nanoseconds since 1970.
+    /// The time, in nanoseconds since 1970.
     pub unix_ns: u64,
-    /// What.
+    /// The data.
     pub data: Data,
-    /// About the event itself.
+    /// The metadata.
     pub metadata: Metadata,
 }
 
 impl Event {
-    /// Its type.
+    /// The type of the event.
     pub fn event_type(&self) -> EventType {
         match self.data {
             Data::PipelineStart { .. } => EventType::PipelineStart,
@@ -208,17 +208,17 @@ impl Event {
         }
     }
 
-    /// True when nothing comes after it.
+    /// True for the last event of an execution.
     pub fn is_last(&self) -> bool {
         matches!(self.data, Data::PipelineComplete { .. } | Data::PipelineError { .. })
     }
 
-    /// True when it must be stored without waiting for others.
+    /// True when the event must be stored without delay.
     pub(super) fn is_urgent(&self) -> bool {
         !matches!(self.data, Data::StepProgress { .. } | Data::StepOutput { .. })
     }
 
-    /// About how much memory its values take.
+    /// The approximate memory of its values, in bytes.
     pub(super) fn bytes(&self) -> usize {
         match &self.data {
             Data::StepOutput { output, .. }

@@ -8,7 +8,8 @@
 //! 4. [`Execution::poll_start`]: start a run, and report its progress and its end by its [`Run`].
 //! 5. [`Execution::poll_timeout`]: call [`Execution::handle_timer`] then.
 //!
-//! The execution continues while the driver saves and appends; the next checkpoint and batch have all that has accumulated.
+//! The execution continues while the driver saves and appends; the next checkpoint and batch contain everything that
+//! has accumulated.
 
 use std::{collections::VecDeque, sync::Arc};
 
@@ -43,7 +44,7 @@ pub(super) enum Phase {
     },
 }
 
-/// The state machine. Instants are nanoseconds of a clock that never goes back.
+/// The state machine of an execution. Times are nanoseconds of a monotonic clock.
 #[derive(Debug)]
 pub struct Execution {
     pub(super) id: Arc<str>,
@@ -51,40 +52,46 @@ pub struct Execution {
     pub(super) limits: Limits,
     pub(super) input: Json,
     pub(super) began_unix_ns: u64,
-    /// When this process began with it, and how long it had taken before.
-    pub(super) since_ns: u64,
-    pub(super) carried_ns: u64,
+    /// When this process started or resumed the execution.
+    pub(super) began_ns: u64,
+    /// The duration of the execution before `began_ns`.
+    pub(super) elapsed_before_ns: u64,
     pub(super) resumes: u32,
     pub(super) runs: u32,
     pub(super) random: SplitMix64,
     pub(super) phase: Phase,
     pub(super) steps: Vec<Slot>,
-    /// Steps that can begin or begin again, as bits.
+    /// Steps that wait for an attempt, as a mask.
     pub(super) waiting: u64,
-    /// Steps that run, as bits.
+    /// Running steps, as a mask.
     pub(super) running: u64,
-    /// Steps that are over, as bits; and those of them that a saved checkpoint knows.
+    /// Steps that have ended, as a mask.
     pub(super) settled: u64,
+    /// Steps that have ended in the last saved checkpoint, as a mask.
     pub(super) settled_saved: u64,
     pub(super) completed: Vec<usize>,
     pub(super) outputs_bytes: usize,
-    /// What is to be undone, in order, and how much of it is over.
-    pub(super) undo: Option<Vec<(StepIndex, Slot)>>,
-    pub(super) undo_over: usize,
-    pub(super) undo_failed: u32,
+    /// The compensations to run, in order, once compensation has started.
+    pub(super) compensations: Option<Vec<(StepIndex, Slot)>>,
+    pub(super) compensations_over: usize,
+    pub(super) compensations_failed: u32,
     pub(super) buffer: Buffer,
     pub(super) stops: VecDeque<Run>,
-    /// The state has changed since the last checkpoint.
+    /// Whether the state has changed since the last checkpoint.
     pub(super) dirty: bool,
     pub(super) checkpoint: u64,
-    /// The steps that are over in the checkpoint that is being saved.
+    /// The settled steps of the checkpoint that is being saved.
     pub(super) saving: Option<u64>,
-    /// The first checkpoint of this process is saved.
+    /// Whether the first checkpoint of this process is saved.
     pub(super) accepted: bool,
 }
 
 impl Execution {
-    /// Begins. `id` is unguessable and unique (see `weir-codec`); `seed` is for the jitter of retries.
+    /// Starts an execution. `id` is unguessable and unique (see `weir-codec`); `seed` is the seed of the retry jitter.
+    ///
+    /// # Errors
+    ///
+    /// The input exceeds its bound.
     pub fn new(
         definition: Arc<Definition>,
         id: impl Into<Arc<str>>,
@@ -102,8 +109,8 @@ impl Execution {
             limits,
             input,
             began_unix_ns: now.unix_ns,
-            since_ns: now.monotonic_ns,
-            carried_ns: 0,
+            began_ns: now.monotonic_ns,
+            elapsed_before_ns: 0,
             resumes: 0,
             runs: 0,
             random: SplitMix64::new(seed),
@@ -115,9 +122,9 @@ impl Execution {
             settled_saved: 0,
             completed: Vec::with_capacity(steps),
             outputs_bytes: 0,
-            undo: None,
-            undo_over: 0,
-            undo_failed: 0,
+            compensations: None,
+            compensations_over: 0,
+            compensations_failed: 0,
             buffer: Buffer::new(*definition.streaming(), limits.buffer_bytes_max, 0, VecDeque::new()),
             stops: VecDeque::new(),
             dirty: true,
@@ -127,11 +134,11 @@ impl Execution {
             definition,
         };
         let data = Data::PipelineStart { name: execution.definition.name().into(), steps: steps as u32 };
-        execution.tell(now, data);
+        execution.publish(now, data);
         Ok(execution)
     }
 
-    /// A run says how far it is: `progress` from 0 to 1.
+    /// Handles the progress of a run, from 0 to 1.
     pub fn handle_progress(&mut self, now: Now, run: Run, progress: f64, message: &str) {
         let Some((_, metadata)) = self.current(run) else { return };
         let progress = if progress.is_nan() { 0.0 } else { progress.clamp(0.0, 1.0) };
@@ -144,7 +151,11 @@ impl Execution {
         self.buffer.push_progress(event);
     }
 
-    /// A run has a part of its output.
+    /// Handles a part of the output of a run.
+    ///
+    /// # Errors
+    ///
+    /// See [`ReportError`].
     pub fn handle_output(&mut self, now: Now, run: Run, output: Json) -> Result<(), ReportError> {
         let (index, metadata) = self.current(run).ok_or(ReportError::Stale)?;
         let (bytes, bytes_max) = (output.bytes(), self.limits.output_bytes_max);
@@ -159,7 +170,7 @@ impl Execution {
         Ok(())
     }
 
-    /// A run is done. An output that is too large makes it a failure.
+    /// Handles the completion of a run. An output over its bound is a failure.
     pub fn handle_finished(&mut self, now: Now, run: Run, output: Json) {
         let Some(started_ns) = self.started(run) else { return };
         let bytes = output.bytes();
@@ -175,7 +186,7 @@ impl Execution {
         if let Some(slot) = self.slot_mut(run.place) {
             slot.times.duration_ns = Some(duration_ns);
         }
-        self.tell_of(now, run, Data::StepComplete { kind, output: output.clone(), duration_ns });
+        self.publish_of(now, run, Data::StepComplete { kind, output: output.clone(), duration_ns });
         self.settle(run.place, SlotState::Done(output));
         if is_step {
             self.outputs_bytes += bytes;
@@ -184,14 +195,14 @@ impl Execution {
         self.advance(now);
     }
 
-    /// A run failed.
+    /// Handles the failure of a run.
     pub fn handle_failed(&mut self, now: Now, run: Run, failure: StepFailure) {
         if self.started(run).is_some() {
             self.fail(now, run, failure);
         }
     }
 
-    /// Looks at the clock: runs that took too long are stopped and have failed, and may be tried again.
+    /// Handles the passing of time: runs past their timeout are stopped and fail, with a retry if the task has one.
     pub fn handle_timer(&mut self, now: Now) {
         let late = |place, slot: &Slot| match slot.state {
             SlotState::Running { run, deadline_ns, .. } if deadline_ns <= now.monotonic_ns => {
@@ -199,10 +210,10 @@ impl Execution {
             }
             _ => None,
         };
-        let steps = each(self.running).filter_map(|at| late(step_place(at), &self.steps[at]));
-        let undo = self.undo.iter().flatten().filter_map(|(place, slot)| late(*place, slot));
-        for run in steps.chain(undo).collect::<Vec<_>>() {
-            // The one before may have ended it all.
+        let steps = each(self.running).filter_map(|at| late(step_index(at), &self.steps[at]));
+        let compensations = self.compensations.iter().flatten().filter_map(|(place, slot)| late(*place, slot));
+        for run in steps.chain(compensations).collect::<Vec<_>>() {
+            // An earlier failure of this loop may have ended the execution.
             if self.started(run).is_some() {
                 let timeout_ms = self.definition.task(run.place).map_or(0, |task| task.timeout_ms);
                 self.stops.push_back(run);
@@ -212,7 +223,8 @@ impl Execution {
         }
     }
 
-    /// Ends it on request: what runs is stopped and nothing is undone. False when it is over or being undone already.
+    /// Cancels the execution: running steps are stopped, without compensations. False if it has ended or is being
+    /// compensated.
     pub fn handle_cancel(&mut self, now: Now, reason: StepFailure) -> bool {
         if !matches!(self.phase, Phase::Running) {
             return false;
@@ -221,12 +233,13 @@ impl Execution {
         true
     }
 
-    /// The channel holds `count` events of this execution, after the batch was appended, in part, or not.
+    /// Records that the channel has `events_stored` events of this execution, after a batch was appended, in part, or
+    /// not.
     pub fn handle_stored(&mut self, events_stored: u64) {
         self.buffer.handle_stored(events_stored);
     }
 
-    /// The checkpoint of this number is safe.
+    /// Records that the checkpoint of this number is saved.
     pub fn handle_checkpoint_saved(&mut self, number: u64) {
         if number == self.checkpoint
             && let Some(settled) = self.saving.take()
@@ -237,7 +250,7 @@ impl Execution {
         }
     }
 
-    /// The next run to begin.
+    /// The next run to start.
     pub fn poll_start(&mut self, now: Now) -> Option<RunRequest> {
         if !self.accepted {
             return None;
@@ -247,11 +260,11 @@ impl Execution {
                 let is_due = |at: &usize| {
                     self.definition.after(*at) & !self.settled_saved == 0 && self.steps[*at].is_due(now.monotonic_ns)
                 };
-                step_place(each(self.waiting).find(is_due)?)
+                step_index(each(self.waiting).find(is_due)?)
             }
-            // Undone one by one, each only when the one before is known to be over.
+            // Compensations run one at a time, each after the end of the previous one is saved.
             Phase::Failing { .. } if !self.dirty && self.saving.is_none() => {
-                let (place, slot) = self.undo.as_ref()?.get(self.undo_over)?;
+                let (place, slot) = self.compensations.as_ref()?.get(self.compensations_over)?;
                 slot.is_due(now.monotonic_ns).then_some(*place)?
             }
             _ => return None,
@@ -273,7 +286,7 @@ impl Execution {
         slot.times = StepTimes { began_unix_ns: Some(now.unix_ns), duration_ns: None };
         slot.progress = None;
         let attempt = slot.attempts;
-        self.tell_of(now, run, Data::StepStart { kind });
+        self.publish_of(now, run, Data::StepStart { kind });
         Some(RunRequest { run, attempt, inputs: self.inputs(place) })
     }
 
@@ -287,8 +300,8 @@ impl Execution {
         self.buffer.poll(now.monotonic_ns, !self.dirty)
     }
 
-    /// The next checkpoint to save: one at a time, until [`Self::handle_checkpoint_saved`]. If saving fails, save it again: until then
-    /// none of its events is stored, and no step starts from it.
+    /// The next checkpoint to save: one at a time, until [`Self::handle_checkpoint_saved`]. If saving fails, save it
+    /// again: until then none of its events is stored, and no step starts from it.
     pub fn poll_checkpoint(&mut self, now: Now) -> Option<Checkpoint> {
         if !self.dirty || self.saving.is_some() {
             return None;
@@ -297,13 +310,13 @@ impl Execution {
         self.saving = Some(self.settled);
         self.checkpoint += 1;
         let steps_completed = self.completed.len() as u32;
-        let mark = Data::CheckpointSaved { checkpoint: self.checkpoint, steps_completed };
+        let saved = Data::CheckpointSaved { checkpoint: self.checkpoint, steps_completed };
         let metadata = Metadata { resumed: self.resumes, ..Metadata::default() };
-        self.buffer.hold(Event { step_id: None, unix_ns: now.unix_ns, data: mark, metadata });
+        self.buffer.hold(Event { step_id: None, unix_ns: now.unix_ns, data: saved, metadata });
         Some(self.snapshot(now))
     }
 
-    /// When to look at the clock next; none when only an input changes anything.
+    /// When to call [`Self::handle_timer`] and poll; `None` if only an input has an effect.
     pub fn poll_timeout(&self) -> Option<u64> {
         let of = |slot: &Slot| match slot.state {
             SlotState::Running { deadline_ns, .. } => Some(deadline_ns),
@@ -311,11 +324,11 @@ impl Execution {
             _ => None,
         };
         let steps = each(self.running | self.waiting).filter_map(|at| of(&self.steps[at]));
-        let undo = self.undo.iter().flatten().filter_map(|(_, slot)| of(slot));
-        steps.chain(undo).chain(self.buffer.poll_timeout()).min()
+        let compensations = self.compensations.iter().flatten().filter_map(|(_, slot)| of(slot));
+        steps.chain(compensations).chain(self.buffer.poll_timeout()).min()
     }
 
-    /// How it ended; none while it has not.
+    /// The outcome, once the execution has ended.
     pub fn outcome(&self) -> Option<&Outcome> {
         match &self.phase {
             Phase::Done { outcome, .. } => Some(outcome),
@@ -323,33 +336,33 @@ impl Execution {
         }
     }
 
-    /// True when it has ended, all of it is saved and every event is stored.
+    /// True when the execution has ended, its last checkpoint is saved and every event is stored.
     pub fn is_drained(&self) -> bool {
         let saved = !self.dirty && self.saving.is_none();
         self.outcome().is_some() && saved && self.buffer.is_empty() && self.stops.is_empty()
     }
 
-    /// Its id.
+    /// The id of the execution.
     pub fn id(&self) -> &Arc<str> {
         &self.id
     }
 
-    /// Its input.
+    /// The input of the execution.
     pub fn input(&self) -> &Json {
         &self.input
     }
 
-    /// What it does.
+    /// The definition of the pipeline.
     pub fn definition(&self) -> &Arc<Definition> {
         &self.definition
     }
 
-    /// The number of the last event that has one.
+    /// The number of the last numbered event.
     pub fn events(&self) -> u64 {
         self.buffer.last_seq()
     }
 
-    /// How often it was resumed.
+    /// The number of times that the execution was resumed.
     pub fn resumes(&self) -> u32 {
         self.resumes
     }
@@ -366,20 +379,20 @@ impl Execution {
         self.definition.steps().iter().map(|step| &step.task).zip(&self.steps)
     }
 
-    /// How long it has taken, or took.
+    /// The duration of the execution so far, or in total.
     pub(super) fn duration_ns(&self, now_ns: u64) -> u64 {
         match self.phase {
             Phase::Done { duration_ns, .. } => duration_ns,
-            _ => self.carried_ns.saturating_add(now_ns.saturating_sub(self.since_ns)),
+            _ => self.elapsed_before_ns.saturating_add(now_ns.saturating_sub(self.began_ns)),
         }
     }
 
-    /// The output of the whole.
+    /// The output of the pipeline.
     pub(super) fn output(&self) -> Json {
         let sinks: Vec<usize> = each(self.definition.sinks()).collect();
         let outputs = sinks.iter().map(|at| (&*self.definition.steps()[*at].task.id, self.output_of(*at)));
         match &sinks[..] {
-            [one] => self.output_of(*one),
+            [sink] => self.output_of(*sink),
             _ => {
                 let outputs: Vec<(&str, Json)> = outputs.collect();
                 Json::object(outputs.iter().map(|(id, output)| (*id, output)))
@@ -412,23 +425,23 @@ impl Execution {
     fn slot(&self, place: StepIndex) -> Option<&Slot> {
         match place.compensation {
             None => self.steps.get(place.step),
-            Some(_) => self.undo.as_ref()?.iter().find(|(other, _)| *other == place).map(|(_, slot)| slot),
+            Some(_) => self.compensations.as_ref()?.iter().find(|(other, _)| *other == place).map(|(_, slot)| slot),
         }
     }
 
     fn slot_mut(&mut self, place: StepIndex) -> Option<&mut Slot> {
         match place.compensation {
             None => self.steps.get_mut(place.step),
-            Some(_) => self.undo.as_mut()?.iter_mut().find(|(other, _)| *other == place).map(|(_, slot)| slot),
+            Some(_) => self.compensations.as_mut()?.iter_mut().find(|(other, _)| *other == place).map(|(_, slot)| slot),
         }
     }
 
-    /// When a run began, if it runs.
+    /// When a run started, if it is running.
     fn started(&self, run: Run) -> Option<u64> {
         self.slot(run.place)?.running_since(run.number)
     }
 
-    /// The next part and the metadata of a run, if it runs.
+    /// The index of the next part and the metadata of a run, if it is running.
     fn current(&self, run: Run) -> Option<(u64, Metadata)> {
         let slot = self.slot(run.place)?;
         slot.running_since(run.number)?;
@@ -445,14 +458,14 @@ impl Execution {
         }
     }
 
-    /// Tells something of the whole.
-    fn tell(&mut self, now: Now, data: Data) {
+    /// Publishes an event of the execution.
+    fn publish(&mut self, now: Now, data: Data) {
         let metadata = Metadata { resumed: self.resumes, ..Metadata::default() };
         self.buffer.push(Event { step_id: None, unix_ns: now.unix_ns, data, metadata });
     }
 
-    /// Tells something of the life of a run.
-    fn tell_of(&mut self, now: Now, run: Run, data: Data) {
+    /// Publishes a lifecycle event of a run.
+    fn publish_of(&mut self, now: Now, run: Run, data: Data) {
         let event = self.event_of(now, run.place, data, self.metadata(run));
         self.buffer.push(event);
     }
@@ -487,20 +500,20 @@ impl Execution {
             times: self.steps.iter().map(|slot| slot.times).collect(),
             completed: self.completed.clone(),
             phase,
-            compensations_over: self.undo_over,
-            compensations_failed: self.undo_failed,
+            compensations_over: self.compensations_over,
+            compensations_failed: self.compensations_failed,
             events_end: self.buffer.last_seq(),
             outbox: self.buffer.outbox(),
         }
     }
 }
 
-fn step_place(step: usize) -> StepIndex {
+fn step_index(step: usize) -> StepIndex {
     StepIndex { step, compensation: None }
 }
 
-/// What undoes the completed steps, the last first.
-pub(super) fn undo_list(definition: &Definition, completed: &[usize]) -> Vec<(StepIndex, Slot)> {
+/// The compensations of the completed steps, in reverse order of completion.
+pub(super) fn compensation_list(definition: &Definition, completed: &[usize]) -> Vec<(StepIndex, Slot)> {
     let of = |step: usize| {
         let count = definition.steps()[step].compensation.len();
         (0..count).map(move |at| StepIndex { step, compensation: Some(at) })

@@ -1,11 +1,11 @@
-//! JSON values as text that this crate does not read.
+//! JSON values as text that this crate does not parse.
 
 use std::{fmt, sync::Arc};
 
 /// One JSON value as text, cheap to clone.
 ///
-/// This crate never reads it; it only joins such texts into objects. Its maker has checked that it is a single value
-/// without line ends (`weir-codec` does).
+/// This crate does not parse it; it only joins such texts into objects. The creator must have checked that it is a
+/// single value without line ends, as `weir-codec` does.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Json(Arc<str>);
 

@@ -1,27 +1,28 @@
-//! Pipelines: steps of a graph that run, fail, are retried and undone, and append every event of it to a channel.
+//! Pipelines: the steps of a graph that run, fail, are retried and compensated, with events in a channel.
 //!
 //! - [`Definition`]: the steps and their dependencies, validated.
-//! - [`Execution`]: one run of it, as a state machine that a driver feeds and drains.
-//! - [`Event`]: an event of an execution; [`Sequenced`] with its number in the channel.
+//! - [`Execution`]: one run of a definition, as a state machine.
+//! - [`Event`]: an event of an execution; [`Sequenced`]: an event with its number in the channel.
 //! - [`Checkpoint`]: the state of an execution as plain data, to continue from after a crash.
 //! - [`Reliability`]: SR, CR, TCL and WCT, from the events.
 //!
-//! # What is guaranteed across a crash
+//! # Guarantees across a crash
 //!
-//! Each lasting change (accepted, a step settled, a compensation settled, the end) makes a [`Checkpoint`] that carries the
-//! events of that change and every earlier event whose storing was not confirmed: an outbox. Its events leave only once it
-//! is saved, and no step starts from an output that is not in a saved one. So, however the process dies:
+//! Each durable change (the start, the end of a step or compensation, the end of the execution) creates a
+//! [`Checkpoint`] with the events of that change and every earlier event that is not known to be stored: an outbox. Its
+//! events are stored only after the checkpoint is saved, and no step starts from an output that is not in a saved
+//! checkpoint. So after any crash:
 //!
-//! - Events have the numbers 1, 2, 3… without a hole, and each number is stored once: [`Execution::resume`] takes the number of events
-//!   that the channel has, and sends only later ones.
-//! - Each `step_complete` and the last event (`pipeline_complete` or `pipeline_error`) are stored exactly once, and a step
-//!   with a stored `step_complete` never runs again.
+//! - Events have the numbers 1, 2, 3… without a hole, and each number is stored once: [`Execution::resume`] takes the
+//!   number of events that the channel has, and sends only later ones.
+//! - Each `step_complete` and the last event (`pipeline_complete` or `pipeline_error`) are stored exactly once, and a
+//!   step with a stored `step_complete` never runs again.
 //! - A step that was running, or waited for a retry, is run again from its first attempt: **at least once**. Its
-//!   `step_start`, `step_output` and `step_error` then come again, with a higher `run` in their metadata; the outputs of the
-//!   highest run are those that count.
-//! - A step that was running while others were being undone is neither run again nor undone.
-//! - What a coalesced `step_progress` said is gone; everything else that was accepted and not tied to a checkpoint may be
-//!   lost with the memory of the process, and belongs to a step that runs again.
+//!   `step_start`, `step_output` and `step_error` are then repeated with a higher `run` in their metadata; the outputs
+//!   of the highest run are valid.
+//! - A step that was running during compensation is neither run again nor compensated.
+//! - Coalesced `step_progress` events are lost. Other events that were not part of a checkpoint can be lost with the
+//!   process; they belong to a step that runs again.
 
 mod buffer;
 mod checkpoint;

@@ -1,24 +1,24 @@
-//! SR, CR, TCL and WCT, from the events of all executions, over all time and over a window.
+//! SR, CR, TCL and WCT, from the events of all executions, in total and over a window.
 //!
-//! The source names the four rates and does not define them; these are our definitions:
+//! The specification names the four rates without definitions. They are defined here as:
 //!
 //! - **SR**, success rate: executions that were completed, by executions that were completed or failed. A cancelled one
 //!   counts as neither.
-//! - **CR**, compensation rate: compensations that ran (done or failed for good), by steps that were completed.
-//! - **TCL**, mean tool latency: the mean duration of the completed attempts of steps that call something else (models,
-//!   services, components: [`super::KindName::is_tool`]), compensations included.
+//! - **CR**, compensation rate: compensations that ran (completed or failed permanently), by steps that were completed.
+//! - **TCL**, mean tool latency: the mean duration of the completed attempts of steps that call a model, a service or a
+//!   component ([`super::KindName::is_tool`]), compensations included.
 //! - **WCT**, mean workflow time: the mean time from `pipeline_start` to `pipeline_complete` of completed executions.
 //!
-//! A rate of nothing is none, not zero.
+//! A rate without data is `None`, not 0.
 
 use super::event::{Data, Event};
 
-/// How the window is counted.
+/// The window of the rates.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ReliabilityConfig {
-    /// The length of a slice of the window, in nanoseconds; at least 1 is assumed.
+    /// The length of a slice of the window, in nanoseconds; 0 counts as 1.
     pub slice_ns: u64,
-    /// Slices in the window; at least 1 is assumed. Nothing else grows.
+    /// Slices in the window; 0 counts as 1. Memory is proportional to it.
     pub slices: usize,
 }
 
@@ -38,19 +38,19 @@ pub struct Rates {
     pub executions_failed: u64,
     /// Executions that were cancelled.
     pub executions_cancelled: u64,
-    /// Steps that were completed, compensations apart.
+    /// Steps that were completed, without compensations.
     pub steps_completed: u64,
-    /// Steps that failed for good, compensations apart.
+    /// Steps that failed permanently, without compensations.
     pub steps_failed: u64,
-    /// Attempts that are followed by another.
+    /// Attempts that are followed by a retry.
     pub retries: u64,
-    /// Compensations that are over, done or failed.
+    /// Compensations that have ended, completed or failed.
     pub compensations: u64,
-    /// Completed attempts of steps that call something else.
+    /// Completed attempts of steps that call a model, a service or a component.
     pub tool_calls: u64,
-    /// What these took together.
+    /// The total duration of these attempts, in nanoseconds.
     pub tool_ns: u64,
-    /// What the completed executions took together.
+    /// The total duration of the completed executions, in nanoseconds.
     pub workflow_ns: u64,
 }
 
@@ -60,7 +60,7 @@ impl Rates {
         ratio(self.executions_completed, self.executions_completed + self.executions_failed)
     }
 
-    /// Compensation rate: 0 when nothing was undone.
+    /// Compensation rate: 0 without compensations.
     pub fn compensation_rate(&self) -> Option<f64> {
         ratio(self.compensations, self.steps_completed)
     }
@@ -93,35 +93,34 @@ fn ratio(part: u64, whole: u64) -> Option<f64> {
     (whole > 0).then(|| part as f64 / whole as f64)
 }
 
-/// What is known at a time.
+/// The rates at a time.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Snapshot {
-    /// Since this began to count.
+    /// The counts since [`Reliability::new`].
     pub total: Rates,
-    /// Of the window that ends now.
+    /// The counts of the window that ends now.
     pub window: Rates,
-    /// How long the window is, in nanoseconds.
+    /// The length of the window, in nanoseconds.
     pub window_ns: u64,
 }
 
-/// Counts events. Give it each event once, when it is stored: after a crash, events that were stored before are not given
-/// again, and counting begins anew.
+/// Counts events. Each event must be passed once, when it is stored; after a crash counting starts again from 0.
 #[derive(Debug, Clone)]
 pub struct Reliability {
     config: ReliabilityConfig,
     total: Rates,
-    /// A ring: slice `n` of time is at `n % slices`, with its `n`.
+    /// A ring buffer: slice number `n` is at `n % slices`, with its number.
     ring: Vec<(u64, Rates)>,
 }
 
 impl Reliability {
-    /// Nothing counted yet.
+    /// Counts without events.
     pub fn new(config: ReliabilityConfig) -> Self {
         let config = ReliabilityConfig { slice_ns: config.slice_ns.max(1), slices: config.slices.max(1) };
         Self { config, total: Rates::default(), ring: vec![(0, Rates::default()); config.slices] }
     }
 
-    /// Takes an event at a time.
+    /// Counts an event at a time.
     pub fn handle_event(&mut self, now_ns: u64, event: &Event) {
         let Some(counts) = counts(event) else { return };
         self.total.add(&counts);
@@ -134,7 +133,7 @@ impl Reliability {
         rates.add(&counts);
     }
 
-    /// What is known now.
+    /// The rates at a time.
     pub fn snapshot(&self, now_ns: u64) -> Snapshot {
         let slice = now_ns / self.config.slice_ns;
         let oldest = slice.saturating_sub(self.ring.len() as u64 - 1);
@@ -147,7 +146,7 @@ impl Reliability {
     }
 }
 
-/// What an event adds; none when nothing.
+/// The counts of an event, if it has any.
 fn counts(event: &Event) -> Option<Rates> {
     let compensation = u64::from(event.metadata.compensates.is_some());
     let mut rates = Rates::default();

@@ -1,4 +1,4 @@
-//! Going on after a crash.
+//! Resumption of an execution from a checkpoint.
 
 use std::{collections::VecDeque, iter, sync::Arc};
 
@@ -7,22 +7,26 @@ use super::{
     checkpoint::{Checkpoint, CheckpointPhase, CheckpointStep, ResumeError, StepTimes},
     definition::{Definition, OnError, all, bit},
     event::{Sequenced, StepFailure},
-    execution::{Execution, Phase, undo_list},
+    execution::{Execution, Phase, compensation_list},
     json::Json,
     run::{Limits, Outcome},
     slot::{Slot, SlotState},
 };
 use crate::{random::SplitMix64, time::Now};
 
-/// More events and checkpoints than any execution has; counting on from it cannot overflow.
+/// Most events and checkpoints of an execution; further counting from it cannot overflow.
 const COUNT_MAX: u64 = 1 << 53;
 
 impl Execution {
-    /// Continues from the last checkpoint that was saved, where the channel holds `events_stored` events of the execution: the
-    /// number of its last one, whether or not the first are still retained.
+    /// Continues from the last saved checkpoint. `events_stored` is the number of the last event of the execution in
+    /// the channel, even if earlier ones are no longer retained.
     ///
-    /// The module documents the guarantees. An execution that had ended only sends its missing events. The time since the checkpoint
-    /// counts into the duration, as far as the wall clock has measured it.
+    /// The module documents the guarantees. An execution that had ended only sends its missing events. The time since
+    /// the checkpoint, by the wall clock, counts towards the duration.
+    ///
+    /// # Errors
+    ///
+    /// See [`ResumeError`].
     pub fn resume(
         definition: Arc<Definition>,
         checkpoint: Checkpoint,
@@ -40,17 +44,17 @@ impl Execution {
             checkpoint.outbox.into_iter().filter(|event| event.seq > events_stored).collect();
         let last_seq = checkpoint.events_end.max(events_stored);
         let settled = settled(&checkpoint.steps);
-        let away_ns = now.unix_ns.saturating_sub(checkpoint.unix_ns);
+        let downtime_ns = now.unix_ns.saturating_sub(checkpoint.unix_ns);
         let mut execution = Self {
             buffer: Buffer::new(*definition.streaming(), limits.buffer_bytes_max, last_seq, ready),
             id: checkpoint.execution_id,
             limits,
             input: checkpoint.input,
             began_unix_ns: checkpoint.began_unix_ns,
-            since_ns: now.monotonic_ns,
-            carried_ns: checkpoint.elapsed_ns.saturating_add(away_ns),
+            began_ns: now.monotonic_ns,
+            elapsed_before_ns: checkpoint.elapsed_ns.saturating_add(downtime_ns),
             resumes: checkpoint.resumes.saturating_add(1),
-            // Runs that began after the checkpoint have numbers that it does not know; none has more than there are events.
+            // Runs after the checkpoint have higher numbers, but not higher than the number of events.
             runs: checkpoint.runs.max(last_seq.try_into().unwrap_or(u32::MAX)),
             random: SplitMix64::new(seed),
             phase: Phase::Running,
@@ -61,9 +65,9 @@ impl Execution {
             completed: checkpoint.completed,
             outputs_bytes: checkpoint.steps.iter().map(bytes).sum(),
             steps: slots(checkpoint.steps, checkpoint.times),
-            undo: None,
-            undo_over: checkpoint.compensations_over,
-            undo_failed: checkpoint.compensations_failed,
+            compensations: None,
+            compensations_over: checkpoint.compensations_over,
+            compensations_failed: checkpoint.compensations_failed,
             stops: VecDeque::new(),
             dirty: false,
             checkpoint: checkpoint.number,
@@ -75,30 +79,31 @@ impl Execution {
         match checkpoint.phase {
             CheckpointPhase::Completed => {
                 let outcome = Outcome::Completed { output: execution.output() };
-                execution.finished(outcome, duration_ns, checkpoint.resumes);
+                execution.restore_end(outcome, duration_ns, checkpoint.resumes);
             }
             CheckpointPhase::Failed(failure) => {
-                execution.finished(Outcome::Failed(failure), duration_ns, checkpoint.resumes);
+                execution.restore_end(Outcome::Failed(failure), duration_ns, checkpoint.resumes);
             }
-            CheckpointPhase::Running => execution.go_on(now),
+            CheckpointPhase::Running => execution.continue_execution(now),
             CheckpointPhase::Failing { failure, step } => {
                 execution.phase = Phase::Failing { failure, step };
                 execution.waiting = 0;
-                execution.go_on(now);
+                execution.continue_execution(now);
             }
         }
         Ok(execution)
     }
 
-    /// It had ended before.
-    fn finished(&mut self, outcome: Outcome, duration_ns: u64, resumes: u32) {
+    /// Restores the outcome of an execution that had ended.
+    fn restore_end(&mut self, outcome: Outcome, duration_ns: u64, resumes: u32) {
         self.phase = Phase::Done { outcome, duration_ns };
         self.waiting = 0;
         self.resumes = resumes;
     }
 
-    /// The next checkpoint says that it was resumed, so that an execution which kills its process ends some day.
-    fn go_on(&mut self, now: Now) {
+    /// Continues an execution that had not ended. The next checkpoint has the new count of resumptions, which bounds
+    /// those of an execution that crashes its process.
+    fn continue_execution(&mut self, now: Now) {
         self.dirty = true;
         if self.resumes > self.limits.resumes_max {
             let message = format!("the execution was interrupted {} times", self.resumes);
@@ -133,40 +138,40 @@ fn bytes(step: &CheckpointStep) -> usize {
     }
 }
 
-/// What holds in every checkpoint that this machine made.
+/// Checks the invariants of a checkpoint.
 fn check(definition: &Definition, checkpoint: &Checkpoint) -> Result<(), ResumeError> {
     let steps = definition.steps().len();
-    let holds = |condition: bool, what| if condition { Ok(()) } else { Err(ResumeError::Unfit(what)) };
-    holds((1..=COUNT_MAX).contains(&checkpoint.number), "its number is out of range")?;
-    holds(checkpoint.events_end <= COUNT_MAX, "it has too many events")?;
-    holds(checkpoint.steps.len() == steps, "another number of steps")?;
+    let require = |condition: bool, what| if condition { Ok(()) } else { Err(ResumeError::Unfit(what)) };
+    require((1..=COUNT_MAX).contains(&checkpoint.number), "its number is out of range")?;
+    require(checkpoint.events_end <= COUNT_MAX, "it has too many events")?;
+    require(checkpoint.steps.len() == steps, "another number of steps")?;
     let mut completed = 0;
     for step in &checkpoint.completed {
         let is_completed = matches!(checkpoint.steps.get(*step), Some(CheckpointStep::Completed(_)));
-        holds(is_completed && completed & bit(*step) == 0, "a step in the order of completion is not completed")?;
+        require(is_completed && completed & bit(*step) == 0, "a step in the order of completion is not completed")?;
         completed |= bit(*step);
     }
     let all_completed = checkpoint.steps.iter().filter(|step| matches!(step, CheckpointStep::Completed(_))).count();
-    holds(all_completed == checkpoint.completed.len(), "a completed step is not in the order of completion")?;
+    require(all_completed == checkpoint.completed.len(), "a completed step is not in the order of completion")?;
     let settled = settled(&checkpoint.steps);
     for at in 0..steps {
         let early = settled & bit(at) != 0 && definition.after(at) & !settled != 0;
-        holds(!early, "a step is over before those that it comes after")?;
+        require(!early, "a step is over before those that it comes after")?;
         let fatal = matches!(checkpoint.steps[at], CheckpointStep::Failed(_))
             && definition.steps()[at].on_error != OnError::Continue;
-        holds(!fatal || checkpoint.phase != CheckpointPhase::Running, "a step has failed for good and the rest runs")?;
+        require(!fatal || checkpoint.phase != CheckpointPhase::Running, "a step has failed permanently and the execution runs")?;
     }
     match &checkpoint.phase {
-        CheckpointPhase::Completed => holds(settled == all(steps), "it is completed and a step is not over")?,
-        CheckpointPhase::Failing { step, .. } => holds(*step < steps, "there is no such step")?,
+        CheckpointPhase::Completed => require(settled == all(steps), "it is completed and a step is not over")?,
+        CheckpointPhase::Failing { step, .. } => require(*step < steps, "there is no such step")?,
         CheckpointPhase::Running | CheckpointPhase::Failed(_) => {}
     }
-    let compensations = undo_list(definition, &checkpoint.completed).len();
-    holds(checkpoint.compensations_over <= compensations, "more compensations than there are")?;
-    holds(checkpoint.compensations_failed as usize <= checkpoint.compensations_over, "more failed than were tried")?;
+    let compensations = compensation_list(definition, &checkpoint.completed).len();
+    require(checkpoint.compensations_over <= compensations, "more compensations than there are")?;
+    require(checkpoint.compensations_failed as usize <= checkpoint.compensations_over, "more failed than were tried")?;
     let Some(first) = checkpoint.outbox.first().map(|event| event.seq) else { return Ok(()) };
-    holds((1..=checkpoint.events_end).contains(&first), "its first event is out of range")?;
+    require((1..=checkpoint.events_end).contains(&first), "its first event is out of range")?;
     let numbered = checkpoint.outbox.iter().zip(first..).all(|(event, seq)| event.seq == seq);
     let last = first.checked_add(checkpoint.outbox.len() as u64 - 1);
-    holds(numbered && last == Some(checkpoint.events_end), "the numbers of its events have holes")
+    require(numbered && last == Some(checkpoint.events_end), "the numbers of its events have holes")
 }

@@ -1,4 +1,4 @@
-//! Runs of steps: what a driver starts, what it reports, and how an execution ends.
+//! Runs of steps: the requests to a driver, its reports, and the outcome of an execution.
 
 use std::sync::Arc;
 
@@ -6,14 +6,14 @@ use thiserror::Error;
 
 use super::{buffer::Full, definition::StepIndex, event::PipelineFailure, json::Json};
 
-/// Bounds that no definition can change.
+/// Bounds of an execution, which are independent of its definition.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Limits {
     /// The input of a pipeline, in bytes of JSON.
     pub input_bytes_max: usize,
     /// The output of a step, or a part of it, in bytes of JSON.
     pub output_bytes_max: usize,
-    /// The outputs of all steps together, in bytes of JSON: each checkpoint has them.
+    /// The outputs of all steps together, in bytes of JSON; every checkpoint contains them.
     pub outputs_bytes_max: usize,
     /// The values of events that wait to be stored, in bytes.
     pub buffer_bytes_max: usize,
@@ -41,7 +41,7 @@ impl Default for Limits {
 pub struct Run {
     /// The step or compensation.
     pub place: StepIndex,
-    /// Unique in the execution, also across crashes.
+    /// The number of the run, unique in the execution, even across crashes.
     pub number: u32,
 }
 
@@ -61,16 +61,16 @@ pub struct RunRequest {
 pub struct Inputs {
     /// The input of the pipeline.
     pub input: Json,
-    /// The outputs of all steps that it depends on, by id, in the order of the definition; `null` for one that failed. A compensation
-    /// has the output of the step that it undoes as well, last.
+    /// The outputs of all steps that it depends on, by id, in the order of the definition; `null` for one that failed.
+    /// A compensation has the output of the step that it undoes as well, last.
     pub steps: Vec<(Arc<str>, Json)>,
-    /// Indexes of those that it depends on directly.
+    /// The indexes in `steps` of the direct dependencies.
     pub direct: Vec<usize>,
 }
 
 impl Inputs {
-    /// The input of a task without an expression: that of the pipeline where it depends on no step, the output of the one step that it
-    /// depends on, or an object of the outputs of several by id.
+    /// The input of a task without an expression: the input of the pipeline if it depends on no step, the output of the
+    /// only step that it depends on, or an object of the outputs of several steps by id.
     pub fn default_json(&self) -> Json {
         let direct = |at: &usize| self.steps.get(*at).map(|(id, output)| (&**id, output));
         match &self.direct[..] {
@@ -80,7 +80,7 @@ impl Inputs {
         }
     }
 
-    /// The value that its expression is evaluated over: `{"input": …, "steps": {id: output, …}}`.
+    /// The value over which the expressions of a task are evaluated: `{"input": …, "steps": {id: output, …}}`.
     pub fn context_json(&self) -> Json {
         let steps = Json::object(self.steps.iter().map(|(id, output)| (&**id, output)));
         Json::object([("input", &self.input), ("steps", &steps)])
@@ -92,7 +92,7 @@ impl Inputs {
 pub enum Outcome {
     /// Every step has ended.
     Completed {
-        /// The output of the last step; where several have no successor, an object of their outputs by id.
+        /// The output of the step without a successor; with several of them an object of their outputs by id.
         output: Json,
     },
     /// It failed or was cancelled.
@@ -102,7 +102,8 @@ pub enum Outcome {
 /// Why a report of a run was refused.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
 pub enum ReportError {
-    /// The buffer of events is full: report it again once events were stored, and read no more from the step until then.
+    /// The buffer of events is full. Report the output again once events were stored, and read no more from the step
+    /// until then.
     #[error("the events that wait to be stored have no room for more")]
     Full,
     /// The run has ended: its result is not used.

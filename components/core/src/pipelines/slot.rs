@@ -1,9 +1,9 @@
-//! One step, or one compensation, on its way.
+//! The state of a step or a compensation.
 
 use super::{checkpoint::StepTimes, event::StepFailure, json::Json};
 use crate::inference::retry::Retry;
 
-/// Where it is.
+/// The state of a step or a compensation.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum SlotState {
     /// It was not started.
@@ -14,17 +14,17 @@ pub(super) enum SlotState {
         run: u32,
         /// When it began.
         started_ns: u64,
-        /// When it has taken too long.
+        /// When it times out.
         deadline_ns: u64,
     },
     /// It waits for the next attempt.
     Backoff {
-        /// When that begins.
+        /// When the next attempt is due.
         until_ns: u64,
     },
-    /// It is done.
+    /// It was completed with this output.
     Done(Json),
-    /// It failed for good.
+    /// It failed permanently.
     Failed(StepFailure),
     /// It was cancelled while it ran or waited for another attempt.
     Stopped,
@@ -37,11 +37,11 @@ pub(super) struct Slot {
     pub(super) retry: Retry,
     /// Attempts that were started.
     pub(super) attempts: u32,
-    /// Parts of output of this attempt.
+    /// Parts of the output of this attempt.
     pub(super) parts: u64,
-    /// When the last attempt began, and how long it took.
+    /// The times of the last attempt.
     pub(super) times: StepTimes,
-    /// How far the last attempt said to be, from 0 to 1.
+    /// The last reported progress of the last attempt, from 0 to 1.
     pub(super) progress: Option<f64>,
 }
 
@@ -50,7 +50,7 @@ impl Slot {
         Self { state, retry: Retry::new(), attempts: 0, parts: 0, times: StepTimes::default(), progress: None }
     }
 
-    /// True when it can begin an attempt now.
+    /// True when an attempt can start now.
     pub(super) fn is_due(&self, now_ns: u64) -> bool {
         match self.state {
             SlotState::Waiting => true,
@@ -59,7 +59,7 @@ impl Slot {
         }
     }
 
-    /// When it began, if this run of it runs.
+    /// When the run of this number started, if it is running.
     pub(super) fn running_since(&self, number: u32) -> Option<u64> {
         match self.state {
             SlotState::Running { run, started_ns, .. } if run == number => Some(started_ns),

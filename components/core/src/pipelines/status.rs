@@ -1,4 +1,4 @@
-//! The state of an execution as clients see it.
+//! The state of an execution for clients.
 
 use std::sync::Arc;
 
@@ -14,7 +14,7 @@ use super::{
 use crate::named::named;
 
 named! {
-    /// How far an execution is.
+    /// The state of an execution.
     pub enum State {
         /// Steps run or wait.
         Running = "running",
@@ -30,7 +30,7 @@ named! {
 }
 
 named! {
-    /// How far a step is.
+    /// The state of a step.
     pub enum StepState {
         /// It waits for other steps, or for a free slot.
         Waiting = "waiting",
@@ -40,61 +40,61 @@ named! {
         Retrying = "retrying",
         /// It was completed.
         Completed = "completed",
-        /// It failed for good.
+        /// It failed permanently.
         Failed = "failed",
         /// It was cancelled, or never started.
         Skipped = "skipped",
     }
 }
 
-/// An execution at a time.
+/// The status of an execution at a time.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Status {
-    /// Its id.
+    /// The id of the execution.
     pub execution_id: Arc<str>,
     /// The name of the pipeline.
     pub pipeline: Arc<str>,
-    /// How far it is.
+    /// The state of the execution.
     pub state: State,
     /// When it began, in nanoseconds since 1970.
     pub began_unix_ns: u64,
-    /// How long it has taken, or took.
+    /// Its duration so far, or in total, in nanoseconds.
     pub duration_ns: u64,
-    /// Events with a number.
+    /// The number of numbered events.
     pub events: u64,
-    /// How often it was resumed.
+    /// The number of times that it was resumed.
     pub resumed: u32,
-    /// Each step.
+    /// The status of each step.
     pub steps: Vec<StepStatus>,
-    /// The output of a completed one.
+    /// The output of a completed execution.
     pub output: Option<Json>,
     /// How it failed.
     pub failure: Option<PipelineFailure>,
 }
 
-/// A step at a time.
+/// The status of a step at a time.
 #[derive(Debug, Clone, PartialEq)]
 pub struct StepStatus {
-    /// Its id.
+    /// The id of the step.
     pub id: Arc<str>,
-    /// How far it is.
+    /// The state of the step.
     pub state: StepState,
     /// Attempts that were started since the execution was last resumed.
     pub attempts: u32,
     /// Why it failed.
     pub failure: Option<StepFailure>,
-    /// What it does.
+    /// The kind of the step.
     pub kind: KindName,
-    /// The steps that it comes after.
+    /// The ids of its direct predecessors.
     pub after: Vec<Arc<str>>,
-    /// When the last attempt ran.
+    /// The times of the last attempt.
     pub times: StepTimes,
-    /// How far the last attempt said to be, from 0 to 1; 1 for one that was completed.
+    /// The last reported progress of the last attempt, from 0 to 1; 1 for a completed step.
     pub progress: Option<f64>,
 }
 
 impl Execution {
-    /// How far it is.
+    /// The status of the execution at a time.
     pub fn status(&self, now_ns: u64) -> Status {
         let (state, output, failure) = match self.outcome() {
             None if self.is_failing() => (State::Compensating, None, None),

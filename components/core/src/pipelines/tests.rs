@@ -37,7 +37,7 @@ fn draft(steps: Vec<Step>) -> Draft {
     Draft::new("p", steps)
 }
 
-/// An execution with a channel and a disk that never fail.
+/// An execution with a channel and a store that never fail.
 struct World {
     execution: Execution,
     channel: Vec<Sequenced>,
@@ -52,7 +52,7 @@ impl World {
         Self { execution, channel: Vec::new(), saved: None, stopped: Vec::new() }
     }
 
-    /// Saves, stores and stops until there is nothing left to.
+    /// Saves checkpoints, stores events and stops runs until nothing is pending.
     fn drain(&mut self, now: Now) {
         loop {
             let checkpoint = self.execution.poll_checkpoint(now);
@@ -75,15 +75,15 @@ impl World {
 
     fn start(&mut self, now: Now) -> Vec<RunRequest> {
         self.drain(now);
-        let work = std::iter::from_fn(|| self.execution.poll_start(now)).collect();
+        let requests = std::iter::from_fn(|| self.execution.poll_start(now)).collect();
         self.drain(now);
-        work
+        requests
     }
 
     fn start_one(&mut self, now: Now) -> RunRequest {
-        let mut work = self.start(now);
-        assert_eq!(work.len(), 1, "{work:?}");
-        work.remove(0)
+        let mut requests = self.start(now);
+        assert_eq!(requests.len(), 1, "{requests:?}");
+        requests.remove(0)
     }
 
     fn finish(&mut self, now: Now, run: Run, output: &str) {
@@ -96,7 +96,7 @@ impl World {
         self.drain(now);
     }
 
-    /// The process ends, and another continues from the saved state.
+    /// Ends the process, and continues in another one from the saved checkpoint.
     fn crash(&mut self, now: Now) {
         let definition = self.execution.definition().clone();
         let saved = self.saved.clone().expect("a checkpoint");
@@ -109,8 +109,8 @@ impl World {
         self.execution.definition().task(run.place).expect("a task").id.to_string()
     }
 
-    /// The events, a line each.
-    fn told(&self) -> String {
+    /// The events, one per line.
+    fn event_lines(&self) -> String {
         self.channel.iter().map(|sequenced| format!("{}\n", line(sequenced))).collect()
     }
 }

@@ -1,27 +1,27 @@
-//! What a text says by its words: keywords with their risks, and actions.
+//! The annotation of a text by its words: keywords with their risks, actions and the intent.
 //!
-//! The rules are those of slower-whisper's `KeywordSemanticAnnotator`, and so are its quirks: a keyword is matched as a whole word
-//! in any case; an action is the whole text, once, under the first pattern that fits; a pattern must be
-//! followed by white space and something more. Where the rules differ, they do so on purpose:
+//! The rules are those of slower-whisper's `KeywordSemanticAnnotator`, with its peculiarities: a keyword is matched as
+//! a whole word in any case; the action is the whole text, under the first pattern that matches; a pattern must be
+//! followed by white space and more text. The intended differences are:
 //!
-//! | text | original | here | reason | test |
+//! | text | slower-whisper | here | reason | test |
 //! |---|---|---|---|---|
-//! | "I feel ill today" | action (`i['’]?ll`) | none | `ill` without an apostrophe is a word of its own | `ill_and_well_are_no_promises`, `golden.rs` |
+//! | "I feel ill today" | action (`i['’]?ll`) | none | `ill` without an apostrophe is a word of its own | `ill_and_well_are_not_promises`, `golden.rs` |
 //! | "well done" | action (`we('?ll\| will)`) | none | `well` without an apostrophe is a word of its own | the same |
-//! | "we’ll call" with a curly apostrophe | none | action | both apostrophes are one to a writer, as they already were after `i` | the same |
+//! | "we’ll call" with a curly apostrophe | none | action | both apostrophes are equivalent, as they already were after `i` | the same |
 //!
-//! Two differences follow: a text in which only `ill` or `well` matched may have its action under a later pattern, and the
-//! reported `pattern` is the name that slower-whisper gives it, which still shows its optional apostrophe. slower-whisper's last four
-//! patterns (`i will send` and the like) can never be the first to fit, so they are not here.
+//! Two differences follow: a text in which only `ill` or `well` matched can have an action under a later pattern, and
+//! the reported `pattern` is that of slower-whisper, which contains its optional apostrophe. slower-whisper's last four
+//! patterns (such as `i will send`) can never be the first to match, so they are omitted.
 //!
-//! Of sessions four more differences stand here, so that there is one table:
+//! The intended differences of sessions are:
 //!
-//! | input | original | here | reason | test |
+//! | input | slower-whisper | here | reason | test |
 //! |---|---|---|---|---|
-//! | a segment that would pass `segment_bytes_max` | grows without a bound | final, and a new one begins | everything is bounded | `segment_length_is_bounded` |
-//! | times that are infinite or no number | taken | refused | JSON cannot say them, and no order holds among them | `invalid_chunk_does_not_change_the_state` |
-//! | a time up to a microsecond before the one that it may not precede | refused | taken | recognizers compute times, and rounding loses speech | `noise_of_rounding_is_no_disorder` |
-//! | a chunk that starts while the segment in flight lasts | refused | taken where `overlap` is set | captions may overlap | `overlapping_chunks_are_accepted_in_order_of_start` |
+//! | a segment that would exceed `segment_bytes_max` | grows without a bound | final, and a new one begins | everything is bounded | `segment_length_is_bounded` |
+//! | times that are infinite or not a number | accepted | refused | JSON cannot represent them, and they have no order | `invalid_chunk_does_not_change_the_state` |
+//! | a time up to a microsecond before the earliest allowed one | refused | accepted | recognizers compute times, and rounding must not lose speech | `rounding_error_is_not_out_of_order` |
+//! | a chunk that starts before the segment in flight ends | refused | accepted with `overlap` | captions may overlap | `overlapping_chunks_are_accepted_in_order_of_start` |
 
 use std::sync::Arc;
 
@@ -31,40 +31,40 @@ use super::{
     words::{Lexicon, Words, strip},
 };
 
-/// A risk and the words that speak of it.
+/// A risk and its keywords.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct KeywordGroup {
-    /// The tag.
+    /// The risk tag.
     pub risk: String,
-    /// Words, or words joined by one space each, in any case.
+    /// Words, or phrases of words with one space between them, in any case.
     pub keywords: Vec<String>,
 }
 
 /// Phrases that announce an action.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ActionRule {
-    /// What is reported: slower-whisper's pattern.
+    /// The reported pattern, which is that of slower-whisper.
     pub pattern: String,
     /// A space is one U+0020; an apostrophe is a straight or a curly one. White space and more text must follow.
     pub phrases: Vec<String>,
 }
 
-/// What an annotator looks for.
+/// The rules of an annotator.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct AnnotateConfig {
-    /// Look for keywords, risks and actions.
+    /// Annotate keywords, risks and actions.
     pub keywords: bool,
-    /// Look for the intent.
+    /// Annotate the intent.
     pub intent: bool,
-    /// In the order in which matches are reported; at most [`KEYWORDS_MAX`] keywords in all.
+    /// The keywords by risk, in the order in which matches are reported; at most [`KEYWORDS_MAX`] keywords in total.
     pub groups: Vec<KeywordGroup>,
-    /// In the order in which they are tried; at most [`ACTIONS_MAX`].
+    /// The actions, in the order of precedence; at most [`ACTIONS_MAX`].
     pub actions: Vec<ActionRule>,
 }
 
-/// Most keywords that an annotator may have.
+/// Most keywords of an annotator.
 pub const KEYWORDS_MAX: usize = 256;
-/// Most patterns of actions that an annotator may have, and most phrases of each.
+/// Most actions of an annotator, and most phrases of an action.
 pub const ACTIONS_MAX: usize = 32;
 
 impl Default for AnnotateConfig {
@@ -110,66 +110,66 @@ impl Default for AnnotateConfig {
     }
 }
 
-/// A keyword that was found, and the risk that it speaks of.
+/// A keyword in a text, and its risk.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct KeywordMatch {
-    /// The tag.
+    /// The risk tag.
     pub risk: Arc<str>,
-    /// As it is configured.
+    /// The keyword as configured.
     pub keyword: Arc<str>,
 }
 
-/// What a text says.
+/// The annotation of a text.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Annotation {
-    /// Sorted, each once.
+    /// The keywords, sorted and unique.
     pub keywords: Vec<Arc<str>>,
-    /// Sorted, each once.
+    /// The risk tags, sorted and unique.
     pub risk_tags: Vec<Arc<str>>,
-    /// In the order of the configuration.
+    /// The matches, in the order of the configuration.
     pub matches: Vec<KeywordMatch>,
-    /// The pattern under which the whole text, stripped, is an action.
+    /// The pattern by which the text, without white space at its ends, is an action.
     pub action: Option<Arc<str>>,
-    /// None unless it was looked for.
+    /// The intent; `None` if it is not configured.
     pub intent: Option<Intent>,
 }
 
-/// Why a configuration makes no annotator.
+/// Why the rules of an annotator are invalid.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum AnnotateError {
-    /// A keyword or a phrase is not made of words, or of words that are too long.
+    /// A keyword or a phrase has no word, or a word that is too long.
     #[error("`{0}` must be made of words, each of at most {max} bytes", max = super::words::WORD_BYTES_MAX)]
     NotWords(String),
-    /// There are too many.
+    /// There are too many rules of a kind.
     #[error("{what} are at most {max}, and not {count}")]
     TooMany {
-        /// Of what.
+        /// The kind of rule.
         what: &'static str,
-        /// How many there are.
+        /// The number of rules.
         count: usize,
-        /// How many there may be.
+        /// The bound.
         max: usize,
     },
 }
 
-/// Finds keywords, actions and intents. One serves any number of sessions.
+/// Annotates texts with keywords, actions and intents. Sessions can share an annotator.
 #[derive(Clone)]
 pub struct Annotator {
     keywords: bool,
     lexicon: Lexicon,
     intents: Option<IntentRules>,
-    /// Places in `found`.
+    /// Indexes in `entries`.
     keyword_phrases: Phrases<u16>,
     action_phrases: Phrases<u16>,
-    found: Vec<KeywordMatch>,
-    /// Places in `found`, by keyword.
+    entries: Vec<KeywordMatch>,
+    /// Indexes in `entries`, sorted by keyword.
     sorted: Vec<u16>,
     actions: Vec<Arc<str>>,
 }
 
 impl std::fmt::Debug for Annotator {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Annotator").field("found", &self.found).field("actions", &self.actions).finish_non_exhaustive()
+        f.debug_struct("Annotator").field("entries", &self.entries).field("actions", &self.actions).finish_non_exhaustive()
     }
 }
 
@@ -178,17 +178,17 @@ impl Annotator {
     ///
     /// # Errors
     ///
-    /// [`AnnotateError`]
+    /// See [`AnnotateError`].
     pub fn new(config: &AnnotateConfig) -> Result<Self, AnnotateError> {
         let mut lexicon = Lexicon::default();
-        let mut found: Vec<KeywordMatch> = Vec::new();
+        let mut entries: Vec<KeywordMatch> = Vec::new();
         at_most("keywords", config.groups.iter().map(|group| group.keywords.len()).sum(), KEYWORDS_MAX)?;
         for group in &config.groups {
             let risk: Arc<str> = group.risk.as_str().into();
             for keyword in &group.keywords {
-                let listed = KeywordMatch { risk: risk.clone(), keyword: keyword.as_str().into() };
-                if !found.contains(&listed) {
-                    found.push(listed);
+                let entry = KeywordMatch { risk: risk.clone(), keyword: keyword.as_str().into() };
+                if !entries.contains(&entry) {
+                    entries.push(entry);
                 }
             }
         }
@@ -196,7 +196,7 @@ impl Annotator {
         for action in &config.actions {
             at_most("phrases of an action", action.phrases.len(), ACTIONS_MAX)?;
         }
-        let listed: Vec<(&str, u16)> = found.iter().zip(0..).map(|(found, at)| (&*found.keyword, at)).collect();
+        let listed: Vec<(&str, u16)> = entries.iter().zip(0..).map(|(entry, at)| (&*entry.keyword, at)).collect();
         let keyword_phrases = phrases(&listed, &mut lexicon)?;
         let listed: Vec<(&str, u16)> = config
             .actions
@@ -205,31 +205,31 @@ impl Annotator {
             .flat_map(|(action, at)| action.phrases.iter().map(move |phrase| (phrase.as_str(), at)))
             .collect();
         let action_phrases = phrases(&listed, &mut lexicon)?;
-        let mut sorted: Vec<u16> = (0..found.len() as u16).collect();
-        sorted.sort_by(|a, b| found[usize::from(*a)].keyword.cmp(&found[usize::from(*b)].keyword));
+        let mut sorted: Vec<u16> = (0..entries.len() as u16).collect();
+        sorted.sort_by(|a, b| entries[usize::from(*a)].keyword.cmp(&entries[usize::from(*b)].keyword));
         Ok(Self {
             keywords: config.keywords,
             intents: config.intent.then(|| IntentRules::new(&mut lexicon)),
             lexicon,
             keyword_phrases,
             action_phrases,
-            found,
+            entries,
             sorted,
             actions: config.actions.iter().map(|action| action.pattern.as_str().into()).collect(),
         })
     }
 
-    /// Annotates a text. `room` keeps its memory from one text to the next.
-    pub fn annotate(&self, text: &str, room: &mut AnnotateBuffer) -> Annotation {
+    /// Annotates a text. `buffer` is reused from one text to the next.
+    pub fn annotate(&self, text: &str, buffer: &mut AnnotateBuffer) -> Annotation {
         let mut annotation = Annotation::default();
         if !self.keywords && self.intents.is_none() {
             return annotation;
         }
-        self.lexicon.read(text, &mut room.words);
+        self.lexicon.read(text, &mut buffer.words);
         if self.keywords {
-            self.keywords(&room.words, &mut annotation);
+            self.keywords(&buffer.words, &mut annotation);
         }
-        annotation.intent = self.intents.as_ref().map(|rules| rules.classify(&room.words));
+        annotation.intent = self.intents.as_ref().map(|rules| rules.classify(&buffer.words));
         annotation
     }
 
@@ -252,19 +252,19 @@ impl Annotator {
             return;
         }
         let is_hit = |at: u16| hits[usize::from(at) / 64] & (1 << (at % 64)) != 0;
-        let places = 0..self.found.len() as u16;
-        annotation.matches = places.filter(|at| is_hit(*at)).map(|at| self.found[usize::from(at)].clone()).collect();
+        let indexes = 0..self.entries.len() as u16;
+        annotation.matches = indexes.filter(|at| is_hit(*at)).map(|at| self.entries[usize::from(at)].clone()).collect();
         let sorted = self.sorted.iter().filter(|at| is_hit(**at));
-        annotation.keywords = sorted.map(|at| self.found[usize::from(*at)].keyword.clone()).collect();
+        annotation.keywords = sorted.map(|at| self.entries[usize::from(*at)].keyword.clone()).collect();
         annotation.keywords.dedup();
-        annotation.risk_tags = annotation.matches.iter().map(|found| found.risk.clone()).collect();
+        annotation.risk_tags = annotation.matches.iter().map(|entry| entry.risk.clone()).collect();
         annotation.risk_tags.sort_unstable();
         annotation.risk_tags.dedup();
     }
 
-    /// The shared name of a keyword that was stored as text.
+    /// The shared text of a keyword, a risk or an action that was stored as text.
     pub(super) fn shared(&self, name: &str) -> Arc<str> {
-        let known = self.found.iter().flat_map(|found| [&found.keyword, &found.risk]).chain(&self.actions);
+        let known = self.entries.iter().flat_map(|entry| [&entry.keyword, &entry.risk]).chain(&self.actions);
         known.into_iter().find(|known| &***known == name).cloned().unwrap_or_else(|| name.into())
     }
 }
@@ -274,7 +274,7 @@ pub fn action_text(text: &str) -> &str {
     strip(text)
 }
 
-/// Memory that annotating needs.
+/// Reusable memory of [`Annotator::annotate`].
 #[derive(Debug, Default)]
 pub struct AnnotateBuffer {
     words: Words,
@@ -308,7 +308,7 @@ mod tests {
         let annotation = annotate("PRICE, the manager's price; switching to leave?");
         assert_eq!(names(&annotation.keywords), ["leave", "manager", "price", "switching"]);
         assert_eq!(names(&annotation.risk_tags), ["churn_risk", "escalation", "pricing"]);
-        let matches: Vec<&str> = annotation.matches.iter().map(|found| &*found.keyword).collect();
+        let matches: Vec<&str> = annotation.matches.iter().map(|entry| &*entry.keyword).collect();
         assert_eq!(matches, ["manager", "switching", "leave", "price"]);
         assert_eq!(
             annotate("a_price_b prices costly"),
@@ -317,7 +317,7 @@ mod tests {
     }
 
     #[test]
-    fn ill_and_well_are_no_promises() {
+    fn ill_and_well_are_not_promises() {
         for (text, pattern) in [
             ("I feel ill today", None),
             ("well done", None),
@@ -330,7 +330,7 @@ mod tests {
             ("well, we should wait", Some("\\bwe should\\s+")),
             ("let me see", Some("\\blet me\\s+")),
             ("i can do it", Some("\\bi can\\s+")),
-            // A pattern must be followed by white space, and that by something.
+            // A pattern must be followed by white space, and more text after it.
             ("I'll ", None),
             ("yes I will.", None),
             ("I  will go", None),

@@ -1,4 +1,4 @@
-//! The state of a session as data.
+//! The state of a session as plain data.
 
 use std::sync::Arc;
 
@@ -6,26 +6,26 @@ use thiserror::Error;
 
 use super::{Final, Segment, config::SessionConfig, metrics::Counters, route::WORKFLOWS};
 
-/// All of a session that must survive it. It says nothing of the configuration, which is stored beside it.
+/// The state from which a session continues. The configuration is stored separately.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct Checkpoint {
-    /// How long the session has lived, in nanoseconds.
+    /// The age of the session, in nanoseconds.
     pub elapsed_ns: u64,
-    /// How long nothing has come, in nanoseconds.
+    /// The time since the last input, in nanoseconds.
     pub idle_ns: u64,
-    /// It was said that the session is about to expire.
+    /// Whether the expiry was announced.
     pub warned: bool,
-    /// The session has expired.
+    /// Whether the session has expired.
     pub expired: bool,
-    /// The sequence number of the last chunk that had one.
+    /// The highest accepted sequence number.
     pub seq_last: Option<u64>,
-    /// Numbered events so far.
+    /// The number of the last numbered event.
     pub events: u64,
     /// Final segments since the last incremental summary.
     pub finals_since_summary: u32,
     /// Final segments since the last end.
     pub finals_since_end: u64,
-    /// All that is counted.
+    /// The counters.
     pub counters: Counters,
     /// The segment in flight.
     pub current: Option<Segment>,
@@ -35,26 +35,26 @@ pub struct Checkpoint {
     pub queues: [Vec<Arc<Final>>; WORKFLOWS],
 }
 
-/// Why a checkpoint makes no session.
+/// Why a session cannot continue from a checkpoint.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
 pub enum RestoreError {
-    /// There is more than the configuration allows.
+    /// A part exceeds its bound in the configuration.
     #[error("the checkpoint's {what} is {count} and may be at most {max}")]
     TooMuch {
-        /// Of what.
+        /// The part.
         what: &'static str,
-        /// How much there is.
+        /// Its size.
         count: usize,
-        /// How much there may be.
+        /// The bound.
         max: usize,
     },
-    /// Its parts do not fit each other.
+    /// The parts are inconsistent.
     #[error("the checkpoint's {0}")]
     Inconsistent(&'static str),
 }
 
 impl Checkpoint {
-    /// Checks that a session of this configuration can have left it.
+    /// Checks the checkpoint against a configuration.
     pub(super) fn check(&self, config: &SessionConfig) -> Result<(), RestoreError> {
         at_most("window", self.window.len(), config.context.max_segments)?;
         for (queue, max) in self.queues.iter().zip(config.routing.queue_len_max) {
@@ -62,12 +62,12 @@ impl Checkpoint {
         }
         at_most("queues together", self.queues.iter().map(Vec::len).sum(), config.routing.queued_max)?;
         let finals = self.window.iter().chain(self.queues.iter().flatten());
-        for kept in finals.clone() {
-            if kept.id >= self.counters.segments_finalized {
+        for segment in finals.clone() {
+            if segment.id >= self.counters.segments_finalized {
                 return Err(RestoreError::Inconsistent("final segments are more than were counted"));
             }
         }
-        for segment in finals.map(|kept| &kept.segment).chain(&self.current) {
+        for segment in finals.map(|segment| &segment.segment).chain(&self.current) {
             at_most("text", segment.text.len(), config.limits.segment_bytes_max)?;
             let speaker = segment.speaker_id.as_ref().map_or(0, String::len);
             at_most("speaker", speaker, config.limits.speaker_bytes_max)?;

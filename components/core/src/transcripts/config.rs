@@ -1,4 +1,4 @@
-//! The configuration of a session: every setting, its default and its bounds.
+//! The configuration of a session: its settings, their defaults and bounds.
 
 use std::sync::Arc;
 
@@ -9,12 +9,12 @@ use super::{
     route::RoutingConfig,
 };
 
-/// How much a session remembers for a language model.
+/// The context window for a language model.
 #[derive(Debug, Clone, PartialEq)]
 pub struct ContextConfig {
     /// Most segments in the window.
     pub max_segments: usize,
-    /// A segment leaves the window when it ended at least this many seconds before the latest.
+    /// A segment leaves the window when it ended more than this many seconds before the latest one.
     pub max_time_sec: f64,
 }
 
@@ -27,9 +27,9 @@ impl Default for ContextConfig {
 /// When summaries are due.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SummaryConfig {
-    /// After this number of final segments; 0 for never.
+    /// A summary is due after this number of final segments; 0: never.
     pub every_finals: u32,
-    /// At the end, if segments have become final since the last one at an end.
+    /// A summary is due at the end, if segments have become final since the previous end.
     pub at_end: bool,
 }
 
@@ -39,12 +39,12 @@ impl Default for SummaryConfig {
     }
 }
 
-/// How long a session may be left alone.
+/// The expiry of an idle session.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct IdleConfig {
-    /// It expires this number of milliseconds after its last chunk; 0 for never.
+    /// The session expires this number of milliseconds after its last input; 0: never.
     pub expire_ms: u64,
-    /// It says so this many milliseconds before.
+    /// The expiry is announced this many milliseconds before.
     pub warn_ms: u64,
 }
 
@@ -54,14 +54,14 @@ impl Default for IdleConfig {
     }
 }
 
-/// Bounds that slower-whisper leaves open.
+/// Bounds that slower-whisper does not define.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SessionLimits {
     /// Most bytes in the text of a chunk.
     pub text_bytes_max: usize,
     /// Most bytes in the name of a speaker.
     pub speaker_bytes_max: usize,
-    /// Most bytes in the text of a segment: one that would pass it is final, and a new one begins.
+    /// Most bytes in the text of a segment. A segment that would exceed it is final, and a new one begins.
     pub segment_bytes_max: usize,
 }
 
@@ -74,19 +74,21 @@ impl Default for SessionLimits {
 /// The configuration of a session.
 #[derive(Debug, Clone, PartialEq)]
 pub struct SessionConfig {
-    /// The same speaker's next chunk belongs to the segment when it starts at most this number of seconds after its end.
+    /// The longest pause within a segment, in seconds: the next chunk of the same speaker extends the segment if it
+    /// starts at most this long after the segment's end.
     pub max_gap_sec: f64,
-    /// Chunks may start while the segment in flight lasts, as when two people speak at once; they come in the order of their start.
+    /// Chunks may start before the segment in flight ends, such as when two people speak at once. They must be in the
+    /// order of their starts.
     pub overlap: bool,
-    /// What is found in final segments.
+    /// The annotation of final segments.
     pub annotate: AnnotateConfig,
-    /// Where final segments go.
+    /// The queues of final segments.
     pub routing: RoutingConfig,
-    /// How much is remembered.
+    /// The context window.
     pub context: ContextConfig,
     /// When summaries are due.
     pub summary: SummaryConfig,
-    /// How long it may be left alone.
+    /// The expiry of an idle session.
     pub idle: IdleConfig,
     /// Further bounds.
     pub limits: SessionLimits,
@@ -109,18 +111,18 @@ impl Default for SessionConfig {
 
 /// Largest configurable number of segments in a window or a queue.
 pub const SEGMENTS_MAX: usize = 1000;
-/// Most bytes that a text may be allowed to have.
+/// Largest configurable number of bytes in a text.
 pub const TEXT_BYTES_MAX: usize = 1 << 20;
-/// Most bytes that a speaker's name may be allowed to have.
+/// Largest configurable number of bytes in a speaker's name.
 pub const SPEAKER_BYTES_MAX: usize = 4096;
 
-/// Why a configuration makes no session.
+/// Why a configuration is invalid.
 #[derive(Debug, Clone, PartialEq, Error)]
 pub enum ConfigError {
-    /// A number of seconds is negative, or none.
+    /// A number of seconds is negative or not finite.
     #[error("{name} must be a finite number of at least 0, and is {value}")]
     Seconds {
-        /// The knob.
+        /// The setting.
         name: &'static str,
         /// The value.
         value: f64,
@@ -128,34 +130,34 @@ pub enum ConfigError {
     /// A number is outside its bounds.
     #[error("{name} must be {min} to {max}, and is {value}")]
     Outside {
-        /// The knob.
+        /// The setting.
         name: &'static str,
         /// The value.
         value: usize,
-        /// The least.
+        /// The smallest value.
         min: usize,
-        /// The most.
+        /// The largest value.
         max: usize,
     },
-    /// There is nothing to warn of.
+    /// The warning time is not less than the expiry time.
     #[error("idle.warn_ms {warn_ms} must be less than idle.expire_ms {expire_ms}")]
     Warning {
-        /// The value.
+        /// The value of `idle.warn_ms`.
         warn_ms: u64,
-        /// What that is.
+        /// The value of `idle.expire_ms`.
         expire_ms: u64,
     },
-    /// What is to be found cannot be.
+    /// The annotation rules are invalid.
     #[error(transparent)]
     Annotate(#[from] AnnotateError),
 }
 
 impl SessionConfig {
-    /// Checks every knob.
+    /// Checks every setting except for the annotation rules, which [`Annotator::new`] checks.
     ///
     /// # Errors
     ///
-    /// The first that is wrong, in the order of the fields; not what [`Annotator::new`] finds.
+    /// The first invalid setting: see [`ConfigError`].
     pub fn validate(&self) -> Result<(), ConfigError> {
         for (name, value) in [("max_gap_sec", self.max_gap_sec), ("context.max_time_sec", self.context.max_time_sec)] {
             if !(value.is_finite() && value >= 0.0) {
@@ -184,7 +186,7 @@ impl SessionConfig {
     }
 }
 
-/// A configuration that was checked, and the rules made of it. Sessions of the same configuration share it.
+/// A validated configuration with its compiled rules, which sessions with the same configuration share.
 #[derive(Debug)]
 pub struct SessionRules {
     pub(super) config: SessionConfig,
@@ -196,19 +198,19 @@ impl SessionRules {
     ///
     /// # Errors
     ///
-    /// [`ConfigError`]
+    /// See [`ConfigError`].
     pub fn new(config: SessionConfig) -> Result<Arc<Self>, ConfigError> {
         config.validate()?;
         let annotator = Annotator::new(&config.annotate)?;
         Ok(Arc::new(Self { config, annotator }))
     }
 
-    /// What they were made of.
+    /// The configuration.
     pub fn config(&self) -> &SessionConfig {
         &self.config
     }
 
-    /// What finds keywords, actions and intents.
+    /// The annotator for keywords, actions and intents.
     pub fn annotator(&self) -> &Annotator {
         &self.annotator
     }

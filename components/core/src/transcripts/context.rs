@@ -1,4 +1,4 @@
-//! What a language model is shown: a rolling window of final segments, and prompts as data.
+//! The context for a language model: a rolling window of final segments, and prompts as data.
 
 use std::{collections::VecDeque, fmt::Write as _, sync::Arc};
 
@@ -6,23 +6,23 @@ use super::{Final, config::ContextConfig};
 use crate::named::named;
 
 named! {
-    /// Which summary is due.
+    /// The kind of a summary.
     pub enum SummaryKind {
-        /// The configured number of segments have become final since the last.
+        /// The configured number of segments have become final since the last summary.
         Incremental = "incremental",
         /// The stream has ended.
         Final = "final",
     }
 }
 
-/// A summary that is due, with all that a model needs.
+/// A summary that is due, with the inputs for a model.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SummaryDue {
-    /// Which.
+    /// The kind of the summary.
     pub kind: SummaryKind,
-    /// Segments that have become final so far.
+    /// The number of final segments so far.
     pub finals: u64,
-    /// The window as [`ContextWindow::render_for_llm`] gives it.
+    /// The result of [`ContextWindow::render_for_llm`].
     pub context: String,
     /// The texts of the window, one per line: the input of an extractive model.
     pub transcript: String,
@@ -39,7 +39,7 @@ pub struct ContextWindow {
 }
 
 impl ContextWindow {
-    /// Adds a segment; the oldest leave when there are too many, and when they are too old.
+    /// Adds a segment, and removes the oldest ones while there are too many or they are too old.
     pub fn add(&mut self, config: &ContextConfig, segment: Arc<Final>) {
         while self.segments.len() >= config.max_segments.max(1) {
             self.segments.pop_front();
@@ -58,7 +58,7 @@ impl ContextWindow {
         self.segments.iter().map(|segment| &**segment)
     }
 
-    /// The window as a language model reads it; empty when there is nothing in it.
+    /// The window as text for a language model; empty without segments.
     pub fn render_for_llm(&self) -> String {
         if self.segments.is_empty() {
             return String::new();
@@ -71,13 +71,13 @@ impl ContextWindow {
         text
     }
 
-    /// The texts of all segments, a line each.
+    /// The texts of all segments, one per line.
     pub fn transcript(&self) -> String {
-        let texts: Vec<&str> = self.segments().map(|kept| kept.segment.text.trim()).collect();
+        let texts: Vec<&str> = self.segments().map(|segment| segment.segment.text.trim()).collect();
         texts.join("\n")
     }
 
-    /// The keywords of all segments, sorted, each once.
+    /// The keywords of all segments, sorted and unique.
     pub fn keywords(&self) -> Vec<Arc<str>> {
         let mut keywords: Vec<_> =
             self.segments().flat_map(|segment| segment.annotation.keywords.iter().cloned()).collect();
@@ -96,12 +96,12 @@ impl ContextWindow {
     }
 }
 
-/// Asks for the points of a context.
+/// The prompt for the key points of a context.
 pub fn incremental_prompt(context: &str) -> String {
     format!("{context}\n\nSummarize the key points discussed:")
 }
 
-/// Asks for a summary of all.
+/// The prompt for a final summary.
 pub fn final_prompt(context: &str, keywords: &[Arc<str>]) -> String {
     let keywords = keywords.join(", ");
     format!(

@@ -1,21 +1,21 @@
-//! What a text is for, by rules over its words: no model, no state, the same answer every time.
+//! The intent of a text by rules over its words: without a model or state, and deterministic.
 //!
-//! Cues are phrases (`intent/cues.rs` lists them all). Of the cues that begin at a word the longest counts and what it covers
-//! is read no further, so that "I don't agree" is no agreement. A few cues count only where a sentence begins (words such as
-//! "so" and "okay" before them aside): an imperative ("send the draft"), an inversion ("are we ready", which speech recognition
-//! gives without its question mark). Then the first of these that fits decides:
+//! Cues are phrases (listed in `intent/cues.rs`). Of the cues that begin at a word the longest counts, and the words
+//! that it covers are skipped, so "I don't agree" is not an agreement. A few cues count only at the beginning of a
+//! sentence, after optional words such as "so" and "okay": an imperative ("send the draft"), or an inversion ("are we
+//! ready", often recognized without its question mark). The intent is the first of these that applies:
 //!
-//! 1. *clarification*: a phrase that asks for one or announces one, question mark or not.
-//! 2. *decision*: a phrase that reports one, unless the text asks.
+//! 1. *clarification*: a phrase that requests or announces one, with or without a question mark.
+//! 2. *decision*: a phrase that reports one, unless the text is a question.
 //! 3. *action item*: a request in the form of a question ("can you send the draft?").
 //! 4. *question*: a question mark, an inversion, or a phrase that asks.
-//! 5. *agreement*: a phrase that agrees with nothing stronger than "we should" beside it.
+//! 5. *agreement*: a phrase that agrees, without a cue for an action or a commitment other than "we should".
 //! 6. *commitment* or *action item*: whichever cue comes first.
-//! 7. *agreement*: a sentence of at most three words that begins with "yes", "okay" and the like.
+//! 7. *agreement*: a sentence of at most three words with "yes", "okay" or similar.
 //! 8. *general*.
 //!
-//! Measured on `tests/data/intents.tsv`, which was written apart from the rules and is English; see that file's test for the
-//! numbers, which README.md of the folder repeats.
+//! The accuracy is measured on `tests/data/intents.tsv`, an English file that was written independently of the rules;
+//! its test and the README.md of its folder state the numbers.
 
 mod cues;
 
@@ -26,9 +26,9 @@ use super::{
 use crate::named::named;
 
 named! {
-    /// What a text is for.
+    /// The intent of a text.
     pub enum Intent {
-        /// It asks.
+        /// It asks a question.
         Question = "question",
         /// It asks for an explanation, or gives one.
         Clarification = "clarification",
@@ -45,52 +45,52 @@ named! {
     }
 }
 
-/// What a phrase hints at.
+/// The hint that a phrase gives.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum PhraseHint {
     Clarify,
     Decide,
-    /// A request, when a verb of [`cues::VERBS`] follows.
+    /// A request, if a verb of [`cues::VERBS`] follows.
     Request,
     Ask,
-    /// Asks where a sentence begins, when one of [`cues::SUBJECTS`] follows.
+    /// A question at the beginning of a sentence, if one of [`cues::SUBJECTS`] follows.
     Invert,
-    /// Asks where a sentence begins, when one of [`cues::AUXILIARIES`] follows within three words.
+    /// A question at the beginning of a sentence, if one of [`cues::AUXILIARIES`] follows within three words.
     Wh,
     Act,
     /// An action that is suggested.
     Suggest,
-    /// An action, when a verb follows.
+    /// An action, if a verb follows.
     ActVerb,
-    /// An action where a sentence begins, unless an auxiliary follows.
+    /// An action at the beginning of a sentence, unless an auxiliary follows.
     Imperative,
     Commit,
-    /// A promise, when a verb follows.
+    /// A promise, if a verb follows.
     CommitVerb,
     Agree,
-    /// Agrees, in a sentence of few words.
+    /// An agreement, in a short sentence.
     Assent,
-    /// Covers what would otherwise be a cue.
+    /// No hint; covers words that would otherwise be a cue.
     Nothing,
 }
 
-/// Words of a kind, by id.
+/// A set of words, by id.
 #[derive(Debug, Clone, Default)]
-struct Kind {
+struct WordSet {
     has: Vec<bool>,
 }
 
-impl Kind {
+impl WordSet {
     fn new(words: &str, lexicon: &mut Lexicon) -> Self {
-        let mut kind = Self::default();
+        let mut set = Self::default();
         for id in words.split(' ').filter_map(|word| lexicon.add(word)) {
             let at = usize::from(id);
-            if kind.has.len() <= at {
-                kind.has.resize(at + 1, false);
+            if set.has.len() <= at {
+                set.has.resize(at + 1, false);
             }
-            kind.has[at] = true;
+            set.has[at] = true;
         }
-        kind
+        set
     }
 
     fn has(&self, word: Option<&Word>) -> bool {
@@ -98,21 +98,21 @@ impl Kind {
     }
 }
 
-/// Words of an assent at most.
+/// Most words in an assent.
 const ASSENT_WORDS_MAX: usize = 3;
-/// Words from a "what" to its auxiliary at most.
+/// Most words from a "what" to its auxiliary.
 const WH_WORDS_MAX: usize = 3;
 
-/// The rules.
+/// The compiled rules.
 #[derive(Debug, Clone)]
 pub(super) struct IntentRules {
     cues: Phrases<PhraseHint>,
-    verbs: Kind,
-    subjects: Kind,
-    auxiliaries: Kind,
-    fillers: Kind,
-    /// May stand between a request and its verb.
-    softeners: Kind,
+    verbs: WordSet,
+    subjects: WordSet,
+    auxiliaries: WordSet,
+    fillers: WordSet,
+    /// Words that can be between a request and its verb.
+    softeners: WordSet,
     will: u16,
 }
 
@@ -122,7 +122,7 @@ impl IntentRules {
         for (cue, phrases) in cues::CUES {
             listed.extend(phrases.split("; ").map(|phrase| (phrase, *cue)));
         }
-        // Recognizers leave out apostrophes; only where what remains is no other word.
+        // Recognizers omit apostrophes. The cue without them is added if it is not another word.
         let joined: Vec<(String, PhraseHint)> = listed
             .iter()
             .filter(|(phrase, _)| {
@@ -134,16 +134,16 @@ impl IntentRules {
         listed.extend(cues::VERBS.split(' ').map(|verb| (verb, PhraseHint::Imperative)));
         Self {
             cues: Phrases::new(listed, lexicon).expect("the phrases of cues.rs are short words"),
-            verbs: Kind::new(cues::VERBS, lexicon),
-            subjects: Kind::new(cues::SUBJECTS, lexicon),
-            auxiliaries: Kind::new(cues::AUXILIARIES, lexicon),
-            fillers: Kind::new(cues::FILLERS, lexicon),
-            softeners: Kind::new(cues::SOFTENERS, lexicon),
+            verbs: WordSet::new(cues::VERBS, lexicon),
+            subjects: WordSet::new(cues::SUBJECTS, lexicon),
+            auxiliaries: WordSet::new(cues::AUXILIARIES, lexicon),
+            fillers: WordSet::new(cues::FILLERS, lexicon),
+            softeners: WordSet::new(cues::SOFTENERS, lexicon),
             will: lexicon.add("will").unwrap_or(UNKNOWN),
         }
     }
 
-    /// What a text is for.
+    /// The intent of a text.
     pub(super) fn classify(&self, text: &Words) -> Intent {
         let hints = self.hints(&text.words);
         let asks = hints.asks || text.asks_last || text.words.iter().any(|word| word.before == Gap::Question);
@@ -182,17 +182,17 @@ impl IntentRules {
             let cue = self
                 .cues
                 .at(words, index, true)
-                .find(|(length, cue)| self.holds(*cue, lead, words, index, after(*length)));
+                .find(|(length, cue)| self.applies(*cue, lead, words, index, after(*length)));
             let filler = self.fillers.has(Some(word));
             if let Some((length, cue)) = cue {
-                hints.note(cue, index);
+                hints.record(cue, index);
                 index += length;
                 lead = lead && length == 1 && filler;
                 continue;
             }
-            // "Maria will send it": another person does.
+            // "Maria will send it" is an action of another person.
             if word.id == self.will && index > 0 && !lead && self.verbs.has(words.get(index + 1)) {
-                hints.note(PhraseHint::Act, index);
+                hints.record(PhraseHint::Act, index);
             }
             lead = lead && filler;
             index += 1;
@@ -200,8 +200,8 @@ impl IntentRules {
         hints
     }
 
-    /// Whether a cue counts, by what stands around it.
-    fn holds(&self, cue: PhraseHint, lead: bool, words: &[Word], from: usize, to: usize) -> bool {
+    /// Whether a cue counts, by the words around it.
+    fn applies(&self, cue: PhraseHint, lead: bool, words: &[Word], from: usize, to: usize) -> bool {
         let next = words.get(to).filter(|word| !word.before.ends_sentence());
         match cue {
             PhraseHint::Request | PhraseHint::ActVerb | PhraseHint::CommitVerb => {
@@ -213,7 +213,7 @@ impl IntentRules {
                 lead && words[to..]
                     .iter()
                     .take(WH_WORDS_MAX)
-                    .take_while(|word| !word.before.ends_sentence() && !self.pronouns(word))
+                    .take_while(|word| !word.before.ends_sentence() && !self.is_subject_only(word))
                     .any(|word| self.auxiliaries.has(Some(word)))
             }
             PhraseHint::Imperative => lead && next.is_some_and(|word| !self.auxiliaries.has(Some(word))),
@@ -228,13 +228,13 @@ impl IntentRules {
         }
     }
 
-    /// "what I", "where they": no question begins so.
-    fn pronouns(&self, word: &Word) -> bool {
+    /// True for a subject after "what" or "where" that shows that no question begins, such as in "what I".
+    fn is_subject_only(&self, word: &Word) -> bool {
         self.subjects.has(Some(word)) && !self.auxiliaries.has(Some(word))
     }
 }
 
-/// Which cues a text has, and where the first is.
+/// The hints of a text, and the index of the first word of some.
 #[derive(Debug, Default)]
 struct Hints {
     clarify: bool,
@@ -249,9 +249,9 @@ struct Hints {
 }
 
 impl Hints {
-    fn note(&mut self, cue: PhraseHint, index: usize) {
-        let first = |place: &mut Option<usize>| {
-            place.get_or_insert(index);
+    fn record(&mut self, cue: PhraseHint, index: usize) {
+        let first = |hint: &mut Option<usize>| {
+            hint.get_or_insert(index);
         };
         match cue {
             PhraseHint::Clarify => self.clarify = true,

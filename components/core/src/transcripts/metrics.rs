@@ -1,34 +1,34 @@
-//! What a session counts.
+//! The metrics of a session.
 
 use super::route::WORKFLOWS;
 
 /// Counts of a session, which continue across a restart.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Counters {
-    /// Chunks that were taken.
+    /// Accepted chunks.
     pub chunks_ingested: u64,
     /// Segments that have become final.
     pub segments_finalized: u64,
-    /// Partial states of segments that were sent.
+    /// Partial segments that were published.
     pub segments_partial: u64,
-    /// Calls of a language model, as the driver reports them.
+    /// Calls of a language model, as reported by the driver.
     pub llm_calls: u64,
     /// Chunks that were refused.
     pub chunks_refused: u64,
-    /// Chunks that had come before.
+    /// Chunks that were received before.
     pub chunks_repeated: u64,
     /// Segments that were dropped from the queue of each workflow.
     pub segments_dropped: [u64; WORKFLOWS],
 }
 
-/// How long it took from a chunk's arrival to its events being taken.
+/// The latency of events, from the input to the poll.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Latency {
-    /// Events.
+    /// The number of events.
     pub count: u64,
-    /// In nanoseconds.
+    /// The sum, in nanoseconds.
     pub total_ns: u64,
-    /// In nanoseconds.
+    /// The maximum, in nanoseconds.
     pub max_ns: u64,
 }
 
@@ -39,30 +39,30 @@ impl Latency {
         self.max_ns = self.max_ns.max(ns);
     }
 
-    /// The mean, in milliseconds; 0 when nothing was measured.
+    /// The mean, in milliseconds; 0 without events.
     pub fn mean_ms(&self) -> f64 {
         if self.count == 0 { 0.0 } else { self.total_ns as f64 / self.count as f64 / 1e6 }
     }
 }
 
-/// A report.
+/// The metrics of a session at a time.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Metrics {
-    /// All that is counted.
+    /// The counters.
     pub counters: Counters,
-    /// Since the session started, in seconds; the driver reports the time for which it was a checkpoint.
+    /// The time since the session started, in seconds, including the time in a checkpoint that the driver reported.
     pub elapsed_sec: f64,
-    /// 0 when no time has passed.
+    /// Accepted chunks per second; 0 if no time has passed.
     pub chunks_per_sec: f64,
-    /// 0 when no time has passed.
+    /// Calls of a language model per minute; 0 if no time has passed.
     pub llm_calls_per_min: f64,
-    /// Segments in the queue of each workflow.
+    /// The number of segments in the queue of each workflow.
     pub queue_depths: [usize; WORKFLOWS],
-    /// Segments in the context window.
+    /// The number of segments in the context window.
     pub context_segments: usize,
-    /// From the start of the first to the end of the last of them, in seconds.
+    /// The time from the start of the first segment of the window to the end of the last one, in seconds.
     pub context_span_sec: f64,
-    /// Of events since the session began or was restored.
+    /// The latency of events since the session was started or restored.
     pub latency: Latency,
 }
 

@@ -1,18 +1,19 @@
 //! Transcript sessions: chunks of a transcript in, annotated segments out.
 //!
-//! A [`Session`] holds no socket, no clock and no model. After each input (a chunk, the end, the time) its driver takes
-//! events with [`Session::poll_event`] until there are none. A chunk extends the segment in flight when the speaker is the
-//! same and the pause is at most `max_gap_sec`; else that segment is final and a new one begins. Final segments are
-//! annotated ([`annotate`]), get an [`Intent`], go to the queue of their [`Workflow`] and enter the [`ContextWindow`]; every few of
-//! them a summary is due, which is told with its prompt as data.
+//! A [`Session`] has no socket, clock or model. After each input (a chunk, the end, the time) its driver polls events
+//! with [`Session::poll_event`] until there are none. A chunk extends the segment in flight if the speaker is the same
+//! and the pause is at most `max_gap_sec`; otherwise that segment is final and a new one begins. Final segments are
+//! annotated ([`annotate`]), classified by [`Intent`], added to the queue of their [`Workflow`] and to the
+//! [`ContextWindow`]; after a number of them a summary is due, an event with its prompt.
 //!
-//! Times of chunks are seconds and compared as slower-whisper compares them, but that a microsecond is no difference; `now` is nanoseconds of any clock that does not go
-//! back.
+//! Times of chunks are seconds, compared as in slower-whisper, with a tolerance of a microsecond; `now` is nanoseconds
+//! of a monotonic clock.
 //!
-//! Events that chunks make are numbered from 1 without a gap, and the same chunks make the same events with the same numbers:
-//! a caller that restores a checkpoint and submits again what came after it gets those events again, and knows by their numbers which
-//! were delivered. Chunks with a client's sequence number are taken once: [`Receipt::Repeated`] says that one had come. Events that
-//! say something of the session only (a drop, a warning) have no number.
+//! Events of chunks are numbered from 1 without a gap, and the same chunks produce the same events with the same
+//! numbers: a caller that restores a checkpoint and submits the later chunks again gets the same events again, and
+//! recognizes delivered ones by their numbers. Chunks with a client's sequence number are accepted once:
+//! [`Receipt::Repeated`] is the result of a repeated one. Events about the session only (a drop, a warning) have no
+//! number.
 //!
 //! ```
 //! use weir_core::transcripts::{Chunk, Event, Session, SessionConfig, SessionRules};
@@ -65,23 +66,23 @@ pub use self::{
 use self::{annotate::AnnotateBuffer, route::Router, segment::Segmenter};
 
 const NS_PER_MS: u64 = 1_000_000;
-/// Events that are not taken, from which chunks are refused.
+/// The number of unpolled events at which chunks are refused.
 pub const EVENTS_MAX: usize = 1024;
 
-/// A segment that does not change any more, and its annotation.
+/// A final segment with its annotation.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Final {
     /// Its number among the final segments of the session, from 0.
     pub id: u64,
-    /// What was said.
+    /// The segment.
     pub segment: Segment,
-    /// What was found in it.
+    /// Its annotation.
     pub annotation: Annotation,
-    /// Where it goes.
+    /// Its workflow, which selects its queue.
     pub workflow: Workflow,
 }
 
-/// What a session says.
+/// An event of a session.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Event {
     /// The segment in flight, after each chunk.
@@ -90,11 +91,11 @@ pub enum Event {
     Final(Arc<Final>),
     /// A summary is due.
     Summary(Box<SummaryDue>),
-    /// A queue was full: a segment was dropped from it.
+    /// A segment was dropped from a full queue.
     Dropped(Arc<Final>),
     /// The session expires in `in_ms` milliseconds without input.
     Expiring {
-        /// In milliseconds.
+        /// The remaining time, in milliseconds.
         in_ms: u64,
     },
     /// The session has expired; it accepts no more input.
@@ -104,24 +105,24 @@ pub enum Event {
 /// An event and its number.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Output {
-    /// From 1, without a gap; none for what only says something of the session.
+    /// The number, from 1 without a gap; `None` for events about the session only.
     pub number: Option<u64>,
-    /// What happened.
+    /// The event.
     pub event: Event,
 }
 
-/// An event as it was stored, for a session that continues from a checkpoint made before it.
+/// A stored event, for a session that continues from an earlier checkpoint.
 #[derive(Debug, Clone, PartialEq)]
 pub struct StoredEvent {
     /// Its number.
     pub number: u64,
     /// The sequence number of the input that led to it.
     pub seq: Option<u64>,
-    /// What happened.
+    /// The body of the event.
     pub body: StoredBody,
 }
 
-/// What happened, as far as the state of a session follows from it.
+/// The body of a stored event, as far as the state of a session depends on it.
 #[derive(Debug, Clone, PartialEq)]
 pub enum StoredBody {
     /// [`Event::Partial`]
@@ -139,7 +140,7 @@ pub enum StoredBody {
 pub enum Receipt {
     /// It was accepted.
     New,
-    /// It had come before: its sequence number is not above this one.
+    /// It was accepted before: its sequence number is not above `seq_last`.
     Repeated {
         /// The highest accepted number.
         seq_last: u64,
@@ -153,7 +154,7 @@ pub struct Session {
     segmenter: Segmenter,
     window: ContextWindow,
     router: Router<Arc<Final>>,
-    /// With when the input came that made each.
+    /// The events that were not polled yet, each with the time of its input.
     events: VecDeque<(u64, Output)>,
     numbered: u64,
     seq_last: Option<u64>,
@@ -162,17 +163,17 @@ pub struct Session {
     counters: Counters,
     latency: Latency,
     began_ns: u64,
-    /// Lived before `began_ns`.
-    lived_ns: u64,
+    /// The age of the session at `began_ns`.
+    elapsed_before_ns: u64,
     active_ns: u64,
-    /// Had been idle before `active_ns`.
-    idled_ns: u64,
+    /// The idle time before `active_ns`.
+    idle_before_ns: u64,
     warned: bool,
     expired: bool,
 }
 
 impl Session {
-    /// A session that begins now.
+    /// A new session.
     pub fn new(rules: Arc<SessionRules>, now_ns: u64) -> Self {
         Self {
             rules,
@@ -187,42 +188,43 @@ impl Session {
             counters: Counters::default(),
             latency: Latency::default(),
             began_ns: now_ns,
-            lived_ns: 0,
+            elapsed_before_ns: 0,
             active_ns: now_ns,
-            idled_ns: 0,
+            idle_before_ns: 0,
             warned: false,
             expired: false,
         }
     }
 
-    /// A session that continues from a checkpoint, made under the same configuration or one with wider bounds.
+    /// A session that continues from a checkpoint of a session with the same configuration, or one with narrower
+    /// bounds.
     ///
     /// # Errors
     ///
-    /// [`RestoreError`]: the checkpoint is not one of a session with this configuration.
+    /// See [`RestoreError`].
     pub fn restore(rules: Arc<SessionRules>, checkpoint: Checkpoint, now_ns: u64) -> Result<Self, RestoreError> {
         checkpoint.check(&rules.config)?;
-        let share = |mut kept: Final| {
-            let annotation = &mut kept.annotation;
-            let found = annotation.matches.iter_mut().flat_map(|found| [&mut found.risk, &mut found.keyword]);
+        let share = |mut segment: Final| {
+            let annotation = &mut segment.annotation;
+            let matches = annotation.matches.iter_mut().flat_map(|entry| [&mut entry.risk, &mut entry.keyword]);
             for name in annotation
                 .keywords
                 .iter_mut()
                 .chain(&mut annotation.risk_tags)
-                .chain(found)
+                .chain(matches)
                 .chain(&mut annotation.action)
             {
                 *name = rules.annotator.shared(name);
             }
-            Arc::new(kept)
+            Arc::new(segment)
         };
-        let own = |kept: Arc<Final>| share(Arc::unwrap_or_clone(kept));
+        let own = |segment: Arc<Final>| share(Arc::unwrap_or_clone(segment));
         let window: VecDeque<Arc<Final>> = checkpoint.window.into_iter().map(own).collect();
         // A segment in the window and in a queue is stored once.
         let queues = checkpoint.queues.map(|queue| {
-            let same = |kept: Arc<Final>| match window.iter().find(|other| **other == kept) {
+            let same = |segment: Arc<Final>| match window.iter().find(|other| **other == segment) {
                 Some(other) => other.clone(),
-                None => own(kept),
+                None => own(segment),
             };
             queue.into_iter().map(same).collect()
         });
@@ -235,15 +237,15 @@ impl Session {
             finals_since_summary: checkpoint.finals_since_summary,
             finals_since_end: checkpoint.finals_since_end,
             counters: checkpoint.counters,
-            lived_ns: checkpoint.elapsed_ns,
-            idled_ns: checkpoint.idle_ns,
+            elapsed_before_ns: checkpoint.elapsed_ns,
+            idle_before_ns: checkpoint.idle_ns,
             warned: checkpoint.warned,
             expired: checkpoint.expired,
             ..Self::new(rules, now_ns)
         })
     }
 
-    /// The state as data; none while events wait to be taken, which it does not hold.
+    /// The state as plain data; `None` while there are unpolled events, which it does not contain.
     pub fn checkpoint(&self, now_ns: u64) -> Option<Checkpoint> {
         self.events.is_empty().then(|| Checkpoint {
             elapsed_ns: self.elapsed_ns(now_ns),
@@ -261,11 +263,11 @@ impl Session {
         })
     }
 
-    /// Takes a chunk, with the client's sequence number if it gives them: each above the one before.
+    /// Handles a chunk, with the client's sequence number if it uses them, in ascending order.
     ///
     /// # Errors
     ///
-    /// [`ChunkError`]: nothing has changed but the count of refused chunks, and the session continues.
+    /// See [`ChunkError`]. Only the count of refused chunks has changed, and the session continues.
     pub fn handle_chunk(&mut self, now_ns: u64, seq: Option<u64>, chunk: Chunk) -> Result<Receipt, ChunkError> {
         if let Some(seq_last) = self.repeated(seq) {
             self.counters.chunks_repeated += 1;
@@ -275,7 +277,7 @@ impl Session {
             self.counters.chunks_refused += 1;
             return Err(error);
         }
-        self.active(now_ns, seq);
+        self.record_activity(now_ns, seq);
         self.counters.chunks_ingested += 1;
         let config = &self.rules.config;
         if let Some(closed) = self.segmenter.take(chunk, config.max_gap_sec, config.limits.segment_bytes_max) {
@@ -283,31 +285,32 @@ impl Session {
         }
         if let Some(current) = self.segmenter.current.clone() {
             self.counters.segments_partial += 1;
-            self.tell(now_ns, Event::Partial(current));
+            self.publish(now_ns, Event::Partial(current));
         }
         Ok(Receipt::New)
     }
 
-    /// The stream has ended, or pauses: the segment in flight is final. The session continues with the next input.
+    /// Handles the end or a pause of the transcript: the segment in flight is final. The session continues with the
+    /// next input.
     ///
     /// # Errors
     ///
-    /// [`ChunkError::Expired`], [`ChunkError::Undrained`]
+    /// [`ChunkError::Expired`] or [`ChunkError::Undrained`].
     pub fn handle_end(&mut self, now_ns: u64, seq: Option<u64>) -> Result<Receipt, ChunkError> {
         if let Some(seq_last) = self.repeated(seq) {
             return Ok(Receipt::Repeated { seq_last });
         }
-        self.open()?;
-        self.active(now_ns, seq);
+        self.check_open()?;
+        self.record_activity(now_ns, seq);
         self.flush(now_ns);
         Ok(Receipt::New)
     }
 
-    /// Applies an event that was stored after the checkpoint that this session continues from, in the order of their numbers: the state
-    /// is that after the event, and the event is not repeated. An event that the checkpoint covers changes nothing; where some are
-    /// missing, the session continues without them.
+    /// Applies an event that was stored after the checkpoint from which this session continues, in the order of their
+    /// numbers: the state is then that after the event, and the event is not published again. An event that the
+    /// checkpoint includes is ignored; if some are missing, the session continues without them.
     ///
-    /// Chunks that were refused or repeated meanwhile are not counted, for nothing was stored of them.
+    /// Chunks that were refused or repeated after the checkpoint are not counted, since they have no stored events.
     pub fn handle_stored(&mut self, now_ns: u64, stored: StoredEvent) {
         let StoredEvent { number, seq, body } = stored;
         if number <= self.numbered {
@@ -316,17 +319,17 @@ impl Session {
         self.numbered = number - 1;
         match body {
             StoredBody::Partial(segment) => {
-                self.active(now_ns, seq);
+                self.record_activity(now_ns, seq);
                 self.counters.chunks_ingested += 1;
                 self.counters.segments_partial += 1;
                 self.segmenter.current = Some(segment);
                 self.numbered = number;
             }
             StoredBody::Final(id, segment) => {
-                self.active(now_ns, seq);
+                self.record_activity(now_ns, seq);
                 self.segmenter.current = None;
                 self.counters.segments_finalized = id;
-                // It counts the summary that follows from it too.
+                // `finalize` also advances the number past the summary that may follow.
                 self.finalize(now_ns, segment);
                 self.events.clear();
             }
@@ -344,54 +347,55 @@ impl Session {
         }
     }
 
-    /// The session lay in a checkpoint for so long, and nothing came: it lived, and was idle.
+    /// Adds the time for which the session was stored, which counts towards its age and its idle time.
     pub fn handle_rest(&mut self, rested_ns: u64) {
-        self.lived_ns = self.lived_ns.saturating_add(rested_ns);
-        self.idled_ns = self.idled_ns.saturating_add(rested_ns);
+        self.elapsed_before_ns = self.elapsed_before_ns.saturating_add(rested_ns);
+        self.idle_before_ns = self.idle_before_ns.saturating_add(rested_ns);
     }
 
-    /// Says what time it is: a session that was left alone is warned, and expires. An expired one has flushed, as at an end.
+    /// Handles the passing of time: the expiry of an idle session is announced, then the session is flushed as at an
+    /// end, and expires.
     pub fn handle_time(&mut self, now_ns: u64) {
         let Some((warn_ns, expire_ns)) = self.idle_bounds() else { return };
         let idle_ns = self.idle_ns(now_ns);
         if idle_ns >= expire_ns {
             self.flush(now_ns);
             self.expired = true;
-            self.tell(now_ns, Event::Expired);
+            self.publish(now_ns, Event::Expired);
         } else if idle_ns >= warn_ns && !self.warned {
             self.warned = true;
-            self.note(now_ns, Event::Expiring { in_ms: (expire_ns - idle_ns).div_ceil(NS_PER_MS) });
+            self.publish_unnumbered(now_ns, Event::Expiring { in_ms: (expire_ns - idle_ns).div_ceil(NS_PER_MS) });
         }
     }
 
-    /// When [`Self::handle_time`] should be called next; none when it need not be.
+    /// When to call [`Self::handle_time`] next; `None` if the session does not expire.
     pub fn poll_timeout(&self) -> Option<u64> {
         let (warn_ns, expire_ns) = self.idle_bounds()?;
         let idle_ns = if self.warned { expire_ns } else { warn_ns };
-        Some(self.active_ns.saturating_add(idle_ns.saturating_sub(self.idled_ns)))
+        Some(self.active_ns.saturating_add(idle_ns.saturating_sub(self.idle_before_ns)))
     }
 
     /// The next event.
     pub fn poll_event(&mut self, now_ns: u64) -> Option<Output> {
-        let (came_ns, output) = self.events.pop_front()?;
-        self.latency.record(now_ns.saturating_sub(came_ns));
-        if self.events.is_empty() && self.events.capacity() > EVENTS_KEPT {
-            self.events.shrink_to(EVENTS_KEPT);
+        let (input_ns, output) = self.events.pop_front()?;
+        self.latency.record(now_ns.saturating_sub(input_ns));
+        if self.events.is_empty() && self.events.capacity() > IDLE_EVENTS_CAPACITY {
+            self.events.shrink_to(IDLE_EVENTS_CAPACITY);
         }
         Some(output)
     }
 
-    /// Takes the oldest segment from the queue of a workflow.
+    /// Removes the oldest segment from the queue of a workflow.
     pub fn take_routed(&mut self, workflow: Workflow) -> Option<Arc<Final>> {
         self.router.pop(workflow)
     }
 
-    /// Takes the oldest segment from the most urgent queue that has any.
+    /// Removes the oldest segment from the most urgent non-empty queue.
     pub fn take_urgent(&mut self) -> Option<(Workflow, Arc<Final>)> {
         self.router.pop_urgent()
     }
 
-    /// A language model was called for this session.
+    /// Counts a call of a language model for this session.
     pub fn record_llm_call(&mut self) {
         self.counters.llm_calls += 1;
     }
@@ -411,17 +415,17 @@ impl Session {
         self.seq_last
     }
 
-    /// How many numbered events there were: the number of the latest.
+    /// The number of the last numbered event.
     pub fn events(&self) -> u64 {
         self.numbered
     }
 
-    /// It accepts no more input.
+    /// True when the session has expired: it accepts no more input.
     pub fn is_expired(&self) -> bool {
         self.expired
     }
 
-    /// A report.
+    /// The metrics at a time.
     pub fn metrics(&self, now_ns: u64) -> Metrics {
         let elapsed_sec = self.elapsed_ns(now_ns) as f64 / 1e9;
         let span = match (self.window.segments.front(), self.window.segments.back()) {
@@ -440,18 +444,18 @@ impl Session {
         }
     }
 
-    /// Bytes of the transcript in memory: the open segment, the window and the queues.
-    pub fn kept_bytes(&self) -> usize {
-        let mut seen: Vec<*const Final> = Vec::new();
+    /// The bytes of the transcript in memory: the segment in flight, the window and the queues.
+    pub fn transcript_bytes(&self) -> usize {
+        let mut counted: Vec<*const Final> = Vec::new();
         let mut bytes = self.segmenter.current.as_ref().map_or(0, Segment::heap_bytes);
-        for kept in self.window.segments.iter().chain(self.router.queues.iter().flatten()) {
-            if !seen.contains(&Arc::as_ptr(kept)) {
-                seen.push(Arc::as_ptr(kept));
-                let Annotation { keywords, risk_tags, matches, .. } = &kept.annotation;
+        for segment in self.window.segments.iter().chain(self.router.queues.iter().flatten()) {
+            if !counted.contains(&Arc::as_ptr(segment)) {
+                counted.push(Arc::as_ptr(segment));
+                let Annotation { keywords, risk_tags, matches, .. } = &segment.annotation;
                 let names =
                     (keywords.capacity() + risk_tags.capacity() + 2 * matches.capacity()) * size_of::<Arc<str>>();
-                // An `Arc` counts twice beside its contents.
-                bytes += size_of::<Final>() + 2 * size_of::<usize>() + kept.segment.heap_bytes() + names;
+                // An `Arc` has two reference counts beside its contents.
+                bytes += size_of::<Final>() + 2 * size_of::<usize>() + segment.segment.heap_bytes() + names;
             }
         }
         bytes
@@ -461,7 +465,7 @@ impl Session {
         self.seq_last.filter(|last| seq.is_some_and(|seq| seq <= *last))
     }
 
-    fn open(&self) -> Result<(), ChunkError> {
+    fn check_open(&self) -> Result<(), ChunkError> {
         match () {
             () if self.expired => Err(ChunkError::Expired),
             () if self.events.len() >= EVENTS_MAX => Err(ChunkError::Undrained),
@@ -470,7 +474,7 @@ impl Session {
     }
 
     fn check(&self, chunk: &Chunk) -> Result<(), ChunkError> {
-        self.open()?;
+        self.check_open()?;
         let SessionLimits { text_bytes_max, speaker_bytes_max, .. } = self.rules.config.limits;
         let bytes = chunk.text.len();
         if bytes > text_bytes_max {
@@ -483,8 +487,8 @@ impl Session {
         self.segmenter.check(chunk, self.rules.config.overlap)
     }
 
-    fn active(&mut self, now_ns: u64, seq: Option<u64>) {
-        (self.active_ns, self.idled_ns, self.warned) = (now_ns, 0, false);
+    fn record_activity(&mut self, now_ns: u64, seq: Option<u64>) {
+        (self.active_ns, self.idle_before_ns, self.warned) = (now_ns, 0, false);
         self.seq_last = seq.or(self.seq_last);
     }
 
@@ -502,20 +506,20 @@ impl Session {
         let config = &rules.config;
         let id = self.counters.segments_finalized;
         self.counters.segments_finalized += 1;
-        // It grew by doubling, and may stay for long.
+        // The text grew by doubling, and may be retained for long.
         segment.text.shrink_to_fit();
         let annotation = rules.annotator.annotate(&segment.text, &mut AnnotateBuffer::default());
         let workflow = annotation.intent.map_or(Workflow::General, Workflow::from);
         let segment = Arc::new(Final { id, segment, annotation, workflow });
         self.window.add(&config.context, segment.clone());
-        self.tell(now_ns, Event::Final(segment.clone()));
+        self.publish(now_ns, Event::Final(segment.clone()));
         if let Some((from, dropped)) = self.router.push(&config.routing, workflow, segment) {
             self.counters.segments_dropped[from as usize] += 1;
-            self.note(now_ns, Event::Dropped(dropped));
+            self.publish_unnumbered(now_ns, Event::Dropped(dropped));
         }
         self.finals_since_end += 1;
         self.finals_since_summary += 1;
-        // A count of finals: that of the window stands still when it is full.
+        // Final segments are counted, since the length of a full window is constant.
         if config.summary.every_finals > 0 && self.finals_since_summary >= config.summary.every_finals {
             self.finals_since_summary = 0;
             self.summarize(now_ns, SummaryKind::Incremental);
@@ -524,17 +528,17 @@ impl Session {
 
     fn summarize(&mut self, now_ns: u64, kind: SummaryKind) {
         let summary = self.window.summary(kind, self.counters.segments_finalized);
-        self.tell(now_ns, Event::Summary(Box::new(summary)));
+        self.publish(now_ns, Event::Summary(Box::new(summary)));
     }
 
     /// Adds a numbered event.
-    fn tell(&mut self, now_ns: u64, event: Event) {
+    fn publish(&mut self, now_ns: u64, event: Event) {
         self.numbered += 1;
         self.events.push_back((now_ns, Output { number: Some(self.numbered), event }));
     }
 
     /// Adds an event without a number.
-    fn note(&mut self, now_ns: u64, event: Event) {
+    fn publish_unnumbered(&mut self, now_ns: u64, event: Event) {
         self.events.push_back((now_ns, Output { number: None, event }));
     }
 
@@ -545,13 +549,13 @@ impl Session {
     }
 
     fn elapsed_ns(&self, now_ns: u64) -> u64 {
-        self.lived_ns.saturating_add(now_ns.saturating_sub(self.began_ns))
+        self.elapsed_before_ns.saturating_add(now_ns.saturating_sub(self.began_ns))
     }
 
     fn idle_ns(&self, now_ns: u64) -> u64 {
-        self.idled_ns.saturating_add(now_ns.saturating_sub(self.active_ns))
+        self.idle_before_ns.saturating_add(now_ns.saturating_sub(self.active_ns))
     }
 }
 
-/// Capacity for events that an empty queue keeps.
-const EVENTS_KEPT: usize = 8;
+/// The capacity of an empty event queue.
+const IDLE_EVENTS_CAPACITY: usize = 8;

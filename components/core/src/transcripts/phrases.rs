@@ -1,4 +1,4 @@
-//! Phrases by their first words: which of many begin at a word of a text.
+//! An index of phrases by their first words, to find those that begin at a word of a text.
 
 use super::words::{Gap, Lexicon, Word, WordId, spell};
 
@@ -13,18 +13,18 @@ struct Phrase<T> {
 /// Phrases, each with a value.
 #[derive(Debug, Clone)]
 pub(super) struct Phrases<T> {
-    /// By first word, then the longest first.
+    /// Sorted by first word, then the longest first.
     phrases: Vec<Phrase<T>>,
-    /// By id of a word: where the phrases that it begins are, in `phrases`.
+    /// By word id: the range in `phrases` of the phrases with that first word.
     heads: Vec<(u32, u32)>,
 }
 
 impl<T: Copy> Phrases<T> {
-    /// Phrases whose words are added to the lexicon.
+    /// An index of phrases. Their words are added to the lexicon.
     ///
     /// # Errors
     ///
-    /// The index of the first phrase that is no words, or has one that is too long.
+    /// The index of the first phrase without a word, or with a word that is too long.
     pub(super) fn new<'a>(
         phrases: impl IntoIterator<Item = (&'a str, T)>,
         lexicon: &mut Lexicon,
@@ -38,7 +38,7 @@ impl<T: Copy> Phrases<T> {
             let Some((&(head, _), rest)) = words.split_first() else { return Err(index) };
             all.push(Phrase { head, rest: rest.into(), value });
         }
-        // Stable: of phrases that are the same, the first stays first.
+        // A stable sort: of equal phrases, the first stays first.
         all.sort_by_key(|phrase| (phrase.head, usize::MAX - phrase.rest.len()));
         let last = all.last().map_or(0, |phrase| usize::from(phrase.head));
         let mut heads = vec![(0, 0); last + 1];
@@ -52,8 +52,8 @@ impl<T: Copy> Phrases<T> {
         Ok(Self { phrases: all, heads })
     }
 
-    /// The phrases that begin at a word, the longest first, with their lengths in words. With `loose` any gap within a sentence matches a
-    /// space.
+    /// The phrases that begin at a word, the longest first, with their lengths in words. With `loose` any gap within a
+    /// sentence matches a space.
     pub(super) fn at<'a>(
         &'a self,
         words: &'a [Word],
@@ -63,12 +63,12 @@ impl<T: Copy> Phrases<T> {
         let (from, to) = self.heads.get(usize::from(words[index].id)).copied().unwrap_or_default();
         let after = &words[index + 1..];
         self.phrases[from as usize..to as usize].iter().filter_map(move |phrase| {
-            let fits = phrase.rest.len() <= after.len()
+            let matches = phrase.rest.len() <= after.len()
                 && phrase.rest.iter().zip(after).all(|((id, gap), word)| {
                     *id == word.id
                         && (*gap == word.before || (loose && *gap == Gap::Space && word.before == Gap::Within))
                 });
-            fits.then_some((phrase.rest.len() + 1, phrase.value))
+            matches.then_some((phrase.rest.len() + 1, phrase.value))
         })
     }
 }

@@ -1,4 +1,4 @@
-//! Where final segments go: one bounded queue for each kind of work, the least urgent dropped first.
+//! The queues of final segments: one bounded queue for each workflow; the least urgent segments are dropped first.
 
 use std::collections::VecDeque;
 
@@ -6,15 +6,15 @@ use super::intent::Intent;
 use crate::named::named;
 
 named! {
-    /// A kind of work, the most urgent first.
+    /// The workflows, the most urgent first.
     pub enum Workflow {
-        /// Questions and clarifications: handled at once.
+        /// Questions and clarifications.
         Question = "question",
         /// Action items and commitments.
         ActionItem = "action_item",
         /// Decisions and agreements.
         Decision = "decision",
-        /// All else.
+        /// All other segments.
         General = "general",
     }
 }
@@ -30,28 +30,29 @@ impl From<Intent> for Workflow {
     }
 }
 
-/// How many kinds of work there are.
+/// The number of workflows.
 pub const WORKFLOWS: usize = Workflow::ALL.len();
 
-/// How long the queues may be.
+/// The bounds of the queues.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RoutingConfig {
-    /// Most segments in the queue of each workflow, in the order of [`Workflow::ALL`]. One of 0 keeps none, and drops none.
+    /// Most segments in the queue of each workflow, in the order of [`Workflow::ALL`]. With 0 there is no queue, and no
+    /// drops.
     pub queue_len_max: [usize; WORKFLOWS],
     /// Most segments in all queues.
     pub queued_max: usize,
 }
 
 impl Default for RoutingConfig {
-    /// No queues: final segments name their workflow, by which readers of the events route them. Queues without a consumer would only use
-    /// memory and drop.
+    /// No queues: the events of final segments contain their workflow. Queues without a consumer would only use memory
+    /// and drop segments.
     fn default() -> Self {
         Self { queue_len_max: [0; WORKFLOWS], queued_max: 128 }
     }
 }
 
 impl RoutingConfig {
-    /// A queue for each workflow, of at most 64 segments each and 128 in all.
+    /// A queue for each workflow, of at most 64 segments each and 128 in total.
     pub fn queued() -> Self {
         Self { queue_len_max: [64; WORKFLOWS], ..Self::default() }
     }
@@ -70,21 +71,21 @@ impl<T> Default for Router<T> {
 }
 
 impl<T> Router<T> {
-    /// Puts an item into its queue. Returns the dropped item: the oldest of a full queue, else the oldest of the least urgent queue when
-    /// all together are full; that may be the item itself.
+    /// Adds an item to the queue of its workflow. Returns the dropped item: the oldest of the queue if that is full, or
+    /// the oldest of the least urgent queue if all together are full, which may be the item itself.
     pub(super) fn push(&mut self, config: &RoutingConfig, workflow: Workflow, item: T) -> Option<(Workflow, T)> {
         let own = workflow as usize;
         let len_max = config.queue_len_max[own];
         if len_max == 0 {
             return None;
         }
-        // Dropped before the other is added, so that no queue grows past its bound even for a moment.
+        // The drop precedes the addition, so no queue exceeds its bound.
         let from = if self.queues[own].len() >= len_max {
             own
         } else if self.queued() >= config.queued_max {
             match self.queues.iter().rposition(|queue| !queue.is_empty()) {
                 Some(least) if least >= own => least,
-                // All that waits is more urgent.
+                // All queued segments are more urgent.
                 _ => return Some((workflow, item)),
             }
         } else {
@@ -119,7 +120,7 @@ mod tests {
     use proptest::prelude::*;
 
     #[test]
-    fn intents_lead_to_the_workflows_of_the_contract() {
+    fn intents_have_the_workflows_of_the_contract() {
         let workflows: Vec<&str> = Intent::ALL.iter().map(|intent| Workflow::from(*intent).name()).collect();
         assert_eq!(
             workflows,
@@ -152,23 +153,23 @@ mod tests {
         fn each_dropped_segment_is_counted(pushes in proptest::collection::vec(0usize..5, 0..60), len_max in 1usize..5, all in 0usize..9) {
             let config = RoutingConfig { queue_len_max: [len_max; 4], queued_max: all };
             let mut router = Router::default();
-            let (mut pushed, mut seen) = (0, Vec::new());
+            let (mut pushed, mut removed) = (0, Vec::new());
             for push in pushes {
                 match Workflow::ALL.get(push) {
                     Some(workflow) => {
-                        seen.extend(router.push(&config, *workflow, pushed).map(|(_, item)| item));
+                        removed.extend(router.push(&config, *workflow, pushed).map(|(_, item)| item));
                         pushed += 1;
                     }
-                    None => seen.extend(router.pop_urgent().map(|(_, item)| item)),
+                    None => removed.extend(router.pop_urgent().map(|(_, item)| item)),
                 }
                 prop_assert!(router.depths().iter().all(|depth| *depth <= len_max));
                 prop_assert!(router.queued() <= all);
             }
             while let Some((_, item)) = router.pop_urgent() {
-                seen.push(item);
+                removed.push(item);
             }
-            seen.sort_unstable();
-            prop_assert_eq!(seen, (0..pushed).collect::<Vec<i32>>());
+            removed.sort_unstable();
+            prop_assert_eq!(removed, (0..pushed).collect::<Vec<i32>>());
         }
     }
 }

@@ -1,30 +1,31 @@
-//! Chunks of a transcript joined into segments: one in flight, final when the speaker changes or pauses.
+//! The segmentation of a transcript: chunks extend the segment in flight, which is final when the speaker changes or
+//! pauses.
 
 use thiserror::Error;
 
-/// A piece of a transcript as a recognizer gives it.
+/// A chunk of a transcript from speech recognition.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Chunk {
-    /// In seconds.
+    /// The start, in seconds.
     pub start: f64,
-    /// In seconds.
+    /// The end, in seconds.
     pub end: f64,
-    /// Joined to the earlier text with a space; never trimmed.
+    /// The text, appended to the segment after a space; not trimmed.
     pub text: String,
-    /// Who speaks. None is a speaker too: the same as any other none.
+    /// The speaker. Chunks without a speaker count as those of one speaker.
     pub speaker_id: Option<String>,
 }
 
-/// What one speaker said without a pause.
+/// A part of a transcript that one speaker said without a pause.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Segment {
-    /// Of its first chunk, in seconds.
+    /// The start of its first chunk, in seconds.
     pub start: f64,
-    /// Of its last chunk, in seconds.
+    /// The latest end of its chunks, in seconds.
     pub end: f64,
-    /// The texts of its chunks.
+    /// The joined texts of its chunks.
     pub text: String,
-    /// Who speaks.
+    /// The speaker.
     pub speaker_id: Option<String>,
 }
 
@@ -35,7 +36,7 @@ impl Segment {
     }
 }
 
-/// Why a chunk was not taken. The state is as it was before.
+/// Why a chunk was refused. The state is unchanged.
 #[derive(Debug, Clone, PartialEq, Error)]
 pub enum ChunkError {
     /// A time is not a number, or infinite.
@@ -47,38 +48,38 @@ pub enum ChunkError {
     /// It ends before it starts.
     #[error("Chunk end must be >= start")]
     EndBeforeStart,
-    /// It starts before the segment in flight ends; where chunks may overlap, before that segment starts.
+    /// It starts before the end of the segment in flight; with `overlap`, before its start.
     #[error("Chunks must arrive in non-decreasing time order")]
     OutOfOrder {
-        /// Where the segment in flight ends, in seconds.
+        /// The end of the segment in flight, in seconds.
         current_end: f64,
     },
     /// Its text is too long.
     #[error("Chunk text must have at most {bytes_max} bytes, and has {bytes}")]
     TextTooLong {
-        /// What it has.
+        /// Its length.
         bytes: usize,
-        /// What it may have.
+        /// The bound.
         bytes_max: usize,
     },
     /// The name of its speaker is too long.
     #[error("Chunk speaker_id must have at most {bytes_max} bytes, and has {bytes}")]
     SpeakerTooLong {
-        /// What it has.
+        /// Its length.
         bytes: usize,
-        /// What it may have.
+        /// The bound.
         bytes_max: usize,
     },
     /// The session has expired.
     #[error("the session has expired")]
     Expired,
-    /// Events of earlier chunks must be taken first. Trying again then is safe.
+    /// Events of earlier chunks must be polled first. Then a retry is safe.
     #[error("events of earlier chunks were not taken")]
     Undrained,
 }
 
 impl ChunkError {
-    /// A constant for programs: the rule that was broken.
+    /// A constant name of the violated rule, for programs.
     pub fn rule(&self) -> &'static str {
         match self {
             Self::NotFinite { .. } => "not_finite",
@@ -91,7 +92,7 @@ impl ChunkError {
         }
     }
 
-    /// The field that is wrong, if one is.
+    /// The invalid field, if there is one.
     pub fn field(&self) -> Option<&'static str> {
         match self {
             Self::NotFinite { field } => Some(field),
@@ -104,8 +105,9 @@ impl ChunkError {
     }
 }
 
-/// Times this close are equal, seconds: recognizers compute times, and `0.1 + 0.2` starts after `0.3` ends by less.
-const NOISE_SEC: f64 = 1e-6;
+/// The tolerance of time comparisons, in seconds. Recognizers compute times, and `0.1 + 0.2` differs from `0.3` by
+/// less.
+const TOLERANCE_SEC: f64 = 1e-6;
 
 /// The segment in flight.
 #[derive(Debug, Clone, Default, PartialEq)]
@@ -114,33 +116,33 @@ pub(super) struct Segmenter {
 }
 
 impl Segmenter {
-    /// Whether a chunk may come now, as slower-whisper checks it and in its order, but for [`NOISE_SEC`]. With `overlap` it may start
-    /// while the segment in flight lasts, and not before that one starts.
+    /// Checks a chunk as slower-whisper does, in the same order, but with [`TOLERANCE_SEC`]. With `overlap` it may
+    /// start before the end of the segment in flight, but not before its start.
     pub(super) fn check(&self, chunk: &Chunk, overlap: bool) -> Result<(), ChunkError> {
         for (field, value) in [("start", chunk.start), ("end", chunk.end)] {
             if !value.is_finite() {
                 return Err(ChunkError::NotFinite { field });
             }
         }
-        if chunk.end < chunk.start - NOISE_SEC {
+        if chunk.end < chunk.start - TOLERANCE_SEC {
             return Err(ChunkError::EndBeforeStart);
         }
         match &self.current {
-            Some(current) if chunk.start < if overlap { current.start } else { current.end } - NOISE_SEC => {
+            Some(current) if chunk.start < if overlap { current.start } else { current.end } - TOLERANCE_SEC => {
                 Err(ChunkError::OutOfOrder { current_end: current.end })
             }
             _ => Ok(()),
         }
     }
 
-    /// Takes a chunk that [`Self::check`] lets through. Returns the segment that it closes.
+    /// Adds a chunk that [`Self::check`] accepts. Returns the segment that becomes final.
     pub(super) fn take(&mut self, chunk: Chunk, max_gap_sec: f64, segment_bytes_max: usize) -> Option<Segment> {
         if let Some(current) = &mut self.current
             && current.speaker_id == chunk.speaker_id
             && chunk.start - current.end <= max_gap_sec
             && current.text.len() + 1 + chunk.text.len() <= segment_bytes_max
         {
-            // One that overlaps may end before, and noise may.
+            // The chunk can end before the segment, by overlap or by rounding.
             current.end = current.end.max(chunk.end);
             if !chunk.text.is_empty() {
                 if !current.text.is_empty() && !current.text.ends_with(' ') {

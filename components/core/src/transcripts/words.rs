@@ -1,29 +1,29 @@
-//! Texts as words: what keywords, actions and intents are all found in.
+//! Texts as words, in which keywords, actions and intents are found.
 //!
-//! A word is a maximal run of letters, digits and `_`, as `\w+` matches in Python; the bounds of words are those of `\b`. Words are
-//! compared in lower case, with the few further equalities that Python's `re.IGNORECASE` adds to ASCII: `ſ` is `s`, `ı` is `i`, and `K`
-//! (the Kelvin sign) is `k`. All words that no rule has are equal.
+//! A word is a maximal run of letters, digits and `_`, as `\w+` matches in Python; the bounds of words are those of
+//! `\b`. Words are compared in lower case, with the few further equalities that Python's `re.IGNORECASE` adds to ASCII:
+//! `ſ` is `s`, `ı` is `i`, and `K` (the Kelvin sign) is `k`. All words without a rule are equal.
 
 use std::collections::BTreeMap;
 
-/// Longest word that a rule may have, in bytes of UTF-8 in small letters.
+/// Longest word of a rule, in bytes of UTF-8 in lower case.
 pub(super) const WORD_BYTES_MAX: usize = 48;
 
-/// A word as the rules see it; [`UNKNOWN`] when no rule knows it.
+/// The id of a word of a rule; [`UNKNOWN`] for other words.
 pub(super) type WordId = u16;
-/// Any word that no rule knows.
+/// The id of words without a rule.
 pub(super) const UNKNOWN: WordId = 0;
 
-/// What stands before a word.
+/// The text before a word.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Gap {
-    /// Nothing, or white space only: it is the first.
+    /// The beginning of the text.
     Start,
     /// One U+0020.
     Space,
     /// One apostrophe, straight or curly.
     Apostrophe,
-    /// Something within a sentence: other white space, commas, dashes, quotes.
+    /// Other text within a sentence: white space, commas, dashes, quotes.
     Within,
     /// The end of a sentence.
     Stop,
@@ -32,7 +32,7 @@ pub(super) enum Gap {
 }
 
 impl Gap {
-    /// A new sentence begins after it.
+    /// True when a new sentence begins after the gap.
     pub(super) fn ends_sentence(self) -> bool {
         matches!(self, Self::Start | Self::Stop | Self::Question)
     }
@@ -43,7 +43,7 @@ impl Gap {
 pub(super) struct Word {
     pub(super) id: WordId,
     pub(super) before: Gap,
-    /// White space follows at once, and something after it.
+    /// Whether white space follows directly, and more text after it.
     pub(super) spaced: bool,
 }
 
@@ -51,23 +51,23 @@ pub(super) struct Word {
 #[derive(Debug, Default)]
 pub(super) struct Words {
     pub(super) words: Vec<Word>,
-    /// A question mark stands after the last word.
+    /// Whether a question mark follows the last word.
     pub(super) asks_last: bool,
 }
 
-/// The words that rules know.
+/// The words of all rules.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Lexicon {
     ids: BTreeMap<Box<str>, WordId>,
     /// Open addressing over `ids`, by [`hash`]; a power of two, at most half full. 0 is empty.
     slots: Vec<WordId>,
-    /// By id less 1: the word, padded with zeros, and its length.
+    /// By id minus 1: the word, padded with zeros, and its length.
     spelled: Vec<([u8; WORD_BYTES_MAX], u8)>,
 }
 
 impl Lexicon {
-    /// The id of a word in the form that [`Lexicon::read`] gives it; a new one unless it is known. None when the word is too
-    /// long or there are too many.
+    /// The id of a word, which must be in lower case as in [`Lexicon::read`]; a new id if the word is not known. `None`
+    /// if the word is too long or there are too many.
     pub(super) fn add(&mut self, word: &str) -> Option<WordId> {
         if let Some(&id) = self.ids.get(word) {
             return Some(id);
@@ -83,7 +83,7 @@ impl Lexicon {
         if self.spelled.len() * 2 > self.slots.len() {
             self.grow();
         } else {
-            self.place(id);
+            self.insert_slot(id);
         }
         Some(id)
     }
@@ -91,11 +91,11 @@ impl Lexicon {
     fn grow(&mut self) {
         self.slots = vec![UNKNOWN; (self.slots.len() * 2).max(64)];
         for id in 1..=self.spelled.len() {
-            self.place(id as WordId);
+            self.insert_slot(id as WordId);
         }
     }
 
-    fn place(&mut self, id: WordId) {
+    fn insert_slot(&mut self, id: WordId) {
         let (bytes, length) = &self.spelled[usize::from(id) - 1];
         let mask = self.slots.len() - 1;
         let mut at = hash(&bytes[..usize::from(*length)]) as usize & mask;
@@ -124,7 +124,7 @@ impl Lexicon {
         }
     }
 
-    /// Reads a text into words.
+    /// Splits a text into words.
     pub(super) fn read(&self, text: &str, into: &mut Words) {
         into.words.clear();
         into.asks_last = false;
@@ -147,30 +147,30 @@ impl Lexicon {
     }
 }
 
-/// The words of a rule's phrase, as [`Lexicon::add`] takes them.
+/// The words of a phrase in the form of [`Lexicon::add`], with the gap before each.
 pub(super) fn spell(phrase: &str) -> Vec<(String, Gap)> {
     let mut scan = Scan { text: phrase, at: 0, word: [0; WORD_BYTES_MAX], length: 0, hashed: 0 };
-    let mut found = Vec::new();
+    let mut words = Vec::new();
     let mut before = scan.gap(true);
     while scan.at < phrase.len() {
         scan.word();
-        // A word that does not fit is made longer than any may be, so that it is refused and not cut.
+        // A word over the bound is replaced by one that `add` refuses, so it is not truncated.
         let word = match scan.length <= WORD_BYTES_MAX {
             true => String::from_utf8_lossy(&scan.word[..scan.length]).into_owned(),
             false => "x".repeat(WORD_BYTES_MAX + 1),
         };
-        found.push((word, before));
+        words.push((word, before));
         before = scan.gap(false);
     }
-    found
+    words
 }
 
-/// Without white space at both ends, as Python's `str.strip` sees it.
+/// A text without white space at both ends, as by Python's `str.strip`.
 pub(super) fn strip(text: &str) -> &str {
     text.trim_matches(is_space)
 }
 
-/// White space as Python has it: Unicode's, and the four separators of ASCII.
+/// White space as in Python: that of Unicode, and the four separators of ASCII.
 fn is_space(c: char) -> bool {
     c.is_whitespace() || matches!(c, '\u{1c}'..='\u{1f}')
 }
@@ -206,15 +206,15 @@ struct Scan<'t> {
     text: &'t str,
     at: usize,
     word: [u8; WORD_BYTES_MAX],
-    /// May be larger than there is room: such a word is known to no rule.
+    /// The length of the word, which can exceed the array: such a word is unknown.
     length: usize,
     hashed: u32,
 }
 
 impl Scan<'_> {
     fn push(&mut self, byte: u8) {
-        if let Some(place) = self.word.get_mut(self.length) {
-            *place = byte;
+        if let Some(slot) = self.word.get_mut(self.length) {
+            *slot = byte;
         }
         self.hashed = (self.hashed ^ u32::from(byte)).wrapping_mul(FNV_PRIME);
         self.length += 1;
@@ -232,7 +232,8 @@ impl Scan<'_> {
         }
     }
 
-    /// Reads a word in small letters. True when it ends in `İ`, whose small form is an `i` and a dot above, which is in no word.
+    /// Reads a word in lower case. True if it ends with `İ`, whose lower case is an `i` and a combining dot, which ends
+    /// a word.
     fn word(&mut self) -> bool {
         (self.length, self.hashed) = (0, FNV_OFFSET);
         let bytes = self.text.as_bytes();
@@ -263,8 +264,8 @@ impl Scan<'_> {
     }
 
     fn push_char(&mut self, c: char) {
-        let mut room = [0; 4];
-        for byte in c.encode_utf8(&mut room).bytes() {
+        let mut buffer = [0; 4];
+        for byte in c.encode_utf8(&mut buffer).bytes() {
             self.push(byte);
         }
     }
@@ -273,7 +274,7 @@ impl Scan<'_> {
     fn gap(&mut self, first: bool) -> Gap {
         let from = self.at;
         let bytes = self.text.as_bytes();
-        let mut worst = if first { Gap::Start } else { Gap::Within };
+        let mut strongest = if first { Gap::Start } else { Gap::Within };
         while let Some(&byte) = bytes.get(self.at) {
             if byte < 128 {
                 if FOLDED[usize::from(byte)] != 0 {
@@ -281,12 +282,12 @@ impl Scan<'_> {
                 }
                 self.at += 1;
                 match byte {
-                    b'?' => worst = Gap::Question,
-                    b'!' | b'.' | b';' | b'\n' if worst != Gap::Question => {
-                        // The point of a number or of an address ends no sentence.
+                    b'?' => strongest = Gap::Question,
+                    b'!' | b'.' | b';' | b'\n' if strongest != Gap::Question => {
+                        // The point of a number or of an address does not end a sentence.
                         let ends =
                             byte != b'.' || bytes.get(self.at).is_none_or(|next| FOLDED[usize::from(*next)] == 0);
-                        worst = if ends { Gap::Stop } else { worst };
+                        strongest = if ends { Gap::Stop } else { strongest };
                     }
                     _ => {}
                 }
@@ -298,15 +299,15 @@ impl Scan<'_> {
             }
             self.at += c.len_utf8();
             match c {
-                '？' | '؟' => worst = Gap::Question,
-                '…' | '。' | '！' if worst != Gap::Question => worst = Gap::Stop,
+                '？' | '؟' => strongest = Gap::Question,
+                '…' | '。' | '！' if strongest != Gap::Question => strongest = Gap::Stop,
                 _ => {}
             }
         }
         match &self.text[from..self.at] {
             " " if !first => Gap::Space,
             "'" | "’" if !first => Gap::Apostrophe,
-            _ => worst,
+            _ => strongest,
         }
     }
 }
@@ -359,7 +360,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn words_agree_with_a_plain_reading(text in "[aZé_9İſ '’.?,\u{1f}你\u{300}]{0,24}") {
+        fn words_equal_a_split_of_the_lower_case_text(text in "[aZé_9İſ '’.?,\u{1f}你\u{300}]{0,24}") {
             let lexicon = lexicon(&["a", "z", "az", "é", "9", "i", "s", "你"]);
             let plain = text.replace('İ', "i\u{307}").to_lowercase().replace('ſ', "s");
             let want: Vec<WordId> = plain

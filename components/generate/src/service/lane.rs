@@ -267,7 +267,7 @@ impl Lane {
             let shared_tokens = generation.prepared.shared_tokens;
             let owned = OwnedTokens { tenant: generation.tenant, tokens: &prompt[..page_aligned], shared_tokens };
             match self.cache.insert(prefix, owned) {
-                Insertion::Kept { removed, .. } => removed.into_iter().for_each(|sequence| host.remove(sequence)),
+                Insertion::Cached { removed, .. } => removed.into_iter().for_each(|sequence| host.remove(sequence)),
                 Insertion::Refused => host.remove(prefix),
             }
         }
@@ -404,7 +404,7 @@ impl Lane {
         if let Some(sequence) = sequence {
             let host = &self.model.host;
             match self.cache.insert(sequence, owned) {
-                Insertion::Kept { tokens, removed } => {
+                Insertion::Cached { tokens, removed } => {
                     // An error means that the host no longer has the sequence, which frees its pages as well.
                     let _ = host.trim(sequence, tokens as u32);
                     removed.into_iter().for_each(|sequence| host.remove(sequence));

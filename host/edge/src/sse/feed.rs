@@ -253,10 +253,10 @@ impl Feed {
             let id = entry.cursor.to_string();
             return self.push_own(out, |renderer, out| renderer.push_event(out, &id, &entry.name, entry.data.as_bytes()));
         }
-        let rendered = entry.drawn_once(render);
+        let rendered = entry.rendered_once(render);
         match &mut self.gzip {
             None => out.extend_from_slice(rendered),
-            Some(gzip) => gzip.push_packed(out, rendered, entry.packed_once(|_| gzip::pack(rendered))),
+            Some(gzip) => gzip.push_packed(out, rendered, entry.compressed_once(|_| gzip::pack(rendered))),
         }
     }
 

@@ -30,7 +30,7 @@ fn one_call_is_served_in_its_order() {
     }
     assert_eq!(queue.take(9, 2, 1000), vec![0, 1]);
     assert_eq!(queue.take(9, 9, 25), vec![2, 3]);
-    assert_eq!(queue.take(9, 9, 1), vec![4], "one at least");
+    assert_eq!(queue.take(9, 9, 1), vec![4], "at least one item");
     assert!(queue.take(9, 9, 1).is_empty() && queue.is_empty() && queue.tokens() == 0 && queue.calls() == 0);
 }
 
@@ -60,7 +60,7 @@ fn expired_item_is_never_taken() {
     queue.push(0, ticket(1, 1), "stays");
     assert_eq!(queue.poll_timeout(), Some(50));
     assert_eq!(queue.poll_expired(49), None);
-    assert!(queue.take(50, 9, 99).is_empty(), "the expired one is asked for first");
+    assert!(queue.take(50, 9, 99).is_empty(), "the expired item must be removed first");
     assert_eq!(queue.poll_expired(50), Some("expires"));
     assert_eq!(queue.poll_expired(50), None);
     assert_eq!(queue.take(50, 9, 99), ["stays"]);
@@ -80,7 +80,7 @@ fn abandoned_call_is_removed() {
 }
 
 #[test]
-fn bounds_and_drop_policies() {
+fn full_queue_refuses_or_drops_by_its_policy() {
     let small = QueueConfig { items_max: 2, ..CONFIG };
     let mut none = Queue::new(small);
     none.push(0, ticket(1, 1), 0);
@@ -94,7 +94,7 @@ fn bounds_and_drop_policies() {
     assert_eq!(head.take(0, 9, 99), [1, 2]);
 
     let mut tokens = Queue::new(QueueConfig { tokens_max: 10, ..CONFIG });
-    assert_eq!(tokens.push(0, ticket(1, 50), 0), PushOutcome::Waits, "alone it may be as large as it is");
+    assert_eq!(tokens.push(0, ticket(1, 50), 0), PushOutcome::Waits, "a single item may exceed the bound");
     assert_eq!(tokens.push(0, ticket(1, 1), 1), PushOutcome::Refused(PushRefusal::Full, 1));
 
     let mut share = Queue::new(QueueConfig { owner_items_max: 1, ..CONFIG });
@@ -118,7 +118,7 @@ fn windows_close_as_configured() {
         both.push(200, ticket(1, 1), value);
     }
     both.push(200, ticket(1, 1), 3);
-    assert_eq!(both.take(200, 9, 99), [0, 1, 2], "three fill a batch, the fourth waits");
+    assert_eq!(both.take(200, 9, 99), [0, 1, 2], "three items fill a batch, and the fourth waits");
 
     let mut time = with(Aggregation::TimeOnly);
     (0..5).for_each(|value| drop(time.push(0, ticket(1, 1), value)));
@@ -191,14 +191,14 @@ fn items_served_before_an_item_are_bounded_by_turns() {
     for value in 0..1000 {
         queue.push(0, ticket(0, 10), value);
     }
-    // The one that has much waits for all of it; another for a turn of each.
+    // The call with many items waits for all of them; another one waits for a turn of each.
     assert_eq!(queue.until_served(0, 10), 10_010 + 128);
     assert_eq!(queue.until_served(1, 20), 2 * (20 + 128));
     for call in 1..=500 {
         queue.push(0, ticket(call, 10), 0);
     }
     assert_eq!(queue.until_served(501, 20), 15_020);
-    // One that needs several turns has them beside calls that come meanwhile.
+    // A call that needs several turns shares them with later calls.
     for _ in 0..30 {
         queue.push(0, ticket(501, 20), 0);
     }
@@ -206,15 +206,16 @@ fn items_served_before_an_item_are_bounded_by_turns() {
 }
 
 proptest! {
-    /// No item is lost or duplicated, bounds hold, expired items are not taken, and items of a window are released in time.
+    /// No item is lost or duplicated, bounds hold, expired items are not taken, and items of a window are released in
+    /// time.
     #[test]
     fn each_item_leaves_exactly_once(config in configs(), steps in steps()) {
         let mut queue = Queue::new(config);
         let (mut now, mut next) = (0u64, 0usize);
-        let mut inside: Vec<(u64, Option<u64>)> = Vec::new();
-        let mut left: HashSet<usize> = HashSet::new();
-        let gone = |value: usize, left: &mut HashSet<usize>| {
-            prop_assert!(left.insert(value), "{value} left twice");
+        let mut pushed: Vec<(u64, Option<u64>)> = Vec::new();
+        let mut removed: HashSet<usize> = HashSet::new();
+        let remove = |value: usize, removed: &mut HashSet<usize>| {
+            prop_assert!(removed.insert(value), "{value} was removed twice");
             Ok(())
         };
         for step in steps {
@@ -222,44 +223,44 @@ proptest! {
                 Step::Push { call, tokens, deadline_in } => {
                     let deadline_ns = deadline_in.map(|ns| now + ns);
                     let ticket = Ticket { call, owner: call % 2, tokens, deadline_ns };
-                    inside.push((call, deadline_ns));
+                    pushed.push((call, deadline_ns));
                     match queue.push(now, ticket, next) {
                         PushOutcome::Waits => {}
                         PushOutcome::Dropped(values) => {
                             prop_assert_eq!(config.drop_policy, DropPolicy::Head);
-                            for value in values { gone(value, &mut left)?; }
+                            for value in values { remove(value, &mut removed)?; }
                         }
                         PushOutcome::Refused(_, value) => {
                             prop_assert_eq!(value, next);
-                            gone(value, &mut left)?;
+                            remove(value, &mut removed)?;
                         }
                     }
                     next += 1;
                 }
                 Step::Take { items, tokens } => {
                     while let Some(value) = queue.poll_expired(now) {
-                        prop_assert!(inside[value].1.is_some_and(|deadline| deadline <= now));
-                        gone(value, &mut left)?;
+                        prop_assert!(pushed[value].1.is_some_and(|deadline| deadline <= now));
+                        remove(value, &mut removed)?;
                     }
-                    let could = queue.takeable();
+                    let takeable = queue.takeable();
                     let taken = queue.take(now, items, tokens);
                     prop_assert!(taken.len() <= items);
-                    prop_assert!(could == 0 || !taken.is_empty());
+                    prop_assert!(takeable == 0 || !taken.is_empty());
                     for value in taken {
-                        prop_assert!(inside[value].1.is_none_or(|deadline| deadline > now));
-                        gone(value, &mut left)?;
+                        prop_assert!(pushed[value].1.is_none_or(|deadline| deadline > now));
+                        remove(value, &mut removed)?;
                     }
                 }
                 Step::Cancel { call } => {
                     for value in queue.cancel(call) {
-                        prop_assert_eq!(inside[value].0, call);
-                        gone(value, &mut left)?;
+                        prop_assert_eq!(pushed[value].0, call);
+                        remove(value, &mut removed)?;
                     }
                 }
                 Step::Wait { ns } => now += ns,
                 Step::Flush => { queue.flush(); prop_assert_eq!(queue.takeable(), queue.len()); }
             }
-            prop_assert_eq!(queue.len(), next - left.len());
+            prop_assert_eq!(queue.len(), next - removed.len());
             prop_assert!(queue.len() <= config.items_max);
             prop_assert!(queue.len() <= 1 || queue.tokens() <= config.tokens_max);
             prop_assert!(queue.owned(0) <= config.owner_items_max && queue.owned(1) <= config.owner_items_max);
@@ -269,16 +270,16 @@ proptest! {
         // A caller that wakes at the timeouts gets every item, unless only a flush can release it.
         while let Some(at) = queue.poll_timeout() {
             now = now.max(at);
-            while let Some(value) = queue.poll_expired(now) { gone(value, &mut left)?; }
-            for value in queue.take(now, usize::MAX, u64::MAX) { gone(value, &mut left)?; }
+            while let Some(value) = queue.poll_expired(now) { remove(value, &mut removed)?; }
+            for value in queue.take(now, usize::MAX, u64::MAX) { remove(value, &mut removed)?; }
         }
         if config.window.is_some_and(|window| window.aggregation == Aggregation::CountOnly) { queue.flush(); }
-        for value in queue.take(now, usize::MAX, u64::MAX) { gone(value, &mut left)?; }
-        prop_assert_eq!(left.len(), next);
+        for value in queue.take(now, usize::MAX, u64::MAX) { remove(value, &mut removed)?; }
+        prop_assert_eq!(removed.len(), next);
         prop_assert!(queue.is_empty() && queue.tokens() == 0 && queue.calls() == 0);
     }
 
-    /// However much one call has waiting, another's item is among the next quantum or two of tokens.
+    /// An item of another call is served within one or two quanta, whatever the backlog of a call.
     #[test]
     fn call_with_many_items_delays_no_other(
         line in 1usize..2000, length in 1u64..128, taken in 0usize..50, mine in 1u64..128, others in 1u64..4,
@@ -291,11 +292,11 @@ proptest! {
         queue.push(2, ticket(99, mine), usize::MAX);
         let mut before = 0;
         while !queue.take(3, 1, 128).contains(&usize::MAX) { before += length; }
-        // Each other call may finish the round that it is in.
+        // Each other call can finish its current round.
         prop_assert!(before <= others * (128 + length), "{before} tokens went first");
     }
 
-    /// Calls that always have something waiting are served the same number of tokens, up to a quantum and an item.
+    /// Calls with a backlog are served the same number of tokens, up to a quantum and an item.
     #[test]
     fn calls_share_the_model_by_tokens(lengths in prop::collection::vec(1u64..200, 2..6)) {
         let mut queue = Queue::new(CONFIG);
@@ -310,7 +311,7 @@ proptest! {
         prop_assert!(spread <= 2 * (128 + 200), "{served:?}");
     }
 
-    /// Dated items that keep coming do not starve an item without a deadline.
+    /// New items with deadlines do not starve an item without one.
     #[test]
     fn waiting_items_do_not_starve(calls in 1u64..5, patience in 1u64..1000) {
         let mut queue = Queue::new(QueueConfig { age_ns_max: 1000, ..CONFIG });
@@ -321,12 +322,12 @@ proptest! {
             while queue.poll_expired(now).is_some() {}
             if queue.take(now, 1, 10).contains(&true) { break; }
             rounds = now;
-            prop_assert!(now < 20_000, "it still waits");
+            prop_assert!(now < 20_000, "the item still waits");
         }
         prop_assert!(rounds < 20_000);
     }
 
-    /// Calls that keep coming, each new, do not starve one that was served more than its share before they came.
+    /// New calls do not starve a call that was served more than its share before.
     #[test]
     fn new_calls_do_not_starve_earlier_ones(rate in 1u64..8, lead in 0usize..100, length in 1u64..64) {
         let mut queue = Queue::new(CONFIG);
@@ -335,14 +336,14 @@ proptest! {
         for now in 2.. {
             for call in 0..rate { queue.push(now, ticket(now * 8 + call + 1, length), false); }
             if queue.take(now, rate as usize, u64::MAX).contains(&true) { break; }
-            prop_assert!(now < 2_000, "it still waits");
+            prop_assert!(now < 2_000, "the item still waits");
             prop_assert!(queue.ended.len() <= 2_000);
         }
     }
 
-    /// However the deadlines of a call's items fall, it is served no more than a quantum before the others have their turn.
+    /// Deadlines do not give a call more than a quantum before the turn of the others.
     #[test]
-    fn deadlines_buy_no_turns(deadlines in prop::collection::vec(0u64..1_000_000, 20..60)) {
+    fn deadlines_give_no_additional_turns(deadlines in prop::collection::vec(0u64..1_000_000, 20..60)) {
         let mut queue = Queue::new(CONFIG);
         for _ in 0..100 { queue.push(0, ticket(1, 32), 1); }
         for due in deadlines { queue.push(1, Ticket { deadline_ns: Some(2_000_000_000 - due), ..ticket(0, 32) }, 0); }
@@ -353,7 +354,7 @@ proptest! {
         }
     }
 
-    /// A call that has one item at a time gets no more than one that has many.
+    /// A call with one item at a time is served no more than one with a backlog.
     #[test]
     fn short_calls_gain_no_priority(length in 1u64..128) {
         let mut queue = Queue::new(CONFIG);

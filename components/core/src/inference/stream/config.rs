@@ -1,4 +1,4 @@
-//! The configuration of a stream: every setting, its default and the relations between them.
+//! The configuration of a stream: its settings, their defaults and the relations between them.
 
 use thiserror::Error;
 
@@ -14,9 +14,10 @@ use crate::{
 named! {
     /// When items become a batch.
     pub enum Batching {
-        /// As soon as a batch slot is free: what waits goes, and batches grow only because the model is busy.
+        /// As soon as a batch slot is free: all waiting items are released, and batches grow only while the model is
+        /// busy.
         Adaptive = "adaptive",
-        /// By count and window, as [`Aggregation`] says.
+        /// By count and window: see [`Aggregation`].
         Windowed = "windowed",
     }
 }
@@ -28,25 +29,25 @@ named! {
         TimeAndCount = "time_and_count",
         /// `window_ms` alone.
         TimeOnly = "time_only",
-        /// `batch_size` items alone: fewer wait for a flush or the stop.
+        /// `batch_size` items alone: fewer items wait for a flush or a stop.
         CountOnly = "count_only",
     }
 }
 
 named! {
-    /// In which order results are delivered.
+    /// The order in which results are delivered.
     pub enum Ordering {
-        /// As they come.
+        /// In the order of completion.
         BestEffort = "best_effort",
-        /// As their items were pushed; an item that fails or is dropped is passed over.
+        /// In the order of the pushes; an item that fails or is dropped is skipped.
         Strict = "strict",
     }
 }
 
 named! {
-    /// What goes when the buffer is full.
+    /// The item that is dropped when the buffer is full.
     pub enum DropPolicy {
-        /// Nothing: the push is pushed back.
+        /// No item: the push is refused.
         None = "none",
         /// The oldest item that waits for its first attempt.
         Head = "head",
@@ -55,16 +56,16 @@ named! {
     }
 }
 
-/// How items wait.
+/// The buffering of items.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct BufferingConfig {
-    /// Items for which a release that acknowledgements hold back waits to have room, if that many are to be released.
+    /// The smallest batch that is released when acknowledgements make room, unless fewer items wait.
     pub min_batch_size: usize,
-    /// The most items in a batch that a free slot or the end of a window releases.
+    /// Most items in a batch that is released by a free slot or the end of a window.
     pub max_batch_size: usize,
-    /// The most items that the stream holds, from their push until their result or error is polled.
+    /// Most items in the stream, from their push until their result or error is polled.
     pub max_buffer_size: usize,
-    /// What goes when it is full.
+    /// The item that is dropped when the buffer is full.
     pub drop_policy: DropPolicy,
 }
 
@@ -74,18 +75,18 @@ impl Default for BufferingConfig {
     }
 }
 
-/// Bounds that the interface of slower-whisper leaves open.
+/// Bounds that the interface of slower-whisper does not define.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct StreamLimits {
-    /// Batches at inference at once: the batch slots.
+    /// The batch slots: most batches at inference at once.
     pub batches_in_flight_max: usize,
-    /// With `ack_based`, the most items released and not acknowledged.
+    /// With `ack_based`, most items that are released and not acknowledged.
     pub unacknowledged_max: usize,
-    /// With `size_based`, the most bytes held, as the pusher counts them.
+    /// With `size_based`, most bytes of all items, with the sizes given to the pushes.
     pub buffer_bytes_max: usize,
     /// When the circuit breaker of the stream's model opens and closes.
     pub breaker: BreakerConfig,
-    /// How many retries all items of the stream together may make.
+    /// The bounds of the retries of all items together.
     pub retry_budget: RetryBudgetConfig,
 }
 
@@ -104,19 +105,19 @@ impl Default for StreamLimits {
 /// The configuration of a stream.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct StreamingConfig {
-    /// Items that end a window.
+    /// The number of items that ends a window.
     pub batch_size: usize,
-    /// How long the oldest waiting item waits before its window ends, in milliseconds.
+    /// The time from the push of the oldest waiting item to the end of its window, in milliseconds.
     pub window_ms: u32,
-    /// The most items in any batch: a flush and the stop release batches of at most this size.
+    /// Most items in any batch: a flush and the stop release batches of at most this size.
     pub max_batch_size: usize,
-    /// In which order results are delivered.
+    /// The order in which results are delivered.
     pub ordering: Ordering,
-    /// How items wait.
+    /// The buffering of items.
     pub buffering: BufferingConfig,
-    /// How failures that may pass are retried.
+    /// The retries of temporary failures.
     pub retry: RetryConfig,
-    /// What makes the stream push back.
+    /// The cause of backpressure.
     pub backpressure: BackpressurePolicy,
     /// What ends a window.
     pub aggregation: Aggregation,
@@ -146,36 +147,36 @@ impl Default for StreamingConfig {
 /// The largest configurable buffer, in items.
 pub const BUFFER_ITEMS_MAX: usize = 1 << 20;
 
-/// Why a configuration makes no stream.
+/// Why a configuration is invalid.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
 pub enum ConfigError {
-    /// A number that must not be nothing is 0.
+    /// A number that must be at least 1 is 0.
     #[error("{name} must be at least 1")]
     Zero {
-        /// The knob.
+        /// The setting.
         name: &'static str,
     },
     /// A number is larger than another that bounds it.
     #[error("{name} {value} is larger than {bound_name} {bound}")]
     Larger {
-        /// The knob.
+        /// The setting.
         name: &'static str,
         /// The value.
         value: u64,
-        /// The knob or constant that bounds it.
+        /// The setting or constant that bounds it.
         bound_name: &'static str,
-        /// What that is.
+        /// The value of the bound.
         bound: u64,
     },
 }
 
 impl StreamingConfig {
-    /// For results soon: batches of 4 and a window of 100 ms.
+    /// A preset for low latency: batches of 4 and a window of 100 ms.
     pub fn low_latency() -> Self {
         Self { batch_size: 4, window_ms: 100, ..Self::default() }
     }
 
-    /// For many results: batches of 64, a window of 500 ms and a buffer of 2048 items.
+    /// A preset for high throughput: batches of 64, a window of 500 ms and a buffer of 2048 items.
     pub fn high_throughput() -> Self {
         let buffering = BufferingConfig { max_buffer_size: 2048, ..BufferingConfig::default() };
         Self { batch_size: 64, window_ms: 500, buffering, ..Self::default() }
@@ -185,7 +186,7 @@ impl StreamingConfig {
     ///
     /// # Errors
     ///
-    /// The first knob that is wrong, in the order of the fields.
+    /// The first invalid setting: see [`ConfigError`].
     pub fn validate(&self) -> Result<(), ConfigError> {
         let Self { buffering, retry, limits, .. } = self;
         for (name, value) in [
@@ -207,21 +208,21 @@ impl StreamingConfig {
         }
         let (max_batch, max_buffer) = ("max_batch_size", "buffering.max_buffer_size");
         let (min_batch_size, max_batch_size) = ("buffering.min_batch_size", "buffering.max_batch_size");
-        larger("batch_size", self.batch_size, max_batch, self.max_batch_size)?;
-        // A window that is ended by count alone must be able to fill.
-        larger("batch_size", self.batch_size, max_buffer, buffering.max_buffer_size)?;
-        larger(min_batch_size, buffering.min_batch_size, max_batch_size, buffering.max_batch_size)?;
-        larger(max_batch_size, buffering.max_batch_size, max_batch, self.max_batch_size)?;
-        larger(max_batch_size, buffering.max_batch_size, max_buffer, buffering.max_buffer_size)?;
-        larger(max_buffer, buffering.max_buffer_size, "the bound", BUFFER_ITEMS_MAX)?;
+        check_bound("batch_size", self.batch_size, max_batch, self.max_batch_size)?;
+        // A window that ends by count alone must fit in the buffer.
+        check_bound("batch_size", self.batch_size, max_buffer, buffering.max_buffer_size)?;
+        check_bound(min_batch_size, buffering.min_batch_size, max_batch_size, buffering.max_batch_size)?;
+        check_bound(max_batch_size, buffering.max_batch_size, max_batch, self.max_batch_size)?;
+        check_bound(max_batch_size, buffering.max_batch_size, max_buffer, buffering.max_buffer_size)?;
+        check_bound(max_buffer, buffering.max_buffer_size, "the bound", BUFFER_ITEMS_MAX)?;
         let [base, longest] = [retry.base_backoff_ms, retry.backoff_ms_max].map(|ms| ms as usize);
-        larger("retry.base_backoff_ms", base, "retry.backoff_ms_max", longest)?;
-        // A release that acknowledgements hold back must have room once all is acknowledged.
-        larger(min_batch_size, buffering.min_batch_size, "limits.unacknowledged_max", limits.unacknowledged_max)
+        check_bound("retry.base_backoff_ms", base, "retry.backoff_ms_max", longest)?;
+        // The smallest batch must have room once all items are acknowledged.
+        check_bound(min_batch_size, buffering.min_batch_size, "limits.unacknowledged_max", limits.unacknowledged_max)
     }
 }
 
-fn larger(name: &'static str, value: usize, bound_name: &'static str, bound: usize) -> Result<(), ConfigError> {
+fn check_bound(name: &'static str, value: usize, bound_name: &'static str, bound: usize) -> Result<(), ConfigError> {
     if value > bound {
         return Err(ConfigError::Larger { name, value: value as u64, bound_name, bound: bound as u64 });
     }

@@ -5,25 +5,25 @@ use thiserror::Error;
 use crate::{failure::Failure, named::named};
 
 named! {
-    /// Where a stream is in its life.
+    /// The state of a stream.
     pub enum StreamState {
         /// Created, not started: accepts no items.
         Initialized = "initialized",
-        /// Takes items and releases batches.
+        /// Accepts items and releases batches.
         Running = "running",
-        /// Accepts items and releases no batch; outcomes of batches at inference still arrive.
+        /// Accepts items and releases no batches; outcomes of batches at inference are still handled.
         Paused = "paused",
-        /// Accepts no items and finishes those that it has.
+        /// Accepts no items and finishes the remaining ones.
         Stopping = "stopping",
         /// Every item has its result or error.
         Stopped = "stopped",
-        /// Given up: every item that had no result then has an error.
+        /// Aborted: every item without a result has an error.
         Error = "error",
     }
 }
 
 impl StreamState {
-    /// True when a stream may go from this state to the next.
+    /// True when the transition from this state to `next` is legal.
     pub fn may_become(self, next: Self) -> bool {
         use StreamState::{Error, Initialized, Paused, Running, Stopped, Stopping};
         matches!(
@@ -37,11 +37,11 @@ impl StreamState {
     }
 }
 
-/// A command that is not legal in the stream's state; the state stays.
+/// A command that is not legal in the stream's state, which is unchanged.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
 #[error("a stream that is {state} cannot {command}")]
 pub struct TransitionError {
-    /// The state it is in.
+    /// The state of the stream.
     pub state: StreamState,
     /// The command.
     pub command: &'static str,
@@ -50,15 +50,15 @@ pub struct TransitionError {
 named! {
     /// Why a batch was released.
     pub enum FlushReason {
-        /// On request.
+        /// A flush was requested.
         Manual = "manual",
         /// The window of the oldest item ended, or the delay before a retry.
         Timeout = "timeout",
         /// Acknowledgements made room for waiting items, or for a part of them.
         BackpressureAck = "backpressure_ack",
-        /// A batch slot was free; or a caller's schedule said so.
+        /// A batch slot was free, or a caller flushed on a schedule.
         Scheduled = "scheduled",
-        /// `batch_size` items were there.
+        /// `batch_size` items were waiting.
         BatchSize = "batch_size",
         /// The stream stops.
         Shutdown = "shutdown",
@@ -66,15 +66,15 @@ named! {
 }
 
 named! {
-    /// Who can do something about an error.
+    /// The party that can fix an error.
     pub enum ErrorCategory {
-        /// Who sent the item: it is wrong, or there are too many of them.
+        /// The sender: the item is invalid, or there are too many of them.
         Client = "client",
-        /// Who runs the model: it fails.
+        /// The operator of the model: the model fails.
         Model = "model",
-        /// Who runs the server: it has too much to do.
+        /// The operator of the server: it is overloaded.
         System = "system",
-        /// Who runs what lies between the server and the model: it did not carry.
+        /// The operator of the connection between server and model: it is unavailable or too slow.
         Transport = "transport",
     }
 }
@@ -93,10 +93,10 @@ impl From<&Failure> for ErrorCategory {
     }
 }
 
-/// Why a push was refused, with the item that was to be pushed.
+/// Why a push was refused, with its item.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
 pub enum PushError<T> {
-    /// No room; push again when a result or an error has been polled.
+    /// There is no room. Push again after a result or an error was polled.
     #[error("the stream is full")]
     Full(T),
     /// The stream accepts no items in its state.
@@ -107,11 +107,11 @@ pub enum PushError<T> {
 /// An attempt at an item, for inference.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Attempt<T> {
-    /// Names this attempt; its outcome comes back under it.
+    /// The id of the attempt, for [`super::Stream::handle_outcome`].
     pub id: u64,
     /// The number that the push of the item returned.
     pub seq: u64,
-    /// From 1.
+    /// The number of the attempt at the item, from 1.
     pub attempt: u32,
     /// The item.
     pub item: T,
@@ -120,9 +120,9 @@ pub struct Attempt<T> {
 /// A batch, for inference.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ReleasedBatch<T> {
-    /// Why now.
+    /// Why it was released.
     pub reason: FlushReason,
-    /// At least one; retries come first.
+    /// At least one attempt; retries are first.
     pub attempts: Vec<Attempt<T>>,
 }
 
@@ -131,9 +131,9 @@ pub struct ReleasedBatch<T> {
 pub struct ItemResult<R> {
     /// The number that the push of the item returned.
     pub seq: u64,
-    /// From the push to the outcome, in nanoseconds; waiting for results before it does not count.
+    /// The time from the push to the outcome, in nanoseconds, without the wait for earlier results.
     pub latency_ns: u64,
-    /// What inference said.
+    /// The result of inference.
     pub result: R,
 }
 
@@ -143,13 +143,13 @@ pub enum Cause {
     /// Its last attempt failed.
     #[error(transparent)]
     Failed(#[from] Failure),
-    /// The buffer was full and the drop policy chose it.
+    /// The buffer was full, and the drop policy selected the item.
     #[error("the buffer is full and the item was dropped")]
     Dropped,
 }
 
 impl Cause {
-    /// Who can do something about it.
+    /// The party that can fix it.
     pub fn category(&self) -> ErrorCategory {
         match self {
             Self::Failed(failure) => failure.into(),
@@ -158,16 +158,16 @@ impl Cause {
     }
 }
 
-/// An item that has no result and will have none.
+/// An item without a result, as its final outcome.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ItemError<T> {
     /// The number that its push returned.
     pub seq: u64,
     /// The item.
     pub item: T,
-    /// Attempts that were made.
+    /// The number of attempts.
     pub attempts: u32,
-    /// Why.
+    /// Why it has no result.
     pub cause: Cause,
 }
 
@@ -177,7 +177,7 @@ mod tests {
     use expect_test::expect;
 
     #[test]
-    fn only_these_transitions_are_legal() {
+    fn legal_transitions_are_listed() {
         let mut table = String::new();
         for from in StreamState::ALL {
             let next: Vec<_> =

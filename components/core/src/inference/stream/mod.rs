@@ -1,9 +1,9 @@
-//! A stream of items through a model: buffered, batched, retried, put in order, with backpressure.
+//! A stream of items through a model: buffering, batching, retries, ordering and backpressure.
 //!
-//! A [`Stream`] has no socket, no clock and no model. After each input (a push, an outcome, an acknowledgement, the time of
-//! [`Stream::poll_timeout`]) its driver polls batches for inference, results and errors until there are none. Every accepted item has
-//! exactly one result or error. An item counts towards the bounds from its push until that is polled, so a driver that does not poll gets
-//! backpressure, and memory is bounded.
+//! A [`Stream`] has no socket, no clock and no model. After each input (a push, an outcome, an acknowledgement, the
+//! time of [`Stream::poll_timeout`]) its driver polls batches for inference, results and errors until there are none.
+//! Every accepted item has exactly one result or error. An item counts towards the bounds from its push until that is
+//! polled, so a driver that does not poll gets backpressure, and memory is bounded.
 //!
 //! ```
 //! use weir_core::inference::stream::{FlushReason, Stream, StreamingConfig};
@@ -15,7 +15,7 @@
 //! for attempt in batch.attempts {
 //!     stream.handle_outcome(5, attempt.id, Ok(attempt.item.len()));
 //! }
-//! let delivered = stream.poll_result().expect("it came");
+//! let delivered = stream.poll_result().expect("it has an outcome");
 //! assert_eq!((delivered.seq, delivered.result, delivered.latency_ns), (0, 12, 5));
 //! stream.stop()?;
 //! assert!(stream.is_drained());
@@ -69,14 +69,15 @@ struct Pending<T> {
     attempts_made: u32,
 }
 
-/// A result or an error that was not polled yet, with its bytes.
+/// A result or an error that was not polled yet, with the bytes of its item.
 #[derive(Debug)]
 struct PendingOutput<V> {
     bytes: usize,
     value: V,
 }
 
-/// A stream of items `T` with results `R`. An item is cloned for each attempt, so a large one is best shared.
+/// A stream of items `T` with results `R`. An item is cloned for each attempt, so large items should be shared, such as
+/// by `Arc`.
 #[derive(Debug)]
 pub struct Stream<T, R> {
     config: StreamingConfig,
@@ -85,24 +86,25 @@ pub struct Stream<T, R> {
     seq_next: u64,
     /// The number of the next attempt.
     id_next: u64,
-    /// Before their first attempt, by sequence number.
+    /// Items before their first attempt, by sequence number.
     waiting: VecDeque<Pending<T>>,
-    /// Before another attempt, by when and by sequence number.
+    /// Items before another attempt, by due time and sequence number.
     delayed: BTreeMap<(u64, u64), Pending<T>>,
-    /// At inference, by attempt: which batch, which item.
+    /// Items at inference, by attempt, with their batch.
     in_flight: BTreeMap<u64, (u64, Pending<T>)>,
-    /// At inference, by their first attempt: at most `batches_in_flight_max`.
+    /// Batches at inference, by their first attempt: at most `batches_in_flight_max`.
     batches: BTreeMap<u64, Batch>,
-    /// Asked for and not released: items before which number, and why. Each covers a waiting item that none before covers.
+    /// Requested flushes: the end of the sequence numbers to release, and the reason. Each covers a waiting item that
+    /// no earlier flush covers.
     flushes: VecDeque<(u64, FlushReason)>,
-    /// Something was held back for lack of acknowledgements.
+    /// Whether a release was delayed for lack of acknowledgements.
     held_back: bool,
-    /// Results, when the order is strict.
+    /// The results, with strict ordering.
     ordered: Option<Resequencer<PendingOutput<ItemResult<R>>>>,
-    /// Results, when it is not.
+    /// The results, without strict ordering.
     results: VecDeque<PendingOutput<ItemResult<R>>>,
     errors: VecDeque<PendingOutput<ItemError<T>>>,
-    /// How many of `errors` were dropped: at most `max_buffer_size`; they do not count in `held`.
+    /// The number of dropped items in `errors`: at most `max_buffer_size`; they do not count towards `held`.
     drops_unpolled: usize,
     held: SizeGate,
     acks: AckGate,
@@ -113,11 +115,11 @@ pub struct Stream<T, R> {
 }
 
 impl<T: Clone, R> Stream<T, R> {
-    /// A stream that is not started. `seed` is for the jitter of retries.
+    /// A stream that is not started. `seed` is the seed of the retry jitter.
     ///
     /// # Errors
     ///
-    /// The configuration makes no stream.
+    /// The configuration is invalid.
     pub fn new(config: StreamingConfig, now: u64, seed: u64) -> Result<Self, ConfigError> {
         config.validate()?;
         let (items_max, limits) = (config.buffering.max_buffer_size, &config.limits);
@@ -136,7 +138,7 @@ impl<T: Clone, R> Stream<T, R> {
             batches: BTreeMap::new(),
             flushes: VecDeque::new(),
             held_back: false,
-            // Twice the bound of `held`, so that items which were dropped or failed behind a slow one leave capacity for progress.
+            // Twice the bound of `held`, so dropped or failed items behind a slow one do not use up the window.
             ordered: (config.ordering == Ordering::Strict).then(|| Resequencer::new(items_max * 2)),
             results: VecDeque::new(),
             errors: VecDeque::new(),
@@ -156,19 +158,19 @@ impl<T: Clone, R> Stream<T, R> {
         &self.config
     }
 
-    /// Where the stream is in its life.
+    /// The state of the stream.
     pub fn state(&self) -> StreamState {
         self.state
     }
 
-    /// True when the stream has ended and everything that came of it has been polled.
+    /// True when the stream has ended and all results and errors were polled.
     pub fn is_drained(&self) -> bool {
         matches!(self.state, StreamState::Stopped | StreamState::Error)
             && self.unpolled() == 0
             && self.errors.is_empty()
     }
 
-    /// What the stream has done so far.
+    /// The statistics of the stream.
     pub fn stats(&self) -> Stats {
         let counters = self.counters.clone();
         Stats {
@@ -191,16 +193,17 @@ impl<T: Clone, R> Stream<T, R> {
         }
     }
 
-    /// Begins.
+    /// Starts the stream.
     ///
     /// # Errors
     ///
-    /// It began before.
+    /// It was started before.
     pub fn start(&mut self) -> Result<(), TransitionError> {
         self.command("start", &[StreamState::Initialized], StreamState::Running)
     }
 
-    /// Releases no batch until it is resumed. Items are still taken while there is room, and outcomes delivered.
+    /// Pauses the stream: it releases no batches until it is resumed. Items are still accepted while there is room, and
+    /// outcomes are handled.
     ///
     /// # Errors
     ///
@@ -218,8 +221,8 @@ impl<T: Clone, R> Stream<T, R> {
         self.command("resume", &[StreamState::Paused], StreamState::Running)
     }
 
-    /// Accepts no more items and finishes those that it has; retries are made as before. When the circuit is open, the remaining items
-    /// fail at once, so that the end does not wait for a model that does not answer.
+    /// Stops the stream: it accepts no more items and finishes the remaining ones, with retries. If the circuit is
+    /// open, the remaining items fail at once, so the stop does not wait for an unavailable model.
     ///
     /// # Errors
     ///
@@ -233,7 +236,7 @@ impl<T: Clone, R> Stream<T, R> {
         Ok(())
     }
 
-    /// Gives up: every item without an outcome fails, and late outcomes are ignored.
+    /// Aborts the stream: every item without an outcome fails, and late outcomes are ignored.
     ///
     /// # Errors
     ///
@@ -249,7 +252,7 @@ impl<T: Clone, R> Stream<T, R> {
         Ok(())
     }
 
-    /// Takes an item whose size does not matter, and returns its sequence number: 0, 1, 2 and so on.
+    /// Pushes an item without a size, and returns its sequence number, ascending from 0.
     ///
     /// # Errors
     ///
@@ -258,13 +261,14 @@ impl<T: Clone, R> Stream<T, R> {
         self.push_sized(now, item, 0)
     }
 
-    /// Takes an item of `bytes` bytes, and returns its sequence number. With a drop policy this item, or older ones, may
-    /// come out as errors at once.
+    /// Pushes an item of `bytes` bytes, and returns its sequence number. With a drop policy this item, or older ones,
+    /// can become errors at once.
     ///
     /// # Errors
     ///
-    /// There is no capacity, and no item may be dropped: by the policy, because no item waits, because dropped items were not polled, or
-    /// because the oldest item without an outcome is too far behind in a strict order. Or the stream accepts no items in its state.
+    /// There is no room and no item can be dropped: because of the policy, because no item waits, because dropped items
+    /// were not polled, or because the oldest item without an outcome is too far behind in a strict order. Or the
+    /// stream accepts no items in its state.
     pub fn push_sized(&mut self, now: u64, item: T, bytes: usize) -> Result<u64, PushError<T>> {
         if !matches!(self.state, StreamState::Running | StreamState::Paused) {
             return Err(PushError::NotRunning(item));
@@ -297,12 +301,12 @@ impl<T: Clone, R> Stream<T, R> {
         }
         self.held.add(bytes);
         self.waiting.push_back(pending);
-        self.forget_done_flushes();
+        self.remove_done_flushes();
         Ok(seq)
     }
 
-    /// Requests that the items waiting for their first attempt are released as soon as there are batch slots; returns their number. Items
-    /// of an earlier flush keep its reason, and retries keep their delay.
+    /// Requests that the items waiting for their first attempt are released as soon as there are batch slots; returns
+    /// their number. Items of an earlier flush keep its reason, and retries keep their delay.
     pub fn flush(&mut self, reason: FlushReason) -> usize {
         let flushed_seq = self.flushes.back().map_or(0, |(end_seq, _)| *end_seq);
         let count = self.waiting.iter().rev().take_while(|pending| pending.seq >= flushed_seq).count();
@@ -315,7 +319,7 @@ impl<T: Clone, R> Stream<T, R> {
     /// Handles the outcome of an attempt. False when it is not expected: it arrived before, or the stream was aborted.
     pub fn handle_outcome(&mut self, now: u64, id: u64, outcome: Result<R, Failure>) -> bool {
         let Some((batch, pending)) = self.in_flight.remove(&id) else { return false };
-        // A model that refuses an item has answered.
+        // A refused item is an answer of the model.
         let answered = match &outcome {
             Ok(_) => true,
             Err(failure) => ErrorCategory::from(failure) == ErrorCategory::Client,
@@ -329,34 +333,35 @@ impl<T: Clone, R> Stream<T, R> {
         true
     }
 
-    /// The consumer has handled `count` more results and errors, dropped items included. Matters with `ack_based` only.
+    /// Records that the consumer has handled `count` more results and errors, dropped items included. It has an effect
+    /// with `ack_based` only.
     pub fn acknowledge(&mut self, count: usize) {
         self.acks.acknowledge(count);
     }
 
-    /// The next result: in the order of the pushes when that is strict.
+    /// The next result; with strict ordering in the order of the pushes.
     pub fn poll_result(&mut self) -> Option<ItemResult<R>> {
-        let held = match &mut self.ordered {
+        let output = match &mut self.ordered {
             Some(ordered) => ordered.pop()?.1,
             None => self.results.pop_front()?,
         };
-        self.held.remove(held.bytes);
+        self.held.remove(output.bytes);
         self.counters.delivered += 1;
-        Some(held.value)
+        Some(output.value)
     }
 
-    /// The next item that has no result.
+    /// The next item without a result.
     pub fn poll_error(&mut self) -> Option<ItemError<T>> {
-        let held = self.errors.pop_front()?;
-        match &held.value.cause {
-            // The pushed item has replaced it.
+        let output = self.errors.pop_front()?;
+        match &output.value.cause {
+            // A dropped item was removed from `held` when it was dropped.
             Cause::Dropped => self.drops_unpolled -= 1,
             Cause::Failed(failure) => {
-                self.held.remove(held.bytes);
+                self.held.remove(output.bytes);
                 self.counters.failed_by_category[ErrorCategory::from(failure) as usize] += 1;
             }
         }
-        Some(held.value)
+        Some(output.value)
     }
 
     fn command(
@@ -373,7 +378,7 @@ impl<T: Clone, R> Stream<T, R> {
         Ok(())
     }
 
-    /// How many of the oldest waiting items must go to make room; none when all of them are not enough.
+    /// The number of the oldest waiting items to drop to make room; `None` if dropping all of them is not enough.
     fn oldest_to_drop(&self, bytes: usize) -> Option<usize> {
         let mut removed_bytes = 0usize;
         self.waiting.iter().enumerate().find_map(|(at, oldest)| {
@@ -382,7 +387,7 @@ impl<T: Clone, R> Stream<T, R> {
         })
     }
 
-    /// Results that were not polled.
+    /// The number of results that were not polled.
     fn unpolled(&self) -> usize {
         self.results.len() + self.ordered.as_ref().map_or(0, Resequencer::len)
     }

@@ -1,24 +1,24 @@
-//! What becomes of an item once its outcome is known.
+//! The handling of outcomes: results, retries and errors.
 
 use super::{Cause, ItemError, ItemResult, NS_PER_MS, Pending, PendingOutput, Stream, StreamState};
 use crate::failure::Failure;
 
 impl<T: Clone, R> Stream<T, R> {
-    /// An item has its result.
+    /// Delivers the result of an item.
     pub(super) fn deliver(&mut self, now: u64, pending: &Pending<T>, result: R) {
         let latency_ns = now.saturating_sub(pending.pushed_ns);
         self.counters.latency.record(latency_ns);
-        let held = PendingOutput { bytes: pending.bytes, value: ItemResult { seq: pending.seq, latency_ns, result } };
+        let output = PendingOutput { bytes: pending.bytes, value: ItemResult { seq: pending.seq, latency_ns, result } };
         match &mut self.ordered {
             Some(ordered) => {
-                let inserted = ordered.insert(pending.seq, held);
-                debug_assert!(inserted.is_ok(), "a push took {}, and one outcome is taken", pending.seq);
+                let inserted = ordered.insert(pending.seq, output);
+                debug_assert!(inserted.is_ok(), "item {} was accepted and has one outcome", pending.seq);
             }
-            None => self.results.push_back(held),
+            None => self.results.push_back(output),
         }
     }
 
-    /// An item failed: it is tried again, or that was the last time.
+    /// Handles a failed attempt: schedules a retry, or fails the item.
     pub(super) fn retry_or_fail(&mut self, now: u64, mut pending: Pending<T>, failure: Failure) {
         match self.retry_ns(now, &mut pending, &failure) {
             Some(due_ns) => {
@@ -29,7 +29,7 @@ impl<T: Clone, R> Stream<T, R> {
         }
     }
 
-    /// When to try an item again, if at all.
+    /// When to retry an item, if at all.
     fn retry_ns(&mut self, now: u64, pending: &mut Pending<T>, failure: &Failure) -> Option<u64> {
         if !failure.retryable() {
             return None;
@@ -39,45 +39,45 @@ impl<T: Clone, R> Stream<T, R> {
             self.counters.retries_refused += 1;
             return None;
         }
-        // Who says when to come back is heard, within the bound of our own delays.
-        let asked_ms = match failure {
+        // A requested delay applies within the bound of the policy's delays.
+        let requested_ms = match failure {
             Failure::Overloaded { retry_after_ms }
             | Failure::Throttled { retry_after_ms }
             | Failure::CircuitOpen { retry_after_ms } => *retry_after_ms,
             _ => 0,
         };
-        let asked_ns = u64::from(asked_ms.min(self.config.retry.backoff_ms_max)) * NS_PER_MS;
-        Some(now.saturating_add(delay_ns.max(asked_ns)))
+        let requested_ns = u64::from(requested_ms.min(self.config.retry.backoff_ms_max)) * NS_PER_MS;
+        Some(now.saturating_add(delay_ns.max(requested_ns)))
     }
 
-    /// An item has no result and will have none.
+    /// Fails an item: its final outcome is an error.
     pub(super) fn fail(&mut self, pending: Pending<T>, cause: Cause) {
         if let Some(ordered) = &mut self.ordered {
             let skipped = ordered.skip(pending.seq);
-            debug_assert!(skipped.is_ok(), "a push took {}, and one outcome is taken", pending.seq);
+            debug_assert!(skipped.is_ok(), "item {} was accepted and has one outcome", pending.seq);
         }
         if cause == Cause::Dropped {
             self.drops_unpolled += 1;
             self.counters.dropped += 1;
-            // It was never released, and its error is to be acknowledged like any other.
+            // It was never released, and its error is acknowledged like any other.
             self.acks.sent(1);
         }
         let Pending { seq, item, bytes, attempts_made: attempts, .. } = pending;
         self.errors.push_back(PendingOutput { bytes, value: ItemError { seq, item, attempts, cause } });
     }
 
-    /// Everything that waits for an attempt fails.
+    /// Fails all items that wait for an attempt.
     pub(super) fn fail_buffered(&mut self, failure: &Failure) {
         self.flushes.clear();
         let waiting = std::mem::take(&mut self.waiting);
         for pending in std::mem::take(&mut self.delayed).into_values().chain(waiting) {
-            // What was released is owed an acknowledgement already.
+            // A released item is already counted as unacknowledged.
             self.acks.sent(usize::from(pending.attempts_made == 0));
             self.fail(pending, failure.clone().into());
         }
     }
 
-    /// A stream that stops has stopped once every item has its outcome.
+    /// Completes a stop once every item has its outcome.
     pub(super) fn stop_if_settled(&mut self) {
         let settled = self.waiting.is_empty() && self.delayed.is_empty() && self.in_flight.is_empty();
         if settled && self.state == StreamState::Stopping {

@@ -1,14 +1,14 @@
-//! What a stream counts.
+//! The statistics of a stream.
 
 use super::{ErrorCategory, FlushReason, StreamState};
 use crate::inference::breaker::BreakerState;
 
-/// Buckets per power of two: a quantile is at most 1/8 too high.
+/// Buckets per power of two, so a quantile is at most 1/8 too high.
 const STEPS: usize = 8;
 const STEP_BITS: u32 = STEPS.trailing_zeros();
 const BUCKETS: usize = STEPS * (64 - STEP_BITS as usize + 1);
 
-/// A histogram of nanoseconds in buckets whose width grows with the value: 4 KB whatever it counts.
+/// A histogram of nanoseconds in buckets whose width grows with the value. Its size is constant, about 4 KB.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Histogram {
     counts: [u64; BUCKETS],
@@ -23,7 +23,7 @@ impl Default for Histogram {
 }
 
 impl Histogram {
-    /// Counts a value.
+    /// Records a value.
     pub fn record(&mut self, value_ns: u64) {
         let count = &mut self.counts[bucket(value_ns)];
         *count = count.saturating_add(1);
@@ -31,35 +31,36 @@ impl Histogram {
         self.max_ns = self.max_ns.max(value_ns);
     }
 
-    /// How many values were counted.
+    /// The number of recorded values.
     pub fn count(&self) -> u64 {
         self.count
     }
 
-    /// The largest value, exactly; 0 when there is none.
+    /// The exact largest value; 0 without values.
     pub fn max_ns(&self) -> u64 {
         self.max_ns
     }
 
-    /// A value that `percent` of the values do not exceed, at most 1/8 too high; none when there are no values. More than 100 counts as
-    /// 100.
+    /// A value that `percent` of the values do not exceed, at most 1/8 too high; `None` without values. More than 100
+    /// counts as 100.
     pub fn quantile_ns(&self, percent: u32) -> Option<u64> {
-        let wanted = (u128::from(self.count) * u128::from(percent.min(100))).div_ceil(100).max(1);
+        let rank = (u128::from(self.count) * u128::from(percent.min(100))).div_ceil(100).max(1);
         let mut below = 0u128;
         self.counts.iter().enumerate().find_map(|(bucket, count)| {
             below += u128::from(*count);
-            (below >= wanted && *count > 0).then(|| bound_ns(bucket).min(self.max_ns))
+            (below >= rank && *count > 0).then(|| bound_ns(bucket).min(self.max_ns))
         })
     }
 
-    /// The buckets that are not empty, from the lowest: the largest value of each and how many values it counts.
+    /// The non-empty buckets in ascending order: the largest value of each, and its number of values.
     pub fn buckets(&self) -> impl Iterator<Item = (u64, u64)> + '_ {
         let counts = self.counts.iter().enumerate().filter(|(_, count)| **count > 0);
         counts.map(|(bucket, count)| (bound_ns(bucket), *count))
     }
 }
 
-/// Values below [`STEPS`] have a bucket each; above, the leading bit and the bits after it choose.
+/// The bucket of a value. Values below [`STEPS`] have a bucket each; above, it is given by the leading bit and the bits
+/// after it.
 fn bucket(value: u64) -> usize {
     let power = value.checked_ilog2().unwrap_or(0);
     let Some(shift) = power.checked_sub(STEP_BITS) else { return value as usize };
@@ -73,15 +74,14 @@ fn bound_ns(bucket: usize) -> u64 {
     (lowest << shift) | ((1u64 << shift) - 1)
 }
 
-/// What a stream has done so far.
+/// The statistics of a stream since its creation.
 ///
-/// At any time `pushed == delivered + failed + dropped + held`, where held items wait, are at inference, or have an outcome that was not
-/// polled yet.
+/// At any time `pushed == delivered + failed + dropped + buffered + in_flight + unpolled`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Stats {
-    /// Where the stream is in its life.
+    /// The state of the stream.
     pub state: StreamState,
-    /// Items taken, dropped ones included.
+    /// Accepted items, dropped ones included.
     pub pushed: u64,
     /// Pushes that were refused because there was no room.
     pub pushed_back: u64,
@@ -89,7 +89,7 @@ pub struct Stats {
     pub delivered: u64,
     /// Items that failed and were not dropped, by category in the order of [`ErrorCategory::ALL`].
     pub failed_by_category: [u64; ErrorCategory::ALL.len()],
-    /// Items that the drop policy chose.
+    /// Dropped items.
     pub dropped: u64,
     /// Attempts after the first.
     pub retried: u64,
@@ -97,19 +97,19 @@ pub struct Stats {
     pub retries_refused: u64,
     /// Items at inference.
     pub in_flight: usize,
-    /// Items that wait for an attempt, the next one included.
+    /// Items that wait for their first or another attempt.
     pub buffered: usize,
     /// Results and failures that were not polled yet.
     pub unpolled: usize,
-    /// Released and not acknowledged.
+    /// Items that were released or dropped and not acknowledged.
     pub unacknowledged: usize,
-    /// Batches by why they were released, in the order of [`FlushReason::ALL`].
+    /// Batches by the reason of their release, in the order of [`FlushReason::ALL`].
     pub batches_by_reason: [u64; FlushReason::ALL.len()],
     /// Attempts in all batches.
     pub attempts: u64,
-    /// What the circuit breaker does; none when there is none.
+    /// The state of the circuit breaker, if there is one.
     pub breaker: Option<BreakerState>,
-    /// From push to result.
+    /// The latencies of results, from push to outcome.
     pub latency: Histogram,
 }
 
@@ -119,7 +119,7 @@ impl Stats {
         self.failed_by_category[category as usize]
     }
 
-    /// Items that failed, whatever the reason.
+    /// Items that failed, in all categories.
     pub fn failed_total(&self) -> u64 {
         self.failed_by_category.iter().sum()
     }
@@ -129,7 +129,7 @@ impl Stats {
         self.batches_by_reason[reason as usize]
     }
 
-    /// Batches released, whatever the reason.
+    /// Batches released, for all reasons.
     pub fn batches_total(&self) -> u64 {
         self.batches_by_reason.iter().sum()
     }
@@ -191,8 +191,8 @@ mod tests {
             values.sort_unstable();
             let rank = (values.len() * percent.min(100) as usize).div_ceil(100).max(1);
             let exact = values[rank - 1];
-            let told = histogram.quantile_ns(percent).unwrap();
-            prop_assert!(told >= exact && told - exact <= exact / 8);
+            let quantile = histogram.quantile_ns(percent).unwrap();
+            prop_assert!(quantile >= exact && quantile - exact <= exact / 8);
             prop_assert_eq!(histogram.count(), values.len() as u64);
             prop_assert_eq!(histogram.buckets().map(|(_, count)| count).sum::<u64>(), values.len() as u64);
             prop_assert_eq!(histogram.max_ns(), values[values.len() - 1]);

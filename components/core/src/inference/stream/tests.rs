@@ -1,4 +1,4 @@
-//! A stream on virtual time.
+//! Tests of a stream on virtual time.
 
 mod properties;
 
@@ -37,14 +37,14 @@ fn push(stream: &mut Stream<u32, u32>, now: u64, items: std::ops::Range<u32>) {
     }
 }
 
-/// Why the next batch goes, its sequence numbers and its attempts' ids.
+/// The reason of the next batch, its sequence numbers and the ids of its attempts.
 fn batch(stream: &mut Stream<u32, u32>, now: u64) -> Option<(FlushReason, Vec<u64>, Vec<u64>)> {
     let released = stream.poll_batch(now)?;
     let seqs = released.attempts.iter().map(|attempt| attempt.seq).collect();
     Some((released.reason, seqs, released.attempts.iter().map(|attempt| attempt.id).collect()))
 }
 
-/// Polls a batch, and every attempt in it has the outcome.
+/// Polls a batch, and reports the same outcome for all of its attempts.
 fn answer(stream: &mut Stream<u32, u32>, now: u64, outcome: &Result<u32, Failure>) -> Option<(FlushReason, usize)> {
     let (reason, _, ids) = batch(stream, now)?;
     for id in &ids {
@@ -95,7 +95,7 @@ fn window_ends_by_time_or_count() {
     push(&mut stream, 251 * MS, 3..8);
     let (reason, seqs, _) = batch(&mut stream, 251 * MS).unwrap();
     assert_eq!((reason, seqs), (FlushReason::BatchSize, vec![3, 4, 5, 6]));
-    // No slot is free, so there is no time to wake at.
+    // No slot is free, so there is no timeout.
     assert_eq!(stream.poll_timeout(), None);
 }
 
@@ -134,7 +134,7 @@ fn flushes_keep_their_reasons_and_their_bound() {
     assert_eq!(stream.flush(FlushReason::Manual), 150);
     push(&mut stream, 0, 150..160);
     assert_eq!(stream.flush(FlushReason::Scheduled), 10);
-    let sizes: Vec<_> = std::iter::from_fn(|| batch(&mut stream, 0)).map(|(why, seqs, _)| (why, seqs.len())).collect();
+    let sizes: Vec<_> = std::iter::from_fn(|| batch(&mut stream, 0)).map(|(reason, seqs, _)| (reason, seqs.len())).collect();
     assert_eq!(sizes, [(FlushReason::Manual, 128), (FlushReason::Manual, 22), (FlushReason::Scheduled, 10)]);
 }
 
@@ -160,13 +160,13 @@ fn full_buffer_blocks_or_drops() {
     assert_eq!(stream.push(0, 3), Ok(3));
     stream.resume().unwrap();
     assert_eq!(batch(&mut stream, 0).unwrap().1, [1, 2, 3]);
-    // Nothing waits that could be dropped.
+    // No waiting item can be dropped.
     assert_eq!(stream.push(0, 4), Err(PushError::Full(4)));
     assert_eq!(errors(&mut stream), [(0, 0, dropped.to_owned())]);
 
     let mut stream = full(DropPolicy::Tail);
     assert_eq!([3, 4, 5].map(|item| stream.push(0, item)), [Ok(3), Ok(4), Ok(5)]);
-    // Drops that are not polled push back too.
+    // Unpolled drops cause backpressure too.
     assert_eq!(stream.push(0, 6), Err(PushError::Full(6)));
     assert_eq!(errors(&mut stream).len(), 3);
     assert_eq!(stream.push(0, 6), Ok(6));
@@ -185,7 +185,7 @@ fn byte_bound_drops_as_many_items_as_needed() {
     }
     stream.push_sized(0, 0, 7).unwrap();
     assert_eq!(errors(&mut stream).iter().map(|error| error.0).collect::<Vec<_>>(), [0, 1]);
-    // Larger than the bound: alone.
+    // An item over the bound is accepted alone.
     stream.push_sized(0, 0, 99).unwrap();
     assert_eq!(errors(&mut stream).len(), 2);
 }
@@ -233,12 +233,12 @@ fn transient_failures_are_retried_and_others_are_not() {
     push(&mut stream, 0, 0..2);
     let (_, _, ids) = batch(&mut stream, 0).unwrap();
     stream.handle_outcome(0, ids[0], unavailable());
-    assert!(!stream.handle_outcome(0, ids[0], Ok(9)), "an outcome is taken once");
+    assert!(!stream.handle_outcome(0, ids[0], Ok(9)), "an attempt has one outcome");
     stream.handle_outcome(0, ids[1], Err(Failure::TooLong { tokens: 9, tokens_max: 5 }));
     assert_eq!(errors(&mut stream), [(1, 1, "the text has 9 tokens and the model takes 5".to_owned())]);
     assert_eq!((batch(&mut stream, 99 * MS), stream.poll_timeout()), (None, Some(100 * MS)));
     assert_eq!(answer(&mut stream, 100 * MS, &unavailable()), Some((FlushReason::Timeout, 1)));
-    // Who says when to come back is heard.
+    // The delay of the policy applies to a failure without a delay of its own.
     assert_eq!(stream.poll_timeout(), Some(200 * MS));
     let overloaded = Err(Failure::Overloaded { retry_after_ms: 5000 });
     assert_eq!(answer(&mut stream, 200 * MS, &overloaded), Some((FlushReason::Timeout, 1)));
@@ -322,10 +322,10 @@ fn unacknowledged_results_block_further_input() {
         config.limits.unacknowledged_max = 10;
     }));
     push(&mut stream, 0, 0..40);
-    // Room for ten of them only.
+    // There is room for ten of them only.
     assert_eq!(answer(&mut stream, 0, &Ok(0)), Some((FlushReason::BackpressureAck, 10)));
     assert_eq!((batch(&mut stream, 0), stream.poll_timeout()), (None, None));
-    // Room for less than min_batch_size is not worth a batch.
+    // Room for fewer items than `min_batch_size` releases no batch.
     stream.acknowledge(7);
     assert_eq!((batch(&mut stream, 0), stream.poll_timeout()), (None, None));
     stream.acknowledge(1);
@@ -335,7 +335,7 @@ fn unacknowledged_results_block_further_input() {
 }
 
 #[test]
-fn acknowledgement_reports_released_capacity() {
+fn acknowledgement_releases_waiting_items() {
     let mut stream = running(config(|config| {
         config.backpressure = BackpressurePolicy::AckBased;
         config.limits.unacknowledged_max = 8;
@@ -368,9 +368,9 @@ fn retries_are_first_in_the_batch() {
     push(&mut stream, 101 * MS, 5..6);
     let (reason, seqs, _) = batch(&mut stream, 101 * MS).unwrap();
     assert_eq!((reason, seqs), (FlushReason::BatchSize, vec![2, 3]));
-    // Whether they may share a batch is the batching's to say: adaptive fills it up.
-    let second = running(config(|_| ()));
-    for (mut stream, want) in [(second, vec![0, 1]), (running(windowed(Aggregation::TimeAndCount)), vec![0])] {
+    // Adaptive batching mixes retries and first attempts; windowed batching does not.
+    let adaptive = running(config(|_| ()));
+    for (mut stream, want) in [(adaptive, vec![0, 1]), (running(windowed(Aggregation::TimeAndCount)), vec![0])] {
         push(&mut stream, 0, 0..1);
         answer(&mut stream, 250 * MS, &unavailable()).unwrap();
         push(&mut stream, 250 * MS, 1..2);
@@ -387,24 +387,24 @@ fn commands_are_legal_in_their_states_only() {
     let mut table = String::new();
     let prepare: [&[usize]; 6] = [&[], &[0], &[0, 1], &[0, 3], &[3], &[4]];
     for prepare in prepare {
-        let mut made = running(config(|_| ()));
-        made.state = StreamState::Initialized;
+        let mut prepared = running(config(|_| ()));
+        prepared.state = StreamState::Initialized;
         for at in prepare {
-            if *at == 3 && made.state() == StreamState::Running {
-                made.push(0, 0).unwrap();
+            if *at == 3 && prepared.state() == StreamState::Running {
+                prepared.push(0, 0).unwrap();
             }
-            commands[*at](&mut made).unwrap();
+            commands[*at](&mut prepared).unwrap();
         }
-        table.push_str(&format!("{:<11} ", made.state()));
+        table.push_str(&format!("{:<11} ", prepared.state()));
         for command in commands {
-            let mut stream = Stream { random: made.random.clone(), ..Stream::new(made.config.clone(), 0, 0).unwrap() };
-            stream.state = made.state;
-            stream.waiting = made.waiting.clone();
+            let mut stream = Stream { random: prepared.random.clone(), ..Stream::new(prepared.config.clone(), 0, 0).unwrap() };
+            stream.state = prepared.state;
+            stream.waiting = prepared.waiting.clone();
             let next = command(&mut stream).map_or("-", |()| stream.state().name());
             table.push_str(&format!("{next:<9}"));
         }
-        let takes = made.push(0, 0).is_ok();
-        table.push_str(if takes { "takes\n" } else { "refuses\n" });
+        let accepts = prepared.push(0, 0).is_ok();
+        table.push_str(if accepts { "takes\n" } else { "refuses\n" });
     }
     expect_test::expect![[r#"
         initialized running  -        -        stopped  error    refuses

@@ -7,7 +7,7 @@ use super::{
         run::{Outcome, Run},
         slot::SlotState,
     },
-    Execution, NS_PER_MS, Phase, step_place, undo_list,
+    Execution, NS_PER_MS, Phase, step_index, compensation_list,
 };
 use crate::time::Now;
 
@@ -29,10 +29,10 @@ impl Execution {
             Some(slot) if may_retry => slot.retry.next_delay_ns(&retry, random),
             _ => None,
         };
-        // A service may name any time; the definition bounds the wait.
+        // A service may request any delay; the definition bounds it.
         let requested_ms = failure.retry_after_ms.unwrap_or(0).min(retry.backoff_ms_max);
         let retry_in_ns = delay_ns.map(|delay_ns| delay_ns.max(u64::from(requested_ms) * NS_PER_MS));
-        self.tell_of(now, run, Data::StepError { kind, failure: failure.clone(), retry_in_ns, duration_ns });
+        self.publish_of(now, run, Data::StepError { kind, failure: failure.clone(), retry_in_ns, duration_ns });
         if let Some(delay_ns) = retry_in_ns {
             if is_step {
                 self.running &= !bit(run.place.step);
@@ -45,7 +45,7 @@ impl Execution {
         }
         self.settle(run.place, SlotState::Failed(failure.clone()));
         if !is_step {
-            self.undo_failed += 1;
+            self.compensations_failed += 1;
         } else if matches!(self.phase, Phase::Running) {
             let step = run.place.step;
             match self.definition.steps()[step].on_error {
@@ -70,7 +70,7 @@ impl Execution {
             self.running &= !bit(place.step);
             self.settled |= bit(place.step);
         } else {
-            self.undo_over += 1;
+            self.compensations_over += 1;
         }
         if let Some(slot) = self.slot_mut(place) {
             slot.state = state;
@@ -78,7 +78,7 @@ impl Execution {
         self.dirty = true;
     }
 
-    /// Ends the execution where no step or compensation is left.
+    /// Ends the execution if no step or compensation remains.
     pub(in crate::pipelines) fn advance(&mut self, now: Now) {
         match &self.phase {
             Phase::Running if self.running | self.waiting == 0 => {
@@ -87,13 +87,13 @@ impl Execution {
                 let steps_completed = self.completed.len() as u32;
                 let steps_failed = self.steps.len() as u32 - steps_completed;
                 self.phase = Phase::Done { outcome: Outcome::Completed { output: output.clone() }, duration_ns };
-                self.tell(now, Data::PipelineComplete { output, duration_ns, steps_completed, steps_failed });
+                self.publish(now, Data::PipelineComplete { output, duration_ns, steps_completed, steps_failed });
                 self.dirty = true;
             }
             Phase::Failing { failure, step } if self.running == 0 => {
                 let (failure, step) = (failure.clone(), *step);
-                let undo = self.undo.get_or_insert_with(|| undo_list(&self.definition, &self.completed));
-                if self.undo_over >= undo.len() {
+                let compensations = self.compensations.get_or_insert_with(|| compensation_list(&self.definition, &self.completed));
+                if self.compensations_over >= compensations.len() {
                     self.end(now, failure, Some(step), false);
                 }
             }
@@ -106,7 +106,7 @@ impl Execution {
         let duration_ns = self.duration_ns(now.monotonic_ns);
         for at in each(self.running) {
             if let SlotState::Running { run, .. } = std::mem::replace(&mut self.steps[at].state, SlotState::Stopped) {
-                self.stops.push_back(Run { place: step_place(at), number: run });
+                self.stops.push_back(Run { place: step_index(at), number: run });
             }
         }
         for at in each(self.waiting) {
@@ -119,11 +119,11 @@ impl Execution {
             failure,
             step_id: step.map(|at| self.definition.steps()[at].task.id.clone()),
             cancelled,
-            compensated: (self.undo_over as u32).saturating_sub(self.undo_failed),
-            compensations_failed: self.undo_failed,
+            compensated: (self.compensations_over as u32).saturating_sub(self.compensations_failed),
+            compensations_failed: self.compensations_failed,
         };
         self.phase = Phase::Done { outcome: Outcome::Failed(failure.clone()), duration_ns };
-        self.tell(now, Data::PipelineError { failure, duration_ns });
+        self.publish(now, Data::PipelineError { failure, duration_ns });
         self.dirty = true;
     }
 }

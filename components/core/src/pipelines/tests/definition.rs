@@ -75,7 +75,7 @@ fn cycle_is_reported_with_its_steps() {
 }
 
 proptest! {
-    /// Any graph is either in an order or has a cycle that is one.
+    /// Any graph either has a topological order or is refused with one of its cycles.
     #[test]
     fn graph_has_an_order_or_a_cycle(masks in prop::collection::vec(any::<u64>(), 1..=64), thin in 0u32..4) {
         let count = masks.len();
@@ -95,10 +95,10 @@ proptest! {
             }
             Err(errors) => {
                 let [DefinitionError::Cycle { ids, .. }] = &errors[..] else { panic!("{errors:?}") };
-                let around: Vec<usize> = ids.iter().map(|id| id.parse().unwrap()).collect();
-                prop_assert_eq!(around.first(), around.last());
-                prop_assert!(around.len() > 1);
-                for pair in around.windows(2) {
+                let cycle: Vec<usize> = ids.iter().map(|id| id.parse().unwrap()).collect();
+                prop_assert_eq!(cycle.first(), cycle.last());
+                prop_assert!(cycle.len() > 1);
+                for pair in cycle.windows(2) {
                     prop_assert!(masks[pair[0]] & (1 << pair[1]) != 0);
                 }
             }

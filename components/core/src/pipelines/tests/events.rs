@@ -3,7 +3,7 @@ use expect_test::expect;
 use super::*;
 
 #[test]
-fn sequence_of_a_complete_execution() {
+fn completed_execution_has_the_expected_events() {
     let mut world = World::new(draft(vec![annotate("a"), annotate("b")]), r#"{"text":"x"}"#);
     let a = world.start_one(at(1));
     assert_eq!(a.inputs.default_json(), json(r#"{"text":"x"}"#));
@@ -31,7 +31,7 @@ fn sequence_of_a_complete_execution() {
         11 9 checkpoint_saved -: 3 with 2
         12 9 pipeline_complete -: 2 9 ms, 2 completed, 0 failed
     "#]]
-    .assert_eq(&world.told());
+    .assert_eq(&world.event_lines());
 }
 
 #[test]
@@ -42,7 +42,7 @@ fn branches_run_at_once_within_the_bound() {
     let a = world.start_one(at(0));
     world.finish(at(1), a.run, "1");
     let both = world.start(at(1));
-    assert_eq!(both.iter().map(|work| world.id(work.run)).collect::<Vec<_>>(), ["b", "c"]);
+    assert_eq!(both.iter().map(|request| world.id(request.run)).collect::<Vec<_>>(), ["b", "c"]);
     world.finish(at(2), both[1].run, "3");
     let d = world.start_one(at(2));
     world.finish(at(3), d.run, "4");
@@ -70,7 +70,7 @@ fn events_and_steps_wait_for_the_checkpoint() {
     let a = execution.poll_start(at(0)).unwrap();
     let batch = execution.poll_events(at(0)).unwrap();
     assert_eq!(batch.events, first.outbox);
-    // Not stored at all: it comes again. In part: the rest.
+    // A batch that was not stored is polled again; after a part of it, the rest.
     execution.handle_stored(0);
     assert_eq!(execution.poll_events(at(0)).unwrap().events.len(), 2);
     assert!(execution.poll_events(at(0)).is_none());
@@ -80,7 +80,7 @@ fn events_and_steps_wait_for_the_checkpoint() {
     execution.handle_finished(at(1), a.run, json("1"));
     assert!(execution.poll_start(at(1)).is_none());
     let second = execution.poll_checkpoint(at(1)).unwrap();
-    // Everything that is not known to be stored: the second event is on its way.
+    // The outbox has all events that are not known to be stored; the second one is being appended.
     let seqs: Vec<u64> = second.outbox.iter().map(|event| event.seq).collect();
     assert_eq!((seqs, second.events_end), (vec![2, 3, 4, 5], 5));
     assert!(execution.poll_start(at(1)).is_none());
@@ -103,7 +103,7 @@ fn full_buffer_coalesces_progress_and_refuses_outputs() {
     execution.handle_output(at(4), a, json("2")).unwrap();
     assert_eq!(execution.handle_output(at(5), a, json("3")), Err(ReportError::Full));
     execution.handle_progress(at(6), a, 7.0, &"é".repeat(1000));
-    // So many events wait that they need not wait for the interval.
+    // A full buffer is stored before the end of the interval.
     world.drain(at(6));
     let lines: Vec<String> = world.channel[3..].iter().map(line).collect();
     assert_eq!(lines[..2], ["4 2 step_output a: 0 1", "5 4 step_output a: 1 2"]);
@@ -134,7 +134,7 @@ fn batches_are_sent_once_per_interval_and_at_once_after_idling() {
     assert_eq!(stored(&mut world, 500), 6);
     world.execution.handle_progress(at(501), a, 0.6, "");
     assert_eq!(stored(&mut world, 501), 6);
-    // What happens to a step takes the waiting ones along.
+    // A lifecycle event of a step is stored at once, together with the waiting events.
     world.finish(at(502), a, "3");
     assert_eq!(world.channel.len(), 10);
 }
@@ -163,7 +163,7 @@ fn streaming_settings_reduce_the_events() {
 }
 
 #[test]
-fn status_has_the_progress() {
+fn status_has_the_state_of_each_step() {
     let mut world = World::new(draft(vec![annotate("a"), annotate("b")]), "0");
     let a = world.start_one(at(0));
     world.finish(at(1), a.run, "1");

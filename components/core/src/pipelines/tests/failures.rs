@@ -2,15 +2,15 @@ use expect_test::expect;
 
 use super::*;
 
-fn passing() -> StepFailure {
+fn transient() -> StepFailure {
     StepFailure::passing("busy", "come back")
 }
 
-fn last() -> StepFailure {
+fn permanent() -> StepFailure {
     StepFailure::last("broken", "for good")
 }
 
-fn undone(id: &str, by: &[&str]) -> Step {
+fn step_with_compensation(id: &str, by: &[&str]) -> Step {
     let mut step = after(id, &[]);
     step.compensation = by.iter().map(|id| Task { ..Task::new(id, Kind::Annotate) }).collect();
     for task in &mut step.compensation {
@@ -25,16 +25,16 @@ fn transient_failure_is_retried_up_to_the_bound() {
     step.task.retry = RetryConfig { policy: RetryPolicy::FixedDelay, max_attempts: 3, ..RetryConfig::default() };
     let mut world = World::new(draft(vec![step, annotate("b")]), "0");
     let first = world.start_one(at(0));
-    world.fail(at(10), first.run, passing());
+    world.fail(at(10), first.run, transient());
     assert_eq!(world.execution.poll_timeout(), Some(110 * MS));
     assert!(world.start(at(109)).is_empty());
     let second = world.start_one(at(110));
-    // It is over, whatever the first run still says.
+    // Reports of an ended run are ignored.
     world.finish(at(111), first.run, "1");
-    world.fail(at(120), second.run, StepFailure { retry_after_ms: Some(500), ..passing() });
+    world.fail(at(120), second.run, StepFailure { retry_after_ms: Some(500), ..transient() });
     let third = world.start_one(at(620));
     assert_eq!(third.attempt, 3);
-    world.fail(at(630), third.run, passing());
+    world.fail(at(630), third.run, transient());
     assert!(world.execution.is_drained());
     expect![[r#"
         1 0 pipeline_start -: p 2
@@ -48,11 +48,11 @@ fn transient_failure_is_retried_up_to_the_bound() {
         9 630 checkpoint_saved -: 2 with 0
         10 630 pipeline_error -: busy by Some("a"), compensated 0, not 0
     "#]]
-    .assert_eq(&world.told());
+    .assert_eq(&world.event_lines());
 }
 
 #[test]
-fn retry_after_over_the_bound_is_reduced_to_it() {
+fn retry_after_is_limited_to_the_longest_backoff() {
     let mut step = annotate("a");
     step.task.retry = RetryConfig {
         policy: RetryPolicy::FixedDelay,
@@ -62,9 +62,9 @@ fn retry_after_over_the_bound_is_reduced_to_it() {
     };
     let mut world = World::new(draft(vec![step]), "0");
     let mut now_ms = 0;
-    for (asked_ms, wait_ms) in [(u32::MAX, 2000), (2001, 2000)] {
+    for (requested_ms, wait_ms) in [(u32::MAX, 2000), (2001, 2000)] {
         let run = world.start_one(at(now_ms)).run;
-        world.fail(at(now_ms), run, StepFailure { retry_after_ms: Some(asked_ms), ..passing() });
+        world.fail(at(now_ms), run, StepFailure { retry_after_ms: Some(requested_ms), ..transient() });
         now_ms += wait_ms;
         assert_eq!(world.execution.poll_timeout(), Some(now_ms * MS));
     }
@@ -83,7 +83,7 @@ fn run_past_its_timeout_is_stopped() {
     world.execution.handle_timer(at(50));
     world.drain(at(50));
     assert_eq!(world.stopped, [a]);
-    let Some(Outcome::Failed(failure)) = world.execution.outcome() else { panic!("it ended well") };
+    let Some(Outcome::Failed(failure)) = world.execution.outcome() else { panic!("the execution did not fail") };
     assert_eq!(&*failure.failure.message, "the step was not finished within 50 ms");
 }
 
@@ -93,49 +93,49 @@ fn on_error_continue_gives_null() {
     a.on_error = OnError::Continue;
     let mut world = World::new(draft(vec![a, annotate("b")]), "0");
     let a = world.start_one(at(0));
-    world.fail(at(1), a.run, last());
+    world.fail(at(1), a.run, permanent());
     let b = world.start_one(at(1));
     assert_eq!(b.inputs.default_json(), Json::null());
     world.finish(at(2), b.run, "2");
-    assert!(world.told().ends_with("pipeline_complete -: 2 2 ms, 1 completed, 1 failed\n"));
+    assert!(world.event_lines().ends_with("pipeline_complete -: 2 2 ms, 1 completed, 1 failed\n"));
 }
 
 #[test]
 fn on_error_fail_stops_running_steps() {
     let mut world = World::new(draft(vec![after("a", &[]), after("b", &[])]), "0");
     let both = world.start(at(0));
-    world.fail(at(1), both[0].run, last());
+    world.fail(at(1), both[0].run, permanent());
     assert_eq!(world.stopped, [both[1].run]);
     world.finish(at(2), both[1].run, "1");
-    assert!(world.told().ends_with("pipeline_error -: broken by Some(\"a\"), compensated 0, not 0\n"));
+    assert!(world.event_lines().ends_with("pipeline_error -: broken by Some(\"a\"), compensated 0, not 0\n"));
 }
 
 #[test]
 fn on_error_compensate_finishes_steps_and_compensates_in_reverse() {
-    let mut c = undone("c", &["undo-c"]);
+    let mut c = step_with_compensation("c", &["undo-c"]);
     c.on_error = OnError::Compensate;
-    let steps = vec![undone("a", &["undo-a-1", "undo-a-2"]), undone("b", &["undo-b"]), c, after("d", &["a", "b"])];
+    let steps = vec![step_with_compensation("a", &["undo-a-1", "undo-a-2"]), step_with_compensation("b", &["undo-b"]), c, after("d", &["a", "b"])];
     let mut world = World::new(draft(steps), "0");
     let all = world.start(at(0));
     world.finish(at(1), all[1].run, r#""B""#);
-    world.fail(at(2), all[2].run, last());
+    world.fail(at(2), all[2].run, permanent());
     assert!(world.start(at(2)).is_empty());
     let state = world.execution.status(at(2).monotonic_ns).state;
     assert_eq!((state, world.stopped.len()), (State::Compensating, 0));
-    assert!(!world.execution.handle_cancel(at(2), last()));
+    assert!(!world.execution.handle_cancel(at(2), permanent()));
     world.finish(at(3), all[0].run, r#""A""#);
     for (ms, undo, input) in [(4, "undo-a-1", r#""A""#), (5, "undo-a-2", r#""A""#)] {
-        let work = world.start_one(at(ms));
-        assert_eq!((world.id(work.run).as_str(), work.inputs.default_json()), (undo, json(input)));
-        world.finish(at(ms), work.run, "0");
+        let request = world.start_one(at(ms));
+        assert_eq!((world.id(request.run).as_str(), request.inputs.default_json()), (undo, json(input)));
+        world.finish(at(ms), request.run, "0");
     }
     // After a crash in between, compensated steps stay compensated.
     world.crash(at(5));
-    let work = world.start_one(at(6));
-    assert_eq!((world.id(work.run).as_str(), work.inputs.default_json()), ("undo-b", json(r#""B""#)));
-    world.fail(at(6), work.run, passing());
-    let again = world.start_one(at(106));
-    world.fail(at(107), again.run, passing());
+    let request = world.start_one(at(6));
+    assert_eq!((world.id(request.run).as_str(), request.inputs.default_json()), ("undo-b", json(r#""B""#)));
+    world.fail(at(6), request.run, transient());
+    let second = world.start_one(at(106));
+    world.fail(at(107), second.run, transient());
     assert!(world.execution.is_drained());
     expect![[r#"
         1 0 pipeline_start -: p 4
@@ -163,7 +163,7 @@ fn on_error_compensate_finishes_steps_and_compensates_in_reverse() {
         23 107 checkpoint_saved -: 8 with 2
         24 107 pipeline_error -: broken by Some("c"), compensated 2, not 1
     "#]]
-    .assert_eq(&world.told());
+    .assert_eq(&world.event_lines());
 }
 
 #[test]
@@ -171,10 +171,10 @@ fn cancel_ends_the_execution() {
     let mut world = World::new(draft(vec![annotate("a"), annotate("b")]), "0");
     let a = world.start_one(at(0)).run;
     assert!(world.execution.handle_cancel(at(3), StepFailure::last("cancelled", "asked to")));
-    assert!(!world.execution.handle_cancel(at(3), last()));
+    assert!(!world.execution.handle_cancel(at(3), permanent()));
     world.drain(at(3));
     assert_eq!(world.stopped, [a]);
-    assert!(world.told().ends_with("pipeline_error -: cancelled by None, compensated 0, not 0\n"));
+    assert!(world.event_lines().ends_with("pipeline_error -: cancelled by None, compensated 0, not 0\n"));
     assert_eq!(world.execution.status(9).state, State::Cancelled);
     world.crash(at(9));
     assert_eq!(world.execution.status(9).state, State::Cancelled);
@@ -187,7 +187,7 @@ fn outputs_are_bounded() {
     let a = world.start_one(at(0)).run;
     let large = format!("\"{}\"", "x".repeat(1 << 20));
     world.finish(at(1), a, &large);
-    assert!(world.told().contains("step_error a: output_too_large"));
+    assert!(world.event_lines().contains("step_error a: output_too_large"));
     let definition = world.execution.definition().clone();
     let refused = Execution::new(definition, "e", json(&large), Limits::default(), 1, at(0)).map(drop);
     assert_eq!(refused, Err(ReportError::TooLarge { bytes: (1 << 20) + 2, bytes_max: 1 << 20 }));
@@ -201,7 +201,7 @@ fn execution_that_crashes_its_process_is_bounded() {
         world.crash(at(0));
     }
     assert!(world.start(at(0)).is_empty() && world.execution.is_drained());
-    assert!(world.told().ends_with("pipeline_error -: interrupted by None, compensated 0, not 0\n"));
+    assert!(world.event_lines().ends_with("pipeline_error -: interrupted by None, compensated 0, not 0\n"));
 }
 
 #[test]
@@ -230,12 +230,12 @@ fn checkpoint_of_another_definition_is_refused() {
         &|c| c.completed.clear(),
         &|c| c.steps.swap(0, 1),
         &|c| c.phase = CheckpointPhase::Completed,
-        &|c| c.phase = CheckpointPhase::Failing { failure: last(), step: 2 },
+        &|c| c.phase = CheckpointPhase::Failing { failure: permanent(), step: 2 },
         &|c| c.compensations_over = 1,
         &|c| c.outbox.swap(0, 1),
     ];
     for (at, change) in changes.into_iter().enumerate() {
-        let error = check(5, change).expect_err("it does not fit");
+        let error = check(5, change).expect_err("the checkpoint is refused");
         assert!(error.starts_with("the checkpoint does not fit the definition: "), "{at}: {error}");
     }
 }

@@ -1,4 +1,5 @@
-//! Any graph, any interleaving of steps, saves and appends, and any crash: a legal sequence of events with the same outputs.
+//! For any graph, any interleaving of steps, saves and appends, and any crashes, the sequence of events is legal and
+//! the outputs are the same.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -7,19 +8,19 @@ use proptest::prelude::*;
 use super::*;
 use crate::random::{SplitMix64, between};
 
-/// What a step does, whenever it runs to its end.
+/// The result of a step, whenever it runs to its end.
 #[derive(Debug, Clone, Copy, PartialEq)]
-enum Fate {
-    Works,
-    Fails,
+enum StepResult {
+    Success,
+    Failure,
 }
 
 #[derive(Debug, Clone)]
 struct Plan {
     draft: Draft,
-    fates: Vec<Fate>,
+    step_results: Vec<StepResult>,
     seed: u64,
-    /// The percentage of moves that are crashes.
+    /// The percentage of iterations with a crash.
     crashes_percent: u64,
 }
 
@@ -28,8 +29,8 @@ fn plans() -> impl Strategy<Value = Plan> {
     let steps = prop::collection::vec(step, 1..7);
     (steps, 1usize..4, 1usize..12, 0u64..3, any::<u64>(), 0u64..12).prop_map(
         |(steps, parallel_max, buffer_size, interval, seed, crashes_percent)| {
-            let mut fates = Vec::new();
-            let steps = steps.into_iter().enumerate().map(|(at, (mask, form, compensations, fate, on_error))| {
+            let mut step_results = Vec::new();
+            let steps = steps.into_iter().enumerate().map(|(at, (mask, form, compensations, result, on_error))| {
                 let before = (0..at).filter(|other| mask >> other & 1 == 1).map(|other| format!("s{other}"));
                 let mut step = annotate(&format!("s{at}"));
                 step.after = (form > 0).then(|| before.collect());
@@ -37,27 +38,28 @@ fn plans() -> impl Strategy<Value = Plan> {
                 step.task.retry = RetryConfig { max_attempts: 50, base_backoff_ms: 5, ..RetryConfig::default() };
                 step.compensation =
                     (0..compensations).map(|undo| Task::new(&format!("u{at}-{undo}"), Kind::Annotate)).collect();
-                fates.push(if fate == 0 { Fate::Fails } else { Fate::Works });
+                step_results.push(if result == 0 { StepResult::Failure } else { StepResult::Success });
                 step
             });
             let mut draft = draft(steps.collect());
             draft.parallel_max = parallel_max;
             draft.streaming.buffer_size = buffer_size;
             draft.streaming.flush_interval_ms = interval * 10;
-            Plan { draft, fates, seed, crashes_percent }
+            Plan { draft, step_results, seed, crashes_percent }
         },
     )
 }
 
-/// A process, its disk and its channel; the process dies now and then.
-struct Life {
+/// A process with its store and its channel, and random crashes.
+struct Simulation {
     definition: Arc<Definition>,
-    fates: Vec<Fate>,
+    step_results: Vec<StepResult>,
     execution: Execution,
-    /// What the disk holds.
+    /// The saved checkpoint.
     saved: Option<Checkpoint>,
-    /// What is being saved and appended.
+    /// The checkpoint that is being saved.
     saving: Option<Checkpoint>,
+    /// The batch that is being appended.
     appending: Option<Batch>,
     channel: Vec<Sequenced>,
     running: Vec<RunRequest>,
@@ -67,13 +69,13 @@ struct Life {
     crashes: u32,
 }
 
-impl Life {
+impl Simulation {
     fn new(plan: &Plan) -> Self {
         let definition = Arc::new(plan.draft.clone().check().expect("a definition"));
         let execution = Self::begin(&definition, 0);
         Self {
             definition,
-            fates: plan.fates.clone(),
+            step_results: plan.step_results.clone(),
             execution,
             saved: None,
             saving: None,
@@ -95,7 +97,7 @@ impl Life {
         between(self.random.next_u64(), 0, end - 1)
     }
 
-    fn live(&mut self) {
+    fn run(&mut self) {
         for _ in 0..20_000 {
             if self.execution.is_drained() {
                 return;
@@ -105,7 +107,7 @@ impl Life {
             }
             self.act();
         }
-        panic!("it does not end: {:?}", self.execution);
+        panic!("the execution does not end: {:?}", self.execution);
     }
 
     fn act(&mut self) {
@@ -130,74 +132,74 @@ impl Life {
             }
             3 => {
                 if let Some(batch) = self.appending.take() {
-                    let taken = self.below(batch.events.len() as u64 + 1) as usize;
-                    self.append(&batch, taken);
+                    let stored = self.below(batch.events.len() as u64 + 1) as usize;
+                    self.append(&batch, stored);
                     self.execution.handle_stored(self.channel.len() as u64);
                 }
             }
             4 => {
-                if let Some(work) = self.execution.poll_start(now) {
-                    self.running.push(work);
-                    let steps = self.running.iter().filter(|work| work.run.place.compensation.is_none()).count();
+                if let Some(request) = self.execution.poll_start(now) {
+                    self.running.push(request);
+                    let steps = self.running.iter().filter(|request| request.run.place.compensation.is_none()).count();
                     assert!(steps <= self.definition.draft().parallel_max);
                 }
                 while let Some(run) = self.execution.poll_stop() {
-                    self.running.retain(|work| work.run != run);
+                    self.running.retain(|request| request.run != run);
                 }
             }
             5 => {
                 self.ms += self.below(40);
                 self.execution.handle_timer(at(self.ms));
             }
-            _ => self.work(now),
+            _ => self.report(now),
         }
     }
 
-    /// A running step says something.
-    fn work(&mut self, now: Now) {
+    /// Sends a report of a random running step.
+    fn report(&mut self, now: Now) {
         if self.running.is_empty() {
             return;
         }
         let at = self.below(self.running.len() as u64) as usize;
-        let work = self.running[at].clone();
-        let run = work.run;
+        let request = self.running[at].clone();
+        let run = request.run;
         match self.below(6) {
             0 => self.execution.handle_progress(now, run, 0.5, "half"),
             1 => drop(self.execution.handle_output(now, run, json("1"))),
-            2 if work.attempt < 4 => {
+            2 if request.attempt < 4 => {
                 self.running.remove(at);
                 self.execution.handle_failed(now, run, StepFailure::passing("busy", "busy"));
             }
             3 | 4 => {
                 self.running.remove(at);
-                if run.place.compensation.is_none() && self.fates[run.place.step] == Fate::Fails {
+                if run.place.compensation.is_none() && self.step_results[run.place.step] == StepResult::Failure {
                     self.execution.handle_failed(now, run, StepFailure::last("broken", "broken"));
                 } else {
-                    self.execution.handle_finished(now, run, output(&self.definition, &work));
+                    self.execution.handle_finished(now, run, output(&self.definition, &request));
                 }
             }
             _ => {}
         }
     }
 
-    fn append(&mut self, batch: &Batch, taken: usize) {
-        for sequenced in &batch.events[..taken] {
-            assert_eq!(sequenced.seq, self.channel.len() as u64 + 1, "a hole or a double");
+    fn append(&mut self, batch: &Batch, stored: usize) {
+        for sequenced in &batch.events[..stored] {
+            assert_eq!(sequenced.seq, self.channel.len() as u64 + 1, "a hole or a duplicate");
             self.channel.push(sequenced.clone());
         }
     }
 
     fn crash(&mut self) {
         self.crashes += 1;
-        // What was on its way arrived, in part, or not.
+        // The pending save is completed or lost, and the pending append is stored in whole, in part, or not.
         if let Some(checkpoint) = self.saving.take()
             && self.below(2) == 0
         {
             self.saved = Some(checkpoint);
         }
         if let Some(batch) = self.appending.take() {
-            let taken = self.below(batch.events.len() as u64 + 1) as usize;
-            self.append(&batch, taken);
+            let stored = self.below(batch.events.len() as u64 + 1) as usize;
+            self.append(&batch, stored);
         }
         self.running.clear();
         self.ms += self.below(1000);
@@ -208,7 +210,7 @@ impl Life {
                     .expect("the checkpoint fits")
             }
             None => {
-                assert!(self.channel.is_empty(), "events of an execution that nobody knows");
+                assert!(self.channel.is_empty(), "events of an execution without a checkpoint");
                 Self::begin(&self.definition, self.ms)
             }
         };
@@ -220,18 +222,18 @@ fn limits() -> Limits {
 }
 
 /// An output with the step and its inputs.
-fn output(definition: &Definition, work: &RunRequest) -> Json {
-    let id = &definition.task(work.run.place).expect("a task").id;
-    json(&format!("{{\"{id}\":{:?}}}", work.inputs.default_json()))
+fn output(definition: &Definition, request: &RunRequest) -> Json {
+    let id = &definition.task(request.run.place).expect("a task").id;
+    json(&format!("{{\"{id}\":{:?}}}", request.inputs.default_json()))
 }
 
-/// The outputs by step, or the first thing about the events that is not legal.
-fn judge(definition: &Definition, channel: &[Sequenced]) -> Result<BTreeMap<String, Json>, String> {
+/// The outputs by step, or the first violation in the sequence of events.
+fn check_events(definition: &Definition, channel: &[Sequenced]) -> Result<BTreeMap<String, Json>, String> {
     let mut outputs = BTreeMap::new();
     let mut over = BTreeSet::new();
     let mut runs: BTreeMap<u32, (String, u64)> = BTreeMap::new();
     let mut runs_over = BTreeSet::new();
-    let (mut completed, mut undone, mut failing) = (Vec::new(), Vec::new(), false);
+    let (mut completed, mut compensated, mut failing) = (Vec::new(), Vec::new(), false);
     let mut failed_compensations = 0;
     for (place, Sequenced { seq, event }) in channel.iter().enumerate() {
         let wrong =
@@ -244,26 +246,26 @@ fn judge(definition: &Definition, channel: &[Sequenced]) -> Result<BTreeMap<Stri
         }
         let id = event.step_id.as_deref().unwrap_or("-").to_owned();
         let run = event.metadata.run;
-        let undoes = event.metadata.compensates.as_deref();
+        let compensates = event.metadata.compensates.as_deref();
         match &event.data {
             Data::StepStart { .. } => {
                 if over.contains(&id) {
-                    return wrong("a step that is over starts");
+                    return wrong("a step that has ended starts");
                 }
                 if runs.insert(run, (id.clone(), 0)).is_some() {
                     return wrong("a run starts twice");
                 }
-                if undoes.is_none() {
+                if compensates.is_none() {
                     let at = definition.steps().iter().position(|step| *step.task.id == *id).expect("a step");
                     let open = |at: usize| !over.contains(&*definition.steps()[at].task.id);
                     if crate::pipelines::definition::each(definition.after(at)).any(open) {
-                        return wrong("a step starts before one that it comes after is over");
+                        return wrong("a step starts before a predecessor has ended");
                     }
                     if failing {
                         return wrong("a step starts in a pipeline that is failing");
                     }
                 } else if !failing {
-                    return wrong("something is undone in a pipeline that is not failing");
+                    return wrong("a compensation runs in a pipeline that is not failing");
                 }
             }
             Data::StepProgress { .. }
@@ -272,7 +274,7 @@ fn judge(definition: &Definition, channel: &[Sequenced]) -> Result<BTreeMap<Stri
             | Data::StepError { .. } => {
                 let Some((owner, parts)) = runs.get_mut(&run) else { return wrong("a run that did not start") };
                 if *owner != id || runs_over.contains(&run) {
-                    return wrong("a run of another step, or over");
+                    return wrong("a run of another step, or one that has ended");
                 }
                 if let Data::StepOutput { index, .. } = &event.data {
                     if index != parts {
@@ -286,15 +288,15 @@ fn judge(definition: &Definition, channel: &[Sequenced]) -> Result<BTreeMap<Stri
                 let ended = match &event.data {
                     Data::StepComplete { output, .. } => {
                         outputs.insert(id.clone(), output.clone());
-                        match undoes {
+                        match compensates {
                             None => completed.push(id.clone()),
-                            Some(_) => undone.push(id.clone()),
+                            Some(_) => compensated.push(id.clone()),
                         }
                         true
                     }
-                    Data::StepError { retry_in_ns: None, .. } if undoes.is_some() => {
+                    Data::StepError { retry_in_ns: None, .. } if compensates.is_some() => {
                         failed_compensations += 1;
-                        undone.push(id.clone());
+                        compensated.push(id.clone());
                         true
                     }
                     Data::StepError { retry_in_ns: None, .. } => {
@@ -305,7 +307,7 @@ fn judge(definition: &Definition, channel: &[Sequenced]) -> Result<BTreeMap<Stri
                     _ => false,
                 };
                 if ended && !over.insert(id) {
-                    return wrong("a step is over twice");
+                    return wrong("a step ends twice");
                 }
             }
             Data::PipelineError { failure, .. } => {
@@ -318,16 +320,16 @@ fn judge(definition: &Definition, channel: &[Sequenced]) -> Result<BTreeMap<Stri
                         .collect(),
                     false => Vec::new(),
                 };
-                // A step that fails the whole at once while another is being let finish ends nothing: it is failing.
-                if undone != want || failure.compensated + failure.compensations_failed != want.len() as u32 {
-                    return wrong("what was completed is not undone in reverse");
+                // The compensations run in reverse order of completion if the pipeline was compensating.
+                if compensated != want || failure.compensated + failure.compensations_failed != want.len() as u32 {
+                    return wrong("completed steps are not compensated in reverse order");
                 }
                 if failure.compensations_failed != failed_compensations {
-                    return wrong("compensations that failed are counted wrong");
+                    return wrong("the count of failed compensations is wrong");
                 }
             }
             Data::PipelineComplete { .. } if over.len() != definition.steps().len() => {
-                return wrong("a step is not over");
+                return wrong("a step has not ended");
             }
             _ => {}
         }
@@ -335,25 +337,25 @@ fn judge(definition: &Definition, channel: &[Sequenced]) -> Result<BTreeMap<Stri
     Ok(outputs)
 }
 
-/// The outputs by step when nothing fails on the way and nothing runs beside anything.
-fn calm(plan: &Plan) -> BTreeMap<String, Json> {
+/// The outputs by step without crashes and transient failures.
+fn run_without_crashes(plan: &Plan) -> BTreeMap<String, Json> {
     let mut world = World::new(plan.draft.clone(), "0");
     let mut ms = 0;
     while !world.execution.is_drained() {
         ms += 1;
-        for work in world.start(at(ms)) {
-            match plan.fates[work.run.place.step] {
-                Fate::Fails if work.run.place.compensation.is_none() => {
-                    world.fail(at(ms), work.run, StepFailure::last("broken", "broken"));
+        for request in world.start(at(ms)) {
+            match plan.step_results[request.run.place.step] {
+                StepResult::Failure if request.run.place.compensation.is_none() => {
+                    world.fail(at(ms), request.run, StepFailure::last("broken", "broken"));
                 }
                 _ => {
-                    let output = output(world.execution.definition(), &work);
-                    world.finish(at(ms), work.run, output.as_str());
+                    let output = output(world.execution.definition(), &request);
+                    world.finish(at(ms), request.run, output.as_str());
                 }
             }
         }
     }
-    judge(world.execution.definition(), &world.channel).expect("legal")
+    check_events(world.execution.definition(), &world.channel).expect("legal")
 }
 
 proptest! {
@@ -361,43 +363,43 @@ proptest! {
 
     #[test]
     fn crashes_and_interleavings_give_equal_outputs_and_a_legal_sequence(plan in plans()) {
-        let mut life = Life::new(&plan);
-        life.live();
-        let outputs = match judge(&life.definition, &life.channel) {
+        let mut simulation = Simulation::new(&plan);
+        simulation.run();
+        let outputs = match check_events(&simulation.definition, &simulation.channel) {
             Ok(outputs) => outputs,
             Err(wrong) => return Err(TestCaseError::fail(wrong)),
         };
-        let calm = calm(&plan);
-        let fatal = |(step, fate): (&Step, &Fate)| *fate == Fate::Fails && step.on_error != OnError::Continue;
-        if plan.draft.steps.iter().zip(&plan.fates).any(fatal) {
-            // Which steps ran before the end is random; their outputs are not.
-            let has_failed = matches!(life.execution.outcome(), Some(Outcome::Failed(_)));
+        let expected = run_without_crashes(&plan);
+        let fatal = |(step, result): (&Step, &StepResult)| *result == StepResult::Failure && step.on_error != OnError::Continue;
+        if plan.draft.steps.iter().zip(&plan.step_results).any(fatal) {
+            // The set of steps that ran before the end is random, but not their outputs.
+            let has_failed = matches!(simulation.execution.outcome(), Some(Outcome::Failed(_)));
             prop_assert!(has_failed);
             for (id, output) in &outputs {
-                let same = calm.get(id).is_none_or(|other| other == output);
-                prop_assert!(same, "{} {:?} {:?}", id, output, calm);
+                let same = expected.get(id).is_none_or(|other| other == output);
+                prop_assert!(same, "{} {:?} {:?}", id, output, expected);
             }
         } else {
-            prop_assert_eq!(&outputs, &calm);
-            let is_completed = matches!(life.execution.outcome(), Some(Outcome::Completed { .. }));
+            prop_assert_eq!(&outputs, &expected);
+            let is_completed = matches!(simulation.execution.outcome(), Some(Outcome::Completed { .. }));
             prop_assert!(is_completed);
         }
     }
 
     #[test]
     fn ended_execution_stays_ended_at_any_channel_length(plan in plans(), behind in 0usize..20) {
-        let mut life = Life::new(&plan);
-        life.live();
-        let checkpoint = life.saved.clone().expect("a checkpoint");
+        let mut simulation = Simulation::new(&plan);
+        simulation.run();
+        let checkpoint = simulation.saved.clone().expect("a checkpoint");
         let known = checkpoint.outbox.first().map_or(checkpoint.events_end, |event| event.seq - 1) as usize;
-        let stored = life.channel.len().saturating_sub(behind).max(known);
-        let mut again = Execution::resume(
-            life.definition.clone(), checkpoint, stored as u64, limits(), 1, at(life.ms),
+        let stored = simulation.channel.len().saturating_sub(behind).max(known);
+        let mut resumed = Execution::resume(
+            simulation.definition.clone(), checkpoint, stored as u64, limits(), 1, at(simulation.ms),
         ).expect("the checkpoint fits");
-        prop_assert_eq!(again.outcome(), life.execution.outcome());
-        let missing: Vec<Sequenced> = again.poll_events(at(life.ms)).map(|batch| batch.events).unwrap_or_default();
-        prop_assert_eq!(&missing[..], &life.channel[stored..]);
-        again.handle_stored(life.channel.len() as u64);
-        prop_assert!(again.is_drained() && again.poll_start(at(life.ms)).is_none());
+        prop_assert_eq!(resumed.outcome(), simulation.execution.outcome());
+        let missing: Vec<Sequenced> = resumed.poll_events(at(simulation.ms)).map(|batch| batch.events).unwrap_or_default();
+        prop_assert_eq!(&missing[..], &simulation.channel[stored..]);
+        resumed.handle_stored(simulation.channel.len() as u64);
+        prop_assert!(resumed.is_drained() && resumed.poll_start(at(simulation.ms)).is_none());
     }
 }

@@ -10,7 +10,7 @@ fn step(kind: KindName, duration_ns: u64) -> Event {
     event(Data::StepComplete { kind, output: Json::null(), duration_ns })
 }
 
-fn done(duration_ns: u64) -> Event {
+fn completed(duration_ns: u64) -> Event {
     event(Data::PipelineComplete { output: Json::null(), duration_ns, steps_completed: 1, steps_failed: 0 })
 }
 
@@ -43,9 +43,9 @@ fn rates_follow_their_definition() {
         event(error(None)),
         undo(Data::StepComplete { kind: KindName::Map, output: Json::null(), duration_ns: 1 }),
         undo(error(None)),
-        done(10 * S),
-        done(20 * S),
-        done(30 * S),
+        completed(10 * S),
+        completed(20 * S),
+        completed(30 * S),
         failed(false),
         failed(true),
     ] {
@@ -65,12 +65,12 @@ fn window_moves_and_memory_is_constant() {
     let mut reliability = Reliability::new(ReliabilityConfig { slice_ns: S, slices: 3 });
     let window = |reliability: &Reliability, s: u64| reliability.snapshot(s * S).window.executions_completed;
     for s in 0..10 {
-        reliability.handle_event(s * S, &done(S));
+        reliability.handle_event(s * S, &completed(S));
         assert_eq!(window(&reliability, s), (s + 1).min(3));
     }
     assert_eq!([9, 10, 11, 12, 1000].map(|s| window(&reliability, s)), [3, 2, 1, 0, 0]);
-    // Long after, an old slice is not taken for a new one.
-    reliability.handle_event(1000 * S, &done(S));
+    // An old slice at the same index is not counted much later.
+    reliability.handle_event(1000 * S, &completed(S));
     assert_eq!(window(&reliability, 1000), 1);
     assert_eq!(reliability.snapshot(0).total.executions_completed, 11);
 }

@@ -1,5 +1,5 @@
-//! The phrases behind the rules of intents. Words are apart by a space, phrases by a semicolon; a space in a phrase is any gap within a
-//! sentence.
+//! The phrases of the intent rules. Words are separated by spaces, phrases by semicolons; a space in a phrase matches
+//! any gap within a sentence.
 
 use super::PhraseHint;
 
@@ -13,22 +13,22 @@ pub(super) const VERBS: &str = "add adjust arrange ask assign attach book bring 
     schedule send set share ship sign sort start submit switch take talk test track transfer translate turn \
     update upgrade upload verify walk write";
 
-/// Who or what an inverted question is about.
+/// Subjects of inverted questions.
 pub(super) const SUBJECTS: &str = "i you we they he she it there this that these those the a an any anyone anybody anything someone \
     somebody everyone everybody everything your our my his her their all both customers people";
 
-/// What makes a question of "what", "how" and the like; an `isn` is what stands before `'t`.
+/// Auxiliaries after "what", "how" and similar words in questions; `isn` is the word before `'t`.
 pub(super) const AUXILIARIES: &str = "is are was were am do does did can could will would should shall may might has have had isn aren wasn \
     weren don doesn didn couldn won wouldn shouldn hasn haven s re d";
 
-/// A sentence still begins after these.
+/// Words after which the beginning of a sentence continues.
 pub(super) const FILLERS: &str = "so and but okay ok well um uh hey hi hello sorry yeah yes yep right alright oh now then also just \
     actually basically great sure thanks no or perfect fine cool first next again hmm team everyone guys";
 
-/// May stand between "can you" and its verb.
+/// Words that can be between "can you" and its verb.
 pub(super) const SOFTENERS: &str = "please also just quickly maybe kindly then still definitely personally go";
 
-/// What each phrase hints at.
+/// The phrases of each hint.
 pub(super) const CUES: &[(PhraseHint, &str)] = &[
     (
         PhraseHint::Clarify,

@@ -1,4 +1,4 @@
-//! What holds whatever happens: random configurations, inputs and failures, on virtual time.
+//! Properties of a stream under random configurations, inputs and failures, on virtual time.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -96,7 +96,7 @@ fn outcome(kind: u8, item: u32) -> Result<u32, Failure> {
     }
 }
 
-/// A driver that knows what must hold. Items are their own sequence numbers.
+/// A driver that checks the invariants. Items are their own sequence numbers.
 struct Driver {
     stream: Stream<u32, u32>,
     now: u64,
@@ -105,15 +105,15 @@ struct Driver {
     /// Items that wait for their first attempt.
     fresh: BTreeSet<u64>,
     in_flight: Vec<Attempt<u32>>,
-    /// How often each item was attempted.
+    /// The number of attempts of each item.
     attempts: BTreeMap<u64, u32>,
-    /// Items that came out, and their results if they have one.
+    /// Items with a polled outcome, and their results if they have one.
     ended: BTreeMap<u64, Option<u32>>,
     last_result_seq: Option<u64>,
     flushed: BTreeSet<FlushReason>,
     drops: u64,
-    /// Released or dropped, and not acknowledged.
-    owed: usize,
+    /// Items that were released or dropped, and not acknowledged.
+    unacknowledged: usize,
 }
 
 impl Driver {
@@ -131,7 +131,7 @@ impl Driver {
             last_result_seq: None,
             flushed: BTreeSet::new(),
             drops: 0,
-            owed: 0,
+            unacknowledged: 0,
         }
     }
 
@@ -164,7 +164,7 @@ impl Driver {
 
     fn acknowledge(&mut self, count: usize) {
         self.stream.acknowledge(count);
-        self.owed = self.owed.saturating_sub(count);
+        self.unacknowledged = self.unacknowledged.saturating_sub(count);
     }
 
     fn push(&mut self, bytes: usize) {
@@ -172,13 +172,13 @@ impl Driver {
         let before = self.stream.stats();
         let policy = self.stream.config().buffering.drop_policy;
         match self.stream.push_sized(self.now, seq as u32, bytes) {
-            Ok(taken) => {
-                assert_eq!(taken, seq);
+            Ok(accepted_seq) => {
+                assert_eq!(accepted_seq, seq);
                 self.pushed.push((self.now, bytes));
                 self.fresh.insert(seq);
                 let drops = self.stream.stats().dropped - before.dropped;
                 assert!(drops == 0 || policy != DropPolicy::None);
-                self.owed += drops as usize;
+                self.unacknowledged += drops as usize;
                 for _ in 0..drops {
                     match policy {
                         DropPolicy::Tail => self.fresh.pop_last(),
@@ -199,7 +199,7 @@ impl Driver {
     }
 
     fn end(&mut self, seq: u64, result: Option<u32>) {
-        assert!(self.ended.insert(seq, result).is_none(), "{seq} came out twice");
+        assert!(self.ended.insert(seq, result).is_none(), "{seq} has two outcomes");
         assert!(!self.fresh.contains(&seq) && self.in_flight.iter().all(|attempt| attempt.seq != seq));
     }
 
@@ -209,7 +209,7 @@ impl Driver {
         assert!(latency_ns <= self.now - self.pushed[seq as usize].0);
         self.end(seq, Some(result));
         if self.stream.config().ordering == Ordering::Strict {
-            assert!(self.last_result_seq.is_none_or(|last| last < seq), "{seq} came late");
+            assert!(self.last_result_seq.is_none_or(|last| last < seq), "{seq} is out of order");
         }
         self.last_result_seq = Some(seq);
         true
@@ -238,14 +238,14 @@ impl Driver {
                 *made += 1;
                 assert_eq!(attempt.attempt, *made);
                 assert_eq!(self.fresh.remove(&attempt.seq), *made == 1);
-                self.owed += usize::from(*made == 1);
+                self.unacknowledged += usize::from(*made == 1);
                 self.in_flight.push(attempt);
             }
         }
-        self.check_rest();
+        self.check_remaining();
     }
 
-    /// The batch obeys the rules of its reason.
+    /// Checks that a batch obeys the rules of its reason.
     fn check_batch(&self, released: &ReleasedBatch<u32>) {
         let config = self.stream.config();
         let attempts = &released.attempts;
@@ -256,7 +256,7 @@ impl Driver {
         assert!(!attempts.is_empty() && attempts.len() <= config.max_batch_size);
         assert!(matches!(self.stream.state(), StreamState::Running | StreamState::Stopping));
         assert_eq!(released.reason == FlushReason::Shutdown, stopping);
-        // First attempts go in the order of their pushes, without a hole.
+        // First attempts are released in the order of their pushes, without a hole.
         assert!(firsts.iter().eq(self.fresh.iter().take(firsts.len())));
         if config.backpressure == BackpressurePolicy::AckBased && !firsts.is_empty() {
             assert!(self.stream.stats().unacknowledged <= config.limits.unacknowledged_max);
@@ -273,7 +273,7 @@ impl Driver {
                 assert!(self.now >= oldest_ns + u64::from(config.window_ms) * MS);
                 assert_eq!(firsts.len(), self.fresh.len().min(config.buffering.max_batch_size));
             }
-            FlushReason::Timeout => assert!(firsts.is_empty(), "only retries have a time of their own"),
+            FlushReason::Timeout => assert!(firsts.is_empty(), "only retries have a due time"),
             FlushReason::Scheduled => assert!(!windowed || self.flushed.contains(&FlushReason::Scheduled)),
             FlushReason::Manual => assert!(self.flushed.contains(&FlushReason::Manual)),
             FlushReason::BackpressureAck => assert_eq!(config.backpressure, BackpressurePolicy::AckBased),
@@ -281,8 +281,8 @@ impl Driver {
         }
     }
 
-    /// After all batches were polled: nothing is held back without a reason, and the bounds hold.
-    fn check_rest(&self) {
+    /// Checks, after all batches were polled, that no release is delayed without a reason, and that the bounds hold.
+    fn check_remaining(&self) {
         let config = self.stream.config();
         let stats = self.stream.stats();
         let held = stats.buffered + stats.in_flight + stats.unpolled;
@@ -293,7 +293,7 @@ impl Driver {
         assert!(self.stream.flushes.len() <= self.fresh.len());
         assert_eq!(stats.in_flight, self.in_flight.len());
         if matches!(stats.state, StreamState::Running | StreamState::Paused) {
-            assert_eq!(stats.unacknowledged, self.owed);
+            assert_eq!(stats.unacknowledged, self.unacknowledged);
         }
         if config.backpressure == BackpressurePolicy::SizeBased {
             assert!(self.stream.held.items() <= 1 || self.stream.held.bytes() <= config.limits.buffer_bytes_max);
@@ -303,13 +303,13 @@ impl Driver {
         let allowed = u64::from(budget.ratio_percent) * self.attempts.len() as u64 / 100
             + u64::from(budget.retries_per_s_min) * (self.now / 1_000_000_000 + 2);
         assert!(stats.retried <= allowed);
-        // A driver that wakes at the timeout has something to do.
+        // The timeout is in the future, since everything due was polled.
         assert!(self.stream.poll_timeout().is_none_or(|wake_ns| wake_ns > self.now));
 
         let free = self.stream.batches.len() < config.limits.batches_in_flight_max;
-        let calm = stats.breaker.is_none_or(|state| state == BreakerState::Closed);
-        let unheld = config.backpressure == BackpressurePolicy::SizeBased;
-        if !(free && calm && unheld && self.stream.state() == StreamState::Running) {
+        let is_closed = stats.breaker.is_none_or(|state| state == BreakerState::Closed);
+        let is_size_based = config.backpressure == BackpressurePolicy::SizeBased;
+        if !(free && is_closed && is_size_based && self.stream.state() == StreamState::Running) {
             return;
         }
         if config.batching == Batching::Adaptive {
@@ -324,8 +324,8 @@ impl Driver {
         }
     }
 
-    /// Sends outcomes, polls, acknowledges and wakes at timeouts, until nothing more happens.
-    fn run_dry(&mut self, kinds: &[u8]) {
+    /// Sends outcomes, polls, acknowledges and wakes at timeouts, until the stream is idle.
+    fn run_until_idle(&mut self, kinds: &[u8]) {
         let mut kinds = kinds.iter().cycle();
         for _ in 0..100_000 {
             self.poll_batches();
@@ -341,7 +341,7 @@ impl Driver {
                 }
             }
         }
-        panic!("it goes on for ever");
+        panic!("the stream does not become idle");
     }
 
     fn check_all_ended(&self) {
@@ -375,7 +375,7 @@ proptest! {
             driver.poll_batches();
         }
         driver.stream.stop().unwrap();
-        driver.run_dry(&kinds);
+        driver.run_until_idle(&kinds);
         prop_assert_eq!(driver.stream.state(), StreamState::Stopped);
         prop_assert!(driver.stream.is_drained());
         driver.check_all_ended();
@@ -411,7 +411,7 @@ proptest! {
         if driver.stream.state() == StreamState::Paused {
             driver.stream.resume().unwrap();
         }
-        driver.run_dry(&kinds);
+        driver.run_until_idle(&kinds);
         if by_count {
             prop_assert!(driver.fresh.len() < batch_size);
             prop_assert_eq!(driver.ended.len() + driver.fresh.len(), driver.pushed.len());

@@ -2,7 +2,7 @@
 
 use crate::http::framing::Framing;
 
-/// Most media ranges that are read from one `Accept`; the rest is ignored.
+/// Maximum number of media ranges that are read from one `Accept`; the rest is ignored.
 const RANGES_MAX: usize = 128;
 
 /// One media range with its weight.

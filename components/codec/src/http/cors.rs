@@ -7,9 +7,9 @@ use thiserror::Error;
 
 use crate::http::problem::Problem;
 
-/// Most origins in the list.
+/// Maximum number of origins in the list.
 pub const ORIGINS_MAX: usize = 64;
-/// Most bytes in an origin.
+/// Maximum number of bytes in an origin.
 pub const ORIGIN_BYTES_MAX: usize = 255;
 /// How long a browser may keep the answer to a preflight, in seconds.
 const MAX_AGE_S: &str = "600";

@@ -10,9 +10,9 @@ use thiserror::Error;
 
 use crate::http::problem::Problem;
 
-/// Most names in the list.
+/// Maximum number of names in the list.
 pub const NAMES_MAX: usize = 64;
-/// Most bytes in a name (RFC 1035, section 2.3.4).
+/// Maximum number of bytes in a name (RFC 1035, section 2.3.4).
 pub const NAME_BYTES_MAX: usize = 255;
 
 /// Why the host of a request cannot be known.

@@ -29,7 +29,7 @@ const QUOTE_CODE_POINTS_MAX: usize = 200;
 pub struct Problem {
     /// The HTTP status.
     pub status: u16,
-    /// A constant for programs; the type is a URN made of it.
+    /// Machine-readable code; the type is a URN made of it.
     pub code: &'static str,
     /// The same for every problem with this code.
     pub title: &'static str,
@@ -86,7 +86,7 @@ pub struct Wire<'a> {
     pub status: u16,
     /// What went wrong this time.
     pub detail: &'a str,
-    /// A constant for programs.
+    /// Machine-readable code.
     pub code: &'static str,
     /// The request, as in `X-Request-Id`.
     pub request_id: &'a str,

@@ -2,7 +2,7 @@
 
 /// The header.
 pub const HEADER: &str = "x-request-id";
-/// Most characters of a client's id.
+/// Maximum number of characters of a client's id.
 pub const CHARACTERS_MAX: usize = 128;
 
 /// True for 1 to 128 visible ASCII characters.

@@ -11,7 +11,7 @@ use thiserror::Error;
 
 use crate::http::framing::push_data_lines;
 
-/// Most bytes in the id or the name of an event.
+/// Maximum number of bytes in the id or the name of an event.
 pub const NAME_BYTES_MAX: usize = 256;
 /// What a stream may begin with, and what keeps a connection from looking dead: an empty comment.
 pub const HEARTBEAT: &[u8] = b":\n\n";

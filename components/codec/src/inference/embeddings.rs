@@ -34,7 +34,7 @@ pub struct EmbeddingsRequest {
 pub struct EmbedRequest {
     /// The texts.
     pub inputs: Vec<Input>,
-    /// What is asked: `normalize` and `truncate`.
+    /// The parameters: `normalize` and `truncate`.
     pub parameters: Parameters,
 }
 
@@ -50,7 +50,7 @@ impl EmbeddingsRequest {
     ///
     /// # Errors
     ///
-    /// All that is wrong with it.
+    /// The body is not valid; every invalid field is listed.
     pub fn from_json(body: &[u8]) -> Result<Self, RequestError> {
         let mut members = members(body)?;
         let mut errors = Errors::default();
@@ -83,7 +83,7 @@ impl EmbedRequest {
     ///
     /// # Errors
     ///
-    /// All that is wrong with it.
+    /// The body is not valid; every invalid field is listed.
     pub fn from_json(body: &[u8]) -> Result<Self, RequestError> {
         let mut members = members(body)?;
         let mut errors = Errors::default();

@@ -50,7 +50,7 @@ pub struct HubRequest {
     pub inputs: Vec<Input>,
     /// There is one text, and not in a list.
     pub single: bool,
-    /// What is asked.
+    /// The parameters of the request.
     pub parameters: Parameters,
 }
 

@@ -86,9 +86,9 @@ impl std::fmt::Display for Id {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct ItemError {
-    /// A constant for programs.
+    /// Machine-readable code.
     pub code: &'static str,
-    /// For people.
+    /// Human-readable text.
     pub message: String,
     /// True when the same text may succeed later.
     pub retryable: bool,

@@ -2,7 +2,7 @@
 
 use crate::inference::models::Model;
 
-/// Most models that a sentence names.
+/// Maximum number of models that a sentence names.
 const NAMES_MAX: usize = 20;
 
 /// The models that the configuration names for the steps. A step whose model is empty is switched off.

@@ -17,18 +17,18 @@ use crate::{
     },
 };
 
-/// Most texts in one JSON body.
+/// Maximum number of texts in one JSON body.
 pub const INPUTS_MAX: usize = 1024;
 /// Longest id, bytes.
 pub const ID_BYTES_MAX: usize = 256;
 /// Longest line of a stream, bytes: far more than any model reads of a text.
 pub const LINE_BYTES_MAX: usize = 64 << 10;
 
-/// Most JSON values in a body: every input an object, and as much again.
+/// Maximum number of JSON values in a body: every input an object, and as much again.
 pub(crate) const VALUES_MAX: usize = 8 * INPUTS_MAX;
-/// Most JSON values in a line.
+/// Maximum number of JSON values in a line.
 const LINE_VALUES_MAX: usize = 64;
-/// Most JSON values in a line of a file, whose objects may hold more than an input.
+/// Maximum number of JSON values in a line of a file, whose objects may hold more than an input.
 const FILE_LINE_VALUES_MAX: usize = 16 << 10;
 
 /// A text and what belongs to it.
@@ -49,7 +49,7 @@ pub struct Ask {
     pub inputs: Vec<Input>,
     /// The model; none: the one that is configured for the task.
     pub model: Option<String>,
-    /// What is asked.
+    /// The parameters of the request.
     pub parameters: Parameters,
 }
 

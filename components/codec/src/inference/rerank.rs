@@ -24,7 +24,7 @@ pub struct RerankRequest {
     pub inputs: Vec<Input>,
     /// The answer repeats the texts.
     pub return_text: bool,
-    /// What is asked: `raw_scores` and `truncate`.
+    /// The parameters: `raw_scores` and `truncate`.
     pub parameters: Parameters,
 }
 
@@ -33,7 +33,7 @@ impl RerankRequest {
     ///
     /// # Errors
     ///
-    /// All that is wrong with it.
+    /// The body is not valid; every invalid field is listed.
     pub fn from_json(body: &[u8]) -> Result<Self, RequestError> {
         let node = Node::read(body, VALUES_MAX)?;
         let got = node.name();

@@ -8,7 +8,7 @@ use crate::json::{
     tree::Node,
 };
 
-/// Most labels that can be ignored.
+/// Maximum number of labels that can be ignored.
 pub const IGNORE_LABELS_MAX: usize = 64;
 /// Longest label that can be ignored, bytes.
 pub const LABEL_BYTES_MAX: usize = 256;

@@ -24,7 +24,7 @@ pub struct PredictRequest {
     pub inputs: Vec<Input>,
     /// There is one text or pair, and not a list of them.
     pub single: bool,
-    /// What is asked: `raw_scores` and `truncate`, both false by default, and `truncation_direction`.
+    /// The parameters: `raw_scores` and `truncate`, both false by default, and `truncation_direction`.
     pub parameters: Parameters,
 }
 

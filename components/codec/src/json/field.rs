@@ -5,7 +5,7 @@ use weir_core::nearest::suggestion;
 
 use super::{JsonError, with_article};
 
-/// Most errors in an answer. What a client sends in a few bytes must not make an answer of megabytes.
+/// Maximum number of errors in a response. What a client sends in a few bytes must not make an answer of megabytes.
 pub const ERRORS_MAX: usize = 32;
 
 /// Why a body is not a request.

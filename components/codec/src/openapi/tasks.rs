@@ -170,7 +170,7 @@ struct Request<P> {
     /// The model; when absent, the one that is configured for the task.
     #[schemars(default, length(min = 1, max = MODEL_BYTES_MAX))]
     model: Option<String>,
-    /// What is asked.
+    /// The parameters of the request.
     #[schemars(default)]
     parameters: Option<P>,
 }

@@ -27,13 +27,13 @@ use crate::{
 
 /// Longest definition, in bytes.
 pub const DEFINITION_BYTES_MAX: usize = 1 << 20;
-/// Most JSON values in a definition.
+/// Maximum number of JSON values in a definition.
 const VALUES_MAX: usize = 20_000;
 /// Longest URL, in bytes.
 const URL_BYTES_MAX: usize = 2048;
 /// Longest path of a component, in bytes.
 const PATH_BYTES_MAX: usize = 1024;
-/// Most headers of an HTTP step.
+/// Maximum number of headers of an HTTP step.
 const HEADERS_MAX: usize = 32;
 /// Longest name or value of a header, in bytes.
 const HEADER_BYTES_MAX: usize = 4096;

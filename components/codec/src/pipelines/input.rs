@@ -15,7 +15,7 @@ use weir_core::pipelines::Json;
 use super::text::VALUES_MAX;
 use crate::json::tree::Node;
 
-/// Most texts of one step.
+/// Maximum number of texts of one step.
 pub const TEXTS_MAX: usize = 4096;
 
 /// Why a value is no input of such a step.

@@ -10,7 +10,7 @@ use crate::{
 
 /// Executions in a list where the query does not say how many.
 pub const LIMIT_DEFAULT: usize = 100;
-/// Most executions in a list.
+/// Maximum number of executions in a list.
 pub const LIMIT_MAX: usize = 500;
 /// Executions among which those of a query are looked for: the newest of a user.
 pub const SCANNED_MAX: usize = 1000;

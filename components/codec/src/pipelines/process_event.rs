@@ -88,7 +88,7 @@ pub enum ProcessEvent {
 pub enum Wire<'a> {
     /// The first event: the text was accepted.
     Started {
-        /// For people.
+        /// Human-readable text.
         message: &'static str,
         /// Seconds since 1970.
         timestamp: f64,
@@ -97,19 +97,19 @@ pub enum Wire<'a> {
     },
     /// The text is being cut.
     Chunking {
-        /// For people.
+        /// Human-readable text.
         message: &'static str,
     },
     /// The text was cut.
     Chunked {
-        /// For people.
+        /// Human-readable text.
         message: String,
         /// How many chunks there are.
         chunks: usize,
     },
     /// The chunks are at the model.
     SentimentProcessing {
-        /// For people.
+        /// Human-readable text.
         message: &'static str,
     },
     /// A chunk was labelled; in the order of the chunks.
@@ -132,7 +132,7 @@ pub enum Wire<'a> {
     },
     /// The text is being summarized.
     SummarizationProcessing {
-        /// For people.
+        /// Human-readable text.
         message: &'static str,
     },
     /// The text was summarized.
@@ -144,7 +144,7 @@ pub enum Wire<'a> {
     },
     /// Entities are being looked for.
     EntitiesProcessing {
-        /// For people.
+        /// Human-readable text.
         message: &'static str,
     },
     /// Entities were looked for.
@@ -168,7 +168,7 @@ pub enum Wire<'a> {
     EntitiesError(WireFailure<'a>),
     /// The last event: every step has been completed or has failed.
     Completed {
-        /// For people.
+        /// Human-readable text.
         message: String,
         /// The steps that failed, by the names that their events begin with; absent when none did.
         #[serde(skip_serializing_if = "Vec::is_empty")]
@@ -250,9 +250,9 @@ impl Serialize for ByLabel<'_> {
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[cfg_attr(feature = "schema", schemars(rename = "Failure"))]
 pub struct WireFailure<'a> {
-    /// For people.
+    /// Human-readable text.
     pub error: &'a str,
-    /// A constant for programs.
+    /// Machine-readable code.
     pub code: &'a str,
     /// True when the same request may succeed later.
     pub retryable: bool,

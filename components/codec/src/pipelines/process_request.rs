@@ -7,13 +7,13 @@ use crate::json::{
     members::{Errors, Members},
 };
 
-/// Fewest code points in a text.
+/// Minimum number of code points in a text.
 pub const TEXT_CODE_POINTS_MIN: usize = 10;
-/// Most code points in a text.
+/// Maximum number of code points in a text.
 pub const TEXT_CODE_POINTS_MAX: usize = 5000;
-/// Fewest code points in a chunk.
+/// Minimum number of code points in a chunk.
 pub const CHUNK_SIZE_MIN: i64 = 50;
-/// Most code points in a chunk.
+/// Maximum number of code points in a chunk.
 pub const CHUNK_SIZE_MAX: i64 = 500;
 /// Code points in a chunk when the request does not say.
 pub const CHUNK_SIZE_DEFAULT: i64 = 200;

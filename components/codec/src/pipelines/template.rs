@@ -5,7 +5,7 @@ use weir_expression::Expression;
 
 /// Longest template, bytes.
 pub const TEMPLATE_BYTES_MAX: usize = 16 << 10;
-/// Most expressions of a template.
+/// Maximum number of expressions of a template.
 pub const EXPRESSIONS_MAX: usize = 32;
 
 /// A part of a template.

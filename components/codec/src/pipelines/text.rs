@@ -4,7 +4,7 @@ use weir_core::pipelines::Json;
 
 use crate::json::{JsonError, tree::Node};
 
-/// Most values (of any kind, at any depth) in a JSON text of a client or a step.
+/// Maximum number of values (of any kind, at any depth) in a JSON text of a client or a step.
 pub const VALUES_MAX: usize = 1 << 17;
 /// Deepest nesting of such a text. Outputs of steps nest it deeper, and stay below the 127 levels that [`Node`] reads.
 pub const DEPTH_MAX: usize = weir_expression::OUTPUT_DEPTH_MAX;

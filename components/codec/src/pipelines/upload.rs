@@ -37,9 +37,9 @@ pub const DEFINITION: &str = r#"{
     }
   ]
 }"#;
-/// Most bytes of the name of a file.
+/// Maximum number of bytes of the name of a file.
 pub const FILE_NAME_BYTES_MAX: usize = 255;
-/// Most bytes of a result that is part of the last event.
+/// Maximum number of bytes of a result that is part of the last event.
 const RESULT_BYTES_MAX: usize = 128 << 10;
 /// The media types of a file.
 const TYPES: [&str; 2] = ["text/plain", "multipart/form-data"];

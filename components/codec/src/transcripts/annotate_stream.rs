@@ -17,7 +17,7 @@ use crate::{
     },
 };
 
-/// Most texts in the JSON body of `/v1/annotate`.
+/// Maximum number of texts in the JSON body of `/v1/annotate`.
 pub const TEXTS_MAX: usize = 1024;
 
 impl From<ItemError> for Refusal {

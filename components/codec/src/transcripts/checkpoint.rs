@@ -17,7 +17,7 @@ use crate::json::{field::RequestError, to_vec};
 
 /// The version that is written.
 pub const VERSION: u32 = 1;
-/// Most bytes that are read as a checkpoint.
+/// Maximum number of bytes of a checkpoint.
 pub const CHECKPOINT_BYTES_MAX: usize = 64 << 20;
 
 /// Why bytes are no session.

@@ -17,7 +17,7 @@ use crate::{
     },
 };
 
-/// Most values in a configuration.
+/// Maximum number of values in a configuration.
 const VALUES_MAX: usize = 2048;
 
 /// A session's configuration and the enrichment of its final segments.

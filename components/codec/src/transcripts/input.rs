@@ -14,7 +14,7 @@ use crate::{
     json::tree::Node,
 };
 
-/// Most values on a line: more than any chunk has, and few enough to bound the reader.
+/// Maximum number of values on a line: more than any chunk has, and few enough to bound the reader.
 const VALUES_MAX: usize = 64;
 
 /// What a line asks for.
@@ -31,7 +31,7 @@ pub enum Body {
 pub struct Input {
     /// The client's sequence number, if it gives them: each above the one before.
     pub seq: Option<u64>,
-    /// What is asked.
+    /// The parameters of the request.
     pub body: Body,
 }
 

@@ -12,11 +12,11 @@ use crate::{
     json::tree::Node,
 };
 
-/// Most bytes of a text that is annotated.
+/// Maximum number of bytes of a text that is annotated.
 pub const TEXT_BYTES_MAX: usize = 65_536;
-/// Most bytes of a speaker's name.
+/// Maximum number of bytes of a speaker's name.
 pub const SPEAKER_BYTES_MAX: usize = 256;
-/// Most values on a line.
+/// Maximum number of values on a line.
 const VALUES_MAX: usize = 64;
 
 /// What a text says.

@@ -1,4 +1,4 @@
-//! `X-Request-Id`: the client's when it is fit to be logged and returned, else a new one.
+//! `X-Request-Id`: the client's id if it is valid, so that it can be logged and returned, else a new one.
 
 /// The header.
 pub const HEADER: &str = "x-request-id";
@@ -22,7 +22,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn ids_that_are_fit() {
+    fn visible_ascii_of_bounded_length_is_fit() {
         for id in ["a", "0b1c-..~!\"", &"x".repeat(128)] {
             assert!(is_fit(id), "{id}");
         }
@@ -32,7 +32,7 @@ mod tests {
     }
 
     #[test]
-    fn uuids() {
+    fn uuid_has_version_4() {
         assert_eq!(uuid(0), "00000000-0000-4000-8000-000000000000");
         assert_eq!(uuid(u128::MAX), "ffffffff-ffff-4fff-bfff-ffffffffffff");
         assert!(is_fit(&uuid(7)));

@@ -20,16 +20,16 @@ use crate::{
 /// A body.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RerankRequest {
-    /// The query with each text.
+    /// A pair of the query and a text, for each text.
     pub inputs: Vec<Input>,
-    /// The answer repeats the texts.
+    /// The response repeats the texts.
     pub return_text: bool,
     /// The parameters: `raw_scores` and `truncate`.
     pub parameters: Parameters,
 }
 
 impl RerankRequest {
-    /// Reads a body; fields that are not known are ignored.
+    /// Reads a body; unknown fields are ignored.
     ///
     /// # Errors
     ///
@@ -65,7 +65,7 @@ impl RerankRequest {
     }
 }
 
-/// The answer: the most relevant text first; of texts with the same score the earlier one.
+/// The response body: the most relevant text first; at equal scores, the earlier text first.
 pub fn answer_json(outputs: &[Output], texts: &[String], return_text: bool) -> Vec<u8> {
     let score = |output: &Output| match output {
         Output::Labels(labels) => labels.first().map_or(0.0, |LabelScore { score, .. }| *score),

@@ -21,7 +21,7 @@ pub struct DefinitionFault {
     /// The members that are wrong, where the file is JSON.
     pub errors: Vec<FieldError>,
     /// The line and the column, both from 1, where it is not.
-    pub place: Option<(usize, usize)>,
+    pub position: Option<(usize, usize)>,
 }
 
 impl fmt::Display for DefinitionFault {
@@ -34,7 +34,7 @@ impl fmt::Display for DefinitionFault {
 
 impl From<String> for DefinitionFault {
     fn from(detail: String) -> Self {
-        Self { detail, errors: Vec::new(), place: None }
+        Self { detail, errors: Vec::new(), position: None }
     }
 }
 
@@ -43,8 +43,8 @@ impl DefinitionFault {
     pub fn problem(&self, name: &str) -> Problem {
         let detail = format!("the definition of the pipeline `{name}` cannot be used: {}", self.detail);
         let problem = Problem::refused(503, "pipeline_invalid", "The pipeline is not valid", detail, None);
-        let more = match self.place {
-            Some((line, column)) => ProblemDetails::Place { line, column },
+        let more = match self.position {
+            Some((line, column)) => ProblemDetails::Position { line, column },
             None if self.errors.is_empty() => ProblemDetails::None,
             None => ProblemDetails::Fields(self.errors.clone()),
         };
@@ -82,13 +82,13 @@ fn fault(error: RequestError) -> DefinitionFault {
     // The reader of JSON speaks of a body.
     let detail = error.to_string().replacen("the body", "the file", 1);
     match error {
-        RequestError::Invalid(errors) => DefinitionFault { detail, errors, place: None },
+        RequestError::Invalid(errors) => DefinitionFault { detail, errors, position: None },
         RequestError::Json(
             JsonError::Malformed { line, column, .. }
             | JsonError::LoneSurrogate { line, column }
             | JsonError::TooDeep { line, column }
             | JsonError::DuplicateKey { line, column, .. },
-        ) => DefinitionFault { detail, errors: Vec::new(), place: Some((line, column)) },
+        ) => DefinitionFault { detail, errors: Vec::new(), position: Some((line, column)) },
         RequestError::Json(_) => detail.into(),
     }
 }
@@ -111,7 +111,7 @@ mod tests {
     fn fault_of_a_definition_has_reason_and_position() {
         let fault = |contents: &[u8]| read(contents, "p").unwrap_err();
         let torn = fault(b"{\n  \"name\": ");
-        assert_eq!(torn.place.map(|(line, _)| line), Some(2));
+        assert_eq!(torn.position.map(|(line, _)| line), Some(2));
         assert!(torn.detail.starts_with("the file is not JSON: "), "{torn}");
         let other = fault(GOOD.replace("\"p\"", "\"q\"").as_bytes());
         assert_eq!(other.detail, "its `name` is `q`, and the name of the file is `p.json`: both must be the same");

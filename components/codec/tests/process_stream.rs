@@ -110,7 +110,7 @@ impl Pipeline {
     fn handle_outcome(&mut self, now: Now, item: usize, outcome: Outcome) {
         let (kind, result) = match item {
             chunk if chunk < self.chunks => {
-                self.sentiments.handle_answer(chunk, outcome);
+                self.sentiments.handle_outcome(chunk, outcome);
                 let run = self.runs[&KindName::Sentiment];
                 while let Some(say) = self.sentiments.poll() {
                     match say {

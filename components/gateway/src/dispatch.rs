@@ -101,7 +101,7 @@ async fn answer(request: &mut RequestContext<'_>, body: types::Request) -> Resul
         request.identify().await?;
         return Ok(RouteResponse::Whole(BufferedResponse::empty()));
     }
-    let found = RouteMatch::at(&request.path)?;
+    let found = RouteMatch::match_path(&request.path)?;
     match request.method.as_str() {
         "GET" if RouteMatch::is_socket(&request.path) => return Err(Problem::upgrade_required(&request.path)),
         method if found.takes(method) => {}

@@ -36,7 +36,7 @@ pub struct Terms {
     /// The time without a write after which a heartbeat is written, in milliseconds: 1 to [`HEARTBEAT_MS_MAX`].
     pub heartbeat_ms: u64,
     /// When the authorization of the client expires, in seconds since 1970.
-    pub ends_s: Option<u64>,
+    pub expires_at_s: Option<u64>,
     /// The user of the connection; `None` where users are not identified.
     pub user: Option<String>,
     /// Which events are sent.
@@ -56,8 +56,8 @@ impl Terms {
             Framing::Ndjson => "ndjson",
         };
         let mut value = format!("after={}; framing={framing}; heartbeat-ms={}", self.after, self.heartbeat_ms);
-        if let Some(ends_s) = self.ends_s {
-            value += &format!("; ends-s={ends_s}");
+        if let Some(expires_at_s) = self.expires_at_s {
+            value += &format!("; ends-s={expires_at_s}");
         }
         if let Some(user) = &self.user {
             value += &format!("; user={user}");
@@ -89,14 +89,14 @@ impl Terms {
             _ => return Err(TermsError),
         };
         let heartbeat_ms = field("heartbeat-ms").and_then(number).ok_or(TermsError)?;
-        let ends_s = field("ends-s").map(|ends| number(ends).ok_or(TermsError)).transpose()?;
+        let expires_at_s = field("ends-s").map(|ends| number(ends).ok_or(TermsError)).transpose()?;
         let user = field("user").map(str::to_owned);
         let filter = field("filter").map(|query| EventFilter::from_query(query).map_err(|_| TermsError)).transpose()?;
         let is_valid = (1..=HEARTBEAT_MS_MAX).contains(&heartbeat_ms)
             && user.as_deref().is_none_or(|user| check_id(user).is_ok())
             && fields.next().is_none();
         let filter = filter.unwrap_or_default();
-        if is_valid { Ok(Self { after, framing, heartbeat_ms, ends_s, user, filter }) } else { Err(TermsError) }
+        if is_valid { Ok(Self { after, framing, heartbeat_ms, expires_at_s, user, filter }) } else { Err(TermsError) }
     }
 }
 
@@ -112,9 +112,9 @@ mod tests {
     use super::*;
 
     fn terms() -> Terms {
-        let (ends_s, user) = (Some(1_700_000_000), Some("ann".to_owned()));
+        let (expires_at_s, user) = (Some(1_700_000_000), Some("ann".to_owned()));
         let filter = EventFilter::from_query("events=a,b&steps=x%20y&throttle_ms=5").expect("a filter");
-        Terms { after: Cursor::new(5, 7), framing: Framing::Sse, heartbeat_ms: 15_000, ends_s, user, filter }
+        Terms { after: Cursor::new(5, 7), framing: Framing::Sse, heartbeat_ms: 15_000, expires_at_s, user, filter }
     }
 
     #[test]
@@ -129,7 +129,7 @@ mod tests {
             after: Cursor::START,
             framing: Framing::Ndjson,
             heartbeat_ms: 1,
-            ends_s: None,
+            expires_at_s: None,
             user: None,
             filter: EventFilter::default(),
         };
@@ -178,7 +178,7 @@ mod tests {
         fn arbitrary_value_reads_back(
             after in (0u64..9, 0u64..9),
             heartbeat_ms in 1..=HEARTBEAT_MS_MAX,
-            ends_s in prop::option::of(any::<u64>()),
+            expires_at_s in prop::option::of(any::<u64>()),
             user in prop::option::of("[a-z0-9:@=|+~-]{1,9}"),
             sse in any::<bool>(),
         ) {
@@ -186,7 +186,7 @@ mod tests {
             prop_assume!(after.to_string().parse() == Ok(after));
             let framing = if sse { Framing::Sse } else { Framing::Ndjson };
             let filter = EventFilter::default();
-            let terms = Terms { after, framing, heartbeat_ms, ends_s, user, filter };
+            let terms = Terms { after, framing, heartbeat_ms, expires_at_s, user, filter };
             prop_assert_eq!(Terms::from_header(terms.to_header().as_bytes()), Ok(terms));
         }
     }

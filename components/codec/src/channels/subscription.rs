@@ -82,7 +82,7 @@ impl EventRenderer {
         }
     }
 
-    /// Appends an event of the channel. As server-sent events it is [`draw_event`], the same for every subscriber.
+    /// Appends an event of the channel. As server-sent events it is [`render_event`], the same for every subscriber.
     pub fn push_event(&self, out: &mut Vec<u8>, id: &str, name: &str, data: &[u8]) {
         self.push_frame(out, Some(id), name, data);
     }
@@ -114,7 +114,7 @@ impl EventRenderer {
 }
 
 /// An event of a channel as a server-sent event; the bytes are the same for every subscriber.
-pub fn draw_event(id: &str, name: &str, data: &[u8]) -> Vec<u8> {
+pub fn render_event(id: &str, name: &str, data: &[u8]) -> Vec<u8> {
     let mut out = Vec::with_capacity(id.len() + name.len() + data.len() + 32);
     push_sse(&mut out, Some(id), name, data);
     out
@@ -192,7 +192,7 @@ mod tests {
         for data in ["{}", "{\"a\":1}\r\n", "\n"] {
             let mut out = Vec::new();
             renderer.push_event(&mut out, "1-7", "n", data.as_bytes());
-            assert_eq!(out, draw_event("1-7", "n", data.as_bytes()));
+            assert_eq!(out, render_event("1-7", "n", data.as_bytes()));
         }
     }
 }

@@ -47,7 +47,7 @@ pub enum ResponseMode {
 
 /// The form of the response to a JSON request: one document, unless the client gives a stream a higher weight or names it more
 /// specifically. `None` when it accepts neither.
-pub fn answer(accept: Option<&str>) -> Option<ResponseMode> {
+pub fn response_mode(accept: Option<&str>) -> Option<ResponseMode> {
     let ndjson = [("application", "x-ndjson"), ("application", "ndjson"), ("application", "jsonl")];
     let offers: [(ResponseMode, &[(&str, &str)]); 3] = [
         (ResponseMode::Json, &[("application", "json")]),
@@ -235,7 +235,7 @@ mod tests {
             (Some("application/json;q=0.5, text/event-stream"), Some(ResponseMode::Stream(Sse))),
             (Some("image/png"), None),
         ] {
-            assert_eq!(answer(accept), want, "{accept:?}");
+            assert_eq!(response_mode(accept), want, "{accept:?}");
         }
     }
 
@@ -270,7 +270,7 @@ mod tests {
         for accept in CLIENTS {
             assert!(framing(Some(accept)).is_some(), "{accept}");
             assert!(subscription(Some(accept)).is_some(), "{accept}");
-            assert!(answer(Some(accept)).is_some(), "{accept}");
+            assert!(response_mode(Some(accept)).is_some(), "{accept}");
             assert!(json(Some(accept)), "{accept}");
             assert!(plain_text(Some(accept)).is_some(), "{accept}");
         }
@@ -332,7 +332,7 @@ mod tests {
 
         #[test]
         fn arbitrary_accept_does_not_panic(accept in "[a-z*/;,=q.0-9\" \\\\]{0,40}") {
-            let _ = (framing(Some(&accept)), answer(Some(&accept)), plain_text(Some(&accept)));
+            let _ = (framing(Some(&accept)), response_mode(Some(&accept)), plain_text(Some(&accept)));
         }
     }
 

@@ -122,7 +122,7 @@ impl Cors {
     /// # Errors
     ///
     /// The page is not allowed: the response must be 403, with [`Self::vary`].
-    pub fn answer(&self, page: &Page<'_>) -> Result<Headers, OriginRefused> {
+    pub fn response_headers(&self, page: &Page<'_>) -> Result<Headers, OriginRefused> {
         let mut headers = vec![("vary", "origin".to_owned())];
         if let Some(allow) = self.allow(page)? {
             headers.push(("access-control-allow-origin", allow));
@@ -282,7 +282,7 @@ mod tests {
     fn response_headers_depend_on_the_origin() {
         let cors = Cors::new(&["https://a.example"], true).unwrap();
         check(
-            cors.answer(&page("https://a.example")),
+            cors.response_headers(&page("https://a.example")),
             expect![[r#"
                 vary: origin
                 access-control-allow-origin: https://a.example
@@ -291,20 +291,20 @@ mod tests {
             "#]],
         );
         check(
-            cors.answer(&Page::default()),
+            cors.response_headers(&Page::default()),
             expect![[r#"
             vary: origin
         "#]],
         );
         // Pages of this server need no CORS headers.
         check(
-            cors.answer(&page("https://weir.example:8080")),
+            cors.response_headers(&page("https://weir.example:8080")),
             expect![[r#"
             vary: origin
         "#]],
         );
         check(
-            cors.answer(&page("null")),
+            cors.response_headers(&page("null")),
             expect![
                 "a page without an origin of its own (`Origin: null`: a file, a sandboxed frame) may not send requests; serve it from an origin that is in auth.cors_origins"
             ],
@@ -321,23 +321,23 @@ mod tests {
             "http://weir.example:8081",
         ] {
             assert_eq!(
-                cors.answer(&page(origin)),
+                cors.response_headers(&page(origin)),
                 Err(OriginRefused::NotAllowed { origin: origin.into() }),
                 "{origin}"
             );
         }
         let any = Cors::new(&["*"], false).unwrap();
         check(
-            any.answer(&page("https://b.example")),
+            any.response_headers(&page("https://b.example")),
             expect![[r#"
                 vary: origin
                 access-control-allow-origin: *
                 access-control-expose-headers: location, retry-after, x-request-id
             "#]],
         );
-        assert_eq!(any.answer(&page("NULL")), Err(OriginRefused::Null));
+        assert_eq!(any.response_headers(&page("NULL")), Err(OriginRefused::Null));
         let refused = OriginRefused::NotAllowed { origin: "https://b.example".into() };
-        assert_eq!(Cors::default().answer(&page("https://b.example")), Err(refused));
+        assert_eq!(Cors::default().response_headers(&page("https://b.example")), Err(refused));
     }
 
     #[test]
@@ -394,7 +394,7 @@ mod tests {
         ) {
             let origins: Vec<&str> = origins.iter().map(String::as_str).collect();
             if let Ok(cors) = Cors::new(&origins, credentials)
-                && let Ok(headers) = cors.answer(&page(&origin))
+                && let Ok(headers) = cors.response_headers(&page(&origin))
             {
                 let value = |name| headers.iter().find(|(other, _)| *other == name).map(|(_, value)| value.as_str());
                 let allow = value("access-control-allow-origin");

@@ -6,7 +6,7 @@ pub const HEADER: &str = "x-request-id";
 pub const CHARACTERS_MAX: usize = 128;
 
 /// True for 1 to 128 visible ASCII characters.
-pub fn is_fit(id: &str) -> bool {
+pub fn is_valid(id: &str) -> bool {
     (1..=CHARACTERS_MAX).contains(&id.len()) && id.bytes().all(|byte| byte.is_ascii_graphic())
 }
 
@@ -22,12 +22,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn visible_ascii_of_bounded_length_is_fit() {
+    fn visible_ascii_of_bounded_length_is_valid() {
         for id in ["a", "0b1c-..~!\"", &"x".repeat(128)] {
-            assert!(is_fit(id), "{id}");
+            assert!(is_valid(id), "{id}");
         }
         for id in ["", " ", "a b", "a\n", "é", &"x".repeat(129)] {
-            assert!(!is_fit(id), "{id}");
+            assert!(!is_valid(id), "{id}");
         }
     }
 
@@ -35,6 +35,6 @@ mod tests {
     fn uuid_has_version_4() {
         assert_eq!(uuid(0), "00000000-0000-4000-8000-000000000000");
         assert_eq!(uuid(u128::MAX), "ffffffff-ffff-4fff-bfff-ffffffffffff");
-        assert!(is_fit(&uuid(7)));
+        assert!(is_valid(&uuid(7)));
     }
 }

@@ -29,7 +29,7 @@ impl RouteMatch {
     /// # Errors
     ///
     /// No route matches, or the id in the path is invalid.
-    pub fn at(path: &str) -> Result<Self, Problem> {
+    pub fn match_path(path: &str) -> Result<Self, Problem> {
         // Checked before `/models/{name}`, whose names may contain colons.
         if let Some(route) = GenerationRoute::find(path) {
             return Ok(Self::Generation(route));
@@ -79,7 +79,7 @@ impl RouteMatch {
     /// True for a path of the stateful gateway instance, which holds executions, stored sessions and generations. A host with several
     /// gateway instances routes by it; a host with one instance can ignore it.
     pub fn is_stateful(path: &str) -> bool {
-        match Self::at(path) {
+        match Self::match_path(path) {
             Ok(route) => matches!(route, Self::Sessions(_) | Self::Pipelines(_) | Self::Generation(_)),
             // The path of a session with an invalid id is refused by the instance that holds sessions.
             Err(_) => SessionRoute::find(path).is_err(),

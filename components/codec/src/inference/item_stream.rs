@@ -1,6 +1,6 @@
 //! A stream of texts in and results out: it numbers the texts, keeps the ids of open ones and renders the output.
 //!
-//! It does no IO. A driver passes in lines and outcomes as they arrive and polls [`Session::poll_output`].
+//! It does no IO. A driver passes in lines and outcomes as they arrive and polls [`ItemStream::poll_output`].
 
 use std::collections::BTreeMap;
 
@@ -18,7 +18,7 @@ use crate::{
 
 /// The state of a stream.
 #[derive(Debug)]
-pub struct Session {
+pub struct ItemStream {
     task: Task,
     framing: Framing,
     out: Vec<u8>,
@@ -36,7 +36,7 @@ pub struct Session {
     done: bool,
 }
 
-impl Session {
+impl ItemStream {
     /// A stream of results of one task.
     pub fn new(task: Task, framing: Framing) -> Self {
         Self {
@@ -157,15 +157,15 @@ mod tests {
     use super::*;
     use crate::inference::output::{Entity, LabelScore};
 
-    fn take(stream: &mut Session) -> String {
+    fn take(stream: &mut ItemStream) -> String {
         String::from_utf8(stream.poll_output().unwrap_or_default()).expect("UTF-8")
     }
 
-    fn line(stream: &mut Session, number: u64, content: &str) -> Option<(u64, Input)> {
+    fn line(stream: &mut ItemStream, number: u64, content: &str) -> Option<(u64, Input)> {
         stream.handle_line(&Line { number, content: Some(content.as_bytes()) })
     }
 
-    fn check(stream: &mut Session, want: Expect) {
+    fn check(stream: &mut ItemStream, want: Expect) {
         want.assert_eq(&take(stream));
     }
 
@@ -175,7 +175,7 @@ mod tests {
 
     #[test]
     fn results_are_written_in_completion_order() {
-        let mut stream = Session::new(Task::Classify, Framing::Ndjson);
+        let mut stream = ItemStream::new(Task::Classify, Framing::Ndjson);
         assert_eq!(stream.poll_output(), None);
         let (first, input) = line(&mut stream, 1, r#"{"text":"a","id":"x"}"#).expect("a text");
         assert_eq!((first, input.text.as_str()), (0, "a"));
@@ -207,7 +207,7 @@ mod tests {
 
     #[test]
     fn broken_stream_ends_with_the_error_and_the_counts() {
-        let mut stream = Session::new(Task::Embed, Framing::Sse);
+        let mut stream = ItemStream::new(Task::Embed, Framing::Sse);
         let (index, _) = line(&mut stream, 1, r#"{"text":"a","id":-1}"#).expect("a text");
         stream.handle_end(Some(&ItemError::body_incomplete()));
         stream.handle_end(Some(&ItemError::idle(5)));
@@ -233,7 +233,7 @@ mod tests {
 
     #[test]
     fn open_items_fail_when_inference_ends() {
-        let mut stream = Session::new(Task::Tokens, Framing::Ndjson);
+        let mut stream = ItemStream::new(Task::Tokens, Framing::Ndjson);
         let (first, _) = line(&mut stream, 1, r#""a""#).expect("a text");
         let (second, _) = line(&mut stream, 2, r#""b""#).expect("a text");
         let entity = Entity::new("B-PER".to_owned(), 0.5, Some(3), ("ann".to_owned(), "Ann".to_owned()), (0, 3));

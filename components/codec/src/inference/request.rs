@@ -43,7 +43,7 @@ pub struct Input {
 
 /// The JSON body of a request.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Ask {
+pub struct TaskRequest {
     /// The texts.
     pub inputs: Vec<Input>,
     /// The model; `None`: the one that is configured for the task.
@@ -52,7 +52,7 @@ pub struct Ask {
     pub parameters: Parameters,
 }
 
-impl Ask {
+impl TaskRequest {
     /// Reads a body; its `parameters` take precedence over those of the query string.
     ///
     /// # Errors
@@ -306,7 +306,7 @@ mod tests {
     use super::*;
 
     fn check(body: &str, task: Task, want: Expect) {
-        want.assert_eq(&match Ask::from_json(body.as_bytes(), task, query::Query::default()) {
+        want.assert_eq(&match TaskRequest::from_json(body.as_bytes(), task, query::Query::default()) {
             Ok(request) => format!("{:?} {:?} {:?}", request.inputs, request.model, request.parameters),
             Err(error) => error.to_string(),
         });
@@ -357,7 +357,7 @@ mod tests {
         let many = format!(r#"{{"inputs":[{}""]}}"#, r#""","#.repeat(INPUTS_MAX));
         check(&many, Task::Embed, expect!["`inputs` must have a length of 0 to 1024, and is 1025"]);
         let wrong = format!(r#"{{"inputs":[{}1]}}"#, "1,".repeat(999));
-        let error = Ask::from_json(wrong.as_bytes(), Task::Embed, query::Query::default()).unwrap_err();
+        let error = TaskRequest::from_json(wrong.as_bytes(), Task::Embed, query::Query::default()).unwrap_err();
         let body = crate::http::problem::Problem::from(error).to_json("r-1");
         let body: serde_json::Value = serde_json::from_slice(&body).unwrap();
         assert_eq!(body["errors"].as_array().map(Vec::len), Some(ERRORS_MAX));
@@ -464,7 +464,7 @@ mod tests {
     proptest! {
         #[test]
         fn arbitrary_bytes_do_not_panic(body in proptest::collection::vec(any::<u8>(), 0..200)) {
-            let _ = Ask::from_json(&body, Task::Classify, query::Query::default());
+            let _ = TaskRequest::from_json(&body, Task::Classify, query::Query::default());
             for rules in [LineRules::stream(Task::Tokens), LineRules::file(Task::Classify, 100)] {
                 let _ = rules.read(&Line { number: 1, content: Some(&body) });
             }

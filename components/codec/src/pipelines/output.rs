@@ -117,7 +117,7 @@ impl Sentiments {
     }
 
     /// Takes the answer to a chunk, from 0; others than the first to each are ignored.
-    pub fn handle_answer(&mut self, chunk: usize, answer: Result<TextOutput, Failure>) {
+    pub fn handle_outcome(&mut self, chunk: usize, answer: Result<TextOutput, Failure>) {
         if let Some(slot) = self.answers.get_mut(chunk) {
             slot.get_or_insert(answer);
         }

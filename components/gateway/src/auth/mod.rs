@@ -174,7 +174,7 @@ impl Access {
 
     /// The headers for the answer to a page of another origin.
     pub(crate) fn page(&self, asking: &RequestCredentials<'_>) -> Result<Headers, Problem> {
-        self.cors.answer(&asking.page()).map_err(Problem::from)
+        self.cors.response_headers(&asking.page()).map_err(Problem::from)
     }
 
     /// The headers for the answer to a preflight, if this is one.

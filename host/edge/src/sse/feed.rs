@@ -13,7 +13,7 @@ use tokio::time::{Instant, Sleep};
 use weir_codec::channels::filter::EventFilter;
 use weir_codec::channels::hold::Terms;
 use weir_codec::channels::route::Channel;
-use weir_codec::channels::subscription::{EventRenderer, SubscriptionEnd, draw_event};
+use weir_codec::channels::subscription::{EventRenderer, SubscriptionEnd, render_event};
 use weir_codec::http::framing::Framing;
 use weir_core::channels::{CloseReason, Delivery, Entry, Throttle};
 use weir_events::Subscription;
@@ -76,7 +76,7 @@ impl Feed {
     /// Must be called in a tokio runtime with a clock.
     pub(crate) fn new(channel: Channel, terms: &Terms, subscription: Subscription, permit: SubscriberPermit) -> Self {
         let now = Instant::now();
-        let expires = terms.ends_s.map(|expires_at_s| {
+        let expires = terms.expires_at_s.map(|expires_at_s| {
             let left_ms = expires_at_s.saturating_mul(1000).saturating_sub(unix_ms());
             // A timer cannot represent all of time: a token that lasts longer than a century is checked again then.
             const LEFT_MS_MAX: u64 = 100 * 365 * 86_400_000;
@@ -288,7 +288,7 @@ fn size(delivery: &Delivery) -> usize {
 
 /// An event as a server-sent event.
 fn render(entry: &Entry) -> Vec<u8> {
-    draw_event(&entry.cursor.to_string(), &entry.name, entry.data.as_bytes())
+    render_event(&entry.cursor.to_string(), &entry.name, entry.data.as_bytes())
 }
 
 /// Milliseconds since 1970.

@@ -1,4 +1,4 @@
-//! The file of a pipeline: its definition, or its fault in words for the operator.
+//! The file of a pipeline: its definition, or its errors for the operator.
 
 use std::fmt;
 
@@ -16,18 +16,18 @@ use crate::{
 /// Why a file is not the definition of a pipeline.
 #[derive(Debug, Clone, PartialEq)]
 pub struct DefinitionFault {
-    /// What is wrong, in a sentence.
+    /// The first error, for people.
     pub detail: String,
-    /// The members that are wrong, where the file is JSON.
+    /// The invalid members, if the file is JSON.
     pub errors: Vec<FieldError>,
-    /// The line and the column, both from 1, where it is not.
+    /// The line and the column of the error, both from 1, if the file is not JSON.
     pub position: Option<(usize, usize)>,
 }
 
 impl fmt::Display for DefinitionFault {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.detail)?;
-        // The detail names the first member that is wrong.
+        // The detail is the message of the first invalid member.
         self.errors.iter().skip(1).try_for_each(|error| write!(f, "; {}", error.message))
     }
 }
@@ -39,7 +39,7 @@ impl From<String> for DefinitionFault {
 }
 
 impl DefinitionFault {
-    /// The answer to a client that asks for the pipeline: it can be used when the operator has corrected the file.
+    /// The problem for a client that requests the pipeline. It is not retryable: the operator must correct the file.
     pub fn problem(&self, name: &str) -> Problem {
         let detail = format!("the definition of the pipeline `{name}` cannot be used: {}", self.detail);
         let problem = Problem::refused(503, "pipeline_invalid", "The pipeline is not valid", detail, None);
@@ -56,7 +56,7 @@ impl DefinitionFault {
 ///
 /// # Errors
 ///
-/// The file is too large, not such a text, not a definition, or the definition of another pipeline.
+/// The file is too large, not UTF-8 text, not a definition, or the definition of another pipeline.
 pub fn read(contents: &[u8], name: &str) -> Result<Definition, DefinitionFault> {
     if contents.len() > DEFINITION_BYTES_MAX {
         return Err(too_large(contents.len() as u64));
@@ -73,13 +73,13 @@ pub fn read(contents: &[u8], name: &str) -> Result<Definition, DefinitionFault> 
     }
 }
 
-/// A file of too many bytes, which need not be read.
+/// The fault of a file that is too large, without reading it.
 pub fn too_large(bytes: u64) -> DefinitionFault {
     format!("the file has {bytes} bytes, and may have at most {DEFINITION_BYTES_MAX}").into()
 }
 
 fn fault(error: RequestError) -> DefinitionFault {
-    // The reader of JSON speaks of a body.
+    // The messages of the JSON reader are about a body.
     let detail = error.to_string().replacen("the body", "the file", 1);
     match error {
         RequestError::Invalid(errors) => DefinitionFault { detail, errors, position: None },

@@ -1,5 +1,5 @@
-//! `components/gateway/openapi.json` is what the wire types say. `UPDATE=1 cargo test -p weir-codec --test openapi`
-//! writes it anew.
+//! Checks that `components/gateway/openapi.json` agrees with the wire types. `UPDATE=1 cargo test -p weir-codec --test openapi` regenerates
+//! it.
 
 use std::{collections::BTreeSet, env, fs, path::PathBuf};
 
@@ -21,9 +21,9 @@ fn file_agrees_with_the_types() {
         fs::write(file(), text + "\n").expect("the file can be written");
     }
     let text = fs::read_to_string(file()).expect("the file is there");
-    let kept: Value = serde_json::from_str(&text).expect("the file is JSON");
-    // As values: the order of members depends on features that other crates turn on.
-    assert!(kept == document, "openapi.json is stale: run `UPDATE=1 cargo test -p weir-codec --test openapi`");
+    let stored: Value = serde_json::from_str(&text).expect("the file is JSON");
+    // Compared as values: the order of members depends on features that other crates enable.
+    assert!(stored == document, "openapi.json is stale: run `UPDATE=1 cargo test -p weir-codec --test openapi`");
 }
 
 #[test]

@@ -6,13 +6,13 @@ use weir_core::failure::Failure;
 use super::{
     UpstreamEvent, UpstreamRequest,
     openai::{parse_json, tokens},
-    sse::Message,
 };
 use crate::{
     generation::{
         event::{Finish, Token, ToolDelta},
         request::{GenerateRequest, Prompt},
     },
+    http::sse_reader::Event,
     json::to_vec,
 };
 
@@ -117,7 +117,7 @@ pub(super) struct EventReader {
 }
 
 impl EventReader {
-    pub(super) fn push(&mut self, message: &Message, out: &mut Vec<UpstreamEvent>) {
+    pub(super) fn push(&mut self, message: &Event, out: &mut Vec<UpstreamEvent>) {
         let Ok(event) = serde_json::from_str::<Value>(&message.data) else {
             let text = "the upstream sent an event that is no JSON".to_owned();
             return out.push(UpstreamEvent::Failed(Failure::Unavailable(text)));

@@ -1,22 +1,20 @@
 //! Upstreams, which are other servers that generate text: builds requests to them and reads their streams.
 //!
-//! - `sse`: an incremental reader of server-sent events.
 //! - `openai`, `anthropic`, `gemini`: the APIs.
 
 mod anthropic;
 mod gemini;
 mod openai;
-mod sse;
 #[cfg(test)]
 mod tests;
 
 use weir_core::failure::Failure;
 
-use self::sse::SseReader;
 use super::{
     event::{Finish, Token, ToolDelta},
     request::GenerateRequest,
 };
+use crate::http::sse_reader::{EventReader, Received};
 
 /// The API of an upstream.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -117,10 +115,13 @@ fn message(body: &[u8]) -> Option<String> {
     Some(message[..message.floor_char_boundary(MESSAGE_BYTES_MAX)].to_owned())
 }
 
+/// Longest line, and longest data of an event, in bytes.
+const EVENT_BYTES_MAX: usize = 1 << 20;
+
 /// The reader of an upstream's stream.
 #[derive(Debug)]
 pub struct UpstreamStream {
-    sse: SseReader,
+    sse: EventReader,
     state: State,
     has_begun: bool,
     /// Number of choices that have not ended.
@@ -143,7 +144,8 @@ impl UpstreamStream {
             UpstreamKind::Anthropic => State::Anthropic(anthropic::EventReader::default()),
             UpstreamKind::Gemini => State::Gemini(gemini::ChunkReader::default()),
         };
-        Self { sse: SseReader::default(), state, has_begun: false, open: choices, is_over: false }
+        let sse = EventReader::with_bytes_max(EVENT_BYTES_MAX);
+        Self { sse, state, has_begun: false, open: choices, is_over: false }
     }
 
     /// Reads bytes as they arrive and returns their events. No event follows a failure.
@@ -152,17 +154,19 @@ impl UpstreamStream {
         if self.is_over {
             return events;
         }
-        match self.sse.push(bytes) {
-            Ok(messages) => {
-                for message in messages {
-                    match &mut self.state {
-                        State::OpenAi(reader) => reader.push(&message, &mut events),
-                        State::Anthropic(reader) => reader.push(&message, &mut events),
-                        State::Gemini(reader) => reader.push(&message, &mut events),
-                    }
-                }
+        let mut received = Vec::new();
+        let result = self.sse.feed(bytes, &mut received);
+        for item in received {
+            let Received::Event(message) = item else { continue };
+            match &mut self.state {
+                State::OpenAi(reader) => reader.push(&message, &mut events),
+                State::Anthropic(reader) => reader.push(&message, &mut events),
+                State::Gemini(reader) => reader.push(&message, &mut events),
             }
-            Err(error) => events.push(UpstreamEvent::Failed(Failure::Unavailable(error))),
+        }
+        if result.is_err() {
+            let text = format!("the upstream sent an event of more than {EVENT_BYTES_MAX} bytes");
+            events.push(UpstreamEvent::Failed(Failure::Unavailable(text)));
         }
         self.normalized(events)
     }

@@ -3,12 +3,13 @@
 use serde_json::{Map, Value, json};
 use weir_core::failure::Failure;
 
-use super::{UpstreamEvent, UpstreamRequest, sse::Message};
+use super::{UpstreamEvent, UpstreamRequest};
 use crate::{
     generation::{
         event::{Alternative, Finish, Token, TokenLogprob, ToolDelta},
         request::{Format, GenerateRequest, Prompt, Sampling},
     },
+    http::sse_reader::Event,
     json::to_vec,
 };
 
@@ -113,7 +114,7 @@ pub(super) fn tokens(value: Option<&Value>) -> u32 {
 pub(super) struct ChunkReader {}
 
 impl ChunkReader {
-    pub(super) fn push(&mut self, message: &Message, out: &mut Vec<UpstreamEvent>) {
+    pub(super) fn push(&mut self, message: &Event, out: &mut Vec<UpstreamEvent>) {
         if message.data == "[DONE]" {
             return;
         }

@@ -129,12 +129,7 @@ impl GenerateRequest {
 /// The members of a body, which must be an object. A member that is null counts as absent, and unknown members are ignored, as in the
 /// servers whose APIs these are.
 pub(crate) fn members(body: &[u8]) -> Result<Members<'_>, crate::json::JsonError> {
-    let node = Node::read(body, VALUES_MAX)?;
-    let got = node.name();
-    match Members::of_node(String::new(), node, &mut Errors::default()) {
-        Some(members) => Ok(members.with_null_as_absent()),
-        None => Err(crate::json::JsonError::NotAnObject { got }),
-    }
+    Members::of_lenient_body(body, VALUES_MAX)
 }
 
 /// The name of the model.

@@ -10,7 +10,6 @@ use crate::{
         task::Parameters,
     },
     json::{
-        JsonError,
         field::{FieldError, FieldReason, RequestError},
         members::{Errors, Members},
         to_vec,
@@ -38,13 +37,6 @@ pub struct EmbedRequest {
     pub parameters: Parameters,
 }
 
-fn members(body: &[u8]) -> Result<Members<'_>, JsonError> {
-    let node = Node::read(body, VALUES_MAX)?;
-    let got = node.name();
-    let members = Members::of_node(String::new(), node, &mut Errors::default());
-    members.map(Members::with_null_as_absent).ok_or(JsonError::NotAnObject { got })
-}
-
 impl EmbeddingsRequest {
     /// Reads a body; unknown fields are ignored.
     ///
@@ -52,7 +44,7 @@ impl EmbeddingsRequest {
     ///
     /// The body is not valid; every invalid field is listed.
     pub fn from_json(body: &[u8]) -> Result<Self, RequestError> {
-        let mut members = members(body)?;
+        let mut members = Members::of_lenient_body(body, VALUES_MAX)?;
         let mut errors = Errors::default();
         let inputs = texts(&mut members, "input", &mut errors);
         let model = members.text("model", &mut errors).and_then(|name| match query::model(name) {
@@ -85,7 +77,7 @@ impl EmbedRequest {
     ///
     /// The body is not valid; every invalid field is listed.
     pub fn from_json(body: &[u8]) -> Result<Self, RequestError> {
-        let mut members = members(body)?;
+        let mut members = Members::of_lenient_body(body, VALUES_MAX)?;
         let mut errors = Errors::default();
         let inputs = texts(&mut members, "inputs", &mut errors);
         let normalize = members.boolean("normalize", &mut errors);

@@ -9,7 +9,6 @@ use crate::{
         task::{Activation, Parameters},
     },
     json::{
-        JsonError,
         field::{FieldReason, RequestError},
         members::{Errors, Members},
         to_vec,
@@ -35,10 +34,7 @@ impl RerankRequest {
     ///
     /// The body is not valid; every invalid field is listed.
     pub fn from_json(body: &[u8]) -> Result<Self, RequestError> {
-        let node = Node::read(body, VALUES_MAX)?;
-        let got = node.name();
-        let members = Members::of_node(String::new(), node, &mut Errors::default());
-        let mut members = members.ok_or(JsonError::NotAnObject { got })?.with_null_as_absent();
+        let mut members = Members::of_lenient_body(body, VALUES_MAX)?;
         let mut errors = Errors::default();
         let query = members.required_text_bytes("query", usize::MAX, &mut errors).unwrap_or_default();
         members.require("texts", &mut errors);

@@ -98,6 +98,19 @@ impl<'a> Members<'a> {
         }
     }
 
+    /// The members of a body, which must be an object of at most `values_max` values, in the order of the body. Members that are null count
+    /// as absent.
+    ///
+    /// # Errors
+    ///
+    /// The body is not such a JSON object.
+    pub(crate) fn of_lenient_body(body: &'a [u8], values_max: usize) -> Result<Self, JsonError> {
+        match Node::read(body, values_max)? {
+            Node::Object(members) => Ok(Self::new(String::new(), members).with_null_as_absent()),
+            other => Err(JsonError::NotAnObject { got: other.name() }),
+        }
+    }
+
     /// The members of the node at a path; `None` when it is not an object, which is recorded.
     pub(crate) fn of_node(path: String, node: Node<'a>, errors: &mut Errors) -> Option<Self> {
         match node {

@@ -10,10 +10,8 @@ use super::semantic::SemanticParts;
 use crate::{
     inference::query::decode,
     json::{
-        JsonError,
         field::{ERRORS_MAX, FieldError, FieldReason, RequestError, unknown},
         members::{Errors, Members},
-        tree::Node,
     },
 };
 
@@ -59,14 +57,9 @@ impl SessionRequest {
     ///
     /// The body is not a JSON object, or has invalid fields; every invalid field is listed.
     pub fn from_json(body: &[u8]) -> Result<Self, RequestError> {
-        let node = Node::read(body, VALUES_MAX)?;
-        if !matches!(node, Node::Object(_)) {
-            return Err(RequestError::Json(JsonError::NotAnObject { got: node.name() }));
-        }
+        let members = Members::of_lenient_body(body, VALUES_MAX)?;
         let (mut request, mut errors) = (Self::stored(), Errors::default());
-        if let Some(members) = Members::of_node(String::new(), node, &mut errors) {
-            request.read(members.with_null_as_absent(), &mut errors);
-        }
+        request.read(members, &mut errors);
         request.validated(errors.into_vec())
     }
 

@@ -163,7 +163,13 @@ proptest! {
     #[test]
     fn arbitrary_value_reads_back(
         events in prop::collection::vec(
-            (prop::option::of(framing_text()), prop::option::of(framing_text()), framing_text(), prop::option::of(any::<u32>()), framing_text()),
+            (
+                prop::option::of(framing_text()),
+                prop::option::of(framing_text()),
+                framing_text(),
+                prop::option::of(any::<u32>()),
+                framing_text(),
+            ),
             0..5,
         ),
         cuts in prop::collection::vec(0usize..200, 0..4),

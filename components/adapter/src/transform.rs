@@ -187,12 +187,12 @@ mod tests {
         let mut transform = Transform::new(r#"{"format":"ndjson"}"#, 1).unwrap();
         transform.handle_record(record(4, "{\"text\":\"a\",\"id\":1}\nbroken\n{\"text\":\"b\"}\n"));
         let results = run(&mut transform);
-        let shown: Vec<(Destination, String, usize)> = results
+        let summaries: Vec<(Destination, String, usize)> = results
             .iter()
             .map(|r| (r.destination, String::from_utf8(r.payload.clone()).unwrap(), r.completes.len()))
             .collect();
         assert_eq!(
-            shown,
+            summaries,
             [
                 (Destination::Output, r#"{"id":1,"label":"a","score":1.0}"#.to_owned(), 0),
                 (Destination::Error, "broken".to_owned(), 0),

@@ -124,8 +124,8 @@ fn context_windows_agree_exactly() {
                 text: segment["text"].as_str().unwrap().to_owned(),
                 speaker_id: segment["speaker_id"].as_str().map(str::to_owned),
             };
-            let kept = Final { id: 0, segment, annotation: Annotation::default(), workflow: Workflow::General };
-            window.add(&config, Arc::new(kept));
+            let final_segment = Final { id: 0, segment, annotation: Annotation::default(), workflow: Workflow::General };
+            window.add(&config, Arc::new(final_segment));
             let got = json!({"n": window.segments().len(), "render": window.render_for_llm()});
             assert_eq!(&got, want, "{vector}");
             states += 1;

@@ -45,12 +45,12 @@ fn intent_accuracy_is_not_lower_than_recorded() {
     let mut below_bound = Vec::new();
     for (intent, precision_min, recall_min) in FLOORS {
         let right = sum(&|want, got| want == intent && got == intent);
-        let wanted = sum(&|want, _| want == intent);
+        let expected = sum(&|want, _| want == intent);
         let got = sum(&|_, got| got == intent);
         let percent = |of: u32| 100.0 * f64::from(right) / f64::from(of.max(1));
-        let (precision, recall) = (percent(got), percent(wanted));
-        println!("| {intent} | {wanted} | {precision:.1} % | {recall:.1} % |");
-        assert!(wanted >= 30, "{intent} has {wanted} utterances");
+        let (precision, recall) = (percent(got), percent(expected));
+        println!("| {intent} | {expected} | {precision:.1} % | {recall:.1} % |");
+        assert!(expected >= 30, "{intent} has {expected} utterances");
         if precision < f64::from(precision_min) || recall < f64::from(recall_min) {
             below_bound.push(intent);
         }

@@ -31,8 +31,8 @@ fn each_route_is_described() {
     let document = document("0.0.0");
     let paths = document["paths"].as_object().expect("paths");
     let others = || CHANNEL_ROUTES.into_iter().chain(GENERATION_ROUTES).chain(SESSION_ROUTES).chain(PIPELINE_ROUTES);
-    let named: BTreeSet<_> = others().map(|(_, path)| path).collect();
-    assert_eq!(paths.len(), ROUTES.len() + named.len());
+    let other_paths: BTreeSet<_> = others().map(|(_, path)| path).collect();
+    assert_eq!(paths.len(), ROUTES.len() + other_paths.len());
     for (path, route) in ROUTES {
         let method = if route.posts() { "post" } else { "get" };
         assert!(paths[path][method]["responses"].is_object(), "{path}");
@@ -59,21 +59,21 @@ fn request_has_its_bounds_and_defaults() {
 
 #[test]
 fn references_resolve() {
-    fn references<'a>(value: &'a Value, found: &mut Vec<&'a str>) {
+    fn references<'a>(value: &'a Value, pointers: &mut Vec<&'a str>) {
         match value {
             Value::Object(members) => {
-                found.extend(members.get("$ref").and_then(Value::as_str));
-                members.values().for_each(|member| references(member, found));
+                pointers.extend(members.get("$ref").and_then(Value::as_str));
+                members.values().for_each(|member| references(member, pointers));
             }
-            Value::Array(items) => items.iter().for_each(|item| references(item, found)),
+            Value::Array(items) => items.iter().for_each(|item| references(item, pointers)),
             _ => {}
         }
     }
     let document = document("0.0.0");
-    let mut found = Vec::new();
-    references(&document, &mut found);
-    assert!(!found.is_empty());
-    for reference in found {
+    let mut pointers = Vec::new();
+    references(&document, &mut pointers);
+    assert!(!pointers.is_empty());
+    for reference in pointers {
         let pointer = reference.strip_prefix('#').expect("a reference within the document");
         assert!(document.pointer(pointer).is_some(), "{reference}");
     }

@@ -429,7 +429,7 @@ proptest! {
         ];
         let positions: Vec<_> = statuses.iter().map(|status| order.iter().position(|name| name == status)).collect();
         prop_assert!(positions.iter().all(Option::is_some) && positions.is_sorted(), "{statuses:?}");
-        let count = |wanted: &str| statuses.iter().filter(|status| *status == wanted).count();
+        let count = |expected: &str| statuses.iter().filter(|status| *status == expected).count();
         for (step, flag) in [("sentiment", flags[0]), ("summarization", flags[1] && length > 100), ("entities", flags[2])] {
             prop_assert_eq!(count(&format!("{step}_processing")), usize::from(flag));
             let ends = count(&format!("{step}_complete")) + count(&format!("{step}_error"));

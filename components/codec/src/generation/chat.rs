@@ -186,7 +186,7 @@ impl ChatStream {
 /// The complete response body.
 pub(crate) fn whole_json(generated: &Generated) -> Vec<u8> {
     let choices: Vec<Value> =
-        generated.choices.iter().enumerate().map(|(index, choice)| whole(index, choice)).collect();
+        generated.choices.iter().enumerate().map(|(index, choice)| choice_json(index, choice)).collect();
     to_vec(&json!({
         "id": id(generated.id()),
         "object": "chat.completion",
@@ -197,7 +197,7 @@ pub(crate) fn whole_json(generated: &Generated) -> Vec<u8> {
     }))
 }
 
-fn whole(index: usize, choice: &Choice) -> Value {
+fn choice_json(index: usize, choice: &Choice) -> Value {
     let call = |call: &GeneratedCall| json!({ "id": call.id, "type": "function", "function": { "name": call.name, "arguments": call.arguments } });
     // A message with tool calls and no text has null content.
     let content =

@@ -134,8 +134,8 @@ fn content(path: String, node: Node<'_>, role: Option<Role>, out: &mut Vec<Messa
         (None, Some("model" | "assistant")) => Role::Assistant,
         (None, Some("user" | "function" | "tool") | None) => Role::User,
         (None, Some(other)) => {
-            let shown: String = other.chars().filter(|c| !c.is_control()).take(64).collect();
-            let what = format!("must be one of user, model, and is `{shown}`");
+            let excerpt: String = other.chars().filter(|c| !c.is_control()).take(64).collect();
+            let what = format!("must be one of user, model, and is `{excerpt}`");
             return errors.push_at(&members.path("role"), FieldReason::NotAllowed, &what);
         }
     };
@@ -246,7 +246,7 @@ pub fn count_json(tokens: u32) -> Vec<u8> {
 
 /// The complete response body.
 pub(crate) fn whole_json(generated: &Generated) -> Vec<u8> {
-    let whole = |(index, choice): (usize, &Choice)| {
+    let choice_json = |(index, choice): (usize, &Choice)| {
         let mut parts = Vec::new();
         if !choice.text.is_empty() || choice.calls.is_empty() {
             parts.push(json!({ "text": choice.text }));
@@ -254,7 +254,7 @@ pub(crate) fn whole_json(generated: &Generated) -> Vec<u8> {
         parts.extend(choice.calls.iter().map(call_part));
         candidate(index, parts.into(), choice.finish())
     };
-    let candidates: Vec<Value> = generated.choices.iter().enumerate().map(whole).collect();
+    let candidates: Vec<Value> = generated.choices.iter().enumerate().map(choice_json).collect();
     to_vec(&json!({
         "candidates": candidates,
         "usageMetadata": usage_json(&generated.usage()),
@@ -277,7 +277,7 @@ impl ContentStream {
                 let candidate = candidate(token.index as usize, json!([{ "text": token.text }]), None);
                 out.push(self.chunk(candidate, None));
             }
-            // A call leaves whole: its arguments are an object there.
+            // Tool calls are sent when they are complete, since their arguments are an object in this API.
             GenerationEvent::ToolCall(ToolDelta { .. }) => self.generated.push(event),
             GenerationEvent::Done(done) => {
                 let index = done.index as usize;

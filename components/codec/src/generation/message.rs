@@ -131,8 +131,8 @@ fn message(path: String, node: Node<'_>, errors: &mut Errors) -> Option<Message>
         "assistant" => Role::Assistant,
         "tool" | "function" => Role::Tool,
         other => {
-            let shown: String = other.chars().filter(|c| !c.is_control()).collect();
-            let what = format!("must be one of system, developer, user, assistant, tool, and is `{shown}`");
+            let excerpt: String = other.chars().filter(|c| !c.is_control()).collect();
+            let what = format!("must be one of system, developer, user, assistant, tool, and is `{excerpt}`");
             errors.push_at(&members.path("role"), FieldReason::NotAllowed, &what);
             return None;
         }
@@ -193,8 +193,8 @@ pub(crate) fn content_of(path: String, node: Node<'_>, errors: &mut Errors) -> O
             // Reasoning of earlier turns is not part of the conversation.
             Some("thinking" | "redacted_thinking" | "reasoning") => {}
             Some(other) => {
-                let shown: String = other.chars().filter(|c| !c.is_control()).take(64).collect();
-                let what = format!("is `{shown}`; the models here take text alone");
+                let excerpt: String = other.chars().filter(|c| !c.is_control()).take(64).collect();
+                let what = format!("is `{excerpt}`; the models here take text alone");
                 errors.push_at(&part.path("type"), FieldReason::NotAllowed, &what);
                 return None;
             }

@@ -74,8 +74,8 @@ fn message(path: String, node: Node<'_>, out: &mut Vec<Message>, errors: &mut Er
         Some("assistant") => Role::Assistant,
         Some("system") => Role::System,
         Some(other) => {
-            let shown: String = other.chars().filter(|c| !c.is_control()).collect();
-            let what = format!("must be one of user, assistant, and is `{shown}`");
+            let excerpt: String = other.chars().filter(|c| !c.is_control()).collect();
+            let what = format!("must be one of user, assistant, and is `{excerpt}`");
             return errors.push_at(&members.path("role"), FieldReason::NotAllowed, &what);
         }
         None => return,
@@ -113,8 +113,8 @@ fn message(path: String, node: Node<'_>, out: &mut Vec<Message>, errors: &mut Er
                 out.push(Message { tool_call_id: id, ..result });
             }
             Some(other) => {
-                let shown: String = other.chars().filter(|c| !c.is_control()).collect();
-                let what = format!("is `{shown}`; the models here take text alone");
+                let excerpt: String = other.chars().filter(|c| !c.is_control()).collect();
+                let what = format!("is `{excerpt}`; the models here take text alone");
                 errors.push_at(&format!("{path}.type"), FieldReason::NotAllowed, &what);
             }
             None => {}

@@ -115,8 +115,8 @@ fn item_of(mut item: Members<'_>, out: &mut Vec<Message>, errors: &mut Errors) {
                 Some("assistant") => Role::Assistant,
                 Some("system" | "developer") => Role::System,
                 Some(other) => {
-                    let shown: String = other.chars().filter(|c| !c.is_control()).collect();
-                    let what = format!("must be one of system, developer, user, assistant, and is `{shown}`");
+                    let excerpt: String = other.chars().filter(|c| !c.is_control()).collect();
+                    let what = format!("must be one of system, developer, user, assistant, and is `{excerpt}`");
                     return errors.push_at(&item.path("role"), FieldReason::NotAllowed, &what);
                 }
                 None => return,
@@ -151,8 +151,8 @@ fn item_of(mut item: Members<'_>, out: &mut Vec<Message>, errors: &mut Errors) {
         // Reasoning of earlier turns is not part of the conversation.
         Some("reasoning") => {}
         Some(other) => {
-            let shown: String = other.chars().filter(|c| !c.is_control()).take(64).collect();
-            let what = format!("is `{shown}`, which is not known here");
+            let excerpt: String = other.chars().filter(|c| !c.is_control()).take(64).collect();
+            let what = format!("is `{excerpt}`, which is not known here");
             errors.push_at(&item.path("type"), FieldReason::NotAllowed, &what);
         }
     }

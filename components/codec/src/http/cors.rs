@@ -190,7 +190,7 @@ impl Cors {
     }
 
     fn is_listed(&self, origin: &str) -> bool {
-        self.origins.iter().any(|listed| listed == origin)
+        self.origins.iter().any(|entry| entry == origin)
     }
 }
 

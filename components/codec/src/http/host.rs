@@ -129,8 +129,8 @@ impl HostNames {
         if names.len() > NAMES_MAX {
             return Err(HostNamesError::TooMany(names.len()));
         }
-        let named = names.iter().filter(|name| **name != "*");
-        let list = named.map(|name| match is_host(name) && without_port(name) == *name && !name.contains('*') {
+        let hosts = names.iter().filter(|name| **name != "*");
+        let list = hosts.map(|name| match is_host(name) && without_port(name) == *name && !name.contains('*') {
             true => Ok(comparable(name)),
             false => Err(HostNamesError::Name(quote(name))),
         });

@@ -24,8 +24,8 @@ impl StepModels<'_> {
             ("steps.summary", self.summary, "feature-extraction"),
             ("steps.entities", self.entities, "token-classification"),
         ];
-        let named = steps.into_iter().filter(|(_, name, _)| !name.is_empty());
-        named.filter_map(|(key, name, kind)| unmet(key, name, kind, models)).collect()
+        let enabled = steps.into_iter().filter(|(_, name, _)| !name.is_empty());
+        enabled.filter_map(|(key, name, kind)| unmet(key, name, kind, models)).collect()
     }
 }
 

@@ -109,17 +109,17 @@ fn summary(errors: &[FieldError]) -> String {
 /// The error of an unknown field, with the nearest known name and the list of known names.
 pub(crate) fn unknown(field: impl Into<Box<str>>, known: &[&str]) -> FieldError {
     let field = field.into();
-    let shown: String = field.chars().filter(|c| !c.is_control()).take(64).collect();
+    let excerpt: String = field.chars().filter(|c| !c.is_control()).take(64).collect();
     let message = match known {
-        [] => format!("`{shown}` is not known here"),
+        [] => format!("`{excerpt}` is not known here"),
         known => {
             // Of `parameters.top_k` the last part is the name.
-            let name = shown.rsplit_once('.').map_or(shown.as_str(), |(_, name)| name);
+            let name = excerpt.rsplit_once('.').map_or(excerpt.as_str(), |(_, name)| name);
             let nearest = suggestion(name, known);
-            format!("`{shown}` is not known here{nearest}; there are {}", known.join(", "))
+            format!("`{excerpt}` is not known here{nearest}; there are {}", known.join(", "))
         }
     };
-    FieldError::new(shown, FieldReason::Unknown, message)
+    FieldError::new(excerpt, FieldReason::Unknown, message)
 }
 
 /// The message for a text that is not one of `names`.

@@ -127,7 +127,7 @@ fn operation_head(method: &str, path: &str) -> (&'static str, &'static str, Opti
 
 fn weir_body() -> Value {
     let number = |min: f64, max: f64| json!({ "type": "number", "minimum": min, "maximum": max });
-    let whole = |min: u32, max: u32| json!({ "type": "integer", "minimum": min, "maximum": max });
+    let integer = |min: u32, max: u32| json!({ "type": "integer", "minimum": min, "maximum": max });
     let stop = json!({ "type": "string", "minLength": 1, "maxLength": STOP_BYTES_MAX });
     json!({
         "type": "object",
@@ -149,8 +149,8 @@ fn weir_body() -> Value {
             "logit_bias": { "type": "object" },
             "seed": { "type": "integer" },
             "stop": { "oneOf": [stop, { "type": "array", "items": stop, "maxItems": STOP_MAX }] },
-            "n": whole(1, CHOICES_MAX),
-            "logprobs": whole(0, LOGPROBS_MAX),
+            "n": integer(1, CHOICES_MAX),
+            "logprobs": integer(0, LOGPROBS_MAX),
             "response_format": { "type": "object" },
             "stream": { "type": "boolean", "default": true },
             "detach": { "type": "boolean", "default": false },

@@ -68,15 +68,15 @@ fn operation(method: &str, path: &str, schemas: &mut Schemas) -> (Value, Problem
             (read("pipeline", "The definition of a pipeline", definition), &[NOT_AUTHENTICATED, NOT_LOOPBACK, NOT_FOUND, RATE_LIMITED, INVALID])
         }
         ("GET", "/executions") => {
-            let listed = object(&[
+            let summary_schema = object(&[
                 ("execution_id", text()),
                 ("pipeline", text()),
                 ("state", states()),
                 ("started_at", date_time()),
-                ("errors", described(whole(), "Number of failed steps")),
+                ("errors", described(integer(), "Number of failed steps")),
                 ("links", links()),
             ]);
-            let list = object(&[("executions", array(listed))]);
+            let list = object(&[("executions", array(summary_schema))]);
             let mut operation = read("executions", "The executions of this user, the newest first", list);
             operation["parameters"] = json!([
                 query("state", states(), "Only executions in this state"),
@@ -109,9 +109,9 @@ fn operation(method: &str, path: &str, schemas: &mut Schemas) -> (Value, Problem
                 "tool_calls",
             ];
             let rates = ["sr", "cr", "tcl_ms", "wct_ms"].map(|name| (name, rate.clone()));
-            let counts = counts.map(|name| (name, whole()));
+            let counts = counts.map(|name| (name, integer()));
             let all: Vec<_> = rates.into_iter().chain(counts).collect();
-            let window: Vec<_> = std::iter::once(("seconds", whole())).chain(all.clone()).collect();
+            let window: Vec<_> = std::iter::once(("seconds", integer())).chain(all.clone()).collect();
             let body = object(&[("total", object(&all)), ("window", object(&window))]);
             let what = "Success rate, compensation rate, mean tool latency and mean workflow time";
             (read("reliability", what, body), &[NOT_AUTHENTICATED, NOT_LOOPBACK, RATE_LIMITED])
@@ -232,7 +232,7 @@ fn status() -> Value {
     let mut step = object(&[
         ("id", text()),
         ("state", json!({ "enum": steps })),
-        ("attempts", whole()),
+        ("attempts", integer()),
         ("kind", text()),
         ("after", array(text())),
     ]);
@@ -253,8 +253,8 @@ fn status() -> Value {
     let more = [
         ("failed_step", json!({ "type": ["string", "null"] })),
         ("cancelled", json!({ "type": "boolean" })),
-        ("compensated", whole()),
-        ("compensations_failed", whole()),
+        ("compensated", integer()),
+        ("compensations_failed", integer()),
     ];
     let failure: Vec<_> = failure.into_iter().chain(more).collect();
     object(&[
@@ -263,8 +263,8 @@ fn status() -> Value {
         ("state", states()),
         ("started_at", date_time()),
         ("duration_ms", json!({ "type": "number" })),
-        ("events", whole()),
-        ("resumed", whole()),
+        ("events", integer()),
+        ("resumed", integer()),
         ("steps", array(step)),
         ("output", json!({ "description": "Null unless the execution is completed" })),
         ("failure", json!({ "oneOf": [object(&failure), { "type": "null" }] })),
@@ -284,7 +284,7 @@ fn text() -> Value {
     json!({ "type": "string" })
 }
 
-fn whole() -> Value {
+fn integer() -> Value {
     json!({ "type": "integer", "minimum": 0 })
 }
 

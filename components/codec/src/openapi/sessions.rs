@@ -137,7 +137,7 @@ fn operation(method: &str, path: &str, schemas: &mut Schemas) -> Value {
 fn config() -> Value {
     let object =
         |properties: Value| json!({ "type": "object", "additionalProperties": false, "properties": properties });
-    let whole = |default: u64, description: &str| json!({ "type": "integer", "minimum": 0, "default": default, "description": description });
+    let integer = |default: u64, description: &str| json!({ "type": "integer", "minimum": 0, "default": default, "description": description });
     let number = |default: f64, description: &str| json!({ "type": "number", "minimum": 0, "default": default, "description": description });
     let lists = |description: &str| {
         json!({
@@ -159,28 +159,28 @@ fn config() -> Value {
         "keywords": lists("The keywords of each risk, instead of the built-in ones"),
         "actions": lists("The phrases of each pattern of an action, instead of the built-in ones"),
         "context": object(json!({
-            "max_segments": whole(10, "Maximum number of final segments in the context window"),
+            "max_segments": integer(10, "Maximum number of final segments in the context window"),
             "max_time_sec": number(120.0, "Maximum duration of the context window, in seconds"),
         })),
         "summary": object(json!({
-            "every_finals": whole(5, "Number of final segments after which a summary is due; 0: never"),
+            "every_finals": integer(5, "Number of final segments after which a summary is due; 0: never"),
             "at_end": { "type": "boolean", "default": true, "description": "A summary is due at the end" },
         })),
         "routing": object(json!({
-            "question": whole(0, "Maximum number of queued segments of this workflow"),
-            "action_item": whole(0, "The same"),
-            "decision": whole(0, "The same"),
-            "general": whole(0, "The same"),
-            "queued_max": whole(128, "Maximum number of queued segments of all workflows together"),
+            "question": integer(0, "Maximum number of queued segments of this workflow"),
+            "action_item": integer(0, "The same"),
+            "decision": integer(0, "The same"),
+            "general": integer(0, "The same"),
+            "queued_max": integer(128, "Maximum number of queued segments of all workflows together"),
         })),
         "idle": object(json!({
-            "expire_ms": whole(600_000, "Idle time after which the session expires; 0: never. For a stored session, at most `sessions.expire_ms_max`"),
-            "warn_ms": whole(30_000, "Time before the expiry at which the session is warned"),
+            "expire_ms": integer(600_000, "Idle time after which the session expires; 0: never. For a stored session, at most `sessions.expire_ms_max`"),
+            "warn_ms": integer(30_000, "Time before the expiry at which the session is warned"),
         })),
         "limits": object(json!({
-            "text_bytes_max": whole(8192, "Maximum length of the text of a chunk, in bytes"),
-            "speaker_bytes_max": whole(256, "Maximum length of a speaker's name, in bytes"),
-            "segment_bytes_max": whole(16_384, "Maximum length of a segment, in bytes; a segment that would exceed it becomes final. At most 32768 in a stored session"),
+            "text_bytes_max": integer(8192, "Maximum length of the text of a chunk, in bytes"),
+            "speaker_bytes_max": integer(256, "Maximum length of a speaker's name, in bytes"),
+            "segment_bytes_max": integer(16_384, "Maximum length of a segment, in bytes; a segment that would exceed it becomes final. At most 32768 in a stored session"),
         })),
     }))
 }

@@ -279,34 +279,34 @@ enum PredictAnswer<'a> {
 
 /// The id, the summary and the response content of an operation.
 pub(super) fn operation_head(route: Route, schemas: &mut Schemas) -> (&'static str, &'static str, Value) {
-    let line = |schemas: &mut Schemas, whole: Value| {
+    let line = |schemas: &mut Schemas, document: Value| {
         let line = schemas.response::<StreamLine<'_>>();
         json!({
-            "application/json": { "schema": whole },
+            "application/json": { "schema": document },
             "application/x-ndjson": { "schema": line.clone() },
             "text/event-stream": { "schema": line },
         })
     };
     match route {
         Route::Task(Task::Classify) => {
-            let whole = schemas.response::<ResultsBody<LabelScore>>();
-            ("classify", "Score texts against the labels of a model", line(schemas, whole))
+            let document = schemas.response::<ResultsBody<LabelScore>>();
+            ("classify", "Score texts against the labels of a model", line(schemas, document))
         }
         Route::Task(Task::Tokens) => {
-            let whole = schemas.response::<ResultsBody<Entity>>();
-            ("tokens", "Find spans of texts and label them", line(schemas, whole))
+            let document = schemas.response::<ResultsBody<Entity>>();
+            ("tokens", "Find spans of texts and label them", line(schemas, document))
         }
         Route::Task(Task::Embed) => {
-            let whole = schemas.response::<ResultsBody<f32>>();
-            ("embed", "Turn texts into vectors", line(schemas, whole))
+            let document = schemas.response::<ResultsBody<f32>>();
+            ("embed", "Turn texts into vectors", line(schemas, document))
         }
         Route::Hub => {
-            let whole = json_of(schemas.response::<HubAnswer>());
-            ("hub", "The dialect of the Hugging Face inference API", whole)
+            let document = json_of(schemas.response::<HubAnswer>());
+            ("hub", "The dialect of the Hugging Face inference API", document)
         }
         _ => {
-            let whole = json_of(schemas.response::<PredictAnswer<'_>>());
-            ("predict", "The dialect of text-embeddings-inference", whole)
+            let document = json_of(schemas.response::<PredictAnswer<'_>>());
+            ("predict", "The dialect of text-embeddings-inference", document)
         }
     }
 }

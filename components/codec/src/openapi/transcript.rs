@@ -161,7 +161,7 @@ pub(super) fn parameters(route: Route) -> Value {
         return json!([annotate]);
     }
     let number = |default: f64| json!({ "type": "number", "minimum": 0, "default": default });
-    let whole = |min: u32, default: u32| json!({ "type": "integer", "minimum": min, "default": default });
+    let integer = |min: u32, default: u32| json!({ "type": "integer", "minimum": min, "default": default });
     json!([
         parameter("max_gap_sec", number(1.0), "A pause of more than this number of seconds ends a segment"),
         parameter(
@@ -170,9 +170,9 @@ pub(super) fn parameters(route: Route) -> Value {
             "Chunks may start before the segment in flight ends, but not before it starts; always allowed for captions",
         ),
         annotate,
-        parameter("max_segments", whole(1, 10), "Maximum number of segments in the context of a summary"),
+        parameter("max_segments", integer(1, 10), "Maximum number of segments in the context of a summary"),
         parameter("max_time_sec", number(120.0), "Maximum duration of the context, in seconds"),
-        parameter("summary_every", whole(0, 0), "Number of final segments after which a summary is due; 0: never"),
+        parameter("summary_every", integer(0, 0), "Number of final segments after which a summary is due; 0: never"),
         parameter("summary_at_end", json!({ "type": "boolean", "default": false }), "A summary is due at the end"),
     ])
 }

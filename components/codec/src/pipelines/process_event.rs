@@ -55,7 +55,7 @@ pub enum ProcessEvent {
         /// Code points of the summary divided by code points of the text.
         compression_ratio: f64,
     },
-    /// Entities were found.
+    /// Entities were extracted.
     EntitiesComplete {
         /// In the order of the text.
         entities: Vec<Entity>,
@@ -287,14 +287,14 @@ pub fn status(event: &ProcessEvent) -> &'static str {
 
 /// An event as one line of JSON, without an end of line.
 pub fn to_json(event: &ProcessEvent) -> Vec<u8> {
-    let found: Vec<WireEntity<'_>> = match event {
+    let wire_entities: Vec<WireEntity<'_>> = match event {
         ProcessEvent::EntitiesComplete { entities } => entities.iter().map(WireEntity::from).collect(),
         _ => Vec::new(),
     };
-    to_vec(&wire(event, &found))
+    to_vec(&wire(event, &wire_entities))
 }
 
-fn wire<'a>(event: &'a ProcessEvent, found: &'a WireEntities<'a>) -> Wire<'a> {
+fn wire<'a>(event: &'a ProcessEvent, wire_entities: &'a WireEntities<'a>) -> Wire<'a> {
     match event {
         ProcessEvent::Started { unix_ns, text_length } => Wire::Started {
             message: "Beginning text processing...",
@@ -326,7 +326,7 @@ fn wire<'a>(event: &'a ProcessEvent, found: &'a WireEntities<'a>) -> Wire<'a> {
             Wire::SummarizationComplete { summary, compression_ratio: *compression_ratio }
         }
         ProcessEvent::EntitiesComplete { .. } => {
-            Wire::EntitiesComplete { entities: found, entity_types: ByLabel(found), total_entities: found.len() }
+            Wire::EntitiesComplete { entities: wire_entities, entity_types: ByLabel(wire_entities), total_entities: wire_entities.len() }
         }
         ProcessEvent::StepError { step: TextStep::Sentiment, failure } => Wire::SentimentError(failure.into()),
         ProcessEvent::StepError { step: TextStep::Summarization, failure } => Wire::SummarizationError(failure.into()),

@@ -144,8 +144,8 @@ impl SessionRequest {
     ///
     /// [`RequestError::Invalid`]: another parameter, an invalid value, or a value that needs a model.
     pub fn annotate_from_query(query: &str) -> Result<Self, RequestError> {
-        let named = query.split('&').map(|pair| pair.split_once('=').unwrap_or((pair, "")).0);
-        let others: Vec<FieldError> = named
+        let names = query.split('&').map(|pair| pair.split_once('=').unwrap_or((pair, "")).0);
+        let others: Vec<FieldError> = names
             .filter(|name| !name.is_empty() && *name != "annotate")
             .map(|name| unknown(decode(name).into_owned(), &["annotate"]))
             .take(ERRORS_MAX + 1)

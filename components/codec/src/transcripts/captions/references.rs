@@ -23,8 +23,8 @@ const WINDOWS_1252: [char; 32] = [
 pub(super) fn decode(text: &str, out: &mut String) -> Option<usize> {
     let after = text.strip_prefix('&')?;
     match after.strip_prefix('#') {
-        Some(number) => numeric(number, out).map(|length| length + 2),
-        None => named(after, out).map(|length| length + 1),
+        Some(number) => decode_numeric(number, out).map(|length| length + 2),
+        None => decode_named(after, out).map(|length| length + 1),
     }
 }
 
@@ -46,7 +46,7 @@ pub(super) fn decode_all(text: &str) -> String {
 }
 
 /// Decodes `39;` or `x27;`; the semicolon may be missing.
-fn numeric(text: &str, out: &mut String) -> Option<usize> {
+fn decode_numeric(text: &str, out: &mut String) -> Option<usize> {
     let (digits, radix) = match text.strip_prefix(['x', 'X']) {
         Some(digits) => (digits, 16),
         None => (text, 10),
@@ -67,7 +67,7 @@ fn numeric(text: &str, out: &mut String) -> Option<usize> {
 }
 
 /// Decodes the longest name at the beginning of `text`.
-fn named(text: &str, out: &mut String) -> Option<usize> {
+fn decode_named(text: &str, out: &mut String) -> Option<usize> {
     static TABLE: OnceLock<Vec<(&str, &str)>> = OnceLock::new();
     let table = TABLE.get_or_init(|| NAMED.lines().filter_map(|line| line.split_once(' ')).collect());
     let letters = text.bytes().take(NAME_BYTES_MAX).take_while(u8::is_ascii_alphanumeric).count();

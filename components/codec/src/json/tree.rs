@@ -54,7 +54,8 @@ impl<'a> Node<'a> {
             .map_err(|error| explain(&error))
     }
 
-    /// Reads one value. The contents of the arrays and objects in it are checked and dropped, so that they need no memory.
+    /// Reads one value. The contents of the arrays and objects in it are checked and dropped; only the keys of an object are stored while it
+    /// is read.
     ///
     /// # Errors
     ///

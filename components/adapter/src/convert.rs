@@ -1,4 +1,4 @@
-//! Conversions between core's and codec's types and the records of `weir:stream/types` and `weir:stream/adapter`: all that there are.
+//! All conversions between the types of core and codec and the records of `weir:stream/types` and `weir:stream/adapter`.
 
 use weir_codec::{
     adapter::{
@@ -15,15 +15,15 @@ use weir_core::{
 
 use crate::bindings::{exports::weir::stream::adapter as records, weir::stream::types as wire};
 
-/// The bounds of a summary, in tokens.
+/// Minimum and maximum length of a summary, in tokens.
 const SUMMARY_TOKENS: (u32, u32) = (30, 130);
 
-/// The item of an attempt. It waits for room in the queue.
+/// Builds the item of an attempt. It waits for room when the queue is full.
 pub fn item(config: &AdapterConfig, attempt: u64, input: Input) -> wire::Item {
-    let cut = if config.truncation { wire::Overflow::Truncate } else { wire::Overflow::Fail };
+    let when_too_long = if config.truncation { wire::Overflow::Truncate } else { wire::Overflow::Fail };
     let (overflow, task) = match config.task {
         TaskKind::Classify => {
-            (cut, wire::Task::Classify(wire::ClassifyOptions { top_k: Some(config.top_k), activation: None }))
+            (when_too_long, wire::Task::Classify(wire::ClassifyOptions { top_k: Some(config.top_k), activation: None }))
         }
         TaskKind::Tokens => {
             let aggregation = match config.aggregation {
@@ -36,7 +36,7 @@ pub fn item(config: &AdapterConfig, attempt: u64, input: Input) -> wire::Item {
             let options = wire::TokenOptions { aggregation, ignore_labels: vec!["O".to_owned()], stride: None };
             (wire::Overflow::Split, wire::Task::Tokens(options))
         }
-        TaskKind::Embed => (cut, wire::Task::Embed(wire::EmbedOptions { normalize: true })),
+        TaskKind::Embed => (when_too_long, wire::Task::Embed(wire::EmbedOptions { normalize: true })),
         TaskKind::Summarize => {
             let (tokens_min, tokens_max) = SUMMARY_TOKENS;
             (wire::Overflow::Split, wire::Task::Summarize(wire::SummaryOptions { tokens_min, tokens_max }))
@@ -54,7 +54,7 @@ pub fn item(config: &AdapterConfig, attempt: u64, input: Input) -> wire::Item {
     }
 }
 
-/// The result of an outcome.
+/// Converts the result of an outcome.
 pub fn result(result: Result<wire::Output, wire::Failure>) -> Result<Output, Failure> {
     let entity = |e: wire::Entity| Entity::new(e.label, e.score, e.index, (e.word, e.text), (e.start, e.end));
     match result {
@@ -81,7 +81,7 @@ fn core_failure(failure: wire::Failure) -> Failure {
     }
 }
 
-/// A result as a record.
+/// Converts a result record to its WIT form.
 pub fn result_record(record: ResultRecord) -> records::ResultRecord {
     let ResultRecord { payload, key, headers, destination, origin, completes } = record;
     let destination = match destination {

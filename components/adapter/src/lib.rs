@@ -1,8 +1,8 @@
 //! The adapter component: records of other systems in, records with results out.
 //!
-//! - [`transform`]: one call: records are decoded, their items leave for inference, and results are encoded.
-//! - [`convert`]: core's and codec's types as records of the interfaces.
-//! - `service`: the streams; for wasm32 only, all else is tested natively.
+//! - [`transform`]: the state of one call: decodes records, hands out their items for inference, encodes results.
+//! - [`convert`]: conversions between the types of core and codec and the WIT records.
+//! - `service`: the streams; compiled for wasm32 only, so that the other modules can be tested natively.
 //!
 //! It imports `weir:stream/infer`, `wasi:clocks` and the parts of `wasi:cli` that Rust's standard library needs.
 

@@ -1,4 +1,4 @@
-//! The streams: records in, items to inference and back, results out. The four directions run side by side in one task.
+//! The streams: records in, items to inference, outcomes back, results out. The four directions run concurrently in one task.
 
 use std::{
     cell::{Cell, RefCell},
@@ -25,10 +25,10 @@ use crate::{
     transform::Transform,
 };
 
-/// Most records, items or outcomes taken at once.
+/// Maximum number of records, items or outcomes of one transfer.
 const TRANSFER_MAX: usize = 64;
-/// Results that are written at once, unless one record has more.
-const RESULTS_FEW: usize = 256;
+/// Results from which a batch is written; the results of its last record may exceed it.
+const RESULTS_BATCH: usize = 256;
 
 struct Service;
 
@@ -49,43 +49,43 @@ impl Guest for Service {
 async fn serve(transform: Transform, records: StreamReader<SourceRecord>, results: StreamWriter<ResultRecord>) {
     let (items, reader) = wit_stream::new::<Item>();
     let outcomes = infer::run(reader).await;
-    let call = Call {
+    let call = CallState {
         transform: RefCell::new(transform),
         has_ended: Cell::new(false),
         items: Signal::default(),
         results: Signal::default(),
     };
-    let work = pin!(join3(call.read_records(records), call.send_items(items), call.read_outcomes(outcomes)));
-    let written = pin!(call.write_results(results));
-    // The results end last. When their reader is gone, or inference has ended before that, the rest is abandoned: the host sees the
-    // records that are not complete.
-    if let Either::Right((_, written)) = select(written, work).await
+    let inputs = pin!(join3(call.read_records(records), call.send_items(items), call.read_outcomes(outcomes)));
+    let outputs = pin!(call.write_results(results));
+    // The results end last. When their reader is gone, or inference ends early, the remaining records are abandoned: the host knows
+    // which records are not complete.
+    if let Either::Right((_, outputs)) = select(outputs, inputs).await
         && call.is_done()
     {
-        written.await;
+        outputs.await;
     }
 }
 
-/// What the directions of a call share.
-struct Call {
+/// The state that the directions of a call share.
+struct CallState {
     transform: RefCell<Transform>,
-    /// No more records come.
+    /// The stream of records has ended.
     has_ended: Cell<bool>,
-    /// There may be items to send.
+    /// Set when there may be items to send.
     items: Signal,
-    /// There may be results to write.
+    /// Set when there may be results to write.
     results: Signal,
 }
 
-impl Call {
+impl CallState {
     async fn read_records(&self, mut records: StreamReader<SourceRecord>) {
-        let mut room = Vec::with_capacity(TRANSFER_MAX);
+        let mut buffer = Vec::with_capacity(TRANSFER_MAX);
         loop {
-            let (status, mut read) = records.read(room).await;
+            let (status, mut read) = records.read(buffer).await;
             for record in read.drain(..) {
                 self.transform.borrow_mut().handle_record(record);
             }
-            room = read;
+            buffer = read;
             let ended = !matches!(status, StreamResult::Complete(_));
             self.has_ended.set(ended);
             self.items.notify();
@@ -100,7 +100,7 @@ impl Call {
         self.has_ended.get() && self.transform.borrow().open() == 0
     }
 
-    /// Ends when every record has its results, or when inference takes no more items.
+    /// Returns when every record has its results, or when inference accepts no more items.
     async fn send_items(&self, mut items: StreamWriter<Item>) {
         while !self.is_done() {
             let (batch, timeout) = {
@@ -131,14 +131,14 @@ impl Call {
     }
 
     async fn read_outcomes(&self, mut outcomes: StreamReader<Outcome>) {
-        let mut room = Vec::with_capacity(TRANSFER_MAX);
+        let mut buffer = Vec::with_capacity(TRANSFER_MAX);
         loop {
-            let (status, mut read) = outcomes.read(room).await;
+            let (status, mut read) = outcomes.read(buffer).await;
             let now = monotonic_clock::now();
             for outcome in read.drain(..) {
                 self.transform.borrow_mut().handle_outcome(now, outcome.id, result(outcome.result));
             }
-            room = read;
+            buffer = read;
             self.items.notify();
             self.results.notify();
             if !matches!(status, StreamResult::Complete(_)) {
@@ -147,13 +147,13 @@ impl Call {
         }
     }
 
-    /// Ends when every record has its results, or when their reader is gone.
+    /// Returns when every record has its results, or when their reader is gone.
     async fn write_results(&self, mut results: StreamWriter<ResultRecord>) {
         loop {
             let mut batch = Vec::new();
             {
                 let mut transform = self.transform.borrow_mut();
-                while batch.len() < RESULTS_FEW && transform.poll_results(&mut batch) {}
+                while batch.len() < RESULTS_BATCH && transform.poll_results(&mut batch) {}
             }
             if !batch.is_empty() {
                 self.items.notify();
@@ -186,7 +186,7 @@ impl Signal {
         }
     }
 
-    /// Resolves when there was a change since the last time.
+    /// Resolves when [`Self::notify`] was called since the last time.
     async fn wait(&self) {
         poll_fn(|context| {
             if self.is_set.take() {

@@ -1,4 +1,4 @@
-//! One call: records are decoded, their items leave for inference, and results are encoded.
+//! The state of one call: decodes records, hands out their items for inference, encodes results.
 
 use weir_codec::adapter::{
     config::AdapterConfig,
@@ -13,17 +13,17 @@ use weir_core::{
     failure::Failure,
 };
 
-/// The header of a result: the model that made it.
+/// The header of a result with the name of the model.
 pub const MODEL_HEADER: &str = "weir-model";
 
-/// The records of one call. Its driver gives records and outcomes, and polls items and results.
+/// The records of one call. The driver passes in records and outcomes, and polls items and results.
 #[derive(Debug)]
 pub struct Transform {
     config: AdapterConfig,
     flow: Flow<OpenRecord, Input, Output>,
 }
 
-/// A record whose results are not all known.
+/// A record without all of its results.
 #[derive(Debug)]
 struct OpenRecord {
     payload: Vec<u8>,
@@ -34,7 +34,7 @@ struct OpenRecord {
     parts: Vec<OpenPart>,
 }
 
-/// One part of a payload: its own bytes, and why it is no item.
+/// One part of a payload: its bytes, and why it was refused, if it was.
 #[derive(Debug)]
 struct OpenPart {
     bytes: Option<Vec<u8>>,
@@ -42,11 +42,11 @@ struct OpenPart {
 }
 
 impl Transform {
-    /// Without records. `seed` is for the jitter of retries.
+    /// A transform without records. `seed` seeds the jitter of retries.
     ///
     /// # Errors
     ///
-    /// The settings are invalid; the text says why.
+    /// The settings are invalid; the text names the field and the valid values.
     pub fn new(config: &str, seed: u64) -> Result<Self, String> {
         let config = AdapterConfig::from_json(config)?;
         let flow = FlowConfig { ordering: config.order(), retry: config.retry() };
@@ -58,20 +58,20 @@ impl Transform {
         &self.config
     }
 
-    /// Records without all of their results.
+    /// The number of records without all of their results.
     pub fn open(&self) -> usize {
         self.flow.open()
     }
 
-    /// Takes a record.
+    /// Decodes a record and queues its items.
     pub fn handle_record(&mut self, record: SourceRecord) {
         let SourceRecord { payload, key, mut headers, origin, position } = record;
         let mut take = |name: &str| {
             let at = headers.iter().position(|header| header.name == name)?;
             Some(headers.remove(at).value)
         };
-        let (columns, refused) = (take(CSV_COLUMNS_HEADER), take(REFUSAL_HEADER));
-        let decoded = match refused {
+        let (columns, refusal) = (take(CSV_COLUMNS_HEADER), take(REFUSAL_HEADER));
+        let decoded = match refusal {
             Some(reason) => {
                 let reason = String::from_utf8_lossy(&reason).into_owned();
                 vec![Decoded { bytes: None, item: Err(Refusal { code: "malformed_source", reason }) }]
@@ -86,7 +86,7 @@ impl Transform {
         self.flow.handle_record(position, OpenRecord { payload, key, headers, origin, position, parts }, inputs);
     }
 
-    /// Takes the outcome of an attempt.
+    /// Records the outcome of an attempt.
     pub fn handle_outcome(&mut self, now: u64, attempt: u64, result: Result<Output, Failure>) {
         self.flow.handle_outcome(now, attempt, result);
     }
@@ -96,13 +96,13 @@ impl Transform {
         self.flow.poll_item(now)
     }
 
-    /// When items are to be polled again without another input.
+    /// The time at which items must be polled again without another input.
     pub fn poll_timeout(&self) -> Option<u64> {
         self.flow.poll_timeout()
     }
 
-    /// The results of the next record that is done, all of them; the last one completes the record. Appends them to `results`, and
-    /// returns false when no record is done.
+    /// Appends all results of the next complete record to `results`; the last one has the record's position in `completes`. Returns
+    /// false when no record is complete.
     pub fn poll_results(&mut self, results: &mut Vec<ResultRecord>) -> bool {
         let Some(Done { record, parts }) = self.flow.poll_done() else { return false };
         let OpenRecord { payload, key, headers, origin, position, parts: open } = record;
@@ -117,7 +117,7 @@ impl Transform {
         let from = results.len();
         let mut items = parts.into_iter();
         for OpenPart { bytes, refusal } in open {
-            let known = match refusal {
+            let outcome = match refusal {
                 Some(refusal) => Err((ErrorCategory::Client, refusal.code, refusal.reason)),
                 None => match items.next() {
                     Some(Part::Output(input, output)) => Ok(encode(&self.config, &input, &output)),
@@ -127,7 +127,7 @@ impl Transform {
                     None => Err((ErrorCategory::System, "internal", "the item has no outcome".to_owned())),
                 },
             };
-            results.push(match known {
+            results.push(match outcome {
                 Ok(payload) => {
                     let mut headers = headers.clone();
                     headers.push(Header::new(MODEL_HEADER, self.config.model.as_str()));
@@ -187,12 +187,12 @@ mod tests {
         let mut transform = Transform::new(r#"{"format":"ndjson"}"#, 1).unwrap();
         transform.handle_record(record(4, "{\"text\":\"a\",\"id\":1}\nbroken\n{\"text\":\"b\"}\n"));
         let results = run(&mut transform);
-        let shown: Vec<(Destination, String, usize)> = results
+        let summaries: Vec<(Destination, String, usize)> = results
             .iter()
             .map(|r| (r.destination, String::from_utf8(r.payload.clone()).unwrap(), r.completes.len()))
             .collect();
         assert_eq!(
-            shown,
+            summaries,
             [
                 (Destination::Output, r#"{"id":1,"label":"a","score":1.0}"#.to_owned(), 0),
                 (Destination::Error, "broken".to_owned(), 0),

@@ -1,9 +1,9 @@
-//! The vectors of `tests/golden`, made by running slower-whisper: sessions, context windows and annotations. `WEIR_GOLDEN_DIR` names
-//! another directory with more of the same form.
+//! Compares sessions, context windows and annotations with the vectors of `tests/golden`, which were recorded from slower-whisper.
+//! `WEIR_GOLDEN_DIR` names another directory with more vectors.
 //!
-//! Sessions and windows must agree exactly. So must annotations, except where `weir_core::transcripts::annotate` documents a difference:
-//! there the documented result is expected. A second, naive model of both, here, decides for every vector whether it must be equal or differ
-//! as documented; none is skipped.
+//! Sessions and windows must agree exactly. Annotations must agree too, except for the differences that
+//! `weir_core::transcripts::annotate` documents; for these the documented result is expected. A naive model of both in this file decides
+//! for every vector whether it must agree or differ; no vector is skipped.
 
 use std::{path::PathBuf, sync::Arc};
 
@@ -23,7 +23,7 @@ use weir_core::transcripts::{
     annotate::AnnotateConfig,
 };
 
-/// The directory of the vectors, and whether it is the one that ships.
+/// The directory of the vectors, and whether it is the one in the repository.
 fn directory() -> (PathBuf, bool) {
     match std::env::var_os("WEIR_GOLDEN_DIR") {
         Some(dir) => (dir.into(), false),
@@ -35,26 +35,26 @@ fn vectors(name: &str) -> Vec<Value> {
     let file = directory().0.join(name);
     let text = std::fs::read_to_string(&file).unwrap_or_else(|error| panic!("{}: {error}", file.display()));
     let vectors: Vec<Value> =
-        text.lines().map(|line| serde_json::from_str(line).expect("a vector as it was made")).collect();
+        text.lines().map(|line| serde_json::from_str(line).expect("a valid vector")).collect();
     assert!(!vectors.is_empty(), "{} is empty", file.display());
     vectors
 }
 
-/// What a session answers to one line: its events, or why the line was not taken.
-fn answer(session: &mut Session, line: &[u8]) -> Result<Vec<Value>, Refusal> {
+/// The events of a session for one line, or its refusal.
+fn events_for(session: &mut Session, line: &[u8]) -> Result<Vec<Value>, Refusal> {
     let input = input::read_line(&Line { number: 1, content: Some(line) })?;
-    let taken = match input.body {
+    let receipt = match input.body {
         Body::Chunk(chunk) => session.handle_chunk(0, input.seq, chunk),
         Body::End => session.handle_end(0, input.seq),
     };
-    taken.map_err(|error| Refusal::from(&error))?;
+    receipt.map_err(|error| Refusal::from(&error))?;
     let mut events = Vec::new();
     while let Some(output) = session.poll_event(0) {
         let mut line = Vec::new();
         EventLine::new(&output.event, None, SemanticParts { keywords: false, intent: false }).write(&mut line);
-        let mut event: Value = serde_json::from_slice(&line).expect("a vector as it was made");
-        // Ours says besides which of the final segments it is.
-        event.as_object_mut().expect("a vector as it was made").remove("segment_id");
+        let mut event: Value = serde_json::from_slice(&line).expect("a valid vector");
+        // slower-whisper does not number final segments.
+        event.as_object_mut().expect("a valid vector").remove("segment_id");
         events.push(event);
     }
     Ok(events)
@@ -64,14 +64,14 @@ fn answer(session: &mut Session, line: &[u8]) -> Result<Vec<Value>, Refusal> {
 fn sessions_agree_exactly() {
     let mut counts = (0, 0);
     for vector in vectors("streaming_session.jsonl") {
-        let mut ask = SessionRequest::one_shot();
-        ask.config.max_gap_sec = vector["max_gap_sec"].as_f64().unwrap();
-        let mut session = Session::new(SessionRules::new(ask.config).unwrap(), 0);
+        let mut request = SessionRequest::one_shot();
+        request.config.max_gap_sec = vector["max_gap_sec"].as_f64().unwrap();
+        let mut session = Session::new(SessionRules::new(request.config).unwrap(), 0);
         let inputs = vector["input"].as_array().unwrap();
         let outputs = vector["output"].as_array().unwrap();
         assert_eq!(inputs.len(), outputs.len());
         for (line, want) in inputs.iter().zip(outputs) {
-            match answer(&mut session, line.to_string().as_bytes()) {
+            match events_for(&mut session, line.to_string().as_bytes()) {
                 Ok(events) => {
                     counts.0 += events.len();
                     assert_eq!(&Value::from(events), want, "{vector}");
@@ -89,20 +89,20 @@ fn sessions_agree_exactly() {
     }
 }
 
-/// The same vectors with a checkpoint, encoded and decoded, after every line.
+/// The same vectors, with an encoded and decoded checkpoint after every line.
 #[test]
-fn sessions_agree_across_any_crash() {
+fn sessions_restored_after_every_line_agree_exactly() {
     for vector in vectors("streaming_session.jsonl") {
-        let mut ask = SessionRequest::one_shot();
-        ask.config.max_gap_sec = vector["max_gap_sec"].as_f64().unwrap();
-        let rules = SessionRules::new(ask.config.clone()).unwrap();
+        let mut request = SessionRequest::one_shot();
+        request.config.max_gap_sec = vector["max_gap_sec"].as_f64().unwrap();
+        let rules = SessionRules::new(request.config.clone()).unwrap();
         let mut session = Session::new(rules.clone(), 0);
         for (line, want) in vector["input"].as_array().unwrap().iter().zip(vector["output"].as_array().unwrap()) {
-            let got = answer(&mut session, line.to_string().as_bytes());
+            let got = events_for(&mut session, line.to_string().as_bytes());
             let got = got.map_or_else(|refusal| json!({"error": refusal.message}), Value::from);
             assert_eq!(&got, want, "{vector}");
-            let bytes = checkpoint::encode(&ask, &session.checkpoint(0).unwrap());
-            session = checkpoint::decode(&bytes, |_| Ok((ask.clone(), rules.clone())), 0).unwrap().1;
+            let bytes = checkpoint::encode(&request, &session.checkpoint(0).unwrap());
+            session = checkpoint::decode(&bytes, |_| Ok((request.clone(), rules.clone())), 0).unwrap().1;
         }
     }
 }
@@ -124,8 +124,8 @@ fn context_windows_agree_exactly() {
                 text: segment["text"].as_str().unwrap().to_owned(),
                 speaker_id: segment["speaker_id"].as_str().map(str::to_owned),
             };
-            let kept = Final { id: 0, segment, annotation: Annotation::default(), workflow: Workflow::General };
-            window.add(&config, Arc::new(kept));
+            let final_segment = Final { id: 0, segment, annotation: Annotation::default(), workflow: Workflow::General };
+            window.add(&config, Arc::new(final_segment));
             let got = json!({"n": window.segments().len(), "render": window.render_for_llm()});
             assert_eq!(&got, want, "{vector}");
             states += 1;
@@ -137,7 +137,7 @@ fn context_windows_agree_exactly() {
     }
 }
 
-/// The patterns that can match first, in their order: the name, then the beginnings in slower-whisper and in Weir.
+/// The patterns that can match first, in order: the name, and the phrases in slower-whisper and in Weir.
 const PATTERNS: [(&str, &[&str], &[&str]); 5] = [
     ("\\b(i['’]?ll|i will)\\s+", &["i'll", "i’ll", "ill", "i will"], &["i'll", "i’ll", "i will"]),
     ("\\bwe('?ll| will)\\s+", &["we'll", "well", "we will"], &["we'll", "we’ll", "we will"]),
@@ -149,7 +149,7 @@ const PATTERNS: [(&str, &[&str], &[&str]); 5] = [
 /// The pattern that makes a text an action, by trying every position.
 fn pattern(text: &str, is_weir: bool) -> Option<&'static str> {
     let text = text.trim().to_lowercase();
-    let fits = |phrase: &str| {
+    let matches = |phrase: &str| {
         text.match_indices(phrase).any(|(at, _)| {
             let before = text[..at].chars().next_back();
             let after = text[at + phrase.len()..].chars().next();
@@ -158,7 +158,7 @@ fn pattern(text: &str, is_weir: bool) -> Option<&'static str> {
     };
     let (name, ..) = PATTERNS.into_iter().find(|(_, slower_whisper, weir)| {
         let phrases = if is_weir { weir } else { slower_whisper };
-        phrases.iter().any(|phrase| fits(phrase))
+        phrases.iter().any(|phrase| matches(phrase))
     })?;
     Some(name)
 }
@@ -180,24 +180,24 @@ fn annotations_agree_or_differ_as_documented() {
             pattern(text, false),
             "the model of slower-whisper is wrong about {text:?}"
         );
-        let stated = pattern(text, true);
-        if slower_whisper.as_deref() == stated {
+        let documented = pattern(text, true);
+        if slower_whisper.as_deref() == documented {
             equal += 1;
         } else {
             different.push(text.to_owned());
-            want["actions"] = match stated {
+            want["actions"] = match documented {
                 Some(pattern) => {
                     json!([{"text": text.trim(), "speaker_id": "spk_0", "segment_ids": [0], "pattern": pattern}])
                 }
                 None => json!([]),
             };
         }
-        // Members are compared without their order.
+        // The order of members is not compared.
         got.sort_all_objects();
         want.sort_all_objects();
         assert_eq!(got, want, "{text:?}");
     }
-    println!("{equal} agree, {} differ as stated: {different:#?}", different.len());
+    println!("{equal} agree, {} differ as documented: {different:#?}", different.len());
     if directory().1 {
         assert_eq!((equal, different.len()), (135, 15));
         assert!(different.contains(&"I feel ill today".to_owned()));
@@ -222,22 +222,22 @@ mod properties {
         proptest::collection::vec(line, 0..30).prop_map(|lines| lines.join("\n"))
     }
 
-    /// The answer to a body that comes in pieces, with a restart after some of its lines.
+    /// The output for a body that arrives in pieces, with a restart from a checkpoint after some of its lines.
     fn run(pieces: &[&[u8]], crashes: &[usize]) -> Vec<String> {
-        let ask = SessionRequest::stored();
-        let rules = SessionRules::new(ask.config.clone()).expect("a session goes on");
+        let request = SessionRequest::stored();
+        let rules = SessionRules::new(request.config.clone()).expect("a valid session");
         let mut session = Session::new(rules.clone(), 0);
         let mut lines = Lines::new(1 << 16);
-        let (mut told, mut count) = (Vec::new(), 0);
+        let (mut output, mut count) = (Vec::new(), 0);
         let mut take = |line: &Line<'_>| {
-            match answer(&mut session, line.content.expect("a session goes on")) {
-                Ok(events) => told.extend(events.iter().map(Value::to_string)),
-                Err(refusal) => told.push(format!("{}: {}", line.number, refusal.message)),
+            match events_for(&mut session, line.content.expect("a valid session")) {
+                Ok(events) => output.extend(events.iter().map(Value::to_string)),
+                Err(refusal) => output.push(format!("{}: {}", line.number, refusal.message)),
             }
             if crashes.contains(&count) {
-                let bytes = checkpoint::encode(&ask, &session.checkpoint(0).expect("a session goes on"));
+                let bytes = checkpoint::encode(&request, &session.checkpoint(0).expect("a valid session"));
                 session =
-                    checkpoint::decode(&bytes, |_| Ok((ask.clone(), rules.clone())), 0).expect("a session goes on").1;
+                    checkpoint::decode(&bytes, |_| Ok((request.clone(), rules.clone())), 0).expect("a valid session").1;
             }
             count += 1;
         };
@@ -250,12 +250,12 @@ mod properties {
         if let Some(line) = lines.last_line() {
             take(&line);
         }
-        told
+        output
     }
 
     proptest! {
         #[test]
-        fn neither_pieces_nor_crashes_matter(
+        fn output_does_not_depend_on_pieces_or_crashes(
             body in body(),
             cuts in proptest::collection::vec(0usize..2000, 0..12),
             crashes in proptest::collection::vec(0usize..30, 0..4),

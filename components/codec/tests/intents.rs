@@ -1,10 +1,10 @@
-//! Intents measured on `tests/data/intents.tsv`: precision and recall of each, with floors.
+//! Precision and recall of each intent on `tests/data/intents.tsv`, with lower bounds.
 
 use std::{collections::BTreeMap, path::PathBuf};
 
 use weir_core::transcripts::{Annotator, Intent, annotate::AnnotateConfig};
 
-/// Precision and recall that no change may fall below, in percent. `tests/data/README.md` has the numbers themselves.
+/// Lower bounds of precision and recall, in percent. `tests/data/README.md` has the measured values.
 const FLOORS: [(Intent, u32, u32); 7] = [
     (Intent::Question, 80, 90),
     (Intent::Clarification, 95, 78),
@@ -42,21 +42,21 @@ fn intent_accuracy_is_not_lower_than_recorded() {
         counts.iter().filter(|((want, got), _)| is(*want, *got)).map(|(_, count)| count).sum()
     };
     println!("| intent | utterances | precision | recall |\n|---|---|---|---|");
-    let mut fallen = Vec::new();
+    let mut below_bound = Vec::new();
     for (intent, precision_min, recall_min) in FLOORS {
         let right = sum(&|want, got| want == intent && got == intent);
-        let wanted = sum(&|want, _| want == intent);
+        let expected = sum(&|want, _| want == intent);
         let got = sum(&|_, got| got == intent);
         let percent = |of: u32| 100.0 * f64::from(right) / f64::from(of.max(1));
-        let (precision, recall) = (percent(got), percent(wanted));
-        println!("| {intent} | {wanted} | {precision:.1} % | {recall:.1} % |");
-        assert!(wanted >= 30, "{intent} has {wanted} utterances");
+        let (precision, recall) = (percent(got), percent(expected));
+        println!("| {intent} | {expected} | {precision:.1} % | {recall:.1} % |");
+        assert!(expected >= 30, "{intent} has {expected} utterances");
         if precision < f64::from(precision_min) || recall < f64::from(recall_min) {
-            fallen.push(intent);
+            below_bound.push(intent);
         }
     }
     let right = sum(&|want, got| want == got);
     println!("right: {right} of {}", labelled.len());
     assert!(labelled.len() >= 210);
-    assert!(fallen.is_empty(), "{fallen:?}");
+    assert!(below_bound.is_empty(), "{below_bound:?}");
 }

@@ -1,5 +1,5 @@
-//! `components/gateway/openapi.json` is what the wire types say. `UPDATE=1 cargo test -p weir-codec --test openapi`
-//! writes it anew.
+//! Checks that `components/gateway/openapi.json` agrees with the wire types. `UPDATE=1 cargo test -p weir-codec --test openapi` regenerates
+//! it.
 
 use std::{collections::BTreeSet, env, fs, path::PathBuf};
 
@@ -21,9 +21,9 @@ fn file_agrees_with_the_types() {
         fs::write(file(), text + "\n").expect("the file can be written");
     }
     let text = fs::read_to_string(file()).expect("the file is there");
-    let kept: Value = serde_json::from_str(&text).expect("the file is JSON");
-    // As values: the order of members depends on features that other crates turn on.
-    assert!(kept == document, "openapi.json is stale: run `UPDATE=1 cargo test -p weir-codec --test openapi`");
+    let stored: Value = serde_json::from_str(&text).expect("the file is JSON");
+    // Compared as values: the order of members depends on features that other crates enable.
+    assert!(stored == document, "openapi.json is stale: run `UPDATE=1 cargo test -p weir-codec --test openapi`");
 }
 
 #[test]
@@ -31,8 +31,8 @@ fn each_route_is_described() {
     let document = document("0.0.0");
     let paths = document["paths"].as_object().expect("paths");
     let others = || CHANNEL_ROUTES.into_iter().chain(GENERATION_ROUTES).chain(SESSION_ROUTES).chain(PIPELINE_ROUTES);
-    let named: BTreeSet<_> = others().map(|(_, path)| path).collect();
-    assert_eq!(paths.len(), ROUTES.len() + named.len());
+    let other_paths: BTreeSet<_> = others().map(|(_, path)| path).collect();
+    assert_eq!(paths.len(), ROUTES.len() + other_paths.len());
     for (path, route) in ROUTES {
         let method = if route.posts() { "post" } else { "get" };
         assert!(paths[path][method]["responses"].is_object(), "{path}");
@@ -59,21 +59,21 @@ fn request_has_its_bounds_and_defaults() {
 
 #[test]
 fn references_resolve() {
-    fn references<'a>(value: &'a Value, found: &mut Vec<&'a str>) {
+    fn references<'a>(value: &'a Value, pointers: &mut Vec<&'a str>) {
         match value {
             Value::Object(members) => {
-                found.extend(members.get("$ref").and_then(Value::as_str));
-                members.values().for_each(|member| references(member, found));
+                pointers.extend(members.get("$ref").and_then(Value::as_str));
+                members.values().for_each(|member| references(member, pointers));
             }
-            Value::Array(items) => items.iter().for_each(|item| references(item, found)),
+            Value::Array(items) => items.iter().for_each(|item| references(item, pointers)),
             _ => {}
         }
     }
     let document = document("0.0.0");
-    let mut found = Vec::new();
-    references(&document, &mut found);
-    assert!(!found.is_empty());
-    for reference in found {
+    let mut pointers = Vec::new();
+    references(&document, &mut pointers);
+    assert!(!pointers.is_empty());
+    for reference in pointers {
         let pointer = reference.strip_prefix('#').expect("a reference within the document");
         assert!(document.pointer(pointer).is_some(), "{reference}");
     }

@@ -24,15 +24,15 @@ fn json(body: &str) -> Json {
     text::read(body.as_bytes()).expect("JSON")
 }
 
-/// A process that writes checkpoints as bytes and events as numbers.
-struct World {
+/// A driver of an execution with its stored checkpoint and its channel.
+struct Driver {
     execution: Execution,
     saved: Vec<u8>,
     channel: Vec<Sequenced>,
     ms: u64,
 }
 
-impl World {
+impl Driver {
     fn new(body: &str, input: &str) -> Self {
         let definition = definition::read(body.as_bytes()).expect("a definition");
         let id = execution_id::from_random([7; 16]);
@@ -45,31 +45,31 @@ impl World {
         let now = now(self.ms);
         let mut started = Vec::new();
         loop {
-            if let Some(taken) = self.execution.poll_checkpoint(now) {
-                self.saved = checkpoint::encode(&taken, self.execution.definition());
-                self.execution.handle_checkpoint_saved(taken.number);
+            if let Some(checkpoint) = self.execution.poll_checkpoint(now) {
+                self.saved = checkpoint::encode(&checkpoint, self.execution.definition());
+                self.execution.handle_checkpoint_saved(checkpoint.number);
             } else if let Some(batch) = self.execution.poll_events(now) {
                 self.channel.extend(batch.events);
                 self.execution.handle_stored(self.channel.len() as u64);
-            } else if let Some(work) = self.execution.poll_start(now) {
-                started.push(work);
+            } else if let Some(request) = self.execution.poll_start(now) {
+                started.push(request);
             } else {
                 return started;
             }
         }
     }
 
-    /// What a step is given: by its expression, or as it comes.
-    fn input(&self, work: &RunRequest) -> Json {
-        let task = self.execution.definition().task(work.run.place).expect("a task");
+    /// The input of a step: the value of its expression, or the default input.
+    fn input(&self, request: &RunRequest) -> Json {
+        let task = self.execution.definition().task(request.run.place).expect("a task");
         match &task.input {
-            None => work.inputs.default_json(),
-            Some(text) => evaluate(text, &work.inputs.context_json()),
+            None => request.inputs.default_json(),
+            Some(text) => evaluate(text, &request.inputs.context_json()),
         }
     }
 
-    fn finish(&mut self, work: &RunRequest, output: &Json) -> Vec<RunRequest> {
-        self.execution.handle_finished(now(self.ms), work.run, output.clone());
+    fn finish(&mut self, request: &RunRequest, output: &Json) -> Vec<RunRequest> {
+        self.execution.handle_finished(now(self.ms), request.run, output.clone());
         self.drain()
     }
 
@@ -95,62 +95,62 @@ fn evaluate(text: &str, input: &Json) -> Json {
     Expression::parse(text).expect("an expression").evaluate(input, Bounds::default()).expect("a value")
 }
 
-fn id(definition: &Definition, work: &RunRequest) -> String {
-    definition.task(work.run.place).expect("a task").id.to_string()
+fn id(definition: &Definition, request: &RunRequest) -> String {
+    definition.task(request.run.place).expect("a task").id.to_string()
 }
 
 #[test]
 fn pipeline_from_text_to_report_completes() {
-    let mut world = World::new(REVIEW, r#"{"text": "It was fine."}"#);
-    let definition = world.execution.definition().clone();
-    let started = world.drain();
-    let ids: Vec<String> = started.iter().map(|work| id(&definition, work)).collect();
+    let mut driver = Driver::new(REVIEW, r#"{"text": "It was fine."}"#);
+    let definition = driver.execution.definition().clone();
+    let started = driver.drain();
+    let ids: Vec<String> = started.iter().map(|request| id(&definition, request)).collect();
     assert_eq!(ids, ["chunk", "summary", "entities"]);
-    assert_eq!(world.input(&started[1]), json(r#"{"text":"It was fine."}"#));
-    let sentiment = world.finish(&started[0], &json(r#"{"chunks":["It was fine."]}"#)).remove(0);
-    assert_eq!(world.input(&sentiment), json(r#"{"chunks":["It was fine."]}"#));
-    world.execution.handle_failed(now(5), started[1].run, StepFailure::last("too_short", "too short"));
-    world.finish(&started[2], &json(r#"{"entities":[{"text":"Ann"}]}"#));
+    assert_eq!(driver.input(&started[1]), json(r#"{"text":"It was fine."}"#));
+    let sentiment = driver.finish(&started[0], &json(r#"{"chunks":["It was fine."]}"#)).remove(0);
+    assert_eq!(driver.input(&sentiment), json(r#"{"chunks":["It was fine."]}"#));
+    driver.execution.handle_failed(now(5), started[1].run, StepFailure::last("too_short", "too short"));
+    driver.finish(&started[2], &json(r#"{"entities":[{"text":"Ann"}]}"#));
     let output = r#"{"overall_sentiment":"POSITIVE","chunk_sentiments":[{"chunk":1}],"positive_chunks":1}"#;
-    let report = world.finish(&sentiment, &json(output)).remove(0);
+    let report = driver.finish(&sentiment, &json(output)).remove(0);
     let Kind::Map { expression } = &definition.task(report.run.place).expect("a task").kind else { panic!("a map") };
-    let output = evaluate(expression, &world.input(&report));
+    let output = evaluate(expression, &driver.input(&report));
     expect![[r#"{"in_short":"too short to sum up","names":["Ann"],"share_positive":1,"verdict":"POSITIVE"}"#]]
         .assert_eq(output.as_str());
-    world.finish(&report, &output);
-    expect![[r#"{"execution_id":"exec_BwcHBwcHBwcHBwcHBwcHBw","pipeline":"review","state":"completed","started_at":"2025-10-22T10:30:00.000Z","duration_ms":4,"events":17,"resumed":0,"steps":[{"id":"chunk","state":"completed","attempts":1,"kind":"chunk","after":[],"started_at":"2025-10-22T10:30:00.001Z","duration_ms":0,"progress":1.0},{"id":"sentiment","state":"completed","attempts":1,"kind":"sentiment","after":["chunk"],"started_at":"2025-10-22T10:30:00.002Z","duration_ms":1,"progress":1.0},{"id":"summary","state":"failed","attempts":1,"kind":"summary","after":[],"started_at":"2025-10-22T10:30:00.001Z","duration_ms":4,"progress":null,"error":"too short","code":"too_short","retryable":false},{"id":"entities","state":"completed","attempts":1,"kind":"entities","after":[],"started_at":"2025-10-22T10:30:00.001Z","duration_ms":1,"progress":1.0},{"id":"report","state":"completed","attempts":1,"kind":"map","after":["sentiment","summary","entities"],"started_at":"2025-10-22T10:30:00.004Z","duration_ms":0,"progress":1.0}],"output":{"in_short":"too short to sum up","names":["Ann"],"share_positive":1,"verdict":"POSITIVE"},"failure":null,"links":{"self":"/executions/exec_BwcHBwcHBwcHBwcHBwcHBw","events":"/stream/pipeline/exec_BwcHBwcHBwcHBwcHBwcHBw","websocket":"/ws/pipeline/exec_BwcHBwcHBwcHBwcHBwcHBw"}}"#]].assert_eq(&world.status());
+    driver.finish(&report, &output);
+    expect![[r#"{"execution_id":"exec_BwcHBwcHBwcHBwcHBwcHBw","pipeline":"review","state":"completed","started_at":"2025-10-22T10:30:00.000Z","duration_ms":4,"events":17,"resumed":0,"steps":[{"id":"chunk","state":"completed","attempts":1,"kind":"chunk","after":[],"started_at":"2025-10-22T10:30:00.001Z","duration_ms":0,"progress":1.0},{"id":"sentiment","state":"completed","attempts":1,"kind":"sentiment","after":["chunk"],"started_at":"2025-10-22T10:30:00.002Z","duration_ms":1,"progress":1.0},{"id":"summary","state":"failed","attempts":1,"kind":"summary","after":[],"started_at":"2025-10-22T10:30:00.001Z","duration_ms":4,"progress":null,"error":"too short","code":"too_short","retryable":false},{"id":"entities","state":"completed","attempts":1,"kind":"entities","after":[],"started_at":"2025-10-22T10:30:00.001Z","duration_ms":1,"progress":1.0},{"id":"report","state":"completed","attempts":1,"kind":"map","after":["sentiment","summary","entities"],"started_at":"2025-10-22T10:30:00.004Z","duration_ms":0,"progress":1.0}],"output":{"in_short":"too short to sum up","names":["Ann"],"share_positive":1,"verdict":"POSITIVE"},"failure":null,"links":{"self":"/executions/exec_BwcHBwcHBwcHBwcHBwcHBw","events":"/stream/pipeline/exec_BwcHBwcHBwcHBwcHBwcHBw","websocket":"/ws/pipeline/exec_BwcHBwcHBwcHBwcHBwcHBw"}}"#]].assert_eq(&driver.status());
     let mut reliability = Reliability::new(ReliabilityConfig::default());
-    world.channel.iter().for_each(|sequenced| reliability.handle_event(0, &sequenced.event));
+    driver.channel.iter().for_each(|sequenced| reliability.handle_event(0, &sequenced.event));
     expect![[r#"{"total":{"sr":1.0,"cr":0.0,"tcl_ms":1.0,"wct_ms":4.0,"executions_completed":1,"executions_failed":0,"executions_cancelled":0,"steps_completed":4,"steps_failed":1,"retries":0,"compensations":0,"tool_calls":2},"window":{"seconds":300,"sr":1.0,"cr":0.0,"tcl_ms":1.0,"wct_ms":4.0,"executions_completed":1,"executions_failed":0,"executions_cancelled":0,"steps_completed":4,"steps_failed":1,"retries":0,"compensations":0,"tool_calls":2}}"#]].assert_eq(&execution::reliability_json(&reliability.snapshot(0)));
 }
 
 #[test]
 fn killed_execution_is_resumed_and_compensated() {
-    let mut world = World::new(ORDER, r#"{"customer": "c1", "items": [{"price": 2, "note": "nice"}, {"price": 3.5}]}"#);
-    let definition = world.execution.definition().clone();
-    let read = world.drain().remove(0);
+    let mut driver = Driver::new(ORDER, r#"{"customer": "c1", "items": [{"price": 2, "note": "nice"}, {"price": 3.5}]}"#);
+    let definition = driver.execution.definition().clone();
+    let read = driver.drain().remove(0);
     let Kind::Map { expression } = &definition.task(read.run.place).expect("a task").kind else { panic!("a map") };
-    let output = evaluate(expression, &world.input(&read));
+    let output = evaluate(expression, &driver.input(&read));
     assert_eq!(output, json(r#"{"customer":"c1","texts":["nice"],"total":5.5}"#));
-    let both = world.finish(&read, &output);
-    assert_eq!(world.input(&both[1]), json(r#""nice""#));
+    let both = driver.finish(&read, &output);
+    assert_eq!(driver.input(&both[1]), json(r#""nice""#));
     let Kind::Http { body: Some(body), .. } = &definition.task(both[0].run.place).expect("a task").kind else {
         panic!("a call with a body")
     };
-    assert_eq!(evaluate(body, &world.input(&both[0])), json(r#"{"customer":"c1","items":1}"#));
-    world.finish(&both[0], &json(r#"{"id":"r-9"}"#));
-    world.crash();
-    // What was completed is not done again; what ran is.
-    let again = world.drain();
-    assert_eq!(again.iter().map(|work| id(&definition, work)).collect::<Vec<_>>(), ["mood"]);
-    let score = world.finish(&again[0], &json("null")).remove(0);
-    world.execution.handle_failed(now(world.ms), score.run, StepFailure::last("trapped", "the component trapped"));
-    let release = world.drain().remove(0);
-    assert_eq!(world.input(&release), json(r#"{"reservation":"r-9"}"#));
-    world.crash();
-    let release = world.drain().remove(0);
-    world.finish(&release, &json("{}"));
-    assert!(world.execution.is_drained());
+    assert_eq!(evaluate(body, &driver.input(&both[0])), json(r#"{"customer":"c1","items":1}"#));
+    driver.finish(&both[0], &json(r#"{"id":"r-9"}"#));
+    driver.crash();
+    // Completed steps are not repeated; steps that were running are.
+    let again = driver.drain();
+    assert_eq!(again.iter().map(|request| id(&definition, request)).collect::<Vec<_>>(), ["mood"]);
+    let score = driver.finish(&again[0], &json("null")).remove(0);
+    driver.execution.handle_failed(now(driver.ms), score.run, StepFailure::last("trapped", "the component trapped"));
+    let release = driver.drain().remove(0);
+    assert_eq!(driver.input(&release), json(r#"{"reservation":"r-9"}"#));
+    driver.crash();
+    let release = driver.drain().remove(0);
+    driver.finish(&release, &json("{}"));
+    assert!(driver.execution.is_drained());
     expect![[r#"
         {"event_type":"pipeline_start","execution_id":"exec_BwcHBwcHBwcHBwcHBwcHBw","step_id":null,"timestamp":"2025-10-22T10:30:00.000Z","data":{"name":"order","steps":4},"metadata":null}
         {"event_type":"checkpoint_saved","execution_id":"exec_BwcHBwcHBwcHBwcHBwcHBw","step_id":null,"timestamp":"2025-10-22T10:30:00.001Z","data":{"checkpoint":1,"steps_completed":0},"metadata":null}
@@ -174,16 +174,16 @@ fn killed_execution_is_resumed_and_compensated() {
         {"event_type":"step_complete","execution_id":"exec_BwcHBwcHBwcHBwcHBwcHBw","step_id":"release","timestamp":"2025-10-22T10:30:00.007Z","data":{"kind":"http","output":{},"duration_ms":0},"metadata":{"attempt":1,"run":18,"resumed":2,"compensates":"reserve"}}
         {"event_type":"checkpoint_saved","execution_id":"exec_BwcHBwcHBwcHBwcHBwcHBw","step_id":null,"timestamp":"2025-10-22T10:30:00.007Z","data":{"checkpoint":8,"steps_completed":3},"metadata":{"resumed":2}}
         {"event_type":"pipeline_error","execution_id":"exec_BwcHBwcHBwcHBwcHBwcHBw","step_id":null,"timestamp":"2025-10-22T10:30:00.007Z","data":{"error":"the component trapped","code":"trapped","retryable":false,"failed_step":"score","cancelled":false,"compensated":1,"compensations_failed":0,"duration_ms":203},"metadata":{"resumed":2}}
-    "#]].assert_eq(&world.lines());
-    expect![[r#"{"execution_id":"exec_BwcHBwcHBwcHBwcHBwcHBw","pipeline":"order","state":"failed","started_at":"2025-10-22T10:30:00.000Z","duration_ms":203,"events":22,"resumed":2,"steps":[{"id":"read","state":"completed","attempts":0,"kind":"map","after":[],"started_at":"2025-10-22T10:30:00.001Z","duration_ms":0,"progress":1.0},{"id":"reserve","state":"completed","attempts":0,"kind":"http","after":["read"],"started_at":"2025-10-22T10:30:00.002Z","duration_ms":0,"progress":1.0},{"id":"mood","state":"completed","attempts":0,"kind":"sentiment","after":["read"],"started_at":"2025-10-22T10:30:00.004Z","duration_ms":0,"progress":1.0},{"id":"score","state":"failed","attempts":0,"kind":"component","after":["reserve","mood"],"started_at":"2025-10-22T10:30:00.005Z","duration_ms":0,"progress":null,"error":"the component trapped","code":"trapped","retryable":false}],"output":null,"failure":{"error":"the component trapped","code":"trapped","retryable":false,"failed_step":"score","cancelled":false,"compensated":1,"compensations_failed":0},"links":{"self":"/executions/exec_BwcHBwcHBwcHBwcHBwcHBw","events":"/stream/pipeline/exec_BwcHBwcHBwcHBwcHBwcHBw","websocket":"/ws/pipeline/exec_BwcHBwcHBwcHBwcHBwcHBw"}}"#]].assert_eq(&world.status());
-    expect![[r#"{"execution_id":"exec_BwcHBwcHBwcHBwcHBwcHBw","pipeline":"order","state":"running","links":{"self":"/executions/exec_BwcHBwcHBwcHBwcHBwcHBw","events":"/stream/pipeline/exec_BwcHBwcHBwcHBwcHBwcHBw","websocket":"/ws/pipeline/exec_BwcHBwcHBwcHBwcHBwcHBw"}}"#]].assert_eq(&execution::accepted_json(world.execution.id(), "order"));
-    // A checkpoint of the end, too, reads back the same.
-    let (definition, decoded) = checkpoint::decode(&world.saved).expect("a checkpoint");
-    assert_eq!(checkpoint::encode(&decoded, &definition), world.saved);
+    "#]].assert_eq(&driver.lines());
+    expect![[r#"{"execution_id":"exec_BwcHBwcHBwcHBwcHBwcHBw","pipeline":"order","state":"failed","started_at":"2025-10-22T10:30:00.000Z","duration_ms":203,"events":22,"resumed":2,"steps":[{"id":"read","state":"completed","attempts":0,"kind":"map","after":[],"started_at":"2025-10-22T10:30:00.001Z","duration_ms":0,"progress":1.0},{"id":"reserve","state":"completed","attempts":0,"kind":"http","after":["read"],"started_at":"2025-10-22T10:30:00.002Z","duration_ms":0,"progress":1.0},{"id":"mood","state":"completed","attempts":0,"kind":"sentiment","after":["read"],"started_at":"2025-10-22T10:30:00.004Z","duration_ms":0,"progress":1.0},{"id":"score","state":"failed","attempts":0,"kind":"component","after":["reserve","mood"],"started_at":"2025-10-22T10:30:00.005Z","duration_ms":0,"progress":null,"error":"the component trapped","code":"trapped","retryable":false}],"output":null,"failure":{"error":"the component trapped","code":"trapped","retryable":false,"failed_step":"score","cancelled":false,"compensated":1,"compensations_failed":0},"links":{"self":"/executions/exec_BwcHBwcHBwcHBwcHBwcHBw","events":"/stream/pipeline/exec_BwcHBwcHBwcHBwcHBwcHBw","websocket":"/ws/pipeline/exec_BwcHBwcHBwcHBwcHBwcHBw"}}"#]].assert_eq(&driver.status());
+    expect![[r#"{"execution_id":"exec_BwcHBwcHBwcHBwcHBwcHBw","pipeline":"order","state":"running","links":{"self":"/executions/exec_BwcHBwcHBwcHBwcHBwcHBw","events":"/stream/pipeline/exec_BwcHBwcHBwcHBwcHBwcHBw","websocket":"/ws/pipeline/exec_BwcHBwcHBwcHBwcHBwcHBw"}}"#]].assert_eq(&execution::accepted_json(driver.execution.id(), "order"));
+    // The last checkpoint reads back, too.
+    let (definition, decoded) = checkpoint::decode(&driver.saved).expect("a checkpoint");
+    assert_eq!(checkpoint::encode(&decoded, &definition), driver.saved);
 }
 
 #[test]
-fn definition_is_written_as_parsed() {
+fn definition_written_as_json_reads_back() {
     for body in [REVIEW, ORDER] {
         let once = definition::read(body.as_bytes()).expect("a definition");
         let written = definition::to_json(&once);
@@ -267,12 +267,12 @@ fn errors_of_a_definition_name_their_paths() {
     check(&many, expect!["`steps` must have a number of items of 0 to 64, and is 65"]);
 }
 
-/// Bytes of a real checkpoint with something changed.
+/// The bytes of a checkpoint with random changes.
 fn damaged() -> impl Strategy<Value = Vec<u8>> {
-    let mut world = World::new(ORDER, r#"{"customer": "c1", "items": []}"#);
-    let read = world.drain().remove(0);
-    world.finish(&read, &json(r#"{"customer":"c1","texts":[]}"#));
-    let saved = world.saved;
+    let mut driver = Driver::new(ORDER, r#"{"customer": "c1", "items": []}"#);
+    let read = driver.drain().remove(0);
+    driver.finish(&read, &json(r#"{"customer":"c1","texts":[]}"#));
+    let saved = driver.saved;
     let changes = prop::collection::vec((any::<prop::sample::Index>(), any::<u8>(), 0u8..3), 1..6);
     changes.prop_map(move |changes| {
         let mut bytes = saved.clone();
@@ -297,17 +297,17 @@ proptest! {
         let resumed = Execution::resume(Arc::new(definition), checkpoint, stored, Limits::default(), 1, now(9));
         let Ok(mut execution) = resumed else { return Ok(()) };
         for ms in 9..60 {
-            if let Some(taken) = execution.poll_checkpoint(now(ms)) {
-                let bytes = checkpoint::encode(&taken, execution.definition());
-                let (_, again) = checkpoint::decode(&bytes).expect("what is written is read");
-                prop_assert_eq!(&again, &taken);
-                execution.handle_checkpoint_saved(taken.number);
+            if let Some(checkpoint) = execution.poll_checkpoint(now(ms)) {
+                let bytes = checkpoint::encode(&checkpoint, execution.definition());
+                let (_, decoded) = checkpoint::decode(&bytes).expect("an encoded checkpoint decodes");
+                prop_assert_eq!(&decoded, &checkpoint);
+                execution.handle_checkpoint_saved(checkpoint.number);
             }
             if let Some(batch) = execution.poll_events(now(ms)) {
                 execution.handle_stored(batch.events.last().map_or(0, |event| event.seq));
             }
-            while let Some(work) = execution.poll_start(now(ms)) {
-                execution.handle_finished(now(ms), work.run, json("{}"));
+            while let Some(request) = execution.poll_start(now(ms)) {
+                execution.handle_finished(now(ms), request.run, json("{}"));
             }
         }
     }

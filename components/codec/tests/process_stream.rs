@@ -1,7 +1,7 @@
-//! `/process-stream` and `/process-batch` as a pipeline, driven as the gateway drives it: the lines of the recorded cases, byte by
-//! byte, after every single outcome, and properties that hold for any text and any outcomes in any order.
+//! `/process-stream` and `/process-batch` as a pipeline, driven like in the gateway: compares the lines of recorded cases byte by byte after
+//! every outcome, and checks properties for any text and for outcomes in any order.
 //!
-//! `process_streams.jsonl` was recorded from the state machine that served both routes before they became a pipeline.
+//! `process_streams.jsonl` was recorded from the state machine that served both routes before the pipeline.
 
 #![allow(clippy::unwrap_used)]
 
@@ -31,7 +31,7 @@ fn now(ms: u64) -> Now {
     Now { monotonic_ns: ms * 1_234_567, unix_ns: 1_761_129_000_000_000_000 + ms * 1_234_567 }
 }
 
-/// The pipeline with its steps, one of each kind, as a driver would run them.
+/// A driver of the pipeline with its steps, at most one of each kind.
 struct Pipeline {
     request: ProcessRequest,
     execution: Execution,
@@ -80,15 +80,15 @@ impl Pipeline {
                     }
                 }
                 self.execution.handle_stored(self.stored);
-            } else if let Some(work) = self.execution.poll_start(now) {
-                let kind = self.execution.definition().task(work.run.place).expect("a task").kind.clone();
-                self.runs.insert(kind.name(), work.run);
+            } else if let Some(start) = self.execution.poll_start(now) {
+                let kind = self.execution.definition().task(start.run.place).expect("a task").kind.clone();
+                self.runs.insert(kind.name(), start.run);
                 if let Kind::Chunk { chunk_size } = kind {
                     let chunks = output::chunks(&self.request.text, chunk_size);
                     let value: Value = serde_json::from_str(chunks.as_str()).expect("JSON");
                     self.chunks = value["chunks"].as_array().expect("chunks").len();
                     self.sentiments = Sentiments::new(self.chunks);
-                    self.execution.handle_finished(now, work.run, chunks);
+                    self.execution.handle_finished(now, start.run, chunks);
                 }
             } else {
                 return;
@@ -96,7 +96,7 @@ impl Pipeline {
         }
     }
 
-    /// The items that the steps wait for: the chunks from 0, then the summary, then the entities.
+    /// The numbers of the items that running steps wait for: the chunks from 0, then the summary, then the entities.
     fn items(&self) -> Vec<usize> {
         let mut items = Vec::new();
         if self.runs.contains_key(&KindName::Sentiment) {
@@ -110,10 +110,10 @@ impl Pipeline {
     fn handle_outcome(&mut self, now: Now, item: usize, outcome: Outcome) {
         let (kind, result) = match item {
             chunk if chunk < self.chunks => {
-                self.sentiments.handle_answer(chunk, outcome);
+                self.sentiments.handle_outcome(chunk, outcome);
                 let run = self.runs[&KindName::Sentiment];
-                while let Some(say) = self.sentiments.poll() {
-                    match say {
+                while let Some(output) = self.sentiments.poll() {
+                    match output {
                         StepOutput::Part(part) => self.execution.handle_output(now, run, part).expect("room"),
                         StepOutput::Finished(output) => self.execution.handle_finished(now, run, output),
                         StepOutput::Failed(failure) => {
@@ -161,7 +161,7 @@ fn request(text: &str, flags: [bool; 3]) -> ProcessRequest {
     }
 }
 
-/// The outcome that a recorded case has for an item.
+/// The outcome of an item in a recorded case.
 fn recorded_outcome(case: &Value) -> Outcome {
     let text = || case["text"].as_str().expect("a text").to_owned();
     let number = |field: &str| case[field].as_u64().expect("a number") as u32;
@@ -231,8 +231,8 @@ fn recorded_cases_have_the_same_lines_and_responses() {
 const LONG: &str = "Alice went to the market on a sunny day and bought apples, pears, plums, bread and \
                     some cheese for the road home.";
 
-/// A good outcome for an item.
-fn good(pipeline: &Pipeline, item: usize) -> Outcome {
+/// A successful outcome of an item.
+fn success(pipeline: &Pipeline, item: usize) -> Outcome {
     Ok(match item {
         chunk if chunk < pipeline.chunks => TextOutput::Label { label: "positive".to_owned(), score: 0.5 },
         summary if summary == pipeline.chunks => TextOutput::Summary("In short.".to_owned()),
@@ -259,9 +259,9 @@ fn each_flag_combination_has_its_events_in_order() {
                 want.extend(["entities_processing", "entities_complete"]);
             }
             want.push("completed");
-            // Outcomes come in reverse.
+            // Outcomes arrive in reverse order.
             for item in pipeline.items().into_iter().rev() {
-                let outcome = good(&pipeline, item);
+                let outcome = success(&pipeline, item);
                 pipeline.handle_outcome(now(5), item, outcome);
             }
             assert_eq!(pipeline.statuses(), want, "{flags:?} {text}");
@@ -318,7 +318,7 @@ fn step_that_fails_is_reported_and_the_next_continues() {
         let outcome = match item {
             1 => Err(Failure::Engine("cracked".to_owned())),
             3 => Err(Failure::DeadlineExceeded),
-            _ => good(&pipeline, item),
+            _ => success(&pipeline, item),
         };
         pipeline.handle_outcome(now(0), item, outcome);
     }
@@ -347,7 +347,7 @@ fn output_of_another_kind_is_a_failure() {
     let mut pipeline = Pipeline::new(request(LONG, [true; 3]), Some(200));
     for item in pipeline.items() {
         let other = if item == pipeline.chunks { pipeline.chunks + 1 } else { pipeline.chunks };
-        let outcome = good(&pipeline, other);
+        let outcome = success(&pipeline, other);
         pipeline.handle_outcome(now(0), item, outcome);
     }
     let statuses = pipeline.statuses();
@@ -373,7 +373,7 @@ fn batch_reports_the_failure_of_the_first_step_once_the_steps_before_it_are_comp
     let mut pipeline = Pipeline::new(request(LONG, [true; 3]), None);
     pipeline.handle_outcome(now(1), 1, Err(Failure::DeadlineExceeded));
     assert!(pipeline.collector.poll_result().is_none(), "sentiment may still fail");
-    let outcome = good(&pipeline, 0);
+    let outcome = success(&pipeline, 0);
     pipeline.handle_outcome(now(2), 0, outcome);
     let (step, failure) = pipeline.collector.poll_result().expect("a result").expect_err("a failure");
     assert_eq!(
@@ -411,9 +411,9 @@ proptest! {
             for item in items {
                 let outcome = match outcomes[item % outcomes.len()].1 {
                     true => Err(Failure::DeadlineExceeded),
-                    // A span that fits every text.
+                    // No spans, which is valid for every text.
                     false if item == pipeline.chunks + 1 => Ok(TextOutput::Entities(Vec::new())),
-                    false => good(&pipeline, item),
+                    false => success(&pipeline, item),
                 };
                 pipeline.handle_outcome(now(1), item, outcome);
             }
@@ -429,20 +429,20 @@ proptest! {
         ];
         let positions: Vec<_> = statuses.iter().map(|status| order.iter().position(|name| name == status)).collect();
         prop_assert!(positions.iter().all(Option::is_some) && positions.is_sorted(), "{statuses:?}");
-        let count = |wanted: &str| statuses.iter().filter(|status| *status == wanted).count();
+        let count = |expected: &str| statuses.iter().filter(|status| *status == expected).count();
         for (step, flag) in [("sentiment", flags[0]), ("summarization", flags[1] && length > 100), ("entities", flags[2])] {
             prop_assert_eq!(count(&format!("{step}_processing")), usize::from(flag));
             let ends = count(&format!("{step}_complete")) + count(&format!("{step}_error"));
             prop_assert_eq!(ends, usize::from(flag));
         }
-        // Chunks are reported from the first on, without a hole.
+        // Chunks are reported in order, from the first, without a gap.
         let chunks: Vec<u64> =
             pipeline.lines.iter().filter_map(|line| value(line)["chunk_result"]["chunk"].as_u64()).collect();
         prop_assert_eq!(&chunks, &(1..=chunks.len() as u64).collect::<Vec<_>>());
         if count("sentiment_complete") == 1 {
             prop_assert_eq!(chunks.len(), length.div_ceil(chunk_size as usize));
         }
-        // The order of the outcomes changes nothing of the lines.
+        // The lines do not depend on the order of the outcomes.
         prop_assert_eq!(&pipeline.lines, &run(&|item| item as u32).lines);
     }
 }

@@ -1,5 +1,5 @@
-//! `docs/reference/http.md`, `events.md` and `definitions.md` are what the wire types say.
-//! `UPDATE_EXPECT=1 cargo test -p weir-codec --test reference` writes them anew.
+//! Checks that `docs/reference/http.md`, `events.md` and `definitions.md` agree with the wire types.
+//! `UPDATE_EXPECT=1 cargo test -p weir-codec --test reference` regenerates them.
 #![allow(clippy::unwrap_used)]
 
 use std::fmt::Write as _;
@@ -28,7 +28,7 @@ use weir_core::{
 };
 use weir_expression::EXPRESSION_BYTES_MAX;
 
-/// Where a group of routes begins, its title and what it is about; the longest prefix counts.
+/// The prefix of a group of routes, its title and its introduction; the longest matching prefix applies.
 const GROUPS: [(&str, &str, &str); 9] = [
     ("/generate-stream", "Generated text", "See [Generate text](../guides/generation.md)."),
     ("/v1/", "Texts", "See [Classify, tag and embed texts](../guides/texts.md)."),
@@ -69,9 +69,9 @@ const HTTP: &str = "\
 
 <!-- Generated from the wire types: UPDATE_EXPECT=1 cargo test -p weir-codec --test reference -->
 
-Every route, with what it takes and what it answers. [Conventions of the API](conventions.md) has what all of them share:
-units, errors, media types and retries. An answer of 400 and above whose body is not in the table is a [Problem](#problem). `GET /openapi.json` serves the same description to programs. The routes that the
-host answers itself are at the [end](#routes-of-the-native-host).
+Every route, with its requests and responses. [Conventions of the API](conventions.md) describes what all routes have in common:
+units, errors, media types and retries. A response with a status of 400 or above whose body is not in the table is a [Problem](#problem). `GET /openapi.json` serves the same description to programs. The routes
+of the host itself are at the [end](#routes-of-the-native-host).
 
 ";
 
@@ -81,7 +81,7 @@ const EVENTS: &str = "\
 <!-- Generated from the wire types: UPDATE_EXPECT=1 cargo test -p weir-codec --test reference -->
 
 The events of every stream, with their fields. A stream is NDJSON (one object on each line) or Server-Sent Events, as the
-request's `Accept` asks; the objects are the same.
+request's `Accept` selects; the objects are the same.
 
 ";
 
@@ -96,12 +96,12 @@ fn text<'a>(value: &'a Value, key: &str) -> &'a str {
     value[key].as_str().unwrap_or_default()
 }
 
-/// A text for a cell of a table: on one line, without the character that ends a cell.
+/// A text for a cell of a table: on one line, with the cell separator escaped.
 fn cell(text: &str) -> String {
     text.split_whitespace().collect::<Vec<_>>().join(" ").replace('|', "\\|")
 }
 
-/// Parts as sentences; empty ones are left out.
+/// Joins parts as sentences; empty parts are left out.
 fn sentences(parts: &[String]) -> String {
     let sentence = |part: &String| {
         let mut letters = part.trim_end_matches('.').chars();
@@ -116,7 +116,7 @@ fn reference(schema: &Value) -> Option<&str> {
     schema["$ref"].as_str()?.rsplit('/').next()
 }
 
-/// A schema in a few words: its type or the schema that it refers to.
+/// A short name of a schema: its type, or the schema that it refers to.
 fn kind(schema: &Value) -> String {
     if let Some(name) = reference(schema) {
         return format!("[{name}](#{})", name.to_lowercase());
@@ -153,7 +153,7 @@ fn bounds(schema: &Value) -> String {
     for (low, high, unit) in
         [("minimum", "maximum", ""), ("minLength", "maxLength", "length "), ("minItems", "maxItems", "items ")]
     {
-        // The range of an integer's type says nothing to a reader.
+        // The range of an integer type is not useful to readers.
         let high =
             schema.get(high).filter(|_| schema["format"].as_str().is_none_or(|format| !format.starts_with("uint")));
         match (schema.get(low).filter(|low| **low != 0 || high.is_some()), high) {
@@ -169,7 +169,7 @@ fn bounds(schema: &Value) -> String {
     parts.join(", ")
 }
 
-/// The fields of an object as a table; nothing for what has none.
+/// Writes the fields of an object as a table; nothing for other schemas.
 fn fields(out: &mut String, schema: &Value) {
     let Some(properties) = schema["properties"].as_object() else { return };
     let required: Vec<&str> = schema["required"].as_array().into_iter().flatten().filter_map(Value::as_str).collect();
@@ -195,7 +195,7 @@ fn content(content: &Value) -> String {
     all.collect::<Vec<_>>().join("; ")
 }
 
-/// A heading, what the route does, its parameters, its body and its answers.
+/// Writes a heading, the summary of the route, its parameters, its body and its responses.
 fn operation(out: &mut String, method: &str, path: &str, operation: &Value) {
     writeln!(out, "### {method} {path}\n\n{}.\n", text(operation, "summary")).unwrap();
     if let Some(about) = operation["description"].as_str() {
@@ -207,8 +207,8 @@ fn operation(out: &mut String, method: &str, path: &str, operation: &Value) {
         for parameter in parameters {
             let schema = &parameter["schema"];
             let about = sentences(&[bounds(schema), cell(text(parameter, "description"))]);
-            let (name, place) = (text(parameter, "name"), text(parameter, "in"));
-            writeln!(out, "| `{name}` | {place} | {} | {about} |", cell(&kind(schema))).unwrap();
+            let (name, location) = (text(parameter, "name"), text(parameter, "in"));
+            writeln!(out, "| `{name}` | {location} | {} | {about} |", cell(&kind(schema))).unwrap();
         }
         out.push('\n');
     }
@@ -221,10 +221,10 @@ fn operation(out: &mut String, method: &str, path: &str, operation: &Value) {
         }
     }
     out.push_str("| status | | body |\n|---|---|---|\n");
-    for (status, answer) in operation["responses"].as_object().into_iter().flatten() {
-        let about = sentences(&[cell(text(answer, "description"))]);
-        // Errors are alike: the page says so once.
-        let body = cell(&content(&answer["content"]));
+    for (status, response) in operation["responses"].as_object().into_iter().flatten() {
+        let about = sentences(&[cell(text(response, "description"))]);
+        // All errors have the same body, which the introduction describes.
+        let body = cell(&content(&response["content"]));
         let body = if body == "`application/problem+json`: [Problem](#problem)" { "" } else { &body };
         writeln!(out, "| {status} | {about} | {body} |").unwrap();
     }
@@ -238,7 +238,7 @@ fn schema(out: &mut String, name: &str, schema: &Value) {
         writeln!(out, "{about}\n").unwrap();
     }
     match schema["oneOf"].as_array() {
-        // An enumeration whose values are described.
+        // An enumeration with a description for each value.
         Some(all) if all.iter().all(|one| one.get("const").is_some()) => {
             for one in all {
                 writeln!(out, "- `{}`: {}", text(one, "const"), text(one, "description")).unwrap();
@@ -273,9 +273,9 @@ fn http_page_agrees_with_the_wire_types() {
         }
     }
     out.push_str(
-        "## Routes of the native host\n\n`weir serve` answers `GET /metrics` itself, see [Metrics](metrics.md), and `GET /v1/stats`, a \
+        "## Routes of the native host\n\n`weir serve` handles `GET /metrics` itself, see [Metrics](metrics.md), and `GET /v1/stats`, a \
          snapshot of the server as JSON or, with `Accept: text/event-stream`, one every second as events named `stats`. \
-         Everything else is the gateway component's, under every host.\n\n## Schemas\n\n",
+         All other routes are those of the gateway component, under every host.\n\n## Schemas\n\n",
     );
     for (name, described) in document["components"]["schemas"].as_object().unwrap() {
         schema(&mut out, name, described);
@@ -285,13 +285,13 @@ fn http_page_agrees_with_the_wire_types() {
     expect_file!["../../../docs/reference/http.md"].assert_eq(&out);
 }
 
-/// The variants of a schema of events: the name of each is the constant of its member `tag`.
+/// Writes the variants of a schema of events; the name of each is the constant of its member `tag`.
 fn variants(out: &mut String, schemas: &Map<String, Value>, name: &str, tag: &str) {
     for event in schemas[name]["oneOf"].as_array().unwrap_or_else(|| panic!("{name} has no variants")) {
         writeln!(out, "### {}\n\n{}\n", text(&event["properties"][tag], "const"), text(event, "description")).unwrap();
         let mut event = event.clone();
         event["properties"].as_object_mut().unwrap().remove(tag);
-        // Schemas are described beside the routes.
+        // Schemas are described on the page of the routes.
         let mut table = String::new();
         fields(&mut table, &event);
         out.push_str(&table.replace("](#", "](http.md#"));
@@ -312,18 +312,18 @@ fn channel_events(out: &mut String) {
     let notification = notification.unwrap();
     let events = [
         (
-            "The subscription holds: the first event of every connection. It has no id and is not stored.",
+            "The subscription is established: the first event of every connection. It has no id and is not stored.",
             &workflow,
             StreamEvent::Connected,
         ),
-        ("How far a workflow is.", &workflow, StreamEvent::from(&progress)),
+        ("The progress of a workflow.", &workflow, StreamEvent::from(&progress)),
         (
             "The status that a workflow engine reports, with the states of Temporal's API; one that ends the workflow finishes the channel.",
             &workflow,
             StreamEvent::from(&temporal),
         ),
         (
-            "How far the analysis of a file is; 100 percent, an `error` or `canceled` finish the channel.",
+            "The progress of the analysis of a file; 100 percent, an `error` or `canceled` finish the channel.",
             &file,
             StreamEvent::AnalysisProgress(&analysis),
         ),
@@ -333,12 +333,12 @@ fn channel_events(out: &mut String) {
             StreamEvent::Notification(&notification),
         ),
         (
-            "Events between two ids are no longer stored; both ends are missing, and what follows is complete again.",
+            "Events are no longer stored, from `missing_from` to `missing_to`, both included. The events after the gap are complete.",
             &workflow,
             StreamEvent::Gap { missing_from: "115560384823296-3", missing_to: "115560384823296-9" },
         ),
         (
-            "The subscription failed, which says nothing about the work that it follows.",
+            "The subscription failed; the workflow or file that it follows is not affected.",
             &workflow,
             StreamEvent::Error { code: "unavailable", message: "the channel store cannot answer", retryable: true },
         ),
@@ -369,9 +369,9 @@ fn execution_events(out: &mut String) {
     let first = Metadata { attempt: 1, ..Metadata::default() };
     let events = [
         ("The execution begins.", None, Data::PipelineStart { name: "review".into(), steps: 2 }),
-        ("A step begins; after a crash with a greater `run`.", Some("score"), Data::StepStart { kind }),
+        ("A step begins. It begins again after a crash, with a greater `run`.", Some("score"), Data::StepStart { kind }),
         (
-            "How far a step is, from 0 to 1.",
+            "The progress of a step, from 0 to 1.",
             Some("score"),
             Data::StepProgress { progress: 0.5, message: "1 of 2".into() },
         ),
@@ -381,7 +381,7 @@ fn execution_events(out: &mut String) {
             Data::StepOutput { index: 0, output: output.clone() },
         ),
         (
-            "A step is complete; once for each step, across crashes too.",
+            "A step is complete; once for each step, also across crashes.",
             Some("score"),
             Data::StepComplete { kind, output: output.clone(), duration_ns },
         ),
@@ -391,7 +391,7 @@ fn execution_events(out: &mut String) {
             Data::StepError { kind, failure: retry, retry_in_ns: Some(200_000_000), duration_ns },
         ),
         (
-            "A checkpoint is stored: from here the execution resumes after a crash.",
+            "A checkpoint is stored: the execution resumes from it after a crash.",
             None,
             Data::CheckpointSaved { checkpoint: 1, steps_completed: 1 },
         ),
@@ -454,7 +454,7 @@ const DEFINITIONS: &str = "\
 <!-- Generated from the wire types: UPDATE_EXPECT=1 cargo test -p weir-codec --test reference -->
 
 The file `NAME.json` of the folder `pipelines.dir`, see [Run pipelines](../guides/pipelines.md). An unknown member is an error, and every
-error names its path. This one, `demo/pipelines/order.json` of the repository, has most of what there is:
+error has its path. This example, `demo/pipelines/order.json` of the repository, uses most members:
 
 <!-- from: demo/pipelines/order.json -->
 

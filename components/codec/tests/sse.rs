@@ -1,157 +1,58 @@
-//! What is written as server-sent events is read back exactly, by a reader that passes the vectors of
-//! `tests/golden/sse_parser.jsonl` (made by running an independent reader).
+//! Written server-sent events read back unchanged by `weir_codec::http::sse_reader`, whose own tests compare it with the vectors of
+//! `tests/golden/sse_parser.jsonl`.
 
 #![allow(clippy::unwrap_used)]
-
-use std::path::Path;
 
 use proptest::prelude::*;
 use serde_json::Value;
 use weir_codec::{
     channels::{event::StreamEvent, publish::WorkflowBody, route::Channel},
-    http::sse::{self, SseEvent},
+    http::{
+        sse::{self, SseEvent},
+        sse_reader::{Event, EventReader, Received},
+    },
 };
 
-/// What a reader of a stream has seen.
+/// The content of a stream.
 #[derive(Debug, Default, PartialEq)]
-struct Seen {
+struct StreamContent {
     events: Vec<Event>,
     retries: Vec<u64>,
     comments: Vec<String>,
 }
 
-#[derive(Debug, Default, Clone, PartialEq)]
-struct Event {
-    id: Option<String>,
-    name: Option<String>,
-    data: String,
-}
-
-/// A reader that is fed in pieces, by the letter of the standard, section 9.2.6.
-#[derive(Default)]
-struct Reader {
-    seen: Seen,
-    begun: bool,
-    /// The last piece ended in a CR, whose LF may follow.
-    after_cr: bool,
-    line: String,
-    data: Option<String>,
-    name: Option<String>,
-    id: Option<String>,
-}
-
-impl Reader {
-    fn feed(&mut self, piece: &str) {
-        for c in piece.chars() {
-            let first = !std::mem::replace(&mut self.begun, true);
-            let after_cr = std::mem::take(&mut self.after_cr);
-            match c {
-                '\u{feff}' if first => {}
-                '\n' if after_cr => {}
-                '\r' | '\n' => {
-                    self.after_cr = c == '\r';
-                    let line = std::mem::take(&mut self.line);
-                    self.take(&line);
-                }
-                _ => self.line.push(c),
-            }
+/// Reads a stream that is cut into pieces.
+fn read_cut(stream: &str, cuts: &[usize]) -> StreamContent {
+    let bytes = stream.as_bytes();
+    let mut cuts: Vec<usize> = cuts.iter().map(|at| at % (bytes.len() + 1)).collect();
+    cuts.sort_unstable();
+    let (mut reader, mut received, mut from) = (EventReader::new(), Vec::new(), 0);
+    for at in cuts.into_iter().chain([bytes.len()]) {
+        reader.feed(&bytes[from..at], &mut received).unwrap();
+        from = at;
+    }
+    let mut content = StreamContent::default();
+    for item in received {
+        match item {
+            Received::Event(event) => content.events.push(event),
+            Received::Retry(ms) => content.retries.push(ms),
+            Received::Comment(comment) => content.comments.push(comment),
         }
     }
-
-    fn take(&mut self, line: &str) {
-        if line.is_empty() {
-            let event = Event { id: self.id.take(), name: self.name.take(), data: String::new() };
-            if let Some(data) = self.data.take() {
-                self.seen.events.push(Event { data, ..event });
-            }
-            return;
-        }
-        if let Some(comment) = line.strip_prefix(':') {
-            self.seen.comments.push(comment.strip_prefix(' ').unwrap_or(comment).to_owned());
-            return;
-        }
-        let (field, value) = line.split_once(':').unwrap_or((line, ""));
-        let value = value.strip_prefix(' ').unwrap_or(value);
-        match field {
-            "data" => match &mut self.data {
-                Some(data) => {
-                    data.push('\n');
-                    data.push_str(value);
-                }
-                None => self.data = Some(value.to_owned()),
-            },
-            "event" => self.name = Some(value.to_owned()).filter(|name| !name.is_empty()),
-            "id" if !value.contains('\0') => self.id = Some(value.to_owned()),
-            "retry" if !value.is_empty() && value.bytes().all(|byte| byte.is_ascii_digit()) => {
-                self.seen.retries.extend(value.parse::<u64>());
-            }
-            _ => {}
-        }
-    }
+    content
 }
 
-fn read(stream: &str) -> Seen {
-    let mut reader = Reader::default();
-    reader.feed(stream);
-    reader.seen
+fn read(stream: &str) -> StreamContent {
+    read_cut(stream, &[])
 }
 
-/// A stream cut at code units of UTF-16, as the vectors have it; a cut within a character is put behind it.
-fn read_cut(stream: &str, cuts: &[usize]) -> Seen {
-    let mut reader = Reader::default();
-    let mut units = 0;
-    let mut piece = String::new();
-    for c in stream.chars() {
-        if cuts.contains(&units) {
-            reader.feed(&std::mem::take(&mut piece));
-        }
-        piece.push(c);
-        units += c.len_utf16();
-    }
-    reader.feed(&piece);
-    reader.seen
-}
-
-fn text(value: &Value) -> Option<String> {
-    value.as_str().map(str::to_owned)
-}
-
-#[test]
-fn reader_passes_the_vectors() {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/golden/sse_parser.jsonl");
-    let vectors = std::fs::read_to_string(path).unwrap();
-    let mut count = 0;
-    for line in vectors.lines() {
-        let vector: Value = serde_json::from_str(line).unwrap();
-        let array = |name: &str| vector[name].as_array().cloned().unwrap_or_default();
-        let want = Seen {
-            events: array("ev")
-                .iter()
-                .map(|event| Event {
-                    id: text(&event["id"]),
-                    name: text(&event["event"]),
-                    data: text(&event["data"]).unwrap(),
-                })
-                .collect(),
-            retries: array("retry").iter().map(|retry| retry.as_u64().unwrap()).collect(),
-            comments: array("com").iter().map(|comment| text(comment).unwrap()).collect(),
-        };
-        let cuts: Vec<usize> = array("cuts").iter().map(|cut| cut.as_u64().unwrap() as usize).collect();
-        let input = vector["input"].as_str().unwrap();
-        assert_eq!(read_cut(input, &cuts), want, "{}", vector["name"]);
-        assert_eq!(read(input), want, "{} in one piece", vector["name"]);
-        count += 1;
-    }
-    assert_eq!(count, 300);
-}
-
-/// Ends of line as a reader sees them.
+/// A text with its line ends as a reader returns them.
 fn normal(text: &str) -> String {
     text.replace("\r\n", "\n").replace('\r', "\n")
 }
 
-/// Texts made of what could break a frame.
-fn nasty() -> impl Strategy<Value = String> {
+/// Texts with characters and fields that could break an event.
+fn framing_text() -> impl Strategy<Value = String> {
     prop_oneof![
         "[\r\n\0\u{feff}\u{2028}\u{2029}\u{85}: a]{0,12}",
         "(id|event|data|retry|)(: ?|)[\r\n]{0,2}(id: 9|data: x|event: y)?[\r\n]{0,3}",
@@ -163,26 +64,32 @@ proptest! {
     #[test]
     fn arbitrary_value_reads_back(
         events in prop::collection::vec(
-            (prop::option::of(nasty()), prop::option::of(nasty()), nasty(), prop::option::of(any::<u32>()), nasty()),
+            (
+                prop::option::of(framing_text()),
+                prop::option::of(framing_text()),
+                framing_text(),
+                prop::option::of(any::<u32>()),
+                framing_text(),
+            ),
             0..5,
         ),
         cuts in prop::collection::vec(0usize..200, 0..4),
     ) {
         let mut out = Vec::new();
-        let mut want = Seen::default();
+        let mut want = StreamContent::default();
         for (id, name, data, retry_ms, comment) in &events {
             let mut event = SseEvent::new(data.as_bytes());
-            let mut told = Event { data: normal(data), ..Event::default() };
+            let mut expected = Event { data: normal(data), ..Event::default() };
             let breaks = |text: &str| text.contains(['\r', '\n', '\0']);
             if let Some(id) = id {
                 match event.with_id(id) {
-                    Ok(with) => (event, told.id) = (with, Some(id.clone())),
+                    Ok(with) => (event, expected.id) = (with, Some(id.clone())),
                     Err(_) => prop_assert!(breaks(id)),
                 }
             }
             if let Some(name) = name {
                 match event.with_name(name) {
-                    Ok(with) => (event, told.name) = (with, Some(name.clone()).filter(|name| !name.is_empty())),
+                    Ok(with) => (event, expected.name) = (with, Some(name.clone()).filter(|name| !name.is_empty())),
                     Err(_) => prop_assert!(breaks(name)),
                 }
             }
@@ -190,21 +97,21 @@ proptest! {
                 event = event.with_retry_ms(*retry_ms);
                 want.retries.push(u64::from(*retry_ms));
             }
-            // Several events and comments in one write.
+            // Events and comments are appended to one buffer.
             event.push(&mut out);
             sse::push_comment(&mut out, comment);
             out.extend_from_slice(sse::HEARTBEAT);
-            want.events.push(told);
+            want.events.push(expected);
             want.comments.extend(comment.split(['\r', '\n']).map(str::to_owned));
             want.comments.push(String::new());
         }
         let stream = String::from_utf8(out).expect("UTF-8");
-        prop_assert_eq!(read(&stream), Seen { ..want });
+        prop_assert_eq!(read(&stream), StreamContent { ..want });
         prop_assert_eq!(read(&stream), read_cut(&stream, &cuts));
     }
 
     #[test]
-    fn published_data_cannot_leave_its_event(step in nasty(), message in nasty(), key in nasty()) {
+    fn published_data_cannot_leave_its_event(step in framing_text(), message in framing_text(), key in framing_text()) {
         let body = serde_json::json!({
             "step": step, "progress": 7, "message": message, "metadata": { key.clone(): message.clone() },
         });
@@ -216,12 +123,12 @@ proptest! {
         let data = event.data(&Channel::from_name("workflow:42").expect("a channel"), 0);
         let mut out = Vec::new();
         SseEvent::new(&data).with_id("e-1").and_then(|e| e.with_name(event.name())).expect("fit").push(&mut out);
-        let seen = read(std::str::from_utf8(&out).expect("UTF-8"));
-        prop_assert_eq!(seen.events.len(), 1);
-        prop_assert!(seen.comments.is_empty() && seen.retries.is_empty());
-        let told: Value = serde_json::from_str(&seen.events[0].data).expect("JSON");
-        prop_assert_eq!(told["step"].as_str(), Some(step.as_str()));
-        prop_assert_eq!(told["message"].as_str(), Some(message.as_str()));
-        prop_assert_eq!(told["metadata"][&key].as_str(), Some(message.as_str()));
+        let content = read(std::str::from_utf8(&out).expect("UTF-8"));
+        prop_assert_eq!(content.events.len(), 1);
+        prop_assert!(content.comments.is_empty() && content.retries.is_empty());
+        let read_data: Value = serde_json::from_str(&content.events[0].data).expect("JSON");
+        prop_assert_eq!(read_data["step"].as_str(), Some(step.as_str()));
+        prop_assert_eq!(read_data["message"].as_str(), Some(message.as_str()));
+        prop_assert_eq!(read_data["metadata"][&key].as_str(), Some(message.as_str()));
     }
 }

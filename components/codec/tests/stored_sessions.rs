@@ -1,8 +1,8 @@
-//! A stored session whose keeper may die between any two steps: whoever submits again what was not answered finds every event once,
-//! whatever was appended, answered or kept when it died.
+//! A stored session whose instance may crash between any two steps. A client that sends unanswered lines again receives every event exactly
+//! once, whatever was appended, answered or checkpointed before the crash.
 //!
-//! The keeper of this test is the gateway's without its sockets: a session from its checkpoint and its channel, batches that are
-//! appended, then answered, then kept.
+//! The driver in this test works like that of the gateway, without sockets: a session is restored from its checkpoint and its channel, and
+//! each batch is appended to the channel, then answered, then its checkpoint is stored.
 
 use std::sync::{Arc, LazyLock};
 
@@ -19,102 +19,104 @@ use weir_codec::{
 };
 use weir_core::transcripts::{Receipt, Session, SessionRules};
 
-/// What outlives the keeper.
+/// The state that survives a crash.
 #[derive(Default)]
 struct Store {
     channel: Vec<String>,
-    kept: Vec<u8>,
+    checkpoint: Vec<u8>,
 }
 
-/// The keeper dies.
-struct Dead;
+/// The instance crashed.
+struct Crash;
 
-/// How many steps it has yet to live.
-struct Life(usize);
+/// The number of steps before the instance crashes.
+struct StepsLeft(usize);
 
-impl Life {
-    fn step(&mut self) -> Result<(), Dead> {
-        self.0 = self.0.checked_sub(1).ok_or(Dead)?;
+impl StepsLeft {
+    fn step(&mut self) -> Result<(), Crash> {
+        self.0 = self.0.checked_sub(1).ok_or(Crash)?;
         Ok(())
     }
 }
 
-fn ask() -> SessionRequest {
+fn request() -> SessionRequest {
     SessionRequest::from_json(br#"{"max_gap_sec":1.0,"summary":{"every_finals":2},"context":{"max_segments":3}}"#)
-        .expect("it is as it was made")
+        .expect("a valid value")
 }
 
-/// The rules of the one configuration, which sessions share as they do in the component.
+/// The rules of the configuration, shared by all sessions as in the component.
 fn rules() -> Arc<SessionRules> {
     static RULES: LazyLock<Arc<SessionRules>> =
-        LazyLock::new(|| SessionRules::new(ask().config).expect("it is as it was made"));
+        LazyLock::new(|| SessionRules::new(request().config).expect("a valid value"));
     RULES.clone()
 }
 
-/// A new session, as `POST /sessions` keeps it.
+/// Creates a session, as `POST /sessions` does.
 fn create(store: &mut Store) {
-    let ask = ask();
+    let request = request();
     let session = Session::new(rules(), 0);
-    let bytes = checkpoint::encode(&ask, &session.checkpoint(0).expect("it is as it was made"));
-    store.kept = stored::encode(&Head::new(None, 0, &ask), &bytes);
+    let bytes = checkpoint::encode(&request, &session.checkpoint(0).expect("a valid value"));
+    store.checkpoint = stored::encode(&Head::new(None, 0, &request), &bytes);
 }
 
-/// The session of a store: from its checkpoint, carried on by its channel.
+/// Restores the session of a store from its checkpoint and the later events in its channel.
 fn open(store: &Store) -> (SessionRequest, Head, Session) {
-    let (head, bytes) = stored::decode(&store.kept).expect("it is as it was made");
-    let (ask, mut session) = checkpoint::decode(bytes, |_| Ok((ask(), rules())), 0).expect("it is as it was made");
+    let (head, bytes) = stored::decode(&store.checkpoint).expect("a valid value");
+    let (session_request, mut session) = checkpoint::decode(bytes, |_| Ok((request(), rules())), 0).expect("a valid value");
     for line in &store.channel[head.after.1 as usize..] {
         if let Some(event) = stored_event(line.as_bytes()) {
             session.handle_stored(0, event);
         }
     }
-    (ask, head, session)
+    (session_request, head, session)
 }
 
-/// One life of the keeper: a request brings lines in pieces, each ending in a checkpoint. What the client has of the answers.
+/// Runs one instance until it crashes or all lines are processed. `piece` is the number of lines per checkpoint, `ahead` the number of
+/// lines that the session processes before batches are stored, `put_every` the number of checkpoints per stored one. Appends the lines
+/// that the client received to `received`.
 fn feed(
     store: &mut Store,
     lines: &[String],
     (piece, ahead, put_every): (usize, usize, usize),
-    life: &mut Life,
-    seen: &mut Vec<String>,
-) -> Result<(), Dead> {
-    let (ask, mut head, mut session) = open(store);
+    steps: &mut StepsLeft,
+    received: &mut Vec<String>,
+) -> Result<(), Crash> {
+    let (request, mut head, mut session) = open(store);
     head.after.1 = store.channel.len() as u64;
-    let mut outbox = EventOutbox::stored((&ask).into(), Framing::Ndjson);
+    let mut outbox = EventOutbox::stored((&request).into(), Framing::Ndjson);
     let mut count = 0;
     for (at, line) in (1_usize..).zip(lines) {
-        say(&mut session, &mut outbox, at as u64, line);
+        pass_line(&mut session, &mut outbox, at as u64, line);
         if at.is_multiple_of(piece) || at == lines.len() {
-            outbox.handle_checkpoint(checkpoint::encode(&ask, &session.checkpoint(0).expect("it is as it was made")));
+            outbox.handle_checkpoint(checkpoint::encode(&request, &session.checkpoint(0).expect("a valid value")));
         }
-        // What the session says runs ahead of what is stored.
+        // The session may be ahead of the store.
         if !at.is_multiple_of(ahead) && at < lines.len() {
             continue;
         }
         while let Some(mut batch) = outbox.poll_batch() {
-            life.step()?;
+            steps.step()?;
             store.channel.extend(batch.records().into_iter().map(|record| record.data));
-            life.step()?;
-            let kept = batch.checkpoint.take();
-            answer(&mut outbox, batch, seen);
-            life.step()?;
+            steps.step()?;
+            let checkpoint = batch.checkpoint.take();
+            deliver(&mut outbox, batch, received);
+            steps.step()?;
             head.after.1 = store.channel.len() as u64;
-            if let Some(kept) = kept {
+            if let Some(checkpoint) = checkpoint {
                 if count % put_every == 0 {
-                    store.kept = stored::encode(&head, &kept);
+                    store.checkpoint = stored::encode(&head, &checkpoint);
                 }
                 count += 1;
             }
-            life.step()?;
+            steps.step()?;
         }
     }
     Ok(())
 }
 
-fn say(session: &mut Session, outbox: &mut EventOutbox, at: u64, line: &str) {
-    let input = read(line.as_bytes()).expect("it is as it was made");
-    let taken = match input.body {
+fn pass_line(session: &mut Session, outbox: &mut EventOutbox, at: u64, line: &str) {
+    let input = read(line.as_bytes()).expect("a valid value");
+    let receipt = match input.body {
         Body::Chunk(chunk) => session.handle_chunk(0, input.seq, chunk),
         Body::End => session.handle_end(0, input.seq),
     };
@@ -123,19 +125,19 @@ fn say(session: &mut Session, outbox: &mut EventOutbox, at: u64, line: &str) {
         next = session.poll_event(0);
         outbox.handle_event(output.event, output.number, input.seq, next.is_some());
     }
-    match taken {
+    match receipt {
         Ok(Receipt::New) => {}
         Ok(Receipt::Repeated { seq_last }) => {
-            outbox.handle_repeated(input.seq.expect("it is as it was made"), seq_last)
+            outbox.handle_repeated(input.seq.expect("a valid value"), seq_last)
         }
         Err(error) => outbox.handle_refusal(at, &Refusal::from(&error)),
     }
 }
 
-fn answer(outbox: &mut EventOutbox, batch: Batch, seen: &mut Vec<String>) {
+fn deliver(outbox: &mut EventOutbox, batch: Batch, received: &mut Vec<String>) {
     outbox.handle_stored(batch, &[]);
-    let out = String::from_utf8(outbox.poll_output().unwrap_or_default()).expect("it is as it was made");
-    seen.extend(out.lines().map(str::to_owned));
+    let out = String::from_utf8(outbox.poll_output().unwrap_or_default()).expect("a valid value");
+    received.extend(out.lines().map(str::to_owned));
 }
 
 fn lines() -> impl Strategy<Value = Vec<String>> {
@@ -159,7 +161,7 @@ fn lines() -> impl Strategy<Value = Vec<String>> {
 }
 
 fn seq(line: &str) -> Option<usize> {
-    let line: serde_json::Value = serde_json::from_str(line).expect("it is as it was made");
+    let line: serde_json::Value = serde_json::from_str(line).expect("a valid value");
     Some(line["seq"].as_u64()? as usize)
 }
 
@@ -167,31 +169,31 @@ proptest! {
     #[test]
     fn crash_at_any_point_loses_and_repeats_no_event(
         lines in lines(),
-        lives in proptest::collection::vec((0usize..40, (1usize..8, 1usize..12, 1usize..5), 0usize..6), 0..8),
+        crashes in proptest::collection::vec((0usize..40, (1usize..8, 1usize..12, 1usize..5), 0usize..6), 0..8),
     ) {
         let mut want = Store::default();
         create(&mut want);
-        prop_assert!(feed(&mut want, &lines, (7, 1, 1), &mut Life(usize::MAX), &mut Vec::new()).is_ok());
+        prop_assert!(feed(&mut want, &lines, (7, 1, 1), &mut StepsLeft(usize::MAX), &mut Vec::new()).is_ok());
 
         let mut store = Store::default();
         create(&mut store);
-        let mut seen = Vec::new();
-        for (steps, pace, again) in lives {
-            // A client goes on after the last line that was answered, or submits some of them again.
-            let answered = seen.iter().filter_map(|line: &String| seq(line)).max().unwrap_or(0);
+        let mut received = Vec::new();
+        for (steps, pace, again) in crashes {
+            // A client continues after the last answered line, or sends some answered lines again.
+            let answered = received.iter().filter_map(|line: &String| seq(line)).max().unwrap_or(0);
             let from = answered.saturating_sub(again);
-            let _ = feed(&mut store, &lines[from..], pace, &mut Life(steps), &mut seen);
+            let _ = feed(&mut store, &lines[from..], pace, &mut StepsLeft(steps), &mut received);
         }
-        let answered = seen.iter().filter_map(|line| seq(line)).max().unwrap_or(0);
-        prop_assert!(feed(&mut store, &lines[answered..], (5, 3, 1), &mut Life(usize::MAX), &mut seen).is_ok());
+        let answered = received.iter().filter_map(|line| seq(line)).max().unwrap_or(0);
+        prop_assert!(feed(&mut store, &lines[answered..], (5, 3, 1), &mut StepsLeft(usize::MAX), &mut received).is_ok());
         prop_assert_eq!(&store.channel, &want.channel);
-        // Whatever the client has is what the channel has, each once.
-        let mut events: Vec<&String> = seen.iter().filter(|line| line.contains("\"event_id\":")).collect();
+        // The client received only events of the channel, each once.
+        let mut events: Vec<&String> = received.iter().filter(|line| line.contains("\"event_id\":")).collect();
         let count = events.len();
         events.dedup();
         prop_assert_eq!(events.len(), count);
         prop_assert!(events.iter().all(|event| store.channel.contains(event)));
-        // And the session is where it would be.
+        // The session has the same state as without crashes.
         let (_, _, got) = open(&store);
         let (_, _, want) = open(&want);
         let state = |session: &Session| {

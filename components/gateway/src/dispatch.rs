@@ -101,7 +101,7 @@ async fn respond(request: &mut RequestContext<'_>, body: types::Request) -> Resu
         request.identify().await?;
         return Ok(RouteResponse::Whole(BufferedResponse::empty()));
     }
-    let route_match = RouteMatch::at(&request.path)?;
+    let route_match = RouteMatch::match_path(&request.path)?;
     match request.method.as_str() {
         "GET" if RouteMatch::is_socket(&request.path) => return Err(Problem::upgrade_required(&request.path)),
         method if route_match.takes(method) => {}

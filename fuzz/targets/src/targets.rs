@@ -170,7 +170,7 @@ const TASKS: [Task; 3] = [Task::Classify, Task::Tokens, Task::Embed];
 pub fn json_requests(data: &[u8]) -> bool {
     let mut accepted = ProcessRequest::from_json(data).is_ok();
     for task in TASKS {
-        accepted |= request::Ask::from_json(data, task, Query::default()).is_ok();
+        accepted |= request::TaskRequest::from_json(data, task, Query::default()).is_ok();
         accepted |= HubRequest::from_json(data, task).is_ok();
     }
     accepted |= PredictRequest::from_json(data).is_ok();
@@ -294,7 +294,7 @@ pub fn channels(data: &[u8]) -> bool {
     let _ = subscribe::cursor(None, query);
     assert!(subscribe::cursor(Some(data), query).is_ok(), "an id of another server is no error");
     let _ = (SessionRequest::from_query(query), SessionRequest::annotate_from_query(query));
-    let _ = (accept::framing(Some(text)), accept::json(Some(text)), accept::answer(Some(text)));
+    let _ = (accept::framing(Some(text)), accept::json(Some(text)), accept::response_mode(Some(text)));
     accepted
 }
 

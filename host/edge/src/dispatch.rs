@@ -127,7 +127,7 @@ async fn metrics<B: RequestBody>(
     }
     let is_stats = request.uri().path() == STATS_PATH;
     let accept = request.headers().get(ACCEPT).and_then(|accept| accept.to_str().ok()).map(str::to_owned);
-    let mode = accept::answer(accept.as_deref());
+    let mode = accept::response_mode(accept.as_deref());
     if is_stats && matches!(mode, None | Some(ResponseMode::Stream(Framing::Ndjson))) {
         return EdgeResponse::Http(problem_response(&Problem::not_acceptable(&STATS_FORMS), id));
     }

@@ -74,7 +74,7 @@ impl HeadChecks {
 
     /// The CORS headers of every response to the request.
     pub(crate) fn cors_headers<B>(&self, request: &Request<B>) -> Result<Headers, OriginRefused> {
-        let headers = self.cors.answer(&page(request));
+        let headers = self.cors.response_headers(&page(request));
         if let Err(refused @ OriginRefused::NotAllowed { origin }) = &headers
             && self.is_new(origin)
         {
@@ -94,7 +94,7 @@ impl HeadChecks {
         let method = headers.get(ACCESS_CONTROL_REQUEST_METHOD)?.to_str().unwrap_or_default();
         let allow = match request.uri().path() {
             METRICS_PATH | STATS_PATH => Ok(METRICS_ALLOW),
-            path => RouteMatch::at(path).map(|found| found.allow()),
+            path => RouteMatch::match_path(path).map(|found| found.allow()),
         };
         Some(allow.and_then(|allow| {
             let headers = self.cors.preflight(&page(request), Some(method), allow)?;

@@ -28,11 +28,11 @@ pub struct AdapterConfig {
     pub output_text: bool,
     /// Whether results have the order of the records in each partition.
     pub ordering: OrderingName,
-    /// Attempts for an item whose failure may pass, the first one included.
+    /// Maximum number of attempts of an item whose failure is retryable, the first one included.
     pub retry_max_attempts: u32,
-    /// Base delay of retries, ms.
+    /// Base delay of retries, in milliseconds.
     pub retry_base_backoff_ms: u32,
-    /// Of `classify`: the number of labels in a result; 1: `label` and `score`.
+    /// Of `classify`: the number of labels in a result; with 1 a result has `label` and `score`, otherwise `scores`.
     pub top_k: u32,
     /// Of `tokens`: how tokens are grouped into entities.
     pub aggregation: Aggregation,
@@ -88,9 +88,9 @@ pub enum Format {
     Text,
     /// Rows below a row with the names of the columns.
     Csv,
-    /// Declined.
+    /// Recognized and refused: it needs a schema.
     Avro,
-    /// Declined.
+    /// Recognized and refused: it needs a schema.
     Protobuf,
 }
 
@@ -100,9 +100,9 @@ pub enum Format {
 pub enum OutputFormat {
     /// A JSON object.
     Json,
-    /// The result alone, for people.
+    /// The result on one line of text, fields separated by tabs.
     Text,
-    /// A row.
+    /// A row of CSV.
     Csv,
 }
 
@@ -137,7 +137,7 @@ impl AdapterConfig {
     ///
     /// # Errors
     ///
-    /// A sentence that names the field and what is valid.
+    /// The text names the field and the valid values.
     pub fn from_json(json: &str) -> Result<Self, String> {
         let config: Self = serde_json::from_str(json).map_err(|error| error.to_string())?;
         config.check()?;
@@ -153,7 +153,7 @@ impl AdapterConfig {
     ///
     /// # Errors
     ///
-    /// A sentence that names the field and what is valid.
+    /// The text names the field and the valid values.
     pub fn check(&self) -> Result<(), String> {
         match self.format {
             Format::Avro | Format::Protobuf => {
@@ -186,7 +186,7 @@ impl AdapterConfig {
         Ok(())
     }
 
-    /// The attempts of an item.
+    /// The retry policy of an item.
     pub fn retry(&self) -> RetryConfig {
         RetryConfig {
             max_attempts: self.retry_max_attempts,
@@ -254,7 +254,7 @@ mod tests {
     }
 
     #[test]
-    fn settings_survive_their_json() {
+    fn settings_written_as_json_read_back() {
         let config = AdapterConfig { format: Format::Text, top_k: 3, ..AdapterConfig::default() };
         assert_eq!(AdapterConfig::from_json(&config.to_json()), Ok(config));
     }

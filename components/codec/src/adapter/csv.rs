@@ -11,8 +11,8 @@ pub struct RowScanner {
 }
 
 impl RowScanner {
-    /// The length of the first row with its line end, or `None` when it does not end in these bytes: they are a part of it then, and
-    /// the next call begins behind them.
+    /// The length of the first row with its line end, in bytes; `None` when it does not end in these bytes. All of them belong to the
+    /// row then, and the next call must continue after them.
     pub fn row_bytes(&mut self, bytes: &[u8]) -> Option<usize> {
         for (at, byte) in bytes.iter().enumerate() {
             match byte {
@@ -25,25 +25,25 @@ impl RowScanner {
     }
 }
 
-/// Why a row has no fields.
+/// Why a row cannot be split into fields.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
 pub enum CsvError {
-    /// It is not text.
+    /// The row is not UTF-8.
     #[error("it is not UTF-8: byte {at} does not fit")]
     NotUtf8 {
-        /// Index of the first byte that does not fit.
+        /// Index of the first byte that is not UTF-8.
         at: usize,
     },
-    /// A field that begins with a quote has no other.
+    /// A field begins with a quote and has no closing quote.
     #[error("field {field} begins with a quote and has no closing one")]
     Unclosed {
-        /// From 1.
+        /// The number of the field, from 1.
         field: usize,
     },
-    /// There is text behind the closing quote of a field.
+    /// A field has text after its closing quote.
     #[error("field {field} has text after its closing quote; double a quote that is part of the text")]
     AfterQuote {
-        /// From 1.
+        /// The number of the field, from 1.
         field: usize,
     },
 }
@@ -87,7 +87,7 @@ pub fn fields(row: &[u8], delimiter: u8) -> Result<Vec<Cow<'_, str>>, CsvError> 
     }
 }
 
-/// The text up to the closing quote, and what follows that.
+/// The text up to the closing quote, and the text after it.
 fn quoted(inside: &str) -> Option<(Cow<'_, str>, &str)> {
     let (mut text, mut rest) = (Cow::Borrowed(""), inside);
     loop {
@@ -133,7 +133,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn fields_of_rows() {
+    fn row_is_split_into_its_fields() {
         for (row, want) in [
             ("a,b\r\n", vec!["a", "b"]),
             ("", vec![""]),
@@ -154,7 +154,7 @@ mod tests {
         fn written_rows_are_read_back(cells in prop::collection::vec("[a,\"\n\r;x]{0,6}", 1..5), cut in any::<prop::sample::Index>()) {
             let text = row(cells.iter().map(String::as_str), b',') + "\n";
             prop_assert_eq!(fields(text.as_bytes(), b',').unwrap(), cells.iter().map(|c| c.as_str()).collect::<Vec<_>>());
-            // However the bytes arrive, the row ends at its own line end.
+            // The row ends at its own line end, wherever the bytes are cut.
             let both = format!("{text}next");
             let (first, second) = both.as_bytes().split_at(cut.index(both.len()));
             let mut scanner = RowScanner::default();

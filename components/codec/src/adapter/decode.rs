@@ -1,4 +1,4 @@
-//! Payloads of records into items.
+//! Decodes the payloads of records into items.
 
 use serde::{Deserialize, Serialize};
 
@@ -14,18 +14,17 @@ use crate::{
 
 /// The header of a record that is one row of CSV: the row with the names of its columns. A driver that cuts files into rows sets it.
 pub const CSV_COLUMNS_HEADER: &str = "weir-csv-columns";
-/// The header of a record that is refused, with the reason as its value: a driver that cannot cut a part of its source into records
-/// sets it.
+/// The header of a refused record, with the reason as its value. A driver sets it when a part of its source cannot be cut into records.
 pub const REFUSAL_HEADER: &str = "weir-refusal";
-/// Longest payload, bytes.
+/// Longest payload, in bytes.
 pub const PAYLOAD_BYTES_MAX: usize = 8 << 20;
-/// Most items of one payload.
+/// Maximum number of items of one payload.
 pub const ITEMS_MAX: usize = 65_536;
-/// Most JSON values of one payload.
+/// Maximum number of JSON values of one payload.
 const VALUES_MAX: usize = 1 << 20;
 
 /// Where the fields of an item are: a JSON pointer (RFC 6901) such as `/review/text`, or the name of a member or of a column. An empty
-/// one is absent.
+/// string means that the field is not read.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Fields {
@@ -33,11 +32,11 @@ pub struct Fields {
     pub text: String,
     /// The second text of a pair.
     pub text_pair: String,
-    /// The id, a string or an integer, which the result repeats.
+    /// The id, a string or an integer; repeated in the result.
     pub id: String,
-    /// The language, which the result repeats.
+    /// The language; repeated in the result.
     pub language: String,
-    /// The user, which the result repeats.
+    /// The user; repeated in the result.
     pub user: String,
 }
 
@@ -54,20 +53,20 @@ impl Default for Fields {
     }
 }
 
-/// An item.
+/// The input of an item.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Input {
     /// The text.
     pub text: String,
     /// The second text of a pair.
     pub text_pair: Option<String>,
-    /// What the result repeats.
-    pub about: About,
+    /// The fields that are repeated in the result.
+    pub metadata: ItemMetadata,
 }
 
-/// What a result repeats of its item.
+/// The fields of an item that are repeated in its result.
 #[derive(Debug, Clone, Default, PartialEq, Serialize)]
-pub struct About {
+pub struct ItemMetadata {
     /// The id.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub id: Option<Id>,
@@ -79,21 +78,21 @@ pub struct About {
     pub user: Option<String>,
 }
 
-/// Why there is no item.
+/// Why a payload, or a part of one, is not an item.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Refusal {
-    /// A constant for programs.
+    /// Machine-readable code.
     pub code: &'static str,
-    /// A sentence.
+    /// The reason, for people.
     pub reason: String,
 }
 
 /// One part of a payload.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Decoded {
-    /// Its own bytes; `None` where it is the whole payload.
+    /// Its bytes; `None` when it is the whole payload.
     pub bytes: Option<Vec<u8>>,
-    /// The item, or why it is none.
+    /// The item, or why it is not one.
     pub item: Result<Input, Refusal>,
 }
 
@@ -101,8 +100,8 @@ fn refusal<T>(code: &'static str, reason: impl Into<String>) -> Result<T, Refusa
     Err(Refusal { code, reason: reason.into() })
 }
 
-/// Decodes a payload. `columns` is the value of [`CSV_COLUMNS_HEADER`], with which the payload is rows without a head of its own.
-/// Blank lines, and an empty array, are no items.
+/// Decodes a payload. `columns` is the value of [`CSV_COLUMNS_HEADER`]; with it, the payload has no row of column names. Blank lines
+/// and an empty array give no items.
 pub fn decode(config: &AdapterConfig, payload: &[u8], columns: Option<&[u8]>) -> Vec<Decoded> {
     let whole = |item| vec![Decoded { bytes: None, item }];
     if payload.len() > PAYLOAD_BYTES_MAX {
@@ -131,7 +130,7 @@ fn text(payload: &[u8]) -> Result<Input, Refusal> {
     match std::str::from_utf8(payload) {
         Ok(text) => {
             let text = text.strip_prefix('\u{feff}').unwrap_or(text).to_owned();
-            Ok(Input { text, text_pair: None, about: About::default() })
+            Ok(Input { text, text_pair: None, metadata: ItemMetadata::default() })
         }
         Err(error) => refusal("not_utf8", format!("it is not UTF-8: byte {} does not fit", error.valid_up_to())),
     }
@@ -184,7 +183,7 @@ fn json_array(config: &AdapterConfig, payload: &[u8]) -> Result<Vec<Decoded>, Re
     Ok(nodes.iter().zip(texts).map(part).collect())
 }
 
-/// The elements of an array that was read without an error, as they were written.
+/// The elements of a valid JSON array, as bytes of the payload.
 fn elements(array: &[u8]) -> Vec<&[u8]> {
     let array = array.trim_ascii();
     let inside = array.get(1..array.len().saturating_sub(1)).unwrap_or_default();
@@ -209,18 +208,18 @@ fn elements(array: &[u8]) -> Vec<&[u8]> {
     elements
 }
 
-/// An item of a JSON value: of a string, the text; of an object, its fields.
+/// Builds an item from a JSON value: a string is its text, an object has its fields.
 fn item(fields: &Fields, node: &Node<'_>) -> Result<Input, Refusal> {
-    let about = About::default();
+    let metadata = ItemMetadata::default();
     let members = match node {
-        Node::Text(text) => return Ok(Input { text: text.clone().into_owned(), text_pair: None, about }),
+        Node::Text(text) => return Ok(Input { text: text.clone().into_owned(), text_pair: None, metadata }),
         Node::Object(_) => node,
         other => return refusal("invalid_item", format!("it is {}; an object or a string was expected", other.name())),
     };
     let Some(text) = string(members, &fields.text, "text")? else {
         return refusal("text_missing", format!("there is no text at `{}`", fields.text));
     };
-    let id = match find(members, &fields.id) {
+    let id = match value_at(members, &fields.id) {
         None | Some(Node::Null) => None,
         Some(Node::Text(id)) => Some(Id::Text(id.clone().into_owned())),
         Some(Node::Integer(id)) => Some(Id::Number(*id)),
@@ -229,16 +228,16 @@ fn item(fields: &Fields, node: &Node<'_>) -> Result<Input, Refusal> {
             return refusal("invalid_item", reason);
         }
     };
-    let about = About {
+    let metadata = ItemMetadata {
         id,
         language: string(members, &fields.language, "language")?,
         user: string(members, &fields.user, "user")?,
     };
-    Ok(Input { text, text_pair: string(members, &fields.text_pair, "second text")?, about })
+    Ok(Input { text, text_pair: string(members, &fields.text_pair, "second text")?, metadata })
 }
 
 fn string(members: &Node<'_>, field: &str, what: &str) -> Result<Option<String>, Refusal> {
-    match find(members, field) {
+    match value_at(members, field) {
         None | Some(Node::Null) => Ok(None),
         Some(Node::Text(text)) => Ok(Some(text.clone().into_owned())),
         Some(other) => {
@@ -247,8 +246,8 @@ fn string(members: &Node<'_>, field: &str, what: &str) -> Result<Option<String>,
     }
 }
 
-/// The value at a JSON pointer, or of a member by its name.
-fn find<'a, 'b>(node: &'b Node<'a>, field: &str) -> Option<&'b Node<'a>> {
+/// The value at a JSON pointer, or the value of a member by its name.
+fn value_at<'a, 'b>(node: &'b Node<'a>, field: &str) -> Option<&'b Node<'a>> {
     if field.is_empty() {
         return None;
     }
@@ -272,7 +271,7 @@ fn member<'a, 'b>(node: &'b Node<'a>, name: &str) -> Option<&'b Node<'a>> {
     }
 }
 
-/// Where the fields of an item are in a row.
+/// The indexes of the columns of an item's fields.
 struct Columns {
     text: usize,
     text_pair: Option<usize>,
@@ -287,21 +286,21 @@ impl Columns {
         let head = head.strip_prefix(b"\xef\xbb\xbf").unwrap_or(head);
         let names = csv::fields(head, config.delimiter as u8)
             .map_err(|error| Refusal { code: "malformed_csv", reason: format!("the names of the columns: {error}") })?;
-        let find = |field: &str| {
+        let column = |field: &str| {
             let name = field.strip_prefix('/').unwrap_or(field);
             names.iter().position(|other| !name.is_empty() && other.trim() == name)
         };
         let fields = &config.fields;
-        let Some(text) = find(&fields.text) else {
+        let Some(text) = column(&fields.text) else {
             let name = fields.text.strip_prefix('/').unwrap_or(&fields.text);
             return refusal("column_missing", format!("there is no column `{name}`; there are {}", names.join(", ")));
         };
         Ok(Self {
             text,
-            text_pair: find(&fields.text_pair),
-            id: find(&fields.id),
-            language: find(&fields.language),
-            user: find(&fields.user),
+            text_pair: column(&fields.text_pair),
+            id: column(&fields.id),
+            language: column(&fields.language),
+            user: column(&fields.user),
             count: names.len(),
         })
     }
@@ -314,8 +313,8 @@ impl Columns {
             return refusal("malformed_csv", reason);
         }
         let cell = |at: Option<usize>| at.map(|at| cells[at].clone().into_owned()).filter(|cell| !cell.is_empty());
-        let about = About { id: cell(self.id).map(Id::Text), language: cell(self.language), user: cell(self.user) };
-        Ok(Input { text: cells[self.text].clone().into_owned(), text_pair: cell(self.text_pair), about })
+        let metadata = ItemMetadata { id: cell(self.id).map(Id::Text), language: cell(self.language), user: cell(self.user) };
+        Ok(Input { text: cells[self.text].clone().into_owned(), text_pair: cell(self.text_pair), metadata })
     }
 }
 
@@ -366,9 +365,9 @@ mod tests {
                 let bytes =
                     part.bytes.map(|bytes| format!(" of {}", String::from_utf8_lossy(&bytes))).unwrap_or_default();
                 match part.item {
-                    Ok(Input { text, text_pair, about }) => {
-                        let about = serde_json::to_string(&about).unwrap();
-                        format!("{text:?} {text_pair:?} {about}{bytes}")
+                    Ok(Input { text, text_pair, metadata }) => {
+                        let metadata = serde_json::to_string(&metadata).unwrap();
+                        format!("{text:?} {text_pair:?} {metadata}{bytes}")
                     }
                     Err(Refusal { code, reason }) => format!("{code}: {reason}{bytes}"),
                 }
@@ -378,7 +377,7 @@ mod tests {
     }
 
     #[test]
-    fn json_has_its_text_at_a_pointer() {
+    fn json_text_is_read_at_its_pointer() {
         let plain = config(Format::Json);
         check(&plain, r#""a""#, None, expect![[r#""a" None {}"#]]);
         check(
@@ -412,7 +411,7 @@ mod tests {
     }
 
     #[test]
-    fn several_items_of_one_payload_have_their_own_bytes() {
+    fn each_item_of_a_payload_has_its_own_bytes() {
         check(
             &config(Format::Ndjson),
             "{\"text\":\"a\"}\n\nx\r\n\"b\"",
@@ -437,7 +436,7 @@ mod tests {
     }
 
     #[test]
-    fn csv_has_its_text_in_a_column() {
+    fn csv_text_is_read_from_its_column() {
         let csv = config(Format::Csv);
         check(
             &csv,
@@ -455,7 +454,7 @@ mod tests {
     }
 
     #[test]
-    fn text_is_the_payload() {
+    fn payload_in_text_format_is_the_text() {
         check(&config(Format::Text), "\u{feff}a\nb", None, expect![[r#""a\nb" None {}"#]]);
         let parts = decode(&config(Format::Text), b"a\xff", None);
         assert_eq!(parts[0].item.as_ref().unwrap_err().code, "not_utf8");

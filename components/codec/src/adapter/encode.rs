@@ -1,11 +1,11 @@
-//! Outputs as payloads.
+//! Encodes outputs as payloads.
 
 use serde::Serialize;
 
 use super::{
     config::{AdapterConfig, OutputFormat, TaskKind},
     csv,
-    decode::{About, Input},
+    decode::{Input, ItemMetadata},
 };
 use crate::inference::output::{Entity, LabelScore};
 
@@ -25,7 +25,7 @@ pub enum Output {
 #[derive(Serialize)]
 struct Line<'a> {
     #[serde(flatten)]
-    about: &'a About,
+    metadata: &'a ItemMetadata,
     #[serde(skip_serializing_if = "Option::is_none")]
     text: Option<&'a str>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -53,7 +53,7 @@ pub fn encode(config: &AdapterConfig, input: &Input, output: &Output) -> Vec<u8>
 
 fn json(config: &AdapterConfig, input: &Input, output: &Output) -> Vec<u8> {
     let mut line = Line {
-        about: &input.about,
+        metadata: &input.metadata,
         text: config.output_text.then_some(&input.text),
         label: None,
         score: None,
@@ -76,7 +76,7 @@ fn json(config: &AdapterConfig, input: &Input, output: &Output) -> Vec<u8> {
     crate::json::to_vec(&line)
 }
 
-/// The columns of a result in CSV.
+/// The row with the names of the columns of a result in CSV, without a line end.
 pub fn csv_columns(config: &AdapterConfig) -> String {
     let result: &[&str] = match config.task {
         TaskKind::Classify if config.top_k == 1 => &["label", "score"],
@@ -91,7 +91,7 @@ pub fn csv_columns(config: &AdapterConfig) -> String {
 
 fn csv_row(config: &AdapterConfig, input: &Input, output: &Output) -> String {
     let list = |value: Vec<u8>| String::from_utf8(value).expect("JSON is UTF-8");
-    let mut cells = vec![input.about.id.as_ref().map(ToString::to_string).unwrap_or_default()];
+    let mut cells = vec![input.metadata.id.as_ref().map(ToString::to_string).unwrap_or_default()];
     if config.output_text {
         cells.push(input.text.clone());
     }
@@ -107,10 +107,10 @@ fn csv_row(config: &AdapterConfig, input: &Input, output: &Output) -> String {
     csv::row(cells.iter().map(String::as_str), b',')
 }
 
-/// The result on one line, for people: fields are separated by tabs.
+/// The result on one line of text; fields are separated by tabs.
 fn text(config: &AdapterConfig, input: &Input, output: &Output) -> String {
     let one_line = |text: &str| text.split_whitespace().collect::<Vec<_>>().join(" ");
-    let mut fields: Vec<String> = input.about.id.as_ref().map(ToString::to_string).into_iter().collect();
+    let mut fields: Vec<String> = input.metadata.id.as_ref().map(ToString::to_string).into_iter().collect();
     match output {
         Output::Labels(labels) => {
             fields.extend(labels.iter().map(|label| format!("{} {:.4}", label.label, label.score)));
@@ -144,13 +144,13 @@ mod tests {
             output_text: format != OutputFormat::Json,
             ..AdapterConfig::default()
         };
-        let about = About { id: Some(Id::Text("a,1".into())), language: None, user: Some("u".into()) };
-        let input = Input { text: "one\ntwo".into(), text_pair: None, about };
+        let metadata = ItemMetadata { id: Some(Id::Text("a,1".into())), language: None, user: Some("u".into()) };
+        let input = Input { text: "one\ntwo".into(), text_pair: None, metadata };
         expect.assert_eq(&String::from_utf8(encode(&config, &input, output)).unwrap());
     }
 
     #[test]
-    fn results_in_every_format() {
+    fn result_is_encoded_in_each_format() {
         let label = |label: &str, score| LabelScore { label: label.to_owned(), score };
         let labels = Output::Labels(vec![label("positive", 0.999_865_65), label("negative", 0.000_1)]);
         check(
@@ -195,7 +195,7 @@ mod tests {
     }
 
     #[test]
-    fn csv_rows_have_as_many_cells_as_columns() {
+    fn csv_row_has_a_cell_for_each_column() {
         for (task, output) in [
             (TaskKind::Classify, Output::Labels(vec![LabelScore { label: "l".into(), score: 0.5 }])),
             (TaskKind::Tokens, Output::Entities(Vec::new())),
@@ -203,7 +203,7 @@ mod tests {
             (TaskKind::Summarize, Output::Summary("a, b".into())),
         ] {
             let config = AdapterConfig { task, output: OutputFormat::Csv, ..AdapterConfig::default() };
-            let input = Input { text: "t".into(), text_pair: None, about: About::default() };
+            let input = Input { text: "t".into(), text_pair: None, metadata: ItemMetadata::default() };
             let row = encode(&config, &input, &output);
             let columns = csv_columns(&config);
             let count = |row: &[u8]| csv::fields(row, b',').unwrap().len();

@@ -28,7 +28,7 @@ struct Reason<'a> {
     message: &'a str,
 }
 
-/// The line, without its end: the error, where the record comes from, and its original bytes.
+/// The line without a line end: the error, the origin and position of the record, and its original bytes.
 pub fn error_line(record: &ResultRecord) -> Vec<u8> {
     let (payload, payload_hex) = match std::str::from_utf8(&record.payload) {
         Ok(text) => (Some(text), None),
@@ -52,7 +52,7 @@ pub fn error_line(record: &ResultRecord) -> Vec<u8> {
 fn hex(bytes: &[u8]) -> String {
     let mut text = String::with_capacity(2 * bytes.len());
     for byte in bytes {
-        // A String takes all that is written.
+        // Writing to a String cannot fail.
         let _ = write!(text, "{byte:02x}");
     }
     text

@@ -1,7 +1,7 @@
-//! The formats of adapters: payloads of records into items, and outputs into payloads.
+//! The formats of adapters: payloads of records are decoded into items, and outputs encoded as payloads.
 //!
 //! - [`config`]: the settings of an adapter component.
-//! - [`decode`]: JSON, NDJSON, JSON arrays, text and CSV into items; Avro and Protobuf are declined.
+//! - [`decode`]: JSON, NDJSON, JSON arrays, text and CSV as items; Avro and Protobuf are refused.
 //! - [`csv`]: rows and fields (RFC 4180).
 //! - [`encode`]: outputs as JSON, text or CSV.
 //! - [`sse`]: a reader of server-sent events.

@@ -1,7 +1,7 @@
 //! The events of the channels for workflows, files and users, as JSON.
 //!
-//! The data of an event is one object on one line; field names are those that subscribers have always read. Every event has
-//! a `timestamp` (RFC 3339).
+//! The data of an event is one JSON object on one line. Field names do not change: existing subscribers depend on them. Every event
+//! has a `timestamp` (RFC 3339).
 
 use serde::Serialize;
 
@@ -25,31 +25,31 @@ pub enum StreamEvent<'a> {
     AnalysisProgress(&'a Progress),
     /// `notification`
     Notification(&'a Notification),
-    /// `temporal_status`: the state of a workflow engine, from a publisher that queried it.
+    /// `temporal_status`: the status of a workflow in its engine, from a publisher that queried it.
     TemporalStatus(&'a Temporal),
-    /// `error`: something went wrong with the subscription, not with the work that it follows.
+    /// `error`: the subscription failed; the workflow or file that it follows is not affected.
     Error {
-        /// A constant for programs.
+        /// Machine-readable code.
         code: &'a str,
-        /// For people.
+        /// Human-readable text.
         message: &'a str,
-        /// True when connecting again may help.
+        /// True when a new connection may succeed.
         retryable: bool,
     },
     /// `disconnected`: the server ends the connection.
     Disconnected {
-        /// A constant for programs: `finished`, `expired`, `slow`, `draining` and so on.
+        /// Machine-readable code: `finished`, `expired`, `slow`, `draining` and so on.
         reason: &'a str,
-        /// For people.
+        /// Human-readable text.
         message: &'a str,
-        /// True when a reconnection can resume.
+        /// True when a new connection can resume.
         resumable: bool,
     },
-    /// `gap`: events that are no longer retained. Ids as on the wire; both ends are missing.
+    /// `gap`: events are no longer retained. The ids are as on the wire; both ends are missing.
     Gap {
-        /// The first that is missing.
+        /// The id of the first missing event.
         missing_from: &'a str,
-        /// The last that is missing.
+        /// The id of the last missing event.
         missing_to: &'a str,
     },
 }
@@ -78,7 +78,7 @@ impl StreamEvent<'_> {
         }
     }
 
-    /// True when a later event of the same type may replace it in a slow reader's buffer.
+    /// True when a later event of the same type may replace it in the buffer of a slow subscriber.
     pub fn coalesces(&self) -> bool {
         match self {
             Self::WorkflowProgress(progress) | Self::AnalysisProgress(progress) => progress.coalesces(),
@@ -86,8 +86,8 @@ impl StreamEvent<'_> {
         }
     }
 
-    /// True for the last event of its channel: of a workflow when its engine says that it has ended, of a file when it has
-    /// all its percents, failed or was canceled; or when, and only when, the publisher says so with `last`.
+    /// True for the last event of its channel. If the publisher sets `last`, that decides. Otherwise a workflow ends with a
+    /// `temporal_status` that is not running, and a file with 100 percent, an error or a cancellation.
     pub fn finishes(&self) -> bool {
         match self {
             Self::WorkflowProgress(progress) => progress.last.unwrap_or(false),
@@ -95,15 +95,14 @@ impl StreamEvent<'_> {
                 progress.progress >= 100.0 || progress.error.is_some() || progress.canceled == Some(true)
             }),
             Self::TemporalStatus(temporal) => {
-                let goes_on = matches!(temporal.status, "RUNNING" | "CONTINUED_AS_NEW");
-                temporal.last.unwrap_or(!goes_on)
+                let is_running = matches!(temporal.status, "RUNNING" | "CONTINUED_AS_NEW");
+                temporal.last.unwrap_or(!is_running)
             }
             _ => false,
         }
     }
 
-    /// The data: an object of JSON on one line. `channel` is the one that the event concerns, also where a copy goes to
-    /// a user's.
+    /// The data: a JSON object on one line. `channel` is the channel that the event is about, also for the copy in a user's channel.
     pub fn data(&self, channel: &Channel, unix_ms: u64) -> Vec<u8> {
         let mut object = Object::open();
         object.text(id_field(channel.kind()), channel.id());
@@ -144,8 +143,8 @@ impl StreamEvent<'_> {
     }
 }
 
-/// An event as one object, for transports without a frame of their own: a message of a WebSocket, a line of NDJSON. `data` is an event's,
-/// on one line; `id` is absent for events that are not stored.
+/// An event as one JSON object, for transports that do not frame events: a message of a WebSocket, a line of NDJSON. `data` is JSON on
+/// one line; `id` is absent for events that are not stored.
 pub fn envelope(channel: &Channel, id: Option<&str>, name: &str, data: &[u8]) -> Vec<u8> {
     let mut object = Object::open();
     object.text("type", name);
@@ -156,7 +155,7 @@ pub fn envelope(channel: &Channel, id: Option<&str>, name: &str, data: &[u8]) ->
     object.close()
 }
 
-/// The response to a publisher: the ids on the wire of the event and of its copy for a user.
+/// The response to a publisher: the ids, as on the wire, of the event and of its copy in a user's channel.
 pub fn published_json(channel: &Channel, id: &str, user: Option<(&Channel, &str)>) -> Vec<u8> {
     let mut object = Object::open();
     object.text("status", "published");
@@ -169,19 +168,19 @@ pub fn published_json(channel: &Channel, id: &str, user: Option<(&Channel, &str)
     object.close()
 }
 
-/// What a service says of itself when it is asked.
+/// The health of a service, as it reported it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ServiceHealth {
     /// `events`, `redis`, `inference` and so on.
     pub name: String,
-    /// True when it answered.
+    /// True when it responded.
     pub healthy: bool,
-    /// Why not, or that something else has taken over.
+    /// Why it is unhealthy, or which fallback is in use.
     pub detail: Option<String>,
 }
 
-/// The body of `GET /stream/health`, and whether all is well: `healthy` when every service is, `degraded` when some
-/// are, `unhealthy` when none is.
+/// The body of `GET /stream/health`, and whether every service is healthy. `status` is `healthy` when all services are, `degraded`
+/// when some are, `unhealthy` when none is.
 pub fn health_json(services: &[ServiceHealth], active_streams: u64, unix_ms: u64) -> (bool, Vec<u8>) {
     let healthy = services.iter().filter(|service| service.healthy).count();
     let status = match healthy {
@@ -207,7 +206,7 @@ pub fn health_json(services: &[ServiceHealth], active_streams: u64, unix_ms: u64
     (healthy == services.len(), object.close())
 }
 
-/// The body of the answer to `POST /tickets`.
+/// The response body of `POST /tickets`.
 pub fn ticket_json(ticket: &str, expires_unix_ms: u64) -> Vec<u8> {
     let mut object = Object::open();
     object.text("ticket", ticket);
@@ -215,7 +214,7 @@ pub fn ticket_json(ticket: &str, expires_unix_ms: u64) -> Vec<u8> {
     object.close()
 }
 
-/// Writes an object, member by member: some come as JSON already.
+/// Writes an object member by member; some values are JSON text already.
 struct Object(Vec<u8>);
 
 impl Object {
@@ -237,7 +236,7 @@ impl Object {
     }
 
     fn json(&mut self, value: &(impl Serialize + ?Sized)) {
-        serde_json::to_writer(&mut self.0, value).expect("texts, numbers and flags are JSON, and a vector takes them");
+        serde_json::to_writer(&mut self.0, value).expect("strings, numbers and booleans serialize, and writing to a vector cannot fail");
     }
 
     fn value(&mut self, key: &str, value: &(impl Serialize + ?Sized)) {
@@ -264,7 +263,7 @@ impl Object {
 
     fn progress(&mut self, progress: &Progress) {
         self.text("step", &progress.step);
-        // Whole percents are written as they were sent, without a fraction.
+        // Whole percents are written without a fraction, as publishers send them.
         match progress.progress.fract() == 0.0 {
             true => self.value("progress", &(progress.progress as i64)),
             false => self.value("progress", &progress.progress),
@@ -280,7 +279,7 @@ impl Object {
     }
 }
 
-/// The names of all events of a kind of channel, for documentation and clients.
+/// The names of all events of a kind of channel, for the API description.
 pub fn events_of(kind: ChannelKind) -> &'static [&'static str] {
     match kind {
         ChannelKind::Workflow => &["connected", "workflow_progress", "temporal_status", "error", "disconnected", "gap"],
@@ -323,7 +322,7 @@ mod tests {
     }
 
     #[test]
-    fn events_of_publishers() {
+    fn published_events_are_rendered_with_their_fields() {
         let body = br#"{"step":"processing","progress":50,"message":"a\r\nb","metadata":{ "n": 1.10, "a": [] }}"#;
         let body = WorkflowBody::from_json(body).unwrap();
         check(
@@ -364,7 +363,7 @@ mod tests {
     }
 
     #[test]
-    fn events_of_the_server() {
+    fn server_events_are_rendered_with_their_fields() {
         check(
             &StreamEvent::Connected,
             "pipeline:0b1c",
@@ -400,7 +399,7 @@ mod tests {
     }
 
     #[test]
-    fn which_events_are_the_last() {
+    fn last_event_of_a_channel_is_recognized() {
         for (body, want) in [
             (r#"{"step":"s","progress":100}"#, false),
             (r#"{"step":"s","progress":1,"last":true}"#, true),
@@ -424,7 +423,7 @@ mod tests {
     }
 
     #[test]
-    fn envelope_fields() {
+    fn envelope_has_an_id_only_for_stored_events() {
         let text = |bytes| String::from_utf8(bytes).expect("UTF-8");
         expect![[r#"{"type":"gap","id":"e-1","channel":"file:f","data":{}}"#]].assert_eq(&text(envelope(
             &channel("file:f"),
@@ -443,7 +442,7 @@ mod tests {
     }
 
     #[test]
-    fn health() {
+    fn health_status_depends_on_the_number_of_healthy_services() {
         let service = |name: &str, healthy, detail: Option<&str>| ServiceHealth {
             name: name.to_owned(),
             healthy,

@@ -1,7 +1,8 @@
-//! Which events of a channel a subscription gets: `events` and `steps`, and how often the same progress comes: `throttle_ms`.
+//! The filter of a subscription: the events (`events`) and steps (`steps`) that it receives, and how often progress with the same key
+//! is sent (`throttle_ms`).
 //!
-//! What is left out is no gap, and a subscriber resumes after the last event that it got: what follows is filtered alike. Events of the
-//! subscription (`connected`, `gap`, `error`, `disconnected`) always come.
+//! A filtered event is not a gap. A subscriber resumes after the last event that it received, and the same filter applies to the events
+//! after it. Events of the subscription itself (`connected`, `gap`, `error`, `disconnected`) are never filtered.
 
 use serde::Deserialize;
 
@@ -10,28 +11,28 @@ use crate::{
     json::field::{FieldError, FieldReason, RequestError},
 };
 
-/// Most names in a list.
+/// Maximum number of names in a list.
 pub const NAMES_MAX: usize = 32;
-/// Most bytes of a name.
+/// Maximum number of bytes of a name.
 pub const NAME_BYTES_MAX: usize = 200;
-/// The longest period, in milliseconds.
+/// The longest throttle period, in milliseconds.
 pub const THROTTLE_MS_MAX: u32 = 60_000;
 
-/// The query parameters and members of a `subscribe` message.
+/// The names of the query parameters, and of the members of a `subscribe` message.
 pub const FIELDS: [&str; 3] = ["events", "steps", "throttle_ms"];
 
-/// A filter. The default lets everything pass.
+/// A filter. The default admits every event.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct EventFilter {
     /// Names of events; all when empty.
     pub events: Vec<String>,
-    /// Ids of steps: events of other steps are left out, those of no step come. All when empty.
+    /// Ids of steps: events of other steps are filtered out, events without a step are not. All when empty.
     pub steps: Vec<String>,
-    /// Of the progress of one key, the newest in this time, in milliseconds; 0: all of it.
+    /// The period, in milliseconds, in which at most the newest progress event of a key is sent; 0 sends all of them.
     pub throttle_ms: u32,
 }
 
-/// The step that an event belongs to: `step_id` of an execution's event, `step` of a report of progress.
+/// The step that an event belongs to: `step_id` in an event of an execution, `step` in a progress event.
 #[derive(Deserialize)]
 struct StepOf<'a> {
     #[serde(borrow)]
@@ -41,11 +42,11 @@ struct StepOf<'a> {
 }
 
 impl EventFilter {
-    /// Reads a query without its question mark: lists are separated by commas. Other parameters are others' concern.
+    /// Reads a query without its question mark. Lists are separated by commas; other parameters are ignored.
     ///
     /// # Errors
     ///
-    /// A parameter is given twice, or is not fit.
+    /// A parameter appears twice or has an invalid value.
     pub fn from_query(query: &str) -> Result<Self, RequestError> {
         let mut fields: [Option<String>; 3] = [const { None }; 3];
         for pair in query.split('&') {
@@ -53,7 +54,7 @@ impl EventFilter {
             let name = decode(name);
             let Some(at) = FIELDS.iter().position(|field| *field == name) else { continue };
             if fields[at].replace(decode(value).into_owned()).is_some() {
-                return Err(refused(FIELDS[at], format!("`{name}` must be given once")));
+                return Err(invalid(FIELDS[at], format!("`{name}` must be given once")));
             }
         }
         let [events, steps, throttle] = fields;
@@ -65,18 +66,18 @@ impl EventFilter {
             Some(text) => {
                 let number = text.parse::<u64>().ok().filter(|_| text.bytes().all(|byte| byte.is_ascii_digit()));
                 Some(number.ok_or_else(|| {
-                    refused("throttle_ms", format!("`throttle_ms` must be a whole number, and is `{text}`"))
+                    invalid("throttle_ms", format!("`throttle_ms` must be a whole number, and is `{text}`"))
                 })?)
             }
         };
         Self::new(list(events), list(steps), throttle_ms)
     }
 
-    /// A filter of lists and a period, each absent where it was not given.
+    /// A filter from lists and a period; absent ones do not filter.
     ///
     /// # Errors
     ///
-    /// A list is empty, too long or has an empty or too long name; the period is too long.
+    /// A list is empty, too long or has an invalid name; the period is too long.
     pub fn new(
         events: Option<Vec<String>>,
         steps: Option<Vec<String>>,
@@ -90,22 +91,22 @@ impl EventFilter {
             }
             let what =
                 format!("`{field}` must list 1 to {NAMES_MAX} names of 1 to {NAME_BYTES_MAX} bytes without commas");
-            Err(refused(field, what))
+            Err(invalid(field, what))
         };
         let throttle_ms = throttle_ms.unwrap_or_default();
         let throttle_ms = u32::try_from(throttle_ms).ok().filter(|period_ms| *period_ms <= THROTTLE_MS_MAX);
         let Some(throttle_ms) = throttle_ms else {
-            return Err(refused("throttle_ms", format!("`throttle_ms` must be 0 to {THROTTLE_MS_MAX}")));
+            return Err(invalid("throttle_ms", format!("`throttle_ms` must be 0 to {THROTTLE_MS_MAX}")));
         };
         Ok(Self { events: check("events", events)?, steps: check("steps", steps)?, throttle_ms })
     }
 
-    /// Whether everything passes, at any rate.
+    /// True when every event passes without throttling.
     pub fn is_default(&self) -> bool {
         *self == Self::default()
     }
 
-    /// Whether an event comes, by its name and its data.
+    /// True when an event with this name and data passes.
     pub fn admits(&self, name: &str, data: &str) -> bool {
         if !self.events.is_empty() && !self.events.iter().any(|event| event == name) {
             return false;
@@ -113,7 +114,7 @@ impl EventFilter {
         if self.steps.is_empty() {
             return true;
         }
-        // Data that is no such object has no step.
+        // Data that is not such an object has no step.
         let Ok(StepOf { step_id, step }) = serde_json::from_str(data) else { return true };
         step_id.or(step).is_none_or(|step| self.steps.iter().any(|one| *one == step))
     }
@@ -135,7 +136,7 @@ impl EventFilter {
     }
 }
 
-fn refused(field: &'static str, message: String) -> RequestError {
+fn invalid(field: &'static str, message: String) -> RequestError {
     RequestError::Invalid(vec![FieldError::new(field, FieldReason::NotAllowed, message)])
 }
 
@@ -173,7 +174,7 @@ mod tests {
     }
 
     #[test]
-    fn query_that_is_not_fit_names_its_field() {
+    fn invalid_query_is_refused_with_the_field() {
         for (query, field) in [
             ("events=", "`events` must list"),
             ("events=a,,b", "`events` must list"),
@@ -190,7 +191,7 @@ mod tests {
     }
 
     #[test]
-    fn events_of_other_names_and_steps_are_left_out() {
+    fn events_of_other_names_and_steps_are_filtered_out() {
         let filter = EventFilter {
             events: names(&["step_complete", "pipeline_complete"]),
             steps: names(&["score"]),

@@ -1,26 +1,26 @@
-//! GRIP, the Generic Realtime Intermediary Protocol: the headers by which an answer says "hold this connection and feed it
-//! from these channels". Weir's own host is such an intermediary; Pushpin is another.
+//! GRIP, the Generic Realtime Intermediary Protocol: response headers that instruct an intermediary to hold the connection and to write
+//! the events of some channels to it. Weir's own host is such an intermediary; Pushpin is another.
 //!
-//! Written by the gateway, read by the host. Values are checked when they are written, since a semicolon or an end of line
-//! in one would say something else, and reading is bounded.
+//! The gateway writes the headers and the host reads them. Values are checked when they are written, since a semicolon or a line end in
+//! a value would change the meaning of the header. Reading is bounded.
 
 use std::time::Duration;
 
 use thiserror::Error;
 
-/// Most channels that one connection follows.
+/// Maximum number of channels that one connection follows.
 pub const CHANNELS_MAX: usize = 64;
-/// Most bytes in a channel's name, in an id, in a link, in what keeps a connection alive.
+/// Maximum number of bytes in a channel's name, an id, a link or the data of a heartbeat.
 pub const VALUE_BYTES_MAX: usize = 1024;
-/// Longest time between two signs of life.
+/// Longest heartbeat period, in seconds.
 pub const KEEP_ALIVE_S_MAX: u64 = 3600;
 
 /// How a connection is held.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum HoldMode {
-    /// Until it ends: every event is written to it.
+    /// Until the connection ends: every event is written to it.
     Stream,
-    /// Until the first event, which is the answer: long polling.
+    /// Until the first event, which is the response: long polling.
     Response,
 }
 
@@ -29,44 +29,44 @@ pub enum HoldMode {
 pub struct HoldChannel {
     /// Its name.
     pub name: String,
-    /// The id of the last event that the client has, or that this response has: the events after it follow.
+    /// The id of the last event that the client, or this response, has: the events after it are written.
     pub prev_id: Option<String>,
 }
 
-/// What keeps a connection from looking dead.
+/// The heartbeat of an idle connection.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct KeepAlive {
-    /// What is written, such as [`crate::http::sse::HEARTBEAT`].
+    /// The bytes to write, such as [`crate::http::sse::HEARTBEAT`].
     pub data: Vec<u8>,
-    /// When nothing else was written for so long.
+    /// The time without a write after which they are written.
     pub timeout: Duration,
 }
 
-/// What an answer says about the connection that it is sent on.
+/// The instruction of a response to hold its connection.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Hold {
-    /// How it is held.
+    /// How the connection is held.
     pub mode: HoldMode,
-    /// What it follows: 1 to [`CHANNELS_MAX`].
+    /// The channels that it follows: 1 to [`CHANNELS_MAX`].
     pub channels: Vec<HoldChannel>,
-    /// What keeps it from looking dead.
+    /// The heartbeat.
     pub keep_alive: Option<KeepAlive>,
-    /// Where the intermediary requests missed events: a path of this server.
+    /// The path of this server at which the intermediary requests missed events.
     pub link: Option<String>,
-    /// The status of the answer as the client sees it, where it is not that of the answer.
+    /// The status that the client sees, if it is not the status of the response.
     pub status: Option<u16>,
 }
 
 /// Why a hold cannot be written or read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
 pub enum GripError {
-    /// A value has a character that would end it.
+    /// A value is empty or has a character that is not allowed in it.
     #[error("the value of `{header}` has a character that it must not have, or is empty")]
     Value {
         /// The header.
         header: &'static str,
     },
-    /// A value is too long, or there are too many.
+    /// A value is too long, or there are too many values.
     #[error("`{header}` is over its bound")]
     TooLong {
         /// The header.
@@ -78,7 +78,7 @@ pub enum GripError {
         /// The header.
         header: &'static str,
     },
-    /// A hold without a channel.
+    /// A hold has no channel.
     #[error("a hold needs a channel")]
     NoChannel,
 }
@@ -94,7 +94,7 @@ impl Hold {
     ///
     /// # Errors
     ///
-    /// A value has a character that would end it, or is over its bound, or there is no channel.
+    /// See [`GripError`].
     pub fn to_headers(&self) -> Result<Vec<(&'static str, String)>, GripError> {
         let mode = match self.mode {
             HoldMode::Stream => "stream",
@@ -145,8 +145,8 @@ impl Hold {
         Ok(headers)
     }
 
-    /// What the headers of an answer say; none when it is not to be held. Names are compared without regard to case; headers
-    /// that are not of GRIP are passed over.
+    /// Reads the hold from the headers of a response; `None` when the response is not to be held. Header names are compared without
+    /// regard to case; other headers are ignored.
     ///
     /// # Errors
     ///
@@ -177,8 +177,8 @@ impl Hold {
     }
 }
 
-fn once<T>(place: &mut Option<T>, header: &'static str, value: T) -> Result<(), GripError> {
-    match place.replace(value) {
+fn once<T>(slot: &mut Option<T>, header: &'static str, value: T) -> Result<(), GripError> {
+    match slot.replace(value) {
         None => Ok(()),
         Some(_) => Err(GripError::Twice { header }),
     }
@@ -188,11 +188,11 @@ fn bounded(header: &'static str, value: &str) -> Result<(), GripError> {
     if value.len() > VALUE_BYTES_MAX { Err(GripError::TooLong { header }) } else { Ok(()) }
 }
 
-/// A name or an id: visible ASCII without what separates values and parameters.
+/// Checks a name or an id: visible ASCII without the separators of values and parameters.
 fn token(header: &'static str, value: &str) -> Result<(), GripError> {
     bounded(header, value)?;
-    let fit = |byte: u8| byte.is_ascii_graphic() && !matches!(byte, b';' | b',' | b'"' | b'\\');
-    if value.is_empty() || !value.bytes().all(fit) {
+    let is_allowed = |byte: u8| byte.is_ascii_graphic() && !matches!(byte, b';' | b',' | b'"' | b'\\');
+    if value.is_empty() || !value.bytes().all(is_allowed) {
         return Err(GripError::Value { header });
     }
     Ok(())
@@ -206,7 +206,7 @@ fn read_mode(value: &str) -> Result<HoldMode, GripError> {
     }
 }
 
-/// Channels separated by commas, each with parameters; those that are not known are passed over.
+/// Channels separated by commas, each with parameters; unknown parameters are ignored.
 fn read_channels(value: &str, channels: &mut Vec<HoldChannel>) -> Result<(), GripError> {
     for entry in value.split(',') {
         let mut parts = entry.split(';').map(str::trim);
@@ -229,7 +229,7 @@ fn read_channels(value: &str, channels: &mut Vec<HoldChannel>) -> Result<(), Gri
 
 /// `data; format=cstring; timeout=seconds`. A semicolon within the data is escaped.
 fn read_keep_alive(value: &str) -> Result<KeepAlive, GripError> {
-    const WRONG: GripError = GripError::Value { header: KEEP_ALIVE };
+    const INVALID: GripError = GripError::Value { header: KEEP_ALIVE };
     bounded_keep_alive(value)?;
     let end = unescaped_semicolon(value).unwrap_or(value.len());
     let (data, parameters) = value.split_at(end);
@@ -239,20 +239,20 @@ fn read_keep_alive(value: &str) -> Result<KeepAlive, GripError> {
             Some(("format", "cstring")) => once(&mut escaped, KEEP_ALIVE, true)?,
             Some(("format", "raw")) => once(&mut escaped, KEEP_ALIVE, false)?,
             Some(("timeout", seconds)) if seconds.bytes().all(|byte| byte.is_ascii_digit()) => {
-                once(&mut timeout_s, KEEP_ALIVE, seconds.parse::<u64>().map_err(|_| WRONG)?)?;
+                once(&mut timeout_s, KEEP_ALIVE, seconds.parse::<u64>().map_err(|_| INVALID)?)?;
             }
-            _ => return Err(WRONG),
+            _ => return Err(INVALID),
         }
     }
     let data = match escaped {
-        Some(true) => unescape(data).ok_or(WRONG)?,
+        Some(true) => unescape(data).ok_or(INVALID)?,
         _ => data.as_bytes().to_vec(),
     };
-    // Pushpin's default.
+    // The default of Pushpin.
     const TIMEOUT_S_DEFAULT: u64 = 55;
     let timeout_s = timeout_s.unwrap_or(TIMEOUT_S_DEFAULT);
     if data.is_empty() || timeout_s == 0 {
-        return Err(WRONG);
+        return Err(INVALID);
     }
     if data.len() > VALUE_BYTES_MAX || timeout_s > KEEP_ALIVE_S_MAX {
         return Err(GripError::TooLong { header: KEEP_ALIVE });
@@ -290,7 +290,7 @@ fn escape(data: &[u8]) -> Result<String, GripError> {
             _ => return Err(GripError::Value { header: KEEP_ALIVE }),
         }
     }
-    // A header's value has no space around it: one at an end would be lost.
+    // White space around the value of a header is removed by its reader.
     if escaped.starts_with(' ') || escaped.ends_with(' ') {
         return Err(GripError::Value { header: KEEP_ALIVE });
     }
@@ -316,17 +316,17 @@ fn unescape(text: &str) -> Option<Vec<u8>> {
 }
 
 fn read_link(value: &str) -> Result<String, GripError> {
-    const WRONG: GripError = GripError::Value { header: LINK };
-    let (link, parameters) = value.strip_prefix('<').and_then(|rest| rest.split_once('>')).ok_or(WRONG)?;
+    const INVALID: GripError = GripError::Value { header: LINK };
+    let (link, parameters) = value.strip_prefix('<').and_then(|rest| rest.split_once('>')).ok_or(INVALID)?;
     bounded(LINK, link)?;
     let next = parameters.split(';').any(|parameter| matches!(parameter.trim(), "rel=next" | "rel=\"next\""));
-    if next && is_path(link) { Ok(link.to_owned()) } else { Err(WRONG) }
+    if next && is_path(link) { Ok(link.to_owned()) } else { Err(INVALID) }
 }
 
-/// A path of this server, perhaps with a query: `//` would name another.
+/// True for a path of this server, with or without a query. `//` would name another server.
 fn is_path(link: &str) -> bool {
-    let fit = |byte: u8| byte.is_ascii_graphic() && !matches!(byte, b'<' | b'>');
-    link.starts_with('/') && !link.starts_with("//") && link.bytes().all(fit)
+    let is_allowed = |byte: u8| byte.is_ascii_graphic() && !matches!(byte, b'<' | b'>');
+    link.starts_with('/') && !link.starts_with("//") && link.bytes().all(is_allowed)
 }
 
 fn read_status(value: &str) -> Result<u16, GripError> {
@@ -360,7 +360,7 @@ mod tests {
     }
 
     #[test]
-    fn hold_headers_read_back() {
+    fn hold_written_as_headers_reads_back() {
         let headers = hold().to_headers().unwrap();
         let text: String = headers.iter().map(|(name, value)| format!("{name}: {value}\n")).collect();
         expect![[r#"
@@ -449,7 +449,7 @@ mod tests {
     }
 
     #[test]
-    fn hold_that_would_change_its_meaning_is_not_written() {
+    fn hold_with_an_invalid_value_is_not_written() {
         let with = |change: &dyn Fn(&mut Hold)| {
             let mut hold = hold();
             change(&mut hold);

@@ -1,7 +1,7 @@
-//! The header beside [`crate::channels::grip`] for Weir's own host: the exact terms on which it holds a connection.
+//! The header with the exact terms of a hold, for Weir's own host, in addition to those of [`crate::channels::grip`].
 //!
-//! GRIP names the channel to follow; it has no fields for the cursor to resume after, the duration and the user. They are one more
-//! header, which the host removes from every request and every response: clients neither send nor see it.
+//! GRIP names the channel to follow, but has no fields for the cursor to resume after, the duration and the user. They are in one more
+//! header. The host removes it from every request and every response, so clients can neither send nor see it.
 
 use thiserror::Error;
 use weir_core::channels::Cursor;
@@ -13,37 +13,37 @@ use crate::{
 
 /// The header of the terms.
 pub const HEADER: &str = "weir-hold";
-/// The header of an answer that names the user whom the gateway has identified: the host counts the request for the user from
-/// then on, and no longer for the address; and its WebSockets among the connections of the user. Private too.
+/// The header of a response with the user that the gateway has identified. From then on, the host counts the request, and its
+/// WebSockets, for the user and no longer for the address. Private too.
 pub const USER_HEADER: &str = "weir-user";
-/// What the headers that are between a gateway and its intermediary begin with, [`HEADER`] apart.
+/// The prefix of the other headers between a gateway and its intermediary.
 pub const GRIP_PREFIX: &str = "grip-";
-/// Longest time between two signs of life, in milliseconds.
+/// Longest heartbeat period, in milliseconds.
 pub const HEARTBEAT_MS_MAX: u64 = 3_600_000;
 
-/// True for a header that no client may send and none may see. The name is in lower case.
+/// True for a header that clients may neither send nor see. The name is in lower case.
 pub fn is_private(header: &str) -> bool {
     header == HEADER || header == USER_HEADER || header.starts_with(GRIP_PREFIX)
 }
 
-/// On which terms a connection is held.
+/// The terms on which a connection is held.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Terms {
     /// The cursor of the last event that the client has.
     pub after: Cursor,
     /// The format of the events.
     pub framing: Framing,
-    /// After how long without a write a heartbeat is written, in milliseconds: 1 to [`HEARTBEAT_MS_MAX`].
+    /// The time without a write after which a heartbeat is written, in milliseconds: 1 to [`HEARTBEAT_MS_MAX`].
     pub heartbeat_ms: u64,
-    /// When the client's right ends, in seconds since 1970.
-    pub ends_s: Option<u64>,
-    /// The user of the connection; none where users are not identified.
+    /// When the authorization of the client expires, in seconds since 1970.
+    pub expires_at_s: Option<u64>,
+    /// The user of the connection; `None` where users are not identified.
     pub user: Option<String>,
     /// Which events are sent.
     pub filter: EventFilter,
 }
 
-/// Terms that cannot be read.
+/// The terms of a hold cannot be read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
 #[error("`{HEADER}` does not say on which terms to hold the connection")]
 pub struct TermsError;
@@ -56,8 +56,8 @@ impl Terms {
             Framing::Ndjson => "ndjson",
         };
         let mut value = format!("after={}; framing={framing}; heartbeat-ms={}", self.after, self.heartbeat_ms);
-        if let Some(ends_s) = self.ends_s {
-            value += &format!("; ends-s={ends_s}");
+        if let Some(expires_at_s) = self.expires_at_s {
+            value += &format!("; ends-s={expires_at_s}");
         }
         if let Some(user) = &self.user {
             value += &format!("; user={user}");
@@ -72,8 +72,7 @@ impl Terms {
     ///
     /// # Errors
     ///
-    /// It says something else than [`Self::to_header`] does: the answer is to fail rather than to be held otherwise than it
-    /// was meant.
+    /// The value is not one that [`Self::to_header`] writes. The response must fail then, since holding it on other terms would be wrong.
     pub fn from_header(value: &[u8]) -> Result<Self, TermsError> {
         let value = std::str::from_utf8(value).map_err(|_| TermsError)?;
         let mut fields = value.split("; ");
@@ -90,14 +89,14 @@ impl Terms {
             _ => return Err(TermsError),
         };
         let heartbeat_ms = field("heartbeat-ms").and_then(number).ok_or(TermsError)?;
-        let ends_s = field("ends-s").map(|ends| number(ends).ok_or(TermsError)).transpose()?;
+        let expires_at_s = field("ends-s").map(|ends| number(ends).ok_or(TermsError)).transpose()?;
         let user = field("user").map(str::to_owned);
         let filter = field("filter").map(|query| EventFilter::from_query(query).map_err(|_| TermsError)).transpose()?;
-        let fit = (1..=HEARTBEAT_MS_MAX).contains(&heartbeat_ms)
+        let is_valid = (1..=HEARTBEAT_MS_MAX).contains(&heartbeat_ms)
             && user.as_deref().is_none_or(|user| check_id(user).is_ok())
             && fields.next().is_none();
         let filter = filter.unwrap_or_default();
-        if fit { Ok(Self { after, framing, heartbeat_ms, ends_s, user, filter }) } else { Err(TermsError) }
+        if is_valid { Ok(Self { after, framing, heartbeat_ms, expires_at_s, user, filter }) } else { Err(TermsError) }
     }
 }
 
@@ -113,13 +112,13 @@ mod tests {
     use super::*;
 
     fn terms() -> Terms {
-        let (ends_s, user) = (Some(1_700_000_000), Some("ann".to_owned()));
+        let (expires_at_s, user) = (Some(1_700_000_000), Some("ann".to_owned()));
         let filter = EventFilter::from_query("events=a,b&steps=x%20y&throttle_ms=5").expect("a filter");
-        Terms { after: Cursor::new(5, 7), framing: Framing::Sse, heartbeat_ms: 15_000, ends_s, user, filter }
+        Terms { after: Cursor::new(5, 7), framing: Framing::Sse, heartbeat_ms: 15_000, expires_at_s, user, filter }
     }
 
     #[test]
-    fn terms_read_back() {
+    fn terms_written_as_a_header_read_back() {
         let value = terms().to_header();
         assert_eq!(
             value,
@@ -130,7 +129,7 @@ mod tests {
             after: Cursor::START,
             framing: Framing::Ndjson,
             heartbeat_ms: 1,
-            ends_s: None,
+            expires_at_s: None,
             user: None,
             filter: EventFilter::default(),
         };
@@ -160,7 +159,7 @@ mod tests {
     }
 
     #[test]
-    fn private_headers() {
+    fn headers_between_gateway_and_host_are_private() {
         for header in ["weir-hold", "weir-user", "grip-hold", "grip-channel", "grip-sig"] {
             assert!(is_private(header), "{header}");
         }
@@ -179,7 +178,7 @@ mod tests {
         fn arbitrary_value_reads_back(
             after in (0u64..9, 0u64..9),
             heartbeat_ms in 1..=HEARTBEAT_MS_MAX,
-            ends_s in prop::option::of(any::<u64>()),
+            expires_at_s in prop::option::of(any::<u64>()),
             user in prop::option::of("[a-z0-9:@=|+~-]{1,9}"),
             sse in any::<bool>(),
         ) {
@@ -187,7 +186,7 @@ mod tests {
             prop_assume!(after.to_string().parse() == Ok(after));
             let framing = if sse { Framing::Sse } else { Framing::Ndjson };
             let filter = EventFilter::default();
-            let terms = Terms { after, framing, heartbeat_ms, ends_s, user, filter };
+            let terms = Terms { after, framing, heartbeat_ms, expires_at_s, user, filter };
             prop_assert_eq!(Terms::from_header(terms.to_header().as_bytes()), Ok(terms));
         }
     }

@@ -1,6 +1,6 @@
-//! What publishers send: the bodies of `POST /stream/publish/…` and of `POST /tickets`.
+//! The bodies of `POST /stream/publish/…` and of `POST /tickets`.
 //!
-//! Unknown fields are refused: a publisher that misspells one should hear of it, since no other party would notice.
+//! Unknown fields are refused, since only the publisher can notice that it misspelled one.
 
 use crate::{
     channels::route::{Channel, ChannelKind, check_id, id_error},
@@ -12,17 +12,17 @@ use crate::{
     },
 };
 
-/// Most code points in a step, a status or a title.
+/// Maximum number of code points in a step, a status or a title.
 pub const NAME_CODE_POINTS_MAX: usize = 200;
-/// Most code points in a message or an error.
+/// Maximum number of code points in a message or an error.
 pub const MESSAGE_CODE_POINTS_MAX: usize = 10_000;
-/// Most bytes of JSON, without white space, in `metadata`.
+/// Maximum number of bytes of JSON, without white space, in `metadata`.
 pub const METADATA_BYTES_MAX: usize = 64 * 1024;
-/// Most bytes of JSON, without white space, in `result`.
+/// Maximum number of bytes of JSON, without white space, in `result`.
 pub const RESULT_BYTES_MAX: usize = 512 * 1024;
-/// Deepest nesting of `metadata` and `result`: readers of the event have a bound too.
+/// Deepest nesting of `metadata` and `result`; readers of the event have a bound too.
 pub const DEPTH_MAX: usize = 64;
-/// Most scopes that a ticket is asked for.
+/// Maximum number of scopes in a request for a ticket.
 pub const SCOPES_MAX: usize = 32;
 
 /// The body of `POST /stream/publish/workflow/{id}`.
@@ -34,75 +34,75 @@ pub enum WorkflowBody {
     Temporal(Temporal),
 }
 
-/// Progress of a workflow or of a file's analysis.
+/// The progress of a workflow or of the analysis of a file.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Progress {
-    /// What is being done.
+    /// The name of the current step.
     pub step: String,
     /// Percent, 0 to 100.
     pub progress: f64,
-    /// For people.
+    /// Human-readable text.
     pub message: Option<String>,
     /// Why it failed.
     pub error: Option<String>,
     /// True when it was cancelled.
     pub canceled: Option<bool>,
-    /// An object of the publisher's.
+    /// A JSON object of the publisher, passed through unchanged.
     pub(crate) metadata: Option<Raw>,
-    /// Any JSON.
+    /// Any JSON value, passed through unchanged.
     pub(crate) result: Option<Raw>,
-    /// The user whose channel gets the event too.
+    /// The user whose channel receives a copy of the event.
     pub user_id: Option<String>,
-    /// Whether this is the last event of its channel; absent: as [`StreamEvent::finishes`] says.
+    /// Whether this is the last event of its channel; when absent, [`StreamEvent::finishes`] decides.
     ///
     /// [`StreamEvent::finishes`]: crate::channels::event::StreamEvent::finishes
     pub last: Option<bool>,
 }
 
-/// What a workflow engine says of a workflow.
+/// The status of a workflow in its engine.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Temporal {
     /// One of [`TEMPORAL_STATUSES`].
     pub status: &'static str,
     /// The run of the workflow.
     pub run_id: Option<String>,
-    /// For people.
+    /// Human-readable text.
     pub message: Option<String>,
     pub(crate) metadata: Option<Raw>,
     pub(crate) result: Option<Raw>,
-    /// The user whose channel gets the event too.
+    /// The user whose channel receives a copy of the event.
     pub user_id: Option<String>,
-    /// Whether this is the last event of its channel; absent: as [`StreamEvent::finishes`] says.
+    /// Whether this is the last event of its channel; when absent, [`StreamEvent::finishes`] decides.
     ///
     /// [`StreamEvent::finishes`]: crate::channels::event::StreamEvent::finishes
     pub last: Option<bool>,
 }
 
-/// The states of a workflow, in the words of Temporal's API.
+/// The statuses of a workflow, as Temporal's API names them.
 pub const TEMPORAL_STATUSES: [&str; 7] =
     ["RUNNING", "COMPLETED", "FAILED", "CANCELED", "TERMINATED", "CONTINUED_AS_NEW", "TIMED_OUT"];
 
 /// The body of `POST /stream/publish/user/{id}`.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Notification {
-    /// In a few words.
+    /// A short title.
     pub title: Option<String>,
-    /// For people.
+    /// Human-readable text.
     pub message: String,
     /// One of [`LEVELS`].
     pub level: &'static str,
     pub(crate) metadata: Option<Raw>,
 }
 
-/// How much a notification matters; the first by default.
+/// The levels of a notification; the first is the default.
 pub const LEVELS: [&str; 4] = ["info", "success", "warning", "error"];
 
 /// The body of `POST /tickets`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TicketBody {
-    /// The path that the ticket opens, without a query: one of `/stream/…` or `/ws…`.
+    /// The path that the ticket gives access to, without a query: `/stream/…` or `/ws…`.
     pub path: String,
-    /// The scopes that it carries; those of the asker when none are named.
+    /// The scopes of the ticket; `None`: all scopes of the caller.
     pub scopes: Option<Vec<String>>,
 }
 
@@ -111,7 +111,7 @@ impl WorkflowBody {
     ///
     /// # Errors
     ///
-    /// It is no JSON object, or fields are wrong: all are listed.
+    /// The input is not a JSON object, or has invalid fields; every invalid field is listed.
     pub fn from_json(body: &[u8]) -> Result<Self, RequestError> {
         const EVENTS: [&str; 2] = ["workflow_progress", "temporal_status"];
         let mut body = Body::read(body)?;
@@ -140,7 +140,7 @@ impl WorkflowBody {
         }
     }
 
-    /// The user whose channel gets the event too.
+    /// The user whose channel receives a copy of the event.
     pub fn user_id(&self) -> Option<&str> {
         match self {
             Self::Progress(progress) => progress.user_id.as_deref(),
@@ -154,7 +154,7 @@ impl Progress {
     ///
     /// # Errors
     ///
-    /// It is no JSON object, or fields are wrong: all are listed.
+    /// The input is not a JSON object, or has invalid fields; every invalid field is listed.
     pub fn analysis_from_json(body: &[u8]) -> Result<Self, RequestError> {
         let mut body = Body::read(body)?;
         let progress = body.progress();
@@ -162,7 +162,7 @@ impl Progress {
         body.finish(progress, &known)
     }
 
-    /// True when a later event may replace it in a slow reader's buffer: it has nothing but progress.
+    /// True when a later event may replace it in the buffer of a slow subscriber: it has nothing but progress.
     pub fn coalesces(&self) -> bool {
         self.progress < 100.0
             && self.error.is_none()
@@ -177,7 +177,7 @@ impl Notification {
     ///
     /// # Errors
     ///
-    /// It is no JSON object, or fields are wrong: all are listed.
+    /// The input is not a JSON object, or has invalid fields; every invalid field is listed.
     pub fn from_json(body: &[u8]) -> Result<Self, RequestError> {
         let mut body = Body::read(body)?;
         let notification = Self {
@@ -195,20 +195,20 @@ impl TicketBody {
     ///
     /// # Errors
     ///
-    /// It is no JSON object, or fields are wrong: all are listed.
+    /// The input is not a JSON object, or has invalid fields; every invalid field is listed.
     pub fn from_json(body: &[u8]) -> Result<Self, RequestError> {
         const PATH_BYTES_MAX: usize = 512;
         let mut body = Body::read(body)?;
         let path = body.required_text("path", PATH_BYTES_MAX);
-        let leads = path == "/ws" || path.starts_with("/ws/") || path.starts_with("/stream/");
-        let plain = path.bytes().all(|byte| byte.is_ascii_graphic() && byte != b'?' && byte != b'#');
-        let opens = leads && plain;
-        // An empty one was reported above.
-        if !(path.is_empty() || opens) {
+        let is_followable = path == "/ws" || path.starts_with("/ws/") || path.starts_with("/stream/");
+        let is_plain = path.bytes().all(|byte| byte.is_ascii_graphic() && byte != b'?' && byte != b'#');
+        let is_valid = is_followable && is_plain;
+        // An empty path was reported above.
+        if !(path.is_empty() || is_valid) {
             let message = "`path` must be a path to follow, such as `/stream/workflow/42`, without a query".to_owned();
             body.errors.push(FieldError::new("path", FieldReason::NotAllowed, message));
         }
-        // A space separates the scopes of a token (RFC 6749, section 3.3), and so it does here.
+        // Scopes are separated by spaces, as in RFC 6749, section 3.3.
         const SCOPES_CODE_POINTS_MAX: usize = 8192;
         let scopes = body.text("scope", SCOPES_CODE_POINTS_MAX);
         let scopes: Option<Vec<String>> =
@@ -229,7 +229,7 @@ pub fn user_channel(user_id: &str) -> Option<Channel> {
     Channel::new(ChannelKind::User, user_id).ok()
 }
 
-/// The members of a body that all events have, and the errors of reading them.
+/// The members of a body, and the errors of reading them.
 struct Body<'b> {
     bytes: &'b [u8],
     members: Members<'b>,
@@ -242,7 +242,7 @@ impl<'b> Body<'b> {
         Ok(Self { bytes, members, errors: Errors::default() })
     }
 
-    /// What was read, if nothing is wrong and nothing is left over.
+    /// Returns `read` if there are no errors and no unknown members.
     fn finish<T>(mut self, read: T, known: &[&str]) -> Result<T, RequestError> {
         self.members.finish_with(known, &mut self.errors);
         self.errors.finish(read)
@@ -293,7 +293,7 @@ impl<'b> Body<'b> {
         self.members.require(FIELD, &mut self.errors);
         let Some(percent) = self.members.number(FIELD, &mut self.errors) else { return 0.0 };
         if !(0.0..=100.0).contains(&percent) {
-            // A conversion from f64 saturates.
+            // The conversion from f64 saturates.
             let nearest = if percent > 100.0 { percent.ceil() } else { percent.floor() } as i64;
             self.errors.push(FieldError::bounded(FIELD, FieldReason::OutOfRange, "be", (0, 100), nearest));
         }
@@ -330,7 +330,7 @@ impl<'b> Body<'b> {
         self.raw(FIELD, RESULT_BYTES_MAX)
     }
 
-    /// A member as it was sent.
+    /// The JSON text of a member, without white space.
     fn raw(&mut self, field: &'static str, bytes_max: usize) -> Option<Raw> {
         let raw = member(self.bytes, field)?;
         let mut bounded = |reason, what, max: usize, actual: usize| {
@@ -362,12 +362,12 @@ mod tests {
 
     use super::*;
 
-    fn told<T: std::fmt::Debug>(read: Result<T, RequestError>) -> String {
+    fn rendered<T: std::fmt::Debug>(read: Result<T, RequestError>) -> String {
         read.map_or_else(|error| error.to_string(), |body| format!("{body:?}"))
     }
 
     fn workflow(body: &str, want: Expect) {
-        want.assert_eq(&told(WorkflowBody::from_json(body.as_bytes())));
+        want.assert_eq(&rendered(WorkflowBody::from_json(body.as_bytes())));
     }
 
     #[test]
@@ -445,11 +445,11 @@ mod tests {
         expect![
             "`event` is not known here; there are step, progress, message, result, metadata, error, canceled, user_id, last"
         ]
-        .assert_eq(&told(read));
+        .assert_eq(&rendered(read));
     }
 
     #[test]
-    fn coalescing_key_of_each_event() {
+    fn progress_without_other_fields_coalesces() {
         for (body, want) in [
             (r#"{"step":"s","progress":99.9}"#, true),
             (r#"{"step":"s","progress":100}"#, false),
@@ -465,23 +465,23 @@ mod tests {
     #[test]
     fn notification_is_read() {
         expect![[r#"Notification { title: Some("t"), message: "m", level: "warning", metadata: None }"#]]
-            .assert_eq(&told(Notification::from_json(br#"{"title":"t","message":"m","level":"warning"}"#)));
+            .assert_eq(&rendered(Notification::from_json(br#"{"title":"t","message":"m","level":"warning"}"#)));
         expect!["`message` is required; `level` must be one of info, success, warning, error"]
-            .assert_eq(&told(Notification::from_json(br#"{"level":"loud"}"#)));
+            .assert_eq(&rendered(Notification::from_json(br#"{"level":"loud"}"#)));
     }
 
     #[test]
     fn ticket_request_is_read() {
         expect![[r#"TicketBody { path: "/stream/workflow/42", scopes: None }"#]]
-            .assert_eq(&told(TicketBody::from_json(br#"{"path":"/stream/workflow/42"}"#)));
+            .assert_eq(&rendered(TicketBody::from_json(br#"{"path":"/stream/workflow/42"}"#)));
         expect![[r#"TicketBody { path: "/ws", scopes: Some(["read:user:a", "read:file:b"]) }"#]]
-            .assert_eq(&told(TicketBody::from_json(br#"{"path":"/ws","scope":" read:user:a read:file:b"}"#)));
+            .assert_eq(&rendered(TicketBody::from_json(br#"{"path":"/ws","scope":" read:user:a read:file:b"}"#)));
         for path in ["/tickets", "/stream/a?x", "stream/", "/wsx", "/stream/a b", "/stream/\\r\\n", "/stream/é"] {
-            let told = told(TicketBody::from_json(format!(r#"{{"path":"{path}"}}"#).as_bytes()));
-            assert!(told.starts_with("`path` must be a path to follow"), "{path}: {told}");
+            let rendered = rendered(TicketBody::from_json(format!(r#"{{"path":"{path}"}}"#).as_bytes()));
+            assert!(rendered.starts_with("`path` must be a path to follow"), "{path}: {rendered}");
         }
         let many = format!(r#"{{"path":"/ws","scope":"{}"}}"#, "a ".repeat(33));
-        expect!["`scope` must name 0 to 32, and is 33"].assert_eq(&told(TicketBody::from_json(many.as_bytes())));
+        expect!["`scope` must name 0 to 32, and is 33"].assert_eq(&rendered(TicketBody::from_json(many.as_bytes())));
     }
 
     proptest! {

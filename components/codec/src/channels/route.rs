@@ -1,4 +1,4 @@
-//! The paths of channels, and the channels of Weir's own kinds.
+//! The paths of channels, and the names of channels of Weir's own kinds.
 
 use std::fmt;
 
@@ -10,7 +10,7 @@ use crate::{
     json::field::{FieldError, FieldReason, RequestError},
 };
 
-/// The field of an event that has the id of its channel.
+/// The name of the event field with the id of the channel.
 pub(crate) const fn id_field(kind: ChannelKind) -> &'static str {
     match kind {
         ChannelKind::Workflow => "workflow_id",
@@ -34,14 +34,14 @@ impl Channel {
     ///
     /// # Errors
     ///
-    /// The id is empty, too long, has other characters or begins with a dot.
+    /// The id is empty, too long, has a character that is not allowed, or begins with a dot.
     pub fn new(kind: ChannelKind, id: &str) -> Result<Self, IdError> {
         check_id(id)?;
         let name = ChannelName::of(kind, id).expect("the id was checked, and the kinds are within the grammar");
         Ok(Self { kind, name })
     }
 
-    /// The channel of a name such as `workflow:42`. The id may have colons.
+    /// The channel with a name such as `workflow:42`. The id may contain colons.
     pub fn from_name(name: &str) -> Option<Self> {
         let name: ChannelName = name.parse().ok()?;
         Some(Self { kind: ChannelKind::from_name(name.kind())?, name })
@@ -69,7 +69,7 @@ impl fmt::Display for Channel {
     }
 }
 
-/// The error of an id as that of a field.
+/// Converts the error of an id to a field error.
 pub(crate) fn id_error(error: IdError, field: &str) -> FieldError {
     let length = |reason, bytes: usize| {
         let bounds = (1, ID_BYTES_MAX as i64);
@@ -84,15 +84,15 @@ pub(crate) fn id_error(error: IdError, field: &str) -> FieldError {
     }
 }
 
-/// What answers a path of the channels.
+/// A route of the channels.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum ChannelRoute {
     /// `GET /stream/{workflow|file|user|pipeline|session|generation}/{id}`: server-sent events, or NDJSON by `Accept`.
     Subscribe(Channel),
-    /// `GET /ws/{kind}/{id}` with an upgrade: the same channel over a WebSocket, which may follow others too. To the gateway
-    /// a WebSocket is a `POST` of lines.
+    /// `GET /ws/{kind}/{id}` with an upgrade: the same channel over a WebSocket, which may follow other channels too. The gateway
+    /// receives a WebSocket as a `POST` of lines.
     Socket(Channel),
-    /// `GET /ws` with an upgrade: a WebSocket whose messages name the channels to follow. As above.
+    /// `GET /ws` with an upgrade: a WebSocket whose messages name the channels to follow; also a `POST` of lines.
     Sockets,
     /// `POST /stream/publish/workflow/{id}`
     PublishWorkflow(Channel),
@@ -106,10 +106,10 @@ pub enum ChannelRoute {
     Tickets,
 }
 
-/// The WebSockets, for the index.
+/// The paths of WebSockets, for the index.
 pub const SOCKET_ROUTES: [(&str, &str); 2] = [("GET", "/ws"), ("GET", "/ws/{kind}/{id}")];
 
-/// Every other path of [`ChannelRoute::find`], with its method, for the index.
+/// Every other path of [`ChannelRoute::find`] with its method, for the index.
 pub const CHANNEL_ROUTES: [(&str, &str); 11] = [
     ("GET", "/stream/workflow/{id}"),
     ("GET", "/stream/file/{id}"),
@@ -125,11 +125,11 @@ pub const CHANNEL_ROUTES: [(&str, &str); 11] = [
 ];
 
 impl ChannelRoute {
-    /// The route of a path without its query; none when the path is another's.
+    /// The route of a path without its query; `None` for a path that is not of channels.
     ///
     /// # Errors
     ///
-    /// The path is one of these and its id is not fit; the error names the field as the path does.
+    /// The path matches and its id is invalid; the error has the name of the path parameter.
     pub fn find(path: &str) -> Result<Option<Self>, RequestError> {
         match path {
             "/stream/health" => return Ok(Some(Self::Health)),
@@ -147,15 +147,15 @@ impl ChannelRoute {
             return publish(rest);
         }
         if let Some(rest) = path.strip_prefix("/stream/") {
-            return followed(rest).map(|channel| channel.map(Self::Subscribe));
+            return subscribed_channel(rest).map(|channel| channel.map(Self::Subscribe));
         }
         if let Some(rest) = path.strip_prefix("/ws/") {
-            return followed(rest).map(|channel| channel.map(Self::Socket));
+            return subscribed_channel(rest).map(|channel| channel.map(Self::Socket));
         }
         Ok(None)
     }
 
-    /// True when it takes `POST`, false when it takes `GET`.
+    /// True for a `POST` route, false for a `GET` route.
     pub fn posts(&self) -> bool {
         match self {
             Self::PublishWorkflow(_) | Self::PublishAnalysis(_) | Self::PublishUser(_) | Self::Tickets => true,
@@ -169,7 +169,7 @@ impl ChannelRoute {
         if self.posts() { "POST, OPTIONS" } else { "GET, HEAD, OPTIONS" }
     }
 
-    /// The channel that the path names.
+    /// The channel in the path.
     pub fn channel(&self) -> Option<&Channel> {
         match self {
             Self::Subscribe(channel) | Self::Socket(channel) => Some(channel),
@@ -182,7 +182,7 @@ impl ChannelRoute {
 }
 
 /// The channel of `kind/id`.
-fn followed(rest: &str) -> Result<Option<Channel>, RequestError> {
+fn subscribed_channel(rest: &str) -> Result<Option<Channel>, RequestError> {
     let Some((kind, id)) = rest.split_once('/') else { return Ok(None) };
     match ChannelKind::from_name(kind) {
         Some(kind) => channel(kind, id),
@@ -190,12 +190,12 @@ fn followed(rest: &str) -> Result<Option<Channel>, RequestError> {
     }
 }
 
-/// A channel by the last part of a path. A part with another slash is not a path of this server.
+/// The channel with the id in the rest of a path; `None` when the rest has another slash.
 fn channel(kind: ChannelKind, id: &str) -> Result<Option<Channel>, RequestError> {
     if id.contains('/') {
         return Ok(None);
     }
-    // An escape that is none stays, and `%` is not fit: nothing is read in two ways.
+    // An invalid escape is kept, and `%` is not allowed in an id: no path can be read in two ways.
     match Channel::new(kind, &decode_path(id)) {
         Ok(channel) => Ok(Some(channel)),
         Err(error) => Err(RequestError::Invalid(vec![id_error(error, id_field(kind))])),
@@ -212,7 +212,7 @@ mod tests {
     fn check(paths: &[&str], want: Expect) {
         let mut lines = String::new();
         for path in paths {
-            let found = match ChannelRoute::find(path) {
+            let result = match ChannelRoute::find(path) {
                 Ok(None) => "none".to_owned(),
                 Ok(Some(route)) => {
                     let name = format!("{route:?}");
@@ -224,13 +224,13 @@ mod tests {
                 }
                 Err(error) => format!("error: {error}"),
             };
-            lines += &format!("{path} => {found}\n");
+            lines += &format!("{path} => {result}\n");
         }
         want.assert_eq(&lines);
     }
 
     #[test]
-    fn paths() {
+    fn path_of_a_channel_is_matched() {
         check(
             &[
                 "/stream/workflow/42",
@@ -264,7 +264,7 @@ mod tests {
     }
 
     #[test]
-    fn paths_of_others() {
+    fn other_path_is_not_matched() {
         check(
             &[
                 "",
@@ -296,7 +296,7 @@ mod tests {
     }
 
     #[test]
-    fn ids_that_are_not_fit() {
+    fn path_with_an_invalid_id_is_refused() {
         check(
             &[
                 "/stream/workflow/",

@@ -1,5 +1,5 @@
-//! What the client of a WebSocket says that follows many channels: follow one, from the event behind a cursor, or follow it
-//! no more. What it hears are the envelopes of [`crate::channels::event`].
+//! The messages of a client on a WebSocket that follows several channels: subscribe to a channel, from the event after a cursor, or
+//! unsubscribe from it. The client receives the envelopes of [`crate::channels::event`].
 
 use crate::{
     channels::{filter::EventFilter, route::Channel},
@@ -9,26 +9,26 @@ use crate::{
     },
 };
 
-/// Most bytes in a message of the client's.
+/// Maximum number of bytes in a message of a client.
 pub const MESSAGE_BYTES_MAX: usize = 16 << 10;
-/// Most JSON values in it.
+/// Maximum number of JSON values in a message.
 const MESSAGE_VALUES_MAX: usize = 256;
 
-/// A message of the client's.
+/// A message of a client.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum SocketMessage {
-    /// `{"type":"subscribe","channel":"workflow:42","last_event_id":"…"}`, with `events`, `steps` and `throttle_ms` for a part of it.
+    /// `{"type":"subscribe","channel":"workflow:42","last_event_id":"…"}`, with `events`, `steps` and `throttle_ms` as a filter.
     Subscribe {
-        /// What to follow.
+        /// The channel to follow.
         channel: Channel,
-        /// The id of the last event that the client has; without one it gets all retained events.
+        /// The id of the last event that the client has; without it the client receives all retained events.
         last_event_id: Option<String>,
-        /// Which events it gets.
+        /// The events that the client receives.
         filter: EventFilter,
     },
     /// `{"type":"unsubscribe","channel":"workflow:42"}`
     Unsubscribe {
-        /// What to follow no more.
+        /// The channel to unsubscribe from.
         channel: Channel,
     },
 }
@@ -38,7 +38,7 @@ impl SocketMessage {
     ///
     /// # Errors
     ///
-    /// It is no JSON object, or its fields are wrong: all are listed.
+    /// The input is not a JSON object, or has invalid fields; every invalid field is listed.
     pub fn from_json(message: &[u8]) -> Result<Self, RequestError> {
         if message.len() > MESSAGE_BYTES_MAX {
             let bounds = (0, MESSAGE_BYTES_MAX as i64);
@@ -54,7 +54,7 @@ impl SocketMessage {
             members.text(field, &mut errors)
         };
         let (kind, name, cursor) = (text("type", true), text("channel", true), text("last_event_id", false));
-        let subscribes = match kind.as_deref() {
+        let is_subscribe = match kind.as_deref() {
             Some("subscribe") => true,
             Some("unsubscribe") | None => false,
             Some(_) => {
@@ -68,18 +68,18 @@ impl SocketMessage {
             let message = "`channel` must be a kind and an id, such as `workflow:42`".to_owned();
             errors.push(FieldError::new("channel", FieldReason::NotAllowed, message));
         }
-        if cursor.is_some() && !subscribes {
+        if cursor.is_some() && !is_subscribe {
             let message = "`last_event_id` is for `subscribe` only".to_owned();
             errors.push(FieldError::new("last_event_id", FieldReason::NotAllowed, message));
         }
         let filter = filter(&mut members, &mut errors);
-        if !filter.is_default() && !subscribes {
+        if !filter.is_default() && !is_subscribe {
             let message = "`events`, `steps` and `throttle_ms` are for `subscribe` only".to_owned();
             errors.push(FieldError::new("events", FieldReason::NotAllowed, message));
         }
         members.finish(&mut errors);
         match channel {
-            Some(channel) if errors.is_empty() => Ok(match subscribes {
+            Some(channel) if errors.is_empty() => Ok(match is_subscribe {
                 true => Self::Subscribe { channel, last_event_id: cursor, filter },
                 false => Self::Unsubscribe { channel },
             }),
@@ -88,7 +88,7 @@ impl SocketMessage {
     }
 }
 
-/// Which events a message asks for; everything where its members are wrong, which is recorded.
+/// The filter of a message; the default if its members are invalid, which is recorded in `errors`.
 fn filter(members: &mut Members<'_>, errors: &mut Errors) -> EventFilter {
     let events = members.names_of("events", errors);
     let steps = members.names_of("steps", errors);
@@ -96,24 +96,24 @@ fn filter(members: &mut Members<'_>, errors: &mut Errors) -> EventFilter {
         members.integer("throttle_ms", errors).map(|period_ms| u64::try_from(period_ms).unwrap_or(u64::MAX));
     match EventFilter::new(events, steps, throttle_ms) {
         Ok(filter) => filter,
-        Err(RequestError::Invalid(found)) => {
-            found.into_iter().for_each(|error| errors.push(error));
+        Err(RequestError::Invalid(invalid)) => {
+            invalid.into_iter().for_each(|error| errors.push(error));
             EventFilter::default()
         }
         Err(_) => EventFilter::default(),
     }
 }
 
-/// The message that something the client said cannot be done: `{"type":"error","error":{"code","message","retryable"}}`, with the channel
-/// where it concerns one.
+/// The reply to a message that failed: `{"type":"error","error":{"code","message","retryable"}}`, with `channel` if the message named
+/// one.
 pub fn error_json(code: &str, message: &str, channel: Option<&Channel>, retryable: bool) -> Vec<u8> {
-    let mut said = serde_json::json!({
+    let mut reply = serde_json::json!({
         "type": "error", "error": { "code": code, "message": message, "retryable": retryable },
     });
     if let Some(channel) = channel {
-        said["channel"] = channel.to_string().into();
+        reply["channel"] = channel.to_string().into();
     }
-    said.to_string().into_bytes()
+    reply.to_string().into_bytes()
 }
 
 #[cfg(test)]
@@ -131,7 +131,7 @@ mod tests {
     }
 
     #[test]
-    fn messages() {
+    fn subscribe_and_unsubscribe_are_read() {
         check(
             r#"{"type":"subscribe","channel":"workflow:42","last_event_id":"e-7"}"#,
             expect![[
@@ -145,7 +145,7 @@ mod tests {
     }
 
     #[test]
-    fn subscription_to_a_part_of_a_channel() {
+    fn filter_is_for_subscribe_only() {
         check(
             r#"{"type":"subscribe","channel":"pipeline:e","events":["step_complete"],"steps":["a b"],"throttle_ms":100}"#,
             expect![[
@@ -163,13 +163,13 @@ mod tests {
     }
 
     #[test]
-    fn errors_name_the_channel_that_they_concern() {
+    fn error_reply_has_the_channel_if_there_is_one() {
         let channel = Channel::from_name("workflow:42");
-        let said = |channel| String::from_utf8(error_json("not_found", "no \"such\"", channel, false)).expect("UTF-8");
+        let reply = |channel| String::from_utf8(error_json("not_found", "no \"such\"", channel, false)).expect("UTF-8");
         expect![[r#"{"channel":"workflow:42","error":{"code":"not_found","message":"no \"such\"","retryable":false},"type":"error"}"#]]
-            .assert_eq(&said(channel.as_ref()));
+            .assert_eq(&reply(channel.as_ref()));
         expect![[r#"{"error":{"code":"not_found","message":"no \"such\"","retryable":false},"type":"error"}"#]]
-            .assert_eq(&said(None));
+            .assert_eq(&reply(None));
     }
 
     #[test]

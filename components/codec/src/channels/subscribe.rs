@@ -1,7 +1,7 @@
 //! The cursor from which a subscription resumes.
 //!
-//! `Last-Event-ID` is sent by a browser when it reconnects; `last_event_id` in the query is for the first connection. A browser that
-//! reconnects sends both, and the query is out of date by then: the header has precedence.
+//! A browser sends `Last-Event-ID` when it reconnects; `last_event_id` in the query is for the first connection. A browser that
+//! reconnects sends both, and the query is out of date then, so the header takes precedence.
 
 use std::borrow::Cow;
 
@@ -15,15 +15,15 @@ use crate::{
 /// The query parameter.
 pub const LAST_EVENT_ID: &str = "last_event_id";
 
-/// Where a client resumes, by the header `Last-Event-ID` and the query without its question mark; at the beginning where neither
-/// says, or with an empty id. Other parameters are passed over: they are others' concern.
+/// The cursor after which a client resumes, from the header `Last-Event-ID` and the query without its question mark: the start of the
+/// channel when both are absent or the id is empty. Other parameters are ignored.
 ///
-/// An id that this server did not assign is [`Cursor::UNKNOWN`] and not an error: a browser sends the last id that it got, from any
-/// server, and an `EventSource` that is answered with an error does not reconnect.
+/// An id that this server did not assign is [`Cursor::UNKNOWN`] and not an error: a browser sends the last id that it received, from
+/// any server, and an `EventSource` does not reconnect after an error response.
 ///
 /// # Errors
 ///
-/// There is no header, and the parameter is there twice.
+/// There is no header, and the query has the parameter twice.
 pub fn cursor(header: Option<&[u8]>, query: &str) -> Result<Cursor, RequestError> {
     let id = match header {
         Some(header) => String::from_utf8_lossy(header),
@@ -54,19 +54,19 @@ mod tests {
     use super::*;
 
     #[test]
-    fn header_counts_before_the_query() {
-        let place = Cursor::new;
+    fn header_takes_precedence_over_the_query() {
+        let cursor_at = Cursor::new;
         for (header, query, want) in [
             (None, "", Cursor::START),
-            (None, "last_event_id=5-7", place(5, 7)),
-            (None, "ticket=x&last%5Fevent_id=5%2D7&y", place(5, 7)),
-            (Some("5-9"), "last_event_id=5-7", place(5, 9)),
-            (Some(" 5-9 "), "", place(5, 9)),
+            (None, "last_event_id=5-7", cursor_at(5, 7)),
+            (None, "ticket=x&last%5Fevent_id=5%2D7&y", cursor_at(5, 7)),
+            (Some("5-9"), "last_event_id=5-7", cursor_at(5, 9)),
+            (Some(" 5-9 "), "", cursor_at(5, 9)),
             // An empty id makes a browser forget the last one.
             (Some(""), "last_event_id=5-7", Cursor::START),
             (None, "last_event_id=", Cursor::START),
-            // A query that could not be read before is no reason to end a browser that connects again.
-            (Some("5-9"), "last_event_id=1-1&last_event_id=1-1", place(5, 9)),
+            // With a header the query is not read, so that an invalid one does not stop a browser that reconnects.
+            (Some("5-9"), "last_event_id=1-1&last_event_id=1-1", cursor_at(5, 9)),
         ] {
             assert_eq!(cursor(header.map(str::as_bytes), query), Ok(want), "{header:?} {query}");
         }
@@ -90,7 +90,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn header_of_any_bytes_is_answered(header in prop::collection::vec(any::<u8>(), 0..20), query in "\\PC{0,30}") {
+        fn header_of_any_bytes_gives_a_cursor(header in prop::collection::vec(any::<u8>(), 0..20), query in "\\PC{0,30}") {
             prop_assert!(cursor(Some(&header), &query).is_ok());
             let _ = cursor(None, &query);
         }

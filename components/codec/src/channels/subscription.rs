@@ -1,4 +1,5 @@
-//! What a subscriber reads, written by the gateway that follows a channel or by the host that holds the connection.
+//! The bytes that a subscriber receives. The gateway writes them when it follows a channel itself, the host when it holds the
+//! connection.
 
 use crate::{
     channels::{
@@ -11,21 +12,21 @@ use crate::{
     },
 };
 
-/// Why a subscription ends while its client is there.
+/// Why the server ends a subscription.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum SubscriptionEnd {
-    /// The channel has had its last event.
+    /// The last event of the channel was sent.
     Finished,
     /// The client did not read fast enough.
     Slow,
-    /// The server stops, or its store lost the channel.
+    /// The server shuts down, or its store lost the channel.
     Lost,
-    /// The client's right has ended.
+    /// The authorization of the client has expired.
     Expired,
 }
 
 impl SubscriptionEnd {
-    /// The event that its client reads.
+    /// The event that is sent to the client.
     pub fn event(self) -> StreamEvent<'static> {
         let (reason, message, resumable) = match self {
             Self::Finished => ("finished", "the channel has had its last event", false),
@@ -37,7 +38,7 @@ impl SubscriptionEnd {
     }
 }
 
-/// Renders the events of a channel for one subscriber. Ids are as on the wire; times in milliseconds since 1970.
+/// Renders the events of a channel for one subscriber. Ids are as on the wire; times are in milliseconds since 1970.
 #[derive(Debug, Clone)]
 pub struct EventRenderer {
     channel: Channel,
@@ -45,17 +46,17 @@ pub struct EventRenderer {
 }
 
 impl EventRenderer {
-    /// Of a channel, in a framing.
+    /// A renderer for a channel, in a framing.
     pub fn new(channel: Channel, framing: Framing) -> Self {
         Self { channel, framing }
     }
 
-    /// How events are framed.
+    /// The framing of the events.
     pub fn framing(&self) -> Framing {
         self.framing
     }
 
-    /// Appends what every connection begins with: when to come again, and that the subscription holds.
+    /// Appends the beginning of a connection: the reconnection time, and the event `connected`.
     pub fn push_begin(&self, out: &mut Vec<u8>, retry_ms: u32, unix_ms: u64) {
         if self.framing == Framing::Sse {
             sse::push_retry(out, retry_ms);
@@ -63,30 +64,30 @@ impl EventRenderer {
         self.push_own(out, None, &StreamEvent::Connected, unix_ms);
     }
 
-    /// Appends that the subscription ends, and why.
+    /// Appends the event `disconnected` with the reason.
     pub fn push_end(&self, out: &mut Vec<u8>, end: SubscriptionEnd, unix_ms: u64) {
         self.push_own(out, None, &end.event(), unix_ms);
     }
 
-    /// Appends that events are missing. A client that resumes after it has had the gap.
+    /// Appends the event `gap`. Its id is `missing_to`, so that a client that resumes after it does not receive the gap again.
     pub fn push_gap(&self, out: &mut Vec<u8>, missing_from: &str, missing_to: &str, unix_ms: u64) {
         let event = StreamEvent::Gap { missing_from, missing_to };
         self.push_own(out, Some(missing_to), &event, unix_ms);
     }
 
-    /// Appends how many events before the next were replaced by later ones; NDJSON has no comment for it.
+    /// Appends a comment with the number of events that were replaced by later ones; NDJSON has no comments.
     pub fn push_coalesced(&self, out: &mut Vec<u8>, coalesced: u32) {
         if self.framing == Framing::Sse && coalesced > 0 {
             sse::push_comment(out, &format!("{coalesced} replaced by later ones"));
         }
     }
 
-    /// Appends an event of the channel. As server-sent events it is [`draw_event`], the same for every subscriber.
+    /// Appends an event of the channel. As server-sent events it is [`render_event`], the same for every subscriber.
     pub fn push_event(&self, out: &mut Vec<u8>, id: &str, name: &str, data: &[u8]) {
         self.push_frame(out, Some(id), name, data);
     }
 
-    /// What keeps the connection from looking dead.
+    /// The heartbeat of an idle connection.
     pub fn heartbeat(&self) -> &'static [u8] {
         match self.framing {
             Framing::Sse => sse::HEARTBEAT,
@@ -102,7 +103,7 @@ impl EventRenderer {
         match self.framing {
             Framing::Sse => push_sse(out, id, name, data),
             Framing::Ndjson => {
-                // Ends of line are white space between JSON's tokens, and nowhere else.
+                // In JSON, line ends occur only as white space between tokens.
                 let flat: Vec<u8> =
                     data.iter().map(|byte| if matches!(byte, b'\n' | b'\r') { b' ' } else { *byte }).collect();
                 out.extend(envelope(&self.channel, id, name, &flat));
@@ -112,15 +113,15 @@ impl EventRenderer {
     }
 }
 
-/// An event of a channel as a server-sent event: alike for all who follow.
-pub fn draw_event(id: &str, name: &str, data: &[u8]) -> Vec<u8> {
+/// An event of a channel as a server-sent event; the bytes are the same for every subscriber.
+pub fn render_event(id: &str, name: &str, data: &[u8]) -> Vec<u8> {
     let mut out = Vec::with_capacity(id.len() + name.len() + data.len() + 32);
     push_sse(&mut out, Some(id), name, data);
     out
 }
 
 fn push_sse(out: &mut Vec<u8>, id: Option<&str>, name: &str, data: &[u8]) {
-    // What the store has taken as a name breaks no line; what broke one would be left out, not the event.
+    // The store accepts only names without line ends. If an id or a name is invalid anyway, it is left out and the event is kept.
     let event = SseEvent::new(data);
     let event = id.and_then(|id| event.with_id(id).ok()).unwrap_or(event);
     event.with_name(name).unwrap_or(event).push(out);
@@ -133,15 +134,15 @@ mod tests {
     use super::*;
 
     fn check(framing: Framing, want: Expect) {
-        let drawing = EventRenderer::new(Channel::from_name("workflow:42").expect("a name"), framing);
+        let renderer = EventRenderer::new(Channel::from_name("workflow:42").expect("a name"), framing);
         let mut out = Vec::new();
-        drawing.push_begin(&mut out, 3000, 0);
-        drawing.push_coalesced(&mut out, 0);
-        drawing.push_coalesced(&mut out, 2);
-        drawing.push_event(&mut out, "1-7", "workflow_progress", b"{\"a\":\n1}");
-        drawing.push_gap(&mut out, "1-8", "2-0", 1);
-        out.extend_from_slice(drawing.heartbeat());
-        drawing.push_end(&mut out, SubscriptionEnd::Slow, 2);
+        renderer.push_begin(&mut out, 3000, 0);
+        renderer.push_coalesced(&mut out, 0);
+        renderer.push_coalesced(&mut out, 2);
+        renderer.push_event(&mut out, "1-7", "workflow_progress", b"{\"a\":\n1}");
+        renderer.push_gap(&mut out, "1-8", "2-0", 1);
+        out.extend_from_slice(renderer.heartbeat());
+        renderer.push_end(&mut out, SubscriptionEnd::Slow, 2);
         want.assert_eq(&String::from_utf8(out).expect("UTF-8"));
     }
 
@@ -187,11 +188,11 @@ mod tests {
 
     #[test]
     fn event_is_rendered_alike_on_each_path() {
-        let drawing = EventRenderer::new(Channel::from_name("user:ann").expect("a name"), Framing::Sse);
+        let renderer = EventRenderer::new(Channel::from_name("user:ann").expect("a name"), Framing::Sse);
         for data in ["{}", "{\"a\":1}\r\n", "\n"] {
             let mut out = Vec::new();
-            drawing.push_event(&mut out, "1-7", "n", data.as_bytes());
-            assert_eq!(out, draw_event("1-7", "n", data.as_bytes()));
+            renderer.push_event(&mut out, "1-7", "n", data.as_bytes());
+            assert_eq!(out, render_event("1-7", "n", data.as_bytes()));
         }
     }
 }

@@ -8,7 +8,7 @@ use super::{
     dialect::{Dialect, DialectKind, Frame},
     error::openai_of,
     event::{Finish, GenerationEvent, Started, TokenLogprob, Usage},
-    generated::{Call, Choice, Generated},
+    generated::{Choice, Generated, GeneratedCall},
     message::{messages_json, read_messages, read_tools, tool_choice, tools_json},
     request::{GenerateRequest, LOGPROBS_MAX, Prompt, choices, count, format, members, model, sampling, stop},
 };
@@ -22,7 +22,7 @@ use crate::json::{
 ///
 /// # Errors
 ///
-/// All that is wrong with it.
+/// The body is not valid; every invalid field is listed.
 pub fn read(body: &[u8]) -> Result<ApiRequest, RequestError> {
     let mut members = members(body)?;
     let mut errors = Errors::default();
@@ -33,9 +33,9 @@ pub fn read(body: &[u8]) -> Result<ApiRequest, RequestError> {
     let tool_choice = tool_choice(&mut members, &mut errors);
     let sampling = sampling(&mut members, &mut errors);
     let stop = stop(&mut members, "stop", &mut errors);
-    // The newer name counts; the older is still what most clients send.
-    let older = count(&mut members, "max_tokens", 1, &mut errors);
-    let tokens_max = count(&mut members, "max_completion_tokens", 1, &mut errors).or(older);
+    // `max_completion_tokens` replaces `max_tokens`, which most clients still send.
+    let max_tokens = count(&mut members, "max_tokens", 1, &mut errors);
+    let tokens_max = count(&mut members, "max_completion_tokens", 1, &mut errors).or(max_tokens);
     let choices = choices(&mut members, "n", &mut errors);
     let format = format(&mut members, &mut errors);
     let top = members.integer_within("top_logprobs", (0, i64::from(LOGPROBS_MAX)), &mut errors);
@@ -79,7 +79,7 @@ pub(crate) fn usage_json(usage: &Usage) -> Value {
     })
 }
 
-/// The logprobs of tokens, in the shape of the chat completions API.
+/// The log probabilities of tokens, in the form of the chat completions API.
 pub(crate) fn logprobs_json(tokens: &[TokenLogprob]) -> Vec<Value> {
     let token = |token: &TokenLogprob| {
         let top: Vec<Value> = token.top.iter().map(|other| logprob(&other.bytes, other.logprob)).collect();
@@ -94,12 +94,12 @@ fn logprob(bytes: &[u8], logprob: f32) -> Value {
     json!({ "token": String::from_utf8_lossy(bytes), "bytes": bytes, "logprob": finite(logprob) })
 }
 
-/// JSON has no infinity: what cannot be sampled has the least number that clients know.
+/// JSON has no infinity: the log probability of a token that cannot be sampled is -9999, as clients expect.
 pub(crate) fn finite(logprob: f32) -> f32 {
     if logprob.is_finite() { logprob } else { -9999.0 }
 }
 
-/// The id of an answer.
+/// The id of a response.
 fn id(generation_id: &str) -> String {
     format!("chatcmpl-{generation_id}")
 }
@@ -112,7 +112,7 @@ struct Chunk<'a> {
     created: u64,
     model: &'a str,
     choices: Value,
-    /// Null in all chunks but the last, where that has it; else absent.
+    /// Null in all chunks but the last if the request includes the usage; else absent.
     #[serde(skip_serializing_if = "Option::is_none")]
     usage: Option<Value>,
 }
@@ -183,10 +183,10 @@ impl ChatStream {
     }
 }
 
-/// The whole answer.
+/// The complete response body.
 pub(crate) fn whole_json(generated: &Generated) -> Vec<u8> {
     let choices: Vec<Value> =
-        generated.choices.iter().enumerate().map(|(index, choice)| whole(index, choice)).collect();
+        generated.choices.iter().enumerate().map(|(index, choice)| choice_json(index, choice)).collect();
     to_vec(&json!({
         "id": id(generated.id()),
         "object": "chat.completion",
@@ -197,9 +197,9 @@ pub(crate) fn whole_json(generated: &Generated) -> Vec<u8> {
     }))
 }
 
-fn whole(index: usize, choice: &Choice) -> Value {
-    let call = |call: &Call| json!({ "id": call.id, "type": "function", "function": { "name": call.name, "arguments": call.arguments } });
-    // A message that calls tools and says nothing has no content.
+fn choice_json(index: usize, choice: &Choice) -> Value {
+    let call = |call: &GeneratedCall| json!({ "id": call.id, "type": "function", "function": { "name": call.name, "arguments": call.arguments } });
+    // A message with tool calls and no text has null content.
     let content =
         if choice.text.is_empty() && !choice.calls.is_empty() { Value::Null } else { choice.text.as_str().into() };
     let mut message = json!({ "role": "assistant", "content": content, "refusal": null });

@@ -21,14 +21,14 @@ use crate::json::{
     tree::Node,
 };
 
-/// Longest prompt that an answer can repeat, bytes: it lies in one event.
+/// Longest prompt that a response can repeat, in bytes: it is stored in one event.
 const ECHO_BYTES_MAX: usize = 64 << 10;
 
 /// Reads a body.
 ///
 /// # Errors
 ///
-/// All that is wrong with it.
+/// The body is not valid; every invalid field is listed.
 pub fn read(body: &[u8]) -> Result<ApiRequest, RequestError> {
     let mut members = members(body)?;
     let mut errors = Errors::default();
@@ -67,15 +67,15 @@ pub fn read(body: &[u8]) -> Result<ApiRequest, RequestError> {
     errors.finish(ApiRequest { request, stream, detach: false, dialect })
 }
 
-/// A text or tokens; of a list of one of these, the one.
+/// Reads the prompt: a text, tokens, or a list with one of these.
 fn prompt(members: &mut Members<'_>, errors: &mut Errors) -> Prompt {
-    let nothing = Prompt::Text(String::new());
+    let empty = Prompt::Text(String::new());
     if !members.require("prompt", errors) {
-        return nothing;
+        return empty;
     }
     let Some(node) = members.take("prompt") else {
         errors.push_at("prompt", FieldReason::Missing, "is required");
-        return nothing;
+        return empty;
     };
     match node {
         Node::Text(text) => bounded(text.into_owned(), errors),
@@ -84,16 +84,16 @@ fn prompt(members: &mut Members<'_>, errors: &mut Errors) -> Prompt {
             Some(Node::Text(_) | Node::Array(_)) if items.len() == 1 => match items.remove(0) {
                 Node::Text(text) => bounded(text.into_owned(), errors),
                 Node::Array(items) => tokens(&items, errors),
-                _ => nothing,
+                _ => empty,
             },
             _ => {
                 errors.push_at("prompt", FieldReason::NotAllowed, "must be one text or the tokens of one");
-                nothing
+                empty
             }
         },
         other => {
             errors.push_type("prompt", "string or array", &other);
-            nothing
+            empty
         }
     }
 }
@@ -129,7 +129,8 @@ fn id(generation_id: &str) -> String {
     format!("cmpl-{generation_id}")
 }
 
-/// The logprobs of tokens, in the shape of the completions API. `offset` is the code point of the text at which they begin.
+/// The log probabilities of tokens, in the form of the completions API. `offset` is the code point of the text at which they begin; it is
+/// advanced to the end of the tokens.
 fn logprobs_json(tokens: &[TokenLogprob], offset: &mut usize) -> Value {
     if tokens.is_empty() {
         return Value::Null;
@@ -152,12 +153,12 @@ fn logprobs_json(tokens: &[TokenLogprob], offset: &mut usize) -> Value {
 #[derive(Debug)]
 pub(crate) struct CompletionStream {
     include_usage: bool,
-    /// The prompt, where the answer begins with it.
+    /// The prompt, if the response begins with it.
     echo: Value,
     id: String,
     created: u64,
     model: String,
-    /// The code points that each choice has so far.
+    /// The number of code points of each choice so far.
     offsets: Vec<usize>,
 }
 
@@ -218,7 +219,7 @@ impl CompletionStream {
     }
 }
 
-/// The whole answer.
+/// The complete response body.
 pub(crate) fn whole_json(generated: &Generated) -> Vec<u8> {
     let echo = generated.started.as_ref().and_then(|started| started.dialect.echo.as_str()).unwrap_or_default();
     let choice = |(index, choice): (usize, &super::generated::Choice)| {

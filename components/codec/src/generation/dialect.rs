@@ -1,8 +1,8 @@
-//! How a generation is answered: the dialect of its request, and the stream of it as bytes.
+//! The dialect of a response, and the stream of a generation as bytes.
 //!
-//! Every dialect is rendered from the same events, and the rendering of an event depends on those before it alone. A client that comes back
-//! therefore gets exactly what it has not had: the frames are numbered, rendered again from the first event, and those that it has are
-//! left out.
+//! Every dialect is rendered from the same events, and the rendering of an event depends only on the events before it. Frames are
+//! numbered. For a client that reconnects, they are rendered again from the first event and the frames that it has are left out, so that
+//! it receives exactly the rest.
 
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -21,21 +21,21 @@ use crate::{
     json::to_vec,
 };
 
-/// How a request asks to be answered.
+/// The form in which a request is answered.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct Dialect {
     /// The API.
     pub kind: DialectKind,
-    /// The stream ends with the usage, where the API leaves that to the request.
+    /// The stream ends with the usage, if the API lets the request choose.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub include_usage: bool,
-    /// What the answer repeats of the request.
+    /// The fields of the request that the response repeats.
     #[serde(default, skip_serializing_if = "Value::is_null")]
     pub echo: Value,
 }
 
-/// An API.
+/// An API for generated text.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "snake_case")]
@@ -61,20 +61,20 @@ pub enum DialectKind {
 pub enum StreamFraming {
     /// Server-sent events.
     Sse,
-    /// An event a line.
+    /// One event per line.
     Ndjson,
-    /// One JSON array, an event an item.
+    /// One JSON array with the events as items.
     JsonArray,
-    /// The texts alone.
+    /// Only the text.
     Text,
 }
 
-/// A part of a stream.
+/// An event of a stream in the form of a dialect.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Frame {
     /// The event name of server-sent events.
     pub(crate) name: Option<&'static str>,
-    /// Without an end of line.
+    /// The data, without a line end.
     pub(crate) data: String,
 }
 
@@ -101,7 +101,7 @@ impl DialectKind {
         }
     }
 
-    /// The whole answer, once the generation has ended without an error.
+    /// The complete response body, after the generation has ended without an error.
     pub fn whole_json(self, generated: &Generated) -> Vec<u8> {
         match self {
             Self::Weir => weir::whole_json(generated),
@@ -114,7 +114,7 @@ impl DialectKind {
         }
     }
 
-    /// The status and the body of a problem that came before the first byte of an answer.
+    /// The status and the body of a problem that occurred before the first byte of a response.
     pub fn error_json(self, problem: &Problem) -> (u16, Vec<u8>) {
         match self {
             Self::Weir | Self::Ui => (problem.status, error::plain_json(problem)),
@@ -124,7 +124,7 @@ impl DialectKind {
         }
     }
 
-    /// A header that its clients look for in a stream.
+    /// A header that the clients of this API require on a stream.
     pub fn stream_header(self) -> Option<(&'static str, &'static str)> {
         (self == Self::Ui).then_some(("x-vercel-ai-ui-message-stream", "v1"))
     }
@@ -162,10 +162,10 @@ pub struct GenerationStream {
     frames: Frames,
     /// The number of the next frame.
     next: u64,
-    /// The client has the frames up to this one.
+    /// The number of the last frame that the client has.
     after: Option<u64>,
-    /// An item of the array was written.
-    is_begun: bool,
+    /// At least one item of the array was written.
+    has_items: bool,
 }
 
 impl GenerationStream {
@@ -180,10 +180,10 @@ impl GenerationStream {
             DialectKind::Gemini => Frames::Gemini(gemini::ContentStream::default()),
             DialectKind::Ui => Frames::Ui(ui::UiStream::default()),
         };
-        Self { kind: dialect.kind, framing, frames, next: 0, after, is_begun: false }
+        Self { kind: dialect.kind, framing, frames, next: 0, after, has_items: false }
     }
 
-    /// Appends an event. `id` is its place in the channel.
+    /// Appends an event. `id` is its cursor in the channel.
     pub fn push(&mut self, id: &str, event: &GenerationEvent, out: &mut Vec<u8>) {
         if self.framing == StreamFraming::Text {
             if let GenerationEvent::Token(token) = event
@@ -207,14 +207,14 @@ impl GenerationStream {
             self.write(id, &frame, out);
         }
         if event.is_last() && self.framing == StreamFraming::JsonArray {
-            out.extend_from_slice(if self.is_begun { b"]\n" } else { b"[]\n" });
+            out.extend_from_slice(if self.has_items { b"]\n" } else { b"[]\n" });
         }
     }
 
-    /// What tells a client that waits for the first token that it is waited for. None where its clients know no such thing.
+    /// The bytes to write while the client waits for the next token; `None` if the clients of this API do not accept any.
     pub fn keep_alive(&self) -> Option<&'static [u8]> {
         match (self.kind, self.framing) {
-            // Comments break the readers of these clients.
+            // The SSE readers of these clients fail on comments.
             (DialectKind::Gemini, _) => None,
             (DialectKind::Messages, StreamFraming::Sse) => Some(b"event: ping\ndata: {\"type\":\"ping\"}\n\n"),
             (_, StreamFraming::Sse) => Some(sse::HEARTBEAT),
@@ -231,9 +231,9 @@ impl GenerationStream {
         match self.framing {
             StreamFraming::Sse => {
                 match self.kind {
-                    // Its events are those of the channel, so the ids are too.
+                    // The frames are the events of the channel, so their ids are the cursors.
                     DialectKind::Weir => out.extend_from_slice(format!("id: {id}\n").as_bytes()),
-                    // A field that they do not know breaks the readers of these clients.
+                    // The SSE readers of these clients fail on unknown fields.
                     DialectKind::Gemini => {}
                     _ => out.extend_from_slice(format!("id: {number}\n").as_bytes()),
                 }
@@ -244,8 +244,8 @@ impl GenerationStream {
             }
             StreamFraming::Ndjson => out.extend_from_slice(format!("{}\n", frame.data).as_bytes()),
             StreamFraming::JsonArray => {
-                out.extend_from_slice(if self.is_begun { b",\n" } else { b"[" });
-                self.is_begun = true;
+                out.extend_from_slice(if self.has_items { b",\n" } else { b"[" });
+                self.has_items = true;
                 out.extend_from_slice(frame.data.as_bytes());
             }
             StreamFraming::Text => {}

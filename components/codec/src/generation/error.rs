@@ -1,4 +1,4 @@
-//! Errors in the shapes of the APIs.
+//! Errors in the form of each API.
 
 use serde::Serialize;
 use serde_json::{Value, json};
@@ -9,7 +9,7 @@ use crate::{
     json::to_vec,
 };
 
-/// An error of OpenAI's APIs.
+/// The body of an error of OpenAI's APIs.
 #[derive(Debug, Serialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct OpenAiError {
@@ -17,7 +17,7 @@ pub struct OpenAiError {
     pub error: OpenAiErrorBody,
 }
 
-/// What an error of OpenAI's APIs says.
+/// The details of an error of OpenAI's APIs.
 #[derive(Debug, Serialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct OpenAiErrorBody {
@@ -26,13 +26,13 @@ pub struct OpenAiErrorBody {
     /// The kind of error.
     #[serde(rename = "type")]
     pub kind: &'static str,
-    /// The field that is wrong.
+    /// The invalid field.
     pub param: Option<String>,
-    /// A constant for programs.
+    /// Machine-readable code.
     pub code: Option<String>,
 }
 
-/// The status of a problem as APIs for generation have it: what is wrong with a request is 400, whether it can be read or not.
+/// The status of a problem in the APIs for generation: every invalid request is 400, whether it can be parsed or not.
 fn status(problem: &Problem) -> u16 {
     match (problem.status, problem.code) {
         (422, _) | (500, "invalid_input" | "too_long") => 400,
@@ -63,7 +63,7 @@ fn openai_code(code: &str) -> &str {
     }
 }
 
-/// The first field that is wrong.
+/// The first invalid field.
 fn field(problem: &Problem) -> Option<String> {
     match &problem.more {
         ProblemDetails::Fields(fields) => fields.first().map(|error| error.field.clone().into_string()),
@@ -71,7 +71,7 @@ fn field(problem: &Problem) -> Option<String> {
     }
 }
 
-/// The status and the body of a problem, as OpenAI's APIs have it.
+/// The status and the body of a problem in OpenAI's APIs.
 pub fn openai(problem: &Problem) -> (u16, Vec<u8>) {
     let status = status(problem);
     let error = OpenAiErrorBody {
@@ -108,12 +108,12 @@ fn anthropic_kind(status: u16) -> &'static str {
     }
 }
 
-/// The status and the body of a problem, as Anthropic's API has it.
+/// The status and the body of a problem in Anthropic's API.
 pub(crate) fn anthropic(problem: &Problem) -> (u16, Vec<u8>) {
     let status = status(problem);
-    // Its clients know an overload by a status of its own.
-    let shown = if status == 503 { 529 } else { status };
-    (shown, to_vec(&anthropic_value(anthropic_kind(status), &problem.detail)))
+    // Anthropic's clients recognize an overload by the status 529.
+    let response_status = if status == 503 { 529 } else { status };
+    (response_status, to_vec(&anthropic_value(anthropic_kind(status), &problem.detail)))
 }
 
 /// An error within a stream of Anthropic's API.
@@ -141,7 +141,7 @@ fn google_status(status: u16) -> &'static str {
     }
 }
 
-/// The status and the body of a problem, as Gemini's API has it.
+/// The status and the body of a problem in Gemini's API.
 pub(crate) fn google(problem: &Problem) -> (u16, Vec<u8>) {
     let status = status(problem);
     (status, to_vec(&google_value(status, &problem.detail)))
@@ -156,7 +156,7 @@ fn google_value(status: u16, message: &str) -> Value {
     json!({ "error": { "code": status, "message": message, "status": google_status(status) } })
 }
 
-/// A problem as JSON without the type of a problem, for clients that show it.
+/// A problem as plain JSON, for clients that display the message.
 pub(crate) fn plain_json(problem: &Problem) -> Vec<u8> {
     to_vec(&json!({ "error": problem.detail, "code": problem.code }))
 }

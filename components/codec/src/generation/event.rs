@@ -1,4 +1,4 @@
-//! The events of a generation, as they lie in its channel: one form from which every dialect is rendered, at once or later.
+//! The events of a generation, as stored in its channel. Every dialect is rendered from this form, immediately or later.
 
 use serde::{Deserialize, Serialize};
 
@@ -10,15 +10,15 @@ use crate::json::to_vec;
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(tag = "type", rename_all = "snake_case")]
 pub enum GenerationEvent {
-    /// The prompt was computed: the first event.
+    /// The prompt was processed: the first event.
     Started(Started),
     /// Generated text.
     Token(Token),
     /// A part of a tool call.
     ToolCall(ToolDelta),
-    /// A choice has ended. The last one of the last choice is the last event.
+    /// A choice has ended. The event of the last choice is the last event.
     Done(Done),
-    /// The generation has failed, or was interrupted: the last event.
+    /// The generation failed or was interrupted: the last event.
     Error(Failed),
 }
 
@@ -32,19 +32,19 @@ pub struct Started {
     pub model: String,
     /// When it began, in seconds since 1970.
     pub created: u64,
-    /// Tokens of the prompt.
+    /// Number of tokens of the prompt.
     pub prompt_tokens: u32,
-    /// Those of them that were in the cache.
+    /// Tokens of the prompt that were in the cache.
     pub cached_tokens: u32,
-    /// The seed.
+    /// The seed of the sampler.
     pub seed: u64,
-    /// How many texts are generated.
+    /// The number of texts that are generated.
     pub choices: u32,
-    /// How the request asked to be answered.
+    /// The form of the response.
     pub dialect: Dialect,
 }
 
-/// Generated text: whole UTF-8.
+/// Generated text: complete UTF-8.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct Token {
@@ -52,7 +52,7 @@ pub struct Token {
     pub index: u32,
     /// The text.
     pub text: String,
-    /// Its tokens, where log probabilities were asked for.
+    /// Its tokens, if log probabilities were requested.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub tokens: Vec<TokenLogprob>,
 }
@@ -63,7 +63,7 @@ pub struct Token {
 pub struct TokenLogprob {
     /// The id.
     pub id: u32,
-    /// Its bytes, which need not be whole UTF-8.
+    /// Its bytes, which may be incomplete UTF-8.
     pub bytes: Vec<u8>,
     /// Its log probability.
     pub logprob: f32,
@@ -72,7 +72,7 @@ pub struct TokenLogprob {
     pub top: Vec<Alternative>,
 }
 
-/// A token that could have been sampled.
+/// An alternative to the sampled token.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct Alternative {
@@ -92,10 +92,10 @@ pub struct ToolDelta {
     pub index: u32,
     /// The call of the choice, from 0.
     pub call: u32,
-    /// The id of the call, in its first part.
+    /// The id of the call; only in its first part.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub id: Option<String>,
-    /// The name of the tool, in the first part.
+    /// The name of the tool; only in the first part.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub name: Option<String>,
     /// A part of the arguments, which are JSON text.
@@ -113,7 +113,7 @@ pub struct Done {
     /// The stop string that ended it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub stop: Option<String>,
-    /// Tokens of the request, with the last choice alone.
+    /// The token counts of the request; only in the event of the last choice.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub usage: Option<Usage>,
 }
@@ -123,9 +123,9 @@ pub struct Done {
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "snake_case")]
 pub enum Finish {
-    /// The model ended it, or a stop string.
+    /// The model ended the text, or a stop string was generated.
     Stop,
-    /// It has as many tokens as it may have.
+    /// The maximum number of tokens was reached.
     Length,
     /// The model calls tools.
     ToolCalls,
@@ -133,15 +133,15 @@ pub enum Finish {
     Filtered,
 }
 
-/// Tokens of a request and of all its choices.
+/// Token counts of a request and all of its choices.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct Usage {
     /// Tokens of the prompt, counted once.
     pub prompt_tokens: u32,
-    /// Those of them that were in the cache.
+    /// Tokens of the prompt that were in the cache.
     pub cached_tokens: u32,
-    /// Tokens that were generated.
+    /// Generated tokens of all choices.
     pub completion_tokens: u32,
 }
 
@@ -152,22 +152,22 @@ impl Usage {
     }
 }
 
-/// Why a generation has no end of its own.
+/// The failure of a generation.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct Failed {
-    /// A constant for programs: `cancelled`, `interrupted`, or that of a problem.
+    /// Machine-readable code: `cancelled`, `interrupted`, or the code of a problem.
     pub code: String,
     /// What went wrong.
     pub message: String,
-    /// The status that the request would have got.
+    /// The HTTP status of this failure before the first byte of a response.
     pub status: u16,
     /// True when the same request may succeed later.
     pub retryable: bool,
 }
 
 impl GenerationEvent {
-    /// Its name, as an event of server-sent events has it.
+    /// The name of the server-sent event.
     pub fn name(&self) -> &'static str {
         match self {
             Self::Started(_) => "started",
@@ -183,12 +183,12 @@ impl GenerationEvent {
         matches!(self, Self::Error(_) | Self::Done(Done { usage: Some(_), .. }))
     }
 
-    /// As JSON text on one line.
+    /// JSON text on one line.
     pub fn to_json(&self) -> String {
         String::from_utf8(to_vec(self)).unwrap_or_default()
     }
 
-    /// Reads what [`Self::to_json`] has written; none where it is something else.
+    /// Reads the output of [`Self::to_json`]; `None` for other text.
     pub fn from_json(text: &str) -> Option<Self> {
         serde_json::from_str(text).ok()
     }

@@ -1,4 +1,4 @@
-//! Gemini's `generateContent` and `streamGenerateContent`. Its streams have no comments and no `[DONE]`: both break its clients.
+//! Gemini's `generateContent` and `streamGenerateContent`. The streams have no comments and no `[DONE]`, since clients fail on both.
 
 use serde_json::{Value, json};
 
@@ -7,7 +7,7 @@ use super::{
     dialect::{Dialect, DialectKind, Frame},
     error::google_of,
     event::{Finish, GenerationEvent, ToolDelta, Usage},
-    generated::{Call, Choice, Generated},
+    generated::{Choice, Generated, GeneratedCall},
     message::{MESSAGES_MAX, Message, Role, TOOLS_MAX, Tool, ToolCall, messages_json, tools_json},
     request::{
         Format, GenerateRequest, LOGPROBS_MAX, PROMPT_BYTES_MAX, Prompt, Sampling, check_format, choices, count, json,
@@ -21,11 +21,11 @@ use crate::json::{
     tree::Node,
 };
 
-/// Reads a body; the model and whether the answer is a stream stand in the path.
+/// Reads a body. The model, and whether the response is a stream, come from the path.
 ///
 /// # Errors
 ///
-/// All that is wrong with it.
+/// The body is not valid; every invalid field is listed.
 pub fn read(body: &[u8], model: &str, stream: bool) -> Result<ApiRequest, RequestError> {
     let mut members = members(body)?;
     let mut errors = Errors::default();
@@ -34,7 +34,7 @@ pub fn read(body: &[u8], model: &str, stream: bool) -> Result<ApiRequest, Reques
     if let Some(name) = system
         && let Some(node) = members.take(name)
     {
-        let node = if matches!(node, Node::Text(_)) { wrapped(node) } else { node };
+        let node = if matches!(node, Node::Text(_)) { text_content(node) } else { node };
         content(name.to_owned(), node, Some(Role::System), &mut messages, &mut errors);
     }
     if members.require("contents", &mut errors) {
@@ -65,7 +65,7 @@ pub fn read(body: &[u8], model: &str, stream: bool) -> Result<ApiRequest, Reques
     errors.finish(ApiRequest { request, stream, detach: false, dialect: Dialect::new(DialectKind::Gemini) })
 }
 
-fn wrapped(node: Node<'_>) -> Node<'_> {
+fn text_content(node: Node<'_>) -> Node<'_> {
     let part = Node::Object(vec![("text".into(), node)]);
     Node::Object(vec![("parts".into(), Node::Array(vec![part]))])
 }
@@ -85,12 +85,12 @@ fn generation_config(config: &mut Members<'_>, request: &mut GenerateRequest, er
     request.choices = choices(config, "candidateCount", errors);
     let kind = config.text("responseMimeType", errors);
     let schema = config.take("responseJsonSchema");
-    let typed = config.take("responseSchema");
+    let gemini_schema = config.take("responseSchema");
     request.format = match kind.as_deref() {
-        None | Some("text/plain") if schema.is_none() && typed.is_none() => None,
-        None | Some("application/json") => Some(match (schema, typed) {
+        None | Some("text/plain") if schema.is_none() && gemini_schema.is_none() => None,
+        None | Some("application/json") => Some(match (schema, gemini_schema) {
             (Some(schema), _) => Format::JsonSchema(json(&schema)),
-            (None, Some(typed)) => Format::JsonSchema(json(&lower_types(typed))),
+            (None, Some(gemini_schema)) => Format::JsonSchema(json(&lower_types(gemini_schema))),
             (None, None) => Format::Json,
         }),
         Some(_) => {
@@ -106,7 +106,7 @@ fn generation_config(config: &mut Members<'_>, request: &mut GenerateRequest, er
     }
 }
 
-/// Its schemas name types in upper case.
+/// Converts the upper-case type names of Gemini's schemas to lower case, and removes members that are not JSON Schema.
 fn lower_types(node: Node<'_>) -> Node<'_> {
     match node {
         Node::Object(members) => Node::Object(
@@ -124,18 +124,18 @@ fn lower_types(node: Node<'_>) -> Node<'_> {
     }
 }
 
-/// A content: parts that are texts, calls of functions, or their results.
+/// Reads a content, whose parts are texts, function calls or their results, as messages.
 fn content(path: String, node: Node<'_>, role: Option<Role>, out: &mut Vec<Message>, errors: &mut Errors) {
     let Some(members) = Members::of_node(path, node, errors) else { return };
     let mut members = members.with_null_as_absent();
-    let named = members.text("role", errors);
-    let role = match (role, named.as_deref()) {
+    let role_name = members.text("role", errors);
+    let role = match (role, role_name.as_deref()) {
         (Some(role), _) => role,
         (None, Some("model" | "assistant")) => Role::Assistant,
         (None, Some("user" | "function" | "tool") | None) => Role::User,
         (None, Some(other)) => {
-            let shown: String = other.chars().filter(|c| !c.is_control()).take(64).collect();
-            let what = format!("must be one of user, model, and is `{shown}`");
+            let excerpt: String = other.chars().filter(|c| !c.is_control()).take(64).collect();
+            let what = format!("must be one of user, model, and is `{excerpt}`");
             return errors.push_at(&members.path("role"), FieldReason::NotAllowed, &what);
         }
     };
@@ -226,7 +226,7 @@ fn usage_json(usage: &Usage) -> Value {
     value
 }
 
-fn call_part(call: &Call) -> Value {
+fn call_part(call: &GeneratedCall) -> Value {
     let args: Value = serde_json::from_str(&call.arguments).unwrap_or_else(|_| json!({}));
     json!({ "functionCall": { "id": call.id, "name": call.name, "args": args } })
 }
@@ -239,14 +239,14 @@ fn candidate(index: usize, parts: Value, finish: Option<Finish>) -> Value {
     candidate
 }
 
-/// The answer of `countTokens`.
+/// The response body of `countTokens`.
 pub fn count_json(tokens: u32) -> Vec<u8> {
     to_vec(&json!({ "totalTokens": tokens }))
 }
 
-/// The whole answer.
+/// The complete response body.
 pub(crate) fn whole_json(generated: &Generated) -> Vec<u8> {
-    let whole = |(index, choice): (usize, &Choice)| {
+    let choice_json = |(index, choice): (usize, &Choice)| {
         let mut parts = Vec::new();
         if !choice.text.is_empty() || choice.calls.is_empty() {
             parts.push(json!({ "text": choice.text }));
@@ -254,7 +254,7 @@ pub(crate) fn whole_json(generated: &Generated) -> Vec<u8> {
         parts.extend(choice.calls.iter().map(call_part));
         candidate(index, parts.into(), choice.finish())
     };
-    let candidates: Vec<Value> = generated.choices.iter().enumerate().map(whole).collect();
+    let candidates: Vec<Value> = generated.choices.iter().enumerate().map(choice_json).collect();
     to_vec(&json!({
         "candidates": candidates,
         "usageMetadata": usage_json(&generated.usage()),
@@ -277,7 +277,7 @@ impl ContentStream {
                 let candidate = candidate(token.index as usize, json!([{ "text": token.text }]), None);
                 out.push(self.chunk(candidate, None));
             }
-            // A call leaves whole: its arguments are an object there.
+            // Tool calls are sent when they are complete, since their arguments are an object in this API.
             GenerationEvent::ToolCall(ToolDelta { .. }) => self.generated.push(event),
             GenerationEvent::Done(done) => {
                 let index = done.index as usize;

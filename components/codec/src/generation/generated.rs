@@ -1,17 +1,17 @@
-//! What a generation has generated so far, put together from its events.
+//! The state of a generation, collected from its events.
 
 use super::event::{Done, Failed, Finish, GenerationEvent, Started, TokenLogprob, Usage};
 
-/// A generation as far as its events are known.
+/// A generation as of the last event.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Generated {
-    /// Its start.
+    /// Its first event.
     pub started: Option<Started>,
     /// Its choices in the order of their indexes.
     pub choices: Vec<Choice>,
-    /// Its tokens, once it has ended.
+    /// Its token counts, once it has ended.
     pub usage: Option<Usage>,
-    /// Why it has no end of its own.
+    /// Its failure, if it failed.
     pub error: Option<Failed>,
 }
 
@@ -20,17 +20,17 @@ pub struct Generated {
 pub struct Choice {
     /// Its text.
     pub text: String,
-    /// Its tokens, where log probabilities were asked for.
+    /// Its tokens, if log probabilities were requested.
     pub tokens: Vec<TokenLogprob>,
     /// Its tool calls.
-    pub calls: Vec<Call>,
-    /// Its end.
+    pub calls: Vec<GeneratedCall>,
+    /// Its last event.
     pub done: Option<Done>,
 }
 
 /// A tool call.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Call {
+pub struct GeneratedCall {
     /// Its id.
     pub id: String,
     /// The name of the tool.
@@ -39,11 +39,11 @@ pub struct Call {
     pub arguments: String,
 }
 
-/// More choices or calls than any request has; what lies beyond is dropped.
+/// Bound on the index of a choice or a call, above that of any request; events beyond it are dropped.
 const INDEX_MAX: usize = 1024;
 
 impl Generated {
-    /// Takes the next event.
+    /// Records the next event.
     pub fn push(&mut self, event: &GenerationEvent) {
         match event {
             GenerationEvent::Started(started) => {
@@ -72,7 +72,7 @@ impl Generated {
         }
     }
 
-    /// Whether there is nothing more.
+    /// True after the last event.
     pub fn has_ended(&self) -> bool {
         self.usage.is_some() || self.error.is_some()
     }
@@ -87,12 +87,12 @@ impl Generated {
         self.started.as_ref().map_or("", |started| &started.model)
     }
 
-    /// When it began, in seconds since 1970.
+    /// When the generation began, in seconds since 1970.
     pub(crate) fn created(&self) -> u64 {
         self.started.as_ref().map_or(0, |started| started.created)
     }
 
-    /// Its tokens as far as they are known.
+    /// Its token counts, as far as they are known.
     pub(crate) fn usage(&self) -> Usage {
         self.usage.unwrap_or_else(|| match &self.started {
             Some(started) => Usage {
@@ -106,7 +106,7 @@ impl Generated {
 }
 
 impl Choice {
-    /// Why it has ended, if it has.
+    /// Why it ended, if it has.
     pub(crate) fn finish(&self) -> Option<Finish> {
         self.done.as_ref().map(|done| done.finish_reason)
     }

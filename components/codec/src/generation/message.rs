@@ -1,4 +1,4 @@
-//! The messages of a chat in one form, that of OpenAI's chat completions API with texts as contents, whichever dialect they come in.
+//! The messages of a chat in the form of OpenAI's chat completions API, with text as content, for every dialect.
 
 use serde::Serialize;
 
@@ -10,12 +10,12 @@ use crate::json::{
     tree::Node,
 };
 
-/// Most messages of a chat.
+/// Maximum number of messages of a chat.
 pub(crate) const MESSAGES_MAX: usize = 2048;
-/// Most tools of a chat.
+/// Maximum number of tools of a chat.
 pub(crate) const TOOLS_MAX: usize = 128;
 
-/// Who speaks.
+/// The author of a message.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub(crate) enum Role {
@@ -38,7 +38,7 @@ pub(crate) struct Message {
     pub(crate) tool_call_id: Option<String>,
 }
 
-/// A call that the model has made.
+/// A call of a function by the model.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub(crate) struct ToolCall {
     pub(crate) id: String,
@@ -73,7 +73,7 @@ struct ToolFunction {
 }
 
 impl Message {
-    /// A message with text alone.
+    /// A message with text only.
     pub(crate) fn text(role: Role, content: String) -> Self {
         Self { role, content: Some(content), name: None, tool_calls: Vec::new(), tool_call_id: None }
     }
@@ -104,12 +104,12 @@ pub(crate) fn messages_json(messages: &[Message], field: &str, errors: &mut Erro
     text
 }
 
-/// Tools as JSON text; none where there are none.
+/// Tools as JSON text; `None` if the list is empty.
 pub(crate) fn tools_json(tools: &[Tool]) -> Option<String> {
     (!tools.is_empty()).then(|| String::from_utf8(to_vec(&tools)).unwrap_or_default())
 }
 
-/// `messages` of OpenAI's chat completions API.
+/// Reads `messages` of OpenAI's chat completions API.
 pub(crate) fn read_messages(members: &mut Members<'_>, errors: &mut Errors) -> Vec<Message> {
     if !members.require("messages", errors) {
         return Vec::new();
@@ -125,14 +125,14 @@ fn message(path: String, node: Node<'_>, errors: &mut Errors) -> Option<Message>
     let mut members = Members::of_node(path, node, errors)?.with_null_as_absent();
     let role = members.required_text_bytes("role", 64, errors)?;
     let role = match role.as_str() {
-        // A newer name for the same.
+        // `developer` is the newer name of `system`.
         "system" | "developer" => Role::System,
         "user" => Role::User,
         "assistant" => Role::Assistant,
         "tool" | "function" => Role::Tool,
         other => {
-            let shown: String = other.chars().filter(|c| !c.is_control()).collect();
-            let what = format!("must be one of system, developer, user, assistant, tool, and is `{shown}`");
+            let excerpt: String = other.chars().filter(|c| !c.is_control()).collect();
+            let what = format!("must be one of system, developer, user, assistant, tool, and is `{excerpt}`");
             errors.push_at(&members.path("role"), FieldReason::NotAllowed, &what);
             return None;
         }
@@ -157,13 +157,13 @@ fn call(path: String, node: Node<'_>, errors: &mut Errors) -> Option<ToolCall> {
     Some(ToolCall::new(id, name, arguments))
 }
 
-/// A content: a text, or parts that are texts.
+/// Reads a content: a text, or parts that are texts.
 pub(crate) fn content(members: &mut Members<'_>, name: &'static str, errors: &mut Errors) -> Option<String> {
     let path = members.path(name);
     content_of(path, members.take(name)?, errors)
 }
 
-/// A text, or parts that are texts, joined.
+/// Reads a text, or joins the texts of parts.
 pub(crate) fn content_of(path: String, node: Node<'_>, errors: &mut Errors) -> Option<String> {
     let parts = match node {
         Node::Text(text) => return Some(text.into_owned()),
@@ -190,11 +190,11 @@ pub(crate) fn content_of(path: String, node: Node<'_>, errors: &mut Errors) -> O
                 let name = if part.has("refusal") { "refusal" } else { "text" };
                 joined.push_str(&part.required_text_bytes(name, PROMPT_BYTES_MAX, errors)?);
             }
-            // What a model thought before is no part of what it said.
+            // Reasoning of earlier turns is not part of the conversation.
             Some("thinking" | "redacted_thinking" | "reasoning") => {}
             Some(other) => {
-                let shown: String = other.chars().filter(|c| !c.is_control()).take(64).collect();
-                let what = format!("is `{shown}`; the models here take text alone");
+                let excerpt: String = other.chars().filter(|c| !c.is_control()).take(64).collect();
+                let what = format!("is `{excerpt}`; the models here take text alone");
                 errors.push_at(&part.path("type"), FieldReason::NotAllowed, &what);
                 return None;
             }
@@ -203,7 +203,7 @@ pub(crate) fn content_of(path: String, node: Node<'_>, errors: &mut Errors) -> O
     Some(joined)
 }
 
-/// `tools` of OpenAI's chat completions API, or of its responses API, where the function lies one level higher.
+/// Reads `tools` of OpenAI's chat completions API, or of its responses API, in which the function is one level higher.
 pub(crate) fn read_tools(members: &mut Members<'_>, errors: &mut Errors) -> Vec<Tool> {
     let items = members.items("tools", TOOLS_MAX, errors).unwrap_or_default();
     items.into_iter().filter_map(|(path, node)| tool(path, node, errors)).collect()
@@ -223,7 +223,7 @@ fn tool(path: String, node: Node<'_>, errors: &mut Errors) -> Option<Tool> {
     Some(Tool::new(name, description, parameters.as_ref()))
 }
 
-/// `tool_choice` in the form of OpenAI's chat completions API, as JSON text.
+/// Reads `tool_choice`. Returns it as JSON text in the form of OpenAI's chat completions API.
 pub(crate) fn tool_choice(members: &mut Members<'_>, errors: &mut Errors) -> Option<String> {
     match members.take("tool_choice")? {
         Node::Text(choice) if matches!(&*choice, "auto" | "none" | "required") => Some(format!("\"{choice}\"")),

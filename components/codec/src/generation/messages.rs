@@ -20,11 +20,11 @@ use crate::json::{
     tree::Node,
 };
 
-/// Reads a body. `needs_tokens_max`: whether `max_tokens` must be there, as it must for messages and not to count their tokens.
+/// Reads a body. `needs_tokens_max`: whether `max_tokens` is required. Messages require it, counting their tokens does not.
 ///
 /// # Errors
 ///
-/// All that is wrong with it.
+/// The body is not valid; every invalid field is listed.
 pub fn read(body: &[u8], needs_tokens_max: bool) -> Result<ApiRequest, RequestError> {
     let mut members = members(body)?;
     let mut errors = Errors::default();
@@ -65,7 +65,7 @@ pub fn read(body: &[u8], needs_tokens_max: bool) -> Result<ApiRequest, RequestEr
     errors.finish(ApiRequest { request, stream, detach: false, dialect: Dialect::new(DialectKind::Messages) })
 }
 
-/// One message is several in the other form, where it has results of tools.
+/// Converts a message. One with tool results becomes several messages.
 fn message(path: String, node: Node<'_>, out: &mut Vec<Message>, errors: &mut Errors) {
     let Some(members) = Members::of_node(path, node, errors) else { return };
     let mut members = members.with_null_as_absent();
@@ -74,8 +74,8 @@ fn message(path: String, node: Node<'_>, out: &mut Vec<Message>, errors: &mut Er
         Some("assistant") => Role::Assistant,
         Some("system") => Role::System,
         Some(other) => {
-            let shown: String = other.chars().filter(|c| !c.is_control()).collect();
-            let what = format!("must be one of user, assistant, and is `{shown}`");
+            let excerpt: String = other.chars().filter(|c| !c.is_control()).collect();
+            let what = format!("must be one of user, assistant, and is `{excerpt}`");
             return errors.push_at(&members.path("role"), FieldReason::NotAllowed, &what);
         }
         None => return,
@@ -113,8 +113,8 @@ fn message(path: String, node: Node<'_>, out: &mut Vec<Message>, errors: &mut Er
                 out.push(Message { tool_call_id: id, ..result });
             }
             Some(other) => {
-                let shown: String = other.chars().filter(|c| !c.is_control()).collect();
-                let what = format!("is `{shown}`; the models here take text alone");
+                let excerpt: String = other.chars().filter(|c| !c.is_control()).collect();
+                let what = format!("is `{excerpt}`; the models here take text alone");
                 errors.push_at(&format!("{path}.type"), FieldReason::NotAllowed, &what);
             }
             None => {}
@@ -153,7 +153,7 @@ fn tool_choice(members: &mut Members<'_>, errors: &mut Errors) -> Option<String>
     }
 }
 
-/// The answer of `count_tokens`.
+/// The response body of `count_tokens`.
 pub fn count_json(tokens: u32) -> Vec<u8> {
     to_vec(&json!({ "input_tokens": tokens }))
 }
@@ -172,7 +172,7 @@ fn stop_reason(done: &Done) -> &'static str {
     }
 }
 
-/// Tokens that were in the cache are not among the `input_tokens` of that API.
+/// In this API, `input_tokens` does not include tokens that were in the cache.
 fn usage_json(usage: &Usage) -> Value {
     json!({
         "input_tokens": usage.prompt_tokens.saturating_sub(usage.cached_tokens),
@@ -195,10 +195,10 @@ fn message_json(generated: &Generated, content: Value, done: Option<&Done>) -> V
     })
 }
 
-/// The whole answer.
+/// The complete response body.
 pub(crate) fn whole_json(generated: &Generated) -> Vec<u8> {
-    let nothing = Choice::default();
-    let choice = generated.choices.first().unwrap_or(&nothing);
+    let empty = Choice::default();
+    let choice = generated.choices.first().unwrap_or(&empty);
     let mut content = Vec::new();
     if !choice.text.is_empty() || choice.calls.is_empty() {
         content.push(json!({ "type": "text", "text": choice.text }));
@@ -214,9 +214,9 @@ pub(crate) fn whole_json(generated: &Generated) -> Vec<u8> {
 #[derive(Debug, Default)]
 pub(crate) struct MessageStream {
     generated: Generated,
-    /// The block that is open.
+    /// The open block.
     block: Option<Block>,
-    /// Blocks so far.
+    /// Number of blocks so far.
     blocks: u32,
 }
 

@@ -1,11 +1,11 @@
-//! Generated text: requests of several APIs in, and their answers from the events of a generation.
+//! Generated text: reads the requests of several APIs, and renders their responses from the events of a generation.
 //!
-//! - [`request`]: what a generation is asked to do; `message`: the messages and tools of a chat in one form.
-//! - [`event`]: the events of a generation, as they lie in its channel; [`generated`]: the text that they add up to.
-//! - [`dialect`]: a stream of events in the form of an API; [`error`]: errors in the shapes of the APIs.
+//! - [`request`]: the request for a generation; `message`: the messages and tools of a chat in one form.
+//! - [`event`]: the events of a generation, as stored in its channel; [`generated`]: the text collected from them.
+//! - [`dialect`]: a stream of events in the form of an API; [`error`]: errors in the form of each API.
 //! - [`weir`], [`chat`], [`completions`], [`responses`], [`messages`], [`gemini`], [`ui`]: the APIs.
-//! - [`upstream`]: the same APIs the other way round, for other servers that generate.
-//! - [`route`]: their paths; [`resume`]: where a client that comes back continues.
+//! - [`upstream`]: the same APIs as a client, for other servers that generate text.
+//! - [`route`]: the paths; [`resume`]: where a client that reconnects continues.
 
 pub mod chat;
 pub mod completions;
@@ -31,12 +31,12 @@ use self::{dialect::Dialect, request::GenerateRequest};
 /// A request of an API.
 #[derive(Debug, Clone, PartialEq)]
 pub struct ApiRequest {
-    /// What is asked.
+    /// The text to generate.
     pub request: GenerateRequest,
-    /// The answer is a stream. This decides, never `Accept`: clients ask for streams and accept `application/json`.
+    /// The response is a stream. This decides and not `Accept`, since clients request streams with `Accept: application/json`.
     pub stream: bool,
-    /// The generation continues when the client has left.
+    /// The generation continues when the client disconnects.
     pub detach: bool,
-    /// How it is answered.
+    /// The form of the response.
     pub dialect: Dialect,
 }

@@ -1,4 +1,4 @@
-//! What a generation is asked to do, whichever dialect asks for it, and the readers of the fields that dialects have in common.
+//! The request for a generation, for every dialect, and the readers of the fields that several dialects have.
 
 use crate::json::{
     field::{FieldError, FieldReason},
@@ -6,50 +6,50 @@ use crate::json::{
     tree::Node,
 };
 
-/// Most choices of a request.
+/// Maximum number of choices of a request.
 pub const CHOICES_MAX: u32 = 8;
-/// Most stop strings of a request.
+/// Maximum number of stop strings of a request.
 pub const STOP_MAX: usize = 8;
-/// Longest stop string, bytes.
+/// Longest stop string, in bytes.
 pub const STOP_BYTES_MAX: usize = 256;
-/// Most alternatives of a token whose log probabilities are reported.
+/// Maximum number of alternatives per token whose log probabilities are reported.
 pub const LOGPROBS_MAX: u32 = 20;
-/// Longest prompt, bytes.
+/// Longest prompt, in bytes.
 pub const PROMPT_BYTES_MAX: usize = 1 << 20;
-/// Largest schema or grammar, bytes.
+/// Largest schema or grammar, in bytes.
 pub const FORMAT_BYTES_MAX: usize = 64 << 10;
-/// Most tokens with a bias.
+/// Maximum number of tokens with a bias.
 pub const BIASES_MAX: usize = 1024;
-/// Most tokens of a prompt that comes as tokens.
+/// Maximum number of tokens of a prompt that is sent as tokens.
 pub const PROMPT_TOKENS_MAX: usize = 128 << 10;
-/// Most JSON values in a request.
+/// Maximum number of JSON values in a request.
 pub(crate) const VALUES_MAX: usize = 256 << 10;
 
 /// A request for generated text.
 #[derive(Debug, Clone, PartialEq)]
 pub struct GenerateRequest {
-    /// The model; none: the one that is served.
+    /// The model; `None`: the one that is served.
     pub model: Option<String>,
-    /// What the text continues.
+    /// The prompt that the text continues.
     pub prompt: Prompt,
     /// How tokens are sampled.
     pub sampling: Sampling,
     /// The text ends before the first of these.
     pub stop: Vec<String>,
-    /// At most this many tokens.
+    /// Maximum number of generated tokens.
     pub tokens_max: Option<u32>,
-    /// How many texts are generated from the prompt.
+    /// Number of texts that are generated from the prompt.
     pub choices: u32,
-    /// The form that the text must have.
+    /// The format that the text must have.
     pub format: Option<Format>,
-    /// Report log probabilities, and those of this many alternatives.
+    /// Report log probabilities, with this number of alternatives per token.
     pub logprobs: Option<u32>,
 }
 
-/// What a text continues.
+/// The prompt of a generation.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Prompt {
-    /// A chat: JSON text as in the chat completions API of OpenAI.
+    /// A chat, as JSON text in the form of OpenAI's chat completions API.
     Chat {
         /// An array of messages.
         messages: String,
@@ -64,30 +64,30 @@ pub enum Prompt {
     Tokens(Vec<u32>),
 }
 
-/// How tokens are sampled; none is the default of the model or of the server.
+/// How tokens are sampled; `None` is the default of the model or of the server.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Sampling {
-    /// 0: the most likely token.
+    /// The temperature; 0 selects the most likely token.
     pub temperature: Option<f32>,
-    /// Only the most likely tokens, this many.
+    /// Sample from this number of the most likely tokens.
     pub top_k: Option<u32>,
-    /// Only the most likely tokens whose probabilities add up to this.
+    /// Sample from the most likely tokens whose probabilities add up to this.
     pub top_p: Option<f32>,
-    /// Only tokens with at least this share of the probability of the most likely one.
+    /// Sample from tokens with at least this fraction of the probability of the most likely one.
     pub min_p: Option<f32>,
-    /// Divides positive logits and multiplies negative ones of tokens that occurred.
+    /// Divides the positive logits, and multiplies the negative logits, of tokens that occurred.
     pub repeat_penalty: Option<f32>,
     /// Subtracted once from the logit of a token that was generated.
     pub presence_penalty: Option<f32>,
     /// Subtracted from the logit of a token for each time that it was generated.
     pub frequency_penalty: Option<f32>,
-    /// Added to the logits of tokens.
+    /// Token ids, and the values added to their logits.
     pub biases: Vec<(u32, f32)>,
-    /// The seed.
+    /// The seed of the sampler.
     pub seed: Option<u64>,
 }
 
-/// The form that a text must have.
+/// The format that a text must have.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Format {
     /// A JSON object.
@@ -101,7 +101,7 @@ pub enum Format {
 }
 
 impl Prompt {
-    /// A chat with a message of the system, if any, and one of the user.
+    /// A chat with a system message, if any, and a user message.
     pub fn chat(system: Option<&str>, user: &str) -> Self {
         let message = |role: &str, content: &str| serde_json::json!({ "role": role, "content": content });
         let system = system.map(|text| message("system", text));
@@ -111,7 +111,7 @@ impl Prompt {
 }
 
 impl GenerateRequest {
-    /// A request with defaults for all but the prompt.
+    /// A request with defaults for everything but the prompt.
     pub fn new(prompt: Prompt) -> Self {
         Self {
             model: None,
@@ -126,15 +126,10 @@ impl GenerateRequest {
     }
 }
 
-/// The members of a body that is an object. A member that is null counts as absent, and members that are not taken are passed over, as
-/// the servers whose dialects these are do it.
+/// The members of a body, which must be an object. A member that is null counts as absent, and unknown members are ignored, as in the
+/// servers whose APIs these are.
 pub(crate) fn members(body: &[u8]) -> Result<Members<'_>, crate::json::JsonError> {
-    let node = Node::read(body, VALUES_MAX)?;
-    let got = node.name();
-    match Members::of_node(String::new(), node, &mut Errors::default()) {
-        Some(members) => Ok(members.with_null_as_absent()),
-        None => Err(crate::json::JsonError::NotAnObject { got }),
-    }
+    Members::of_lenient_body(body, VALUES_MAX)
 }
 
 /// The name of the model.
@@ -146,7 +141,7 @@ pub(crate) fn model(members: &mut Members<'_>, errors: &mut Errors) -> Option<St
     Some(name)
 }
 
-/// A number within bounds, both included.
+/// Reads a number within inclusive bounds.
 pub(crate) fn number_within(
     members: &mut Members<'_>,
     name: &'static str,
@@ -162,13 +157,13 @@ pub(crate) fn number_within(
     Some(number as f32)
 }
 
-/// A whole number from `min` on.
+/// Reads a whole number of at least `min`.
 pub(crate) fn count(members: &mut Members<'_>, name: &'static str, min: i64, errors: &mut Errors) -> Option<u32> {
     let number = members.integer_within(name, (min, i64::from(u32::MAX)), errors)?;
     u32::try_from(number).ok()
 }
 
-/// The sampling parameters under the names that OpenAI's API, vLLM and llama.cpp have for them.
+/// Reads the sampling parameters under the names of OpenAI's API, vLLM and llama.cpp.
 pub(crate) fn sampling(members: &mut Members<'_>, errors: &mut Errors) -> Sampling {
     let repeat = number_within(members, "repetition_penalty", (0.01, 10.0), errors);
     Sampling {
@@ -184,7 +179,7 @@ pub(crate) fn sampling(members: &mut Members<'_>, errors: &mut Errors) -> Sampli
     }
 }
 
-/// Any whole number is a seed; negative ones are others than positive ones.
+/// Reads a seed: any whole number. A negative number is mapped to a distinct seed.
 pub(crate) fn seed(members: &mut Members<'_>, errors: &mut Errors) -> Option<u64> {
     members.integer("seed", errors).map(i64::cast_unsigned)
 }
@@ -217,7 +212,7 @@ fn biases(members: &mut Members<'_>, errors: &mut Errors) -> Vec<(u32, f32)> {
     read
 }
 
-/// Stop strings: a string, or a list of them.
+/// Reads stop strings: a string, or a list of strings.
 pub(crate) fn stop(members: &mut Members<'_>, name: &'static str, errors: &mut Errors) -> Vec<String> {
     let path = members.path(name);
     let items = match members.take(name) {
@@ -250,24 +245,24 @@ pub(crate) fn stop(members: &mut Members<'_>, name: &'static str, errors: &mut E
     stop
 }
 
-/// How many texts are generated.
+/// Reads the number of texts to generate; 1 by default.
 pub(crate) fn choices(members: &mut Members<'_>, name: &'static str, errors: &mut Errors) -> u32 {
     let count = members.integer_within(name, (1, i64::from(CHOICES_MAX)), errors);
     count.and_then(|count| u32::try_from(count).ok()).unwrap_or(1)
 }
 
-/// The form that a text must have, by `response_format` and the fields that other servers have for it. What is not known is refused: a
-/// text without the form that was asked for would look as if it had it.
+/// Reads the format that a text must have, from `response_format` and the fields of other servers. Unknown formats are refused: a client
+/// could not see that its format was ignored.
 pub(crate) fn format(members: &mut Members<'_>, errors: &mut Errors) -> Option<Format> {
-    let mut found = None;
+    let mut requested = None;
     if let Some(mut format) = members.object("response_format", errors) {
-        found = response_format(&mut format, errors);
+        requested = response_format(&mut format, errors);
     }
     if let Some(node) = members.take("guided_json") {
-        found = Some(Format::JsonSchema(schema(node)));
+        requested = Some(Format::JsonSchema(schema(node)));
     }
     if let Some(regex) = members.text("guided_regex", errors) {
-        found = Some(Format::Regex(regex));
+        requested = Some(Format::Regex(regex));
     }
     for name in ["grammar", "guided_grammar", "guided_choice", "json_schema", "structured_outputs"] {
         if members.take(name).is_some() {
@@ -275,11 +270,11 @@ pub(crate) fn format(members: &mut Members<'_>, errors: &mut Errors) -> Option<F
             errors.push_at(name, FieldReason::Unknown, what);
         }
     }
-    check_format(found.as_ref(), errors);
-    found
+    check_format(requested.as_ref(), errors);
+    requested
 }
 
-/// Records that a form is larger than it may be.
+/// Records an error if a format is too large.
 pub(crate) fn check_format(format: Option<&Format>, errors: &mut Errors) {
     let bytes = match format {
         Some(Format::JsonSchema(text) | Format::Grammar(text) | Format::Regex(text)) => text.len(),
@@ -291,7 +286,7 @@ pub(crate) fn check_format(format: Option<&Format>, errors: &mut Errors) {
     }
 }
 
-/// `{"type": …}` as OpenAI and TGI have it.
+/// Reads `{"type": …}`, in the forms of OpenAI and of TGI.
 pub(crate) fn response_format(format: &mut Members<'_>, errors: &mut Errors) -> Option<Format> {
     let kind = format.required_text_bytes("type", 64, errors)?;
     match kind.as_str() {
@@ -300,9 +295,9 @@ pub(crate) fn response_format(format: &mut Members<'_>, errors: &mut Errors) -> 
             Some(format.take("value").map_or(Format::Json, |node| Format::JsonSchema(schema(node))))
         }
         "json_schema" => {
-            // The responses API has the schema beside the type, the others one level down.
-            let direct = format.take("schema");
-            let node = direct.or_else(|| {
+            // In the responses API, the schema is next to the type; in the others, it is one level deeper.
+            let schema_here = format.take("schema");
+            let node = schema_here.or_else(|| {
                 let mut inner = format.object("json_schema", errors)?;
                 inner.take("schema")
             });
@@ -336,7 +331,7 @@ pub(crate) fn json(node: &Node<'_>) -> String {
     text
 }
 
-/// A schema as JSON text; some clients send it as text.
+/// A schema as JSON text; some clients send it as a string.
 fn schema(node: Node<'_>) -> String {
     match node {
         Node::Text(text) => text.into_owned(),

@@ -1,4 +1,4 @@
-//! OpenAI's responses: `POST /v1/responses`, and `GET /v1/responses/{id}`, from where a client that comes back continues with
+//! OpenAI's responses: `POST /v1/responses`, and `GET /v1/responses/{id}`, with which a client that reconnects continues after
 //! `starting_after`.
 
 use serde_json::{Map, Value, json};
@@ -9,7 +9,7 @@ use super::{
     dialect::{Dialect, DialectKind, Frame},
     error::openai_of,
     event::{Finish, GenerationEvent, Token, ToolDelta},
-    generated::{Call, Choice, Generated},
+    generated::{Choice, Generated, GeneratedCall},
     message::{MESSAGES_MAX, Message, Role, ToolCall, content_of, messages_json, read_tools, tool_choice, tools_json},
     request::{
         Format, GenerateRequest, LOGPROBS_MAX, PROMPT_BYTES_MAX, Prompt, Sampling, check_format, count,
@@ -23,16 +23,16 @@ use crate::json::{
     tree::Node,
 };
 
-/// Most bytes of what an answer repeats of its request; more is left out.
+/// Maximum number of bytes of the request's fields that a response repeats; more are left out.
 const ECHO_BYTES_MAX: usize = 64 << 10;
-/// What comes before the id of a generation.
+/// The prefix of a response id before the id of its generation.
 const ID_PREFIX: &str = "resp_";
 
 /// Reads a body.
 ///
 /// # Errors
 ///
-/// All that is wrong with it.
+/// The body is not valid; every invalid field is listed.
 pub fn read(body: &[u8]) -> Result<ApiRequest, RequestError> {
     let mut members = members(body)?;
     let mut errors = Errors::default();
@@ -68,7 +68,7 @@ pub fn read(body: &[u8]) -> Result<ApiRequest, RequestError> {
     let wants = include.iter().any(|name| name == "message.output_text.logprobs");
     let logprobs = (wants || top.is_some_and(|top| top > 0)).then(|| top.unwrap_or(0));
     let stream = members.boolean("stream", &mut errors).unwrap_or(false);
-    // As that API has it: the answer is asked for later.
+    // A background response is requested later with `GET`.
     let detach = members.boolean("background", &mut errors).unwrap_or(false);
     if let Some(metadata) = members.take("metadata").and_then(|node| serde_json::from_str(&json_text(&node)).ok()) {
         echo.insert("metadata".to_owned(), metadata);
@@ -92,7 +92,7 @@ pub fn read(body: &[u8]) -> Result<ApiRequest, RequestError> {
     errors.finish(ApiRequest { request, stream, detach, dialect })
 }
 
-/// A text, or items: messages, calls of functions and their results.
+/// Reads `input`: a text, or items, which are messages, function calls and their results.
 fn input(members: &mut Members<'_>, out: &mut Vec<Message>, errors: &mut Errors) {
     let items = match members.take("input") {
         Some(Node::Text(text)) => return out.push(Message::text(Role::User, text.into_owned())),
@@ -115,8 +115,8 @@ fn item_of(mut item: Members<'_>, out: &mut Vec<Message>, errors: &mut Errors) {
                 Some("assistant") => Role::Assistant,
                 Some("system" | "developer") => Role::System,
                 Some(other) => {
-                    let shown: String = other.chars().filter(|c| !c.is_control()).collect();
-                    let what = format!("must be one of system, developer, user, assistant, and is `{shown}`");
+                    let excerpt: String = other.chars().filter(|c| !c.is_control()).collect();
+                    let what = format!("must be one of system, developer, user, assistant, and is `{excerpt}`");
                     return errors.push_at(&item.path("role"), FieldReason::NotAllowed, &what);
                 }
                 None => return,
@@ -132,7 +132,7 @@ fn item_of(mut item: Members<'_>, out: &mut Vec<Message>, errors: &mut Errors) {
             let name = item.required_text_bytes("name", 256, errors).unwrap_or_default();
             let arguments = item.text("arguments", errors).unwrap_or_default();
             let call = ToolCall::new(id, name, arguments);
-            // Calls in a row are those of one message.
+            // Consecutive calls belong to one message.
             match out.last_mut() {
                 Some(last) if last.role == Role::Assistant => last.tool_calls.push(call),
                 _ => out.push(Message {
@@ -148,11 +148,11 @@ fn item_of(mut item: Members<'_>, out: &mut Vec<Message>, errors: &mut Errors) {
             let output = item.take("output").and_then(|node| content_of(path, node, errors));
             out.push(Message { tool_call_id: id, ..Message::text(Role::Tool, output.unwrap_or_default()) });
         }
-        // What a model thought before is no part of what it said.
+        // Reasoning of earlier turns is not part of the conversation.
         Some("reasoning") => {}
         Some(other) => {
-            let shown: String = other.chars().filter(|c| !c.is_control()).take(64).collect();
-            let what = format!("is `{shown}`, which is not known here");
+            let excerpt: String = other.chars().filter(|c| !c.is_control()).take(64).collect();
+            let what = format!("is `{excerpt}`, which is not known here");
             errors.push_at(&item.path("type"), FieldReason::NotAllowed, &what);
         }
     }
@@ -166,12 +166,12 @@ fn text_format(members: &mut Members<'_>, errors: &mut Errors) -> Option<Format>
     format
 }
 
-/// The id of an answer.
+/// The id of a response.
 pub fn response_id(generation_id: &str) -> String {
     format!("{ID_PREFIX}{generation_id}")
 }
 
-/// The id of the generation of an answer.
+/// The id of the generation of a response.
 pub fn generation_id(response_id: &str) -> &str {
     response_id.strip_prefix(ID_PREFIX).unwrap_or(response_id)
 }
@@ -184,10 +184,10 @@ fn status(choice: &Choice) -> &'static str {
     }
 }
 
-/// A response in its present state.
+/// The response object in its current state.
 fn response(generated: &Generated) -> Value {
-    let nothing = Choice::default();
-    let choice = generated.choices.first().unwrap_or(&nothing);
+    let empty = Choice::default();
+    let choice = generated.choices.first().unwrap_or(&empty);
     let status = match &generated.error {
         Some(failed) if failed.code == "cancelled" => "cancelled",
         Some(_) => "failed",
@@ -241,14 +241,14 @@ fn response(generated: &Generated) -> Value {
     value
 }
 
-/// The output of a response: a message where there is text or nothing else, then the calls.
+/// The output of a response: a message if there is text or there are no calls, then the calls.
 fn items(generated: &Generated, choice: &Choice) -> Vec<Value> {
     let mut items = Vec::new();
     if !choice.text.is_empty() || choice.calls.is_empty() {
         let status = if status(choice) == "completed" { "completed" } else { "incomplete" };
         items.push(message_item(generated.id(), status, &[text_part(choice)]));
     }
-    let call = |(at, call): (usize, &Call)| call_item(generated.id(), at, call, "completed");
+    let call = |(at, call): (usize, &GeneratedCall)| call_item(generated.id(), at, call, "completed");
     items.extend(choice.calls.iter().enumerate().map(call));
     items
 }
@@ -271,7 +271,7 @@ fn call_item_id(generation_id: &str, at: usize) -> String {
     format!("fc_{generation_id}_{at}")
 }
 
-fn call_item(generation_id: &str, at: usize, call: &Call, status: &str) -> Value {
+fn call_item(generation_id: &str, at: usize, call: &GeneratedCall, status: &str) -> Value {
     json!({
         "id": call_item_id(generation_id, at),
         "type": "function_call",
@@ -282,22 +282,22 @@ fn call_item(generation_id: &str, at: usize, call: &Call, status: &str) -> Value
     })
 }
 
-/// The whole answer.
+/// The complete response body.
 pub(crate) fn whole_json(generated: &Generated) -> Vec<u8> {
     to_vec(&response(generated))
 }
 
-/// The answer of a request for a response that may not have ended.
+/// The response body for a response that may still be in progress.
 pub fn state_json(generated: &Generated) -> Vec<u8> {
     to_vec(&response(generated))
 }
 
-/// The stream of a generation. Every event has a number, the one by which a client that comes back says what it has.
+/// The stream of a generation. Every event has a sequence number, which a client sends to resume after it.
 #[derive(Debug, Default)]
 pub(crate) struct ResponseStream {
     generated: Generated,
     sequence: u64,
-    /// The item that is open, and its place in the output.
+    /// The open item and its index in the output.
     open: Option<(Item, u32)>,
     items: u32,
 }
@@ -324,7 +324,7 @@ impl ResponseStream {
                 if self.items == 0 {
                     self.open(Item::Text, out);
                 }
-                // The item that ends with the text has its state.
+                // The last item has the status of the choice, so it is closed after the event is recorded.
                 self.generated.push(event);
                 self.close(out);
                 let kind = match done.finish_reason {
@@ -350,11 +350,11 @@ impl ResponseStream {
         if token.text.is_empty() && token.tokens.is_empty() {
             return;
         }
-        let place = self.open(Item::Text, out);
+        let output_index = self.open(Item::Text, out);
         self.generated.push(event);
         let data = json!({
             "item_id": message_id(self.generated.id()),
-            "output_index": place,
+            "output_index": output_index,
             "content_index": 0,
             "delta": token.text,
             "logprobs": logprobs_json(&token.tokens),
@@ -364,7 +364,7 @@ impl ResponseStream {
 
     fn push_call(&mut self, delta: &ToolDelta, event: &GenerationEvent, out: &mut Vec<Frame>) {
         if delta.id.is_some() || delta.name.is_some() {
-            // What the item says of the call is there before the item.
+            // The id and the name of the call must be known before its item is opened.
             let head = ToolDelta { arguments: String::new(), ..delta.clone() };
             self.generated.push(&GenerationEvent::ToolCall(head));
             self.open(Item::Call(delta.call), out);
@@ -373,55 +373,55 @@ impl ResponseStream {
         } else {
             self.generated.push(event);
         }
-        let place = self.open(Item::Call(delta.call), out);
+        let output_index = self.open(Item::Call(delta.call), out);
         if !delta.arguments.is_empty() {
             let item_id = call_item_id(self.generated.id(), delta.call as usize);
-            let data = json!({ "item_id": item_id, "output_index": place, "delta": delta.arguments });
+            let data = json!({ "item_id": item_id, "output_index": output_index, "delta": delta.arguments });
             self.emit("response.function_call_arguments.delta", data, out);
         }
     }
 
-    /// Opens an item, unless it is open; its place.
+    /// Opens an item unless it is open. Returns its index in the output.
     fn open(&mut self, item: Item, out: &mut Vec<Frame>) -> u32 {
-        if let Some((open, place)) = self.open
+        if let Some((open, output_index)) = self.open
             && open == item
         {
-            return place;
+            return output_index;
         }
         self.close(out);
-        let place = self.items;
+        let output_index = self.items;
         self.items += 1;
-        self.open = Some((item, place));
+        self.open = Some((item, output_index));
         let id = self.generated.id().to_owned();
         let value = match item {
             Item::Text => message_item(&id, "in_progress", &[]),
             Item::Call(at) => call_item(&id, at as usize, &self.call(at), "in_progress"),
         };
-        self.emit("response.output_item.added", json!({ "output_index": place, "item": value }), out);
+        self.emit("response.output_item.added", json!({ "output_index": output_index, "item": value }), out);
         if item == Item::Text {
             let part = json!({ "type": "output_text", "text": "", "annotations": [], "logprobs": [] });
-            let data = json!({ "item_id": message_id(&id), "output_index": place, "content_index": 0, "part": part });
+            let data = json!({ "item_id": message_id(&id), "output_index": output_index, "content_index": 0, "part": part });
             self.emit("response.content_part.added", data, out);
         }
-        place
+        output_index
     }
 
     fn close(&mut self, out: &mut Vec<Frame>) {
-        let Some((item, place)) = self.open.take() else { return };
+        let Some((item, output_index)) = self.open.take() else { return };
         let id = self.generated.id().to_owned();
         let value = match item {
             Item::Text => {
-                let nothing = Choice::default();
-                let choice = self.generated.choices.first().unwrap_or(&nothing);
+                let empty = Choice::default();
+                let choice = self.generated.choices.first().unwrap_or(&empty);
                 let (text, part) = (choice.text.clone(), text_part(choice));
                 let state = if status(choice) == "incomplete" { "incomplete" } else { "completed" };
                 let logprobs = part["logprobs"].clone();
                 let item_id = message_id(&id);
                 let data = json!({
-                    "item_id": item_id, "output_index": place, "content_index": 0, "text": text, "logprobs": logprobs,
+                    "item_id": item_id, "output_index": output_index, "content_index": 0, "text": text, "logprobs": logprobs,
                 });
                 self.emit("response.output_text.done", data, out);
-                let data = json!({ "item_id": item_id, "output_index": place, "content_index": 0, "part": part });
+                let data = json!({ "item_id": item_id, "output_index": output_index, "content_index": 0, "part": part });
                 self.emit("response.content_part.done", data, out);
                 message_item(&id, state, &[part])
             }
@@ -429,16 +429,16 @@ impl ResponseStream {
                 let call = self.call(at);
                 let item_id = call_item_id(&id, at as usize);
                 let data = json!({
-                    "item_id": item_id, "output_index": place, "name": call.name, "arguments": call.arguments,
+                    "item_id": item_id, "output_index": output_index, "name": call.name, "arguments": call.arguments,
                 });
                 self.emit("response.function_call_arguments.done", data, out);
                 call_item(&id, at as usize, &call, "completed")
             }
         };
-        self.emit("response.output_item.done", json!({ "output_index": place, "item": value }), out);
+        self.emit("response.output_item.done", json!({ "output_index": output_index, "item": value }), out);
     }
 
-    fn call(&self, at: u32) -> Call {
+    fn call(&self, at: u32) -> GeneratedCall {
         let calls = self.generated.choices.first().map_or(&[][..], |choice| &choice.calls);
         calls.get(at as usize).cloned().unwrap_or_default()
     }

@@ -1,4 +1,4 @@
-//! Where a client that comes back to a generation continues.
+//! Where a client that reconnects to a generation continues.
 
 use crate::{
     channels::route::Channel,
@@ -7,21 +7,21 @@ use crate::{
 };
 use weir_core::channels::Kind;
 
-/// What the query of a request for a generation says.
+/// The parameters of a request for a generation.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Resume {
-    /// The answer is a stream.
+    /// The response is a stream.
     pub stream: bool,
-    /// The client has the frames up to this one.
+    /// The number of the last frame that the client has.
     pub after: Option<u64>,
 }
 
 impl Resume {
-    /// Reads `stream` and `starting_after` of a query, and the header `Last-Event-ID`, which counts before the query.
+    /// Reads `stream` and `starting_after` from a query, and the header `Last-Event-ID`, which takes precedence.
     ///
     /// # Errors
     ///
-    /// One of them cannot be understood.
+    /// One of them has an invalid value.
     pub fn read(query: &str, last_event_id: Option<&str>) -> Result<Self, RequestError> {
         let mut resume = Self::default();
         for pair in query.split('&') {
@@ -40,23 +40,23 @@ impl Resume {
     }
 }
 
-/// Whether a query asks for a generation that continues when its client has left.
+/// Reads `detach` from a query: whether the generation continues when its client disconnects. `None` if it is absent.
 ///
 /// # Errors
 ///
 /// `detach` is neither `true` nor `false`.
 pub fn detach(query: &str) -> Result<Option<bool>, RequestError> {
-    let mut found = None;
+    let mut detach = None;
     for pair in query.split('&') {
         let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
         if decode(name) == "detach" {
-            found = Some(flag("detach", &decode(value))?);
+            detach = Some(flag("detach", &decode(value))?);
         }
     }
-    Ok(found)
+    Ok(detach)
 }
 
-/// Whether a query asks for server-sent events, as Gemini's streams do: `alt=sse`.
+/// True when a query requests server-sent events with `alt=sse`, as for Gemini's streams.
 pub fn is_sse(query: &str) -> bool {
     query.split('&').any(|pair| pair == "alt=sse")
 }
@@ -65,7 +65,7 @@ pub fn is_sse(query: &str) -> bool {
 ///
 /// # Errors
 ///
-/// The id is not fit.
+/// The id is invalid.
 pub fn channel(generation_id: &str) -> Result<Channel, RequestError> {
     Channel::new(Kind::Generation, generation_id)
         .map_err(|error| RequestError::Invalid(vec![crate::channels::route::id_error(error, "generation_id")]))
@@ -75,18 +75,18 @@ fn flag(name: &'static str, value: &str) -> Result<bool, RequestError> {
     match value {
         "true" | "1" | "" => Ok(true),
         "false" | "0" => Ok(false),
-        _ => Err(wrong(name, "must be true or false")),
+        _ => Err(invalid(name, "must be true or false")),
     }
 }
 
 fn number(name: &'static str, value: &str) -> Result<u64, RequestError> {
-    // In Weir's own dialect an id is the place in the channel, where every event is one frame.
+    // In Weir's own dialect an id is a cursor of the channel, in which every event is one frame.
     if let Some(seq) = value.split_once('-').and_then(|(_, seq)| seq.parse::<u64>().ok()) {
-        return seq.checked_sub(1).ok_or_else(|| wrong(name, "names no event"));
+        return seq.checked_sub(1).ok_or_else(|| invalid(name, "names no event"));
     }
-    value.parse().map_err(|_| wrong(name, "must be the number of a frame, as `id` in the stream has it"))
+    value.parse().map_err(|_| invalid(name, "must be the number of a frame, as `id` in the stream has it"))
 }
 
-fn wrong(name: &'static str, what: &str) -> RequestError {
+fn invalid(name: &'static str, what: &str) -> RequestError {
     RequestError::Invalid(vec![FieldError::new(name, FieldReason::NotAllowed, format!("`{name}` {what}"))])
 }

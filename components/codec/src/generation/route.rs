@@ -3,16 +3,16 @@
 use super::{dialect::DialectKind, responses::generation_id};
 use crate::inference::query::decode_path;
 
-/// What answers a path.
+/// A route of generated text.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum GenerationRoute {
-    /// `POST` of a request of an API.
+    /// `POST` of a request to an API.
     Generate(DialectKind),
     /// `POST .../models/{model}:generateContent` and `:streamGenerateContent`
     Content {
         /// The model.
         model: String,
-        /// The answer is a stream.
+        /// The response is a stream.
         stream: bool,
     },
     /// `POST /v1/messages/count_tokens`
@@ -22,9 +22,9 @@ pub enum GenerationRoute {
         /// The model.
         model: String,
     },
-    /// `GET` and `DELETE /v1/generations/{generation_id}`: in the dialect of its request.
+    /// `GET` and `DELETE /v1/generations/{generation_id}`; the response has the dialect of the original request.
     Generation(String),
-    /// `GET /v1/responses/{response_id}`; the id is that of the generation.
+    /// `GET /v1/responses/{response_id}`; the value is the id of the generation.
     Response(String),
     /// `POST /v1/responses/{response_id}/cancel`
     CancelResponse(String),
@@ -48,7 +48,7 @@ pub const GENERATION_ROUTES: [(&str, &str); 13] = [
 ];
 
 impl GenerationRoute {
-    /// The route of a path without its query; none when the path is another's.
+    /// The route of a path without its query; `None` for a path that is not of generated text.
     pub fn find(path: &str) -> Option<Self> {
         Some(match path {
             "/generate-stream" => Self::Generate(DialectKind::Weir),
@@ -73,7 +73,7 @@ impl GenerationRoute {
                 _ => None,
             };
         }
-        // Its clients differ in what they put before it.
+        // Clients of Gemini use different prefixes.
         let rest =
             ["/v1beta/models/", "/v1/models/", "/models/"].into_iter().find_map(|start| path.strip_prefix(start))?;
         let (model, method) = rest.rsplit_once(':')?;
@@ -87,7 +87,7 @@ impl GenerationRoute {
         }
     }
 
-    /// The API whose errors the path has.
+    /// The API whose error format the path uses.
     pub fn dialect(&self) -> DialectKind {
         match self {
             Self::Generate(kind) => *kind,
@@ -98,7 +98,7 @@ impl GenerationRoute {
         }
     }
 
-    /// Whether it takes a method.
+    /// True when the route accepts a method.
     pub fn takes(&self, method: &str) -> bool {
         match self {
             Self::Generation(_) => matches!(method, "GET" | "HEAD" | "DELETE"),
@@ -126,7 +126,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn paths() {
+    fn path_is_matched_with_its_parameters() {
         let content = |model: &str, stream| Some(GenerationRoute::Content { model: model.to_owned(), stream });
         for (path, want) in [
             ("/generate-stream", Some(GenerationRoute::Generate(DialectKind::Weir))),

@@ -1,4 +1,4 @@
-//! What the clients of each API must find, by the requirement that it holds.
+//! The requirements of the clients of each API, one test for each.
 
 use expect_test::{Expect, expect};
 use serde_json::{Value, json};
@@ -65,7 +65,7 @@ fn stream_after(dialect: &Dialect, framing: StreamFraming, after: Option<u64>, e
     let mut stream = GenerationStream::new(dialect, framing, after);
     let mut out = Vec::new();
     for (at, event) in events.iter().enumerate() {
-        // As it is read from a channel.
+        // Encoded and decoded, as when it is read from a channel.
         let event = GenerationEvent::from_json(&event.to_json()).expect("an event");
         stream.push(&format!("1-{}", at + 1), &event, &mut out);
     }
@@ -212,7 +212,7 @@ fn weir_stream_is_texts_lines_or_events_with_the_ids_of_the_channel() {
 
 /// Requirement 3: one last chunk without choices, and never otherwise.
 #[test]
-fn usage_is_one_last_chunk_where_it_is_asked_for() {
+fn usage_is_one_last_chunk_if_it_is_requested() {
     for kind in [DialectKind::Chat, DialectKind::Completions] {
         let without = frames(&stream(&plain(kind), &two_words(kind)));
         assert!(without.iter().all(|chunk| chunk.get("usage").is_none()), "{without:?}");
@@ -227,9 +227,9 @@ fn usage_is_one_last_chunk_where_it_is_asked_for() {
     }
 }
 
-/// Requirement 5: what fails after the first token is an error in the shape of the API, and the end.
+/// Requirement 5: a failure after the first token is an error in the form of the API, and the end of the stream.
 #[test]
-fn error_within_a_stream_has_the_shape_of_its_api_and_is_the_end() {
+fn error_within_a_stream_has_the_form_of_its_api_and_is_the_end() {
     for kind in ALL {
         let events = [started(plain(kind), 1), token(0, "a"), failed("engine_failed", 502)];
         let text = stream(&plain(kind), &events);
@@ -257,7 +257,7 @@ fn error_within_a_stream_has_the_shape_of_its_api_and_is_the_end() {
     }
 }
 
-/// Requirement 6: one reason for each choice; a generation that was cancelled has none.
+/// Requirement 6: each choice has one finish reason; a cancelled generation has none.
 #[test]
 fn choice_has_one_finish_reason_and_a_cancelled_one_has_none() {
     for (finish, want) in [
@@ -283,9 +283,9 @@ fn choice_has_one_finish_reason_and_a_cancelled_one_has_none() {
     }
 }
 
-/// Requirement 7: comments for clients that skip them, none for Gemini's, and a ping for Anthropic's.
+/// Requirement 7: comments for clients that ignore them, nothing for Gemini's clients, a ping for Anthropic's.
 #[test]
-fn keep_alive_is_what_the_clients_of_the_api_know() {
+fn keep_alive_has_the_form_that_the_clients_of_the_api_accept() {
     let keep_alive = |kind, framing| GenerationStream::new(&plain(kind), framing, None).keep_alive();
     assert_eq!(keep_alive(DialectKind::Chat, StreamFraming::Sse), Some(b":\n\n".as_slice()));
     assert!(keep_alive(DialectKind::Messages, StreamFraming::Sse).is_some_and(|text| text.starts_with(b"event: ping")));
@@ -295,7 +295,7 @@ fn keep_alive_is_what_the_clients_of_the_api_know() {
     assert!(text.lines().all(|line| line.is_empty() || line.starts_with("data: {")), "{text}");
 }
 
-/// Requirement 8: both counts, and the code that clients compare.
+/// Requirement 8: the error has both token counts, and the code that clients compare.
 #[test]
 fn prompt_that_is_too_long_is_400_with_both_counts() {
     let failure = weir_core::failure::Failure::TooLong { tokens: 3000, tokens_max: 2048 };
@@ -325,7 +325,7 @@ fn chat_of(body: Value) -> Result<ApiRequest, RequestError> {
     chat::read(body.to_string().as_bytes())
 }
 
-/// Requirement 9: the role is named; parts of text are joined; a developer is a system.
+/// Requirement 9: an invalid role is named in the error; text parts are joined; `developer` is `system`.
 #[test]
 fn roles_and_contents_are_normalized_and_a_wrong_role_is_named() {
     let request = chat_of(json!({ "messages": [
@@ -341,7 +341,7 @@ fn roles_and_contents_are_normalized_and_a_wrong_role_is_named() {
     assert!(error.to_string().contains("image_url"), "{error}");
 }
 
-/// Requirement 10: the index in every delta, the id and the name in the first alone.
+/// Requirement 10: every delta has the index; only the first has the id and the name.
 #[test]
 fn tool_call_is_sent_in_deltas_with_its_id_and_name_once() {
     let calls = |kind| {
@@ -383,10 +383,10 @@ fn tool_call_is_sent_in_deltas_with_its_id_and_name_once() {
     assert_eq!((&item["item"]["call_id"], &item["item"]["arguments"]), (&json!("c1"), &json!(r#"{"city":"Bern"}"#)));
 }
 
-/// Requirement 11: a form that is not known is refused.
+/// Requirement 11: an unknown format is refused.
 #[test]
-fn format_that_is_not_known_is_refused_and_never_dropped() {
-    let ask = |extra: Value| {
+fn unknown_format_is_refused() {
+    let format_of = |extra: Value| {
         let mut body = json!({ "messages": [{ "role": "user", "content": "a" }] });
         for (name, value) in extra.as_object().expect("an object") {
             body[name] = value.clone();
@@ -406,7 +406,7 @@ fn format_that_is_not_known_is_refused_and_never_dropped() {
         (json!({ "guided_json": schema }), Some(Format::JsonSchema(schema.to_string()))),
         (json!({ "guided_regex": "a+" }), Some(Format::Regex("a+".to_owned()))),
     ] {
-        assert_eq!(ask(extra.clone()), Ok(want), "{extra}");
+        assert_eq!(format_of(extra.clone()), Ok(want), "{extra}");
     }
     for extra in [
         json!({ "response_format": { "type": "xml" } }),
@@ -415,11 +415,11 @@ fn format_that_is_not_known_is_refused_and_never_dropped() {
         json!({ "grammar": "root ::= \"a\"" }),
         json!({ "guided_choice": ["a"] }),
     ] {
-        assert!(ask(extra.clone()).is_err(), "{extra}");
+        assert!(format_of(extra.clone()).is_err(), "{extra}");
     }
 }
 
-/// Requirement 12: each token with its bytes, aligned with the text, finite.
+/// Requirement 12: each token has its bytes, is aligned with the text, and has a finite log probability.
 #[test]
 fn logprobs_are_aligned_with_the_tokens_of_a_stream_and_finite() {
     let logprob = |bytes: &[u8], logprob| TokenLogprob {
@@ -459,7 +459,7 @@ fn logprobs_are_aligned_with_the_tokens_of_a_stream_and_finite() {
     assert!(read(json!({ "logprobs": true, "top_logprobs": 21 })).is_err());
 }
 
-/// Requirement 13: every choice has its index, and the prompt is counted once.
+/// Requirement 13: each choice has its index, and the tokens of the prompt are counted once.
 #[test]
 fn choices_have_their_indexes_and_one_usage() {
     let kind = DialectKind::Chat;
@@ -484,7 +484,7 @@ fn choices_have_their_indexes_and_one_usage() {
     }
 }
 
-/// Requirement 16: both names, nulls as absent, unknown fields ignored.
+/// Requirement 16: both names of the bound are read, null counts as absent, unknown fields are ignored.
 #[test]
 fn both_names_of_the_bound_are_read_nulls_are_absent_and_unknown_fields_ignored() {
     let tokens_max = |extra: Value| {
@@ -508,7 +508,7 @@ fn both_names_of_the_bound_are_read_nulls_are_absent_and_unknown_fields_ignored(
 }
 
 #[test]
-fn client_that_comes_back_gets_exactly_the_rest() {
+fn client_that_reconnects_receives_exactly_the_remaining_frames() {
     for kind in [DialectKind::Chat, DialectKind::Responses, DialectKind::Messages, DialectKind::Ui] {
         let dialect = Dialect { include_usage: true, ..plain(kind) };
         let events = [
@@ -538,7 +538,7 @@ fn gemini_stream_without_sse_is_one_json_array() {
 }
 
 #[test]
-fn requests_of_other_apis_become_the_same_messages() {
+fn requests_of_all_apis_give_the_same_messages() {
     let want = json!([
         { "role": "system", "content": "s" },
         { "role": "user", "content": "q" },
@@ -587,7 +587,7 @@ fn requests_of_other_apis_become_the_same_messages() {
 }
 
 #[test]
-fn errors_before_a_stream_have_the_shape_and_the_status_of_the_api() {
+fn error_before_a_stream_has_the_form_and_the_status_of_the_api() {
     let problem = Problem::from(chat_of(json!({ "messages": "x" })).unwrap_err());
     let (status, body) = DialectKind::Chat.error_json(&problem);
     let body: Value = serde_json::from_slice(&body).expect("JSON");

@@ -17,12 +17,12 @@ use crate::json::{
     tree::Node,
 };
 
-/// Reads a body: `messages` with parts, as `useChat` sends them; the parameters of OpenAI's API may stand beside them, under their names.
-/// The answer is a stream.
+/// Reads a body: `messages` with parts, as `useChat` sends them, and optionally parameters under their names in OpenAI's API. The
+/// response is a stream.
 ///
 /// # Errors
 ///
-/// All that is wrong with it.
+/// The body is not valid; every invalid field is listed.
 pub fn read(body: &[u8]) -> Result<ApiRequest, RequestError> {
     let mut members = members(body)?;
     let mut errors = Errors::default();
@@ -49,7 +49,7 @@ pub fn read(body: &[u8]) -> Result<ApiRequest, RequestError> {
     errors.finish(ApiRequest { request, stream: true, detach, dialect: Dialect::new(DialectKind::Ui) })
 }
 
-/// A message; parts that are no texts are passed over, as a page keeps more in a message than a model reads.
+/// Reads a message. Parts that are not text are ignored: a page stores more in a message than a model reads.
 fn message(path: String, node: Node<'_>, errors: &mut Errors) -> Option<Message> {
     let mut members = Members::of_node(path, node, errors)?.with_null_as_absent();
     let role = match members.required_text_bytes("role", 64, errors)?.as_str() {
@@ -84,10 +84,10 @@ fn finish_reason(finish: Finish) -> &'static str {
     }
 }
 
-/// The whole answer, for a client that asks for a generation later.
+/// The complete response body, for a client that requests a generation later.
 pub(crate) fn whole_json(generated: &Generated) -> Vec<u8> {
-    let nothing = Choice::default();
-    let choice = generated.choices.first().unwrap_or(&nothing);
+    let empty = Choice::default();
+    let choice = generated.choices.first().unwrap_or(&empty);
     let parts = json!([{ "type": "text", "text": choice.text, "state": "done" }]);
     to_vec(&json!({ "id": generated.id(), "role": "assistant", "parts": parts }))
 }
@@ -99,7 +99,7 @@ pub(crate) struct UiStream {
     is_text_open: bool,
 }
 
-/// The id of the one text of a message.
+/// The id of the only text of a message.
 const TEXT_ID: &str = "0";
 
 impl UiStream {

@@ -1,4 +1,5 @@
-//! Weir's own dialect: `POST /generate-stream`. Texts by default; with `Accept` the events of the channel, as NDJSON or as server-sent events.
+//! Weir's own dialect: `POST /generate-stream`. The response is text by default; by `Accept`, the events of the channel as NDJSON or as
+//! server-sent events.
 
 use serde_json::{Value, json};
 
@@ -12,7 +13,7 @@ use super::{
     },
 };
 use crate::{
-    http::accept,
+    http::accept::choose,
     json::{
         field::{FieldReason, RequestError},
         members::Errors,
@@ -20,12 +21,12 @@ use crate::{
     },
 };
 
-/// Reads a body: `prompt`, which is a text that the model continues, or `messages`, and the parameters of OpenAI's API under their names.
-/// A member that is not known is an error.
+/// Reads a body: `prompt`, a text that the model continues, or `messages`, and parameters under their names in OpenAI's API. An unknown
+/// member is an error.
 ///
 /// # Errors
 ///
-/// All that is wrong with it.
+/// The body is not valid; every invalid field is listed.
 pub fn read(body: &[u8]) -> Result<ApiRequest, RequestError> {
     let mut members = members(body)?;
     let mut errors = Errors::default();
@@ -59,18 +60,18 @@ pub fn read(body: &[u8]) -> Result<ApiRequest, RequestError> {
     errors.finish(ApiRequest { request, stream, detach, dialect: Dialect::new(DialectKind::Weir) })
 }
 
-/// The framing that a client accepts; texts where it does not care. None where it accepts no form.
-pub fn framing(accepted: Option<&str>) -> Option<StreamFraming> {
+/// The framing that a client prefers; text when it accepts everything, `None` when it accepts none of them.
+pub fn framing(accept: Option<&str>) -> Option<StreamFraming> {
     let ndjson = [("application", "x-ndjson"), ("application", "ndjson"), ("application", "jsonl")];
     let offers: [(StreamFraming, &[(&str, &str)]); 3] = [
         (StreamFraming::Text, &[("text", "plain")]),
         (StreamFraming::Ndjson, &ndjson),
         (StreamFraming::Sse, &[("text", "event-stream")]),
     ];
-    accept::choose(accepted, &offers)
+    choose(accept, &offers)
 }
 
-/// The whole answer.
+/// The complete response body.
 pub(crate) fn whole_json(generated: &Generated) -> Vec<u8> {
     let choice = |(index, choice): (usize, &Choice)| {
         let calls =

@@ -1,8 +1,8 @@
-//! What a client accepts: `Accept`, RFC 9110 section 12.5.1.
+//! Content negotiation by `Accept` (RFC 9110, section 12.5.1).
 
 use crate::http::framing::Framing;
 
-/// Most media ranges that are read from one `Accept`; the rest is ignored.
+/// Maximum number of media ranges that are read from one `Accept`; further ranges are ignored.
 const RANGES_MAX: usize = 128;
 
 /// One media range with its weight.
@@ -14,41 +14,40 @@ struct Range {
     weight: u16,
 }
 
-/// The weight of a range that has none, in thousandths.
+/// The weight of a range without `q`, in thousandths.
 const WEIGHT_MAX: u16 = 1000;
 
-/// How well a range fits a media type: exact, all subtypes, everything.
+/// The specificity of a range that names the media type exactly; 2 is any subtype, 1 any type.
 const EXACT: u8 = 3;
 
-/// The framing of a stream of events: the one the client weighs highest; of those that weigh the same the one that
-/// it names more exactly; NDJSON when that says nothing either. None when it accepts neither.
+/// The framing of a stream of events: the one with the highest weight; at equal weight the one that is named more specifically; else
+/// NDJSON. `None` when the client accepts neither.
 ///
-/// `application/json` and other names of line-wise JSON select NDJSON: clients that have always read the stream line
-/// by line send it.
+/// `application/json` and other names of NDJSON select NDJSON, since existing clients that read the stream line by line send them.
 pub fn framing(accept: Option<&str>) -> Option<Framing> {
     let ndjson =
         [("application", "x-ndjson"), ("application", "ndjson"), ("application", "jsonl"), ("application", "json")];
     choose(accept, &[(Framing::Ndjson, &ndjson), (Framing::Sse, &[("text", "event-stream")])])
 }
 
-/// The framing of a subscription: as [`framing`], but server-sent events where the client does not care.
+/// The framing of a subscription: as [`framing`], but with server-sent events as the default.
 pub fn subscription(accept: Option<&str>) -> Option<Framing> {
     let ndjson = [("application", "x-ndjson"), ("application", "ndjson"), ("application", "jsonl")];
     choose(accept, &[(Framing::Sse, &[("text", "event-stream")]), (Framing::Ndjson, &ndjson)])
 }
 
-/// How the results of a JSON request are sent.
+/// The form in which the results of a JSON request are sent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ResponseMode {
-    /// All at once.
+    /// One JSON document with all results.
     Json,
-    /// One by one.
+    /// A stream of results.
     Stream(Framing),
 }
 
-/// How the results of a JSON request are sent: all at once, unless the client weighs a stream higher or names one
-/// more exactly. None when it accepts neither.
-pub fn answer(accept: Option<&str>) -> Option<ResponseMode> {
+/// The form of the response to a JSON request: one document, unless the client gives a stream a higher weight or names it more
+/// specifically. `None` when it accepts neither.
+pub fn response_mode(accept: Option<&str>) -> Option<ResponseMode> {
     let ndjson = [("application", "x-ndjson"), ("application", "ndjson"), ("application", "jsonl")];
     let offers: [(ResponseMode, &[(&str, &str)]); 3] = [
         (ResponseMode::Json, &[("application", "json")]),
@@ -58,25 +57,25 @@ pub fn answer(accept: Option<&str>) -> Option<ResponseMode> {
     choose(accept, &offers)
 }
 
-/// True when the client takes JSON.
+/// True when the client accepts JSON.
 pub fn json(accept: Option<&str>) -> bool {
     choose(accept, &[((), &[("application", "json")])]).is_some()
 }
 
-/// True when a client asks for HTML rather than for JSON, as a browser does that opens a page. One that takes everything gets JSON.
+/// True when a client prefers HTML to JSON, as a browser does that opens a page. A client that accepts everything receives JSON.
 pub fn html(accept: Option<&str>) -> bool {
     choose(accept, &[(false, &[("application", "json")]), (true, &[("text", "html")])]) == Some(true)
 }
 
-/// Whether an answer that is JSON or plain text is to be text.
+/// True when a client prefers plain text to JSON; `None` when it accepts neither.
 pub fn plain_text(accept: Option<&str>) -> Option<bool> {
     choose(accept, &[(false, &[("application", "json")]), (true, &[("text", "plain")])])
 }
 
-/// Chooses among offers, each with the media types that name it, the proper one first.
+/// Chooses one of several offers, each with the media types that select it, the registered one first.
 pub(crate) fn choose<T: Copy>(accept: Option<&str>, offers: &[(T, &[(&str, &str)])]) -> Option<T> {
     let ranges = parse(accept.unwrap_or("*/*"));
-    // An `Accept` that says nothing readable is treated as absent.
+    // An `Accept` without a valid range is treated as absent.
     if ranges.is_empty() {
         return offers.first().map(|(offer, _)| *offer);
     }
@@ -90,18 +89,18 @@ pub(crate) fn choose<T: Copy>(accept: Option<&str>, offers: &[(T, &[(&str, &str)
     best.map(|(_, _, offer)| offer)
 }
 
-/// Weight and fit of an offer. Its proper name decides if it is named exactly, then any other name, then wildcards.
+/// Weight and specificity of an offer. Its first media type decides if it is named exactly, then any other, then wildcards.
 fn weigh(ranges: &[Range], names: &[(&str, &str)]) -> Option<(u16, u8)> {
     let fits = |name: &(&str, &str)| {
         ranges.iter().filter_map(|range| fit(range, *name).map(|fit| (fit, range.weight))).max_by_key(|(fit, _)| *fit)
     };
     let exact = |name: &(&str, &str)| fits(name).filter(|(fit, _)| *fit == EXACT);
     let proper = names.first()?;
-    let found = match exact(proper) {
-        Some(found) => Some(found),
+    let best = match exact(proper) {
+        Some(best) => Some(best),
         None => names.iter().filter_map(exact).max_by_key(|(_, weight)| *weight).or_else(|| fits(proper)),
     };
-    found.map(|(fit, weight)| (weight, fit))
+    best.map(|(fit, weight)| (weight, fit))
 }
 
 fn fit(range: &Range, (kind, subtype): (&str, &str)) -> Option<u8> {
@@ -113,7 +112,7 @@ fn fit(range: &Range, (kind, subtype): (&str, &str)) -> Option<u8> {
     }
 }
 
-/// The ranges that can be read; what cannot is skipped. Parameters other than `q` do not matter to us.
+/// The valid ranges; invalid ones are skipped. Parameters other than `q` are ignored.
 fn parse(accept: &str) -> Vec<Range> {
     split_unquoted(accept, b',').take(RANGES_MAX).filter_map(parse_range).collect()
 }
@@ -121,7 +120,7 @@ fn parse(accept: &str) -> Vec<Range> {
 fn parse_range(text: &str) -> Option<Range> {
     let mut parts = split_unquoted(text, b';').map(str::trim);
     let essence = parts.next()?;
-    // `*` alone is no media range of RFC 9110; `java.net.HttpURLConnection` sends it for `*/*`.
+    // `*` alone is not a media range of RFC 9110; `java.net.HttpURLConnection` sends it for `*/*`.
     let (kind, subtype) = if essence == "*" { ("*", "*") } else { essence.split_once('/')? };
     let (kind, subtype) = (kind.trim().to_ascii_lowercase(), subtype.trim().to_ascii_lowercase());
     if kind.is_empty() || subtype.is_empty() {
@@ -136,8 +135,8 @@ fn is_weight(name: &str) -> bool {
     name.trim().eq_ignore_ascii_case("q")
 }
 
-/// A weight in thousandths. RFC 9110 allows `0`, `1` and three decimals; clients also send `.2`, quotes, more decimals and more than 1.
-/// None for text that is not a number: such a weight is ignored.
+/// Parses a weight, in thousandths. RFC 9110 allows 0 to 1 with up to three decimals; clients also send `.2`, quotes, more decimals and
+/// values above 1. `None` for text that is not a number: such a weight is ignored.
 fn parse_weight(text: &str) -> Option<u16> {
     let text = text.trim().trim_matches('"').trim();
     let (whole, decimals) = text.split_once('.').unwrap_or((text, ""));
@@ -150,7 +149,7 @@ fn parse_weight(text: &str) -> Option<u16> {
     }
     let digits = decimals.bytes().chain(std::iter::repeat(b'0')).take(3);
     let thousandths = digits.fold(0, |sum, digit| sum * 10 + u16::from(digit - b'0'));
-    // A weight that is not 0 accepts, however small it is.
+    // Every weight above 0 accepts the range.
     let positive = decimals.bytes().any(|digit| digit != b'0');
     Some(if positive { thousandths.max(1) } else { 0 })
 }
@@ -173,7 +172,7 @@ fn split_unquoted(text: &str, separator: u8) -> impl Iterator<Item = &str> {
                 _ => {}
             }
         }
-        // A quoted string without an end would swallow the rest of the list: its quote is an ordinary character then.
+        // An unterminated quoted string would extend to the end of the list, so its quote is treated as an ordinary character.
         if quoted && let Some((part, after)) = text.split_once(char::from(separator)) {
             rest = Some(after);
             return Some(part);
@@ -190,7 +189,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn framings() {
+    fn framing_follows_weight_then_specificity() {
         use Framing::{Ndjson, Sse};
         for (accept, want) in [
             (None, Some(Ndjson)),
@@ -223,7 +222,7 @@ mod tests {
     }
 
     #[test]
-    fn answers_of_a_json_request() {
+    fn response_mode_of_a_json_request_follows_accept() {
         use Framing::{Ndjson, Sse};
         for (accept, want) in [
             (None, Some(ResponseMode::Json)),
@@ -236,12 +235,12 @@ mod tests {
             (Some("application/json;q=0.5, text/event-stream"), Some(ResponseMode::Stream(Sse))),
             (Some("image/png"), None),
         ] {
-            assert_eq!(answer(accept), want, "{accept:?}");
+            assert_eq!(response_mode(accept), want, "{accept:?}");
         }
     }
 
     #[test]
-    fn json_or_not_acceptable() {
+    fn json_is_accepted_unless_its_weight_is_zero() {
         assert!(json(None));
         assert!(json(Some("application/*")));
         assert!(json(Some("text/html, */*;q=0.001")));
@@ -271,20 +270,20 @@ mod tests {
         for accept in CLIENTS {
             assert!(framing(Some(accept)).is_some(), "{accept}");
             assert!(subscription(Some(accept)).is_some(), "{accept}");
-            assert!(answer(Some(accept)).is_some(), "{accept}");
+            assert!(response_mode(Some(accept)).is_some(), "{accept}");
             assert!(json(Some(accept)), "{accept}");
             assert!(plain_text(Some(accept)).is_some(), "{accept}");
         }
     }
 
     #[test]
-    fn wildcards_behind_many_ranges_are_read() {
+    fn wildcard_after_many_ranges_is_read() {
         let accept = format!("{}*/*;q=0.1", "image/x;q=0.9, ".repeat(100));
         assert_eq!(framing(Some(&accept)), Some(Framing::Ndjson));
     }
 
     #[test]
-    fn quoted_separators_end_no_range() {
+    fn quoted_separator_does_not_end_a_range() {
         assert_eq!(framing(Some(r#"text/event-stream;a="x,*/*;q=1", application/json;q=0.5"#)), Some(Framing::Sse));
         assert_eq!(framing(Some(r#"text/event-stream;a="\",";q=0.1, application/json;q=0.5"#)), Some(Framing::Ndjson));
         assert_eq!(framing(Some(r#"image/png;a="application/json""#)), None);
@@ -299,7 +298,7 @@ mod tests {
     }
 
     #[test]
-    fn weights() {
+    fn weight_is_parsed_in_every_notation_of_real_clients() {
         for (text, want) in [
             ("1", Some(1000)),
             ("1.000", Some(1000)),
@@ -333,7 +332,7 @@ mod tests {
 
         #[test]
         fn arbitrary_accept_does_not_panic(accept in "[a-z*/;,=q.0-9\" \\\\]{0,40}") {
-            let _ = (framing(Some(&accept)), answer(Some(&accept)), plain_text(Some(&accept)));
+            let _ = (framing(Some(&accept)), response_mode(Some(&accept)), plain_text(Some(&accept)));
         }
     }
 

@@ -1,7 +1,7 @@
-//! What a client sends: `Content-Type`, RFC 9110 section 8.3.
+//! The media type of a request body by `Content-Type` (RFC 9110, section 8.3).
 
 /// True when a body with this `Content-Type` is read as JSON: `application/json`, or `application/*+json`, in UTF-8.
-/// A body without one is read as JSON too: there is nothing else that it could be.
+/// A body without a `Content-Type` is read as JSON too.
 pub fn is_json(content_type: Option<&str>) -> bool {
     let Some(value) = content_type else { return true };
     let (essence, utf8) = read(value);
@@ -9,8 +9,7 @@ pub fn is_json(content_type: Option<&str>) -> bool {
     utf8 && (essence == "application/json" || structured.is_some_and(|name| !name.is_empty()))
 }
 
-/// True when a body with this `Content-Type` is read line by line: `application/x-ndjson`, or another name of it, in
-/// UTF-8.
+/// True when a body with this `Content-Type` is read as NDJSON: `application/x-ndjson` or another name of it, in UTF-8.
 pub fn is_ndjson(content_type: Option<&str>) -> bool {
     let Some(value) = content_type else { return false };
     let (essence, utf8) = read(value);
@@ -23,8 +22,8 @@ pub fn is_plain(content_type: Option<&str>) -> bool {
     content_type.map(read).is_some_and(|(essence, utf8)| utf8 && essence == "text/plain")
 }
 
-/// True when a body with this `Content-Type` is captions, WebVTT or SubRip; which of them, and whether they are in UTF-8 or UTF-16, the
-/// body says.
+/// True when a body with this `Content-Type` is captions, WebVTT or SubRip. The format, and whether it is UTF-8 or UTF-16, are detected
+/// from the body.
 pub fn is_captions(content_type: Option<&str>) -> bool {
     let Some(value) = content_type else { return false };
     let essence = value.split(';').next().unwrap_or_default().trim().to_ascii_lowercase();
@@ -40,7 +39,7 @@ pub fn is_captions(content_type: Option<&str>) -> bool {
     names.contains(&essence.as_str()) && (read(value).1 || has_charset(value, "utf-16"))
 }
 
-/// Whether the `charset` begins with a name: `utf-16` is `utf-16le` and `utf-16be` too.
+/// True when the `charset` begins with a name: `utf-16` includes `utf-16le` and `utf-16be`.
 fn has_charset(value: &str, name: &str) -> bool {
     value.split(';').skip(1).any(|parameter| {
         let (key, value) = parameter.split_once('=').unwrap_or((parameter, ""));
@@ -49,7 +48,7 @@ fn has_charset(value: &str, name: &str) -> bool {
     })
 }
 
-/// The media type without its parameters, in small letters, and whether its text is in UTF-8.
+/// The media type without parameters, in lower case, and whether its charset is UTF-8.
 fn read(value: &str) -> (String, bool) {
     let mut parts = value.split(';').map(str::trim);
     let essence = parts.next().unwrap_or_default().to_ascii_lowercase();
@@ -68,7 +67,7 @@ mod tests {
     use super::{is_captions, is_json, is_ndjson, is_plain};
 
     #[test]
-    fn json_and_its_kin() {
+    fn json_media_types_in_utf8_are_json() {
         for (value, want) in [
             (None, true),
             (Some("application/json"), true),
@@ -87,7 +86,7 @@ mod tests {
     }
 
     #[test]
-    fn captions() {
+    fn captions_media_types_are_captions() {
         for (value, want) in [
             (None, false),
             (Some("text/vtt"), true),
@@ -102,7 +101,7 @@ mod tests {
     }
 
     #[test]
-    fn plain_text() {
+    fn plain_text_in_utf8_is_plain() {
         assert!(is_plain(Some("Text/Plain; charset=UTF-8")));
         assert!(!is_plain(Some("text/plain; charset=latin1")));
         assert!(!is_plain(Some("text/html")));
@@ -110,7 +109,7 @@ mod tests {
     }
 
     #[test]
-    fn lines_of_json() {
+    fn ndjson_media_types_in_utf8_are_ndjson() {
         for (value, want) in [
             (None, false),
             (Some("application/x-ndjson"), true),

@@ -1,28 +1,28 @@
-//! Which pages of other origins may ask (the Fetch standard, section 3.2): an allow-list. Headers in, headers out.
+//! CORS (the Fetch standard, section 3.2): an allow-list of origins whose pages may send requests. It reads and produces headers only.
 //!
-//! A request from an origin that is not allowed is refused rather than answered without headers: a browser would hide the response, but
-//! the effect of the request would remain, and a WebSocket has no such protection at all.
+//! A request from an origin that is not allowed is refused rather than answered without CORS headers. Without the headers, a browser
+//! would hide the response, but the request would still have its effect; and WebSockets are not protected by CORS at all.
 
 use thiserror::Error;
 
 use crate::http::problem::Problem;
 
-/// Most origins in the list.
+/// Maximum number of origins in the list.
 pub const ORIGINS_MAX: usize = 64;
-/// Most bytes in an origin.
+/// Maximum number of bytes in an origin.
 pub const ORIGIN_BYTES_MAX: usize = 255;
-/// How long a browser may keep the answer to a preflight, in seconds.
+/// How long a browser may cache the response to a preflight, in seconds.
 const MAX_AGE_S: &str = "600";
-/// What pages may send besides what every page may.
+/// The request headers that pages may send, in addition to the CORS-safelisted ones.
 const REQUEST_HEADERS: &str =
     "accept, authorization, cache-control, content-type, idempotency-key, last-event-id, prefer, x-request-id";
-/// What pages may read besides what every page may.
+/// The response headers that pages may read, in addition to the CORS-safelisted ones.
 const RESPONSE_HEADERS: &str = "location, retry-after, x-request-id";
 
-/// Headers of an answer.
+/// Headers of a response.
 pub type Headers = Vec<(&'static str, String)>;
 
-/// The allow-list.
+/// The allow-list of origins.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Cors {
     origins: Vec<String>,
@@ -30,24 +30,24 @@ pub struct Cors {
     credentials: bool,
 }
 
-/// A list that would allow more than was meant.
+/// Why an allow-list is invalid.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
 pub enum CorsError {
-    /// Every page would act with the user's cookies.
+    /// `*` with credentials: every page could send requests with the user's cookies.
     #[error("`*` cannot be combined with credentials: name the origins")]
     AnyWithCredentials,
     /// `null` is the origin of every sandboxed page and of files.
     #[error("the origin `null` cannot be allowed")]
     Null,
-    /// It is no origin as browsers send them.
+    /// An entry is not an origin as browsers send it.
     #[error("`{0}` is no origin: it is scheme://host or scheme://host:port in lower case, without a path")]
     Origin(Box<str>),
-    /// There are too many.
+    /// There are too many origins.
     #[error("there may be at most {ORIGINS_MAX} origins")]
     TooMany,
 }
 
-/// A page that is not allowed.
+/// Why a request of a page is refused.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
 pub enum OriginRefused {
     /// `Origin: null`, which any page can send.
@@ -63,12 +63,12 @@ pub enum OriginRefused {
         /// The origin, shortened.
         origin: Box<str>,
     },
-    /// The cookie is all that a request shows, and nothing says that one of our own pages has sent it.
+    /// The cookie is the only credential, and the request does not show that it comes from a page that is allowed.
     #[error(
         "a request with the cookie alone must come from a page that is allowed, and say so: its origin must be in auth.cors_origins and auth.cors_credentials must be true"
     )]
     Cookie,
-    /// A preflight without a method.
+    /// A preflight without `Access-Control-Request-Method`.
     #[error("a preflight names the method that it asks for")]
     Preflight,
 }
@@ -79,7 +79,7 @@ impl From<OriginRefused> for Problem {
     }
 }
 
-/// What a request says about the page that it comes from.
+/// The headers of a request that identify the page that sent it.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Page<'a> {
     /// `Origin`
@@ -91,7 +91,7 @@ pub struct Page<'a> {
 }
 
 impl Cors {
-    /// An allow-list; empty, only our own origin may ask. `credentials` lets pages send cookies.
+    /// An allow-list. With an empty one, only pages of this server may send requests. `credentials` lets pages send cookies.
     ///
     /// # Errors
     ///
@@ -117,12 +117,12 @@ impl Cors {
         Ok(Self { origins: list, any, credentials })
     }
 
-    /// The headers for the answer to a request from a page. Without `Origin`, or from our own, there is only `Vary`.
+    /// The headers of the response to a request of a page. Without `Origin`, or from a page of this server, only `Vary`.
     ///
     /// # Errors
     ///
-    /// The page may not ask: the answer is to be 403, with [`Self::vary`].
-    pub fn answer(&self, page: &Page<'_>) -> Result<Headers, OriginRefused> {
+    /// The page is not allowed: the response must be 403, with [`Self::vary`].
+    pub fn response_headers(&self, page: &Page<'_>) -> Result<Headers, OriginRefused> {
         let mut headers = vec![("vary", "origin".to_owned())];
         if let Some(allow) = self.allow(page)? {
             headers.push(("access-control-allow-origin", allow));
@@ -134,12 +134,12 @@ impl Cors {
         Ok(headers)
     }
 
-    /// The headers for the answer to a preflight (`OPTIONS` with `Origin` and `Access-Control-Request-Method`), which is 204.
-    /// `methods` are those of the path, as in `Allow`.
+    /// The headers of the response to a preflight (`OPTIONS` with `Origin` and `Access-Control-Request-Method`), which is 204.
+    /// `methods` are the methods of the path, as in `Allow`.
     ///
     /// # Errors
     ///
-    /// The page may not ask, or the preflight does not say for what.
+    /// The page is not allowed, or the preflight names no method.
     pub fn preflight(&self, page: &Page<'_>, method: Option<&str>, methods: &str) -> Result<Headers, OriginRefused> {
         if method.is_none_or(str::is_empty) {
             return Err(OriginRefused::Preflight);
@@ -158,40 +158,39 @@ impl Cors {
         Ok(headers)
     }
 
-    /// For answers to pages that were refused: caches must not give them to others.
+    /// The header of a refusal, so that caches do not reuse it for other origins.
     pub fn vary() -> (&'static str, String) {
         ("vary", "origin".to_owned())
     }
 
-    /// Asks where a request was sent from that shows the cookie alone (`Credentials::is_cookie_alone` of `weir-auth`):
-    /// browsers send cookies with whatever any page makes them send. `changes` is true for all but `GET` and `HEAD`,
-    /// and for a WebSocket.
+    /// Checks the origin of a request whose only credential is the cookie (`Credentials::is_cookie_alone` of `weir-auth`), since
+    /// browsers add cookies to requests of every page. `changes` is true for all methods but `GET` and `HEAD`, and for a WebSocket.
     ///
     /// # Errors
     ///
-    /// It changes something and does not come from our own page or one that is allowed with credentials.
+    /// The request may change state, and it comes neither from a page of this server nor from a page that is allowed with credentials.
     pub fn check_cookie(&self, page: &Page<'_>, changes: bool) -> Result<(), OriginRefused> {
-        let trusted = match page.origin {
-            Some(origin) => is_own(origin, page.host) || (self.credentials && self.lists(origin)),
+        let is_trusted = match page.origin {
+            Some(origin) => is_own(origin, page.host) || (self.credentials && self.is_listed(origin)),
             None => page.fetch_site == Some("same-origin"),
         };
-        if trusted || !changes { Ok(()) } else { Err(OriginRefused::Cookie) }
+        if is_trusted || !changes { Ok(()) } else { Err(OriginRefused::Cookie) }
     }
 
-    /// The value of `Access-Control-Allow-Origin`; none where no page of another origin asks.
+    /// The value of `Access-Control-Allow-Origin`; `None` for a request without another origin.
     fn allow(&self, page: &Page<'_>) -> Result<Option<String>, OriginRefused> {
         match page.origin {
             None => Ok(None),
             Some(origin) if origin.eq_ignore_ascii_case("null") => Err(OriginRefused::Null),
-            Some(origin) if self.lists(origin) => Ok(Some(origin.to_owned())),
+            Some(origin) if self.is_listed(origin) => Ok(Some(origin.to_owned())),
             Some(origin) if is_own(origin, page.host) => Ok(None),
             Some(origin) if self.any && is_origin(origin) => Ok(Some("*".to_owned())),
             Some(origin) => Err(OriginRefused::NotAllowed { origin: quote(origin) }),
         }
     }
 
-    fn lists(&self, origin: &str) -> bool {
-        self.origins.iter().any(|listed| listed == origin)
+    fn is_listed(&self, origin: &str) -> bool {
+        self.origins.iter().any(|entry| entry == origin)
     }
 }
 
@@ -199,7 +198,7 @@ fn quote(origin: &str) -> Box<str> {
     origin.chars().filter(|c| !c.is_control()).take(ORIGIN_BYTES_MAX).collect()
 }
 
-/// Whether an origin is that of the server itself. Which scheme a proxy has ended is not known here, so both count.
+/// True when an origin is that of the server itself. A proxy may have terminated TLS, so both schemes are accepted.
 fn is_own(origin: &str, host: Option<&str>) -> bool {
     let Some(host) = host else { return false };
     let of = |scheme: &str, port: &str| {
@@ -211,22 +210,22 @@ fn is_own(origin: &str, host: Option<&str>) -> bool {
     of("http://", ":80") || of("https://", ":443")
 }
 
-/// Whether a text is an origin as browsers write it (RFC 6454, section 6.2): no path, no user, lower case.
+/// True for an origin as browsers write it (RFC 6454, section 6.2): no path, no user, lower case.
 fn is_origin(text: &str) -> bool {
     let Some((scheme, authority)) = text.split_once("://") else { return false };
     let of_scheme = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || b"+-.".contains(&byte);
-    let scheme_fits = scheme.starts_with(|c: char| c.is_ascii_lowercase()) && scheme.bytes().all(of_scheme);
+    let is_scheme = scheme.starts_with(|c: char| c.is_ascii_lowercase()) && scheme.bytes().all(of_scheme);
     let (host, port) = match authority.rsplit_once(':') {
         Some((host, port)) if !port.ends_with(']') => (host, Some(port)),
         _ => (authority, None),
     };
     let of_host = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || b"-._".contains(&byte);
-    let host_fits = match host.strip_prefix('[').and_then(|host| host.strip_suffix(']')) {
+    let is_host = match host.strip_prefix('[').and_then(|host| host.strip_suffix(']')) {
         Some(address) => address.parse::<std::net::Ipv6Addr>().is_ok(),
         None => !host.is_empty() && host.bytes().all(of_host),
     };
-    let port_fits = port.is_none_or(|port| !port.starts_with('0') && port.parse::<u16>().is_ok());
-    text.len() <= ORIGIN_BYTES_MAX && scheme_fits && host_fits && port_fits
+    let is_port = port.is_none_or(|port| !port.starts_with('0') && port.parse::<u16>().is_ok());
+    text.len() <= ORIGIN_BYTES_MAX && is_scheme && is_host && is_port
 }
 
 #[cfg(test)]
@@ -248,7 +247,7 @@ mod tests {
     }
 
     #[test]
-    fn lists() {
+    fn allow_list_is_checked() {
         let refused = |origins: &[&str], credentials| Cors::new(origins, credentials).unwrap_err().to_string();
         expect!["`*` cannot be combined with credentials: name the origins"]
             .assert_eq(&refused(&["https://a.example", "*"], true));
@@ -280,10 +279,10 @@ mod tests {
     }
 
     #[test]
-    fn answers() {
+    fn response_headers_depend_on_the_origin() {
         let cors = Cors::new(&["https://a.example"], true).unwrap();
         check(
-            cors.answer(&page("https://a.example")),
+            cors.response_headers(&page("https://a.example")),
             expect![[r#"
                 vary: origin
                 access-control-allow-origin: https://a.example
@@ -292,20 +291,20 @@ mod tests {
             "#]],
         );
         check(
-            cors.answer(&Page::default()),
+            cors.response_headers(&Page::default()),
             expect![[r#"
             vary: origin
         "#]],
         );
-        // Our own pages need no leave.
+        // Pages of this server need no CORS headers.
         check(
-            cors.answer(&page("https://weir.example:8080")),
+            cors.response_headers(&page("https://weir.example:8080")),
             expect![[r#"
             vary: origin
         "#]],
         );
         check(
-            cors.answer(&page("null")),
+            cors.response_headers(&page("null")),
             expect![
                 "a page without an origin of its own (`Origin: null`: a file, a sandboxed frame) may not send requests; serve it from an origin that is in auth.cors_origins"
             ],
@@ -322,27 +321,27 @@ mod tests {
             "http://weir.example:8081",
         ] {
             assert_eq!(
-                cors.answer(&page(origin)),
+                cors.response_headers(&page(origin)),
                 Err(OriginRefused::NotAllowed { origin: origin.into() }),
                 "{origin}"
             );
         }
         let any = Cors::new(&["*"], false).unwrap();
         check(
-            any.answer(&page("https://b.example")),
+            any.response_headers(&page("https://b.example")),
             expect![[r#"
                 vary: origin
                 access-control-allow-origin: *
                 access-control-expose-headers: location, retry-after, x-request-id
             "#]],
         );
-        assert_eq!(any.answer(&page("NULL")), Err(OriginRefused::Null));
+        assert_eq!(any.response_headers(&page("NULL")), Err(OriginRefused::Null));
         let refused = OriginRefused::NotAllowed { origin: "https://b.example".into() };
-        assert_eq!(Cors::default().answer(&page("https://b.example")), Err(refused));
+        assert_eq!(Cors::default().response_headers(&page("https://b.example")), Err(refused));
     }
 
     #[test]
-    fn preflights() {
+    fn preflight_of_an_allowed_origin_has_the_headers() {
         let cors = Cors::new(&["https://a.example"], false).unwrap();
         check(
             cors.preflight(&page("https://a.example"), Some("POST"), "POST, OPTIONS"),
@@ -395,7 +394,7 @@ mod tests {
         ) {
             let origins: Vec<&str> = origins.iter().map(String::as_str).collect();
             if let Ok(cors) = Cors::new(&origins, credentials)
-                && let Ok(headers) = cors.answer(&page(&origin))
+                && let Ok(headers) = cors.response_headers(&page(&origin))
             {
                 let value = |name| headers.iter().find(|(other, _)| *other == name).map(|(_, value)| value.as_str());
                 let allow = value("access-control-allow-origin");

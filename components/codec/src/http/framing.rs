@@ -1,4 +1,4 @@
-//! Events on the wire: lines of JSON, or server-sent events. What subscriptions need besides is in [`crate::http::sse`].
+//! The framing of events: lines of JSON, or server-sent events. What else subscriptions need is in [`crate::http::sse`].
 
 use std::io::Write as _;
 
@@ -20,19 +20,19 @@ impl Framing {
         }
     }
 
-    /// Appends what stands before the data of an event; the data must have no end of line.
+    /// Appends the bytes before the data of an event; the data must not have a line end.
     pub fn begin(self, out: &mut Vec<u8>, id: u64, name: &str) {
         if self == Self::Sse {
-            write!(out, "id: {id}\nevent: {name}\ndata: ").expect("a vector takes every write");
+            write!(out, "id: {id}\nevent: {name}\ndata: ").expect("writing to a vector cannot fail");
         }
     }
 
-    /// Appends what stands after the data of an event.
+    /// Appends the bytes after the data of an event.
     pub fn end(self, out: &mut Vec<u8>) {
         out.extend_from_slice(if self == Self::Sse { b"\n\n" } else { b"\n" });
     }
 
-    /// Appends one event. `id` is its number in the stream, from 1; `name` must not have a line end, `data` may.
+    /// Appends an event. `id` is its number in the stream, from 1. `name` must not have a line end; `data` may.
     pub fn push(self, out: &mut Vec<u8>, id: u64, name: &str, data: &[u8]) {
         match self {
             Self::Ndjson => {
@@ -40,7 +40,7 @@ impl Framing {
                 out.push(b'\n');
             }
             Self::Sse => {
-                write!(out, "id: {id}\nevent: {name}\n").expect("a vector takes every write");
+                write!(out, "id: {id}\nevent: {name}\n").expect("writing to a vector cannot fail");
                 push_data_lines(out, data);
                 out.push(b'\n');
             }
@@ -57,7 +57,7 @@ pub(crate) fn push_data_lines(out: &mut Vec<u8>, data: &[u8]) {
     }
 }
 
-/// The lines of a text by every end of line that SSE knows: CR LF, LF and CR. A text without one is one line.
+/// The lines of a text, by the line ends of SSE: CR LF, LF and CR. A text without a line end is one line.
 fn lines(data: &[u8]) -> impl Iterator<Item = &[u8]> {
     let mut rest = Some(data);
     std::iter::from_fn(move || {
@@ -134,7 +134,7 @@ mod tests {
         );
     }
 
-    /// What a reader of SSE makes of one event's data, by the letter of the standard.
+    /// The data of one event, as a reader of the standard reads it.
     fn read_data(stream: &str) -> String {
         let normal = stream.replace("\r\n", "\n").replace('\r', "\n");
         let data: Vec<&str> = normal.lines().filter_map(|line| line.strip_prefix("data: ")).collect();
@@ -143,7 +143,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn data_reads_back_with_its_ends_of_line_normalized(data in "[a\r\n:é ]{0,24}") {
+        fn data_reads_back_with_normalized_line_ends(data in "[a\r\n:é ]{0,24}") {
             let mut out = Vec::new();
             Framing::Sse.push(&mut out, 1, "e", data.as_bytes());
             let text = String::from_utf8(out).expect("text");

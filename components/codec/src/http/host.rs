@@ -1,8 +1,8 @@
-//! The host that a request is for: `Host` and `:authority` (RFC 9112, section 3.2; RFC 9113, section 8.3.1), and the names that a
-//! server without authentication answers to.
+//! The host of a request: `Host` and `:authority` (RFC 9112, section 3.2; RFC 9113, section 8.3.1), and the names that a server without
+//! authentication accepts.
 //!
-//! A server on a loopback address is reached by every page that a browser of this machine shows: a page of `evil.example` makes
-//! its own name resolve to 127.0.0.1 (DNS rebinding), and is of the same origin then. Only the name in `Host` gives it away.
+//! Every page in a browser of this machine can reach a server on a loopback address: a page of `evil.example` lets its own name resolve
+//! to 127.0.0.1 (DNS rebinding), and is of the same origin then. Only the name in `Host` reveals it.
 
 use std::net::{Ipv4Addr, Ipv6Addr};
 
@@ -10,12 +10,12 @@ use thiserror::Error;
 
 use crate::http::problem::Problem;
 
-/// Most names in the list.
+/// Maximum number of names in the list.
 pub const NAMES_MAX: usize = 64;
-/// Most bytes in a name (RFC 1035, section 2.3.4).
+/// Maximum number of bytes in a name (RFC 1035, section 2.3.4).
 pub const NAME_BYTES_MAX: usize = 255;
 
-/// Why the host of a request cannot be known.
+/// Why the host of a request is missing, ambiguous or invalid.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
 pub enum HostError {
     /// HTTP/1.1 without `Host`, HTTP/2 without `:authority`.
@@ -24,10 +24,10 @@ pub enum HostError {
     /// Two `Host` headers, even of the same value.
     #[error("the request has {0} `Host` headers; it may have one")]
     Several(usize),
-    /// It is no host with an optional port.
+    /// The value is not a host with an optional port.
     #[error("`Host` is `{0}`, which is not a host name or address with an optional port")]
     Invalid(Box<str>),
-    /// The target names one host, the header another.
+    /// The target and the header name different hosts.
     #[error(
         "the target of the request names the host `{target}` and its `Host` header names `{header}`; they must be the same"
     )]
@@ -45,12 +45,12 @@ impl From<HostError> for Problem {
     }
 }
 
-/// The host of a request, with its port if it has one. `authority` is that of the target (`:authority`), `headers` are all values of
-/// `Host`. `required` is false for HTTP/1.0, where a request may have none.
+/// The host of a request, with its port if it has one. `authority` is the authority of the target (`:authority`), `headers` are all
+/// values of `Host`. `required` is false for HTTP/1.0, in which the host is optional.
 ///
 /// # Errors
 ///
-/// See [`HostError`]: nothing is guessed when a request could be read in two ways.
+/// See [`HostError`]: an ambiguous request is refused.
 pub fn of_request<'h>(
     authority: Option<&'h str>,
     headers: impl IntoIterator<Item = &'h [u8]>,
@@ -83,33 +83,33 @@ pub fn of_request<'h>(
     }
 }
 
-/// The names that requests may be for on a server that requires no token: `localhost`, loopback addresses, and these.
+/// The host names that a server without authentication accepts: `localhost`, loopback addresses, and the names of a list.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct HostNames {
     names: Vec<String>,
     any: bool,
 }
 
-/// A list of names that cannot be used.
+/// Why a list of names is invalid.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
 pub enum HostNamesError {
-    /// It is no name.
+    /// An entry is not a name.
     #[error(
         "`{0}` is not a host name or address; write it without scheme, port and path, such as `weir.internal`, or `*`"
     )]
     Name(Box<str>),
-    /// There are too many.
+    /// There are too many names.
     #[error("there are {0} names; at most {NAMES_MAX} are allowed")]
     TooMany(usize),
 }
 
-/// A request for a host that is not this server's.
+/// The host of a request is not a name of this server.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
 #[error(
     "`{host}` is not a name of this server; without authentication it answers to `localhost`, to loopback addresses and to the names in http.hosts (WEIR_HTTP_HOSTS)"
 )]
 pub struct HostRefused {
-    /// The host that the request is for.
+    /// The host of the request.
     pub host: Box<str>,
 }
 
@@ -129,20 +129,20 @@ impl HostNames {
         if names.len() > NAMES_MAX {
             return Err(HostNamesError::TooMany(names.len()));
         }
-        let named = names.iter().filter(|name| **name != "*");
-        let list = named.map(|name| match is_host(name) && without_port(name) == *name && !name.contains('*') {
+        let hosts = names.iter().filter(|name| **name != "*");
+        let list = hosts.map(|name| match is_host(name) && without_port(name) == *name && !name.contains('*') {
             true => Ok(comparable(name)),
             false => Err(HostNamesError::Name(quote(name))),
         });
         Ok(Self { names: list.collect::<Result<_, _>>()?, any: names.contains(&"*") })
     }
 
-    /// True without a name besides those of loopback.
+    /// True when only loopback names are accepted.
     pub fn is_empty(&self) -> bool {
         self.names.is_empty() && !self.any
     }
 
-    /// Checks the host of a request, with or without a port. A request without one (HTTP/1.0) is from no browser.
+    /// Checks the host of a request, with or without a port. A request without a host (HTTP/1.0) is accepted: it is not from a browser.
     ///
     /// # Errors
     ///
@@ -157,7 +157,7 @@ impl HostNames {
     }
 }
 
-/// Whether a host, with or without a port, is one of this machine's own names or addresses.
+/// True when a host, with or without a port, is a loopback name or address.
 pub fn is_loopback(host: &str) -> bool {
     if !is_host(host) {
         return false;
@@ -170,12 +170,12 @@ pub fn is_loopback(host: &str) -> bool {
     name == "localhost" || name.ends_with(".localhost") || address.is_ok_and(|address| address.is_loopback())
 }
 
-/// A name as names are compared: in small letters, without the dot of the root.
+/// A name in the form in which names are compared: in lower case, without a trailing dot.
 fn comparable(name: &str) -> String {
     name.strip_suffix('.').unwrap_or(name).to_ascii_lowercase()
 }
 
-/// Whether two hosts are the same, the default ports of HTTP left out.
+/// True when two hosts are the same; the default ports of HTTP count as absent.
 fn is_same(one: &str, other: &str) -> bool {
     let port = |host: &str| match host.strip_prefix(without_port(host)) {
         Some("" | ":" | ":80" | ":443") | None => String::new(),
@@ -195,18 +195,18 @@ fn without_port(host: &str) -> &str {
     }
 }
 
-/// Whether a text is a host with an optional port (RFC 3986, section 3.2.2), without the user that an authority may have.
+/// True for a host with an optional port (RFC 3986, section 3.2.2), without user information.
 fn is_host(text: &str) -> bool {
     let name = without_port(text);
-    let port_fits = text.len() - name.len() <= ":65535".len();
-    let name_fits = match name.strip_prefix('[').and_then(|name| name.strip_suffix(']')) {
+    let is_port = text.len() - name.len() <= ":65535".len();
+    let is_name = match name.strip_prefix('[').and_then(|name| name.strip_suffix(']')) {
         Some(address) => address.parse::<Ipv6Addr>().is_ok(),
         None => {
-            let fits = |byte: u8| byte.is_ascii_alphanumeric() || b"-._~!$&'()*+,;=%".contains(&byte);
-            !name.is_empty() && name.len() <= NAME_BYTES_MAX && name.bytes().all(fits)
+            let is_allowed = |byte: u8| byte.is_ascii_alphanumeric() || b"-._~!$&'()*+,;=%".contains(&byte);
+            !name.is_empty() && name.len() <= NAME_BYTES_MAX && name.bytes().all(is_allowed)
         }
     };
-    name_fits && port_fits
+    is_name && is_port
 }
 
 fn quote(text: &str) -> Box<str> {
@@ -220,8 +220,8 @@ mod tests {
     use super::*;
 
     fn of(authority: Option<&str>, headers: &[&str], required: bool) -> Result<Option<String>, HostError> {
-        let found = of_request(authority, headers.iter().map(|value| value.as_bytes()), required);
-        found.map(|host| host.map(str::to_owned))
+        let host = of_request(authority, headers.iter().map(|value| value.as_bytes()), required);
+        host.map(|host| host.map(str::to_owned))
     }
 
     #[test]
@@ -269,7 +269,6 @@ mod tests {
             "localhost#",
             "a?b",
         ] {
-            // The list is no host because of its space, whatever else it is.
             assert!(matches!(of(None, &[bad], true), Err(HostError::Invalid(_))), "{bad}");
             if !bad.is_empty() {
                 assert!(matches!(of(Some(bad), &[], true), Err(HostError::Invalid(_))), "{bad}");
@@ -344,7 +343,7 @@ mod tests {
         }
 
         #[test]
-        fn names_that_end_otherwise_are_no_loopback(prefix in "(localhost|127\\.0\\.0\\.1|\\[::1\\])", rest in "[.@:a-z]{1,10}\\.example") {
+        fn name_with_another_suffix_is_not_loopback(prefix in "(localhost|127\\.0\\.0\\.1|\\[::1\\])", rest in "[.@:a-z]{1,10}\\.example") {
             let host = format!("{prefix}{rest}");
             prop_assert!(!is_loopback(&host), "{}", host);
         }

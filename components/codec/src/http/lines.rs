@@ -1,56 +1,63 @@
-//! NDJSON in: bytes as they arrive, cut into lines.
+//! Splits NDJSON that arrives in pieces into lines.
 //!
-//! Lines end with LF or CR LF; the last needs no end. A byte order mark before the first is skipped. A line that is complete in one piece
-//! is borrowed from it; only incomplete lines are copied. A line over the bound is dropped: it is skipped to its end and reported once.
+//! Lines end with LF or CR LF; the last line needs no end. A byte order mark before the first line is skipped. A line that is complete in
+//! one piece is borrowed from it; only incomplete lines are copied. A line over the bound is dropped and reported once.
 
 /// The byte order mark of UTF-8.
 const MARK: &[u8] = b"\xef\xbb\xbf";
 
-/// A line that is not blank, or too long to say.
+/// A line that is not blank, or that is too long.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Line<'a> {
     /// Its number, from 1, blank lines included.
     pub number: u64,
-    /// What is on it without its end; none when that is longer than it may be.
+    /// Its content without the line end; `None` when it is over the bound.
     pub content: Option<&'a [u8]>,
 }
 
-/// Cuts bytes into lines. Holds at most `bytes_max` and a few bytes.
+/// Splits bytes into lines. Buffers at most `bytes_max` and a few more bytes.
 #[derive(Debug)]
 pub struct Lines {
     bytes_max: usize,
-    /// The beginning of a line whose end has not come, and after [`Self::next_line`] perhaps a whole line.
-    begun: Vec<u8>,
-    /// `begun` is a line that was returned.
-    given: bool,
-    /// The line in progress is too long; its bytes are dropped.
+    /// The beginning of an incomplete line, or the line that was returned last.
+    buffer: Vec<u8>,
+    /// `buffer` is a line that was returned.
+    is_returned: bool,
+    /// The current line is too long; its bytes are dropped.
     too_long: bool,
-    /// How many lines have ended.
-    ended: u64,
-    /// Bytes of a byte order mark that came first; none once it is known whether there is one.
-    marked: Option<usize>,
+    /// Number of lines so far.
+    count: u64,
+    /// Bytes of a byte order mark that were read at the beginning; `None` once it is known whether there is one.
+    mark_bytes: Option<usize>,
 }
 
 impl Lines {
     /// Lines of at most `bytes_max` bytes, without their ends.
     pub fn new(bytes_max: usize) -> Self {
-        Self { bytes_max, begun: Vec::new(), given: false, too_long: false, ended: 0, marked: Some(0) }
+        Self {
+            bytes_max,
+            buffer: Vec::new(),
+            is_returned: false,
+            too_long: false,
+            count: 0,
+            mark_bytes: Some(0),
+        }
     }
 
-    /// The next complete line, which is removed from `bytes`. None when no line ends there: `bytes` is consumed then.
+    /// The next complete line, which is removed from `bytes`. `None` when no line ends in `bytes`, which are consumed then.
     pub fn next_line<'s, 'b: 's>(&'s mut self, bytes: &mut &'b [u8]) -> Option<Line<'s>> {
-        self.forget();
+        self.clear_returned();
         self.skip_mark(bytes);
         loop {
             let Some(end) = bytes.iter().position(|&byte| byte == b'\n') else {
-                self.keep(std::mem::take(bytes));
+                self.append(std::mem::take(bytes));
                 return None;
             };
             let (rest, after) = (&bytes[..end], &bytes[end + 1..]);
             *bytes = after;
-            self.ended += 1;
-            let number = self.ended;
-            if self.begun.is_empty() && !self.too_long {
+            self.count += 1;
+            let number = self.count;
+            if self.buffer.is_empty() && !self.too_long {
                 let line = without_cr(rest);
                 if line.len() > self.bytes_max {
                     return Some(Line { number, content: None });
@@ -60,79 +67,79 @@ impl Lines {
                 }
                 return Some(Line { number, content: Some(line) });
             }
-            self.keep(rest);
+            self.append(rest);
             if std::mem::take(&mut self.too_long) {
                 return Some(Line { number, content: None });
             }
-            if self.is_nothing() {
-                self.begun.clear();
+            if self.is_blank_line() {
+                self.buffer.clear();
                 continue;
             }
-            return Some(self.give(number));
+            return Some(self.return_line(number));
         }
     }
 
     /// The last line, which has no LF.
     pub fn last_line(&mut self) -> Option<Line<'_>> {
-        self.forget();
-        if let Some(seen @ 1..) = self.marked.take() {
-            self.begun.extend_from_slice(&MARK[..seen]);
+        self.clear_returned();
+        if let Some(matched @ 1..) = self.mark_bytes.take() {
+            self.buffer.extend_from_slice(&MARK[..matched]);
         }
         if std::mem::take(&mut self.too_long) {
-            self.ended += 1;
-            return Some(Line { number: self.ended, content: None });
+            self.count += 1;
+            return Some(Line { number: self.count, content: None });
         }
-        if self.is_nothing() {
+        if self.is_blank_line() {
             return None;
         }
-        self.ended += 1;
-        Some(self.give(self.ended))
+        self.count += 1;
+        Some(self.return_line(self.count))
     }
 
-    /// Takes a byte order mark from the beginning of the first bytes; part of one is the beginning of a line.
+    /// Removes a byte order mark from the beginning of the first bytes; a partial one belongs to the first line.
     fn skip_mark(&mut self, bytes: &mut &[u8]) {
-        while let Some(seen) = self.marked {
+        while let Some(matched) = self.mark_bytes {
             let Some((first, rest)) = bytes.split_first() else { return };
-            if *first == MARK[seen] {
+            if *first == MARK[matched] {
                 *bytes = rest;
-                self.marked = Some(seen + 1).filter(|seen| *seen < MARK.len());
+                self.mark_bytes = Some(matched + 1).filter(|matched| *matched < MARK.len());
             } else {
-                self.begun.extend_from_slice(&MARK[..seen]);
-                self.marked = None;
+                self.buffer.extend_from_slice(&MARK[..matched]);
+                self.mark_bytes = None;
             }
         }
     }
 
-    /// Returns the collected line.
-    fn give(&mut self, number: u64) -> Line<'_> {
-        self.given = true;
-        let line = without_cr(&self.begun);
+    /// Returns the line in the buffer.
+    fn return_line(&mut self, number: u64) -> Line<'_> {
+        self.is_returned = true;
+        let line = without_cr(&self.buffer);
         Line { number, content: (line.len() <= self.bytes_max).then_some(line) }
     }
 
-    /// A line of white space is skipped, unless it is too long: the dropped part is unknown.
-    fn is_nothing(&self) -> bool {
-        let line = without_cr(&self.begun);
+    /// True when the buffer is a line of white space. It is skipped, unless it is too long, since the dropped part is unknown.
+    fn is_blank_line(&self) -> bool {
+        let line = without_cr(&self.buffer);
         line.len() <= self.bytes_max && is_blank(line)
     }
 
-    fn forget(&mut self) {
-        if std::mem::take(&mut self.given) {
-            self.begun.clear();
+    fn clear_returned(&mut self) {
+        if std::mem::take(&mut self.is_returned) {
+            self.buffer.clear();
         }
     }
 
-    /// Keeps bytes of a line whose end has not come, as long as it may still fit; its end may have a CR.
-    fn keep(&mut self, bytes: &[u8]) {
+    /// Buffers bytes of an incomplete line unless it exceeds the bound; one more byte is allowed for a CR.
+    fn append(&mut self, bytes: &[u8]) {
         if self.too_long {
             return;
         }
-        if self.begun.len() + bytes.len() > self.bytes_max + 1 {
+        if self.buffer.len() + bytes.len() > self.bytes_max + 1 {
             self.too_long = true;
-            self.begun = Vec::new();
+            self.buffer = Vec::new();
             return;
         }
-        self.begun.extend_from_slice(bytes);
+        self.buffer.extend_from_slice(bytes);
     }
 }
 
@@ -156,32 +163,32 @@ mod tests {
         (line.number, line.content.map(<[u8]>::to_vec))
     }
 
-    /// The lines of text that arrives in pieces.
-    fn cut(pieces: &[&[u8]], bytes_max: usize) -> Vec<Owned> {
+    /// The lines of bytes that arrive in pieces.
+    fn lines_of(pieces: &[&[u8]], bytes_max: usize) -> Vec<Owned> {
         let mut lines = Lines::new(bytes_max);
-        let mut found = Vec::new();
+        let mut result = Vec::new();
         for piece in pieces {
             let mut bytes = *piece;
             while let Some(line) = lines.next_line(&mut bytes) {
-                found.push(own(line));
+                result.push(own(line));
             }
             assert!(bytes.is_empty());
-            assert!(lines.begun.len() <= bytes_max + 1, "it keeps {} bytes", lines.begun.len());
+            assert!(lines.buffer.len() <= bytes_max + 1, "{} bytes are buffered", lines.buffer.len());
         }
-        found.extend(lines.last_line().map(own));
+        result.extend(lines.last_line().map(own));
         assert_eq!(lines.last_line(), None);
-        found
+        result
     }
 
     fn check(pieces: &[&str], want: &[(u64, Option<&str>)]) {
         let pieces: Vec<&[u8]> = pieces.iter().map(|piece| piece.as_bytes()).collect();
         let want: Vec<Owned> =
             want.iter().map(|(number, line)| (*number, line.map(|l| l.as_bytes().to_vec()))).collect();
-        assert_eq!(cut(&pieces, 4), want);
+        assert_eq!(lines_of(&pieces, 4), want);
     }
 
     #[test]
-    fn ends_of_lines() {
+    fn line_ends_with_lf_cr_lf_or_the_end_of_input() {
         check(&["a\nb\r\nc"], &[(1, Some("a")), (2, Some("b")), (3, Some("c"))]);
         check(&["a", "b\r", "\n", "c\n"], &[(1, Some("ab")), (2, Some("c"))]);
         check(&["a\rb\n"], &[(1, Some("a\rb"))]);
@@ -208,27 +215,27 @@ mod tests {
         check(&["\u{feff}1234\n\u{feff}\n"], &[(1, Some("1234")), (2, Some("\u{feff}"))]);
         check(&["\u{feff}\r\n\u{feff}"], &[(2, Some("\u{feff}"))]);
         check(&["\u{feff}\u{feff}"], &[(1, Some("\u{feff}"))]);
-        assert_eq!(cut(&[b"\xef", b"\xbb", b"\xbfa"], 1), [(1, Some(b"a".to_vec()))]);
-        assert_eq!(cut(&[b"\xef", b"\xbba"], 4), [(1, Some(b"\xef\xbba".to_vec()))]);
-        assert_eq!(cut(&[b"\xef\xbb"], 4), [(1, Some(b"\xef\xbb".to_vec()))]);
+        assert_eq!(lines_of(&[b"\xef", b"\xbb", b"\xbfa"], 1), [(1, Some(b"a".to_vec()))]);
+        assert_eq!(lines_of(&[b"\xef", b"\xbba"], 4), [(1, Some(b"\xef\xbba".to_vec()))]);
+        assert_eq!(lines_of(&[b"\xef\xbb"], 4), [(1, Some(b"\xef\xbb".to_vec()))]);
     }
 
-    /// What `Lines` should find, by looking at all of it.
+    /// The expected lines, computed from all bytes at once.
     fn reference(all: &[u8], bytes_max: usize) -> Vec<Owned> {
         let all = all.strip_prefix(MARK).unwrap_or(all);
-        let mut found = Vec::new();
+        let mut result = Vec::new();
         for (number, line) in (1..).zip(all.split(|&byte| byte == b'\n')) {
             let line = without_cr(line);
             if line.len() > bytes_max || !is_blank(line) {
-                found.push((number, (line.len() <= bytes_max).then(|| line.to_vec())));
+                result.push((number, (line.len() <= bytes_max).then(|| line.to_vec())));
             }
         }
-        found
+        result
     }
 
     proptest! {
         #[test]
-        fn pieces_do_not_matter(
+        fn lines_do_not_depend_on_the_pieces(
             all in proptest::collection::vec(prop_oneof![Just(b'\n'), Just(b'\r'), Just(b'a'), Just(b'{')], 0..80),
             mark in 0..=MARK.len(),
             cuts in proptest::collection::vec(0usize..80, 0..12),
@@ -243,7 +250,7 @@ mod tests {
                 pieces.push(&all[from..at]);
                 from = at;
             }
-            prop_assert_eq!(cut(&pieces, bytes_max), reference(&all, bytes_max));
+            prop_assert_eq!(lines_of(&pieces, bytes_max), reference(&all, bytes_max));
         }
     }
 }

@@ -13,5 +13,6 @@ pub mod retry_after;
 pub mod route;
 pub mod router;
 pub mod sse;
+pub mod sse_reader;
 pub mod target;
 pub mod timestamp;

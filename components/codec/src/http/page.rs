@@ -1,13 +1,13 @@
-//! The page of the gateway for people: at which paths a browser gets it, and the policy under which it runs.
+//! The HTML page of the gateway: the paths at which a browser receives it, and its content security policy.
 
 /// The demonstration of an upload. It is served if `auth.mode` is `none` or the server listens on loopback only.
 pub const DEMO_PATH: &str = "/demo/streaming";
 
-/// How the comment of the page begins that has its content security policy.
+/// The begin of the comment in the page with its content security policy.
 const POLICY_BEGIN: &str = "<!-- Content-Security-Policy: ";
 const POLICY_END: &str = " -->";
 
-/// Whether the page has a view for a path in its normal form. The resources at `/`, `/executions`, `/executions/{id}`,
+/// True when the page has a view for a normalized path. The resources at `/`, `/executions`, `/executions/{id}`,
 /// `/sessions/{id}` and `/pipelines/{name}` are JSON for clients that do not ask for HTML.
 pub fn has_view(path: &str) -> bool {
     let is_one = |prefix: &str| path.strip_prefix(prefix).is_some_and(|id| !id.is_empty() && !id.contains('/'));
@@ -15,7 +15,7 @@ pub fn has_view(path: &str) -> bool {
         || ["/executions/", "/sessions/", "/pipelines/"].into_iter().any(is_one)
 }
 
-/// The content security policy of a page, with the hashes of its script and style; none where it has no such comment.
+/// The content security policy of a page, with the hashes of its script and style; `None` if it has no such comment.
 pub fn policy(page: &str) -> Option<&str> {
     let (_, rest) = page.split_once(POLICY_BEGIN)?;
     let (policy, _) = rest.split_once(POLICY_END)?;

@@ -1,4 +1,4 @@
-//! Problem details for HTTP APIs, RFC 9457: the body of every error before a stream starts.
+//! Problem details for HTTP APIs (RFC 9457): the body of every error response before a stream starts.
 
 use serde::Serialize;
 use weir_core::{
@@ -21,58 +21,58 @@ use crate::{
 
 /// The `Content-Type` of a problem.
 pub const CONTENT_TYPE: &str = "application/problem+json";
-/// Longest text of the client's that a message repeats, in code points.
+/// Longest text of a client that a message repeats, in code points.
 const QUOTE_CODE_POINTS_MAX: usize = 200;
 
-/// Why a request was not answered.
+/// An error response.
 #[derive(Debug, Clone)]
 pub struct Problem {
     /// The HTTP status.
     pub status: u16,
-    /// A constant for programs; the type is a URN made of it.
+    /// Machine-readable code; `type` is a URN with it.
     pub code: &'static str,
-    /// The same for every problem with this code.
+    /// Short description, the same for every problem with this code.
     pub title: &'static str,
     /// What went wrong this time.
     pub detail: String,
-    /// For `Retry-After`, in milliseconds; none when trying again cannot help.
+    /// The value of `Retry-After`, in milliseconds; `None` when a retry cannot succeed.
     pub retry_after_ms: Option<u32>,
-    /// More about it.
+    /// Further members and headers.
     pub more: ProblemDetails,
 }
 
-/// What some problems say besides.
+/// Further details of a problem.
 #[derive(Debug, Clone, Default)]
 pub enum ProblemDetails {
-    /// Nothing.
+    /// No further details.
     #[default]
     None,
-    /// The fields that are wrong.
+    /// The invalid fields.
     Fields(Vec<FieldError>),
-    /// Where in the body it is.
-    Place {
+    /// The position of the error in the body.
+    Position {
         /// From 1.
         line: usize,
         /// From 1, in bytes.
         column: usize,
     },
-    /// The line of the body, from 1.
+    /// The line of the error in the body, from 1.
     Line(usize),
     /// The step that failed.
     Step(TextStep),
-    /// The models and which of them cannot answer.
+    /// All models, with whether each is ready.
     Models(Vec<Model>),
-    /// The methods that the path has, for `Allow`.
+    /// The methods of the path, for `Allow`.
     Allow(&'static str),
-    /// The media types that could have been asked for.
+    /// The available media types of the response.
     Available(&'static [&'static str]),
-    /// The media types that the body could have had, for `Accept` (RFC 9110, section 15.5.16).
+    /// The accepted media types of the body, for `Accept` (RFC 9110, section 15.5.16).
     Accepted(&'static [&'static str]),
-    /// The codings that the body could have had, for `Accept-Encoding`.
+    /// The accepted content codings of the body, for `Accept-Encoding`.
     Codings(&'static str),
 }
 
-/// A problem as clients see it.
+/// The JSON of a problem.
 #[derive(Debug, Serialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[cfg_attr(feature = "schema", schemars(rename = "Problem"))]
@@ -80,31 +80,31 @@ pub struct Wire<'a> {
     /// A URN that names the kind of problem.
     #[serde(rename = "type")]
     pub kind: String,
-    /// The same for every problem of this kind.
+    /// Short description, the same for every problem of this type.
     pub title: &'static str,
     /// The HTTP status.
     pub status: u16,
     /// What went wrong this time.
     pub detail: &'a str,
-    /// A constant for programs.
+    /// Machine-readable code.
     pub code: &'static str,
-    /// The request, as in `X-Request-Id`.
+    /// The id of the request, as in `X-Request-Id`.
     pub request_id: &'a str,
     /// True when the same request may succeed later.
     pub retryable: bool,
-    /// When to try again, in milliseconds.
+    /// The time until a retry, in milliseconds.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub retry_after_ms: Option<u32>,
-    /// The fields that are wrong, at most 32.
+    /// The invalid fields, at most 32.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub errors: Option<&'a [FieldError]>,
-    /// True when more fields are wrong than `errors` lists.
+    /// True when more fields are invalid than `errors` lists.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub errors_truncated: bool,
-    /// The line of the body, from 1.
+    /// The line of the error in the body, from 1.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub line: Option<usize>,
-    /// The byte of the line, from 1.
+    /// The byte of the error in the line, from 1.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub column: Option<usize>,
     /// The step that failed: sentiment, summarization or entities.
@@ -113,7 +113,7 @@ pub struct Wire<'a> {
     /// The models and whether each is ready.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub models: Option<Vec<ModelState<'a>>>,
-    /// The media types that could have been asked for (406), or that the body could have had (415).
+    /// The available media types of the response (406), or the accepted media types of the body (415).
     #[serde(skip_serializing_if = "Option::is_none")]
     pub available: Option<&'static [&'static str]>,
 }
@@ -128,10 +128,10 @@ impl Problem {
         Self::new(404, "not_found", "Not found", format!("there is nothing at `{}`", quote(path)))
     }
 
-    /// 404 for a name in a path; with the nearest of the names that the client may see, which are all of the same kind.
+    /// 404 for a name in a path, with the nearest of `known`, the names of this kind that the client may see.
     pub fn unknown_name(path: &str, name: &str, known: &[&str]) -> Self {
-        let meant = suggestion(name, known);
-        Self::new(404, "not_found", "Not found", format!("there is nothing at `{}`{meant}", quote(path)))
+        let nearest = suggestion(name, known);
+        Self::new(404, "not_found", "Not found", format!("there is nothing at `{}`{nearest}", quote(path)))
     }
 
     /// 405.
@@ -161,7 +161,7 @@ impl Problem {
         Self::new(413, "body_too_large", "The body is too large", detail)
     }
 
-    /// 415: the body has none of these media types. `got` is its `Content-Type`; none when it has no such header.
+    /// 415: the body has none of the accepted media types. `got` is its `Content-Type`; `None` when the header is absent.
     pub fn unsupported_media_type(got: Option<&str>, accepted: &'static [&'static str]) -> Self {
         let (last, others) = accepted.split_last().unwrap_or((&"", &[]));
         let others: String = others.iter().map(|name| format!("`{name}`, ")).collect();
@@ -177,7 +177,7 @@ impl Problem {
         Self { more: ProblemDetails::Accepted(accepted), ..problem }
     }
 
-    /// 400: captions are in an encoding that is not read.
+    /// 400: captions have an unsupported encoding.
     pub fn not_text(error: &EncodingError) -> Self {
         let problem = Self::new(400, "not_utf8", "The body is not UTF-8", format!("line {}: {error}", error.line));
         Self { more: ProblemDetails::Line(usize::try_from(error.line).unwrap_or(usize::MAX)), ..problem }
@@ -190,24 +190,24 @@ impl Problem {
         Self { more: ProblemDetails::Codings("identity"), ..problem }
     }
 
-    /// 501: the body comes in a transfer coding besides `chunked` (RFC 9112, section 6.1).
+    /// 501: the body has a transfer coding other than `chunked` (RFC 9112, section 6.1).
     pub fn unsupported_transfer_coding(got: &str) -> Self {
         let detail = format!("`Transfer-Encoding` must be `chunked` alone, not `{}`", quote(got));
         Self::new(501, "unsupported_transfer_coding", "Unsupported transfer coding", detail)
     }
 
-    /// 400: the request asks for a WebSocket as RFC 6455, section 4.2.1, does not allow.
+    /// 400: the handshake of a WebSocket violates RFC 6455, section 4.2.1.
     pub fn invalid_handshake(what: &str) -> Self {
         Self::new(400, "invalid_handshake", "The WebSocket handshake is not valid", what)
     }
 
-    /// 400: the connection ended before the announced length.
+    /// 400: the connection ended before the body was complete.
     pub fn body_incomplete() -> Self {
         let detail = "the body ended before all of it had arrived";
         Self::new(400, "body_incomplete", "The body is incomplete", detail)
     }
 
-    /// Access was refused, with a code and a title of the caller's. With `retry_after_ms` the same may succeed later.
+    /// A refusal with a status, code and title of the caller. With `retry_after_ms` it is retryable.
     pub fn refused(
         status: u16,
         code: &'static str,
@@ -218,7 +218,7 @@ impl Problem {
         Self { retry_after_ms, ..Self::new(status, code, title, detail) }
     }
 
-    /// 426: a WebSocket was meant, and the request asks for none.
+    /// 426: the path is a WebSocket, and the request has no upgrade.
     pub fn upgrade_required(path: &str) -> Self {
         let detail = format!("`{path}` is a WebSocket: ask for an upgrade, or POST lines of NDJSON");
         Self::new(426, "upgrade_required", "Upgrade required", &detail)
@@ -239,7 +239,7 @@ impl Problem {
         Self::failed(None, &StepFailure::from(&Failure::RequestTimeout { timeout_ms }))
     }
 
-    /// 503: not every model can answer.
+    /// 503: not every model is ready. `models` is empty when the models did not report in time.
     pub fn not_ready(models: Vec<Model>) -> Self {
         let names: Vec<&str> = models.iter().filter(|m| !m.ready).map(|m| m.name.as_str()).collect();
         let detail = match names.is_empty() {
@@ -250,7 +250,7 @@ impl Problem {
         Self { retry_after_ms: Some(1000), more: ProblemDetails::Models(models), ..problem }
     }
 
-    /// 503: steps have no model that can do them. Only another configuration helps, so there is no `Retry-After`.
+    /// 503: steps have no suitable model. Only a change of the configuration helps, so there is no `Retry-After`.
     pub fn steps_not_ready(unmet: &[String], models: Vec<Model>) -> Self {
         let problem = Self::new(503, "not_ready", "Not ready", format!("not ready: {}", unmet.join("; ")));
         Self { more: ProblemDetails::Models(models), ..problem }
@@ -262,21 +262,21 @@ impl Problem {
         Self { retry_after_ms: Some(1000), ..problem }
     }
 
-    /// 429: the user has as much of the channel store as one user may have.
+    /// 429: the user has reached the bound of the channel store for one user.
     pub fn share_exceeded(retry_after_ms: u32) -> Self {
         let detail = "you have as much of the channel store as one user may have (events.user_percent_max): delete sessions that are \
                       not needed any more, close subscriptions, or wait until something has ended";
         Self::refused(429, "share_exceeded", "You have your share", detail, Some(retry_after_ms.max(1)))
     }
 
-    /// 503: all users together have as much of the channel store as there may be.
+    /// 503: all users together have reached a bound of the channel store.
     pub fn store_full(retry_after_ms: u32) -> Self {
         let detail = "the channel store is full (events.state_bytes_max, events.channels_max)";
         Self::refused(503, "store_full", "The channel store is full", detail, Some(retry_after_ms.max(1)))
     }
 
-    /// A step, or the whole, failed before anything was sent. 503 when a retry may help (504 when the time was up),
-    /// 502 when inference failed on this text, 500 when this server asked for something that is not there.
+    /// A step, or the whole request, failed before anything was sent. 503 when a retry may succeed (504 after a timeout), 502 when
+    /// inference failed on this text, 500 when the configuration of this server is wrong.
     pub fn failed(step: Option<TextStep>, failure: &StepFailure) -> Self {
         let (status, code, title) = match &*failure.code {
             "request_timeout" => (504, "request_timeout", "The request took too long"),
@@ -300,8 +300,8 @@ impl Problem {
         Self { retry_after_ms, more, ..Self::new(status, code, title, detail) }
     }
 
-    /// One text failed, and with it the request: as [`Self::failed`], but what the client chose or sent is its own
-    /// mistake: 404 for a model that is not served, 422 for a text that the model refuses.
+    /// A text failed, and with it the request. As [`Self::failed`], but the client chose the model and the text: 404 for a model that is
+    /// not served, 422 for a text that the model refuses.
     pub fn item(failure: &Failure) -> Self {
         let status = match failure {
             Failure::UnknownModel { .. } => Some(404),
@@ -325,7 +325,7 @@ impl Problem {
         }
     }
 
-    /// The headers that belong to it, besides `Content-Type`.
+    /// The headers of the response, in addition to `Content-Type`.
     pub fn headers(&self) -> Vec<(&'static str, String)> {
         let mut headers = Vec::new();
         match self.more {
@@ -340,7 +340,7 @@ impl Problem {
         headers
     }
 
-    /// The body.
+    /// The response body.
     pub fn to_json(&self, request_id: &str) -> Vec<u8> {
         let mut wire = Wire {
             kind: format!("urn:weir:problem:{}", self.code.replace('_', "-")),
@@ -365,7 +365,7 @@ impl Problem {
                 wire.errors = Some(&errors[..errors.len().min(ERRORS_MAX)]);
                 wire.errors_truncated = errors.len() > ERRORS_MAX;
             }
-            ProblemDetails::Place { line, column } => (wire.line, wire.column) = (Some(*line), Some(*column)),
+            ProblemDetails::Position { line, column } => (wire.line, wire.column) = (Some(*line), Some(*column)),
             ProblemDetails::Line(line) => wire.line = Some(*line),
             ProblemDetails::Step(step) => wire.step = Some(step_name(*step)),
             ProblemDetails::Models(models) => wire.models = Some(states(models)),
@@ -376,7 +376,7 @@ impl Problem {
 }
 
 impl From<RequestError> for Problem {
-    /// 400 when the body cannot be read, 422 when it can and says something that is not allowed.
+    /// 400 when the body cannot be parsed, 422 when it can and has invalid fields.
     fn from(error: RequestError) -> Self {
         let detail = error.to_string();
         let (code, title, more) = match error {
@@ -390,12 +390,12 @@ impl From<RequestError> for Problem {
             }
             RequestError::Json(
                 JsonError::Malformed { line, column, .. } | JsonError::LoneSurrogate { line, column },
-            ) => ("malformed_json", "The body is not JSON", ProblemDetails::Place { line, column }),
+            ) => ("malformed_json", "The body is not JSON", ProblemDetails::Position { line, column }),
             RequestError::Json(JsonError::TooDeep { line, column }) => {
-                ("json_too_deep", "The body is nested too deeply", ProblemDetails::Place { line, column })
+                ("json_too_deep", "The body is nested too deeply", ProblemDetails::Position { line, column })
             }
             RequestError::Json(JsonError::DuplicateKey { line, column, .. }) => {
-                ("duplicate_key", "A key appears twice", ProblemDetails::Place { line, column })
+                ("duplicate_key", "A key appears twice", ProblemDetails::Position { line, column })
             }
             RequestError::Json(JsonError::NotAnObject { .. }) => {
                 ("not_an_object", "The body is not an object", ProblemDetails::None)
@@ -405,7 +405,7 @@ impl From<RequestError> for Problem {
     }
 }
 
-/// A text of the client's, shortened, without control characters.
+/// A text of a client, shortened, without control characters.
 fn quote(text: &str) -> String {
     text.chars().filter(|c| !c.is_control()).take(QUOTE_CODE_POINTS_MAX).collect()
 }
@@ -423,7 +423,7 @@ mod tests {
     }
 
     #[test]
-    fn routing() {
+    fn routing_problems_have_their_statuses_and_headers() {
         check(
             &Problem::not_found("/a\u{1b}[31mb"),
             expect![[r#"
@@ -459,7 +459,7 @@ mod tests {
     }
 
     #[test]
-    fn bodies() {
+    fn body_problems_have_their_statuses_and_headers() {
         check(
             &Problem::body_timeout(30_000),
             expect![[r#"
@@ -500,7 +500,7 @@ mod tests {
     }
 
     #[test]
-    fn failures() {
+    fn failure_of_a_step_has_a_status_by_its_code() {
         let step = Some(TextStep::Summarization);
         check(
             &Problem::failed(step, &StepFailure::from(&Failure::Overloaded { retry_after_ms: 1500 })),
@@ -568,7 +568,7 @@ mod tests {
     }
 
     #[test]
-    fn readiness() {
+    fn readiness_lists_every_model() {
         let model = |name: &str, ready| Model {
             name: name.to_owned(),
             kind: "text-classification",

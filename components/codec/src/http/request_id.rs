@@ -1,12 +1,12 @@
-//! `X-Request-Id`: the client's when it is fit to be logged and returned, else a new one.
+//! `X-Request-Id`: the client's id if it is valid, so that it can be logged and returned, else a new one.
 
 /// The header.
 pub const HEADER: &str = "x-request-id";
-/// Most characters of a client's id.
+/// Maximum number of characters of a client's id.
 pub const CHARACTERS_MAX: usize = 128;
 
 /// True for 1 to 128 visible ASCII characters.
-pub fn is_fit(id: &str) -> bool {
+pub fn is_valid(id: &str) -> bool {
     (1..=CHARACTERS_MAX).contains(&id.len()) && id.bytes().all(|byte| byte.is_ascii_graphic())
 }
 
@@ -22,19 +22,19 @@ mod tests {
     use super::*;
 
     #[test]
-    fn ids_that_are_fit() {
+    fn visible_ascii_of_bounded_length_is_valid() {
         for id in ["a", "0b1c-..~!\"", &"x".repeat(128)] {
-            assert!(is_fit(id), "{id}");
+            assert!(is_valid(id), "{id}");
         }
         for id in ["", " ", "a b", "a\n", "é", &"x".repeat(129)] {
-            assert!(!is_fit(id), "{id}");
+            assert!(!is_valid(id), "{id}");
         }
     }
 
     #[test]
-    fn uuids() {
+    fn uuid_has_version_4() {
         assert_eq!(uuid(0), "00000000-0000-4000-8000-000000000000");
         assert_eq!(uuid(u128::MAX), "ffffffff-ffff-4fff-bfff-ffffffffffff");
-        assert!(is_fit(&uuid(7)));
+        assert!(is_valid(&uuid(7)));
     }
 }

@@ -4,12 +4,12 @@ const MS_PER_S: u64 = 1000;
 const S_PER_DAY: u64 = 86_400;
 const MONTHS: [&str; 12] = ["Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec"];
 
-/// How long to wait, in milliseconds from now; `now_unix_ms` is in milliseconds since 1970. 0 for a date that is past, none for a
-/// value that is neither form. A time beyond the range of the result is its greatest value: callers have bounds of their own.
+/// The time to wait, in milliseconds from now; `now_unix_ms` is in milliseconds since 1970. 0 for a date in the past, `None` for a value
+/// in neither form. A time beyond the range of the result saturates; callers have bounds of their own.
 pub fn retry_after_ms(value: &str, now_unix_ms: u64) -> Option<u32> {
     let value = value.trim();
     let wait_ms = match !value.is_empty() && value.bytes().all(|byte| byte.is_ascii_digit()) {
-        // Only a number that is too large does not parse here.
+        // Parsing fails only for a number that is too large.
         true => value.parse::<u64>().unwrap_or(u64::MAX).saturating_mul(MS_PER_S),
         false => date_unix_s(value, now_unix_ms / MS_PER_S)?.saturating_mul(MS_PER_S).saturating_sub(now_unix_ms),
     };
@@ -41,7 +41,7 @@ fn date_unix_s(text: &str, now_s: u64) -> Option<u64> {
     let day = number(day).filter(|day| (1..=31).contains(day))?;
     let mut parts = time.split(':');
     let mut part =
-        |most: u64| parts.next().filter(|part| part.len() == 2).and_then(number).filter(|part| *part <= most);
+        |max: u64| parts.next().filter(|part| part.len() == 2).and_then(number).filter(|part| *part <= max);
     // A leap second is the second 60.
     let (hour, minute, second) = (part(23)?, part(59)?, part(60)?);
     if parts.next().is_some() || year < 1970 {
@@ -50,7 +50,7 @@ fn date_unix_s(text: &str, now_s: u64) -> Option<u64> {
     Some(days_since_1970(year, month, day) * S_PER_DAY + hour * 3600 + minute * 60 + second)
 }
 
-/// The year of two digits, which is at most 50 years in the future.
+/// The full year of two digits: at most 50 years in the future (RFC 9110, section 5.6.7).
 fn full_year(digits: u64, now_s: u64) -> u64 {
     let this_year = 1970 + now_s / (S_PER_DAY * 146_097 / 400);
     let year = this_year - this_year % 100 + digits;
@@ -61,7 +61,7 @@ fn number(text: &str) -> Option<u64> {
     if text.bytes().all(|byte| byte.is_ascii_digit()) { text.parse().ok() } else { None }
 }
 
-/// The day of a Gregorian date from 1970 on, counted from 1970-01-01. Years begin with March here, so that the leap day is the last.
+/// The number of days from 1970-01-01 to a Gregorian date. Years begin with March here, so that the leap day is the last.
 fn days_since_1970(year: u64, month: u64, day: u64) -> u64 {
     let (year, month) = if month > 2 { (year, month - 3) } else { (year - 1, month + 9) };
     let day_of_year = (153 * month + 2) / 5 + day - 1;

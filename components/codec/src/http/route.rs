@@ -1,4 +1,4 @@
-//! Paths and the methods that they take.
+//! The paths of texts, models and probes, with their methods.
 
 use serde::Serialize;
 
@@ -11,7 +11,7 @@ use crate::{
     transcripts::route::SESSION_ROUTES,
 };
 
-/// What answers a path.
+/// A route with a fixed path, except for [`Self::Hub`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Route {
     /// `GET /`
@@ -38,19 +38,19 @@ pub enum Route {
     Hub,
     /// `POST /predict`: the dialect of text-embeddings-inference.
     Predict,
-    /// `POST /embed`: the same.
+    /// `POST /embed`: the dialect of text-embeddings-inference.
     TeiEmbed,
-    /// `POST /embed_sparse`: declined, as that server declines it where it has no model for it.
+    /// `POST /embed_sparse`: always refused, as text-embeddings-inference does without a sparse model.
     EmbedSparse,
-    /// `POST /rerank`: the same, where a cross-encoder is served.
+    /// `POST /rerank`: the dialect of text-embeddings-inference, for a cross-encoder.
     Rerank,
     /// `POST /v1/embeddings`: the dialect of OpenAI.
     Embeddings,
-    /// `POST /v1/moderations`: the same, by a classifier that is served.
+    /// `POST /v1/moderations`: the dialect of OpenAI, with a classifier.
     Moderations,
 }
 
-/// Where the paths of [`Route::Hub`] begin.
+/// The prefix of the paths of [`Route::Hub`].
 pub const HUB_PREFIX: &str = "/models/";
 
 /// Every route, for [`Route::find`] and the index.
@@ -85,7 +85,7 @@ impl Route {
         ROUTES.iter().find(|(at, _)| *at == path).map(|(_, route)| *route)
     }
 
-    /// True when it takes `POST`, false when it takes `GET` and `HEAD`.
+    /// True for a `POST` route, false for a `GET` and `HEAD` route.
     pub fn posts(self) -> bool {
         match self {
             Self::Index | Self::Livez | Self::Readyz | Self::Models | Self::OpenApi => false,
@@ -113,7 +113,7 @@ pub struct Index<'a> {
     pub routes: Vec<String>,
 }
 
-/// The body of `GET /`.
+/// The response body of `GET /`.
 pub fn index_json(version: &str) -> Vec<u8> {
     let line = |(path, route): &(&str, Route)| format!("{} {path}", if route.posts() { "POST" } else { "GET" });
     let others = GENERATION_ROUTES

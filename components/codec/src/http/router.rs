@@ -1,4 +1,4 @@
-//! Which part of the gateway answers a path.
+//! Matches a path with the routes of all features.
 
 use crate::{
     channels::route::{ChannelKind, ChannelRoute},
@@ -8,7 +8,7 @@ use crate::{
     transcripts::route::SessionRoute,
 };
 
-/// What answers a path.
+/// The route of a path.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum RouteMatch {
     /// Texts, models, probes and documents.
@@ -24,13 +24,13 @@ pub enum RouteMatch {
 }
 
 impl RouteMatch {
-    /// What answers a path in its normal form ([`crate::http::target::normalize_path`]).
+    /// The route of a normalized path ([`crate::http::target::normalize_path`]).
     ///
     /// # Errors
     ///
-    /// Nothing does, or the id in it is not fit.
-    pub fn at(path: &str) -> Result<Self, Problem> {
-        // Before the paths of models, whose names may have colons.
+    /// No route matches, or the id in the path is invalid.
+    pub fn match_path(path: &str) -> Result<Self, Problem> {
+        // Checked before `/models/{name}`, whose names may contain colons.
         if let Some(route) = GenerationRoute::find(path) {
             return Ok(Self::Generation(route));
         }
@@ -44,7 +44,7 @@ impl RouteMatch {
             return Ok(Self::Pipelines(route));
         }
         match ChannelRoute::find(path)? {
-            // A socket of a session sends chunks: it is a feeder.
+            // A WebSocket of a session sends chunks: it is a feeder.
             Some(ChannelRoute::Socket(channel)) if channel.kind() == ChannelKind::Session => {
                 Ok(Self::Sessions(SessionRoute::Chunks(channel)))
             }
@@ -53,7 +53,7 @@ impl RouteMatch {
         }
     }
 
-    /// Whether it takes a method.
+    /// True when the route accepts a method.
     pub fn takes(&self, method: &str) -> bool {
         let posts = match self {
             Self::Own(route) => route.posts(),
@@ -76,18 +76,17 @@ impl RouteMatch {
         }
     }
 
-    /// Whether a path is answered by the stateful gateway instance, the one that holds executions, stored sessions and
-    /// generations. A host
-    /// with several instances routes by it; under a host with one, it says nothing.
+    /// True for a path of the stateful gateway instance, which holds executions, stored sessions and generations. A host with several
+    /// gateway instances routes by it; a host with one instance can ignore it.
     pub fn is_stateful(path: &str) -> bool {
-        match Self::at(path) {
-            Ok(found) => matches!(found, Self::Sessions(_) | Self::Pipelines(_) | Self::Generation(_)),
-            // A session's path with an unfit id is refused where sessions are.
+        match Self::match_path(path) {
+            Ok(route) => matches!(route, Self::Sessions(_) | Self::Pipelines(_) | Self::Generation(_)),
+            // The path of a session with an invalid id is refused by the instance that holds sessions.
             Err(_) => SessionRoute::find(path).is_err(),
         }
     }
 
-    /// Whether a path is that of a socket; to us such a path takes `POST`.
+    /// True for the path of a WebSocket, which the gateway receives as a `POST`.
     pub fn is_socket(path: &str) -> bool {
         path.strip_prefix("/ws").is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
     }

@@ -1,9 +1,8 @@
-//! Server-sent events for subscriptions (the HTML standard, section 9.2): a reader gets back exactly what was written, for any text.
+//! Writes server-sent events for subscriptions (the HTML standard, section 9.2): any text reads back unchanged, except for line ends.
 //!
-//! Three characters can break the framing: CR and LF, which end a line, and NUL, with which a reader ignores an id. In data an
-//! end of line begins another `data` line; names and ids with one of the three are refused before they are written. All
-//! other characters, U+2028 and U+FEFF among them, mean nothing to a reader in the middle of a stream, and an event never
-//! begins one: it begins with a field's name.
+//! Three characters can break the framing: CR and LF end a line, and readers ignore an id with NUL. A line end in data starts another
+//! `data` line; names and ids with one of the three characters are refused. All other characters, U+2028 and U+FEFF included, have no
+//! special meaning in the middle of a stream, and an event always begins with the name of a field.
 
 use std::io::Write as _;
 
@@ -11,9 +10,9 @@ use thiserror::Error;
 
 use crate::http::framing::push_data_lines;
 
-/// Most bytes in the id or the name of an event.
+/// Maximum number of bytes in the id or the name of an event.
 pub const NAME_BYTES_MAX: usize = 256;
-/// What a stream may begin with, and what keeps a connection from looking dead: an empty comment.
+/// The heartbeat of an idle connection: an empty comment. A stream may begin with it.
 pub const HEARTBEAT: &[u8] = b":\n\n";
 
 /// One event.
@@ -28,31 +27,31 @@ pub struct SseEvent<'a> {
 /// Why an id or a name cannot be written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
 pub enum SseError {
-    /// It has a CR, an LF or a NUL.
+    /// The text has a CR, an LF or a NUL.
     #[error("byte {at} of an event's id or name is a control character that would break it")]
     Breaks {
-        /// From 0.
+        /// The index of the byte, from 0.
         at: usize,
     },
-    /// It is too long.
+    /// The text is too long.
     #[error("the id or name of an event may have at most {NAME_BYTES_MAX} bytes, and has {bytes}")]
     TooLong {
-        /// How many it has.
+        /// Its length in bytes.
         bytes: usize,
     },
 }
 
 impl<'a> SseEvent<'a> {
-    /// An event with data alone, which readers call `message`. The data is UTF-8; readers see its ends of line as LF.
+    /// An event with data only, whose name is `message` for readers. The data is UTF-8; readers receive its line ends as LF.
     pub fn new(data: &'a [u8]) -> Self {
         Self { id: None, name: None, retry_ms: None, data }
     }
 
-    /// With an id, which a client sends back as `Last-Event-ID`. An empty one makes it forget the last.
+    /// With an id, which a client sends as `Last-Event-ID` when it reconnects. An empty id resets the last one.
     ///
     /// # Errors
     ///
-    /// It has a CR, an LF or a NUL, or is too long.
+    /// The text has a CR, an LF or a NUL, or is too long.
     pub fn with_id(self, id: &'a str) -> Result<Self, SseError> {
         check(id).map(|()| Self { id: Some(id), ..self })
     }
@@ -61,19 +60,19 @@ impl<'a> SseEvent<'a> {
     ///
     /// # Errors
     ///
-    /// It has a CR, an LF or a NUL, or is too long.
+    /// The text has a CR, an LF or a NUL, or is too long.
     pub fn with_name(self, name: &'a str) -> Result<Self, SseError> {
         check(name).map(|()| Self { name: Some(name), ..self })
     }
 
-    /// With the time after which a client that lost the connection tries again, in milliseconds.
+    /// With the reconnection time of the client, in milliseconds.
     pub fn with_retry_ms(self, retry_ms: u32) -> Self {
         Self { retry_ms: Some(retry_ms), ..self }
     }
 
-    /// Appends it. Several events appended to one buffer are one write.
+    /// Appends the event. Several events may be appended to one buffer.
     pub fn push(&self, out: &mut Vec<u8>) {
-        const WRITES: &str = "a vector takes every write";
+        const WRITES: &str = "writing to a vector cannot fail";
         if let Some(id) = self.id {
             writeln!(out, "id: {id}").expect(WRITES);
         }
@@ -88,12 +87,12 @@ impl<'a> SseEvent<'a> {
     }
 }
 
-/// Appends `retry` alone: no event is seen.
+/// Appends a `retry` field without an event.
 pub fn push_retry(out: &mut Vec<u8>, retry_ms: u32) {
-    write!(out, "retry: {retry_ms}\n\n").expect("a vector takes every write");
+    write!(out, "retry: {retry_ms}\n\n").expect("writing to a vector cannot fail");
 }
 
-/// Appends a comment; each of its lines is one, and no event is seen.
+/// Appends a comment without an event; each line of the text is a comment line.
 pub fn push_comment(out: &mut Vec<u8>, comment: &str) {
     for line in comment.split(['\r', '\n']) {
         out.extend_from_slice(b": ");
@@ -120,7 +119,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn event_with_each_field() {
+    fn event_is_written_with_each_field() {
         let mut out = b"".to_vec();
         push_retry(&mut out, 3000);
         push_comment(&mut out, "hb\r\nid: 7");

@@ -6,7 +6,7 @@ use thiserror::Error;
 
 use crate::http::problem::Problem;
 
-/// Why a target cannot be read.
+/// Why a target is invalid.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
 pub enum TargetError {
     /// `%` without two hexadecimal digits.
@@ -16,7 +16,7 @@ pub enum TargetError {
     Escape {
         /// `path` or `query`.
         part: &'static str,
-        /// Where in the part it is, from 0, in bytes.
+        /// The index of the `%` in the part, from 0, in bytes.
         at: usize,
     },
     /// The bytes of the escapes are not UTF-8.
@@ -33,8 +33,8 @@ impl From<TargetError> for Problem {
     }
 }
 
-/// The normal form of a path, by which routes are found (RFC 3986, section 6.2.2): what needs no escape in a segment has
-/// none, every other escape is in capitals. So `/%6Detrics` is `/metrics`, and `%2F` stays apart from `/`.
+/// The normal form of a path, which routes match (RFC 3986, section 6.2.2): characters that need no escape in a segment are decoded, all
+/// other escapes are in upper case. So `/%6Detrics` is `/metrics`, and `%2F` is not `/`.
 ///
 /// # Errors
 ///
@@ -89,7 +89,7 @@ fn check(text: &str, part: &'static str) -> Result<(), TargetError> {
     }
 }
 
-/// The byte whose two digits a text begins with.
+/// The byte of the two hexadecimal digits at the beginning of a text.
 fn escaped(text: &[u8]) -> Option<u8> {
     let digit = |byte: u8| char::from(byte).to_digit(16).and_then(|digit| u8::try_from(digit).ok());
     match text {
@@ -132,7 +132,7 @@ mod tests {
     }
 
     #[test]
-    fn bad_escapes_are_refused() {
+    fn invalid_escapes_are_refused() {
         for (path, at) in
             [("/%", 1), ("/a%4", 2), ("/%zz", 1), ("/%4g", 1), ("/%41%+1", 4), ("/%\u{e9}", 1), ("/%%41", 1)]
         {

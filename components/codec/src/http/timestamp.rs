@@ -4,7 +4,7 @@ const MS_PER_DAY: u64 = 86_400_000;
 /// The last millisecond of the year 9999, after which RFC 3339 has no years.
 const LAST_MS: u64 = 253_402_300_799_999;
 
-/// A time as `2025-01-01T00:00:00.000Z`, from milliseconds since 1970; later than the year 9999 is its last moment.
+/// Formats milliseconds since 1970 as `2025-01-01T00:00:00.000Z`. Times after the year 9999 give its last millisecond.
 pub fn rfc3339(unix_ms: u64) -> String {
     let unix_ms = unix_ms.min(LAST_MS);
     let (year, month, day) = date(unix_ms / MS_PER_DAY);
@@ -13,8 +13,8 @@ pub fn rfc3339(unix_ms: u64) -> String {
     format!("{year:04}-{month:02}-{day:02}T{hour:02}:{minute:02}:{second:02}.{:03}Z", ms % 1000)
 }
 
-/// The Gregorian date of a day, counted from 1970-01-01. Years begin with March here, so that the day that may be missing
-/// is the last, and 400 years have always as many days.
+/// The Gregorian date of a number of days after 1970-01-01. Years begin with March here, so that the leap day is the last day of the
+/// year; 400 years always have the same number of days.
 fn date(days: u64) -> (u64, u64, u64) {
     const DAYS_TO_1970: u64 = 719_468;
     const DAYS_PER_ERA: u64 = 146_097;
@@ -35,7 +35,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn moments() {
+    fn times_are_formatted() {
         for (unix_ms, want) in [
             (0, "1970-01-01T00:00:00.000Z"),
             (951_782_400_000, "2000-02-29T00:00:00.000Z"),

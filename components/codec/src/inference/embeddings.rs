@@ -10,7 +10,6 @@ use crate::{
         task::Parameters,
     },
     json::{
-        JsonError,
         field::{FieldError, FieldReason, RequestError},
         members::{Errors, Members},
         to_vec,
@@ -23,7 +22,7 @@ use crate::{
 pub struct EmbeddingsRequest {
     /// The texts.
     pub inputs: Vec<Input>,
-    /// The model; none: the one that is configured.
+    /// The model; `None`: the configured one.
     pub model: Option<String>,
     /// Vectors as Base64 of their little-endian f32 values.
     pub is_base64: bool,
@@ -34,25 +33,18 @@ pub struct EmbeddingsRequest {
 pub struct EmbedRequest {
     /// The texts.
     pub inputs: Vec<Input>,
-    /// What is asked: `normalize` and `truncate`.
+    /// The parameters: `normalize` and `truncate`.
     pub parameters: Parameters,
 }
 
-fn members(body: &[u8]) -> Result<Members<'_>, JsonError> {
-    let node = Node::read(body, VALUES_MAX)?;
-    let got = node.name();
-    let members = Members::of_node(String::new(), node, &mut Errors::default());
-    members.map(Members::with_null_as_absent).ok_or(JsonError::NotAnObject { got })
-}
-
 impl EmbeddingsRequest {
-    /// Reads a body; fields that are not known are ignored.
+    /// Reads a body; unknown fields are ignored.
     ///
     /// # Errors
     ///
-    /// All that is wrong with it.
+    /// The body is not valid; every invalid field is listed.
     pub fn from_json(body: &[u8]) -> Result<Self, RequestError> {
-        let mut members = members(body)?;
+        let mut members = Members::of_lenient_body(body, VALUES_MAX)?;
         let mut errors = Errors::default();
         let inputs = texts(&mut members, "input", &mut errors);
         let model = members.text("model", &mut errors).and_then(|name| match query::model(name) {
@@ -79,24 +71,24 @@ impl EmbeddingsRequest {
 }
 
 impl EmbedRequest {
-    /// Reads a body; fields that are not known are ignored.
+    /// Reads a body; unknown fields are ignored.
     ///
     /// # Errors
     ///
-    /// All that is wrong with it.
+    /// The body is not valid; every invalid field is listed.
     pub fn from_json(body: &[u8]) -> Result<Self, RequestError> {
-        let mut members = members(body)?;
+        let mut members = Members::of_lenient_body(body, VALUES_MAX)?;
         let mut errors = Errors::default();
         let inputs = texts(&mut members, "inputs", &mut errors);
         let normalize = members.boolean("normalize", &mut errors);
-        // That server cuts only when it is asked to.
+        // text-embeddings-inference truncates only on request.
         let truncation = members.boolean("truncate", &mut errors).or(Some(false));
         let parameters = Parameters { normalize, truncation, ..Parameters::default() };
         errors.finish(Self { inputs, parameters })
     }
 }
 
-/// A text, or a list of texts.
+/// Reads a text, or a list of texts.
 fn texts(members: &mut Members<'_>, name: &'static str, errors: &mut Errors) -> Vec<Input> {
     if !members.require(name, errors) {
         return Vec::new();
@@ -134,7 +126,7 @@ fn texts(members: &mut Members<'_>, name: &'static str, errors: &mut Errors) -> 
     inputs
 }
 
-/// The answer of `/v1/embeddings`. `tokens` counts those of all texts.
+/// The response body of `/v1/embeddings`. `tokens` is the number of tokens of all texts.
 pub fn embeddings_json(outputs: &[Output], model: &str, tokens: u64, is_base64: bool) -> Vec<u8> {
     let item = |(index, output): (usize, &Output)| {
         let vector = match output {
@@ -149,7 +141,7 @@ pub fn embeddings_json(outputs: &[Output], model: &str, tokens: u64, is_base64: 
     to_vec(&json!({ "object": "list", "data": data, "model": model, "usage": usage }))
 }
 
-/// The answer of `/embed`.
+/// The response body of `/embed`.
 pub fn embed_json(outputs: &[Output]) -> Vec<u8> {
     to_vec(&outputs)
 }
@@ -161,9 +153,9 @@ fn base64(vector: &[f32]) -> String {
     let mut text = String::with_capacity(bytes.len().div_ceil(3) * 4);
     for group in bytes.chunks(3) {
         let bits = group.iter().fold(0_u32, |bits, byte| (bits << 8) | u32::from(*byte)) << (8 * (3 - group.len()));
-        for place in 0..4 {
-            let digit = ALPHABET[(bits >> (18 - 6 * place)) as usize & 63];
-            text.push(if place <= group.len() { char::from(digit) } else { '=' });
+        for at in 0..4 {
+            let digit = ALPHABET[(bits >> (18 - 6 * at)) as usize & 63];
+            text.push(if at <= group.len() { char::from(digit) } else { '=' });
         }
     }
     text
@@ -174,7 +166,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn base64_is_that_of_the_rfc() {
+    fn base64_is_padded_little_endian() {
         assert_eq!(base64(&[]), "");
         assert_eq!(base64(&[1.0]), "AACAPw==");
         assert_eq!(base64(&[1.0, -2.0]), "AACAPwAAAMA=");

@@ -1,7 +1,7 @@
-//! The dialect of the Hugging Face inference API, as `huggingface_hub.InferenceClient` speaks it: `POST
-//! /models/{name}`, the task decided by the model.
+//! The dialect of the Hugging Face inference API, as used by `huggingface_hub.InferenceClient`: `POST /models/{name}`; the model
+//! determines the task.
 //!
-//! What a client of many services sends besides (`options`, parameters of other tasks) is accepted and ignored.
+//! `options` and parameters of other tasks, which clients of several services send, are ignored.
 
 use serde::Serialize;
 
@@ -21,8 +21,7 @@ use crate::{
     },
 };
 
-/// What the path after `/models/` says: a model, and perhaps the task that a client believes it does
-/// (`NAME/pipeline/TASK`).
+/// The path after `/models/`: the name of a model, and optionally the task that a client expects of it (`NAME/pipeline/TASK`).
 #[derive(Debug, PartialEq, Eq)]
 pub struct Target {
     /// The name of the model.
@@ -48,27 +47,27 @@ impl Target {
 pub struct HubRequest {
     /// The texts.
     pub inputs: Vec<Input>,
-    /// There is one text, and not in a list.
+    /// There is one text, which is not in a list.
     pub single: bool,
-    /// What is asked.
+    /// The parameters of the request.
     pub parameters: Parameters,
 }
 
 impl HubRequest {
-    /// Reads a body. Parameters are members of `parameters`, or of the body itself, where clients write those of embeddings.
+    /// Reads a body. Parameters are members of `parameters`, or of the body itself, as clients send those of embeddings.
     pub fn from_json(body: &[u8], task: Task) -> Result<Self, RequestError> {
         let members = match Node::read(body, VALUES_MAX)? {
             Node::Object(members) => members,
             other => return Err(JsonError::NotAnObject { got: other.name() }.into()),
         };
         let mut request = Self { inputs: Vec::new(), single: false, parameters: Parameters::default() };
-        // As that service has it: entities in groups.
+        // The default of that service.
         request.parameters.aggregation = Some(Aggregation::Simple);
-        let (mut errors, mut told) = (Vec::new(), false);
+        let (mut errors, mut has_inputs) = (Vec::new(), false);
         for (key, node) in members {
             match (&*key, node) {
                 ("inputs", node) => {
-                    told = true;
+                    has_inputs = true;
                     request.single = !matches!(node, Node::Array(_));
                     request.inputs = inputs(node, task, &mut errors);
                 }
@@ -82,7 +81,7 @@ impl HubRequest {
                 (key, node) => parameter(&mut request.parameters, task, key, node, &mut errors),
             }
         }
-        if !told {
+        if !has_inputs {
             errors.push(FieldError::new("inputs", FieldReason::Missing, "`inputs` is required".to_owned()));
         }
         finish(request, errors)
@@ -97,8 +96,8 @@ fn parameter(into: &mut Parameters, task: Task, key: &str, node: Node<'_>, error
     }
 }
 
-/// The body of an answer: labels in a list for each text, even for one; entities and embeddings of one text bare, of
-/// a list in a list.
+/// The response body: labels are a list for each text, even for a single one; entities and embeddings of a single text are not in a
+/// list of texts.
 pub fn answer_json(task: Task, outputs: &[Output], single: bool) -> Vec<u8> {
     match outputs {
         [output] if single && task != Task::Classify => to_vec(output),
@@ -106,13 +105,13 @@ pub fn answer_json(task: Task, outputs: &[Output], single: bool) -> Vec<u8> {
     }
 }
 
-/// What went wrong, as that service says it.
+/// The body of an error of that service.
 #[derive(Debug, Serialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct HubError<'a> {
     /// What went wrong.
     pub error: &'a str,
-    /// Seconds until the model may be able to answer.
+    /// Estimated time until the model is ready, in seconds.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub estimated_time: Option<f64>,
 }
@@ -138,7 +137,7 @@ mod tests {
     use crate::inference::output::LabelScore;
 
     #[test]
-    fn targets() {
+    fn target_is_split_into_model_and_pipeline() {
         let check = |path, model: &str, pipeline: Option<&str>| {
             let target = Target { model: model.to_owned(), pipeline: pipeline.map(str::to_owned) };
             assert_eq!(Target::read(path), target);
@@ -161,7 +160,7 @@ mod tests {
     }
 
     #[test]
-    fn bodies() {
+    fn body_is_read_with_the_parameters_of_its_task() {
         check(
             r#"{"inputs":"a","parameters":{"top_k":2,"stride":3},"options":{"wait_for_model":true}}"#,
             Task::Classify,
@@ -185,7 +184,7 @@ mod tests {
     }
 
     #[test]
-    fn answers() {
+    fn response_body_has_the_lists_of_the_task() {
         let text = |body| String::from_utf8(body).expect("UTF-8");
         let labels = Output::Labels(vec![LabelScore { label: "good".to_owned(), score: 0.5 }]);
         expect![[r#"[[{"label":"good","score":0.5}]]"#]].assert_eq(&text(answer_json(
@@ -200,7 +199,7 @@ mod tests {
     }
 
     #[test]
-    fn errors() {
+    fn error_has_the_status_and_body_of_the_dialect() {
         let check = |problem: Problem, want: Expect| {
             let (status, body) = error_json(&problem);
             want.assert_eq(&format!("{status} {}", String::from_utf8(body).expect("UTF-8")));

@@ -1,7 +1,6 @@
-//! A stream of texts in and of results out: the index of each, the open ones, and the output.
+//! A stream of texts in and results out: it numbers the texts, keeps the ids of open ones and renders the output.
 //!
-//! It does no IO. A driver passes lines and outcomes as they arrive and polls [`Session::poll_output`]; the state has the ids of the open
-//! texts and the output that was not polled.
+//! It does no IO. A driver passes in lines and outcomes as they arrive and polls [`ItemStream::poll_output`].
 
 use std::collections::BTreeMap;
 
@@ -17,27 +16,27 @@ use crate::{
     json::to_vec,
 };
 
-/// A stream.
+/// The state of a stream.
 #[derive(Debug)]
-pub struct Session {
+pub struct ItemStream {
     task: Task,
     framing: Framing,
     out: Vec<u8>,
     /// Events written, for server-sent events.
     events: u64,
-    /// Texts, and lines that are none, so far.
+    /// Number of texts and of invalid lines so far.
     indexes: u64,
     /// Texts without an outcome, with their ids.
     open: BTreeMap<u64, Option<Id>>,
     ok: u64,
     failed: u64,
-    /// No more texts come.
+    /// The input has ended.
     ended: bool,
     /// The last line was written.
     done: bool,
 }
 
-impl Session {
+impl ItemStream {
     /// A stream of results of one task.
     pub fn new(task: Task, framing: Framing) -> Self {
         Self {
@@ -54,7 +53,7 @@ impl Session {
         }
     }
 
-    /// Takes a line. Returns the text on it and its index, or none when the line is wrong, which is said.
+    /// Reads a line. Returns its index and its text, or `None` for an invalid line, which is reported in the output.
     pub fn handle_line(&mut self, line: &Line<'_>) -> Option<(u64, Input)> {
         match LineRules::stream(self.task).read(line) {
             Ok(input) => Some(self.handle_input(input)),
@@ -67,14 +66,14 @@ impl Session {
         }
     }
 
-    /// Takes a text and gives it its index. Its id stays here.
+    /// Assigns the next index to a text. Its id is removed and stored until its outcome.
     pub fn handle_input(&mut self, mut input: Input) -> (u64, Input) {
         let index = self.next_index();
         self.open.insert(index, input.id.take());
         (index, input)
     }
 
-    /// Takes the outcome of a text; one that is not owed is ignored.
+    /// Records the outcome of a text; an outcome of a text that is not open is ignored.
     pub fn handle_outcome(&mut self, index: u64, result: Result<Output, Failure>) {
         let Some(id) = self.open.remove(&index) else { return };
         match result {
@@ -89,7 +88,7 @@ impl Session {
         }
     }
 
-    /// No more texts come; why, unless all that was to come has.
+    /// The input has ended, with an error if it is incomplete.
     pub fn handle_end(&mut self, error: Option<&ItemError>) {
         if std::mem::replace(&mut self.ended, true) {
             return;
@@ -99,14 +98,14 @@ impl Session {
         }
     }
 
-    /// No more outcomes follow: the open texts have failed.
+    /// No more outcomes follow: all open texts fail with `failure`.
     pub fn handle_lost(&mut self, failure: &Failure) {
         while let Some((index, _)) = self.open.first_key_value() {
             self.handle_outcome(*index, Err(failure.clone()));
         }
     }
 
-    /// What is to be written now, if anything. The last line comes when no more texts come and none is owed.
+    /// The bytes to write now, if any. The last line is written when the input has ended and no text is open.
     pub fn poll_output(&mut self) -> Option<Vec<u8>> {
         if self.ended && self.open.is_empty() && !self.done {
             self.done = true;
@@ -117,22 +116,22 @@ impl Session {
         (!self.out.is_empty()).then(|| std::mem::take(&mut self.out))
     }
 
-    /// How many texts have no outcome.
+    /// Number of texts without an outcome.
     pub fn open(&self) -> usize {
         self.open.len()
     }
 
-    /// Bytes that were not taken.
+    /// Number of bytes that were not polled.
     pub fn output_bytes(&self) -> usize {
         self.out.len()
     }
 
-    /// True when no more texts come.
+    /// True when the input has ended.
     pub fn is_ended(&self) -> bool {
         self.ended
     }
 
-    /// True when all was taken, the last line too.
+    /// True when all output was polled, the last line included.
     pub fn is_done(&self) -> bool {
         self.done && self.out.is_empty()
     }
@@ -146,7 +145,7 @@ impl Session {
         self.events += 1;
         let name = if line.error.is_some() { "error" } else { "result" };
         self.framing.begin(&mut self.out, self.events, name);
-        serde_json::to_writer(&mut self.out, line).expect("lines are made of what JSON can hold");
+        serde_json::to_writer(&mut self.out, line).expect("a line serializes, and writing to a vector cannot fail");
         self.framing.end(&mut self.out);
     }
 }
@@ -158,16 +157,16 @@ mod tests {
     use super::*;
     use crate::inference::output::{Entity, LabelScore};
 
-    fn take(session: &mut Session) -> String {
-        String::from_utf8(session.poll_output().unwrap_or_default()).expect("UTF-8")
+    fn take(stream: &mut ItemStream) -> String {
+        String::from_utf8(stream.poll_output().unwrap_or_default()).expect("UTF-8")
     }
 
-    fn line(session: &mut Session, number: u64, content: &str) -> Option<(u64, Input)> {
-        session.handle_line(&Line { number, content: Some(content.as_bytes()) })
+    fn line(stream: &mut ItemStream, number: u64, content: &str) -> Option<(u64, Input)> {
+        stream.handle_line(&Line { number, content: Some(content.as_bytes()) })
     }
 
-    fn check(session: &mut Session, want: Expect) {
-        want.assert_eq(&take(session));
+    fn check(stream: &mut ItemStream, want: Expect) {
+        want.assert_eq(&take(stream));
     }
 
     fn scores() -> Result<Output, Failure> {
@@ -176,45 +175,45 @@ mod tests {
 
     #[test]
     fn results_are_written_in_completion_order() {
-        let mut session = Session::new(Task::Classify, Framing::Ndjson);
-        assert_eq!(session.poll_output(), None);
-        let (first, input) = line(&mut session, 1, r#"{"text":"a","id":"x"}"#).expect("a text");
+        let mut stream = ItemStream::new(Task::Classify, Framing::Ndjson);
+        assert_eq!(stream.poll_output(), None);
+        let (first, input) = line(&mut stream, 1, r#"{"text":"a","id":"x"}"#).expect("a text");
         assert_eq!((first, input.text.as_str()), (0, "a"));
-        assert!(line(&mut session, 3, "nonsense").is_none());
-        let (third, _) = line(&mut session, 4, r#""b""#).expect("a text");
-        assert_eq!((third, session.open()), (2, 2));
-        session.handle_outcome(third, scores());
+        assert!(line(&mut stream, 3, "nonsense").is_none());
+        let (third, _) = line(&mut stream, 4, r#""b""#).expect("a text");
+        assert_eq!((third, stream.open()), (2, 2));
+        stream.handle_outcome(third, scores());
         check(
-            &mut session,
+            &mut stream,
             expect![[r#"
             {"index":1,"error":{"code":"malformed_json","message":"line 3: it is not JSON: expected ident at column 2","retryable":false,"line":3}}
             {"index":2,"scores":[{"label":"good","score":0.75}]}
         "#]],
         );
-        session.handle_end(None);
-        assert_eq!(session.poll_output(), None);
-        session.handle_outcome(first, Err(Failure::Overloaded { retry_after_ms: 5 }));
-        session.handle_outcome(first, scores());
+        stream.handle_end(None);
+        assert_eq!(stream.poll_output(), None);
+        stream.handle_outcome(first, Err(Failure::Overloaded { retry_after_ms: 5 }));
+        stream.handle_outcome(first, scores());
         check(
-            &mut session,
+            &mut stream,
             expect![[r#"
             {"index":0,"id":"x","error":{"code":"overloaded","message":"the model's queue is full; retry in 5 ms","retryable":true,"retry_after_ms":5}}
             {"done":true,"ok":1,"failed":2}
         "#]],
         );
-        assert!(session.is_done());
-        assert_eq!(session.poll_output(), None);
+        assert!(stream.is_done());
+        assert_eq!(stream.poll_output(), None);
     }
 
     #[test]
     fn broken_stream_ends_with_the_error_and_the_counts() {
-        let mut session = Session::new(Task::Embed, Framing::Sse);
-        let (index, _) = line(&mut session, 1, r#"{"text":"a","id":-1}"#).expect("a text");
-        session.handle_end(Some(&ItemError::body_incomplete()));
-        session.handle_end(Some(&ItemError::idle(5)));
-        session.handle_outcome(index, Ok(Output::Embedding(vec![0.5, -0.25])));
+        let mut stream = ItemStream::new(Task::Embed, Framing::Sse);
+        let (index, _) = line(&mut stream, 1, r#"{"text":"a","id":-1}"#).expect("a text");
+        stream.handle_end(Some(&ItemError::body_incomplete()));
+        stream.handle_end(Some(&ItemError::idle(5)));
+        stream.handle_outcome(index, Ok(Output::Embedding(vec![0.5, -0.25])));
         check(
-            &mut session,
+            &mut stream,
             expect![[r#"
             id: 1
             event: error
@@ -234,17 +233,17 @@ mod tests {
 
     #[test]
     fn open_items_fail_when_inference_ends() {
-        let mut session = Session::new(Task::Tokens, Framing::Ndjson);
-        let (first, _) = line(&mut session, 1, r#""a""#).expect("a text");
-        let (second, _) = line(&mut session, 2, r#""b""#).expect("a text");
+        let mut stream = ItemStream::new(Task::Tokens, Framing::Ndjson);
+        let (first, _) = line(&mut stream, 1, r#""a""#).expect("a text");
+        let (second, _) = line(&mut stream, 2, r#""b""#).expect("a text");
         let entity = Entity::new("B-PER".to_owned(), 0.5, Some(3), ("ann".to_owned(), "Ann".to_owned()), (0, 3));
         let group = Entity::new("PER".to_owned(), 0.5, None, ("ann".to_owned(), "Ann".to_owned()), (0, 3));
-        session.handle_outcome(second, Ok(Output::Entities(vec![entity, group])));
-        session.handle_lost(&Failure::Unavailable("gone".to_owned()));
-        session.handle_end(None);
+        stream.handle_outcome(second, Ok(Output::Entities(vec![entity, group])));
+        stream.handle_lost(&Failure::Unavailable("gone".to_owned()));
+        stream.handle_end(None);
         assert_eq!(first, 0);
         check(
-            &mut session,
+            &mut stream,
             expect![[r#"
             {"index":1,"entities":[{"entity":"B-PER","score":0.5,"index":3,"word":"ann","text":"Ann","start":0,"end":3},{"entity_group":"PER","score":0.5,"word":"ann","text":"Ann","start":0,"end":3}]}
             {"index":0,"error":{"code":"model_unavailable","message":"the model cannot answer now: gone","retryable":true,"retry_after_ms":1000}}

@@ -1,4 +1,4 @@
-//! What is served, and whether it is ready.
+//! The served models, and whether each is ready.
 
 use serde::Serialize;
 
@@ -14,9 +14,9 @@ pub struct Model {
     pub kind: &'static str,
     /// Its labels in the order of their ids; empty for an embedding model and for one that generates text.
     pub labels: Vec<String>,
-    /// The longest sequence it takes, special tokens included; 0 where that is not known.
+    /// Maximum length of a sequence, in tokens, with special tokens; 0 if it is not known.
     pub tokens_max: u32,
-    /// True once it has answered.
+    /// True once it has computed a first result.
     pub ready: bool,
 }
 
@@ -26,13 +26,13 @@ pub struct Model {
 pub struct Models<'a> {
     /// In the order of their names.
     pub models: &'a [Model],
-    /// `list`, as OpenAI's API has it.
+    /// `list`, as in OpenAI's API.
     pub object: &'static str,
-    /// The same models as OpenAI's API lists them.
+    /// The same models in the form of OpenAI's API.
     pub data: Vec<ListedModel<'a>>,
 }
 
-/// A model as OpenAI's API lists it.
+/// A model in the form of OpenAI's API.
 #[derive(Debug, Serialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct ListedModel<'a> {
@@ -40,7 +40,7 @@ pub struct ListedModel<'a> {
     pub id: &'a str,
     /// `model`
     pub object: &'static str,
-    /// Not known: 0.
+    /// Always 0: the time is not known.
     pub created: u64,
     /// `weir`
     pub owned_by: &'static str,
@@ -57,42 +57,42 @@ pub struct Readiness<'a> {
     pub status: &'static str,
     /// The models, in the order of their names.
     pub models: Vec<ModelState<'a>>,
-    /// Bounds that all users together have reached, by the names of their configuration keys: what needs more of them is answered 503
-    /// until there is room. Requests without state, such as inference, are served.
+    /// Bounds that all users together have reached, by the names of their configuration keys: a request that needs more of one is
+    /// answered with 503 until there is room. Requests without state, such as inference, are served.
     pub exhausted: &'a [String],
 }
 
-/// A model and whether it can answer.
+/// A model, and whether it is ready.
 #[derive(Debug, Clone, Serialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct ModelState<'a> {
     /// Its name.
     pub name: &'a str,
-    /// True once it has answered.
+    /// True once it has computed a first result.
     pub ready: bool,
 }
 
-/// The body of `GET /v1/models`.
+/// The response body of `GET /v1/models`.
 pub fn models_json(models: &[Model]) -> Vec<u8> {
-    let data = models.iter().map(|model| listed(&model.name)).collect();
+    let data = models.iter().map(|model| openai_model(&model.name)).collect();
     to_vec(&Models { models, object: "list", data })
 }
 
-/// The body of `GET /v1/models/{model}`.
+/// The response body of `GET /v1/models/{model}`.
 pub fn model_json(model: &Model) -> Vec<u8> {
-    to_vec(&listed(&model.name))
+    to_vec(&openai_model(&model.name))
 }
 
 fn listed(name: &str) -> ListedModel<'_> {
     ListedModel { id: name, object: "model", created: 0, owned_by: "weir" }
 }
 
-/// The body of `GET /readyz` when every model is ready.
+/// The response body of `GET /readyz` when every model is ready.
 pub fn ready_json(models: &[Model], exhausted: &[String]) -> Vec<u8> {
     to_vec(&Readiness { status: "ready", models: states(models), exhausted })
 }
 
-/// Each model and whether it can answer.
+/// Each model, and whether it is ready.
 pub(crate) fn states(models: &[Model]) -> Vec<ModelState<'_>> {
     models.iter().map(|model| ModelState { name: &model.name, ready: model.ready }).collect()
 }

@@ -14,7 +14,7 @@ use crate::{
     },
 };
 
-/// From this score on a category applies.
+/// Minimum score of a category that applies.
 const APPLIES: f32 = 0.5;
 
 /// A body.
@@ -27,11 +27,11 @@ pub struct ModerationRequest {
 }
 
 impl ModerationRequest {
-    /// Reads a body; fields that are not known are ignored.
+    /// Reads a body; unknown fields are ignored.
     ///
     /// # Errors
     ///
-    /// All that is wrong with it; it names no model.
+    /// The body is not valid, or names no model; every invalid field is listed.
     pub fn from_json(body: &[u8]) -> Result<Self, RequestError> {
         let EmbeddingsRequest { inputs, model, .. } = EmbeddingsRequest::from_json(body)?;
         let Some(model) = model else {
@@ -42,7 +42,7 @@ impl ModerationRequest {
     }
 }
 
-/// The answer: every label as a category, and a text is flagged where one of them applies.
+/// The response body: every label is a category, and a text is flagged when one of them applies.
 pub fn answer_json(outputs: &[Output], model: &str, request_id: &str) -> Vec<u8> {
     let results: Vec<Value> = outputs.iter().map(result).collect();
     to_vec(&json!({ "id": format!("modr-{request_id}"), "model": model, "results": results }))

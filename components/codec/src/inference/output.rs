@@ -1,4 +1,4 @@
-//! The result of one text: a line of a stream, or an item of a list.
+//! The result of a text: a line of a stream, or an item of a list.
 
 use serde::Serialize;
 use weir_core::failure::Failure;
@@ -10,7 +10,7 @@ use weir_core::failure::Failure;
 pub struct LabelScore {
     /// A name from the model's `id2label`.
     pub label: String,
-    /// After the function that was applied.
+    /// The score after the activation function.
     pub score: f32,
 }
 
@@ -19,20 +19,20 @@ pub struct LabelScore {
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[cfg_attr(feature = "schema", schemars(rename = "TokenEntity"))]
 pub struct Entity {
-    /// With an aggregation: the group, such as `PER`.
+    /// With aggregation: the group, such as `PER`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub entity_group: Option<String>,
-    /// Without one: the label of the token, such as `B-PER`.
+    /// Without aggregation: the label of the token, such as `B-PER`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub entity: Option<String>,
     /// The score of the group or token.
     pub score: f32,
-    /// Without an aggregation: the index of the token in the sequence.
+    /// Without aggregation: the index of the token in the sequence.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub index: Option<u32>,
-    /// The tokens of it, joined.
+    /// Its tokens, joined.
     pub word: String,
-    /// The span itself, as the text has it.
+    /// The span of the text.
     pub text: String,
     /// First code point of the span.
     pub start: u32,
@@ -41,7 +41,7 @@ pub struct Entity {
 }
 
 impl Entity {
-    /// An entity; one with the index of its token is that token alone. `words` are its tokens, joined, and its text.
+    /// An entity; with `index` it is a single token, otherwise a group. `words` are its tokens, joined, and its text.
     pub fn new(label: String, score: f32, index: Option<u32>, words: (String, String), span: (u32, u32)) -> Self {
         let (entity_group, entity) = if index.is_some() { (None, Some(label)) } else { (Some(label), None) };
         let (word, text) = words;
@@ -49,7 +49,7 @@ impl Entity {
     }
 }
 
-/// The result for one text.
+/// The result of a text.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 #[serde(untagged)]
 pub enum Output {
@@ -61,7 +61,7 @@ pub enum Output {
     Embedding(Vec<f32>),
 }
 
-/// What names a text, chosen by the client.
+/// The id of a text, chosen by the client.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[serde(untagged)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
@@ -86,25 +86,25 @@ impl std::fmt::Display for Id {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct ItemError {
-    /// A constant for programs.
+    /// Machine-readable code.
     pub code: &'static str,
-    /// For people.
+    /// Human-readable text.
     pub message: String,
     /// True when the same text may succeed later.
     pub retryable: bool,
-    /// When to try again, in milliseconds.
+    /// The time until a retry, in milliseconds.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub retry_after_ms: Option<u32>,
-    /// The field that is wrong.
+    /// The invalid field.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub field: Option<Box<str>>,
-    /// The line of the body that is wrong, from 1.
+    /// The invalid line of the body, from 1.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub line: Option<u64>,
 }
 
 impl ItemError {
-    /// An error that a retry does not help.
+    /// An error that is not retryable.
     pub fn new(code: &'static str, message: impl Into<String>) -> Self {
         Self { code, message: message.into(), retryable: false, retry_after_ms: None, field: None, line: None }
     }
@@ -114,7 +114,7 @@ impl ItemError {
         Self::new("body_incomplete", "the body ended before all of it had arrived")
     }
 
-    /// Nothing arrived for too long, and nothing was owed.
+    /// No input arrived for too long while no text was open.
     pub fn idle(timeout_ms: u64) -> Self {
         let message = format!("nothing arrived for {timeout_ms} ms");
         Self { retryable: true, retry_after_ms: Some(0), ..Self::new("body_timeout", message) }
@@ -133,7 +133,7 @@ impl From<&Failure> for ItemError {
 #[derive(Debug, Serialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct ItemLine<'a> {
-    /// Which text it is about, from 0, in the order of the request; absent when it is about the stream.
+    /// The index of the text, from 0, in the order of the request; absent in an error of the whole stream.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub index: Option<u64>,
     /// The text's id, if it has one.
@@ -154,7 +154,7 @@ pub struct ItemLine<'a> {
 }
 
 impl<'a> ItemLine<'a> {
-    /// A line about a text.
+    /// The line of a result.
     pub fn new(index: Option<u64>, id: Option<&'a Id>, result: Result<&'a Output, &'a ItemError>) -> Self {
         let mut line = Self { index, id, scores: None, entities: None, embedding: None, error: None };
         match result {
@@ -176,7 +176,7 @@ pub struct DoneLine {
     pub done: bool,
     /// Texts with a result.
     pub ok: u64,
-    /// Texts, and lines that are none, with an error.
+    /// Texts with an error, and invalid lines.
     pub failed: u64,
 }
 
@@ -188,17 +188,17 @@ enum ResultSlot<'a> {
     Error { error: &'a ItemError },
 }
 
-/// The body of an answer with all results: `{"outputs":[…],"model":…}`.
+/// The response body with all results: `{"outputs":[…],"model":…}`.
 pub fn answer_json(outputs: &[Result<Output, ItemError>], model: &str) -> Vec<u8> {
     #[derive(Serialize)]
     struct ResultsBody<'a> {
         outputs: Vec<ResultSlot<'a>>,
         model: &'a str,
     }
-    crate::json::to_vec(&ResultsBody { outputs: outputs.iter().map(place).collect(), model })
+    crate::json::to_vec(&ResultsBody { outputs: outputs.iter().map(slot).collect(), model })
 }
 
-fn place(output: &Result<Output, ItemError>) -> ResultSlot<'_> {
+fn slot(output: &Result<Output, ItemError>) -> ResultSlot<'_> {
     match output {
         Ok(output) => ResultSlot::Output(output),
         Err(error) => ResultSlot::Error { error },

@@ -1,4 +1,4 @@
-//! Query strings as forms write them (the URL standard, section 5.1): the parameters of a stream's items.
+//! Query strings in the form encoding (the URL standard, section 5.1): the parameters of a stream of items.
 
 use std::borrow::Cow;
 
@@ -7,17 +7,21 @@ use crate::{
     json::field::{ERRORS_MAX, FieldError, FieldReason, RequestError, unknown},
 };
 
-/// What a query string says.
+/// The parameters of a query string.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Query {
     /// `model`
     pub model: Option<String>,
-    /// All else.
+    /// All other parameters.
     pub parameters: Parameters,
 }
 
 impl Query {
-    /// Reads a query string without its `?`; errors are listed, up to one more than [`ERRORS_MAX`].
+    /// Reads a query string without its `?`.
+    ///
+    /// # Errors
+    ///
+    /// Every invalid parameter, up to one more than [`ERRORS_MAX`].
     pub fn read(query: &str, task: Task) -> Result<Self, RequestError> {
         let mut read = Self::default();
         let mut errors = Vec::new();
@@ -50,7 +54,7 @@ impl Query {
     }
 }
 
-/// A name of a model, if it can be one.
+/// Checks the length of the name of a model.
 pub(crate) fn model(name: String) -> Result<String, FieldError> {
     match name.len() {
         1..=MODEL_BYTES_MAX => Ok(name),
@@ -62,12 +66,12 @@ pub(crate) fn model(name: String) -> Result<String, FieldError> {
     }
 }
 
-/// Percent-decodes; `+` is a space, and text that is not an escape is unchanged. Bytes that are not UTF-8 become U+FFFD.
+/// Percent-decodes a part of a query: `+` is a space, and invalid escapes are kept. Bytes that are not UTF-8 become U+FFFD.
 pub fn decode(text: &str) -> Cow<'_, str> {
     decode_with(text, true)
 }
 
-/// Percent-decodes a part of a path, in which `+` is itself.
+/// Percent-decodes a part of a path, in which `+` is not a space.
 pub fn decode_path(text: &str) -> Cow<'_, str> {
     decode_with(text, false)
 }
@@ -146,7 +150,7 @@ mod tests {
     }
 
     #[test]
-    fn query_of_8_kb_with_an_error_in_each_parameter_has_a_short_answer() {
+    fn query_with_thousands_of_errors_has_a_bounded_response() {
         for task in [Task::Classify, Task::Tokens, Task::Embed] {
             let error = Query::read(&"a&".repeat(4096), task).unwrap_err();
             assert!(error.to_string().ends_with("; there are more errors than these 32"), "{error}");
@@ -156,7 +160,7 @@ mod tests {
     }
 
     #[test]
-    fn escapes() {
+    fn escapes_are_decoded_and_invalid_ones_are_kept() {
         for (text, want) in [
             ("a", "a"),
             ("a+b", "a b"),

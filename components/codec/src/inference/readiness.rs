@@ -1,8 +1,8 @@
-//! Whether the models that the steps name are there: part of what `/readyz` answers.
+//! Checks that the models of the configured steps are served, for `/readyz`.
 
 use crate::inference::models::Model;
 
-/// Most models that a sentence names.
+/// Maximum number of models that a message names.
 const NAMES_MAX: usize = 20;
 
 /// The models that the configuration names for the steps. A step whose model is empty is switched off.
@@ -17,15 +17,15 @@ pub struct StepModels<'a> {
 }
 
 impl StepModels<'_> {
-    /// What is wrong with them, a sentence for each step that cannot be done by the models that are served.
+    /// A message for each step whose model is not served or is of the wrong kind.
     pub fn unmet(self, models: &[Model]) -> Vec<String> {
         let steps = [
             ("steps.sentiment", self.sentiment, "text-classification"),
             ("steps.summary", self.summary, "feature-extraction"),
             ("steps.entities", self.entities, "token-classification"),
         ];
-        let named = steps.into_iter().filter(|(_, name, _)| !name.is_empty());
-        named.filter_map(|(key, name, kind)| unmet(key, name, kind, models)).collect()
+        let enabled = steps.into_iter().filter(|(_, name, _)| !name.is_empty());
+        enabled.filter_map(|(key, name, kind)| unmet(key, name, kind, models)).collect()
     }
 }
 
@@ -35,9 +35,9 @@ fn unmet(key: &str, name: &str, kind: &str, models: &[Model]) -> Option<String> 
         Some(model) => format!("is a {} model", model.kind),
         None => "is not served".to_owned(),
     };
-    let fitting: Vec<&str> =
+    let suitable: Vec<&str> =
         models.iter().filter(|model| model.kind == kind).map(|model| model.name.as_str()).collect();
-    let served = match fitting.as_slice() {
+    let served = match suitable.as_slice() {
         [] => "none".to_owned(),
         names => names[..names.len().min(NAMES_MAX)].join(", "),
     };

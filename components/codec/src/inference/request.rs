@@ -1,5 +1,4 @@
-//! What is asked item by item: the JSON bodies of `/v1/classify`, `/v1/tokens` and `/v1/embed`, and the lines of a
-//! stream to them.
+//! The JSON bodies of `/v1/classify`, `/v1/tokens` and `/v1/embed`, and the lines of their streams.
 
 use std::borrow::Cow;
 
@@ -17,73 +16,77 @@ use crate::{
     },
 };
 
-/// Most texts in one JSON body.
+/// Maximum number of texts in one JSON body.
 pub const INPUTS_MAX: usize = 1024;
-/// Longest id, bytes.
+/// Longest id, in bytes.
 pub const ID_BYTES_MAX: usize = 256;
-/// Longest line of a stream, bytes: far more than any model reads of a text.
+/// Longest line of a stream, in bytes: far more than any model reads of a text.
 pub const LINE_BYTES_MAX: usize = 64 << 10;
 
-/// Most JSON values in a body: every input an object, and as much again.
+/// Maximum number of JSON values in a body: enough for [`INPUTS_MAX`] objects, and as many again.
 pub(crate) const VALUES_MAX: usize = 8 * INPUTS_MAX;
-/// Most JSON values in a line.
+/// Maximum number of JSON values in a line.
 const LINE_VALUES_MAX: usize = 64;
-/// Most JSON values in a line of a file, whose objects may hold more than an input.
+/// Maximum number of JSON values in a line of a file, whose objects may hold more than an input.
 const FILE_LINE_VALUES_MAX: usize = 16 << 10;
 
-/// A text and what belongs to it.
+/// A text with its pair and its id.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Input {
     /// The text.
     pub text: String,
     /// The second text of a pair.
     pub text_pair: Option<String>,
-    /// The client's name for it.
+    /// The id that the client chose.
     pub id: Option<Id>,
 }
 
-/// A JSON body.
+/// The JSON body of a request.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Ask {
+pub struct TaskRequest {
     /// The texts.
     pub inputs: Vec<Input>,
-    /// The model; none: the one that is configured for the task.
+    /// The model; `None`: the one that is configured for the task.
     pub model: Option<String>,
-    /// What is asked.
+    /// The parameters of the request.
     pub parameters: Parameters,
 }
 
-impl Ask {
-    /// Reads a body, whose `parameters` go before those of the query string. All that is wrong is listed.
+impl TaskRequest {
+    /// Reads a body; its `parameters` take precedence over those of the query string.
+    ///
+    /// # Errors
+    ///
+    /// The body is not a JSON object, or has invalid fields; every invalid field is listed.
     pub fn from_json(body: &[u8], task: Task, query: query::Query) -> Result<Self, RequestError> {
         let members = match Node::read(body, VALUES_MAX)? {
             Node::Object(members) => members,
             other => return Err(JsonError::NotAnObject { got: other.name() }.into()),
         };
-        let mut ask = Self { inputs: Vec::new(), model: query.model, parameters: query.parameters };
-        let (mut errors, mut told) = (Vec::new(), false);
+        let mut request = Self { inputs: Vec::new(), model: query.model, parameters: query.parameters };
+        let (mut errors, mut has_inputs) = (Vec::new(), false);
         for (key, node) in members {
             match &*key {
                 "inputs" => {
-                    told = true;
-                    ask.inputs = inputs(node, task, &mut errors);
+                    has_inputs = true;
+                    request.inputs = inputs(node, task, &mut errors);
                 }
                 "model" => match node {
                     Node::Null => {}
                     Node::Text(name) => match query::model(name.into_owned()) {
-                        Ok(model) => ask.model = Some(model),
+                        Ok(model) => request.model = Some(model),
                         Err(error) => errors.push(error),
                     },
                     other => errors.push(FieldError::wrong_type("model", "string", other.name())),
                 },
-                "parameters" => parameters(node, task, &mut ask.parameters, &mut errors),
+                "parameters" => parameters(node, task, &mut request.parameters, &mut errors),
                 _ => errors.push(unknown(key.into_owned(), &["inputs", "model", "parameters"])),
             }
         }
-        if !told {
+        if !has_inputs {
             errors.push(FieldError::new("inputs", FieldReason::Missing, "`inputs` is required".to_owned()));
         }
-        finish(ask, errors)
+        finish(request, errors)
     }
 }
 
@@ -103,7 +106,7 @@ fn parameters(node: Node<'_>, task: Task, into: &mut Parameters, errors: &mut Ve
     }
 }
 
-/// A text, an object with one, or a list of either.
+/// Reads `inputs`: a text, an object with a text, or a list of either.
 pub(crate) fn inputs(node: Node<'_>, task: Task, errors: &mut Vec<FieldError>) -> Vec<Input> {
     let nodes = match node {
         Node::Array(nodes) => nodes,
@@ -130,16 +133,16 @@ pub(crate) fn inputs(node: Node<'_>, task: Task, errors: &mut Vec<FieldError>) -
     inputs
 }
 
-/// Where an input stands, for the name of its fields.
+/// The position of an input, for the paths of its fields.
 #[derive(Debug, Clone, Copy)]
 enum InputPosition {
-    /// It is `inputs`.
+    /// The value of `inputs`.
     One,
-    /// It is an item of `inputs`.
+    /// An item of `inputs`.
     At(usize),
-    /// It is a line.
+    /// A line of a stream.
     Line,
-    /// It is a line of a file, whose objects may have other fields.
+    /// A line of a file, whose objects may have other fields.
     FileLine,
 }
 
@@ -156,13 +159,13 @@ impl InputPosition {
     }
 }
 
-/// One input, or its id if that can be read; the errors are in `errors`.
-fn input(node: Node<'_>, task: Task, place: InputPosition, errors: &mut Vec<FieldError>) -> Result<Input, Option<Id>> {
+/// Reads an input. On failure, the errors are in `errors` and the result is the id, if it can be read.
+fn input(node: Node<'_>, task: Task, position: InputPosition, errors: &mut Vec<FieldError>) -> Result<Input, Option<Id>> {
     let members = match node {
         Node::Text(text) => return Ok(Input { text: text.into_owned(), text_pair: None, id: None }),
         Node::Object(members) => members,
         other => {
-            errors.push(FieldError::wrong_type(place.field(""), "string or object", other.name()));
+            errors.push(FieldError::wrong_type(position.field(""), "string or object", other.name()));
             return Err(None);
         }
     };
@@ -179,20 +182,20 @@ fn input(node: Node<'_>, task: Task, place: InputPosition, errors: &mut Vec<Fiel
             ("id", Node::Text(value)) => {
                 let (bounds, length) = ((0, ID_BYTES_MAX as i64), value.len() as i64);
                 let what = "have a length in bytes of";
-                errors.push(FieldError::bounded(place.field("id"), FieldReason::TooLong, what, bounds, length));
+                errors.push(FieldError::bounded(position.field("id"), FieldReason::TooLong, what, bounds, length));
             }
-            ("id", other) => errors.push(FieldError::wrong_type(place.field("id"), "string or integer", other.name())),
-            ("text", other) => errors.push(FieldError::wrong_type(place.field("text"), "string", other.name())),
+            ("id", other) => errors.push(FieldError::wrong_type(position.field("id"), "string or integer", other.name())),
+            ("text", other) => errors.push(FieldError::wrong_type(position.field("text"), "string", other.name())),
             ("text_pair", other) if task == Task::Classify => {
-                errors.push(FieldError::wrong_type(place.field("text_pair"), "string", other.name()));
+                errors.push(FieldError::wrong_type(position.field("text_pair"), "string", other.name()));
             }
-            // A pair that is not read would be half of an input.
-            (key, _) if matches!(place, InputPosition::FileLine) && key != "text_pair" => {}
+            // `text_pair` is not ignored: without it, half of the input would be lost.
+            (key, _) if matches!(position, InputPosition::FileLine) && key != "text_pair" => {}
             ("text_pair", Node::Null) => {}
             (key, _) => {
-                let field = match place {
+                let field = match position {
                     InputPosition::Line | InputPosition::FileLine => key.to_owned(),
-                    place => format!("{}.{key}", place.field("")),
+                    position => format!("{}.{key}", position.field("")),
                 };
                 errors.push(unknown(field, known));
             }
@@ -202,7 +205,7 @@ fn input(node: Node<'_>, task: Task, place: InputPosition, errors: &mut Vec<Fiel
         return Err(id);
     }
     let Some(text) = text else {
-        let field = place.field("text");
+        let field = position.field("text");
         let message = format!("`{field}` is required");
         errors.push(FieldError::new(field, FieldReason::Missing, message));
         return Err(id);
@@ -210,7 +213,7 @@ fn input(node: Node<'_>, task: Task, place: InputPosition, errors: &mut Vec<Fiel
     Ok(Input { text, text_pair, id })
 }
 
-/// How lines are read. Blank ones and ends of line are the matter of [`crate::http::lines::Lines`], for streams and files alike.
+/// The rules for lines of streams and files. Blank lines and line ends are handled by [`crate::http::lines::Lines`].
 #[derive(Debug, Clone, Copy)]
 pub struct LineRules {
     task: Task,
@@ -219,40 +222,40 @@ pub struct LineRules {
 }
 
 impl LineRules {
-    /// Of a stream over HTTP: each line is JSON, a string or an object with `text` and no field that is not known.
+    /// Rules for a stream over HTTP: each line is a JSON string, or an object with `text` and no unknown fields.
     pub fn stream(task: Task) -> Self {
         Self { task, is_file: false, bytes_max: LINE_BYTES_MAX }
     }
 
-    /// Of a file, with lines of at most this many bytes. In addition to the lines of a stream, a line that begins with neither a brace
-    /// nor a quoted string is a text, and objects may have unknown fields, as those of data sets do.
+    /// Rules for a file with lines of at most `bytes_max` bytes. In addition to the lines of a stream, a line that begins with neither a
+    /// brace nor a quoted string is a text, and objects may have unknown fields, as in data sets.
     pub fn file(task: Task, bytes_max: usize) -> Self {
         Self { task, is_file: true, bytes_max }
     }
 
-    /// Reads a line. What is wrong is returned with the id, if that can be read.
+    /// Reads a line.
     ///
     /// # Errors
     ///
-    /// The line is too long, not UTF-8, not JSON where it must be, or no input.
+    /// The line is too long, not UTF-8, not JSON where it must be, or not a valid input. The error has the id, if it can be read.
     pub fn read(self, line: &Line<'_>) -> Result<Input, (Option<Id>, ItemError)> {
         let number = line.number;
-        let wrong = |code, message: String| {
+        let line_error = |code, message: String| {
             let message = format!("line {number}: {message}");
             ItemError { line: Some(number), ..ItemError::new(code, message) }
         };
         let Some(content) = line.content else {
-            return Err((None, wrong("line_too_long", format!("it has more than {} bytes", self.bytes_max))));
+            return Err((None, line_error("line_too_long", format!("it has more than {} bytes", self.bytes_max))));
         };
         if self.is_file && content.contains(&0) {
             let message = "it has a NUL character (U+0000), as text in UTF-16 has; save the file as UTF-8".to_owned();
-            return Err((None, wrong("not_utf8", message)));
+            return Err((None, line_error("not_utf8", message)));
         }
         let plain = |text: &str| Ok(Input { text: text.to_owned(), text_pair: None, id: None });
         let values_max = if self.is_file { FILE_LINE_VALUES_MAX } else { LINE_VALUES_MAX };
         let node = match std::str::from_utf8(content) {
             Ok(text) if self.is_file && !text.trim_start().starts_with(['{', '"']) => return plain(text),
-            // One who begins to speak: "Hello," she said.
+            // Plain text may begin with a quotation: "Hello," she said.
             Ok(text) if self.is_file && text.trim_start().starts_with('"') => match Node::read(content, 1) {
                 Ok(node) => Ok(node),
                 Err(_) => return plain(text),
@@ -261,22 +264,22 @@ impl LineRules {
         };
         let node = node.map_err(|error| {
             let (code, message) = explain(&error);
-            (None, wrong(code, message))
+            (None, line_error(code, message))
         })?;
         let mut errors = Vec::new();
-        let place = if self.is_file { InputPosition::FileLine } else { InputPosition::Line };
-        input(node, self.task, place, &mut errors).map_err(|id| {
-            // What is no input has an error; the first says enough.
+        let position = if self.is_file { InputPosition::FileLine } else { InputPosition::Line };
+        input(node, self.task, position, &mut errors).map_err(|id| {
+            // An invalid input has at least one error; the first is reported.
             let (field, message) = match errors.into_iter().next() {
                 Some(error) => (Some(error.field), error.message.into()),
                 None => (None, "it is no item".to_owned()),
             };
-            (id, ItemError { field, ..wrong("invalid_item", message) })
+            (id, ItemError { field, ..line_error("invalid_item", message) })
         })
     }
 }
 
-/// An error of the reader in the words of a line.
+/// The code and the message of a JSON error in a line.
 pub(crate) fn explain(error: &JsonError) -> (&'static str, String) {
     match error {
         JsonError::Empty => ("malformed_json", "it is empty".to_owned()),
@@ -303,14 +306,14 @@ mod tests {
     use super::*;
 
     fn check(body: &str, task: Task, want: Expect) {
-        want.assert_eq(&match Ask::from_json(body.as_bytes(), task, query::Query::default()) {
-            Ok(ask) => format!("{:?} {:?} {:?}", ask.inputs, ask.model, ask.parameters),
+        want.assert_eq(&match TaskRequest::from_json(body.as_bytes(), task, query::Query::default()) {
+            Ok(request) => format!("{:?} {:?} {:?}", request.inputs, request.model, request.parameters),
             Err(error) => error.to_string(),
         });
     }
 
     #[test]
-    fn inputs_in_every_form() {
+    fn inputs_are_read_in_every_form() {
         check(
             r#"{"inputs":"a"}"#,
             Task::Classify,
@@ -354,7 +357,7 @@ mod tests {
         let many = format!(r#"{{"inputs":[{}""]}}"#, r#""","#.repeat(INPUTS_MAX));
         check(&many, Task::Embed, expect!["`inputs` must have a length of 0 to 1024, and is 1025"]);
         let wrong = format!(r#"{{"inputs":[{}1]}}"#, "1,".repeat(999));
-        let error = Ask::from_json(wrong.as_bytes(), Task::Embed, query::Query::default()).unwrap_err();
+        let error = TaskRequest::from_json(wrong.as_bytes(), Task::Embed, query::Query::default()).unwrap_err();
         let body = crate::http::problem::Problem::from(error).to_json("r-1");
         let body: serde_json::Value = serde_json::from_slice(&body).unwrap();
         assert_eq!(body["errors"].as_array().map(Vec::len), Some(ERRORS_MAX));
@@ -369,7 +372,7 @@ mod tests {
     }
 
     #[test]
-    fn lines() {
+    fn line_of_a_stream_is_read_or_refused() {
         line(br#" "a" "#, expect![[r#"Input { text: "a", text_pair: None, id: None }"#]]);
         line(
             br#"{"id":"x","text":"a","text_pair":"b"}"#,
@@ -429,7 +432,7 @@ mod tests {
     }
 
     #[test]
-    fn lines_of_a_file_are_texts_strings_or_objects() {
+    fn line_of_a_file_is_a_text_a_string_or_an_object() {
         let check = |content: &[u8], task, want: Result<&str, &str>| {
             let read = LineRules::file(task, 100).read(&Line { number: 1, content: Some(content) });
             let got = match &read {
@@ -461,7 +464,7 @@ mod tests {
     proptest! {
         #[test]
         fn arbitrary_bytes_do_not_panic(body in proptest::collection::vec(any::<u8>(), 0..200)) {
-            let _ = Ask::from_json(&body, Task::Classify, query::Query::default());
+            let _ = TaskRequest::from_json(&body, Task::Classify, query::Query::default());
             for rules in [LineRules::stream(Task::Tokens), LineRules::file(Task::Classify, 100)] {
                 let _ = rules.read(&Line { number: 1, content: Some(&body) });
             }

@@ -9,7 +9,6 @@ use crate::{
         task::{Activation, Parameters},
     },
     json::{
-        JsonError,
         field::{FieldReason, RequestError},
         members::{Errors, Members},
         to_vec,
@@ -20,25 +19,22 @@ use crate::{
 /// A body.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RerankRequest {
-    /// The query with each text.
+    /// A pair of the query and a text, for each text.
     pub inputs: Vec<Input>,
-    /// The answer repeats the texts.
+    /// The response repeats the texts.
     pub return_text: bool,
-    /// What is asked: `raw_scores` and `truncate`.
+    /// The parameters: `raw_scores` and `truncate`.
     pub parameters: Parameters,
 }
 
 impl RerankRequest {
-    /// Reads a body; fields that are not known are ignored.
+    /// Reads a body; unknown fields are ignored.
     ///
     /// # Errors
     ///
-    /// All that is wrong with it.
+    /// The body is not valid; every invalid field is listed.
     pub fn from_json(body: &[u8]) -> Result<Self, RequestError> {
-        let node = Node::read(body, VALUES_MAX)?;
-        let got = node.name();
-        let members = Members::of_node(String::new(), node, &mut Errors::default());
-        let mut members = members.ok_or(JsonError::NotAnObject { got })?.with_null_as_absent();
+        let mut members = Members::of_lenient_body(body, VALUES_MAX)?;
         let mut errors = Errors::default();
         let query = members.required_text_bytes("query", usize::MAX, &mut errors).unwrap_or_default();
         members.require("texts", &mut errors);
@@ -65,7 +61,7 @@ impl RerankRequest {
     }
 }
 
-/// The answer: the most relevant text first; of texts with the same score the earlier one.
+/// The response body: the most relevant text first; at equal scores, the earlier text first.
 pub fn answer_json(outputs: &[Output], texts: &[String], return_text: bool) -> Vec<u8> {
     let score = |output: &Output| match output {
         Output::Labels(labels) => labels.first().map_or(0.0, |LabelScore { score, .. }| *score),

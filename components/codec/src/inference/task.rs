@@ -1,4 +1,4 @@
-//! The three tasks that work item by item, and their parameters: from a JSON object or from a query string.
+//! The three tasks on items, and their parameters from a JSON object or a query string.
 
 use std::borrow::Cow;
 
@@ -8,14 +8,14 @@ use crate::json::{
     tree::Node,
 };
 
-/// Most labels that can be ignored.
+/// Maximum number of labels that can be ignored.
 pub const IGNORE_LABELS_MAX: usize = 64;
-/// Longest label that can be ignored, bytes.
+/// Longest label that can be ignored, in bytes.
 pub const LABEL_BYTES_MAX: usize = 256;
-/// Longest name of a model, bytes.
+/// Longest name of a model, in bytes.
 pub const MODEL_BYTES_MAX: usize = 256;
 
-/// What is done with each text.
+/// The task of each text.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Task {
     /// `/v1/classify`
@@ -61,31 +61,31 @@ pub enum Aggregation {
     Max,
 }
 
-/// The parameters of a task; none is what the request does not say.
+/// The parameters of a task; `None` for those that the request does not have.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Parameters {
-    /// How many labels, best first; none: all.
+    /// Number of labels, best first; `None`: all.
     pub top_k: Option<u32>,
-    /// `function_to_apply`; none: the model decides.
+    /// `function_to_apply`; `None`: the function of the model's configuration.
     pub activation: Option<Activation>,
-    /// `truncation`, or `truncate` of embeddings: whether a text that is too long is cut.
+    /// `truncation`, or `truncate` for embeddings: whether a text that is too long is truncated.
     pub truncation: Option<bool>,
-    /// `truncation_direction`: at which side.
+    /// `truncation_direction`: the side that is cut off.
     pub truncation_direction: Option<Side>,
-    /// Tokens that windows over a long text have in common; none: it is cut.
+    /// Overlap of the windows over a long text, in tokens; `None`: the text is truncated.
     pub stride: Option<u32>,
     /// `aggregation_strategy`
     pub aggregation: Option<Aggregation>,
-    /// Labels left out.
+    /// Labels that are left out of the result.
     pub ignore_labels: Option<Vec<String>>,
     /// Whether an embedding has length 1.
     pub normalize: Option<bool>,
-    /// How long an item may take, in milliseconds.
+    /// Timeout of an item, in milliseconds.
     pub timeout_ms: Option<u32>,
 }
 
 impl Task {
-    /// The parameters that it takes.
+    /// The names of its parameters.
     pub fn parameters(self) -> &'static [&'static str] {
         match self {
             Self::Classify => &["top_k", "function_to_apply", "truncation", "truncation_direction", "timeout_ms"],
@@ -108,13 +108,13 @@ impl Task {
 }
 
 impl Parameters {
-    /// Whether a text that is too long is cut. As in the pipelines of transformers: a text to classify only when
-    /// asked, the others always, by default not to.
+    /// True when a text that is too long is truncated. The defaults are those of the pipelines of transformers: `classify` does not
+    /// truncate, the other tasks do.
     pub fn cuts(&self, task: Task) -> bool {
         self.truncation.unwrap_or(task != Task::Classify)
     }
 
-    /// Sets one parameter of the task. `field` names it in errors; null is ignored.
+    /// Sets a parameter of the task. `field` is its path in errors; null is ignored.
     pub(crate) fn take(&mut self, name: &str, field: Cow<'static, str>, value: Node<'_>) -> Result<(), FieldError> {
         if value == Node::Null {
             return Ok(());
@@ -150,7 +150,7 @@ impl Parameters {
         Ok(())
     }
 
-    /// Takes one parameter of a query string, where all values are text and lists are given by repeating.
+    /// Sets a parameter from a query string, in which all values are text and lists are repeated parameters.
     pub(crate) fn take_text(&mut self, name: &str, text: Cow<'_, str>) -> Result<(), FieldError> {
         let field = Cow::Owned(name.to_owned());
         let value = match name {
@@ -178,7 +178,7 @@ fn flag(field: Cow<'static, str>, value: Node<'_>) -> Result<bool, FieldError> {
     }
 }
 
-/// From 1 to as many as a u32 counts.
+/// Reads a number from 1 to `u32::MAX`.
 fn count(field: Cow<'static, str>, value: Node<'_>) -> Result<u32, FieldError> {
     match value {
         Node::Integer(count) => match u32::try_from(count) {
@@ -192,7 +192,7 @@ fn count(field: Cow<'static, str>, value: Node<'_>) -> Result<u32, FieldError> {
     }
 }
 
-/// One of the names, in any case, as transformers reads them.
+/// Reads one of the names, without regard to case, as transformers does.
 fn choice<T: Copy>(field: Cow<'static, str>, value: Node<'_>, known: &[(&str, T)]) -> Result<T, FieldError> {
     let text = match value {
         Node::Text(text) => text,

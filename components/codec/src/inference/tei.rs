@@ -1,4 +1,4 @@
-//! The dialect of text-embeddings-inference 1.x: `POST /predict` with its shapes, its error types and their statuses.
+//! The dialect of text-embeddings-inference 1.x: `POST /predict` with its formats, its error types and their statuses.
 
 use serde::Serialize;
 
@@ -22,9 +22,9 @@ use crate::{
 pub struct PredictRequest {
     /// The texts.
     pub inputs: Vec<Input>,
-    /// There is one text or pair, and not a list of them.
+    /// There is one text or pair, which is not in a list.
     pub single: bool,
-    /// What is asked: `raw_scores` and `truncate`, both false by default, and `truncation_direction`.
+    /// The parameters: `raw_scores` and `truncate`, both false by default, and `truncation_direction`.
     pub parameters: Parameters,
 }
 
@@ -66,7 +66,7 @@ impl PredictRequest {
         finish(Self { inputs: inputs.unwrap_or_default(), single, parameters }, errors)
     }
 
-    /// True when a text is empty, which that service refuses.
+    /// True when a text is empty; text-embeddings-inference refuses it.
     pub fn has_empty(&self) -> bool {
         self.inputs.iter().any(|input| input.text.is_empty())
     }
@@ -114,17 +114,17 @@ fn sequence(nodes: Vec<Node<'_>>) -> Result<Input, FieldError> {
     }
 }
 
-/// A label and its score, in the order of that service.
+/// A label and its score, with the members in the order of text-embeddings-inference.
 #[derive(Debug, Serialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct Prediction<'a> {
-    /// After the function that was applied; the logit with `raw_scores`.
+    /// The score after the activation function; the logit with `raw_scores`.
     pub score: f32,
     /// A label of the model.
     pub label: &'a str,
 }
 
-/// The body of an answer: a list of predictions, best first, or a list of such lists.
+/// The response body: a list of predictions, best first, or a list of such lists.
 pub fn answer_json(outputs: &[Output], single: bool) -> Vec<u8> {
     let lists: Vec<Vec<Prediction<'_>>> = outputs.iter().map(predictions).collect();
     match lists.as_slice() {
@@ -142,7 +142,7 @@ fn predictions(output: &Output) -> Vec<Prediction<'_>> {
     }
 }
 
-/// What went wrong, as that service says it.
+/// The body of an error of text-embeddings-inference.
 #[derive(Debug, Serialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct PredictError<'a> {
@@ -152,7 +152,7 @@ pub struct PredictError<'a> {
     pub error_type: &'static str,
 }
 
-/// A text is empty: 400.
+/// The status and the body of the error for an empty text.
 pub const EMPTY: (u16, &str) = (400, r#"{"error":"`inputs` cannot be empty","error_type":"Empty"}"#);
 
 /// The status and the body of a problem in this dialect.
@@ -189,7 +189,7 @@ mod tests {
     }
 
     #[test]
-    fn inputs_have_its_shapes() {
+    fn inputs_are_read_in_the_formats_of_the_dialect() {
         check(r#"{"inputs":"a"}"#, expect![[r#"[("a", None)] true None Some(false)"#]]);
         check(r#"{"inputs":["a"]}"#, expect![[r#"[("a", None)] true None Some(false)"#]]);
         check(
@@ -216,7 +216,7 @@ mod tests {
     }
 
     #[test]
-    fn answers() {
+    fn response_body_is_a_list_for_each_text() {
         let text = |body| String::from_utf8(body).expect("UTF-8");
         let labels = Output::Labels(vec![LabelScore { label: "good".to_owned(), score: 0.5 }]);
         expect![[r#"[{"score":0.5,"label":"good"}]"#]]
@@ -226,7 +226,7 @@ mod tests {
     }
 
     #[test]
-    fn errors_have_its_types_and_statuses() {
+    fn error_has_the_type_and_status_of_the_dialect() {
         for (failure, status, kind) in [
             (Failure::TooLong { tokens: 9, tokens_max: 8 }, 413, "Validation"),
             (Failure::InvalidInput(String::new()), 422, "Tokenizer"),

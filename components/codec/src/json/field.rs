@@ -1,34 +1,34 @@
-//! What is wrong with the fields of a body.
+//! Errors of the fields of a body.
 
 use serde::Serialize;
 use weir_core::nearest::suggestion;
 
 use super::{JsonError, with_article};
 
-/// Most errors in an answer. What a client sends in a few bytes must not make an answer of megabytes.
+/// Maximum number of errors in a response: a small invalid body must not cause a response of megabytes.
 pub const ERRORS_MAX: usize = 32;
 
-/// Why a body is not a request.
+/// Why a body is not a valid request.
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
 pub enum RequestError {
-    /// It cannot be read.
+    /// The body is not JSON, or not an object.
     #[error(transparent)]
     Json(#[from] JsonError),
-    /// It can be read and its fields are wrong. All of them are listed, but answers show [`ERRORS_MAX`] and say that there are more;
-    /// readers stop when they have found one more than that.
+    /// The body has invalid fields. Responses show at most [`ERRORS_MAX`] errors and note that there are more; readers may stop after one
+    /// more than that.
     #[error("{}", summary(.0))]
     Invalid(Vec<FieldError>),
 }
 
-/// What is wrong with a field.
+/// The error of a field.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct FieldError {
-    /// The field; one of an item includes its index, as `inputs[3].text`.
+    /// The path of the field, with the index of an item, such as `inputs[3].text`.
     pub field: Box<str>,
-    /// What is wrong: a constant for programs.
+    /// Machine-readable reason.
     pub reason: FieldReason,
-    /// What is wrong: a sentence.
+    /// Human-readable text.
     pub message: Box<str>,
     /// Smallest value or length.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -39,7 +39,7 @@ pub struct FieldError {
     /// The value or length that was sent.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub actual: Option<i64>,
-    /// The type that is wanted.
+    /// The expected type.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub expected: Option<&'static str>,
     /// The type that was sent.
@@ -47,31 +47,31 @@ pub struct FieldError {
     pub got: Option<&'static str>,
 }
 
-/// The ways in which a field can be wrong.
+/// The reason of a field error.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub enum FieldReason {
-    /// It is required and absent.
+    /// The field is required and absent.
     Missing,
-    /// It has another type.
+    /// The value has the wrong type.
     WrongType,
-    /// It is too short.
+    /// The value is too short.
     TooShort,
-    /// It is too long.
+    /// The value is too long.
     TooLong,
-    /// It lies outside its bounds.
+    /// The value is out of its bounds.
     OutOfRange,
-    /// It contains U+0000.
+    /// The text contains U+0000.
     ContainsNul,
-    /// There is no such field, or not here.
+    /// There is no such field here.
     Unknown,
-    /// It is none of the values that it may have.
+    /// The value is not one of the allowed values.
     NotAllowed,
 }
 
 impl FieldError {
-    /// A field and its error; `message` names the field.
+    /// The error of a field; `message` names the field.
     pub fn new(field: impl Into<Box<str>>, reason: FieldReason, message: String) -> Self {
         let field = field.into();
         Self { field, reason, message: message.into(), min: None, max: None, actual: None, expected: None, got: None }
@@ -106,33 +106,33 @@ fn summary(errors: &[FieldError]) -> String {
     messages.join("; ")
 }
 
-/// There is no such field; the one that was likely meant, and those that there are.
+/// The error of an unknown field, with the nearest known name and the list of known names.
 pub(crate) fn unknown(field: impl Into<Box<str>>, known: &[&str]) -> FieldError {
     let field = field.into();
-    let shown: String = field.chars().filter(|c| !c.is_control()).take(64).collect();
+    let excerpt: String = field.chars().filter(|c| !c.is_control()).take(64).collect();
     let message = match known {
-        [] => format!("`{shown}` is not known here"),
+        [] => format!("`{excerpt}` is not known here"),
         known => {
             // Of `parameters.top_k` the last part is the name.
-            let name = shown.rsplit_once('.').map_or(shown.as_str(), |(_, name)| name);
-            let meant = suggestion(name, known);
-            format!("`{shown}` is not known here{meant}; there are {}", known.join(", "))
+            let name = excerpt.rsplit_once('.').map_or(excerpt.as_str(), |(_, name)| name);
+            let nearest = suggestion(name, known);
+            format!("`{excerpt}` is not known here{nearest}; there are {}", known.join(", "))
         }
     };
-    FieldError::new(shown, FieldReason::Unknown, message)
+    FieldError::new(excerpt, FieldReason::Unknown, message)
 }
 
-/// What a text must be that is none of the names that it may be.
+/// The message for a text that is not one of `names`.
 pub(crate) fn one_of(text: &str, names: &[&str]) -> String {
     format!("must be one of {}{}", names.join(", "), suggestion(text, names))
 }
 
-/// What was read, if there was no mistake; else at most one mistake more than an answer shows.
+/// Returns `request` if there are no errors; else the errors, at most one more than a response shows.
 pub(crate) fn finish<T>(request: T, mut errors: Vec<FieldError>) -> Result<T, RequestError> {
     if errors.is_empty() {
         return Ok(request);
     }
-    // One more than is shown says that there are more.
+    // The additional error marks the list as truncated.
     errors.truncate(ERRORS_MAX + 1);
     Err(RequestError::Invalid(errors))
 }

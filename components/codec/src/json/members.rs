@@ -1,5 +1,5 @@
-//! The one reader of JSON objects: members are read by name and type, each error is recorded with its path, and a member that was not
-//! read is an error too.
+//! The reader of JSON objects: members are read by name and type, errors are recorded with their path, and members that were not read
+//! can be reported as unknown.
 
 use std::borrow::Cow;
 
@@ -9,24 +9,24 @@ use super::{
     tree::Node,
 };
 
-/// The mistakes of a body so far.
+/// The errors of a body so far.
 #[derive(Debug, Default)]
 pub(crate) struct Errors(Vec<FieldError>);
 
 impl Errors {
-    /// Records a mistake: at most one more than an answer shows, which says that there are more.
+    /// Records an error, up to one more than a response shows. The additional error marks the list as truncated.
     pub(crate) fn push(&mut self, error: FieldError) {
         if self.0.len() <= ERRORS_MAX {
             self.0.push(error);
         }
     }
 
-    /// Records a mistake whose message begins with the path of the member.
+    /// Records an error whose message begins with the path of the member.
     pub(crate) fn push_at(&mut self, path: &str, reason: FieldReason, what: &str) {
         self.push(FieldError::new(path, reason, format!("`{path}` {what}")));
     }
 
-    /// Records that a member has another type.
+    /// Records that a member has the wrong type.
     pub(crate) fn push_type(&mut self, path: impl Into<Box<str>>, expected: &'static str, got: &Node<'_>) {
         self.push(FieldError::wrong_type(path, expected, got.name()));
     }
@@ -43,11 +43,11 @@ impl Errors {
         self.0
     }
 
-    /// What was read, if there was no mistake.
+    /// Returns `read` if there are no errors.
     ///
     /// # Errors
     ///
-    /// All mistakes.
+    /// The recorded errors.
     pub(crate) fn finish<T>(self, read: T) -> Result<T, RequestError> {
         if self.0.is_empty() { Ok(read) } else { Err(RequestError::Invalid(self.0)) }
     }
@@ -59,19 +59,19 @@ pub(crate) struct Members<'a> {
     /// The path of the object; empty for a body.
     path: String,
     members: Vec<(Cow<'a, str>, Node<'a>)>,
-    /// The names that were asked for, in their order.
+    /// The names that were read, in their order.
     known: Vec<&'static str>,
-    /// A member that is null counts as absent.
+    /// Members that are null count as absent.
     null_is_absent: bool,
 }
 
 impl<'a> Members<'a> {
-    /// The members of a body, which must be an object. The contents of arrays and objects in it are checked and dropped; members that
-    /// are not known are reported in the order of their names.
+    /// The members of a body, which must be an object. The contents of arrays and objects in it are checked and dropped. Unknown members
+    /// are reported in the order of their names.
     ///
     /// # Errors
     ///
-    /// It is no JSON object.
+    /// The body is not a JSON object.
     pub(crate) fn of_body(body: &'a [u8]) -> Result<Self, JsonError> {
         match Node::read_shallow(body)? {
             Node::Object(mut members) => {
@@ -83,11 +83,11 @@ impl<'a> Members<'a> {
         }
     }
 
-    /// The members of a body, which must be an object made of at most `values_max` values.
+    /// The members of a body, which must be an object of at most `values_max` values.
     ///
     /// # Errors
     ///
-    /// It is no such JSON object.
+    /// The body is not such a JSON object.
     pub(crate) fn of_whole_body(body: &'a [u8], values_max: usize) -> Result<Self, JsonError> {
         match Node::read(body, values_max)? {
             Node::Object(mut members) => {
@@ -98,7 +98,20 @@ impl<'a> Members<'a> {
         }
     }
 
-    /// The members of a node at a path; none when it is no object.
+    /// The members of a body, which must be an object of at most `values_max` values, in the order of the body. Members that are null count
+    /// as absent.
+    ///
+    /// # Errors
+    ///
+    /// The body is not such a JSON object.
+    pub(crate) fn of_lenient_body(body: &'a [u8], values_max: usize) -> Result<Self, JsonError> {
+        match Node::read(body, values_max)? {
+            Node::Object(members) => Ok(Self::new(String::new(), members).with_null_as_absent()),
+            other => Err(JsonError::NotAnObject { got: other.name() }),
+        }
+    }
+
+    /// The members of the node at a path; `None` when it is not an object, which is recorded.
     pub(crate) fn of_node(path: String, node: Node<'a>, errors: &mut Errors) -> Option<Self> {
         match node {
             Node::Object(members) => Some(Self::new(path, members)),
@@ -113,7 +126,7 @@ impl<'a> Members<'a> {
         Self { path, members, known: Vec::new(), null_is_absent: false }
     }
 
-    /// Takes a member that is null for one that is absent.
+    /// Treats members that are null as absent.
     pub(crate) fn with_null_as_absent(self) -> Self {
         Self { null_is_absent: true, ..self }
     }
@@ -123,44 +136,44 @@ impl<'a> Members<'a> {
         if self.path.is_empty() { name.to_owned() } else { format!("{}.{name}", self.path) }
     }
 
-    /// True when there is such a member, null included, that was not taken yet.
+    /// True when the object has a member, null included, that was not taken yet.
     pub(crate) fn has(&self, name: &str) -> bool {
         self.members.iter().any(|(key, _)| key == name)
     }
 
-    /// True when there is such a member and it is null.
+    /// True when the object has the member and it is null.
     pub(crate) fn is_null(&self, name: &str) -> bool {
         self.members.iter().any(|(key, node)| key == name && *node == Node::Null)
     }
 
-    /// The names of the members that were not taken yet.
+    /// The names of the members that were not taken yet, in their order.
     pub(crate) fn names(&self) -> Vec<String> {
         self.members.iter().map(|(key, _)| key.clone().into_owned()).collect()
     }
 
-    /// A member of any type.
+    /// Takes a member of any type.
     pub(crate) fn take(&mut self, name: &'static str) -> Option<Node<'a>> {
         self.known.push(name);
         self.remove(name)
     }
 
-    /// A member of a name that the client chose, of any type.
+    /// Takes a member of any type, whose name the client chose.
     pub(crate) fn remove(&mut self, name: &str) -> Option<Node<'a>> {
         let at = self.members.iter().position(|(key, _)| key == name)?;
         let node = self.members.remove(at).1;
         (!self.null_is_absent || node != Node::Null).then_some(node)
     }
 
-    /// Records that a required member is absent; true when it is there.
+    /// Records an error if a required member is absent. Returns true if it is present.
     pub(crate) fn require(&self, name: &str, errors: &mut Errors) -> bool {
-        let is_there = self.has(name);
-        if !is_there {
+        let is_present = self.has(name);
+        if !is_present {
             errors.push_at(&self.path(name), FieldReason::Missing, "is required");
         }
-        is_there
+        is_present
     }
 
-    /// A string.
+    /// Takes a string.
     pub(crate) fn text(&mut self, name: &'static str, errors: &mut Errors) -> Option<String> {
         match self.take(name)? {
             Node::Text(text) => Some(text.into_owned()),
@@ -171,18 +184,18 @@ impl<'a> Members<'a> {
         }
     }
 
-    /// A string of at most `bytes_max` bytes.
+    /// Takes a string of at most `bytes_max` bytes.
     pub(crate) fn text_bytes(&mut self, name: &'static str, bytes_max: usize, errors: &mut Errors) -> Option<String> {
         let text = self.text(name, errors)?;
-        let is_fit = text.len() <= bytes_max;
-        if !is_fit {
+        let is_valid = text.len() <= bytes_max;
+        if !is_valid {
             let (bounds, what) = ((0, bytes_max as i64), "have a length in bytes of");
             errors.push(FieldError::bounded(self.path(name), FieldReason::TooLong, what, bounds, text.len() as i64));
         }
-        is_fit.then_some(text)
+        is_valid.then_some(text)
     }
 
-    /// A string of at most `bytes_max` bytes that must be there.
+    /// Takes a required string of at most `bytes_max` bytes.
     pub(crate) fn required_text_bytes(
         &mut self,
         name: &'static str,
@@ -196,7 +209,7 @@ impl<'a> Members<'a> {
         self.text_bytes(name, bytes_max, errors)
     }
 
-    /// True or false.
+    /// Takes a boolean.
     pub(crate) fn boolean(&mut self, name: &'static str, errors: &mut Errors) -> Option<bool> {
         match self.take(name)? {
             Node::Bool(flag) => Some(flag),
@@ -207,7 +220,7 @@ impl<'a> Members<'a> {
         }
     }
 
-    /// A number of any kind.
+    /// Takes a number, whole or not.
     pub(crate) fn number(&mut self, name: &'static str, errors: &mut Errors) -> Option<f64> {
         match self.take(name)? {
             Node::Integer(number) => Some(number as f64),
@@ -219,7 +232,7 @@ impl<'a> Members<'a> {
         }
     }
 
-    /// A whole number.
+    /// Takes a whole number.
     pub(crate) fn integer(&mut self, name: &'static str, errors: &mut Errors) -> Option<i64> {
         match self.take(name)? {
             Node::Integer(number) => Some(number),
@@ -230,7 +243,7 @@ impl<'a> Members<'a> {
         }
     }
 
-    /// A whole number within bounds.
+    /// Takes a whole number within inclusive bounds.
     pub(crate) fn integer_within(
         &mut self,
         name: &'static str,
@@ -238,14 +251,14 @@ impl<'a> Members<'a> {
         errors: &mut Errors,
     ) -> Option<i64> {
         let number = self.integer(name, errors)?;
-        let is_fit = (min..=max).contains(&number);
-        if !is_fit {
+        let is_valid = (min..=max).contains(&number);
+        if !is_valid {
             errors.push(FieldError::bounded(self.path(name), FieldReason::OutOfRange, "be", (min, max), number));
         }
-        is_fit.then_some(number)
+        is_valid.then_some(number)
     }
 
-    /// One of a set of values by their names.
+    /// Takes a string that is the name of one of the values.
     pub(crate) fn choice<T: Copy>(
         &mut self,
         name: &'static str,
@@ -262,7 +275,7 @@ impl<'a> Members<'a> {
         chosen
     }
 
-    /// The items of an array of at most `items_max`, each with its path; none when it is absent or wrong.
+    /// Takes an array of at most `items_max` items, each with its path; `None` when it is absent or invalid.
     pub(crate) fn items(
         &mut self,
         name: &'static str,
@@ -286,13 +299,13 @@ impl<'a> Members<'a> {
         }
     }
 
-    /// The strings of an array; none when it is absent or wrong.
+    /// Takes an array of strings; `None` when it is absent or invalid.
     pub(crate) fn names_of(&mut self, name: &'static str, errors: &mut Errors) -> Option<Vec<String>> {
         self.known.push(name);
         self.texts(name, errors)
     }
 
-    /// The strings of an array whose name the client may have chosen; none when it is absent or wrong.
+    /// Takes an array of strings, whose name the client may have chosen; `None` when it is absent or invalid.
     pub(crate) fn texts(&mut self, name: &str, errors: &mut Errors) -> Option<Vec<String>> {
         let path = self.path(name);
         let items = match self.remove(name)? {
@@ -315,20 +328,20 @@ impl<'a> Members<'a> {
         Some(texts)
     }
 
-    /// The members of an object within; none when it is absent or wrong.
+    /// Takes an object; `None` when it is absent or invalid.
     pub(crate) fn object(&mut self, name: &'static str, errors: &mut Errors) -> Option<Members<'a>> {
         let (path, null_is_absent) = (self.path(name), self.null_is_absent);
         let node = self.take(name)?;
         Members::of_node(path, node, errors).map(|members| Self { null_is_absent, ..members })
     }
 
-    /// Records members that were not read as unknown, with the names that were read.
+    /// Records the remaining members as unknown; the errors list the names that were read.
     pub(crate) fn finish(self, errors: &mut Errors) {
         let known = self.known.clone();
         self.finish_with(&known, errors);
     }
 
-    /// Records members that were not read as unknown, with these names.
+    /// Records the remaining members as unknown; the errors list `known`.
     pub(crate) fn finish_with(self, known: &[&str], errors: &mut Errors) {
         for (key, _) in &self.members {
             errors.push(unknown(self.path(key), known));
@@ -353,7 +366,7 @@ mod tests {
     }
 
     #[test]
-    fn shapes() {
+    fn members_have_their_types_and_contents_are_dropped() {
         check(
             br#"{"a":null,"b":true,"c":-3,"d":1.5,"e":2e2,"f":"x\n\ud83d\ude00","g":[1,{}],"h":{"i":1}}"#,
             expect![[
@@ -368,7 +381,7 @@ mod tests {
     }
 
     #[test]
-    fn errors_name_the_member() {
+    fn malformed_json_is_refused_with_its_position() {
         check(b"", expect!["the body is empty; a JSON object was expected"]);
         check(b" \r\n\t", expect!["the body is empty; a JSON object was expected"]);
         check(b"\xef\xbb\xbf{}", expect!["the body is not JSON: expected value at line 1, column 1"]);
@@ -416,7 +429,7 @@ mod tests {
     }
 
     #[test]
-    fn other_values() {
+    fn value_that_is_not_an_object_is_refused() {
         check(b"null", expect!["the body is null; a JSON object was expected"]);
         check(b"true", expect!["the body is a boolean; a JSON object was expected"]);
         check(b"-1", expect!["the body is a number; a JSON object was expected"]);

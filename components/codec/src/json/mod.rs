@@ -1,9 +1,9 @@
-//! Bounded, exact readers of JSON whose errors have the reason and the path.
+//! Bounded, strict readers of JSON. Their errors have a reason and a path.
 //!
-//! Stricter than `serde_json::Value`: an object that names a key twice is refused, since parties that read different
-//! ones of the two would act on different requests. Nesting is bounded.
+//! Stricter than `serde_json::Value`: an object with a duplicate key is refused, since two parties could read different values for it.
+//! Nesting is bounded.
 //!
-//! - [`tree`]: any value as a tree; `members`: an object member by member; `raw`: a member as it was sent.
+//! - [`tree`]: any value as a tree; `members`: an object, member by member; `raw`: a member as JSON text.
 //! - [`field`]: errors of the fields of a body.
 
 pub mod field;
@@ -17,60 +17,60 @@ use thiserror::Error;
 /// Why a body is not a JSON object.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
 pub enum JsonError {
-    /// There is nothing in it.
+    /// The body is empty.
     #[error("the body is empty; a JSON object was expected")]
     Empty,
-    /// It is not text.
+    /// The body is not UTF-8.
     #[error("the body is not UTF-8: byte {at} does not fit")]
     NotUtf8 {
-        /// Index of the first byte that does not fit.
+        /// Index of the first byte that is not UTF-8.
         at: usize,
     },
-    /// It is not JSON.
+    /// The body is not JSON.
     #[error("the body is not JSON: {reason} at line {line}, column {column}")]
     Malformed {
-        /// What the parser says.
+        /// The reason of the parser.
         reason: String,
-        /// From 1.
+        /// The line, from 1.
         line: usize,
-        /// From 1, in bytes; 0 for the end of line before.
+        /// The column, from 1, in bytes; 0 for the line end before the line.
         column: usize,
     },
-    /// A string escapes half of a surrogate pair, which is no character.
+    /// A string has an escape of an unpaired surrogate, which is not a character.
     #[error("a `\\u` escape at line {line}, column {column} is half of a surrogate pair without the other half")]
     LoneSurrogate {
-        /// From 1.
+        /// The line, from 1.
         line: usize,
-        /// From 1, in bytes; 0 for the end of line before.
+        /// The column, from 1, in bytes; 0 for the line end before the line.
         column: usize,
     },
-    /// It is JSON nested deeper than 127 levels.
+    /// The JSON is nested deeper than 127 levels.
     #[error("the body is nested too deeply at line {line}, column {column}")]
     TooDeep {
-        /// From 1.
+        /// The line, from 1.
         line: usize,
-        /// From 1, in bytes; 0 for the end of line before.
+        /// The column, from 1, in bytes; 0 for the line end before the line.
         column: usize,
     },
-    /// An object names a key twice.
+    /// An object has a key twice.
     #[error("the key `{key}` appears twice, the second time at line {line}, column {column}")]
     DuplicateKey {
         /// The key, shortened.
         key: String,
-        /// From 1.
+        /// The line, from 1.
         line: usize,
-        /// From 1, in bytes; 0 for the end of line before.
+        /// The column, from 1, in bytes; 0 for the line end before the line.
         column: usize,
     },
-    /// It is JSON, and not an object.
+    /// The JSON is not an object.
     #[error("the body is {}; a JSON object was expected", with_article(.got))]
     NotAnObject {
-        /// What it is.
+        /// The type of the value.
         got: &'static str,
     },
 }
 
-/// The name of a type in a sentence.
+/// The name of a type with its article, for messages.
 pub(crate) fn with_article(name: &str) -> String {
     match name {
         "null" => name.to_owned(),
@@ -79,7 +79,7 @@ pub(crate) fn with_article(name: &str) -> String {
     }
 }
 
-/// Marks the message of a duplicate key on its way through `serde_json`'s error, which carries only text.
+/// The prefix of the message for a duplicate key: an error of `serde_json` carries only text.
 const DUPLICATE: &str = "duplicate key ";
 /// Longest key that a message repeats, in code points.
 const KEY_CODE_POINTS_MAX: usize = 64;
@@ -87,14 +87,14 @@ const KEY_CODE_POINTS_MAX: usize = 64;
 pub(crate) fn explain(error: &serde_json::Error) -> JsonError {
     let (line, column) = (error.line(), error.column());
     let message = error.to_string();
-    let place = format!(" at line {line} column {column}");
-    let reason = message.strip_suffix(&place).unwrap_or(&message);
+    let position = format!(" at line {line} column {column}");
+    let reason = message.strip_suffix(&position).unwrap_or(&message);
     if let Some(key) = reason.strip_prefix(DUPLICATE) {
         return JsonError::DuplicateKey { key: key.to_owned(), line, column };
     }
     match reason {
         "recursion limit exceeded" => JsonError::TooDeep { line, column },
-        // The parser has found the first half and looks for the second.
+        // The parser has read the first surrogate and expects the second.
         "unexpected end of hex escape" | "lone leading surrogate in hex escape" => {
             JsonError::LoneSurrogate { line, column }
         }
@@ -107,7 +107,7 @@ pub(crate) fn duplicate<E: de::Error>(key: &str) -> E {
     E::custom(format_args!("{DUPLICATE}{key}"))
 }
 
-/// A wire type as JSON on one line.
+/// Serializes a wire type as JSON on one line.
 pub(crate) fn to_vec(value: &impl Serialize) -> Vec<u8> {
-    serde_json::to_vec(value).expect("keys are strings and nothing in a wire type refuses to be serialized")
+    serde_json::to_vec(value).expect("a wire type has string keys and serializes")
 }

@@ -1,5 +1,5 @@
-//! JSON that passes through as it came: a member of an object, without its white space. Numbers keep their digits and
-//! members their order, which a tree would not grant.
+//! A member of an object as JSON text without white space, for values that are passed through. Unlike in a tree, numbers keep their
+//! digits and members their order.
 
 use std::borrow::Cow;
 
@@ -10,7 +10,7 @@ pub(crate) struct Raw {
     pub(crate) depth: usize,
 }
 
-/// Takes a member of an object out of a body that [`Node`](super::tree::Node) has found to be one.
+/// The member of the object in `body`, which must have been checked with [`Node`](super::tree::Node).
 pub(crate) fn member(body: &[u8], name: &str) -> Option<Raw> {
     let mut rest = skip_space(body).strip_prefix(b"{")?;
     loop {
@@ -34,7 +34,7 @@ fn skip_space(text: &[u8]) -> &[u8] {
     text.trim_ascii_start()
 }
 
-/// The bytes of the string that a text begins with, its quotes included.
+/// The length of the string at the beginning of a text, in bytes, with its quotes.
 fn string_bytes(text: &[u8]) -> Option<usize> {
     let mut at = 1;
     (text.first() == Some(&b'"')).then_some(())?;
@@ -47,7 +47,7 @@ fn string_bytes(text: &[u8]) -> Option<usize> {
     }
 }
 
-/// The value that a text begins with, and how many bytes it has there.
+/// The value at the beginning of a text, and its length there in bytes.
 fn take_value(text: &[u8]) -> Option<(Raw, usize)> {
     let mut compact = Vec::new();
     let (mut at, mut open, mut depth) = (0, 0_usize, 0);
@@ -88,7 +88,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn members() {
+    fn member_is_returned_without_white_space() {
         let body =
             br#" { "a\"}" : "}{" , "me\u0074a":{ "x" : [ 1.10 , {} ] , "y z":"a  b\\" } ,"n": -1e400 , "t":true} "#;
         let text = |name| member(body, name).map(|raw| (raw.text.into_string(), raw.depth));

@@ -1,7 +1,7 @@
-//! JSON as a small tree, read in one pass: strings that need no unescaping are borrowed from the body.
+//! JSON as a tree, read in one pass; strings without escapes are borrowed from the body.
 //!
-//! As strict as [`crate::json`]: duplicate keys are refused and nesting is bounded. How many values a tree may have is
-//! bounded too, so that a body of a megabyte cannot become a hundred.
+//! As strict as [`crate::json`]: duplicate keys are refused and nesting is bounded. The number of values is bounded too, since a tree can
+//! be much larger than its body.
 
 use std::{borrow::Cow, cell::Cell, fmt};
 
@@ -9,8 +9,8 @@ use serde::de::{self, DeserializeSeed, MapAccess, SeqAccess, Visitor};
 
 use crate::json::{JsonError, duplicate, explain};
 
-/// Objects of more members have their keys compared by a set.
-const KEYS_FEW: usize = 16;
+/// Number of members up to which keys are compared one by one; larger objects use a set.
+const LINEAR_KEYS_MAX: usize = 16;
 
 /// A JSON value.
 #[derive(Debug, Clone, PartialEq)]
@@ -32,38 +32,39 @@ pub enum Node<'a> {
 }
 
 impl<'a> Node<'a> {
-    /// Reads one value, made of at most `values_max`.
+    /// Reads one value, made of at most `values_max` values.
     ///
     /// # Errors
     ///
-    /// It is no JSON, has more values or a key twice, or is nested deeper than 127 levels.
+    /// The body is not JSON, has too many values or a duplicate key, or is nested deeper than 127 levels.
     pub fn read(body: &'a [u8], values_max: usize) -> Result<Self, JsonError> {
         Self::read_with(body, values_max, usize::MAX)
     }
 
-    fn read_with(body: &'a [u8], values_max: usize, depth_kept: usize) -> Result<Self, JsonError> {
+    fn read_with(body: &'a [u8], values_max: usize, depth_stored: usize) -> Result<Self, JsonError> {
         let text = std::str::from_utf8(body).map_err(|error| JsonError::NotUtf8 { at: error.valid_up_to() })?;
         if text.trim_matches([' ', '\t', '\r', '\n']).is_empty() {
             return Err(JsonError::Empty);
         }
         let left = Cell::new(values_max);
         let mut deserializer = serde_json::Deserializer::from_str(text);
-        Seed { left: &left, depth_kept }
+        Seed { left: &left, depth_stored }
             .deserialize(&mut deserializer)
             .and_then(|node| deserializer.end().map(|()| node))
             .map_err(|error| explain(&error))
     }
 
-    /// Reads one value; the contents of the arrays and objects in it are checked and dropped, so that they need no memory.
+    /// Reads one value. The contents of the arrays and objects in it are checked and dropped; only the keys of an object are stored while it
+    /// is read.
     ///
     /// # Errors
     ///
-    /// It is no JSON, has a key twice, or is nested deeper than 127 levels.
+    /// The body is not JSON, has a duplicate key, or is nested deeper than 127 levels.
     pub(crate) fn read_shallow(body: &'a [u8]) -> Result<Self, JsonError> {
         Self::read_with(body, usize::MAX, 1)
     }
 
-    /// Writes it as JSON on one line.
+    /// Appends the value as JSON on one line.
     pub(crate) fn write(&self, out: &mut String) {
         let text = |value: &str| serde_json::Value::from(value).to_string();
         match self {
@@ -93,7 +94,7 @@ impl<'a> Node<'a> {
         }
     }
 
-    /// What it is, in the words of JSON Schema.
+    /// The name of its type in JSON Schema.
     pub fn name(&self) -> &'static str {
         match self {
             Self::Null => "null",
@@ -107,18 +108,18 @@ impl<'a> Node<'a> {
     }
 }
 
-/// Reads a value while there are some left.
+/// Reads a value and counts it against the bound.
 #[derive(Clone, Copy)]
 struct Seed<'c> {
     left: &'c Cell<usize>,
-    /// Levels of arrays and objects whose contents are built.
-    depth_kept: usize,
+    /// Number of levels whose contents are stored; deeper ones are checked and dropped.
+    depth_stored: usize,
 }
 
 impl Seed<'_> {
-    /// For the contents of an array or object.
+    /// The seed for the contents of an array or object.
     fn inner(self) -> Self {
-        Self { depth_kept: self.depth_kept.saturating_sub(1), ..self }
+        Self { depth_stored: self.depth_stored.saturating_sub(1), ..self }
     }
 }
 
@@ -156,7 +157,7 @@ impl<'de> Visitor<'de> for Seed<'_> {
     }
 
     fn visit_f64<E: de::Error>(self, value: f64) -> Result<Node<'de>, E> {
-        // Up to 2^53 every integer has an exact f64 of its own.
+        // Integers up to 2^53 are exact in an f64.
         let whole = value.fract() == 0.0 && value.abs() <= 9_007_199_254_740_992.0;
         Ok(if whole { Node::Integer(value as i64) } else { Node::Number(value) })
     }
@@ -172,7 +173,7 @@ impl<'de> Visitor<'de> for Seed<'_> {
     fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Node<'de>, A::Error> {
         let mut items = Vec::new();
         while let Some(item) = seq.next_element_seed(self.inner())? {
-            if self.depth_kept > 0 {
+            if self.depth_stored > 0 {
                 items.push(item);
             }
         }
@@ -181,30 +182,30 @@ impl<'de> Visitor<'de> for Seed<'_> {
 
     fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Node<'de>, A::Error> {
         let mut members: Vec<(Cow<'de, str>, Node<'de>)> = Vec::new();
-        let mut seen = std::collections::BTreeSet::new();
+        let mut keys = std::collections::BTreeSet::new();
         while let Some(key) = map.next_key_seed(Key)? {
-            let twice = if members.len() < KEYS_FEW {
+            let is_duplicate = if members.len() < LINEAR_KEYS_MAX {
                 members.iter().any(|(other, _)| *other == key)
             } else {
-                if seen.is_empty() {
-                    seen.extend(members.iter().map(|(key, _)| key.clone()));
+                if keys.is_empty() {
+                    keys.extend(members.iter().map(|(key, _)| key.clone()));
                 }
-                !seen.insert(key.clone())
+                !keys.insert(key.clone())
             };
-            if twice {
+            if is_duplicate {
                 return Err(duplicate(&key));
             }
             let value = map.next_value_seed(self.inner())?;
-            members.push((key, if self.depth_kept > 0 { value } else { Node::Null }));
+            members.push((key, if self.depth_stored > 0 { value } else { Node::Null }));
         }
-        if self.depth_kept == 0 {
+        if self.depth_stored == 0 {
             members.clear();
         }
         Ok(Node::Object(members))
     }
 }
 
-/// Reads a key, borrowed where it can be.
+/// Reads a key, borrowed if it has no escapes.
 struct Key;
 
 impl<'de> DeserializeSeed<'de> for Key {
@@ -246,7 +247,7 @@ mod tests {
     }
 
     #[test]
-    fn values() {
+    fn value_is_read_as_a_tree() {
         check(
             r#"{"a":[null,true,-3,1.5,2e2],"b":"x\ny"}"#,
             expect![[

@@ -1,4 +1,4 @@
-//! The paths of channels. What publishers send passes through unread in parts, so its schemas are written here and not derived.
+//! The paths of channels. Parts of what publishers send are passed through without parsing, so the schemas are written here.
 
 use serde_json::{Map, Value, json};
 
@@ -39,35 +39,35 @@ pub(super) fn add(paths: &mut Map<String, Value>, schemas: &mut Schemas) {
     }
 }
 
-/// What can go wrong.
+/// The problems of an operation.
 fn problems(method: &str, path: &str) -> &'static [(&'static str, &'static str)] {
-    const STORE: (&str, &str) = ("503", "The channel store cannot answer now, or is full, see `Retry-After`");
-    const WHO: (&str, &str) = ("401", "The request does not show who sends it");
-    const PLACE: (&str, &str) = ("403", "Without authentication channels are served on a loopback address only");
-    const THERE: (&str, &str) = ("404", "There is no such channel, or not for this user");
-    const OFTEN: (&str, &str) =
-        ("429", "This user asks too often, or has its share of the channel store, see `Retry-After`");
+    const STORE: (&str, &str) = ("503", "The channel store is not available now, or is full, see `Retry-After`");
+    const NOT_AUTHENTICATED: (&str, &str) = ("401", "The request has no valid credentials");
+    const NOT_LOOPBACK: (&str, &str) = ("403", "Without authentication, channels are served on a loopback address only");
+    const NOT_FOUND: (&str, &str) = ("404", "There is no such channel, or this user has no access to it");
+    const RATE_LIMITED: (&str, &str) =
+        ("429", "This user sends too many requests, or has its share of the channel store, see `Retry-After`");
     match (method, path) {
         (_, "/stream/health") => &[],
-        (_, "/tickets") => &[WHO, ("422", "The fields are wrong, or the ticket would be too long"), OFTEN],
+        (_, "/tickets") => &[NOT_AUTHENTICATED, ("422", "The body has invalid fields, or the ticket would be too long"), RATE_LIMITED],
         ("GET", _) => &[
-            WHO,
-            PLACE,
-            THERE,
-            ("406", "Neither form is accepted"),
-            ("422", "The id is none, or the cursor is given twice"),
-            OFTEN,
+            NOT_AUTHENTICATED,
+            NOT_LOOPBACK,
+            NOT_FOUND,
+            ("406", "The client accepts neither media type"),
+            ("422", "The id is invalid, or the cursor is given twice"),
+            RATE_LIMITED,
             STORE,
         ],
         _ => &[
-            ("400", "The body cannot be read"),
-            WHO,
-            PLACE,
-            THERE,
-            ("409", "The channel has its last event"),
+            ("400", "The body is not JSON"),
+            NOT_AUTHENTICATED,
+            NOT_LOOPBACK,
+            NOT_FOUND,
+            ("409", "The channel is finished"),
             ("413", "The body or the event is too large"),
-            ("422", "The fields are wrong; `errors` lists them all"),
-            OFTEN,
+            ("422", "The body has invalid fields; `errors` lists them"),
+            RATE_LIMITED,
             STORE,
         ],
     }
@@ -87,32 +87,32 @@ fn subscribe(path: &str) -> Value {
         "summary": format!("Follow the channel of a {name}"),
         "parameters": [
             { "name": "Last-Event-ID", "in": "header", "schema": { "type": "string" },
-              "description": "The id of the last event that the client has: what follows it comes next. An id that the channel has not given out is \
-                              answered with a `gap`, then all that is kept" },
+              "description": "The id of the last event that the client has: the stream begins after it. For an id that is not of this channel, the \
+                              stream begins with a `gap` and all retained events" },
             { "name": LAST_EVENT_ID, "in": "query", "schema": { "type": "string" },
-              "description": "The same for a first connection; the header counts where both are there" },
+              "description": "The same for a first connection; the header takes precedence" },
             { "name": "ticket", "in": "query", "schema": { "type": "string" },
               "description": "A ticket of `POST /tickets`, for clients that cannot send a header" },
             { "name": "events", "in": "query", "schema": { "type": "string" },
-              "description": "Names of events, separated by commas: others are left out, which is no gap. A cursor is exact with every filter" },
+              "description": "Names of events, separated by commas: other events are filtered out, without a gap. Cursors are exact with every filter" },
             { "name": "steps", "in": "query", "schema": { "type": "string" },
-              "description": "Ids of steps, separated by commas: events of other steps are left out" },
+              "description": "Ids of steps, separated by commas: events of other steps are filtered out" },
             { "name": "throttle_ms", "in": "query",
               "schema": { "type": "integer", "minimum": 0, "maximum": THROTTLE_MS_MAX, "default": 0 },
-              "description": "Of the progress of one key, the newest in this time; in milliseconds" },
+              "description": "The period, in milliseconds, in which at most the newest progress event of a key is sent; 0 sends all" },
         ],
         "responses": {
             "200": {
                 "description": format!(
-                    "Events as they come: {names}. The id of an event is its place, `epoch-seq`; events that cannot be had \
-                     any more are told by a `gap` with `missing_from` and `missing_to`, both included."
+                    "Events as they occur: {names}. The id of an event is its cursor, `epoch-seq`. A `gap` reports events that \
+                     are no longer retained, from `missing_from` to `missing_to`, both included."
                 ),
                 "content": {
-                    "text/event-stream": stream("Server-sent events; a comment when nothing else came for a while"),
+                    "text/event-stream": stream("Server-sent events; a comment as the heartbeat"),
                     "application/x-ndjson": stream("A line `{type, id, channel, data}` for each event"),
                 },
             },
-            "204": { "description": "The channel is finished, and the client has all of it" },
+            "204": { "description": "The channel is finished, and the client has all of its events" },
         },
     })
 }
@@ -120,8 +120,8 @@ fn subscribe(path: &str) -> Value {
 fn publish(path: &str) -> Value {
     let text = |code_points: usize| json!({ "type": "string", "maxLength": code_points });
     let (name, message) = (text(NAME_CODE_POINTS_MAX), text(MESSAGE_CODE_POINTS_MAX));
-    let user = json!({ "type": "string", "description": "The user whose channel gets the event too" });
-    let last = json!({ "type": "boolean", "description": "Whether this is the channel's last event" });
+    let user = json!({ "type": "string", "description": "The user whose channel receives a copy of the event" });
+    let last = json!({ "type": "boolean", "description": "True for the last event of the channel" });
     let progress = json!({
         "type": "object",
         "additionalProperties": false,
@@ -161,7 +161,7 @@ fn publish(path: &str) -> Value {
                 "required": ["event", "status"],
             });
             let body = json!({ "oneOf": [progress, temporal] });
-            ("publishWorkflow", "Publish an event of a workflow: its progress, or what its engine says", body)
+            ("publishWorkflow", "Publish an event of a workflow: its progress, or its status in its engine", body)
         }
     };
     let published = json!({
@@ -177,7 +177,7 @@ fn publish(path: &str) -> Value {
         "summary": summary,
         "requestBody": { "required": true, "content": { "application/json": { "schema": body } } },
         "responses": {
-            "200": { "description": "The event is in its channel; `id` is its place",
+            "200": { "description": "The event is in its channel; `id` is its cursor",
                      "content": { "application/json": { "schema": published } } },
         },
     })
@@ -188,7 +188,7 @@ fn tickets() -> Value {
         "type": "object",
         "additionalProperties": false,
         "properties": {
-            "path": { "type": "string", "description": "The path that it opens, without a query" },
+            "path": { "type": "string", "description": "The path that it gives access to, without a query" },
             "scope": { "type": "string", "description": "The scopes that it is limited to, separated by spaces" },
         },
         "required": ["path"],
@@ -200,7 +200,7 @@ fn tickets() -> Value {
     });
     json!({
         "operationId": "ticket",
-        "summary": "A ticket that opens one path once, for pages that cannot send a header",
+        "summary": "A ticket for one request of one path, for pages that cannot send a header",
         "requestBody": { "required": true, "content": { "application/json": { "schema": body } } },
         "responses": {
             "201": { "description": "The ticket", "content": { "application/json": { "schema": ticket } } },
@@ -222,10 +222,10 @@ fn health() -> Value {
     let content = json!({ "application/json": { "schema": health } });
     json!({
         "operationId": "streamHealth",
-        "summary": "How the channel store and the models are; each was asked",
+        "summary": "The health of the channel store and of the models",
         "responses": {
             "200": { "description": "Channels are served", "content": content },
-            "503": { "description": "The channel store takes no events", "content": content },
+            "503": { "description": "The channel store accepts no events", "content": content },
         },
     })
 }

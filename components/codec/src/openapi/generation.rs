@@ -1,4 +1,4 @@
-//! The paths of generated text. The bodies of APIs that are others' are described by where they are documented.
+//! The paths of generated text. The bodies of other APIs are described by a reference to their documentation.
 
 use serde_json::{Map, Value, json};
 
@@ -16,26 +16,26 @@ use crate::{
 const PROBLEMS: [(&str, &str); 10] = [
     (
         "400",
-        "The request is wrong; `param` or the message names the field. A prompt that does not fit has the code `context_length_exceeded`",
+        "The request is invalid; `param` or the message names the field. A prompt that is too long has the code `context_length_exceeded`",
     ),
-    ("401", "The request does not show who sends it"),
-    ("404", "There is no such model or generation, or not for this user"),
-    ("408", "The body came too slowly"),
+    ("401", "The request has no valid credentials"),
+    ("404", "There is no such model or generation, or this user has no access to it"),
+    ("408", "The body did not arrive in time"),
     ("413", "The body is too large"),
     ("415", "The body is not JSON in UTF-8"),
-    ("429", "This user asks too often, or has its share, see `Retry-After`"),
+    ("429", "This user sends too many requests, or has reached a limit, see `Retry-After`"),
     ("502", "The model failed"),
-    ("503", "The model cannot answer now, see `Retry-After`"),
+    ("503", "The model is not available now, see `Retry-After`"),
     ("504", "The request took too long"),
 ];
 
 /// Adds the paths.
 pub(super) fn add(paths: &mut Map<String, Value>, schemas: &mut Schemas) {
     for (method, path) in GENERATION_ROUTES {
-        let (id, summary, body) = described(method, path);
+        let (id, summary, body) = operation_head(method, path);
         let ok = match path {
             "/generate-stream" => {
-                let event = schemas.answered::<GenerationEvent>();
+                let event = schemas.response::<GenerationEvent>();
                 json!({
                     "text/plain": { "schema": { "type": "string" } },
                     "application/x-ndjson": { "schema": event.clone() },
@@ -51,7 +51,7 @@ pub(super) fn add(paths: &mut Map<String, Value>, schemas: &mut Schemas) {
             }),
         };
         let mut responses = Map::new();
-        responses.insert("200".to_owned(), json!({ "description": "The answer", "content": ok }));
+        responses.insert("200".to_owned(), json!({ "description": "The response", "content": ok }));
         for (status, what) in PROBLEMS {
             let has_body = method == "POST" || !matches!(status, "400" | "408" | "413" | "415" | "502" | "504");
             let route = GenerationRoute::find(&path.replace(['{', '}'], ""));
@@ -76,17 +76,17 @@ pub(super) fn add(paths: &mut Map<String, Value>, schemas: &mut Schemas) {
 fn problem(route: Option<&GenerationRoute>, schemas: &mut Schemas) -> Value {
     use crate::generation::dialect::DialectKind::{Chat, Completions, Responses};
     match route.map(GenerationRoute::dialect) {
-        Some(Chat | Completions | Responses) => json_of(schemas.answered::<OpenAiError>()),
+        Some(Chat | Completions | Responses) => json_of(schemas.response::<OpenAiError>()),
         _ => json_of(json!({ "type": "object" })),
     }
 }
 
-fn described(method: &str, path: &str) -> (&'static str, &'static str, Option<Value>) {
+fn operation_head(method: &str, path: &str) -> (&'static str, &'static str, Option<Value>) {
     let other = |what: &str| Some(json!({ "type": "object", "description": what }));
     match (method, path) {
         (_, "/generate-stream") => ("generateStream", "Generate text, streamed as it is generated", Some(weir_body())),
         (_, "/v1/chat/completions") => {
-            let body = other("As in the chat completions API of OpenAI; fields that are not known are ignored");
+            let body = other("As in the chat completions API of OpenAI; unknown fields are ignored");
             ("chatCompletions", "Chat, in the dialect of OpenAI's chat completions", body)
         }
         (_, "/v1/completions") => {
@@ -98,7 +98,7 @@ fn described(method: &str, path: &str) -> (&'static str, &'static str, Option<Va
             ("responses", "Chat, in the dialect of OpenAI's responses", body)
         }
         ("GET", "/v1/responses/{response_id}") => {
-            ("response", "A response: its state, or with `stream=true` the rest of its stream", None)
+            ("response", "A response: its state, or with `stream=true` its stream after a frame", None)
         }
         (_, "/v1/responses/{response_id}/cancel") => ("cancelResponse", "Cancel a response", None),
         (_, "/v1/messages") => {
@@ -120,22 +120,22 @@ fn described(method: &str, path: &str) -> (&'static str, &'static str, Option<Va
             let body = other("`messages` as `useChat` of the AI SDK sends them");
             ("uiChat", "Chat, as the UI message stream of the AI SDK", body)
         }
-        ("GET", _) => ("generation", "A generation, in the dialect of its request, from where the client has it", None),
+        ("GET", _) => ("generation", "A generation, in the dialect of its request, after the frames that the client has", None),
         _ => ("cancelGeneration", "Cancel a generation", None),
     }
 }
 
 fn weir_body() -> Value {
     let number = |min: f64, max: f64| json!({ "type": "number", "minimum": min, "maximum": max });
-    let whole = |min: u32, max: u32| json!({ "type": "integer", "minimum": min, "maximum": max });
+    let integer = |min: u32, max: u32| json!({ "type": "integer", "minimum": min, "maximum": max });
     let stop = json!({ "type": "string", "minLength": 1, "maxLength": STOP_BYTES_MAX });
     json!({
         "type": "object",
-        "description": "A prompt or messages, and how text is generated from it; other fields are refused",
+        "description": "A prompt or messages, and the parameters of generation; unknown fields are refused",
         "properties": {
             "model": { "type": "string" },
             "prompt": { "type": "string", "description": "A text that the model continues, without its chat template" },
-            "messages": { "type": "array", "items": { "type": "object" }, "description": "A chat, as OpenAI's API has it" },
+            "messages": { "type": "array", "items": { "type": "object" }, "description": "A chat, as in OpenAI's API" },
             "tools": { "type": "array", "items": { "type": "object" } },
             "tool_choice": {},
             "max_tokens": { "type": "integer", "minimum": 1 },
@@ -149,8 +149,8 @@ fn weir_body() -> Value {
             "logit_bias": { "type": "object" },
             "seed": { "type": "integer" },
             "stop": { "oneOf": [stop, { "type": "array", "items": stop, "maxItems": STOP_MAX }] },
-            "n": whole(1, CHOICES_MAX),
-            "logprobs": whole(0, LOGPROBS_MAX),
+            "n": integer(1, CHOICES_MAX),
+            "logprobs": integer(0, LOGPROBS_MAX),
             "response_format": { "type": "object" },
             "stream": { "type": "boolean", "default": true },
             "detach": { "type": "boolean", "default": false },
@@ -160,23 +160,23 @@ fn weir_body() -> Value {
 
 fn parameters(method: &str, path: &str) -> Vec<Value> {
     let mut parameters = Vec::new();
-    let parameter = |name: &str, place: &str, schema: Value, what: &str| json!({ "name": name, "in": place, "required": place == "path", "schema": schema, "description": what });
+    let parameter = |name: &str, location: &str, schema: Value, what: &str| json!({ "name": name, "in": location, "required": location == "path", "schema": schema, "description": what });
     if let Some(name) = path.split(['{', '}']).nth(1) {
         let schema = json!({ "type": "string", "minLength": 1, "maxLength": ID_BYTES_MAX });
-        parameters.push(parameter(name, "path", schema, "As the answer names it"));
+        parameters.push(parameter(name, "path", schema, "The name or the id"));
     }
     let flag = json!({ "type": "boolean" });
     match (method, path) {
         ("GET", _) => {
             let number = json!({ "type": "integer", "minimum": 0 });
-            parameters.push(parameter("stream", "query", flag, "Answer with the stream"));
+            parameters.push(parameter("stream", "query", flag, "Respond with a stream"));
             let what =
-                "The number of the last frame that the client has; `Last-Event-ID` says the same and counts first";
+                "The number of the last frame that the client has; `Last-Event-ID` has the same meaning and takes precedence";
             parameters.push(parameter("starting_after", "query", number, what));
         }
         ("POST", "/v1/messages/count_tokens" | "/v1/responses/{response_id}/cancel") => {}
         ("POST", _) => {
-            let what = "Keep generating when the client has left";
+            let what = "Continue to generate when the client disconnects";
             parameters.push(parameter("detach", "query", flag, what));
         }
         _ => {}

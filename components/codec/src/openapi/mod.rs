@@ -1,4 +1,4 @@
-//! The OpenAPI 3.1 description of the gateway, written from the wire types themselves.
+//! The OpenAPI 3.1 description of the gateway, generated from the wire types.
 
 mod channels;
 mod generation;
@@ -22,9 +22,9 @@ use crate::{
     pipelines::{process_batch, process_event, process_request::ProcessRequest},
 };
 
-/// The document.
+/// The OpenAPI document.
 pub fn document(version: &str) -> Value {
-    let mut schemas = Schemas { sent: generator(Contract::Deserialize), answered: generator(Contract::Serialize) };
+    let mut schemas = Schemas { requests: generator(Contract::Deserialize), responses: generator(Contract::Serialize) };
     let mut paths = Map::new();
     for (path, route) in ROUTES {
         let method = if route.posts() { "post" } else { "get" };
@@ -34,16 +34,16 @@ pub fn document(version: &str) -> Value {
     channels::add(&mut paths, &mut schemas);
     sessions::add(&mut paths, &mut schemas);
     pipelines::add(&mut paths, &mut schemas);
-    let mut components = schemas.sent.take_definitions(true);
-    components.append(&mut schemas.answered.take_definitions(true));
+    let mut components = schemas.requests.take_definitions(true);
+    components.append(&mut schemas.responses.take_definitions(true));
     json!({
         "openapi": "3.1.0",
         "info": {
             "title": "Weir",
             "version": version,
             "description": "Streaming inference for text. Lengths, chunks and offsets count Unicode code points. \
-                            Every answer carries `X-Request-Id`: the request's, if it has 1 to 128 visible ASCII \
-                            characters, else a new one. Whatever fails before a stream begins is answered with \
+                            Every response has `X-Request-Id`: the id of the request, if it has 1 to 128 visible \
+                            ASCII characters, else a new one. A failure before a stream begins is answered with \
                             `application/problem+json` (RFC 9457).",
             "license": { "name": "Apache-2.0", "identifier": "Apache-2.0" },
         },
@@ -52,19 +52,19 @@ pub fn document(version: &str) -> Value {
     })
 }
 
-/// Schemas of request bodies, in which fields with a default may be absent, and of responses.
+/// The schemas of request bodies, in which fields with a default may be absent, and of responses.
 struct Schemas {
-    sent: SchemaGenerator,
-    answered: SchemaGenerator,
+    requests: SchemaGenerator,
+    responses: SchemaGenerator,
 }
 
 impl Schemas {
-    fn sent<T: JsonSchema>(&mut self) -> Value {
-        self.sent.subschema_for::<T>().to_value()
+    fn request<T: JsonSchema>(&mut self) -> Value {
+        self.requests.subschema_for::<T>().to_value()
     }
 
-    fn answered<T: JsonSchema>(&mut self) -> Value {
-        self.answered.subschema_for::<T>().to_value()
+    fn response<T: JsonSchema>(&mut self) -> Value {
+        self.responses.subschema_for::<T>().to_value()
     }
 }
 
@@ -76,41 +76,41 @@ fn generator(contract: Contract) -> SchemaGenerator {
     settings.into_generator()
 }
 
-/// Problems that any request with a body can meet, with what each means.
+/// The problems of every request with a body.
 const BODY_PROBLEMS: [(&str, &str); 6] = [
-    ("400", "The body cannot be read: it is empty, incomplete, not UTF-8, not JSON, or not an object"),
-    ("406", "The client accepts no form in which the answer exists"),
-    ("408", "The body came too slowly"),
+    ("400", "The body is empty, incomplete, not UTF-8, not JSON, or not an object"),
+    ("406", "The client accepts none of the media types of the response"),
+    ("408", "The body did not arrive in time"),
     ("413", "The body is too large"),
     ("415", "The body is not JSON in UTF-8"),
-    ("422", "The body can be read and its fields are wrong; `errors` lists them all"),
+    ("422", "The body has invalid fields; `errors` lists them"),
 ];
 
-/// Problems of a request whose answer is computed whole.
+/// The problems of a request whose response is one document.
 const BATCH_PROBLEMS: [(&str, &str); 3] = [
-    ("502", "Inference failed on this text; `step` says where"),
-    ("503", "The model cannot answer now, see `Retry-After`"),
+    ("502", "Inference failed on this text; `step` is the failed step"),
+    ("503", "The model is not available now, see `Retry-After`"),
     ("504", "The request took too long"),
 ];
 
 fn operation(route: Route, schemas: &mut Schemas) -> Value {
     let (id, summary, ok) = match route {
-        Route::Index => ("index", "What there is", json_of(schemas.answered::<Index<'_>>())),
+        Route::Index => ("index", "The routes of the server", json_of(schemas.response::<Index<'_>>())),
         Route::Livez => {
             let alive = json!({
                 "type": "object",
                 "properties": { "status": { "const": "alive" } },
                 "required": ["status"],
             });
-            ("livez", "Whether the gateway answers", json_of(alive))
+            ("livez", "Whether the gateway is alive", json_of(alive))
         }
         Route::Readyz => {
-            ("readyz", "Whether every model can answer", json_of(schemas.answered::<models::Readiness<'_>>()))
+            ("readyz", "Whether every model is ready", json_of(schemas.response::<models::Readiness<'_>>()))
         }
-        Route::Models => ("models", "The models that are served", json_of(schemas.answered::<models::Models<'_>>())),
+        Route::Models => ("models", "The models that are served", json_of(schemas.response::<models::Models<'_>>())),
         Route::OpenApi => ("openapi", "This document", json_of(json!({ "type": "object" }))),
         Route::ProcessStream => {
-            let event = schemas.answered::<process_event::Wire<'_>>();
+            let event = schemas.response::<process_event::Wire<'_>>();
             let lines = json!({
                 "application/x-ndjson": { "schema": event.clone() },
                 "text/event-stream": { "schema": event },
@@ -118,15 +118,15 @@ fn operation(route: Route, schemas: &mut Schemas) -> Value {
             ("processStream", "Process a text and stream every result as soon as it exists", lines)
         }
         Route::ProcessBatch => {
-            let answer = json_of(schemas.answered::<process_batch::BatchResponse>());
-            ("processBatch", "Process a text and answer once", answer)
+            let response = json_of(schemas.response::<process_batch::BatchResponse>());
+            ("processBatch", "Process a text and return all results at once", response)
         }
-        Route::Task(_) | Route::Hub | Route::Predict => tasks::described(route, schemas),
+        Route::Task(_) | Route::Hub | Route::Predict => tasks::operation_head(route, schemas),
         Route::TeiEmbed | Route::EmbedSparse | Route::Rerank | Route::Embeddings | Route::Moderations => {
             let (id, summary, _) = other_dialect(route);
             (id, summary, json_of(json!({})))
         }
-        Route::Transcript | Route::Annotate => transcript::described(route, schemas),
+        Route::Transcript | Route::Annotate => transcript::operation_head(route, schemas),
     };
     let mut responses = Map::new();
     if !ok.is_null() {
@@ -135,7 +135,7 @@ fn operation(route: Route, schemas: &mut Schemas) -> Value {
     let problems: &[&[(&str, &str)]] = match route {
         Route::ProcessStream => &[&BODY_PROBLEMS],
         Route::ProcessBatch => &[&BODY_PROBLEMS, &BATCH_PROBLEMS],
-        Route::Readyz | Route::Models => &[&[("503", "Not ready; `models` says which")]],
+        Route::Readyz | Route::Models => &[&[("503", "Not ready; `models` lists the state of each model")]],
         Route::Index | Route::Livez | Route::OpenApi => &[],
         Route::Transcript | Route::Annotate => &[&BODY_PROBLEMS],
         Route::Task(_) | Route::Hub | Route::Predict => &[],
@@ -157,7 +157,7 @@ fn operation(route: Route, schemas: &mut Schemas) -> Value {
     }
     let mut operation = json!({ "operationId": id, "summary": summary, "responses": responses });
     if matches!(route, Route::ProcessStream | Route::ProcessBatch) {
-        let content = json_of(schemas.sent::<ProcessRequest>());
+        let content = json_of(schemas.request::<ProcessRequest>());
         operation["requestBody"] = json!({ "required": true, "content": content });
     }
     if matches!(route, Route::TeiEmbed | Route::EmbedSparse | Route::Rerank | Route::Embeddings | Route::Moderations) {
@@ -182,13 +182,13 @@ fn operation(route: Route, schemas: &mut Schemas) -> Value {
     operation
 }
 
-/// Problems of the routes of other servers, whose errors have the shapes of these.
+/// The problems of the dialects of other servers, whose errors have the form of the dialect.
 const OTHER_PROBLEMS: [(&str, &str); 5] = [
-    ("400", "The request is wrong; 422 in the dialect of text-embeddings-inference"),
+    ("400", "The request is invalid; 422 in the dialect of text-embeddings-inference"),
     ("404", "No such model is served"),
-    ("424", "No model that is served does this"),
+    ("424", "No served model supports this"),
     ("429", "The caller has more than its share, see `Retry-After`"),
-    ("503", "The model cannot answer now"),
+    ("503", "The model is not available now"),
 ];
 
 /// The id, the summary and the body of a route of another server.
@@ -199,7 +199,7 @@ fn other_dialect(route: Route) -> (&'static str, &'static str, &'static str) {
             "Embeddings, in the dialect of text-embeddings-inference",
             "`inputs`, a text or a list of texts; `normalize`, `truncate`",
         ),
-        Route::EmbedSparse => ("embedSparse", "Declined: no model makes sparse embeddings", "As for `/embed`"),
+        Route::EmbedSparse => ("embedSparse", "Always refused: no model computes sparse embeddings", "As for `/embed`"),
         Route::Rerank => (
             "rerank",
             "Texts by their relevance, in the dialect of text-embeddings-inference",
@@ -218,9 +218,9 @@ fn other_dialect(route: Route) -> (&'static str, &'static str, &'static str) {
     }
 }
 
-/// A problem, by its media type.
+/// The content of a problem response.
 fn problem(schemas: &mut Schemas) -> Value {
-    json!({ problem::CONTENT_TYPE: { "schema": schemas.answered::<problem::Wire<'_>>() } })
+    json!({ problem::CONTENT_TYPE: { "schema": schemas.response::<problem::Wire<'_>>() } })
 }
 
 fn description(route: Route) -> String {
@@ -228,14 +228,14 @@ fn description(route: Route) -> String {
         Route::Task(_) | Route::Hub | Route::Predict => return tasks::description(route),
         Route::Transcript | Route::Annotate => transcript::DESCRIPTION,
         Route::ProcessStream => {
-            "Events in this order: started, chunking, chunked; for each step that was asked for its `_processing`, \
-             for sentiment a `_progress` per chunk, then `_complete` or `_error`; at last completed, or error when \
-             the request was given up. As NDJSON each is a line. As server-sent events each has its status as \
-             `event`, its place in the stream as `id`, and itself as `data`."
+            "Events in this order: started, chunking, chunked; for each requested step its `_processing`, for \
+             sentiment a `_progress` per chunk, then `_complete` or `_error`; at the end completed, or error when \
+             the request was aborted. As NDJSON, each event is a line. As server-sent events, `event` is the \
+             status, `id` the number of the event in the stream, and `data` the event."
         }
-        Route::ProcessBatch => "The results that were asked for",
-        Route::Readyz => "Every model can answer",
-        _ => "The answer",
+        Route::ProcessBatch => "The requested results",
+        Route::Readyz => "Every model is ready",
+        _ => "The response",
     };
     text.to_owned()
 }

@@ -1,4 +1,4 @@
-//! The paths of pipelines and executions. Their answers are written member by member, so their schemas are written here.
+//! The paths of pipelines and executions. Their responses are written member by member, so the schemas are written here.
 
 use serde_json::{Map, Value, json};
 use weir_core::pipelines::{NAME_BYTES_MAX, State, StepState};
@@ -12,16 +12,16 @@ use crate::{
     },
 };
 
-/// What can go wrong on a path.
+/// The problems of an operation: status and description.
 type Problems = &'static [(&'static str, &'static str)];
 
-const WHO: (&str, &str) = ("401", "The request does not show who sends it");
-const PLACE: (&str, &str) = ("403", "Without authentication executions are served on a loopback address only");
-const THERE: (&str, &str) = ("404", "There is no such thing, or not for this user");
-const OFTEN: (&str, &str) = ("429", "This user asks too often, see `Retry-After`");
+const NOT_AUTHENTICATED: (&str, &str) = ("401", "The request has no valid credentials");
+const NOT_LOOPBACK: (&str, &str) = ("403", "Without authentication, executions are served on a loopback address only");
+const NOT_FOUND: (&str, &str) = ("404", "There is no such resource, or this user has no access to it");
+const RATE_LIMITED: (&str, &str) = ("429", "This user sends too many requests, see `Retry-After`");
 const INVALID: (&str, &str) = ("503", "The definition cannot be used, for the reasons in `detail` and `errors`");
-const QUERY: (&str, &str) = ("422", "The query is not fit; `errors` lists what is wrong");
-const STORE: (&str, &str) = ("503", "The store cannot answer now, see `Retry-After`");
+const QUERY: (&str, &str) = ("422", "The query has invalid parameters; `errors` lists them");
+const STORE: (&str, &str) = ("503", "The store is not available now, see `Retry-After`");
 
 /// Adds the paths.
 pub(super) fn add(paths: &mut Map<String, Value>, schemas: &mut Schemas) {
@@ -34,9 +34,9 @@ pub(super) fn add(paths: &mut Map<String, Value>, schemas: &mut Schemas) {
                 }
                 _ => json!({ "type": "string", "pattern": "^exec_[A-Za-z0-9_-]{21}[AQgw]$" }),
             };
-            let place = json!({ "name": name, "in": "path", "required": true, "schema": schema });
+            let parameter = json!({ "name": name, "in": "path", "required": true, "schema": schema });
             let more = operation["parameters"].as_array().cloned().unwrap_or_default();
-            operation["parameters"] = Value::Array([vec![place], more].concat());
+            operation["parameters"] = Value::Array([vec![parameter], more].concat());
         }
         let content = problem(schemas);
         if let Some(responses) = operation["responses"].as_object_mut() {
@@ -55,45 +55,45 @@ fn operation(method: &str, path: &str, schemas: &mut Schemas) -> (Value, Problem
             let step = object(&[("id", text()), ("kind", text())]);
             let mut pipeline =
                 object(&[("name", text()), ("valid", json!({ "type": "boolean" })), ("steps", array(step))]);
-            // Only of one that is not valid.
+            // Only for an invalid pipeline.
             pipeline["properties"]["error"] = text();
-            pipeline["properties"]["errors"] = array(schemas.answered::<FieldError>());
+            pipeline["properties"]["errors"] = array(schemas.response::<FieldError>());
             let list = object(&[("pipelines", array(pipeline))]);
-            (read("pipelines", "The pipelines that this user may start", list), &[WHO, PLACE, OFTEN])
+            (read("pipelines", "The pipelines that this user may start", list), &[NOT_AUTHENTICATED, NOT_LOOPBACK, RATE_LIMITED])
         }
         ("POST", "/upload") => (upload(), UPLOAD_PROBLEMS),
         ("POST", _) => (start(), START_PROBLEMS),
         ("GET", "/pipelines/{name}") => {
-            let definition = json!({ "type": "object", "description": "Every member, also those with defaults" });
-            (read("pipeline", "The definition of a pipeline", definition), &[WHO, PLACE, THERE, OFTEN, INVALID])
+            let definition = json!({ "type": "object", "description": "All members, including those with default values" });
+            (read("pipeline", "The definition of a pipeline", definition), &[NOT_AUTHENTICATED, NOT_LOOPBACK, NOT_FOUND, RATE_LIMITED, INVALID])
         }
         ("GET", "/executions") => {
-            let listed = object(&[
+            let summary_schema = object(&[
                 ("execution_id", text()),
                 ("pipeline", text()),
                 ("state", states()),
-                ("started_at", moment()),
-                ("errors", described(whole(), "Steps that have failed")),
+                ("started_at", date_time()),
+                ("errors", described(integer(), "Number of failed steps")),
                 ("links", links()),
             ]);
-            let list = object(&[("executions", array(listed))]);
+            let list = object(&[("executions", array(summary_schema))]);
             let mut operation = read("executions", "The executions of this user, the newest first", list);
             operation["parameters"] = json!([
-                query("state", states(), "In this state only"),
-                query("pipeline", text(), "Of this pipeline only"),
+                query("state", states(), "Only executions in this state"),
+                query("pipeline", text(), "Only executions of this pipeline"),
                 query(
                     "limit",
                     json!({ "type": "integer", "minimum": 1, "maximum": LIMIT_MAX, "default": LIMIT_DEFAULT }),
-                    "At most this number",
+                    "Maximum number of executions",
                 ),
-                query("after", text(), "Those that began before the execution with this id"),
+                query("after", text(), "Only executions that began before the execution with this id"),
             ]);
-            (operation, &[WHO, PLACE, QUERY, OFTEN])
+            (operation, &[NOT_AUTHENTICATED, NOT_LOOPBACK, QUERY, RATE_LIMITED])
         }
         ("DELETE", _) => {
             let mut operation =
-                read("cancel", "Cancel an execution: what runs is stopped, nothing is undone", status());
-            operation["responses"]["200"]["description"] = json!("It has ended");
+                read("cancel", "Cancel an execution: running steps are stopped, nothing is compensated", status());
+            operation["responses"]["200"]["description"] = json!("The execution has ended");
             (operation, CANCEL_PROBLEMS)
         }
         ("GET", "/reliability") => {
@@ -109,50 +109,50 @@ fn operation(method: &str, path: &str, schemas: &mut Schemas) -> (Value, Problem
                 "tool_calls",
             ];
             let rates = ["sr", "cr", "tcl_ms", "wct_ms"].map(|name| (name, rate.clone()));
-            let counts = counts.map(|name| (name, whole()));
+            let counts = counts.map(|name| (name, integer()));
             let all: Vec<_> = rates.into_iter().chain(counts).collect();
-            let window: Vec<_> = std::iter::once(("seconds", whole())).chain(all.clone()).collect();
+            let window: Vec<_> = std::iter::once(("seconds", integer())).chain(all.clone()).collect();
             let body = object(&[("total", object(&all)), ("window", object(&window))]);
             let what = "Success rate, compensation rate, mean tool latency and mean workflow time";
-            (read("reliability", what, body), &[WHO, PLACE, OFTEN])
+            (read("reliability", what, body), &[NOT_AUTHENTICATED, NOT_LOOPBACK, RATE_LIMITED])
         }
-        _ => (read("execution", "How far an execution is", status()), &[WHO, PLACE, THERE, OFTEN, STORE]),
+        _ => (read("execution", "The status of an execution", status()), &[NOT_AUTHENTICATED, NOT_LOOPBACK, NOT_FOUND, RATE_LIMITED, STORE]),
     }
 }
 
 const UPLOAD_PROBLEMS: Problems = &[
-    WHO,
-    PLACE,
-    THERE,
+    NOT_AUTHENTICATED,
+    NOT_LOOPBACK,
+    NOT_FOUND,
     ("413", "The file is too large"),
     ("415", "The body is neither a text nor a form"),
-    ("422", "The file is not a text in UTF-8, or the query is not fit"),
+    ("422", "The file is not UTF-8 text, or the query has invalid parameters"),
     (
         "429",
-        "This user asks too often, or has all the executions or all the state that a user may have, see `Retry-After`",
+        "This user sends too many requests, or has reached the maximum executions or state of a user, see `Retry-After`",
     ),
-    ("503", "The server has all the executions that it may have, or the store cannot answer now, see `Retry-After`"),
+    ("503", "The server has reached its maximum number of executions, or the store is not available now, see `Retry-After`"),
 ];
 
 const CANCEL_PROBLEMS: Problems =
-    &[WHO, PLACE, THERE, ("409", "It is over, what it did is being undone, or another instance owns it"), OFTEN, STORE];
+    &[NOT_AUTHENTICATED, NOT_LOOPBACK, NOT_FOUND, ("409", "The execution has ended, is being compensated, or is owned by another instance"), RATE_LIMITED, STORE];
 
 const START_PROBLEMS: Problems = &[
-    ("400", "The body is no JSON"),
-    WHO,
-    PLACE,
-    THERE,
-    ("409", "Another request with this `Idempotency-Key` is being answered"),
+    ("400", "The body is not JSON"),
+    NOT_AUTHENTICATED,
+    NOT_LOOPBACK,
+    NOT_FOUND,
+    ("409", "Another request with this `Idempotency-Key` is in progress"),
     ("413", "The input is too large"),
     ("415", "The body is not JSON in UTF-8"),
-    ("422", "The `Idempotency-Key` is none, or was sent with another input"),
+    ("422", "The `Idempotency-Key` is invalid, or was used with another input"),
     (
         "429",
-        "This user asks too often, or has all the executions or all the state that a user may have, see `Retry-After`",
+        "This user sends too many requests, or has reached the maximum executions or state of a user, see `Retry-After`",
     ),
     (
         "503",
-        "The definition of the pipeline cannot be used, for the reasons in `detail` and `errors`; or the server has all the executions that it may have, or the store cannot answer now, see `Retry-After`",
+        "The definition of the pipeline cannot be used, for the reasons in `detail` and `errors`; or the server has reached its maximum number of executions, or the store is not available now, see `Retry-After`",
     ),
 ];
 
@@ -167,7 +167,7 @@ fn upload() -> Value {
         ("pipeline", text()),
         ("links", links),
     ]);
-    let location = json!({ "Location": { "schema": { "type": "string" }, "description": "Where its status is" } });
+    let location = json!({ "Location": { "schema": { "type": "string" }, "description": "The path of its status" } });
     json!({
         "operationId": "upload",
         "summary": "Analyze a file: an execution with its text as the input",
@@ -178,7 +178,7 @@ fn upload() -> Value {
         ],
         "requestBody": { "required": true, "content": { "text/plain": file, "multipart/form-data": form } },
         "responses": {
-            "202": { "description": "It has begun, and survives a crash from now on", "headers": location,
+            "202": { "description": "The execution has started and is stored", "headers": location,
                      "content": { "application/json": { "schema": accepted } } },
         },
     })
@@ -196,23 +196,23 @@ fn described(mut schema: Value, what: &str) -> Value {
 fn start() -> Value {
     let header = |name: &str, what: &str| json!({ "name": name, "in": "header", "schema": { "type": "string" }, "description": what });
     let accepted = object(&[("execution_id", text()), ("pipeline", text()), ("state", states()), ("links", links())]);
-    let location = json!({ "Location": { "schema": { "type": "string" }, "description": "Where its status is" } });
+    let location = json!({ "Location": { "schema": { "type": "string" }, "description": "The path of its status" } });
     json!({
         "operationId": "start",
-        "summary": "Begin an execution of a pipeline",
-        "description": "Its events are at `/stream/pipeline/{execution_id}`. It goes on whether or not anybody follows.",
+        "summary": "Start an execution of a pipeline",
+        "description": "Its events are at `/stream/pipeline/{execution_id}`. It continues without subscribers.",
         "parameters": [
-            header("Prefer", "`wait` or `wait=SECONDS`: answer with the end, if it comes in time; `respond-async`: do not wait"),
-            header("Idempotency-Key", "Requests with the same key begin one execution"),
+            header("Prefer", "`wait` or `wait=SECONDS`: respond with the final status if the execution ends in time; `respond-async`: do not wait"),
+            header("Idempotency-Key", "Requests with the same key start only one execution"),
         ],
         "requestBody": {
             "required": true,
             "content": { "application/json": { "schema": { "description": "The input: any JSON value" } } },
         },
         "responses": {
-            "200": { "description": "It has ended, and the client waited for that", "headers": location,
+            "200": { "description": "The execution has ended while the client waited", "headers": location,
                      "content": { "application/json": { "schema": status() } } },
-            "202": { "description": "It has begun, and survives a crash from now on", "headers": location,
+            "202": { "description": "The execution has started and is stored", "headers": location,
                      "content": { "application/json": { "schema": accepted } } },
         },
     })
@@ -232,7 +232,7 @@ fn status() -> Value {
     let mut step = object(&[
         ("id", text()),
         ("state", json!({ "enum": steps })),
-        ("attempts", whole()),
+        ("attempts", integer()),
         ("kind", text()),
         ("after", array(text())),
     ]);
@@ -241,8 +241,8 @@ fn status() -> Value {
             "started_at",
             described(json!({ "type": ["string", "null"], "format": "date-time" }), "When the last attempt began"),
         ),
-        ("duration_ms", described(json!({ "type": ["number", "null"] }), "How long it took; null until it is over")),
-        ("progress", described(json!({ "type": ["number", "null"] }), "From 0 to 1, as far as it has said")),
+        ("duration_ms", described(json!({ "type": ["number", "null"] }), "How long it took; null until it has ended")),
+        ("progress", described(json!({ "type": ["number", "null"] }), "Progress from 0 to 1, if the step reports it")),
     ];
     for (name, schema) in times {
         step["properties"][name] = schema;
@@ -253,20 +253,20 @@ fn status() -> Value {
     let more = [
         ("failed_step", json!({ "type": ["string", "null"] })),
         ("cancelled", json!({ "type": "boolean" })),
-        ("compensated", whole()),
-        ("compensations_failed", whole()),
+        ("compensated", integer()),
+        ("compensations_failed", integer()),
     ];
     let failure: Vec<_> = failure.into_iter().chain(more).collect();
     object(&[
         ("execution_id", text()),
         ("pipeline", text()),
         ("state", states()),
-        ("started_at", moment()),
+        ("started_at", date_time()),
         ("duration_ms", json!({ "type": "number" })),
-        ("events", whole()),
-        ("resumed", whole()),
+        ("events", integer()),
+        ("resumed", integer()),
         ("steps", array(step)),
-        ("output", json!({ "description": "Null until it was completed" })),
+        ("output", json!({ "description": "Null unless the execution is completed" })),
         ("failure", json!({ "oneOf": [object(&failure), { "type": "null" }] })),
         ("links", links()),
     ])
@@ -284,11 +284,11 @@ fn text() -> Value {
     json!({ "type": "string" })
 }
 
-fn whole() -> Value {
+fn integer() -> Value {
     json!({ "type": "integer", "minimum": 0 })
 }
 
-fn moment() -> Value {
+fn date_time() -> Value {
     json!({ "type": "string", "format": "date-time" })
 }
 
@@ -296,7 +296,7 @@ fn array(items: Value) -> Value {
     json!({ "type": "array", "items": items })
 }
 
-/// An object that has all of these.
+/// The schema of an object with these required members.
 fn object(members: &[(&str, Value)]) -> Value {
     let names: Vec<&str> = members.iter().map(|(name, _)| *name).collect();
     let properties: Map<String, Value> =

@@ -33,31 +33,31 @@ pub(super) fn add(paths: &mut Map<String, Value>, schemas: &mut Schemas) {
     }
 }
 
-/// What can go wrong.
+/// The problems of an operation.
 fn problems(method: &str, path: &str) -> Vec<(&'static str, &'static str)> {
     let mut problems = vec![
-        ("401", "The request does not show who sends it"),
-        ("403", "Without authentication sessions are kept on a loopback address only"),
+        ("401", "The request has no valid credentials"),
+        ("403", "Without authentication, sessions are stored on a loopback address only"),
         (
             "429",
-            "This user asks too often, or has all the sessions or all the state that a user may have, see `Retry-After`",
+            "This user sends too many requests, or has reached the maximum sessions or state of a user, see `Retry-After`",
         ),
-        ("503", "What sessions are kept in cannot answer now, or there are too many of them; see `Retry-After`"),
+        ("503", "The store is not available now, or there are too many sessions; see `Retry-After`"),
     ];
     if path == "/sessions" {
-        problems.push(("400", "The body cannot be read"));
+        problems.push(("400", "The body is not JSON"));
         problems.push(("413", "The body is too large"));
         problems.push(("415", "The body is not JSON in UTF-8"));
-        problems.push(("422", "The configuration is wrong; `errors` lists all that is"));
+        problems.push(("422", "The configuration has invalid fields; `errors` lists them"));
         return problems;
     }
-    problems.push(("404", "There is no such session, or not for this user"));
-    problems.push(("422", "The id is none"));
+    problems.push(("404", "There is no such session, or this user has no access to it"));
+    problems.push(("422", "The id is invalid"));
     if path.ends_with("/context") || method == "POST" {
-        problems.push(("406", "No form of the answer is accepted"));
+        problems.push(("406", "The client accepts none of the media types of the response"));
     }
     if method == "POST" {
-        problems.push(("409", "The session has ended or expired, or another instance owns it"));
+        problems.push(("409", "The session has ended or expired, or is owned by another instance"));
     }
     if path.ends_with("/chunks") {
         problems.push(("415", "The body is neither lines of JSON nor JSON"));
@@ -67,7 +67,7 @@ fn problems(method: &str, path: &str) -> Vec<(&'static str, &'static str)> {
 
 fn operation(method: &str, path: &str, schemas: &mut Schemas) -> Value {
     let lines = |schemas: &mut Schemas| {
-        let line = schemas.answered::<EventLine<'_>>();
+        let line = schemas.response::<EventLine<'_>>();
         json!({ "application/x-ndjson": { "schema": line.clone() }, "text/event-stream": { "schema": line } })
     };
     match (method, path.rsplit('/').next()) {
@@ -75,69 +75,69 @@ fn operation(method: &str, path: &str, schemas: &mut Schemas) -> Value {
             let link = json!({ "schema": { "type": "string" }, "description": "The path of the session" });
             json!({
                 "operationId": "createSession",
-                "summary": "Make a transcript session that is stored",
+                "summary": "Create a stored transcript session",
                 "requestBody": { "required": true, "content": json_of(config()) },
                 "responses": { "201": {
-                    "description": "The session, and where it is found",
+                    "description": "The session and its links",
                     "headers": { "Location": link },
-                    "content": json_of(schemas.answered::<SessionCreated<'_>>()),
+                    "content": json_of(schemas.response::<SessionCreated<'_>>()),
                 } },
             })
         }
         ("POST", Some("chunks")) => json!({
             "operationId": "feedSession",
             "summary": "Feed a session: chunks in, events out, in both directions at once",
-            "description": "Every event is in the session's channel before it is answered. A chunk with a `seq` that is not above the highest \
-                            that was taken is answered `repeated`: submitting again what has no answer is safe, after a crash of the server \
-                            too. Who feeds a session that another request feeds takes it over; the other is told `superseded`.",
+            "description": "Every event is stored in the session's channel before it is sent. A chunk with a `seq` that is not above the highest \
+                            so far is answered with `repeated`, so sending unanswered chunks again is safe, also after a crash of the \
+                            server. A request that feeds a session takes over from an earlier one, which ends with `superseded`.",
             "requestBody": { "required": true, "content": transcript::lines(schemas) },
             "responses": { "200": { "description": transcript::DESCRIPTION, "content": lines(schemas) } },
         }),
         ("POST", _) => json!({
             "operationId": "endSession",
-            "summary": "End a session: what is in flight is final, the last summary is made, and its channel is finished",
+            "summary": "End a session: the segment in flight becomes final, the last summary is due, and the channel is finished",
             "responses": { "200": { "description": transcript::DESCRIPTION, "content": lines(schemas) } },
         }),
         ("DELETE", _) => json!({
             "operationId": "deleteSession",
-            "summary": "Delete a session; its channel is finished, and can be replayed for as long as events are kept",
-            "responses": { "204": { "description": "It is gone" } },
+            "summary": "Delete a session; its channel is finished, and can be replayed while its events are retained",
+            "responses": { "204": { "description": "The session is deleted" } },
         }),
         (_, Some("context")) => {
-            let mut content = json_of(schemas.answered::<ContextWire<'_>>());
+            let mut content = json_of(schemas.response::<ContextWire<'_>>());
             content["text/plain"] = json!({ "schema": { "type": "string" } });
             json!({
                 "operationId": "sessionContext",
-                "summary": "What a language model is shown: the latest final segments, and the prompt",
+                "summary": "The context window for a language model: the latest final segments, and the prompt",
                 "responses": { "200": { "description": "The context window", "content": content } },
             })
         }
         _ => {
-            let known = json!({
+            let registry_state = json!({
                 "type": "object",
                 "properties": {
                     "session_id": { "type": "string" },
                     "state": { "enum": ["open", "expired", "ended"] },
-                    "created_ms": { "type": "integer", "description": "When it was made, in milliseconds since 1970" },
-                    "feeding": { "type": "boolean", "description": "A request feeds it now" },
+                    "created_ms": { "type": "integer", "description": "When it was created, in milliseconds since 1970" },
+                    "feeding": { "type": "boolean", "description": "True while a request feeds it" },
                 },
                 "required": ["session_id", "created_ms", "feeding"],
             });
-            let state = json!({ "allOf": [schemas.answered::<StateWire<'_>>(), known] });
+            let state = json!({ "allOf": [schemas.response::<StateWire<'_>>(), registry_state] });
             json!({
                 "operationId": "session",
-                "summary": "The state of a session, and what it counts",
-                "responses": { "200": { "description": "As of the last answer to who feeds it", "content": json_of(state) } },
+                "summary": "The state and the metrics of a session",
+                "responses": { "200": { "description": "The state as of the last stored event", "content": json_of(state) } },
             })
         }
     }
 }
 
-/// A configuration. What is not there has its default.
+/// The schema of a configuration; absent members have their defaults.
 fn config() -> Value {
     let object =
         |properties: Value| json!({ "type": "object", "additionalProperties": false, "properties": properties });
-    let whole = |default: u64, description: &str| json!({ "type": "integer", "minimum": 0, "default": default, "description": description });
+    let integer = |default: u64, description: &str| json!({ "type": "integer", "minimum": 0, "default": default, "description": description });
     let number = |default: f64, description: &str| json!({ "type": "number", "minimum": 0, "default": default, "description": description });
     let lists = |description: &str| {
         json!({
@@ -146,41 +146,41 @@ fn config() -> Value {
         })
     };
     object(json!({
-        "max_gap_sec": number(1.0, "A pause of more seconds ends a segment"),
+        "max_gap_sec": number(1.0, "A pause of more than this number of seconds ends a segment"),
         "overlap": {
             "type": "boolean", "default": false,
-            "description": "Chunks may start while the segment in flight lasts, not before it starts",
+            "description": "Chunks may start before the segment in flight ends, but not before it starts",
         },
         "annotate": {
             "type": "array", "items": { "enum": ["keywords", "intent", "sentiment", "entities"] },
             "default": ["keywords", "intent"],
-            "description": "What is told of final segments; models are asked for `sentiment` and `entities`",
+            "description": "The annotations of final segments; `sentiment` and `entities` are computed by models",
         },
-        "keywords": lists("The keywords of each risk, in the place of those that are known"),
-        "actions": lists("The phrases of each pattern that announces an action, in the place of those that are known"),
+        "keywords": lists("The keywords of each risk, instead of the built-in ones"),
+        "actions": lists("The phrases of each pattern of an action, instead of the built-in ones"),
         "context": object(json!({
-            "max_segments": whole(10, "Most final segments in the context window"),
-            "max_time_sec": number(120.0, "Most seconds that it spans"),
+            "max_segments": integer(10, "Maximum number of final segments in the context window"),
+            "max_time_sec": number(120.0, "Maximum duration of the context window, in seconds"),
         })),
         "summary": object(json!({
-            "every_finals": whole(5, "A summary after so many final segments; 0 for never"),
-            "at_end": { "type": "boolean", "default": true, "description": "A summary at the end" },
+            "every_finals": integer(5, "Number of final segments after which a summary is due; 0: never"),
+            "at_end": { "type": "boolean", "default": true, "description": "A summary is due at the end" },
         })),
         "routing": object(json!({
-            "question": whole(0, "Segments that are kept for this workflow"),
-            "action_item": whole(0, "The same"),
-            "decision": whole(0, "The same"),
-            "general": whole(0, "The same"),
-            "queued_max": whole(128, "Segments of all workflows together"),
+            "question": integer(0, "Maximum number of queued segments of this workflow"),
+            "action_item": integer(0, "The same"),
+            "decision": integer(0, "The same"),
+            "general": integer(0, "The same"),
+            "queued_max": integer(128, "Maximum number of queued segments of all workflows together"),
         })),
         "idle": object(json!({
-            "expire_ms": whole(600_000, "A session to which nothing comes for so long expires; 0 for never. A stored session may not ask for longer than the server allows (`sessions.expire_ms_max`)"),
-            "warn_ms": whole(30_000, "It is warned so long before"),
+            "expire_ms": integer(600_000, "Idle time after which the session expires; 0: never. For a stored session, at most `sessions.expire_ms_max`"),
+            "warn_ms": integer(30_000, "Time before the expiry at which the session is warned"),
         })),
         "limits": object(json!({
-            "text_bytes_max": whole(8192, "Of a chunk"),
-            "speaker_bytes_max": whole(256, "Of a speaker's name"),
-            "segment_bytes_max": whole(16_384, "Of a segment: one that would pass it is final; at most 32768 where it is stored"),
+            "text_bytes_max": integer(8192, "Maximum length of the text of a chunk, in bytes"),
+            "speaker_bytes_max": integer(256, "Maximum length of a speaker's name, in bytes"),
+            "segment_bytes_max": integer(16_384, "Maximum length of a segment, in bytes; a segment that would exceed it becomes final. At most 32768 in a stored session"),
         })),
     }))
 }

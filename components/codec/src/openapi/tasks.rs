@@ -1,4 +1,4 @@
-//! What the paths that work text by text take and answer.
+//! The requests and responses of the tasks on texts.
 
 use schemars::JsonSchema;
 use serde_json::{Value, json};
@@ -15,7 +15,7 @@ use crate::{
     },
 };
 
-/// A text, or an object with one. A line of an NDJSON body is one of these too.
+/// A text, or an object with a text; also a line of an NDJSON body.
 #[derive(JsonSchema)]
 #[schemars(untagged, rename = "Input")]
 #[allow(dead_code)]
@@ -24,17 +24,17 @@ enum InputDoc {
     Object(InputObject),
 }
 
-/// A text and what belongs to it; other fields are refused.
+/// A text with its pair and its id; unknown fields are refused.
 #[derive(JsonSchema)]
 #[schemars(deny_unknown_fields)]
 #[allow(dead_code)]
 struct InputObject {
     /// The text.
     text: String,
-    /// The second text of a pair; only `/v1/classify` takes one.
+    /// The second text of a pair; only for `/v1/classify`.
     #[schemars(default)]
     text_pair: Option<String>,
-    /// Comes back with the result of a stream.
+    /// The id of the text, repeated in the result of a stream.
     #[schemars(default, extend("maxLength" = ID_BYTES_MAX))]
     id: Option<Id>,
 }
@@ -89,55 +89,55 @@ enum AggregationStrategy {
     Max,
 }
 
-/// Parameters of `/v1/classify`. The query string takes the same; it is how an NDJSON request gives them.
+/// Parameters of `/v1/classify`. The query string has the same parameters, for NDJSON requests.
 #[derive(JsonSchema)]
 #[schemars(deny_unknown_fields)]
 #[allow(dead_code)]
 struct ClassifyParameters {
-    /// How many labels, best first; all when absent.
+    /// Number of labels, best first; all when absent.
     #[schemars(default, range(min = 1))]
     top_k: Option<u32>,
-    /// When absent, the model's configuration decides.
+    /// The activation function; when absent, that of the model's configuration.
     #[schemars(default)]
     function_to_apply: Option<FunctionToApply>,
-    /// Cut a text of more tokens than the model takes; else it fails with `too_long`.
+    /// Truncate a text of more tokens than the model accepts; else it fails with `too_long`.
     #[schemars(default)]
     truncation: bool,
-    /// The side at which it is cut; `right`, the end, when absent.
+    /// The side that is cut off; `right`, the end, when absent.
     #[schemars(default)]
     truncation_direction: Option<TruncationDirection>,
-    /// How long a text may take, in milliseconds; one that waits longer fails with `deadline_exceeded`.
+    /// The timeout of a text, in milliseconds; after it the text fails with `deadline_exceeded`.
     #[schemars(default, range(min = 1))]
     timeout_ms: Option<u32>,
 }
 
-/// Parameters of `/v1/tokens`. The query string takes the same; `ignore_labels` is repeated there.
+/// Parameters of `/v1/tokens`. The query string has the same parameters; `ignore_labels` is repeated there.
 #[derive(JsonSchema)]
 #[schemars(deny_unknown_fields)]
 #[allow(dead_code)]
 struct TokensParameters {
-    /// `none` when absent.
+    /// How tokens become entities; `none` when absent.
     #[schemars(default)]
     aggregation_strategy: Option<AggregationStrategy>,
-    /// Labels left out; `["O"]` when absent.
+    /// Labels that are left out; `["O"]` when absent.
     #[schemars(default, length(max = IGNORE_LABELS_MAX))]
     ignore_labels: Option<Vec<String>>,
-    /// Cut a text of more tokens than the model takes, unless false; then it fails with `too_long`.
+    /// Truncate a text of more tokens than the model accepts; if false, it fails with `too_long`.
     #[schemars(default = "yes")]
     truncation: bool,
-    /// The side at which it is cut; `right`, the end, when absent.
+    /// The side that is cut off; `right`, the end, when absent.
     #[schemars(default)]
     truncation_direction: Option<TruncationDirection>,
-    /// Read a longer text whole, in windows with at least this many tokens in common; at most half of the model's maximum. It is not cut
-    /// then.
+    /// Read a longer text completely, in windows that overlap by at least this number of tokens; at most half of the model's maximum. The
+    /// text is not truncated then.
     #[schemars(default, range(min = 1))]
     stride: Option<u32>,
-    /// How long a text may take, in milliseconds; one that waits longer fails with `deadline_exceeded`.
+    /// The timeout of a text, in milliseconds; after it the text fails with `deadline_exceeded`.
     #[schemars(default, range(min = 1))]
     timeout_ms: Option<u32>,
 }
 
-/// Parameters of `/v1/embed`. The query string takes the same.
+/// Parameters of `/v1/embed`. The query string has the same parameters.
 #[derive(JsonSchema)]
 #[schemars(deny_unknown_fields)]
 #[allow(dead_code)]
@@ -145,13 +145,13 @@ struct EmbedParameters {
     /// Scale the vector to length 1.
     #[schemars(default = "yes")]
     normalize: bool,
-    /// Cut a text of more tokens than the model takes, unless false; then it fails with `too_long`.
+    /// Truncate a text of more tokens than the model accepts; if false, it fails with `too_long`.
     #[schemars(default = "yes")]
     truncate: bool,
-    /// The side at which it is cut; `right`, the end, when absent.
+    /// The side that is cut off; `right`, the end, when absent.
     #[schemars(default)]
     truncation_direction: Option<TruncationDirection>,
-    /// How long a text may take, in milliseconds; one that waits longer fails with `deadline_exceeded`.
+    /// The timeout of a text, in milliseconds; after it the text fails with `deadline_exceeded`.
     #[schemars(default, range(min = 1))]
     timeout_ms: Option<u32>,
 }
@@ -160,7 +160,7 @@ fn yes() -> bool {
     true
 }
 
-/// Texts and their task parameters; other fields are refused.
+/// Texts and their task parameters; unknown fields are refused.
 #[derive(JsonSchema)]
 #[schemars(deny_unknown_fields, rename = "{P}Request")]
 #[allow(dead_code)]
@@ -170,13 +170,13 @@ struct Request<P> {
     /// The model; when absent, the one that is configured for the task.
     #[schemars(default, length(min = 1, max = MODEL_BYTES_MAX))]
     model: Option<String>,
-    /// What is asked.
+    /// The parameters of the request.
     #[schemars(default)]
     parameters: Option<P>,
 }
 
-/// A result, or why there is none. A failure that may pass is a problem of the whole request, and so is any failure of
-/// a request with one text.
+/// A result or an error. A retryable failure is a problem of the whole request, and so is every failure of a request with
+/// one text.
 #[derive(JsonSchema)]
 #[schemars(untagged, rename = "{O}Place")]
 #[allow(dead_code)]
@@ -192,7 +192,7 @@ enum ResultSlot<O> {
 struct ResultsBody<O> {
     /// The results.
     outputs: Vec<ResultSlot<O>>,
-    /// The model that made them.
+    /// The model.
     model: String,
 }
 
@@ -205,13 +205,13 @@ enum StreamLine<'a> {
     Done(DoneLine),
 }
 
-/// A request in the dialect of the Hugging Face inference API; other fields are ignored.
+/// A request in the dialect of the Hugging Face inference API; unknown fields are ignored.
 #[derive(JsonSchema)]
 #[allow(dead_code)]
 struct HubRequest {
     /// The texts.
     inputs: InputsDoc,
-    /// Those of the model's task; they may stand beside `inputs` too.
+    /// The parameters of the model's task; they may also be members of the body.
     #[schemars(default)]
     parameters: Option<HubParameters>,
     /// Ignored.
@@ -229,7 +229,7 @@ enum HubParameters {
     Embed(EmbedParameters),
 }
 
-/// An answer in the dialect of the Hugging Face inference API, by the kind of the model.
+/// A response in the dialect of the Hugging Face inference API, by the kind of the model.
 #[derive(JsonSchema)]
 #[schemars(untagged)]
 #[allow(dead_code)]
@@ -251,24 +251,24 @@ enum PredictInputs {
     Batch(#[schemars(length(min = 1, max = INPUTS_MAX))] Vec<Vec<String>>),
 }
 
-/// A request in the dialect of text-embeddings-inference; other fields are ignored.
+/// A request in the dialect of text-embeddings-inference; unknown fields are ignored.
 #[derive(JsonSchema)]
 #[allow(dead_code)]
 struct PredictRequest {
     /// The texts.
     inputs: PredictInputs,
-    /// Answer the logits.
+    /// Return the logits.
     #[schemars(default)]
     raw_scores: bool,
-    /// Cut a text of more tokens than the model takes.
+    /// Truncate a text of more tokens than the model accepts.
     #[schemars(default)]
     truncate: bool,
-    /// The side at which it is cut; `right`, the end, when absent.
+    /// The side that is cut off; `right`, the end, when absent.
     #[schemars(default)]
     truncation_direction: Option<TruncationDirection>,
 }
 
-/// An answer in the dialect of text-embeddings-inference.
+/// A response in the dialect of text-embeddings-inference.
 #[derive(JsonSchema)]
 #[schemars(untagged)]
 #[allow(dead_code)]
@@ -277,52 +277,52 @@ enum PredictAnswer<'a> {
     Many(Vec<Vec<Prediction<'a>>>),
 }
 
-/// Name, summary and answers of a path.
-pub(super) fn described(route: Route, schemas: &mut Schemas) -> (&'static str, &'static str, Value) {
-    let line = |schemas: &mut Schemas, whole: Value| {
-        let line = schemas.answered::<StreamLine<'_>>();
+/// The id, the summary and the response content of an operation.
+pub(super) fn operation_head(route: Route, schemas: &mut Schemas) -> (&'static str, &'static str, Value) {
+    let line = |schemas: &mut Schemas, document: Value| {
+        let line = schemas.response::<StreamLine<'_>>();
         json!({
-            "application/json": { "schema": whole },
+            "application/json": { "schema": document },
             "application/x-ndjson": { "schema": line.clone() },
             "text/event-stream": { "schema": line },
         })
     };
     match route {
         Route::Task(Task::Classify) => {
-            let whole = schemas.answered::<ResultsBody<LabelScore>>();
-            ("classify", "Score texts against the labels of a model", line(schemas, whole))
+            let document = schemas.response::<ResultsBody<LabelScore>>();
+            ("classify", "Score texts against the labels of a model", line(schemas, document))
         }
         Route::Task(Task::Tokens) => {
-            let whole = schemas.answered::<ResultsBody<Entity>>();
-            ("tokens", "Find spans of texts and label them", line(schemas, whole))
+            let document = schemas.response::<ResultsBody<Entity>>();
+            ("tokens", "Find spans of texts and label them", line(schemas, document))
         }
         Route::Task(Task::Embed) => {
-            let whole = schemas.answered::<ResultsBody<f32>>();
-            ("embed", "Turn texts into vectors", line(schemas, whole))
+            let document = schemas.response::<ResultsBody<f32>>();
+            ("embed", "Turn texts into vectors", line(schemas, document))
         }
         Route::Hub => {
-            let whole = json_of(schemas.answered::<HubAnswer>());
-            ("hub", "The dialect of the Hugging Face inference API", whole)
+            let document = json_of(schemas.response::<HubAnswer>());
+            ("hub", "The dialect of the Hugging Face inference API", document)
         }
         _ => {
-            let whole = json_of(schemas.answered::<PredictAnswer<'_>>());
-            ("predict", "The dialect of text-embeddings-inference", whole)
+            let document = json_of(schemas.response::<PredictAnswer<'_>>());
+            ("predict", "The dialect of text-embeddings-inference", document)
         }
     }
 }
 
-/// What a path takes.
+/// The content of a request body.
 pub(super) fn body(route: Route, schemas: &mut Schemas) -> Value {
     let schema = match route {
-        Route::Task(Task::Classify) => schemas.sent::<Request<ClassifyParameters>>(),
-        Route::Task(Task::Tokens) => schemas.sent::<Request<TokensParameters>>(),
-        Route::Task(Task::Embed) => schemas.sent::<Request<EmbedParameters>>(),
-        Route::Hub => schemas.sent::<HubRequest>(),
-        _ => schemas.sent::<PredictRequest>(),
+        Route::Task(Task::Classify) => schemas.request::<Request<ClassifyParameters>>(),
+        Route::Task(Task::Tokens) => schemas.request::<Request<TokensParameters>>(),
+        Route::Task(Task::Embed) => schemas.request::<Request<EmbedParameters>>(),
+        Route::Hub => schemas.request::<HubRequest>(),
+        _ => schemas.request::<PredictRequest>(),
     };
     let mut content = json_of(schema);
     if matches!(route, Route::Task(_)) {
-        content["application/x-ndjson"] = json!({ "schema": schemas.sent::<InputDoc>() });
+        content["application/x-ndjson"] = json!({ "schema": schemas.request::<InputDoc>() });
     }
     content
 }
@@ -336,18 +336,18 @@ pub(super) fn parameters(route: Route, schemas: &mut Schemas) -> Option<Value> {
         }])),
         Route::Task(task) => {
             let schema = match task {
-                Task::Classify => schemas.sent::<ClassifyParameters>(),
-                Task::Tokens => schemas.sent::<TokensParameters>(),
-                Task::Embed => schemas.sent::<EmbedParameters>(),
+                Task::Classify => schemas.request::<ClassifyParameters>(),
+                Task::Tokens => schemas.request::<TokensParameters>(),
+                Task::Embed => schemas.request::<EmbedParameters>(),
             };
             Some(json!([
                 {
                     "name": "model", "in": "query", "schema": { "type": "string" },
-                    "description": "The model; in a JSON request the body's goes before it.",
+                    "description": "The model; in a JSON request, the model of the body takes precedence.",
                 },
                 {
                     "name": "parameters", "in": "query", "style": "form", "explode": true, "schema": schema,
-                    "description": "What is asked; in a JSON request the body's go before these.",
+                    "description": "The parameters of the task; in a JSON request, those of the body take precedence.",
                 },
             ]))
         }
@@ -355,7 +355,7 @@ pub(super) fn parameters(route: Route, schemas: &mut Schemas) -> Option<Value> {
     }
 }
 
-/// What can go wrong, and the schema that says it.
+/// The problems of an operation, each with its content.
 pub(super) fn problems(route: Route, schemas: &mut Schemas) -> Vec<(&'static str, &'static str, Value)> {
     let of = |table: &[(&'static str, &'static str)], content: Value| -> Vec<_> {
         table.iter().map(|&(status, what)| (status, what, content.clone())).collect()
@@ -368,42 +368,42 @@ pub(super) fn problems(route: Route, schemas: &mut Schemas) -> Vec<(&'static str
             all.extend(of(&BATCH_PROBLEMS, content));
             all
         }
-        Route::Hub => of(&HUB_PROBLEMS, json_of(schemas.answered::<HubError<'_>>())),
-        _ => of(&PREDICT_PROBLEMS, json_of(schemas.answered::<PredictError<'_>>())),
+        Route::Hub => of(&HUB_PROBLEMS, json_of(schemas.response::<HubError<'_>>())),
+        _ => of(&PREDICT_PROBLEMS, json_of(schemas.response::<PredictError<'_>>())),
     }
 }
 
 const ITEM_PROBLEMS: [(&str, &str); 2] =
-    [("404", "No such model is served"), ("429", "The caller has more than its share, see `Retry-After`")];
+    [("404", "No such model is served"), ("429", "The caller has too many waiting items, see `Retry-After`")];
 
 const HUB_PROBLEMS: [(&str, &str); 6] = [
-    ("400", "The request is wrong"),
+    ("400", "The request is invalid"),
     ("404", "No such model is served"),
-    ("429", "The caller has more than its share, see `Retry-After`"),
+    ("429", "The caller has too many waiting items, see `Retry-After`"),
     ("500", "Inference failed on this text"),
-    ("503", "The model cannot answer now: it is busy, or it is loading, as `estimated_time` says"),
+    ("503", "The model is not available now: it is busy, or it is loading for `estimated_time` seconds"),
     ("504", "The request took too long"),
 ];
 
 const PREDICT_PROBLEMS: [(&str, &str); 6] = [
     ("400", "`Empty`: a text is empty; `Validation`: the body is not JSON"),
-    ("413", "`Validation`: a text has more tokens than the model takes, or the body is too large"),
-    ("422", "`Validation`: the body has another shape; `Tokenizer`: a text cannot be tokenized"),
+    ("413", "`Validation`: a text has more tokens than the model accepts, or the body is too large"),
+    ("422", "`Validation`: the body is invalid; `Tokenizer`: a text cannot be tokenized"),
     ("424", "`Backend`: inference failed"),
     ("429", "`Overloaded`: the queue is full, see `Retry-After`"),
     ("503", "`Unhealthy`: the model cannot answer now"),
 ];
 
-/// What a successful answer is.
+/// The description of a successful response.
 pub(super) fn description(route: Route) -> String {
     match route {
         Route::Task(_) => format!(
-            "A JSON request is answered at once, or by `Accept` as a stream. An NDJSON request (a text on each line, \
-             of at most {LINE_BYTES_MAX} bytes; the body has no bound) is answered as a stream that begins before the \
-             body has ended: a line for each text as soon as its result exists, whatever their order, then \
-             `{{\"done\":true,…}}`. A line that is wrong is one error, and the stream goes on. As server-sent events \
+            "The response to a JSON request is one document, or by `Accept` a stream. The response to an NDJSON request (a \
+             text on each line of at most {LINE_BYTES_MAX} bytes; the body has no bound) is a stream that begins before \
+             the body has ended: a line for each text as soon as its result exists, in any order, then \
+             `{{\"done\":true,…}}`. An invalid line gives one error, and the stream continues. As server-sent events, \
              each line is the data of a `result`, `error` or `done`."
         ),
-        _ => "The answer".to_owned(),
+        _ => "The response".to_owned(),
     }
 }

@@ -1,4 +1,4 @@
-//! What `/v1/transcript` and `/v1/annotate` take and answer.
+//! The requests and responses of `/v1/transcript` and `/v1/annotate`.
 
 use schemars::JsonSchema;
 use serde_json::{Value, json};
@@ -22,38 +22,38 @@ enum LineDoc {
     End(EndDoc),
 }
 
-/// A piece of a transcript; other fields are refused.
+/// A chunk of a transcript; unknown fields are refused.
 #[derive(JsonSchema)]
 #[schemars(deny_unknown_fields, rename = "Chunk")]
 #[allow(dead_code)]
 struct ChunkDoc {
-    /// In seconds; not before the end of the segment in flight, or with `overlap` not before its start.
+    /// Start in seconds; not before the end of the segment in flight, or with `overlap` not before its start.
     start: f64,
-    /// In seconds; not before `start`.
+    /// End in seconds; not before `start`.
     end: f64,
-    /// Joined to the segment in flight with a space.
+    /// The text; it is joined to the segment in flight with a space.
     text: String,
-    /// Who speaks; absent is the same as null.
+    /// The speaker; absent is the same as null.
     #[schemars(default)]
     speaker_id: Option<String>,
-    /// The client's sequence number, each above the one before: a chunk that had come is not taken again.
+    /// The sequence number of the client, in increasing order: a repeated chunk is not processed again.
     #[schemars(default)]
     seq: Option<u64>,
 }
 
-/// The segment in flight is final.
+/// Makes the segment in flight final.
 #[derive(JsonSchema)]
 #[schemars(deny_unknown_fields, rename = "End")]
 #[allow(dead_code)]
 struct EndDoc {
     /// `end`
     op: String,
-    /// As of a chunk.
+    /// The sequence number, as in a chunk.
     #[schemars(default)]
     seq: Option<u64>,
 }
 
-/// A text, or an object with one. A line of an NDJSON body is one of these too.
+/// A text, or an object with a text; also a line of an NDJSON body.
 #[derive(JsonSchema)]
 #[schemars(untagged, rename = "AnnotateInput")]
 #[allow(dead_code)]
@@ -62,7 +62,7 @@ enum TextDoc {
     Object(TextObject),
 }
 
-/// A text and what belongs to it; other fields are refused.
+/// A text with its speaker and segment; unknown fields are refused.
 #[derive(JsonSchema)]
 #[schemars(deny_unknown_fields, rename = "AnnotateObject")]
 #[allow(dead_code)]
@@ -70,10 +70,10 @@ struct TextObject {
     /// The text.
     #[schemars(length(max = TEXT_BYTES_MAX))]
     text: String,
-    /// Comes back with an action.
+    /// The speaker, repeated in an action.
     #[schemars(default, length(max = SPEAKER_BYTES_MAX))]
     speaker_id: Option<String>,
-    /// Repeated with matches and actions; the index of the text when absent.
+    /// The segment, repeated in matches and actions; the index of the text when absent.
     #[schemars(default)]
     segment_id: Option<u64>,
 }
@@ -87,7 +87,7 @@ enum TextsDoc {
     Many(#[schemars(length(max = TEXTS_MAX))] Vec<TextDoc>),
 }
 
-/// Texts to annotate; other fields are refused.
+/// Texts to annotate; unknown fields are refused.
 #[derive(JsonSchema)]
 #[schemars(deny_unknown_fields, rename = "AnnotateRequest")]
 #[allow(dead_code)]
@@ -101,16 +101,16 @@ struct AnnotateRequest {
 #[schemars(rename = "AnnotateAnswer")]
 #[allow(dead_code)]
 struct AnnotateAnswer<'a> {
-    /// None of a text where nothing was asked for.
+    /// A block for each text; null if no annotation was requested.
     outputs: Vec<Option<Semantic<'a>>>,
 }
 
-/// Of the answer.
-pub(super) const DESCRIPTION: &str = "As NDJSON a line for each event or text. As server-sent events each has its kind as `event`, its place in the stream as \
-     `id`, and itself as `data`. A line that is wrong is answered in its place, and the stream goes on.";
+/// The description of a streamed response.
+pub(super) const DESCRIPTION: &str = "As NDJSON, a line for each event or text. As server-sent events, `event` is the type, `id` the number in the stream, and \
+     `data` the line. An invalid line gives an error at its position, and the stream continues.";
 
-/// Name, summary and answers of a path.
-pub(super) fn described(route: Route, schemas: &mut Schemas) -> (&'static str, &'static str, Value) {
+/// The id, the summary and the response content of an operation.
+pub(super) fn operation_head(route: Route, schemas: &mut Schemas) -> (&'static str, &'static str, Value) {
     let streamed = |line: Value| {
         json!({
             "application/x-ndjson": { "schema": line.clone() },
@@ -118,15 +118,15 @@ pub(super) fn described(route: Route, schemas: &mut Schemas) -> (&'static str, &
         })
     };
     if route == Route::Transcript {
-        let line = schemas.answered::<EventLine<'_>>();
+        let line = schemas.response::<EventLine<'_>>();
         return ("transcript", "A transcript session in one request: chunks in, segments out", streamed(line));
     }
-    let mut content = streamed(schemas.answered::<SemanticLine<'_>>());
-    content["application/json"] = json!({ "schema": schemas.answered::<AnnotateAnswer<'_>>() });
-    ("annotate", "What texts say by their words: keywords, risks, actions and intents", content)
+    let mut content = streamed(schemas.response::<SemanticLine<'_>>());
+    content["application/json"] = json!({ "schema": schemas.response::<AnnotateAnswer<'_>>() });
+    ("annotate", "Annotate texts by rules: keywords, risks, actions and intents", content)
 }
 
-/// What a path takes.
+/// The content of a request body.
 pub(super) fn body(route: Route, schemas: &mut Schemas) -> Value {
     if route == Route::Transcript {
         let mut content = lines(schemas);
@@ -135,44 +135,44 @@ pub(super) fn body(route: Route, schemas: &mut Schemas) -> Value {
         }
         return content;
     }
-    let mut content = json_of(schemas.sent::<AnnotateRequest>());
-    content["application/x-ndjson"] = json!({ "schema": schemas.sent::<TextDoc>() });
+    let mut content = json_of(schemas.request::<AnnotateRequest>());
+    content["application/x-ndjson"] = json!({ "schema": schemas.request::<TextDoc>() });
     content["text/plain"] = json!({ "schema": { "type": "string" } });
     content
 }
 
-/// Lines of a transcript.
+/// The content of a transcript as lines of JSON.
 pub(super) fn lines(schemas: &mut Schemas) -> Value {
-    let line = schemas.sent::<LineDoc>();
+    let line = schemas.request::<LineDoc>();
     json!({ "application/x-ndjson": { "schema": line.clone() }, "application/json": { "schema": line } })
 }
 
-/// The query parameters of a path.
+/// The query parameters of an operation.
 pub(super) fn parameters(route: Route) -> Value {
     let parameter = |name: &str, schema: Value, description: &str| json!({ "name": name, "in": "query", "schema": schema, "description": description });
-    let told = match route {
-        Route::Annotate => "What is told of a text, separated by commas: `keywords`, `intent`; `none` for neither",
+    let description = match route {
+        Route::Annotate => "The annotations of a text, separated by commas: `keywords`, `intent`; `none` for neither",
         _ => {
-            "What is told of a final segment, separated by commas: `keywords`, `intent`, and `sentiment` and `entities`, for which models are asked; `none` for nothing"
+            "The annotations of a final segment, separated by commas: `keywords`, `intent`, and by models `sentiment` and `entities`; `none` for none"
         }
     };
-    let annotate = parameter("annotate", json!({ "type": "string", "default": "keywords,intent" }), told);
+    let annotate = parameter("annotate", json!({ "type": "string", "default": "keywords,intent" }), description);
     if route == Route::Annotate {
         return json!([annotate]);
     }
     let number = |default: f64| json!({ "type": "number", "minimum": 0, "default": default });
-    let whole = |min: u32, default: u32| json!({ "type": "integer", "minimum": min, "default": default });
+    let integer = |min: u32, default: u32| json!({ "type": "integer", "minimum": min, "default": default });
     json!([
-        parameter("max_gap_sec", number(1.0), "A pause of more seconds ends a segment"),
+        parameter("max_gap_sec", number(1.0), "A pause of more than this number of seconds ends a segment"),
         parameter(
             "overlap",
             json!({ "type": "boolean", "default": false }),
-            "Chunks may start while the segment in flight lasts, not before it starts; captions may in any case",
+            "Chunks may start before the segment in flight ends, but not before it starts; always allowed for captions",
         ),
         annotate,
-        parameter("max_segments", whole(1, 10), "Most segments in the context of a summary"),
-        parameter("max_time_sec", number(120.0), "Most seconds that the context spans"),
-        parameter("summary_every", whole(0, 0), "A summary is due after so many final segments; 0 for never"),
+        parameter("max_segments", integer(1, 10), "Maximum number of segments in the context of a summary"),
+        parameter("max_time_sec", number(120.0), "Maximum duration of the context, in seconds"),
+        parameter("summary_every", integer(0, 0), "Number of final segments after which a summary is due; 0: never"),
         parameter("summary_at_end", json!({ "type": "boolean", "default": false }), "A summary is due at the end"),
     ])
 }

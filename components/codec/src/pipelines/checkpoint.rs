@@ -1,8 +1,8 @@
-//! A checkpoint and its definition as bytes, and back.
+//! Encodes and decodes a checkpoint with its definition.
 //!
-//! JSON with a version, so that a later Weir can read what an earlier one wrote, and a person can read it too. The definition is
-//! in it: an execution continues with the one that it began with, whatever has changed since. Bytes from anywhere give a
-//! checkpoint or an error; [`weir_core::pipelines::Execution::resume`] checks the rest.
+//! The encoding is JSON with a version, so that later versions of Weir, and people, can read it. It has the definition, since an
+//! execution continues with the definition that it began with. Arbitrary bytes give a checkpoint or an error;
+//! [`weir_core::pipelines::Execution::resume`] checks the consistency of the state.
 
 use std::{borrow::Cow, sync::Arc};
 
@@ -16,32 +16,32 @@ use weir_core::pipelines::{
 use super::{definition, execution_id};
 use crate::json::field::RequestError;
 
-/// What is written.
+/// The version that is written and read.
 const VERSION: u32 = 1;
 /// Longest encoding that is read, in bytes.
 pub const CHECKPOINT_BYTES_MAX: usize = 64 << 20;
 
-/// Why bytes are no checkpoint.
+/// Why bytes are not a checkpoint.
 #[derive(Debug, Error)]
 pub enum CheckpointError {
-    /// They are more than are read.
+    /// There are too many bytes.
     #[error("a checkpoint of {0} bytes is too large")]
     TooLarge(usize),
-    /// The bytes are damaged.
+    /// The bytes are not the JSON of a checkpoint.
     #[error("the checkpoint is damaged: {0}")]
     Damaged(#[from] serde_json::Error),
-    /// Another Weir wrote them.
+    /// The version is not supported.
     #[error("the checkpoint has version {0}, and this reads version {VERSION}")]
     Version(u32),
-    /// The definition in it is none.
+    /// The definition in it is invalid.
     #[error("the definition in the checkpoint is wrong: {0}")]
     Definition(#[from] RequestError),
-    /// A value in it is none.
+    /// A value in it is invalid.
     #[error("the checkpoint has a wrong {0}")]
     Value(&'static str),
 }
 
-/// A checkpoint as bytes.
+/// Encodes a checkpoint.
 pub fn encode(checkpoint: &Checkpoint, definition: &Definition) -> Vec<u8> {
     let wire = Wire {
         version: VERSION,
@@ -66,7 +66,11 @@ pub fn encode(checkpoint: &Checkpoint, definition: &Definition) -> Vec<u8> {
     crate::json::to_vec(&wire)
 }
 
-/// Reads what [`encode`] wrote.
+/// Decodes the output of [`encode`].
+///
+/// # Errors
+///
+/// [`CheckpointError`]
 pub fn decode(bytes: &[u8]) -> Result<(Definition, Checkpoint), CheckpointError> {
     #[derive(Deserialize)]
     struct Head {
@@ -109,17 +113,17 @@ pub fn decode(bytes: &[u8]) -> Result<(Definition, Checkpoint), CheckpointError>
     Ok((definition, checkpoint))
 }
 
-/// JSON values are in it as strings: they are copied, not read again, when it is written.
+/// JSON values are stored as strings, so that they are copied and not parsed when a checkpoint is encoded.
 type Text<'a> = Cow<'a, str>;
 
 fn value(json: &Json) -> Text<'_> {
     Cow::Borrowed(json.as_str())
 }
 
-/// A value that was one when it was written. Looked through without keeping anything of it, at any depth.
+/// Checks a stored value. It was valid when it was written; the check allocates nothing, at any depth.
 fn json(text: Text<'_>) -> Result<Json, CheckpointError> {
     let is_json = serde_json::from_str::<IgnoredAny>(&text).is_ok();
-    // A line end would end the event that the value is put into.
+    // A line end would end the event that contains the value.
     match is_json && text.bytes().all(|byte| byte >= b' ') {
         true => Ok(Json::from_checked(text)),
         false => Err(CheckpointError::Value("JSON value")),
@@ -144,7 +148,7 @@ struct Wire<'a> {
     resumes: u32,
     runs: u32,
     steps: Vec<WireStep<'a>>,
-    /// When each step began and how long it took; absent in what earlier versions wrote.
+    /// When each step began and how long it took, in nanoseconds; absent in checkpoints of earlier versions.
     #[serde(default)]
     times: Vec<(Option<u64>, Option<u64>)>,
     completed: Cow<'a, [usize]>,

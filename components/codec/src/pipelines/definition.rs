@@ -1,4 +1,4 @@
-//! The JSON of a pipeline. Strict: unknown members are errors, and every error is reported with its path.
+//! The JSON of a pipeline. Unknown members are errors, and every error has its path.
 
 use std::{collections::BTreeMap, sync::Arc};
 
@@ -27,41 +27,45 @@ use crate::{
 
 /// Longest definition, in bytes.
 pub const DEFINITION_BYTES_MAX: usize = 1 << 20;
-/// Most JSON values in a definition.
+/// Maximum number of JSON values in a definition.
 const VALUES_MAX: usize = 20_000;
 /// Longest URL, in bytes.
 const URL_BYTES_MAX: usize = 2048;
 /// Longest path of a component, in bytes.
 const PATH_BYTES_MAX: usize = 1024;
-/// Most headers of an HTTP step.
+/// Maximum number of headers of an HTTP step.
 const HEADERS_MAX: usize = 32;
 /// Longest name or value of a header, in bytes.
 const HEADER_BYTES_MAX: usize = 4096;
-/// Longest text that is passed to [`Draft::check`], in bytes, which reports a text that is too long.
+/// Longest name that is passed to [`Draft::check`], in bytes; it reports names that are too long for a definition.
 const NAME_BYTES_READ: usize = 1024;
-/// The memory of a component whose step does not say, in bytes.
+/// The default memory of a component, in bytes.
 pub const MEMORY_BYTES_DEFAULT: u64 = 64 << 20;
-/// How long a call of a component may take when its step does not say, in milliseconds.
+/// The default deadline of a call of a component, in milliseconds.
 pub const DEADLINE_MS_DEFAULT: u64 = 10_000;
-/// Headers that belong to the HTTP client.
+/// Headers that the HTTP client sets.
 const HEADERS_RESERVED: &[&str] =
     &["connection", "content-length", "host", "keep-alive", "te", "trailer", "transfer-encoding", "upgrade"];
 
 /// Reads a definition.
+///
+/// # Errors
+///
+/// The body is not JSON, or not a valid definition; every error has its path.
 pub fn read(body: &[u8]) -> Result<Definition, RequestError> {
     let mut errors = Errors::default();
     let draft = draft(Node::read(body, VALUES_MAX)?, &mut errors);
     match draft {
-        Some(draft) if errors.is_empty() => draft.check().map_err(|wrong| {
+        Some(draft) if errors.is_empty() => draft.check().map_err(|definition_errors| {
             let mut errors = Errors::default();
-            wrong.iter().for_each(|wrong| errors.push(field_error(wrong)));
+            definition_errors.iter().for_each(|error| errors.push(field_error(error)));
             RequestError::Invalid(errors.into_vec())
         }),
         _ => Err(RequestError::Invalid(errors.into_vec())),
     }
 }
 
-/// A definition as JSON on one line; [`read`] gives the same definition.
+/// A definition as JSON on one line; [`read`] returns an equal definition.
 pub fn to_json(definition: &Definition) -> String {
     let Draft { name, steps, streaming, parallel_max } = definition.draft();
     object(|out| {
@@ -157,7 +161,7 @@ fn read_task(members: &mut Members<'_>, errors: &mut Errors) -> Option<Task> {
     Some(Task { id: id?.into(), kind: kind?, input, retry, timeout_ms })
 }
 
-/// A whole number within bounds, or its default.
+/// Reads a whole number within bounds; `default` if it is absent or invalid.
 fn number(
     members: &mut Members<'_>,
     name: &'static str,
@@ -174,7 +178,7 @@ fn retry(members: &mut Members<'_>, errors: &mut Errors) -> RetryConfig {
     let Some(node) = members.take("retry") else { return default };
     let Some(mut members) = Members::of_node(path, node, errors) else { return default };
     let ms = (0, u64::from(u32::MAX));
-    // Every bound is within a u32.
+    // All bounds fit in a u32.
     let mut number = |name, bounds, default: u32| number(&mut members, name, bounds, u64::from(default), errors) as u32;
     let max_attempts = number("max_attempts", bounds::MAX_ATTEMPTS, default.max_attempts);
     let base_backoff_ms = number("base_backoff_ms", ms, default.base_backoff_ms);
@@ -202,7 +206,7 @@ fn kind(name: KindName, members: &mut Members<'_>, errors: &mut Errors) -> Optio
         KindName::Generate => generate(members, errors)?,
         KindName::Map => {
             let text = members.required_text_bytes("expression", EXPRESSION_BYTES_MAX, errors);
-            Kind::Map { expression: checked(text, &members.path("expression"), errors)? }
+            Kind::Map { expression: valid_expression(text, &members.path("expression"), errors)? }
         }
         KindName::Http => http(members, errors)?,
         KindName::Component => {
@@ -215,9 +219,9 @@ fn kind(name: KindName, members: &mut Members<'_>, errors: &mut Errors) -> Optio
                 node.write(&mut text);
                 Json::from_checked(text)
             });
-            let place = members.path("path");
+            let field = members.path("path");
             if path.as_deref().is_some_and(|path| path.is_empty() || path.chars().any(char::is_control)) {
-                errors.push_at(&place, FieldReason::NotAllowed, "must be the path of a component");
+                errors.push_at(&field, FieldReason::NotAllowed, "must be the path of a component");
             }
             Kind::Component { path: path?, memory_bytes_max, deadline_ms, config }
         }
@@ -276,7 +280,7 @@ fn headers(members: &mut Members<'_>, errors: &mut Errors) -> Vec<(String, Strin
         errors.push(FieldError::bounded(path, FieldReason::TooLong, "have a number of members of", bounds, count));
         return Vec::new();
     }
-    let mut seen = BTreeMap::new();
+    let mut headers = BTreeMap::new();
     for (name, value) in all {
         let lower = name.to_ascii_lowercase();
         let path = format!("{path}.{}", name.chars().filter(|c| !c.is_control()).take(64).collect::<String>());
@@ -285,24 +289,24 @@ fn headers(members: &mut Members<'_>, errors: &mut Errors) -> Vec<(String, Strin
             _ if HEADERS_RESERVED.contains(&&*lower) => {
                 errors.push_at(&path, FieldReason::NotAllowed, "is set by the HTTP client");
             }
-            _ if seen.contains_key(&lower) => errors.push_at(&path, FieldReason::NotAllowed, "is given twice"),
+            _ if headers.contains_key(&lower) => errors.push_at(&path, FieldReason::NotAllowed, "is given twice"),
             Node::Text(value) if is_header_value(&value) => {
-                seen.insert(lower, value.into_owned());
+                headers.insert(lower, value.into_owned());
             }
             Node::Text(_) => errors.push_at(&path, FieldReason::NotAllowed, "is no value of a header"),
             other => errors.push(FieldError::wrong_type(path, "string", other.name())),
         }
     }
-    seen.into_iter().collect()
+    headers.into_iter().collect()
 }
 
 fn expression(members: &mut Members<'_>, name: &'static str, errors: &mut Errors) -> Option<String> {
     let text = members.text_bytes(name, EXPRESSION_BYTES_MAX, errors);
-    checked(text, &members.path(name), errors)
+    valid_expression(text, &members.path(name), errors)
 }
 
-/// The text, if it is an expression.
-fn checked(text: Option<String>, path: &str, errors: &mut Errors) -> Option<String> {
+/// Returns the text if it is a valid expression.
+fn valid_expression(text: Option<String>, path: &str, errors: &mut Errors) -> Option<String> {
     let text = text?;
     match Expression::parse(&text) {
         Ok(_) => Some(text),
@@ -313,13 +317,13 @@ fn checked(text: Option<String>, path: &str, errors: &mut Errors) -> Option<Stri
     }
 }
 
-/// RFC 9110, section 5.6.2.
+/// True for a token (RFC 9110, section 5.6.2).
 fn is_token(name: &str) -> bool {
     let fits = |byte: u8| byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte);
     (1..=HEADER_BYTES_MAX).contains(&name.len()) && name.bytes().all(fits)
 }
 
-/// RFC 9110, section 5.5, ASCII only.
+/// True for the value of a header (RFC 9110, section 5.5), ASCII only.
 fn is_header_value(value: &str) -> bool {
     let fits = |byte: u8| byte == b'\t' || (b' '..=b'~').contains(&byte);
     value.len() <= HEADER_BYTES_MAX && value.bytes().all(fits) && value.trim() == value
@@ -332,18 +336,18 @@ fn is_url(url: &str) -> bool {
     !authority.is_empty() && !authority.starts_with(':') && !authority.contains('@') && fits
 }
 
-/// A mistake of the whole with its path.
-fn field_error(wrong: &DefinitionError) -> FieldError {
-    let place = |place: &StepIndex| match place.compensation {
-        None => format!("steps[{}].id", place.step),
-        Some(at) => format!("steps[{}].compensation[{at}].id", place.step),
+/// Converts an error of a definition to a field error with its path.
+fn field_error(error: &DefinitionError) -> FieldError {
+    let id_path = |index: &StepIndex| match index.compensation {
+        None => format!("steps[{}].id", index.step),
+        Some(at) => format!("steps[{}].compensation[{at}].id", index.step),
     };
-    let (path, reason) = match wrong {
+    let (path, reason) = match error {
         DefinitionError::Name { .. } => ("name".to_owned(), FieldReason::NotAllowed),
         DefinitionError::NoSteps => ("steps".to_owned(), FieldReason::TooShort),
         DefinitionError::TooManySteps { .. } => ("steps".to_owned(), FieldReason::TooLong),
         DefinitionError::Id { place: at, .. } | DefinitionError::DuplicateId { place: at, .. } => {
-            (place(at), FieldReason::NotAllowed)
+            (id_path(at), FieldReason::NotAllowed)
         }
         DefinitionError::UnknownAfter { step, index, .. } | DefinitionError::AfterTwice { step, index, .. } => {
             (format!("steps[{step}].after[{index}]"), FieldReason::NotAllowed)
@@ -354,7 +358,7 @@ fn field_error(wrong: &DefinitionError) -> FieldError {
             (format!("steps[{step}].{field}"), FieldReason::OutOfRange)
         }
     };
-    let message = format!("`{path}`: {wrong}");
+    let message = format!("`{path}`: {error}");
     FieldError::new(path, reason, message)
 }
 

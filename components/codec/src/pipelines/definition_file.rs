@@ -1,4 +1,4 @@
-//! The file of a pipeline: its definition, or its fault in words for the operator.
+//! The file of a pipeline: its definition, or its errors for the operator.
 
 use std::fmt;
 
@@ -16,35 +16,35 @@ use crate::{
 /// Why a file is not the definition of a pipeline.
 #[derive(Debug, Clone, PartialEq)]
 pub struct DefinitionFault {
-    /// What is wrong, in a sentence.
+    /// The first error, for people.
     pub detail: String,
-    /// The members that are wrong, where the file is JSON.
+    /// The invalid members, if the file is JSON.
     pub errors: Vec<FieldError>,
-    /// The line and the column, both from 1, where it is not.
-    pub place: Option<(usize, usize)>,
+    /// The line and the column of the error, both from 1, if the file is not JSON.
+    pub position: Option<(usize, usize)>,
 }
 
 impl fmt::Display for DefinitionFault {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.detail)?;
-        // The detail names the first member that is wrong.
+        // The detail is the message of the first invalid member.
         self.errors.iter().skip(1).try_for_each(|error| write!(f, "; {}", error.message))
     }
 }
 
 impl From<String> for DefinitionFault {
     fn from(detail: String) -> Self {
-        Self { detail, errors: Vec::new(), place: None }
+        Self { detail, errors: Vec::new(), position: None }
     }
 }
 
 impl DefinitionFault {
-    /// The answer to a client that asks for the pipeline: it can be used when the operator has corrected the file.
+    /// The problem for a client that requests the pipeline. It is not retryable: the operator must correct the file.
     pub fn problem(&self, name: &str) -> Problem {
         let detail = format!("the definition of the pipeline `{name}` cannot be used: {}", self.detail);
         let problem = Problem::refused(503, "pipeline_invalid", "The pipeline is not valid", detail, None);
-        let more = match self.place {
-            Some((line, column)) => ProblemDetails::Place { line, column },
+        let more = match self.position {
+            Some((line, column)) => ProblemDetails::Position { line, column },
             None if self.errors.is_empty() => ProblemDetails::None,
             None => ProblemDetails::Fields(self.errors.clone()),
         };
@@ -56,7 +56,7 @@ impl DefinitionFault {
 ///
 /// # Errors
 ///
-/// The file is too large, not such a text, not a definition, or the definition of another pipeline.
+/// The file is too large, not UTF-8 text, not a definition, or the definition of another pipeline.
 pub fn read(contents: &[u8], name: &str) -> Result<Definition, DefinitionFault> {
     if contents.len() > DEFINITION_BYTES_MAX {
         return Err(too_large(contents.len() as u64));
@@ -73,22 +73,22 @@ pub fn read(contents: &[u8], name: &str) -> Result<Definition, DefinitionFault> 
     }
 }
 
-/// A file of too many bytes, which need not be read.
+/// The fault of a file that is too large, without reading it.
 pub fn too_large(bytes: u64) -> DefinitionFault {
     format!("the file has {bytes} bytes, and may have at most {DEFINITION_BYTES_MAX}").into()
 }
 
 fn fault(error: RequestError) -> DefinitionFault {
-    // The reader of JSON speaks of a body.
+    // The messages of the JSON reader are about a body.
     let detail = error.to_string().replacen("the body", "the file", 1);
     match error {
-        RequestError::Invalid(errors) => DefinitionFault { detail, errors, place: None },
+        RequestError::Invalid(errors) => DefinitionFault { detail, errors, position: None },
         RequestError::Json(
             JsonError::Malformed { line, column, .. }
             | JsonError::LoneSurrogate { line, column }
             | JsonError::TooDeep { line, column }
             | JsonError::DuplicateKey { line, column, .. },
-        ) => DefinitionFault { detail, errors: Vec::new(), place: Some((line, column)) },
+        ) => DefinitionFault { detail, errors: Vec::new(), position: Some((line, column)) },
         RequestError::Json(_) => detail.into(),
     }
 }
@@ -111,7 +111,7 @@ mod tests {
     fn fault_of_a_definition_has_reason_and_position() {
         let fault = |contents: &[u8]| read(contents, "p").unwrap_err();
         let torn = fault(b"{\n  \"name\": ");
-        assert_eq!(torn.place.map(|(line, _)| line), Some(2));
+        assert_eq!(torn.position.map(|(line, _)| line), Some(2));
         assert!(torn.detail.starts_with("the file is not JSON: "), "{torn}");
         let other = fault(GOOD.replace("\"p\"", "\"q\"").as_bytes());
         assert_eq!(other.detail, "its `name` is `q`, and the name of the file is `p.json`: both must be the same");

@@ -1,19 +1,20 @@
-//! The nine events as JSON: `event_type`, `execution_id`, `step_id`, `timestamp`, `data`, `metadata`, always all six.
+//! The nine events of executions as JSON. Every event has six members: `event_type`, `execution_id`, `step_id`, `timestamp`, `data` and
+//! `metadata`.
 
 use weir_core::pipelines::{Data, Event, Json, Metadata, PipelineFailure, Sequenced, StepFailure};
 
 use super::writer::{Object, object};
 
-/// An event as one line of JSON, without an end of line. Its id on the wire is the channel's.
+/// An event as one line of JSON, without a line end. Its id on the wire is its cursor in the channel.
 ///
-/// `step_id` is null when it is about no step, `metadata` when there is nothing to say. Durations are in milliseconds, exact.
+/// `step_id` is null for an event of the whole execution; `metadata` is null when it has no values. Durations are in milliseconds, exact.
 pub fn to_json(execution_id: &str, event: &Event) -> String {
     write(execution_id, event, None)
 }
 
-/// An event for its channel: its metadata have its number in the execution as `seq`, so that a reader of the channel's last event knows
-/// the number of events. An output for which an event of `bytes_max` bytes has no room is null; a request for the execution returns it
-/// nevertheless.
+/// An event for its channel, with its number in the execution as `metadata.seq`, so that a reader of the last event in the channel knows
+/// the number of events. If the event would exceed `bytes_max` bytes, the output of the execution is null in it; a request for the
+/// execution returns the output.
 pub fn numbered_json(execution_id: &str, Sequenced { seq, event }: &Sequenced, bytes_max: usize) -> String {
     let json = write(execution_id, event, Some(*seq));
     match &event.data {
@@ -28,7 +29,7 @@ pub fn numbered_json(execution_id: &str, Sequenced { seq, event }: &Sequenced, b
     }
 }
 
-/// The number that [`numbered_json`] wrote.
+/// The number of an event of [`numbered_json`]; `None` for other text.
 pub fn number(json: &str) -> Option<u64> {
     #[derive(serde::Deserialize)]
     struct Wire {
@@ -83,7 +84,7 @@ fn write_data(out: &mut Object<'_>, data: &Data) {
     };
 }
 
-/// `error`, `code` and `retryable`, as in every failure here.
+/// Writes `error`, `code` and `retryable`, the members of every failure.
 pub(super) fn write_failure(out: &mut Object<'_>, failure: &StepFailure) {
     out.value("error", &*failure.message).value("code", &*failure.code).value("retryable", &failure.retryable);
 }
@@ -115,7 +116,7 @@ fn write_metadata(out: &mut Object<'_>, metadata: &Metadata, seq: Option<u64>) {
     });
 }
 
-/// A moment as RFC 3339 in UTC, to the millisecond: `2025-10-22T10:30:00.000Z`. A `u64` of nanoseconds lasts until 2554.
+/// Formats a time as RFC 3339 in UTC, with milliseconds: `2025-10-22T10:30:00.000Z`. A `u64` of nanoseconds ends in the year 2554.
 pub fn timestamp(unix_ns: u64) -> String {
     let (seconds, ms) = (unix_ns / 1_000_000_000, unix_ns / 1_000_000 % 1000);
     let (days, second) = (seconds / 86_400, seconds % 86_400);
@@ -124,10 +125,10 @@ pub fn timestamp(unix_ns: u64) -> String {
     format!("{year:04}-{month:02}-{day:02}T{hour:02}:{minute:02}:{second:02}.{ms:03}Z")
 }
 
-/// The Gregorian date of a number of days after 1970-01-01. Years are counted from March, so that a leap day is a year's last: then every
-/// 400 years, 100 years, 4 years and years begin alike (146,097, 36,524, 1,461 and 365 days).
+/// The Gregorian date of a number of days after 1970-01-01. Years begin with March here, so that the leap day is the last day of the
+/// year. Periods of 400, 100, 4 years and 1 year then have 146,097, 36,524, 1,461 and 365 days.
 fn date(days: u64) -> (u64, u64, u64) {
-    // From 0000-03-01.
+    // Days since 0000-03-01.
     let mut rest = days + 719_468;
     let mut year = 400 * (rest / 146_097);
     rest %= 146_097;
@@ -158,7 +159,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn moments_are_dates() {
+    fn times_are_formatted() {
         for (seconds, want) in [
             (0, "1970-01-01T00:00:00.000Z"),
             (951_782_399, "2000-02-28T23:59:59.000Z"),
@@ -172,7 +173,7 @@ mod tests {
             assert_eq!(timestamp(seconds * 1_000_000_000), want);
         }
         assert_eq!(timestamp(1_234_567_890), "1970-01-01T00:00:01.234Z");
-        // Every day of 583 years comes after the one before, and is a date.
+        // The dates of 583 years are strictly increasing.
         let mut before = String::new();
         for day in 0..213_000 {
             let now = timestamp(day * 86_400_000_000_000);

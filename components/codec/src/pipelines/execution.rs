@@ -1,4 +1,4 @@
-//! What is answered about executions.
+//! The response bodies about executions.
 
 use std::sync::Arc;
 
@@ -10,7 +10,7 @@ use super::{
     writer::{Object, object},
 };
 
-/// The body of `202 Accepted`: where to follow, ask and cancel.
+/// The body of `202 Accepted`, with links to the status and the events.
 pub fn accepted_json(execution_id: &str, pipeline: &str) -> String {
     object(|out| {
         out.value("execution_id", execution_id).value("pipeline", pipeline).value("state", State::Running.name());
@@ -18,7 +18,7 @@ pub fn accepted_json(execution_id: &str, pipeline: &str) -> String {
     })
 }
 
-/// The value of `Location` with `202`, which is also where the status is.
+/// The value of `Location` with `202`: the path of the status.
 pub fn location(execution_id: &str) -> String {
     format!("/executions/{execution_id}")
 }
@@ -33,7 +33,7 @@ fn write_links(out: &mut Object<'_>, execution_id: &str) {
 
 /// The body of `GET /executions/{id}`, and of `POST /pipelines/{name}` when the client waited for the end.
 ///
-/// `output` is null until it was completed, `failure` until it failed.
+/// `output` is null unless the execution is completed, `failure` unless it has failed.
 pub fn status_json(status: &Status) -> String {
     object(|out| {
         out.value("execution_id", &*status.execution_id).value("pipeline", &*status.pipeline);
@@ -69,11 +69,11 @@ pub struct ExecutionSummary {
     pub execution_id: Arc<str>,
     /// The name of the pipeline.
     pub pipeline: Arc<str>,
-    /// How far it is.
+    /// Its state.
     pub state: State,
     /// When it began, in nanoseconds since 1970.
     pub began_unix_ns: u64,
-    /// Steps that have failed.
+    /// Number of failed steps.
     pub errors: u32,
 }
 
@@ -102,7 +102,7 @@ pub fn executions_json(executions: &[ExecutionSummary]) -> String {
     })
 }
 
-/// The body of `GET /pipelines`: each by its name with its definition, or with the reasons why its file cannot be used.
+/// The body of `GET /pipelines`: each name with its definition, or with the errors of its file.
 pub fn pipelines_json<'a>(
     pipelines: impl IntoIterator<Item = (&'a str, Result<&'a Definition, &'a DefinitionFault>)>,
 ) -> String {
@@ -120,8 +120,8 @@ pub fn pipelines_json<'a>(
     })
 }
 
-/// The body of `GET /reliability`: `sr`, `cr`, `tcl_ms` and `wct_ms` of all time and of the window, with the counts behind
-/// them. A rate of nothing is null.
+/// The body of `GET /reliability`: `sr`, `cr`, `tcl_ms` and `wct_ms` since the start and for the window, with the counts that they are
+/// computed from. A rate without counts is null.
 pub fn reliability_json(snapshot: &Snapshot) -> String {
     object(|out| {
         out.object("total", |out| write_rates(out, &snapshot.total));

@@ -1,15 +1,15 @@
 //! Ids of executions: `exec_` and 128 random bits in base64url (RFC 4648, section 5), so that an id cannot be guessed.
 
-/// What every id begins with.
+/// The prefix of every id.
 pub const PREFIX: &str = "exec_";
-/// Characters after the prefix.
+/// Number of characters after the prefix.
 const DIGITS: usize = 22;
 const ALPHABET: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_";
 
-/// The id of 128 bits, which must come from a generator fit for secrets.
+/// The id of 128 bits, which must come from a cryptographically secure generator.
 pub fn from_random(random: [u8; 16]) -> String {
     let bits = u128::from_be_bytes(random);
-    // Six bits a digit, from the highest; the last digit has two, and four that are zero.
+    // Six bits per digit, from the highest; the last digit has two bits and four zero bits.
     let digit = |at: usize| match 122usize.checked_sub(6 * at) {
         Some(shift) => (bits >> shift) as usize & 63,
         None => (bits << 4) as usize & 63,
@@ -18,7 +18,7 @@ pub fn from_random(random: [u8; 16]) -> String {
     PREFIX.chars().chain(digits).collect()
 }
 
-/// True exactly for the results of [`from_random`]: such an id is valid in a path, a header, a file name and an SSE field.
+/// True exactly for the results of [`from_random`]. Such an id is safe in a path, a header, a file name and an SSE field.
 pub fn is_valid(id: &str) -> bool {
     let Some(digits) = id.strip_prefix(PREFIX) else { return false };
     let is_last_canonical = matches!(digits.as_bytes().last(), Some(b'A' | b'Q' | b'g' | b'w'));

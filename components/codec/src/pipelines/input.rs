@@ -1,11 +1,11 @@
-//! What the steps of texts take.
+//! The inputs of steps on texts.
 //!
 //! | JSON | texts |
 //! |---|---|
 //! | `"…"`, or an object with a string `text` | one |
-//! | `["…", …]`, or an object with such an array `chunks` or `texts` | as many |
+//! | `["…", …]`, or an object with such an array `chunks` or `texts` | one per item |
 //!
-//! So the output of a `chunk` step is the input of a `sentiment` step. What else an object has is passed over.
+//! So the output of a `chunk` step can be the input of a `sentiment` step. Other members of an object are ignored.
 
 use std::borrow::Cow;
 
@@ -15,16 +15,16 @@ use weir_core::pipelines::Json;
 use super::text::VALUES_MAX;
 use crate::json::tree::Node;
 
-/// Most texts of one step.
+/// Maximum number of texts of one step.
 pub const TEXTS_MAX: usize = 4096;
 
-/// Why a value is no input of such a step.
+/// Why a value is not an input of such a step.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
 pub enum InputError {
-    /// It is none of those that are taken.
+    /// The value has none of the accepted forms.
     #[error("the input must be a text, an array of texts, or an object with `text`, `chunks` or `texts`")]
     NoText,
-    /// There are too many.
+    /// There are too many texts.
     #[error("the input has {0} texts, and a step takes {TEXTS_MAX}")]
     TooMany(usize),
 }
@@ -34,8 +34,8 @@ pub fn texts(input: &Json) -> Result<Vec<String>, InputError> {
     let node = Node::read(input.as_str().as_bytes(), VALUES_MAX).map_err(|_| InputError::NoText)?;
     let node = match node {
         Node::Object(members) => {
-            let named = |name: &str| members.iter().position(|(member, _)| member == name);
-            let at = ["text", "chunks", "texts"].into_iter().find_map(named).ok_or(InputError::NoText)?;
+            let position = |name: &str| members.iter().position(|(member, _)| member == name);
+            let at = ["text", "chunks", "texts"].into_iter().find_map(position).ok_or(InputError::NoText)?;
             members.into_iter().nth(at).map(|(_, node)| node).ok_or(InputError::NoText)?
         }
         other => other,
@@ -55,7 +55,7 @@ pub fn texts(input: &Json) -> Result<Vec<String>, InputError> {
     items.into_iter().map(text).collect()
 }
 
-/// The one text of an input; of several, which may be the chunks of one, all of them end to end.
+/// The text of an input. Several texts, such as the chunks of one, are concatenated.
 pub fn text(input: &Json) -> Result<String, InputError> {
     texts(input).map(|texts| texts.concat())
 }
@@ -69,7 +69,7 @@ mod tests {
     }
 
     #[test]
-    fn texts_in_every_form() {
+    fn texts_are_read_in_every_form() {
         for (json, want) in [
             (r#""a\n""#, &["a\n"] as &[&str]),
             (r#"{"id":1,"text":"a"}"#, &["a"]),

@@ -1,4 +1,4 @@
-//! The query of `GET /executions`: which of them, how many, after which.
+//! The query of `GET /executions`: filters, limit and position.
 
 use weir_core::pipelines::State;
 
@@ -8,34 +8,34 @@ use crate::{
     json::field::{FieldError, FieldReason, RequestError, unknown},
 };
 
-/// Executions in a list where the query does not say how many.
+/// The default number of executions in a list.
 pub const LIMIT_DEFAULT: usize = 100;
-/// Most executions in a list.
+/// Maximum number of executions in a list.
 pub const LIMIT_MAX: usize = 500;
-/// Executions among which those of a query are looked for: the newest of a user.
+/// Number of executions that a query searches: the newest of a user.
 pub const SCANNED_MAX: usize = 1000;
 
 const FIELDS: [&str; 4] = ["state", "pipeline", "limit", "after"];
 
-/// Which executions are listed, the newest first.
+/// The parameters of a list of executions, the newest first.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ListQuery {
-    /// In this state only.
+    /// Only executions in this state.
     pub state: Option<State>,
-    /// Of this pipeline only.
+    /// Only executions of this pipeline.
     pub pipeline: Option<String>,
-    /// At most this number, 1 to [`LIMIT_MAX`].
+    /// Maximum number of executions, 1 to [`LIMIT_MAX`].
     pub limit: usize,
-    /// Those that began before the execution with this id.
+    /// Only executions that began before the execution with this id.
     pub after: Option<String>,
 }
 
 impl ListQuery {
-    /// Reads a query without its question mark. A ticket in it is for others.
+    /// Reads a query without its question mark. `ticket` is ignored.
     ///
     /// # Errors
     ///
-    /// A parameter is not known, is given twice, or has a value that it cannot have.
+    /// A parameter is unknown, appears twice, or has an invalid value.
     pub fn read(query: &str) -> Result<Self, RequestError> {
         let mut values: [Option<String>; 4] = [const { None }; 4];
         let mut errors = Vec::new();
@@ -69,17 +69,17 @@ impl ListQuery {
         if errors.is_empty() { Ok(Self { state, pipeline, limit, after }) } else { Err(RequestError::Invalid(errors)) }
     }
 
-    /// What is listed of executions that are in order, the newest first.
+    /// Selects from executions that are sorted, the newest first.
     pub fn select(&self, all: Vec<ExecutionSummary>) -> Vec<ExecutionSummary> {
         let begin = match &self.after {
             None => 0,
             Some(id) => all.iter().position(|one| *one.execution_id == **id).map_or(all.len(), |at| at + 1),
         };
-        let is_asked = |one: &ExecutionSummary| {
+        let matches = |one: &ExecutionSummary| {
             self.state.is_none_or(|state| one.state == state)
                 && self.pipeline.as_deref().is_none_or(|pipeline| *one.pipeline == *pipeline)
         };
-        all.into_iter().skip(begin).filter(is_asked).take(self.limit).collect()
+        all.into_iter().skip(begin).filter(matches).take(self.limit).collect()
     }
 }
 
@@ -110,7 +110,7 @@ mod tests {
     }
 
     #[test]
-    fn list_has_what_the_query_asks_for() {
+    fn list_has_the_executions_that_match_the_query() {
         for (query, want) in [
             ("", "edcba"),
             ("state=failed", "dca"),
@@ -125,7 +125,7 @@ mod tests {
     }
 
     #[test]
-    fn query_that_is_not_fit_names_its_field() {
+    fn invalid_query_is_refused_with_the_field() {
         for (query, message) in [
             ("state=asleep", "`state` must be one of"),
             ("limit=0", "`limit` must be a whole number from 1 to 500"),

@@ -1,20 +1,20 @@
 //! Pipelines on the wire.
 //!
-//! - [`definition`]: the JSON of a pipeline, strict, with the path of every mistake.
-//! - [`definition_file`]: the file of a pipeline, or its fault.
-//! - [`text`]: any JSON, checked and put on one line.
-//! - [`event`]: the nine events.
-//! - [`checkpoint`]: an execution and its definition as bytes, and back.
+//! - [`definition`]: the JSON of a pipeline; strict, errors have paths.
+//! - [`definition_file`]: the file of a pipeline, and the errors in it.
+//! - [`text`]: any JSON value, checked and written on one line.
+//! - [`event`]: the nine events of executions.
+//! - [`checkpoint`]: encodes and decodes an execution with its definition.
 //! - [`execution_id`]: ids that cannot be guessed.
-//! - [`execution`]: what `POST /pipelines/{name}`, `GET /executions/{id}` and `GET /reliability` answer.
+//! - [`execution`]: the response bodies of `POST /pipelines/{name}`, `GET /executions/{id}` and `GET /reliability`.
 //! - [`list_query`]: the query of `GET /executions`.
 //! - [`prefer`]: `Prefer: wait`, RFC 7240.
 //! - [`upload`]: `POST /upload`, a file as the input of an execution.
-//! - [`input`], [`output`]: inputs and outputs of the steps of texts.
+//! - [`input`], [`output`]: inputs and outputs of the steps on texts.
 //! - [`template`]: the prompt of a step that generates text.
 //! - [`route`]: the paths of pipelines and executions.
 //! - [`process_request`]: the body of `/process-stream` and `/process-batch`; [`process_stream`]: their pipeline;
-//!   [`process_event`]: the events of the one, [`process_batch`]: the response of the other.
+//!   [`process_event`]: the events of `/process-stream`; [`process_batch`]: the response of `/process-batch`.
 
 pub mod checkpoint;
 pub mod definition;

@@ -1,5 +1,4 @@
-//! The outputs of the steps of texts. For the steps that `/process-stream` has too, an output equals its events without `status`, byte by
-//! byte.
+//! The outputs of steps on texts. The output of a step that `/process-stream` also has equals its event without `status`, byte by byte.
 //!
 //! | step | output | parts |
 //! |---|---|---|
@@ -44,8 +43,8 @@ pub fn chunks(text: &str, chunk_size: u32) -> Json {
 }
 
 /// The output of a `summary` step.
-pub fn summary(answer: Result<TextOutput, Failure>, text: &str) -> Result<Json, Failure> {
-    match answer {
+pub fn summary(outcome: Result<TextOutput, Failure>, text: &str) -> Result<Json, Failure> {
+    match outcome {
         Ok(TextOutput::Summary(summary)) => {
             let compression_ratio = compression(&summary, chunk::code_points(text));
             Ok(body(&ProcessEvent::SummarizationComplete { summary, compression_ratio }))
@@ -55,8 +54,8 @@ pub fn summary(answer: Result<TextOutput, Failure>, text: &str) -> Result<Json, 
 }
 
 /// The output of an `entities` step.
-pub fn entities(answer: Result<TextOutput, Failure>, text: &str) -> Result<Json, Failure> {
-    match answer {
+pub fn entities(outcome: Result<TextOutput, Failure>, text: &str) -> Result<Json, Failure> {
+    match outcome {
         Ok(TextOutput::Entities(spans)) => Ok(body(&ProcessEvent::EntitiesComplete { entities: locate(text, spans)? })),
         other => Err(unexpected(other)),
     }
@@ -69,10 +68,10 @@ pub fn embeddings(vectors: &[Vec<f32>]) -> Json {
     }))
 }
 
-/// The output of an `annotate` step: `outputs` as `/v1/annotate` answers them.
+/// The output of an `annotate` step: `outputs` in the form of `/v1/annotate`.
 pub fn annotations(parts: SemanticParts, texts: &[TextInput], annotations: &[Annotation]) -> Json {
-    let answer = blocks_json(parts, texts, annotations);
-    Json::from_checked(String::from_utf8(answer).expect("serde_json writes UTF-8, on one line"))
+    let blocks = blocks_json(parts, texts, annotations);
+    Json::from_checked(String::from_utf8(blocks).expect("serde_json writes UTF-8, on one line"))
 }
 
 /// The output of a `generate` step.
@@ -89,62 +88,62 @@ pub fn generated_part(text: &str) -> Json {
     }))
 }
 
-/// A `sentiment` step: answers come in any order, parts leave in the order of the chunks.
+/// The state of a `sentiment` step: outcomes arrive in any order, parts are returned in the order of the chunks.
 #[derive(Debug)]
 pub struct Sentiments {
-    answers: Vec<Option<Result<TextOutput, Failure>>>,
-    told: Vec<ChunkSentiment>,
+    outcomes: Vec<Option<Result<TextOutput, Failure>>>,
+    results: Vec<ChunkSentiment>,
     tally: Tally,
     is_over: bool,
 }
 
-/// What a step has to say.
+/// An output of a step.
 #[derive(Debug, Clone, PartialEq)]
 pub enum StepOutput {
     /// A part of its output.
     Part(Json),
-    /// All of it.
+    /// The complete output.
     Finished(Json),
-    /// Why there is none; nothing follows.
+    /// The failure of the step; the last output.
     Failed(Failure),
 }
 
 impl Sentiments {
-    /// For a number of chunks.
+    /// A step with this number of chunks.
     pub fn new(chunks: usize) -> Self {
-        let answers = std::iter::repeat_with(|| None).take(chunks).collect();
-        Self { answers, told: Vec::with_capacity(chunks), tally: Tally::default(), is_over: false }
+        let outcomes = std::iter::repeat_with(|| None).take(chunks).collect();
+        Self { outcomes, results: Vec::with_capacity(chunks), tally: Tally::default(), is_over: false }
     }
 
-    /// Takes the answer to a chunk, from 0; others than the first to each are ignored.
-    pub fn handle_answer(&mut self, chunk: usize, answer: Result<TextOutput, Failure>) {
-        if let Some(slot) = self.answers.get_mut(chunk) {
-            slot.get_or_insert(answer);
+    /// Records the outcome of a chunk, numbered from 0. Only the first outcome of each chunk counts.
+    pub fn handle_outcome(&mut self, chunk: usize, outcome: Result<TextOutput, Failure>) {
+        if let Some(slot) = self.outcomes.get_mut(chunk) {
+            slot.get_or_insert(outcome);
         }
     }
 
-    /// The next thing to say, or none until another answer comes.
+    /// The next output, or `None` until another outcome arrives.
     pub fn poll(&mut self) -> Option<StepOutput> {
-        let next = self.told.len();
+        let next = self.results.len();
         if self.is_over {
             return None;
         }
-        if next == self.answers.len() {
+        if next == self.outcomes.len() {
             self.is_over = true;
-            let (chunks, tally) = (std::mem::take(&mut self.told), self.tally);
+            let (chunks, tally) = (std::mem::take(&mut self.results), self.tally);
             return Some(StepOutput::Finished(body(&ProcessEvent::SentimentComplete {
                 overall: tally.overall(),
                 chunks,
                 tally,
             })));
         }
-        match self.answers[next].clone()? {
+        match self.outcomes[next].clone()? {
             Ok(TextOutput::Label { label, score }) => {
                 let sentiment = sentiment_label(&label);
                 self.tally.record(&sentiment);
                 let result = ChunkSentiment { chunk: next + 1, sentiment, confidence: score };
-                self.told.push(result.clone());
-                Some(StepOutput::Part(body(&ProcessEvent::SentimentProgress { result, chunks: self.answers.len() })))
+                self.results.push(result.clone());
+                Some(StepOutput::Part(body(&ProcessEvent::SentimentProgress { result, chunks: self.outcomes.len() })))
             }
             other => {
                 self.is_over = true;
@@ -155,9 +154,9 @@ impl Sentiments {
 }
 
 /// An event of `/process-stream` without its status.
-fn body(said: &ProcessEvent) -> Json {
-    let line = String::from_utf8(process_event::to_json(said)).expect("serde_json writes UTF-8");
-    let tag = format!(r#"{{"status":"{}","#, process_event::status(said));
-    let rest = line.strip_prefix(&tag).expect("an event begins with its status, and the events here say more");
+fn body(event: &ProcessEvent) -> Json {
+    let line = String::from_utf8(process_event::to_json(event)).expect("serde_json writes UTF-8");
+    let tag = format!(r#"{{"status":"{}","#, process_event::status(event));
+    let rest = line.strip_prefix(&tag).expect("an event begins with its status, and these events have further members");
     Json::from_checked(format!("{{{rest}"))
 }

@@ -14,16 +14,16 @@ pub struct Prefer {
 pub enum Wait {
     /// `wait=10`: the number of seconds.
     Seconds(u32),
-    /// `wait` without a number, which the RFC does not have: as long as the server lets it.
+    /// `wait` without a number, an extension of the RFC: as long as the server allows.
     Longest,
 }
 
 impl Prefer {
-    /// Reads the values of all `Prefer` headers, in order. Of a preference that comes twice the first counts.
+    /// Reads the values of all `Prefer` headers, in order. The first of several equal preferences counts.
     pub fn read<'h>(values: impl IntoIterator<Item = &'h str>) -> Self {
         let mut prefer = Self::default();
         for preference in values.into_iter().flat_map(|value| split(value, ',')) {
-            // Parameters after a semicolon belong to preferences that are not known here.
+            // The known preferences have no parameters after a semicolon.
             let Some(preference) = split(preference, ';').next() else { continue };
             let (name, value) = match preference.split_once('=') {
                 Some((name, value)) => (name.trim(), Some(unquote(value.trim()))),
@@ -38,9 +38,8 @@ impl Prefer {
         prefer
     }
 
-    /// How long to wait, in milliseconds; none when the answer should come at once.
-    ///
-    /// With `respond-async` and no `wait` it comes at once; `wait` counts with or without it (section 4.3).
+    /// The time to wait for the end, in milliseconds; `None` to respond immediately. `wait` applies with or without `respond-async`
+    /// (section 4.3).
     pub fn wait_ms(self, wait_ms_max: u64) -> Option<u64> {
         self.wait.map(|wait| match wait {
             Wait::Seconds(seconds) => (u64::from(seconds) * 1000).min(wait_ms_max),
@@ -48,7 +47,7 @@ impl Prefer {
         })
     }
 
-    /// The value of `Preference-Applied` when it was waited for, or answered at once because that was asked.
+    /// The value of `Preference-Applied`; `None` without a known preference.
     pub fn applied(self) -> Option<String> {
         match self.wait {
             Some(Wait::Seconds(seconds)) => Some(format!("wait={seconds}")),
@@ -58,7 +57,7 @@ impl Prefer {
     }
 }
 
-/// RFC 9110's delta-seconds: a number too large counts as the largest.
+/// Parses delta-seconds (RFC 9110): a number that is too large saturates.
 fn wait(value: &str) -> Option<Wait> {
     match value {
         "" => Some(Wait::Longest),
@@ -69,7 +68,7 @@ fn wait(value: &str) -> Option<Wait> {
     }
 }
 
-/// The parts of a list, quoted strings kept whole.
+/// The parts of a list; separators in quoted strings do not split.
 fn split(text: &str, by: char) -> impl Iterator<Item = &str> {
     let (mut in_quotes, mut escaped) = (false, false);
     text.split(move |character| {
@@ -91,7 +90,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn preferences() {
+    fn known_preferences_are_read() {
         let check = |values: &[&str], wait, respond_async| {
             assert_eq!(Prefer::read(values.iter().copied()), Prefer { wait, respond_async }, "{values:?}");
         };

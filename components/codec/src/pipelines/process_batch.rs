@@ -9,22 +9,22 @@ use weir_core::{
 use super::{process_event::seconds, process_stream::STEPS};
 use crate::json::to_vec;
 
-/// The answer of `/process-batch`, collected from the events of a process whose text is one chunk. What was not asked
-/// for is absent.
+/// The response of `/process-batch`, collected from the events of a pipeline whose text is one chunk. Results that were not requested
+/// are absent.
 #[derive(Debug, Serialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[cfg_attr(feature = "schema", schemars(rename = "BatchAnswer"))]
 pub struct BatchResponse {
-    /// The sentiment of the text, of which the model reads as much as it takes.
+    /// The sentiment of the text, truncated to the maximum length of the model.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub sentiment: Option<BatchSentiment>,
-    /// The summary; only of a text longer than 100 code points.
+    /// The summary; only for a text longer than 100 code points.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub summary: Option<String>,
-    /// In the order of the text.
+    /// The entities, in the order of the text.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub entities: Option<Vec<BatchEntity>>,
-    /// Seconds from the request to the answer.
+    /// Seconds from the request to the response.
     pub processing_time: f64,
 }
 
@@ -59,49 +59,49 @@ impl BatchResponse {
     }
 }
 
-/// The first failure of a batch: the step, or none for the whole, and why.
+/// The first failure of a batch, with its step; `None` for a failure of the whole execution.
 pub type BatchFailure = (Option<TextStep>, StepFailure);
 
 /// Collects the events of an execution of [`super::process_stream::definition`] whose text is one chunk.
 ///
-/// The response is whole or a failure: that of the first step, in the order of `STEPS`, that failed.
+/// The result is the complete response or the failure of the first failed step, in the order of `STEPS`.
 #[derive(Debug)]
 pub struct BatchCollector {
-    /// The result of each step; none for a step that was not asked for.
-    steps: [Option<Pending>; STEPS.len()],
+    /// The state of each step; `None` for a step that was not requested.
+    steps: [Option<BatchStepState>; STEPS.len()],
     result: Option<Result<BatchResponse, BatchFailure>>,
 }
 
 #[derive(Debug)]
-enum Pending {
+enum BatchStepState {
     Running,
     Complete(Json),
     Failed(StepFailure),
 }
 
 impl BatchCollector {
-    /// For an execution of a definition.
+    /// A collector for an execution of a definition.
     pub fn new(definition: &Definition) -> Self {
         let has = |id: &str| definition.steps().iter().any(|step| *step.task.id == *id);
-        Self { steps: STEPS.map(|(id, _)| has(id).then_some(Pending::Running)), result: None }
+        Self { steps: STEPS.map(|(id, _)| has(id).then_some(BatchStepState::Running)), result: None }
     }
 
-    /// An event, in the order of the sequence.
+    /// Handles an event; events must be in the order of their sequence.
     pub fn handle_event(&mut self, event: &Event) {
         if self.result.is_some() {
             return;
         }
         let step = event.step_id.as_deref().and_then(|id| STEPS.iter().position(|(step, _)| *step == id));
         match (&event.data, step) {
-            (Data::StepComplete { output, .. }, Some(at)) => self.steps[at] = Some(Pending::Complete(output.clone())),
+            (Data::StepComplete { output, .. }, Some(at)) => self.steps[at] = Some(BatchStepState::Complete(output.clone())),
             (Data::StepError { failure, retry_in_ns: None, .. }, Some(at)) => {
-                self.steps[at] = Some(Pending::Failed(failure.clone()));
+                self.steps[at] = Some(BatchStepState::Failed(failure.clone()));
             }
             (Data::PipelineError { failure, .. }, _) => self.result = Some(Err((None, failure.failure.clone()))),
             (Data::PipelineComplete { duration_ns, .. }, _) => self.result = Some(self.response(*duration_ns)),
             _ => {}
         }
-        // Also after a step was completed: a later one may have failed before.
+        // A completed step may be followed by one that failed earlier.
         if self.result.is_none() {
             self.result = self.first_failure().map(Err);
         }
@@ -112,13 +112,13 @@ impl BatchCollector {
         self.result.take()
     }
 
-    /// The failure that no unfinished step stands before.
+    /// The failure of the first step that is not completed, if it has failed.
     fn first_failure(&self) -> Option<BatchFailure> {
-        for ((_, step), pending) in STEPS.iter().zip(&self.steps) {
-            match pending {
-                Some(Pending::Running) => return None,
-                Some(Pending::Failed(failure)) => return Some((Some(*step), failure.clone())),
-                Some(Pending::Complete(_)) | None => {}
+        for ((_, step), state) in STEPS.iter().zip(&self.steps) {
+            match state {
+                Some(BatchStepState::Running) => return None,
+                Some(BatchStepState::Failed(failure)) => return Some((Some(*step), failure.clone())),
+                Some(BatchStepState::Complete(_)) | None => {}
             }
         }
         None
@@ -137,7 +137,7 @@ impl BatchCollector {
     }
 }
 
-/// What a batch reads of the output of `sentiment`.
+/// The members of the output of `sentiment` that a batch reads.
 #[derive(Deserialize)]
 struct SentimentOutput {
     chunk_sentiments: Vec<ChunkOutput>,
@@ -146,7 +146,7 @@ struct SentimentOutput {
 #[derive(Deserialize)]
 struct ChunkOutput {
     sentiment: String,
-    /// Null where the model has no number.
+    /// Null when the score is not a number.
     confidence: Option<f32>,
 }
 
@@ -156,21 +156,21 @@ impl From<ChunkOutput> for BatchSentiment {
     }
 }
 
-/// What a batch reads of the output of `summary`.
+/// The members of the output of `summary` that a batch reads.
 #[derive(Deserialize)]
 struct SummaryOutput {
     summary: String,
 }
 
-/// What a batch reads of the output of `entities`.
+/// The members of the output of `entities` that a batch reads.
 #[derive(Deserialize)]
 struct EntitiesOutput {
     entities: Vec<BatchEntity>,
 }
 
-/// The output of a step, which this crate wrote; none of a step that was not asked for.
-fn read<T: for<'de> Deserialize<'de>>(step: TextStep, pending: Option<&Pending>) -> Result<Option<T>, BatchFailure> {
-    let Some(Pending::Complete(output)) = pending else { return Ok(None) };
+/// The output of a step, which this crate wrote; `None` for a step that was not requested.
+fn read<T: for<'de> Deserialize<'de>>(step: TextStep, state: Option<&BatchStepState>) -> Result<Option<T>, BatchFailure> {
+    let Some(BatchStepState::Complete(output)) = state else { return Ok(None) };
     let failed = |error: serde_json::Error| (Some(step), StepFailure::last("inference_failed", error.to_string()));
     serde_json::from_str(output.as_str()).map(Some).map_err(failed)
 }

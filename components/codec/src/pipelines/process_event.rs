@@ -1,6 +1,6 @@
 //! The events of `/process-stream`.
 //!
-//! Field names, their order and the messages are those that clients of `/process-stream` have always read.
+//! Field names, their order and the messages do not change: existing clients depend on them.
 
 use serde::{Serialize, Serializer};
 use weir_core::{
@@ -20,42 +20,42 @@ pub enum ProcessEvent {
     Started {
         /// Nanoseconds since 1970.
         unix_ns: u64,
-        /// Code points.
+        /// Length of the text, in code points.
         text_length: usize,
     },
-    /// The text is being cut.
+    /// The text is being split into chunks.
     Chunking,
-    /// The text was cut.
+    /// The text was split into chunks.
     Chunked {
-        /// How many chunks.
+        /// Number of chunks.
         chunks: usize,
     },
     /// A step began.
     Processing(TextStep),
     /// A chunk was labelled.
     SentimentProgress {
-        /// The chunk.
+        /// The sentiment of the chunk.
         result: ChunkSentiment,
-        /// Of how many.
+        /// Number of chunks.
         chunks: usize,
     },
     /// Every chunk was labelled.
     SentimentComplete {
-        /// The verdict.
+        /// The sentiment of the whole text.
         overall: &'static str,
-        /// All chunks, in order.
+        /// The sentiment of each chunk, in order.
         chunks: Vec<ChunkSentiment>,
-        /// How many of each kind.
+        /// Number of chunks per sentiment.
         tally: Tally,
     },
     /// The text was summarized.
     SummarizationComplete {
         /// The summary.
         summary: String,
-        /// Code points of the summary by code points of the text.
+        /// Code points of the summary divided by code points of the text.
         compression_ratio: f64,
     },
-    /// Entities were found.
+    /// Entities were extracted.
     EntitiesComplete {
         /// In the order of the text.
         entities: Vec<Entity>,
@@ -64,14 +64,14 @@ pub enum ProcessEvent {
     StepError {
         /// The step.
         step: TextStep,
-        /// Why.
+        /// Why it failed.
         failure: StepFailure,
     },
     /// The last event: every step has been completed or has failed.
     Completed {
         /// The steps that failed, in the order of their errors.
         failed: Vec<TextStep>,
-        /// Since the beginning.
+        /// Nanoseconds since the beginning.
         elapsed_ns: u64,
         /// Nanoseconds since 1970.
         unix_ns: u64,
@@ -88,35 +88,35 @@ pub enum ProcessEvent {
 pub enum Wire<'a> {
     /// The first event: the text was accepted.
     Started {
-        /// For people.
+        /// Human-readable text.
         message: &'static str,
         /// Seconds since 1970.
         timestamp: f64,
         /// Code points in the text.
         text_length: usize,
     },
-    /// The text is being cut.
+    /// The text is being split into chunks.
     Chunking {
-        /// For people.
+        /// Human-readable text.
         message: &'static str,
     },
-    /// The text was cut.
+    /// The text was split into chunks.
     Chunked {
-        /// For people.
+        /// Human-readable text.
         message: String,
-        /// How many chunks there are.
+        /// Number of chunks.
         chunks: usize,
     },
-    /// The chunks are at the model.
+    /// The chunks are being labelled.
     SentimentProcessing {
-        /// For people.
+        /// Human-readable text.
         message: &'static str,
     },
-    /// A chunk was labelled; in the order of the chunks.
+    /// A chunk was labelled; these events are in the order of the chunks.
     SentimentProgress {
-        /// Chunks labelled by chunks: above 0, and 1 at the last.
+        /// Labelled chunks divided by all chunks: above 0, and 1 for the last chunk.
         progress: f64,
-        /// The chunk.
+        /// The sentiment of the chunk.
         chunk_result: WireChunk<'a>,
     },
     /// Every chunk was labelled.
@@ -132,22 +132,22 @@ pub enum Wire<'a> {
     },
     /// The text is being summarized.
     SummarizationProcessing {
-        /// For people.
+        /// Human-readable text.
         message: &'static str,
     },
     /// The text was summarized.
     SummarizationComplete {
         /// The summary.
         summary: &'a str,
-        /// Code points in the summary by code points in the text.
+        /// Code points of the summary divided by code points of the text.
         compression_ratio: f64,
     },
-    /// Entities are being looked for.
+    /// Entities are being extracted.
     EntitiesProcessing {
-        /// For people.
+        /// Human-readable text.
         message: &'static str,
     },
-    /// Entities were looked for.
+    /// Entities were extracted.
     EntitiesComplete {
         /// In the order of the text.
         entities: &'a WireEntities<'a>,
@@ -157,7 +157,7 @@ pub enum Wire<'a> {
             schemars(with = "std::collections::BTreeMap<String, Vec<WireEntity<'static>>>")
         )]
         entity_types: ByLabel<'a>,
-        /// How many there are.
+        /// Number of entities.
         total_entities: usize,
     },
     /// Sentiment failed; the stream continues with the next step.
@@ -168,9 +168,9 @@ pub enum Wire<'a> {
     EntitiesError(WireFailure<'a>),
     /// The last event: every step has been completed or has failed.
     Completed {
-        /// For people.
+        /// Human-readable text.
         message: String,
-        /// The steps that failed, by the names that their events begin with; absent when none did.
+        /// The names of the failed steps, as in the `status` of their events; absent when none failed.
         #[serde(skip_serializing_if = "Vec::is_empty")]
         failed_steps: Vec<&'static str>,
         /// Seconds from the request to this event.
@@ -213,7 +213,7 @@ pub struct WireEntity<'a> {
     pub text: &'a str,
     /// Its label.
     pub label: &'a str,
-    /// What the label means; null for a label that is not known.
+    /// The meaning of the label; null for an unknown label.
     pub description: Option<&'static str>,
     /// First code point of the text.
     pub start: u32,
@@ -250,9 +250,9 @@ impl Serialize for ByLabel<'_> {
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[cfg_attr(feature = "schema", schemars(rename = "Failure"))]
 pub struct WireFailure<'a> {
-    /// For people.
+    /// Human-readable text.
     pub error: &'a str,
-    /// A constant for programs.
+    /// Machine-readable code.
     pub code: &'a str,
     /// True when the same request may succeed later.
     pub retryable: bool,
@@ -287,14 +287,14 @@ pub fn status(event: &ProcessEvent) -> &'static str {
 
 /// An event as one line of JSON, without an end of line.
 pub fn to_json(event: &ProcessEvent) -> Vec<u8> {
-    let found: Vec<WireEntity<'_>> = match event {
+    let wire_entities: Vec<WireEntity<'_>> = match event {
         ProcessEvent::EntitiesComplete { entities } => entities.iter().map(WireEntity::from).collect(),
         _ => Vec::new(),
     };
-    to_vec(&wire(event, &found))
+    to_vec(&wire(event, &wire_entities))
 }
 
-fn wire<'a>(event: &'a ProcessEvent, found: &'a WireEntities<'a>) -> Wire<'a> {
+fn wire<'a>(event: &'a ProcessEvent, wire_entities: &'a WireEntities<'a>) -> Wire<'a> {
     match event {
         ProcessEvent::Started { unix_ns, text_length } => Wire::Started {
             message: "Beginning text processing...",
@@ -326,7 +326,7 @@ fn wire<'a>(event: &'a ProcessEvent, found: &'a WireEntities<'a>) -> Wire<'a> {
             Wire::SummarizationComplete { summary, compression_ratio: *compression_ratio }
         }
         ProcessEvent::EntitiesComplete { .. } => {
-            Wire::EntitiesComplete { entities: found, entity_types: ByLabel(found), total_entities: found.len() }
+            Wire::EntitiesComplete { entities: wire_entities, entity_types: ByLabel(wire_entities), total_entities: wire_entities.len() }
         }
         ProcessEvent::StepError { step: TextStep::Sentiment, failure } => Wire::SentimentError(failure.into()),
         ProcessEvent::StepError { step: TextStep::Summarization, failure } => Wire::SummarizationError(failure.into()),
@@ -341,7 +341,7 @@ fn wire<'a>(event: &'a ProcessEvent, found: &'a WireEntities<'a>) -> Wire<'a> {
     }
 }
 
-/// What the last event says to people.
+/// The message of the last event.
 fn completion(failed: &[TextStep]) -> String {
     if failed.is_empty() {
         return "All processing complete!".to_owned();
@@ -359,7 +359,7 @@ pub fn step_name(step: TextStep) -> &'static str {
     }
 }
 
-/// What an entity label means: the four of CoNLL-2003, those of OntoNotes 5, and their common abbreviations.
+/// The meaning of an entity label: the four of CoNLL-2003, those of OntoNotes 5, and common abbreviations.
 fn explain(label: &str) -> Option<&'static str> {
     Some(match label {
         "PER" | "PERSON" => "A named person or family, real or fictional",
@@ -385,7 +385,8 @@ fn explain(label: &str) -> Option<&'static str> {
     })
 }
 
-/// Whole seconds and the rest apart: nanoseconds since 1970 have more digits than an f64.
+/// Converts nanoseconds to seconds. Whole seconds and the rest are converted separately, since nanoseconds since 1970 exceed the
+/// precision of an f64.
 pub(crate) fn seconds(ns: u64) -> f64 {
     const NS_PER_S: u64 = 1_000_000_000;
     (ns / NS_PER_S) as f64 + (ns % NS_PER_S) as f64 / NS_PER_S as f64
@@ -411,7 +412,7 @@ mod tests {
     }
 
     #[test]
-    fn first_events_of_a_stream() {
+    fn first_events_of_a_stream_have_their_fields() {
         check(
             &ProcessEvent::Started { unix_ns: 1_700_000_000_250_000_000, text_length: 42 },
             expect![[
@@ -426,7 +427,7 @@ mod tests {
     }
 
     #[test]
-    fn sentiment() {
+    fn sentiment_events_have_their_fields() {
         check(
             &ProcessEvent::Processing(TextStep::Sentiment),
             expect![[r#"{"status":"sentiment_processing","message":"Analyzing sentiment..."}"#]],
@@ -456,7 +457,7 @@ mod tests {
     }
 
     #[test]
-    fn summary() {
+    fn summary_events_have_their_fields() {
         check(
             &ProcessEvent::Processing(TextStep::Summarization),
             expect![[r#"{"status":"summarization_processing","message":"Generating summary..."}"#]],
@@ -471,7 +472,7 @@ mod tests {
     }
 
     #[test]
-    fn entities() {
+    fn entity_events_have_their_fields() {
         check(
             &ProcessEvent::Processing(TextStep::Entities),
             expect![[r#"{"status":"entities_processing","message":"Extracting entities..."}"#]],
@@ -502,7 +503,7 @@ mod tests {
     }
 
     #[test]
-    fn failures_and_the_end() {
+    fn failures_and_last_events_have_their_fields() {
         let failure = StepFailure::from(&Failure::Overloaded { retry_after_ms: 40 });
         for step in [TextStep::Sentiment, TextStep::Summarization, TextStep::Entities] {
             let event = ProcessEvent::StepError { step, failure: failure.clone() };

@@ -7,18 +7,18 @@ use crate::json::{
     members::{Errors, Members},
 };
 
-/// Fewest code points in a text.
+/// Minimum number of code points in a text.
 pub const TEXT_CODE_POINTS_MIN: usize = 10;
-/// Most code points in a text.
+/// Maximum number of code points in a text.
 pub const TEXT_CODE_POINTS_MAX: usize = 5000;
-/// Fewest code points in a chunk.
+/// Minimum number of code points in a chunk.
 pub const CHUNK_SIZE_MIN: i64 = 50;
-/// Most code points in a chunk.
+/// Maximum number of code points in a chunk.
 pub const CHUNK_SIZE_MAX: i64 = 500;
-/// Code points in a chunk when the request does not say.
+/// The default number of code points in a chunk.
 pub const CHUNK_SIZE_DEFAULT: i64 = 200;
 
-/// A text and its options. Other fields are refused: a misspelled one would change the meaning of the request.
+/// A text and its options. Unknown fields are refused, since a misspelled option would be ignored.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[cfg_attr(feature = "schema", schemars(deny_unknown_fields))]
@@ -52,6 +52,10 @@ fn chunk_size_default() -> u32 {
 
 impl ProcessRequest {
     /// Reads a body.
+    ///
+    /// # Errors
+    ///
+    /// The body is not a JSON object, or has invalid fields; every invalid field is listed.
     pub fn from_json(body: &[u8]) -> Result<Self, RequestError> {
         let (mut members, mut errors) = (Members::of_body(body)?, Errors::default());
         let text = text(&mut members, &mut errors);
@@ -107,7 +111,7 @@ mod tests {
     }
 
     #[test]
-    fn defaults() {
+    fn absent_options_have_their_defaults() {
         check(
             r#"{"text":"ten points"}"#,
             expect![[r#"
@@ -214,7 +218,7 @@ mod tests {
     }
 
     #[test]
-    fn bounds() {
+    fn value_out_of_bounds_is_refused_with_the_bounds() {
         check(
             r#"{"text":"nine poin","chunk_size":49}"#,
             expect![[r#"
@@ -336,7 +340,7 @@ mod tests {
     }
 
     #[test]
-    fn unreadable_bodies() {
+    fn malformed_body_is_refused_with_its_position() {
         check(
             "",
             expect![[r#"
@@ -440,8 +444,8 @@ mod tests {
         #[test]
         fn size_outside_its_bounds_is_refused(size in -1000i64..1000) {
             let body = format!(r#"{{"text":"ten points","chunk_size":{size}}}"#);
-            let taken = ProcessRequest::from_json(body.as_bytes()).map(|request| i64::from(request.chunk_size));
-            prop_assert_eq!(taken.ok(), (CHUNK_SIZE_MIN..=CHUNK_SIZE_MAX).contains(&size).then_some(size));
+            let read = ProcessRequest::from_json(body.as_bytes()).map(|request| i64::from(request.chunk_size));
+            prop_assert_eq!(read.ok(), (CHUNK_SIZE_MIN..=CHUNK_SIZE_MAX).contains(&size).then_some(size));
         }
     }
 }

@@ -1,7 +1,7 @@
 //! `/process-stream` and `/process-batch` as a pipeline, and the events of `/process-stream`.
 //!
-//! The steps run in parallel (sentiment needs the chunks, the others only the text); the [`Renderer`] writes their events one step
-//! after the other, in the order of the contract.
+//! The steps run in parallel (sentiment needs the chunks, the others only the text); the [`Renderer`] returns their events one step after
+//! the other, in the documented order.
 
 use std::{collections::VecDeque, mem};
 
@@ -28,7 +28,8 @@ const CHUNK: &str = "chunk";
 pub(super) const STEPS: [(&str, TextStep); 3] =
     [("sentiment", TextStep::Sentiment), ("summary", TextStep::Summarization), ("entities", TextStep::Entities)];
 
-/// The pipeline of a request: the text in chunks of `chunk_size` code points, or whole. No step is tried again, and none ends the others.
+/// The pipeline of a request. The text is split into chunks of `chunk_size` code points; with `None` it is one chunk. Steps are not
+/// retried, and the failure of one does not stop the others.
 pub fn definition(request: &ProcessRequest, chunk_size: Option<u32>, timeout_ms: u64) -> Definition {
     let text_length = code_points(&request.text);
     let whole = u32::try_from(text_length.max(1)).unwrap_or(u32::MAX);
@@ -76,20 +77,20 @@ pub struct Line {
 #[derive(Debug)]
 pub struct Renderer {
     text_length: usize,
-    /// The events of each step that wait for the steps before it; none for a step that was not asked for.
+    /// The events of each step that wait for the steps before it; `None` for a step that was not requested or is current.
     steps: [Option<VecDeque<Line>>; 3],
-    /// The step whose events are rendered as they come; none before the text is cut.
+    /// The step whose events are returned as they arrive; `None` before the text is split.
     current: Option<usize>,
-    /// Parts of sentiment that were rendered.
+    /// Number of sentiment parts so far.
     parts: u64,
     is_chunking: bool,
     is_over: bool,
-    /// Which of [`STEPS`] failed.
+    /// The failed steps, by their index in [`STEPS`].
     failed: [bool; STEPS.len()],
 }
 
 impl Renderer {
-    /// For a request and its definition.
+    /// A renderer for a request and its definition.
     pub fn new(request: &ProcessRequest, definition: &Definition) -> Self {
         let has = |id: &str| definition.steps().iter().any(|step| *step.task.id == *id);
         let steps = STEPS.map(|(id, _)| has(id).then(VecDeque::new));
@@ -105,7 +106,7 @@ impl Renderer {
         }
     }
 
-    /// Renders an event: to none, or to several that have waited for it.
+    /// Renders an event. Returns no lines, or several that have waited for it.
     pub fn handle_event(&mut self, event: &Event) -> Vec<Line> {
         let mut lines = Vec::new();
         if self.is_over {
@@ -114,24 +115,24 @@ impl Renderer {
         match (&event.data, event.step_id.as_deref()) {
             (Data::PipelineStart { .. }, _) => {
                 let started = ProcessEvent::Started { unix_ns: event.unix_ns, text_length: self.text_length };
-                lines.push(rendered(&started));
+                lines.push(render(&started));
             }
             (Data::PipelineComplete { duration_ns, .. }, _) => {
                 self.is_over = true;
                 let failed = STEPS.iter().zip(self.failed).filter_map(|((_, step), failed)| failed.then_some(*step));
                 let failed = failed.collect();
                 let completed = ProcessEvent::Completed { failed, elapsed_ns: *duration_ns, unix_ns: event.unix_ns };
-                lines.push(rendered(&completed));
+                lines.push(render(&completed));
             }
             (Data::PipelineError { failure, .. }, _) => {
                 self.is_over = true;
-                lines.push(rendered(&ProcessEvent::Error(failure.failure.clone())));
+                lines.push(render(&ProcessEvent::Error(failure.failure.clone())));
             }
             (Data::StepStart { .. }, Some(CHUNK)) if !mem::replace(&mut self.is_chunking, true) => {
-                lines.push(rendered(&ProcessEvent::Chunking));
+                lines.push(render(&ProcessEvent::Chunking));
             }
             (Data::StepComplete { output, .. }, Some(CHUNK)) => {
-                lines.push(rendered(&ProcessEvent::Chunked { chunks: count(output) }));
+                lines.push(render(&ProcessEvent::Chunked { chunks: count(output) }));
                 self.begin(0, &mut lines);
             }
             (data, Some(id)) => self.handle_step_event(id, data, &mut lines),
@@ -140,7 +141,7 @@ impl Renderer {
         lines
     }
 
-    /// Renders an event of a step when it is that step's turn.
+    /// Renders an event of a step, or queues it until the steps before have ended.
     fn handle_step_event(&mut self, id: &str, data: &Data, lines: &mut Vec<Line>) {
         let Some(at) = STEPS.iter().position(|(step, _)| *step == id) else { return };
         let step = STEPS[at].1;
@@ -153,7 +154,7 @@ impl Renderer {
             Data::StepComplete { output, .. } => with_status(&format!("{name}_complete"), output),
             Data::StepError { failure, retry_in_ns: None, .. } => {
                 self.failed[at] = true;
-                rendered(&ProcessEvent::StepError { step, failure: failure.clone() })
+                render(&ProcessEvent::StepError { step, failure: failure.clone() })
             }
             _ => return,
         };
@@ -168,15 +169,15 @@ impl Renderer {
         }
     }
 
-    /// Renders a step from its beginning as far as its events are known, and the next one when it is over.
+    /// Returns the queued events of the steps from an index on, up to the first step that has not ended, which becomes the current one.
     fn begin(&mut self, from: usize, lines: &mut Vec<Line>) {
         for (at, (_, step)) in STEPS.iter().enumerate().skip(from) {
             let Some(waiting) = self.steps[at].take() else { continue };
             self.current = Some(at);
-            lines.push(rendered(&ProcessEvent::Processing(*step)));
-            let is_over = waiting.back().is_some_and(|line| !line.status.ends_with("_progress"));
+            lines.push(render(&ProcessEvent::Processing(*step)));
+            let has_ended = waiting.back().is_some_and(|line| !line.status.ends_with("_progress"));
             lines.extend(waiting);
-            if !is_over {
+            if !has_ended {
                 return;
             }
         }
@@ -184,19 +185,19 @@ impl Renderer {
     }
 }
 
-fn rendered(event: &ProcessEvent) -> Line {
+fn render(event: &ProcessEvent) -> Line {
     let json = String::from_utf8(process_event::to_json(event)).expect("serde_json writes UTF-8");
     Line { status: process_event::status(event).to_owned(), json }
 }
 
-/// The output of a step is the rest of the event.
+/// The event with a status and the members of a step's output.
 fn with_status(status: &str, output: &Json) -> Line {
     let rest = output.as_str().strip_prefix('{').unwrap_or("}");
     let comma = if rest == "}" { "" } else { "," };
     Line { status: status.to_owned(), json: format!(r#"{{"status":"{status}"{comma}{rest}"#) }
 }
 
-/// How many chunks an output has.
+/// The number of chunks in the output of the `chunk` step.
 fn count(output: &Json) -> usize {
     #[derive(Deserialize)]
     struct Chunks {

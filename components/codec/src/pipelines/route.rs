@@ -4,7 +4,7 @@ use weir_core::pipelines::NAME_BYTES_MAX;
 
 use super::execution_id;
 
-/// What answers a path.
+/// A route of pipelines and executions.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum PipelineRoute {
     /// `GET /pipelines`
@@ -13,7 +13,7 @@ pub enum PipelineRoute {
     Pipeline(String),
     /// `GET /executions`
     Executions,
-    /// `GET /executions/{execution_id}`: how far it is; `DELETE`: cancels it.
+    /// `GET /executions/{execution_id}`: its status; `DELETE`: cancels it.
     Execution(String),
     /// `GET /reliability`
     Reliability,
@@ -21,7 +21,7 @@ pub enum PipelineRoute {
     Upload,
 }
 
-/// Every path of [`PipelineRoute::find`] with its methods, for the index and the description of the API.
+/// Every path of [`PipelineRoute::find`] with its methods, for the index and the API description.
 pub const PIPELINE_ROUTES: [(&str, &str); 8] = [
     ("GET", "/pipelines"),
     ("GET", "/pipelines/{name}"),
@@ -34,7 +34,7 @@ pub const PIPELINE_ROUTES: [(&str, &str); 8] = [
 ];
 
 impl PipelineRoute {
-    /// The route of a path without its query. A name or an id that none can have is no route: there is nothing there.
+    /// The route of a path without its query; `None` also when the name or the id in it is invalid.
     pub fn find(path: &str) -> Option<Self> {
         if let Some(name) = path.strip_prefix("/pipelines/") {
             return is_name(name).then(|| Self::Pipeline(name.to_owned()));
@@ -51,7 +51,7 @@ impl PipelineRoute {
         }
     }
 
-    /// Whether it takes a method other than `OPTIONS`.
+    /// True when the route accepts a method other than `OPTIONS`.
     pub fn takes(&self, method: &str) -> bool {
         match self {
             Self::Pipeline(_) if method == "POST" => true,
@@ -72,7 +72,7 @@ impl PipelineRoute {
     }
 }
 
-/// Whether a pipeline can have this name; it is also the name of a file then.
+/// True for a valid name of a pipeline; it is safe as the name of a file.
 pub fn is_name(name: &str) -> bool {
     let fits = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'-' | b'.');
     (1..=NAME_BYTES_MAX).contains(&name.len()) && name.bytes().all(fits) && !name.starts_with('.')
@@ -83,7 +83,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn paths() {
+    fn path_of_a_pipeline_is_matched() {
         let id = execution_id::from_random([7; 16]);
         for (path, want, allow) in [
             ("/pipelines".to_owned(), PipelineRoute::Pipelines, "GET, HEAD, OPTIONS"),
@@ -107,7 +107,7 @@ mod tests {
     }
 
     #[test]
-    fn other_paths_do_not_match() {
+    fn other_path_is_not_matched() {
         let long = format!("/pipelines/{}", "x".repeat(NAME_BYTES_MAX + 1));
         for path in [
             "",

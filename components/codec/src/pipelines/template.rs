@@ -1,27 +1,27 @@
-//! Texts with expressions: the prompt of a `generate` step, `Summarize in one sentence: {{text}}`.
+//! Templates: texts with expressions, such as the prompt `Summarize in one sentence: {{text}}` of a `generate` step.
 
 use weir_core::pipelines::Json;
 use weir_expression::Expression;
 
-/// Longest template, bytes.
+/// Longest template, in bytes.
 pub const TEMPLATE_BYTES_MAX: usize = 16 << 10;
-/// Most expressions of a template.
+/// Maximum number of expressions of a template.
 pub const EXPRESSIONS_MAX: usize = 32;
 
 /// A part of a template.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum TemplatePart<'t> {
-    /// A text as it is.
+    /// Literal text.
     Text(&'t str),
-    /// An expression whose value stands here.
+    /// An expression that is replaced by its value.
     Expression(&'t str),
 }
 
-/// The parts of a template, whose expressions stand in double braces.
+/// The parts of a template. Expressions are in double braces.
 ///
 /// # Errors
 ///
-/// Braces are not closed, an expression is none, or there are too many; the text says which.
+/// Braces are not closed, an expression is invalid, or there are too many; the text names the error.
 pub fn parts(template: &str) -> Result<Vec<TemplatePart<'_>>, String> {
     let (mut parts, mut rest, mut count) = (Vec::new(), template, 0);
     while let Some((text, after)) = rest.split_once("{{") {
@@ -42,7 +42,7 @@ pub fn parts(template: &str) -> Result<Vec<TemplatePart<'_>>, String> {
     Ok(parts)
 }
 
-/// A value in a text: a string as it is, anything else as JSON.
+/// The text of a value in a template: a string without quotes, any other value as JSON.
 pub fn value_text(value: &Json) -> String {
     match serde_json::from_str(value.as_str()) {
         Ok(serde_json::Value::String(text)) => text,
@@ -55,7 +55,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn expressions_stand_in_double_braces() {
+    fn expression_in_double_braces_is_a_part() {
         use TemplatePart::{Expression, Text};
         assert_eq!(parts("a {{ b.c }}!"), Ok(vec![Text("a "), Expression("b.c"), Text("!")]));
         assert_eq!(parts("{{@}}{{@}}"), Ok(vec![Expression("@"), Expression("@")]));
@@ -67,7 +67,7 @@ mod tests {
     }
 
     #[test]
-    fn strings_stand_without_quotes_and_other_values_as_json() {
+    fn string_has_no_quotes_and_other_values_are_json() {
         let json = |text: &str| value_text(&Json::from_checked(text.to_owned()));
         assert_eq!(json("\"a\\n\""), "a\n");
         assert_eq!(json("[1,\"a\"]"), "[1,\"a\"]");

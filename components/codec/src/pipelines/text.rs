@@ -1,18 +1,22 @@
-//! Any JSON: checked once, then carried as text on one line.
+//! Any JSON value, checked once and then passed on as text on one line.
 
 use weir_core::pipelines::Json;
 
 use crate::json::{JsonError, tree::Node};
 
-/// Most values (of any kind, at any depth) in a JSON text of a client or a step.
+/// Maximum number of values, of any type and at any depth, in the JSON of a client or a step.
 pub const VALUES_MAX: usize = 1 << 17;
-/// Deepest nesting of such a text. Outputs of steps nest it deeper, and stay below the 127 levels that [`Node`] reads.
+/// Deepest nesting of such JSON. The outputs of steps nest it deeper, and stay below the 127 levels that [`Node`] reads.
 pub const DEPTH_MAX: usize = weir_expression::OUTPUT_DEPTH_MAX;
 
 /// Reads one JSON value of any type: the body of `POST /pipelines/{name}`, and the output of a step.
 ///
-/// As strict as the other readers: duplicate keys are refused and nesting is bounded. The text is unchanged but for the white space
-/// between values, so that numbers keep all their digits.
+/// As strict as the other readers: duplicate keys are refused and nesting is bounded. Only the white space between values is removed, so
+/// that numbers keep all their digits.
+///
+/// # Errors
+///
+/// The body is not JSON, has too many values or a duplicate key, or is nested too deeply.
 pub fn read(body: &[u8]) -> Result<Json, JsonError> {
     Node::read(body, VALUES_MAX)?;
     let text = std::str::from_utf8(body).map_err(|error| JsonError::NotUtf8 { at: error.valid_up_to() })?;
@@ -62,7 +66,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn value_is_written_on_one_line_otherwise_unchanged() {
+    fn value_is_unchanged_except_for_white_space() {
         for (text, want) in [
             (" { \"a\" : [ 1 ,\r\n 2.50 ] } ", r#"{"a":[1,2.50]}"#),
             (r#" "a \" b\\" "#, r#""a \" b\\""#),

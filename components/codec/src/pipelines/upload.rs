@@ -1,6 +1,6 @@
-//! `POST /upload`: a file becomes the input of an execution, whose progress is reported in the channels `file:ID` and `workflow:ID`.
+//! `POST /upload`: a file becomes the input of an execution, whose progress is published in the channels `file:ID` and `workflow:ID`.
 //!
-//! The id of the file and of the workflow is that of the execution, so an input from elsewhere cannot report in other channels.
+//! The id of the file and of the workflow is the id of the execution, so that an input cannot publish in channels of its choice.
 
 use std::{collections::BTreeMap, sync::Arc};
 
@@ -19,7 +19,7 @@ use crate::{
     },
 };
 
-/// The pipeline of an upload that names none. An operator's pipeline of this name takes its place.
+/// The default pipeline of an upload. A pipeline of the operator with this name replaces it.
 pub const PIPELINE: &str = "analyze";
 /// Its definition.
 pub const DEFINITION: &str = r#"{
@@ -37,33 +37,33 @@ pub const DEFINITION: &str = r#"{
     }
   ]
 }"#;
-/// Most bytes of the name of a file.
+/// Maximum number of bytes of the name of a file.
 pub const FILE_NAME_BYTES_MAX: usize = 255;
-/// Most bytes of a result that is part of the last event.
+/// Maximum number of bytes of a result in the last event; a larger result is left out.
 const RESULT_BYTES_MAX: usize = 128 << 10;
-/// The media types of a file.
+/// The media types that are listed in an error.
 const TYPES: [&str; 2] = ["text/plain", "multipart/form-data"];
-/// Percent until the execution is complete.
+/// The highest percentage before the execution is complete.
 const PERCENT_MAX: f64 = 99.0;
 
 /// The query of an upload.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct UploadQuery {
-    /// The pipeline that takes the file.
+    /// The pipeline that processes the file.
     pub pipeline: Option<String>,
     /// The name of the file.
     pub name: Option<String>,
 }
 
 impl UploadQuery {
-    /// Reads a query without its question mark. A ticket in it is for others.
+    /// Reads a query without its question mark. `ticket` is ignored.
     ///
     /// # Errors
     ///
-    /// A parameter is not known, is given twice, or is not fit.
+    /// A parameter is unknown, appears twice, or has an invalid value.
     pub fn read(query: &str) -> Result<Self, RequestError> {
         const FIELDS: [&str; 2] = ["pipeline", "name"];
-        let refused = |field: &'static str, what: String| {
+        let invalid = |field: &'static str, what: String| {
             RequestError::Invalid(vec![FieldError::new(field, FieldReason::NotAllowed, what)])
         };
         let mut values: [Option<String>; 2] = [None, None];
@@ -72,32 +72,32 @@ impl UploadQuery {
             let name = decode(name);
             match FIELDS.iter().position(|field| *field == name) {
                 Some(at) if values[at].is_none() => values[at] = Some(decode(value).into_owned()),
-                Some(at) => return Err(refused(FIELDS[at], format!("`{name}` must be given once"))),
+                Some(at) => return Err(invalid(FIELDS[at], format!("`{name}` must be given once"))),
                 None if name == "ticket" => {}
                 None => return Err(RequestError::Invalid(vec![unknown(name.into_owned(), &FIELDS)])),
             }
         }
         let [pipeline, name] = values;
         if pipeline.as_deref().is_some_and(|pipeline| !is_name(pipeline)) {
-            return Err(refused("pipeline", "`pipeline` must be the name of a pipeline".to_owned()));
+            return Err(invalid("pipeline", "`pipeline` must be the name of a pipeline".to_owned()));
         }
         if name.as_deref().is_some_and(|name| name.len() > FILE_NAME_BYTES_MAX) {
-            return Err(refused("name", format!("`name` must have at most {FILE_NAME_BYTES_MAX} bytes")));
+            return Err(invalid("name", format!("`name` must have at most {FILE_NAME_BYTES_MAX} bytes")));
         }
         Ok(Self { pipeline, name })
     }
 }
 
-/// A file that was sent.
+/// An uploaded file.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct File<'a> {
-    /// Its name, if it was sent.
+    /// Its name, if the form has one.
     pub name: Option<String>,
     /// Its text.
     pub text: &'a str,
 }
 
-/// Reads a body: the text itself, or a form whose first file it is.
+/// Reads a body: a text, or a form with a file.
 ///
 /// # Errors
 ///
@@ -106,8 +106,8 @@ pub fn read<'a>(content_type: Option<&str>, body: &'a [u8]) -> Result<File<'a>, 
     let essence =
         content_type.unwrap_or("text/plain").split(';').next().unwrap_or_default().trim().to_ascii_lowercase();
     let (name, bytes) = match boundary(content_type) {
-        Some(boundary) => file_of_form(&boundary, body).ok_or_else(|| refused("the form has no file"))?,
-        None if essence == "multipart/form-data" => return Err(refused("the form has no boundary")),
+        Some(boundary) => file_of_form(&boundary, body).ok_or_else(|| invalid("the form has no file"))?,
+        None if essence == "multipart/form-data" => return Err(invalid("the form has no boundary")),
         None if essence.starts_with("text/")
             || essence == "application/octet-stream"
             || content_type::is_ndjson(content_type) =>
@@ -117,16 +117,16 @@ pub fn read<'a>(content_type: Option<&str>, body: &'a [u8]) -> Result<File<'a>, 
         None => return Err(Problem::unsupported_media_type(content_type, &TYPES)),
     };
     let text = std::str::from_utf8(bytes).map_err(|error| {
-        refused(&format!("the file is not a text in UTF-8: byte {} cannot be read", error.valid_up_to()))
+        invalid(&format!("the file is not a text in UTF-8: byte {} cannot be read", error.valid_up_to()))
     })?;
     let text = text.strip_prefix('\u{feff}').unwrap_or(text);
     if text.trim().is_empty() {
-        return Err(refused("the file is empty"));
+        return Err(invalid("the file is empty"));
     }
     Ok(File { name, text })
 }
 
-fn refused(what: &str) -> Problem {
+fn invalid(what: &str) -> Problem {
     RequestError::Invalid(vec![FieldError::new("file", FieldReason::NotAllowed, what.to_owned())]).into()
 }
 
@@ -171,7 +171,7 @@ pub fn input(file: &File<'_>, name: Option<&str>) -> String {
     json!({ "upload": { "name": name, "bytes": file.text.len() }, "text": file.text }).to_string()
 }
 
-/// Whether an input is that of an upload.
+/// True for the input of an upload.
 pub fn is_upload(input: &Json) -> bool {
     #[derive(Deserialize)]
     struct Head {
@@ -191,22 +191,22 @@ pub fn accepted_json(id: &str, pipeline: &str) -> String {
     json!({ "file_id": id, "workflow_id": id, "execution_id": id, "pipeline": pipeline, "links": links }).to_string()
 }
 
-/// How far the execution of an upload is, by its events.
+/// The progress of the execution of an upload, computed from its events.
 #[derive(Debug)]
 pub struct UploadProgress {
     execution_id: Arc<str>,
     steps: usize,
-    /// From 0 to 1.
+    /// The progress of each step, from 0 to 1.
     done: BTreeMap<Arc<str>, f64>,
     percent: f64,
     is_over: bool,
 }
 
 impl UploadProgress {
-    /// Of an execution that begins or was resumed.
+    /// The progress of an execution that begins or was resumed.
     pub fn new(status: &Status) -> Self {
-        let over = |state| matches!(state, StepState::Completed | StepState::Failed | StepState::Skipped);
-        let done = status.steps.iter().filter(|step| over(step.state)).map(|step| (step.id.clone(), 1.0)).collect();
+        let has_ended = |state| matches!(state, StepState::Completed | StepState::Failed | StepState::Skipped);
+        let done = status.steps.iter().filter(|step| has_ended(step.state)).map(|step| (step.id.clone(), 1.0)).collect();
         Self {
             execution_id: status.execution_id.clone(),
             steps: status.steps.len(),
@@ -216,12 +216,12 @@ impl UploadProgress {
         }
     }
 
-    /// Whether the last report was made.
+    /// True after the last report.
     pub fn is_over(&self) -> bool {
         self.is_over
     }
 
-    /// What is reported of an event.
+    /// The report of an event, if it has one.
     pub fn handle_event(&mut self, event: &Event) -> Option<Progress> {
         let step = event.step_id.clone();
         let mut set = |part: f64| {
@@ -235,9 +235,9 @@ impl UploadProgress {
         match &event.data {
             Data::PipelineStart { .. } => message = Some("accepted".to_owned()),
             Data::StepStart { .. } => {}
-            Data::StepProgress { progress, message: said } => {
+            Data::StepProgress { progress, message: text } => {
                 set(*progress);
-                message = Some(said.to_string()).filter(|said| !said.is_empty());
+                message = Some(text.to_string()).filter(|text| !text.is_empty());
             }
             Data::StepComplete { .. } => set(1.0),
             Data::StepError { failure, retry_in_ns, .. } => {
@@ -289,7 +289,7 @@ mod tests {
     }
 
     #[test]
-    fn text_and_form_are_files() {
+    fn text_and_form_are_read_as_a_file() {
         assert_eq!(read(None, b"\xef\xbb\xbfa text").unwrap(), File { name: None, text: "a text" });
         assert_eq!(read(Some("text/markdown; charset=utf-8"), b"# a").unwrap().text, "# a");
         let form = b"--x\r\ncontent-disposition: form-data; name=\"a\"\r\n\r\nno file\r\n--x\r\nContent-Disposition: form-data; name=\"f\"; filename=\"n.txt\"\r\nContent-Type: text/plain\r\n\r\nline 1\r\n\r\nline 2\r\n--x--\r\n";
@@ -298,7 +298,7 @@ mod tests {
     }
 
     #[test]
-    fn body_that_is_no_file_is_refused() {
+    fn body_without_a_file_is_refused() {
         for (content_type, body, status) in [
             (Some("application/json"), b"{}".as_slice(), 415),
             (Some("image/png"), b"x", 415),
@@ -313,7 +313,7 @@ mod tests {
     }
 
     #[test]
-    fn query_names_a_pipeline_and_a_file() {
+    fn query_with_a_pipeline_and_a_name_is_read() {
         let query = UploadQuery::read("pipeline=review&name=a%20b.txt&ticket=t").unwrap();
         assert_eq!((query.pipeline.as_deref(), query.name.as_deref()), (Some("review"), Some("a b.txt")));
         for query in ["pipeline=a/b", "name=a&name=b", "file=x"] {
@@ -322,7 +322,7 @@ mod tests {
     }
 
     #[test]
-    fn input_of_an_upload_is_known_as_one() {
+    fn input_of_an_upload_is_recognized() {
         let file = File { name: Some("n.txt".to_owned()), text: "a \"text\"" };
         let json = input(&file, None);
         assert_eq!(json, r#"{"text":"a \"text\"","upload":{"bytes":8,"name":"n.txt"}}"#);
@@ -362,7 +362,7 @@ mod tests {
         let mut progress = UploadProgress::new(&status);
         let output = || Json::from_checked("[1]");
         let kind = KindName::Map;
-        let told: Vec<(String, f64)> = [
+        let reports: Vec<(String, f64)> = [
             event(None, Data::PipelineStart { name: "p".into(), steps: 2 }),
             event(Some("a"), Data::StepProgress { progress: 0.5, message: "1 of 2".into() }),
             event(Some("a"), Data::StepComplete { kind, output: output(), duration_ns: 1 }),
@@ -377,7 +377,7 @@ mod tests {
         .map(|report| (report.step, report.progress))
         .collect();
         let want = [("reading", 0.0), ("a", 24.0), ("a", 49.0), ("b", 99.0), ("done", 100.0)];
-        assert_eq!(told, want.map(|(step, percent)| (step.to_owned(), percent)));
+        assert_eq!(reports, want.map(|(step, percent)| (step.to_owned(), percent)));
         assert!(progress.is_over());
     }
 

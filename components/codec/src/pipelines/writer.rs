@@ -1,10 +1,10 @@
-//! JSON written member by member, so that texts that are JSON already are copied and not read again.
+//! Writes JSON member by member, so that values that are JSON text already are copied without parsing them.
 
 use std::fmt::Write as _;
 
 use serde::Serialize;
 
-/// An object that is being written.
+/// The writer of an object.
 pub(super) struct Object<'o> {
     out: &'o mut String,
     is_first: bool,
@@ -29,32 +29,32 @@ impl<'o> Object<'o> {
         self.out
     }
 
-    /// A member whose value is JSON already.
+    /// Writes a member whose value is JSON text already.
     pub(super) fn raw(&mut self, name: &str, json: &str) -> &mut Self {
         self.name(name).push_str(json);
         self
     }
 
-    /// A member.
+    /// Writes a member.
     pub(super) fn value<T: Serialize + ?Sized>(&mut self, name: &str, member: &T) -> &mut Self {
         value(self.name(name), member);
         self
     }
 
-    /// A duration in milliseconds, exact: whole where it is whole.
+    /// Writes a duration in milliseconds, exact, without a fraction if it is whole.
     pub(super) fn milliseconds(&mut self, name: &str, ns: u64) -> &mut Self {
         let out = self.name(name);
         let (whole, part) = (ns / 1_000_000, ns % 1_000_000);
         if part == 0 {
-            write!(out, "{whole}").expect("a string takes every write");
+            write!(out, "{whole}").expect("writing to a string cannot fail");
         } else {
             let digits = format!("{part:06}");
-            write!(out, "{whole}.{}", digits.trim_end_matches('0')).expect("a string takes every write");
+            write!(out, "{whole}.{}", digits.trim_end_matches('0')).expect("writing to a string cannot fail");
         }
         self
     }
 
-    /// A member that is an object.
+    /// Writes a member that is an object.
     pub(super) fn object(&mut self, name: &str, write: impl FnOnce(&mut Object<'_>)) -> &mut Self {
         let mut object = Object::begin(self.name(name));
         write(&mut object);
@@ -62,7 +62,7 @@ impl<'o> Object<'o> {
         self
     }
 
-    /// A member that is an array of objects.
+    /// Writes a member that is an array of objects.
     pub(super) fn array<T>(
         &mut self,
         name: &str,
@@ -84,13 +84,13 @@ impl<'o> Object<'o> {
     }
 }
 
-/// Writes a value whose type has no way to fail.
+/// Appends a value; serializing its type cannot fail.
 pub(super) fn value<T: Serialize + ?Sized>(out: &mut String, value: &T) {
-    let text = serde_json::to_string(value).expect("wire types have string keys and no way to fail");
+    let text = serde_json::to_string(value).expect("a wire type has string keys and serializes");
     out.push_str(&text);
 }
 
-/// An object as text.
+/// Writes an object as JSON text.
 pub(super) fn object(write: impl FnOnce(&mut Object<'_>)) -> String {
     let mut out = String::new();
     let mut object = Object::begin(&mut out);

@@ -1,5 +1,5 @@
-//! The stream of `/v1/annotate`: the output for each line. It does no IO; a driver passes lines and annotations as they arrive and polls
-//! `poll_output`.
+//! The stream of `/v1/annotate`, with an output for each line. It does no IO: a driver passes in lines and annotations as they arrive and
+//! polls `poll_output`.
 
 use weir_core::transcripts::Annotation;
 
@@ -17,17 +17,17 @@ use crate::{
     },
 };
 
-/// Most texts in the JSON body of `/v1/annotate`.
+/// Maximum number of texts in the JSON body of `/v1/annotate`.
 pub const TEXTS_MAX: usize = 1024;
 
 impl From<ItemError> for Refusal {
-    /// What ends a stream.
+    /// Converts the error that ends a stream.
     fn from(error: ItemError) -> Self {
         Self::new(error.code, None, error.message)
     }
 }
 
-/// Lines on their way to a client.
+/// The output buffer of a stream.
 #[derive(Debug)]
 struct LineWriter {
     framing: Framing,
@@ -57,79 +57,79 @@ impl LineWriter {
 /// A line of `/v1/annotate`: its index, and the text or its error.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct NumberedText {
-    /// From 0, lines that are no texts included.
+    /// The index, from 0; invalid lines are counted.
     pub index: u64,
-    /// From 1.
+    /// The line of the body, from 1.
     pub line: u64,
-    /// What is on it.
+    /// The text, or why the line is invalid.
     pub text: Result<TextInput, Refusal>,
 }
 
-/// Texts in, semantic blocks out.
+/// The state of a stream: texts in, semantic blocks out.
 #[derive(Debug)]
 pub struct AnnotateStream {
     parts: SemanticParts,
     plain: bool,
-    drawn: LineWriter,
+    writer: LineWriter,
     indexes: u64,
 }
 
 impl AnnotateStream {
-    /// A stream of blocks. With `plain` each line is a text as it stands.
+    /// A stream of blocks. With `plain`, each line is the text itself.
     pub fn new(parts: SemanticParts, plain: bool, framing: Framing) -> Self {
-        Self { parts, plain, drawn: LineWriter::new(framing), indexes: 0 }
+        Self { parts, plain, writer: LineWriter::new(framing), indexes: 0 }
     }
 
-    /// What is on a line.
+    /// Reads a line and assigns the next index to it.
     pub fn handle_line(&mut self, line: &Line<'_>) -> NumberedText {
         self.indexes += 1;
         NumberedText { index: self.indexes - 1, line: line.number, text: read_text(line, self.plain) }
     }
 
-    /// The texts of some lines were annotated: in their order, one annotation for each that is a text.
-    pub fn handle_annotations(&mut self, places: &[NumberedText], annotations: &[Annotation]) {
+    /// Writes the output of lines. `annotations` has one annotation for each valid text, in the order of the lines.
+    pub fn handle_annotations(&mut self, lines: &[NumberedText], annotations: &[Annotation]) {
         let mut annotations = annotations.iter();
-        for NumberedText { index, line, text } in places {
-            let mut answer = SemanticLine { index: *index, semantic: None, error: None, line: None };
+        for NumberedText { index, line, text } in lines {
+            let mut output = SemanticLine { index: *index, semantic: None, error: None, line: None };
             match text {
                 Ok(text) => {
                     let Some(annotation) = annotations.next() else { continue };
-                    answer.semantic = block(annotation, self.parts, *index, text);
+                    output.semantic = block(annotation, self.parts, *index, text);
                 }
-                Err(refusal) => (answer.error, answer.line) = (Some(refusal), Some(*line)),
+                Err(refusal) => (output.error, output.line) = (Some(refusal), Some(*line)),
             }
-            self.write(&answer);
+            self.write(&output);
         }
     }
 
-    /// No more lines come; why, unless all that was to come has.
-    pub fn handle_end(&mut self, broken: Option<Refusal>) {
-        if let Some(error) = &broken {
+    /// The input has ended, with an error if it is incomplete.
+    pub fn handle_end(&mut self, error: Option<Refusal>) {
+        if let Some(error) = &error {
             let index = self.indexes;
             self.write(&SemanticLine { index, semantic: None, error: Some(error), line: None });
         }
-        self.drawn.done = true;
+        self.writer.done = true;
     }
 
-    /// What is to be written now, if anything.
+    /// The bytes to write now, if any.
     pub fn poll_output(&mut self) -> Option<Vec<u8>> {
-        self.drawn.take()
+        self.writer.take()
     }
 
-    /// Bytes that were not taken.
+    /// Number of bytes that were not polled.
     pub fn output_bytes(&self) -> usize {
-        self.drawn.out.len()
+        self.writer.out.len()
     }
 
-    /// True when all was taken, and no more comes.
+    /// True when the input has ended and all output was polled.
     pub fn is_done(&self) -> bool {
-        self.drawn.done && self.drawn.out.is_empty()
+        self.writer.done && self.writer.out.is_empty()
     }
 
     fn write(&mut self, line: &SemanticLine<'_>) {
         let name = if line.error.is_some() { "error" } else { "semantic" };
-        self.drawn.push(name, |out| {
-            serde_json::to_writer(out, line).expect("lines are made of what JSON can hold");
+        self.writer.push(name, |out| {
+            serde_json::to_writer(out, line).expect("a line serializes, and writing to a vector cannot fail");
         });
     }
 }
@@ -144,11 +144,11 @@ fn block<'a>(
     Semantic::new(annotation, parts, segment_id, &text.text, text.speaker_id.as_deref())
 }
 
-/// Reads the JSON body of `/v1/annotate`: `{"inputs": …}`, a text or a list of texts. All that is wrong is listed.
+/// Reads the JSON body of `/v1/annotate`: `{"inputs": …}`, a text or a list of texts.
 ///
 /// # Errors
 ///
-/// [`RequestError`]
+/// The body is not a JSON object, or has invalid fields; every invalid field is listed.
 pub fn read_texts(body: &[u8]) -> Result<Vec<TextInput>, RequestError> {
     let members = match Node::read(body, 8 * TEXTS_MAX)? {
         Node::Object(members) => members,
@@ -169,8 +169,8 @@ pub fn read_texts(body: &[u8]) -> Result<Vec<TextInput>, RequestError> {
                 Vec::new()
             }
             Node::Array(nodes) => {
-                let placed = nodes.into_iter().enumerate();
-                placed.filter_map(|(at, node)| text(node, &format!("inputs[{at}]"), &mut errors)).collect()
+                let numbered = nodes.into_iter().enumerate();
+                numbered.filter_map(|(at, node)| text(node, &format!("inputs[{at}]"), &mut errors)).collect()
             }
             node => text(node, "inputs", &mut errors).into_iter().collect(),
         });
@@ -181,8 +181,8 @@ pub fn read_texts(body: &[u8]) -> Result<Vec<TextInput>, RequestError> {
     crate::json::field::finish(texts.unwrap_or_default(), errors)
 }
 
-fn text(node: Node<'_>, place: &str, errors: &mut Vec<FieldError>) -> Option<TextInput> {
-    match super::semantic::text_of(node).and_then(super::semantic::sized) {
+fn text(node: Node<'_>, path: &str, errors: &mut Vec<FieldError>) -> Option<TextInput> {
+    match super::semantic::text_from_node(node).and_then(super::semantic::check_lengths) {
         Ok(text) => Some(text),
         Err(Refusal { code, field, message }) => {
             let reason = match &*code {
@@ -191,7 +191,7 @@ fn text(node: Node<'_>, place: &str, errors: &mut Vec<FieldError>) -> Option<Tex
                 "text_too_long" | "speaker_too_long" => FieldReason::TooLong,
                 _ => FieldReason::WrongType,
             };
-            let field = field.map_or(place.to_owned(), |field| format!("{place}.{field}"));
+            let field = field.map_or(path.to_owned(), |field| format!("{path}.{field}"));
             errors.push(FieldError::new(field, reason, message));
             None
         }
@@ -204,8 +204,8 @@ pub fn blocks_json(parts: SemanticParts, texts: &[TextInput], annotations: &[Ann
     struct BlocksBody<'a> {
         outputs: Vec<Option<Semantic<'a>>>,
     }
-    let placed = (0..).zip(texts.iter().zip(annotations));
-    let outputs = placed.map(|(index, (text, annotation))| block(annotation, parts, index, text)).collect();
+    let numbered = (0..).zip(texts.iter().zip(annotations));
+    let outputs = numbered.map(|(index, (text, annotation))| block(annotation, parts, index, text)).collect();
     crate::json::to_vec(&BlocksBody { outputs })
 }
 
@@ -224,15 +224,15 @@ mod tests {
     }
 
     #[test]
-    fn texts_are_answered_in_order() {
+    fn annotations_are_written_in_the_order_of_the_texts() {
         let annotator = Annotator::new(&AnnotateConfig::default()).unwrap();
         let annotate = |text: &TextInput| annotator.annotate(&text.text, &mut Default::default());
         let mut stream = AnnotateStream::new(SemanticParts::ALL, false, Framing::Ndjson);
-        let places = [(1, "\"the price\""), (2, "[]"), (5, r#"{"text":"I'll go","segment_id":7,"speaker_id":"a"}"#)];
-        let places = places.map(|(number, content)| stream.handle_line(&line(number, content)));
+        let inputs = [(1, "\"the price\""), (2, "[]"), (5, r#"{"text":"I'll go","segment_id":7,"speaker_id":"a"}"#)];
+        let inputs = inputs.map(|(number, content)| stream.handle_line(&line(number, content)));
         let annotations: Vec<Annotation> =
-            places.iter().filter_map(|place| place.text.as_ref().ok()).map(annotate).collect();
-        stream.handle_annotations(&places, &annotations);
+            inputs.iter().filter_map(|input| input.text.as_ref().ok()).map(annotate).collect();
+        stream.handle_annotations(&inputs, &annotations);
         stream.handle_end(None);
         check(
             stream.poll_output(),

@@ -1,7 +1,7 @@
-//! The state of a session as bytes: JSON with a version, and with the configuration that it was made under.
+//! Encodes and decodes the state of a session: JSON with a version and the configuration of the session.
 //!
-//! A version that is not known is refused, never guessed. What was stored may have been damaged or forged: every length is
-//! checked against the configuration before a session is made of it, and nothing is believed that the session relies on.
+//! An unknown version is refused. Stored bytes may be damaged or forged: every length is checked against the configuration, and every
+//! invariant of a session is checked before it is restored.
 
 use std::sync::Arc;
 
@@ -17,45 +17,44 @@ use crate::json::{field::RequestError, to_vec};
 
 /// The version that is written.
 pub const VERSION: u32 = 1;
-/// Most bytes that are read as a checkpoint.
+/// Maximum number of bytes of a checkpoint.
 pub const CHECKPOINT_BYTES_MAX: usize = 64 << 20;
 
-/// Why bytes are no session.
+/// Why bytes are not the state of a session.
 #[derive(Debug, Error)]
 pub enum CheckpointError {
-    /// There are too many.
+    /// There are too many bytes.
     #[error("the checkpoint has {0} bytes, and may have {CHECKPOINT_BYTES_MAX}")]
     TooLarge(usize),
-    /// They cannot be read.
+    /// The bytes are not the JSON of a checkpoint.
     #[error("the checkpoint cannot be read: {0}")]
     Malformed(#[from] serde_json::Error),
-    /// They were written by another version.
+    /// The version is not supported.
     #[error("the checkpoint has version {0}; this is version {VERSION}")]
     Version(u32),
-    /// The configuration is wrong.
+    /// The configuration is invalid.
     #[error("the configuration in the checkpoint: {0}")]
     Config(#[from] RequestError),
     /// A name is unknown.
     #[error("the checkpoint names the {kind} `{name}`, which is none")]
     Name {
-        /// Of what.
+        /// The kind of name.
         kind: &'static str,
         /// The name, shortened.
         name: String,
     },
-    /// The state is not one of a session.
+    /// The state is not consistent.
     #[error(transparent)]
     State(#[from] RestoreError),
 }
 
-/// A session as bytes.
-pub fn encode(ask: &SessionRequest, checkpoint: &Checkpoint) -> Vec<u8> {
-    let config = String::from_utf8(ask.to_json()).expect("JSON is UTF-8");
+/// Encodes a session.
+pub fn encode(request: &SessionRequest, checkpoint: &Checkpoint) -> Vec<u8> {
+    let config = String::from_utf8(request.to_json()).expect("JSON is UTF-8");
     to_vec(&Stored { version: VERSION, config, state: State::new(checkpoint) })
 }
 
-/// The session in bytes, and its configuration. `rules` returns the parsed configuration and its rules, which may be shared with other
-/// sessions.
+/// Decodes a session and its configuration. `rules` parses the configuration and returns it with its rules, which sessions may share.
 ///
 /// # Errors
 ///
@@ -73,21 +72,21 @@ pub fn decode(
         return Err(CheckpointError::Version(version));
     }
     let stored: Stored = serde_json::from_slice(bytes)?;
-    let (ask, rules) = rules(&stored.config)?;
+    let (request, rules) = rules(&stored.config)?;
     let checkpoint = stored.state.checkpoint()?;
     let session = Session::restore(rules, checkpoint, now_ns)?;
-    Ok((ask, session))
+    Ok((request, session))
 }
 
-/// What a configuration says, and rules of its own: for [`decode`], where sessions share none.
+/// Parses a configuration and builds rules for it. For [`decode`] without shared rules.
 ///
 /// # Errors
 ///
 /// [`RequestError`]
 pub fn own_rules(config: &str) -> Result<(SessionRequest, Arc<SessionRules>), RequestError> {
-    let ask = SessionRequest::from_json(config.as_bytes())?;
-    let rules = SessionRules::new(ask.config.clone()).expect("a configuration that was read was checked");
-    Ok((ask, rules))
+    let request = SessionRequest::from_json(config.as_bytes())?;
+    let rules = SessionRules::new(request.config.clone()).expect("from_json checks the configuration");
+    Ok((request, rules))
 }
 
 #[derive(Deserialize)]
@@ -99,7 +98,7 @@ struct Version {
 #[serde(deny_unknown_fields)]
 struct Stored {
     version: u32,
-    /// As JSON in a string: the order of keywords matters, and a tree of values would lose it.
+    /// JSON in a string, since a tree of values would lose the order of keywords, which matters.
     config: String,
     state: State,
 }
@@ -118,7 +117,7 @@ struct State {
     counters: Counts,
     current: Option<SegmentJson>,
     window: Vec<WindowSegment>,
-    /// Places in the window, or segments that have left it.
+    /// Indexes in the window, or segments that are no longer in it.
     queues: [Vec<Queued>; 4],
 }
 
@@ -150,7 +149,7 @@ struct WindowSegment {
     segment: SegmentJson,
     keywords: Vec<String>,
     risk_tags: Vec<String>,
-    /// Risk and keyword.
+    /// Pairs of a risk and a keyword.
     matches: Vec<(String, String)>,
     action: Option<String>,
     intent: Option<String>,
@@ -177,8 +176,8 @@ impl SegmentJson {
 }
 
 impl WindowSegment {
-    fn new(kept: &Final) -> Self {
-        let Final { id, segment, annotation, workflow } = kept;
+    fn new(final_segment: &Final) -> Self {
+        let Final { id, segment, annotation, workflow } = final_segment;
         let names = |names: &[Arc<str>]| names.iter().map(|name| (**name).to_owned()).collect();
         Self {
             id: *id,
@@ -192,7 +191,7 @@ impl WindowSegment {
         }
     }
 
-    fn kept(self) -> Result<Arc<Final>, CheckpointError> {
+    fn final_segment(self) -> Result<Arc<Final>, CheckpointError> {
         let shared = |names: Vec<String>| names.into_iter().map(Arc::from).collect();
         let matches =
             self.matches.into_iter().map(|(risk, keyword)| KeywordMatch { risk: risk.into(), keyword: keyword.into() });
@@ -219,9 +218,9 @@ fn unnamed(kind: &'static str, name: &str) -> CheckpointError {
 impl State {
     fn new(checkpoint: &Checkpoint) -> Self {
         let Checkpoint { window, queues, counters, .. } = checkpoint;
-        let queued = |kept: &Arc<Final>| match window.iter().position(|other| Arc::ptr_eq(other, kept)) {
+        let queued = |segment: &Arc<Final>| match window.iter().position(|other| Arc::ptr_eq(other, segment)) {
             Some(at) => Queued::InWindow(at),
-            None => Queued::Alone(Box::new(WindowSegment::new(kept))),
+            None => Queued::Alone(Box::new(WindowSegment::new(segment))),
         };
         Self {
             elapsed_ns: checkpoint.elapsed_ns,
@@ -242,22 +241,22 @@ impl State {
                 segments_dropped: counters.segments_dropped,
             },
             current: checkpoint.current.as_ref().map(SegmentJson::new),
-            window: window.iter().map(|kept| WindowSegment::new(kept)).collect(),
+            window: window.iter().map(|segment| WindowSegment::new(segment)).collect(),
             queues: queues.each_ref().map(|queue| queue.iter().map(queued).collect()),
         }
     }
 
     fn checkpoint(self) -> Result<Checkpoint, CheckpointError> {
-        let window = self.window.into_iter().map(WindowSegment::kept).collect::<Result<Vec<_>, _>>()?;
-        let queued = |queued: Queued| match queued {
+        let window = self.window.into_iter().map(WindowSegment::final_segment).collect::<Result<Vec<_>, _>>()?;
+        let restored = |queued: Queued| match queued {
             Queued::InWindow(at) => {
                 window.get(at).cloned().ok_or_else(|| unnamed("place in the window", &at.to_string()))
             }
-            Queued::Alone(kept) => kept.kept(),
+            Queued::Alone(segment) => segment.final_segment(),
         };
         let mut queues: [Vec<Arc<Final>>; 4] = Default::default();
         for (queue, stored) in queues.iter_mut().zip(self.queues) {
-            *queue = stored.into_iter().map(queued).collect::<Result<_, _>>()?;
+            *queue = stored.into_iter().map(restored).collect::<Result<_, _>>()?;
         }
         let counts = self.counters;
         Ok(Checkpoint {
@@ -293,8 +292,8 @@ mod tests {
 
     fn session() -> (SessionRequest, Session) {
         let config = SessionConfig { routing: RoutingConfig::queued(), ..SessionConfig::default() };
-        let ask = SessionRequest { config, sentiment: true, ..SessionRequest::stored() };
-        let mut session = Session::new(SessionRules::new(ask.config.clone()).unwrap(), 0);
+        let request = SessionRequest { config, sentiment: true, ..SessionRequest::stored() };
+        let mut session = Session::new(SessionRules::new(request.config.clone()).unwrap(), 0);
         for (at, text) in
             ["I'll check the price", "is it?", "é\u{0}\"", "the manager"].iter().cycle().take(30).enumerate()
         {
@@ -303,16 +302,16 @@ mod tests {
             session.handle_chunk(at as u64, Some(at as u64), chunk).unwrap();
             while session.poll_event(at as u64).is_some() {}
         }
-        (ask, session)
+        (request, session)
     }
 
     #[test]
     fn checkpoint_reads_back() {
-        let (ask, session) = session();
+        let (request, session) = session();
         let checkpoint = session.checkpoint(100).unwrap();
-        let bytes = encode(&ask, &checkpoint);
+        let bytes = encode(&request, &checkpoint);
         let (read, restored) = decode(&bytes, own_rules, 5).unwrap();
-        assert_eq!(read, ask);
+        assert_eq!(read, request);
         assert_eq!(restored.checkpoint(5), Some(checkpoint));
         // A segment in the window and in a queue is stored once.
         assert!(restored.transcript_bytes() <= session.transcript_bytes());
@@ -320,8 +319,8 @@ mod tests {
 
     #[test]
     fn malformed_checkpoint_is_refused() {
-        let (ask, session) = session();
-        let text = String::from_utf8(encode(&ask, &session.checkpoint(100).unwrap())).unwrap();
+        let (request, session) = session();
+        let text = String::from_utf8(encode(&request, &session.checkpoint(100).unwrap())).unwrap();
         let check = |from: &str, to: &str, want: &str| {
             assert!(text.contains(from), "{from}");
             let error = decode(text.replacen(from, to, 1).as_bytes(), own_rules, 0).unwrap_err().to_string();
@@ -342,8 +341,8 @@ mod tests {
     proptest! {
         #[test]
         fn damaged_checkpoint_does_not_panic(at in 0usize..8000, byte: u8, cut in 0usize..8000) {
-            let (ask, session) = session();
-            let mut bytes = encode(&ask, &session.checkpoint(100).unwrap());
+            let (request, session) = session();
+            let mut bytes = encode(&request, &session.checkpoint(100).unwrap());
             let length = bytes.len();
             bytes[at % length] = byte;
             let _ = decode(&bytes, own_rules, 0).map(|(_, mut session)| session.handle_end(0, None));

@@ -10,34 +10,32 @@ use super::semantic::SemanticParts;
 use crate::{
     inference::query::decode,
     json::{
-        JsonError,
         field::{ERRORS_MAX, FieldError, FieldReason, RequestError, unknown},
         members::{Errors, Members},
-        tree::Node,
     },
 };
 
-/// Most values in a configuration.
+/// Maximum number of values in a configuration.
 const VALUES_MAX: usize = 2048;
 
-/// A session's configuration and the enrichment of its final segments.
+/// The configuration of a session, and of the enrichment of its final segments.
 #[derive(Debug, Clone, PartialEq)]
 pub struct SessionRequest {
-    /// The session's own.
+    /// The configuration of the session.
     pub config: SessionConfig,
-    /// Attach what the sentiment model says of each final segment.
+    /// Add the sentiment of each final segment.
     pub sentiment: bool,
-    /// Attach the entities of each final segment.
+    /// Add the entities of each final segment.
     pub entities: bool,
 }
 
 impl SessionRequest {
-    /// For a session that is stored.
+    /// The defaults of a stored session.
     pub fn stored() -> Self {
         Self { config: SessionConfig::default(), sentiment: false, entities: false }
     }
 
-    /// For a stream in one request: no summaries and no expiry unless asked for.
+    /// The defaults of a session in one request: no summaries and no expiry.
     pub fn one_shot() -> Self {
         let config = SessionConfig {
             summary: SummaryConfig { every_finals: 0, at_end: false },
@@ -53,21 +51,16 @@ impl SessionRequest {
         SemanticParts { keywords, intent }
     }
 
-    /// Reads the body of `POST /sessions`; an empty object has every default. All that is wrong is listed.
+    /// Reads the body of `POST /sessions`; an empty object has every default.
     ///
     /// # Errors
     ///
-    /// [`RequestError`]
+    /// The body is not a JSON object, or has invalid fields; every invalid field is listed.
     pub fn from_json(body: &[u8]) -> Result<Self, RequestError> {
-        let node = Node::read(body, VALUES_MAX)?;
-        if !matches!(node, Node::Object(_)) {
-            return Err(RequestError::Json(JsonError::NotAnObject { got: node.name() }));
-        }
-        let (mut ask, mut errors) = (Self::stored(), Errors::default());
-        if let Some(members) = Members::of_node(String::new(), node, &mut errors) {
-            ask.read(members.with_null_as_absent(), &mut errors);
-        }
-        ask.checked(errors.into_vec())
+        let members = Members::of_lenient_body(body, VALUES_MAX)?;
+        let (mut request, mut errors) = (Self::stored(), Errors::default());
+        request.read(members, &mut errors);
+        request.validated(errors.into_vec())
     }
 
     fn read(&mut self, mut members: Members<'_>, errors: &mut Errors) {
@@ -93,66 +86,66 @@ impl SessionRequest {
                 .collect();
         }
         if let Some(mut members) = members.object("context", errors) {
-            whole(&mut config.context.max_segments, &mut members, "max_segments", errors);
+            set_whole(&mut config.context.max_segments, &mut members, "max_segments", errors);
             set(&mut config.context.max_time_sec, members.number("max_time_sec", errors));
             members.finish(errors);
         }
         if let Some(mut members) = members.object("summary", errors) {
-            whole(&mut config.summary.every_finals, &mut members, "every_finals", errors);
+            set_whole(&mut config.summary.every_finals, &mut members, "every_finals", errors);
             set(&mut config.summary.at_end, members.boolean("at_end", errors));
             members.finish(errors);
         }
         if let Some(mut members) = members.object("routing", errors) {
             let RoutingConfig { queue_len_max, queued_max } = &mut config.routing;
             for workflow in Workflow::ALL {
-                whole(&mut queue_len_max[*workflow as usize], &mut members, workflow.name(), errors);
+                set_whole(&mut queue_len_max[*workflow as usize], &mut members, workflow.name(), errors);
             }
-            whole(queued_max, &mut members, "queued_max", errors);
+            set_whole(queued_max, &mut members, "queued_max", errors);
             members.finish_with(&["question", "action_item", "decision", "general", "queued_max"], errors);
         }
         if let Some(mut members) = members.object("idle", errors) {
-            whole(&mut config.idle.expire_ms, &mut members, "expire_ms", errors);
-            whole(&mut config.idle.warn_ms, &mut members, "warn_ms", errors);
+            set_whole(&mut config.idle.expire_ms, &mut members, "expire_ms", errors);
+            set_whole(&mut config.idle.warn_ms, &mut members, "warn_ms", errors);
             members.finish(errors);
         }
         if let Some(mut members) = members.object("limits", errors) {
-            whole(&mut config.limits.text_bytes_max, &mut members, "text_bytes_max", errors);
-            whole(&mut config.limits.speaker_bytes_max, &mut members, "speaker_bytes_max", errors);
-            whole(&mut config.limits.segment_bytes_max, &mut members, "segment_bytes_max", errors);
+            set_whole(&mut config.limits.text_bytes_max, &mut members, "text_bytes_max", errors);
+            set_whole(&mut config.limits.speaker_bytes_max, &mut members, "speaker_bytes_max", errors);
+            set_whole(&mut config.limits.segment_bytes_max, &mut members, "segment_bytes_max", errors);
             members.finish(errors);
         }
         members.finish_with(&FIELDS, errors);
     }
 
-    /// Reads the query of `/v1/transcript`, without its `?`. All that is wrong is listed.
+    /// Reads the query of `/v1/transcript`, without its `?`.
     ///
     /// # Errors
     ///
-    /// [`RequestError::Invalid`]
+    /// [`RequestError::Invalid`] with every invalid parameter.
     pub fn from_query(query: &str) -> Result<Self, RequestError> {
-        let mut ask = Self::one_shot();
+        let mut request = Self::one_shot();
         let mut errors = Vec::new();
         for pair in query.split('&').filter(|pair| !pair.is_empty()) {
             let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
             let (name, value) = (decode(name), decode(value));
-            if let Err(error) = ask.take_text(&name, &value) {
+            if let Err(error) = request.take_text(&name, &value) {
                 errors.push(error);
             }
             if errors.len() > ERRORS_MAX {
                 break;
             }
         }
-        ask.checked(errors)
+        request.validated(errors)
     }
 
-    /// Reads the query of `/v1/annotate`, without its `?`: `annotate` and nothing else.
+    /// Reads the query of `/v1/annotate`, without its `?`; it has only the parameter `annotate`.
     ///
     /// # Errors
     ///
-    /// [`RequestError::Invalid`]
+    /// [`RequestError::Invalid`]: another parameter, an invalid value, or a value that needs a model.
     pub fn annotate_from_query(query: &str) -> Result<Self, RequestError> {
-        let named = query.split('&').map(|pair| pair.split_once('=').unwrap_or((pair, "")).0);
-        let others: Vec<FieldError> = named
+        let names = query.split('&').map(|pair| pair.split_once('=').unwrap_or((pair, "")).0);
+        let others: Vec<FieldError> = names
             .filter(|name| !name.is_empty() && *name != "annotate")
             .map(|name| unknown(decode(name).into_owned(), &["annotate"]))
             .take(ERRORS_MAX + 1)
@@ -160,13 +153,13 @@ impl SessionRequest {
         if !others.is_empty() {
             return Err(RequestError::Invalid(others));
         }
-        let ask = Self::from_query(query)?;
-        if ask.sentiment || ask.entities {
+        let request = Self::from_query(query)?;
+        if request.sentiment || request.entities {
             let message =
-                "no model is asked here; sentiment and entities are told of the segments of a transcript".to_owned();
+                "`annotate` may have keywords and intent here; sentiment and entities are for transcripts only".to_owned();
             return Err(RequestError::Invalid(vec![FieldError::new("annotate", FieldReason::NotAllowed, message)]));
         }
-        Ok(ask)
+        Ok(request)
     }
 
     fn take_text(&mut self, name: &str, value: &str) -> Result<(), FieldError> {
@@ -182,10 +175,10 @@ impl SessionRequest {
             "summary_every" => config.summary.every_finals = parse(name, value, "integer")?,
             "summary_at_end" => config.summary.at_end = parse(name, value, "boolean")?,
             "annotate" => {
-                let mut wrong = None;
+                let mut refusal = None;
                 let names = value.split(',').map(str::trim).filter(|name| !name.is_empty() && *name != "none");
-                self.annotate(names, |message| wrong = Some(message));
-                if let Some(message) = wrong {
+                self.annotate(names, |message| refusal = Some(message));
+                if let Some(message) = refusal {
                     return Err(FieldError::new("annotate", FieldReason::NotAllowed, message));
                 }
             }
@@ -211,11 +204,11 @@ impl SessionRequest {
         }
     }
 
-    fn checked(self, mut errors: Vec<FieldError>) -> Result<Self, RequestError> {
+    fn validated(self, mut errors: Vec<FieldError>) -> Result<Self, RequestError> {
         if errors.is_empty()
             && let Err(error) = self.check()
         {
-            errors.push(wrong(&error));
+            errors.push(field_error(&error));
         }
         match errors.is_empty() {
             true => Ok(self),
@@ -225,7 +218,7 @@ impl SessionRequest {
 
     fn check(&self) -> Result<(), ConfigError> {
         self.config.validate()?;
-        // Making an annotator costs more than most requests; of the defaults it is known that one can be made.
+        // Building an annotator costs more than most requests, and the defaults are known to be valid.
         let (annotate, known) = (&self.config.annotate, AnnotateConfig::default());
         if annotate.groups != known.groups || annotate.actions != known.actions {
             Annotator::new(annotate)?;
@@ -233,7 +226,7 @@ impl SessionRequest {
         Ok(())
     }
 
-    /// As JSON that [`Self::from_json`] reads.
+    /// JSON that [`Self::from_json`] reads.
     pub fn to_json(&self) -> Vec<u8> {
         crate::json::to_vec(&Wire::new(self))
     }
@@ -244,8 +237,8 @@ const FIELDS: [&str; 10] =
 const QUERY: [&str; 7] =
     ["max_gap_sec", "overlap", "annotate", "max_segments", "max_time_sec", "summary_every", "summary_at_end"];
 
-/// What core says of a configuration, by field.
-fn wrong(error: &ConfigError) -> FieldError {
+/// Converts an error of a configuration to a field error.
+fn field_error(error: &ConfigError) -> FieldError {
     let (field, reason) = match error {
         ConfigError::Seconds { name, .. } => (*name, FieldReason::OutOfRange),
         ConfigError::Outside { name, .. } => (*name, FieldReason::OutOfRange),
@@ -255,7 +248,7 @@ fn wrong(error: &ConfigError) -> FieldError {
     FieldError::new(field, reason, error.to_string())
 }
 
-/// A map that keeps its order.
+/// An object with members in the given order.
 struct Groups<'a>(Vec<(&'a str, &'a [String])>);
 
 impl Serialize for Groups<'_> {
@@ -264,7 +257,7 @@ impl Serialize for Groups<'_> {
     }
 }
 
-/// A configuration as JSON.
+/// The JSON of a configuration.
 #[derive(Serialize)]
 struct Wire<'a> {
     max_gap_sec: f64,
@@ -314,13 +307,13 @@ struct Limits {
 }
 
 impl<'a> Wire<'a> {
-    fn new(ask: &'a SessionRequest) -> Self {
-        let SessionConfig { max_gap_sec, overlap, annotate, routing, context, summary, idle, limits } = &ask.config;
-        let asked = [
+    fn new(request: &'a SessionRequest) -> Self {
+        let SessionConfig { max_gap_sec, overlap, annotate, routing, context, summary, idle, limits } = &request.config;
+        let annotations = [
             ("keywords", annotate.keywords),
             ("intent", annotate.intent),
-            ("sentiment", ask.sentiment),
-            ("entities", ask.entities),
+            ("sentiment", request.sentiment),
+            ("entities", request.entities),
         ];
         let [question, action_item, decision, general] = routing.queue_len_max;
         let groups = annotate.groups.iter().map(|group| (group.risk.as_str(), group.keywords.as_slice()));
@@ -328,7 +321,7 @@ impl<'a> Wire<'a> {
         Self {
             max_gap_sec: *max_gap_sec,
             overlap: *overlap,
-            annotate: asked.into_iter().filter(|(_, asked)| *asked).map(|(name, _)| name).collect(),
+            annotate: annotations.into_iter().filter(|(_, is_enabled)| *is_enabled).map(|(name, _)| name).collect(),
             keywords: Groups(groups.collect()),
             actions: Groups(actions.collect()),
             context: Context { max_segments: context.max_segments, max_time_sec: context.max_time_sec },
@@ -344,15 +337,15 @@ impl<'a> Wire<'a> {
     }
 }
 
-/// Sets a value that a member has.
+/// Sets a value if it is present.
 fn set<T>(to: &mut T, value: Option<T>) {
     if let Some(value) = value {
         *to = value;
     }
 }
 
-/// Sets a whole number that is not negative.
-fn whole<T: TryFrom<i64>>(to: &mut T, members: &mut Members<'_>, name: &'static str, errors: &mut Errors) {
+/// Sets a non-negative whole number if the member is present.
+fn set_whole<T: TryFrom<i64>>(to: &mut T, members: &mut Members<'_>, name: &'static str, errors: &mut Errors) {
     let Some(number) = members.integer(name, errors) else { return };
     match T::try_from(number) {
         Ok(number) => *to = number,
@@ -381,21 +374,21 @@ mod tests {
             "context":{"max_segments":3,"max_time_sec":60},"summary":{"every_finals":0,"at_end":false},
             "routing":{"question":5,"action_item":4,"decision":3,"general":2,"queued_max":9},
             "idle":{"expire_ms":1000,"warn_ms":10},"limits":{"text_bytes_max":10,"speaker_bytes_max":11,"segment_bytes_max":12}}"#;
-        let ask = SessionRequest::from_json(body.as_bytes()).unwrap();
-        assert_eq!(ask.config.annotate.groups[0].keywords, ["down", "is slow"]);
-        assert_eq!(ask.config.routing, RoutingConfig { queue_len_max: [5, 4, 3, 2], queued_max: 9 });
-        assert_eq!((ask.entities, ask.sentiment, ask.parts().keywords), (true, false, false));
-        for ask in [ask, SessionRequest::stored(), SessionRequest::one_shot()] {
-            assert_eq!(SessionRequest::from_json(&ask.to_json()).unwrap(), ask);
+        let request = SessionRequest::from_json(body.as_bytes()).unwrap();
+        assert_eq!(request.config.annotate.groups[0].keywords, ["down", "is slow"]);
+        assert_eq!(request.config.routing, RoutingConfig { queue_len_max: [5, 4, 3, 2], queued_max: 9 });
+        assert_eq!((request.entities, request.sentiment, request.parts().keywords), (true, false, false));
+        for request in [request, SessionRequest::stored(), SessionRequest::one_shot()] {
+            assert_eq!(SessionRequest::from_json(&request.to_json()).unwrap(), request);
         }
     }
 
     #[test]
-    fn queries() {
-        let ask = SessionRequest::from_query("max_gap_sec=0&overlap=true&annotate=keywords%2Cintent&summary_every=2")
+    fn query_is_read_or_refused_with_the_parameter() {
+        let request = SessionRequest::from_query("max_gap_sec=0&overlap=true&annotate=keywords%2Cintent&summary_every=2")
             .unwrap();
-        assert_eq!((ask.config.max_gap_sec, ask.config.summary.every_finals, ask.config.overlap), (0.0, 2, true));
-        assert_eq!(ask.parts(), SemanticParts::ALL);
+        assert_eq!((request.config.max_gap_sec, request.config.summary.every_finals, request.config.overlap), (0.0, 2, true));
+        assert_eq!(request.parts(), SemanticParts::ALL);
         assert_eq!(
             SessionRequest::from_query("annotate=none").unwrap().parts(),
             SemanticParts { keywords: false, intent: false }

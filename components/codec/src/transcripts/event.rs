@@ -1,4 +1,4 @@
-//! What a session says, as lines of JSON.
+//! The outputs of a session as lines of JSON.
 
 use serde::Serialize;
 use weir_core::transcripts::{Event, Final, Metrics, Segment, Workflow};
@@ -12,14 +12,14 @@ use crate::{
     json::to_vec,
 };
 
-/// What models say of an event; nothing where they were not asked.
+/// The results of models for an event; `None` where no model was asked.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct Enrichment {
-    /// Of a final segment.
+    /// The sentiment of a final segment.
     pub sentiment: Option<Result<LabelScore, ItemError>>,
-    /// Of a final segment.
+    /// The entities of a final segment.
     pub entities: Option<Result<Vec<Entity>, ItemError>>,
-    /// Of a summary that is due.
+    /// The summary of the context window, for a summary that is due.
     pub summary: Option<Result<String, ItemError>>,
 }
 
@@ -28,13 +28,13 @@ pub struct Enrichment {
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[cfg_attr(feature = "schema", schemars(rename = "Segment"))]
 pub struct SegmentWire<'a> {
-    /// In seconds.
+    /// Start, in seconds.
     pub start: f64,
-    /// In seconds.
+    /// End, in seconds.
     pub end: f64,
-    /// What was said.
+    /// The text.
     pub text: &'a str,
-    /// Who said it.
+    /// The speaker.
     pub speaker_id: Option<&'a str>,
 }
 
@@ -52,12 +52,12 @@ impl<'a> From<&'a Segment> for SegmentWire<'a> {
 pub enum EventLine<'a> {
     /// The segment in flight; it may change.
     PartialSegment {
-        /// As it is now.
+        /// Its current state.
         segment: SegmentWire<'a>,
-        /// The sequence number of the chunk or end that led to it, where it is stored.
+        /// The sequence number of the chunk or end that caused it, in a stored session.
         #[serde(skip_serializing_if = "Option::is_none")]
         seq: Option<u64>,
-        /// The event's number in the session, where it is stored.
+        /// The number of the event, in a stored session.
         #[serde(skip_serializing_if = "Option::is_none")]
         event_id: Option<u64>,
     },
@@ -67,36 +67,36 @@ pub enum EventLine<'a> {
         segment: SegmentWire<'a>,
         /// Its number among the final segments, from 0.
         segment_id: u64,
-        /// What it says, if that was asked for.
+        /// The annotations of the segment, if they were requested.
         #[serde(skip_serializing_if = "Option::is_none")]
         semantic: Option<Semantic<'a>>,
-        /// Where it goes by its intent: question, action_item, decision or general.
+        /// The workflow of its intent: question, action_item, decision or general.
         #[serde(skip_serializing_if = "Option::is_none")]
         workflow: Option<&'static str>,
-        /// The label that the sentiment model gives it, if that was asked for.
+        /// The label of the sentiment model, if it was requested.
         #[serde(skip_serializing_if = "Option::is_none")]
         sentiment: Option<&'a LabelScore>,
-        /// Why it has none.
+        /// Why there is no sentiment.
         #[serde(skip_serializing_if = "Option::is_none")]
         sentiment_error: Option<&'a ItemError>,
-        /// The entities in it, if they were asked for.
+        /// The entities of the segment, if they were requested.
         #[serde(skip_serializing_if = "Option::is_none")]
         entities: Option<&'a [Entity]>,
-        /// Why there are none.
+        /// Why there are no entities.
         #[serde(skip_serializing_if = "Option::is_none")]
         entities_error: Option<&'a ItemError>,
-        /// The sequence number of the chunk or end that led to it, where it is stored.
+        /// The sequence number of the chunk or end that caused it, in a stored session.
         #[serde(skip_serializing_if = "Option::is_none")]
         seq: Option<u64>,
-        /// The event's number in the session, where it is stored.
+        /// The number of the event, in a stored session.
         #[serde(skip_serializing_if = "Option::is_none")]
         event_id: Option<u64>,
     },
     /// A summary is due: the prompt for a language model.
     SummaryDue {
-        /// incremental or final.
+        /// `incremental` or `final`.
         kind: &'static str,
-        /// Final segments so far.
+        /// Number of final segments so far.
         finals: u64,
         /// The context window.
         context: &'a str,
@@ -104,16 +104,16 @@ pub enum EventLine<'a> {
         keywords: Vec<&'a str>,
         /// The context and the instruction.
         prompt: &'a str,
-        /// The sentences of the window that say most of it.
+        /// The most central sentences of the window.
         #[serde(skip_serializing_if = "Option::is_none")]
         summary: Option<&'a str>,
         /// Why there is no summary.
         #[serde(skip_serializing_if = "Option::is_none")]
         summary_error: Option<&'a ItemError>,
-        /// The sequence number of the chunk or end that led to it, where it is stored.
+        /// The sequence number of the chunk or end that caused it, in a stored session.
         #[serde(skip_serializing_if = "Option::is_none")]
         seq: Option<u64>,
-        /// The event's number in the session, where it is stored.
+        /// The number of the event, in a stored session.
         #[serde(skip_serializing_if = "Option::is_none")]
         event_id: Option<u64>,
     },
@@ -124,14 +124,14 @@ pub enum EventLine<'a> {
         /// The queue.
         workflow: &'static str,
     },
-    /// The session expires without input.
+    /// The session is about to expire without input.
     SessionExpiring {
         /// The time until it expires, in milliseconds.
         in_ms: u64,
     },
     /// The session accepts no more input: it was idle for too long.
     SessionExpired {
-        /// The event's number in the session, where it is stored.
+        /// The number of the event, in a stored session.
         #[serde(skip_serializing_if = "Option::is_none")]
         event_id: Option<u64>,
     },
@@ -139,19 +139,19 @@ pub enum EventLine<'a> {
     SessionEnded,
     /// The session was deleted.
     SessionDeleted,
-    /// A line was not taken; the session continues without it.
+    /// A line was refused; the session continues without it.
     Error {
-        /// What is wrong with it.
+        /// Why it was refused.
         error: &'a Refusal,
         /// The line, from 1.
         #[serde(skip_serializing_if = "Option::is_none")]
         line: Option<u64>,
     },
-    /// A chunk had come before and was not taken again.
+    /// A chunk was received before and is not processed again.
     Repeated {
         /// Its sequence number.
         seq: u64,
-        /// The highest that was taken.
+        /// The highest sequence number so far.
         seq_last: u64,
     },
 }
@@ -161,7 +161,7 @@ impl<'a> EventLine<'a> {
     pub fn new(event: &'a Event, event_id: Option<u64>, parts: SemanticParts) -> Self {
         match event {
             Event::Partial(segment) => Self::PartialSegment { segment: segment.into(), seq: None, event_id },
-            Event::Final(kept) => Self::of_final(kept, event_id, parts),
+            Event::Final(segment) => Self::of_final(segment, event_id, parts),
             Event::Summary(due) => Self::SummaryDue {
                 kind: due.kind.name(),
                 finals: due.finals,
@@ -173,14 +173,16 @@ impl<'a> EventLine<'a> {
                 seq: None,
                 event_id,
             },
-            Event::Dropped(kept) => Self::SegmentDropped { segment_id: kept.id, workflow: kept.workflow.name() },
+            Event::Dropped(segment) => {
+                Self::SegmentDropped { segment_id: segment.id, workflow: segment.workflow.name() }
+            }
             Event::Expiring { in_ms } => Self::SessionExpiring { in_ms: *in_ms },
             Event::Expired => Self::SessionExpired { event_id },
         }
     }
 
-    fn of_final(kept: &'a Final, event_id: Option<u64>, parts: SemanticParts) -> Self {
-        let Final { id, segment, annotation, workflow } = kept;
+    fn of_final(final_segment: &'a Final, event_id: Option<u64>, parts: SemanticParts) -> Self {
+        let Final { id, segment, annotation, workflow } = final_segment;
         let semantic = Semantic::new(annotation, parts, *id, &segment.text, segment.speaker_id.as_deref());
         let workflow = parts.intent.then(|| workflow.name());
         Self::FinalSegment {
@@ -197,9 +199,9 @@ impl<'a> EventLine<'a> {
         }
     }
 
-    /// The same with the sequence number of the input that led to it.
+    /// Adds the sequence number of the input that caused the event.
     #[must_use]
-    pub fn led_to_by(mut self, input_seq: Option<u64>) -> Self {
+    pub fn with_input_seq(mut self, input_seq: Option<u64>) -> Self {
         match &mut self {
             Self::PartialSegment { seq, .. } | Self::FinalSegment { seq, .. } | Self::SummaryDue { seq, .. } => {
                 *seq = input_seq;
@@ -209,17 +211,17 @@ impl<'a> EventLine<'a> {
         self
     }
 
-    /// The same with what models say of it.
+    /// Adds the results of models.
     #[must_use]
-    pub fn with(mut self, said: &'a Enrichment) -> Self {
+    pub fn with_enrichment(mut self, enrichment: &'a Enrichment) -> Self {
         match &mut self {
             Self::FinalSegment { sentiment, sentiment_error, entities, entities_error, .. } => {
-                (*sentiment, *sentiment_error) = parted(said.sentiment.as_ref());
-                let (found, error) = parted(said.entities.as_ref());
-                (*entities, *entities_error) = (found.map(Vec::as_slice), error);
+                (*sentiment, *sentiment_error) = split(enrichment.sentiment.as_ref());
+                let (values, error) = split(enrichment.entities.as_ref());
+                (*entities, *entities_error) = (values.map(Vec::as_slice), error);
             }
             Self::SummaryDue { summary, summary_error, .. } => {
-                let (text, error) = parted(said.summary.as_ref());
+                let (text, error) = split(enrichment.summary.as_ref());
                 (*summary, *summary_error) = (text.map(String::as_str), error);
             }
             _ => {}
@@ -227,7 +229,7 @@ impl<'a> EventLine<'a> {
         self
     }
 
-    /// Its `type`, which is also its name among server-sent events.
+    /// Its `type`, which is also the name of the server-sent event.
     pub fn name(&self) -> &'static str {
         match self {
             Self::PartialSegment { .. } => "partial_segment",
@@ -243,14 +245,14 @@ impl<'a> EventLine<'a> {
         }
     }
 
-    /// Appends its JSON.
+    /// Appends the line as JSON, without a line end.
     pub fn write(&self, out: &mut Vec<u8>) {
-        serde_json::to_writer(out, self).expect("lines are made of what JSON can hold");
+        serde_json::to_writer(out, self).expect("a line serializes, and writing to a vector cannot fail");
     }
 }
 
-/// An answer, or why there is none.
-fn parted<T, E>(result: Option<&Result<T, E>>) -> (Option<&T>, Option<&E>) {
+/// Splits a result into its value and its error.
+fn split<T, E>(result: Option<&Result<T, E>>) -> (Option<&T>, Option<&E>) {
     match result {
         Some(Ok(value)) => (Some(value), None),
         Some(Err(error)) => (None, Some(error)),
@@ -263,35 +265,35 @@ fn parted<T, E>(result: Option<&Result<T, E>>) -> (Option<&T>, Option<&E>) {
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[cfg_attr(feature = "schema", schemars(rename = "SessionMetrics"))]
 pub struct MetricsWire {
-    /// Chunks that were taken.
+    /// Number of chunks that were processed.
     pub chunks_ingested: u64,
-    /// Segments that have become final.
+    /// Number of final segments.
     pub segments_finalized: u64,
-    /// Partial states of segments that were sent.
+    /// Number of partial segments that were sent.
     pub segments_partial: u64,
-    /// Calls of a language model.
+    /// Number of calls of a language model.
     pub llm_calls: u64,
-    /// Since the session began.
+    /// Seconds since the session began.
     pub elapsed_sec: f64,
-    /// Over that time.
+    /// Chunks per second over that time.
     pub chunks_per_sec: f64,
-    /// Over that time.
+    /// Calls of a language model per minute over that time.
     pub llm_calls_per_min: f64,
-    /// Chunks that were refused.
+    /// Number of refused chunks.
     pub chunks_refused: u64,
-    /// Chunks that had come before.
+    /// Number of repeated chunks.
     pub chunks_repeated: u64,
-    /// Segments in each queue.
+    /// Number of segments in each queue.
     pub queue_depths: ByWorkflow,
-    /// Segments dropped from each queue.
+    /// Number of segments dropped from each queue.
     pub segments_dropped: ByWorkflow,
-    /// Segments in the context window.
+    /// Number of segments in the context window.
     pub context_segments: u64,
-    /// What it spans, in seconds.
+    /// The duration of the context window, in seconds.
     pub context_span_sec: f64,
-    /// From a chunk's arrival to its events being taken: the mean.
+    /// Mean time from the arrival of a chunk to the delivery of its events, in milliseconds.
     pub latency_ms_mean: f64,
-    /// The same: the longest.
+    /// Maximum time from the arrival of a chunk to the delivery of its events, in milliseconds.
     pub latency_ms_max: f64,
 }
 
@@ -305,7 +307,7 @@ pub struct ByWorkflow {
     pub action_item: u64,
     /// Decisions and agreements.
     pub decision: u64,
-    /// All else.
+    /// Everything else.
     pub general: u64,
 }
 
@@ -348,11 +350,11 @@ impl From<&Metrics> for MetricsWire {
 #[derive(Debug, Serialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct ContextWire<'a> {
-    /// As a language model reads it.
+    /// The text of the window for a language model.
     pub text: String,
     /// Its keywords, sorted.
     pub keywords: Vec<String>,
-    /// What is asked of a language model for a summary.
+    /// The prompt of a language model for a summary.
     pub prompt: String,
     /// Its segments, the oldest first.
     pub segments: Vec<SegmentWire<'a>>,
@@ -366,27 +368,27 @@ pub fn context_json(context: &weir_core::transcripts::ContextWindow) -> Vec<u8> 
         prompt: weir_core::transcripts::final_prompt(&text, &keywords),
         text,
         keywords: keywords.iter().map(|name| (**name).to_owned()).collect(),
-        segments: context.segments().map(|kept| (&kept.segment).into()).collect(),
+        segments: context.segments().map(|final_segment| (&final_segment.segment).into()).collect(),
     })
 }
 
-/// What a session is, for `GET /sessions/{id}`.
+/// The state of a session, for `GET /sessions/{id}`.
 #[derive(Debug, Serialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct StateWire<'a> {
-    /// open or expired.
+    /// `open` or `expired`.
     pub state: &'static str,
     /// The segment in flight.
     pub current: Option<SegmentWire<'a>>,
-    /// The highest sequence number that was taken.
+    /// The highest sequence number so far.
     pub seq_last: Option<u64>,
-    /// Numbered events so far.
+    /// Number of numbered events so far.
     pub events: u64,
     /// Counts and rates.
     pub metrics: MetricsWire,
 }
 
-/// What a session is, as JSON.
+/// The state of a session as JSON.
 pub fn state_json(session: &weir_core::transcripts::Session, now_ns: u64) -> Vec<u8> {
     to_vec(&StateWire {
         state: if session.is_expired() { "expired" } else { "open" },
@@ -457,7 +459,7 @@ mod tests {
     }
 
     #[test]
-    fn refusals_and_repeats() {
+    fn refusal_and_repetition_have_their_lines() {
         let refusal = Refusal::new("end_before_start", Some("end"), "Chunk end must be >= start");
         let mut out = Vec::new();
         EventLine::Error { error: &refusal, line: Some(3) }.write(&mut out);

@@ -1,7 +1,7 @@
-//! Chunks in: one JSON object a line.
+//! Reads the input of a session: one JSON object per line.
 //!
-//! `{"start":0.0,"end":1.2,"text":"hello","speaker_id":"a"}` is a chunk, `{"op":"end"}` flushes; either may have a
-//! `seq`. A missing `speaker_id` is the same as null. Other fields are refused: a misspelled `speaker_id` would join speakers.
+//! `{"start":0.0,"end":1.2,"text":"hello","speaker_id":"a"}` is a chunk, `{"op":"end"}` makes the segment in flight final; both may have
+//! a `seq`. A missing `speaker_id` is the same as null. Unknown fields are refused, since a misspelled `speaker_id` would merge speakers.
 
 use std::borrow::Cow;
 
@@ -14,10 +14,10 @@ use crate::{
     json::tree::Node,
 };
 
-/// Most values on a line: more than any chunk has, and few enough to bound the reader.
+/// Maximum number of JSON values on a line: more than a chunk has.
 const VALUES_MAX: usize = 64;
 
-/// What a line asks for.
+/// The content of a line.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Body {
     /// A chunk.
@@ -26,24 +26,24 @@ pub enum Body {
     End,
 }
 
-/// A line that can be read.
+/// A valid line.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Input {
-    /// The client's sequence number, if it gives them: each above the one before.
+    /// The sequence number of the client, if it numbers its inputs in increasing order.
     pub seq: Option<u64>,
-    /// What is asked.
+    /// The chunk or the end.
     pub body: Body,
 }
 
-/// Why a line was not taken.
+/// Why a line was refused.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct Refusal {
-    /// A sentence.
+    /// Human-readable text.
     pub message: String,
-    /// The rule that was broken: a constant for programs.
+    /// Machine-readable code of the violated rule.
     pub code: Cow<'static, str>,
-    /// The field that is wrong, if one is.
+    /// The invalid field, if any.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub field: Option<Cow<'static, str>>,
 }
@@ -64,7 +64,7 @@ impl From<&ChunkError> for Refusal {
 ///
 /// # Errors
 ///
-/// [`Refusal`]: it is too long, not JSON, not an object, or a field is wrong.
+/// [`Refusal`]: the line is too long, not JSON, not an object, or has an invalid field.
 pub fn read_line(line: &Line<'_>) -> Result<Input, Refusal> {
     match line.content {
         Some(content) => read(content),
@@ -76,7 +76,7 @@ pub fn read_line(line: &Line<'_>) -> Result<Input, Refusal> {
 ///
 /// # Errors
 ///
-/// [`Refusal`]: it is not JSON, not an object, or a field is wrong.
+/// [`Refusal`]: the content is not JSON, not an object, or has an invalid field.
 pub fn read(content: &[u8]) -> Result<Input, Refusal> {
     let node = Node::read(content, VALUES_MAX).map_err(|error| {
         let (code, message) = explain(&error);
@@ -140,7 +140,7 @@ impl Fields {
                 ("text", text.is_some()),
                 ("speaker_id", speaker_id.is_some()),
             ];
-            return match other.into_iter().find(|(_, is_there)| *is_there) {
+            return match other.into_iter().find(|(_, is_present)| *is_present) {
                 Some((field, _)) => {
                     Err(Refusal::new("not_allowed", Some(field), format!("`{field}` does not go with `op`")))
                 }
@@ -166,15 +166,15 @@ fn seconds(field: &'static str, node: &Node<'_>) -> Result<f64, Refusal> {
     }
 }
 
-fn text(field: &'static str, node: Node<'_>, wanted: &str) -> Result<String, Refusal> {
+fn text(field: &'static str, node: Node<'_>, expected: &str) -> Result<String, Refusal> {
     match node {
         Node::Text(text) => Ok(text.into_owned()),
-        node => Err(wrong_type(field, wanted, &node)),
+        node => Err(wrong_type(field, expected, &node)),
     }
 }
 
-fn wrong_type(field: &'static str, wanted: &str, node: &Node<'_>) -> Refusal {
-    let message = format!("`{field}` must be {wanted}, and is {}", crate::json::with_article(node.name()));
+fn wrong_type(field: &'static str, expected: &str, node: &Node<'_>) -> Refusal {
+    let message = format!("`{field}` must be {expected}, and is {}", crate::json::with_article(node.name()));
     Refusal::new("wrong_type", Some(field), message)
 }
 
@@ -192,7 +192,7 @@ mod tests {
     }
 
     #[test]
-    fn chunks_and_ends() {
+    fn chunk_and_end_are_read() {
         check(
             r#"{"start":0,"end":1.5,"text":" a\n","speaker_id":null}"#,
             expect![[
@@ -209,7 +209,7 @@ mod tests {
     }
 
     #[test]
-    fn errors_name_the_field() {
+    fn invalid_line_is_refused_with_the_field() {
         check(
             r#"{"start":0,"text":""}"#,
             expect![[r#"{"message":"`end` is required","code":"missing_field","field":"end"}"#]],

@@ -1,9 +1,9 @@
-//! The events of a session on their way to models, to the session's channel and to its client.
+//! Queues the events of a session for models, for the session's channel and for its client.
 //!
-//! It does no IO. A driver hands over the outputs of the session, takes a [`Batch`] with [`EventOutbox::poll_batch`], has its
-//! [`EventOutbox::queries`] answered, appends its [`Batch::records`] where the session is stored, and returns it with
-//! [`EventOutbox::handle_stored`]; only then is it written to the client. All events of one input are in one batch, so the store has
-//! whole inputs.
+//! It does no IO. A driver passes in the outputs of the session, takes a [`Batch`] with [`EventOutbox::poll_batch`], obtains the results of
+//! its [`EventOutbox::queries`], appends its [`Batch::records`] to the channel if the session is stored, and returns the batch with
+//! [`EventOutbox::handle_stored`]; only then is it written to the client. All events of an input are in one batch, so that the store never
+//! has a part of an input.
 
 use std::{collections::VecDeque, io::Write as _, mem};
 
@@ -24,17 +24,17 @@ use crate::{
 const BATCH_EVENTS: usize = 200;
 /// Bytes from which a batch is full.
 const BATCH_BYTES: usize = 256 << 10;
-/// Bytes from which the line of a summary omits the texts that are in final segments too.
+/// Bytes from which the line of a summary omits the context and the prompt, whose texts are in final segments too.
 const LINE_BYTES_MAX: usize = 200 << 10;
 
-/// An event that was not written to the client yet.
+/// An event that is not yet written to the client.
 #[derive(Debug)]
 struct PendingEvent {
     name: &'static str,
     line: String,
     /// The event, until the models have answered its queries.
     source: Option<Box<SourceEvent>>,
-    /// It is for the channel too; refusals are for this client alone.
+    /// It is also for the channel; replies are for this client only.
     is_event: bool,
     /// The next event belongs to the same input.
     more: bool,
@@ -48,7 +48,7 @@ enum OutboxEntry {
     Checkpoint(Vec<u8>),
 }
 
-/// An event with the source that its line is rendered from.
+/// The source that the line of an event is rendered from.
 #[derive(Debug)]
 struct SourceEvent {
     event: Event,
@@ -57,12 +57,12 @@ struct SourceEvent {
     enrichment: Enrichment,
 }
 
-/// A question to a model about an event of a batch.
+/// A request to a model for an event of a batch.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Query {
-    /// The step that answers it: sentiment or entities of a final segment, or the summary of a window.
+    /// The step that computes it: sentiment or entities of a final segment, or the summary of a window.
     pub step: TextStep,
-    /// The text that it is about.
+    /// The text to compute it for.
     pub text: String,
     /// The index of the event in the batch.
     event: usize,
@@ -71,30 +71,30 @@ pub struct Query {
 /// The result of a [`Query`].
 #[derive(Debug, Clone, PartialEq)]
 pub enum QueryResult {
-    /// Of [`TextStep::Sentiment`].
+    /// The result of [`TextStep::Sentiment`].
     Sentiment(Result<LabelScore, ItemError>),
-    /// Of [`TextStep::Entities`].
+    /// The result of [`TextStep::Entities`].
     Entities(Result<Vec<Entity>, ItemError>),
-    /// Of [`TextStep::Summarization`].
+    /// The result of [`TextStep::Summarization`].
     Summary(Result<String, ItemError>),
 }
 
 /// An event for the channel.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Record {
-    /// The kind of event.
+    /// The name of the event.
     pub name: &'static str,
     /// The event, as JSON.
     pub data: String,
-    /// A later event of this name replaces it.
+    /// A later event of this name may replace it.
     pub coalesces: bool,
 }
 
-/// The events of whole inputs, in their order.
+/// The events of complete inputs, in order.
 #[derive(Debug, Default)]
 pub struct Batch {
     events: Vec<PendingEvent>,
-    /// The state of the session after it.
+    /// The state of the session after these events.
     pub checkpoint: Option<Vec<u8>>,
 }
 
@@ -107,10 +107,10 @@ pub struct EventOutbox {
     framing: Framing,
     stored: bool,
     waiting: VecDeque<OutboxEntry>,
-    /// No more outputs come for now: a batch may be small.
+    /// No more outputs follow for now, so that a small batch is returned.
     paused: bool,
-    /// Batches that were taken and not returned.
-    taken: usize,
+    /// Number of batches that were polled and not returned.
+    batches_out: usize,
     line_bytes_max: usize,
     out: Vec<u8>,
     /// Events written, for server-sent events of a session that is not stored.
@@ -120,7 +120,7 @@ pub struct EventOutbox {
 }
 
 impl EventOutbox {
-    /// For a session that ends with its request.
+    /// An outbox for a session that ends with its request.
     pub fn one_shot(annotate: Annotate, framing: Framing) -> Self {
         let Annotate { keywords, intent, sentiment, entities } = annotate;
         Self {
@@ -131,7 +131,7 @@ impl EventOutbox {
             stored: false,
             waiting: VecDeque::new(),
             paused: false,
-            taken: 0,
+            batches_out: 0,
             line_bytes_max: 0,
             out: Vec::new(),
             events: 0,
@@ -140,12 +140,13 @@ impl EventOutbox {
         }
     }
 
-    /// For a stored session: its events have numbers, and cursors in its channel.
+    /// An outbox for a stored session, whose events have numbers, and cursors in its channel.
     pub fn stored(annotate: Annotate, framing: Framing) -> Self {
         Self { stored: true, ..Self::one_shot(annotate, framing) }
     }
 
-    /// An event with its number, the sequence number of its input, and whether the next event belongs to the same input.
+    /// Queues an event. `number` is its number, `seq` the sequence number of its input; `more` means that the next event belongs to the
+    /// same input.
     pub fn handle_event(&mut self, event: Event, number: Option<u64>, seq: Option<u64>, more: bool) {
         let (number, seq) = if self.stored { (number, seq) } else { (None, None) };
         let has_queries = match &event {
@@ -159,27 +160,27 @@ impl EventOutbox {
         self.push(PendingEvent { name, line, source, is_event: true, more });
     }
 
-    /// The session refused a line.
+    /// Queues the reply to a refused line. `line` is its number, from 1; 0 if it has none.
     pub fn handle_refusal(&mut self, line: u64, refusal: &Refusal) {
         self.push_reply(&EventLine::Error { error: refusal, line: (line > 0).then_some(line) });
     }
 
-    /// The session had an input already.
+    /// Queues the reply to a repeated input.
     pub fn handle_repeated(&mut self, seq: u64, seq_last: u64) {
         self.push_reply(&EventLine::Repeated { seq, seq_last });
     }
 
-    /// The state of the session after the events so far.
+    /// Adds the state of the session after the events so far.
     pub fn handle_checkpoint(&mut self, bytes: Vec<u8>) {
         self.waiting.push_back(OutboxEntry::Checkpoint(bytes));
     }
 
-    /// No more outputs come for now: what waits becomes a batch.
+    /// No more outputs follow for now: the queued events become a batch.
     pub fn handle_pause(&mut self) {
         self.paused = true;
     }
 
-    /// The session has ended: the last event, also of its channel.
+    /// Queues the end of the session, which is the last event of its channel.
     pub fn handle_ended(&mut self) {
         let line = EventLine::SessionEnded;
         let (name, line) = (line.name(), text(&line));
@@ -198,7 +199,7 @@ impl EventOutbox {
 
     /// The next batch: the events before a checkpoint or a pause, up to the bound of a batch.
     pub fn poll_batch(&mut self) -> Option<Batch> {
-        let (mut count, mut bytes, mut whole) = (0, 0, 0);
+        let (mut count, mut bytes, mut complete) = (0, 0, 0);
         let mut ready = None;
         for waiting in &self.waiting {
             let OutboxEntry::Event(event) = waiting else {
@@ -207,14 +208,14 @@ impl EventOutbox {
             };
             (count, bytes) = (count + 1, bytes + event.line.len());
             if !event.more {
-                whole = count;
+                complete = count;
                 if count >= BATCH_EVENTS || bytes >= BATCH_BYTES {
                     ready = Some(count);
                     break;
                 }
             }
         }
-        let paused = (self.paused && whole > 0).then_some(whole);
+        let paused = (self.paused && complete > 0).then_some(complete);
         let Some(count) = ready.or(paused) else {
             self.paused = false;
             return None;
@@ -232,13 +233,13 @@ impl EventOutbox {
             }
             None => None,
         };
-        self.taken += 1;
+        self.batches_out += 1;
         Some(Batch { events, checkpoint })
     }
 
-    /// A batch was stored, where the session is stored: it is written to the client. `cursors` are those of its records.
+    /// Writes a batch to the client, after it was stored if the session is stored. `cursors` are the cursors of its records.
     pub fn handle_stored(&mut self, batch: Batch, cursors: &[(u64, u64)]) {
-        self.taken = self.taken.saturating_sub(1);
+        self.batches_out = self.batches_out.saturating_sub(1);
         let mut cursors = cursors.iter();
         for event in &batch.events {
             self.events += 1;
@@ -249,23 +250,23 @@ impl EventOutbox {
                         Some((epoch, seq)) => writeln!(self.out, "id: {epoch}-{seq}"),
                         None => Ok(()),
                     },
-                    // A reply that is no event has no cursor to resume after.
+                    // A reply is not in the channel, so it has no cursor to resume after.
                     (true, false) => Ok(()),
                 }
-                .expect("a vector takes every write");
-                write!(self.out, "event: {}\ndata: ", event.name).expect("a vector takes every write");
+                .expect("writing to a vector cannot fail");
+                write!(self.out, "event: {}\ndata: ", event.name).expect("writing to a vector cannot fail");
             }
             self.out.extend_from_slice(event.line.as_bytes());
             self.framing.end(&mut self.out);
         }
     }
 
-    /// The input broke off: the reason is the last line.
+    /// The input ended with an error, which becomes the last line.
     pub fn handle_input_failure(&mut self, refusal: Refusal) {
         self.closing.get_or_insert(refusal);
     }
 
-    /// No more events come for this client.
+    /// No more events follow for this client.
     pub fn handle_end(&mut self) {
         if let Some(refusal) = self.closing.take() {
             let line = EventLine::Error { error: &refusal, line: None };
@@ -281,38 +282,39 @@ impl EventOutbox {
         (!self.out.is_empty()).then(|| mem::take(&mut self.out))
     }
 
-    /// Bytes that were not polled.
+    /// Number of bytes that were not polled.
     pub fn output_bytes(&self) -> usize {
         self.out.len()
     }
 
-    /// True while an event was not written to the client.
+    /// True while an event is not yet written to the client.
     pub fn has_pending(&self) -> bool {
-        self.taken > 0 || !self.waiting.is_empty()
+        self.batches_out > 0 || !self.waiting.is_empty()
     }
 
-    /// True when everything was polled and no more comes.
+    /// True when all output was polled and no more follows.
     pub fn is_done(&self) -> bool {
         self.done && self.out.is_empty()
     }
 
-    /// Bytes of the longest line since the last call.
+    /// Length of the longest line since the last call, in bytes.
     pub fn take_line_bytes_max(&mut self) -> usize {
         mem::take(&mut self.line_bytes_max)
     }
 
-    /// The queries that a batch needs answered before it is stored.
+    /// The queries of a batch, whose results are needed before it is stored.
     pub fn queries(&self, batch: &Batch) -> Vec<Query> {
         let mut queries = Vec::new();
         for (at, event) in batch.events.iter().enumerate() {
             match event.source.as_deref().map(|source| &source.event) {
-                Some(Event::Final(kept)) => {
-                    let mut ask = |step| queries.push(Query { step, text: kept.segment.text.clone(), event: at });
+                Some(Event::Final(final_segment)) => {
+                    let mut add =
+                        |step| queries.push(Query { step, text: final_segment.segment.text.clone(), event: at });
                     if self.sentiment {
-                        ask(TextStep::Sentiment);
+                        add(TextStep::Sentiment);
                     }
                     if self.entities {
-                        ask(TextStep::Entities);
+                        add(TextStep::Entities);
                     }
                 }
                 Some(Event::Summary(due)) => {
@@ -324,7 +326,7 @@ impl EventOutbox {
         queries
     }
 
-    /// The results of the queries of a batch: its events are rendered again with them.
+    /// Adds the results of the queries of a batch and renders its events with them.
     pub fn handle_query_results(&self, batch: &mut Batch, results: impl Iterator<Item = (Query, QueryResult)>) {
         for (query, result) in results {
             let source = batch.events.get_mut(query.event).and_then(|event| event.source.as_mut());
@@ -345,7 +347,7 @@ impl EventOutbox {
 }
 
 impl Batch {
-    /// Its events, for the channel.
+    /// The events of the batch, for the channel.
     pub fn records(&self) -> Vec<Record> {
         let events = self.events.iter().filter(|event| event.is_event);
         events
@@ -365,14 +367,14 @@ impl Batch {
 
 fn render(source: &SourceEvent, parts: SemanticParts) -> (&'static str, String) {
     let SourceEvent { event, number, seq, enrichment } = source;
-    let rendered = |event| text(&EventLine::new(event, *number, parts).led_to_by(*seq).with(enrichment));
-    let line = rendered(event);
+    let line_of = |event| text(&EventLine::new(event, *number, parts).with_input_seq(*seq).with_enrichment(enrichment));
+    let line = line_of(event);
     let line = match event {
-        // A window of long segments: its texts are in the final segments too.
+        // The line of a window with long segments is too long; its texts are in the final segments too.
         Event::Summary(due) if line.len() > LINE_BYTES_MAX => {
             let mut due = due.clone();
             (due.context, due.prompt) = (String::new(), String::new());
-            rendered(&Event::Summary(due))
+            line_of(&Event::Summary(due))
         }
         _ => line,
     };
@@ -408,9 +410,9 @@ mod tests {
 
     #[test]
     fn transcript_is_rendered_line_by_line() {
-        let ask = SessionRequest::from_query("max_gap_sec=0.5&annotate=intent").unwrap();
-        let mut session = Session::new(SessionRules::new(ask.config.clone()).unwrap(), 0);
-        let mut stream = EventOutbox::one_shot((&ask).into(), Framing::Sse);
+        let request = SessionRequest::from_query("max_gap_sec=0.5&annotate=intent").unwrap();
+        let mut session = Session::new(SessionRules::new(request.config.clone()).unwrap(), 0);
+        let mut stream = EventOutbox::one_shot((&request).into(), Framing::Sse);
         for (number, content) in [(1, r#"{"start":0,"end":1,"text":"ok"}"#), (3, "{"), (4, r#"{"op":"end"}"#)] {
             match read_line(&line(number, content)) {
                 Ok(Input { seq, body: Body::Chunk(chunk) }) => session.handle_chunk(0, seq, chunk).map(drop).unwrap(),
@@ -458,23 +460,23 @@ mod tests {
         assert!(stream.is_done());
     }
 
-    /// What a session of this configuration says of chunks of other speakers, each with its sequence number, and of its end.
-    fn hand_over(ask: &SessionRequest, outbox: &mut EventOutbox, texts: &[&str]) {
-        let mut session = Session::new(SessionRules::new(ask.config.clone()).unwrap(), 0);
+    /// Runs a session over one chunk per text, each with another speaker and a sequence number, and passes its events to the outbox.
+    fn run_session(request: &SessionRequest, outbox: &mut EventOutbox, texts: &[&str]) {
+        let mut session = Session::new(SessionRules::new(request.config.clone()).unwrap(), 0);
         for (at, text) in texts.iter().enumerate() {
             let (time, seq) = (at as f64, Some(at as u64));
             let speaker_id = Some(at.to_string());
             session
                 .handle_chunk(0, seq, Chunk { start: time, end: time, text: (*text).to_owned(), speaker_id })
                 .unwrap();
-            say(&mut session, outbox, seq);
+            pass_events(&mut session, outbox, seq);
         }
         let seq = Some(texts.len() as u64);
         session.handle_end(0, seq).unwrap();
-        say(&mut session, outbox, seq);
+        pass_events(&mut session, outbox, seq);
     }
 
-    fn say(session: &mut Session, outbox: &mut EventOutbox, seq: Option<u64>) {
+    fn pass_events(session: &mut Session, outbox: &mut EventOutbox, seq: Option<u64>) {
         let mut next = session.poll_event(0);
         while let Some(output) = next {
             next = session.poll_event(0);
@@ -484,10 +486,10 @@ mod tests {
 
     #[test]
     fn enrichment_is_complete_before_events_are_stored() {
-        let ask = SessionRequest::from_json(br#"{"annotate":["sentiment","entities"],"summary":{"every_finals":0}}"#)
+        let request = SessionRequest::from_json(br#"{"annotate":["sentiment","entities"],"summary":{"every_finals":0}}"#)
             .unwrap();
-        let mut outbox = EventOutbox::stored((&ask).into(), Framing::Sse);
-        hand_over(&ask, &mut outbox, &["good"]);
+        let mut outbox = EventOutbox::stored((&request).into(), Framing::Sse);
+        run_session(&request, &mut outbox, &["good"]);
         outbox.handle_checkpoint(b"state".to_vec());
         let mut batch = outbox.poll_batch().unwrap();
         assert_eq!(batch.checkpoint.as_deref(), Some(b"state".as_slice()));
@@ -526,11 +528,11 @@ mod tests {
         );
     }
 
-    /// What comes behind a checkpoint is not in it, be it that half of what an input led to has come.
+    /// Events after a checkpoint are not in its batch, even when an input has further events.
     #[test]
     fn checkpoint_covers_the_events_before_it() {
-        let ask = SessionRequest::from_json(b"{}").unwrap();
-        let mut outbox = EventOutbox::stored((&ask).into(), Framing::Ndjson);
+        let request = SessionRequest::from_json(b"{}").unwrap();
+        let mut outbox = EventOutbox::stored((&request).into(), Framing::Ndjson);
         let partial = |text: &str| {
             Event::Partial(weir_core::transcripts::Segment {
                 start: 0.0,
@@ -556,27 +558,27 @@ mod tests {
         assert!(outbox.poll_batch().is_none());
     }
 
-    /// Whatever the size of a batch, what one input led to is in one.
+    /// All events of an input are in one batch, for every size of batch.
     #[test]
     fn batches_are_bounded_and_contain_whole_inputs() {
-        let ask = SessionRequest::from_json(br#"{"annotate":[],"summary":{"every_finals":1}}"#).unwrap();
-        let mut outbox = EventOutbox::stored((&ask).into(), Framing::Ndjson);
-        hand_over(&ask, &mut outbox, &["a word"; 700]);
+        let request = SessionRequest::from_json(br#"{"annotate":[],"summary":{"every_finals":1}}"#).unwrap();
+        let mut outbox = EventOutbox::stored((&request).into(), Framing::Ndjson);
+        run_session(&request, &mut outbox, &["a word"; 700]);
         outbox.handle_checkpoint(Vec::new());
         let (mut records, mut last_seq) = (Vec::new(), None);
-        let mut kept = 0;
+        let mut checkpoints = 0;
         while let Some(batch) = outbox.poll_batch() {
-            assert_eq!(kept, 0, "the checkpoint comes with the last");
-            kept += usize::from(batch.checkpoint.is_some());
+            assert_eq!(checkpoints, 0, "the checkpoint is in the last batch");
+            checkpoints += usize::from(batch.checkpoint.is_some());
             let of_batch = batch.records();
             assert!(of_batch.len() < BATCH_EVENTS + 4);
             let seq =
                 |record: &Record| serde_json::from_str::<serde_json::Value>(&record.data).unwrap()["seq"].as_u64();
-            assert!(last_seq.is_none_or(|last| last != of_batch.first().and_then(seq)), "an input was cut");
+            assert!(last_seq.is_none_or(|last| last != of_batch.first().and_then(seq)), "an input was split");
             last_seq = Some(of_batch.last().and_then(seq));
             records.extend(of_batch);
         }
         // A partial, a final and its summary for each, and the last summary.
-        assert_eq!((records.len(), kept), (700 * 3 + 1, 1));
+        assert_eq!((records.len(), checkpoints), (700 * 3 + 1, 1));
     }
 }

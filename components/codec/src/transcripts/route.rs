@@ -6,10 +6,10 @@ use crate::{
     json::field::RequestError,
 };
 
-/// Where the paths begin.
+/// The prefix of the paths.
 const PREFIX: &str = "/sessions";
 
-/// What answers a path of the sessions.
+/// A route of stored sessions.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum SessionRoute {
     /// `POST /sessions`
@@ -24,7 +24,7 @@ pub enum SessionRoute {
     Context(Channel),
 }
 
-/// Every method and path, for the index.
+/// Every path with its method, for the index.
 pub const SESSION_ROUTES: [(&str, &str); 6] = [
     ("POST", "/sessions"),
     ("GET", "/sessions/{session_id}"),
@@ -35,11 +35,11 @@ pub const SESSION_ROUTES: [(&str, &str); 6] = [
 ];
 
 impl SessionRoute {
-    /// The route of a path without its query; none when the path is another's.
+    /// The route of a path without its query; `None` for a path that is not of sessions.
     ///
     /// # Errors
     ///
-    /// The path is one of these and its id is not fit.
+    /// The path matches and its id is invalid.
     pub fn find(path: &str) -> Result<Option<Self>, RequestError> {
         let Some(rest) = path.strip_prefix(PREFIX) else { return Ok(None) };
         if rest.is_empty() {
@@ -60,7 +60,7 @@ impl SessionRoute {
         }
     }
 
-    /// Whether it takes a method.
+    /// True when the route accepts a method.
     pub fn takes(&self, method: &str) -> bool {
         match self {
             Self::All | Self::Chunks(_) | Self::End(_) => method == "POST",
@@ -84,7 +84,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn paths_are_found_whole() {
+    fn path_is_matched_exactly() {
         let channel = || Channel::new(ChannelKind::Session, "a-1").unwrap();
         for (path, route) in [
             ("/sessions", Some(SessionRoute::All)),

@@ -1,4 +1,4 @@
-//! The semantic block of a text: what `/v1/annotate` answers for each, and what final segments carry.
+//! The semantic block of a text, in the output of `/v1/annotate` and in final segments.
 
 use std::sync::Arc;
 
@@ -12,21 +12,21 @@ use crate::{
     json::tree::Node,
 };
 
-/// Most bytes of a text that is annotated.
+/// Maximum length of a text, in bytes.
 pub const TEXT_BYTES_MAX: usize = 65_536;
-/// Most bytes of a speaker's name.
+/// Maximum length of a speaker's name, in bytes.
 pub const SPEAKER_BYTES_MAX: usize = 256;
-/// Most values on a line.
+/// Maximum number of JSON values on a line.
 const VALUES_MAX: usize = 64;
 
-/// What a text says.
+/// The annotations of a text.
 #[derive(Debug, PartialEq, Serialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct Semantic<'a> {
-    /// Sorted.
+    /// The keywords, sorted.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub keywords: Option<Names<'a>>,
-    /// Sorted.
+    /// The risks, sorted.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub risk_tags: Option<Names<'a>>,
     /// The text itself, if it announces an action.
@@ -35,15 +35,15 @@ pub struct Semantic<'a> {
     /// The same as `risk_tags`, under its older name.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub tags: Option<Names<'a>>,
-    /// Which keyword speaks of which risk; absent when there is none.
+    /// The keywords with their risks; absent when there are none.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub matches: Vec<Match<'a>>,
-    /// What the text is for.
+    /// The intent of the text.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub intent: Option<&'static str>,
 }
 
-/// Names that are shared with the rules that they come from.
+/// Names that are shared with the annotation rules.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Names<'a>(&'a [Arc<str>]);
 
@@ -70,19 +70,19 @@ impl schemars::JsonSchema for Names<'_> {
 pub struct Action<'a> {
     /// The text without white space at its ends.
     pub text: &'a str,
-    /// Who speaks.
+    /// The speaker.
     pub speaker_id: Option<&'a str>,
     /// The segment.
     pub segment_ids: [u64; 1],
-    /// What announces it.
+    /// The pattern that matched.
     pub pattern: &'a str,
 }
 
-/// A keyword and the risk that it speaks of.
+/// A keyword and its risk.
 #[derive(Debug, PartialEq, Serialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct Match<'a> {
-    /// The tag.
+    /// The risk.
     pub risk: &'a str,
     /// The keyword.
     pub keyword: &'a str,
@@ -100,12 +100,12 @@ pub struct SemanticParts {
 }
 
 impl SemanticParts {
-    /// All.
+    /// All parts.
     pub const ALL: Self = Self { keywords: true, intent: true };
 }
 
 impl<'a> Semantic<'a> {
-    /// The block of a text; none when no part of it is included.
+    /// The block of a text; `None` when no part is included.
     pub fn new(
         annotation: &'a Annotation,
         parts: SemanticParts,
@@ -120,13 +120,13 @@ impl<'a> Semantic<'a> {
         let action =
             |pattern: &'a Arc<str>| Action { text: action_text(text), speaker_id, segment_ids: [segment_id], pattern };
         let tags = keywords.then_some(Names(&annotation.risk_tags));
-        let found = annotation.matches.iter().filter(|_| keywords);
+        let matches = annotation.matches.iter().filter(|_| keywords);
         Some(Self {
             keywords: keywords.then_some(Names(&annotation.keywords)),
             risk_tags: tags,
             actions: keywords.then(|| annotation.action.iter().map(action).collect()),
             tags,
-            matches: found.map(|found| Match { risk: &found.risk, keyword: &found.keyword, segment_id }).collect(),
+            matches: matches.map(|m| Match { risk: &m.risk, keyword: &m.keyword, segment_id }).collect(),
             intent: annotation.intent.filter(|_| intent).map(|intent| intent.name()),
         })
     }
@@ -137,18 +137,18 @@ impl<'a> Semantic<'a> {
 pub struct TextInput {
     /// The text.
     pub text: String,
-    /// Who says it.
+    /// The speaker.
     pub speaker_id: Option<String>,
-    /// Its segment; its index in the stream when absent.
+    /// The id of its segment; when absent, the index of the text is used.
     pub segment_id: Option<u64>,
 }
 
-/// Reads a line of `/v1/annotate`: a string, or an object with `text` and perhaps `speaker_id` and `segment_id`. With `plain` the line
+/// Reads a line of `/v1/annotate`: a string, or an object with `text` and optionally `speaker_id` and `segment_id`. With `plain` the line
 /// is the text itself.
 ///
 /// # Errors
 ///
-/// [`Refusal`]: which field is wrong, and why.
+/// [`Refusal`]: the line is too long, not UTF-8 or JSON, or has an invalid field.
 pub fn read_text(line: &Line<'_>, plain: bool) -> Result<TextInput, Refusal> {
     let too_long = || Refusal::new("line_too_long", None, format!("the line has more than {LINE_BYTES_MAX} bytes"));
     let content = line.content.ok_or_else(too_long)?;
@@ -162,13 +162,13 @@ pub fn read_text(line: &Line<'_>, plain: bool) -> Result<TextInput, Refusal> {
             let (code, message) = explain(&error);
             Refusal::new(code, None, message)
         })?;
-        text_of(node)?
+        text_from_node(node)?
     };
-    sized(input)
+    check_lengths(input)
 }
 
-/// A text whose lengths are within their bounds.
-pub(crate) fn sized(input: TextInput) -> Result<TextInput, Refusal> {
+/// Checks the lengths of a text and its speaker.
+pub(crate) fn check_lengths(input: TextInput) -> Result<TextInput, Refusal> {
     let text = [("text", input.text.len(), TEXT_BYTES_MAX)];
     let speaker = input.speaker_id.as_ref().map(|name| ("speaker_id", name.len(), SPEAKER_BYTES_MAX));
     for (field, bytes, bytes_max) in text.into_iter().chain(speaker) {
@@ -181,10 +181,10 @@ pub(crate) fn sized(input: TextInput) -> Result<TextInput, Refusal> {
     Ok(input)
 }
 
-/// A text out of JSON.
-pub(crate) fn text_of(node: Node<'_>) -> Result<TextInput, Refusal> {
-    let wrong = |field, wanted: &str, node: &Node<'_>| {
-        let message = format!("`{field}` must be {wanted}, and is {}", crate::json::with_article(node.name()));
+/// Reads a text from a JSON value.
+pub(crate) fn text_from_node(node: Node<'_>) -> Result<TextInput, Refusal> {
+    let wrong_type = |field, expected: &str, node: &Node<'_>| {
+        let message = format!("`{field}` must be {expected}, and is {}", crate::json::with_article(node.name()));
         Refusal::new("wrong_type", Some(field), message)
     };
     let members = match node {
@@ -200,12 +200,12 @@ pub(crate) fn text_of(node: Node<'_>) -> Result<TextInput, Refusal> {
     for (name, node) in members {
         match (&*name, node) {
             ("text", Node::Text(value)) => text = Some(value.into_owned()),
-            ("text", node) => return Err(wrong("text", "a string", &node)),
+            ("text", node) => return Err(wrong_type("text", "a string", &node)),
             ("speaker_id" | "segment_id", Node::Null) => {}
             ("speaker_id", Node::Text(value)) => speaker_id = Some(value.into_owned()),
-            ("speaker_id", node) => return Err(wrong("speaker_id", "a string or null", &node)),
+            ("speaker_id", node) => return Err(wrong_type("speaker_id", "a string or null", &node)),
             ("segment_id", Node::Integer(value)) if value >= 0 => segment_id = Some(value as u64),
-            ("segment_id", node) => return Err(wrong("segment_id", "a whole number of at least 0", &node)),
+            ("segment_id", node) => return Err(wrong_type("segment_id", "a whole number of at least 0", &node)),
             _ => {
                 let name: String = name.chars().take(64).collect();
                 let message = format!("there is no field `{name}`; a text has text, speaker_id and segment_id");
@@ -217,19 +217,19 @@ pub(crate) fn text_of(node: Node<'_>) -> Result<TextInput, Refusal> {
     Ok(TextInput { text: text.ok_or_else(missing)?, speaker_id, segment_id })
 }
 
-/// A line of the answer: the block of a text, or why there is none.
+/// A line of the output: the block of a text, or an error.
 #[derive(Debug, Serialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct SemanticLine<'a> {
-    /// Which text, from 0, lines that are none included.
+    /// The index of the line, from 0; invalid lines are counted.
     pub index: u64,
-    /// What it says.
+    /// The block of the text.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub semantic: Option<Semantic<'a>>,
-    /// Why it was not annotated.
+    /// Why the text was not annotated.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub error: Option<&'a Refusal>,
-    /// The line of the body that is wrong, from 1.
+    /// The invalid line of the body, from 1.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub line: Option<u64>,
 }
@@ -247,7 +247,7 @@ mod tests {
     }
 
     #[test]
-    fn blocks() {
+    fn block_has_the_included_parts() {
         check(
             " I'll cancel ",
             SemanticParts::ALL,
@@ -265,7 +265,7 @@ mod tests {
     }
 
     #[test]
-    fn texts_to_annotate() {
+    fn text_is_read_or_refused_with_the_field() {
         let read = |content: &str, plain| read_text(&Line { number: 1, content: Some(content.as_bytes()) }, plain);
         let text = |text: &str| TextInput { text: text.to_owned(), speaker_id: None, segment_id: None };
         assert_eq!(read("\"a\"", false), Ok(text("a")));

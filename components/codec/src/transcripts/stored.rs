@@ -1,4 +1,5 @@
-//! The stored form of a session: its last checkpoint with a head, and the events that were stored after it, from which it continues.
+//! The stored form of a session: its last checkpoint with a head, and the events in its channel after the checkpoint. A session is
+//! restored from both.
 
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
@@ -9,10 +10,10 @@ use crate::json::to_vec;
 
 /// The version that is written.
 const VERSION: u32 = 1;
-/// The most bytes of the head of a stored session.
+/// Maximum length of the head of a stored session, in bytes.
 const HEAD_BYTES_MAX: usize = 4096;
 
-/// The event on a line of a session's channel; none where it has no number, and changes nothing.
+/// Reads an event of a session's channel; `None` for an event without a number, which does not change the session.
 pub fn stored_event(line: &[u8]) -> Option<StoredEvent> {
     #[derive(Deserialize)]
     struct Line {
@@ -43,15 +44,15 @@ pub fn stored_event(line: &[u8]) -> Option<StoredEvent> {
     Some(StoredEvent { number: line.event_id?, seq: line.seq, body })
 }
 
-/// How far a session is.
+/// The phase of a session.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Phase {
-    /// It takes chunks.
+    /// It accepts chunks.
     Open,
-    /// It was idle for too long, and accepts no more input.
+    /// It was idle for too long and accepts no more input.
     Expired,
-    /// Its client has ended it.
+    /// Its client ended it.
     Ended,
 }
 
@@ -71,19 +72,19 @@ impl Phase {
 #[serde(deny_unknown_fields)]
 pub struct Head {
     version: u32,
-    /// The user to whom it belongs.
+    /// The user that it belongs to.
     pub owner: Option<Box<str>>,
-    /// How far it is.
+    /// Its phase.
     pub phase: Phase,
-    /// The cursor of the last event that the checkpoint has: epoch and sequence.
+    /// The cursor of the last event that the checkpoint includes: epoch and sequence.
     pub after: (u64, u64),
-    /// When it was made, in milliseconds since 1970.
+    /// When the session was created, in milliseconds since 1970.
     pub created_ms: u64,
-    /// When the checkpoint was made, in milliseconds since 1970.
+    /// When the checkpoint was taken, in milliseconds since 1970.
     pub kept_ms: u64,
-    /// How long it may be left alone, in milliseconds, and how long before the end of that it is warned; 0 for ever.
+    /// The idle time after which it expires, and the time before the expiry at which it is warned, in milliseconds; 0: never.
     pub idle: (u64, u64),
-    /// The time until it expires when it was warned, in milliseconds.
+    /// The time until its expiry when it was warned, in milliseconds.
     pub warned_ms: Option<u64>,
     /// The annotations of final segments.
     pub annotate: Annotate,
@@ -97,24 +98,24 @@ pub struct Annotate {
     pub keywords: bool,
     /// The intent.
     pub intent: bool,
-    /// What the sentiment model says.
+    /// The sentiment.
     pub sentiment: bool,
     /// The entities.
     pub entities: bool,
 }
 
 impl From<&SessionRequest> for Annotate {
-    fn from(ask: &SessionRequest) -> Self {
-        let SemanticParts { keywords, intent } = ask.parts();
-        Self { keywords, intent, sentiment: ask.sentiment, entities: ask.entities }
+    fn from(request: &SessionRequest) -> Self {
+        let SemanticParts { keywords, intent } = request.parts();
+        Self { keywords, intent, sentiment: request.sentiment, entities: request.entities }
     }
 }
 
 impl Head {
-    /// A session that begins.
-    pub fn new(owner: Option<Box<str>>, now_ms: u64, ask: &SessionRequest) -> Self {
-        let idle = (ask.config.idle.expire_ms, ask.config.idle.warn_ms);
-        let annotate = Annotate::from(ask);
+    /// The head of a new session.
+    pub fn new(owner: Option<Box<str>>, now_ms: u64, request: &SessionRequest) -> Self {
+        let idle = (request.config.idle.expire_ms, request.config.idle.warn_ms);
+        let annotate = Annotate::from(request);
         Self {
             version: VERSION,
             owner,
@@ -128,7 +129,7 @@ impl Head {
         }
     }
 
-    /// When it is to be looked at, in milliseconds since 1970: it may have been left alone for too long by then. 0 for never.
+    /// The time at which its idle time must be checked, in milliseconds since 1970; 0: never.
     pub fn due_ms(&self) -> u64 {
         let (expire_ms, warn_ms) = self.idle;
         if self.phase != Phase::Open || expire_ms == 0 {
@@ -141,18 +142,18 @@ impl Head {
 /// Why bytes are not a stored session.
 #[derive(Debug, Error)]
 pub enum StoredSessionError {
-    /// They cannot be read.
+    /// The head is not valid JSON.
     #[error("the stored session cannot be read: {0}")]
     Malformed(#[from] serde_json::Error),
-    /// They have no end of line where the head ends.
+    /// There is no line end after the head.
     #[error("the stored session has no head")]
     NoHead,
-    /// Another version wrote them.
+    /// The version is not supported.
     #[error("the stored session has version {0}; this is version {VERSION}")]
     Version(u32),
 }
 
-/// A session as bytes: its head on a line, then its checkpoint.
+/// Encodes a session: its head on a line, then its checkpoint.
 pub fn encode(head: &Head, checkpoint: &[u8]) -> Vec<u8> {
     let mut bytes = to_vec(head);
     bytes.push(b'\n');
@@ -160,7 +161,7 @@ pub fn encode(head: &Head, checkpoint: &[u8]) -> Vec<u8> {
     bytes
 }
 
-/// The head and the checkpoint in bytes.
+/// Decodes the head of a session; the rest of the bytes is its checkpoint.
 ///
 /// # Errors
 ///
@@ -174,36 +175,36 @@ pub fn decode(bytes: &[u8]) -> Result<(Head, &[u8]), StoredSessionError> {
     }
 }
 
-/// Where a session is found.
+/// The links of a session.
 #[derive(Debug, Serialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct SessionLinks {
     /// Its state.
     #[serde(rename = "self")]
     pub itself: String,
-    /// Takes its chunks.
+    /// Accepts its chunks.
     pub chunks: String,
     /// Ends it.
     pub end: String,
-    /// What a language model is shown.
+    /// Its context window.
     pub context: String,
     /// Its channel.
     pub events: String,
 }
 
-/// The answer of `POST /sessions`.
+/// The response body of `POST /sessions`.
 #[derive(Debug, Serialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct SessionCreated<'a> {
-    /// Names it.
+    /// Its id.
     pub session_id: &'a str,
-    /// open
+    /// `open`
     pub state: &'static str,
-    /// Where it is found.
+    /// Its links.
     pub links: SessionLinks,
 }
 
-/// The answer of `POST /sessions`.
+/// The response body of `POST /sessions`.
 pub fn created_json(id: &str) -> Vec<u8> {
     let at = format!("/sessions/{id}");
     let links = SessionLinks {
@@ -216,7 +217,7 @@ pub fn created_json(id: &str) -> Vec<u8> {
     to_vec(&SessionCreated { session_id: id, state: Phase::Open.name(), links })
 }
 
-/// The response of `GET /sessions/{id}`: the state of the session (`state_json` of [`super::event`]) with that of its registry.
+/// The response body of `GET /sessions/{id}`: the state of the session (`state_json` of [`super::event`]) with the members of its registry.
 pub fn session_json(id: &str, head: &Head, feeding: bool, state: &str) -> Vec<u8> {
     #[derive(Serialize)]
     struct StateBody<'a> {
@@ -225,9 +226,9 @@ pub fn session_json(id: &str, head: &Head, feeding: bool, state: &str) -> Vec<u8
         created_ms: u64,
         feeding: bool,
     }
-    let known = StateBody { session_id: id, state: head.phase.name(), created_ms: head.created_ms, feeding };
-    let mut out = to_vec(&known);
-    // The session's own `state` does not know its end; the other members follow ours.
+    let registry_state = StateBody { session_id: id, state: head.phase.name(), created_ms: head.created_ms, feeding };
+    let mut out = to_vec(&registry_state);
+    // The `state` of the session does not include its end, so it is replaced; the other members are appended.
     if let Some((_, rest)) = state.split_once(',') {
         out.pop();
         out.push(b',');
@@ -255,7 +256,7 @@ mod tests {
         while let Some(output) = session.poll_event(0) {
             let mut line = Vec::new();
             let seq = if output.number == Some(1) { Some(7) } else { Some(8) };
-            EventLine::new(&output.event, output.number, SemanticParts::ALL).led_to_by(seq).write(&mut line);
+            EventLine::new(&output.event, output.number, SemanticParts::ALL).with_input_seq(seq).write(&mut line);
             read.extend(stored_event(&line));
         }
         let segment = Segment { start: 0.1, end: 2.0, text: "ü\n".to_owned(), speaker_id: Some("a\"".to_owned()) };

@@ -176,7 +176,7 @@ impl Access {
 
     /// The CORS headers of the response to a page of another origin.
     pub(crate) fn cors_headers(&self, credentials: &RequestCredentials<'_>) -> Result<Headers, Problem> {
-        self.cors.answer(&credentials.page()).map_err(Problem::from)
+        self.cors.response_headers(&credentials.page()).map_err(Problem::from)
     }
 
     /// The CORS headers of the response to a preflight request, if this is one.

@@ -71,7 +71,7 @@ pub(crate) async fn hold_response(
     }
     if settings.grip == Grip::Host {
         let heartbeat_ms = settings.heartbeat_ms.clamp(1, HEARTBEAT_MS_MAX);
-        let terms = Terms { after, framing, heartbeat_ms, ends_s: expires_at_s, user, filter };
+        let terms = Terms { after, framing, heartbeat_ms, expires_at_s, user, filter };
         reply = reply.with(hold::HEADER, terms.to_header());
     }
     Ok(reply)

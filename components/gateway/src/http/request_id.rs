@@ -2,11 +2,11 @@
 
 use spin_sdk::{http::HeaderMap, wasip3::random::random};
 pub(crate) use weir_codec::http::request_id::HEADER;
-use weir_codec::http::request_id::{is_fit, uuid};
+use weir_codec::http::request_id::{is_valid, uuid};
 
 /// The id that the client sent, if it is valid, else a new one.
 pub(crate) fn of(headers: &HeaderMap) -> String {
-    let sent = headers.get(HEADER).and_then(|value| value.to_str().ok()).filter(|id| is_fit(id));
+    let sent = headers.get(HEADER).and_then(|value| value.to_str().ok()).filter(|id| is_valid(id));
     let new = || uuid((u128::from(random::get_random_u64()) << 64) | u128::from(random::get_random_u64()));
     sent.map_or_else(new, str::to_owned)
 }

@@ -8,7 +8,7 @@ use weir_codec::{
         framing::Framing,
         problem::Problem,
     },
-    inference::{output, query::Query, request::Ask, task::Task},
+    inference::{output, query::Query, request::TaskRequest, task::Task},
 };
 
 use super::{
@@ -38,14 +38,14 @@ impl RequestContext<'_> {
             let source = TextSource::Lines(self.body_reader(body, settings).await?);
             return self.stream_items(source, plan, framing, settings);
         }
-        let form = accept::answer(accepted.as_deref()).ok_or_else(|| Problem::not_acceptable(&FORMS))?;
+        let form = accept::response_mode(accepted.as_deref()).ok_or_else(|| Problem::not_acceptable(&FORMS))?;
         let body = self.json(body, settings).await.map_err(|problem| match problem.code {
             "unsupported_media_type" => {
                 Problem::unsupported_media_type(self.header("content-type").as_deref(), &FORMS[..2])
             }
             _ => problem,
         })?;
-        let Ask { inputs, model, parameters } = Ask::from_json(&body, task, query)?;
+        let TaskRequest { inputs, model, parameters } = TaskRequest::from_json(&body, task, query)?;
         let plan = Plan::new(task, model, parameters, settings).within(settings, began);
         match form {
             ResponseMode::Stream(framing) => self.stream_items(TextSource::Inputs(inputs), plan, framing, settings),

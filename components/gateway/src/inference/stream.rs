@@ -1,4 +1,4 @@
-//! Streams of texts in and of results out: a [`Session`] driven by the body, inference, the client and the clock.
+//! Streams of texts in and of results out: an [`ItemStream`] driven by the body, inference, the client and the clock.
 //!
 //! `feed` passes texts and `receive` passes results, concurrently in one task; a [`Duplex`] writes the output and observes the client.
 //! When it returns, everything is dropped, and with it the streams to inference and the unfinished work.
@@ -15,7 +15,7 @@ use weir_codec::{
         lines::{Line, Lines},
     },
     inference::{
-        item_stream::Session,
+        item_stream::ItemStream,
         output::ItemError,
         request::{Input, LINE_BYTES_MAX},
     },
@@ -63,12 +63,12 @@ pub(crate) async fn stream(
     began: Now,
     client: Client,
 ) {
-    let duplex = Duplex::new(Session::new(plan.task, framing), settings, began);
+    let duplex = Duplex::new(ItemStream::new(plan.task, framing), settings, began);
     let stream = Stream { duplex, plan, settings, errors_bytes: Cell::new(0) };
     stream.duplex.serve(stream.run(source, began), client).await;
 }
 
-impl OutputSource for Session {
+impl OutputSource for ItemStream {
     fn poll_output(&mut self) -> Option<Vec<u8>> {
         self.poll_output()
     }
@@ -88,7 +88,7 @@ impl OutputSource for Session {
 
 /// The state that the concurrent parts share.
 struct Stream<'a> {
-    duplex: Duplex<'a, Session>,
+    duplex: Duplex<'a, ItemStream>,
     plan: Plan,
     settings: &'a Settings,
     /// Bytes of the errors for lines that are not valid items.

@@ -127,7 +127,7 @@ impl Attempt<'_> {
         }
         let result = exchange(items, async |id, result: Result<Output, Failure>| {
             let Ok(chunk) = usize::try_from(id) else { return ControlFlow::Continue(()) };
-            sentiments.handle_answer(chunk, result.and_then(text_output));
+            sentiments.handle_outcome(chunk, result.and_then(text_output));
             match drain(&mut sentiments).await {
                 Some(result) => ControlFlow::Break(result),
                 None => ControlFlow::Continue(()),

@@ -13,7 +13,7 @@ use tokio::time::{Instant, Sleep};
 use weir_codec::channels::filter::EventFilter;
 use weir_codec::channels::hold::Terms;
 use weir_codec::channels::route::Channel;
-use weir_codec::channels::subscription::{EventRenderer, SubscriptionEnd, draw_event};
+use weir_codec::channels::subscription::{EventRenderer, SubscriptionEnd, render_event};
 use weir_codec::http::framing::Framing;
 use weir_core::channels::{CloseReason, Delivery, Entry, Throttle};
 use weir_events::Subscription;
@@ -76,7 +76,7 @@ impl Feed {
     /// Must be called in a tokio runtime with a clock.
     pub(crate) fn new(channel: Channel, terms: &Terms, subscription: Subscription, permit: SubscriberPermit) -> Self {
         let now = Instant::now();
-        let expires = terms.ends_s.map(|expires_at_s| {
+        let expires = terms.expires_at_s.map(|expires_at_s| {
             let left_ms = expires_at_s.saturating_mul(1000).saturating_sub(unix_ms());
             // Bounded, since a timer cannot represent every time: a token that is valid for more than a century counts
             // as expired then.
@@ -290,7 +290,7 @@ fn size(delivery: &Delivery) -> usize {
 
 /// An event as a server-sent event.
 fn render(entry: &Entry) -> Vec<u8> {
-    draw_event(&entry.cursor.to_string(), &entry.name, entry.data.as_bytes())
+    render_event(&entry.cursor.to_string(), &entry.name, entry.data.as_bytes())
 }
 
 /// Milliseconds since 1970.

@@ -5,18 +5,18 @@ use weir_core::failure::Failure;
 
 use super::{
     UpstreamEvent, UpstreamRequest,
-    openai::{parsed, tokens},
-    sse::Message,
+    openai::{parse_json, tokens},
 };
 use crate::{
     generation::{
         event::{Finish, Token, ToolDelta},
         request::{GenerateRequest, Prompt},
     },
+    http::sse_reader::Event,
     json::to_vec,
 };
 
-/// What a request that does not say it may have; the API wants a number.
+/// Maximum number of generated tokens when the request has no bound; the API requires one.
 const TOKENS_MAX: u32 = 4096;
 
 pub(super) fn request(model: &str, request: &GenerateRequest) -> Result<UpstreamRequest, String> {
@@ -32,7 +32,7 @@ pub(super) fn request(model: &str, request: &GenerateRequest) -> Result<Upstream
     set("stream", true.into());
     set("max_tokens", request.tokens_max.unwrap_or(TOKENS_MAX).into());
     let (mut system, mut turns): (Vec<String>, Vec<Value>) = (Vec::new(), Vec::new());
-    for message in parsed(messages)?.as_array().into_iter().flatten() {
+    for message in parse_json(messages)?.as_array().into_iter().flatten() {
         let text = message["content"].as_str().unwrap_or_default();
         match message["role"].as_str() {
             Some("system") => system.push(text.to_owned()),
@@ -47,7 +47,7 @@ pub(super) fn request(model: &str, request: &GenerateRequest) -> Result<Upstream
                 }
                 for call in message["tool_calls"].as_array().into_iter().flatten() {
                     let function = &call["function"];
-                    let input = parsed(function["arguments"].as_str().unwrap_or("{}")).unwrap_or_else(|_| json!({}));
+                    let input = parse_json(function["arguments"].as_str().unwrap_or("{}")).unwrap_or_else(|_| json!({}));
                     let (id, name) = (&call["id"], &function["name"]);
                     blocks.push(json!({ "type": "tool_use", "id": id, "name": name, "input": input }));
                 }
@@ -70,10 +70,10 @@ pub(super) fn request(model: &str, request: &GenerateRequest) -> Result<Upstream
             }
             value
         };
-        set("tools", parsed(tools)?.as_array().into_iter().flatten().map(tool).collect());
+        set("tools", parse_json(tools)?.as_array().into_iter().flatten().map(tool).collect());
     }
     if let Some(choice) = tool_choice {
-        let choice = parsed(choice)?;
+        let choice = parse_json(choice)?;
         let value = match choice.as_str() {
             Some("required") => json!({ "type": "any" }),
             Some("none") => json!({ "type": "none" }),
@@ -98,7 +98,7 @@ pub(super) fn request(model: &str, request: &GenerateRequest) -> Result<Upstream
     Ok(UpstreamRequest { path: "/v1/messages".to_owned(), headers, body: to_vec(&body) })
 }
 
-/// Messages of the same role in a row are one: the API alternates.
+/// Appends a message. Consecutive messages of the same role are merged, since the API requires alternating roles.
 fn push_turn(turns: &mut Vec<Value>, role: &str, blocks: Vec<Value>) {
     if let Some(last) = turns.last_mut().filter(|last| last["role"] == role)
         && let Some(content) = last["content"].as_array_mut()
@@ -111,13 +111,13 @@ fn push_turn(turns: &mut Vec<Value>, role: &str, blocks: Vec<Value>) {
 
 #[derive(Debug, Default)]
 pub(super) struct EventReader {
-    /// The tool calls so far; the last is the one of the block that is open.
+    /// Number of tool calls so far; the last one belongs to the open block.
     calls: u32,
     done: Option<(Finish, Option<String>)>,
 }
 
 impl EventReader {
-    pub(super) fn push(&mut self, message: &Message, out: &mut Vec<UpstreamEvent>) {
+    pub(super) fn push(&mut self, message: &Event, out: &mut Vec<UpstreamEvent>) {
         let Ok(event) = serde_json::from_str::<Value>(&message.data) else {
             let text = "the upstream sent an event that is no JSON".to_owned();
             return out.push(UpstreamEvent::Failed(Failure::Unavailable(text)));
@@ -170,7 +170,7 @@ impl EventReader {
                 };
                 self.done = Some((finish, event["delta"]["stop_sequence"].as_str().map(str::to_owned)));
             }
-            // The reason counts once the message is whole.
+            // The finish reason is reported only when the message is complete.
             Some("message_stop") => {
                 if let Some((finish, stop)) = self.done.take() {
                     out.push(UpstreamEvent::Done { index: 0, finish, stop });

@@ -5,14 +5,14 @@ use weir_core::failure::Failure;
 
 use super::{
     UpstreamEvent, UpstreamRequest,
-    openai::{parsed, tokens},
-    sse::Message,
+    openai::{parse_json, tokens},
 };
 use crate::{
     generation::{
         event::{Finish, Token, ToolDelta},
         request::{Format, GenerateRequest, Prompt},
     },
+    http::sse_reader::Event,
     json::to_vec,
 };
 
@@ -25,13 +25,13 @@ pub(super) fn request(model: &str, request: &GenerateRequest) -> Result<Upstream
     }
     let mut body = Map::new();
     let (mut system, mut contents): (Vec<Value>, Vec<Value>) = (Vec::new(), Vec::new());
-    for message in parsed(messages)?.as_array().into_iter().flatten() {
+    for message in parse_json(messages)?.as_array().into_iter().flatten() {
         let text = message["content"].as_str().unwrap_or_default();
         match message["role"].as_str() {
             Some("system") => system.push(json!({ "text": text })),
             Some("tool") => {
                 let name = message["name"].as_str().or(message["tool_call_id"].as_str()).unwrap_or_default();
-                let result = parsed(text).ok().filter(Value::is_object).unwrap_or_else(|| json!({ "result": text }));
+                let result = parse_json(text).ok().filter(Value::is_object).unwrap_or_else(|| json!({ "result": text }));
                 let part = json!({ "functionResponse": { "name": name, "response": result } });
                 contents.push(json!({ "role": "user", "parts": [part] }));
             }
@@ -42,7 +42,7 @@ pub(super) fn request(model: &str, request: &GenerateRequest) -> Result<Upstream
                 }
                 for call in message["tool_calls"].as_array().into_iter().flatten() {
                     let function = &call["function"];
-                    let args = parsed(function["arguments"].as_str().unwrap_or("{}")).unwrap_or_else(|_| json!({}));
+                    let args = parse_json(function["arguments"].as_str().unwrap_or("{}")).unwrap_or_else(|_| json!({}));
                     parts.push(json!({ "functionCall": { "name": function["name"], "args": args } }));
                 }
                 contents.push(json!({ "role": "model", "parts": parts }));
@@ -66,11 +66,11 @@ pub(super) fn request(model: &str, request: &GenerateRequest) -> Result<Upstream
             }
             value
         };
-        let functions: Vec<Value> = parsed(tools)?.as_array().into_iter().flatten().map(function).collect();
+        let functions: Vec<Value> = parse_json(tools)?.as_array().into_iter().flatten().map(function).collect();
         body.insert("tools".to_owned(), json!([{ "functionDeclarations": functions }]));
     }
     if let Some(choice) = tool_choice {
-        let choice = parsed(choice)?;
+        let choice = parse_json(choice)?;
         let config = match choice.as_str() {
             Some("required") => json!({ "mode": "ANY" }),
             Some("none") => json!({ "mode": "NONE" }),
@@ -118,7 +118,7 @@ fn generation_config(request: &GenerateRequest) -> Result<Value, String> {
         }
         Some(Format::JsonSchema(schema)) => {
             config.insert("responseMimeType".to_owned(), "application/json".into());
-            config.insert("responseJsonSchema".to_owned(), parsed(schema)?);
+            config.insert("responseJsonSchema".to_owned(), parse_json(schema)?);
         }
         Some(Format::Grammar(_) | Format::Regex(_)) => {
             return Err("an upstream knows no grammar and no regular expression".to_owned());
@@ -129,12 +129,12 @@ fn generation_config(request: &GenerateRequest) -> Result<Value, String> {
 
 #[derive(Debug, Default)]
 pub(super) struct ChunkReader {
-    /// The tool calls of each choice so far.
+    /// Number of tool calls of each choice so far.
     calls: Vec<u32>,
 }
 
 impl ChunkReader {
-    pub(super) fn push(&mut self, message: &Message, out: &mut Vec<UpstreamEvent>) {
+    pub(super) fn push(&mut self, message: &Event, out: &mut Vec<UpstreamEvent>) {
         let Ok(chunk) = serde_json::from_str::<Value>(&message.data) else {
             let text = "the upstream sent a chunk that is no JSON".to_owned();
             return out.push(UpstreamEvent::Failed(Failure::Unavailable(text)));

@@ -1,27 +1,25 @@
-//! Other servers that generate text: requests to them, and what their streams say.
+//! Upstreams, which are other servers that generate text: builds requests to them and reads their streams.
 //!
-//! - `sse`: a stream of server-sent events, as bytes arrive.
 //! - `openai`, `anthropic`, `gemini`: the APIs.
 
 mod anthropic;
 mod gemini;
 mod openai;
-mod sse;
 #[cfg(test)]
 mod tests;
 
 use weir_core::failure::Failure;
 
-use self::sse::SseReader;
 use super::{
     event::{Finish, Token, ToolDelta},
     request::GenerateRequest,
 };
+use crate::http::sse_reader::{EventReader, Received};
 
 /// The API of an upstream.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum UpstreamKind {
-    /// OpenAI's chat completions and completions, and the many servers that have them.
+    /// OpenAI's chat completions and completions, which many servers implement.
     OpenAi,
     /// Anthropic's messages.
     Anthropic,
@@ -29,25 +27,25 @@ pub enum UpstreamKind {
     Gemini,
 }
 
-/// A request to an upstream, without its key.
+/// A request to an upstream, without the API key.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct UpstreamRequest {
-    /// What comes after the base URL.
+    /// The path after the base URL, with the query.
     pub path: String,
-    /// Headers besides those of every request with JSON.
+    /// Headers in addition to those of every JSON request.
     pub headers: Vec<(&'static str, &'static str)>,
-    /// JSON.
+    /// The JSON body.
     pub body: Vec<u8>,
 }
 
-/// What a stream of an upstream says.
+/// An event of the stream of an upstream.
 #[derive(Debug, Clone, PartialEq)]
 pub enum UpstreamEvent {
-    /// Tokens of the prompt, as far as they are known: the first event.
+    /// The token counts of the prompt, as far as they are known: the first event.
     Begun {
-        /// All of them; 0 where the upstream does not say it at the start.
+        /// All tokens of the prompt; 0 if the upstream does not report them at the start.
         prompt_tokens: u32,
-        /// Those that were in a cache.
+        /// Tokens of the prompt that were in a cache.
         cached_tokens: u32,
     },
     /// Generated text.
@@ -58,23 +56,23 @@ pub enum UpstreamEvent {
     Done {
         /// The choice.
         index: u32,
-        /// Why.
+        /// Why it ended.
         finish: Finish,
         /// The stop string that ended it.
         stop: Option<String>,
     },
-    /// Tokens that were generated for all choices.
+    /// The number of tokens generated so far, for all choices.
     Tokens(u32),
-    /// The upstream has failed; there is nothing more.
+    /// The upstream failed; this is the last event.
     Failed(Failure),
 }
 
 impl UpstreamKind {
-    /// A request for a stream.
+    /// Builds a request for a stream.
     ///
     /// # Errors
     ///
-    /// The API has no such request; the text says which part.
+    /// The API does not support a part of the request; the text names it.
     pub fn request(self, model: &str, request: &GenerateRequest) -> Result<UpstreamRequest, String> {
         match self {
             Self::OpenAi => openai::request(model, request),
@@ -83,7 +81,7 @@ impl UpstreamKind {
         }
     }
 
-    /// The header that carries the key of the upstream, and what comes before the key in it.
+    /// The header with the API key, and the prefix of the key in its value.
     pub fn key_header(self) -> (&'static str, &'static str) {
         match self {
             Self::OpenAi => ("authorization", "Bearer "),
@@ -92,14 +90,14 @@ impl UpstreamKind {
         }
     }
 
-    /// The failure of a response that is none, by its status and what there is of its body.
+    /// The failure of an error response, from its status and the bytes of its body that were read.
     pub fn refusal(self, status: u16, retry_after_s: Option<u32>, body: &[u8]) -> Failure {
         let message = message(body).unwrap_or_else(|| format!("the upstream answered with the status {status}"));
         let retry_after_ms = retry_after_s.map_or(1000, |seconds| seconds.saturating_mul(1000));
         match status {
             400 | 413 | 422 => Failure::InvalidInput(message),
             404 => Failure::InvalidInput(message),
-            // The key is the operator's: what is wrong with it is no client's business.
+            // The message may quote the operator's key, so clients do not receive it.
             401 | 403 => Failure::Unavailable("the upstream refuses the key of this server".to_owned()),
             429 | 503 | 529 => Failure::Overloaded { retry_after_ms },
             _ => Failure::Unavailable(message),
@@ -107,23 +105,26 @@ impl UpstreamKind {
     }
 }
 
-/// Longest message of an upstream that is passed on, bytes.
+/// Longest message of an upstream that is passed on, in bytes.
 const MESSAGE_BYTES_MAX: usize = 1024;
 
-/// The message in the body of an error, in the shape of any of the APIs.
+/// The message in the body of an error, in the form of any of the APIs.
 fn message(body: &[u8]) -> Option<String> {
     let value: serde_json::Value = serde_json::from_slice(body).ok()?;
     let message = value.pointer("/error/message").or_else(|| value.pointer("/0/error/message"))?.as_str()?;
     Some(message[..message.floor_char_boundary(MESSAGE_BYTES_MAX)].to_owned())
 }
 
-/// The stream of an upstream.
+/// Longest line, and longest data of an event, in bytes.
+const EVENT_BYTES_MAX: usize = 1 << 20;
+
+/// The reader of an upstream's stream.
 #[derive(Debug)]
 pub struct UpstreamStream {
-    sse: SseReader,
+    sse: EventReader,
     state: State,
     has_begun: bool,
-    /// Choices that have not ended.
+    /// Number of choices that have not ended.
     open: u32,
     is_over: bool,
 }
@@ -136,54 +137,57 @@ enum State {
 }
 
 impl UpstreamStream {
-    /// The stream of the answer to a request with this many choices.
+    /// A reader for the response to a request with this number of choices.
     pub fn new(kind: UpstreamKind, choices: u32) -> Self {
         let state = match kind {
             UpstreamKind::OpenAi => State::OpenAi(openai::ChunkReader::default()),
             UpstreamKind::Anthropic => State::Anthropic(anthropic::EventReader::default()),
             UpstreamKind::Gemini => State::Gemini(gemini::ChunkReader::default()),
         };
-        Self { sse: SseReader::default(), state, has_begun: false, open: choices, is_over: false }
+        let sse = EventReader::with_bytes_max(EVENT_BYTES_MAX);
+        Self { sse, state, has_begun: false, open: choices, is_over: false }
     }
 
-    /// Takes bytes as they arrive; what they say. Nothing follows a failure.
+    /// Reads bytes as they arrive and returns their events. No event follows a failure.
     pub fn push(&mut self, bytes: &[u8]) -> Vec<UpstreamEvent> {
         let mut events = Vec::new();
         if self.is_over {
             return events;
         }
-        match self.sse.push(bytes) {
-            Ok(messages) => {
-                for message in messages {
-                    match &mut self.state {
-                        State::OpenAi(reader) => reader.push(&message, &mut events),
-                        State::Anthropic(reader) => reader.push(&message, &mut events),
-                        State::Gemini(reader) => reader.push(&message, &mut events),
-                    }
-                }
+        let mut received = Vec::new();
+        let result = self.sse.feed(bytes, &mut received);
+        for item in received {
+            let Received::Event(message) = item else { continue };
+            match &mut self.state {
+                State::OpenAi(reader) => reader.push(&message, &mut events),
+                State::Anthropic(reader) => reader.push(&message, &mut events),
+                State::Gemini(reader) => reader.push(&message, &mut events),
             }
-            Err(error) => events.push(UpstreamEvent::Failed(Failure::Unavailable(error))),
         }
-        self.checked(events)
+        if result.is_err() {
+            let text = format!("the upstream sent an event of more than {EVENT_BYTES_MAX} bytes");
+            events.push(UpstreamEvent::Failed(Failure::Unavailable(text)));
+        }
+        self.normalized(events)
     }
 
-    /// The body has ended. A stream that ends before its choices is a failure, never a reason to stop.
+    /// Handles the end of the body. If a choice has not ended, this is a failure and not a finish reason.
     pub fn end(&mut self) -> Vec<UpstreamEvent> {
         if self.is_over || self.open == 0 {
             return Vec::new();
         }
         let text = "the stream of the upstream ended without a finish reason".to_owned();
-        self.checked(vec![UpstreamEvent::Failed(Failure::Unavailable(text))])
+        self.normalized(vec![UpstreamEvent::Failed(Failure::Unavailable(text))])
     }
 
-    /// Whether every choice has ended, or the stream has failed.
+    /// True when every choice has ended or the stream has failed.
     pub fn is_over(&self) -> bool {
         self.is_over || self.open == 0
     }
 
-    /// Puts a beginning before the first event, and ends after the last.
-    fn checked(&mut self, events: Vec<UpstreamEvent>) -> Vec<UpstreamEvent> {
-        let mut checked = Vec::with_capacity(events.len() + 1);
+    /// Inserts `Begun` before the first event if it is missing, and drops events after a failure.
+    fn normalized(&mut self, events: Vec<UpstreamEvent>) -> Vec<UpstreamEvent> {
+        let mut normalized = Vec::with_capacity(events.len() + 1);
         for event in events {
             match &event {
                 UpstreamEvent::Begun { .. } if self.has_begun => continue,
@@ -191,7 +195,7 @@ impl UpstreamStream {
                 UpstreamEvent::Failed(_) => self.is_over = true,
                 _ if !self.has_begun => {
                     self.has_begun = true;
-                    checked.push(UpstreamEvent::Begun { prompt_tokens: 0, cached_tokens: 0 });
+                    normalized.push(UpstreamEvent::Begun { prompt_tokens: 0, cached_tokens: 0 });
                 }
                 _ => {}
             }
@@ -202,11 +206,11 @@ impl UpstreamStream {
                 self.open -= 1;
             }
             let is_over = self.is_over;
-            checked.push(event);
+            normalized.push(event);
             if is_over {
                 break;
             }
         }
-        checked
+        normalized
     }
 }

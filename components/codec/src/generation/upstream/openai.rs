@@ -3,12 +3,13 @@
 use serde_json::{Map, Value, json};
 use weir_core::failure::Failure;
 
-use super::{UpstreamEvent, UpstreamRequest, sse::Message};
+use super::{UpstreamEvent, UpstreamRequest};
 use crate::{
     generation::{
         event::{Alternative, Finish, Token, TokenLogprob, ToolDelta},
         request::{Format, GenerateRequest, Prompt, Sampling},
     },
+    http::sse_reader::Event,
     json::to_vec,
 };
 
@@ -19,10 +20,10 @@ pub(super) fn request(model: &str, request: &GenerateRequest) -> Result<Upstream
     body.insert("stream_options".to_owned(), json!({ "include_usage": true }));
     let path = match &request.prompt {
         Prompt::Chat { messages, tools, tool_choice } => {
-            body.insert("messages".to_owned(), parsed(messages)?);
+            body.insert("messages".to_owned(), parse_json(messages)?);
             for (name, text) in [("tools", tools), ("tool_choice", tool_choice)] {
                 if let Some(text) = text {
-                    body.insert(name.to_owned(), parsed(text)?);
+                    body.insert(name.to_owned(), parse_json(text)?);
                 }
             }
             if let Some(top) = request.logprobs {
@@ -90,7 +91,7 @@ pub(super) fn request(model: &str, request: &GenerateRequest) -> Result<Upstream
             body.insert("response_format".to_owned(), json!({ "type": "json_object" }));
         }
         Some(Format::JsonSchema(schema)) => {
-            let schema = json!({ "name": "answer", "strict": true, "schema": parsed(schema)? });
+            let schema = json!({ "name": "answer", "strict": true, "schema": parse_json(schema)? });
             body.insert("response_format".to_owned(), json!({ "type": "json_schema", "json_schema": schema }));
         }
         Some(Format::Grammar(_) | Format::Regex(_)) => {
@@ -100,7 +101,7 @@ pub(super) fn request(model: &str, request: &GenerateRequest) -> Result<Upstream
     Ok(UpstreamRequest { path: path.to_owned(), headers: Vec::new(), body: to_vec(&body) })
 }
 
-pub(super) fn parsed(text: &str) -> Result<Value, String> {
+pub(super) fn parse_json(text: &str) -> Result<Value, String> {
     serde_json::from_str(text).map_err(|error| format!("a part of the request is no JSON: {error}"))
 }
 
@@ -113,7 +114,7 @@ pub(super) fn tokens(value: Option<&Value>) -> u32 {
 pub(super) struct ChunkReader {}
 
 impl ChunkReader {
-    pub(super) fn push(&mut self, message: &Message, out: &mut Vec<UpstreamEvent>) {
+    pub(super) fn push(&mut self, message: &Event, out: &mut Vec<UpstreamEvent>) {
         if message.data == "[DONE]" {
             return;
         }

@@ -1,4 +1,4 @@
-//! Streams of upstreams written by hand, in every split.
+//! Hand-written streams of upstreams, split into pieces of several sizes.
 
 use serde_json::{Value, json};
 
@@ -15,8 +15,8 @@ fn read(kind: UpstreamKind, stream: &str, piece_bytes: usize) -> Vec<UpstreamEve
     events
 }
 
-/// What a stream says, alike in every split.
-fn said(kind: UpstreamKind, stream: &str) -> (String, Vec<UpstreamEvent>) {
+/// The text and the events of a stream; they must be the same for every size of pieces.
+fn read_in_pieces(kind: UpstreamKind, stream: &str) -> (String, Vec<UpstreamEvent>) {
     let whole = read(kind, stream, stream.len());
     for piece_bytes in [1, 2, 3, 7, 64] {
         assert_eq!(read(kind, stream, piece_bytes), whole, "in pieces of {piece_bytes}");
@@ -51,7 +51,7 @@ data: [DONE]
 
 #[test]
 fn openai_stream_is_read_in_every_split() {
-    let (text, events) = said(UpstreamKind::OpenAi, OPENAI);
+    let (text, events) = read_in_pieces(UpstreamKind::OpenAi, OPENAI);
     assert_eq!(text, "Grüße");
     assert_eq!(events[0], UpstreamEvent::Begun { prompt_tokens: 0, cached_tokens: 0 });
     assert!(events.contains(&done(Finish::Length)));
@@ -87,7 +87,7 @@ data: {\"type\":\"message_stop\"}
 
 #[test]
 fn anthropic_stream_is_read_in_every_split() {
-    let (text, events) = said(UpstreamKind::Anthropic, ANTHROPIC);
+    let (text, events) = read_in_pieces(UpstreamKind::Anthropic, ANTHROPIC);
     assert_eq!(text, "Hello");
     assert_eq!(events[0], UpstreamEvent::Begun { prompt_tokens: 7, cached_tokens: 4 });
     assert_eq!(events.last(), Some(&done(Finish::ToolCalls)));
@@ -104,13 +104,13 @@ data: {\"candidates\":[{\"content\":{\"parts\":[{\"text\":\"lo\"}],\"role\":\"mo
 
 #[test]
 fn gemini_stream_is_read_in_every_split() {
-    let (text, events) = said(UpstreamKind::Gemini, GEMINI);
+    let (text, events) = read_in_pieces(UpstreamKind::Gemini, GEMINI);
     assert_eq!(text, "Hello");
     assert_eq!(events[0], UpstreamEvent::Begun { prompt_tokens: 4, cached_tokens: 0 });
     assert!(events.contains(&done(Finish::Stop)));
 }
 
-/// A stream that is cut at any line is a failure, and never a reason to stop.
+/// A stream that is cut at any line is a failure, never a finish reason.
 #[test]
 fn stream_that_ends_without_a_finish_reason_is_a_failure() {
     for (kind, stream) in
@@ -146,7 +146,7 @@ fn error_within_a_stream_is_a_failure_and_nothing_follows() {
 }
 
 #[test]
-fn refusals_are_failures_by_their_status() {
+fn error_response_is_a_failure_by_its_status() {
     let refusal = |status, body: &str| UpstreamKind::OpenAi.refusal(status, Some(2), body.as_bytes());
     let body = r#"{"error":{"message":"too long"}}"#;
     assert_eq!(refusal(400, body), Failure::InvalidInput("too long".to_owned()));
@@ -174,7 +174,7 @@ fn chat() -> GenerateRequest {
 }
 
 #[test]
-fn requests_have_the_form_of_each_api() {
+fn request_has_the_form_of_each_api() {
     let body = |kind: UpstreamKind| {
         let request = kind.request("m", &chat()).expect("a request");
         (request.path, serde_json::from_slice::<Value>(&request.body).expect("JSON"))

@@ -2,17 +2,17 @@
 
 use super::{Captions, references};
 
-/// The text of a cue and who speaks it.
+/// The text of a cue and its speaker.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(super) struct CueText {
     /// Its lines, joined by a space.
     pub(super) joined: String,
-    /// The first `<v Name>` of a WebVTT cue.
+    /// The name in the first `<v Name>` of a WebVTT cue.
     pub(super) speaker: Option<String>,
 }
 
 impl CueText {
-    /// Reads the lines of a cue. Tags may stand on several lines.
+    /// Reads the lines of a cue. A tag may extend over several lines.
     pub(super) fn read(lines: &[&str], format: Captions) -> Self {
         let lines: Vec<&str> = lines.iter().map(|line| line.trim()).filter(|line| !line.is_empty()).collect();
         let source = lines.join("\n");
@@ -27,7 +27,7 @@ impl CueText {
                 b'&' if vtt => references::decode(rest, &mut text.joined),
                 _ => None,
             };
-            // What is no markup is text.
+            // A character that begins no markup is text.
             let width = width.unwrap_or_else(|| {
                 text.joined.push_str(&rest[..1]);
                 1
@@ -35,13 +35,13 @@ impl CueText {
             rest = &rest[width..];
         }
         text.joined.push_str(rest);
-        // A line of tags alone leaves nothing.
+        // A line with tags only is empty without them.
         let lines = text.joined.split('\n').map(str::trim).filter(|line| !line.is_empty());
         text.joined = lines.collect::<Vec<_>>().join(" ");
         text
     }
 
-    /// Skips a tag. Returns its length in bytes; none when this is no tag.
+    /// Skips a tag. Returns its length in bytes, or `None` if the text does not begin with a tag.
     fn tag(&mut self, rest: &str, vtt: bool) -> Option<usize> {
         let end = rest.find('>')?;
         let tag = &rest[1..end];
@@ -66,7 +66,7 @@ impl CueText {
     }
 }
 
-/// Who speaks, of `v Ann` or `v.loud.first Ann`: white space in the name counts as one space.
+/// The speaker of a voice tag, `v Ann` or `v.loud.first Ann`; white space in the name is one space.
 fn voice(tag: &str) -> Option<String> {
     let (name, annotation) = tag.split_once([' ', '\t', '\n', '\u{c}'])?;
     if name != "v" && !name.starts_with("v.") {

@@ -1,23 +1,23 @@
-//! The encoding of a captions file: UTF-8, or UTF-16 where the file shows it. Anything else is refused, with the line.
+//! The encoding of a captions file: UTF-8, or UTF-16 if it is detected. Other encodings are refused with the line of the error.
 //!
-//! No character is replaced: a file in Latin-1 or windows-1252 cannot be distinguished from one in another 8-bit encoding, so it is
+//! No character is replaced: 8-bit encodings such as Latin-1 and windows-1252 cannot be distinguished from each other, so they are
 //! refused.
 
 use std::borrow::Cow;
 
 use thiserror::Error;
 
-/// Why bytes are no text.
+/// Why bytes cannot be decoded.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
 #[error("{reason}")]
 pub struct EncodingError {
     /// The line, from 1.
     pub line: u64,
-    /// What is wrong there.
+    /// The error in this line.
     pub reason: EncodingReason,
 }
 
-/// What is wrong with an encoding.
+/// The reason of an encoding error.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
 pub enum EncodingReason {
     /// A byte is not UTF-8.
@@ -26,15 +26,15 @@ pub enum EncodingReason {
         /// The byte.
         byte: u8,
     },
-    /// UTF-16 with half of a surrogate pair, or half of a code unit at its end.
+    /// UTF-16 with an unpaired surrogate, or with an odd number of bytes.
     #[error("the UTF-16 text is damaged; save the file as UTF-8")]
     Utf16,
-    /// There is a NUL character, which no text has.
+    /// There is a NUL character.
     #[error("there is a NUL character (U+0000), so this is no text in UTF-8 or UTF-16; save the file as UTF-8")]
     Nul,
 }
 
-/// How a text is encoded, as far as its first bytes show.
+/// The encoding of a text, detected from its first bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Encoding {
     Utf8,
@@ -43,7 +43,7 @@ pub(super) enum Encoding {
 }
 
 impl Encoding {
-    /// By the byte order mark, which is skipped, or by where the zero bytes of the first characters stand.
+    /// Detects the encoding by the byte order mark, which is skipped, or by the positions of zero bytes in the first characters.
     pub(super) fn of(bytes: &[u8]) -> (Self, &[u8]) {
         match bytes {
             [0xef, 0xbb, 0xbf, rest @ ..] => (Self::Utf8, rest),
@@ -98,7 +98,7 @@ pub fn decode(bytes: &[u8]) -> Result<Cow<'_, str>, EncodingError> {
     }
 }
 
-/// The line after these bytes, from 1: lines end by CR LF, LF or CR.
+/// The number of the line after these bytes, from 1; lines end with CR LF, LF or CR.
 fn line_of(before: &[u8]) -> u64 {
     let ends = before.iter().filter(|byte| matches!(byte, b'\r' | b'\n')).count();
     let pairs = before.windows(2).filter(|pair| *pair == b"\r\n").count();

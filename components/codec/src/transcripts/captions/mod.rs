@@ -1,7 +1,7 @@
 //! Captions as chunks: SubRip (`.srt`) and WebVTT (`.vtt`, <https://www.w3.org/TR/webvtt1/>).
 //!
-//! A cue is a chunk: the lines of its text are joined by a space and their markup is dropped. WebVTT names the speaker by
-//! `<v Name>`: the first of a cue counts. A cue that cannot be read is an error with its line in the file, and reading continues.
+//! A cue becomes a chunk: the lines of its text are joined by a space and their markup is removed. The first `<v Name>` of a WebVTT cue is
+//! its speaker. A cue that cannot be read is an error with its line in the file, and reading continues.
 //!
 //! | | WebVTT | SubRip |
 //! |---|---|---|
@@ -10,7 +10,7 @@
 //! | the line above the times | is the name of the cue | is its number, if it is a number |
 //! | `&eacute;` | is decoded | is text |
 //!
-//! Cues may overlap, as two people may speak at once. They are given in the order of their start.
+//! Cues may overlap, since two people may speak at the same time. They are returned in the order of their start.
 
 mod cue_text;
 mod encoding;
@@ -29,7 +29,7 @@ pub use self::{
 
 use self::cue_text::CueText;
 
-/// The formats.
+/// The formats of captions.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Captions {
     /// SubRip.
@@ -39,7 +39,7 @@ pub enum Captions {
 }
 
 impl Captions {
-    /// The format of a text: WebVTT when it says so.
+    /// The format of a text: WebVTT if it begins with `WEBVTT`, else SubRip.
     pub fn of_text(text: &str) -> Self {
         match without_bom(text).trim_start().starts_with(SIGNATURE) {
             true => Self::WebVtt,
@@ -56,68 +56,68 @@ const ARROW: &str = "-->";
 pub struct Cue {
     /// The line of its times, from 1.
     pub line: u64,
-    /// What is said in it.
+    /// The chunk with its text.
     pub chunk: Chunk,
 }
 
-/// Why a cue is no chunk.
+/// Why a cue cannot be read.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
 #[error("line {line}: {reason}")]
 pub struct CaptionError {
     /// The line, from 1.
     pub line: u64,
-    /// What is wrong with it.
+    /// The error in this line.
     pub reason: CaptionReason,
 }
 
-/// The ways in which a cue can be wrong.
+/// The reason of an error in captions.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
 pub enum CaptionReason {
     /// The file does not begin with `WEBVTT`.
     #[error("a WebVTT file begins with WEBVTT")]
     Header,
-    /// There is an arrow, and not a time on both sides of it.
+    /// A line has an arrow without a valid time on both sides.
     #[error("the times of a cue are as in 00:01:02.345 --> 00:01:04.000")]
     Times,
-    /// There is text where a cue's times were expected.
+    /// There is text where the times of a cue were expected.
     #[error("a cue begins with its times")]
     NoTimes,
 }
 
-/// Reads the cues of a text, in the order of their start; of those that start together, in the order of the text. An error stands
-/// where its line stands among the cues.
+/// Reads the cues of a text, sorted by their start; cues with the same start are in the order of the text. An error keeps its position
+/// among the cues.
 pub fn read(text: &str, format: Captions) -> Vec<Result<Cue, CaptionError>> {
     let mut reader = Reader::new(without_bom(text));
     match format {
         Captions::Srt => reader.subrip(),
         Captions::WebVtt => reader.web_vtt(),
     }
-    in_order(reader.read)
+    in_order(reader.cues)
 }
 
-/// Sorts cues by their start. The order of the text is preserved where it is the order of time, errors included.
-fn in_order(read: Vec<Result<Cue, CaptionError>>) -> Vec<Result<Cue, CaptionError>> {
+/// Sorts cues by their start. The sort is stable, and errors keep their position after the cue before them.
+fn in_order(cues: Vec<Result<Cue, CaptionError>>) -> Vec<Result<Cue, CaptionError>> {
     let mut latest = f64::NEG_INFINITY;
-    let mut placed: Vec<(f64, Result<Cue, CaptionError>)> = Vec::with_capacity(read.len());
-    for cue in read {
+    let mut timed: Vec<(f64, Result<Cue, CaptionError>)> = Vec::with_capacity(cues.len());
+    for cue in cues {
         let at = cue.as_ref().map_or(latest, |cue| cue.chunk.start);
         latest = latest.max(at);
-        placed.push((at, cue));
+        timed.push((at, cue));
     }
-    placed.sort_by(|(a, _), (b, _)| a.partial_cmp(b).unwrap_or(Ordering::Equal));
-    placed.into_iter().map(|(_, cue)| cue).collect()
+    timed.sort_by(|(a, _), (b, _)| a.partial_cmp(b).unwrap_or(Ordering::Equal));
+    timed.into_iter().map(|(_, cue)| cue).collect()
 }
 
 fn without_bom(text: &str) -> &str {
     text.strip_prefix('\u{feff}').unwrap_or(text)
 }
 
-/// The lines of a text and the cues that were read.
+/// The lines of a text and the cues read from them.
 struct Reader<'t> {
     lines: Vec<&'t str>,
     /// Index of the next line.
     next: usize,
-    read: Vec<Result<Cue, CaptionError>>,
+    cues: Vec<Result<Cue, CaptionError>>,
 }
 
 impl<'t> Reader<'t> {
@@ -129,7 +129,7 @@ impl<'t> Reader<'t> {
             lines.push(line);
             rest = after;
         }
-        Self { lines, next: 0, read: Vec::new() }
+        Self { lines, next: 0, cues: Vec::new() }
     }
 
     fn line(&self, index: usize) -> Option<&'t str> {
@@ -137,19 +137,19 @@ impl<'t> Reader<'t> {
     }
 
     fn error(&mut self, index: usize, reason: CaptionReason) {
-        self.read.push(Err(CaptionError { line: index as u64 + 1, reason }));
+        self.cues.push(Err(CaptionError { line: index as u64 + 1, reason }));
     }
 
     fn cue(&mut self, index: usize, times: (f64, f64), text: &[&str], format: Captions) {
         let (start, end) = times;
         let CueText { joined, speaker } = CueText::read(text, format);
         let chunk = Chunk { start, end, text: joined, speaker_id: speaker };
-        self.read.push(Ok(Cue { line: index as u64 + 1, chunk }));
+        self.cues.push(Ok(Cue { line: index as u64 + 1, chunk }));
     }
 
-    /// Reads SubRip: a cue is a number, a line of times, and all that follows up to the next.
+    /// Reads SubRip: a cue is a number, a line of times, and all lines up to the next cue.
     fn subrip(&mut self) {
-        // Lines that belong to no cue, from the beginning or after a cue whose times cannot be read.
+        // The first line that belongs to no cue, at the beginning or after a cue whose times cannot be read.
         let mut stray: Option<usize> = None;
         while let Some(line) = self.line(self.next) {
             let index = self.next;
@@ -163,7 +163,7 @@ impl<'t> Reader<'t> {
                 continue;
             }
             // A single line above the times is a number or a name.
-            let named = stray.take_if(|first| *first + 1 == index).is_some();
+            let has_heading = stray.take_if(|first| *first + 1 == index).is_some();
             self.stray(&mut stray);
             let Some(times) = read_times(line) else {
                 self.error(index, CaptionReason::Times);
@@ -172,20 +172,20 @@ impl<'t> Reader<'t> {
                 }
                 continue;
             };
-            let numbered = named && is_number(self.lines[index - 1]);
+            let numbered = has_heading && is_number(self.lines[index - 1]);
             self.subrip_text(index, times, numbered);
         }
         self.stray(&mut stray);
     }
 
-    /// Reports lines that belong to no cue.
+    /// Records an error for lines that belong to no cue.
     fn stray(&mut self, first: &mut Option<usize>) {
         if let Some(index) = first.take() {
             self.error(index, CaptionReason::NoTimes);
         }
     }
 
-    /// The text of cues, from one whose times were read to where a line of times cannot be read.
+    /// Reads the text of cues, from one whose times were read up to a line of times that cannot be read.
     fn subrip_text(&mut self, index: usize, times: (f64, f64), numbered: bool) {
         let (mut index, mut times, mut numbered) = (index, times, numbered);
         loop {
@@ -193,11 +193,11 @@ impl<'t> Reader<'t> {
             while self.line(self.next).is_some_and(|line| !looks_timed(line)) {
                 self.next += 1;
             }
-            let found = self.line(self.next);
+            let times_line = self.line(self.next);
             let mut text = &self.lines[from..self.next];
-            // Above the next times stands the next number: after an empty line, or at once where cues are numbered.
+            // The line above the next times is the next number, if it follows an empty line or if cues are numbered.
             let mut next_numbered = false;
-            if found.is_some()
+            if times_line.is_some()
                 && let [rest @ .., last] = text
                 && is_number(last)
                 && (numbered || rest.last().is_some_and(|line| is_blank(line)))
@@ -206,13 +206,13 @@ impl<'t> Reader<'t> {
             }
             let text = text.to_vec();
             self.cue(index, times, &text, Captions::Srt);
-            let Some(read) = found.and_then(read_times) else { return };
-            (index, times, numbered) = (self.next, read, next_numbered);
+            let Some(next_times) = times_line.and_then(read_times) else { return };
+            (index, times, numbered) = (self.next, next_times, next_numbered);
             self.next += 1;
         }
     }
 
-    /// Reads WebVTT: section 6.1 of the specification, except that a part which that drops is an error.
+    /// Reads WebVTT by section 6.1 of the specification, except that parts which it drops are errors.
     fn web_vtt(&mut self) {
         while self.line(self.next).is_some_and(is_blank) {
             self.next += 1;
@@ -222,7 +222,7 @@ impl<'t> Reader<'t> {
             self.error(self.next, CaptionReason::Header);
             return;
         }
-        // Up to the first empty line all belongs to the header; a cue may follow it at once.
+        // The header extends to the first empty line, or to a cue.
         self.next += 1;
         while self.line(self.next).is_some_and(|line| !line.is_empty() && !line.contains(ARROW)) {
             self.next += 1;
@@ -232,7 +232,7 @@ impl<'t> Reader<'t> {
         }
     }
 
-    /// A block of WebVTT: the lines up to an empty one. Times stand on its first line, or on its second below a name.
+    /// Reads a block of WebVTT: the lines up to an empty line. The times are on its first line, or on the second below a name.
     fn block(&mut self) {
         let first = self.next;
         let mut timed = None;
@@ -254,7 +254,7 @@ impl<'t> Reader<'t> {
             self.next += 1;
         }
         let opening = lines.first().copied().unwrap_or_default();
-        // NOTE, STYLE and REGION begin a block without a cue, unless times stand directly below: then they are its name.
+        // NOTE, STYLE and REGION begin a block without a cue, unless times are on the next line: then they are the name of the cue.
         let is_named = |name| {
             opening.strip_prefix(name).is_some_and(|rest: &str| rest.is_empty() || rest.starts_with([' ', '\t']))
         };
@@ -275,7 +275,7 @@ impl<'t> Reader<'t> {
     }
 }
 
-/// The first line, by CR LF, LF or CR, and what follows it, if anything.
+/// The first line, which ends with CR LF, LF or CR, and the text after it, if any.
 fn split(text: &str) -> (&str, Option<&str>) {
     match text.find(['\r', '\n']) {
         None => (text, None),
@@ -295,7 +295,7 @@ fn is_number(line: &str) -> bool {
     !line.is_empty() && line.bytes().all(|byte| byte.is_ascii_digit())
 }
 
-/// Whether a line with an arrow is meant as the times of a cue: `go --> there` is speech in SubRip.
+/// True when a line with an arrow looks like the times of a cue: `go --> there` is speech in SubRip.
 fn looks_timed(line: &str) -> bool {
     line.split_once(ARROW).is_some_and(|(start, _)| {
         let start = start.trim();
@@ -303,7 +303,7 @@ fn looks_timed(line: &str) -> bool {
     })
 }
 
-/// `00:01:02,345 --> 00:01:04.000`; what follows is ignored, and hours may be absent.
+/// Reads `00:01:02,345 --> 00:01:04.000`. Text after the times is ignored, and hours may be absent.
 fn read_times(line: &str) -> Option<(f64, f64)> {
     let (start, after) = line.split_once(ARROW)?;
     let end = after.split_whitespace().next()?;

@@ -1,29 +1,30 @@
-//! Character references (`&eacute;`, `&#39;`, `&#x27;`), decoded as the HTML standard says (section 13.2.5.72 and after).
+//! Decodes character references (`&eacute;`, `&#39;`, `&#x27;`) by the HTML standard (section 13.2.5.72 and the following).
 //!
-//! WebVTT uses the rules for text outside of attributes: a name of the old list counts without its semicolon too, and the longest
-//! matching name is used. Other text is literal.
+//! WebVTT uses the rules for text outside of attributes: legacy names are also recognized without a semicolon, and the longest matching
+//! name is used. Other text is literal.
 
 use std::sync::OnceLock;
 
-/// The named references of the HTML standard, one to a line, sorted by bytes: the name, then its code points in hexadecimal. Names
-/// that count without a semicolon are listed without it too.
+/// The named references of the HTML standard, one per line, sorted by bytes: the name, then its code points in hexadecimal. Names that are
+/// recognized without a semicolon are also listed without it.
 const NAMED: &str = include_str!("references.txt");
 
-/// The longest name, bytes, with its semicolon.
+/// Length of the longest name, in bytes, with its semicolon.
 const NAME_BYTES_MAX: usize = 32;
 
-/// The characters of the numbers from 0x80 to 0x9F: windows-1252, where it has one.
+/// The characters of the numbers from 0x80 to 0x9F: those of windows-1252, if it defines one.
 const WINDOWS_1252: [char; 32] = [
     '€', '\u{81}', '‚', 'ƒ', '„', '…', '†', '‡', 'ˆ', '‰', 'Š', '‹', 'Œ', '\u{8d}', 'Ž', '\u{8f}', '\u{90}', '‘', '’',
     '“', '”', '•', '–', '—', '˜', '™', 'š', '›', 'œ', '\u{9d}', 'ž', 'Ÿ',
 ];
 
-/// Appends the character of the reference at the beginning of `text`. Returns its length in bytes; none when there is no reference.
+/// Appends the character of the reference at the beginning of `text`. Returns the length of the reference in bytes, or `None` if there is
+/// no reference.
 pub(super) fn decode(text: &str, out: &mut String) -> Option<usize> {
     let after = text.strip_prefix('&')?;
     match after.strip_prefix('#') {
-        Some(number) => numeric(number, out).map(|length| length + 2),
-        None => named(after, out).map(|length| length + 1),
+        Some(number) => decode_numeric(number, out).map(|length| length + 2),
+        None => decode_named(after, out).map(|length| length + 1),
     }
 }
 
@@ -44,8 +45,8 @@ pub(super) fn decode_all(text: &str) -> String {
     out
 }
 
-/// `39;` or `x27;`: the semicolon may be missing.
-fn numeric(text: &str, out: &mut String) -> Option<usize> {
+/// Decodes `39;` or `x27;`; the semicolon may be missing.
+fn decode_numeric(text: &str, out: &mut String) -> Option<usize> {
     let (digits, radix) = match text.strip_prefix(['x', 'X']) {
         Some(digits) => (digits, 16),
         None => (text, 10),
@@ -54,7 +55,7 @@ fn numeric(text: &str, out: &mut String) -> Option<usize> {
     if count == 0 {
         return None;
     }
-    // A number that does not fit is not a character, as one above U+10FFFF.
+    // A number that overflows is not a character, as one above U+10FFFF.
     let number = u32::from_str_radix(&digits[..count], radix).unwrap_or(u32::MAX);
     out.push(match number {
         0x80..=0x9f => WINDOWS_1252[number as usize - 0x80],
@@ -65,8 +66,8 @@ fn numeric(text: &str, out: &mut String) -> Option<usize> {
     Some(text.len() - digits.len() + count + usize::from(semicolon))
 }
 
-/// The longest name that `text` begins with.
-fn named(text: &str, out: &mut String) -> Option<usize> {
+/// Decodes the longest name at the beginning of `text`.
+fn decode_named(text: &str, out: &mut String) -> Option<usize> {
     static TABLE: OnceLock<Vec<(&str, &str)>> = OnceLock::new();
     let table = TABLE.get_or_init(|| NAMED.lines().filter_map(|line| line.split_once(' ')).collect());
     let letters = text.bytes().take(NAME_BYTES_MAX).take_while(u8::is_ascii_alphanumeric).count();

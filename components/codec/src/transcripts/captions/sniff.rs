@@ -1,19 +1,19 @@
-//! Whether a file is captions or lines of JSON, by its content.
+//! Detects by content whether a file is captions or lines of JSON.
 
 use super::{ARROW, SIGNATURE, encoding::Encoding};
 
-/// What a file holds.
+/// The content of a file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Content {
     /// SubRip or WebVTT.
     Captions,
-    /// Something else: lines of JSON, if it is a transcript.
+    /// Anything else; a transcript is lines of JSON then.
     Lines,
 }
 
-/// What a file holds that begins with `bytes`; none when more of it must be known. With `whole` there is no more.
+/// The content of a file that begins with `bytes`; `None` if more bytes are needed. With `whole`, `bytes` is the whole file.
 ///
-/// WebVTT begins with its signature, and SubRip with times, or with a line above them.
+/// WebVTT begins with its signature. SubRip begins with times, or with one line above them.
 pub fn sniff(bytes: &[u8], whole: bool) -> Option<Content> {
     let undecided = whole.then_some(Content::Lines);
     // Part of a byte order mark, or of the first characters of UTF-16.
@@ -22,7 +22,7 @@ pub fn sniff(bytes: &[u8], whole: bool) -> Option<Content> {
     }
     let (encoding, rest) = Encoding::of(bytes);
     let text = match encoding {
-        // What is not UTF-8 further on has no part in this.
+        // Invalid UTF-8 in later lines does not matter here.
         Encoding::Utf8 => String::from_utf8_lossy(rest).into_owned(),
         Encoding::Utf16Le | Encoding::Utf16Be => {
             let units = rest.as_chunks::<2>().0.iter().map(|pair| encoding.unit(*pair));
@@ -47,7 +47,7 @@ pub fn sniff(bytes: &[u8], whole: bool) -> Option<Content> {
     match lines.next() {
         Some(second) if second.contains(ARROW) => Some(Content::Captions),
         Some(second) if second.ends_with(['\r', '\n']) => Some(Content::Lines),
-        // The line that would have the times has not come whole.
+        // The line that may have the times is incomplete.
         _ => undecided,
     }
 }
@@ -56,7 +56,7 @@ pub fn sniff(bytes: &[u8], whole: bool) -> Option<Content> {
 mod tests {
     use super::*;
 
-    /// What is found of a file that comes byte by byte, and after how many.
+    /// Checks the result for a file that arrives byte by byte, and for the whole file.
     fn check(file: &[u8], want: Content) {
         let first = (0..=file.len()).find_map(|end| sniff(&file[..end], end == file.len()));
         assert_eq!(first, Some(want), "{}", String::from_utf8_lossy(file));

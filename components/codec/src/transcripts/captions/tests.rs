@@ -19,7 +19,7 @@ fn check(text: &str, format: Captions, want: &[&str]) {
 const TIMES: &str = "the times of a cue are as in 00:01:02.345 --> 00:01:04.000";
 
 #[test]
-fn subrip() {
+fn subrip_cues_are_read() {
     check(
         "\u{feff}1\r\n00:00:01,000 --> 00:00:02,500 X1:1 X2:2\r\n<i>Hello</i> &amp; 1 < 2\r\n{\\an8}there\r\n\r\n2\r\n01:00:00,001 --> 01:00:01,000\r\n\r\n",
         Captions::Srt,
@@ -59,7 +59,7 @@ fn subrip_text_after_an_empty_line_belongs_to_its_cue() {
 }
 
 #[test]
-fn web_vtt() {
+fn web_vtt_cues_are_read() {
     check(
         "WEBVTT - a title\nKind: captions\n\nNOTE a note\n00 --> is not a cue\n\nSTYLE\n::cue {}\n\nintro\n00:01.000 --> 00:02.000 align:start\n<v.loud Ann &amp; Bo>Hi <00:01.500><b>you</b>\n<v Cy>&lt;there&gt; a&b\n\n00:02.000 --> 100:00:00.000\n- x",
         Captions::WebVtt,
@@ -122,18 +122,18 @@ fn web_vtt_is_recognized_by_its_signature() {
     check("\n\nWEBVTT\n\n00:01.000 --> 00:02.000\na", Captions::WebVtt, &["1-2 a"]);
 }
 
-/// A cue as a property makes it.
+/// A generated cue.
 #[derive(Debug, Clone)]
-struct Made {
+struct GeneratedCue {
     start_ms: u32,
     length_ms: u32,
     text: Vec<String>,
 }
 
-fn made() -> impl Strategy<Value = Made> {
+fn generated_cue() -> impl Strategy<Value = GeneratedCue> {
     let line = "[a-z]{1,6}( [a-z]{1,6}){0,3}";
     (0u32..50_000_000, 0u32..100_000, proptest::collection::vec(line, 1..4))
-        .prop_map(|(start_ms, length_ms, text)| Made { start_ms, length_ms, text })
+        .prop_map(|(start_ms, length_ms, text)| GeneratedCue { start_ms, length_ms, text })
 }
 
 fn time(ms: u32, point: char) -> String {
@@ -149,11 +149,10 @@ proptest! {
         }
     }
 
-    /// What is written as captions is read back, however cues overlap, with what end of line, and in SubRip with or without empty
-    /// lines between cues.
+    /// Written captions read back, with overlapping cues, with every line end, and in SubRip with or without empty lines between cues.
     #[test]
     fn cues_read_back(
-        cues in proptest::collection::vec(made(), 0..12),
+        cues in proptest::collection::vec(generated_cue(), 0..12),
         end in prop_oneof![Just("\n"), Just("\r\n"), Just("\r")],
         vtt: bool,
         spaced: bool,
@@ -162,7 +161,7 @@ proptest! {
         if vtt {
             text += &format!("WEBVTT{end}{end}");
         }
-        for (at, Made { start_ms, length_ms, text: lines }) in cues.iter().enumerate() {
+        for (at, GeneratedCue { start_ms, length_ms, text: lines }) in cues.iter().enumerate() {
             let point = if vtt { '.' } else { ',' };
             text += &format!("{}{end}", at + 1);
             text += &format!("{} --> {}{end}", time(*start_ms, point), time(start_ms + length_ms, point));
@@ -173,7 +172,7 @@ proptest! {
         }
         let format = Captions::of_text(&text);
         prop_assert_eq!(format == Captions::WebVtt, vtt);
-        let mut want: Vec<&Made> = cues.iter().collect();
+        let mut want: Vec<&GeneratedCue> = cues.iter().collect();
         want.sort_by_key(|cue| cue.start_ms);
         let got: Vec<Chunk> = read(&text, format).into_iter().map(|cue| cue.unwrap().chunk).collect();
         let want: Vec<Chunk> = want

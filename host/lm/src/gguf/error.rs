@@ -1,4 +1,6 @@
-//! Why a file is not read.
+//! The errors of reading a file.
+
+use crate::wording::{listed, quoted};
 
 /// What is wrong with the header of a file.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -50,7 +52,7 @@ pub enum GgufError {
         what: String,
     },
     /// A type of metadata that does not exist.
-    #[error("the value of {key:?} has the type {id}, which does not exist")]
+    #[error("the value of {} has the type {id}, which does not exist", quoted(.key))]
     ValueType {
         /// The key.
         key: String,
@@ -58,31 +60,31 @@ pub enum GgufError {
         id: u32,
     },
     /// An array of arrays.
-    #[error("the value of {key:?} is an array of arrays, which is not supported")]
+    #[error("the value of {} is an array of arrays, which is not supported", quoted(.key))]
     Nested {
         /// The key.
         key: String,
     },
     /// A boolean that is neither 0 nor 1.
-    #[error("the value of {key:?} has a boolean that is neither 0 nor 1")]
+    #[error("the value of {} has a boolean that is neither 0 nor 1", quoted(.key))]
     NotBoolean {
         /// The key.
         key: String,
     },
     /// A key that occurs twice.
-    #[error("the key {key:?} occurs twice")]
+    #[error("the key {} occurs twice", quoted(.key))]
     RepeatedKey {
         /// The key.
         key: String,
     },
     /// A tensor that occurs twice.
-    #[error("the tensor {name:?} occurs twice")]
+    #[error("the tensor {} occurs twice", quoted(.name))]
     RepeatedTensor {
         /// Its name.
         name: String,
     },
     /// A type of tensor that does not exist.
-    #[error("the tensor {name:?} has the type {id}, which is not known")]
+    #[error("the tensor {} has the type {id}, which is not known", quoted(.name))]
     TensorType {
         /// Its name.
         name: String,
@@ -90,7 +92,7 @@ pub enum GgufError {
         id: u32,
     },
     /// Dimensions that a tensor cannot have.
-    #[error("the tensor {name:?} has the dimensions {dimensions:?}: {reason}")]
+    #[error("the tensor {} has the dimensions {}: {reason}", quoted(.name), listed(.dimensions))]
     Dimensions {
         /// Its name.
         name: String,
@@ -112,7 +114,7 @@ pub enum GgufError {
         bytes_max: u64,
     },
     /// An offset that is not aligned.
-    #[error("the tensor {name:?} begins at offset {offset}, which is not a multiple of {alignment}")]
+    #[error("the tensor {} begins at offset {offset}, which is not a multiple of {alignment}", quoted(.name))]
     Unaligned {
         /// Its name.
         name: String,
@@ -122,7 +124,7 @@ pub enum GgufError {
         alignment: u64,
     },
     /// A tensor that the file does not have all of.
-    #[error("the tensor {name:?} ends past the end of the file, which has {file_bytes} bytes")]
+    #[error("the tensor {} ends past the end of the file, which has {file_bytes} bytes", quoted(.name))]
     OutOfFile {
         /// Its name.
         name: String,
@@ -130,7 +132,7 @@ pub enum GgufError {
         file_bytes: u64,
     },
     /// Two tensors in one place.
-    #[error("the tensors {first:?} and {second:?} overlap")]
+    #[error("the tensors {} and {} overlap", quoted(.first), quoted(.second))]
     Overlap {
         /// The name of the one that begins first.
         first: String,

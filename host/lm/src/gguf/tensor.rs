@@ -2,6 +2,7 @@
 
 use super::cursor::Cursor;
 use super::error::GgufError;
+use crate::wording::quoted;
 
 /// The most dimensions of a tensor.
 const RANK_MAX: u32 = 4;
@@ -84,7 +85,7 @@ pub struct TensorEntry {
 
 impl TensorEntry {
     pub(super) fn read(cursor: &mut Cursor<'_>, name: &str) -> Result<Self, GgufError> {
-        let what = format!("the tensor {name:?}");
+        let what = format!("the tensor {}", quoted(name));
         let rank = cursor.u32(&what)?;
         if rank > RANK_MAX {
             let (count, count_max) = (u64::from(rank), u64::from(RANK_MAX));

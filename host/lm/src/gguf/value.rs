@@ -2,6 +2,7 @@
 
 use super::cursor::Cursor;
 use super::error::GgufError;
+use crate::wording::quoted;
 
 /// The longest text, in bytes.
 const TEXT_BYTES_MAX: u64 = 1 << 20;
@@ -33,7 +34,7 @@ pub enum Value {
 
 impl Value {
     pub(super) fn read(cursor: &mut Cursor<'_>, key: &str) -> Result<Self, GgufError> {
-        let what = format!("the value of {key:?}");
+        let what = format!("the value of {}", quoted(key));
         match cursor.u32(&what)? {
             ARRAY => Self::read_array(cursor, key, &what),
             id => Self::read_scalar(cursor, id, key, &what),

@@ -1,8 +1,9 @@
-//! Why a model is not loaded.
+//! The errors of loading a model.
 
 use std::io;
 
 use crate::gguf::GgufError;
+use crate::wording::{listed, quoted};
 
 /// What prevents a model from being loaded.
 #[derive(Debug, thiserror::Error)]
@@ -14,7 +15,7 @@ pub enum LoadError {
     #[error(transparent)]
     Gguf(#[from] GgufError),
     /// A key of the metadata is missing or has a value that it cannot have.
-    #[error("the metadata {key:?} {problem}")]
+    #[error("the metadata {} {problem}", quoted(.key))]
     Metadata {
         /// The key.
         key: String,
@@ -22,7 +23,7 @@ pub enum LoadError {
         problem: String,
     },
     /// Another architecture than those that are computed.
-    #[error("the architecture {name:?} is not supported; supported are {supported}")]
+    #[error("the architecture {} is not supported; supported are {supported}", quoted(.name))]
     Architecture {
         /// As in the file.
         name: String,
@@ -30,19 +31,19 @@ pub enum LoadError {
         supported: String,
     },
     /// A tensor is missing.
-    #[error("the tensor {name:?} is missing")]
+    #[error("the tensor {} is missing", quoted(.name))]
     MissingTensor {
         /// Its name.
         name: String,
     },
     /// A tensor that the architecture has no place for.
-    #[error("the tensor {name:?} is not part of the architecture as it is computed here")]
+    #[error("the tensor {} is not part of the architecture as it is computed here", quoted(.name))]
     UnknownTensor {
         /// Its name.
         name: String,
     },
     /// A tensor of another shape.
-    #[error("the tensor {name:?} has the dimensions {found:?}, and {expected:?} was expected")]
+    #[error("the tensor {} has the dimensions {}, and {} was expected", quoted(.name), listed(.found), listed(.expected))]
     Shape {
         /// Its name.
         name: String,
@@ -52,7 +53,7 @@ pub enum LoadError {
         expected: Vec<u64>,
     },
     /// A tensor of a type that is not computed with.
-    #[error("the tensor {name:?} has the type {found}, which is not supported; supported are {supported}")]
+    #[error("the tensor {} has the type {found}, which is not supported; supported are {supported}", quoted(.name))]
     Type {
         /// Its name.
         name: String,
@@ -62,7 +63,7 @@ pub enum LoadError {
         supported: String,
     },
     /// A tensor with a number that is infinite or not a number.
-    #[error("the tensor {name:?} has a weight that is not finite")]
+    #[error("the tensor {} has a weight that is not finite", quoted(.name))]
     NotFinite {
         /// Its name.
         name: String,

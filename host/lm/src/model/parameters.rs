@@ -5,6 +5,7 @@ use std::fmt;
 
 use super::error::LoadError;
 use crate::gguf::Value;
+use crate::wording::quoted;
 
 /// The architectures that are computed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -198,7 +199,7 @@ impl Keys<'_> {
             None | Some(Some("none")) => Ok(1.0),
             Some(Some("linear")) => self.number("rope.scaling.factor", Some(1.0), 1.0..=1e6),
             Some(Some(other)) => {
-                Err(LoadError::metadata(&name, format!("is {other:?}; none and linear are supported")))
+                Err(LoadError::metadata(&name, format!("is {}; none and linear are supported", quoted(other))))
             }
             Some(None) => Err(LoadError::metadata(&name, "is not a text")),
         }

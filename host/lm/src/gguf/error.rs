@@ -2,33 +2,33 @@
 
 use crate::wording::{listed, quoted};
 
-/// What is wrong with the header of a file.
+/// Why the header of a file cannot be read.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum GgufError {
     /// The bytes end within the header.
     #[error("the file ends within {what}, at byte {position}")]
     Truncated {
-        /// What was read.
+        /// The part of the header.
         what: String,
-        /// Where it begins.
+        /// The offset at which it begins, in bytes.
         position: usize,
     },
-    /// The first four bytes are other ones.
+    /// The first four bytes are not the magic number.
     #[error("not a GGUF file: it does not begin with \"GGUF\"")]
     Magic,
-    /// A version that is not read.
+    /// A version that is not supported.
     #[error("GGUF version {version} is not supported; use version 2 or 3, in little-endian order{}",
         if *.is_big_endian { " (the file is in big-endian order)" } else { "" })]
     Version {
-        /// As it was read.
+        /// As in the file.
         version: u32,
-        /// Whether it is a version in the other order of bytes.
+        /// Whether it is a known version in big-endian order.
         is_big_endian: bool,
     },
     /// More of something than the bound.
     #[error("the file declares {count} {what}; at most {count_max} are read")]
     TooMany {
-        /// What it is.
+        /// The part of the file.
         what: String,
         /// As declared.
         count: u64,
@@ -38,7 +38,7 @@ pub enum GgufError {
     /// A text longer than the bound.
     #[error("{what} has {bytes} bytes; at most {bytes_max} are read")]
     TooLong {
-        /// What it is.
+        /// The part of the file.
         what: String,
         /// As declared.
         bytes: u64,
@@ -48,7 +48,7 @@ pub enum GgufError {
     /// A text that is not UTF-8.
     #[error("{what} is not UTF-8")]
     NotUtf8 {
-        /// What it is.
+        /// The part of the file.
         what: String,
     },
     /// A type of metadata that does not exist.
@@ -98,10 +98,10 @@ pub enum GgufError {
         name: String,
         /// As declared.
         dimensions: Vec<u64>,
-        /// What is wrong with them.
+        /// Why they are invalid.
         reason: &'static str,
     },
-    /// `general.alignment` is no alignment.
+    /// `general.alignment` is invalid.
     #[error("general.alignment is not a power of two from 8 to {bytes_max}")]
     Alignment {
         /// The bound.
@@ -123,7 +123,7 @@ pub enum GgufError {
         /// As declared.
         alignment: u64,
     },
-    /// A tensor that the file does not have all of.
+    /// A tensor that ends past the end of the file.
     #[error("the tensor {} ends past the end of the file, which has {file_bytes} bytes", quoted(.name))]
     OutOfFile {
         /// Its name.
@@ -131,7 +131,7 @@ pub enum GgufError {
         /// The bytes of the file.
         file_bytes: u64,
     },
-    /// Two tensors in one place.
+    /// Two tensors that overlap.
     #[error("the tensors {} and {} overlap", quoted(.first), quoted(.second))]
     Overlap {
         /// The name of the one that begins first.

@@ -5,7 +5,7 @@ use std::io;
 use crate::gguf::GgufError;
 use crate::wording::{listed, quoted};
 
-/// What prevents a model from being loaded.
+/// Why a model cannot be loaded.
 #[derive(Debug, thiserror::Error)]
 pub enum LoadError {
     /// The file could not be read.
@@ -14,20 +14,20 @@ pub enum LoadError {
     /// The file breaks the format or a bound.
     #[error(transparent)]
     Gguf(#[from] GgufError),
-    /// A key of the metadata is missing or has a value that it cannot have.
+    /// A key of the metadata is missing or has an invalid value.
     #[error("the metadata {} {problem}", quoted(.key))]
     Metadata {
         /// The key.
         key: String,
-        /// What is wrong with it.
+        /// Why it is invalid.
         problem: String,
     },
-    /// Another architecture than those that are computed.
+    /// An architecture that is not supported.
     #[error("the architecture {} is not supported; supported are {supported}", quoted(.name))]
     Architecture {
         /// As in the file.
         name: String,
-        /// Those that are, separated by commas.
+        /// The supported ones, separated by commas.
         supported: String,
     },
     /// A tensor is missing.
@@ -36,7 +36,7 @@ pub enum LoadError {
         /// Its name.
         name: String,
     },
-    /// A tensor that the architecture has no place for.
+    /// A tensor that the implemented architecture does not use.
     #[error("the tensor {} is not part of the architecture as it is computed here", quoted(.name))]
     UnknownTensor {
         /// Its name.
@@ -49,17 +49,17 @@ pub enum LoadError {
         name: String,
         /// As in the file, the innermost first.
         found: Vec<u64>,
-        /// As the metadata has it.
+        /// According to the metadata.
         expected: Vec<u64>,
     },
-    /// A tensor of a type that is not computed with.
+    /// A tensor of an unsupported type.
     #[error("the tensor {} has the type {found}, which is not supported; supported are {supported}", quoted(.name))]
     Type {
         /// Its name.
         name: String,
         /// The name of its type.
         found: &'static str,
-        /// Those that are, separated by commas.
+        /// The supported ones, separated by commas.
         supported: String,
     },
     /// A tensor with a number that is infinite or not a number.

@@ -24,7 +24,7 @@ PROMPTS = [
     "def fibonacci(n):\n",
     "The weather today is",
 ]
-# Of these, the ones whose tokens are not near another: engines that round differently continue them alike.
+# Of these, the ones whose most likely tokens are clearly apart, so that engines that round differently continue them equally.
 CANDIDATES = [
     "1, 2, 3, 4,",
     "2, 4, 6, 8, 10,",
@@ -64,10 +64,10 @@ def greedy(server, prompt):
     tokens = post(server, "/tokenize", {"content": prompt, "add_special": False, "parse_special": True})["tokens"]
     body = {"prompt": tokens, "n_predict": TOKENS, "temperature": 0, "return_tokens": True, "cache_prompt": False,
             "n_probs": 5, "ignore_eos": False, "samplers": ["temperature"]}
-    answer = post(server, "/completion", body)
-    steps = answer["completion_probabilities"]
+    response = post(server, "/completion", body)
+    steps = response["completion_probabilities"]
     tops = [[[top["id"], round(top["logprob"], 4)] for top in step["top_logprobs"]] for step in steps]
-    return {"prompt": prompt, "tokens": tokens, "greedy": answer["tokens"], "top": tops}
+    return {"prompt": prompt, "tokens": tokens, "greedy": response["tokens"], "top": tops}
 
 
 def is_clear(vector):

@@ -144,7 +144,7 @@ impl Supervisor {
                 return Err(failure);
             };
             let after_ms = delay_ns / 1_000_000;
-            tracing::warn!(adapter = name, %failure, after_ms, "the adapter reconnects");
+            tracing::warn!(adapter = name, %failure, after_ms, "the adapter connects again");
             self.status.set(State::Reconnecting, Some(failure.to_string()));
             tokio::select! {
                 () = tokio::time::sleep(Duration::from_nanos(delay_ns)) => {}

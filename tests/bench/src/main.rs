@@ -111,9 +111,9 @@ enum Command {
     /// Thousands of subscribers, compared with nginx and nchan: FANOUT.md.
     Fanout(Box<fanout::Options>),
     /// The load of `fanout`: subscribers and publishers of one server.
-    Fan(fanout::load::Fan),
+    Fan(fanout::load::FanoutLoad),
     /// The load of `fanout`: the same work as a stream and as one response.
-    Overhead(fanout::overhead::Work),
+    Overhead(fanout::overhead::OverheadLoad),
     /// Writes RESULTS.md again, from the results of a run.
     Report {
         #[arg(long, default_value = "target/bench/results.json")]

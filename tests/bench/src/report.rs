@@ -12,7 +12,7 @@ use crate::svg::{self, Series};
 
 /// Writes RESULTS.md and the plots into `to`.
 pub(crate) fn write(results: &Results, to: &Path) -> Result<()> {
-    let results = &results.clone().possible();
+    let results = &results.clone().without_impossible();
     let mut text = String::new();
     heading(results, &mut text)?;
     verdicts(results, &mut text)?;

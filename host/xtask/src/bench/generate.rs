@@ -60,7 +60,7 @@ pub(super) fn task(house: &House, mut args: Args) -> Result<()> {
     for round in 1..=rounds {
         for threads in threads_measured.iter().copied() {
             for (index, (name, is_weir, is_requantized)) in SUBJECTS.iter().enumerate() {
-                step.at(&format!("round {round} of {rounds}: {name}, {threads} threads"));
+                step.show_progress(&format!("round {round} of {rounds}: {name}, {threads} threads"));
                 let file: &Path = if *is_requantized { &requantized } else { &model };
                 let mut command = if *is_weir {
                     let mut command = sh::program(house, &example);
@@ -74,7 +74,7 @@ pub(super) fn task(house: &House, mut args: Args) -> Result<()> {
                 if is_quick {
                     command.arg(QUICK_PARTS);
                 }
-                read(&sh::answer(&mut command)?, index, threads, &mut measured);
+                read(&sh::stdout_of(&mut command)?, index, threads, &mut measured);
             }
         }
     }
@@ -133,14 +133,14 @@ fn render(measured: &Measured, threads_measured: &[usize], machine: &str, rounds
                     continue;
                 }
                 let rate = |subject: usize| {
-                    let found = measured.get(&(subject, threads, part.to_owned()))?;
-                    Some(if is_passed { found.0 } else { found.1 })
+                    let rates = measured.get(&(subject, threads, part.to_owned()))?;
+                    Some(if is_passed { rates.0 } else { rates.1 })
                 };
-                let shown = |rate: Option<f64>| rate.map_or("-".to_owned(), |rate| format!("{rate:.0}"));
+                let format_rate = |rate: Option<f64>| rate.map_or("-".to_owned(), |rate| format!("{rate:.0}"));
                 let ratio =
                     |a: Option<f64>, b: Option<f64>| a.zip(b).map_or("-".to_owned(), |(a, b)| format!("{:.2}", a / b));
                 let best = rate(2).into_iter().chain(rate(3)).reduce(f64::max);
-                let cells: Vec<String> = (0..SUBJECTS.len()).map(|subject| shown(rate(subject))).collect();
+                let cells: Vec<String> = (0..SUBJECTS.len()).map(|subject| format_rate(rate(subject))).collect();
                 let cells = cells.join(" | ");
                 let _ = writeln!(out, "| {part} | {cells} | {} | {} |", ratio(rate(0), best), ratio(rate(0), rate(2)));
             }
@@ -154,8 +154,8 @@ fn render(measured: &Measured, threads_measured: &[usize], machine: &str, rounds
         for threads in threads_measured {
             let threads = *threads;
             let value = |part: &str| {
-                let found = measured.get(&(index, threads, part.to_owned()));
-                found.map_or("-".to_owned(), |found| format!("{:.0} ({:.0} computed)", found.0, found.1))
+                let rates = measured.get(&(index, threads, part.to_owned()));
+                rates.map_or("-".to_owned(), |rates| format!("{:.0} ({:.0} computed)", rates.0, rates.1))
             };
             let memory = measured.get(&(index, threads, "memory".to_owned()));
             let memory = memory.map_or("-".to_owned(), |memory| format!("{:.0}", memory.0));

@@ -133,8 +133,7 @@ impl Shared {
 
     /// The next task; `None` if the team stops.
     fn next_task(&self, last_epoch: &mut u64) -> Option<Task> {
-        let is_new =
-            |last: u64| self.epoch.load(Ordering::Acquire) != last || self.is_stopping.load(Ordering::Acquire);
+        let is_new = |last: u64| self.epoch.load(Ordering::Acquire) != last || self.is_stopping.load(Ordering::Acquire);
         for _ in 0..SPINS {
             if is_new(*last_epoch) {
                 break;

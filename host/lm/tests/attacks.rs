@@ -104,7 +104,10 @@ fn tensors_that_break_the_format_are_refused() {
     assert!(matches!(parse(&patched("a", 24, &[1])), Err(GgufError::Unaligned { offset: 1, .. })));
     assert!(matches!(parse(&patched("b", 16, &[64])), Err(GgufError::Overlap { .. })));
     for offset in [1 << 30, u64::MAX - 31] {
-        assert!(matches!(parse(&patched("a", 24, &offset.to_le_bytes())), Err(GgufError::OutOfFile { .. })), "{offset}");
+        assert!(
+            matches!(parse(&patched("a", 24, &offset.to_le_bytes())), Err(GgufError::OutOfFile { .. })),
+            "{offset}"
+        );
     }
     let mut twice = one_tensor();
     twice.tensor("a", &[4], TensorType::F32, vec![0; 16]);

@@ -98,8 +98,9 @@ fn padded(graph: &Graph, lengths: &[u32], random: &mut Random) -> Run {
         values
     };
     let shape = vec![lengths.len() as u32, tokens];
-    let input =
-        |info: &weir_nn::TensorInfo| (info.name.clone(), Values { shape: shape.clone(), values: values_of(&info.name) });
+    let input = |info: &weir_nn::TensorInfo| {
+        (info.name.clone(), Values { shape: shape.clone(), values: values_of(&info.name) })
+    };
     graph.inputs().iter().map(input).collect()
 }
 

@@ -77,7 +77,7 @@ fn with_cargo_fuzz(house: &House, target: Option<&str>, executions: u64, seed: u
     }
     let mut total = 0;
     for name in &names {
-        let mut command = sh::nightly_cargo(house);
+        let mut command = nightly(house);
         command.args(["fuzz", "run", name]);
         if nn {
             command.args(["--features", "nn"]);
@@ -97,13 +97,23 @@ fn with_cargo_fuzz(house: &House, target: Option<&str>, executions: u64, seed: u
 }
 
 fn has_cargo_fuzz(house: &House) -> bool {
-    let mut command = sh::nightly_cargo(house);
+    let mut command = nightly(house);
     command.args(["fuzz", "--version"]).stdout(Stdio::null()).stderr(Stdio::null());
     command.status().is_ok_and(|status| status.success())
 }
 
+/// Cargo of the nightly toolchain, without the variables by which this cargo selects the pinned one.
+fn nightly(house: &House) -> Command {
+    let mut command = sh::program(house, "rustup");
+    command.args(["run", "nightly", "cargo"]);
+    for variable in ["RUSTUP_TOOLCHAIN", "CARGO", "RUSTC", "RUSTFLAGS"] {
+        command.env_remove(variable);
+    }
+    command
+}
+
 /// Runs a program with its own output.
 fn finish(command: &mut Command) -> Result<()> {
-    let status = command.status().with_context(|| format!("cannot run `{}`", sh::command_line(command)))?;
+    let status = command.status().with_context(|| format!("{command:?} cannot be run"))?;
     if status.success() { Ok(()) } else { bail!("a target failed: its input is named above") }
 }

@@ -358,10 +358,7 @@ fn alone_us(text: &str) -> Vec<f64> {
 
 /// The output of a program; an error with its last lines if it fails.
 pub(crate) fn stdout_of(command: &mut Command) -> Result<String> {
-    let output = command
-        .stdin(Stdio::null())
-        .output()
-        .with_context(|| format!("cannot start {}", command.get_program().to_string_lossy()))?;
+    let output = command.stdin(Stdio::null()).output().with_context(|| format!("cannot start {command:?}"))?;
     if !output.status.success() {
         let text = String::from_utf8_lossy(&output.stderr);
         let lines: Vec<&str> = text.lines().collect();

@@ -134,7 +134,7 @@ impl RunningServer {
         let mut start = [0; 12];
         stream.read_exact(&mut start)?;
         let status = std::str::from_utf8(&start[9..]).ok().and_then(|code| code.parse().ok());
-        status.with_context(|| format!("not an HTTP response: {}", String::from_utf8_lossy(&start)))
+        status.with_context(|| format!("not an HTTP response: {start:?}"))
     }
 
     /// Waits until the earlier load is finished: a probe is answered again.

@@ -108,7 +108,13 @@ fn attention(model: &Model, inputs: &[Input], threads: usize) -> (Vec<AttentionB
         runs.extend((0..rows.len()).map(|index| (run, index)));
         for head in 0..parameters.kv_heads {
             let thread = (0..threads).min_by_key(|thread| costs[*thread]).unwrap_or(0);
-            blocks.push(AttentionBlock { job: inputs[first].job, rows: rows.clone(), head, thread, offset: offsets[thread] });
+            blocks.push(AttentionBlock {
+                job: inputs[first].job,
+                rows: rows.clone(),
+                head,
+                thread,
+                offset: offsets[thread],
+            });
             // The cost of a row is the number of its keys, and a constant.
             costs[thread] += rows.len() * (inputs[rows.end - 1].position + 16);
             offsets[thread] += rows.len() * parameters.group() * parameters.head_size;

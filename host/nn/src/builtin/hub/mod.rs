@@ -110,7 +110,12 @@ pub(super) fn recognize(file: &Path, config: &RegistryConfig) -> Result<String, 
 ///
 /// # Errors
 /// Why it cannot be computed.
-pub(super) fn load(file: &Path, config: &RegistryConfig, isa: Isa, precision: Precision) -> Result<EncoderModel, String> {
+pub(super) fn load(
+    file: &Path,
+    config: &RegistryConfig,
+    isa: Isa,
+    precision: Precision,
+) -> Result<EncoderModel, String> {
     let HubModel { family, task, settings, tensors, modules } = HubModel::read(file, config)?;
     let (encoder, types) = match family {
         Family::ModernBert => (modern::load(&settings, &tensors, isa, precision)?, false),

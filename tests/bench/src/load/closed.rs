@@ -97,7 +97,7 @@ async fn run_connection(shared: Rc<Shared>) {
         }
         let response = send_request(&mut connection, &load.target, &load.requests[text as usize], &mut body, || ());
         let outcome = response.await.and_then(|status| {
-            if status == 200 && body.is_empty() { Err(anyhow!("an empty answer")) } else { Ok(status) }
+            if status == 200 && body.is_empty() { Err(anyhow!("an empty response")) } else { Ok(status) }
         });
         let now = Instant::now();
         let answered = matches!(outcome, Ok(200));

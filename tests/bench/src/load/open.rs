@@ -84,9 +84,9 @@ async fn run_request(shared: Rc<Shared>, text: usize, due: Instant, counts: bool
     let sent = Cell::new(due);
     let response =
         send_request(&mut connection, &load.target, &load.requests[text], &mut body, || sent.set(Instant::now()));
-    let outcome = response
-        .await
-        .and_then(|status| if status == 200 && body.is_empty() { Err(anyhow!("an empty answer")) } else { Ok(status) });
+    let outcome = response.await.and_then(|status| {
+        if status == 200 && body.is_empty() { Err(anyhow!("an empty response")) } else { Ok(status) }
+    });
     let now = Instant::now();
     shared.idle.borrow_mut().extend(connection);
     if counts {

@@ -73,7 +73,7 @@ pub(crate) fn task(house: &House, mut args: Args) -> Result<()> {
     Ok(())
 }
 
-/// Streams the text, prints each event, and draws the picture that was asked for.
+/// Streams the text, prints each event, and writes the recording if `record` is set.
 fn show(house: &House, address: SocketAddr, name: &str, text: &str, raw: bool, record: Option<&str>) -> Result<()> {
     let title = format!("{name}: {} characters, POST /process-stream", text.chars().count());
     println!("\n{title}\n");

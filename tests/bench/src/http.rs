@@ -11,7 +11,7 @@ use crate::corpus::Text;
 
 /// The longest head and the longest chunk-size line, bytes.
 const HEAD_BYTES_MAX: usize = 16 * 1024;
-/// The longest response that is kept, bytes.
+/// The longest response that is accepted, bytes.
 const BODY_BYTES_MAX: usize = 16 * 1024 * 1024;
 
 /// The request format of a server.

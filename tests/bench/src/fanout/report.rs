@@ -16,7 +16,7 @@ const P99_MS_MAX: f64 = 10.0;
 const OVERHEAD_PERCENT_MAX: f64 = 10.0;
 
 pub(super) fn text(results: &FanoutResults) -> String {
-    let mut text = String::from("# Being followed: Weir beside nginx + nchan\n\n");
+    let mut text = String::from("# Fan-out: Weir compared with nginx + nchan\n\n");
     // Writing to a string does not fail.
     let _ = write_parts(results, &mut text);
     text
@@ -51,8 +51,8 @@ fn write_parts(results: &FanoutResults, text: &mut String) -> std::fmt::Result {
     if results.others_cores > OTHERS_CORES_MAX {
         writeln!(
             text,
-            "**Others took {:.1} of the machine's {} cores meanwhile.** Times are worth something only beside each other then; memory\n\
-             and counts are not touched by it.\n",
+            "**Others took {:.1} of the machine's {} cores meanwhile.** Times are then comparable only with each other; memory\n\
+             and counts are not affected.\n",
             results.others_cores, machine.cores
         )?;
     }
@@ -87,13 +87,13 @@ fn goals(results: &FanoutResults, text: &mut String) -> std::fmt::Result {
         (of_weir().map(|fanned| fanned.lost).sum(), of_weir().map(|fanned| fanned.duplicates).sum());
     writeln!(
         text,
-        "| no event is lost or comes twice | {lost} lost, {twice} twice | {} |",
+        "| no event is lost or delivered twice | {lost} lost, {twice} twice | {} |",
         verdict(lost + twice == 0)
     )?;
     let percent = overhead_percent(results);
     writeln!(
         text,
-        "| a stream takes at most 10 % longer than the same work in one answer | {percent:+.1} % | {} |\n",
+        "| a stream takes at most 10 % longer than the same work in one response | {percent:+.1} % | {} |\n",
         verdict(percent <= OVERHEAD_PERCENT_MAX)
     )
 }
@@ -134,7 +134,7 @@ fn events(results: &FanoutResults, text: &mut String) -> std::fmt::Result {
         writeln!(text, "{}: {deliveries:.0} deliveries a second.\n", describe(results, shape))?;
         writeln!(
             text,
-            "| server | p50, ms | p99, ms | max, ms | lost | twice | sent away | refused | server's core | load's core |"
+            "| server | p50, ms | p99, ms | max, ms | lost | twice | closed | refused | server's core | load's core |"
         )?;
         writeln!(text, "|---|---|---|---|---|---|---|---|---|---|")?;
         for (name, title) in &results.servers {
@@ -162,11 +162,11 @@ fn events(results: &FanoutResults, text: &mut String) -> std::fmt::Result {
 
 fn overhead(results: &FanoutResults, text: &mut String) -> std::fmt::Result {
     let Some(first) = results.overhead.first() else { return Ok(()) };
-    writeln!(text, "## What streaming adds\n")?;
+    writeln!(text, "## Overhead of streaming\n")?;
     writeln!(
         text,
         "The same text (500 code points, one chunk; sentiment, entities and summary) to `/process-stream` ({} events) and to\n\
-         `/process-batch` (one answer), in turns (ABBA) over one connection.\n",
+         `/process-batch` (one response), alternating (ABBA) over one connection.\n",
         first.events
     )?;
     writeln!(text, "| | p50, ms | p99, ms | mean, ms | requests |\n|---|---|---|---|---|")?;
@@ -191,15 +191,15 @@ fn overhead(results: &FanoutResults, text: &mut String) -> std::fmt::Result {
 fn method(results: &FanoutResults, text: &mut String) -> std::fmt::Result {
     writeln!(
         text,
-        "## How\n\n\
-         Each server has one core and the load another. Numbers are medians over the rounds; `max`, lost, twice, sent away and refused\n\
+        "## Method\n\n\
+         Each server has one core and the load another. Numbers are medians over the rounds; `max`, lost, twice, closed and refused\n\
          are of all rounds together. Events have about 200 bytes, the same for both servers, and are published over HTTP, four\n\
          connections for each channel. Subscribers, publishers and clock are one thread of one process: a time runs from the publisher's\n\
-         write (or from when the event was due, where the server still owed the answer to an earlier one) until the subscriber's socket\n\
-         gave it, so what the load's core takes to read for everybody is in it for both servers. `twice` counts places seen before,\n\
-         `lost` what the server took and a subscriber did not have 5 s after the last delivery of any.\n\n\
-         Memory is resident memory (`VmRSS`) of all of the server's processes before and after the subscribers came, divided by their\n\
-         number, after 50 others came and went; what the kernel keeps for a socket is in neither. Idle subscribers are spread over 100\n\
+         write (or from when the event was due, where the server had not yet responded to an earlier one) until the subscriber's socket\n\
+         receives it, so it includes the time in which the load's core reads for all subscribers. `twice` counts events received before,\n\
+         `lost` those that the server accepted and a subscriber did not receive within 5 s after the last delivery.\n\n\
+         Memory is resident memory (`VmRSS`) of all of the server's processes before and after the subscribers connect, divided by their\n\
+         number, after 50 others have connected and disconnected; the kernel's memory of a socket is not included. Idle subscribers are spread over 100\n\
          channels, and each gets one event at the end.\n\n\
          ```sh\ncargo xtask bench fanout\n```\n"
     )?;

@@ -9,8 +9,8 @@
 //! - `layer ISA PRECISION SIZE TEXTSxTOKENS MICROSECONDS SHARE`: a layer's time for a token, and the share of the peak that its products
 //!   would have if nothing else took time
 //!
-//! Times are those of the processor, so that other programs do not count, and each is the median of some rounds. With two or more threads
-//! each computes the same with weights that they share, and times are those of the clock, divided by the threads.
+//! With one thread, times are processor time, which excludes other programs; each is the median of several rounds. With two or more
+//! threads each computes the same batch with shared weights, and times are wall-clock time divided by the number of calls.
 
 #![allow(clippy::print_stdout)]
 
@@ -44,22 +44,22 @@ const SIZES: [Size; 3] = [
 ];
 
 fn main() {
-    let chosen: Vec<String> = std::env::args().skip(1).collect();
-    let is_chosen = |place: usize, name: &str| chosen.get(place).is_none_or(|chosen| chosen == name || chosen == "all");
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let selects = |index: usize, name: &str| arguments.get(index).is_none_or(|value| value == name || value == "all");
     let threads =
-        chosen.get(3).map_or(1, |threads| threads.parse().expect("the fourth argument is a number of threads"));
-    for isa in Isa::available().into_iter().filter(|isa| is_chosen(0, isa.name())) {
+        arguments.get(3).map_or(1, |threads| threads.parse().expect("the fourth argument is a number of threads"));
+    for isa in Isa::available().into_iter().filter(|isa| selects(0, isa.name())) {
         for precision in [Precision::F32, Precision::Bf16, Precision::Int8] {
             let name = format!("{precision:?}").to_lowercase();
-            if !is_chosen(1, &name) {
+            if !selects(1, &name) {
                 continue;
             }
             let mut operations = 0;
             let seconds = median(|| operations = peak_operations(isa, precision, PEAK_ROUNDS));
             let peak = operations as f64 / seconds / 1e9;
             println!("peak {isa} {name} {peak:.1}");
-            for size in SIZES.iter().filter(|size| is_chosen(2, size.name)) {
-                if is_chosen(4, "products") {
+            for size in SIZES.iter().filter(|size| selects(2, size.name)) {
+                if selects(4, "products") {
                     measure_products(isa, precision, size, &name);
                 }
                 measure_layer(isa, precision, size, threads, peak, &name);
@@ -106,29 +106,29 @@ fn measure_layer(isa: Isa, precision: Precision, size: &Size, threads: usize, pe
     }
 }
 
-/// What this thread has computed so far: time that other programs took is not in it.
+/// The processor time of this thread; time in which other programs ran is not included.
 fn processor_time() -> Duration {
     let statistics = std::fs::read_to_string("/proc/thread-self/schedstat").expect("this runs on Linux");
     let nanoseconds = statistics.split(' ').next().and_then(|field| field.parse().ok());
     Duration::from_nanos(nanoseconds.expect("the first field is the time on a processor"))
 }
 
-/// The median time of a call over the rounds, in seconds of the processor.
+/// The median time of a call over the rounds, in seconds of processor time.
 fn median(mut call: impl FnMut()) -> f64 {
     call();
     let mut rounds: Vec<f64> = (0..ROUNDS)
         .map(|_| {
-            let (mut calls, started, mut clock) = (0_u32, processor_time(), Instant::now());
+            let (mut calls, start, mut clock) = (0_u32, processor_time(), Instant::now());
             // The kernel counts a thread's time at its ticks, so a round is much longer than one.
             loop {
                 call();
                 calls += 1;
                 if clock.elapsed() >= ROUND {
-                    let computed = processor_time() - started;
-                    if computed >= ROUND {
-                        return computed.as_secs_f64() / f64::from(calls);
+                    let elapsed = processor_time() - start;
+                    if elapsed >= ROUND {
+                        return elapsed.as_secs_f64() / f64::from(calls);
                     }
-                    clock = Instant::now() - computed;
+                    clock = Instant::now() - elapsed;
                 }
             }
         })
@@ -137,13 +137,13 @@ fn median(mut call: impl FnMut()) -> f64 {
     rounds[ROUNDS / 2]
 }
 
-/// The median time of a call over the rounds, in seconds of the clock for each of the calls that the threads make at once.
+/// The median wall-clock time of a round in seconds, divided by the calls of all threads in it.
 fn parallel(threads: usize, call: impl Fn(&mut Scratch) + Sync) -> f64 {
     let mut rounds: Vec<f64> = (0..ROUNDS)
         .map(|_| {
             let clock = Instant::now();
             let calls: u32 = std::thread::scope(|scope| {
-                let work = || {
+                let repeat = || {
                     let (mut scratch, mut calls) = (Scratch::default(), 0);
                     while clock.elapsed() < ROUND {
                         call(&mut scratch);
@@ -151,7 +151,7 @@ fn parallel(threads: usize, call: impl Fn(&mut Scratch) + Sync) -> f64 {
                     }
                     calls
                 };
-                let handles: Vec<_> = (0..threads).map(|_| scope.spawn(work)).collect();
+                let handles: Vec<_> = (0..threads).map(|_| scope.spawn(repeat)).collect();
                 handles.into_iter().map(|handle| handle.join().expect("no call panics")).sum()
             });
             clock.elapsed().as_secs_f64() / f64::from(calls)
@@ -161,7 +161,7 @@ fn parallel(threads: usize, call: impl Fn(&mut Scratch) + Sync) -> f64 {
     rounds[ROUNDS / 2]
 }
 
-/// One layer with weights of no meaning.
+/// An encoder of one layer with arbitrary weights.
 fn encoder(isa: Isa, precision: Precision, size: &Size) -> Encoder {
     let Size { hidden, heads, intermediate, .. } = *size;
     let numbers = |count: usize| -> Vec<f32> {

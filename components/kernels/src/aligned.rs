@@ -22,12 +22,12 @@ impl<T: Copy + Default> Aligned<T> {
         aligned
     }
 
-    /// Makes room for `len` elements; their values are unspecified. Allocates only when it has never been so long.
+    /// Sets the length to `len`; the elements are unspecified. Allocates only when `len` exceeds the capacity.
     pub(crate) fn resize(&mut self, len: usize) {
         let slack = LINE_BYTES / size_of::<T>();
         if self.storage.len() < len + slack {
             self.storage = vec![T::default(); len + slack];
-            // At most `slack`, or usize::MAX where the platform cannot tell, which is then no alignment at all.
+            // At most `slack`, or usize::MAX where the platform cannot compute it; the slice is then not aligned.
             let offset = self.storage.as_ptr().align_offset(LINE_BYTES);
             self.start = if offset <= slack { offset } else { 0 };
         }

@@ -17,16 +17,16 @@ pub(crate) struct Attention<'a> {
     pub(crate) texts: &'a [Range<usize>],
     pub(crate) heads: usize,
     pub(crate) head_size: usize,
-    /// What scores are multiplied by: `1 / sqrt(head_size)`, or 1 where the queries have it already. Positive.
+    /// The factor of the scores: `1 / sqrt(head_size)`, or 1 where the queries are scaled already. Positive.
     pub(crate) factor: f32,
-    /// What is added to the scores.
+    /// Added to the scores.
     pub(crate) term: Option<&'a mut dyn ScoreTerm>,
     /// `[tokens, heads head_size]`
     pub(crate) out: &'a mut [f32],
     pub(crate) buffers: &'a mut Buffers,
 }
 
-/// Memory that attention works in.
+/// Scratch memory of attention.
 #[derive(Debug, Default)]
 pub(crate) struct Buffers {
     /// The keys of a head in panels of keys: `[panel][head_size][key]`.
@@ -77,9 +77,9 @@ struct Head<'a, S> {
     head_size: usize,
     factor: f32,
     queries: Strided<'a, f32>,
-    /// Its first column of the result.
+    /// The first column of the head in the result.
     column: usize,
-    /// The columns of a row of the result.
+    /// The columns of the result.
     hidden: usize,
 }
 
@@ -88,14 +88,14 @@ impl<S: Simd> Head<'_, S> {
     fn pack_keys(&self, keys: Strided<'_, f32>, to: &mut [f32]) {
         let Self { simd, tokens, head_size, .. } = *self;
         let width = 2 * S::LANES;
-        // Squares first, then what is left of rows and columns.
+        // Squares first, then the remaining rows and columns.
         let whole_keys = tokens / S::LANES * S::LANES;
         let whole_columns = head_size / S::LANES * S::LANES;
-        let at = |key: usize| key / width * width * head_size + key % width;
+        let offset = |key: usize| key / width * width * head_size + key % width;
         for first_key in (0..whole_keys).step_by(S::LANES) {
             let keys = keys.skip(first_key);
             for column in (0..whole_columns).step_by(S::LANES) {
-                let to = &mut to[at(first_key) + column * width..];
+                let to = &mut to[offset(first_key) + column * width..];
                 simd.transpose(&keys.elements[column..], keys.stride, to, width);
             }
         }
@@ -103,10 +103,10 @@ impl<S: Simd> Head<'_, S> {
             let row = &keys.elements[key * keys.stride..][..head_size];
             let first = if key < whole_keys { whole_columns } else { 0 };
             for (column, value) in row.iter().enumerate().skip(first) {
-                to[at(key) + column * width] = *value;
+                to[offset(key) + column * width] = *value;
             }
         }
-        // The keys past the last one must be finite: their scores are computed, and not read.
+        // The padding after the last key must be finite: its scores are computed, but not read.
         let used = tokens % width;
         if used > 0 {
             let last = &mut to[tokens / width * width * head_size..][..width * head_size];
@@ -132,7 +132,7 @@ impl<S: Simd> Head<'_, S> {
     }
 }
 
-/// The results of a block of queries.
+/// Computes the results of a block of queries.
 #[inline(always)]
 fn attend<S: Simd, const R: usize>(
     head: &Head<'_, S>,

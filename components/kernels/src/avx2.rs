@@ -4,8 +4,8 @@
 //! # Safety
 //! Every intrinsic here needs AVX2, FMA or F16C, `_mm256_dpbusd_avx_epi32` needs AVX-VNNI also, and nothing else but, for loads and
 //! stores, memory that the slices have been checked to cover. A value of [`Avx2`] is made only by [`Avx2::detect`], so code that holds
-//! one runs on a processor with all three; a value of `Avx2<true>` means AVX-VNNI as well. None of the pointers that are read or written needs
-//! an alignment (`loadu`, `storeu`).
+//! one runs on a processor with all three; a value of `Avx2<true>` means AVX-VNNI as well. Loads and stores need no alignment
+//! (`loadu`, `storeu`).
 
 use std::arch::x86_64::*;
 
@@ -16,7 +16,7 @@ use crate::simd::{Kernel, Simd};
 pub(crate) struct Avx2<const VNNI: bool>(());
 
 impl<const VNNI: bool> Avx2<VNNI> {
-    /// Asks the processor.
+    /// Detects the features at run time.
     pub(crate) fn detect() -> Option<Self> {
         let has_all = std::is_x86_feature_detected!("avx2")
             && std::is_x86_feature_detected!("fma")
@@ -27,16 +27,16 @@ impl<const VNNI: bool> Avx2<VNNI> {
 }
 
 #[target_feature(enable = "avx2,fma,f16c")]
-fn compiled<K: Kernel>(kernel: K, simd: Avx2<false>) -> K::Output {
+fn run_avx2<K: Kernel>(kernel: K, simd: Avx2<false>) -> K::Output {
     kernel.run(simd)
 }
 
 #[target_feature(enable = "avx2,fma,f16c,avxvnni")]
-fn compiled_vnni<K: Kernel>(kernel: K, simd: Avx2<true>) -> K::Output {
+fn run_vnni<K: Kernel>(kernel: K, simd: Avx2<true>) -> K::Output {
     kernel.run(simd)
 }
 
-/// The lower lane of the two halves' combination by `op`, then of its own halves, down to one.
+/// Reduces the eight lanes to one by `op`: halves are combined until one lane is left.
 macro_rules! reduce {
     ($a:expr, $op:ident) => {{
         // SAFETY: see the module.
@@ -65,7 +65,7 @@ impl<const VNNI: bool> Simd for Avx2<VNNI> {
     #[inline(always)]
     fn run<K: Kernel>(self, kernel: K) -> K::Output {
         // SAFETY: `self` is the proof that the processor has the features.
-        unsafe { if VNNI { compiled_vnni(kernel, Avx2(())) } else { compiled(kernel, Avx2(())) } }
+        unsafe { if VNNI { run_vnni(kernel, Avx2(())) } else { run_avx2(kernel, Avx2(())) } }
     }
 
     #[inline(always)]
@@ -226,7 +226,7 @@ impl<const VNNI: bool> Simd for Avx2<VNNI> {
             let quiet = _mm256_castsi256_ps(_mm256_or_si256(bits, _mm256_set1_epi32(0x40_0000)));
             let nan = _mm256_cmp_ps::<_CMP_UNORD_Q>(value, value);
             let rounded = _mm256_castps_si256(_mm256_blendv_ps(_mm256_castsi256_ps(rounded), quiet, nan));
-            // The pack has the low halves of its 128-bit lanes in its first and third quarter.
+            // `packus` puts the low halves of its 128-bit lanes into the first and third quarter.
             let words = _mm256_srli_epi32::<16>(rounded);
             let packed = _mm256_permute4x64_epi64::<0b1000>(_mm256_packus_epi32(words, words));
             _mm_storeu_si128(to.as_mut_ptr().cast(), _mm256_castsi256_si128(packed));

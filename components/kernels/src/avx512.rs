@@ -5,7 +5,7 @@
 //! Every intrinsic here needs AVX-512 F, BW, DQ, VL or VNNI, `_mm512_dpbf16_ps` and `_mm512_cvtneps_pbh` need BF16 also, and nothing
 //! else but, for loads and stores, memory that the slices have been checked to cover (a masked lane is not accessed). A value of
 //! [`Avx512`] is made only by [`Avx512::detect`], so code that holds one runs on a processor with all of them; a value of
-//! `Avx512<true>` means BF16 as well. None of the pointers that are read or written needs an alignment (`loadu`, `storeu`).
+//! `Avx512<true>` means BF16 as well. Loads and stores need no alignment (`loadu`, `storeu`).
 
 use std::arch::x86_64::*;
 
@@ -16,7 +16,7 @@ use crate::simd::{Kernel, Simd};
 pub(crate) struct Avx512<const BF16: bool>(());
 
 impl<const BF16: bool> Avx512<BF16> {
-    /// Asks the processor.
+    /// Detects the features at run time.
     pub(crate) fn detect() -> Option<Self> {
         let has_all = std::is_x86_feature_detected!("avx512f")
             && std::is_x86_feature_detected!("avx512bw")
@@ -27,7 +27,7 @@ impl<const BF16: bool> Avx512<BF16> {
         has_all.then_some(Self(()))
     }
 
-    /// The lanes of a part of a vector.
+    /// The mask of the first `len` lanes.
     #[inline(always)]
     fn lanes(len: usize) -> __mmask16 {
         ((1_u32 << len.min(16)) - 1) as __mmask16
@@ -35,12 +35,12 @@ impl<const BF16: bool> Avx512<BF16> {
 }
 
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma")]
-fn compiled<K: Kernel>(kernel: K, simd: Avx512<false>) -> K::Output {
+fn run_avx512<K: Kernel>(kernel: K, simd: Avx512<false>) -> K::Output {
     kernel.run(simd)
 }
 
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx512bf16,avx2,fma")]
-fn compiled_bf16<K: Kernel>(kernel: K, simd: Avx512<true>) -> K::Output {
+fn run_bf16<K: Kernel>(kernel: K, simd: Avx512<true>) -> K::Output {
     kernel.run(simd)
 }
 
@@ -60,7 +60,7 @@ impl<const BF16: bool> Simd for Avx512<BF16> {
     #[inline(always)]
     fn run<K: Kernel>(self, kernel: K) -> K::Output {
         // SAFETY: `self` is the proof that the processor has the features.
-        unsafe { if BF16 { compiled_bf16(kernel, Avx512(())) } else { compiled(kernel, Avx512(())) } }
+        unsafe { if BF16 { run_bf16(kernel, Avx512(())) } else { run_avx512(kernel, Avx512(())) } }
     }
 
     #[inline(always)]
@@ -262,8 +262,8 @@ impl<const BF16: bool> Simd for Avx512<BF16> {
         let to = &mut to[..4];
         // SAFETY: see the module; `to` has sixteen bytes.
         unsafe {
-            // Not `_mm512_cvtepi32_epi8`: with a store it becomes one instruction that takes tens of cycles on Zen. The first byte
-            // of each word within quarters of the vector, then the first word of each quarter.
+            // Not `_mm512_cvtepi32_epi8`: with a store it becomes one instruction that takes tens of cycles on Zen. Instead, gather
+            // the first byte of each word within quarters of the vector, then the first word of each quarter.
             let bytes = _mm512_shuffle_epi8(_mm512_cvtps_epi32(value), _mm512_set1_epi32(0x0c08_0400));
             let words =
                 _mm512_permutexvar_epi32(_mm512_setr_epi32(0, 4, 8, 12, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0), bytes);

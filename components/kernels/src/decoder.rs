@@ -1,5 +1,5 @@
-//! What a decoder computes beside products: attention over a paged cache, root mean square normalization, rotary positions and the
-//! gate of its feed-forward layers. Every function reads one row, so a batch never changes a result.
+//! The operations of a decoder other than products: attention over a paged cache, root mean square normalization, rotary positions
+//! and the gate of feed-forward layers. Every function reads one row, so a batch never changes a result.
 
 mod attention;
 mod cache;

@@ -20,7 +20,7 @@ use crate::table::{Table, Words};
 pub struct EncoderConfig {
     /// Width of a token's state.
     pub hidden: usize,
-    /// Attention heads; they share `hidden` equally.
+    /// Attention heads, each `hidden / heads` wide.
     pub heads: usize,
     /// Width of the feed-forward network's inner layer.
     pub intermediate: usize,
@@ -30,7 +30,7 @@ pub struct EncoderConfig {
     pub epsilon: f32,
     /// The row of the position table that belongs to a text's first token: 0, and 2 in RoBERTa's family.
     pub first_position: usize,
-    /// What attention scores are multiplied by: `1 / sqrt(hidden / heads)`, or 1 where the query weights contain it.
+    /// The factor of attention scores: `1 / sqrt(hidden / heads)`, or 1 where the query weights contain it.
     pub score_factor: f32,
 }
 
@@ -57,9 +57,9 @@ pub struct Norm<'a> {
 pub struct Embeddings<'a> {
     /// By token id.
     pub words: Table<'a>,
-    /// `[positions, hidden]`; empty where a model has none, whose texts are then bounded by [`Variant::tokens_max`].
+    /// `[positions, hidden]`; empty for a model without position embeddings, whose texts [`Variant::tokens_max`] bounds.
     pub positions: &'a [f32],
-    /// `[types, hidden]`; empty where a model has none.
+    /// `[types, hidden]`; empty for a model without token types.
     pub types: &'a [f32],
     /// Applied to the sum.
     pub norm: Norm<'a>,
@@ -86,13 +86,13 @@ pub struct LayerWeights<'a> {
     pub output_norm: Norm<'a>,
 }
 
-/// What some architectures have beside BERT's encoder.
+/// The parts of some architectures that BERT's encoder lacks.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Variant<'a> {
     /// From the normalized embeddings to `hidden`, where they are of another width: ELECTRA, ALBERT.
     pub projection: Option<Linear<'a>>,
-    /// The layers that a text passes where they are more than those with weights: the first weights then serve the first layers, and so
-    /// on. ALBERT.
+    /// The number of layers where it exceeds the number of layers with weights: consecutive layers then share weights, in equal
+    /// groups. ALBERT.
     pub layers: Option<usize>,
     /// How attention depends on distances: MPNet, DeBERTa.
     pub relative: Relative<'a>,
@@ -109,11 +109,11 @@ pub struct EncoderWeights<'a> {
     pub layers: Vec<LayerWeights<'a>>,
 }
 
-/// Why an encoder cannot be made, or cannot take a batch.
+/// Why an encoder cannot be built, or cannot compute a batch.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum EncoderError {
-    /// A number of the configuration is not possible.
+    /// A number of the configuration is out of range.
     Config(String),
     /// A tensor is not as long as the configuration says.
     Length {
@@ -168,7 +168,7 @@ impl fmt::Display for EncoderError {
 
 impl std::error::Error for EncoderError {}
 
-/// Texts end to end.
+/// A batch of texts, concatenated without padding.
 #[derive(Clone, Copy, Debug)]
 pub struct Texts<'a> {
     /// The token ids of all texts.
@@ -191,7 +191,7 @@ pub struct Encoder {
     projection: Option<Matrix>,
     relative: OwnedRelative,
     tokens_max: usize,
-    /// The layers that a text passes, where they are not those with weights.
+    /// The number of layers, where it is not the number of layers with weights.
     passes: Option<usize>,
     layers: Vec<Layer>,
 }
@@ -214,7 +214,7 @@ struct Layer {
     distances: PackedDistances,
 }
 
-/// Memory that one caller computes in; it grows to the largest batch that it has seen.
+/// Scratch memory of one caller; it grows to the size of the largest batch.
 #[derive(Debug, Default)]
 pub struct Scratch {
     /// `[tokens, hidden]`: the states.
@@ -250,7 +250,7 @@ impl Encoder {
     /// Packs the weights for an instruction set.
     ///
     /// # Errors
-    /// When a tensor has not the length that the configuration gives it, or the configuration is not possible.
+    /// When a tensor's length does not agree with the configuration, or the configuration is invalid.
     pub fn new(
         isa: Isa,
         precision: Precision,
@@ -262,10 +262,10 @@ impl Encoder {
         Ok(encoder)
     }
 
-    /// An encoder that has no layer yet.
+    /// An encoder without layers; [`push_layer`](Self::push_layer) adds them.
     ///
     /// # Errors
-    /// When a tensor has not the length that the configuration gives it, or the configuration is not possible.
+    /// When a tensor's length does not agree with the configuration, or the configuration is invalid.
     pub fn without_layers(
         isa: Isa,
         config: EncoderConfig,
@@ -323,10 +323,10 @@ impl Encoder {
         })
     }
 
-    /// Packs a layer after those that it has. `distances` are those of a layer with disentangled attention.
+    /// Packs and appends a layer. `distances` belong to a layer with disentangled attention.
     ///
     /// # Errors
-    /// When a tensor has not the length that the configuration gives it.
+    /// When a tensor's length does not agree with the configuration.
     pub fn push_layer(
         &mut self,
         precision: Precision,
@@ -345,23 +345,23 @@ impl Encoder {
         Ok(())
     }
 
-    /// Its shape.
+    /// The shape of the encoder.
     pub fn config(&self) -> &EncoderConfig {
         &self.config
     }
 
-    /// The longest text that it takes, in tokens.
+    /// The longest text, in tokens.
     pub fn tokens_max(&self) -> usize {
         self.tokens_max
     }
 
-    /// Bytes that its weights take in memory; a shared table does not count.
+    /// Bytes of the tables and layers in memory; a shared table does not count.
     pub fn bytes(&self) -> usize {
         let layers = self.layers.iter().map(Layer::bytes).sum::<usize>();
         self.words.bytes() + 4 * (self.positions.len() + self.types.len()) + layers
     }
 
-    /// The last states `[tokens, hidden]` of all texts, end to end.
+    /// Computes the states `[tokens, hidden]` of all texts after the last layer, concatenated.
     ///
     /// # Errors
     /// When a text is empty or too long, an id is not in its table, or the lengths do not add up.
@@ -379,7 +379,7 @@ impl Encoder {
         let chunk = chunk_rows(intermediate).min(tokens.max(1));
         wide.resize(chunk * intermediate);
         if let Some(projection) = &self.projection {
-            // No layer has used the memory yet.
+            // `context` is free until the first layer.
             context.resize(tokens * width);
             self.embed(&texts, ranges, context);
             projection.multiply(context, Epilogue::Store, states, rows);
@@ -403,7 +403,7 @@ impl Encoder {
         Ok(&scratch.states)
     }
 
-    /// The layers in the order in which a text passes them.
+    /// The layers in the order of computation.
     fn passes(&self) -> impl Iterator<Item = &Layer> {
         let count = self.passes.unwrap_or(self.layers.len());
         (0..count).map(move |pass| &self.layers[pass * self.layers.len() / count])
@@ -526,8 +526,8 @@ impl OwnedRelative {
     }
 }
 
-/// Rows of a feed-forward network that are computed together, in whole blocks of every instruction set: they bound the memory of its
-/// inner layer, and are enough to read the weights seldom. A row's result does not depend on it.
+/// Rows of a feed-forward network that are computed together, in whole blocks of every instruction set: few enough to bound the
+/// memory of its inner layer, and enough to amortize reading the weights. A row's result does not depend on the number.
 pub(crate) fn chunk_rows(intermediate: usize) -> usize {
     const BYTES_MAX: usize = 2 << 20;
     const BLOCK_ROWS: usize = 12;
@@ -562,7 +562,7 @@ pub(crate) fn check_texts(
     within("token type", texts.types, types)
 }
 
-/// `scope` comes before the name of the part in an error.
+/// Checks the lengths of a linear layer; `scope` precedes the name of the part in an error.
 pub(crate) fn check_linear(
     scope: &str,
     name: &str,
@@ -588,7 +588,7 @@ fn length(name: &str, len: usize, expected: usize) -> Result<(), EncoderError> {
     Err(EncoderError::Length { name: name.to_owned(), len, expected })
 }
 
-/// A table must have whole rows.
+/// Checks that a table has whole rows.
 fn table(name: &str, len: usize, hidden: usize) -> Result<(), EncoderError> {
     length(name, len, len / hidden * hidden)
 }

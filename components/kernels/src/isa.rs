@@ -1,4 +1,4 @@
-//! Which instruction set a computation is compiled for.
+//! Selection of the instruction set at run time.
 
 use std::fmt;
 use std::str::FromStr;
@@ -68,7 +68,7 @@ macro_rules! with_simd {
     };
 }
 
-/// The name of no instruction set that this processor has.
+/// A name that is not that of an available instruction set.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct UnknownIsa {
     name: String,
@@ -84,7 +84,7 @@ impl fmt::Display for UnknownIsa {
 
 impl std::error::Error for UnknownIsa {}
 
-/// How an instruction set wants data to be packed.
+/// The layout of packed weights for an instruction set.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Layout {
     /// Columns of a panel of weights.
@@ -94,7 +94,7 @@ pub(crate) struct Layout {
 }
 
 impl Isa {
-    /// Every instruction set that this processor has, the best first.
+    /// Every instruction set that this processor has, the fastest first.
     pub fn available() -> Vec<Self> {
         let mut kinds = Vec::new();
         #[cfg(target_arch = "x86_64")]
@@ -115,12 +115,12 @@ impl Isa {
         kinds.into_iter().map(Self).collect()
     }
 
-    /// The fastest that this processor has.
+    /// The fastest instruction set that this processor has.
     pub fn best() -> Self {
         Self::available().first().copied().unwrap_or(Self(Kind::Portable(Portable)))
     }
 
-    /// Its name, as [`FromStr`] reads it.
+    /// The name, as [`FromStr`] reads it.
     pub fn name(self) -> &'static str {
         match self.0 {
             Kind::Portable(_) => "portable",
@@ -141,7 +141,7 @@ impl Isa {
         }
     }
 
-    /// Whether it multiplies bf16 by an instruction, which is then faster than f32.
+    /// Whether it has an instruction for products of bf16, which makes them faster than those of f32.
     pub fn has_bf16_products(self) -> bool {
         match self.0 {
             #[cfg(target_arch = "x86_64")]
@@ -154,7 +154,7 @@ impl Isa {
         with_simd!(self.0, simd => layout_of(simd))
     }
 
-    /// What packed weights in bytes are less than those of a quantized matrix.
+    /// The number that is subtracted from the byte weights of a quantized matrix when they are packed.
     pub(crate) fn byte_shift(self) -> u8 {
         with_simd!(self.0, simd => byte_shift_of(simd))
     }

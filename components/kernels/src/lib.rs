@@ -8,26 +8,29 @@
 //! loop reads activations through a pointer after one check of its bounds.
 //!
 //! # How a product is tiled
-//! `[rows, inner] · [inner, columns]`. A [`Matrix`] lies in panels of two vectors of columns: `[panel][step][column]`, where a step is one
-//! f32, a pair of bf16 or a group of two or four i8 of the inner dimension, whatever one instruction multiplies and adds in a lane. A tile is
-//! a panel by up to twelve rows (six where there are sixteen registers): its sums stay in registers while a step loads two vectors of
-//! weights, and each row's activation is broadcast and multiplied by both. Rows are read where they are in f32; in bf16 and int8 they
-//! are lowered once for a product, with an odd number of cache lines from one to the next so that the rows of a tile do not compete for
-//! the same lines. All blocks of rows pass one panel before the next panel is read, so weights are read from memory once for a
-//! product, and a product of twelve rows has the rate of a large one. Blocks are as equal as possible, because a block of one row is slow.
-//! Attention uses the same tile, with keys and values as panels. A product has columns and an inner dimension of any length: panels are
-//! padded with zeros, which add nothing.
+//! `[rows, inner] · [inner, columns]`. A [`Matrix`] lies in panels of two vectors of columns:
+//! `[panel][step][column]`, where a step is one f32, a pair of bf16 or a group of two or four i8 of the inner
+//! dimension: the elements that one instruction multiplies and adds in a lane. A tile is a panel by up to twelve
+//! rows (six where there are sixteen registers): its sums stay in registers while a step loads two vectors of
+//! weights, and each row's activation is broadcast and multiplied by both. Rows are read where they are in f32; in
+//! bf16 and int8 they are lowered once for a product, with an odd number of cache lines from one to the next so
+//! that the rows of a tile do not compete for the same lines. All blocks of rows pass one panel before the next
+//! panel is read, so weights are read from memory once for a product, and a product of twelve rows is as fast as a
+//! large one. Blocks are as equal as possible, because a block of one row is slow. Attention uses the same tile,
+//! with keys and values as panels. A product has columns and an inner dimension of any length: panels are padded
+//! with zeros, which add nothing.
 //!
 //! # Batch invariance
-//! A batch never changes a result, bit for bit. Each element of a product is one sum in the order of the inner dimension,
-//! whatever rows stand beside it; attention, normalization and quantization read one text or one row. Results differ
-//! between instruction sets (which round and fuse differently), never between batches.
+//! A batch never changes a result, bit for bit. Each element of a product is one sum in the order of the inner
+//! dimension, regardless of the other rows of the batch; attention, normalization and quantization read one text or
+//! one row. Results differ between instruction sets (which round and fuse differently), never between batches.
 //!
 //! # Precision
-//! [`Precision::F32`] multiplies f32 by f32. [`Precision::Bf16`] rounds both factors to bf16 and sums in f32; a processor without such
-//! an instruction multiplies the same rounded numbers in f32. [`Precision::Int8`] multiplies activations quantized to u8, with a scale and a zero point
-//! for each row (token), by i8 weights with a scale for each column, and sums in i32: the integer sums are exact, so they are the same
-//! on every instruction set. One scale for a whole batch would let one text change the result of another.
+//! [`Precision::F32`] multiplies f32 by f32. [`Precision::Bf16`] rounds both factors to bf16 and sums in f32; a
+//! processor without such an instruction multiplies the same rounded numbers in f32. [`Precision::Int8`] multiplies
+//! activations quantized to u8, with a scale and a zero point for each row (token), by i8 weights with a scale for
+//! each column, and sums in i32: the integer sums are exact, so they are the same on every instruction set. One
+//! scale for a whole batch would let one text change the result of another.
 
 mod aligned;
 mod attention;

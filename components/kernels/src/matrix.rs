@@ -6,13 +6,13 @@ use crate::pack::pack;
 use crate::product::{Epilogue, Product};
 use crate::rows::Rows;
 
-/// What products are computed in.
+/// The number format of products.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Precision {
     /// f32 by f32.
     F32,
-    /// bf16 by bf16, both rounded to nearest, with sums in f32. An instruction set without such a product multiplies the same numbers
-    /// in f32.
+    /// bf16 by bf16, both rounded to nearest, with sums in f32. An instruction set without such a product multiplies the rounded
+    /// numbers in f32.
     Bf16,
     /// Activations in u8 with a scale and a zero point for each row, weights in i8 with a scale for each column, sums in i32.
     Int8,
@@ -73,7 +73,7 @@ impl Matrix {
     /// Packs matrices with the same inner dimension side by side: `(values, bias)` each, the bias as long as the matrix has columns.
     ///
     /// # Panics
-    /// When a slice is not as long as the dimensions say, there are no columns, or `inner` is 0 or above 65,536.
+    /// When a slice's length does not agree with the dimensions, there are no columns, or `inner` is 0 or above 65,536.
     pub fn pack(isa: Isa, precision: Precision, inner: usize, parts: &[(Values<'_>, &[f32])]) -> Self {
         assert!((1..=INNER_MAX).contains(&inner), "an inner dimension of {inner} is not within 1 to {INNER_MAX}");
         let columns: usize = parts.iter().map(|(_, bias)| bias.len()).sum();
@@ -97,7 +97,7 @@ impl Matrix {
     /// its row of `source` alone.
     ///
     /// # Panics
-    /// When `source` is not whole rows, or `out` has not as many.
+    /// When `source` is not whole rows, or `out` does not have as many rows.
     pub fn multiply(&self, source: &[f32], epilogue: Epilogue, out: &mut [f32], rows: &mut Rows) {
         let activations = rows.lower(source, self);
         Product { rows: source.len() / self.inner, activations, matrix: self, epilogue, out }.compute();
@@ -108,12 +108,12 @@ impl Matrix {
         self.inner
     }
 
-    /// The columns of a product.
+    /// The number of columns.
     pub fn columns(&self) -> usize {
         self.columns
     }
 
-    /// What its products are computed in.
+    /// The number format of its products.
     pub fn precision(&self) -> Precision {
         match self.weights {
             Weights::F32(_) => Precision::F32,
@@ -122,12 +122,12 @@ impl Matrix {
         }
     }
 
-    /// The instruction set that it is packed for.
+    /// The instruction set that the matrix is packed for.
     pub fn isa(&self) -> Isa {
         self.isa
     }
 
-    /// Bytes that the packed weights take.
+    /// Bytes of the packed weights in memory.
     pub fn bytes(&self) -> usize {
         let weights = match &self.weights {
             Weights::F32(values) => size_of_val::<[f32]>(values),

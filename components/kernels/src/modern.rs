@@ -18,7 +18,7 @@ use crate::table::{Table, Words};
 pub struct ModernConfig {
     /// Width of a token's state.
     pub hidden: usize,
-    /// Attention heads; they share `hidden` equally, and each has an even width.
+    /// Attention heads, each `hidden / heads` wide, an even number.
     pub heads: usize,
     /// Width of the feed-forward network's inner layer.
     pub intermediate: usize,
@@ -30,10 +30,10 @@ pub struct ModernConfig {
     pub tokens_max: usize,
 }
 
-/// A layer as a file stores it. Every part is added to the states that it reads.
+/// A layer as a file stores it. The output of each part is added to the states.
 #[derive(Clone, Copy, Debug)]
 pub struct ModernLayerWeights<'a> {
-    /// Before attention; none in the first layer, whose embeddings are normalized.
+    /// Before attention; `None` in the first layer, whose input is normalized already.
     pub attention_norm: Option<Norm<'a>>,
     /// `[hidden, 3 hidden]`: queries, keys and values.
     pub qkv: Linear<'a>,
@@ -47,7 +47,7 @@ pub struct ModernLayerWeights<'a> {
     pub gate: Linear<'a>,
     /// `[intermediate, hidden]`
     pub output: Linear<'a>,
-    /// The greatest distance of a key from its query; none where all keys are attended to.
+    /// The greatest distance of a key from its query; `None` for attention to all keys.
     pub window: Option<usize>,
     /// The base of the rotary positions' wave lengths.
     pub rotary_base: f32,
@@ -78,10 +78,11 @@ struct Layer {
 }
 
 impl ModernEncoder {
-    /// An encoder that has no layer yet. The normalizations are that of the embeddings and the last one.
+    /// An encoder without layers; [`push_layer`](Self::push_layer) adds them. `norm` follows the embeddings, `final_norm` the last
+    /// layer.
     ///
     /// # Errors
-    /// When a tensor has not the length that the configuration gives it, or the configuration is not possible.
+    /// When a tensor's length does not agree with the configuration, or the configuration is invalid.
     pub fn without_layers(
         isa: Isa,
         config: ModernConfig,
@@ -116,10 +117,10 @@ impl ModernEncoder {
         })
     }
 
-    /// Packs a layer after those that it has.
+    /// Packs and appends a layer.
     ///
     /// # Errors
-    /// When a tensor has not the length that the configuration gives it.
+    /// When a tensor's length does not agree with the configuration.
     pub fn push_layer(&mut self, precision: Precision, weights: &ModernLayerWeights<'_>) -> Result<(), EncoderError> {
         let ModernConfig { hidden, heads, intermediate, tokens_max, .. } = self.config;
         let index = self.layers.len();
@@ -146,12 +147,12 @@ impl ModernEncoder {
         Ok(())
     }
 
-    /// Its shape.
+    /// The shape of the encoder.
     pub fn config(&self) -> &ModernConfig {
         &self.config
     }
 
-    /// Bytes that its weights take in memory; a shared table does not count.
+    /// Bytes of the tables and layers in memory; a shared table does not count.
     pub fn bytes(&self) -> usize {
         let matrices = |layer: &Layer| {
             let Layer { qkv, attention_output, input, gate, output, .. } = layer;
@@ -160,7 +161,7 @@ impl ModernEncoder {
         self.words.bytes() + self.layers.iter().map(matrices).sum::<usize>()
     }
 
-    /// The last states `[tokens, hidden]` of all texts, end to end.
+    /// Computes the states `[tokens, hidden]` of all texts after the last layer, concatenated.
     ///
     /// # Errors
     /// When a text is empty or too long, an id is not in its table, or the lengths do not add up.
@@ -189,7 +190,7 @@ impl ModernEncoder {
             layer.qkv.multiply(normalized, Epilogue::Store, qkv, rows);
             for range in ranges.iter() {
                 for (position, token) in range.clone().enumerate() {
-                    layer.rotary.turn(position, &mut qkv[token * 3 * hidden..][..2 * hidden]);
+                    layer.rotary.rotate(position, &mut qkv[token * 3 * hidden..][..2 * hidden]);
                 }
             }
             let mut window = layer.window.map(|distance_max| Window { distance_max });
@@ -222,34 +223,35 @@ impl ModernEncoder {
     }
 }
 
-/// Rotary positions. Su et al., "RoFormer", 2021: the two halves of a head are turned against each other.
+/// Rotary positions. Su et al., "RoFormer", 2021; element i of a head forms a pair with element i of its second half.
 #[derive(Debug)]
 struct Rotary {
     base: f32,
     /// Half the width of a head.
     half: usize,
     /// `[position][half]`: cosine and sine.
-    turns: Vec<(f32, f32)>,
+    rotations: Vec<(f32, f32)>,
 }
 
 impl Rotary {
     fn new(base: f32, head_size: usize, positions: usize) -> Self {
         let half = head_size / 2;
         let frequency = |index: usize| 1.0 / base.powf(2.0 * index as f32 / head_size as f32);
-        let turn = |position: usize, index: usize| {
+        let rotation = |position: usize, index: usize| {
             let angle = position as f32 * frequency(index);
             (angle.cos(), angle.sin())
         };
-        let turns = (0..positions).flat_map(|position| (0..half).map(move |index| turn(position, index))).collect();
-        Self { base, half, turns }
+        let rotations =
+            (0..positions).flat_map(|position| (0..half).map(move |index| rotation(position, index))).collect();
+        Self { base, half, rotations }
     }
 
-    /// Turns all heads of a token.
-    fn turn(&self, position: usize, heads: &mut [f32]) {
-        let turns = &self.turns[position * self.half..][..self.half];
+    /// Rotates all heads of the token at a position.
+    fn rotate(&self, position: usize, heads: &mut [f32]) {
+        let rotations = &self.rotations[position * self.half..][..self.half];
         for head in heads.chunks_exact_mut(2 * self.half) {
             let (first, second) = head.split_at_mut(self.half);
-            for ((x, y), (cosine, sine)) in first.iter_mut().zip(second).zip(turns) {
+            for ((x, y), (cosine, sine)) in first.iter_mut().zip(second).zip(rotations) {
                 (*x, *y) = (*x * cosine - *y * sine, *y * cosine + *x * sine);
             }
         }

@@ -1,10 +1,10 @@
-//! NEON, and with or without its dot product: vectors of four lanes. Every 64-bit Arm processor has NEON; the dot product of bytes is in
+//! NEON, with or without its dot product: vectors of four lanes. Every 64-bit Arm processor has NEON; the dot product of bytes is in
 //! Armv8.4 and in most cores since 2018 (Neoverse N1, Cortex-A76, Apple M1).
 //!
 //! # Safety
 //! NEON is part of every 64-bit Arm target. Its intrinsics need nothing else but, for loads and stores, memory that the slices have
-//! been checked to cover, of any alignment. `SDOT` needs the dot product: `Neon<true>` is made only by [`Neon::detect`], which asks the
-//! processor. Its intrinsic is not stable yet, so it is written in assembly; it reads and writes registers alone.
+//! been checked to cover, of any alignment. `SDOT` needs the dot product: `Neon<true>` is made only by [`Neon::detect`], which checks
+//! the processor. Its intrinsic is not stable yet, so it is written in assembly; it reads and writes only registers.
 
 use std::arch::aarch64::*;
 use std::arch::asm;
@@ -16,7 +16,7 @@ use crate::simd::{Kernel, Simd};
 pub(crate) struct Neon<const DOT: bool>(());
 
 impl<const DOT: bool> Neon<DOT> {
-    /// Asks the processor.
+    /// Detects the dot product at run time, if `DOT` is true.
     pub(crate) fn detect() -> Option<Self> {
         (!DOT || std::arch::is_aarch64_feature_detected!("dotprod")).then_some(Self(()))
     }

@@ -3,7 +3,7 @@
 use crate::math::exp;
 use crate::simd::{Kernel, Simd, load_up_to, store_up_to};
 
-/// Sums that are kept beside each other, so that one addition need not wait for the one before.
+/// Independent partial sums, which hide the latency of an addition.
 const CHAINS: usize = 4;
 
 /// Replaces each row by `(row - mean) / sqrt(variance + epsilon) * gain + bias`. Ba, Kiros and Hinton, "Layer Normalization", 2016.
@@ -74,8 +74,8 @@ fn squares<S: Simd>(simd: S, row: &[f32], mean: f32) -> f32 {
     simd.sum(simd.add(simd.add(totals[0], totals[1]), simd.add(totals[2], totals[3])))
 }
 
-/// Replaces a row by `exp(factor (row - greatest))` and gives the sum of that: softmax without the division. The row is not empty,
-/// the factor positive.
+/// Replaces a row by `exp(factor (row - greatest))` and returns the sum of the result: softmax without the division. The row is not
+/// empty, the factor positive.
 #[inline(always)]
 pub(crate) fn exponentials<S: Simd>(simd: S, row: &mut [f32], factor: f32) -> f32 {
     let mut greatest = simd.splat(f32::NEG_INFINITY);

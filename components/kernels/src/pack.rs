@@ -1,4 +1,4 @@
-//! Weights into panels.
+//! Packs weights into panels.
 
 use crate::aligned::Aligned;
 use crate::isa::Isa;
@@ -7,8 +7,8 @@ use crate::simd::{Kernel, LANES_MAX, Simd, bf16};
 
 /// The widest panel of any instruction set.
 const WIDTH_MAX: usize = 2 * LANES_MAX;
-/// Rows that are turned at a time: they and their columns stay in the first-level cache.
-const TURN_ROWS: usize = 16;
+/// Rows that are transposed at a time: they and their columns stay in the first-level cache.
+const TRANSPOSE_ROWS: usize = 16;
 
 /// Packs matrices with the same inner dimension side by side.
 pub(crate) fn pack(isa: Isa, precision: Precision, inner: usize, parts: &[(Values<'_>, &[f32])]) -> Weights {
@@ -18,7 +18,7 @@ pub(crate) fn pack(isa: Isa, precision: Precision, inner: usize, parts: &[(Value
 struct Pack<'a> {
     precision: Precision,
     inner: usize,
-    /// Values, and a bias as long as they have columns.
+    /// The values of each part, and a bias with one element for each column.
     parts: &'a [(Values<'a>, &'a [f32])],
 }
 
@@ -48,7 +48,7 @@ impl Kernel for Pack<'_> {
                     floats.fill(0.0);
                     segments(panel).for_each(|segment| segment.floats(inner, width, &mut floats));
                     for (to, rows) in to.chunks_exact_mut(width).zip(floats.chunks(2 * width)) {
-                        // An odd inner dimension leaves a last row alone.
+                        // With an odd inner dimension the last row has no partner.
                         let (low, high) = rows.split_at(width);
                         for (column, to) in to.iter_mut().enumerate() {
                             let high = high.get(column).copied().unwrap_or_default();
@@ -62,7 +62,7 @@ impl Kernel for Pack<'_> {
                 let groups = inner.div_ceil(S::INT8_GROUP);
                 let mut values = Aligned::zeroed(padded * groups * S::INT8_GROUP);
                 let (mut scales, mut sums) = (Aligned::zeroed(padded), Aligned::zeroed(padded));
-                // Zeros past the last row, which are never written.
+                // The rows past the last one stay zero.
                 let mut integers = vec![0; width * groups * S::INT8_GROUP];
                 let mut floats = vec![0.0; width * inner];
                 let panels = values.chunks_exact_mut(width * groups * S::INT8_GROUP);
@@ -81,19 +81,20 @@ impl Kernel for Pack<'_> {
     }
 }
 
-/// Columns of one part that lie in one panel.
+/// The columns of one part that lie in one panel.
 struct Segment<'a> {
     values: Values<'a>,
-    /// The columns of the part.
+    /// The number of columns of the part.
     columns: usize,
-    /// The first of them that lies in the panel.
+    /// The first column of the part that lies in the panel.
     first: usize,
-    /// Where it lies in the panel.
-    place: usize,
+    /// The column of the panel that it becomes.
+    offset: usize,
+    /// The number of columns of the segment.
     count: usize,
 }
 
-/// What of the parts lies in the panel of columns from `start` on.
+/// The segments of the panel that begins at column `start`.
 #[inline(always)]
 fn segments<'a>(parts: &'a [(Values<'a>, &'a [f32])], start: usize, width: usize) -> impl Iterator<Item = Segment<'a>> {
     let mut before = 0;
@@ -104,7 +105,7 @@ fn segments<'a>(parts: &'a [(Values<'a>, &'a [f32])], start: usize, width: usize
             values: *values,
             columns,
             first: from.saturating_sub(before),
-            place: from.saturating_sub(start),
+            offset: from.saturating_sub(start),
             count: to.saturating_sub(from),
         };
         before += columns;
@@ -116,8 +117,8 @@ impl Segment<'_> {
     /// Writes the weights to their columns of `[inner][width]`.
     #[inline(always)]
     fn floats(&self, inner: usize, width: usize, to: &mut [f32]) {
-        let Self { columns, first, place, count, .. } = *self;
-        let cells = to.chunks_exact_mut(width).map(|row| &mut row[place..place + count]);
+        let Self { columns, first, offset, count, .. } = *self;
+        let cells = to.chunks_exact_mut(width).map(|row| &mut row[offset..offset + count]);
         match self.values {
             Values::F32(values) => {
                 for (cells, row) in cells.zip(values.chunks_exact(columns)) {
@@ -126,10 +127,10 @@ impl Segment<'_> {
             }
             Values::F32Transposed(values) => {
                 let values = &values[first * inner..][..count * inner];
-                for (block, to) in to[..inner * width].chunks_mut(TURN_ROWS * width).enumerate() {
+                for (block, to) in to[..inner * width].chunks_mut(TRANSPOSE_ROWS * width).enumerate() {
                     for (column, values) in values.chunks_exact(inner).enumerate() {
-                        let values = &values[block * TURN_ROWS..];
-                        for (to, value) in to[place + column..].iter_mut().step_by(width).zip(values) {
+                        let values = &values[block * TRANSPOSE_ROWS..];
+                        for (to, value) in to[offset + column..].iter_mut().step_by(width).zip(values) {
                             *to = *value;
                         }
                     }
@@ -146,12 +147,12 @@ impl Segment<'_> {
         }
     }
 
-    /// Writes the weights in i8 to their columns of `[inner][width]`, and the factor of each to `scales`. f32 weights are rounded to
-    /// the factor `greatest magnitude / 127`.
+    /// Writes the weights in i8 to their columns of `[inner][width]`, and the factor of each column to `scales`. The factor of f32
+    /// weights is `greatest magnitude / 127`.
     #[inline(always)]
     fn integers(&self, inner: usize, width: usize, floats: &mut [f32], to: &mut [i8], scales: &mut [f32]) {
-        let Self { columns, first, place, count, .. } = *self;
-        let range = place..place + count;
+        let Self { columns, first, offset, count, .. } = *self;
+        let range = offset..offset + count;
         if let Values::I8 { values, scales: factors } = self.values {
             for (to, row) in to.chunks_exact_mut(width).zip(values.chunks_exact(columns)) {
                 to[range.clone()].copy_from_slice(&row[first..first + count]);
@@ -169,7 +170,7 @@ impl Segment<'_> {
         let factors = greatest.map(|greatest| if greatest > 0.0 { greatest / 127.0 } else { 1.0 });
         for (to, row) in to.chunks_exact_mut(width).zip(floats.chunks_exact(width)) {
             for ((to, value), factor) in to[range.clone()].iter_mut().zip(&row[range.clone()]).zip(factors) {
-                // To the nearest integer, ties to even: what is added leaves no fraction bits.
+                // Rounds to the nearest integer, ties to even: the sum has no fraction bits.
                 const SHIFT: f32 = 12_582_912.0;
                 *to = ((value / factor + SHIFT) - SHIFT) as i8;
             }
@@ -178,7 +179,7 @@ impl Segment<'_> {
     }
 }
 
-/// The sum of each column of `[rows][width]`.
+/// Adds the sum of each column of `[rows][width]` to `sums`.
 #[inline(always)]
 fn add_columns(rows: &[i8], width: usize, sums: &mut [i32]) {
     for row in rows.chunks_exact(width) {
@@ -188,7 +189,7 @@ fn add_columns(rows: &[i8], width: usize, sums: &mut [i32]) {
     }
 }
 
-/// `[inner][column]` as `[group][column][element of the group]`.
+/// Reorders `[inner][column]` to `[group][column][element of the group]`.
 #[inline(always)]
 fn interleave<S: Simd>(integers: &[i8], to: &mut [i8]) {
     let width = 2 * S::LANES;

@@ -1,4 +1,4 @@
-//! The rate that products can reach at most.
+//! The upper bound of the rate of products.
 
 use crate::isa::Isa;
 use crate::matrix::Precision;
@@ -8,8 +8,8 @@ use crate::tile::{Brain, Float, Format, Integer, Strided, by_rows, tile};
 /// Steps of the tile: its operands stay in the first-level cache.
 const STEPS: usize = 64;
 
-/// Computes one full tile `rounds` times from operands that stay in the first-level cache, and gives the operations that it took, a
-/// multiplication and an addition being two. Their rate is the most that a product can reach on this processor.
+/// Computes one full tile `rounds` times from operands that stay in the first-level cache, and returns the number of operations; a
+/// multiplication and an addition are two. Their rate is the upper bound of any product on this processor.
 pub fn peak_operations(isa: Isa, precision: Precision, rounds: usize) -> u64 {
     isa.run(Peak { precision, rounds })
 }

@@ -1,4 +1,5 @@
-//! Vectors of four lanes in plain Rust: what every processor can run. The compiler makes of them what the target's baseline has.
+//! Vectors of four lanes in plain Rust, for every processor. The compiler translates them to the instructions of the target's
+//! baseline.
 
 use std::array::from_fn;
 
@@ -20,7 +21,7 @@ impl Simd for Portable {
 
     type F32 = F32;
     type I32 = I32;
-    /// Pairs of i16, one after the other: the form in which compilers know the sum of two products (SSE2 has an instruction for it).
+    /// Pairs of i16, one after the other: compilers recognize the sum of two products in this form (SSE2 has an instruction for it).
     type Int8 = [i16; 8];
     type Bf16 = [u32; 4];
     type Bytes = [u8; 16];
@@ -77,13 +78,13 @@ impl Simd for Portable {
 
     #[inline(always)]
     fn mul_add(self, a: F32, b: F32, c: F32) -> F32 {
-        // `f32::mul_add` is a call of the C library where the baseline has no such instruction.
+        // `f32::mul_add` calls the C library where the baseline has no such instruction.
         from_fn(|lane| a[lane] * b[lane] + c[lane])
     }
 
     #[inline(always)]
     fn round(self, a: F32) -> F32 {
-        // Adding and subtracting 1.5 * 2^23 leaves no fraction bits; past 2^22 there are none to lose but the last.
+        // Adding and subtracting 1.5 * 2^23 removes the fraction bits. It is exact only below 2^22.
         const SHIFT: f32 = 12_582_912.0;
         from_fn(|lane| if a[lane].abs() < 4_194_304.0 { (a[lane] + SHIFT) - SHIFT } else { a[lane].round_ties_even() })
     }

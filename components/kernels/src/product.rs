@@ -6,14 +6,14 @@ use crate::rows::{Activations, Block, Lowered, blocks};
 use crate::simd::{Kernel, Simd, load_up_to, store_up_to};
 use crate::tile::{Brain, Float, Format, Integer, Strided, by_rows, tile};
 
-/// What happens to an element of a product, its bias added, before it is written.
+/// How an element of a product, with its bias added, is written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Epilogue {
-    /// It replaces what is there.
+    /// It replaces the old value.
     Store,
-    /// It is added to what is there: a residual connection.
+    /// It is added to the old value: a residual connection.
     Add,
-    /// Its activation replaces what is there.
+    /// Its activation replaces the old value.
     Activate(Activation),
 }
 
@@ -27,7 +27,7 @@ pub(crate) struct Product<'a> {
 }
 
 impl Product<'_> {
-    /// Computes it with the instruction set that the matrix is packed for.
+    /// Computes the product with the instruction set that the matrix is packed for.
     pub(crate) fn compute(self) {
         assert_eq!(self.out.len(), self.rows * self.matrix.columns(), "the size of a product");
         self.matrix.isa().run(self);
@@ -59,9 +59,9 @@ impl Kernel for Product<'_> {
     }
 }
 
-/// What the sums of a tile are in f32.
+/// Converts the sums of a tile to f32.
 trait Sums<S: Simd, T>: Copy {
-    /// The sums of a tile in the rows and columns from `row` and `column` on.
+    /// Converts the sums of the tile whose first row and column are `row` and `column`.
     fn to_f32<const R: usize>(self, simd: S, sums: [[T; 2]; R], row: usize, column: usize) -> [[S::F32; 2]; R];
 }
 
@@ -85,7 +85,7 @@ struct IntegerSums<'a> {
 }
 
 impl<S: Simd> Sums<S, S::I32> for IntegerSums<'_> {
-    // Several short loops, because the compiler unrolls those, and the sums then stay in registers.
+    // Several short loops: the compiler unrolls them, and the sums then stay in registers.
     #[inline(always)]
     fn to_f32<const R: usize>(self, simd: S, sums: [[S::I32; 2]; R], row: usize, column: usize) -> [[S::F32; 2]; R] {
         let (scales, weight_sums) = (&self.scales[column..][..2 * S::LANES], &self.sums[column..][..2 * S::LANES]);
@@ -153,9 +153,9 @@ struct Cells {
     block: Block,
     /// The first column.
     first: usize,
-    /// The columns; fewer than a panel's width at the right edge.
+    /// The number of columns; fewer than a panel's width at the right edge.
     count: usize,
-    /// The columns of a whole row.
+    /// The number of columns of a whole row.
     columns: usize,
 }
 
@@ -199,7 +199,8 @@ fn product_tile<S: Simd, F: Format<S>, W, T: Sums<S, F::Sums>, const R: usize>(
     }
 }
 
-/// The activation of what a tile has stored. It is a loop of its own because its code is long, and there are many tiles.
+/// Applies the activation to the cells that a tile has stored. A separate loop, because its code is long and the tile is
+/// instantiated for every number of rows.
 #[inline(always)]
 fn activate<S: Simd>(simd: S, activation: Activation, cells: Cells, out: &mut [f32]) {
     for row in 0..cells.block.count {

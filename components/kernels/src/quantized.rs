@@ -3,8 +3,8 @@
 //! A weight is `scale * (q - center)` or `scale * q + minimum`: `q` has four or eight bits, scale and minimum are f16 and belong to a
 //! block, the center to the matrix. Columns lie in panels of sixteen, whatever the instruction set: `[panel][block][group][column]`
 //! with groups of four weights, two groups in a vector of nibbles. Activations are quantized to i8 in the same blocks, with an f32
-//! scale. The products of a block are summed exactly in i32; blocks are scaled and added in f32 in the order of the inner dimension, whatever
-//! rows stand beside a row, so that a batch never changes a result.
+//! scale. The products of a block are summed exactly in i32; blocks are scaled and added in f32 in the order of the inner dimension,
+//! independently of the other rows, so that a batch never changes a result.
 //!
 //! Results are `[panel][row][16]`: threads that compute different panels write to different slices.
 

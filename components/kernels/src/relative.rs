@@ -8,19 +8,19 @@ use crate::matrix::{Matrix, Precision, Values};
 use crate::product::Epilogue;
 use crate::rows::Rows;
 
-/// What is added to the scores of attention before their softmax.
+/// A term that is added to attention scores before the softmax.
 pub(crate) trait ScoreTerm {
-    /// Called before the queries of a head of a text.
+    /// Prepares for the queries of a head of a text.
     fn begin(&mut self, text: &Range<usize>, head: usize);
 
-    /// Adds to the scores `[keys]` of a query of that head.
+    /// Adds the term to the scores `[keys]` of a query of that head.
     fn add(&self, query: usize, scores: &mut [f32]);
 }
 
-/// How attention scores depend on the distance of tokens, as a file stores it.
+/// How attention scores depend on the distance between tokens, as a file stores it.
 #[derive(Clone, Copy, Debug, Default)]
 pub enum Relative<'a> {
-    /// They do not.
+    /// No dependence.
     #[default]
     None,
     /// A bias for each head and distance `key - query`, the same in all layers: `[heads, 2 tokens_max - 1]`, distance 0 in the middle
@@ -39,13 +39,13 @@ pub enum Relative<'a> {
 /// The embeddings of distances in a layer with disentangled attention, projected: `[span, hidden]` each.
 #[derive(Clone, Copy, Debug)]
 pub struct LayerDistances<'a> {
-    /// What queries are multiplied by (content to position).
+    /// The factors of queries (content to position).
     pub keys: Option<&'a [f32]>,
-    /// What keys are multiplied by (position to content).
+    /// The factors of keys (position to content).
     pub queries: Option<&'a [f32]>,
 }
 
-/// [`Relative`], in an encoder.
+/// The owned form of [`Relative`].
 #[derive(Debug)]
 pub(crate) enum OwnedRelative {
     None,
@@ -73,7 +73,7 @@ impl ScoreTerm for Bias<'_> {
     }
 }
 
-/// No scores but those of keys at a distance of at most `distance_max`. Beltagy et al., "Longformer", 2020, section 3.1.
+/// Masks the scores of keys at a distance of more than `distance_max`. Beltagy et al., "Longformer", 2020, section 3.1.
 pub(crate) struct Window {
     pub(crate) distance_max: usize,
 }
@@ -96,7 +96,7 @@ pub(crate) struct PackedDistances {
 }
 
 impl PackedDistances {
-    /// The embeddings are of the right length.
+    /// Packs the embeddings, whose lengths the caller has checked.
     pub(crate) fn pack(isa: Isa, distances: &LayerDistances<'_>, heads: usize, head_size: usize, span: usize) -> Self {
         let bias = vec![0.0; span];
         let pack = |values: Option<&[f32]>| {
@@ -115,7 +115,7 @@ impl PackedDistances {
     }
 }
 
-/// Memory that [`Disentangled`] works in.
+/// Scratch memory of [`Disentangled`].
 #[derive(Debug, Default)]
 pub(crate) struct Buffers {
     /// `[tokens, head_size]`: the queries or keys of a head.

@@ -1,19 +1,19 @@
-//! Activations, in the form that products read them.
+//! Activations in the form that products read.
 
 use crate::aligned::Aligned;
 use crate::matrix::{Matrix, Precision};
 use crate::simd::{Kernel, Simd, load_up_to};
 use crate::tile::Strided;
 
-/// Activations `[rows, inner]`, lowered to the precision of a matrix: memory that is filled for each product and grows to the largest
-/// that it has seen. In f32 products read the activations where they are.
+/// Scratch memory for activations `[rows, inner]` that are converted to the precision of a matrix. It grows to the size of the largest
+/// product. Products in f32 read the activations in place.
 #[derive(Debug, Default)]
 pub struct Rows {
     /// `[row][stride]`, each word a pair of bf16 or a group of quantized activations.
     words: Aligned<u32>,
-    /// The words from a row to the next.
+    /// The distance from a row to the next, in words.
     stride: usize,
-    /// For each row, what an integer stands for: `(integer - zero) * scale`.
+    /// By row; an integer means `(integer - zero) * scale`.
     scales: Vec<f32>,
     zeros: Vec<i32>,
 }
@@ -29,9 +29,9 @@ pub(crate) enum Activations<'a> {
 #[derive(Clone, Copy)]
 pub(crate) struct Lowered<'a> {
     pub(crate) words: Strided<'a, u32>,
-    /// By row; of no meaning in bf16.
+    /// By row; unused in bf16.
     pub(crate) scales: &'a [f32],
-    /// By row; of no meaning in bf16.
+    /// By row; unused in bf16.
     pub(crate) zeros: &'a [i32],
 }
 
@@ -55,7 +55,7 @@ pub(crate) fn blocks(rows: usize, block_rows: usize) -> impl Iterator<Item = Blo
 }
 
 impl Rows {
-    /// The rows `[rows, matrix.inner()]` of a slice in the form that products with `matrix` read.
+    /// Converts the rows `[rows, matrix.inner()]` of a slice to the form that products with `matrix` read.
     pub(crate) fn lower<'a>(&'a mut self, source: &'a [f32], matrix: &Matrix) -> Activations<'a> {
         let inner = matrix.inner();
         assert_eq!(source.len() % inner, 0, "rows of {inner}");
@@ -108,10 +108,11 @@ impl Kernel for Lower<'_> {
     }
 }
 
-/// Minima and maxima that are kept beside each other, so that one comparison need not wait for the one before.
+/// Independent minima and maxima, which hide the latency of a comparison.
 const CHAINS: usize = 2;
 
-/// One row in u8, less the shift of the instruction set; its scale and zero point. The range that the integers cover is that of the row, and has zero in it.
+/// Quantizes one row to u8, less the shift of the instruction set, and returns its scale and zero point. The integers cover the range
+/// of the row, extended to include zero.
 #[inline(always)]
 fn quantize<S: Simd>(simd: S, row: &[f32], to: &mut [u32]) -> (f32, i32) {
     let (mut least, mut greatest) = ([simd.splat(0.0); CHAINS], [simd.splat(0.0); CHAINS]);
@@ -128,7 +129,7 @@ fn quantize<S: Simd>(simd: S, row: &[f32], to: &mut [u32]) -> (f32, i32) {
     }
     let least = simd.least(simd.min(least[0], least[1]));
     let greatest = simd.greatest(simd.max(greatest[0], greatest[1]));
-    // A row of zeros has no range; one this small has none that f32 can divide by.
+    // A row of zeros has no range, and f32 cannot divide by a smaller one.
     let scale = ((greatest - least) / 255.0).max(1e-30);
     let zero = (-least / scale).round_ties_even();
     let (factor, shift) = (simd.splat(1.0 / scale), simd.splat(zero));

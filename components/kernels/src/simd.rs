@@ -3,19 +3,20 @@
 /// A computation that is compiled for every instruction set.
 ///
 /// `run` is marked `#[inline(always)]` in every implementation, and so is every function that it calls with a [`Simd`]: only what
-/// is inlined into [`Simd::run`] is compiled for its instruction set. A closure cannot be marked so: none may call a [`Simd`].
+/// is inlined into [`Simd::run`] is compiled for its instruction set. A closure cannot have the attribute, so no closure may call a
+/// [`Simd`].
 pub(crate) trait Kernel {
-    /// What it computes.
+    /// The result.
     type Output;
 
-    /// Computes it.
+    /// Computes the result.
     fn run<S: Simd>(self, simd: S) -> Self::Output;
 }
 
-/// An instruction set. A value of an implementing type is the proof that the processor has it: such values are made only
-/// after the processor was asked, which is what makes the operations safe to call.
+/// An instruction set. A value of an implementing type is the proof that the processor has it: such values are constructed only after
+/// the feature was detected, which makes the operations safe to call.
 ///
-/// All operations are by lane. Slices shorter than what an operation reads or writes are a panic.
+/// All operations are by lane. An operation panics on a slice that is shorter than what it reads or writes.
 pub(crate) trait Simd: Copy {
     /// Elements of a vector.
     const LANES: usize;
@@ -23,12 +24,12 @@ pub(crate) trait Simd: Copy {
     const ROWS: usize;
     /// Elements of the inner dimension that one lane of [`dot_int8`](Self::dot_int8) multiplies and adds: 2 or 4.
     const INT8_GROUP: usize;
-    /// What is subtracted from activations in u8 where integer products take i8: 128. It is subtracted from zero points too, so
-    /// that the results are the same.
+    /// Subtracted from activations in u8 where integer products take i8: 128. Zero points are lowered by the same number, so that the
+    /// results are equal.
     const INT8_SHIFT: i32 = 0;
-    /// The most rows of a tile of a product with quantized weights, where the eight vectors of a block are kept as well.
+    /// The most rows of a tile of a product with quantized weights, where registers hold the eight vectors of a block as well.
     const BLOCK_ROWS: usize;
-    /// What is subtracted from weights in u8 where [`dot_bytes`](Self::dot_bytes) takes i8: 128.
+    /// Subtracted from weights in u8 where [`dot_bytes`](Self::dot_bytes) takes i8: 128.
     const BYTE_SHIFT: u8;
 
     /// [`LANES`](Self::LANES) f32.
@@ -102,7 +103,8 @@ pub(crate) trait Simd: Copy {
     fn load_int8(self, from: &[i8]) -> Self::Int8;
     /// Adds to each lane the exact sum of the products of two groups.
     fn dot_int8(self, sum: Self::I32, activations: Self::Int8, weights: Self::Int8) -> Self::I32;
-    /// Writes [`LANES`](Self::LANES) activations, integers from 0 to 255, less [`INT8_SHIFT`](Self::INT8_SHIFT), as `LANES / INT8_GROUP` groups.
+    /// Writes [`LANES`](Self::LANES) activations, integers from 0 to 255, less [`INT8_SHIFT`](Self::INT8_SHIFT), as
+    /// `LANES / INT8_GROUP` groups.
     fn store_int8(self, value: Self::F32, to: &mut [u32]);
 
     /// Four bytes for each lane: the first `4 * LANES` of a slice.
@@ -117,7 +119,7 @@ pub(crate) trait Simd: Copy {
     /// activations in i8 from -127 to 127, the first one in the lowest byte.
     fn dot_bytes(self, sum: Self::I32, weights: Self::Bytes, activations: u32) -> Self::I32;
 
-    /// Adds the products of eight groups, with weights from 0 to 15 that nothing is subtracted from.
+    /// Adds the products of eight groups, with weights from 0 to 15 without [`BYTE_SHIFT`](Self::BYTE_SHIFT).
     #[inline(always)]
     fn dot_nibbles(self, sum: Self::I32, weights: &[Self::Bytes; 8], activations: &[u32; 8]) -> Self::I32 {
         let mut sum = sum;
@@ -127,12 +129,12 @@ pub(crate) trait Simd: Copy {
         sum
     }
 
-    /// The first elements of a slice of f16, exactly. Infinities and NaN have no place there.
+    /// The first elements of a slice of f16, exactly. The elements must be finite.
     fn load_f16(self, from: &[u16]) -> Self::F32;
     /// Writes the first elements of a slice, each rounded to the nearest f16, ties to even. Values are at most 65504 in magnitude.
     fn store_f16(self, value: Self::F32, to: &mut [u16]);
 
-    /// Requests the cache line of an address, which need not be valid: a hint.
+    /// Prefetches the cache line of an address, which need not be valid.
     #[inline(always)]
     fn prefetch<T>(self, _address: *const T) {}
 
@@ -182,7 +184,7 @@ pub(crate) fn store_up_to<S: Simd>(simd: S, value: S::F32, to: &mut [f32]) {
 /// The value of a finite f16.
 #[inline(always)]
 pub(crate) fn f16_to_f32(bits: u16) -> f32 {
-    // The exponent's bias is 112 less than that of f32, which a product makes good, for subnormal numbers as well.
+    // The exponent's bias is 112 less than that of f32; a multiplication corrects it, for subnormal numbers as well.
     const FACTOR: f32 = f32::from_bits((127 + 112) << 23);
     let magnitude = f32::from_bits(u32::from(bits & 0x7fff) << 13) * FACTOR;
     f32::from_bits(magnitude.to_bits() | u32::from(bits & 0x8000) << 16)
@@ -200,7 +202,7 @@ pub(crate) fn f32_to_f16(value: f32) -> u16 {
     sign | ((bits + 0xfff + (bits >> 13 & 1)) >> 13) as u16
 }
 
-/// The nearest bf16, ties to even; a quiet NaN of a NaN.
+/// The nearest bf16, ties to even; a NaN becomes a quiet NaN.
 #[inline(always)]
 pub(crate) fn bf16(value: f32) -> u16 {
     let bits = value.to_bits();

@@ -3,7 +3,7 @@
 use std::fmt;
 use std::sync::Arc;
 
-/// A table that lies elsewhere, in a mapped file for example, and is read a row at a time.
+/// A table that is stored elsewhere, in a mapped file for example, and is read a row at a time.
 pub trait TableRows: fmt::Debug + Send + Sync {
     /// Its rows.
     fn rows(&self) -> usize;
@@ -40,7 +40,7 @@ pub(crate) enum Words {
 }
 
 impl Words {
-    /// `width` elements a row; the error is the length of the table and the one that it must have.
+    /// Copies or shares a table with `width` elements a row. The error is the actual and the expected number of elements.
     pub(crate) fn new(table: Table<'_>, width: usize) -> Result<Self, (usize, usize)> {
         let check = |len: usize, expected: usize| if len == expected { Ok(()) } else { Err((len, expected)) };
         match table {
@@ -67,7 +67,7 @@ impl Words {
         }
     }
 
-    /// Reads a row into `to`, as long as a row is.
+    /// Reads a row into `to`, which has the length of a row.
     pub(crate) fn read(&self, row: usize, to: &mut [f32]) {
         let width = to.len();
         match self {
@@ -80,7 +80,7 @@ impl Words {
         }
     }
 
-    /// Bytes of its own; a shared table has none.
+    /// Bytes in memory; 0 for a shared table.
     pub(crate) fn bytes(&self) -> usize {
         match self {
             Self::F32(values) => 4 * values.len(),

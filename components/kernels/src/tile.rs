@@ -1,23 +1,23 @@
 //! The inner loop of every product: a few rows by two vectors of columns, with the sums in registers.
 //!
 //! # Safety
-//! [`tile`] reads activations through a pointer, because checks of each index would take as long as the arithmetic. It checks once,
-//! before the loop, that all of them lie in the slice. Nothing else here is unsafe.
+//! [`tile`] reads activations through a pointer, because checking each index would take as long as the arithmetic. It checks once,
+//! before the loop, that all indices are in bounds. Nothing else here is unsafe.
 
 use crate::simd::Simd;
 
-/// The form of numbers in which a product multiplies and adds.
+/// The number format of a product.
 pub(crate) trait Format<S: Simd> {
-    /// An element of a row: what is multiplied by one element of each column in one step.
+    /// An element of a row, multiplied by one element of each column in one step.
     type Activation: Copy;
-    /// What panels consist of.
+    /// An element of a panel.
     type Weight: Copy;
-    /// One step of all lanes.
+    /// The factors of all lanes in one step.
     type Factors: Copy;
     /// The sums of all lanes.
     type Sums: Copy;
 
-    /// The weights of one vector in one step.
+    /// The number of weights of one vector in one step.
     const WEIGHTS: usize;
 
     /// Zeros.
@@ -126,7 +126,7 @@ impl<S: Simd> Format<S> for Integer {
     }
 }
 
-/// Rows for a tile: `count` of them, the first at the front of `elements`, each `stride` after the one before.
+/// Rows for a tile: the first begins at `elements[0]`, and each begins `stride` elements after the one before.
 #[derive(Clone, Copy)]
 pub(crate) struct Strided<'a, T> {
     pub(crate) elements: &'a [T],
@@ -134,14 +134,14 @@ pub(crate) struct Strided<'a, T> {
 }
 
 impl<'a, T> Strided<'a, T> {
-    /// From a later row on.
+    /// Drops the first `rows` rows.
     #[inline(always)]
     pub(crate) fn skip(self, rows: usize) -> Self {
         Self { elements: &self.elements[rows * self.stride..], stride: self.stride }
     }
 }
 
-/// How far ahead of a step weights are requested.
+/// The distance at which weights are prefetched, in bytes.
 const PREFETCH_BYTES: usize = 2048;
 /// Bytes of a cache line.
 const LINE_BYTES: usize = 64;
@@ -164,25 +164,25 @@ pub(crate) fn tile<S: Simd, F: Format<S>, const R: usize>(
     let mut sums = [[F::zero(simd); 2]; R];
     let mut front = rows.elements.as_ptr();
     for weights in panel.chunks_exact(width) {
-        // The prefetcher of the processor is late where weights come from the third-level cache or from memory.
+        // The hardware prefetcher is late where weights come from the third-level cache or from memory.
         let ahead = weights.as_ptr().cast::<u8>().wrapping_add(PREFETCH_BYTES);
         simd.prefetch(ahead);
         simd.prefetch(ahead.wrapping_add(LINE_BYTES));
         let weights = [F::load(simd, weights), F::load(simd, &weights[F::WEIGHTS..])];
         for (row, sums) in sums.iter_mut().enumerate() {
             // SAFETY: `front` is `step` elements into `rows.elements`, and `row * stride + step` is at most
-            // `(R - 1) * stride + steps - 1`, which was checked to lie in it.
+            // `(R - 1) * stride + steps - 1`, which was checked to be in bounds.
             let activations = F::splat(simd, unsafe { *front.add(row * stride) });
             sums[0] = F::step(simd, sums[0], activations, weights[0]);
             sums[1] = F::step(simd, sums[1], activations, weights[1]);
         }
-        // SAFETY: one past the step, at most one past the end of the first row, which lies in `rows.elements`.
+        // SAFETY: the result is at most one past the end of the first row, which lies in `rows.elements`.
         front = unsafe { front.add(1) };
     }
     sums
 }
 
-/// Calls `$function::<$parameters.., ROWS>($arguments)` with the number of rows that `$count` is, 1 to 12.
+/// Calls `$function::<$parameters.., ROWS>($arguments)` with `ROWS` = `$count`, 1 to 12.
 macro_rules! by_rows {
     ($count:expr, $function:ident :: <$($parameter:ty),*>($($argument:expr),* $(,)?)) => {
         match $count {
@@ -192,7 +192,7 @@ macro_rules! by_rows {
             4 => $function::<$($parameter),*, 4>($($argument),*),
             5 => $function::<$($parameter),*, 5>($($argument),*),
             6 => $function::<$($parameter),*, 6>($($argument),*),
-            // A narrower instruction set never comes here, and has no code for it.
+            // Unreachable for a narrower instruction set, which so has no code for these rows.
             count if S::ROWS > 6 => match count {
                 7 => $function::<$($parameter),*, 7>($($argument),*),
                 8 => $function::<$($parameter),*, 8>($($argument),*),

@@ -1,8 +1,8 @@
 //! WebAssembly's vectors of 128 bits: four lanes. A module is compiled for them or not; no run-time check is possible.
 //!
 //! # Safety
-//! The module that this is compiled into has the feature, so its intrinsics are safe but for loads and stores, which need memory that
-//! the slices have been checked to cover, of any alignment.
+//! The module that this is compiled into has the feature, so its intrinsics are safe except for loads and stores, which need memory
+//! that the slices have been checked to cover, of any alignment.
 
 use std::arch::wasm32::*;
 

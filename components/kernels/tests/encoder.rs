@@ -103,7 +103,7 @@ impl Model {
             .expect("the weights have the lengths of the configuration")
     }
 
-    /// The states of one text in f64, as the paper has it.
+    /// The states of one text in f64, by the formulas of the paper.
     fn exact(&self, ids: &[u32], types: &[u32]) -> Vec<Vec<f64>> {
         let row = |table: &[f32], index: usize| -> Vec<f64> {
             table[index * HIDDEN..][..HIDDEN].iter().map(|value| f64::from(*value)).collect()
@@ -115,7 +115,7 @@ impl Model {
                     row(&self.positions, index + CONFIG.first_position),
                     row(&self.types, types.get(index).map_or(0, |kind| *kind as usize)),
                 ];
-                normalized(
+                normalize(
                     &(0..HIDDEN).map(|column| parts.iter().map(|part| part[column]).sum()).collect::<Vec<f64>>(),
                     &self.norm,
                 )
@@ -143,7 +143,7 @@ impl Model {
             let residual = |from: &[Vec<f64>], states: &[Vec<f64>], norm| -> Vec<Vec<f64>> {
                 let sums =
                     from.iter().zip(states).map(|(a, b)| a.iter().zip(b).map(|(a, b)| a + b).collect::<Vec<f64>>());
-                sums.map(|row| normalized(&row, norm)).collect()
+                sums.map(|row| normalize(&row, norm)).collect()
             };
             states = residual(&apply(&context, &linears[3]), &states, &norms[0]);
             let mut wide = apply(&states, &linears[4]);
@@ -157,7 +157,7 @@ impl Model {
     }
 }
 
-/// Tests keep their small models for the whole run.
+/// A slice for the whole test run: the models are small.
 fn leak(values: &[f32]) -> &'static [f32] {
     Box::leak(values.to_vec().into_boxed_slice())
 }
@@ -174,7 +174,7 @@ fn apply(rows: &[Vec<f64>], (weight, bias): &(Vec<f32>, Vec<f32>)) -> Vec<Vec<f6
     rows.iter().map(one).collect()
 }
 
-fn normalized(row: &[f64], [gain, bias]: &[Vec<f32>; 2]) -> Vec<f64> {
+fn normalize(row: &[f64], [gain, bias]: &[Vec<f32>; 2]) -> Vec<f64> {
     let mean = row.iter().sum::<f64>() / row.len() as f64;
     let variance = row.iter().map(|value| (value - mean).powi(2)).sum::<f64>() / row.len() as f64;
     let factor = 1.0 / (variance + f64::from(CONFIG.epsilon)).sqrt();
@@ -182,7 +182,7 @@ fn normalized(row: &[f64], [gain, bias]: &[Vec<f32>; 2]) -> Vec<f64> {
     parts.map(|((value, gain), bias)| (value - mean) * factor * f64::from(*gain) + f64::from(*bias)).collect()
 }
 
-/// Texts of ids and token types.
+/// Generates texts of ids and token types.
 fn texts(
     lengths: std::ops::Range<usize>,
     count: std::ops::Range<usize>,
@@ -243,7 +243,7 @@ const LENGTH_MAX: usize = if cfg!(miri) { 4 } else { POSITIONS - 2 };
 const TEXTS: usize = if cfg!(miri) { 3 } else { 12 };
 const MIXTURES: usize = if cfg!(miri) { 2 } else { 1300 };
 
-/// Batches of texts from a pool, each text in many batches and places.
+/// Batches of texts from a pool, each text in many batches and at many positions.
 #[test]
 fn texts_have_the_same_bits_in_1300_mixtures() {
     let model = Model::new();
@@ -275,7 +275,7 @@ fn texts_have_the_same_bits_in_1300_mixtures() {
 }
 
 #[test]
-fn bad_batches_are_refused_and_the_next_one_is_right() {
+fn invalid_batch_is_refused_and_the_next_batch_computes() {
     let encoder = Model::new().encoder(Isa::best(), Precision::F32);
     let mut scratch = Scratch::default();
     let good = Texts { ids: &[1, 2, 3], types: &[], lengths: &[3] };
@@ -307,7 +307,7 @@ fn bad_batches_are_refused_and_the_next_one_is_right() {
 }
 
 #[test]
-fn weights_of_wrong_length_are_refused_by_name() {
+fn weights_of_wrong_length_are_refused_with_their_name() {
     let model = Model::new();
     let check = |change: &dyn Fn(&mut EncoderWeights<'_>), name: &str| {
         let mut weights = model.weights();

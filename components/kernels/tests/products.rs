@@ -1,4 +1,4 @@
-//! Products of every instruction set against plain sums in f64, over all shapes near the edges of tiles and panels.
+//! Products of every instruction set against plain sums in f64, for random shapes around the sizes of tiles and panels.
 
 use proptest::prelude::*;
 use weir_kernels::{Activation, Epilogue, Isa, Matrix, Precision, Rows, Values};
@@ -20,11 +20,11 @@ fn numbers(count: usize, seed: u64) -> Vec<f32> {
     (0..count).map(|_| next()).collect()
 }
 
-fn transposed(values: &[f32], rows: usize, columns: usize) -> Vec<f32> {
+fn transpose(values: &[f32], rows: usize, columns: usize) -> Vec<f32> {
     (0..columns).flat_map(|column| (0..rows).map(move |row| values[row * columns + column])).collect()
 }
 
-/// The nearest bf16, ties to even, by arithmetic: eight bits of the mantissa stay.
+/// The nearest bf16, ties to even, by arithmetic: eight bits of the significand remain.
 fn bf16(value: f32) -> f32 {
     let step = 2_f64.powi(value.abs().log2().floor() as i32 - 7);
     if value == 0.0 { value } else { ((f64::from(value) / step).round_ties_even() * step) as f32 }
@@ -64,8 +64,8 @@ proptest! {
                 prop_assert_eq!(added[index], stored[index] + before[index]);
                 prop_assert_eq!(activated[index], stored[index].max(0.0));
             }
-            let turned = transposed(&weights, inner, columns);
-            let torch = Matrix::pack(isa, Precision::F32, inner, &[(Values::F32Transposed(&turned), &bias)]);
+            let transposed = transpose(&weights, inner, columns);
+            let torch = Matrix::pack(isa, Precision::F32, inner, &[(Values::F32Transposed(&transposed), &bias)]);
             prop_assert_eq!(multiply(&torch, &source, Epilogue::Store, &before), stored);
         }
     }
@@ -76,16 +76,16 @@ proptest! {
     ) {
         let (source, weights) = (numbers(rows * inner, seed), numbers(inner * columns, seed + 1));
         let (bias, before) = (numbers(columns, seed + 2), numbers(rows * columns, seed + 3));
-        let rounded = |values: &[f32]| values.iter().map(|value| bf16(*value)).collect::<Vec<f32>>();
-        let exact = exact(&rounded(&source), &rounded(&weights), &bias, inner);
+        let round = |values: &[f32]| values.iter().map(|value| bf16(*value)).collect::<Vec<f32>>();
+        let exact = exact(&round(&source), &round(&weights), &bias, inner);
         for isa in Isa::available() {
             let matrix = Matrix::pack(isa, Precision::Bf16, inner, &[(Values::F32(&weights), &bias)]);
             let stored = multiply(&matrix, &source, Epilogue::Store, &before);
             for (index, exact) in exact.iter().enumerate() {
                 prop_assert!((f64::from(stored[index]) - exact).abs() < 1e-5, "{isa}: {} is not {exact}", stored[index]);
             }
-            let turned = transposed(&weights, inner, columns);
-            let torch = Matrix::pack(isa, Precision::Bf16, inner, &[(Values::F32Transposed(&turned), &bias)]);
+            let transposed = transpose(&weights, inner, columns);
+            let torch = Matrix::pack(isa, Precision::Bf16, inner, &[(Values::F32Transposed(&transposed), &bias)]);
             prop_assert_eq!(multiply(&torch, &source, Epilogue::Store, &before), stored);
         }
     }
@@ -140,7 +140,7 @@ proptest! {
     }
 
     #[test]
-    fn matrices_side_by_side_give_what_each_gives_alone(
+    fn matrices_packed_side_by_side_compute_the_separate_products(
         rows in 1_usize..8, inner in 1_usize..SIDE, left in 1_usize..SIDE, right in 1_usize..SIDE, seed: u64,
     ) {
         let source = numbers(rows * inner, seed);

@@ -33,7 +33,7 @@ fn has_bytes(form: WeightForm) -> bool {
     matches!(form, WeightForm::Bytes { .. } | WeightForm::BytesWithMinimum)
 }
 
-/// A random block; scales are multiples of 2^-10, which f16 has.
+/// A random block; scales are multiples of 2^-10, which f16 represents exactly.
 fn block(form: WeightForm, column: usize, index: usize, seed: u64) -> WeightBlock {
     let random = numbers(BLOCK + 2, seed ^ (column as u64) << 20 ^ index as u64);
     let levels = if has_bytes(form) { 256.0 } else { 16.0 };
@@ -53,12 +53,12 @@ fn weight(form: WeightForm, block: &WeightBlock, element: usize) -> f64 {
     f64::from(block.scale) * (f64::from(block.values[element]) - center) + f64::from(block.minimum)
 }
 
-/// Activations, rounded to eight bits in blocks.
-fn rounded(row: &[f32]) -> Vec<f64> {
+/// Rounds activations to eight bits in blocks.
+fn round_blocks(row: &[f32]) -> Vec<f64> {
     let blocks = row.chunks(BLOCK).flat_map(|block| {
-        let most = block.iter().fold(0.0_f32, |most, value| most.max(value.abs()));
-        let inverse = if most > 0.0 { 127.0 / most } else { 0.0 };
-        block.iter().map(move |value| f64::from((value * inverse).round_ties_even()) * f64::from(most / 127.0))
+        let maximum = block.iter().fold(0.0_f32, |maximum, value| maximum.max(value.abs()));
+        let inverse = if maximum > 0.0 { 127.0 / maximum } else { 0.0 };
+        block.iter().map(move |value| f64::from((value * inverse).round_ties_even()) * f64::from(maximum / 127.0))
     });
     blocks.collect()
 }
@@ -89,7 +89,7 @@ proptest! {
             let matrix = QuantizedMatrix::pack(isa, (inner, columns), form, 0.5, |c, b| block(form, c, b, seed)).with_bias(&bias);
             let out = multiply(&matrix, isa, &source);
             for (row, values) in source.chunks(inner).enumerate() {
-                let values = rounded(values);
+                let values = round_blocks(values);
                 for (column, &start) in bias.iter().enumerate() {
                     let terms = (0..inner).map(|k| {
                         let block = block(form, column, k / BLOCK, seed);
@@ -149,9 +149,9 @@ proptest! {
         let shape = PageShape { heads: 2, head_size: 16 * size };
         let width = shape.token_elements();
         let (keys, values) = (numbers(tokens * width, seed), numbers(tokens * width, seed + 1));
-        let asked = numbers(queries * shape.head_size, seed + 2);
+        let query_rows = numbers(queries * shape.head_size, seed + 2);
         let lengths: Vec<usize> = (0..queries).map(|query| 1 + (query * 37 + 11) % tokens).collect();
-        // Pages in another order than tokens, with numbers that no token wrote between them.
+        // Pages in another order than tokens, with unused pages between them.
         let count = tokens.div_ceil(PAGE_TOKENS);
         let pages: Vec<u32> = (0..count as u32).rev().map(|page| 2 * page + 1).collect();
         for isa in Isa::available() {
@@ -173,8 +173,8 @@ proptest! {
                     .compute(isa);
                 out
             };
-            let all = attend(&asked, &lengths);
-            for (index, query) in asked.chunks(shape.head_size).enumerate() {
+            let all = attend(&query_rows, &lengths);
+            for (index, query) in query_rows.chunks(shape.head_size).enumerate() {
                 let out = &all[index * shape.head_size..][..shape.head_size];
                 let alone = attend(query, &lengths[index..=index]);
                 prop_assert!(out.iter().zip(&alone).all(|(a, b)| a.to_bits() == b.to_bits()), "{isa}");
@@ -221,11 +221,11 @@ proptest! {
                 prop_assert!(near(head[pair + pairs], x * angle.sin() + y * angle.cos()), "{isa}");
             }
             prop_assert_eq!(&head[2 * pairs..], &a[2 * pairs..]);
-            let most = a.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-            prop_assert_eq!(greatest(isa, &a), most);
+            let maximum = a.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+            prop_assert_eq!(greatest(isa, &a), maximum);
             let mut powers = a.clone();
             let sum = exponentials(isa, &mut powers, 3.0);
-            let exact: Vec<f64> = a.iter().map(|x| (3.0 * (f64::from(*x) - f64::from(most))).exp()).collect();
+            let exact: Vec<f64> = a.iter().map(|x| (3.0 * (f64::from(*x) - f64::from(maximum))).exp()).collect();
             prop_assert!(near(sum, exact.iter().sum()), "{isa}");
             prop_assert!(powers.iter().zip(exact).all(|(power, exact)| near(*power, exact)), "{isa}");
         }
@@ -263,7 +263,7 @@ fn page_copies_give_the_same_attention() {
 }
 
 #[test]
-fn activations_that_are_not_finite_or_all_zero_do_not_panic() {
+fn activations_not_finite_or_all_zero_do_not_panic() {
     let form = WeightForm::Nibbles { center: 8 };
     for isa in Isa::available() {
         let matrix = QuantizedMatrix::pack(isa, (64, 20), form, 1.0, |c, b| block(form, c, b, 5));

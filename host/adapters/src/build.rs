@@ -1,4 +1,4 @@
-//! Drivers and component settings from the configuration.
+//! Builds drivers and component settings from the configuration.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -18,7 +18,7 @@ use crate::supervisor::Bounds;
 pub struct Plan {
     /// Its name.
     pub name: String,
-    /// The component file; empty: the built-in one.
+    /// The component file; empty for the built-in one.
     pub component: PathBuf,
     /// The model that it needs.
     pub model: String,
@@ -39,7 +39,7 @@ impl Plan {
     ///
     /// # Errors
     ///
-    /// A sentence that names the adapter, the key and what is valid.
+    /// A sentence that names the adapter, the key and the valid values.
     pub fn new(adapter: &Adapter, seed: u64) -> Result<Self, String> {
         let wrong = |reason: String| format!("adapter `{}`: {reason}", adapter.name);
         let (settings, framing) = settings(adapter).map_err(wrong)?;
@@ -97,14 +97,14 @@ fn sink_kind(sink: &AdapterSink) -> &'static str {
     }
 }
 
-/// The name of a value in a configuration, as the component's settings have it.
-fn named<T: serde::de::DeserializeOwned>(key: &str, name: &str) -> Result<T, String> {
+/// Parses the name of a value of the component's settings.
+fn parse_name<T: serde::de::DeserializeOwned>(key: &str, name: &str) -> Result<T, String> {
     serde_json::from_value(serde_json::Value::from(name)).map_err(|error| format!("{key}: {error}"))
 }
 
-/// The component's settings, and how files are cut into records.
+/// The component's settings, and how files are split into records.
 fn settings(adapter: &Adapter) -> Result<(AdapterConfig, Framing), String> {
-    let task: TaskKind = named("task", &adapter.task)?;
+    let task: TaskKind = parse_name("task", &adapter.task)?;
     let model = match (adapter.model.as_str(), task) {
         ("", TaskKind::Classify) => "sentiment",
         ("", TaskKind::Tokens) => "entities",
@@ -141,25 +141,25 @@ fn settings(adapter: &Adapter) -> Result<(AdapterConfig, Framing), String> {
             user: adapter.user.clone(),
         },
         delimiter: adapter.delimiter,
-        output: named::<OutputFormat>("output_format", output)?,
+        output: parse_name::<OutputFormat>("output_format", output)?,
         output_text: adapter.output_text || is_table,
-        ordering: named::<OrderingName>("ordering", ordering)?,
+        ordering: parse_name::<OrderingName>("ordering", ordering)?,
         retry_max_attempts: adapter.retry_max_attempts,
         retry_base_backoff_ms: adapter.retry_base_backoff_ms,
         top_k: adapter.top_k,
-        aggregation: named("aggregation", &adapter.aggregation)?,
+        aggregation: parse_name("aggregation", &adapter.aggregation)?,
         truncation: adapter.truncation,
     };
     settings.check()?;
     Ok((settings, framing))
 }
 
-/// The format of payloads, and how files are cut into them.
+/// The format of payloads, and how files are split into them.
 fn formats(adapter: &Adapter) -> Result<(Format, Framing), String> {
     let AdapterSource::File(file) = &adapter.source else {
         return match adapter.format.as_str() {
             "auto" => Ok((Format::Json, Framing::Lines)),
-            name => Ok((named("format", name)?, Framing::Lines)),
+            name => Ok((parse_name("format", name)?, Framing::Lines)),
         };
     };
     let name = match adapter.format.as_str() {
@@ -182,7 +182,7 @@ fn formats(adapter: &Adapter) -> Result<(Format, Framing), String> {
     Ok(match name {
         "captions" => (Format::Json, Framing::Cues),
         "ndjson" => (Format::Json, Framing::Lines),
-        name => match named::<Format>("format", name)? {
+        name => match parse_name::<Format>("format", name)? {
             Format::Csv => (Format::Csv, Framing::Rows),
             Format::Text => (Format::Text, Framing::Lines),
             format => (format, Framing::Whole),
@@ -190,7 +190,7 @@ fn formats(adapter: &Adapter) -> Result<(Format, Framing), String> {
     })
 }
 
-/// The format of a file by its name; NDJSON if that does not say.
+/// The format of a file by its name; NDJSON for an unknown extension.
 fn extension_format(path: &str) -> &'static str {
     let path = path.strip_suffix(".gz").or_else(|| path.strip_suffix(".zst")).unwrap_or(path);
     match path.rsplit_once('.').map(|(_, extension)| extension) {
@@ -233,7 +233,7 @@ struct ConfiguredDriver {
 
 impl ConfiguredDriver {
     async fn connect(&self) -> Result<Connection, DriverError> {
-        // The source first: it finds what is wrong before an output file is truncated.
+        // The source is opened first, so that its errors are found before an output file is truncated.
         let mut is_file = false;
         let (source, committer): (Box<dyn crate::driver::Source>, Box<dyn crate::driver::Committer>) =
             match &self.source {

@@ -2,13 +2,13 @@
 //!
 //! A driver is made of three parts, opened together by [`Driver::open`] each time the adapter connects:
 //!
-//! 1. The [`Source`] reads records, on a task of its own. It gives each a [`Position`]: a partition number that it chooses, and an
-//!    offset that ascends within the partition.
+//! 1. The [`Source`] reads records, on its own task. It gives each a [`Position`]: a partition number that it chooses, and an offset
+//!    that ascends within the partition.
 //! 2. The [`Sink`] writes results in batches. A result is safe when [`Sink::write`] has resolved.
-//! 3. The [`Committer`] moves the position in the source, after results are safe.
+//! 3. The [`Committer`] advances the position in the source, after results are safe.
 //!
-//! When any of them fails, the supervisor drops all three, waits, and opens them anew: the source then begins after the last committed
-//! position, so a driver needs no way to go back. A driver that loses a part of its source to another consumer (a rebalance) returns
+//! When one of them fails, the supervisor drops all three, waits, and opens them again: the source then begins after the last committed
+//! position, so a driver never seeks back. A driver that loses a part of its source to another consumer (a rebalance) returns
 //! [`Read::Revoked`], and uses a new partition number when it gets the part again.
 
 use std::pin::Pin;
@@ -21,18 +21,18 @@ pub type BoxFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
 /// Why a driver failed.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum DriverError {
-    /// The configuration, or something that it names, is wrong. The adapter stops.
+    /// The configuration, or a resource that it names, is invalid. The adapter stops.
     #[error("{0}")]
     Config(String),
-    /// The other side refuses the credentials. The adapter stops.
+    /// The server refuses the credentials. The adapter stops.
     #[error("{0}")]
     Denied(String),
-    /// The connection is lost or the other side does not answer. The adapter reconnects.
+    /// The connection is lost or the server does not respond. The adapter reconnects.
     #[error("{reason}")]
     Transport {
-        /// What happened.
+        /// The cause.
         reason: String,
-        /// When the other side asks to come back, ms.
+        /// The delay that the server asks for before another attempt, in milliseconds.
         retry_after_ms: Option<u64>,
     },
 }
@@ -49,14 +49,14 @@ impl DriverError {
     }
 }
 
-/// What a source has read.
+/// The result of a read.
 #[derive(Debug)]
 pub enum Read {
     /// Records, at least one.
     Records(Vec<SourceRecord>),
     /// These partitions belong to another consumer now: their records will not be committed here.
     Revoked(Vec<u32>),
-    /// Records that are not to be processed again, and why: they go to the error destination (after too many deliveries).
+    /// Records that were delivered too often, and the reason that is written with them to the error destination.
     Dead(Vec<SourceRecord>, String),
     /// There are no more records.
     End,
@@ -67,7 +67,7 @@ pub trait Source: Send {
     /// Waits for records and returns at most `max` of them. The future is dropped only together with the source.
     fn read(&mut self, max: usize) -> BoxFuture<'_, Result<Read, DriverError>>;
 
-    /// Bytes or records that are left, if that is known: of a file the bytes, of a topic the lag.
+    /// What remains to be read, if known: the bytes of a file, or the lag of a topic in records.
     fn remaining(&self) -> Option<u64> {
         None
     }
@@ -76,22 +76,22 @@ pub trait Source: Send {
 /// The results that are safe.
 #[derive(Debug, Default)]
 pub struct Safe {
-    /// The partitions whose watermark has advanced: everything up to the offset is written.
+    /// The partitions whose watermark has advanced: all results up to the offset are written.
     pub commits: Vec<Commit>,
     /// The positions that are complete, for sources that acknowledge one by one.
     pub completed: Vec<Position>,
-    /// Where the sinks are: what they contain then is exactly what the watermarks say, if `is_exact`.
+    /// The positions of the sinks. If `is_exact`, the sinks contain exactly the results up to the watermarks.
     pub marks: Marks,
-    /// No result behind a watermark is written.
+    /// Whether no result past a watermark is written.
     pub is_exact: bool,
 }
 
 /// The positions of the sinks of an adapter.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Marks {
-    /// Of the sink.
+    /// The position of the sink.
     pub output: Option<SinkMark>,
-    /// Of the error destination, if it is another one.
+    /// The position of the error destination, if it is another one.
     pub errors: Option<SinkMark>,
 }
 
@@ -102,16 +102,16 @@ pub struct SinkMark {
     pub path: String,
     /// Its length.
     pub bytes: u64,
-    /// Results in it.
+    /// The number of results in it.
     pub results: u64,
 }
 
 /// The committing side of a source.
 pub trait Committer: Send {
-    /// Records that results are safe. It may be lazy as long as [`Committer::finish`] catches up.
+    /// Records that results are safe. It may defer the work to [`Committer::finish`].
     fn commit<'a>(&'a mut self, safe: &'a Safe) -> BoxFuture<'a, Result<(), DriverError>>;
 
-    /// Commits everything before the end.
+    /// Commits what [`commit`](Committer::commit) has deferred, before the adapter ends.
     fn finish(&mut self) -> BoxFuture<'_, Result<(), DriverError>> {
         Box::pin(async { Ok(()) })
     }
@@ -119,15 +119,15 @@ pub trait Committer: Send {
 
 /// The writing side of a driver.
 pub trait Sink: Send {
-    /// Writes results in their order. They are safe when it resolves.
+    /// Writes results in order. They are safe when the future resolves.
     fn write<'a>(&'a mut self, results: &'a [ResultRecord]) -> BoxFuture<'a, Result<(), DriverError>>;
 
-    /// Where it is, if it can return there.
+    /// The current position, if the sink can be truncated to it.
     fn mark(&self) -> Option<SinkMark> {
         None
     }
 
-    /// Writes what belongs to the end.
+    /// Writes the end of the output, such as a closing bracket.
     fn finish(&mut self) -> BoxFuture<'_, Result<(), DriverError>> {
         Box::pin(async { Ok(()) })
     }
@@ -135,18 +135,18 @@ pub trait Sink: Send {
 
 /// The parts of an open driver.
 pub struct Connection {
-    /// Reads.
+    /// Reads records.
     pub source: Box<dyn Source>,
-    /// Commits.
+    /// Commits positions.
     pub committer: Box<dyn Committer>,
     /// Writes results.
     pub sink: Box<dyn Sink>,
-    /// Writes errors; `None`: the sink does.
+    /// Writes errors; without it the sink writes them.
     pub errors: Option<Box<dyn Sink>>,
 }
 
 /// Opens a source and its sinks.
 pub trait Driver: Send + Sync {
-    /// Connects.
+    /// Opens the source, the committer and the sinks.
     fn open(&self) -> BoxFuture<'_, Result<Connection, DriverError>>;
 }

@@ -7,19 +7,19 @@
 //!
 //! - [`driver`]: the traits of a driver: [`Source`](driver::Source), [`Sink`](driver::Sink), [`Committer`](driver::Committer). To
 //!   write one, read this file.
-//! - [`supervisor`]: one adapter from its start to its end: in flight, writing, committing, reconnecting.
+//! - [`supervisor`]: runs one adapter: it tracks records in flight, writes results, commits positions and reconnects.
 //! - [`status`]: the state and the counters of each adapter.
 //! - [`build`]: drivers from the configuration.
 //! - [`mod@file`], [`redis`]: the drivers.
 //!
-//! This crate knows nothing of wasmtime: the supervisor asks a [`Component`](supervisor::Component) for calls, which the command line
-//! makes from the runtime.
+//! This crate does not depend on wasmtime: the supervisor starts calls of a [`Component`](supervisor::Component), which the command
+//! line implements with the runtime.
 //!
 //! # Invariants
 //!
 //! - A position is committed only after every result up to it is written.
 //! - Records that were read and not written are bounded (`in_flight_max`).
-//! - A failing adapter stops or reconnects alone.
+//! - A failing adapter stops or reconnects without affecting other adapters.
 
 pub mod build;
 pub mod driver;

@@ -3,7 +3,7 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
-/// Where an adapter is in its life.
+/// The state of an adapter.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum State {
     /// It connects for the first time.
@@ -11,13 +11,13 @@ pub enum State {
     Starting,
     /// It reads and writes.
     Running,
-    /// The connection was lost, and is tried again.
+    /// The connection was lost, and is being restored.
     Reconnecting,
-    /// It reads no more and writes what is in flight.
+    /// It has stopped reading and writes the results of records in flight.
     Stopping,
     /// It has ended: the source has ended, or it was stopped.
     Stopped,
-    /// It has failed and will not be tried again.
+    /// It has failed and does not reconnect.
     Failed,
 }
 
@@ -26,7 +26,7 @@ impl State {
     pub const ALL: [Self; 6] =
         [Self::Starting, Self::Running, Self::Reconnecting, Self::Stopping, Self::Stopped, Self::Failed];
 
-    /// Its name.
+    /// The name in reports and metrics.
     pub fn name(self) -> &'static str {
         match self {
             Self::Starting => "starting",
@@ -58,7 +58,7 @@ pub struct Counters {
     pub reconnects: AtomicU64,
     /// Records that were read and are not written.
     pub in_flight: AtomicU64,
-    /// Bytes or records that are left in the source; `u64::MAX`: unknown.
+    /// Bytes or records that remain in the source; `u64::MAX` if unknown.
     pub remaining: AtomicU64,
 }
 
@@ -75,7 +75,7 @@ struct Inner {
     state: Mutex<(State, Option<String>)>,
 }
 
-/// A reading of a status.
+/// A snapshot of a status.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
 pub struct StatusReport {
     /// The adapter's name.
@@ -86,7 +86,7 @@ pub struct StatusReport {
     pub sink: &'static str,
     /// Its state.
     pub state: &'static str,
-    /// The last failure, while it matters.
+    /// The last failure, until the adapter runs again.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub failure: Option<String>,
     /// Records read.
@@ -102,7 +102,7 @@ pub struct StatusReport {
 }
 
 impl Status {
-    /// Of an adapter that has not started.
+    /// The status of an adapter that has not started.
     pub fn new(name: &str, source: &'static str, sink: &'static str) -> Self {
         let counters = Counters { remaining: AtomicU64::new(u64::MAX), ..Counters::default() };
         Self(Arc::new(Inner { name: name.to_owned(), source, sink, counters, state: Mutex::default() }))
@@ -118,7 +118,7 @@ impl Status {
         &self.0.counters
     }
 
-    /// The state, and the last failure while it matters.
+    /// The state, and the last failure until the adapter runs again.
     pub fn state(&self) -> (State, Option<String>) {
         self.0.state.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
@@ -127,7 +127,7 @@ impl Status {
         *self.0.state.lock().unwrap_or_else(PoisonError::into_inner) = (state, failure);
     }
 
-    /// A reading.
+    /// A snapshot of the state and the counters.
     pub fn report(&self) -> StatusReport {
         let (state, failure) = self.state();
         let counters = self.counters();

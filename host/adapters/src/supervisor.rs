@@ -1,4 +1,4 @@
-//! One adapter from its start to its end: records in flight, results written, positions committed, connections made anew.
+//! Runs one adapter: it tracks records in flight, writes results, commits positions and reconnects.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -16,11 +16,11 @@ use weir_core::random::SplitMix64;
 use crate::driver::{BoxFuture, Committer, Connection, Driver, DriverError, Marks, Read, Safe, Sink, Source};
 use crate::status::{State, Status};
 
-/// Most records that are read at once.
+/// The most records of a read.
 const READ_RECORDS_MAX: usize = 256;
-/// Results that wait for the sink before no more are taken from the component.
+/// The most results that wait for the sink; with more, the component's results are not received.
 const PENDING_MAX: usize = 512;
-/// Instances that one record may end before it goes to the error destination.
+/// The instances that may end at one record before it goes to the error destination.
 const STRIKES_MAX: u32 = 2;
 
 /// An adapter component.
@@ -31,11 +31,11 @@ pub trait Component: Send + Sync {
 
 /// A call of an adapter component.
 pub struct Call {
-    /// Takes records; dropping it ends them.
+    /// The records for the component; dropping the sender ends them.
     pub records: mpsc::Sender<SourceRecord>,
     /// The results.
     pub results: mpsc::Receiver<ResultRecord>,
-    /// Resolves, once the results have ended, with the reason if the component did not end them.
+    /// Resolves when the results have ended, with the reason if the instance failed.
     pub end: BoxFuture<'static, Option<String>>,
 }
 
@@ -50,7 +50,7 @@ pub enum ComponentError {
     Ended(String),
 }
 
-/// Why a connection ended, or the adapter.
+/// Why a connection or the adapter ended.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum AdapterFailure {
     /// A driver failed.
@@ -62,9 +62,9 @@ pub enum AdapterFailure {
     /// The component ended with records that it had not completed.
     #[error("the adapter component has ended with {open} records in flight: {reason}")]
     Lost {
-        /// Records without a result.
+        /// The number of incomplete records.
         open: usize,
-        /// Why.
+        /// The cause.
         reason: String,
     },
 }
@@ -89,9 +89,9 @@ impl AdapterFailure {
 /// The bounds of an adapter.
 #[derive(Debug, Clone, Copy)]
 pub struct Bounds {
-    /// Records that were read and are not written; at least 1.
+    /// The most records that were read and are not written; at least 1.
     pub in_flight_max: usize,
-    /// Attempts to connect.
+    /// The attempts to reconnect and their delays.
     pub reconnect: ReconnectConfig,
     /// The seed of the jitter.
     pub seed: u64,
@@ -107,25 +107,25 @@ pub struct Supervisor {
 }
 
 impl Supervisor {
-    /// An adapter that has not started.
+    /// A supervisor of an adapter that has not started.
     pub fn new(driver: Arc<dyn Driver>, component: Arc<dyn Component>, bounds: Bounds, status: Status) -> Self {
         Self { driver, component, bounds, status, poison: Poison::default() }
     }
 
-    /// Runs until the source has ended, or until `stop` is true and everything in flight is written.
+    /// Runs until the source has ended, or until `stop` is true and all records in flight are written.
     ///
     /// # Errors
     ///
-    /// What ended it: a failure that another attempt does not mend, or the last of too many.
+    /// A failure that cannot be retried, or the last one when the attempts to reconnect are exhausted.
     pub async fn run(mut self, mut stop: watch::Receiver<bool>) -> Result<(), AdapterFailure> {
-        let began = Instant::now();
-        let now = || u64::try_from(began.elapsed().as_nanos()).unwrap_or(u64::MAX);
+        let start = Instant::now();
+        let now = || u64::try_from(start.elapsed().as_nanos()).unwrap_or(u64::MAX);
         let mut reconnect = Reconnect::new(self.bounds.reconnect);
         let mut random = SplitMix64::new(self.bounds.seed);
         let name = self.status.name().to_owned();
         loop {
-            let ended = self.connect(&mut stop, || reconnect.handle_connected(now())).await;
-            let failure = match ended {
+            let result = self.connect(&mut stop, || reconnect.handle_connected(now())).await;
+            let failure = match result {
                 Ok(()) => {
                     self.status.set(State::Stopped, None);
                     return Ok(());
@@ -156,7 +156,7 @@ impl Supervisor {
         }
     }
 
-    /// One connection from its start to its end.
+    /// Opens a connection and runs it to its end.
     async fn connect(
         &mut self,
         stop: &mut watch::Receiver<bool>,
@@ -198,13 +198,13 @@ impl Supervisor {
     }
 }
 
-/// Resolves when the adapter is to stop; if the sender is gone, it is.
+/// Resolves when `stop` is true or its sender is dropped.
 async fn stopped(stop: &mut watch::Receiver<bool>) {
-    // An error means that the sender is gone.
+    // An error means that the sender was dropped.
     let _ = stop.wait_for(|stop| *stop).await;
 }
 
-/// Reads records while there is room for them.
+/// Reads records while there are permits.
 async fn read(
     mut source: Box<dyn Source>,
     permits: Arc<Semaphore>,
@@ -221,15 +221,15 @@ async fn read(
             Ok(Read::Records(records) | Read::Dead(records, _)) => records.len(),
             _ => 0,
         };
-        // Each record keeps one until it is complete.
-        let mut held = first;
+        // Each record takes a permit, which is added again when the record is complete.
+        let mut unused = first;
         if let Some(rest) = rest {
-            held.merge(rest);
+            unused.merge(rest);
         }
-        if let Some(kept) = held.split(count.min(max)) {
-            kept.forget();
+        if let Some(used) = unused.split(count.min(max)) {
+            used.forget();
         }
-        drop(held);
+        drop(unused);
         status.counters().remaining.store(source.remaining().unwrap_or(u64::MAX), Ordering::Relaxed);
         let is_last = matches!(read, Ok(Read::End) | Err(_));
         if reads.send(read).await.is_err() || is_last {
@@ -238,7 +238,7 @@ async fn read(
     }
 }
 
-/// The writing parts of a connection, which one future at a time has.
+/// The writing parts of a connection, owned by one future at a time.
 struct Writer {
     sink: Box<dyn Sink>,
     errors: Option<Box<dyn Sink>>,
@@ -246,21 +246,21 @@ struct Writer {
 }
 
 impl Writer {
-    /// Commits what is safe, then writes the next results.
+    /// Commits the safe results, then writes the next ones.
     async fn step(
         mut self,
         mut safe: Safe,
         batch: Vec<ResultRecord>,
     ) -> (Self, Vec<ResultRecord>, Result<(), DriverError>) {
-        let done = async {
+        let step = async {
             if !safe.completed.is_empty() {
                 safe.marks = self.marks();
                 self.committer.commit(&safe).await?;
             }
             self.write(&batch).await
         };
-        let done = done.await;
-        (self, batch, done)
+        let result = step.await;
+        (self, batch, result)
     }
 
     fn marks(&self) -> Marks {
@@ -289,17 +289,17 @@ impl Writer {
     }
 }
 
-/// Records that end instances of the component.
+/// Tracks the records at which instances of the component end.
 #[derive(Debug, Default)]
 struct Poison {
-    /// Records that are still to be processed one at a time.
+    /// The number of records that are processed one at a time from now on.
     solo: usize,
-    /// The record that was alone when an instance ended, and how often.
+    /// The record that was alone in flight when an instance ended, and the number of times.
     suspect: Option<(SourceRecord, u32)>,
 }
 
 impl Poison {
-    /// True when the record has ended too many instances.
+    /// Whether too many instances have ended at the record.
     fn is_condemned(&self, record: &SourceRecord) -> bool {
         self.suspect.as_ref().is_some_and(|(suspect, strikes)| *strikes >= STRIKES_MAX && same(suspect, record))
     }
@@ -317,7 +317,7 @@ impl Poison {
     }
 }
 
-/// Whether two are the same record: its position may have another partition number after a reconnection.
+/// Whether two records are the same. Positions are not compared: after a reconnection the partition number may differ.
 fn same(one: &SourceRecord, other: &SourceRecord) -> bool {
     one.payload == other.payload && one.key == other.key && one.origin == other.origin
 }
@@ -337,7 +337,7 @@ struct Flight<'a> {
     pending: Vec<ResultRecord>,
     safe: Safe,
     marks: Watermarks,
-    /// No more records are read.
+    /// Whether reading has ended.
     has_ended: bool,
 }
 
@@ -350,7 +350,7 @@ impl Flight<'_> {
     ) -> Result<(), AdapterFailure> {
         let mut idle = Some(writer);
         let mut busy = OptionFuture::default();
-        // While there is one record at a time: that record.
+        // The record in flight, while records are processed one at a time.
         let mut alone: Option<SourceRecord> = None;
         loop {
             if let Some(writer) = idle.take() {
@@ -390,7 +390,7 @@ impl Flight<'_> {
                         }
                         permit.send(record);
                     } else {
-                        // The component is gone; its results say why.
+                        // The component has ended; the end of its results has the reason.
                         self.unsent.clear();
                         self.has_ended = true;
                     }
@@ -407,7 +407,7 @@ impl Flight<'_> {
                     self.has_ended = true;
                 }
             }
-            // What else is there already.
+            // Results that are available already.
             while let Some(results) = &mut self.results
                 && self.pending.len() < PENDING_MAX
                 && let Ok(result) = results.try_recv()
@@ -417,7 +417,7 @@ impl Flight<'_> {
         }
     }
 
-    /// Ends the connection: everything is written, or the component is lost.
+    /// Ends the connection: finishes the sinks, or reports the records that the component has lost.
     async fn end(
         self,
         writer: Writer,
@@ -468,7 +468,7 @@ impl Flight<'_> {
         Ok(())
     }
 
-    /// The results that may be written: those of complete records.
+    /// Takes the results up to the last one that completes a record.
     fn complete_results(&mut self) -> Vec<ResultRecord> {
         let complete = self.pending.iter().rposition(|result| !result.completes.is_empty()).map_or(0, |last| last + 1);
         self.pending.drain(..complete).collect()
@@ -484,7 +484,7 @@ impl Flight<'_> {
             };
             counters.result_bytes.fetch_add(result.payload.len() as u64, Ordering::Relaxed);
             for position in &result.completes {
-                // Of a revoked partition, or of a component that completes a position twice.
+                // False for a revoked partition, or a component that completes a position twice.
                 if !self.marks.handle_complete(*position) {
                     continue;
                 }
@@ -505,7 +505,7 @@ impl Flight<'_> {
     }
 }
 
-/// Waits for room in the component; `None` when it is gone.
+/// Waits for room in the component's channel; `None` when the component has ended.
 async fn send(records: Option<mpsc::Sender<SourceRecord>>) -> Option<mpsc::OwnedPermit<SourceRecord>> {
     records?.reserve_owned().await.ok()
 }

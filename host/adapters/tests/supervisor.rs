@@ -17,31 +17,31 @@ use weir_config::{Adapter, AdapterSink, AdapterSource, FileSink, FileSource, Red
 use weir_core::adapter::{Destination, ErrorCategory, ResultRecord, SourceRecord};
 use weir_core::random::{SplitMix64, between};
 
-/// How long anything may take before a test gives up.
+/// The time after which a test fails.
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// Answers every record with its payload, in the order of the records of a partition or in any order.
+/// A component that returns the payload of every record, in order or in any order.
 #[derive(Default)]
 struct Echo {
-    /// Results in any order.
+    /// Whether results come in any order.
     shuffles: bool,
     /// Ends at a record with this payload, without completing it.
     poison: Option<&'static str>,
     calls: AtomicUsize,
-    /// Records that it has seen.
-    seen: Arc<AtomicU64>,
+    /// The number of records that it has received.
+    received: Arc<AtomicU64>,
 }
 
 impl Component for Echo {
     fn open(&self) -> BoxFuture<'_, Result<Call, ComponentError>> {
         let (records, mut incoming) = mpsc::channel::<SourceRecord>(16);
         let (outgoing, results) = mpsc::channel(16);
-        let (shuffles, poison, seen) = (self.shuffles, self.poison, self.seen.clone());
+        let (shuffles, poison, received) = (self.shuffles, self.poison, self.received.clone());
         let mut random = SplitMix64::new(self.calls.fetch_add(1, Ordering::Relaxed) as u64);
         let task = tokio::spawn(async move {
-            let mut held: Vec<SourceRecord> = Vec::new();
+            let mut waiting: Vec<SourceRecord> = Vec::new();
             loop {
-                let record = match !held.is_empty() {
+                let record = match !waiting.is_empty() {
                     true => incoming.try_recv().ok(),
                     false => match incoming.recv().await {
                         Some(record) => Some(record),
@@ -49,18 +49,18 @@ impl Component for Echo {
                     },
                 };
                 if let Some(record) = record {
-                    seen.fetch_add(1, Ordering::Relaxed);
+                    received.fetch_add(1, Ordering::Relaxed);
                     if poison.is_some_and(|poison| record.payload == poison.as_bytes()) {
                         return Some("it has trapped".to_owned());
                     }
-                    held.push(record);
+                    waiting.push(record);
                 }
-                if shuffles && held.len() < 4 && !incoming.is_empty() && random.next_u64().is_multiple_of(2) {
+                if shuffles && waiting.len() < 4 && !incoming.is_empty() && random.next_u64().is_multiple_of(2) {
                     continue;
                 }
-                let at = if shuffles { between(random.next_u64(), 0, held.len() as u64 - 1) as usize } else { 0 };
-                let record = held.remove(at);
-                if outgoing.send(answer(record)).await.is_err() {
+                let index = if shuffles { between(random.next_u64(), 0, waiting.len() as u64 - 1) as usize } else { 0 };
+                let record = waiting.remove(index);
+                if outgoing.send(result(record)).await.is_err() {
                     return None;
                 }
             }
@@ -70,7 +70,7 @@ impl Component for Echo {
     }
 }
 
-fn answer(record: SourceRecord) -> ResultRecord {
+fn result(record: SourceRecord) -> ResultRecord {
     if record.payload.starts_with(b"bad") {
         return ResultRecord::error(record, ErrorCategory::Client, "bad", "it is bad");
     }
@@ -106,7 +106,7 @@ impl Running {
         self.ended().await
     }
 
-    /// Ends it as a killed process does: nothing is written or committed any more.
+    /// Aborts the adapter like a killed process: nothing is written or committed any more.
     async fn kill(self) {
         self.task.abort();
         // It was aborted.
@@ -115,9 +115,9 @@ impl Running {
 }
 
 async fn until(what: &str, is_true: impl AsyncFn() -> Result<bool>) -> Result<()> {
-    let began = Instant::now();
+    let start = Instant::now();
     while !is_true().await? {
-        ensure!(began.elapsed() < PATIENCE, "not {what} after {PATIENCE:?}");
+        ensure!(start.elapsed() < PATIENCE, "not {what} after {PATIENCE:?}");
         tokio::time::sleep(Duration::from_millis(2)).await;
     }
     Ok(())
@@ -163,7 +163,7 @@ async fn files_are_read_in_order_with_errors_beside_the_results() -> Result<()> 
 }
 
 #[tokio::test]
-async fn packed_files_are_unpacked() -> Result<()> {
+async fn compressed_files_are_decompressed() -> Result<()> {
     let dir = tempfile::tempdir()?;
     let mut packed = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::default());
     packed.write_all(lines(1000).as_bytes())?;
@@ -176,7 +176,6 @@ async fn packed_files_are_unpacked() -> Result<()> {
     Ok(())
 }
 
-/// The adapter is killed at random moments and started again, until it is through: each line is in the output once, in order.
 #[test]
 fn adapter_killed_at_random_loses_and_doubles_no_line() -> Result<()> {
     let dir = tempfile::tempdir()?;
@@ -186,7 +185,7 @@ fn adapter_killed_at_random_loses_and_doubles_no_line() -> Result<()> {
     let mut random = SplitMix64::new(7);
     let mut kills = 0;
     loop {
-        // Dropping a runtime waits for its threads for blocking work, so that no write of one life ends in the next.
+        // Dropping a runtime waits for its threads for blocking work, so that no write of one run ends in the next.
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
         let has_ended = runtime.block_on(async {
             let running = start(&adapter, Echo::default())?;
@@ -264,7 +263,7 @@ async fn followed_file_is_read_as_it_grows_and_resumed_after_a_rotation() -> Res
     append("3\n")?;
     until("read", async || Ok(output() == "1\n2\n3\n")).await?;
     running.stop().await?;
-    // Rotated while nothing follows: the rest of the old file comes first.
+    // Rotated while no adapter follows it: the rest of the old file is read first.
     append("4\n")?;
     std::fs::rename(&path, dir.path().join("log.ndjson.1"))?;
     append("5\n")?;
@@ -313,7 +312,7 @@ impl Redis {
         Ok(())
     }
 
-    fn again(&mut self) -> Result<()> {
+    fn restart(&mut self) -> Result<()> {
         self.child = Self::spawn(self.port, self.dir.path())?;
         Ok(())
     }
@@ -324,11 +323,11 @@ impl Redis {
 
     async fn connection(&self) -> Result<redis::aio::MultiplexedConnection> {
         let client = redis::Client::open(self.url())?;
-        let began = Instant::now();
+        let start = Instant::now();
         loop {
             match client.get_multiplexed_async_connection().await {
                 Ok(connection) => return Ok(connection),
-                Err(error) => ensure!(began.elapsed() < PATIENCE, "{error}"),
+                Err(error) => ensure!(start.elapsed() < PATIENCE, "{error}"),
             }
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
@@ -362,7 +361,7 @@ impl Redis {
 
 impl Drop for Redis {
     fn drop(&mut self) {
-        // It may be dead.
+        // It may have ended already.
         let _ = self.kill();
     }
 }
@@ -383,7 +382,7 @@ async fn add(connection: &mut redis::aio::MultiplexedConnection, numbers: std::o
     Ok(pipeline.query_async(connection).await?)
 }
 
-/// How often each payload is in a stream.
+/// The number of entries of a stream with each payload.
 async fn counts(connection: &mut redis::aio::MultiplexedConnection, stream: &str) -> Result<BTreeMap<String, usize>> {
     let reply: redis::streams::StreamRangeReply =
         redis::cmd("XRANGE").arg(stream).arg("-").arg("+").query_async(connection).await?;
@@ -429,7 +428,6 @@ async fn entries_are_acknowledged_after_their_results_are_written() -> Result<()
     Ok(())
 }
 
-/// Consumers and the server are killed at random: every entry has a result, and none is left.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn killed_consumers_and_a_killed_server_lose_no_entry() -> Result<()> {
     let mut redis = Redis::start()?;
@@ -438,7 +436,7 @@ async fn killed_consumers_and_a_killed_server_lose_no_entry() -> Result<()> {
     add(&mut connection, 0..count).await?;
     let mut random = SplitMix64::new(3);
     for round in 0..12 {
-        // Two names in turn: what one leaves, the other takes over or finds again.
+        // Two consumers alternate: each claims the pending entries of the other, or reads its own again.
         let running = start(
             &redis.adapter(if round % 2 == 0 { "one" } else { "two" }),
             Echo { shuffles: true, ..Echo::default() },
@@ -446,7 +444,7 @@ async fn killed_consumers_and_a_killed_server_lose_no_entry() -> Result<()> {
         tokio::time::sleep(Duration::from_micros(between(random.next_u64(), 1000, 30_000))).await;
         if round == 5 {
             redis.kill()?;
-            redis.again()?;
+            redis.restart()?;
         }
         running.kill().await;
     }
@@ -475,13 +473,13 @@ async fn entry_that_is_delivered_too_often_goes_to_the_error_stream() -> Result<
     let redis = Redis::start()?;
     let mut connection = redis.connection().await?;
     add(&mut connection, 0..1).await?;
-    // Each life reads the entry and ends before it is acknowledged.
+    // Each run reads the entry and is killed before it is acknowledged.
     for _ in 0..4 {
         let echo = Echo { poison: Some("0"), ..Echo::default() };
-        let seen = echo.seen.clone();
+        let received = echo.received.clone();
         let running = start(&redis.adapter("one"), echo)?;
         let status = running.status.clone();
-        until("delivered", async || Ok(seen.load(Ordering::Relaxed) > 0 || status.report().errors > 0)).await?;
+        until("delivered", async || Ok(received.load(Ordering::Relaxed) > 0 || status.report().errors > 0)).await?;
         running.kill().await;
     }
     let running = start(&redis.adapter("one"), Echo::default())?;

@@ -1,9 +1,9 @@
-//! Prints the rates of a model: `cargo run --release -p weir-lm --example measure_lm -- MODEL.gguf [THREADS] [ISA] [PARTS]`, PARTS being
-//! what to measure, as `prefill 512,decode 4,gap`; without them all.
+//! Prints the rates of a model: `cargo run --release -p weir-lm --example measure_lm -- MODEL.gguf [THREADS] [ISA] [PARTS]`. PARTS are
+//! the measurements, for example `prefill 512,decode 4,gap`; all by default.
 //!
-//! A line is the part, tokens per second of the time that passed, and tokens per second of the time that all threads computed: on a
-//! machine that is busy otherwise too, that is what can be compared. `gap` is the time between tokens of four sequences while a
-//! prompt of 2,000 tokens is computed beside them, in milliseconds.
+//! A line is the part, tokens per second of wall time, and tokens per second of the processor time of all threads, which is comparable
+//! on a busy machine too. `gap` is the time between tokens of four sequences while a prompt of 2,000 tokens is computed beside them,
+//! in milliseconds.
 
 #![allow(clippy::print_stdout)]
 
@@ -14,24 +14,24 @@ use std::time::Instant;
 
 use weir_lm::{Cancel, Engine, EngineConfig, Model, Row, Sample, Sampler};
 
-/// Tokens of a prompt beside the tokens of running sequences in a step, as a scheduler would have them.
+/// Tokens of a prompt in a step beside the tokens of running sequences, as a scheduler would choose them.
 const PROMPT_TOKENS: usize = 32;
 
-/// The time that passed, and what all threads of this process computed, in seconds.
+/// The wall time since `start`, and the processor time of all threads of this process, in seconds.
 fn now(start: Instant) -> (f64, f64) {
     let tasks = std::fs::read_dir("/proc/self/task").into_iter().flatten().flatten();
-    let computed = tasks.filter_map(|task| {
+    let processor_ns = tasks.filter_map(|task| {
         let text = std::fs::read_to_string(task.path().join("schedstat")).ok()?;
         text.split(' ').next()?.parse::<f64>().ok()
     });
-    (start.elapsed().as_secs_f64(), computed.sum::<f64>() / 1e9)
+    (start.elapsed().as_secs_f64(), processor_ns.sum::<f64>() / 1e9)
 }
 
 fn main() -> Result<(), Box<dyn Error>> {
     let arguments: Vec<String> = std::env::args().collect();
     let path = arguments.get(1).ok_or("usage: measure_lm MODEL.gguf [THREADS] [ISA] [PARTS]")?;
     let threads: usize = arguments.get(2).map_or(Ok(1), |threads| threads.parse())?;
-    let is_asked = |part: &str| arguments.get(4).is_none_or(|asked| asked.split(',').any(|asked| asked == part));
+    let selects = |part: &str| arguments.get(4).is_none_or(|parts| parts.split(',').any(|other| other == part));
     let isa = arguments.get(3).filter(|name| *name != "best");
     let isa = isa.map_or(Ok(weir_kernels::Isa::best()), |isa| isa.parse())?;
     let start = Instant::now();
@@ -42,23 +42,23 @@ fn main() -> Result<(), Box<dyn Error>> {
     let engine = Engine::new(model, EngineConfig { threads, pages_max: 1024, ..EngineConfig::default() })?;
     let prompt: Vec<u32> = (0..2048_u32).map(|index| 1000 + index * 37 % 20_000).collect();
     for tokens in [128, 512, 2000] {
-        if !is_asked(&format!("prefill {tokens}")) {
+        if !selects(&format!("prefill {tokens}")) {
             continue;
         }
-        let (mut passed, mut computed) = (f64::INFINITY, f64::INFINITY);
+        let (mut wall, mut processor) = (f64::INFINITY, f64::INFINITY);
         for _ in 0..3 {
             let sequence = engine.create(Sampler::default())?;
             let row = Row { sequence, tokens: prompt[..tokens].to_vec(), sample: Some(Sample::default()) };
             let before = now(start);
             engine.step(&[row], &Cancel::default())?;
             let after = now(start);
-            (passed, computed) = (passed.min(after.0 - before.0), computed.min(after.1 - before.1));
+            (wall, processor) = (wall.min(after.0 - before.0), processor.min(after.1 - before.1));
             engine.remove(sequence);
         }
-        println!("prefill {tokens} {:.1} {:.1}", tokens as f64 / passed, tokens as f64 / computed);
+        println!("prefill {tokens} {:.1} {:.1}", tokens as f64 / wall, tokens as f64 / processor);
     }
     for count in [1, 4, 16, 32] {
-        if !is_asked(&format!("decode {count}")) {
+        if !selects(&format!("decode {count}")) {
             continue;
         }
         let mut sequences = begin(&engine, &prompt, count)?;
@@ -72,7 +72,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         println!("decode {count} {:.1} {:.1}", tokens / (after.0 - before.0), tokens / (after.1 - before.1));
         sequences.iter().for_each(|(sequence, _)| engine.remove(*sequence));
     }
-    if is_asked("gap") {
+    if selects("gap") {
         let mut sequences = begin(&engine, &prompt, 4)?;
         let long = engine.create(Sampler::default())?;
         let mut gaps = Vec::new();
@@ -82,13 +82,13 @@ fn main() -> Result<(), Box<dyn Error>> {
             let after = now(start);
             gaps.push((after.0 - before.0, after.1 - before.1));
         }
-        let at = |share: f64, of: fn(&(f64, f64)) -> f64| {
-            let mut times: Vec<f64> = gaps.iter().map(of).collect();
+        let percentile = |share: f64, field: fn(&(f64, f64)) -> f64| {
+            let mut times: Vec<f64> = gaps.iter().map(field).collect();
             times.sort_by(f64::total_cmp);
             times[((times.len() - 1) as f64 * share).ceil() as usize] * 1e3
         };
-        println!("gap p50 {:.1} {:.1}", at(0.5, |gap| gap.0), at(0.5, |gap| gap.1));
-        println!("gap p99 {:.1} {:.1}", at(0.99, |gap| gap.0), at(0.99, |gap| gap.1));
+        println!("gap p50 {:.1} {:.1}", percentile(0.5, |gap| gap.0), percentile(0.5, |gap| gap.1));
+        println!("gap p99 {:.1} {:.1}", percentile(0.99, |gap| gap.0), percentile(0.99, |gap| gap.1));
     }
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
     let rss = status.lines().find_map(|line| line.strip_prefix("VmHWM:")?.split_whitespace().next());
@@ -96,7 +96,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     Ok(())
 }
 
-/// Sequences with prompts of fifty tokens, and what each appends next.
+/// Creates sequences with prompts of fifty tokens, each with the token that it appends next.
 fn begin(engine: &Engine, prompt: &[u32], count: usize) -> Result<Vec<(u32, u32)>, Box<dyn Error>> {
     let mut sequences = Vec::new();
     for index in 0..count {
@@ -108,7 +108,7 @@ fn begin(engine: &Engine, prompt: &[u32], count: usize) -> Result<Vec<(u32, u32)
     Ok(sequences)
 }
 
-/// A token of every sequence, and more beside them.
+/// Computes a step with one token of every sequence, and another row if given.
 fn decode(engine: &Engine, sequences: &mut [(u32, u32)], more: Option<Row>) -> Result<(), Box<dyn Error>> {
     let row = |(sequence, token): &(u32, u32)| Row {
         sequence: *sequence,

@@ -1,4 +1,4 @@
-//! Sequences and the pages that they have: counts and tables. What pages hold lies with the forward pass.
+//! Sequences and their pages of the cache: use counts and page tables. The content of the pages belongs to the forward pass.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -7,32 +7,32 @@ use weir_kernels::PAGE_TOKENS;
 
 use crate::sampling::{Sampler, SamplerError};
 
-/// Why a sequence is not created, forked or trimmed.
+/// Why a sequence cannot be created, forked, trimmed or read.
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
 pub enum SequenceError {
     /// No sequence has this number.
     #[error("there is no sequence {sequence}")]
     Unknown {
-        /// As asked for.
+        /// As requested.
         sequence: u32,
     },
-    /// There are as many sequences as there may be.
+    /// The bound of sequences is reached.
     #[error("{sequences_max} sequences exist, and more are not allowed")]
     TooMany {
         /// The bound.
         sequences_max: usize,
     },
-    /// A length that the sequence does not have.
+    /// A length past the end of the sequence.
     #[error("sequence {sequence} has {length} tokens, fewer than {tokens}")]
     TooShort {
-        /// As asked for.
+        /// As requested.
         sequence: u32,
         /// Its length in tokens.
         length: u32,
-        /// As asked for.
+        /// As requested.
         tokens: u32,
     },
-    /// A sampler with a value that it cannot have.
+    /// A sampler with an invalid value.
     #[error(transparent)]
     Sampler(#[from] SamplerError),
 }
@@ -43,9 +43,9 @@ pub(crate) struct Sequences {
     sequences: BTreeMap<u32, Sequence>,
     sequences_max: usize,
     next: u32,
-    /// How many tables have each page.
+    /// The number of page tables that have each page.
     uses: Vec<u32>,
-    /// Pages that no table has.
+    /// Pages that no page table has.
     free: Vec<u32>,
 }
 
@@ -56,7 +56,7 @@ struct Sequence {
     /// Tokens before the first one that was sampled.
     prompt: Option<usize>,
     sampler: Arc<Sampler>,
-    /// Changes when it is trimmed.
+    /// Incremented when the sequence is trimmed.
     version: u64,
 }
 
@@ -73,7 +73,7 @@ pub(crate) struct Extension {
     /// Tokens before the first one that was sampled.
     pub(crate) prompt: usize,
     pub(crate) sampler: Arc<Sampler>,
-    /// A page that others have as well, the page that takes its place, and how many of its tokens are copied.
+    /// A shared page, the page that replaces it, and the number of tokens to copy.
     pub(crate) copy: Option<(u32, u32, usize)>,
     version: u64,
 }
@@ -85,7 +85,7 @@ impl Sequences {
             sequences_max,
             next: 0,
             uses: vec![0; pages as usize],
-            // The first pages are given first, so that memory is touched only as it is needed.
+            // The first pages are allocated first, so that memory is touched only when it is needed.
             free: (0..pages).rev().collect(),
         }
     }
@@ -122,11 +122,11 @@ impl Sequences {
     pub(crate) fn trim(&mut self, sequence: u32, tokens: u32) -> Result<(), SequenceError> {
         self.find_with(sequence, tokens)?;
         let tokens = tokens as usize;
-        let Some(found) = self.sequences.get_mut(&sequence) else { return Ok(()) };
-        found.version += 1;
-        found.tokens.truncate(tokens);
-        found.prompt = found.prompt.filter(|prompt| *prompt <= tokens);
-        let pages = found.pages.split_off(tokens.div_ceil(PAGE_TOKENS));
+        let Some(entry) = self.sequences.get_mut(&sequence) else { return Ok(()) };
+        entry.version += 1;
+        entry.tokens.truncate(tokens);
+        entry.prompt = entry.prompt.filter(|prompt| *prompt <= tokens);
+        let pages = entry.pages.split_off(tokens.div_ceil(PAGE_TOKENS));
         self.release(&pages);
         Ok(())
     }
@@ -137,14 +137,14 @@ impl Sequences {
         }
     }
 
-    /// Makes room for the tokens of all rows, in their order; `None` if there are too few free pages, and nothing has changed then.
+    /// Allocates pages for the tokens of all rows, in their order; `None`, without any change, if there are too few free pages.
     pub(crate) fn extend(&mut self, rows: &[(u32, &[u32])]) -> Result<Option<Vec<Extension>>, SequenceError> {
         let mut needed = 0;
         for (sequence, tokens) in rows {
-            let found = self.find(*sequence)?;
-            let length = found.tokens.len();
-            needed += (length + tokens.len()).div_ceil(PAGE_TOKENS) - found.pages.len();
-            needed += usize::from(self.must_copy(found));
+            let entry = self.find(*sequence)?;
+            let length = entry.tokens.len();
+            needed += (length + tokens.len()).div_ceil(PAGE_TOKENS) - entry.pages.len();
+            needed += usize::from(self.must_copy(entry));
         }
         if needed > self.free.len() {
             return Ok(None);
@@ -152,27 +152,27 @@ impl Sequences {
         Ok(Some(rows.iter().filter_map(|(sequence, tokens)| self.extend_one(*sequence, tokens)).collect()))
     }
 
-    /// Whether the last page has room, and another table has it as well.
+    /// Whether the last page is partial and shared.
     fn must_copy(&self, sequence: &Sequence) -> bool {
         let is_partial = !sequence.tokens.len().is_multiple_of(PAGE_TOKENS);
         is_partial && sequence.pages.last().is_some_and(|page| self.uses[*page as usize] > 1)
     }
 
     fn extend_one(&mut self, sequence: u32, tokens: &[u32]) -> Option<Extension> {
-        let found = self.sequences.get(&sequence)?;
-        let must_copy = self.must_copy(found);
-        let length = found.tokens.len();
+        let entry = self.sequences.get(&sequence)?;
+        let must_copy = self.must_copy(entry);
+        let length = entry.tokens.len();
         let mut extension = Extension {
             sequence,
             length,
-            pages: found.pages.clone(),
-            tokens: [&found.tokens, tokens].concat(),
-            prompt: found.prompt.unwrap_or(length + tokens.len()),
-            sampler: Arc::clone(&found.sampler),
+            pages: entry.pages.clone(),
+            tokens: [&entry.tokens, tokens].concat(),
+            prompt: entry.prompt.unwrap_or(length + tokens.len()),
+            sampler: Arc::clone(&entry.sampler),
             copy: None,
-            version: found.version,
+            version: entry.version,
         };
-        // The table of the step uses its pages as those of sequences do: what is trimmed meanwhile is not given to others.
+        // The page table of the step counts as a use, so that pages that are trimmed during the step are not allocated again.
         if must_copy && let Some(from) = extension.pages.pop() {
             let to = self.free.pop()?;
             self.uses[to as usize] = 0;
@@ -186,16 +186,16 @@ impl Sequences {
         Some(extension)
     }
 
-    /// Makes the new tokens part of their sequences, unless they were trimmed or removed meanwhile. `sampled` tells of each whether a
-    /// token was sampled after it.
+    /// Appends the new tokens to their sequences, unless these were trimmed or removed meanwhile. `sampled` is, for each extension,
+    /// whether a token was sampled after it.
     pub(crate) fn commit(&mut self, extensions: Vec<Extension>, sampled: &[bool]) {
         for (extension, sampled) in extensions.into_iter().zip(sampled) {
             match self.sequences.get_mut(&extension.sequence) {
-                Some(found) if found.version == extension.version => {
-                    let before = std::mem::replace(&mut found.pages, extension.pages);
-                    found.tokens = extension.tokens;
+                Some(entry) if entry.version == extension.version => {
+                    let before = std::mem::replace(&mut entry.pages, extension.pages);
+                    entry.tokens = extension.tokens;
                     if *sampled {
-                        found.prompt = Some(extension.prompt);
+                        entry.prompt = Some(extension.prompt);
                     }
                     self.release(&before);
                 }
@@ -204,7 +204,7 @@ impl Sequences {
         }
     }
 
-    /// Gives up the room that was made.
+    /// Releases the pages of extensions that are not committed.
     pub(crate) fn abandon(&mut self, extensions: &[Extension]) {
         extensions.iter().for_each(|extension| self.release(&extension.pages));
     }
@@ -237,12 +237,12 @@ impl Sequences {
     }
 
     fn find_with(&self, sequence: u32, tokens: u32) -> Result<&Sequence, SequenceError> {
-        let found = self.find(sequence)?;
-        let length = found.tokens.len() as u32;
+        let entry = self.find(sequence)?;
+        let length = entry.tokens.len() as u32;
         if tokens > length {
             return Err(SequenceError::TooShort { sequence, length, tokens });
         }
-        Ok(found)
+        Ok(entry)
     }
 }
 
@@ -284,7 +284,7 @@ mod tests {
         assert_eq!(sequences.pages_free(), 6);
         assert_eq!(append(&mut sequences, second, 1), Some((1, 2, 4)));
         assert_eq!(sequences.pages_free(), 5);
-        // The first one has its page alone by now.
+        // The page of the first sequence is not shared any more.
         assert_eq!(append(&mut sequences, first, 1), None);
         sequences.remove(first);
         assert_eq!(sequences.pages_free(), 6);
@@ -311,7 +311,7 @@ mod tests {
         let extensions = sequences.extend(&[(first, &[7; 16]), (second, &[7; 16])]).unwrap().unwrap();
         sequences.trim(first, 0).unwrap();
         sequences.remove(second);
-        // The page that was trimmed is still read by the step.
+        // The step still uses the page that was trimmed.
         assert_eq!(sequences.pages_free(), 5);
         sequences.commit(extensions, &[true, true]);
         assert_eq!((sequences.pages_free(), sequences.length(first)), (8, Ok(0)));

@@ -1,4 +1,4 @@
-//! The engine: sequences of a model, and steps that append to them.
+//! The engine: the sequences of a model, and the steps that append to them.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
@@ -30,7 +30,7 @@ impl Default for EngineConfig {
     }
 }
 
-/// Why an engine is not made.
+/// Why an engine cannot be created.
 #[derive(Debug, thiserror::Error)]
 pub enum EngineError {
     /// A bound that is 0 or too large.
@@ -43,30 +43,30 @@ pub enum EngineError {
         /// The bound.
         value_max: usize,
     },
-    /// The system has no thread to give.
+    /// The system cannot start a thread.
     #[error("a thread could not be started: {0}")]
     Thread(#[from] std::io::Error),
 }
 
-/// Tokens that are appended to a sequence.
+/// The tokens that a step appends to a sequence.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Row {
     /// The sequence.
     pub sequence: u32,
     /// At least one.
     pub tokens: Vec<u32>,
-    /// Sample a token after the last one. None: the tokens are part of a prompt that has not ended.
+    /// How to sample a token after the last one; `None` for a part of a prompt that continues in a later row.
     pub sample: Option<Sample>,
 }
 
-/// What is sampled after a row.
+/// How a token is sampled after a row.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Sample {
-    /// The choice of the request that the sequence is, from 0: part of the random number.
+    /// The index of the sequence among the choices of its request, which the random number depends on.
     pub index: u32,
-    /// Tokens that are allowed: one bit each, the lowest bit of the first byte is token 0. None: all.
+    /// The allowed tokens: one bit each, the lowest bit of the first byte for token 0; `None` allows all.
     pub allowed: Option<Vec<u8>>,
-    /// Report this many of the most likely tokens, at most 20.
+    /// The number of the most likely tokens to report, at most 20.
     pub top: u32,
 }
 
@@ -75,7 +75,7 @@ pub struct Sample {
 pub struct Sampled {
     /// The sequence.
     pub sequence: u32,
-    /// The token. It is not yet part of the sequence: append it with the next row.
+    /// The token. It is not part of the sequence until the next row appends it.
     pub token: u32,
     /// Its log probability before temperature, penalties and filters.
     pub logprob: f32,
@@ -83,7 +83,7 @@ pub struct Sampled {
     pub top: Vec<(u32, f32)>,
 }
 
-/// Why a step appends nothing.
+/// Why a step has failed; it appends nothing then.
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
 pub enum StepError {
     /// A row of a sequence that does not exist.
@@ -101,7 +101,7 @@ pub enum StepError {
         /// The sequence.
         sequence: u32,
     },
-    /// A token that the vocabulary does not have.
+    /// A token that is not in the vocabulary.
     #[error("the row of sequence {sequence} has the token {token}; there are {tokens}")]
     UnknownToken {
         /// The sequence.
@@ -116,7 +116,7 @@ pub enum StepError {
     TooLong {
         /// The sequence.
         sequence: u32,
-        /// With the row.
+        /// Its length including the row.
         tokens: usize,
         /// The bound.
         tokens_max: u32,
@@ -129,12 +129,12 @@ pub enum StepError {
         /// The bound.
         tokens_max: usize,
     },
-    /// More of the most likely tokens than are reported.
+    /// More of the most likely tokens than can be reported.
     #[error("the row of sequence {sequence} asks for the {top} most likely tokens; at most {top_max} are reported")]
     TooManyTop {
         /// The sequence.
         sequence: u32,
-        /// As asked for.
+        /// As requested.
         top: u32,
         /// The bound.
         top_max: u32,
@@ -158,17 +158,17 @@ pub enum StepError {
     /// The step was cancelled.
     #[error("the step was cancelled")]
     Cancelled,
-    /// A thread of the engine panicked: this engine computes no more.
-    #[error("a thread of the engine failed; the engine must be made anew")]
+    /// A thread of the engine panicked; every later step fails too.
+    #[error("a thread of the engine failed; the engine must be created again")]
     Broken,
 }
 
-/// Ends a step from another thread.
+/// Cancels a step from another thread.
 #[derive(Clone, Debug, Default)]
 pub struct Cancel(Arc<AtomicBool>);
 
 impl Cancel {
-    /// Ends the step between two layers.
+    /// Cancels the step: it ends before its next layer.
     pub fn cancel(&self) {
         self.0.store(true, Ordering::Release);
     }
@@ -179,8 +179,8 @@ impl Cancel {
     }
 }
 
-/// Sequences of a model, and steps that append to them. Its methods may be called from any thread; steps are computed one after
-/// another, everything else returns while a step is computed.
+/// The sequences of a model, and the steps that append to them. The methods may be called from any thread; steps are computed one after
+/// another, and no other method waits for a step.
 #[derive(Debug)]
 pub struct Engine {
     model: Arc<Model>,
@@ -203,14 +203,14 @@ const THREADS_MAX: usize = 256;
 const PAGES_MAX: usize = 1 << 20;
 /// The most sequences of an engine.
 const SEQUENCES_MAX: usize = 1 << 20;
-/// The most of the likeliest tokens that are reported.
+/// The greatest number of most likely tokens that are reported.
 const TOP_MAX: u32 = 20;
 
 impl Engine {
-    /// Makes room for a cache and starts helper threads.
+    /// Allocates the cache and starts helper threads.
     ///
     /// # Errors
-    /// If a bound is 0 or too large, or the system has no thread to give.
+    /// If a bound is 0 or too large, or the system cannot start a thread.
     pub fn new(model: Arc<Model>, config: EngineConfig) -> Result<Self, EngineError> {
         let in_range = |name, value, value_max| {
             if (1..=value_max).contains(&value) {
@@ -232,12 +232,12 @@ impl Engine {
         Ok(Self { model, config, sequences, cache, compute: Mutex::new(compute) })
     }
 
-    /// The model.
+    /// The model of the engine.
     pub fn model(&self) -> &Arc<Model> {
         &self.model
     }
 
-    /// Its bounds.
+    /// The bounds of the engine.
     pub fn config(&self) -> EngineConfig {
         self.config
     }
@@ -247,7 +247,7 @@ impl Engine {
         PAGE_TOKENS as u32
     }
 
-    /// Pages that no sequence has. A page that a step writes is not free.
+    /// The number of pages that neither a sequence nor a running step has.
     pub fn pages_free(&self) -> u32 {
         self.sequences().pages_free()
     }
@@ -263,14 +263,14 @@ impl Engine {
     /// Creates an empty sequence, and returns its number.
     ///
     /// # Errors
-    /// If there are too many, or the sampler has a value that it cannot have.
+    /// If there are too many, or the sampler has an invalid value.
     pub fn create(&self, sampler: Sampler) -> Result<u32, SequenceError> {
         sampler.check(self.model.vocabulary_tokens())?;
         self.sequences().create(sampler)
     }
 
-    /// Creates a sequence that begins with the first `tokens` tokens of another, whose pages it shares. A page that is not full is
-    /// copied when one of them appends to it: that step takes one page more.
+    /// Creates a sequence that begins with the first `tokens` tokens of another and shares its pages. A partial page is copied when one
+    /// of them appends to it, and that step takes one more page.
     ///
     /// # Errors
     /// As [`create`](Self::create), and if the other does not exist or has fewer tokens.
@@ -279,7 +279,7 @@ impl Engine {
         self.sequences().fork(sequence, tokens, sampler)
     }
 
-    /// Shortens a sequence to its first `tokens` tokens. What a running step appends to it is dropped.
+    /// Shortens a sequence to its first `tokens` tokens. The tokens that a running step appends to it are dropped.
     ///
     /// # Errors
     /// If it does not exist or has fewer tokens.
@@ -287,13 +287,13 @@ impl Engine {
         self.sequences().trim(sequence, tokens)
     }
 
-    /// Removes a sequence. Its pages are free unless another sequence or a running step has them.
+    /// Removes a sequence, and frees the pages that neither another sequence nor a running step has.
     pub fn remove(&self, sequence: u32) {
         self.sequences().remove(sequence);
     }
 
-    /// Appends the tokens of every row to its sequence, and samples where a row asks for it; results are in the order of those rows.
-    /// Waits for a running step.
+    /// Appends the tokens of every row to its sequence, and samples after the rows that have a [`Sample`]; results are in the order of
+    /// those rows. Waits for a running step.
     ///
     /// # Errors
     /// If a row is not valid, the cache has too few pages, the step is cancelled or a thread panicked. Nothing is appended then.
@@ -318,7 +318,7 @@ impl Engine {
             let pages_free = sequences.pages_free();
             extensions.ok_or(StepError::Overloaded { pages_free, pages_max: self.config.pages_max })?
         };
-        let extensions = Abandon { engine: self, extensions: Some(extensions) };
+        let extensions = ExtensionGuard { engine: self, extensions: Some(extensions) };
         let sampled = self.compute(&mut compute, rows, extensions.get(), cancel)?;
         let is_sampled: Vec<bool> = rows.iter().map(|row| row.sample.is_some()).collect();
         self.sequences().commit(extensions.take(), &is_sampled);
@@ -373,10 +373,10 @@ impl Engine {
 
     fn check(&self, rows: &[Row]) -> Result<(), StepError> {
         let vocabulary = self.model.vocabulary_tokens();
-        let mut seen = std::collections::BTreeSet::new();
+        let mut sequences = std::collections::BTreeSet::new();
         for Row { sequence, tokens, sample } in rows {
             let sequence = *sequence;
-            if !seen.insert(sequence) {
+            if !sequences.insert(sequence) {
                 return Err(StepError::Repeated { sequence });
             }
             if tokens.is_empty() {
@@ -412,13 +412,13 @@ fn check_mask(allowed: &[u8], vocabulary: u32) -> Result<(), &'static str> {
     if allowed[..whole].iter().all(|byte| *byte == 0) && last == 0 { Err("allows no token") } else { Ok(()) }
 }
 
-/// Gives up the room of a step that does not end, also when it panics.
-struct Abandon<'a> {
+/// Releases the pages of a step that fails or panics.
+struct ExtensionGuard<'a> {
     engine: &'a Engine,
     extensions: Option<Vec<Extension>>,
 }
 
-impl Abandon<'_> {
+impl ExtensionGuard<'_> {
     fn get(&self) -> &[Extension] {
         self.extensions.as_deref().unwrap_or_default()
     }
@@ -428,7 +428,7 @@ impl Abandon<'_> {
     }
 }
 
-impl Drop for Abandon<'_> {
+impl Drop for ExtensionGuard<'_> {
     fn drop(&mut self) {
         if let Some(extensions) = self.extensions.take() {
             self.engine.sequences().abandon(&extensions);

@@ -1,8 +1,8 @@
 //! The forward pass: every thread runs [`Forward::compute`], phase by phase.
 //!
 //! A phase is split by rows, by panels of a matrix, or by heads of attention, and ends at a barrier. Each thread writes to its own part
-//! of a buffer and reads the parts of all in the next phase. How work is split changes no result: each element is computed in one
-//! place, in an order that its own row determines.
+//! of a buffer and reads all parts in the next phase. Results do not depend on the split: each element is computed by one thread, in an
+//! order that only its row determines.
 
 mod chunk;
 mod head;
@@ -20,7 +20,7 @@ use crate::forward::layer::Pass;
 pub(crate) use crate::forward::workspace::Workspace;
 use crate::model::Model;
 use crate::sampling::{Outcome, Sampler};
-use crate::team::{Broken, Member};
+use crate::team::{Member, TeamFailure};
 
 /// A sequence in a step.
 #[derive(Debug)]
@@ -34,7 +34,7 @@ pub(crate) struct Job {
     pub(crate) sample: Option<JobSample>,
 }
 
-/// What is sampled after the last token of a job.
+/// How a token is sampled after the last one of a job.
 #[derive(Debug)]
 pub(crate) struct JobSample {
     pub(crate) sample: Sample,
@@ -43,7 +43,7 @@ pub(crate) struct JobSample {
     pub(crate) sampler: Arc<Sampler>,
 }
 
-/// A forward pass of some jobs.
+/// A forward pass over several jobs.
 #[derive(Debug)]
 pub(crate) struct Forward {
     model: Arc<Model>,
@@ -70,8 +70,8 @@ impl Forward {
         Self { model, cache, workspace, jobs, chunks, cancel, is_cancelled: AtomicBool::new(false), outcomes }
     }
 
-    /// Computes this thread's part of everything.
-    pub(crate) fn compute(&self, member: &Member<'_>) -> Result<(), Broken> {
+    /// Computes this thread's part of every phase.
+    pub(crate) fn compute(&self, member: &Member<'_>) -> Result<(), TeamFailure> {
         let mut local = self.workspace.local(member.index);
         for chunk in &self.chunks {
             let mut pass = Pass::new(self, chunk, member, &mut local);
@@ -87,7 +87,7 @@ impl Forward {
         Ok(())
     }
 
-    /// What was sampled, in the order of the jobs that asked for it; `None` if the pass was cancelled.
+    /// The sampled tokens, in the order of the jobs that have a sample; `None` if the pass was cancelled.
     pub(crate) fn outcomes(&self) -> Option<Vec<Outcome>> {
         if self.is_cancelled.load(Ordering::Acquire) {
             return None;

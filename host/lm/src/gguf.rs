@@ -1,9 +1,9 @@
-//! The header of a GGUF file: metadata, and which tensors it has and where.
+//! The header of a GGUF file: metadata, and the types, dimensions and offsets of the tensors.
 //!
 //! A file is the magic number, the version, both counts, the metadata (keys with typed values), the descriptions of the tensors,
 //! padding, and the bytes of the tensors (<https://github.com/ggml-org/ggml/blob/master/docs/gguf.md>). Versions 2 and 3 are read, in
-//! little-endian order. Nothing of a file is trusted: every count and length is bounded before memory is allocated for it, and
-//! every tensor lies within the file and nowhere on another.
+//! little-endian order. A file is not trusted: every count and length is bounded before memory is allocated for it, and every tensor
+//! lies within the file and overlaps no other.
 
 mod cursor;
 mod error;
@@ -27,7 +27,7 @@ const TENSORS_MAX: u64 = 65_536;
 const KEY_BYTES_MAX: u64 = 256;
 /// The longest name of a tensor, in bytes.
 const NAME_BYTES_MAX: u64 = 128;
-/// The alignment of tensors that do not say theirs, in bytes.
+/// The default alignment of tensors, in bytes.
 const ALIGNMENT_BYTES: u64 = 32;
 /// The largest alignment, in bytes.
 const ALIGNMENT_BYTES_MAX: u64 = 1 << 16;
@@ -42,10 +42,10 @@ pub struct Header {
 }
 
 impl Header {
-    /// Reads the header at the front of a file of `file_bytes`, of which `bytes` is the front.
+    /// Reads the header from `bytes`, the beginning of a file of `file_bytes`.
     ///
     /// # Errors
-    /// [`GgufError::Truncated`] if the header is longer than `bytes`, and one of the others if the file breaks the format or a bound.
+    /// [`GgufError::Truncated`] if the header is longer than `bytes`, and another error if the file breaks the format or a bound.
     pub fn parse(bytes: &[u8], file_bytes: u64) -> Result<Self, GgufError> {
         let mut cursor = Cursor::new(bytes);
         if cursor.bytes(4, "the magic number")? != b"GGUF" {
@@ -80,7 +80,7 @@ impl Header {
         if data > HEADER_BYTES_MAX {
             return Err(GgufError::HeaderTooLong { bytes_max: HEADER_BYTES_MAX });
         }
-        place(&mut entries, data, alignment, file_bytes)?;
+        resolve_offsets(&mut entries, data, alignment, file_bytes)?;
         Ok(Self { metadata, tensors: entries })
     }
 }
@@ -95,8 +95,8 @@ fn alignment(metadata: &BTreeMap<String, Value>) -> Result<u64, GgufError> {
     }
 }
 
-/// Turns offsets within the data into offsets within the file, and checks them.
-fn place(
+/// Converts offsets within the data to offsets within the file, and checks them.
+fn resolve_offsets(
     entries: &mut BTreeMap<String, TensorEntry>,
     data: u64,
     alignment: u64,

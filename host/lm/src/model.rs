@@ -1,4 +1,4 @@
-//! A model: what its file says, and its weights, packed for this processor.
+//! A model: the parameters and the tokenizer of its file, and its weights, packed for an instruction set.
 
 mod blocks;
 mod error;
@@ -21,7 +21,7 @@ pub(crate) use weights::{LayerWeights, Weights};
 
 use file::ModelFile;
 
-/// A model that is loaded: immutable, shared by all who compute with it.
+/// A loaded model: immutable, shared by all engines and threads.
 #[derive(Debug)]
 pub struct Model {
     pub(crate) isa: Isa,
@@ -36,7 +36,7 @@ impl Model {
     /// Loads a GGUF file, for the best instruction set of this processor.
     ///
     /// # Errors
-    /// If the file cannot be read, breaks the format or a bound, or is a model that is not computed here.
+    /// If the file cannot be read, breaks the format or a bound, or has an unsupported model.
     pub fn load(path: &Path) -> Result<Self, LoadError> {
         Self::load_for(Isa::best(), path)
     }
@@ -57,12 +57,12 @@ impl Model {
         Ok(Self { isa, parameters, weights, rotary, tokenizer, chat_template })
     }
 
-    /// What it consists of.
+    /// The hyperparameters.
     pub fn parameters(&self) -> &Parameters {
         &self.parameters
     }
 
-    /// Its tokenizer.
+    /// The tokenizer of the file.
     pub fn tokenizer(&self) -> &Tokenizer {
         &self.tokenizer
     }
@@ -72,7 +72,7 @@ impl Model {
         self.chat_template.as_deref()
     }
 
-    /// Tokens of the vocabulary: logits of a row.
+    /// The number of tokens of the vocabulary, which is also the number of logits.
     pub fn vocabulary_tokens(&self) -> u32 {
         self.tokenizer.tokens.len() as u32
     }
@@ -82,7 +82,7 @@ impl Model {
         self.parameters.context_tokens
     }
 
-    /// The instruction set that it is packed for.
+    /// The instruction set that the weights are packed for.
     pub fn isa(&self) -> Isa {
         self.isa
     }

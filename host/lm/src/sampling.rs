@@ -1,7 +1,7 @@
 //! Sampling a token from logits.
 //!
-//! The order: biases, the penalty of repetition, the penalties of presence and frequency, the tokens that are allowed, temperature,
-//! `top_k`, `top_p` of what is left, `min_p`. Log probabilities are of the logits before all of it.
+//! The order: biases, repetition penalty, presence and frequency penalties, allowed tokens, temperature, `top_k`, `top_p` of the
+//! remaining tokens, `min_p`. Log probabilities are computed from the logits before any of these.
 
 mod draw;
 mod random;
@@ -12,21 +12,21 @@ pub(crate) use draw::{Context, Outcome, Scratch, sample};
 /// How tokens of a sequence are sampled.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Sampler {
-    /// 0: the most likely token.
+    /// 0 selects the most likely token.
     pub temperature: f32,
-    /// Only the most likely tokens, this many; 0: all.
+    /// The number of most likely tokens that are considered; 0 for all.
     pub top_k: u32,
-    /// Only the most likely tokens whose probabilities add up to this; 1: all.
+    /// Considers only the most likely tokens whose probabilities add up to this; 1 for all.
     pub top_p: f32,
-    /// Only tokens with at least this share of the probability of the most likely one; 0: all.
+    /// Considers only tokens with at least this share of the probability of the most likely one; 0 for all.
     pub min_p: f32,
-    /// Divides positive logits and multiplies negative ones of tokens that occurred among the last `penalty_tokens`; 1: none.
+    /// Divides positive logits and multiplies negative ones of tokens that occurred among the last `penalty_tokens`; 1 for no penalty.
     pub repeat_penalty: f32,
     /// Subtracted once from the logit of a token that was generated.
     pub presence_penalty: f32,
     /// Subtracted from the logit of a token for each time that it was generated.
     pub frequency_penalty: f32,
-    /// How many tokens back `repeat_penalty` looks, the prompt included.
+    /// The number of last tokens that `repeat_penalty` applies to, the prompt included.
     pub penalty_tokens: u32,
     /// Added to the logits of tokens.
     pub biases: Vec<(u32, f32)>,
@@ -52,7 +52,7 @@ impl Default for Sampler {
     }
 }
 
-/// A value that a sampler cannot have.
+/// An invalid value of a sampler.
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
 pub enum SamplerError {
     /// A number out of its range.
@@ -62,9 +62,9 @@ pub enum SamplerError {
         name: &'static str,
         /// As given.
         value: f32,
-        /// The bound below.
+        /// The lower bound.
         least: f32,
-        /// The bound above.
+        /// The upper bound.
         greatest: f32,
     },
     /// More biases than the bound.

@@ -1,7 +1,7 @@
 //! Threads that compute one function together, phase by phase.
 //!
-//! Waiting threads spin for tens of microseconds, because phases are as short, and sleep afterwards: a thread that spins for longer
-//! takes a processor from what it waits for. A panic of one thread ends the function for all.
+//! Waiting threads spin for tens of microseconds, because phases are as short, and then sleep: a thread that spins longer takes a
+//! processor from the threads that it waits for. A panic of one thread ends the function for all.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
@@ -9,11 +9,11 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 
 /// A function of the whole team.
-pub(crate) type Task = Arc<dyn Fn(&Member<'_>) -> Result<(), Broken> + Send + Sync>;
+pub(crate) type Task = Arc<dyn Fn(&Member<'_>) -> Result<(), TeamFailure> + Send + Sync>;
 
 /// A thread of the team panicked: the function was not computed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Broken;
+pub(crate) struct TeamFailure;
 
 /// The calling thread and its helpers.
 #[derive(Debug)]
@@ -22,12 +22,12 @@ pub(crate) struct Team {
     helpers: Vec<JoinHandle<()>>,
 }
 
-/// A thread within a function of the team.
+/// A thread that computes a function of the team.
 #[derive(Debug)]
 pub(crate) struct Member<'a> {
-    /// From 0, which is the calling thread.
+    /// The index of the thread; 0 is the calling thread.
     pub(crate) index: usize,
-    /// Threads of the team.
+    /// The number of threads of the team.
     pub(crate) count: usize,
     barrier: &'a Barrier,
 }
@@ -47,14 +47,14 @@ impl std::fmt::Debug for Shared {
     }
 }
 
-/// Turns of a loop that take some tens of microseconds.
+/// Iterations of a spin loop, which take some tens of microseconds.
 const SPINS: u32 = 1500;
 
 impl Team {
     /// Starts the helpers of a team of `threads`.
     ///
     /// # Errors
-    /// If the system has no thread to give.
+    /// If the system cannot start a thread.
     pub(crate) fn new(threads: usize) -> std::io::Result<Self> {
         let threads = threads.max(1);
         let shared = Arc::new(Shared {
@@ -76,21 +76,21 @@ impl Team {
     /// Computes a function with all threads, this one included.
     ///
     /// # Errors
-    /// If a thread panics, and of every function after that.
+    /// If a helper panics, or a thread panicked in an earlier function.
     ///
     /// # Panics
-    /// If this thread does.
-    pub(crate) fn run(&self, task: &Task) -> Result<(), Broken> {
-        let Shared { barrier, epoch, task: place, changed, .. } = &*self.shared;
+    /// If the function panics on this thread.
+    pub(crate) fn run(&self, task: &Task) -> Result<(), TeamFailure> {
+        let Shared { barrier, epoch, task: slot, changed, .. } = &*self.shared;
         if barrier.is_broken.load(Ordering::Acquire) {
-            return Err(Broken);
+            return Err(TeamFailure);
         }
         if !self.helpers.is_empty() {
-            let mut place = lock(place);
-            *place = Some(Arc::clone(task));
-            // Under the lock, so that a helper that is about to sleep sees it.
+            let mut slot = lock(slot);
+            *slot = Some(Arc::clone(task));
+            // Under the lock, so that a helper that is about to sleep does not miss it.
             epoch.fetch_add(1, Ordering::Release);
-            drop(place);
+            drop(slot);
             changed.notify_all();
         }
         let guard = BreakOnPanic(barrier);
@@ -98,7 +98,7 @@ impl Team {
         let result = task(&member).and_then(|()| member.wait());
         drop(guard);
         if !self.helpers.is_empty() {
-            lock(place).take();
+            lock(slot).take();
         }
         result
     }
@@ -111,7 +111,7 @@ impl Drop for Team {
         drop(lock(&self.shared.task));
         self.shared.changed.notify_all();
         for helper in self.helpers.drain(..) {
-            // Its panic, if it had one, was reported as `Broken`.
+            // Its panic, if it had one, was reported as `TeamFailure`.
             let _ = helper.join();
         }
     }
@@ -119,9 +119,9 @@ impl Drop for Team {
 
 impl Shared {
     fn help(&self, index: usize, count: usize) {
-        let mut seen = 0;
+        let mut last_epoch = 0;
         loop {
-            let Some(task) = self.next_task(&mut seen) else { return };
+            let Some(task) = self.next_task(&mut last_epoch) else { return };
             let member = Member { index, count, barrier: &self.barrier };
             // The error of a broken task is reported by the calling thread.
             let computed = catch_unwind(AssertUnwindSafe(|| task(&member).and_then(|()| member.wait())));
@@ -132,48 +132,48 @@ impl Shared {
     }
 
     /// The next task; `None` if the team stops.
-    fn next_task(&self, seen: &mut u64) -> Option<Task> {
-        let is_new = |seen: u64| self.epoch.load(Ordering::Acquire) != seen || self.is_stopping.load(Ordering::Acquire);
+    fn next_task(&self, last_epoch: &mut u64) -> Option<Task> {
+        let is_new = |last: u64| self.epoch.load(Ordering::Acquire) != last || self.is_stopping.load(Ordering::Acquire);
         for _ in 0..SPINS {
-            if is_new(*seen) {
+            if is_new(*last_epoch) {
                 break;
             }
             std::hint::spin_loop();
         }
-        let mut place = lock(&self.task);
+        let mut slot = lock(&self.task);
         loop {
             if self.is_stopping.load(Ordering::Acquire) {
                 return None;
             }
             let epoch = self.epoch.load(Ordering::Acquire);
-            if epoch != *seen {
-                *seen = epoch;
-                // A task that has ended without this thread was broken.
-                if let Some(task) = place.clone() {
+            if epoch != *last_epoch {
+                *last_epoch = epoch;
+                // There is no task when it has ended already, which happens only after a failure.
+                if let Some(task) = slot.clone() {
                     return Some(task);
                 }
             }
-            place = self.changed.wait(place).unwrap_or_else(PoisonError::into_inner);
+            slot = self.changed.wait(slot).unwrap_or_else(PoisonError::into_inner);
         }
     }
 }
 
 impl Member<'_> {
-    /// Waits until every thread of the team has come here.
+    /// Waits until every thread of the team has called this.
     ///
     /// # Errors
     /// If a thread panicked.
-    pub(crate) fn wait(&self) -> Result<(), Broken> {
+    pub(crate) fn wait(&self) -> Result<(), TeamFailure> {
         self.barrier.wait()
     }
 }
 
-/// The share of one of `count` threads, the shares being consecutive and as equal as possible.
+/// The share of thread `index` of `count`: shares are consecutive and as equal as possible.
 pub(crate) fn share(units: usize, index: usize, count: usize) -> std::ops::Range<usize> {
     units * index / count..units * (index + 1) / count
 }
 
-/// A barrier that spins first and sleeps then.
+/// A barrier whose threads spin first and then sleep.
 #[derive(Debug)]
 struct Barrier {
     threads: usize,
@@ -196,7 +196,7 @@ impl Barrier {
         }
     }
 
-    fn wait(&self) -> Result<(), Broken> {
+    fn wait(&self) -> Result<(), TeamFailure> {
         if self.threads == 1 {
             return Ok(());
         }
@@ -225,11 +225,11 @@ impl Barrier {
         self.outcome()
     }
 
-    fn outcome(&self) -> Result<(), Broken> {
-        if self.is_broken.load(Ordering::Acquire) { Err(Broken) } else { Ok(()) }
+    fn outcome(&self) -> Result<(), TeamFailure> {
+        if self.is_broken.load(Ordering::Acquire) { Err(TeamFailure) } else { Ok(()) }
     }
 
-    /// Lets every thread go, now and ever after, with an error.
+    /// Releases all threads with an error, and makes every later wait fail.
     fn break_up(&self) {
         let guard = lock(&self.sleep);
         self.is_broken.store(true, Ordering::Release);
@@ -286,13 +286,13 @@ mod tests {
             member.wait()?;
             Ok(())
         });
-        assert_eq!(team.run(&task), Err(Broken));
+        assert_eq!(team.run(&task), Err(TeamFailure));
         let task: Task = Arc::new(|_| Ok(()));
-        assert_eq!(team.run(&task), Err(Broken));
+        assert_eq!(team.run(&task), Err(TeamFailure));
     }
 
     #[test]
-    fn panic_of_the_calling_thread_leaves_no_thread_behind() {
+    fn panic_of_the_calling_thread_ends_all_helpers() {
         let team = Team::new(2).unwrap();
         let task: Task = Arc::new(|member| {
             assert!(member.index != 0, "as the test wants");

@@ -1,4 +1,4 @@
-//! Files that break the format: each is refused by what is wrong with it, and nothing panics.
+//! Files that break the format: each is refused with its error, and nothing panics.
 
 #![allow(clippy::unwrap_used)]
 
@@ -20,22 +20,22 @@ fn one_tensor() -> GgufFile {
     file
 }
 
-/// Where some bytes are.
+/// The offset of a part of bytes.
 fn find(bytes: &[u8], part: &[u8]) -> usize {
     bytes.windows(part.len()).position(|window| window == part).unwrap()
 }
 
 /// The file with other bytes at a distance from a name in it.
-fn with(name: &str, distance: usize, bytes: &[u8]) -> Vec<u8> {
+fn patched(name: &str, distance: usize, bytes: &[u8]) -> Vec<u8> {
     let mut file = one_tensor().bytes();
     let name: Vec<u8> = [&(name.len() as u64).to_le_bytes(), name.as_bytes()].concat();
-    let at = find(&file, &name) + name.len() + distance;
-    file[at..at + bytes.len()].copy_from_slice(bytes);
+    let offset = find(&file, &name) + name.len() + distance;
+    file[offset..offset + bytes.len()].copy_from_slice(bytes);
     file
 }
 
 #[test]
-fn file_that_ends_anywhere_is_refused() {
+fn truncated_file_is_refused() {
     let file = Small::new("qwen3", TensorType::Q4_0).file().bytes();
     let header = parse(&file).unwrap();
     let data = header.tensors.values().map(|entry| entry.offset).min().unwrap() as usize;
@@ -66,9 +66,9 @@ fn counts_and_lengths_beyond_the_bounds_are_refused_before_memory_is_allocated()
         let mut file = GgufFile::default();
         file.integers("a", &[]);
         let mut bytes = file.bytes();
-        let at = find(&bytes, b"\x09\0\0\0\x05\0\0\0") + 4;
-        bytes[at..at + 4].copy_from_slice(&ty.to_le_bytes());
-        bytes[at + 4..at + 12].copy_from_slice(&count.to_le_bytes());
+        let offset = find(&bytes, b"\x09\0\0\0\x05\0\0\0") + 4;
+        bytes[offset..offset + 4].copy_from_slice(&ty.to_le_bytes());
+        bytes[offset + 4..offset + 12].copy_from_slice(&count.to_le_bytes());
         assert!(matches!(parse(&bytes), Err(GgufError::Truncated { .. } | GgufError::TooMany { .. })), "{ty}");
     }
 }
@@ -79,13 +79,13 @@ fn metadata_that_breaks_the_format_is_refused() {
     assert_eq!(parse(b"GGUF\x01\0\0\0").unwrap_err(), GgufError::Version { version: 1, is_big_endian: false });
     let big = parse(b"GGUF\0\0\0\x03").unwrap_err();
     assert!(big.to_string().contains("big-endian"), "{big}");
-    let nested = with("general.architecture", 0, &[9, 0, 0, 0, 9, 0, 0, 0]);
+    let nested = patched("general.architecture", 0, &[9, 0, 0, 0, 9, 0, 0, 0]);
     assert_eq!(parse(&nested).unwrap_err(), GgufError::Nested { key: "general.architecture".to_owned() });
-    let ty = with("general.architecture", 0, &[13, 0, 0, 0]);
+    let ty = patched("general.architecture", 0, &[13, 0, 0, 0]);
     assert!(matches!(parse(&ty), Err(GgufError::ValueType { id: 13, .. })));
-    let boolean = with("general.architecture", 0, &[7, 0, 0, 0, 2]);
+    let boolean = patched("general.architecture", 0, &[7, 0, 0, 0, 2]);
     assert!(matches!(parse(&boolean), Err(GgufError::NotBoolean { .. })));
-    let text = with("general.architecture", 12, &[0xff]);
+    let text = patched("general.architecture", 12, &[0xff]);
     assert!(matches!(parse(&text), Err(GgufError::NotUtf8 { .. })));
     let mut twice = one_tensor();
     twice.text("general.architecture", "llama");
@@ -94,24 +94,26 @@ fn metadata_that_breaks_the_format_is_refused() {
 
 #[test]
 fn tensors_that_break_the_format_are_refused() {
-    // Behind the name: the rank, two dimensions, the type, the offset.
-    assert!(matches!(parse(&with("a", 0, &[5])), Err(GgufError::TooMany { count: 5, count_max: 4, .. })));
+    // After the name: the rank, two dimensions, the type, the offset.
+    assert!(matches!(parse(&patched("a", 0, &[5])), Err(GgufError::TooMany { count: 5, count_max: 4, .. })));
     for dimensions in [[0, 2], [u64::MAX, u64::MAX], [1 << 40, 1 << 30], [33, 2]] {
         let bytes: Vec<u8> = dimensions.iter().flat_map(|dimension| dimension.to_le_bytes()).collect();
-        assert!(matches!(parse(&with("a", 4, &bytes)), Err(GgufError::Dimensions { .. })), "{dimensions:?}");
+        assert!(matches!(parse(&patched("a", 4, &bytes)), Err(GgufError::Dimensions { .. })), "{dimensions:?}");
     }
-    assert!(matches!(parse(&with("a", 20, &[5])), Err(GgufError::TensorType { id: 5, .. })));
-    assert!(matches!(parse(&with("a", 24, &[1])), Err(GgufError::Unaligned { offset: 1, .. })));
-    assert!(matches!(parse(&with("b", 16, &[64])), Err(GgufError::Overlap { .. })));
+    assert!(matches!(parse(&patched("a", 20, &[5])), Err(GgufError::TensorType { id: 5, .. })));
+    assert!(matches!(parse(&patched("a", 24, &[1])), Err(GgufError::Unaligned { offset: 1, .. })));
+    assert!(matches!(parse(&patched("b", 16, &[64])), Err(GgufError::Overlap { .. })));
     for offset in [1 << 30, u64::MAX - 31] {
-        assert!(matches!(parse(&with("a", 24, &offset.to_le_bytes())), Err(GgufError::OutOfFile { .. })), "{offset}");
+        assert!(
+            matches!(parse(&patched("a", 24, &offset.to_le_bytes())), Err(GgufError::OutOfFile { .. })),
+            "{offset}"
+        );
     }
     let mut twice = one_tensor();
     twice.tensor("a", &[4], TensorType::F32, vec![0; 16]);
     assert!(matches!(parse(&twice.bytes()), Err(GgufError::RepeatedTensor { .. })));
 }
 
-/// Whatever a byte is changed to, a file is a model that computes or it is refused.
 #[test]
 fn changed_bytes_never_panic() {
     let small = Small { layers: 1, tokens: 20, ..Small::new("llama", TensorType::Q4_0) };
@@ -122,10 +124,10 @@ fn changed_bytes_never_panic() {
     for turn in 0..600 {
         let mut file = file.clone();
         for _ in 0..1 + turn % 3 {
-            let at = random.below(data);
-            file[at] = match random.below(3) {
+            let offset = random.below(data);
+            file[offset] = match random.below(3) {
                 0 => random.next() as u8,
-                1 => file[at] ^ 1 << random.below(8),
+                1 => file[offset] ^ 1 << random.below(8),
                 _ => 0xff,
             };
         }

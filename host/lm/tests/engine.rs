@@ -32,7 +32,7 @@ fn step(engine: &Engine, rows: &[Row]) -> Result<Vec<Sampled>, StepError> {
 }
 
 #[test]
-fn fork_continues_as_a_sequence_of_its_own() {
+fn fork_continues_independently_of_its_source() {
     let engine = engine(&small(), 2, 40);
     let tokens: Vec<u32> = (0..60).map(|token| token * 7 % 67).collect();
     let source = engine.create(Sampler::default()).unwrap();
@@ -47,7 +47,7 @@ fn fork_continues_as_a_sequence_of_its_own() {
         engine.remove(fork);
         engine.remove(alone);
     }
-    // What forks appended did not change the source.
+    // The tokens of the forks did not change the source.
     let alone = engine.create(Sampler::default()).unwrap();
     let all = [&tokens[..], &[9]].concat();
     let sampled = step(&engine, &[row(source, &[9]), row(alone, &all)]).unwrap();
@@ -58,7 +58,7 @@ fn fork_continues_as_a_sequence_of_its_own() {
 }
 
 #[test]
-fn trimmed_sequence_continues_as_if_it_had_never_been_longer() {
+fn trimmed_sequence_continues_like_a_new_one_of_its_tokens() {
     let engine = engine(&small(), 1, 40);
     let tokens: Vec<u32> = (0..50).map(|token| token * 11 % 67).collect();
     let (trimmed, alone) = (engine.create(Sampler::default()).unwrap(), engine.create(Sampler::default()).unwrap());
@@ -116,7 +116,7 @@ fn sequence_that_is_removed_during_a_step_frees_its_pages_afterwards() {
 }
 
 #[test]
-fn same_seed_gives_the_same_tokens_whatever_else_runs() {
+fn same_seed_gives_the_same_tokens_beside_other_sequences() {
     let generate = |engine: &Engine, others: usize, seed: u64| {
         let sampler = Sampler { temperature: 1.0, top_p: 0.9, seed, ..Sampler::default() };
         let sequence = engine.create(sampler).unwrap();
@@ -141,7 +141,7 @@ fn same_seed_gives_the_same_tokens_whatever_else_runs() {
 }
 
 #[test]
-fn step_that_is_not_valid_is_refused_by_what_is_wrong_with_it() {
+fn invalid_step_is_refused_with_its_error() {
     let engine = engine(&small(), 1, 20);
     let sequence = engine.create(Sampler::default()).unwrap();
     let check = |rows: &[Row], expected: StepError| {
@@ -160,7 +160,7 @@ fn step_that_is_not_valid_is_refused_by_what_is_wrong_with_it() {
     check(&[with(top)], StepError::TooManyTop { sequence, top: 21, top_max: 20 });
     let mask = |allowed: Vec<u8>| with(Sample { allowed: Some(allowed), ..Sample::default() });
     check(&[mask(vec![255; 8])], StepError::Mask { sequence, problem: "is shorter than the vocabulary" });
-    // The bits past the vocabulary are of no token.
+    // Bits past the vocabulary are ignored.
     let past = [vec![0; 8], vec![0b1111_1000]].concat();
     check(&[mask(past)], StepError::Mask { sequence, problem: "allows no token" });
     let other = engine.create(Sampler::default()).unwrap();
@@ -213,7 +213,7 @@ fn refusal(file: &support::GgufFile) -> String {
 }
 
 #[test]
-fn model_that_is_not_computed_is_refused_by_name() {
+fn unsupported_model_is_refused_with_the_reason() {
     let mut file = small().file();
     file.tensor("blk.0.attn_sinks.weight", &[1], TensorType::F32, vec![0; 4]);
     assert!(refusal(&file).contains("\"blk.0.attn_sinks.weight\" is not part of the architecture"));
@@ -231,7 +231,7 @@ fn model_that_is_not_computed_is_refused_by_name() {
 }
 
 #[test]
-fn tensor_of_a_type_that_is_not_computed_is_refused_by_name() {
+fn tensor_of_an_unsupported_type_is_refused_with_its_name() {
     let file = small().file().with_tensor("token_embd.weight", TensorType::IQ4_NL, 96 * 67 / 32 * 18);
     let refused = refusal(&file);
     assert!(refused.contains("\"token_embd.weight\" has the type IQ4_NL, which is not supported"), "{refused}");

@@ -1,4 +1,4 @@
-//! The forward pass against a scalar reference, and that its bits depend on nothing but the sequence.
+//! The forward pass against a scalar reference; its bits depend only on the sequence.
 
 #![allow(clippy::unwrap_used)]
 
@@ -39,7 +39,7 @@ fn row(sequence: u32, tokens: &[u32]) -> Row {
     Row { sequence, tokens: tokens.to_vec(), sample: Some(Sample { top: 20, ..Sample::default() }) }
 }
 
-/// The step after all of the tokens at once.
+/// Samples after all tokens in one step.
 fn sample(engine: &Engine, tokens: &[u32]) -> Sampled {
     let sequence = engine.create(Sampler::default()).unwrap();
     let sampled = engine.step(&[row(sequence, tokens)], &Cancel::default()).unwrap();
@@ -93,7 +93,7 @@ fn logits_of_every_architecture_are_those_of_the_reference() {
     check_with_reference(&llama3, 0.01);
 }
 
-/// A mixture: sequences with prompts in random pieces, steps with random rows of them; each is at last what it is alone.
+/// Computes sequences with prompts in random pieces, in steps of random rows; each must have the bits that it has alone.
 fn check_mixture(model: &Arc<Model>, alone: &Engine, seed: u64) {
     let mut random = Random::new(seed);
     let engine = engine(model, 1 + random.below(3));

@@ -1,4 +1,4 @@
-//! The model of the demo, which `WEIR_TEST_LM` names: greedy tokens as llama-server's.
+//! The model of the demo, which `WEIR_TEST_LM` names: its greedy tokens are those of llama-server.
 
 #![allow(clippy::unwrap_used)]
 
@@ -8,7 +8,7 @@ use std::sync::Arc;
 use serde_json::Value;
 use weir_lm::{Cancel, Engine, EngineConfig, Model, Row, Sample, Sampled, Sampler};
 
-/// Log probabilities of two tokens that are this near to each other may change places: the engines round differently.
+/// Two tokens whose log probabilities differ by less than this may change their order, because the engines round differently.
 const TIE: f64 = 0.3;
 
 fn model() -> Option<Arc<Model>> {
@@ -24,7 +24,7 @@ fn numbers(value: &Value) -> Vec<u32> {
 }
 
 #[test]
-fn model_of_the_demo_says_what_it_is() {
+fn model_of_the_demo_has_its_parameters_and_tokenizer() {
     let Some(model) = model() else { return };
     assert_eq!(model.parameters().architecture.name(), "llama");
     assert_eq!((model.vocabulary_tokens(), model.context_tokens_max()), (49_152, 8192));
@@ -34,8 +34,8 @@ fn model_of_the_demo_says_what_it_is() {
     assert!(model.chat_template().unwrap().contains("<|im_start|>"));
 }
 
-/// `greedy.json` has what llama-server continues prompts with, and the likeliest tokens at each place. The first ten prompts have no
-/// place where two tokens are near each other, by the server's own numbers.
+/// `greedy.json` has the tokens with which llama-server continues prompts, and the most likely tokens at each position. At no position of
+/// the first ten prompts do the two most likely tokens have similar probabilities.
 fn vectors() -> Vec<Value> {
     let file: Value = serde_json::from_str(include_str!("vectors/greedy.json")).unwrap();
     file["vectors"].as_array().unwrap().clone()
@@ -63,7 +63,7 @@ fn first_20_greedy_tokens_of_ten_prompts_are_those_of_llama_server() {
     }
 }
 
-/// With the server's tokens before it, each token is the server's, or one that the server finds nearly as likely.
+/// After the server's tokens, each token is the server's, or one that is nearly as likely for the server.
 #[test]
 fn log_probabilities_are_those_of_llama_server() {
     let Some(model) = model() else { return };
@@ -72,25 +72,25 @@ fn log_probabilities_are_those_of_llama_server() {
     for vector in vectors() {
         let sequence = engine.create(Sampler::default()).unwrap();
         let mut next = numbers(&vector["tokens"]);
-        for (place, token) in numbers(&vector["greedy"]).into_iter().enumerate() {
+        for (position, token) in numbers(&vector["greedy"]).into_iter().enumerate() {
             let sampled = step(&engine, sequence, next);
-            let theirs: Vec<(u32, f64)> = serde_json::from_value(vector["top"][place].clone()).unwrap();
-            let at = |token: u32| theirs.iter().find(|(other, _)| *other == token).map(|(_, logprob)| *logprob);
+            let theirs: Vec<(u32, f64)> = serde_json::from_value(vector["top"][position].clone()).unwrap();
+            let logprob = |token: u32| theirs.iter().find(|(other, _)| *other == token).map(|(_, logprob)| *logprob);
             equal += usize::from(sampled.token == token);
             assert!(
-                theirs[0].1 - at(sampled.token).unwrap() < TIE,
-                "{} place {place}: {}",
+                theirs[0].1 - logprob(sampled.token).unwrap() < TIE,
+                "{} position {position}: {}",
                 vector["prompt"],
                 sampled.token
             );
-            let both = sampled.top.iter().filter_map(|(token, ours)| Some((f64::from(*ours) - at(*token)?).abs()));
+            let both = sampled.top.iter().filter_map(|(token, ours)| Some((f64::from(*ours) - logprob(*token)?).abs()));
             differences.extend(both);
             next = vec![token];
         }
         engine.remove(sequence);
     }
     let mean = differences.iter().sum::<f64>() / differences.len() as f64;
-    // 0.092 over the five likeliest of each place, because both round activations to eight bits, each in its way.
+    // Measured: 0.092 over the five most likely tokens of each position. Both engines round activations to eight bits, differently.
     assert!(mean < 0.11, "the log probabilities differ by {mean} on average");
     assert!(equal >= 370, "{equal} tokens are the server's");
 }

@@ -1,4 +1,4 @@
-//! Measures a graph in a bare loop, on either engine: the ceiling that a server around it is compared with.
+//! Measures a graph in a bare loop, on any engine: the upper bound that a server around it is compared with.
 //!
 //! ```text
 //! cargo run --release -p weir-nn --example measure -- MODEL [--engine ENGINE] [--precision PRECISION] [--threads N] [--texts FILE | --shapes]
@@ -6,14 +6,14 @@
 //!
 //! MODEL is a model's folder, or a graph in it (`model_packed.onnx`). Texts are computed in the best way that the graph allows:
 //! sorted by length and padded to the longest of their batch, or, when the graph takes `segment_ids`, packed end to end. For
-//! each size of batch it prints **microseconds per real token** (padding costs but does not count; wall time, so N threads on N
-//! free cores show a N-th), how many tokens were computed for one real one, and then the best of them; at last how many
-//! microseconds the first texts take alone.
+//! each batch size it prints **microseconds per real token** (the time of padding is included, its tokens are not counted; wall
+//! time, so N threads on N free cores show an N-th) and the tokens computed for each real one; then the best batch size, and the
+//! microseconds that each of the first texts takes alone.
 //!
-//! The lengths are some made-up mixes, or those of the lines of FILE as WordPiece would cut them with the vocabulary of the
-//! model's `tokenizer.json` (lower case, no accents stripped: the count may be off by a few in a hundred).
+//! The lengths are synthetic mixes, or those of the lines of FILE as WordPiece splits them with the vocabulary of the model's
+//! `tokenizer.json` (lower case, accents are not stripped: the count may be a few per cent off).
 //!
-//! `--shapes` measures single shapes instead, with tract on its symbolic plan and on plans of their own.
+//! `--shapes` measures single shapes instead, with tract on its symbolic plan and on fixed-shape plans.
 #![allow(clippy::print_stdout, reason = "it is a tool")]
 
 use std::collections::{BTreeSet, HashSet};
@@ -37,7 +37,7 @@ const SIZES: [u32; 6] = [64, 128, 256, 512, 1024, 2048];
 /// Packed, the attention of a run grows with the square of its tokens.
 const PACKED_SIZE_MAX: u32 = 256;
 
-/// Lengths in tokens, which come round and round.
+/// Lengths in tokens, repeated cyclically.
 const MIXES: [(&str, &[u32]); 4] = [
     ("16 each", &[16]),
     ("32 each", &[32]),
@@ -45,14 +45,14 @@ const MIXES: [(&str, &[u32]); 4] = [
     ("wide", &[8, 13, 20, 31, 48, 70, 96, 128]),
 ];
 
-/// How many tokens of a mix are measured, and the most of a file.
+/// The tokens of a mix, and the most tokens of a file.
 const MIX_TOKENS: u32 = 16_384;
 const FILE_TOKENS: u32 = 32_768;
 
-/// So many texts of a mix are measured alone as well.
+/// The number of texts of a mix that are also measured alone.
 const ALONE: usize = 32;
 
-/// The most that one text has: the models that ship take no more.
+/// The most tokens of a text: the bound of the shipped models.
 const TEXT_TOKENS: u32 = 128;
 
 fn main() -> anyhow::Result<()> {
@@ -80,7 +80,7 @@ fn main() -> anyhow::Result<()> {
         }
     }
     let path = path.context("name a model's folder or graph")?;
-    // A plan for every shape that comes, made while the loop warms up.
+    // Makes a plan for every shape while the loop warms up.
     let config = RegistryConfig { plan_after_uses: 1, plans_max: 64, ..RegistryConfig::default() };
     let (resident, started) = (resident_mib(), Instant::now());
     let registry = Registry::new(config);
@@ -111,7 +111,7 @@ fn main() -> anyhow::Result<()> {
         let packed = graph.inputs().iter().any(|input| input.name == "segment_ids");
         for size in SIZES.into_iter().filter(|size| *size >= most && (!packed || *size <= PACKED_SIZE_MAX)) {
             let batches = batches(&graph, &lengths, size);
-            let computed: u32 = batches.iter().map(|batch| batch.computed).sum();
+            let computed: u32 = batches.iter().map(|batch| batch.tokens).sum();
             let us = run(&graph, &batches, threads)? * 1e6 / f64::from(tokens);
             println!(
                 "  at most {size:4} in a batch: {us:6.1} us/token, {:.2} computed",
@@ -127,11 +127,11 @@ fn main() -> anyhow::Result<()> {
     Ok(())
 }
 
-/// What one run computes.
+/// The inputs of one run.
 struct Batch {
     inputs: Vec<(String, Tensor)>,
-    /// Tokens, with padding.
-    computed: u32,
+    /// Tokens, padding included.
+    tokens: u32,
 }
 
 /// The texts by length, cut into batches of at most `size` tokens.
@@ -153,15 +153,15 @@ fn batches(graph: &Graph, lengths: &[u32], size: u32) -> Vec<Batch> {
     }
     let longest = |batch: &[u32]| batch.last().copied().unwrap_or(0);
     let make = |batch: &Vec<u32>| match packed {
-        true => Batch { inputs: packed_inputs(graph, batch), computed: batch.iter().sum() },
+        true => Batch { inputs: packed_inputs(graph, batch), tokens: batch.iter().sum() },
         false => {
-            Batch { inputs: padded_inputs(graph, batch, longest(batch)), computed: batch.len() as u32 * longest(batch) }
+            Batch { inputs: padded_inputs(graph, batch, longest(batch)), tokens: batch.len() as u32 * longest(batch) }
         }
     };
     batches.iter().map(make).collect()
 }
 
-/// Seconds for all batches, after a round to warm up: for tract of every batch, which makes its plans; else of the largest.
+/// Seconds for all batches, after a warm-up with every batch on tract, which makes its plans, and with the largest batch otherwise.
 fn run(graph: &Arc<Graph>, batches: &[Batch], threads: usize) -> anyhow::Result<f64> {
     let mut context = graph.context()?;
     let cold = if graph.engine() == Engine::Tract { batches } else { &batches[batches.len().saturating_sub(1)..] };
@@ -169,10 +169,10 @@ fn run(graph: &Arc<Graph>, batches: &[Batch], threads: usize) -> anyhow::Result<
         context.compute(batch.inputs.clone())?;
         graph.settle();
     }
-    // Copies are made before, since a guest's tensors are moved, not copied.
+    // Copies are made before the measurement, since a guest's tensors are moved, not copied.
     let copies: Vec<_> = batches.iter().map(|batch| std::sync::Mutex::new(Some(batch.inputs.clone()))).collect();
     let (next, started) = (AtomicUsize::new(0), Instant::now());
-    let work = || -> anyhow::Result<()> {
+    let compute_all = || -> anyhow::Result<()> {
         let mut context = graph.context()?;
         while let Some(copy) = copies.get(next.fetch_add(1, Ordering::Relaxed)) {
             let inputs = copy.lock().ok().and_then(|mut copy| copy.take());
@@ -180,17 +180,17 @@ fn run(graph: &Arc<Graph>, batches: &[Batch], threads: usize) -> anyhow::Result<
         }
         Ok(())
     };
-    let done: Vec<anyhow::Result<()>> = std::thread::scope(|scope| {
-        let workers: Vec<_> = (0..threads).map(|_| scope.spawn(work)).collect();
+    let results: Vec<anyhow::Result<()>> = std::thread::scope(|scope| {
+        let workers: Vec<_> = (0..threads).map(|_| scope.spawn(compute_all)).collect();
         let joined = workers.into_iter().map(|worker| worker.join());
-        joined.map(|done| done.unwrap_or_else(|_| bail!("a thread panicked"))).collect()
+        joined.map(|result| result.unwrap_or_else(|_| bail!("a thread panicked"))).collect()
     });
     let seconds = started.elapsed().as_secs_f64();
-    done.into_iter().collect::<anyhow::Result<()>>()?;
+    results.into_iter().collect::<anyhow::Result<()>>()?;
     Ok(seconds)
 }
 
-/// What a call with one text takes: the median of a few.
+/// Microseconds of a call with one text: the median of several.
 fn alone_us(graph: &Arc<Graph>, length: u32) -> anyhow::Result<f64> {
     let batches = batches(graph, &[length], length);
     let times: anyhow::Result<Vec<f64>> = (0..6).map(|_| run(graph, &batches, 1)).collect();
@@ -199,7 +199,7 @@ fn alone_us(graph: &Arc<Graph>, length: u32) -> anyhow::Result<f64> {
     Ok(times[times.len() / 2] * 1e6)
 }
 
-/// The mix over and over, up to this many tokens.
+/// The mix repeated cyclically, up to a number of tokens.
 fn until(mix: &[u32], tokens: u32) -> Vec<u32> {
     let mut sum = 0;
     let within = |length: &u32| {
@@ -209,7 +209,7 @@ fn until(mix: &[u32], tokens: u32) -> Vec<u32> {
     mix.iter().copied().cycle().take_while(within).collect()
 }
 
-/// How many tokens each line has, up to a bound.
+/// The tokens of each line, up to a bound of their sum.
 fn lengths_of(file: &Path, model: &Path) -> anyhow::Result<Vec<u32>> {
     let folder = if model.is_file() { model.parent().unwrap_or(Path::new(".")) } else { model };
     let tokenizer = folder.join("tokenizer.json");
@@ -223,7 +223,7 @@ fn lengths_of(file: &Path, model: &Path) -> anyhow::Result<Vec<u32>> {
     Ok(until(&lines.map(|line| word_pieces(line, &vocabulary)).collect::<Vec<_>>(), FILE_TOKENS))
 }
 
-/// How many tokens a text has, with the two that stand around it: the longest piece first, as BERT does it.
+/// The tokens of a text, including the two special ones around it: the longest piece first, as in BERT.
 fn word_pieces(text: &str, vocabulary: &HashSet<&str>) -> u32 {
     let mut count = 2;
     let text = text.to_lowercase();
@@ -234,7 +234,7 @@ fn word_pieces(text: &str, vocabulary: &HashSet<&str>) -> u32 {
         let mut rest = word;
         while !rest.is_empty() {
             let prefix = if rest.len() < word.len() { "##" } else { "" };
-            let ends = rest.char_indices().map(|(at, c)| at + c.len_utf8()).collect::<BTreeSet<_>>();
+            let ends = rest.char_indices().map(|(start, c)| start + c.len_utf8()).collect::<BTreeSet<_>>();
             let known = |end: &&usize| vocabulary.contains(format!("{prefix}{}", &rest[..**end]).as_str());
             count += 1;
             // A word with an unknown piece is one unknown token.
@@ -280,7 +280,7 @@ fn per_token_us(graph: &Arc<Graph>, batch: u32, tokens: u32) -> anyhow::Result<f
     Ok(times[times.len() / 2] / f64::from(batch * tokens))
 }
 
-/// A plausible token: distinct ones, in every model's vocabulary.
+/// A token id within every model's vocabulary, distinct for each of the first 20,000 indices.
 fn token(ix: u32) -> i64 {
     1000 + i64::from(ix * 37 % 20_000)
 }
@@ -315,21 +315,22 @@ fn padded_inputs(graph: &Graph, lengths: &[u32], tokens: u32) -> Vec<(String, Te
 /// Texts of these lengths end to end.
 fn packed_inputs(graph: &Graph, lengths: &[u32]) -> Vec<(String, Tensor)> {
     let tokens: u32 = lengths.iter().sum();
-    // Of each token: its text, and its place in it.
-    let places = || (0u32..).zip(lengths).flat_map(|(text, length)| (0..*length).map(move |place| (text, place)));
+    // For each token, its text and its position in it.
+    let positions =
+        || (0u32..).zip(lengths).flat_map(|(text, length)| (0..*length).map(move |position| (text, position)));
     let input = |info: &weir_nn::TensorInfo| {
         let tensor = if info.name == "pool" {
             let weight = |of: u32, text: u32| if of == text { 1.0 / lengths[text as usize] as f32 } else { 0.0 };
-            let values = (0..lengths.len() as u32).flat_map(|of| places().map(move |(text, _)| weight(of, text)));
+            let values = (0..lengths.len() as u32).flat_map(|of| positions().map(move |(text, _)| weight(of, text)));
             Tensor::from_f32(&[lengths.len() as u32, tokens], &values.collect::<Vec<_>>())
         } else {
-            let value = |(ix, (text, place)): (u32, (u32, u32))| match info.name.as_str() {
+            let value = |(ix, (text, position)): (u32, (u32, u32))| match info.name.as_str() {
                 "input_ids" => token(ix),
-                "position_ids" => i64::from(place),
+                "position_ids" => i64::from(position),
                 "segment_ids" => i64::from(text),
                 _ => 0,
             };
-            Tensor::from_i64(&[1, tokens], &(0..).zip(places()).map(value).collect::<Vec<_>>())
+            Tensor::from_i64(&[1, tokens], &(0..).zip(positions()).map(value).collect::<Vec<_>>())
         };
         (info.name.clone(), tensor)
     };

@@ -1,4 +1,4 @@
-"""Writes the models that ship with Weir as ONNX, straight from weights: no tracing, no torch.
+"""Writes the bundled models of Weir as ONNX, directly from the weights, without tracing or torch.
 
     python export.py embeddings
     python export.py sentiment --weights sentiment.safetensors
@@ -56,24 +56,24 @@ def base_directory():
 
 
 class DataFile:
-    """Tensors that lie one after the other in one external file."""
+    """Tensors stored one after the other in one external file."""
 
     def __init__(self, location):
         self.location = location
         self.content = bytearray()
-        self.places = {}
+        self.extents = {}
 
-    def place(self, name, array):
-        """Where `array` lies; appended on first use, so that two graphs can share it."""
-        if name not in self.places:
+    def extent(self, name, array):
+        """The offset and length of `array`; appended on first use, so that two graphs can share it."""
+        if name not in self.extents:
             self.content += b"\0" * (-len(self.content) % ALIGNMENT_BYTES)
-            self.places[name] = (len(self.content), array.nbytes)
+            self.extents[name] = (len(self.content), array.nbytes)
             self.content += np.ascontiguousarray(array).tobytes()
-        return self.places[name]
+        return self.extents[name]
 
     def tensor(self, name, array):
         """The TensorProto that points into this file."""
-        offset, length = self.place(name, array)
+        offset, length = self.extent(name, array)
         proto = TensorProto(name=name, data_type=helper.np_dtype_to_tensor_dtype(array.dtype))
         proto.dims.extend(array.shape)
         proto.data_location = TensorProto.EXTERNAL
@@ -99,7 +99,7 @@ class Matrices:
 
 
 class Graph:
-    """Nodes and initializers under construction; every method returns the name of what it computes."""
+    """Nodes and initializers under construction; every method returns the name of its output."""
 
     def __init__(self, table, data, matrices):
         self.table, self.data, self.matrices = table, data, matrices
@@ -123,7 +123,7 @@ class Graph:
         return name
 
     def integers(self, name, values):
-        """A constant vector of i64, as shapes and axes want it."""
+        """A constant vector of i64, for shapes and axes."""
         return self.constant(name, np.array(values, dtype=np.int64))
 
     def number(self, name, value):
@@ -183,7 +183,7 @@ class Encoder:
         return graph.normalized(summed, "embeddings.LayerNorm", self.base, self.epsilon, graph.table)
 
     def position_table(self, graph):
-        """The position embeddings with token type 0 folded in: no graph of ours asks for token types."""
+        """The position embeddings with token type 0 folded in: the graphs have no input for token types."""
         positions = self.base["embeddings.position_embeddings.weight"]
         types = self.base["embeddings.token_type_embeddings.weight"]
         return graph.constant("embeddings.positions", positions + types[0], graph.table)
@@ -301,9 +301,9 @@ def inlined(model, read):
     """The bytes of `model` with its external data in place; `read(location)` gives the content of a file."""
     for tensor in model.graph.initializer:
         if tensor.data_location == TensorProto.EXTERNAL:
-            place = {entry.key: entry.value for entry in tensor.external_data}
-            start = int(place["offset"])
-            tensor.raw_data = bytes(read(place["location"])[start : start + int(place["length"])])
+            fields = {entry.key: entry.value for entry in tensor.external_data}
+            start = int(fields["offset"])
+            tensor.raw_data = bytes(read(fields["location"])[start : start + int(fields["length"])])
             tensor.ClearField("external_data")
             tensor.data_location = TensorProto.DEFAULT
     return model.SerializeToString()
@@ -312,8 +312,8 @@ def inlined(model, read):
 def loaded(path):
     """The model file at `path` as bytes, with its external data read in.
 
-    ONNX Runtime and tract refuse external data behind a link that leaves the model's directory, so whoever loads one
-    of these directories in place reads the files first.
+    ONNX Runtime and tract refuse external data behind a link that leaves the model's directory, so a caller that loads one
+    of these directories in place must pass the model with its data inside.
     """
     files = {}
 
@@ -329,7 +329,7 @@ def session(model):
     """An ONNX Runtime session that computes in f32.
 
     By default ONNX Runtime (1.31) fuses DequantizeLinear with MatMul and rounds the activations to int8 as well, which
-    moves the answers. With the entry below it folds the weights to f32 when it loads, as tract does.
+    changes the outputs. With the entry below it folds the weights to f32 when it loads, as tract does.
     """
     import onnxruntime
 
@@ -393,7 +393,7 @@ def calibration_texts(directory):
 
 
 def calibrated(encoder, base, task, directory):
-    """Per linear layer the sum of `x xᵀ` over its inputs, as `quantize_for_inputs` wants it."""
+    """Per linear layer the sum of `x xᵀ` over its inputs, the `gram` of `quantize_for_inputs`."""
     from tokenizers import Tokenizer
 
     table, data = DataFile(TABLE), DataFile("calibration.data")
@@ -407,8 +407,8 @@ def calibrated(encoder, base, task, directory):
     sums = {}
     for encoding in tokenizer.encode_batch(calibration_texts(directory)):
         ids = np.array([encoding.ids], dtype=np.int64)
-        found = runtime.run(names, {"input_ids": ids, "attention_mask": np.ones_like(ids)})
-        for name, value in zip(names, found):
+        outputs = runtime.run(names, {"input_ids": ids, "attention_mask": np.ones_like(ids)})
+        for name, value in zip(names, outputs):
             rows = value.reshape(-1, value.shape[-1])
             sums[name] = sums.get(name, 0) + rows.T @ rows
     return {layer: sums[x] for layer, x in linear_inputs.items()}
@@ -425,7 +425,7 @@ def export(base, task, weights_path, calibration, out):
     encoder = Encoder(base_weights, config, weights)
     grams = calibrated(encoder, base, task, calibration) if calibration else {}
     table, data, matrices = DataFile(TABLE), DataFile("model.onnx.data"), Matrices(grams)
-    # The padded form goes first in every model, so that the table's bytes are the same whoever wrote it.
+    # The padded form goes first in every model, so that the bytes of the table are the same for all models.
     for name, build in (("model.onnx", padded), ("model_packed.onnx", packed)):
         model = build(encoder, task, table, data, matrices)
         (directory / name).write_bytes(model.SerializeToString(deterministic=True))
@@ -476,7 +476,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("task", choices=TASKS)
     parser.add_argument("--base", type=Path, default=None)
-    parser.add_argument("--weights", type=Path, help="what train.py wrote; the base itself when absent")
+    parser.add_argument("--weights", type=Path, help="the output of train.py; by default the weights of the base")
     parser.add_argument("--calibration", type=Path, help="a directory of JSON lines with `text` or `tokens`")
     parser.add_argument("--out", type=Path, default=HERE)
     parser.add_argument("--check", action="store_true", help="write nothing: compare the two graph forms")

@@ -1,4 +1,4 @@
-"""Weights to int8: plain rounding, and rounding that knows what the inputs look like."""
+"""Quantizes weights to int8: by plain rounding, or by rounding that is calibrated with sample inputs."""
 
 import numpy as np
 
@@ -13,8 +13,8 @@ def quantize_rows(weights):
 
 
 def quantize_for_inputs(weights, gram):
-    """Like `quantize_rows`, but each rounding error is made up for by the columns not yet rounded (GPTQ, Frantar et
-    al. 2022, arXiv 2210.17323), so that `x @ weights.T` stays close for inputs `x` like those behind `gram`.
+    """Like `quantize_rows`, but each rounding error is compensated by the columns not yet rounded (GPTQ, Frantar et
+    al. 2022, arXiv 2210.17323), so that `x @ weights.T` stays close for inputs `x` similar to those of `gram`.
 
     `weights` is `[out, in]`, `gram` the sum of `x xᵀ` over sample inputs, `[in, in]`. A few hidden units of MiniLM
     are hundreds of times larger than the others; plain rounding ignores that.
@@ -26,10 +26,10 @@ def quantize_for_inputs(weights, gram):
     gram = gram[np.ix_(order, order)]
     # Upper triangular U with U^T U = gram^-1: row i says how an error in column i spreads to the later ones.
     spread = np.linalg.cholesky(np.linalg.inv(gram)).T
-    left = weights[:, order].astype(np.float64)
+    remaining = weights[:, order].astype(np.float64)
     rounded = np.zeros(weights.shape, dtype=np.int8)
     for i in range(len(order)):
-        rounded[:, order[i]] = np.clip(np.rint(left[:, i] / scales), -127, 127)
-        error = (left[:, i] - rounded[:, order[i]] * scales) / spread[i, i]
-        left[:, i + 1 :] -= np.outer(error, spread[i, i + 1 :])
+        rounded[:, order[i]] = np.clip(np.rint(remaining[:, i] / scales), -127, 127)
+        error = (remaining[:, i] - rounded[:, order[i]] * scales) / spread[i, i]
+        remaining[:, i + 1 :] -= np.outer(error, spread[i, i + 1 :])
     return rounded, scales.reshape(-1, 1)

@@ -1,4 +1,4 @@
-"""Measures the models that ship, through `weir run`, on held-out data. Standard library only.
+"""Measures the bundled models through `weir run`, on held-out data. Standard library only.
 
     python score.py --data DIR --weir target/release/weir [--models-dir DIR]
 
@@ -81,13 +81,13 @@ def spans_of(tags):
 
 def reported_spans(tokens, entities):
     """The spans of `weir run`, code points of the joined text, as spans of tokens."""
-    places, start = [], 0
+    offsets, start = [], 0
     for token in tokens:
-        places.append((start, start + len(token)))
+        offsets.append((start, start + len(token)))
         start += len(token) + 1
     spans = set()
     for entity in entities:
-        inside = [i for i, (first, end) in enumerate(places) if first < entity["end"] and entity["start"] < end]
+        inside = [i for i, (first, end) in enumerate(offsets) if first < entity["end"] and entity["start"] < end]
         if inside:
             spans.add((entity["entity_group"], inside[0], inside[-1]))
     return spans
@@ -95,15 +95,15 @@ def reported_spans(tokens, entities):
 
 def f1(rows, results):
     """Span F1 over all rows, in percent."""
-    right = found = real = 0
+    correct = predicted = actual = 0
     for row, result in zip(rows, results):
         ours, theirs = reported_spans(row["tokens"], result["entities"]), spans_of(row["tags"])
-        right, found, real = right + len(ours & theirs), found + len(ours), real + len(theirs)
-    return 100 * 2 * right / max(1, found + real)
+        correct, predicted, actual = correct + len(ours & theirs), predicted + len(ours), actual + len(theirs)
+    return 100 * 2 * correct / max(1, predicted + actual)
 
 
 def measure(data, run):
-    """The three figures; `run(task, texts)` answers as `weir run` does."""
+    """The three figures; `run(task, texts)` returns results in the format of `weir run`."""
     by_label = lambda results: [{one["label"]: one["score"] for one in result["scores"]} for result in results]
     tweets = read_lines(data / "tweets_validation.jsonl")
     reviews = [row for row in read_lines(data / "reviews_train.jsonl") if held_out(row["text"])]
@@ -127,10 +127,10 @@ def main():
         "sentiment": ["--task", "sentiment", "--top-k", "3", "--models-dir", str(arguments.models_dir)],
         "entities": ["--task", "entities", "--models-dir", str(arguments.models_dir)],
     }
-    found = measure(arguments.data, lambda task, texts: run_weir(arguments.weir, options[task], texts))
-    for name, value in found.items():
+    scores = measure(arguments.data, lambda task, texts: run_weir(arguments.weir, options[task], texts))
+    for name, value in scores.items():
         print(f"{name:20} {value:6.2f}   goal {GOALS[name]}")
-    sys.exit(any(round(value, 1) < GOALS[name] for name, value in found.items()))
+    sys.exit(any(round(value, 1) < GOALS[name] for name, value in scores.items()))
 
 
 if __name__ == "__main__":

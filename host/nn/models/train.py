@@ -1,4 +1,4 @@
-"""Trains the `sentiment` and `entities` models that ship with Weir.
+"""Trains the bundled `sentiment` and `entities` models of Weir.
 
     python train.py sentiment --data DIR --base DIR --out sentiment.safetensors
     python train.py entities  --data DIR --base DIR --out entities.safetensors
@@ -56,7 +56,7 @@ def letters(text):
 def without_leaks(rows, secrets):
     """`rows` without every text that repeats a held-out text, whole or in part.
 
-    A row goes when its letters equal, contain or are contained in those of a held-out text, or share a run of
+    A row is removed when its letters equal, contain or are contained in those of a held-out text, or share a run of
     `SHARED_LETTERS_MAX` letters with one.
     """
     secrets = [letters(secret) for secret in secrets]
@@ -168,7 +168,7 @@ class Classifier(torch.nn.Module):
 
 
 def fit(model, lengths, make_batch, loss_of, arguments, evaluate):
-    """AdamW with warm-up, then linear decay over `arguments.epochs` or `arguments.minutes_max`, what ends first."""
+    """AdamW with warm-up, then linear decay over `arguments.epochs` or `arguments.minutes_max`, whichever ends first."""
     rng = random.Random(SEED)
     plan = []
     for _ in range(math.ceil(arguments.epochs)):
@@ -180,7 +180,7 @@ def fit(model, lengths, make_batch, loss_of, arguments, evaluate):
     began, seen, step = time.monotonic(), 0.0, 0
     for chosen in plan:
         spent = time.monotonic() - began
-        # The share of the work that is done: by steps, or by the clock when that runs out first.
+        # The completed share: of the steps, or of the time limit if that is reached first.
         progress = max(step / len(plan), spent / (60 * arguments.minutes_max))
         if progress >= 1:
             break
@@ -251,7 +251,7 @@ def train_sentiment(arguments):
 
 
 def encode_words(tokenizer, row):
-    """Ids of a tokenized sentence, a tag for each id (-100 for special tokens), and which ids begin a word.
+    """Ids of a tokenized sentence, a tag for each id (-100 for special tokens), and which ids start a word.
 
     Every token of a word has a tag, `I-` after the first: a pipeline may split words where the corpus does not.
     """
@@ -304,13 +304,13 @@ def train_entities(arguments):
         return cross_entropy(model(batch[0], batch[1]).flatten(0, 1), batch[2].flatten())
 
     def evaluate():
-        right = found = real = 0
+        correct = predicted = actual = 0
         for logits, (_, _, firsts), row in zip(logits_of(model, [one[0] for one in held]), held, valid):
             guess = [ENTITY_LABELS[int(one.argmax())] for one, first in zip(logits, firsts) if first]
             guess += ["O"] * (len(row["tags"]) - len(guess))
             ours, theirs = spans_of(guess), spans_of(row["tags"])
-            right, found, real = right + len(ours & theirs), found + len(ours), real + len(theirs)
-        return f"entities F1 {100 * 2 * right / max(1, found + real):.2f}"
+            correct, predicted, actual = correct + len(ours & theirs), predicted + len(ours), actual + len(theirs)
+        return f"entities F1 {100 * 2 * correct / max(1, predicted + actual):.2f}"
 
     fit(model, [len(one[0]) for one in encoded], make_batch, loss_of, arguments, evaluate)
 
@@ -322,7 +322,7 @@ def main():
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--base", type=Path, default=None)
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--start", type=Path, help="weights of an earlier run to go on from")
+    parser.add_argument("--start", type=Path, help="weights of an earlier run to continue from")
     parser.add_argument("--layers", type=int)
     parser.add_argument("--epochs", type=float)
     parser.add_argument("--lr", type=float)

@@ -1,5 +1,5 @@
-//! What an engine must do to stand behind `wasi:nn`. An engine loads graphs, a graph makes execution contexts, a context
-//! computes; what the guest sends is checked before it gets here (see [`Graph`](crate::Graph)), so engines stay small.
+//! The interface of the engines behind `wasi:nn`. An engine loads graphs, a graph creates execution contexts, a context computes.
+//! [`Graph`](crate::Graph) checks a guest's input before it calls an engine.
 
 use std::fmt;
 use std::path::Path;
@@ -19,28 +19,28 @@ pub enum Engine {
     /// tract: pure Rust, on the CPU, part of this binary.
     #[default]
     Tract,
-    /// ONNX Runtime, on the CPU: a shared library that is loaded when a graph first asks for it, see
+    /// ONNX Runtime, on the CPU: a shared library that is loaded at the first graph that uses it, see
     /// [`library_folders`](crate::library_folders).
     OnnxRuntime,
-    /// The kernels of this project: encoders of the BERT family that were exported with several texts end to end, on the CPU, part of
-    /// this binary. It refuses every other graph.
+    /// The kernels of this project, on the CPU, part of this binary: encoders of the BERT and ModernBERT families, from
+    /// `model.safetensors` or from a graph that was exported for several texts end to end. It refuses every other model.
     Builtin,
 }
 
-/// The engine that a configuration asks for.
+/// The configured engine.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub enum EngineChoice {
     /// [`Engine::Builtin`] for the models that it takes, [`Engine::Tract`] for all others.
     #[default]
     Auto,
-    /// This engine; a model that it does not take is an error.
+    /// This engine; a model that it does not support is an error.
     Only(Engine),
 }
 
-/// The names that an [`EngineChoice`] has.
+/// The names of an [`EngineChoice`].
 const ENGINES: [&str; 4] = ["auto", "builtin", "tract", "onnxruntime"];
 
-/// The name of no engine.
+/// A name that is not that of an engine.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("there is no engine named {}{}; the engines are: {}", quoted(.0), suggestion(.0, &ENGINES), ENGINES.join(", "))]
 pub struct UnknownEngine(String);
@@ -69,7 +69,7 @@ impl fmt::Display for EngineChoice {
 }
 
 impl Engine {
-    /// Whether texts laid end to end are cheaper for it than padded ones, where a model has a graph for that.
+    /// Whether it computes texts end to end faster than padded ones, where a model has a graph for that.
     pub fn prefers_packed(self) -> bool {
         match self {
             Self::Tract | Self::Builtin => true,
@@ -77,7 +77,7 @@ impl Engine {
         }
     }
 
-    /// Whether it makes a plan for each shape that comes often, so that few shapes are better than many.
+    /// Whether it makes a plan for each frequent shape, so that few distinct shapes are faster than many.
     pub fn plans_shapes(self) -> bool {
         match self {
             Self::Tract => true,
@@ -85,8 +85,8 @@ impl Engine {
         }
     }
 
-    /// How many tokens a run should have at most on a processor core: more gain nothing, and what comes meanwhile waits for
-    /// the run to end.
+    /// The most tokens that a run on one processor core should have: larger batches are not faster per token, and requests that
+    /// arrive during a run wait for its end.
     pub fn batch_tokens(self) -> u32 {
         match self {
             Self::Tract | Self::OnnxRuntime | Self::Builtin => 128,
@@ -104,7 +104,7 @@ impl fmt::Display for Engine {
     }
 }
 
-/// What the built-in engine multiplies weights in. Other engines compute as the graph says.
+/// The number format in which the built-in engine multiplies weights. Other engines use the types of the graph.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub enum Precision {
     /// f32 by f32.
@@ -131,21 +131,21 @@ impl fmt::Display for Precision {
     }
 }
 
-/// The precision that a configuration asks for.
+/// The configured precision.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub enum PrecisionChoice {
-    /// int8 for classifiers whose weights are stored so, bf16 for all other models where the processor has an instruction for it,
-    /// else f32.
+    /// int8 for classifiers whose weights are stored in int8, bf16 for all other models where the processor has an instruction for
+    /// it, else f32.
     #[default]
     Auto,
     /// This precision.
     Only(Precision),
 }
 
-/// The names that a [`PrecisionChoice`] has.
+/// The names of a [`PrecisionChoice`].
 const PRECISIONS: [&str; 4] = ["auto", "int8", "bf16", "f32"];
 
-/// The name of no precision.
+/// A name that is not that of a precision.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("there is no precision named {}{}; there are: {}", quoted(.0), suggestion(.0, &PRECISIONS), PRECISIONS.join(", "))]
 pub struct UnknownPrecision(String);
@@ -173,7 +173,7 @@ impl fmt::Display for PrecisionChoice {
     }
 }
 
-/// Where an engine reads a graph from.
+/// The source of a graph.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum GraphSource<'a> {
     /// An ONNX file; its external data lies in the same directory.
@@ -183,7 +183,7 @@ pub(crate) enum GraphSource<'a> {
 }
 
 impl GraphSource<'_> {
-    /// How error texts name it.
+    /// Its name in error texts.
     pub(crate) fn origin(&self) -> String {
         match self {
             Self::File(path) => path.display().to_string(),
@@ -195,11 +195,11 @@ impl GraphSource<'_> {
 /// One dimension of a graph's input or output.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Dimension {
-    /// Always this size.
+    /// A constant size.
     Fixed(usize),
-    /// Any size, the same wherever the symbol stands.
+    /// Any size, equal wherever the symbol occurs.
     Symbol(String),
-    /// Anything else: known only when the graph runs.
+    /// A size that is known only when the graph runs.
     Unknown,
 }
 
@@ -213,12 +213,12 @@ impl fmt::Display for Dimension {
     }
 }
 
-/// The element type of a graph's input or output: what the graph itself declares, which may be none of the WIT's.
+/// The element type of a graph's input or output as the graph declares it, which may be a type that the WIT lacks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum ElementType {
-    /// One of the WIT's.
+    /// A type of the WIT.
     Wit(crate::tensor::TensorType),
-    /// A truth value; a guest passes and gets `u8` (0 or 1).
+    /// A boolean; a guest passes and gets `u8` (0 or 1).
     Bool,
     /// A guest passes and gets `i32`.
     I8,
@@ -233,7 +233,7 @@ pub enum ElementType {
 }
 
 impl ElementType {
-    /// What a guest passes and gets for it.
+    /// The type that a guest passes and gets for it.
     pub fn wit(self) -> crate::tensor::TensorType {
         use crate::tensor::TensorType;
         match self {
@@ -275,9 +275,9 @@ impl fmt::Display for ElementType {
 /// The name, element type and shape of a graph's input or output.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TensorInfo {
-    /// The name by which guests pass and find it.
+    /// The name that guests use.
     pub name: String,
-    /// What the graph declares; guests see [`ElementType::wit`] of it.
+    /// The type that the graph declares; guests see its [`ElementType::wit`].
     pub element: ElementType,
     /// One per dimension; `None` when the rank is known only when the graph runs.
     pub dimensions: Option<Vec<Dimension>>,
@@ -298,7 +298,7 @@ impl fmt::Display for TensorInfo {
 
 /// An engine that can load graphs.
 pub(crate) trait Backend: Send + Sync {
-    /// Makes sure that the engine can be had, before there is a graph for it.
+    /// Checks that the engine is available, before it loads a graph.
     ///
     /// # Errors
     /// When its library is missing or unfit.
@@ -306,11 +306,11 @@ pub(crate) trait Backend: Send + Sync {
         Ok(())
     }
 
-    /// Loads a graph, within the bounds of `config`. An engine that computes as the graph says takes no notice of `precision`.
+    /// Loads a graph, within the bounds of `config`. Only the built-in engine uses `precision`.
     ///
     /// # Errors
-    /// When the graph is malformed, past a bound, or uses what the engine lacks. It may also panic on a hostile graph: the
-    /// caller catches that.
+    /// When the graph is malformed, past a bound, or uses a feature that the engine lacks. It may also panic on a hostile graph:
+    /// the caller catches the panic.
     fn load(
         &self,
         source: GraphSource<'_>,
@@ -330,27 +330,27 @@ pub(crate) trait BackendGraph: Send + Sync {
     /// The weights, in bytes as the graph stores them.
     fn parameter_bytes(&self) -> u64;
 
-    /// A context of its own for one caller.
+    /// Creates an execution context for one caller.
     ///
     /// # Errors
-    /// When the engine cannot make one.
+    /// When the engine cannot create one.
     fn context(&self) -> Result<Box<dyn BackendContext>, NnError>;
 
-    /// Waits until work that the engine does beside its callers (building plans, say) is done.
+    /// Waits for the engine's background work, such as building plans.
     fn settle(&self) {}
 
-    /// How many plans for one shape it keeps now.
+    /// The number of fixed-shape plans it holds now.
     fn fixed_plans(&self) -> usize {
         0
     }
 
-    /// How many plans for one shape it has made since it was loaded.
+    /// The number of fixed-shape plans it has made since it was loaded.
     fn plans_made(&self) -> u64 {
         0
     }
 }
 
-/// What one caller computes with. It may be left in any state after an error or a panic: the caller then drops it.
+/// The execution context of one caller. After an error or a panic its state is unspecified, and the caller drops it.
 pub(crate) trait BackendContext: Send {
     /// Computes the outputs, in the graph's order, from the inputs in the graph's order. The inputs have been checked:
     /// types, ranks, lengths and symbols agree with [`BackendGraph::inputs`].

@@ -1,4 +1,4 @@
-//! What can go wrong: with one call of a guest ([`NnError`]) and with loading a graph ([`LoadError`]).
+//! Errors of a guest's call ([`NnError`]) and of loading a graph ([`LoadError`]).
 
 use std::path::PathBuf;
 
@@ -9,21 +9,21 @@ use crate::wording::quoted;
 /// Why a guest's call failed: the cases of `wasi:nn/errors.error-code`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum ErrorCode {
-    /// The caller passed something that the graph cannot take.
+    /// An argument does not fit the graph.
     InvalidArgument,
-    /// The graph is not in the encoding that was named.
+    /// The graph is not in the given encoding.
     InvalidEncoding,
     /// The operation took too long.
     Timeout,
     /// The engine failed while computing.
     RuntimeError,
-    /// The engine, or this host, cannot do that.
+    /// The engine or this host does not support the operation.
     UnsupportedOperation,
     /// A graph, a tensor or a table is past its bound.
     TooLarge,
-    /// No graph of that name.
+    /// There is no graph of that name.
     NotFound,
-    /// The instance was not given the right to do that.
+    /// The instance is not permitted to do that.
     Security,
     /// None of the above.
     Unknown,
@@ -33,9 +33,9 @@ pub enum ErrorCode {
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 #[error("{text}")]
 pub struct NnError {
-    /// Who has to act on it.
+    /// The case of the WIT.
     pub code: ErrorCode,
-    /// What happened, in one sentence.
+    /// The reason, in one sentence.
     pub text: String,
 }
 
@@ -45,30 +45,30 @@ impl NnError {
         Self { code, text: text.into() }
     }
 
-    /// The caller passed something that the graph cannot take.
+    /// An error with [`ErrorCode::InvalidArgument`].
     pub fn invalid(text: impl Into<String>) -> Self {
         Self::new(ErrorCode::InvalidArgument, text)
     }
 
-    /// The engine failed.
+    /// An error with [`ErrorCode::RuntimeError`].
     pub fn runtime(text: impl Into<String>) -> Self {
         Self::new(ErrorCode::RuntimeError, text)
     }
 
-    /// The engine, or this host, cannot do that.
+    /// An error with [`ErrorCode::UnsupportedOperation`].
     pub fn unsupported(text: impl Into<String>) -> Self {
         Self::new(ErrorCode::UnsupportedOperation, text)
     }
 
-    /// Something is past its bound.
+    /// An error with [`ErrorCode::TooLarge`].
     pub fn too_large(text: impl Into<String>) -> Self {
         Self::new(ErrorCode::TooLarge, text)
     }
 }
 
-/// Why a graph could not be had from the [`Registry`](crate::Registry).
+/// Why the [`Registry`](crate::Registry) could not register or load a graph.
 ///
-/// It can be cloned because callers that waited for the same load all get it.
+/// It can be cloned because all callers that wait for the same load get it.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 pub enum LoadError {
     /// No graph of that name was registered.
@@ -77,20 +77,20 @@ pub enum LoadError {
     /// The name is registered already.
     #[error("a graph named {} is registered already", quoted(.0))]
     NameTaken(String),
-    /// A file that a graph needs is not there.
+    /// A file that a graph needs does not exist.
     #[error("{}: {file} is missing", dir.display())]
     Missing {
-        /// Where it was looked for.
+        /// The directory.
         dir: PathBuf,
-        /// What was looked for.
+        /// The file, relative to the directory.
         file: String,
     },
-    /// A file is there but cannot be read.
+    /// A file exists but cannot be read.
     #[error("{}: cannot be read: {reason}", path.display())]
     Unreadable {
         /// The file.
         path: PathBuf,
-        /// What the system said.
+        /// The system's error.
         reason: String,
     },
     /// The graph is malformed, truncated, or contradicts itself.
@@ -109,12 +109,12 @@ pub enum LoadError {
         /// What the engine lacks.
         reason: String,
     },
-    /// The engine itself cannot be had: its library is missing or unfit.
+    /// The engine is not available: its library is missing or unusable.
     #[error("{engine}: {reason}")]
     NoEngine {
         /// Its name.
         engine: &'static str,
-        /// What is wrong, and what to do about it.
+        /// The reason and the remedy.
         reason: String,
     },
     /// The graph is past a bound of the configuration.
@@ -143,7 +143,7 @@ impl From<LoadError> for NnError {
     }
 }
 
-/// What an engine said, on one line and bounded: it goes into error texts, and engines like to print whole nodes.
+/// Reduces an engine's message to one line of bounded length for error texts: some engines print whole nodes.
 pub(crate) fn one_line(text: &str) -> String {
     const CHARS_MAX: usize = 600;
     let text = text.split_whitespace().collect::<Vec<_>>().join(" ");

@@ -1,5 +1,5 @@
-//! A loaded graph and its execution contexts, whatever the engine: every check of what a guest sends is made here, and no
-//! panic of an engine gets past here.
+//! A loaded graph and its execution contexts, independent of the engine. This module checks all inputs of a guest and catches panics
+//! of engines.
 
 use std::any::Any;
 use std::collections::HashMap;
@@ -30,7 +30,7 @@ impl fmt::Debug for Graph {
     }
 }
 
-/// What stands behind the name of an engine.
+/// The implementation of an engine.
 pub(crate) fn backend(engine: Engine) -> &'static dyn Backend {
     match engine {
         Engine::Tract => &Tract,
@@ -43,7 +43,7 @@ impl Graph {
     /// Loads a graph with an engine.
     ///
     /// # Errors
-    /// When it is malformed, past a bound, or not for this engine. An engine's panic is an error too.
+    /// When it is malformed, past a bound, or not supported by the engine. A panic of the engine is returned as an error.
     pub(crate) fn load(
         name: &str,
         source: GraphSource<'_>,
@@ -59,7 +59,7 @@ impl Graph {
         Ok(Self { name: name.to_owned(), engine, backend, tensor_bytes_max: config.tensor_bytes_max })
     }
 
-    /// The name it was registered under; empty for a graph that a guest brought.
+    /// The name it was registered under; empty for a graph that a guest loaded from bytes.
     pub fn name(&self) -> &str {
         &self.name
     }
@@ -84,44 +84,44 @@ impl Graph {
         self.backend.parameter_bytes()
     }
 
-    /// Waits until plans that are being built beside the callers are done. For benches and tests.
+    /// Waits until the plans that are being built in the background are ready. For benchmarks and tests.
     pub fn settle(&self) {
         self.backend.settle();
     }
 
-    /// How many plans for one shape it keeps now.
+    /// The number of fixed-shape plans it holds now.
     pub fn fixed_plans(&self) -> usize {
         self.backend.fixed_plans()
     }
 
-    /// How many plans for one shape it has made since it was loaded.
+    /// The number of fixed-shape plans it has made since it was loaded.
     pub fn plans_made(&self) -> u64 {
         self.backend.plans_made()
     }
 
-    /// A context for one caller; one per replica.
+    /// Creates a context for one caller; each replica has its own.
     ///
     /// # Errors
-    /// When the engine cannot make one.
+    /// When the engine cannot create one.
     pub fn context(self: &Arc<Self>) -> Result<Context, NnError> {
         Ok(Context { graph: self.clone(), backend: Some(self.backend_context()?) })
     }
 
     fn backend_context(&self) -> Result<Box<dyn BackendContext>, NnError> {
-        let made = catch_unwind(AssertUnwindSafe(|| self.backend.context()));
-        made.unwrap_or_else(|panic| Err(self.panicked(panic.as_ref())))
+        let result = catch_unwind(AssertUnwindSafe(|| self.backend.context()));
+        result.unwrap_or_else(|panic| Err(self.panic_error(panic.as_ref())))
     }
 
-    fn panicked(&self, panic: &(dyn Any + Send)) -> NnError {
+    fn panic_error(&self, panic: &(dyn Any + Send)) -> NnError {
         NnError::runtime(format!("{} failed inside: {}", self.engine, panic_text(panic)))
     }
 
-    /// Puts the named tensors in the graph's order; checks all that can be checked before the engine runs.
+    /// Puts the named tensors in the graph's order and checks them.
     fn arrange(&self, tensors: Vec<(String, Tensor)>) -> Result<Vec<Tensor>, NnError> {
         let infos = self.inputs();
-        let mut places: Vec<Option<Tensor>> = infos.iter().map(|_| None).collect();
+        let mut slots: Vec<Option<Tensor>> = infos.iter().map(|_| None).collect();
         for (name, tensor) in tensors {
-            let Some(place) = infos.iter().position(|info| info.name == name) else {
+            let Some(index) = infos.iter().position(|info| info.name == name) else {
                 let known: Vec<&str> = infos.iter().map(|info| info.name.as_str()).collect();
                 let name = quoted(&name);
                 return Err(NnError::invalid(format!(
@@ -129,14 +129,14 @@ impl Graph {
                     known.join(", ")
                 )));
             };
-            if places[place].replace(tensor).is_some() {
+            if slots[index].replace(tensor).is_some() {
                 return Err(NnError::invalid(format!("input {} is given more than once", quoted(&name))));
             }
         }
         let mut symbols = HashMap::new();
         let mut arranged = Vec::with_capacity(infos.len());
-        for (info, place) in infos.iter().zip(places) {
-            let tensor = place.ok_or_else(|| NnError::invalid(format!("input {} is missing", quoted(&info.name))))?;
+        for (info, slot) in infos.iter().zip(slots) {
+            let tensor = slot.ok_or_else(|| NnError::invalid(format!("input {} is missing", quoted(&info.name))))?;
             check_input(info, &tensor, self.tensor_bytes_max, &mut symbols)?;
             arranged.push(tensor);
         }
@@ -186,10 +186,10 @@ fn check_input<'a>(
     Ok(())
 }
 
-/// What one caller computes with. Contexts of one graph share its weights and plans.
+/// The execution context of one caller. Contexts of one graph share its weights and plans.
 pub struct Context {
     graph: Arc<Graph>,
-    /// `None` after a failure, until the next call makes a new one.
+    /// `None` after a failure, until the next call creates a new one.
     backend: Option<Box<dyn BackendContext>>,
 }
 
@@ -200,7 +200,7 @@ impl fmt::Debug for Context {
 }
 
 impl Context {
-    /// The graph it computes.
+    /// The graph of this context.
     pub fn graph(&self) -> &Arc<Graph> {
         &self.graph
     }
@@ -217,7 +217,7 @@ impl Context {
             None => self.graph.backend_context()?,
         };
         let computed = catch_unwind(AssertUnwindSafe(|| backend.compute(&inputs)));
-        let outputs = computed.unwrap_or_else(|panic| Err(self.graph.panicked(panic.as_ref())))?;
+        let outputs = computed.unwrap_or_else(|panic| Err(self.graph.panic_error(panic.as_ref())))?;
         self.backend = Some(backend);
         Ok(self.graph.outputs().iter().map(|info| info.name.clone()).zip(outputs).collect())
     }

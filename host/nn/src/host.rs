@@ -1,8 +1,9 @@
 //! `wasi:nn@0.2.0-rc-2024-10-28` for wasmtime components, over a [`Registry`].
 //!
-//! Nothing that a guest passes makes it trap or the host panic: what its WIT can say as an error is said as one. A tensor
-//! cannot fail to be made, so a bad one is kept and reported when it is used. A guest that hoards resources gets
-//! `too-large` errors and tensors without data; only when it has filled the store's whole resource table does it trap.
+//! No argument of a guest makes it trap or the host panic: a failure is returned as an error of the WIT where it has one. The WIT's
+//! constructor of tensors cannot fail, so the error of an invalid tensor is stored and returned when the tensor is used. A guest
+//! that exceeds its share of resources gets `too-large` errors and tensors without data; it traps only when the store's resource
+//! table is full.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -48,28 +49,28 @@ pub struct ContextHandle(Context);
 #[derive(Debug)]
 pub struct ErrorHandle(NnError);
 
-/// A guest's handle of a tensor, good or bad.
+/// A guest's handle of a tensor, valid or not.
 #[derive(Debug)]
 pub struct TensorHandle {
     tensor: Tensor,
-    /// Why its data was not kept.
-    refused: Option<NnError>,
+    /// Why the tensor was refused, in which case it has no data.
+    refusal: Option<NnError>,
 }
 
-/// Which graphs an instance may load by name.
+/// The graphs that an instance may load by name.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub enum GraphAccess {
     /// Every graph of the registry.
     All,
-    /// These only.
+    /// Only these.
     Only(BTreeSet<String>),
-    /// None.
+    /// No graph.
     #[default]
     None,
 }
 
 impl GraphAccess {
-    /// These only.
+    /// Access to only these graphs.
     pub fn only<T: Into<String>>(names: impl IntoIterator<Item = T>) -> Self {
         Self::Only(names.into_iter().map(Into::into).collect())
     }
@@ -83,7 +84,7 @@ impl GraphAccess {
     }
 }
 
-/// What one store keeps for `wasi:nn`.
+/// The state of `wasi:nn` in one store.
 #[derive(Debug)]
 pub struct NnCtx {
     registry: Arc<Registry>,
@@ -94,23 +95,23 @@ pub struct NnCtx {
 }
 
 impl NnCtx {
-    /// An instance that sees only the `allowed` graphs of the registry.
+    /// The state of an instance that may load only the `allowed` graphs of the registry.
     pub fn new(registry: Arc<Registry>, allowed: GraphAccess) -> Self {
         Self { registry, allowed, resources: 0, tensor_bytes: 0, computed: Arc::default() }
     }
 
-    /// Counts the computations that have ended, well or not: a sign of life of who asks for them.
+    /// Counts the computations that have ended, successful or not, so that a watchdog sees that the instance makes progress.
     pub fn counting(self, computed: Arc<AtomicU64>) -> Self {
         Self { computed, ..self }
     }
 }
 
-/// A store's [`NnCtx`] and resource table, for the time of one call.
+/// A store's [`NnCtx`] and resource table, borrowed for one call.
 #[derive(Debug)]
 pub struct NnView<'a> {
-    /// What the store keeps for `wasi:nn`.
+    /// The state of `wasi:nn`.
     pub ctx: &'a mut NnCtx,
-    /// Where the store keeps resources.
+    /// The resources of the store.
     pub table: &'a mut ResourceTable,
 }
 
@@ -155,8 +156,8 @@ impl NnView<'_> {
         Ok(tensor)
     }
 
-    /// Is there room for so many more resources and bytes of tensors?
-    fn room(&self, resources: usize, bytes: usize) -> Result<(), NnError> {
+    /// Checks that this many more resources and bytes of tensors are within the bounds.
+    fn check_room(&self, resources: usize, bytes: usize) -> Result<(), NnError> {
         let config = self.ctx.registry.config();
         if self.ctx.resources.saturating_add(resources) > config.resources_max {
             return Err(NnError::too_large(format!(
@@ -173,14 +174,15 @@ impl NnView<'_> {
         Ok(())
     }
 
-    fn push_tensor(&mut self, tensor: Tensor, refused: Option<NnError>) -> wasmtime::Result<Resource<TensorHandle>> {
+    fn push_tensor(&mut self, tensor: Tensor, refusal: Option<NnError>) -> wasmtime::Result<Resource<TensorHandle>> {
         let bytes = tensor.data.len();
-        let handle = self.push(TensorHandle { tensor, refused })?;
+        let handle = self.push(TensorHandle { tensor, refusal })?;
         self.ctx.tensor_bytes += bytes;
         Ok(handle)
     }
 
-    fn answer<T>(&mut self, result: Result<T, NnError>) -> HostResult<T> {
+    /// Converts a result to the form of the host functions: an error becomes a resource.
+    fn host_result<T>(&mut self, result: Result<T, NnError>) -> HostResult<T> {
         match result {
             Ok(value) => Ok(Ok(value)),
             Err(error) => {
@@ -191,9 +193,9 @@ impl NnView<'_> {
     }
 
     fn push_graph(&mut self, loaded: Result<Arc<Graph>, NnError>) -> HostResult<Resource<GraphHandle>> {
-        match loaded.and_then(|graph| self.room(1, 0).map(|()| graph)) {
+        match loaded.and_then(|graph| self.check_room(1, 0).map(|()| graph)) {
             Ok(graph) => Ok(Ok(self.push(GraphHandle(graph))?)),
-            Err(error) => self.answer(Err(error)),
+            Err(error) => self.host_result(Err(error)),
         }
     }
 
@@ -239,7 +241,7 @@ impl graph::Host for NnView<'_> {
         let loaded = if self.ctx.allowed.contains(&name) {
             self.ctx.registry.graph(&name).map_err(NnError::from)
         } else {
-            // The same as for a name that does not exist: an instance learns nothing about graphs it was not given.
+            // The same error as for a name that does not exist, so that an instance learns nothing about other graphs.
             Err(crate::error::LoadError::UnknownName(name.chars().take(64).collect()).into())
         };
         self.push_graph(loaded)
@@ -249,9 +251,9 @@ impl graph::Host for NnView<'_> {
 impl graph::HostGraph for NnView<'_> {
     fn init_execution_context(&mut self, handle: Resource<GraphHandle>) -> HostResult<Resource<ContextHandle>> {
         let graph = self.table.get(&handle)?.0.clone();
-        match self.room(1, 0).and_then(|()| graph.context()) {
+        match self.check_room(1, 0).and_then(|()| graph.context()) {
             Ok(context) => Ok(Ok(self.push(ContextHandle(context))?)),
-            Err(error) => self.answer(Err(error)),
+            Err(error) => self.host_result(Err(error)),
         }
     }
 
@@ -269,13 +271,13 @@ impl inference::HostGraphExecutionContext for NnView<'_> {
         inputs: Vec<(String, Resource<TensorHandle>)>,
     ) -> HostResult<Vec<(String, Resource<TensorHandle>)>> {
         let mut tensors = Vec::with_capacity(inputs.len());
-        let mut refused = None;
+        let mut refusal = None;
         for (name, input) in inputs {
             let input = self.delete_tensor(input)?;
-            refused = refused.or(input.refused);
+            refusal = refusal.or(input.refusal);
             tensors.push((name, input.tensor));
         }
-        let computed = match refused {
+        let computed = match refusal {
             Some(error) => Err(error),
             None => {
                 let context = &mut self.table.get_mut(&handle)?.0;
@@ -284,7 +286,7 @@ impl inference::HostGraphExecutionContext for NnView<'_> {
         };
         self.ctx.computed.fetch_add(1, Ordering::Relaxed);
         let bytes = |outputs: &[(String, Tensor)]| outputs.iter().map(|(_, output)| output.data.len()).sum();
-        match computed.and_then(|outputs| self.room(outputs.len(), bytes(&outputs)).map(|()| outputs)) {
+        match computed.and_then(|outputs| self.check_room(outputs.len(), bytes(&outputs)).map(|()| outputs)) {
             Ok(outputs) => {
                 let mut handles = Vec::with_capacity(outputs.len());
                 for (name, output) in outputs {
@@ -292,7 +294,7 @@ impl inference::HostGraphExecutionContext for NnView<'_> {
                 }
                 Ok(Ok(handles))
             }
-            Err(error) => self.answer(Err(error)),
+            Err(error) => self.host_result(Err(error)),
         }
     }
 
@@ -310,19 +312,19 @@ impl tensor::HostTensor for NnView<'_> {
         ty: tensor::TensorType,
         data: Vec<u8>,
     ) -> wasmtime::Result<Resource<TensorHandle>> {
-        /// A rank that no model has; more is not worth keeping.
+        /// The most dimensions of a tensor; no model has as many.
         const RANK_MAX: usize = 64;
-        let refused = match self.room(1, data.len()) {
+        let refusal = match self.check_room(1, data.len()) {
             Ok(()) if dimensions.len() > RANK_MAX => {
                 Some(NnError::invalid(format!("a tensor has at most {RANK_MAX} dimensions, not {}", dimensions.len())))
             }
             other => other.err(),
         };
-        let tensor = match refused {
+        let tensor = match refusal {
             None => Tensor { dimensions, ty: ty.into(), data },
             Some(_) => Tensor { dimensions: Vec::new(), ty: ty.into(), data: Vec::new() },
         };
-        self.push_tensor(tensor, refused)
+        self.push_tensor(tensor, refusal)
     }
 
     fn dimensions(&mut self, handle: Resource<TensorHandle>) -> wasmtime::Result<Vec<u32>> {

@@ -1,10 +1,10 @@
 //! `wasi:nn` on the host.
 //!
-//! - [`Selection`]: which engine serves a model.
+//! - [`Selection`]: the engine that serves a model.
 //! - [`Registry`]: graphs by name, each loaded once per process.
-//! - [`Graph`], [`Context`]: a loaded graph and what one caller computes with, whatever the [`Engine`].
+//! - [`Graph`], [`Context`]: a loaded graph and the execution context of one caller, for any [`Engine`].
 //! - [`NnCtx`], [`NnView`], [`add_to_linker`]: the interfaces of `wasi:nn@0.2.0-rc-2024-10-28` for wasmtime components.
-//! - [`stages`]: when an item passed the stages of its way.
+//! - [`stages`]: timestamps of the stages that an item passes.
 //! - [`model`]: models on disk in the Hugging Face layout, listed, checked and fetched.
 //!
 //! ```no_run

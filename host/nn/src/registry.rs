@@ -1,4 +1,4 @@
-//! Graphs by name: each is loaded once per process, at registration or at first use, and shared by all who ask for it.
+//! Graphs by name: each is loaded once per process, at registration or at first use, and shared by all callers.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -20,21 +20,21 @@ pub struct RegistryConfig {
     pub tensor_bytes_max: usize,
     /// The largest ONNX file with its external data, in bytes.
     pub graph_bytes_max: u64,
-    /// The largest graph that a guest may bring itself, in bytes; 0 forbids it.
+    /// The largest graph that a guest may load from bytes; 0 forbids it.
     pub guest_graph_bytes_max: u64,
-    /// How many fixed-shape plans a graph keeps beside its symbolic one; the least recently used goes first.
+    /// The most fixed-shape plans of a graph beside its symbolic one; the least recently used is evicted first.
     pub plans_max: usize,
-    /// How often a shape is seen before it gets a plan of its own; 0 keeps every shape on the symbolic plan.
+    /// The uses of a shape after which it gets a plan of its own; 0 keeps every shape on the symbolic plan.
     pub plan_after_uses: u32,
-    /// ONNX Runtime's library, or a folder with it, for the engine of that name; `None` looks in the environment
-    /// (`WEIR_ONNXRUNTIME`, `ORT_DYLIB_PATH`), in [`library_folders`](crate::library_folders) and where the system's loader
-    /// does. A process loads it once: the first graph that needs it decides.
+    /// ONNX Runtime's library, or a folder with it, for the engine of that name; `None` searches the environment
+    /// (`WEIR_ONNXRUNTIME`, `ORT_DYLIB_PATH`), [`library_folders`](crate::library_folders) and the search path of the system's
+    /// loader. A process loads it once, with the configuration of the first graph that needs it.
     pub onnxruntime: Option<PathBuf>,
     /// The instruction set of the engine `builtin`.
     pub isa: Isa,
-    /// How many tensors, contexts, graphs and errors an instance may hold at once.
+    /// The most tensors, contexts, graphs and errors that an instance may hold at once.
     pub resources_max: usize,
-    /// How many bytes of tensors an instance may hold at once.
+    /// The most bytes of tensors that an instance may hold at once.
     pub resource_bytes_max: usize,
 }
 
@@ -101,7 +101,7 @@ impl Registry {
     /// Registers the graph of a model directory (or an ONNX file), to be loaded at its first use.
     ///
     /// # Errors
-    /// When the name is taken, or the engine's library is missing or unfit: no use of the graph could mend that.
+    /// When the name is taken, or the engine's library is missing or unusable, so that every use of the graph would fail.
     pub fn insert_lazy(&self, name: &str, path: &Path, engine: Engine) -> Result<(), LoadError> {
         self.insert_entry(name, path, engine, Precision::default())
     }
@@ -125,15 +125,15 @@ impl Registry {
         Ok(())
     }
 
-    /// Forgets a name. Who holds the graph keeps it. True if there was one.
+    /// Removes a name; returns whether it was registered. The graph lives on in its contexts.
     pub fn remove(&self, name: &str) -> bool {
         self.entries.lock().unwrap_or_else(PoisonError::into_inner).remove(name).is_some()
     }
 
-    /// The graph of that name, loaded if it was not yet; concurrent callers wait for one load.
+    /// The graph of a name, loaded at the first call; concurrent callers wait for one load.
     ///
     /// # Errors
-    /// When there is none, or its loading failed (now or before: a failed load is not tried again under the same entry).
+    /// When there is none, or loading it has failed; a failed load is not repeated.
     pub fn graph(&self, name: &str) -> Result<Arc<Graph>, LoadError> {
         let entry = self.entries.lock().unwrap_or_else(PoisonError::into_inner).get(name).cloned();
         let entry = entry.ok_or_else(|| LoadError::UnknownName(name.to_owned()))?;

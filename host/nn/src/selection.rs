@@ -1,4 +1,4 @@
-//! Which engine serves a model, from which of its files, and why.
+//! Selects the engine of a model and the file that it loads.
 
 use std::path::{Path, PathBuf};
 
@@ -20,24 +20,24 @@ pub struct Selection {
     pub engine: Engine,
     /// The graph's file.
     pub file: PathBuf,
-    /// What weights are multiplied in; none where the engine computes as the graph says.
+    /// The precision of the engine `builtin`; `None` for other engines, which use the types of the graph.
     pub precision: Option<Precision>,
-    /// The instruction set of the engine `builtin`; none where another engine chooses its own.
+    /// The instruction set of the engine `builtin`; `None` for other engines.
     pub isa: Option<Isa>,
     /// Whether the graph takes texts end to end; else it takes them padded.
     pub packed: bool,
     /// Why this engine, in one clause.
     pub reason: String,
-    /// Why this precision, in one clause; empty where there is none.
+    /// Why this precision, in one clause; empty without a precision.
     pub precision_reason: String,
 }
 
 impl Selection {
-    /// Selects the engine and the graph of a model directory. The structure of a graph that the built-in engine could take is
-    /// read; no weights are.
+    /// Selects the engine and the graph of a model directory. To check whether the built-in engine supports it, the structure of a
+    /// graph is read, but no weights.
     ///
     /// # Errors
-    /// When there is no graph, or the built-in engine is the only choice and does not take it.
+    /// When there is no graph, or the built-in engine is the only choice and does not support the model.
     pub fn of(
         path: &Path,
         choice: EngineChoice,
@@ -47,7 +47,7 @@ impl Selection {
         match choice {
             EngineChoice::Auto => Self::builtin(path, precision, config).or_else(|reason| {
                 match Self::general(path, Engine::Tract, format!("not builtin: {reason}")) {
-                    // No graph could serve it instead, so the reason is the error.
+                    // There is no graph for tract either, so the error has the reason of the built-in engine.
                     Err(LoadError::Missing { .. }) if path.join(SAFETENSORS).is_file() => {
                         let reason =
                             format!("the engine builtin does not take it ({reason}), and there is no ONNX graph");
@@ -73,9 +73,9 @@ impl Selection {
                 continue;
             }
             match builtin::recognize(&file, config) {
-                Ok(found) => {
-                    let (precision, why) = match precision {
-                        PrecisionChoice::Auto => found.precision(config.isa),
+                Ok(recognized) => {
+                    let (precision, precision_reason) = match precision {
+                        PrecisionChoice::Auto => recognized.precision(config.isa),
                         PrecisionChoice::Only(precision) => (precision, "as configured".to_owned()),
                     };
                     return Ok(Self {
@@ -84,8 +84,8 @@ impl Selection {
                         precision: Some(precision),
                         isa: Some(config.isa),
                         packed: true,
-                        reason: format!("{name}: {}", found.description),
-                        precision_reason: why,
+                        reason: format!("{name}: {}", recognized.description),
+                        precision_reason,
                     });
                 }
                 Err(reason) => refusals.push(format!("{name}: {reason}")),

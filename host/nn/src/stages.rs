@@ -1,16 +1,16 @@
-//! When one item passed the stages of its way through the process, for `cargo xtask bench path`. Recording is off unless a program turns
-//! it on; a mark then costs one load. Only one item at a time can be followed: a mark replaces the one before.
+//! Timestamps of the stages that one item passes in the process, for `cargo xtask bench path`. Recording is off unless a program turns
+//! it on; while it is off, a mark costs one atomic load. Only one item at a time can be traced: a mark replaces the one before.
 
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Instant;
 
-/// A point of the way, in the order of one item.
+/// A stage, in the order in which an item passes them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Stage {
-    /// The edge has the head of the request.
+    /// The edge has received the head of the request.
     Head,
-    /// A gateway instance begins with the request.
+    /// A gateway instance begins to handle the request.
     Admitted,
     /// The item enters the queue of its model.
     Queued,
@@ -20,51 +20,51 @@ pub enum Stage {
     ComputeBegin,
     /// The engine has computed.
     ComputeEnd,
-    /// The outcome is on its way to the caller.
+    /// The outcome is sent to the caller's stream.
     Delivered,
-    /// The outcome is handed to the gateway instance.
+    /// The gateway instance receives the outcome.
     Returned,
-    /// The edge has the head of the response.
+    /// The edge has received the head of the response.
     Answered,
 }
 
-/// How many stages there are.
+/// The number of stages.
 pub const STAGES: usize = 9;
 
 static IS_ON: AtomicBool = AtomicBool::new(false);
-static BEGAN: OnceLock<Instant> = OnceLock::new();
+static START: OnceLock<Instant> = OnceLock::new();
 static MARKS_NS: [AtomicU64; STAGES] = [const { AtomicU64::new(0) }; STAGES];
 static ENGINE_NS: AtomicU64 = AtomicU64::new(0);
 
 /// Turns recording on.
 pub fn record() {
-    BEGAN.get_or_init(Instant::now);
+    START.get_or_init(Instant::now);
     IS_ON.store(true, Ordering::Relaxed);
 }
 
-/// Nanoseconds on the clock of the marks.
+/// Nanoseconds since recording was turned on; 0 before that.
 pub fn now_ns() -> u64 {
-    BEGAN.get().map_or(0, |began| u64::try_from(began.elapsed().as_nanos()).unwrap_or(u64::MAX))
+    START.get().map_or(0, |start| u64::try_from(start.elapsed().as_nanos()).unwrap_or(u64::MAX))
 }
 
-/// The last mark of each stage, in nanoseconds on their clock.
+/// The last mark of each stage, on the clock of [`now_ns`].
 pub fn marks_ns() -> [u64; STAGES] {
     std::array::from_fn(|stage| MARKS_NS[stage].load(Ordering::Relaxed))
 }
 
-/// Processor time that engines have used since recording began, nanoseconds.
+/// Processor time of engines since recording was turned on, in nanoseconds.
 pub fn engine_ns() -> u64 {
     ENGINE_NS.load(Ordering::Relaxed)
 }
 
-/// Marks a stage.
+/// Records the current time for a stage.
 pub fn mark(stage: Stage) {
     if IS_ON.load(Ordering::Relaxed) {
         MARKS_NS[stage as usize].store(now_ns(), Ordering::Relaxed);
     }
 }
 
-/// Computes, and counts the processor time that this takes its thread.
+/// Calls `compute`, and counts the processor time of this thread meanwhile.
 pub(crate) fn compute<T>(compute: impl FnOnce() -> T) -> T {
     if !IS_ON.load(Ordering::Relaxed) {
         return compute();
@@ -77,7 +77,7 @@ pub(crate) fn compute<T>(compute: impl FnOnce() -> T) -> T {
     computed
 }
 
-/// The processor time of this thread, nanoseconds; 0 where the system does not say.
+/// The processor time of this thread in nanoseconds; 0 where the system does not provide it.
 fn thread_ns() -> u64 {
     #[cfg(unix)]
     {

@@ -53,7 +53,7 @@ impl fmt::Display for TensorType {
     }
 }
 
-/// Elements with their shape. Nothing is checked when one is made (the WIT's constructor cannot fail): see
+/// Elements with their shape. The content is not checked at construction, because the WIT's constructor cannot fail: see
 /// [`Tensor::check`].
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Tensor {
@@ -80,12 +80,12 @@ impl Tensor {
 
     /// The elements as `f32`; `None` when they are of another type.
     pub fn to_f32(&self) -> Option<Vec<f32>> {
-        let of = |b: &[u8]| f32::from_le_bytes([b[0], b[1], b[2], b[3]]);
-        (self.ty == TensorType::Fp32).then(|| self.data.chunks_exact(4).map(of).collect())
+        let element = |b: &[u8]| f32::from_le_bytes([b[0], b[1], b[2], b[3]]);
+        (self.ty == TensorType::Fp32).then(|| self.data.chunks_exact(4).map(element).collect())
     }
 
-    /// Is this a tensor at all: no dimension is zero, the product fits, it is within `bytes_max`, and the data is exactly
-    /// as long as the dimensions say?
+    /// Checks that no dimension is zero, the size does not overflow and is within `bytes_max`, and the data has exactly the length that
+    /// the dimensions give.
     ///
     /// # Errors
     /// `invalid-argument`, or `too-large` past `bytes_max`; the text begins with `what`.
@@ -131,15 +131,15 @@ mod tests {
 
     fn check(dimensions: &[u32], ty: TensorType, data_len: usize, expected: Expect) {
         let tensor = Tensor { dimensions: dimensions.to_vec(), ty, data: vec![0; data_len] };
-        let answer = match tensor.check(&"input \"x\"", 1024) {
+        let shown = match tensor.check(&"input \"x\"", 1024) {
             Ok(()) => "ok".to_owned(),
             Err(error) => format!("{:?}: {error}", error.code),
         };
-        expected.assert_eq(&answer);
+        expected.assert_eq(&shown);
     }
 
     #[test]
-    fn tensors_are_checked() {
+    fn invalid_tensor_is_refused_with_the_reason() {
         check(&[2, 3], TensorType::Fp32, 24, expect!["ok"]);
         check(&[], TensorType::U8, 1, expect!["ok"]);
         check(

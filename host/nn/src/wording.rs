@@ -1,4 +1,4 @@
-//! Names and dimensions in messages: the forms of Rust's `Debug` are for developers.
+//! The forms of names and dimensions in messages, where Rust's `Debug` forms, which are for developers, would be wrong.
 
 use std::fmt::{self, Display, Write as _};
 
@@ -30,8 +30,8 @@ pub(crate) fn quoted(name: &(impl AsRef<str> + ?Sized)) -> impl Display {
 pub(crate) fn listed<T: Display>(sizes: &[T]) -> impl Display {
     fmt::from_fn(move |f| {
         f.write_char('[')?;
-        for (at, size) in sizes.iter().enumerate() {
-            if at > 0 {
+        for (index, size) in sizes.iter().enumerate() {
+            if index > 0 {
                 f.write_str(", ")?;
             }
             size.fmt(f)?;
@@ -40,7 +40,7 @@ pub(crate) fn listed<T: Display>(sizes: &[T]) -> impl Display {
     })
 }
 
-/// The name of a case of an enum of the WIT or of an engine, which has no other form.
+/// The name of a case of an enum of the WIT or of an engine, which implement only `Debug`, in lower case.
 pub(crate) fn case_name(case: &dyn fmt::Debug) -> String {
     format!("{case:?}").rsplit("::").next().unwrap_or_default().to_lowercase()
 }
@@ -51,7 +51,7 @@ mod tests {
 
     #[test]
     fn name_is_quoted_bounded_and_on_one_line() {
-        let check = |name: &str, want: &str| assert_eq!(quoted(name).to_string(), want);
+        let check = |name: &str, expected: &str| assert_eq!(quoted(name).to_string(), expected);
         check("input_ids", "\"input_ids\"");
         check("l'été 日本", "\"l'été 日本\"");
         check("a\"b\\c\n\u{1b}[31m", "\"a\\\"b\\\\c\\n\\u001b[31m\"");

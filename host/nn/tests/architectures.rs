@@ -9,12 +9,12 @@ use std::sync::Arc;
 use serde_json::Value;
 use weir_nn::{Engine, EngineChoice, Graph, Precision, PrecisionChoice, Registry, RegistryConfig, Selection, Tensor};
 
-/// How far a number may be from that of transformers.
+/// The largest difference from transformers' result.
 const DIFFERENCE_MAX: f32 = 1e-4;
 
 const F32: PrecisionChoice = PrecisionChoice::Only(Precision::F32);
 
-/// A text and what the model gives for it.
+/// A text and its expected result.
 struct Case {
     ids: Vec<i64>,
     types: Option<Vec<i64>>,
@@ -44,7 +44,7 @@ fn cases(dir: &Path) -> Vec<Case> {
     vectors.as_array().unwrap().iter().map(case).collect()
 }
 
-/// What the graph gives for each text of a batch.
+/// Computes a batch; returns the result of each text.
 fn compute(graph: &Arc<Graph>, texts: &[&Case], fillers: usize) -> Vec<Vec<f32>> {
     let tokens = texts.iter().map(|text| text.ids.len()).sum::<usize>() + fillers;
     let line = |values: Vec<i64>, fill: i64| {
@@ -84,7 +84,7 @@ fn directories() -> Vec<PathBuf> {
 
 #[test]
 fn each_architecture_agrees_with_transformers() {
-    let mut wrong = Vec::new();
+    let mut failures = Vec::new();
     for dir in directories() {
         let graph = load(&dir);
         let mut largest = 0f32;
@@ -98,10 +98,10 @@ fn each_architecture_agrees_with_transformers() {
         let name = dir.file_name().unwrap().to_string_lossy().into_owned();
         println!("{name}: largest difference {largest:e}");
         if largest.is_nan() || largest > DIFFERENCE_MAX {
-            wrong.push(format!("{name}: {largest:e}"));
+            failures.push(format!("{name}: {largest:e}"));
         }
     }
-    assert!(wrong.is_empty(), "{wrong:#?}");
+    assert!(failures.is_empty(), "{failures:#?}");
 }
 
 #[test]
@@ -120,8 +120,8 @@ fn text_of_every_architecture_has_the_same_bits_in_every_batch() {
     }
 }
 
-/// A copy of a model whose `config.json` or another file is changed.
-fn changed(model: &str, file: &str, change: impl FnOnce(&mut Value)) -> tempfile::TempDir {
+/// A copy of a model with a change to one of its JSON files.
+fn changed_copy(model: &str, file: &str, change: impl FnOnce(&mut Value)) -> tempfile::TempDir {
     let to = tempfile::tempdir().unwrap();
     copy(&models().join(model), to.path());
     let path = to.path().join(file);
@@ -145,12 +145,12 @@ fn copy(from: &Path, to: &Path) {
 }
 
 #[test]
-fn feature_that_is_not_computed_is_refused_by_name() {
+fn unsupported_feature_is_refused_with_its_key() {
     const BERT: &str = "nlptown-bert-base-multilingual-uncased-sentiment";
-    let refused = |dir: &Path, reason: &str| {
+    let check_refusal = |dir: &Path, reason: &str| {
         let error = Selection::of(dir, EngineChoice::Auto, F32, &RegistryConfig::default()).unwrap_err().to_string();
         assert!(error.contains(reason), "{error}");
-        // A graph serves such a model, and the reason is told.
+        // With a graph, tract serves the model, and the selection has the reason.
         std::fs::write(dir.join("model.onnx"), "").unwrap();
         let selection = Selection::of(dir, EngineChoice::Auto, F32, &RegistryConfig::default()).unwrap();
         assert_eq!(selection.engine, Engine::Tract);
@@ -166,35 +166,35 @@ fn feature_that_is_not_computed_is_refused_by_name() {
         ("deberta-v3", "norm_rel_ebd", "\"batch_norm\""),
         ("deberta-v3", "relative_attention", "false"),
     ] {
-        let dir = changed(model, "config.json", |config| config[key] = serde_json::from_str(value).unwrap());
-        refused(dir.path(), &format!("{key} = {value} is not supported"));
+        let dir = changed_copy(model, "config.json", |config| config[key] = serde_json::from_str(value).unwrap());
+        check_refusal(dir.path(), &format!("{key} = {value} is not supported"));
     }
-    let dir = changed("modernbert", "config.json", |config| {
+    let dir = changed_copy("modernbert", "config.json", |config| {
         config["rope_parameters"]["full_attention"]["rope_type"] = "yarn".into();
     });
-    refused(dir.path(), "rope_type = \"yarn\" is not supported");
-    let dir = changed("minilm-mean", "modules.json", |modules| modules[1]["type"] = "a.b.CNN".into());
-    refused(dir.path(), "modules.json: CNN at place 1 is not supported");
-    let dir = changed("minilm-mean", "modules.json", |modules| modules[1]["path"] = "../elsewhere".into());
-    refused(dir.path(), "is not within the model's directory");
+    check_refusal(dir.path(), "rope_type = \"yarn\" is not supported");
+    let dir = changed_copy("minilm-mean", "modules.json", |modules| modules[1]["type"] = "a.b.CNN".into());
+    check_refusal(dir.path(), "modules.json: CNN at place 1 is not supported");
+    let dir = changed_copy("minilm-mean", "modules.json", |modules| modules[1]["path"] = "../elsewhere".into());
+    check_refusal(dir.path(), "is not within the model's directory");
     let dir =
-        changed("minilm-mean", "1_Pooling/config.json", |pooling| pooling["pooling_mode_lasttoken"] = true.into());
-    refused(dir.path(), "pooling_mode_lasttoken is not supported");
+        changed_copy("minilm-mean", "1_Pooling/config.json", |pooling| pooling["pooling_mode_lasttoken"] = true.into());
+    check_refusal(dir.path(), "pooling_mode_lasttoken is not supported");
     for (model, key) in [
         ("albert", "num_hidden_layers"),
         ("modernbert", "num_hidden_layers"),
         ("deberta-v3", "max_position_embeddings"),
     ] {
-        let dir = changed(model, "config.json", |config| config[key] = 4_000_000_000u32.into());
-        refused(dir.path(), &format!("{key} = 4000000000 is more than"));
+        let dir = changed_copy(model, "config.json", |config| config[key] = 4_000_000_000u32.into());
+        check_refusal(dir.path(), &format!("{key} = 4000000000 is more than"));
     }
-    let dir = changed(BERT, "config.json", |config| config["num_hidden_layers"] = 3.into());
-    refused(dir.path(), "there is no tensor bert.encoder.layer.2.attention.self.query.weight");
+    let dir = changed_copy(BERT, "config.json", |config| config["num_hidden_layers"] = 3.into());
+    check_refusal(dir.path(), "there is no tensor bert.encoder.layer.2.attention.self.query.weight");
 }
 
 #[test]
-fn tensor_of_wrong_shape_is_refused_by_name() {
-    let dir = changed("bert-tokens", "config.json", |config| config["intermediate_size"] = 41.into());
+fn tensor_of_wrong_shape_is_refused_with_its_name() {
+    let dir = changed_copy("bert-tokens", "config.json", |config| config["intermediate_size"] = 41.into());
     let registry = Registry::new(RegistryConfig::default());
     let error =
         registry.insert_dir("g", &dir.path().join("model.safetensors"), Engine::Builtin).unwrap_err().to_string();

@@ -1,4 +1,4 @@
-//! The built-in engine on the shipped models: what tract computes, the same bits in every batch, and clear refusals.
+//! The built-in engine on the shipped models: agreement with tract, equal bits in every batch, and refusals.
 
 #![allow(clippy::unwrap_used, reason = "in a test a failure is a panic")]
 
@@ -21,7 +21,7 @@ fn load(file: &Path, engine: Engine) -> Result<Arc<Graph>, LoadError> {
     Registry::new(RegistryConfig::default()).insert_dir("g", file, engine)
 }
 
-/// Texts of random ids, the same in every run.
+/// A generator of texts of random ids, the same in every run.
 struct Random(u64);
 
 impl Random {
@@ -63,7 +63,7 @@ fn packed(texts: &[&Vec<i64>], fillers: usize, pooled: bool) -> Vec<(String, Ten
     inputs
 }
 
-/// What the graph gives for each text.
+/// Computes a batch; returns the result of each text.
 fn compute(graph: &Arc<Graph>, texts: &[&Vec<i64>], fillers: usize) -> Vec<Vec<f32>> {
     let pooled = graph.inputs().len() == 4;
     let outputs = graph.context().unwrap().compute(packed(texts, fillers, pooled)).unwrap();
@@ -125,7 +125,7 @@ fn padded_graph_is_refused_with_the_engine_to_use() {
 
 #[test]
 fn graph_that_differs_in_one_place_is_refused() {
-    let refused = |change: &dyn Fn(&mut ModelProto), reason: &str| {
+    let check_refusal = |change: &dyn Fn(&mut ModelProto), reason: &str| {
         let dir = tempfile::tempdir().unwrap();
         for file in ["model.onnx.data", "word_embeddings.i8"] {
             std::os::unix::fs::symlink(model("sentiment").join(file), dir.path().join(file)).unwrap();
@@ -139,7 +139,7 @@ fn graph_that_differs_in_one_place_is_refused() {
         assert!(error.contains(reason), "{error}");
     };
     let graph = |model: &mut ModelProto| model.graph.take().unwrap();
-    refused(
+    check_refusal(
         &|model| {
             let mut changed = graph(model);
             changed.node.iter_mut().find(|node| node.op_type == "Erf").unwrap().op_type = "Tanh".to_owned();
@@ -147,7 +147,7 @@ fn graph_that_differs_in_one_place_is_refused() {
         },
         "it has Tanh encoder.layer.0.gelu.scaled -> encoder.layer.0.gelu.erf where Erf",
     );
-    refused(
+    check_refusal(
         &|model| {
             let mut changed = graph(model);
             let softmax = changed.node.iter_mut().find(|node| node.op_type == "Softmax").unwrap();
@@ -156,7 +156,7 @@ fn graph_that_differs_in_one_place_is_refused() {
         },
         "axis=1 where Softmax",
     );
-    refused(
+    check_refusal(
         &|model| {
             let mut changed = graph(model);
             let half = changed.initializer.iter_mut().find(|tensor| tensor.name == "half").unwrap();
@@ -165,7 +165,7 @@ fn graph_that_differs_in_one_place_is_refused() {
         },
         "its constant half is not 0.5",
     );
-    refused(
+    check_refusal(
         &|model| {
             let mut changed = graph(model);
             changed.node.pop();
@@ -173,7 +173,7 @@ fn graph_that_differs_in_one_place_is_refused() {
         },
         "nodes where",
     );
-    refused(
+    check_refusal(
         &|model| {
             let mut changed = graph(model);
             let scale = "encoder.layer.1.output.dense.scale";
@@ -190,20 +190,20 @@ fn invalid_input_is_refused_and_the_context_stays_usable() {
     let mut context = graph.context().unwrap();
     let good = vec![101, 2023, 102];
     let before = context.compute(packed(&[&good], 0, false)).unwrap();
-    let mut refused = |ids: &[i64], positions: &[i64], segments: &[i64], reason: &str| {
+    let mut check_refusal = |ids: &[i64], positions: &[i64], segments: &[i64], reason: &str| {
         let line = |values: &[i64]| Tensor::from_i64(&[1, values.len() as u32], values);
         let names = ["input_ids", "position_ids", "segment_ids"].map(str::to_owned);
         let inputs = names.into_iter().zip([ids, positions, segments].map(line)).collect();
         let NnError { text, .. } = context.compute(inputs).unwrap_err();
         assert!(text.contains(reason), "{text}");
     };
-    refused(&[101, 30_522], &[0, 1], &[0, 0], "token id 30522 is not below 30522");
-    refused(&[101, -1], &[0, 1], &[0, 0], "-1");
-    refused(&[101, 1 << 40], &[0, 1], &[0, 0], "1099511627776");
-    refused(&[101, 102], &[0, 2], &[0, 0], "segment 0 has 2 where 1 is expected");
-    refused(&[101, 102, 103], &[0, 0, 1], &[0, 1, 0], "segment 0 has 1 where 0 is expected");
+    check_refusal(&[101, 30_522], &[0, 1], &[0, 0], "token id 30522 is not below 30522");
+    check_refusal(&[101, -1], &[0, 1], &[0, 0], "-1");
+    check_refusal(&[101, 1 << 40], &[0, 1], &[0, 0], "1099511627776");
+    check_refusal(&[101, 102], &[0, 2], &[0, 0], "segment 0 has 2 where 1 is expected");
+    check_refusal(&[101, 102, 103], &[0, 0, 1], &[0, 1, 0], "segment 0 has 1 where 0 is expected");
     let long = vec![101; 513];
-    refused(&long, &(0..513).collect::<Vec<_>>(), &vec![0; 513], "a text has 513 tokens");
+    check_refusal(&long, &(0..513).collect::<Vec<_>>(), &vec![0; 513], "a text has 513 tokens");
     assert_eq!(context.compute(packed(&[&good], 0, false)).unwrap(), before);
     let fillers = context.compute(packed(&[], 3, false)).unwrap();
     assert_eq!(fillers[0].1.dimensions, [1, 3, 9]);

@@ -33,17 +33,17 @@ fn concurrent_loads_load_a_graph_once() {
     let registry = Arc::new(Registry::new(RegistryConfig::default()));
     registry.insert_lazy("m", dir.path(), Engine::Tract).unwrap();
     let start = Arc::new(Barrier::new(8));
-    let ask = || {
+    let load = || {
         let (registry, start) = (registry.clone(), start.clone());
         std::thread::spawn(move || {
             start.wait();
             registry.graph("m").unwrap()
         })
     };
-    let asking: Vec<_> = (0..8).map(|_| ask()).collect();
-    let loaded: Vec<Arc<Graph>> = asking.into_iter().map(|thread| thread.join().unwrap()).collect();
+    let threads: Vec<_> = (0..8).map(|_| load()).collect();
+    let loaded: Vec<Arc<Graph>> = threads.into_iter().map(|thread| thread.join().unwrap()).collect();
     assert!(loaded.iter().all(|graph| Arc::ptr_eq(graph, &loaded[0])));
-    // Loaded means loaded: the file is not needed any more.
+    // A loaded graph does not need its file any more.
     dir.close().unwrap();
     assert_eq!(registry.graph("m").unwrap().parameter_bytes(), 32);
 }
@@ -56,7 +56,7 @@ fn registry_errors_name_the_reason() {
     let missing = registry.insert_dir("m", dir.path(), Engine::Tract).unwrap_err();
     let expected = format!("{}: model.onnx (or onnx/model.onnx) is missing", dir.path().display());
     assert_eq!(missing.to_string(), expected);
-    // Nothing is registered by a load that failed; so the name is free.
+    // A load that failed registers nothing, so the name is free.
     std::fs::create_dir(dir.path().join("onnx")).unwrap();
     std::fs::write(dir.path().join("onnx/model.onnx"), graphs::matmul()).unwrap();
     registry.insert_dir("m", dir.path(), Engine::Tract).unwrap();
@@ -79,7 +79,7 @@ fn frequent_shape_gets_a_plan_with_equal_results() {
     let mut context = graph.context().unwrap();
     let symbolic: Vec<_> = (1..5).map(|n| context.compute(x(&[1, n, 4], 0.5)).unwrap()).collect();
     assert_eq!(graph.fixed_plans(), 0);
-    // More shapes than plans: two get one, the others stay symbolic, all stay right.
+    // More shapes than plans: two shapes get one, the others use the symbolic plan, and all results stay equal.
     for _ in 0..10 {
         for n in 1..5 {
             assert_eq!(context.compute(x(&[1, n, 4], 0.5)).unwrap(), symbolic[n as usize - 1]);
@@ -87,7 +87,7 @@ fn frequent_shape_gets_a_plan_with_equal_results() {
         graph.settle();
     }
     assert_eq!(graph.fixed_plans(), 2);
-    // Plans are shared: another context has them at once.
+    // Plans are shared by all contexts.
     let mut other = graph.context().unwrap();
     assert_eq!(other.compute(x(&[1, 1, 4], 0.5)).unwrap(), symbolic[0]);
 }
@@ -108,10 +108,10 @@ fn idle_plan_is_evicted() {
 }
 
 #[test]
-fn many_threads_share_one_graph() {
+fn graph_used_by_many_threads_computes_correctly() {
     let config = RegistryConfig { plan_after_uses: 3, ..RegistryConfig::default() };
     let graph = load(&graphs::matmul(), config).unwrap();
-    let work = |seed: u32| {
+    let start = |seed: u32| {
         let graph = graph.clone();
         std::thread::spawn(move || {
             let mut context = graph.context().unwrap();
@@ -123,8 +123,8 @@ fn many_threads_share_one_graph() {
             }
         })
     };
-    let working: Vec<_> = (0..4).map(work).collect();
-    working.into_iter().for_each(|thread| thread.join().unwrap());
+    let threads: Vec<_> = (0..4).map(start).collect();
+    threads.into_iter().for_each(|thread| thread.join().unwrap());
 }
 
 fn check_external(w: graphs::Weights, file: Option<&[u8]>, expected: Expect) {
@@ -134,18 +134,18 @@ fn check_external(w: graphs::Weights, file: Option<&[u8]>, expected: Expect) {
     }
     std::fs::write(dir.path().join("model.onnx"), graphs::matmul_by(w)).unwrap();
     let registry = Registry::new(RegistryConfig::default());
-    let answer = match registry.insert_dir("m", dir.path(), Engine::Tract) {
+    let shown = match registry.insert_dir("m", dir.path(), Engine::Tract) {
         Ok(graph) => {
             let out = graph.context().unwrap().compute(x(&[1, 1, 4], 1.0)).unwrap();
             format!("{:?}", out[0].1.to_f32().unwrap())
         }
         Err(error) => error.to_string().replace(&dir.path().display().to_string(), "DIR"),
     };
-    expected.assert_eq(&answer);
+    expected.assert_eq(&shown);
 }
 
 #[test]
-fn external_data_is_read_from_the_model_directory_only() {
+fn external_data_outside_the_model_directory_is_refused() {
     let weights: Vec<u8> = [1f32, -1.0, 2.0, -2.0, 3.0, -3.0, 4.0, -4.0].iter().flat_map(|v| v.to_le_bytes()).collect();
     let shifted = [&[0; 4], weights.as_slice()].concat();
     let w = |entries: &[(&str, &str)]| graphs::external("w", &[4, 2], entries);
@@ -200,7 +200,7 @@ fn link_in_the_models_directory_is_followed() {
 }
 
 #[test]
-fn bounds_on_graphs_and_outputs() {
+fn graph_or_output_past_its_bound_is_refused() {
     let config = RegistryConfig { graph_bytes_max: 10, ..RegistryConfig::default() };
     let error = load(&graphs::matmul(), config).unwrap_err();
     assert!(matches!(error, LoadError::TooLarge { .. }), "{error}");
@@ -214,15 +214,15 @@ fn bounds_on_graphs_and_outputs() {
     assert_eq!(error, NnError::new(ErrorCode::TooLarge, text));
 }
 
-/// What the checks promise, said a second time and independently.
-fn acceptable(inputs: &[(String, Tensor)]) -> bool {
+/// An independent implementation of the checks of inputs.
+fn is_acceptable(inputs: &[(String, Tensor)]) -> bool {
     let [(a_name, a), (b_name, b)] = inputs else { return false };
-    let whole = |t: &Tensor| {
+    let is_valid = |t: &Tensor| {
         let product: u128 = t.dimensions.iter().map(|d| u128::from(*d)).product();
         t.ty == TensorType::Fp32 && t.dimensions.len() == 2 && product > 0 && product * 4 == t.data.len() as u128
     };
     let names = (a_name == "x" && b_name == "y") || (a_name == "y" && b_name == "x");
-    names && whole(a) && whole(b) && a.dimensions == b.dimensions
+    names && is_valid(a) && is_valid(b) && a.dimensions == b.dimensions
 }
 
 fn any_tensor() -> impl Strategy<Value = Tensor> {
@@ -238,7 +238,7 @@ fn any_tensor() -> impl Strategy<Value = Tensor> {
         -4i32..5,
     )
         .prop_map(move |(dimensions, ty, off)| {
-            // Mostly as long as it should be, sometimes a little shorter or longer.
+            // Mostly of the right length, sometimes a few bytes shorter or longer.
             let off = if off.abs() < 4 { 0 } else { off };
             let len = (fitting(&dimensions, ty) as i32 + off).max(0) as usize;
             Tensor { dimensions, ty, data: (0..len).map(|i| (i * 37) as u8).collect() }
@@ -260,14 +260,14 @@ proptest! {
             std::sync::LazyLock::new(|| load(&graphs::add(Dt::Float), RegistryConfig::default()).unwrap());
         let mut context = GRAPH.context().unwrap();
         for inputs in runs {
-            let fine = acceptable(&inputs);
+            let is_acceptable = is_acceptable(&inputs);
             match context.compute(inputs.clone()) {
                 Ok(outputs) => {
-                    prop_assert!(fine);
+                    prop_assert!(is_acceptable);
                     prop_assert_eq!(&outputs[0].1.dimensions, &inputs[0].1.dimensions);
                 }
                 Err(error) => {
-                    prop_assert!(!fine, "{}", error);
+                    prop_assert!(!is_acceptable, "{}", error);
                     prop_assert!(matches!(error.code, ErrorCode::InvalidArgument | ErrorCode::TooLarge));
                 }
             }
@@ -286,12 +286,12 @@ proptest! {
     ) {
         let originals = [graphs::matmul(), graphs::gather(), graphs::add(Dt::Bfloat16), graphs::cast(Dt::Float, Dt::Bool, &["n"])];
         let mut bytes = originals[which].clone();
-        for (place, byte) in flips {
-            let place = place % bytes.len();
-            bytes[place] ^= byte;
+        for (offset, byte) in flips {
+            let offset = offset % bytes.len();
+            bytes[offset] ^= byte;
         }
         bytes.truncate(cut.max(1));
-        // Whether it loads is its own business; if it does, it must also run or fail without a panic.
+        // A file may load or not; if it does, it must run or fail without a panic.
         if let Ok(graph) = load(&bytes, RegistryConfig::default()) {
             let zeros = |info: &weir_nn::TensorInfo| {
                 let dimensions: Vec<u32> = info.dimensions.iter().flatten().map(|_| 1).collect();

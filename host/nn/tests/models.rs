@@ -1,4 +1,4 @@
-//! Model directories: what is read from them, and the sentence that each broken one gets.
+//! Model directories: the settings that are read, and the error of each invalid one.
 #![allow(clippy::unwrap_used, reason = "in a test a failure is a panic")]
 
 mod graphs;
@@ -30,7 +30,7 @@ fn describe(dir: &Path) -> String {
     }
 }
 
-/// A directory with these files, and where nothing else is said a tokenizer and a graph.
+/// Opens a directory with these files, and a tokenizer and a graph by default.
 fn check_open(files: &[(&str, &str)], expected: Expect) {
     let dir = tempfile::tempdir().unwrap();
     write(dir.path(), &[("tokenizer.json", "{}"), ("model.onnx", "graph")]);
@@ -84,7 +84,7 @@ fn directory_describes_its_model() {
 }
 
 #[test]
-fn invalid_directory_has_its_reason() {
+fn invalid_directory_is_an_error_with_the_reason() {
     expect!["DIR: there is no such directory"]
         .assert_eq(&describe(Path::new("/does/not/exist")).replace("/does/not/exist", "DIR"));
     let dir = tempfile::tempdir().unwrap();
@@ -195,7 +195,7 @@ fn classifier(labels: i64, weight: f32) -> Vec<u8> {
     )
 }
 
-fn checked(dir: &Path) -> String {
+fn describe_check(dir: &Path) -> String {
     match check(dir, EngineChoice::Auto, &RegistryConfig::default()) {
         Ok(report) => {
             let inputs: Vec<String> = report.inputs.iter().map(ToString::to_string).collect();
@@ -209,11 +209,11 @@ fn checked(dir: &Path) -> String {
 fn check_runs_the_graph_and_compares_it_with_the_configuration() {
     let dir = tempfile::tempdir().unwrap();
     write(dir.path(), &[("config.json", BERT), ("tokenizer.json", "{}"), ("model.onnx", "no graph")]);
-    let broken = checked(dir.path());
+    let broken = describe_check(dir.path());
     assert!(broken.starts_with("DIR/model.onnx: truncated or not ONNX: "), "{broken}");
     let with = |graph: Vec<u8>, expected: Expect| {
         std::fs::write(dir.path().join("model.onnx"), graph).unwrap();
-        expected.assert_eq(&checked(dir.path()));
+        expected.assert_eq(&describe_check(dir.path()));
     };
     with(classifier(3, 1.0), expect!["attention_mask i64[batch, tokens] -> [[1, 3]], 12 bytes"]);
     with(

@@ -1,5 +1,5 @@
-//! Both engines against Python's ONNX Runtime, and so against each other, on the models that ship: every output within 1e-4,
-//! padded and packed, with tract on the symbolic plan and on plans of their own.
+//! tract and ONNX Runtime against Python's ONNX Runtime on the shipped models: every output within 1e-4, padded and packed, with tract
+//! on the symbolic plan and on fixed-shape plans.
 //!
 //! The Python with `onnxruntime` and `numpy` is named by `WEIR_TEST_PYTHON`; `cargo xtask test` makes one.
 #![allow(clippy::unwrap_used, clippy::print_stdout, reason = "in a test a failure is a panic")]
@@ -17,7 +17,7 @@ use weir_nn::{Engine, Graph, Registry, RegistryConfig, Tensor, TensorType};
 /// Relative to the larger of 1 and the value.
 const TOLERANCE: f64 = 1e-4;
 
-/// What ids are drawn from; every model's vocabulary is larger.
+/// The bound of token ids; every model's vocabulary is larger.
 const VOCABULARY: u64 = 30_000;
 
 #[derive(Clone, Serialize, Deserialize)]
@@ -35,7 +35,7 @@ struct Request<'a> {
 }
 
 #[derive(Deserialize)]
-struct Answer {
+struct Response {
     runs: Vec<Run>,
 }
 
@@ -58,8 +58,8 @@ impl OnnxRuntime {
         writeln!(input, "{request}").unwrap();
         let mut line = String::new();
         BufReader::new(self.0.stdout.as_mut().unwrap()).read_line(&mut line).unwrap();
-        let answer: Answer = serde_json::from_str(&line).expect("ONNX Runtime runs the model");
-        answer.runs
+        let response: Response = serde_json::from_str(&line).expect("ONNX Runtime runs the model");
+        response.runs
     }
 }
 
@@ -70,10 +70,10 @@ impl Drop for OnnxRuntime {
     }
 }
 
-/// Numbers that look like chance and are the same each time.
-struct Chance(u64);
+/// Pseudorandom numbers, the same in every run.
+struct Random(u64);
 
-impl Chance {
+impl Random {
     fn below(&mut self, end: u64) -> u64 {
         self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
         (self.0 >> 33) % end
@@ -81,16 +81,16 @@ impl Chance {
 }
 
 /// Texts of these lengths, padded to the longest.
-fn padded(graph: &Graph, lengths: &[u32], chance: &mut Chance) -> Run {
+fn padded(graph: &Graph, lengths: &[u32], random: &mut Random) -> Run {
     let tokens = *lengths.iter().max().unwrap();
-    let mut of = |name: &str| -> Vec<f64> {
+    let mut values_of = |name: &str| -> Vec<f64> {
         let mut values = Vec::new();
         for length in lengths {
-            for place in 0..tokens {
+            for position in 0..tokens {
                 values.push(match name {
-                    "input_ids" if place < *length => 100.0 + chance.below(VOCABULARY - 100) as f64,
-                    "attention_mask" => f64::from(u8::from(place < *length)),
-                    "position_ids" => f64::from(place),
+                    "input_ids" if position < *length => 100.0 + random.below(VOCABULARY - 100) as f64,
+                    "attention_mask" => f64::from(u8::from(position < *length)),
+                    "position_ids" => f64::from(position),
                     _ => 0.0,
                 });
             }
@@ -98,11 +98,14 @@ fn padded(graph: &Graph, lengths: &[u32], chance: &mut Chance) -> Run {
         values
     };
     let shape = vec![lengths.len() as u32, tokens];
-    graph.inputs().iter().map(|i| (i.name.clone(), Values { shape: shape.clone(), values: of(&i.name) })).collect()
+    let input = |info: &weir_nn::TensorInfo| {
+        (info.name.clone(), Values { shape: shape.clone(), values: values_of(&info.name) })
+    };
+    graph.inputs().iter().map(input).collect()
 }
 
 /// Texts of these lengths, end to end, with some padding at the end.
-fn packed(graph: &Graph, lengths: &[u32], padding: u32, chance: &mut Chance) -> Run {
+fn packed(graph: &Graph, lengths: &[u32], padding: u32, random: &mut Random) -> Run {
     let tokens: u32 = lengths.iter().sum::<u32>() + padding;
     let mut run = Run::new();
     for info in graph.inputs() {
@@ -112,15 +115,15 @@ fn packed(graph: &Graph, lengths: &[u32], padding: u32, chance: &mut Chance) -> 
             shape = vec![lengths.len() as u32, tokens];
             let mut start = 0;
             for length in lengths {
-                let inside = |place: u32| place >= start && place < start + length;
+                let inside = |token: u32| token >= start && token < start + length;
                 values.extend((0..tokens).map(|p| if inside(p) { f64::from(1.0 / *length as f32) } else { 0.0 }));
                 start += length;
             }
         } else {
             for (text, length) in lengths.iter().enumerate() {
-                values.extend((0..*length).map(|place| match info.name.as_str() {
-                    "input_ids" => 100.0 + chance.below(VOCABULARY - 100) as f64,
-                    "position_ids" => f64::from(place),
+                values.extend((0..*length).map(|position| match info.name.as_str() {
+                    "input_ids" => 100.0 + random.below(VOCABULARY - 100) as f64,
+                    "position_ids" => f64::from(position),
                     "segment_ids" => text as f64,
                     _ => 0.0,
                 }));
@@ -146,7 +149,7 @@ fn tensors(graph: &Graph, run: &Run) -> Vec<(String, Tensor)> {
     graph.inputs().iter().map(tensor).collect()
 }
 
-/// The largest difference, relative where values are large. Rows of padding mean nothing in any engine and are left out.
+/// The largest difference, relative for values above 1. Rows of padding are undefined in every engine and are not compared.
 fn difference(ours: &[(String, Tensor)], theirs: &Run, real: &[bool]) -> f64 {
     let mut largest = 0f64;
     assert_eq!(ours.len(), theirs.len());
@@ -156,9 +159,9 @@ fn difference(ours: &[(String, Tensor)], theirs: &Run, real: &[bool]) -> f64 {
         assert_eq!(&tensor.dimensions, shape, "{name}");
         let per_token = shape.len() == 3 && shape[..2].iter().product::<u32>() as usize == real.len();
         let width = *shape.last().unwrap() as usize;
-        for (place, (ours, theirs)) in values.iter().zip(expected).enumerate() {
-            if !per_token || real[place / width] {
-                assert!(ours.is_finite(), "{name}[{place}] is {ours}");
+        for (index, (ours, theirs)) in values.iter().zip(expected).enumerate() {
+            if !per_token || real[index / width] {
+                assert!(ours.is_finite(), "{name}[{index}] is {ours}");
                 largest = largest.max((f64::from(*ours) - theirs).abs() / theirs.abs().max(1.0));
             }
         }
@@ -166,24 +169,24 @@ fn difference(ours: &[(String, Tensor)], theirs: &Run, real: &[bool]) -> f64 {
     largest
 }
 
-/// `copy` is `file` for who cannot follow its links.
+/// `copy` is a copy of `file` without links, which Python's ONNX Runtime does not follow.
 fn compare(onnx_runtime: &mut OnnxRuntime, file: &Path, copy: &Path) {
     let config = RegistryConfig { plan_after_uses: 2, ..RegistryConfig::default() };
     let graph = Registry::new(config).insert_dir("m", file, Engine::Tract).unwrap();
-    let mut chance = Chance(2);
+    let mut random = Random(2);
     let is_packed = graph.inputs().iter().any(|input| input.name == "segment_ids");
     let batches: [&[u32]; 5] = [&[16], &[128], &[3, 9, 5], &[15; 8], &[1]];
     let mut runs = Vec::new();
     let mut reals: Vec<Vec<bool>> = Vec::new();
     for lengths in batches {
         if is_packed {
-            runs.push(packed(&graph, lengths, 5, &mut chance));
+            runs.push(packed(&graph, lengths, 5, &mut random));
             let tokens: u32 = lengths.iter().sum();
-            reals.push((0..tokens + 5).map(|place| place < tokens).collect());
+            reals.push((0..tokens + 5).map(|token| token < tokens).collect());
         } else {
-            runs.push(padded(&graph, lengths, &mut chance));
+            runs.push(padded(&graph, lengths, &mut random));
             let tokens = *lengths.iter().max().unwrap();
-            reals.push(lengths.iter().flat_map(|length| (0..tokens).map(move |place| place < *length)).collect());
+            reals.push(lengths.iter().flat_map(|length| (0..tokens).map(move |token| token < *length)).collect());
         }
     }
     let theirs = onnx_runtime.run(copy, &runs);
@@ -197,8 +200,8 @@ fn compare(onnx_runtime: &mut OnnxRuntime, file: &Path, copy: &Path) {
         }
         graph.settle();
     }
-    assert_eq!(graph.fixed_plans(), runs.len(), "the last round was on plans of their own");
-    // The engine here is the same library: what differs is who read the file.
+    assert_eq!(graph.fixed_plans(), runs.len(), "the last round ran on fixed-shape plans");
+    // This engine is the same library as Python's: only the reader of the file differs.
     let same = Registry::new(library::config()).insert_dir("m", file, Engine::OnnxRuntime).unwrap();
     assert_eq!((same.inputs(), same.parameter_bytes()), (graph.inputs(), graph.parameter_bytes()));
     let mut context = same.context().unwrap();
@@ -214,7 +217,7 @@ fn compare(onnx_runtime: &mut OnnxRuntime, file: &Path, copy: &Path) {
 fn engines_agree_on_the_shipped_models() {
     let mut onnx_runtime = OnnxRuntime::start();
     let models = Path::new(env!("CARGO_MANIFEST_DIR")).join("models");
-    // ONNX Runtime refuses external data behind a link that leaves the directory; a pull replaces links by files.
+    // ONNX Runtime refuses external data behind a link that leads out of the directory; a pull replaces links by files.
     let copies = tempfile::tempdir().unwrap();
     let mut compared = 0;
     for name in ["sentiment", "entities", "embeddings"] {

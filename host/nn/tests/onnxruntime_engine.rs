@@ -1,4 +1,4 @@
-//! ONNX Runtime as an engine: every type, many callers, hostile tensors and files, and a library that is not there.
+//! ONNX Runtime as an engine: every type, many callers, hostile tensors and files, and the installed library.
 //!
 //! The library is that of the Python that `WEIR_TEST_PYTHON` names; `cargo xtask test` makes one.
 #![allow(clippy::unwrap_used, reason = "in a test a failure is a panic")]
@@ -31,12 +31,12 @@ fn x(tensor: Tensor) -> Vec<(String, Tensor)> {
     vec![("x".to_owned(), tensor)]
 }
 
-fn of(ty: TensorType, dimensions: &[u32], data: &[u8]) -> Tensor {
+fn tensor(ty: TensorType, dimensions: &[u32], data: &[u8]) -> Tensor {
     Tensor { dimensions: dimensions.to_vec(), ty, data: data.to_vec() }
 }
 
 #[test]
-fn graph_computes() {
+fn graph_computes_any_number_of_tokens() {
     let graph = graph(&graphs::matmul());
     assert_eq!((graph.engine().to_string(), graph.parameter_bytes()), ("onnxruntime".to_owned(), 32));
     assert_eq!(graph.inputs()[0].to_string(), "x fp32[batch, tokens, 4]");
@@ -53,9 +53,9 @@ fn graph_computes() {
 #[test]
 fn each_wit_tensor_type_is_accepted() {
     let same = |declared: Dt, ty: TensorType, data: &[u8]| {
-        let tensor = of(ty, &[2], data);
-        let outputs = graph(&graphs::identity(declared, &["n"])).context().unwrap().compute(x(tensor.clone())).unwrap();
-        assert_eq!(outputs, [("y".to_owned(), tensor)], "{declared:?}");
+        let input = tensor(ty, &[2], data);
+        let outputs = graph(&graphs::identity(declared, &["n"])).context().unwrap().compute(x(input.clone())).unwrap();
+        assert_eq!(outputs, [("y".to_owned(), input)], "{declared:?}");
     };
     same(Dt::Float16, TensorType::Fp16, &[0, 0x3c, 0, 0xc0]);
     same(Dt::Float, TensorType::Fp32, &[0, 0, 128, 63, 0, 0, 0, 192]);
@@ -64,7 +64,7 @@ fn each_wit_tensor_type_is_accepted() {
     same(Dt::Uint8, TensorType::U8, &[7, 255]);
     same(Dt::Int32, TensorType::I32, &[1, 0, 0, 0, 255, 255, 255, 255]);
     same(Dt::Int64, TensorType::I64, &[1i64.to_le_bytes(), (-2i64).to_le_bytes()].concat());
-    // Narrower and wider ones than the WIT has.
+    // Types that the WIT lacks.
     same(Dt::Bool, TensorType::U8, &[0, 1]);
     same(Dt::Int8, TensorType::I32, &[128, 255, 255, 255, 127, 0, 0, 0]);
     same(Dt::Int16, TensorType::I32, &[0, 128, 255, 255, 1, 0, 0, 0]);
@@ -77,12 +77,12 @@ fn each_wit_tensor_type_is_accepted() {
     };
     wrong(
         Dt::Bool,
-        of(TensorType::U8, &[1], &[2]),
+        tensor(TensorType::U8, &[1], &[2]),
         expect![[r#"InvalidArgument: input "x" is of truth values: 0 or 1 only"#]],
     );
     wrong(
         Dt::Int8,
-        of(TensorType::I32, &[1], &[128, 0, 0, 0]),
+        tensor(TensorType::I32, &[1], &[128, 0, 0, 0]),
         expect![[r#"InvalidArgument: input "x" holds 128, which is no i8"#]],
     );
     wrong(
@@ -98,18 +98,18 @@ fn each_wit_tensor_type_is_accepted() {
 fn failed_computation_leaves_the_context_usable() {
     let gather = graph(&graphs::gather());
     let mut context = gather.context().unwrap();
-    let fine = |context: &mut weir_nn::Context| {
+    let check_usable = |context: &mut weir_nn::Context| {
         let outputs = context.compute(x(Tensor::from_i64(&[2], &[3, 0]))).unwrap();
         assert_eq!(outputs[0].1, Tensor::from_f32(&[2], &[13.0, 10.0]));
     };
-    fine(&mut context);
+    check_usable(&mut context);
     let error = context.compute(x(Tensor::from_i64(&[2], &[1, 4_000_000]))).unwrap_err();
     assert_eq!(error.code, ErrorCode::RuntimeError);
     assert!(error.text.contains("4000000") && error.text.len() < 2500, "{error}");
-    fine(&mut context);
+    check_usable(&mut context);
     let error = context.compute(x(Tensor::from_i64(&[1, 2], &[1, 2]))).unwrap_err();
     expect![[r#"input "x" has dimensions [1, 2] but the graph takes x i64[n] of rank 1"#]].assert_eq(&error.text);
-    fine(&mut context);
+    check_usable(&mut context);
     // The input is within the bound, the output (twice as large) is not.
     let config = RegistryConfig { tensor_bytes_max: 16, ..CONFIG.clone() };
     let double = load(&graphs::cast(Dt::Float, Dt::Double, &["n"]), config).unwrap();
@@ -121,17 +121,17 @@ fn failed_computation_leaves_the_context_usable() {
 }
 
 #[test]
-fn many_threads_share_one_graph() {
+fn graph_used_by_many_threads_computes_correctly() {
     let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("models/sentiment");
     let graph = Registry::new(CONFIG.clone()).insert_dir("sentiment", &dir, Engine::OnnxRuntime).unwrap();
     let inputs = |tokens: u32, seed: i64| -> Vec<(String, Tensor)> {
-        let value = |name: &str, place: i64| match name {
-            "input_ids" => 1000 + (place * 37 + seed * 101) % 20_000,
+        let value = |name: &str, position: i64| match name {
+            "input_ids" => 1000 + (position * 37 + seed * 101) % 20_000,
             "attention_mask" => 1,
-            "position_ids" => place,
+            "position_ids" => position,
             _ => 0,
         };
-        let values = |name: &str| (0..i64::from(tokens)).map(|place| value(name, place)).collect::<Vec<_>>();
+        let values = |name: &str| (0..i64::from(tokens)).map(|position| value(name, position)).collect::<Vec<_>>();
         let input =
             |info: &weir_nn::TensorInfo| (info.name.clone(), Tensor::from_i64(&[1, tokens], &values(&info.name)));
         graph.inputs().iter().map(input).collect()
@@ -145,10 +145,10 @@ fn many_threads_share_one_graph() {
             scope.spawn(move || {
                 let mut context = graph.context().unwrap();
                 for run in 0..40 {
-                    let at = (first + run) % cases.len();
-                    let (tokens, seed) = cases[at];
-                    // To the bit: nothing of another caller's run may be in it.
-                    assert_eq!(context.compute(inputs(tokens, seed)).unwrap(), expected[at]);
+                    let index = (first + run) % cases.len();
+                    let (tokens, seed) = cases[index];
+                    // Equal bits: another caller's run must not affect the result.
+                    assert_eq!(context.compute(inputs(tokens, seed)).unwrap(), expected[index]);
                     if run % 10 == 0 {
                         let poison = inputs(tokens, 0).into_iter().map(|(name, tensor)| match name.as_str() {
                             "input_ids" => (name, Tensor::from_i64(&[1, tokens], &vec![1 << 40; tokens as usize])),
@@ -163,7 +163,7 @@ fn many_threads_share_one_graph() {
 }
 
 #[test]
-fn large_weights_pass_and_links_are_followed() {
+fn external_weights_behind_a_link_are_loaded() {
     let root = tempfile::tempdir().unwrap();
     let model = root.path().join("model");
     std::fs::create_dir(&model).unwrap();
@@ -179,7 +179,7 @@ fn large_weights_pass_and_links_are_followed() {
     std::fs::write(model.join("model.onnx"), graphs::graph(vec![xs], vec![node], vec![ys], vec![w])).unwrap();
     let graph = Registry::new(CONFIG.clone()).insert_dir("m", &model, Engine::OnnxRuntime).unwrap();
     assert_eq!(graph.parameter_bytes(), 9600);
-    // Loaded means loaded: the files are not needed any more.
+    // A loaded graph does not need its files any more.
     root.close().unwrap();
     let outputs = graph.context().unwrap().compute(x(Tensor::from_f32(&[1, 4], &[1.0; 4]))).unwrap();
     let expected: Vec<f32> = (0..600).map(|i| (4 * i) as f32).collect();
@@ -193,7 +193,7 @@ fn external_data_outside_the_directory_is_refused() {
         AttributeProto, FunctionProto, ModelProto, SparseTensorProto, attribute_proto::AttributeType,
     };
     let outside = || graphs::external("w", &[4, 2], &[("location", "/etc/passwd")]);
-    let refused = |edit: &dyn Fn(&mut ModelProto)| {
+    let check_refusal = |edit: &dyn Fn(&mut ModelProto)| {
         let mut model = ModelProto::decode(graphs::matmul().as_slice()).unwrap();
         edit(&mut model);
         let error = load(&model.encode_to_vec(), CONFIG.clone()).unwrap_err().to_string();
@@ -211,14 +211,14 @@ fn external_data_outside_the_directory_is_refused() {
         t: Some(outside()),
         ..Default::default()
     };
-    refused(&|model| model.graph.as_mut().unwrap().initializer[0] = outside());
-    refused(&|model| model.graph.as_mut().unwrap().sparse_initializer.push(sparse()));
-    refused(&|model| model.graph.as_mut().unwrap().node.push(constant(dense())));
-    refused(&|model| {
+    check_refusal(&|model| model.graph.as_mut().unwrap().initializer[0] = outside());
+    check_refusal(&|model| model.graph.as_mut().unwrap().sparse_initializer.push(sparse()));
+    check_refusal(&|model| model.graph.as_mut().unwrap().node.push(constant(dense())));
+    check_refusal(&|model| {
         let attribute = AttributeProto { sparse_tensor: Some(sparse()), ..Default::default() };
         model.graph.as_mut().unwrap().node.push(constant(attribute));
     });
-    refused(&|model| model.functions.push(FunctionProto { node: vec![constant(dense())], ..Default::default() }));
+    check_refusal(&|model| model.functions.push(FunctionProto { node: vec![constant(dense())], ..Default::default() }));
 }
 
 #[test]
@@ -254,12 +254,12 @@ proptest! {
     ) {
         let originals = [graphs::matmul(), graphs::gather(), graphs::add(Dt::Bfloat16), graphs::cast(Dt::Float, Dt::Bool, &["n"])];
         let mut bytes = originals[which].clone();
-        for (place, byte) in flips {
-            let place = place % bytes.len();
-            bytes[place] ^= byte;
+        for (offset, byte) in flips {
+            let offset = offset % bytes.len();
+            bytes[offset] ^= byte;
         }
         bytes.truncate(cut.max(1));
-        // Whether it loads is its own business; if it does, it must also run or fail without a panic.
+        // A file may load or not; if it does, it must run or fail without a panic.
         if let Ok(graph) = load(&bytes, CONFIG.clone()) {
             let zeros = |info: &weir_nn::TensorInfo| {
                 let dimensions: Vec<u32> = info.dimensions.iter().flatten().map(|_| 1).collect();
@@ -272,7 +272,7 @@ proptest! {
 }
 
 #[test]
-fn installed_library_is_found() {
+fn library_is_installed_and_replaced() {
     let root = tempfile::tempdir().unwrap();
     let folder = root.path().join("data/weir/onnxruntime");
     for _ in 0..2 {

@@ -1,6 +1,6 @@
 """Runs ONNX graphs with ONNX Runtime for tests/onnxruntime.rs.
 
-Reads one JSON object per line on stdin, {"model": path, "runs": [{input: {"shape", "values"}}]}, and answers each with one
+Reads one JSON object per line on stdin, {"model": path, "runs": [{input: {"shape", "values"}}]}, and prints for each one
 line {"runs": [{output: {"shape", "values"}}]}.
 """
 

@@ -1,5 +1,5 @@
-//! The guest `tests/guests/nn-probe`, run under wasmtime against this crate: every tensor type there and back, and every
-//! error with its code and text. Nothing here may trap.
+//! The guest `tests/guests/nn-probe`, run under wasmtime against this crate: the round trip of every tensor type, and every error
+//! with its code and text. The guest must never trap.
 #![allow(clippy::unwrap_used, reason = "in a test a failure is a panic")]
 
 mod graphs;
@@ -88,7 +88,7 @@ impl Probe {
         Self { store, guest }
     }
 
-    /// One run on one graph. Fails the test if the guest traps.
+    /// Runs a graph once. Fails the test if the guest traps.
     fn run(&mut self, graph: Source, inputs: Vec<Value>) -> Result<Vec<Value>, Failure> {
         self.runs(graph, vec![inputs]).map(|mut runs| runs.remove(0)).and_then(|run| run)
     }
@@ -102,7 +102,7 @@ impl Probe {
     }
 }
 
-/// A registry of graphs in files of their own.
+/// A registry of graphs, each in a file of its own.
 fn registry(config: RegistryConfig, graphs: &[(&str, Vec<u8>)]) -> (tempfile::TempDir, Arc<Registry>) {
     let dir = tempfile::tempdir().unwrap();
     let registry = Registry::new(config);
@@ -124,10 +124,10 @@ fn named(name: &str) -> Source {
 }
 
 fn bytes(part: &[u8]) -> Source {
-    of(vec![part.to_vec()], GraphEncoding::Onnx, ExecutionTarget::Cpu)
+    from_builder(vec![part.to_vec()], GraphEncoding::Onnx, ExecutionTarget::Cpu)
 }
 
-fn of(parts: Vec<Vec<u8>>, encoding: GraphEncoding, target: ExecutionTarget) -> Source {
+fn from_builder(parts: Vec<Vec<u8>>, encoding: GraphEncoding, target: ExecutionTarget) -> Source {
     Source::FromBytes(Builder { parts, encoding, target })
 }
 
@@ -146,8 +146,8 @@ fn i64s(name: &str, dimensions: &[u32], values: &[i64]) -> Value {
 fn show(result: &Result<Vec<Value>, Failure>) -> String {
     match result {
         Ok(values) => {
-            let one = |v: &Value| format!("{} {:?}{:?} = {:?}", v.name, v.ty, v.dimensions, v.data);
-            values.iter().map(one).collect::<Vec<_>>().join("; ")
+            let show = |v: &Value| format!("{} {:?}{:?} = {:?}", v.name, v.ty, v.dimensions, v.data);
+            values.iter().map(show).collect::<Vec<_>>().join("; ")
         }
         Err(failure) => format!("{:?} {:?}: {}", failure.stage, failure.code, failure.text),
     }
@@ -176,7 +176,7 @@ fn each_type_passes_a_graph_bit_for_bit() {
             ("fixed", graphs::identity(onnx, &["2", "3"])),
             ("free", graphs::identity(onnx, &["a", "b", "c"])),
         ]);
-        // Every byte value is in it: negative numbers, infinities and subnormals among them.
+        // Many byte patterns: negative numbers, infinities and subnormals are among them.
         let patterns: Vec<u8> = (0..6 * size).map(|i| (i * 43 + 11) as u8).collect();
         let out = probe.run(named("fixed"), vec![value("x", &[2, 3], ty, patterns.clone())]);
         assert_eq!(show(&out), show(&Ok(vec![value("y", &[2, 3], ty, patterns.clone())])), "{ty:?}");
@@ -365,23 +365,23 @@ fn guest_may_load_its_own_graph() {
     let x = || vec![f32s("x", &[1, 1, 4], &[1.0; 4])];
     let expected = expect!["y TensorType::Fp32[1, 1, 2] = [0, 0, 32, 65, 0, 0, 32, 193]"];
     probe.check(bytes(&graph), x(), &expected);
-    probe.check(of(vec![graph.clone()], GraphEncoding::Autodetect, ExecutionTarget::Cpu), x(), &expected);
+    probe.check(from_builder(vec![graph.clone()], GraphEncoding::Autodetect, ExecutionTarget::Cpu), x(), &expected);
     let mut check = |source: Source, expected: Expect| probe.check(source, x(), &expected);
     check(bytes(b""), expect!["Stage::Load ErrorCode::InvalidEncoding: graph: is empty"]);
     check(
-        of(vec![graph.clone()], GraphEncoding::Pytorch, ExecutionTarget::Cpu),
+        from_builder(vec![graph.clone()], GraphEncoding::Pytorch, ExecutionTarget::Cpu),
         expect!["Stage::Load ErrorCode::InvalidEncoding: graphs are ONNX here, not pytorch"],
     );
     check(
-        of(vec![graph.clone()], GraphEncoding::Onnx, ExecutionTarget::Gpu),
+        from_builder(vec![graph.clone()], GraphEncoding::Onnx, ExecutionTarget::Gpu),
         expect!["Stage::Load ErrorCode::UnsupportedOperation: graphs run on the CPU here, not on a gpu"],
     );
     check(
-        of(vec![], GraphEncoding::Onnx, ExecutionTarget::Cpu),
+        from_builder(vec![], GraphEncoding::Onnx, ExecutionTarget::Cpu),
         expect!["Stage::Load ErrorCode::InvalidArgument: an ONNX graph is one builder, not 0"],
     );
     check(
-        of(vec![graph.clone(), graph.clone()], GraphEncoding::Onnx, ExecutionTarget::Cpu),
+        from_builder(vec![graph.clone(), graph.clone()], GraphEncoding::Onnx, ExecutionTarget::Cpu),
         expect!["Stage::Load ErrorCode::InvalidArgument: an ONNX graph is one builder, not 2"],
     );
     check(
@@ -418,11 +418,11 @@ fn guest_graphs_and_resources_are_bounded() {
     expect!["Stage::Load ErrorCode::Security: this host loads graphs by name only"].assert_eq(&shown);
 
     let config = RegistryConfig { resources_max: 20, resource_bytes_max: 100, ..RegistryConfig::default() };
-    let (_dir, hoarders) = registry(config, &[("id", graphs::identity(Dt::Uint8, &["n"]))]);
-    let mut probe = Probe::new(hoarders, GraphAccess::All);
+    let (_dir, bounded) = registry(config, &[("id", graphs::identity(Dt::Uint8, &["n"]))]);
+    let mut probe = Probe::new(bounded, GraphAccess::All);
     let mut hoard = |count: u32, size: u32| {
         let value = value("x", &[size], Ty::U8, vec![1; size as usize]);
-        show(&probe.guest.call_hoard(&mut probe.store, "id", count, &value).expect("a hoarder does not trap"))
+        show(&probe.guest.call_hoard(&mut probe.store, "id", count, &value).expect("the guest does not trap"))
     };
     expect!["y TensorType::U8[2] = [1, 1]"].assert_eq(&hoard(10, 2));
     expect![

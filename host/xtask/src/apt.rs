@@ -28,20 +28,20 @@ dpkg-deb --fsys-tarfile \"$1\" | tar -x -C \"$2\" --anchored --no-wildcards-matc
 pub(crate) fn fetch_once(
     house: &House,
     name: &'static str,
-    doing: &str,
+    description: &str,
     recipe: &str,
     result: &str,
     unpack: impl FnOnce(&Apt<'_>, &Path, &mut Step) -> Result<String>,
 ) -> Result<PathBuf> {
     let folder = house.keep().join(name);
-    let made = Stamp::new(house, name, Key::default().text(recipe));
-    if made.fresh() && folder.join(result).exists() {
+    let stamp = Stamp::new(house, name, Key::default().text(recipe));
+    if stamp.fresh() && folder.join(result).exists() {
         return Ok(folder);
     }
-    let mut step = Step::begin(name, doing);
+    let mut step = Step::begin(name, description);
     let unpacked = with_apt(house, &folder, &mut step, unpack);
     finish(step, unpacked)?;
-    made.set()?;
+    stamp.set()?;
     Ok(folder)
 }
 
@@ -157,7 +157,7 @@ impl<'a> Apt<'a> {
         for entry in fs::read_dir(&self.folder).with_context(|| format!("cannot read {}", self.folder.display()))? {
             let package = entry?.path();
             if package.extension().is_some_and(|extension| extension == "deb") {
-                step.at(&format!("unpacks {}", package.file_name().unwrap_or_default().to_string_lossy()));
+                step.show_progress(&format!("unpacks {}", package.file_name().unwrap_or_default().to_string_lossy()));
                 sh::check(
                     step,
                     sh::program(self.house, "sh").args(["-c", UNPACK, "unpack"]).arg(&package).arg(prefix),
@@ -169,8 +169,8 @@ impl<'a> Apt<'a> {
 
     /// The dependencies of a package, without the C library.
     pub(crate) fn dependencies(&self, of: &str) -> Result<Vec<String>> {
-        let listed = sh::answer(self.command("apt-cache").args(["depends", of]))?;
-        let named = listed.lines().filter_map(|line| line.trim().strip_prefix("Depends: "));
+        let output = sh::stdout_of(self.command("apt-cache").args(["depends", of]))?;
+        let named = output.lines().filter_map(|line| line.trim().strip_prefix("Depends: "));
         Ok(named.filter(|name| !name.starts_with('<') && *name != "libc6").map(str::to_owned).collect())
     }
 
@@ -179,8 +179,8 @@ impl<'a> Apt<'a> {
         let only = ["recommends", "suggests", "conflicts", "breaks", "replaces", "enhances"];
         let mut list = self.command("apt-cache");
         list.args(["depends", "--recurse"]).args(only.map(|kind| format!("--no-{kind}"))).arg(of);
-        let listed = sh::answer(&mut list)?;
-        let names = listed.lines().filter(|line| line.starts_with(|first: char| first.is_ascii_lowercase()));
+        let output = sh::stdout_of(&mut list)?;
+        let names = output.lines().filter(|line| line.starts_with(|first: char| first.is_ascii_lowercase()));
         Ok(names.filter(|name| *name != of && !name.contains(':')).map(str::to_owned).collect())
     }
 
@@ -188,20 +188,22 @@ impl<'a> Apt<'a> {
     pub(crate) fn missing_libraries(&self, of: &[&str]) -> Result<Vec<String>> {
         let strong =
             ["--recurse", "--no-recommends", "--no-suggests", "--no-conflicts", "--no-breaks", "--no-replaces"];
-        let listed = sh::answer(self.command("apt-cache").arg("depends").args(strong).arg("--no-enhances").args(of))?;
+        let output =
+            sh::stdout_of(self.command("apt-cache").arg("depends").args(strong).arg("--no-enhances").args(of))?;
         let status = ["--show", "--showformat", "${Package} ${db:Status-Status}\\n"];
-        let here = sh::answer(sh::program(self.house, "dpkg-query").args(status).arg("lib*"))?;
-        let here: BTreeSet<&str> = here.lines().filter_map(|line| line.strip_suffix(" installed")).collect();
+        let installed = sh::stdout_of(sh::program(self.house, "dpkg-query").args(status).arg("lib*"))?;
+        let installed: BTreeSet<&str> = installed.lines().filter_map(|line| line.strip_suffix(" installed")).collect();
         // The replacement of systemd is another name for a library that is listed anyway.
-        let wanted = |name: &&str| name.starts_with("lib") && !name.starts_with("libelogind") && !here.contains(name);
-        let names: BTreeSet<&str> = listed.lines().filter(wanted).collect();
+        let is_missing =
+            |name: &&str| name.starts_with("lib") && !name.starts_with("libelogind") && !installed.contains(name);
+        let names: BTreeSet<&str> = output.lines().filter(is_missing).collect();
         Ok(names.into_iter().map(str::to_owned).collect())
     }
 
     /// The dependency of `of` whose name begins with `prefix`.
     pub(crate) fn dependency(&self, of: &str, prefix: &str) -> Result<String> {
-        let listed = sh::answer(self.command("apt-cache").args(["depends", of]))?;
-        listed
+        let output = sh::stdout_of(self.command("apt-cache").args(["depends", of]))?;
+        output
             .lines()
             .filter_map(|line| line.trim().strip_prefix("Depends: "))
             .find(|name| name.starts_with(prefix))

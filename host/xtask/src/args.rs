@@ -33,21 +33,21 @@ impl Args {
     /// Takes the value of `--name VALUE` or `--name=VALUE`.
     pub(crate) fn value(&mut self, name: &str) -> Result<Option<String>> {
         let prefix = format!("{name}=");
-        if let Some(at) = self.rest.iter().position(|arg| arg.starts_with(&prefix)) {
-            return Ok(Some(self.rest.remove(at)[prefix.len()..].to_owned()));
+        if let Some(index) = self.rest.iter().position(|arg| arg.starts_with(&prefix)) {
+            return Ok(Some(self.rest.remove(index)[prefix.len()..].to_owned()));
         }
-        let Some(at) = self.rest.iter().position(|arg| arg == name) else { return Ok(None) };
-        if at + 1 == self.rest.len() {
+        let Some(index) = self.rest.iter().position(|arg| arg == name) else { return Ok(None) };
+        if index + 1 == self.rest.len() {
             bail!("`{name}` needs a value");
         }
-        self.rest.remove(at);
-        Ok(Some(self.rest.remove(at)))
+        self.rest.remove(index);
+        Ok(Some(self.rest.remove(index)))
     }
 
     /// The arguments before `--`, and those after it, which are for another program.
     pub(crate) fn split(mut self) -> (Self, Vec<String>) {
-        let Some(at) = self.rest.iter().position(|arg| arg == "--") else { return (self, Vec::new()) };
-        let more = self.rest.split_off(at).split_off(1);
+        let Some(index) = self.rest.iter().position(|arg| arg == "--") else { return (self, Vec::new()) };
+        let more = self.rest.split_off(index).split_off(1);
         (self, more)
     }
 

@@ -43,7 +43,7 @@ tests/bench/GENERATE.md: about ten minutes. It takes --quick (one round with one
 then the chunks per second of one request to `/v1/transcript` and of one to a session: about two minutes. It takes --quick and
 --as-built.
 
-`cargo xtask bench path` prints where the microseconds of a request go, stage by stage, and the processor time outside of the engine for
+`cargo xtask bench path` prints the time of each stage of a request, and the processor time outside of the engine for
 each request and each item of a stream, on one core and on all: about a minute. It takes --quick, --as-built and -- OPTIONS of the
 example `path` of host/edge (--texts FILE, --set KEY=VALUE).
 
@@ -62,7 +62,7 @@ const ROUNDS_MAX: usize = 1_000;
 const RUN_LINES: usize = 1_000;
 
 /// Builds `weir`, unless it is measured as built, and the load generator; returns the path of the load generator.
-fn built(house: &House, as_built: bool) -> Result<std::path::PathBuf> {
+fn build_programs(house: &House, as_built: bool) -> Result<std::path::PathBuf> {
     if !as_built {
         setup::ensure(house)?;
         build::components(house, false)?;
@@ -88,7 +88,7 @@ pub(crate) fn task(house: &House, mut args: Args) -> Result<()> {
         return sessions::task(house, args);
     }
     let (mut args, more) = args.split();
-    let (quick, alone) = (args.flag("--quick"), args.flag("--no-compare"));
+    let (is_quick, skips_comparison) = (args.flag("--quick"), args.flag("--no-compare"));
     let rounds = match args.value("--rounds")? {
         None => 5,
         Some(text) => match text.parse() {
@@ -108,7 +108,7 @@ pub(crate) fn task(house: &House, mut args: Args) -> Result<()> {
     let mut rates = Vec::new();
     let mut step = Step::begin("measure", &format!("{rounds} rounds"));
     for round in 1..=rounds {
-        step.at(&format!("round {round} of {rounds}: start and stream"));
+        step.show_progress(&format!("round {round} of {rounds}: start and stream"));
         let server = Server::start(house, &[])?;
         listening.push(server.listening_after);
         ready.push(server.ready_after);
@@ -116,7 +116,7 @@ pub(crate) fn task(house: &House, mut args: Args) -> Result<()> {
         first.push(to_first);
         last.push(to_last);
         server.stop()?;
-        step.at(&format!("round {round} of {rounds}: weir run"));
+        step.show_progress(&format!("round {round} of {rounds}: weir run"));
         rates.push(run_time(house, &text)?);
     }
     step.done(&format!("{rounds} rounds"));
@@ -140,23 +140,23 @@ pub(crate) fn task(house: &House, mut args: Args) -> Result<()> {
         rate(rates[0]),
         rate(rates[rates.len() - 1])
     );
-    if alone { Ok(()) } else { compare::run(house, quick, &more) }
+    if skips_comparison { Ok(()) } else { compare::run(house, is_quick, &more) }
 }
 
 /// The times from the request to the first and to the last event.
 fn stream(server: &Server, text: &str) -> Result<(Duration, Duration)> {
     let body = json!({"text": text, "include_entities": true}).to_string();
     let started = Instant::now();
-    let answer = http::request(server.address, "POST", "/process-stream", Some(&body))?;
+    let response = http::request(server.address, "POST", "/process-stream", Some(&body))?;
     let mut first = None;
     let mut line = String::new();
-    for next in BufReader::new(answer.body).lines() {
+    for next in BufReader::new(response.body).lines() {
         line = next.context("the stream was cut off")?;
         first.get_or_insert_with(|| started.elapsed());
     }
     let last = started.elapsed();
     let event: Value = serde_json::from_str(&line).with_context(|| format!("not an event: {line}"))?;
-    if answer.status != 200 || event["status"] != "completed" {
+    if response.status != 200 || event["status"] != "completed" {
         bail!("the stream ended with: {line}");
     }
     Ok((first.unwrap_or(last), last))

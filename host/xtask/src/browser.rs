@@ -57,8 +57,8 @@ pub(crate) fn is_available() -> bool {
 
 /// A Chromium; fetches it if there is none.
 pub(crate) fn browser(house: &House) -> Result<PathBuf> {
-    if let Some(found) = on_path(&ON_PATH) {
-        return Ok(found);
+    if let Some(program) = on_path(&ON_PATH) {
+        return Ok(program);
     }
     let doing = "fetches Debian's Chromium and unpacks it under target";
     Ok(fetch_once(house, "browser", doing, RECIPE, PACKAGE, unpack)?.join(PACKAGE))
@@ -76,5 +76,5 @@ fn unpack(apt: &Apt<'_>, folder: &Path, step: &mut Step) -> Result<String> {
     apt.unpack(step, &prefix)?;
     let script = folder.join(PACKAGE);
     starter(&script, &prefix, &prefix.join("usr/lib/chromium").join(PACKAGE))?;
-    sh::answer(apt.program(script).arg("--version"))
+    sh::stdout_of(apt.program(script).arg("--version"))
 }

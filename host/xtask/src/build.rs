@@ -61,7 +61,7 @@ pub(crate) fn components(house: &House, guests: bool) -> Result<()> {
             let (from, to) = (component.built(house), component.delivered(house));
             let is_new = match plugs.as_slice() {
                 [] => copy_if_changed(&from, &to)?,
-                plugs => write_if_changed(&to, &plugged(house, component, plugs)?)?,
+                plugs => write_if_changed(&to, &compose(house, component, plugs)?)?,
             };
             if is_new {
                 changed.push(component.name);
@@ -69,11 +69,11 @@ pub(crate) fn components(house: &House, guests: bool) -> Result<()> {
         }
         Ok(changed)
     });
-    finish(step, result.map(|changed| news(&changed, "in target/components")))
+    finish(step, result.map(|changed| changed_names(&changed, "in target/components")))
 }
 
 /// A component with others plugged into it, which satisfy its imports.
-fn plugged(house: &House, socket: &Component, plugs: &[&Component]) -> Result<Vec<u8>> {
+fn compose(house: &House, socket: &Component, plugs: &[&Component]) -> Result<Vec<u8>> {
     let mut graph = CompositionGraph::new();
     let mut package = |component: &Component| {
         let path = component.built(house);
@@ -97,7 +97,7 @@ pub(crate) fn weir(house: &House) -> Result<()> {
 
     let mut step = Step::begin("precompile", "compiles the components to machine code");
     let precompiled = precompile(house, &mut step);
-    finish(step, precompiled.map(|changed| news(&changed, "in target/components")))?;
+    finish(step, precompiled.map(|changed| changed_names(&changed, "in target/components")))?;
 
     let mut step = Step::begin("weir", "builds target/release/weir with the components inside");
     let built = sh::check(&mut step, host_cargo(house, "build").arg("--bins")).and_then(|_| copy_models(house));
@@ -159,7 +159,7 @@ pub(crate) fn component_cargo(house: &House, subcommand: &str) -> Command {
     if subcommand == "build" {
         sh::show_progress(&mut command);
     }
-    if let Some(rustc) = debian::chosen(house) {
+    if let Some(rustc) = debian::selected_compiler(house) {
         command.env("RUSTC", rustc);
     }
     command
@@ -182,7 +182,7 @@ fn precompile(house: &House, step: &mut Step) -> Result<Vec<&'static str>> {
         if stamp.fresh() && to.exists() {
             continue;
         }
-        step.at(component.name);
+        step.show_progress(component.name);
         // In another file, so that the output is only replaced by a complete one.
         let scratch = house.keep().join(format!("{}.cwasm", component.name));
         fs::create_dir_all(house.keep()).with_context(|| format!("cannot create {}", house.keep().display()))?;
@@ -214,7 +214,7 @@ pub(crate) fn finish(step: Step, result: Result<String>) -> Result<()> {
     }
 }
 
-fn news(changed: &[&str], place: &str) -> String {
+fn changed_names(changed: &[&str], place: &str) -> String {
     if changed.is_empty() { format!("nothing new {place}") } else { format!("{} {place}", changed.join(", ")) }
 }
 

@@ -50,11 +50,11 @@ pub(crate) fn task(house: &House, mut args: Args) -> Result<()> {
     let redis = report.whole("redis", || redis::server(house));
     let pushpin = report.whole("pushpin", || pushpin::folder(house));
     let nginx = report.whole("nginx", || nginx::folder(house));
-    let readers = node::is_available().then(|| report.whole("npm", || node::ensure(house))).flatten();
+    let node_packages = node::is_available().then(|| report.whole("npm", || node::ensure(house))).flatten();
     let browser = browser::is_available().then(|| report.whole("browser", || browser::browser(house))).flatten();
     // Tests of the language model are skipped without it.
     let model = lm::model(house);
-    if readers.is_some() {
+    if node_packages.is_some() {
         let program = house.weir();
         report.whole("typescript", || typescript::test(house, &program, browser.as_deref()));
         if let Some(browser) = &browser {
@@ -76,8 +76,8 @@ pub(crate) fn task(house: &House, mut args: Args) -> Result<()> {
         if let Ok(model) = &model {
             command.env(lm::VARIABLE, model);
         }
-        if let Some(readers) = &readers {
-            command.env(node::VARIABLE, readers);
+        if let Some(node_packages) = &node_packages {
+            command.env(node::VARIABLE, node_packages);
         }
         if let Some(browser) = &browser {
             command.env(browser::VARIABLE, browser);
@@ -107,7 +107,7 @@ pub(crate) fn task(house: &House, mut args: Args) -> Result<()> {
     host.args(run);
     // Tests without their data, Node.js or browser are skipped, and a row of the table says so.
     let mut skipped: Vec<&str> = if data.is_none() { vec![SCORES] } else { Vec::new() };
-    if readers.is_none() {
+    if node_packages.is_none() {
         skipped.extend(node::TESTS);
     }
     if browser.is_none() {
@@ -133,7 +133,7 @@ pub(crate) fn task(house: &House, mut args: Args) -> Result<()> {
     if let Err(error) = &model {
         report.skipped("model", &format!("there is no language model: {error:#}"));
     }
-    if readers.is_none() {
+    if node_packages.is_none() {
         report.skipped("npm clients", "Node.js and npm are not here, or their packages were not fetched");
     }
     if browser.is_none() {
@@ -160,7 +160,7 @@ fn lints(house: &House, report: &mut Report) -> Result<()> {
         report.check(&format!("{package} lint"), "clippy", &mut command);
     }
     report.check("host lint", "clippy", build::host_cargo(house, "clippy").arg("--all-targets").args(STRICT));
-    if debian::chosen(house).is_some() {
+    if debian::selected_compiler(house).is_some() {
         report.skipped("wasm lint", "Debian's compiler has no clippy");
         return Ok(());
     }
@@ -215,8 +215,8 @@ impl Report {
         let mut step = Step::begin(name, what);
         let (elapsed, outcome) = match sh::run(&mut step, command) {
             Ok(output) if output.success => {
-                let said = tests_run(output.lines.iter().map(String::as_str)).unwrap_or_default();
-                (step.done(&said), CheckResult::Passed(said))
+                let summary = tests_run(output.lines.iter().map(String::as_str)).unwrap_or_default();
+                (step.done(&summary), CheckResult::Passed(summary))
             }
             Ok(output) => (step.failed(""), CheckResult::Failed(output.tail())),
             Err(error) => (step.failed(""), CheckResult::Failed(format!("{error:#}"))),
@@ -244,7 +244,7 @@ impl Report {
         println!("\n{:<14}{:>13}  result", "step", "time");
         for (name, elapsed, outcome) in &self.rows {
             let result = match outcome {
-                CheckResult::Passed(said) => format!("ok    {said}"),
+                CheckResult::Passed(summary) => format!("ok    {summary}"),
                 CheckResult::Failed(_) => "FAIL".to_owned(),
                 CheckResult::Skipped(why) => format!("-     skipped: {why}"),
             };
@@ -254,8 +254,8 @@ impl Report {
         println!("{:<14}{:>13}", "all", seconds(total));
         let mut failed = Vec::new();
         for (name, _, outcome) in &self.rows {
-            if let CheckResult::Failed(said) = outcome {
-                println!("\n---- {name} ----\n{said}");
+            if let CheckResult::Failed(output) = outcome {
+                println!("\n---- {name} ----\n{output}");
                 failed.push(name.as_str());
             }
         }
@@ -300,7 +300,7 @@ mod tests {
         report.check("good", "a program that passes", &mut Command::new("true"));
         report.check("bad", "a program that fails", Command::new("sh").args(["-c", "echo why; exit 1"]));
         report.whole::<()>("worse", || bail!("no such thing"));
-        assert!(matches!(&report.rows[1].2, CheckResult::Failed(said) if said == "why"));
+        assert!(matches!(&report.rows[1].2, CheckResult::Failed(output) if output == "why"));
         assert_eq!(report.end().unwrap_err().to_string(), "failed: bad, worse");
     }
 }

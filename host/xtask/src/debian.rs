@@ -35,14 +35,14 @@ const RUST_VERSION_MIN: &str = env!("CARGO_PKG_RUST_VERSION");
 const RECIPE: &str = "1";
 
 /// The compiler for the components, if `setup` has selected Debian's.
-pub(crate) fn chosen(house: &House) -> Option<PathBuf> {
+pub(crate) fn selected_compiler(house: &House) -> Option<PathBuf> {
     let rustc = folder(house).join("rustc");
-    (choice(house).exists() && rustc.exists()).then_some(rustc)
+    (selection_file(house).exists() && rustc.exists()).then_some(rustc)
 }
 
 /// Selects rustup's compiler again; the built files stay.
 pub(crate) fn deselect(house: &House) -> Result<()> {
-    match fs::remove_file(choice(house)) {
+    match fs::remove_file(selection_file(house)) {
         Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(error).context("cannot remove the selection"),
         _ => Ok(()),
     }
@@ -51,17 +51,17 @@ pub(crate) fn deselect(house: &House) -> Result<()> {
 /// Creates the toolchain if it does not exist, and selects it.
 pub(crate) fn install(house: &House) -> Result<()> {
     let linkers = linkers(house)?;
-    let made = Stamp::new(house, "debian", Key::default().text(RECIPE).text(&linkers.to_string_lossy()));
-    if !(made.fresh() && has_target(&folder(house).join("prefix/usr"))) {
+    let stamp = Stamp::new(house, "debian", Key::default().text(RECIPE).text(&linkers.to_string_lossy()));
+    if !(stamp.fresh() && has_target(&folder(house).join("prefix/usr"))) {
         let mut step = Step::begin("packages", "fetches Debian's compiler and unpacks it under target");
         let version = packages(house, &linkers, &mut step);
         finish(step, version)?;
         let mut step = Step::begin("std", &format!("builds the standard library for {WASM_TARGET} (1 to 3 minutes)"));
         let built = standard_library(house, &mut step);
         finish(step, built)?;
-        made.set()?;
+        stamp.set()?;
     }
-    write_if_changed(&choice(house), b"debian\n")?;
+    write_if_changed(&selection_file(house), b"debian\n")?;
     Step::begin("setup", "selects the toolchain of the components").done("Debian's compiler builds the components");
     Ok(())
 }
@@ -70,13 +70,13 @@ fn folder(house: &House) -> PathBuf {
     house.keep().join("debian")
 }
 
-fn choice(house: &House) -> PathBuf {
+fn selection_file(house: &House) -> PathBuf {
     house.keep().join("toolchain")
 }
 
 /// The folder of rustup's `rust-lld` and `wasm-component-ld`.
 fn linkers(house: &House) -> Result<PathBuf> {
-    let rustc = |what: [&str; 2]| sh::answer(sh::program(house, "rustc").args(what));
+    let rustc = |what: [&str; 2]| sh::stdout_of(sh::program(house, "rustc").args(what));
     let bin = Path::new(&rustc(["--print", "sysroot"])?).join("lib/rustlib").join(host(house)?).join("bin");
     for tool in ["rust-lld", "wasm-component-ld"] {
         if !bin.join(tool).exists() {
@@ -88,7 +88,7 @@ fn linkers(house: &House) -> Result<PathBuf> {
 
 /// The triple of this machine.
 fn host(house: &House) -> Result<String> {
-    let version = sh::answer(sh::program(house, "rustc").arg("-vV"))?;
+    let version = sh::stdout_of(sh::program(house, "rustc").arg("-vV"))?;
     let host = version.lines().find_map(|line| line.strip_prefix("host: "));
     host.map(str::to_owned).ok_or_else(|| anyhow!("`rustc -vV` names no host"))
 }
@@ -109,13 +109,13 @@ fn packages(house: &House, linkers: &Path, step: &mut Step) -> Result<String> {
     system.fetch(step, &names)?;
 
     // The mirror of this machine's own suite has the later one too.
-    let listed = sh::answer(sh::program(house, "apt-get").args([
+    let output = sh::stdout_of(sh::program(house, "apt-get").args([
         "indextargets",
         "--format",
         "$(RELEASE) $(COMPONENT) $(REPO_URI)",
         "Created-By: Packages",
     ]))?;
-    let mirror = listed
+    let mirror = output
         .lines()
         .filter_map(|line| line.split_once(" main "))
         .find(|(release, _)| !release.contains('-'))
@@ -144,7 +144,7 @@ fn packages(house: &House, linkers: &Path, step: &mut Step) -> Result<String> {
 fn wrapper(folder: &Path, usr: &Path, house: &House) -> Result<String> {
     let path = folder.join("rustc");
     starter(&path, usr.parent().unwrap_or(usr), &usr.join("bin/rustc"))?;
-    let version = sh::answer(sh::program(house, &path).arg("--version"))?;
+    let version = sh::stdout_of(sh::program(house, &path).arg("--version"))?;
     let number = version.split(' ').nth(1).unwrap_or_default();
     if !at_least(number, RUST_VERSION_MIN) {
         bail!("Debian's {COMPILER_PACKAGE} here is {number}, and Weir needs {RUST_VERSION_MIN}");

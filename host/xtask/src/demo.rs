@@ -73,7 +73,7 @@ pub(crate) fn task(house: &House, mut args: Args) -> Result<()> {
     Ok(())
 }
 
-/// Streams the text, prints each event, and draws the picture that was asked for.
+/// Streams the text, prints each event, and writes the recording if `record` is set.
 fn show(house: &House, address: SocketAddr, name: &str, text: &str, raw: bool, record: Option<&str>) -> Result<()> {
     let title = format!("{name}: {} characters, POST /process-stream", text.chars().count());
     println!("\n{title}\n");
@@ -86,16 +86,16 @@ fn show(house: &House, address: SocketAddr, name: &str, text: &str, raw: bool, r
     Ok(())
 }
 
-/// Streams the text and prints each event with the time since the request began. Answers the printed lines with those times.
+/// Streams the text and prints each event with the time since the request began. Returns the printed lines with those times.
 fn stream(address: SocketAddr, text: &str, raw: bool) -> Result<Vec<(Duration, String)>> {
     let request = json!({
         "text": text, "include_sentiment": true, "include_summary": true, "include_entities": true,
     });
     let started = Instant::now();
-    let answer = http::request(address, "POST", "/process-stream", Some(&request.to_string()))?;
-    let status = answer.status;
+    let response = http::request(address, "POST", "/process-stream", Some(&request.to_string()))?;
+    let status = response.status;
     let (mut last, mut failed, mut rows) = (String::new(), Vec::new(), Vec::new());
-    for line in BufReader::new(answer.body).lines() {
+    for line in BufReader::new(response.body).lines() {
         let line = line.context("the stream was cut off")?;
         let after = started.elapsed();
         if status != 200 {
@@ -145,11 +145,11 @@ fn lines(house: &House) -> Result<()> {
     stdin.write_all(LINES.as_bytes()).context("cannot write to weir run")?;
     drop(stdin);
     let output = child.wait_with_output().context("cannot wait for weir run")?;
-    let answers = String::from_utf8_lossy(&output.stdout).into_owned();
-    for (line, answer) in LINES.lines().zip(answers.lines()) {
-        println!("  {line:<42} {answer}");
+    let outputs = String::from_utf8_lossy(&output.stdout).into_owned();
+    for (line, output) in LINES.lines().zip(outputs.lines()) {
+        println!("  {line:<42} {output}");
     }
-    if !output.status.success() || answers.lines().count() != LINES.lines().count() {
+    if !output.status.success() || outputs.lines().count() != LINES.lines().count() {
         bail!("weir run failed: {}", output.status);
     }
     Ok(())
@@ -186,7 +186,7 @@ fn render(event: &Value) -> Option<Vec<String>> {
         "summarization_complete" => {
             let ratio = event["compression_ratio"].as_f64()?;
             let mut lines = vec![format!("{:<11}{:.0} % of the text", "summary", ratio * 100.0)];
-            lines.extend(wrapped(&text(&event["summary"])));
+            lines.extend(wrap(&text(&event["summary"])));
             Some(lines)
         }
         "entities_complete" => {
@@ -198,7 +198,7 @@ fn render(event: &Value) -> Option<Vec<String>> {
                         names.push(name);
                     }
                 }
-                lines.extend(wrapped(&format!("{label}: {}", names.join(", "))));
+                lines.extend(wrap(&format!("{label}: {}", names.join(", "))));
             }
             Some(lines)
         }
@@ -215,7 +215,7 @@ fn bar(progress: f64) -> String {
 }
 
 /// Words in lines, indented below the name of their event.
-fn wrapped(text: &str) -> Vec<String> {
+fn wrap(text: &str) -> Vec<String> {
     const INDENT: usize = 11;
     const AFTER_TIME: usize = 12;
     let mut lines: Vec<String> = Vec::new();
@@ -266,7 +266,7 @@ mod tests {
 
     #[test]
     fn long_texts_are_wrapped_by_words() {
-        let lines = wrapped(&"word ".repeat(40));
+        let lines = wrap(&"word ".repeat(40));
         assert!(lines.len() > 1 && lines.iter().all(|line| line.len() <= COLUMNS - 12), "{lines:?}");
         assert_eq!(lines.iter().flat_map(|line| line.split_whitespace()).count(), 40);
     }

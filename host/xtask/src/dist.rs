@@ -49,20 +49,20 @@ pub(crate) fn check(house: &House) -> Result<PathBuf> {
         }
     };
     let mut step = Step::begin("dist", "unpacks it elsewhere and runs it");
-    let tried = try_out(house, &mut step, &archive);
-    if tried.is_err() {
+    let result = try_out(house, &mut step, &archive);
+    if result.is_err() {
         // An archive that does not run must not be mistaken for one that does.
         let _ = fs::remove_file(&archive);
     }
-    finish(step, tried.map(|()| "it runs".to_owned()))?;
+    finish(step, result.map(|()| "it runs".to_owned()))?;
     Ok(archive)
 }
 
 /// `weir-VERSION-TARGET`: the folder in the archive, and the archive's name.
 fn name(house: &House) -> Result<String> {
-    let version = sh::answer(sh::program(house, house.weir()).arg("--version"))?;
+    let version = sh::stdout_of(sh::program(house, house.weir()).arg("--version"))?;
     let version = version.strip_prefix("weir ").with_context(|| format!("`weir --version` says `{version}`"))?;
-    let rustc = sh::answer(sh::program(house, "rustc").arg("-vV"))?;
+    let rustc = sh::stdout_of(sh::program(house, "rustc").arg("-vV"))?;
     let target = rustc.lines().find_map(|line| line.strip_prefix("host: ")).context("`rustc -vV` names no host")?;
     Ok(format!("weir-{version}-{target}"))
 }
@@ -75,16 +75,16 @@ fn pack(house: &House, step: &mut Step) -> Result<PathBuf> {
     if folder.exists() {
         fs::remove_dir_all(&folder).with_context(|| format!("cannot remove {}", folder.display()))?;
     }
-    step.at("the models");
+    step.show_progress("the models");
     gather(house, &folder)?;
     for (shell, file) in COMPLETIONS {
-        step.at(&format!("completions for {shell}"));
-        let script = sh::answer(sh::program(house, house.weir()).args(["completions", shell]))?;
+        step.show_progress(&format!("completions for {shell}"));
+        let script = sh::stdout_of(sh::program(house, house.weir()).args(["completions", shell]))?;
         let path = folder.join("completions").join(file);
         fs::create_dir_all(folder.join("completions"))?;
         fs::write(&path, format!("{script}\n")).with_context(|| format!("cannot write {}", path.display()))?;
     }
-    step.at("compresses");
+    step.show_progress("compresses");
     let archive = dist.join(format!("{name}.tar.gz"));
     let mut tar = sh::program(house, "tar");
     tar.arg("-czf").arg(&archive).arg("-C").arg(&dist).args(["--owner=0", "--group=0", "--numeric-owner"]).arg(&name);
@@ -110,13 +110,13 @@ fn gather(house: &House, folder: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Unpacks an archive into a folder of its own, looks for links, and asks the program that is there for an answer.
+/// Unpacks an archive into a folder of its own, looks for links, and runs the program that is there.
 fn try_out(house: &House, step: &mut Step, archive: &Path) -> Result<()> {
     let scratch = std::env::temp_dir().join(format!("weir-dist-{}", std::process::id()));
     fs::create_dir_all(&scratch).with_context(|| format!("cannot create {}", scratch.display()))?;
-    let tried = try_in(house, step, archive, &scratch);
+    let result = try_in(house, step, archive, &scratch);
     fs::remove_dir_all(&scratch).with_context(|| format!("cannot remove {}", scratch.display()))?;
-    tried
+    result
 }
 
 fn try_in(house: &House, step: &mut Step, archive: &Path, scratch: &Path) -> Result<()> {
@@ -125,28 +125,28 @@ fn try_in(house: &House, step: &mut Step, archive: &Path, scratch: &Path) -> Res
     no_links(&folder)?;
     let weir = folder.join("weir");
     // Nothing of this workspace may help: neither the folder it runs in nor a variable.
-    let alone = |arguments: &[&str]| {
+    let isolated = |arguments: &[&str]| {
         let mut command = Command::new(&weir);
         command.current_dir(scratch).env_clear().args(arguments).stdin(Stdio::null());
         command
     };
-    sh::check(step, &mut alone(&["models", "check"]))?;
+    sh::check(step, &mut isolated(&["models", "check"]))?;
     let text = scratch.join("text.txt");
     fs::write(&text, "What a wonderful, generous evening!\n")?;
-    let answer = sh::answer(&mut alone(&["run", "--quiet", "--task", "sentiment", "text.txt"]))?;
-    if !answer.contains(r#""label":"positive""#) {
-        bail!("the unpacked program answers `{answer}`");
+    let output = sh::stdout_of(&mut isolated(&["run", "--quiet", "--task", "sentiment", "text.txt"]))?;
+    if !output.contains(r#""label":"positive""#) {
+        bail!("the unpacked program answers `{output}`");
     }
     // Without its models it says what is missing, and how to give it.
-    let lone = scratch.join("alone");
-    fs::create_dir_all(&lone)?;
-    fs::copy(&weir, lone.join("weir"))?;
-    let mut command = Command::new(lone.join("weir"));
+    let copy_folder = scratch.join("alone");
+    fs::create_dir_all(&copy_folder)?;
+    fs::copy(&weir, copy_folder.join("weir"))?;
+    let mut command = Command::new(copy_folder.join("weir"));
     command.current_dir(scratch).env_clear().args(["run", "--quiet", "--task", "sentiment", "text.txt"]);
-    match sh::answer(&mut command) {
+    match sh::stdout_of(&mut command) {
         Err(error) if format!("{error:#}").contains("--models-dir") => Ok(()),
         Err(error) => Err(error.context("copied without its models, the program does not say what is missing")),
-        Ok(answer) => bail!("copied without its models, the program answers `{answer}`"),
+        Ok(output) => bail!("copied without its models, the program answers `{output}`"),
     }
 }
 

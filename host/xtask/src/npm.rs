@@ -13,8 +13,8 @@ use crate::house::House;
 use crate::sh;
 use crate::ui::Step;
 
-/// Folders that are made by npm and the projects' builds.
-const MADE: [&str; 2] = ["node_modules", "dist"];
+/// Folders that npm and the projects' builds generate.
+const GENERATED: [&str; 2] = ["node_modules", "dist"];
 
 /// A copy of a project, with its packages.
 #[derive(Debug)]
@@ -63,13 +63,13 @@ impl Project {
     }
 }
 
-/// Makes a folder equal to another but for what is made in it.
+/// Makes a folder equal to another, except for generated folders.
 fn mirror(from: &Path, to: &Path) -> Result<()> {
     fs::create_dir_all(to).with_context(|| format!("cannot create {}", to.display()))?;
     let list = |folder: &Path| -> Result<Vec<PathBuf>> {
         let entries = fs::read_dir(folder).with_context(|| format!("cannot read {}", folder.display()))?;
         let paths: Vec<PathBuf> = entries.map(|entry| Ok(entry?.path())).collect::<Result<_>>()?;
-        Ok(paths.into_iter().filter(|path| !MADE.iter().any(|made| path.ends_with(made))).collect())
+        Ok(paths.into_iter().filter(|path| !GENERATED.iter().any(|name| path.ends_with(name))).collect())
     };
     for path in list(to)? {
         let original = path.file_name().map(|name| from.join(name));
@@ -94,7 +94,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn mirror_has_the_files_of_the_original_and_keeps_what_was_made() {
+    fn mirror_copies_source_files_and_keeps_generated_folders() {
         let root = std::env::temp_dir().join(format!("weir-xtask-mirror-{}", std::process::id()));
         let (from, to) = (root.join("from"), root.join("to"));
         for (path, content) in [("a", "1"), ("src/b", "2"), ("node_modules/x", "not copied")] {

@@ -69,5 +69,5 @@ fn unpack(apt: &Apt<'_>, folder: &Path, step: &mut Step) -> Result<String> {
         write_if_changed(&script, text.as_bytes())?;
         fs::set_permissions(&script, fs::Permissions::from_mode(0o755))?;
     }
-    sh::answer(apt.program(folder.join(PROGRAMS[0])).arg("--version"))
+    sh::stdout_of(apt.program(folder.join(PROGRAMS[0])).arg("--version"))
 }

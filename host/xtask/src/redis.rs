@@ -35,8 +35,8 @@ pub(crate) fn task(house: &House, args: Args) -> Result<()> {
 
 /// A redis-server; fetches it if there is none.
 pub(crate) fn server(house: &House) -> Result<PathBuf> {
-    if let Some(found) = on_path(&[SERVER]) {
-        return Ok(found);
+    if let Some(program) = on_path(&[SERVER]) {
+        return Ok(program);
     }
     let doing = "fetches Debian's Redis and unpacks it under target";
     Ok(fetch_once(house, "redis", doing, RECIPE, SERVER, unpack)?.join(SERVER))
@@ -51,5 +51,5 @@ fn unpack(apt: &Apt<'_>, folder: &Path, step: &mut Step) -> Result<String> {
     apt.unpack(step, &prefix)?;
     let script = folder.join(SERVER);
     starter(&script, &prefix, &prefix.join("usr/bin").join(SERVER))?;
-    sh::answer(apt.program(script).arg("--version"))
+    sh::stdout_of(apt.program(script).arg("--version"))
 }

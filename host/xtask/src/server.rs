@@ -54,14 +54,14 @@ impl Server {
             .stderr(Stdio::piped())
             .spawn()
             .with_context(|| format!("cannot start {}", house.weir().display()))?;
-        let said = child.stderr.take().map(|stderr| thread::spawn(move || last_lines(stderr)));
+        let log = child.stderr.take().map(|stderr| thread::spawn(move || last_lines(stderr)));
         let address = match listening(&mut child, started) {
             Ok(address) => address,
             Err(error) => {
                 let _ = child.kill();
                 let _ = child.wait();
-                let said = said.and_then(|thread| thread.join().ok()).unwrap_or_default();
-                bail!("{}\n{error:#}", said.trim());
+                let log = log.and_then(|thread| thread.join().ok()).unwrap_or_default();
+                bail!("{}\n{error:#}", log.trim());
             }
         };
         let listening_after = started.elapsed();
@@ -73,7 +73,7 @@ impl Server {
 
     fn wait_ready(&mut self, started: Instant) -> Result<()> {
         while started.elapsed() < START_MAX {
-            if http::request(self.address, "GET", "/readyz", None).is_ok_and(|answer| answer.status == 200) {
+            if http::request(self.address, "GET", "/readyz", None).is_ok_and(|response| response.status == 200) {
                 return Ok(());
             }
             if let Some(status) = self.child.try_wait()? {
@@ -92,9 +92,9 @@ impl Server {
     /// Stops it with SIGTERM and waits for its end.
     pub(crate) fn stop(mut self) -> Result<()> {
         let pid = self.child.id().to_string();
-        sh::answer(Command::new("kill").args(["-TERM", &pid]))?;
-        let asked = Instant::now();
-        while asked.elapsed() < STOP_MAX {
+        sh::stdout_of(Command::new("kill").args(["-TERM", &pid]))?;
+        let stop = Instant::now();
+        while stop.elapsed() < STOP_MAX {
             match self.child.try_wait()? {
                 Some(status) if status.success() => return Ok(()),
                 Some(status) => bail!("weir ended badly after SIGTERM: {status}"),
@@ -140,12 +140,12 @@ fn listening(child: &mut Child, started: Instant) -> Result<SocketAddr> {
 /// The last lines of a program's output, for an error message.
 fn last_lines(from: impl Read) -> String {
     const LINES_MAX: usize = 30;
-    let mut kept = std::collections::VecDeque::new();
+    let mut lines = std::collections::VecDeque::new();
     for line in BufReader::new(from).lines().map_while(Result::ok) {
-        if kept.len() == LINES_MAX {
-            kept.pop_front();
+        if lines.len() == LINES_MAX {
+            lines.pop_front();
         }
-        kept.push_back(line);
+        lines.push_back(line);
     }
-    kept.into_iter().collect::<Vec<_>>().join("\n")
+    lines.into_iter().collect::<Vec<_>>().join("\n")
 }

@@ -45,7 +45,7 @@ pub(crate) fn task(house: &House, mut args: Args) -> Result<()> {
 
 /// Installs the target if it is missing.
 pub(crate) fn ensure(house: &House) -> Result<()> {
-    if debian::chosen(house).is_some() {
+    if debian::selected_compiler(house).is_some() {
         return Ok(());
     }
     if by_rustup(house).is_ok() {
@@ -55,7 +55,7 @@ pub(crate) fn ensure(house: &House) -> Result<()> {
 }
 
 fn by_rustup(house: &House) -> Result<()> {
-    let sysroot = sh::answer(sh::program(house, "rustc").args(["--print", "sysroot"]))?;
+    let sysroot = sh::stdout_of(sh::program(house, "rustc").args(["--print", "sysroot"]))?;
     if has_target(Path::new(&sysroot)) {
         return Ok(());
     }

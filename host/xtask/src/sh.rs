@@ -1,4 +1,4 @@
-//! Runs other programs inside of a step: their lines are the step's progress, and their output is kept for errors.
+//! Runs other programs inside of a step: their lines are the step's progress, and their output is stored for errors.
 
 use std::collections::VecDeque;
 use std::ffi::OsStr;
@@ -13,7 +13,7 @@ use anyhow::{Context, Result, bail};
 use crate::house::House;
 use crate::ui::Step;
 
-/// Lines of a program's output that are kept.
+/// Lines of a program's output that are stored.
 const OUTPUT_LINES_MAX: usize = 20_000;
 /// Lines of it in an error.
 const FAILURE_LINES_MAX: usize = 200;
@@ -94,44 +94,44 @@ pub(crate) fn run(step: &mut Step, command: &mut Command) -> Result<Output> {
     if let Some(stderr) = child.stderr.take() {
         forward(stderr, sender);
     }
-    let mut kept = VecDeque::new();
+    let mut output_lines = VecDeque::new();
     let mut message = String::new();
     loop {
         let line = match lines.recv_timeout(TICK) {
             Ok(line) => line,
             Err(RecvTimeoutError::Timeout) => {
-                step.at(&message);
+                step.show_progress(&message);
                 continue;
             }
             Err(RecvTimeoutError::Disconnected) => break,
         };
         if let Some(progress) = progress(&line) {
             message = progress;
-            step.at(&message);
+            step.show_progress(&message);
             continue;
         }
-        let shown = line.trim();
-        // While cargo prints counts, lines of single crates are not shown.
-        let is_crate = shown.starts_with("Compiling ") || shown.starts_with("Checking ");
-        if !shown.is_empty() && (!is_crate || !message.contains(" of ")) {
-            message = shown.to_owned();
+        let text = line.trim();
+        // While cargo prints counts, lines of single crates are left out.
+        let is_crate = text.starts_with("Compiling ") || text.starts_with("Checking ");
+        if !text.is_empty() && (!is_crate || !message.contains(" of ")) {
+            message = text.to_owned();
         }
-        step.at(&message);
-        if kept.len() == OUTPUT_LINES_MAX {
-            kept.pop_front();
+        step.show_progress(&message);
+        if output_lines.len() == OUTPUT_LINES_MAX {
+            output_lines.pop_front();
         }
-        kept.push_back(line);
+        output_lines.push_back(line);
     }
     let status = child.wait().with_context(|| format!("cannot wait for `{name}`"))?;
-    Ok(Output { success: status.success(), lines: kept })
+    Ok(Output { success: status.success(), lines: output_lines })
 }
 
 /// As [`run`]; a failing program is an error with the end of its output.
 pub(crate) fn check(step: &mut Step, command: &mut Command) -> Result<Output> {
-    let shown = shown(command);
+    let command_line = command_line(command);
     let output = run(step, command)?;
     if !output.success {
-        bail!("{}\n`{shown}` failed", output.tail());
+        bail!("{}\n`{command_line}` failed", output.tail());
     }
     // Cargo repeats the warnings of a crate in every build, so they stay visible until they are fixed.
     for line in output.lines.iter().filter(|line| line.starts_with("warning: ")) {
@@ -141,17 +141,17 @@ pub(crate) fn check(step: &mut Step, command: &mut Command) -> Result<Output> {
 }
 
 /// The standard output of a short program, trimmed; an error if it fails.
-pub(crate) fn answer(command: &mut Command) -> Result<String> {
-    let shown = shown(command);
-    let output = command.stderr(Stdio::piped()).output().with_context(|| format!("cannot start `{shown}`"))?;
+pub(crate) fn stdout_of(command: &mut Command) -> Result<String> {
+    let command_line = command_line(command);
+    let output = command.stderr(Stdio::piped()).output().with_context(|| format!("cannot start `{command_line}`"))?;
     if !output.status.success() {
-        bail!("{}\n`{shown}` failed", String::from_utf8_lossy(&output.stderr).trim());
+        bail!("{}\n`{command_line}` failed", String::from_utf8_lossy(&output.stderr).trim());
     }
     Ok(String::from_utf8_lossy(&output.stdout).trim().to_owned())
 }
 
 /// A command line for messages.
-fn shown(command: &Command) -> String {
+fn command_line(command: &Command) -> String {
     let mut line = command.get_program().to_string_lossy().into_owned();
     if let Some((_, name)) = line.rsplit_once('/') {
         line = name.to_owned();
@@ -171,9 +171,9 @@ fn forward(from: impl Read + Send + 'static, to: Sender<String>) {
         let mut after_return = false;
         while let Ok(bytes) = from.fill_buf() {
             let end = bytes.iter().position(|byte| matches!(byte, b'\n' | b'\r'));
-            let (is_last, is_return) = (bytes.is_empty(), end.is_some_and(|at| bytes[at] == b'\r'));
+            let (is_last, is_return) = (bytes.is_empty(), end.is_some_and(|index| bytes[index] == b'\r'));
             line.extend_from_slice(&bytes[..end.unwrap_or(bytes.len())]);
-            let used = end.map_or(bytes.len(), |at| at + 1);
+            let used = end.map_or(bytes.len(), |index| index + 1);
             from.consume(used);
             if end.is_some() || is_last {
                 let text = String::from_utf8_lossy(&line).replace(ERASE_LINE, "");
@@ -228,7 +228,7 @@ mod tests {
 
     #[test]
     fn missing_program_is_named() {
-        let error = answer(&mut Command::new("weir-no-such-program")).unwrap_err();
+        let error = stdout_of(&mut Command::new("weir-no-such-program")).unwrap_err();
         assert_eq!(error.to_string(), "cannot start `weir-no-such-program`");
     }
 }

@@ -61,16 +61,16 @@ fn check(house: &House, types: &str) -> Result<()> {
     Ok(())
 }
 
-/// The types, made from openapi.json.
+/// The types, generated from openapi.json.
 fn types(house: &House) -> Result<String> {
     let client = Project::ensure(house, CLIENT)?;
-    let made = house.keep().join("web").join("openapi.ts");
-    let mut step = Step::begin("typescript", "makes the types of the client from openapi.json");
+    let output = house.keep().join("web").join("openapi.ts");
+    let mut step = Step::begin("typescript", "generates the types of the client from openapi.json");
     let mut generate = client.bin(house, "openapi-typescript");
-    generate.arg(house.root.join(OPENAPI)).args(["--default-non-nullable", "false", "-o"]).arg(&made);
+    generate.arg(house.root.join(OPENAPI)).args(["--default-non-nullable", "false", "-o"]).arg(&output);
     let generated = sh::check(&mut step, &mut generate).map(|_| TYPES.to_owned());
     finish(step, generated)?;
-    fs::read_to_string(&made).with_context(|| format!("cannot read {}", made.display()))
+    fs::read_to_string(&output).with_context(|| format!("cannot read {}", output.display()))
 }
 
 /// Checks the types, tests the package, and builds the example with it.

@@ -12,7 +12,7 @@ const HEARTBEAT: Duration = Duration::from_secs(30);
 pub(crate) struct Step {
     name: String,
     started: Instant,
-    said: Instant,
+    last_message_at: Instant,
     spinner: Option<ProgressBar>,
 }
 
@@ -33,15 +33,15 @@ impl Step {
         if spinner.is_none() {
             eprintln!("..   {name:<12} {what}");
         }
-        Self { name: name.to_owned(), started, said: started, spinner }
+        Self { name: name.to_owned(), started, last_message_at: started, spinner }
     }
 
     /// Shows the step's progress.
-    pub(crate) fn at(&mut self, message: &str) {
+    pub(crate) fn show_progress(&mut self, message: &str) {
         if let Some(spinner) = &self.spinner {
             spinner.set_message(message.to_owned());
-        } else if self.said.elapsed() >= HEARTBEAT {
-            self.said = Instant::now();
+        } else if self.last_message_at.elapsed() >= HEARTBEAT {
+            self.last_message_at = Instant::now();
             eprintln!("     {:<12} {} so far: {message}", self.name, seconds(self.started.elapsed()));
         }
     }
@@ -88,7 +88,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn durations_read_well() {
+    fn duration_is_formatted_by_its_size() {
         let read = |ms| seconds(Duration::from_millis(ms));
         assert_eq!([read(420), read(9_960), read(95_400), read(723_000)], ["0.4 s", "10.0 s", "95 s", "12 min 3 s"]);
     }

@@ -1,4 +1,4 @@
-//! `cargo xtask web`: the page of the gateway, made from `web/`.
+//! `cargo xtask web`: the page of the gateway, built from `web/`.
 
 use std::fs;
 use std::path::Path;
@@ -15,7 +15,7 @@ use crate::ui::Step;
 use crate::{browser, node, sh};
 
 pub(crate) const USAGE: &str = "\
-Makes components/gateway/page.html, the page that the gateway serves to browsers, from web/. The file is committed: building Weir
+Builds components/gateway/page.html, the page that the gateway serves to browsers, from web/. The file is committed: building Weir
 needs no Node.js. This command needs Node.js 20 and npm; the packages are installed under target, in the versions of
 package-lock.json.
 
@@ -42,7 +42,7 @@ pub(crate) fn task(house: &House, mut args: Args) -> Result<()> {
         return check(house, &page);
     }
     let changed = write_if_changed(&house.root.join(PAGE), &page)?;
-    println!("{PAGE} {}", if changed { "is made anew" } else { "is up to date" });
+    println!("{PAGE} {}", if changed { "is regenerated" } else { "is up to date" });
     Ok(())
 }
 
@@ -50,22 +50,22 @@ pub(crate) fn task(house: &House, mut args: Args) -> Result<()> {
 fn check(house: &House, page: &[u8]) -> Result<()> {
     let committed = fs::read(house.root.join(PAGE)).with_context(|| format!("cannot read {PAGE}"))?;
     if committed != page {
-        bail!("{PAGE} is stale: `cargo xtask web` makes it anew");
+        bail!("{PAGE} is stale: `cargo xtask web` regenerates it");
     }
     Ok(())
 }
 
-/// The page, made from the sources.
+/// The page, built from the sources.
 fn page(house: &House) -> Result<Vec<u8>> {
     // The page has the client in it, as sources.
     Project::ensure(house, CLIENT)?;
     let web = Project::ensure(house, WEB)?;
     run("web", "checks the types of web/", || web.script(house, "check"))?;
-    let made = house.keep().join("web").join("page.html");
-    let mut step = Step::begin("web", "makes the page");
-    let built = sh::check(&mut step, web.node(house).arg("build.mjs").arg(&made)).map(|_| PAGE.to_owned());
+    let output = house.keep().join("web").join("page.html");
+    let mut step = Step::begin("web", "builds the page");
+    let built = sh::check(&mut step, web.node(house).arg("build.mjs").arg(&output)).map(|_| PAGE.to_owned());
     finish(step, built)?;
-    fs::read(&made).with_context(|| format!("cannot read {}", made.display()))
+    fs::read(&output).with_context(|| format!("cannot read {}", output.display()))
 }
 
 /// Checks the page, and opens its views in a browser.

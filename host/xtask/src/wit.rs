@@ -149,7 +149,7 @@ impl Sources {
 fn metadata(house: &House, manifest: &Path) -> Result<Value> {
     let mut command = sh::cargo(house);
     command.args(["metadata", "--format-version", "1", "--manifest-path"]).arg(manifest);
-    serde_json::from_str(&sh::answer(&mut command)?).context("cargo metadata is not JSON")
+    serde_json::from_str(&sh::stdout_of(&mut command)?).context("cargo metadata is not JSON")
 }
 
 fn package<'a>(metadata: &'a Value, name: &str) -> Result<&'a Value> {

@@ -1,4 +1,4 @@
-"""The ceiling: ONNX Runtime alone in a loop, one thread, inputs ready, nothing served.
+"""The ceiling: ONNX Runtime alone in a loop, one thread, inputs prepared, no server.
 
     ceiling.py MODEL_DIR --corpus short=FILE --corpus mixed=FILE … [--seconds S] [--shapes padded:8,packed:512]
 
@@ -50,7 +50,10 @@ def batches(rows, kind, size):
 
 
 def us_per_token(session, feeds, tokens, seconds):
-    """Of the median pass over all batches; passes go on for `seconds`, three at least, the first to warm up."""
+    """Microseconds per token of the median pass over all batches.
+
+    Passes are repeated for `seconds`, three at least, of which the first is the warm-up.
+    """
     passes, started = [], time.perf_counter()
     while len(passes) < 3 or time.perf_counter() - started < seconds:
         begun = time.perf_counter()

@@ -10,7 +10,7 @@ BATCH_MAX = int(os.environ.get("BENCH_BATCH_MAX", "32"))
 
 
 class Engine:
-    """A tokenizer and a session; `classify(texts)` answers `(label, scores)` for each text, scores in label order."""
+    """A tokenizer and a session; `classify(texts)` returns `(label, scores)` for each text, scores in label order."""
 
     def __init__(self, directory, graph=os.environ.get("BENCH_GRAPH", "model.onnx")):
         import numpy
@@ -58,7 +58,7 @@ class Engine:
 
 
 def single_threaded():
-    """Before anything that brings threads of its own is imported."""
+    """Limits libraries to one thread; must run before they are imported."""
     for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "RAYON_NUM_THREADS"):
         os.environ[name] = "1"
     os.environ["TOKENIZERS_PARALLELISM"] = "false"

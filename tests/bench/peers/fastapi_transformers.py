@@ -1,4 +1,4 @@
-"""Peer: FastAPI on uvicorn around a transformers pipeline (torch, CPU), dynamic batches as its manual's web server has them.
+"""Peer: FastAPI on uvicorn around a transformers pipeline (torch, CPU), dynamic batches as in the web server of its manual.
 `fastapi_transformers.py MODEL_DIR PORT`"""
 
 import sys
@@ -21,9 +21,9 @@ if __name__ == "__main__":
 
     def compute(texts):
         with torch.inference_mode():
-            answers = pipe(texts, batch_size=engine.BATCH_MAX, truncation=True, max_length=engine.TOKENS_MAX)
-        by_label = [{one["label"]: one["score"] for one in answer} for answer in answers]
-        return [(answer[0]["label"], [scores[label] for label in labels]) for answer, scores in zip(answers, by_label)]
+            outputs = pipe(texts, batch_size=engine.BATCH_MAX, truncation=True, max_length=engine.TOKENS_MAX)
+        by_label = [{one["label"]: one["score"] for one in output} for output in outputs]
+        return [(output[0]["label"], [scores[label] for label in labels]) for output, scores in zip(outputs, by_label)]
 
     compute(["It starts.", "It starts, and it is warm."])
     web.serve(int(sys.argv[2]), compute)

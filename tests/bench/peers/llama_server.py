@@ -2,8 +2,9 @@
 
     python3 llama_server.py FOLDER MODEL.gguf THREADS [PARTS]
 
-FOLDER has llama-server and its libraries; PARTS are what to measure, as `prefill 512,decode 4`, without them all. A line is the part, tokens per second of the time that passed, and tokens per second of the
-time that all threads computed. Prompts are given as tokens, and answers are not streamed, so that little but the engine is measured.
+FOLDER has llama-server and its libraries; PARTS are the measurements, as in `prefill 512,decode 4`; all without them. A line has the part, tokens per second of
+elapsed time, and tokens per second of the processor time of all threads. Prompts are sent as tokens, and responses are not streamed, so that little
+other than the engine is measured.
 """
 
 import concurrent.futures
@@ -35,8 +36,8 @@ def main(folder, model, threads, parts=""):
 def wait(server):
     for _ in range(600):
         try:
-            with urllib.request.urlopen(f"http://127.0.0.1:{PORT}/health") as answer:
-                if answer.status == 200:
+            with urllib.request.urlopen(f"http://127.0.0.1:{PORT}/health") as response:
+                if response.status == 200:
                     return
         except OSError:
             pass
@@ -46,16 +47,16 @@ def wait(server):
     raise SystemExit("llama-server does not answer")
 
 
-def ask(tokens, count):
+def complete(tokens, count):
     body = {"prompt": tokens, "n_predict": count, "temperature": 0, "cache_prompt": False, "ignore_eos": True,
             "samplers": ["top_k"], "top_k": 1}
     request = urllib.request.Request(f"http://127.0.0.1:{PORT}/completion", json.dumps(body).encode(),
                                      {"content-type": "application/json"})
-    with urllib.request.urlopen(request) as answer:
-        return json.load(answer)["timings"]
+    with urllib.request.urlopen(request) as response:
+        return json.load(response)["timings"]
 
 
-def computed(pid):
+def processor_s(pid):
     total = 0
     for path in glob.glob(f"/proc/{pid}/task/*/schedstat"):
         try:
@@ -72,20 +73,20 @@ def measure(pid, parts):
             continue
         best = [1e9, 1e9]
         for turn in range(3):
-            before = computed(pid)
-            timings = ask([turn + 5] + prompt[1:tokens], 1)
-            best = [min(best[0], timings["prompt_ms"] / 1e3), min(best[1], computed(pid) - before)]
+            before = processor_s(pid)
+            timings = complete([turn + 5] + prompt[1:tokens], 1)
+            best = [min(best[0], timings["prompt_ms"] / 1e3), min(best[1], processor_s(pid) - before)]
         print(f"prefill {tokens} {tokens / best[0]:.1f} {tokens / best[1]:.1f}", flush=True)
     for count in (1, 4, 16, 32):
         if parts and f"decode {count}" not in parts:
             continue
         with concurrent.futures.ThreadPoolExecutor(count) as pool:
-            # The prompts, and then the prompts with the tokens: the difference is the tokens.
+            # First the prompts alone, then prompts and tokens: the difference is the time of the tokens.
             times = []
             for steps in (1, 1 + STEPS):
-                before = (time.monotonic(), computed(pid))
-                list(pool.map(lambda index: ask(prompt[index:index + 50], steps), range(count)))
-                times.append((time.monotonic() - before[0], computed(pid) - before[1]))
+                before = (time.monotonic(), processor_s(pid))
+                list(pool.map(lambda index: complete(prompt[index:index + 50], steps), range(count)))
+                times.append((time.monotonic() - before[0], processor_s(pid) - before[1]))
         tokens = count * STEPS
         print(f"decode {count} {tokens / (times[1][0] - times[0][0]):.1f} {tokens / (times[1][1] - times[0][1]):.1f}", flush=True)
     memory = next(line for line in open(f"/proc/{pid}/status") if line.startswith("VmHWM"))

@@ -9,7 +9,7 @@ import engine
 engine.single_threaded()
 
 if len(sys.argv) == 3:
-    # Seen by the workers too, which start as new interpreters.
+    # An environment variable also reaches the workers, which start as new interpreters.
     os.environ["BENCH_MODEL_DIR"] = sys.argv[1]
     sys.argv[1:] = [
         "--address", "127.0.0.1", "--port", sys.argv[2], "--timeout", "120000", "--capacity", "4096", "--log-level", "warning"
@@ -31,7 +31,7 @@ class Classify(Worker):
         return orjson.dumps(data)
 
     def forward(self, data):
-        """A batch of requests in, their answers out."""
+        """Returns the responses to a batch of requests."""
         try:
             texts = [one["text"] for one in data]
         except (KeyError, TypeError) as error:

@@ -1,9 +1,9 @@
-"""What the measurement needs from Python before it begins.
+"""Prepares models and corpora before the measurement.
 
     prepare.py model SOURCE DESTINATION       a copy without links: ONNX Runtime refuses external data behind a link
     prepare.py int8 MODEL_DIR                 writes model_int8.onnx beside model.onnx: dynamic quantization, the fastest of ONNX Runtime
     prepare.py count TOKENIZER_JSON           reads a JSON list of words, prints the token count of each as a JSON list
-    prepare.py verify TOKENIZER_JSON FILE...  every line's `tokens` is what the tokenizer says of its `text`
+    prepare.py verify TOKENIZER_JSON FILE...  checks that `tokens` of every line is the token count of its `text`
 """
 
 import json
@@ -18,22 +18,22 @@ def tokenizer(path):
     """The model's tokenizer, truncating as the servers do."""
     from tokenizers import Tokenizer
 
-    found = Tokenizer.from_file(path)
-    found.no_padding()
-    found.enable_truncation(TOKENS_MAX)
-    return found
+    loaded = Tokenizer.from_file(path)
+    loaded.no_padding()
+    loaded.enable_truncation(TOKENS_MAX)
+    return loaded
 
 
 def fold(graph):
-    """Weights that are stored as int8 with factors become f32, as dynamic quantization takes them."""
+    """Converts weights stored as int8 with factors to f32, the input of dynamic quantization."""
     import numpy
     from onnx import numpy_helper
 
     stored = {tensor.name: tensor for tensor in graph.initializer}
-    kept = []
+    nodes = []
     for node in graph.node:
         if node.op_type != "DequantizeLinear" or any(name not in stored for name in node.input):
-            kept.append(node)
+            nodes.append(node)
             continue
         values, factor, *zero = (numpy_helper.to_array(stored[name]) for name in node.input)
         axis = next((attribute.i for attribute in node.attribute if attribute.name == "axis"), 1)
@@ -45,7 +45,7 @@ def fold(graph):
         tensor = numpy_helper.from_array((values * factor).astype(numpy.float32), node.output[0])
         graph.initializer.append(tensor)
     del graph.node[:]
-    graph.node.extend(kept)
+    graph.node.extend(nodes)
     used = {name for node in graph.node for name in node.input} | {output.name for output in graph.output}
     needed = [tensor for tensor in graph.initializer if tensor.name in used]
     del graph.initializer[:]
@@ -53,7 +53,7 @@ def fold(graph):
 
 
 def int8(directory):
-    """Products of int8 with factors of activations that are found while it runs."""
+    """Writes the graph with int8 products, whose activations are quantized at run time."""
     import onnx
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
@@ -66,17 +66,17 @@ def int8(directory):
 
 def main():
     """Reads the command line."""
-    what, *rest = sys.argv[1:]
-    if what == "model":
+    command, *rest = sys.argv[1:]
+    if command == "model":
         shutil.rmtree(rest[1], ignore_errors=True)
         shutil.copytree(rest[0], rest[1], symlinks=False)
-    elif what == "int8":
+    elif command == "int8":
         int8(Path(rest[0]))
-    elif what == "count":
+    elif command == "count":
         words = json.load(sys.stdin)
         encodings = tokenizer(rest[0]).encode_batch(words, add_special_tokens=False)
         json.dump([len(encoding.ids) for encoding in encodings], sys.stdout)
-    elif what == "verify":
+    elif command == "verify":
         known = tokenizer(rest[0])
         for path in rest[1:]:
             rows = [json.loads(line) for line in Path(path).read_text(encoding="utf-8").splitlines()]

@@ -1,4 +1,4 @@
-"""Peer: PyTriton (Triton's server with a Python backend), its dynamic batches, ONNX Runtime; asked over Triton's
+"""Peer: PyTriton (Triton's server with a Python backend), its dynamic batches, ONNX Runtime; requested over Triton's
 `/v2/models/classify/generate`. `pytriton_onnxruntime.py MODEL_DIR PORT GRPC_PORT METRICS_PORT`"""
 
 import os

@@ -14,17 +14,17 @@ Q4_0, Q4_1 = 2, 3
 
 class Reader:
     def __init__(self, data):
-        self.data, self.at = data, 0
+        self.data, self.offset = data, 0
 
     def number(self, form):
-        value = struct.unpack_from("<" + form, self.data, self.at)[0]
-        self.at += struct.calcsize("<" + form)
+        value = struct.unpack_from("<" + form, self.data, self.offset)[0]
+        self.offset += struct.calcsize("<" + form)
         return value
 
     def text(self):
         length = self.number("Q")
-        self.at += length
-        return self.data[self.at - length:self.at]
+        self.offset += length
+        return self.data[self.offset - length:self.offset]
 
     def skip(self, ty):
         if ty == 8:
@@ -34,13 +34,13 @@ class Reader:
             for _ in range(count):
                 self.skip(inner)
         else:
-            self.at += SIZES[ty]
+            self.offset += SIZES[ty]
 
 
 def main(source, target):
     data = bytearray(open(source, "rb").read())
     reader = Reader(data)
-    reader.at = 8
+    reader.offset = 8
     tensors, keys = reader.number("Q"), reader.number("Q")
     for _ in range(keys):
         reader.text()
@@ -49,17 +49,17 @@ def main(source, target):
     for _ in range(tensors):
         reader.text()
         shape = [reader.number("Q") for _ in range(reader.number("I"))]
-        place = reader.at
-        entries.append((place, reader.number("I"), reader.number("Q"), int(np.prod(shape))))
-    start = (reader.at + 31) // 32 * 32
+        position = reader.offset
+        entries.append((position, reader.number("I"), reader.number("Q"), int(np.prod(shape))))
+    start = (reader.offset + 31) // 32 * 32
     ends = sorted(entry[2] for entry in entries) + [len(data) - start]
     parts, offset = [], 0
-    for place, ty, begin, elements in sorted(entries, key=lambda entry: entry[2]):
+    for position, ty, begin, elements in sorted(entries, key=lambda entry: entry[2]):
         end = next(end for end in ends if end > begin)
         part = bytes(data[start + begin:start + end])
         if ty == Q4_1:
             part, ty = q4_0(np.frombuffer(part, np.uint8, elements // 32 * 20).reshape(-1, 20)), Q4_0
-        struct.pack_into("<IQ", data, place, ty, offset)
+        struct.pack_into("<IQ", data, position, ty, offset)
         part += bytes(-len(part) % 32)
         parts.append(part)
         offset += len(part)
@@ -68,7 +68,7 @@ def main(source, target):
 
 
 def q4_0(blocks):
-    scale, minimum = (blocks[:, at:at + 2].copy().view("<f2").astype(np.float32) for at in (0, 2))
+    scale, minimum = (blocks[:, offset:offset + 2].copy().view("<f2").astype(np.float32) for offset in (0, 2))
     weights = np.concatenate([blocks[:, 4:] & 15, blocks[:, 4:] >> 4], 1) * scale + minimum
     most = np.take_along_axis(weights, np.abs(weights).argmax(1)[:, None], 1)
     scale = most / -8

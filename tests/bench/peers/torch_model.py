@@ -1,7 +1,7 @@
-"""The model as transformers has it, with the weights that the ONNX graph holds: the same numbers, exactly.
+"""The model for transformers, with exactly the weights of the ONNX graph.
 
 The graph (host/nn/models/export.py) keeps matrices as int8 with scales; they are multiplied out to f32 here, as an engine
-does when it loads them. Two things are undone on the way: the query's 1/sqrt(head size) is folded into its matrix, and
+does when it loads them. Two transformations are undone: the query's 1/sqrt(head size) is folded into its matrix, and
 token type 0 into the positions. Sentences are pooled by their mean, which is not what BertForSequenceClassification does,
 hence the class below.
 """
@@ -38,8 +38,8 @@ def load(directory):
     config = BertConfig.from_pretrained(directory)
     model = MeanPooledClassifier(config).eval()
     weights = from_onnx(onnx.load(str(Path(directory) / "model.onnx")), config)
-    wanted = model.state_dict()
-    missing = [name for name in wanted if name not in weights and "position_ids" not in name and "token_type_ids" not in name]
+    expected = model.state_dict()
+    missing = [name for name in expected if name not in weights and "position_ids" not in name and "token_type_ids" not in name]
     if missing:
         raise SystemExit(f"the graph has no weights for {missing}")
     model.load_state_dict({name: torch.tensor(weights[name]) for name in weights}, strict=False)
@@ -51,23 +51,23 @@ def load(directory):
 
 def from_onnx(model, config):
     """A state dict of f32 arrays from the graph's initializers."""
-    held = {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
+    tensors = {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
     state = {
         "bert.embeddings.word_embeddings.weight":
-            held["embeddings.words"].astype(numpy.float32) * held["embeddings.scales"].reshape(-1, 1),
-        "bert.embeddings.position_embeddings.weight": held["embeddings.positions"],
+            tensors["embeddings.words"].astype(numpy.float32) * tensors["embeddings.scales"].reshape(-1, 1),
+        "bert.embeddings.position_embeddings.weight": tensors["embeddings.positions"],
         "bert.embeddings.token_type_embeddings.weight":
             numpy.zeros((config.type_vocab_size, config.hidden_size), numpy.float32),
-        "head.weight": held["head.weight"].T,
-        "head.bias": held["head.bias"],
+        "head.weight": tensors["head.weight"].T,
+        "head.bias": tensors["head.bias"],
     }
     unscale = numpy.float32(numpy.sqrt(config.hidden_size // config.num_attention_heads))
-    for name, value in held.items():
+    for name, value in tensors.items():
         if name.endswith(".scale") and name.startswith("encoder."):
             layer = name.removesuffix(".scale")
             factor = unscale if layer.endswith("attention.self.query") else numpy.float32(1)
-            state[f"bert.{layer}.weight"] = (held[f"{layer}.weight"].astype(numpy.float32) * value).T * factor
-            state[f"bert.{layer}.bias"] = held[f"{layer}.bias"] * factor
+            state[f"bert.{layer}.weight"] = (tensors[f"{layer}.weight"].astype(numpy.float32) * value).T * factor
+            state[f"bert.{layer}.bias"] = tensors[f"{layer}.bias"] * factor
         elif ".LayerNorm." in name:
             state[f"bert.{name}"] = value
     return state

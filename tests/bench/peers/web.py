@@ -1,4 +1,4 @@
-"""What both FastAPI peers share: the route, the batcher and a uvicorn tuned as its manual says."""
+"""The shared parts of both FastAPI peers: the route, the batcher and uvicorn tuned according to its manual."""
 
 from contextlib import asynccontextmanager
 
@@ -19,7 +19,7 @@ class Item(BaseModel):
 
 
 def serve(port, compute):
-    """Serves `POST /classify` on `port`; `compute(texts)` answers `(label, scores)` for each text."""
+    """Serves `POST /classify` on `port`; `compute(texts)` returns `(label, scores)` for each text."""
 
     @asynccontextmanager
     async def lifespan(app):
@@ -30,7 +30,7 @@ def serve(port, compute):
 
     @app.post("/classify")
     async def classify(item: Item):
-        label, scores = await app.state.batcher.ask(item.text)
+        label, scores = await app.state.batcher.submit(item.text)
         return Response(orjson.dumps({"label": label, "scores": scores}), media_type="application/json")
 
     uvicorn.run(

@@ -72,14 +72,14 @@ pub(crate) fn make(mix: Mix, sentences: &[String], counts: &HashMap<String, u32>
     let mut rng = Rng::new(seed ^ (mix as u64 + 1) << 32);
     let mut texts = Vec::with_capacity(TEXTS);
     while texts.len() < TEXTS {
-        let wanted = mix.tokens(&mut rng);
+        let length = mix.tokens(&mut rng);
         let (mut text, mut tokens) = (String::new(), SPECIAL_TOKENS);
         // Sentence after sentence; a word that does not fit is omitted.
-        while tokens < wanted {
+        while tokens < length {
             let sentence = &sentences[rng.below(sentences.len())];
             for word in sentence.split_whitespace().filter(usable) {
                 let more = counts[word];
-                if tokens + more <= wanted {
+                if tokens + more <= length {
                     tokens += more;
                     if !text.is_empty() {
                         text.push(' ');
@@ -100,7 +100,7 @@ pub(crate) fn sentences(path: &Path) -> Result<Vec<String>> {
         let ends = |c: char| matches!(c, '.' | '!' | '?');
         return Ok(content.split_inclusive(ends).map(|part| part.trim().to_owned()).filter(|s| s.len() > 3).collect());
     }
-    let mut found = Vec::new();
+    let mut sentences = Vec::new();
     for line in content.lines().filter(|line| !line.trim().is_empty()) {
         let value: Value =
             serde_json::from_str(line).with_context(|| format!("{}: not JSON: {line}", path.display()))?;
@@ -108,24 +108,24 @@ pub(crate) fn sentences(path: &Path) -> Result<Vec<String>> {
             let words: Vec<&str> = value["tokens"].as_array()?.iter().filter_map(Value::as_str).collect();
             Some(words.join(" "))
         };
-        found.extend(value["text"].as_str().map(str::to_owned).or_else(tokens).filter(|text| !text.is_empty()));
+        sentences.extend(value["text"].as_str().map(str::to_owned).or_else(tokens).filter(|text| !text.is_empty()));
     }
-    Ok(found)
+    Ok(sentences)
 }
 
 /// All sentences of `data` (a folder of JSON lines) or, without it, of the bundled texts; from sorted files, sampled evenly.
 pub(crate) fn gather(data: Option<&Path>, root: &Path) -> Result<Vec<String>> {
     let folder = data.map_or_else(|| root.join("demo"), Path::to_path_buf);
-    let wanted = if data.is_some() { "jsonl" } else { "txt" };
+    let extension = if data.is_some() { "jsonl" } else { "txt" };
     let entries = std::fs::read_dir(&folder).with_context(|| format!("cannot read {}", folder.display()))?;
     let mut files: Vec<PathBuf> = entries.filter_map(|entry| Some(entry.ok()?.path())).collect();
-    files.retain(|path| path.extension().is_some_and(|extension| extension == wanted));
+    files.retain(|path| path.extension().is_some_and(|other| other == extension));
     files.sort();
     let mut all = Vec::new();
     for file in &files {
         all.extend(sentences(file)?);
     }
-    ensure!(!all.is_empty(), "{} has no .{wanted} files with sentences", folder.display());
+    ensure!(!all.is_empty(), "{} has no .{extension} files with sentences", folder.display());
     let step = all.len().div_ceil(SENTENCES_MAX);
     Ok(all.into_iter().step_by(step).collect())
 }
@@ -154,7 +154,7 @@ pub(crate) fn read(path: &Path) -> Result<Vec<Text>> {
 mod tests {
     use super::*;
 
-    fn world() -> (Vec<String>, HashMap<String, u32>) {
+    fn sample_corpus() -> (Vec<String>, HashMap<String, u32>) {
         let sentences =
             vec!["The tea was cold .".to_owned(), "Nobody said sorry in Göteborg , unbelievably !".to_owned()];
         let words = sentences.iter().flat_map(|sentence| sentence.split_whitespace());
@@ -164,7 +164,7 @@ mod tests {
 
     #[test]
     fn lengths_are_exact_and_inside_the_mix() {
-        let (sentences, counts) = world();
+        let (sentences, counts) = sample_corpus();
         for (mix, from, to) in [(Mix::Short, 8, 16), (Mix::Mixed, 4, 128), (Mix::Long, 96, 128)] {
             let texts = make(mix, &sentences, &counts, 5).unwrap();
             assert_eq!(texts.len(), TEXTS);
@@ -178,19 +178,19 @@ mod tests {
 
     #[test]
     fn mixed_corpus_is_log_normal() {
-        let (sentences, counts) = world();
+        let (sentences, counts) = sample_corpus();
         let mut tokens: Vec<u32> =
             make(Mix::Mixed, &sentences, &counts, 5).unwrap().iter().map(|text| text.tokens).collect();
         tokens.sort_unstable();
-        let at = |share: f64| f64::from(tokens[(TEXTS as f64 * share) as usize]);
-        assert!((at(0.5) - 24.0).abs() <= 1.5, "{}", at(0.5));
+        let quantile = |share: f64| f64::from(tokens[(TEXTS as f64 * share) as usize]);
+        assert!((quantile(0.5) - 24.0).abs() <= 1.5, "{}", quantile(0.5));
         // One deviation either side.
-        assert!((at(0.841) / at(0.5) - 0.8_f64.exp()).abs() < 0.25, "{}", at(0.841));
+        assert!((quantile(0.841) / quantile(0.5) - 0.8_f64.exp()).abs() < 0.25, "{}", quantile(0.841));
     }
 
     #[test]
     fn seed_determines_the_corpus() {
-        let (sentences, counts) = world();
+        let (sentences, counts) = sample_corpus();
         let make = |seed| make(Mix::Short, &sentences, &counts, seed).unwrap();
         assert_eq!(make(1), make(1));
         assert_ne!(make(1), make(2));

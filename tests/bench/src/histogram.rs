@@ -44,10 +44,10 @@ impl Histogram {
     /// The smallest bucket that `share` of all values do not exceed, by its upper edge; the largest value is exact.
     pub(crate) fn quantile_ns(&self, share: f64) -> u64 {
         let rank = ((self.total as f64 * share).ceil() as u64).clamp(1, self.total.max(1));
-        let mut seen = 0;
+        let mut cumulative = 0;
         for (ix, count) in self.counts.iter().enumerate() {
-            seen += count;
-            if seen >= rank {
+            cumulative += count;
+            if cumulative >= rank {
                 return upper(ix).min(self.max_ns);
             }
         }

@@ -11,7 +11,7 @@ use crate::corpus::Text;
 
 /// The longest head and the longest chunk-size line, bytes.
 const HEAD_BYTES_MAX: usize = 16 * 1024;
-/// The longest response that is kept, bytes.
+/// The longest response that is accepted, bytes.
 const BODY_BYTES_MAX: usize = 16 * 1024 * 1024;
 
 /// The request format of a server.
@@ -131,7 +131,7 @@ impl Connection {
                 if let Some(end) = find(rest, b"\r\n\r\n") {
                     break end;
                 }
-                ensure!(rest.len() < HEAD_BYTES_MAX, "an answer whose head does not end");
+                ensure!(rest.len() < HEAD_BYTES_MAX, "a response whose head does not end");
                 self.fill().await?;
             };
             let text =
@@ -173,7 +173,7 @@ impl Connection {
     }
 
     async fn take(&mut self, length: usize, body: &mut Vec<u8>) -> Result<()> {
-        ensure!(length <= BODY_BYTES_MAX, "an answer of {length} bytes");
+        ensure!(length <= BODY_BYTES_MAX, "a response of {length} bytes");
         let mut left = length;
         loop {
             let now = left.min(self.buffer.len() - self.used);
@@ -201,7 +201,7 @@ fn parse_head(text: &str) -> Result<(Head, bool)> {
     let mut lines = text.split("\r\n");
     let first = lines.next().unwrap_or("");
     let status = first.strip_prefix("HTTP/1.").and_then(|rest| rest.split(' ').nth(1)?.parse().ok());
-    let status: u16 = status.ok_or_else(|| anyhow!("not an HTTP answer: `{first}`"))?;
+    let status: u16 = status.ok_or_else(|| anyhow!("not an HTTP response: `{first}`"))?;
     let (mut framing, mut keep) = (Framing::UntilClosed, !first.starts_with("HTTP/1.0"));
     for line in lines {
         let Some((name, value)) = line.split_once(':') else { bail!("not a header: `{line}`") };

@@ -17,10 +17,10 @@ use serde::{Deserialize, Serialize};
 use crate::corpus::Text;
 use crate::histogram::{Histogram, Quantiles};
 use crate::http::{Connection, Target};
-use crate::process::{self, Use};
+use crate::process::{self, ResourceUsage};
 
 /// The interval between samples of the server's memory.
-const SAMPLE: Duration = Duration::from_millis(100);
+const SAMPLE_INTERVAL: Duration = Duration::from_millis(100);
 
 /// The requests and their destination.
 pub(crate) struct Load {
@@ -85,7 +85,7 @@ pub(crate) struct Measured {
     pub(crate) rejection_ms: Quantiles,
     /// From the due time of a request to its write: the lag of the generator itself.
     pub(crate) lag_ms: Quantiles,
-    pub(crate) server: Use,
+    pub(crate) server: ResourceUsage,
     /// Processor time of the generator, s.
     pub(crate) generator_cpu_s: f64,
     /// With one connection: index of the text and its latency, µs.
@@ -93,12 +93,12 @@ pub(crate) struct Measured {
     pub(crate) samples: Vec<(u32, f64)>,
     /// Of a stream.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub(crate) stream: Option<Streamed>,
+    pub(crate) stream: Option<StreamResult>,
 }
 
 /// The results of a stream.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
-pub(crate) struct Streamed {
+pub(crate) struct StreamResult {
     /// From the request to the first line, ms.
     pub(crate) first_ms: f64,
     /// Longest silence between two lines, ms.
@@ -164,7 +164,7 @@ impl Tally {
 }
 
 /// Sends one request and reads its whole response. A broken or non-persistent connection is dropped.
-pub(crate) async fn ask(
+pub(crate) async fn send_request(
     connection: &mut Option<Connection>,
     target: &Target,
     request: &[u8],
@@ -185,33 +185,33 @@ pub(crate) async fn ask(
 }
 
 /// Samples the server while `work` runs, from `from` on.
-pub(crate) async fn watched(pid: Option<u32>, from: Instant, work: impl Future<Output = Measured>) -> Measured {
+pub(crate) async fn sample_server(pid: Option<u32>, from: Instant, work: impl Future<Output = Measured>) -> Measured {
     let own = [std::process::id()];
     let own_before = process::cpu_s(&own);
     // Memory at the first sample, the maximum, at the last sample; processor time at the first sample.
-    let seen = Cell::new(None::<(Use, f64)>);
-    let looking = async {
+    let last_sample = Cell::new(None::<(ResourceUsage, f64)>);
+    let sampling = async {
         let Some(pid) = pid else { return std::future::pending().await };
         tokio::time::sleep_until(from.into()).await;
         let pids = process::tree(pid);
         let first = process::resident_bytes(&pids);
         let before = process::cpu_s(&pids);
-        let mut server = Use { resident_first_bytes: first, ..Use::default() };
+        let mut server = ResourceUsage { resident_first_bytes: first, ..ResourceUsage::default() };
         loop {
             server.resident_last_bytes = process::resident_bytes(&pids);
             server.resident_max_bytes = server.resident_max_bytes.max(server.resident_last_bytes);
             server.cpu_s = process::cpu_s(&pids) - before;
-            seen.set(Some((server, before)));
-            tokio::time::sleep(SAMPLE).await;
+            last_sample.set(Some((server, before)));
+            tokio::time::sleep(SAMPLE_INTERVAL).await;
         }
     };
     let mut measured = tokio::select! {
         measured = work => measured,
-        never = looking => never,
+        never = sampling => never,
     };
-    if let (Some((server, before)), Some(pid)) = (seen.take(), pid) {
+    if let (Some((server, before)), Some(pid)) = (last_sample.take(), pid) {
         let cpu_s = (process::cpu_s(&process::tree(pid)) - before).max(server.cpu_s);
-        measured.server = Use { cpu_s, ..server };
+        measured.server = ResourceUsage { cpu_s, ..server };
     }
     measured.generator_cpu_s = process::cpu_s(&own) - own_before;
     measured

@@ -5,12 +5,12 @@ use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
 
-use crate::peers::said;
+use crate::peers::stdout_of;
 use crate::results::Machine;
 
 /// The machine, and the two cores that are used.
 pub(crate) fn machine(server_core: Option<usize>, load_core: Option<usize>) -> Result<Machine> {
-    ensure!(said(Command::new("taskset").arg("--version")).is_ok(), "`taskset` (util-linux) is not installed");
+    ensure!(stdout_of(Command::new("taskset").arg("--version")).is_ok(), "`taskset` (util-linux) is not installed");
     let read = |path: &str| std::fs::read_to_string(path).unwrap_or_default();
     let status = read("/proc/self/status");
     let allowed =

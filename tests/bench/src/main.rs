@@ -1,14 +1,14 @@
-//! `weir-bench`: compares Weir with the servers that people would write instead, on one machine, in one run.
+//! `weir-bench`: compares Weir with alternative servers, on one machine, in one run.
 //!
 //! - [`rng`], [`schedule`], [`corpus`], [`histogram`]: texts, due times and latencies; pure and seeded
 //! - [`http`], [`load`]: the load generator: closed and open loops, streams, comparison of scores
 //! - [`transcript`], [`sessions`]: chunks per second through one stream, and many stored sessions at once
 //! - [`process`], [`server`]: memory and processor time of a server; starting servers on one core and ending them
 //! - [`peers`]: the Python environment, the ceiling
-//! - [`plan`], [`results`], [`orchestrate`]: the plan, the results and the course of a whole run
+//! - [`plan`], [`results`], [`orchestrate`]: the plan, the results and the steps of a whole run
 //! - [`goals`], [`report`], [`svg`]: RESULTS.md
 //! - [`fanout`]: thousands of subscribers, and FANOUT.md
-#![allow(clippy::print_stdout, reason = "a command line program answers on standard output")]
+#![allow(clippy::print_stdout, reason = "a command line program prints its result to standard output")]
 
 mod corpus;
 mod fanout;
@@ -111,9 +111,9 @@ enum Command {
     /// Thousands of subscribers, compared with nginx and nchan: FANOUT.md.
     Fanout(Box<fanout::Options>),
     /// The load of `fanout`: subscribers and publishers of one server.
-    Fan(fanout::load::Fan),
+    Fan(fanout::load::FanoutLoad),
     /// The load of `fanout`: the same work as a stream and as one response.
-    Overhead(fanout::overhead::Work),
+    Overhead(fanout::overhead::OverheadLoad),
     /// Writes RESULTS.md again, from the results of a run.
     Report {
         #[arg(long, default_value = "target/bench/results.json")]

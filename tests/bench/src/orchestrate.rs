@@ -12,11 +12,11 @@ use crate::http::Form;
 use crate::load::Measured;
 use crate::load::compare::{Scores, difference};
 use crate::machine::machine;
-use crate::peers::{Places, said};
+use crate::peers::{Paths, stdout_of};
 use crate::plan::{Options, Plan};
 use crate::report;
 use crate::results::{Cell, Corpus, Machine, Results, Search, Server, Step};
-use crate::server::{Running, Spec, pinned};
+use crate::server::{RunningServer, Spec, pinned};
 
 /// The share of the requests of an open loop that must be answered within 100 ms: the 99th percentile.
 const GOOD_SHARE: f64 = 0.99;
@@ -30,23 +30,23 @@ const SETTLE_MAX: Duration = Duration::from_secs(10);
 const STREAM_ITEMS_AGAIN: usize = 2_500;
 /// The most connections of an open loop.
 const CONNECTIONS_MAX: usize = 4096;
-/// Rates beside the found one that a round tries, upwards while they hold or downwards until one does.
+/// Factors of the found rate that a round tries: upwards while the goal is met, or downwards until it is.
 const UP: [f64; 3] = [1.06, 1.13, 1.2];
 const DOWN: [f64; 4] = [0.95, 0.9, 0.8, 0.65];
 
 pub(crate) fn run(options: Options) -> Result<()> {
     let began = Instant::now();
     let machine = machine(options.server_core, options.load_core)?;
-    let places = Places::prepare(&options)?;
-    let texts = places.corpora(options.data.as_deref(), options.seed)?;
+    let paths = Paths::prepare(&options)?;
+    let texts = paths.corpora(options.data.as_deref(), options.seed)?;
     let plan = Plan::new(&options);
     let results = Results {
         quick: options.quick,
         seed: options.seed,
         took_s: 0.0,
-        machine: Machine { versions: places.versions(), ..machine },
-        commands: vec![format!("weir-bench {}", shown(std::env::args().skip(1), &places.root))],
-        corpora: texts.iter().map(|(mix, texts)| described(*mix, texts)).collect(),
+        machine: Machine { versions: paths.versions(), ..machine },
+        commands: vec![format!("weir-bench {}", command_line(std::env::args().skip(1), &paths.root))],
+        corpora: texts.iter().map(|(mix, texts)| describe(*mix, texts)).collect(),
         servers: Vec::new(),
         searches: Vec::new(),
         ceilings: Vec::new(),
@@ -54,8 +54,8 @@ pub(crate) fn run(options: Options) -> Result<()> {
         notes: Vec::new(),
         plan,
     };
-    let mut run = Run { options, places, texts, results, began };
-    let specs = run.first()?;
+    let mut run = Run { options, paths, texts, results, began };
+    let specs = run.prepare_servers()?;
     run.rounds(&specs)?;
     run.results.took_s = run.began.elapsed().as_secs_f64();
     run.save()?;
@@ -67,7 +67,7 @@ pub(crate) fn run(options: Options) -> Result<()> {
 
 struct Run {
     options: Options,
-    places: Places,
+    paths: Paths,
     texts: BTreeMap<Mix, Vec<Text>>,
     results: Results,
     began: Instant,
@@ -85,7 +85,7 @@ impl Run {
     }
 
     fn save(&self) -> Result<()> {
-        self.results.write(&self.places.work.join("results.json"))
+        self.results.write(&self.paths.work.join("results.json"))
     }
 
     fn plan(&self) -> &Plan {
@@ -93,9 +93,9 @@ impl Run {
     }
 
     /// Each server once: its start, its scores compared with the others, its highest rate.
-    fn first(&mut self) -> Result<Vec<Spec>> {
+    fn prepare_servers(&mut self) -> Result<Vec<Spec>> {
         let mut reference: Option<(String, Vec<Scores>)> = None;
-        let (mut specs, all) = (Vec::new(), self.places.specs(&self.options));
+        let (mut specs, all) = (Vec::new(), self.paths.specs(&self.options));
         for name in &self.plan().servers {
             ensure!(all.iter().any(|(spec, _)| spec.name == *name), "there is no server `{name}`");
         }
@@ -104,12 +104,12 @@ impl Run {
                 continue;
             }
             let mut server = Server { name: spec.name.clone(), title: spec.title.clone(), ..Server::default() };
-            let tried = match missing {
+            let result = match missing {
                 Some(why) => Err(anyhow::anyhow!(why)),
                 None => self.try_out(&spec, &mut server, &mut reference),
             };
-            if let Err(error) = tried {
-                let root = format!("{}/", self.places.root.display());
+            if let Err(error) = result {
+                let root = format!("{}/", self.paths.root.display());
                 let why = format!("{error:#}").replace(&root, "").replace(['\n', '|'], " ");
                 self.note(format!("{} is skipped: {why}", spec.name));
                 server.skipped = Some(why);
@@ -117,7 +117,7 @@ impl Run {
                 let environment: Vec<String> =
                     spec.environment.iter().map(|(name, value)| format!("{name}={value}")).collect();
                 let words = environment.into_iter().chain(spec.command.iter().cloned());
-                let line = shown(words, &self.places.root);
+                let line = command_line(words, &self.paths.root);
                 self.results.commands.push(line);
                 specs.push(spec);
             }
@@ -134,7 +134,7 @@ impl Run {
             let Some(command) = command else { continue };
             self.say(&format!("ceiling of {engine}"));
             for mix in self.plan().mixes.clone() {
-                match self.places.ceiling(&command, engine, self.results.machine.server_core, mix) {
+                match self.paths.ceiling(&command, engine, self.results.machine.server_core, mix) {
                     Ok(ceiling) => self.results.ceilings.push(ceiling),
                     Err(error) => self.note(format!("the ceiling of {engine}, {}: {error:#}", mix.name())),
                 }
@@ -153,9 +153,9 @@ impl Run {
         self.say(&format!("{}: start, compare, search", spec.name));
         let running = self.start(spec)?;
         server.start_s = running.start_s;
-        let answer = self.generate(&running, Mix::Mixed, &["compare", "--count", &COMPARED.to_string()])?;
-        let scores: Vec<Scores> = serde_json::from_value(answer["scores"].clone()).context("no scores")?;
-        server.together = answer["together"].as_f64().unwrap_or(f64::INFINITY);
+        let output = self.generate(&running, Mix::Mixed, &["compare", "--count", &COMPARED.to_string()])?;
+        let scores: Vec<Scores> = serde_json::from_value(output["scores"].clone()).context("no scores")?;
+        server.together = output["together"].as_f64().unwrap_or(f64::INFINITY);
         ensure!(server.together <= spec.together_max, "in a batch its scores are off by {:.1e}", server.together);
         if let Some((name, theirs)) = reference {
             server.difference = difference(&scores, theirs);
@@ -174,27 +174,27 @@ impl Run {
         Ok(())
     }
 
-    fn start(&self, spec: &Spec) -> Result<Running> {
+    fn start(&self, spec: &Spec) -> Result<RunningServer> {
         let core = self.results.machine.server_core;
-        Running::start(spec, core, &self.places.work.join("logs"), &self.places.root, &self.texts[&Mix::Short][0])
+        RunningServer::start(spec, core, &self.paths.work.join("logs"), &self.paths.root, &self.texts[&Mix::Short][0])
     }
 
     /// Bisects the rate at which 99 of 100 requests are answered in time.
-    fn search(&self, running: &mut Running, mix: Mix) -> Result<Search> {
+    fn search(&self, running: &mut RunningServer, mix: Mix) -> Result<Search> {
         let plan = self.plan().clone();
         let closed = self.closed(running, mix, 64, plan.search_s)?;
-        self.settled(running)?;
+        self.wait_until_settled(running)?;
         // An open loop may exceed a closed one: with fewer requests at once a server pads less.
         let (mut low, mut high) = (0.0, f64::INFINITY);
-        let mut at = 0.9 * closed.texts_per_s.max(1.0);
+        let mut candidate = 0.9 * closed.texts_per_s.max(1.0);
         let mut steps = Vec::new();
         for _ in 0..plan.search_steps {
-            let measured = self.open(running, mix, at, plan.search_s, steps.len() as u64)?;
+            let measured = self.open(running, mix, candidate, plan.search_s, steps.len() as u64)?;
             let good = measured.good_share >= GOOD_SHARE;
             steps.push(step(&measured));
-            self.settled(running)?;
-            *(if good { &mut low } else { &mut high }) = at;
-            at = match (low, high) {
+            self.wait_until_settled(running)?;
+            *(if good { &mut low } else { &mut high }) = candidate;
+            candidate = match (low, high) {
                 (0.0, high) => high * 0.7,
                 (low, f64::INFINITY) => low * 1.4,
                 (low, high) => (low + high) / 2.0,
@@ -223,8 +223,8 @@ impl Run {
                 let Some(spec) = spec else {
                     let (core, mixes) = (self.results.machine.server_core, self.plan().mixes.clone());
                     let seconds = self.plan().scaled(self.plan().ceiling_s);
-                    match self.places.onnxruntime_ceiling(round, core, &mixes, seconds, &mut shapes) {
-                        Ok(found) => self.results.ceilings.extend(found),
+                    match self.paths.onnxruntime_ceiling(round, core, &mixes, seconds, &mut shapes) {
+                        Ok(ceilings) => self.results.ceilings.extend(ceilings),
                         Err(error) => self.note(format!("round {round}, ceiling: {error:#}")),
                     }
                     continue;
@@ -271,7 +271,7 @@ impl Run {
         if spec.is_weir() {
             self.overload_cells(&mut running, round)?;
         }
-        ensure!(running.alive(), "the server is gone");
+        ensure!(running.is_alive(), "the server is gone");
         let panics = running.panics();
         if let Some(server) = self.results.servers.iter_mut().find(|server| server.name == spec.name) {
             server.panics.extend(panics);
@@ -279,26 +279,26 @@ impl Run {
         Ok(())
     }
 
-    fn closed_cell(&mut self, running: &mut Running, round: usize, mix: Mix, connections: usize) -> Result<()> {
+    fn closed_cell(&mut self, running: &mut RunningServer, round: usize, mix: Mix, connections: usize) -> Result<()> {
         let seconds = self.plan().scaled(self.plan().closed_s);
         let measured = self.closed(running, mix, connections, seconds)?;
         self.push(running, round, mix, &format!("closed-{connections}"), measured.tokens_per_s, measured);
-        self.settled(running)
+        self.wait_until_settled(running)
     }
 
     /// The highest of some rates around the found one that keeps the goal in this round.
-    fn open_cell(&mut self, running: &mut Running, round: usize, mix: Mix) -> Result<()> {
+    fn open_cell(&mut self, running: &mut RunningServer, round: usize, mix: Mix) -> Result<()> {
         let searches = &self.results.searches;
-        let found = searches.iter().find(|search| search.server == running.spec.name && search.mix == mix);
-        let found = found.context("no rate was found")?.rate;
+        let search = searches.iter().find(|search| search.server == running.spec.name && search.mix == mix);
+        let rate = search.context("no rate was found")?.rate;
         let seconds = self.plan().scaled(self.plan().open_s);
-        let first = self.open(running, mix, found, seconds, round as u64)?;
-        self.settled(running)?;
+        let first = self.open(running, mix, rate, seconds, round as u64)?;
+        self.wait_until_settled(running)?;
         let up = first.good_share >= GOOD_SHARE;
         let (mut best, mut holds) = (first, up);
         for factor in if up { UP.as_slice() } else { DOWN.as_slice() } {
-            let next = self.open(running, mix, found * factor, seconds, round as u64)?;
-            self.settled(running)?;
+            let next = self.open(running, mix, rate * factor, seconds, round as u64)?;
+            self.wait_until_settled(running)?;
             let good = next.good_share >= GOOD_SHARE;
             if good || !up {
                 best = next;
@@ -313,7 +313,7 @@ impl Run {
         Ok(())
     }
 
-    fn stream_cell(&mut self, running: &mut Running, round: usize) -> Result<()> {
+    fn stream_cell(&mut self, running: &mut RunningServer, round: usize) -> Result<()> {
         let plan = self.plan().clone();
         let mix = Mix::Mixed;
         let measured = if running.spec.streams {
@@ -331,10 +331,10 @@ impl Run {
             self.note(why);
         }
         self.push(running, round, mix, "stream", measured.tokens_per_s, measured);
-        self.settled(running)
+        self.wait_until_settled(running)
     }
 
-    fn overload_cells(&mut self, running: &mut Running, round: usize) -> Result<()> {
+    fn overload_cells(&mut self, running: &mut RunningServer, round: usize) -> Result<()> {
         let plan = self.plan().clone();
         let peak = self.results.cells(&running.spec.name, Mix::Mixed, "open").find(|cell| cell.round == round);
         let peak = peak.context("no peak")?.measured.load;
@@ -345,23 +345,23 @@ impl Run {
             let measured = self.timed(running, Mix::Mixed, "open", &rate, seconds, 1.5, round as u64)?;
             let value = measured.good_per_s;
             self.push(running, round, Mix::Mixed, &format!("overload-{times}"), value, measured);
-            self.settled(running)?;
+            self.wait_until_settled(running)?;
         }
         Ok(())
     }
 
-    fn push(&mut self, running: &Running, round: usize, mix: Mix, shape: &str, value: f64, measured: Measured) {
+    fn push(&mut self, running: &RunningServer, round: usize, mix: Mix, shape: &str, value: f64, measured: Measured) {
         let (server, shape) = (running.spec.name.clone(), shape.to_owned());
         self.results.cells.push(Cell { round, server, mix, shape, value, measured });
     }
 
     /// Waits for the queue to empty; a server that does not is restarted.
-    fn settled(&self, running: &mut Running) -> Result<()> {
+    fn wait_until_settled(&self, running: &mut RunningServer) -> Result<()> {
         let text = &self.texts[&Mix::Short][0];
         if running.settle(text, SETTLE_MAX).is_ok() {
             return Ok(());
         }
-        if running.spec.is_weir() && !running.alive() {
+        if running.spec.is_weir() && !running.is_alive() {
             bail!("{} is gone", running.spec.name);
         }
         self.say(&format!("{} is started again: its queue does not empty", running.spec.name));
@@ -370,7 +370,7 @@ impl Run {
         Ok(())
     }
 
-    fn closed(&self, running: &Running, mix: Mix, connections: usize, seconds: f64) -> Result<Measured> {
+    fn closed(&self, running: &RunningServer, mix: Mix, connections: usize, seconds: f64) -> Result<Measured> {
         let mut more = vec!["--connections".to_owned(), connections.to_string()];
         if connections == 1 {
             more.extend(["--first".to_owned(), FIRST.to_string()]);
@@ -379,7 +379,7 @@ impl Run {
         self.timed(running, mix, "closed", &more, seconds, drain, 1)
     }
 
-    fn open(&self, running: &Running, mix: Mix, rate: f64, seconds: f64, seed: u64) -> Result<Measured> {
+    fn open(&self, running: &RunningServer, mix: Mix, rate: f64, seconds: f64, seed: u64) -> Result<Measured> {
         let drain = self.plan().drain_s;
         self.timed(running, mix, "open", &["--rate".to_owned(), rate.to_string()], seconds, drain, seed)
     }
@@ -387,7 +387,7 @@ impl Run {
     #[allow(clippy::too_many_arguments, reason = "they are the generator's command line")]
     fn timed(
         &self,
-        running: &Running,
+        running: &RunningServer,
         mix: Mix,
         shape: &str,
         more: &[String],
@@ -410,7 +410,7 @@ impl Run {
     }
 
     /// Runs this program as the load generator, on the core of the load.
-    fn generate(&self, running: &Running, mix: Mix, arguments: &[&str]) -> Result<Value> {
+    fn generate(&self, running: &RunningServer, mix: Mix, arguments: &[&str]) -> Result<Value> {
         let own = std::env::current_exe().context("where is this program?")?;
         let mut command = vec![own.display().to_string(), arguments[0].to_owned()];
         let form = match running.spec.form {
@@ -421,15 +421,15 @@ impl Run {
             Form::Text => "text",
         };
         command.extend(["--url".to_owned(), running.url(), "--form".to_owned(), form.to_owned()]);
-        command.extend(["--corpus".to_owned(), self.places.corpus(mix).display().to_string()]);
+        command.extend(["--corpus".to_owned(), self.paths.corpus(mix).display().to_string()]);
         command.extend(["--pid".to_owned(), running.pid().to_string()]);
         for header in &running.spec.headers {
             command.extend(["--header".to_owned(), header.clone()]);
         }
         command.extend(arguments[1..].iter().map(|argument| (*argument).to_owned()));
-        let answer = said(&mut pinned(self.results.machine.load_core, &command))
+        let output = stdout_of(&mut pinned(self.results.machine.load_core, &command))
             .with_context(|| format!("{} of {}", arguments[0], running.spec.name))?;
-        serde_json::from_str(&answer).context("the generator's answer")
+        serde_json::from_str(&output).context("the generator's output")
     }
 }
 
@@ -442,7 +442,7 @@ fn step(measured: &Measured) -> Step {
     }
 }
 
-fn described(mix: Mix, texts: &[Text]) -> Corpus {
+fn describe(mix: Mix, texts: &[Text]) -> Corpus {
     let mut tokens: Vec<u32> = texts.iter().map(|text| text.tokens).collect();
     tokens.sort_unstable();
     let mean_tokens = tokens.iter().map(|tokens| f64::from(*tokens)).sum::<f64>() / tokens.len() as f64;
@@ -451,7 +451,7 @@ fn described(mix: Mix, texts: &[Text]) -> Corpus {
 }
 
 /// A command line as typed in the repository; paths elsewhere are shortened to their last name.
-fn shown(words: impl Iterator<Item = String>, root: &Path) -> String {
+fn command_line(words: impl Iterator<Item = String>, root: &Path) -> String {
     let root = format!("{}/", root.display());
     let word = |word: String| {
         let word = word.replace(&root, "");
@@ -470,7 +470,7 @@ mod tests {
     #[test]
     fn commands_are_shown_without_local_paths() {
         let words = ["A=/home/me/weir/lib.so", "/home/me/weir/target/weir", "--data", "/mnt/x/data", "a b"];
-        let line = shown(words.into_iter().map(str::to_owned), Path::new("/home/me/weir"));
+        let line = command_line(words.into_iter().map(str::to_owned), Path::new("/home/me/weir"));
         assert_eq!(line, "A=lib.so target/weir --data …/data 'a b'");
     }
 }

@@ -34,8 +34,8 @@ const PEER_INT8_MAX: f64 = 0.5;
 /// Texts of the loop without a server.
 const CEILING_TEXTS: usize = 128;
 
-/// The paths.
-pub(crate) struct Places {
+/// The paths of a run.
+pub(crate) struct Paths {
     pub(crate) root: PathBuf,
     pub(crate) work: PathBuf,
     venv: PathBuf,
@@ -47,11 +47,11 @@ pub(crate) struct Places {
     missing: BTreeMap<&'static str, String>,
 }
 
-impl Places {
+impl Paths {
     /// Creates the environment and the copy of the model, unless they exist.
     pub(crate) fn prepare(options: &Options) -> Result<Self> {
         let root = crate::plan::absolute(&options.root);
-        let mut places = Self {
+        let mut paths = Self {
             work: options.at(options.work.as_ref(), "target/bench"),
             venv: options.at(options.venv.as_ref(), "target/bench-venv"),
             peers: root.join("tests/bench/peers"),
@@ -60,41 +60,43 @@ impl Places {
             missing: BTreeMap::new(),
             root,
         };
-        for path in [&mut places.work, &mut places.venv, &mut places.models] {
+        for path in [&mut paths.work, &mut paths.venv, &mut paths.models] {
             *path = crate::plan::absolute(path);
         }
-        places.model = places.work.join("model");
-        std::fs::create_dir_all(places.work.join("logs"))?;
-        if !places.python().is_file() {
-            eprintln!("makes {}", places.venv.display());
-            said(Command::new("python3").args(["-m", "venv"]).arg(&places.venv))?;
+        paths.model = paths.work.join("model");
+        std::fs::create_dir_all(paths.work.join("logs"))?;
+        if !paths.python().is_file() {
+            eprintln!("creates {}", paths.venv.display());
+            stdout_of(Command::new("python3").args(["-m", "venv"]).arg(&paths.venv))?;
         }
         for (file, modules) in REQUIREMENTS {
-            let here = || said(Command::new(places.python()).args(["-c", &format!("import {}", modules.join(", "))]));
-            let pins = std::fs::read_to_string(places.peers.with_file_name(file))?;
-            let stamp = places.venv.join(file);
-            if std::fs::read_to_string(&stamp).is_ok_and(|before| before == pins) && here().is_ok() {
+            let import_modules =
+                || stdout_of(Command::new(paths.python()).args(["-c", &format!("import {}", modules.join(", "))]));
+            let pins = std::fs::read_to_string(paths.peers.with_file_name(file))?;
+            let stamp = paths.venv.join(file);
+            if std::fs::read_to_string(&stamp).is_ok_and(|before| before == pins) && import_modules().is_ok() {
                 continue;
             }
             eprintln!("installs tests/bench/{file}");
-            let mut pip = Command::new(places.python());
+            let mut pip = Command::new(paths.python());
             pip.args(["-m", "pip", "install", "--progress-bar", "off", "--only-binary", ":all:", "--requirement"]);
-            let installed = said(pip.arg(places.peers.with_file_name(file))).and_then(|_| here());
+            let installed = stdout_of(pip.arg(paths.peers.with_file_name(file))).and_then(|_| import_modules());
             match installed {
                 Ok(_) => std::fs::write(&stamp, pins)?,
                 Err(error) if file == "requirements.txt" => return Err(error.context(file)),
                 Err(error) => {
                     let why = last_line(&format!("{error:#}"));
-                    places.missing.insert(file, format!("its packages do not install here: {why}"));
+                    paths.missing.insert(file, format!("its packages do not install here: {why}"));
                 }
             }
         }
-        let source = places.models.join("sentiment");
-        said(places.script("prepare.py").arg("model").arg(source).arg(&places.model))?;
-        if !places.missing.contains_key("requirements-int8.txt") {
-            said(places.script("prepare.py").arg("int8").arg(&places.model)).context("the int8 graph of the peer")?;
+        let source = paths.models.join("sentiment");
+        stdout_of(paths.script("prepare.py").arg("model").arg(source).arg(&paths.model))?;
+        if !paths.missing.contains_key("requirements-int8.txt") {
+            stdout_of(paths.script("prepare.py").arg("int8").arg(&paths.model))
+                .context("the int8 graph of the peer")?;
         }
-        Ok(places)
+        Ok(paths)
     }
 
     fn python(&self) -> PathBuf {
@@ -126,9 +128,9 @@ impl Places {
             .stdout(Stdio::piped())
             .spawn()
             .context("cannot start Python")?;
-        let asked = serde_json::to_vec(&words)?;
+        let request = serde_json::to_vec(&words)?;
         let mut stdin = child.stdin.take().context("no standard input")?;
-        stdin.write_all(&asked).context("cannot ask the tokenizer")?;
+        stdin.write_all(&request).context("cannot ask the tokenizer")?;
         drop(stdin);
         let output = child.wait_with_output()?;
         ensure!(output.status.success(), "the tokenizer did not count: {}", output.status);
@@ -136,7 +138,7 @@ impl Places {
         ensure!(counts.len() == words.len(), "{} counts for {} words", counts.len(), words.len());
         let counts: HashMap<String, u32> = words.iter().map(|word| (*word).to_owned()).zip(counts).collect();
         std::fs::create_dir_all(self.work.join("corpora"))?;
-        let mut made = BTreeMap::new();
+        let mut corpora = BTreeMap::new();
         let mut verify = self.script("prepare.py");
         verify.arg("verify").arg(&tokenizer);
         for mix in Mix::ALL {
@@ -145,10 +147,10 @@ impl Places {
             let plain: String = texts.iter().take(CEILING_TEXTS).map(|text| format!("{}\n", text.text)).collect();
             std::fs::write(self.corpus(mix).with_extension("txt"), plain)?;
             verify.arg(self.corpus(mix));
-            made.insert(mix, texts);
+            corpora.insert(mix, texts);
         }
-        said(&mut verify).context("the corpora are not as long as they should be")?;
-        Ok(made)
+        stdout_of(&mut verify).context("the corpora are not as long as they should be")?;
+        Ok(corpora)
     }
 
     /// ONNX Runtime alone, with the `shapes` of each mix, or with all shapes if there are none yet.
@@ -161,7 +163,7 @@ impl Places {
         shapes: &mut BTreeMap<Mix, Vec<String>>,
     ) -> Result<Vec<Ceiling>> {
         #[derive(Deserialize)]
-        struct Found {
+        struct CeilingOutput {
             us_per_token: BTreeMap<String, f64>,
             calls_us: Vec<f64>,
         }
@@ -174,10 +176,11 @@ impl Places {
             if let Some(shapes) = shapes.get(mix) {
                 command.extend(["--shapes".to_owned(), shapes.join(",")]);
             }
-            let answer = said(&mut pinned(core, &command)).context("the ceiling of ONNX Runtime")?;
-            let mut found: BTreeMap<String, Found> = serde_json::from_str(&answer).context("the ceiling's answer")?;
-            let found = found.remove(mix.name()).context("the ceiling has no such mix")?;
-            let mut sorted: Vec<(&String, f64)> = found.us_per_token.iter().map(|(shape, us)| (shape, *us)).collect();
+            let text = stdout_of(&mut pinned(core, &command)).context("the ceiling of ONNX Runtime")?;
+            let mut outputs: BTreeMap<String, CeilingOutput> =
+                serde_json::from_str(&text).context("the ceiling's output")?;
+            let output = outputs.remove(mix.name()).context("the ceiling has no such mix")?;
+            let mut sorted: Vec<(&String, f64)> = output.us_per_token.iter().map(|(shape, us)| (shape, *us)).collect();
             sorted.sort_by(|a, b| a.1.total_cmp(&b.1));
             let (shape, us) = sorted.first().context("the ceiling has no shape")?;
             ceilings.push(Ceiling {
@@ -186,7 +189,7 @@ impl Places {
                 mix: *mix,
                 tokens_per_s: 1e6 / us,
                 shape: (*shape).clone(),
-                calls_us: found.calls_us,
+                calls_us: output.calls_us,
             });
             // Later rounds run only the two best.
             shapes.entry(*mix).or_insert_with(|| sorted.iter().take(2).map(|(shape, _)| (*shape).clone()).collect());
@@ -198,12 +201,12 @@ impl Places {
     pub(crate) fn ceiling(&self, command: &str, engine: &str, core: usize, mix: Mix) -> Result<Ceiling> {
         let shell = ["sh", "-c", command].map(str::to_owned);
         let texts = self.corpus(mix).with_extension("txt");
-        let answer = said(
+        let output = stdout_of(
             pinned(core, &shell).current_dir(&self.root).env("BENCH_TEXTS", texts).env("BENCH_PRECISION", engine),
         )?;
-        let us = least_us(&answer).with_context(|| format!("no `N us/token` in: {}", last_line(&answer)))?;
+        let us = least_us(&output).with_context(|| format!("no `N us/token` in: {}", last_line(&output)))?;
         let (engine, shape) = (engine.to_owned(), "the command's best".to_owned());
-        Ok(Ceiling { round: 0, engine, mix, tokens_per_s: 1e6 / us, shape, calls_us: alone_us(&answer) })
+        Ok(Ceiling { round: 0, engine, mix, tokens_per_s: 1e6 / us, shape, calls_us: alone_us(&output) })
     }
 
     /// All servers, or why one is skipped.
@@ -252,7 +255,7 @@ impl Places {
             };
             specs.push((spec, missing));
         }
-        for (name, title, script, url, ports, needs) in [
+        for (name, title, script, url, ports, requirements) in [
             (
                 "fastapi-onnxruntime",
                 "FastAPI, ONNX Runtime",
@@ -311,7 +314,7 @@ impl Places {
                 difference_max,
                 together_max,
             };
-            specs.push((spec, self.missing.get(needs).cloned()));
+            specs.push((spec, self.missing.get(requirements).cloned()));
         }
         specs
     }
@@ -319,7 +322,7 @@ impl Places {
     /// The library of the peers' wheel: the same engine for all.
     fn onnxruntime(&self) -> Result<PathBuf> {
         let script = "import onnxruntime, pathlib; print(pathlib.Path(onnxruntime.__file__).parent / 'capi')";
-        let capi = said(Command::new(self.python()).args(["-c", script]))?;
+        let capi = stdout_of(Command::new(self.python()).args(["-c", script]))?;
         let entries = std::fs::read_dir(&capi).with_context(|| capi.clone())?;
         let mut libraries: Vec<PathBuf> = entries.filter_map(|entry| Some(entry.ok()?.path())).collect();
         libraries.retain(|path| {
@@ -335,8 +338,8 @@ impl Places {
                       names = 'onnxruntime onnx fastapi uvicorn uvloop mosec nvidia-pytriton torch transformers tokenizers'\n\
                       found = {d.name.lower(): d.version for d in m.distributions()}\n\
                       print(json.dumps({'python': platform.python_version()} | {n: found[n] for n in names.split() if n in found}))";
-        let answer = said(Command::new(self.python()).args(["-c", script])).unwrap_or_default();
-        serde_json::from_str(&answer).unwrap_or_default()
+        let output = stdout_of(Command::new(self.python()).args(["-c", script])).unwrap_or_default();
+        serde_json::from_str(&output).unwrap_or_default()
     }
 }
 
@@ -354,7 +357,7 @@ fn alone_us(text: &str) -> Vec<f64> {
 }
 
 /// The output of a program; an error with its last lines if it fails.
-pub(crate) fn said(command: &mut Command) -> Result<String> {
+pub(crate) fn stdout_of(command: &mut Command) -> Result<String> {
     let output = command.stdin(Stdio::null()).output().with_context(|| format!("cannot start {command:?}"))?;
     if !output.status.success() {
         let text = String::from_utf8_lossy(&output.stderr);

@@ -10,7 +10,7 @@ const TICKS_PER_SECOND: f64 = 100.0;
 
 /// The resources of a server during a run.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
-pub(crate) struct Use {
+pub(crate) struct ResourceUsage {
     pub(crate) resident_first_bytes: u64,
     pub(crate) resident_last_bytes: u64,
     pub(crate) resident_max_bytes: u64,
@@ -27,22 +27,22 @@ pub(crate) fn tree(root: u32) -> Vec<u32> {
             children.entry(parent).or_default().push(pid);
         }
     }
-    let mut found = if stat(root).is_some() { vec![root] } else { Vec::new() };
-    let mut at = 0;
-    while at < found.len() {
-        found.extend(children.remove(&found[at]).unwrap_or_default());
-        at += 1;
+    let mut processes = if stat(root).is_some() { vec![root] } else { Vec::new() };
+    let mut index = 0;
+    while index < processes.len() {
+        processes.extend(children.remove(&processes[index]).unwrap_or_default());
+        index += 1;
     }
-    found
+    processes
 }
 
 /// The start of a process, in clock ticks since boot: identifies it together with its id.
-pub(crate) fn began(pid: u32) -> Option<u64> {
+pub(crate) fn start_ticks(pid: u32) -> Option<u64> {
     stat(pid)?.get(19)?.parse().ok()
 }
 
 /// Whether it is running; a zombie is not.
-pub(crate) fn alive(pid: u32) -> bool {
+pub(crate) fn is_alive(pid: u32) -> bool {
     stat(pid).is_some_and(|fields| !matches!(fields.first().map(String::as_str), Some("Z" | "X")))
 }
 
@@ -70,13 +70,13 @@ pub(crate) fn cpu_with_ended_s(pid: u32) -> f64 {
     ticks.sum::<u64>() as f64 / TICKS_PER_SECOND
 }
 
-/// Processor time of everything on the machine since it began, s.
+/// Processor time of all processes of the machine since its start, s.
 pub(crate) fn busy_s() -> f64 {
     let text = fs::read_to_string("/proc/stat").unwrap_or_default();
     let first = text.lines().next().unwrap_or_default();
     let times: Vec<u64> = first.split_whitespace().skip(1).map_while(|field| field.parse().ok()).collect();
     // user, nice, system, (idle, waiting,) interrupts of both kinds.
-    [0, 1, 2, 5, 6].iter().filter_map(|at| times.get(*at)).sum::<u64>() as f64 / TICKS_PER_SECOND
+    [0, 1, 2, 5, 6].iter().filter_map(|index| times.get(*index)).sum::<u64>() as f64 / TICKS_PER_SECOND
 }
 
 /// The fields of `/proc/PID/stat` from the third on (the state): the name before them may contain any character.
@@ -102,10 +102,10 @@ mod tests {
         assert_eq!(below.len(), 2, "{below:?}");
         assert!(tree(own).contains(&below[1]));
         assert!(busy_s() > 0.0 && busy_s() >= cpu_with_ended_s(own) && cpu_with_ended_s(own) >= cpu_s(&[own]));
-        assert!(resident_bytes(&below) > 100_000 && began(below[1]).is_some() && alive(below[1]));
+        assert!(resident_bytes(&below) > 100_000 && start_ticks(below[1]).is_some() && is_alive(below[1]));
         child.kill().unwrap();
         child.wait().unwrap();
-        assert!(tree(child.id()).is_empty() && !alive(child.id()));
+        assert!(tree(child.id()).is_empty() && !is_alive(child.id()));
         // The grandchild is included.
         std::process::Command::new("kill").arg(below[1].to_string()).status().unwrap();
     }

@@ -12,7 +12,7 @@ use crate::svg::{self, Series};
 
 /// Writes RESULTS.md and the plots into `to`.
 pub(crate) fn write(results: &Results, to: &Path) -> Result<()> {
-    let results = &results.clone().possible();
+    let results = &results.clone().without_impossible();
     let mut text = String::new();
     heading(results, &mut text)?;
     verdicts(results, &mut text)?;
@@ -95,13 +95,16 @@ fn verdicts(results: &Results, text: &mut String) -> Result<()> {
 fn servers(results: &Results, text: &mut String) -> Result<()> {
     writeln!(
         text,
-        "## Servers\n\nThe scores of 64 texts, compared before anything is measured: alone with the first server's, and"
+        "## Servers\n\nThe scores of 64 texts, compared before the measurements: of single requests with the first server's, and"
     )?;
     writeln!(
         text,
-        "with the server's own when all 64 are asked at once. Every server has one thread for the model.\n"
+        "with the server's own when all 64 are requested at once. Every server has one thread for the model.\n"
     )?;
-    writeln!(text, "| server | start, s | off the first | off in company | |\n|---|---|---|---|---|")?;
+    writeln!(
+        text,
+        "| server | start, s | difference from the first | difference in a batch | |\n|---|---|---|---|---|"
+    )?;
     for server in &results.servers {
         let Server { title, skipped, start_s, difference, together, .. } = server;
         match skipped {
@@ -158,9 +161,10 @@ fn ratios(results: &Results, text: &mut String) -> Result<()> {
             let peers = SAME_WEIGHTS.iter().chain([&INT8, &TRANSFORMERS]);
             for theirs in peers.filter_map(|peer| results.ran().find(|server| server.name == *peer)) {
                 let cell = |shape: &String| {
-                    let found = results.ratios(&ours.name, &theirs.name, *mix, shape);
-                    let (least, most) = found.iter().fold((f64::INFINITY, 0.0_f64), |(a, b), v| (a.min(*v), b.max(*v)));
-                    median(found).map_or("-".to_owned(), |middle| format!("**{middle:.2}** ({least:.2} to {most:.2})"))
+                    let ratios = results.ratios(&ours.name, &theirs.name, *mix, shape);
+                    let (least, most) =
+                        ratios.iter().fold((f64::INFINITY, 0.0_f64), |(a, b), v| (a.min(*v), b.max(*v)));
+                    median(ratios).map_or("-".to_owned(), |middle| format!("**{middle:.2}** ({least:.2} to {most:.2})"))
                 };
                 let row: Vec<String> = shapes.iter().map(cell).collect();
                 writeln!(text, "| {} | {} |", theirs.title, row.join(" | "))?;
@@ -216,17 +220,17 @@ fn latency(results: &Results, text: &mut String) -> Result<()> {
 fn ceilings(results: &Results, text: &mut String) -> Result<()> {
     writeln!(
         text,
-        "## Ceiling\n\nThe engine alone in a loop on the server's core, inputs ready, in the best shape found.\n"
+        "## Ceiling\n\nThe engine alone in a loop on the server's core, with prepared inputs, in the best shape.\n"
     )?;
     writeln!(
         text,
-        "| engine | mix | shape | us for a real token | tokens/s | Weir's goodput of it |\n|---|---|---|---|---|---|"
+        "| engine | mix | shape | us for a real token | tokens/s | Weir's goodput relative to it |\n|---|---|---|---|---|---|"
     )?;
     for engine in ENGINES {
         for mix in &results.plan.mixes {
-            let found = || results.ceilings.iter().filter(|one| one.engine == engine && one.mix == *mix);
-            let Some(tokens_per_s) = median(found().map(|one| one.tokens_per_s)) else { continue };
-            let shape = found().next().map_or("", |one| one.shape.as_str());
+            let ceilings = || results.ceilings.iter().filter(|one| one.engine == engine && one.mix == *mix);
+            let Some(tokens_per_s) = median(ceilings().map(|one| one.tokens_per_s)) else { continue };
+            let shape = ceilings().next().map_or("", |one| one.shape.as_str());
             let share = goals::ceiling_share(results, engine, *mix);
             let share = share.map_or("-".to_owned(), |share| format!("{:.1} %", share * 100.0));
             let us = 1e6 / tokens_per_s;
@@ -240,12 +244,12 @@ fn ceilings(results: &Results, text: &mut String) -> Result<()> {
 fn overload(results: &Results, text: &mut String) -> Result<()> {
     writeln!(
         text,
-        "## Overload\n\nPoisson arrivals at multiples of the round's `open` rate on mixed lengths; medians over the rounds. Lag is how far the"
+        "## Overload\n\nPoisson arrivals at multiples of the round's `open` rate on mixed lengths; medians over the rounds. Lag is the delay of the"
     )?;
-    writeln!(text, "generator itself was behind its schedule; latencies of rejections include it.\n")?;
+    writeln!(text, "generator itself against its schedule; latencies of rejections include it.\n")?;
     writeln!(
         text,
-        "| server | times | due/s | goodput/s | of its peak | rejected | rejection p50, p99, ms | answers p99, ms | lost | memory first, most, MiB | lag p99, ms |"
+        "| server | times | due/s | goodput/s | of its peak | rejected | rejection p50, p99, ms | responses p99, ms | lost | memory first, most, MiB | lag p99, ms |"
     )?;
     writeln!(text, "|---|{}", "---|".repeat(10))?;
     for server in results.ran().filter(|server| server.name.starts_with("weir-")) {
@@ -319,17 +323,17 @@ fn plots(results: &Results) -> Vec<(String, String, String)> {
 }
 
 fn method(results: &Results, text: &mut String) -> Result<()> {
-    writeln!(text, "## How\n")?;
+    writeln!(text, "## Method\n")?;
     writeln!(
         text,
         "Servers run one at a time on one core, the load on another. In each round every server is started, warmed and measured; the\n\
-         order turns round with every round (A B, B A), so that slow drifts fall on all alike. Closed loops count from the last answer\n\
-         before the window to the last one in it, by real tokens. Open loops count from when a request was due; requests to Weir say that\n\
-         they wait for 100 ms (`timeout_ms`), which the peers cannot be told. All peers have the same\n\
-         weights in f32 (int8-stored matrices are multiplied out when they load), cut at 128 tokens, and batch up to 32 texts.\n"
+         order alternates with every round (A B, B A), so that slow drift affects all alike. Closed loops count from the last response\n\
+         before the window to the last one in it, by real tokens. Open loops measure from the due time of a request; requests to Weir have\n\
+         a timeout of 100 ms (`timeout_ms`), which the peers do not support. All peers have the same\n\
+         weights in f32 (matrices stored as int8 are converted when they load), cut at 128 tokens, and batch up to 32 texts.\n"
     )?;
     if !results.notes.is_empty() {
-        writeln!(text, "What went wrong on the way:\n")?;
+        writeln!(text, "Problems during the run:\n")?;
         for note in &results.notes {
             writeln!(text, "- {}", note.replace('\n', " "))?;
         }

@@ -85,7 +85,7 @@ pub(crate) struct Step {
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(crate) struct Ceiling {
     pub(crate) round: usize,
-    /// `onnxruntime` or `tract`.
+    /// `onnxruntime`, `tract`, or a precision of the built-in engine.
     pub(crate) engine: String,
     pub(crate) mix: Mix,
     /// Real tokens per second in the best shape.
@@ -123,7 +123,7 @@ impl Results {
 
     /// Removes the closed loops in which a server with the ceiling's engine seems faster than the engine alone: their window
     /// ended before a second batch, and counted work from before the window. Names them in a note.
-    pub(crate) fn possible(mut self) -> Self {
+    pub(crate) fn without_impossible(mut self) -> Self {
         let all = self.cells.len();
         let ceilings = std::mem::take(&mut self.ceilings);
         self.cells.retain(|cell| {

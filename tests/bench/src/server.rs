@@ -47,7 +47,7 @@ impl Spec {
 }
 
 /// A running server, which is ended on drop.
-pub(crate) struct Running {
+pub(crate) struct RunningServer {
     child: Child,
     pub(crate) address: SocketAddr,
     pub(crate) spec: Spec,
@@ -65,15 +65,15 @@ pub(crate) fn pinned(core: usize, command: &[String]) -> Command {
     pinned
 }
 
-impl Running {
+impl RunningServer {
     /// Starts it and waits until it answers `text` with 200.
     pub(crate) fn start(spec: &Spec, core: usize, logs: &Path, root: &Path, text: &Text) -> Result<Self> {
         let ports = free_ports()?;
-        let filled = |word: &String| {
+        let fill_ports = |word: &String| {
             let names = ["{port}", "{port2}", "{port3}"];
             names.iter().zip(ports).fold(word.clone(), |word, (name, port)| word.replace(name, &port.to_string()))
         };
-        let command: Vec<String> = spec.command.iter().map(filled).collect();
+        let command: Vec<String> = spec.command.iter().map(fill_ports).collect();
         let log = logs.join(format!("{}.log", spec.name));
         let output = File::options().create(true).append(true).open(&log)?;
         let began = Instant::now();
@@ -116,8 +116,8 @@ impl Running {
         format!("http://{}{}", self.address, self.spec.path)
     }
 
-    pub(crate) fn alive(&self) -> bool {
-        process::alive(self.child.id())
+    pub(crate) fn is_alive(&self) -> bool {
+        process::is_alive(self.child.id())
     }
 
     /// Sends one request; returns the status.
@@ -134,7 +134,7 @@ impl Running {
         let mut start = [0; 12];
         stream.read_exact(&mut start)?;
         let status = std::str::from_utf8(&start[9..]).ok().and_then(|code| code.parse().ok());
-        status.with_context(|| format!("not an HTTP answer: {start:?}"))
+        status.with_context(|| format!("not an HTTP response: {start:?}"))
     }
 
     /// Waits until the earlier load is finished: a probe is answered again.
@@ -142,7 +142,7 @@ impl Running {
         let until = Instant::now() + wait;
         loop {
             let left = until.saturating_duration_since(Instant::now());
-            ensure!(!left.is_zero() && self.alive(), "{} does not answer after its load", self.spec.name);
+            ensure!(!left.is_zero() && self.is_alive(), "{} does not answer after its load", self.spec.name);
             if matches!(self.probe(text, left.max(Duration::from_millis(1))), Ok(200)) {
                 return Ok(());
             }
@@ -167,21 +167,21 @@ impl Running {
     }
 }
 
-impl Drop for Running {
+impl Drop for RunningServer {
     fn drop(&mut self) {
         // Its descendants, each with its start time, so that a reused id is not mistaken.
         let pids: Vec<(u32, Option<u64>)> =
-            process::tree(self.child.id()).into_iter().map(|pid| (pid, process::began(pid))).collect();
+            process::tree(self.child.id()).into_iter().map(|pid| (pid, process::start_ticks(pid))).collect();
         signal("TERM", &[self.child.id()]);
-        let asked = Instant::now();
-        while asked.elapsed() < STOP_MAX && matches!(self.child.try_wait(), Ok(None)) {
+        let stop = Instant::now();
+        while stop.elapsed() < STOP_MAX && matches!(self.child.try_wait(), Ok(None)) {
             std::thread::sleep(POLL);
         }
         if matches!(self.child.try_wait(), Ok(None)) {
             let _ = self.child.kill();
             let _ = self.child.wait();
         }
-        let left = |(pid, began): &(u32, Option<u64>)| began.is_some() && process::began(*pid) == *began;
+        let left = |(pid, ticks): &(u32, Option<u64>)| ticks.is_some() && process::start_ticks(*pid) == *ticks;
         let left: Vec<u32> = pids.iter().filter(|one| left(one)).map(|(pid, _)| *pid).collect();
         signal("KILL", &left);
     }
@@ -197,10 +197,10 @@ fn signal(name: &str, pids: &[u32]) {
 
 /// Free ports.
 fn free_ports() -> Result<[u16; 3]> {
-    let held =
+    let listeners =
         [TcpListener::bind("127.0.0.1:0")?, TcpListener::bind("127.0.0.1:0")?, TcpListener::bind("127.0.0.1:0")?];
     let mut ports = [0; 3];
-    for (port, listener) in ports.iter_mut().zip(&held) {
+    for (port, listener) in ports.iter_mut().zip(&listeners) {
         *port = listener.local_addr()?.port();
     }
     Ok(ports)
@@ -230,7 +230,7 @@ mod tests {
         let child = pinned(0, &spec.command).stdout(Stdio::null()).spawn().unwrap();
         let pid = child.id();
         let address = SocketAddr::from(([127, 0, 0, 1], 1));
-        let running = Running { child, address, spec: spec.clone(), log: logs.join("x"), start_s: 0.0 };
+        let running = RunningServer { child, address, spec: spec.clone(), log: logs.join("x"), start_s: 0.0 };
         let until = Instant::now() + Duration::from_secs(20);
         while process::tree(pid).len() < 3 && Instant::now() < until {
             std::thread::yield_now();
@@ -238,14 +238,14 @@ mod tests {
         let tree = process::tree(pid);
         assert_eq!(tree.len(), 3);
         drop(running);
-        while tree.iter().any(|pid| process::alive(*pid)) && Instant::now() < until {
+        while tree.iter().any(|pid| process::is_alive(*pid)) && Instant::now() < until {
             std::thread::yield_now();
         }
-        assert!(tree.iter().all(|pid| !process::alive(*pid)));
+        assert!(tree.iter().all(|pid| !process::is_alive(*pid)));
         // A server that ends at once is an error with its output.
         let broken = Spec { command: ["sh", "-c", "echo no such model; exit 3"].map(str::to_owned).to_vec(), ..spec };
         let text = Text { text: "a".to_owned(), tokens: 3 };
-        let error = Running::start(&broken, 0, &logs, Path::new("."), &text).err().unwrap().to_string();
+        let error = RunningServer::start(&broken, 0, &logs, Path::new("."), &text).err().unwrap().to_string();
         assert!(error.contains("no such model") && error.contains("3"), "{error}");
         std::fs::remove_dir_all(&logs).unwrap();
     }

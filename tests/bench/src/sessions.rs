@@ -47,10 +47,10 @@ pub(crate) async fn run(options: Options) -> Result<Value> {
     let before = resident();
     let ids = Rc::new(create(&options).await?);
     let idle = resident();
-    let fed = soak(&options, &ids).await?;
+    let (chunks, times) = soak(&options, &ids).await?;
     let after = resident();
     for id in ids.iter() {
-        let state = ask(&options, "GET", &format!("/sessions/{id}"), "").await?;
+        let state = request(&options, "GET", &format!("/sessions/{id}"), "").await?;
         ensure!(state["state"] == "open" && state["feeding"] == false, "{state}");
     }
     let of_each = |then: Option<u64>| {
@@ -59,8 +59,8 @@ pub(crate) async fn run(options: Options) -> Result<Value> {
     };
     Ok(json!({
         "sessions": options.sessions, "seconds": options.seconds,
-        "chunks_per_s": fed.0 as f64 / options.seconds,
-        "request": fed.1.quantiles(),
+        "chunks_per_s": chunks as f64 / options.seconds,
+        "request": times.quantiles(),
         "resident_bytes_before": before, "resident_bytes_of_an_empty_session": of_each(idle),
         "resident_bytes_of_a_session_after": of_each(after),
     }))
@@ -69,19 +69,19 @@ pub(crate) async fn run(options: Options) -> Result<Value> {
 async fn create(options: &Options) -> Result<Vec<String>> {
     let local = tokio::task::LocalSet::new();
     let each = options.sessions.div_ceil(options.connections);
-    let made = (0..options.connections).map(|at| {
+    let creations = (0..options.connections).map(|connection| {
         let options = options.clone();
-        let count = each.min(options.sessions.saturating_sub(at * each));
+        let count = each.min(options.sessions.saturating_sub(connection * each));
         async move {
             let mut connection = Connection::open(options.address).await?;
             let config = json!({"summary": {"every_finals": 0, "at_end": false}}).to_string();
             let mut ids = Vec::new();
             for _ in 0..count {
-                let (status, answer) =
+                let (status, response) =
                     exchange(&mut connection, &options, "POST", "/sessions", "application/json", &config).await?;
-                let answer: Value = serde_json::from_slice(&answer)?;
-                ensure!(status == 201, "{answer}");
-                ids.push(answer["session_id"].as_str().context("no id")?.to_owned());
+                let response: Value = serde_json::from_slice(&response)?;
+                ensure!(status == 201, "{response}");
+                ids.push(response["session_id"].as_str().context("no id")?.to_owned());
             }
             Ok::<_, anyhow::Error>(ids)
         }
@@ -89,12 +89,12 @@ async fn create(options: &Options) -> Result<Vec<String>> {
     local
         .run_until(async {
             let mut tasks = JoinSet::new();
-            for task in made {
+            for task in creations {
                 tasks.spawn_local(task);
             }
             let mut ids = Vec::new();
-            while let Some(made) = tasks.join_next().await {
-                ids.extend(made??);
+            while let Some(created) = tasks.join_next().await {
+                ids.extend(created??);
             }
             Ok(ids)
         })
@@ -110,25 +110,26 @@ async fn soak(options: &Options, ids: &Rc<Vec<String>>) -> Result<(u64, Histogra
     local
         .run_until(async {
             let mut tasks = JoinSet::new();
-            for at in 0..options.connections {
+            for first in 0..options.connections {
                 let (options, ids, times) = (options.clone(), ids.clone(), times.clone());
                 tasks.spawn_local(async move {
                     let mut connection = Connection::open(options.address).await?;
                     let (mut chunks, mut round) = (0, 0);
                     while began.elapsed() < time {
-                        for id in ids.iter().skip(at).step_by(options.connections) {
+                        for id in ids.iter().skip(first).step_by(options.connections) {
                             if began.elapsed() >= time {
                                 break;
                             }
-                            let body: String = (0..options.chunks).map(|at| line(round, at, options.chunks)).collect();
+                            let body: String =
+                                (0..options.chunks).map(|index| line(round, index, options.chunks)).collect();
                             let sent = Instant::now();
                             let path = format!("/sessions/{id}/chunks");
-                            let (status, answer) =
+                            let (status, response) =
                                 exchange(&mut connection, &options, "POST", &path, "application/x-ndjson", &body)
                                     .await?;
-                            let answer = String::from_utf8_lossy(&answer);
-                            let partials = answer.matches("{\"type\":\"partial_segment\"").count();
-                            ensure!(status == 200 && partials == options.chunks, "{status} {answer}");
+                            let response = String::from_utf8_lossy(&response);
+                            let partials = response.matches("{\"type\":\"partial_segment\"").count();
+                            ensure!(status == 200 && partials == options.chunks, "{status} {response}");
                             times.borrow_mut().record(u64::try_from(sent.elapsed().as_nanos())?);
                             chunks += partials as u64;
                         }
@@ -138,26 +139,26 @@ async fn soak(options: &Options, ids: &Rc<Vec<String>>) -> Result<(u64, Histogra
                 });
             }
             let mut chunks = 0;
-            while let Some(fed) = tasks.join_next().await {
-                chunks += fed??;
+            while let Some(answered) = tasks.join_next().await {
+                chunks += answered??;
             }
             Ok((chunks, times.take()))
         })
         .await
 }
 
-fn line(round: usize, at: usize, chunks: usize) -> String {
-    let (seq, speaker) = (round * chunks + at, ["agent", "customer"][round % 2]);
+fn line(round: usize, index: usize, chunks: usize) -> String {
+    let (seq, speaker) = (round * chunks + index, ["agent", "customer"][round % 2]);
     format!(
         "{{\"start\":{seq},\"end\":{seq}.9,\"text\":\"and the price was not what we agreed\",\"speaker_id\":\"{speaker}\",\"seq\":{seq}}}\n"
     )
 }
 
-async fn ask(options: &Options, method: &str, path: &str, body: &str) -> Result<Value> {
+async fn request(options: &Options, method: &str, path: &str, body: &str) -> Result<Value> {
     let mut connection = Connection::open(options.address).await?;
-    let (status, answer) = exchange(&mut connection, options, method, path, "application/json", body).await?;
-    ensure!(status == 200, "{status} {}", String::from_utf8_lossy(&answer));
-    Ok(serde_json::from_slice(&answer)?)
+    let (status, response) = exchange(&mut connection, options, method, path, "application/json", body).await?;
+    ensure!(status == 200, "{status} {}", String::from_utf8_lossy(&response));
+    Ok(serde_json::from_slice(&response)?)
 }
 
 async fn exchange(
@@ -171,7 +172,7 @@ async fn exchange(
     let target = Target { address: options.address, path: path.to_owned(), form: Form::Text, headers: Vec::new() };
     let more = format!("content-type: {content_type}\r\ncontent-length: {}\r\n", body.len());
     connection.send(format!("{}{body}", target.head(method, &more)).as_bytes()).await?;
-    let mut answer = Vec::new();
-    let status = connection.receive(&mut answer).await?;
-    Ok((status, answer))
+    let mut response = Vec::new();
+    let status = connection.receive(&mut response).await?;
+    Ok((status, response))
 }

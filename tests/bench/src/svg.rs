@@ -26,7 +26,7 @@ pub(crate) fn lines(title: &str, x: &str, y: &str, y_logarithmic: bool, series: 
     let mut svg = frame(title, x, y);
     let (width, height) = inner();
     for tick in across.ticks() {
-        let at = LEFT + width * across.place(tick);
+        let at = LEFT + width * across.share(tick);
         let _ = write!(
             svg,
             r##"<line x1="{at:.1}" y1="{TOP}" x2="{at:.1}" y2="{:.1}" stroke="#ddd"/><text x="{at:.1}" y="{:.1}" text-anchor="middle">{}</text>"##,
@@ -35,18 +35,18 @@ pub(crate) fn lines(title: &str, x: &str, y: &str, y_logarithmic: bool, series: 
             number(tick)
         );
     }
-    ruled(&mut svg, &up);
+    draw_rules(&mut svg, &up);
     for (ix, one) in series.iter().enumerate() {
         let colour = COLOURS[ix % COLOURS.len()];
         let mut sorted: Vec<(f64, f64)> =
             one.points.iter().copied().filter(|p| p.0 > 0.0 && (!y_logarithmic || p.1 > 0.0)).collect();
         sorted.sort_by(|a, b| a.0.total_cmp(&b.0));
-        let place = |p: &(f64, f64)| (LEFT + width * across.place(p.0), TOP + height * (1.0 - up.place(p.1)));
-        let path: Vec<String> = sorted.iter().map(|p| format!("{:.1},{:.1}", place(p).0, place(p).1)).collect();
+        let position = |p: &(f64, f64)| (LEFT + width * across.share(p.0), TOP + height * (1.0 - up.share(p.1)));
+        let path: Vec<String> = sorted.iter().map(|p| format!("{:.1},{:.1}", position(p).0, position(p).1)).collect();
         let _ =
             write!(svg, r#"<polyline points="{}" fill="none" stroke="{colour}" stroke-width="2"/>"#, path.join(" "));
         for point in &sorted {
-            let (cx, cy) = place(point);
+            let (cx, cy) = position(point);
             let _ = write!(svg, r#"<circle cx="{cx:.1}" cy="{cy:.1}" r="2.5" fill="{colour}"/>"#);
         }
     }
@@ -59,17 +59,17 @@ pub(crate) fn bars(title: &str, y: &str, groups: &[String], series: &[Series]) -
     let up = Axis::new(series.iter().flat_map(|one| one.points.iter().map(|point| point.1)), false);
     let mut svg = frame(title, "", y);
     let (width, height) = inner();
-    ruled(&mut svg, &up);
+    draw_rules(&mut svg, &up);
     let group = width / groups.len().max(1) as f64;
     let bar = group * 0.8 / series.len().max(1) as f64;
     for (ix, name) in groups.iter().enumerate() {
         let at = LEFT + group * (ix as f64 + 0.5);
         let below = TOP + height + 16.0;
-        let _ = write!(svg, r#"<text x="{at:.1}" y="{below:.1}" text-anchor="middle">{}</text>"#, escaped(name));
+        let _ = write!(svg, r#"<text x="{at:.1}" y="{below:.1}" text-anchor="middle">{}</text>"#, escape(name));
     }
     for (ix, one) in series.iter().enumerate() {
         for (at, value) in &one.points {
-            let high = height * up.place(*value);
+            let high = height * up.share(*value);
             let _ = write!(
                 svg,
                 r#"<rect x="{:.1}" y="{:.1}" width="{:.1}" height="{high:.1}" fill="{}"/>"#,
@@ -110,8 +110,8 @@ impl Axis {
         }
     }
 
-    /// From 0 to 1.
-    fn place(&self, value: f64) -> f64 {
+    /// The position of a value on the axis, from 0 to 1.
+    fn share(&self, value: f64) -> f64 {
         let share = if self.logarithmic {
             (value / self.from).ln() / (self.to / self.from).ln()
         } else {
@@ -142,28 +142,28 @@ fn frame(title: &str, x: &str, y: &str) -> String {
     let _ = write!(
         svg,
         r#"<rect width="100%" height="100%" fill="white"/><text x="{LEFT}" y="22" font-size="15">{}</text>"#,
-        escaped(title)
+        escape(title)
     );
     let _ = write!(
         svg,
         r#"<text x="{:.1}" y="{:.1}" text-anchor="middle">{}</text>"#,
         LEFT + width / 2.0,
         SIZE.1 - 12.0,
-        escaped(x)
+        escape(x)
     );
     let middle = TOP + height / 2.0;
     let _ = write!(
         svg,
         r#"<text x="16" y="{middle:.1}" text-anchor="middle" transform="rotate(-90 16 {middle:.1})">{}</text>"#,
-        escaped(y)
+        escape(y)
     );
     svg
 }
 
-fn ruled(svg: &mut String, up: &Axis) {
+fn draw_rules(svg: &mut String, up: &Axis) {
     let (width, height) = inner();
     for tick in up.ticks() {
-        let at = TOP + height * (1.0 - up.place(tick));
+        let at = TOP + height * (1.0 - up.share(tick));
         let _ = write!(
             svg,
             r##"<line x1="{LEFT}" y1="{at:.1}" x2="{:.1}" y2="{at:.1}" stroke="#ddd"/><text x="{:.1}" y="{:.1}" text-anchor="end">{}</text>"##,
@@ -186,7 +186,7 @@ fn legend<'a>(svg: &mut String, names: impl Iterator<Item = &'a str>) {
             y - 6.0,
             x + 18.0,
             y + 4.0,
-            escaped(name)
+            escape(name)
         );
     }
 }
@@ -199,7 +199,7 @@ fn number(value: f64) -> String {
     }
 }
 
-fn escaped(text: &str) -> String {
+fn escape(text: &str) -> String {
     text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;")
 }
 

@@ -59,10 +59,10 @@ pub(crate) fn create(address: SocketAddr) -> Result<String> {
         body.len()
     );
     stream.write_all(format!("{head}{body}").as_bytes())?;
-    let mut answer = String::new();
-    stream.read_to_string(&mut answer)?;
-    let (_, body) = answer.split_once("\r\n\r\n").context("no answer")?;
-    let body: Value = serde_json::from_str(body).with_context(|| answer.clone())?;
+    let mut response = String::new();
+    stream.read_to_string(&mut response)?;
+    let (_, body) = response.split_once("\r\n\r\n").context("no response")?;
+    let body: Value = serde_json::from_str(body).with_context(|| response.clone())?;
     Ok(body["session_id"].as_str().with_context(|| body.to_string())?.to_owned())
 }
 
@@ -95,10 +95,10 @@ fn feed(address: SocketAddr, path: &str, chunks: usize) -> Result<f64> {
 }
 
 /// A dialogue of two speakers, four chunks each.
-fn line(at: usize) -> String {
-    let speaker = ["agent", "customer"][at / 4 % 2];
+fn line(seq: usize) -> String {
+    let speaker = ["agent", "customer"][seq / 4 % 2];
     format!(
-        "{{\"start\":{at},\"end\":{at}.9,\"text\":\"and the price was not what we agreed\",\"speaker_id\":\"{speaker}\",\"seq\":{at}}}\n"
+        "{{\"start\":{seq},\"end\":{seq}.9,\"text\":\"and the price was not what we agreed\",\"speaker_id\":\"{speaker}\",\"seq\":{seq}}}\n"
     )
 }
 
@@ -106,28 +106,29 @@ fn line(at: usize) -> String {
 fn read(mut stream: TcpStream) -> Result<usize> {
     const NEEDLE: &[u8] = b"{\"type\":\"partial";
     let mut buffer = vec![0; 1 << 18];
-    let (mut kept, mut partials, mut first) = (0, 0, true);
+    let (mut carried, mut partials, mut first) = (0, 0, true);
     loop {
-        let read = stream.read(&mut buffer[kept..])?;
+        let read = stream.read(&mut buffer[carried..])?;
         if read == 0 {
             return Ok(partials);
         }
-        let all = &buffer[..kept + read];
+        let all = &buffer[..carried + read];
         if std::mem::take(&mut first) {
             ensure!(all.starts_with(b"HTTP/1.1 200"), "{}", String::from_utf8_lossy(all));
         }
-        // A needle is found by its first byte; what may be the beginning of one stays.
-        let mut at = 0;
-        while let Some(found) = all[at..].iter().position(|byte| *byte == b'{') {
-            at += found;
-            if all.len() - at < NEEDLE.len() {
+        // A needle is located by its first byte; the possible start of one is carried to the next read.
+        let mut offset = 0;
+        while let Some(position) = all[offset..].iter().position(|byte| *byte == b'{') {
+            offset += position;
+            if all.len() - offset < NEEDLE.len() {
                 break;
             }
-            partials += usize::from(all[at..].starts_with(NEEDLE));
-            at += 1;
+            partials += usize::from(all[offset..].starts_with(NEEDLE));
+            offset += 1;
         }
-        let from = if all.len() - at < NEEDLE.len() && all[at..].first() == Some(&b'{') { at } else { all.len() };
-        kept = all.len() - from;
-        buffer.copy_within(from..from + kept, 0);
+        let from =
+            if all.len() - offset < NEEDLE.len() && all[offset..].first() == Some(&b'{') { offset } else { all.len() };
+        carried = all.len() - from;
+        buffer.copy_within(from..from + carried, 0);
     }
 }

@@ -9,10 +9,10 @@ use crate::simd::{Kernel, Simd};
 use crate::tile::by_rows;
 
 /// `softmax(factor Q Kᵀ) V` of queries of one sequence and one head of its keys and values. Each query is computed by itself, page
-/// after page, so the queries beside it do not change its bits.
+/// after page, so that other queries in the call do not change its bits.
 #[derive(Debug)]
 pub struct PagedAttention<'a> {
-    /// The layer.
+    /// The keys and values of a layer.
     pub cache: &'a CachePages,
     /// The pages of the sequence.
     pub pages: &'a [u32],
@@ -20,21 +20,21 @@ pub struct PagedAttention<'a> {
     pub head: usize,
     /// `[query][head_size]`
     pub queries: &'a [f32],
-    /// Tokens that each query attends to, from the first on; at least one.
+    /// The number of tokens that each query attends to, counted from the first; at least one.
     pub lengths: &'a [usize],
-    /// What scores are multiplied by, positive.
+    /// The factor of the scores; positive.
     pub factor: f32,
     /// `[query][head_size]`
     pub out: &'a mut [f32],
-    /// Memory to work in.
+    /// Scratch memory, grown as needed.
     pub scores: &'a mut Vec<f32>,
 }
 
 impl PagedAttention<'_> {
-    /// Computes it.
+    /// Computes the attention and writes it to `out`.
     ///
     /// # Panics
-    /// If the sizes do not fit, or a sequence has too few pages.
+    /// If the lengths of the slices do not agree, or a length is not within the pages.
     pub fn compute(self, isa: Isa) {
         let head_size = self.cache.shape().head_size;
         assert_eq!(self.queries.len(), self.lengths.len() * head_size, "the queries of an attention");
@@ -84,7 +84,7 @@ impl Kernel for PagedAttention<'_> {
 /// The largest [`Simd::ROWS`].
 const ROWS_MAX: usize = 12;
 
-/// A head of a sequence.
+/// The pages of a sequence and a head of them.
 #[derive(Clone, Copy)]
 struct View<'a> {
     cache: &'a CachePages,
@@ -93,8 +93,8 @@ struct View<'a> {
     head_size: usize,
 }
 
-/// `scores[row][key]`, each row as long as the pages. Few rows are multiplied by several pages at once, so that an addition need not
-/// wait for the one before.
+/// Writes `scores[row][key]`, each row as long as the pages. Few rows are multiplied by several pages at once: more independent sums
+/// hide the latency of an addition.
 #[inline(always)]
 fn score_rows<S: Simd, const R: usize>(simd: S, view: View<'_>, queries: &[f32], scores: &mut [f32]) {
     if R <= 3 {
@@ -157,7 +157,7 @@ fn score<S: Simd, const R: usize, const P: usize>(
     }
 }
 
-/// `out[row] = weights[row] · values` for the rows of a part.
+/// Writes `out[row] = weights[row] · values` for the rows of a part.
 #[inline(always)]
 fn add_values<S: Simd>(simd: S, view: View<'_>, part: Block, tokens: usize, weights: &[f32], out: &mut [f32]) {
     let out = &mut out[part.first * view.head_size..][..part.count * view.head_size];
@@ -202,7 +202,7 @@ fn weighted<S: Simd, const R: usize, const C: usize>(
     for (index, page) in view.pages.iter().enumerate() {
         let values = view.cache.values(*page, view.head);
         let first = index * PAGE_TOKENS;
-        // What lies past the last token may be anything.
+        // The slots after the last token hold arbitrary numbers.
         for token in 0..PAGE_TOKENS.min(tokens - first) {
             let mut vectors = [simd.splat(0.0); C];
             for (lane, vector) in vectors.iter_mut().enumerate() {

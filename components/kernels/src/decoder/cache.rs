@@ -7,7 +7,7 @@ use crate::simd::{Kernel, Simd, f32_to_f16};
 /// Tokens of a page.
 pub const PAGE_TOKENS: usize = 16;
 
-/// What a page consists of.
+/// The shape of the keys and values of one token.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PageShape {
     /// Heads of keys and values.
@@ -17,24 +17,24 @@ pub struct PageShape {
 }
 
 impl PageShape {
-    /// Elements of a token: those of its keys, and as many of its values.
+    /// Elements of a token's key; its value has as many.
     pub fn token_elements(self) -> usize {
         self.heads * self.head_size
     }
 }
 
-/// The keys and values of a layer in f16. A number that f16 has no room for is stored as the greatest one that it has.
+/// The keys and values of a layer in f16. A number past the range of f16 is stored as ±65504.
 #[derive(Debug)]
 pub struct CachePages {
     shape: PageShape,
-    /// `[page][head][element][token]`: the tokens of a page are the lanes of a product with a query.
+    /// `[page][head][element][token]`: in a product with a query, the tokens of a page are the lanes.
     keys: Aligned<u16>,
     /// `[page][head][token][element]`
     values: Aligned<u16>,
 }
 
 impl CachePages {
-    /// Makes room for pages. The system provides the memory when a page is first written to.
+    /// Allocates pages. The system provides the memory when a page is first written to.
     ///
     /// # Panics
     /// If the size of a head is not a multiple of 16.
@@ -44,7 +44,7 @@ impl CachePages {
         Self { shape, keys: Aligned::zeroed(elements), values: Aligned::zeroed(elements) }
     }
 
-    /// What a page consists of.
+    /// The shape of a token's keys and values.
     pub fn shape(&self) -> PageShape {
         self.shape
     }
@@ -52,7 +52,7 @@ impl CachePages {
     /// Writes a token's key and value, `[head][element]` each.
     ///
     /// # Panics
-    /// If there is no such place, or a slice has another length.
+    /// If there is no such page or slot, or a slice has another length.
     pub fn write(&mut self, isa: Isa, page: usize, slot: usize, key: &[f32], value: &[f32]) {
         let PageShape { heads, head_size } = self.shape;
         assert!(
@@ -77,13 +77,14 @@ impl CachePages {
         let PageShape { heads, head_size } = self.shape;
         let elements = PAGE_TOKENS * heads * head_size;
         for element in 0..heads * head_size {
-            let place = element * PAGE_TOKENS;
-            self.keys.copy_within(from * elements + place..from * elements + place + tokens, to * elements + place);
+            let offset = element * PAGE_TOKENS;
+            let source = from * elements + offset;
+            self.keys.copy_within(source..source + tokens, to * elements + offset);
         }
         for head in 0..heads {
-            let place = head * PAGE_TOKENS * head_size;
-            let source = from * elements + place;
-            self.values.copy_within(source..source + tokens * head_size, to * elements + place);
+            let offset = head * PAGE_TOKENS * head_size;
+            let source = from * elements + offset;
+            self.values.copy_within(source..source + tokens * head_size, to * elements + offset);
         }
     }
 
@@ -109,7 +110,7 @@ struct StoreValues<'a> {
     value: &'a [f32],
     head_size: usize,
     slot: usize,
-    /// Of the page: `[head][token][element]`.
+    /// The values of the page: `[head][token][element]`.
     values: &'a mut [u16],
 }
 

@@ -22,8 +22,8 @@ pub fn gated_silu(isa: Isa, gate: &[f32], up: &[f32], out: &mut [f32]) {
     isa.run(GatedSilu { gate, up, out });
 }
 
-/// Rotates the pairs `(head[i], head[i + n])` of a head by the angles whose cosines and sines are given, `n` of each. Su et al.,
-/// "RoFormer", 2021, with the pairs of GPT-NeoX.
+/// Rotates the `n` pairs `(head[i], head[i + n])` of a head by the angles with these `n` cosines and sines. Su et al., "RoFormer",
+/// 2021, with the pairs of GPT-NeoX.
 ///
 /// # Panics
 /// If the head is shorter than all pairs.
@@ -34,13 +34,13 @@ pub fn rotate(isa: Isa, head: &mut [f32], cosines: &[f32], sines: &[f32]) {
     isa.run(Rotate { left, right: &mut right[..pairs], cosines, sines });
 }
 
-/// Replaces a row by `exp(factor (row - greatest))`, and returns the sum of that, in an order that depends on the length alone. The
-/// factor is positive. Powers below `exp(-87.3)` are that.
+/// Replaces a row by `exp(factor (row - greatest))` and returns the sum of the result, in an order that depends on the length alone.
+/// The factor is positive. Exponents below -87.3 count as -87.3.
 pub fn exponentials(isa: Isa, row: &mut [f32], factor: f32) -> f32 {
     if row.is_empty() { 0.0 } else { isa.run(Exponentials { row, factor }) }
 }
 
-/// The greatest element; negative infinity of none.
+/// The greatest element; negative infinity for an empty row.
 pub fn greatest(isa: Isa, row: &[f32]) -> f32 {
     isa.run(Greatest { row })
 }

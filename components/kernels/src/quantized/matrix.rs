@@ -7,19 +7,19 @@ use crate::quantized::rows::QuantizedRows;
 use crate::quantized::{BLOCK, GROUPS, PANEL};
 use crate::simd::{f16_to_f32, f32_to_f16};
 
-/// What the integers of a matrix stand for.
+/// How the integers of a matrix map to weights.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum WeightForm {
     /// 0 to 15: `scale * (q - center)`.
     Nibbles {
-        /// What zero is stored as, at most 15.
+        /// The integer of weight 0, at most 15.
         center: u8,
     },
     /// 0 to 15: `scale * q + minimum`.
     NibblesWithMinimum,
     /// 0 to 255: `scale * (q - center)`.
     Bytes {
-        /// What zero is stored as.
+        /// The integer of weight 0.
         center: u8,
     },
     /// 0 to 255: `scale * q + minimum`.
@@ -53,7 +53,7 @@ impl WeightForm {
 pub struct WeightBlock {
     /// Rounded to f16 when it is packed.
     pub scale: f32,
-    /// Rounded to f16 when it is packed; of no meaning in a form without a minimum.
+    /// Rounded to f16 when it is packed; ignored in a form without a minimum.
     pub minimum: f32,
     /// The integers.
     pub values: [u8; BLOCK],
@@ -66,9 +66,9 @@ pub struct QuantizedMatrix {
     inner: usize,
     columns: usize,
     form: WeightForm,
-    /// What every weight is multiplied by.
+    /// The factor of all weights.
     factor: f32,
-    /// `[panel][block]`, of each block the integers of [`GROUPS`] groups.
+    /// `[panel][block]`, each block being the integers of [`GROUPS`] groups.
     values: Aligned<u8>,
     /// f16: `[panel][block][column]`.
     scales: Aligned<u16>,
@@ -79,8 +79,8 @@ pub struct QuantizedMatrix {
 }
 
 impl QuantizedMatrix {
-    /// Packs the blocks that `block(column, index)` gives. Every weight is multiplied by `factor` in addition: with a power of two, it
-    /// moves scales that are not f16 into its range.
+    /// Packs the blocks that `block(column, index)` returns. Every weight is multiplied by `factor`: a power of two moves scales that
+    /// are outside the range of f16 into it.
     ///
     /// # Panics
     /// If `inner` is not a multiple of 32.
@@ -99,10 +99,10 @@ impl QuantizedMatrix {
         let mut minima = Aligned::zeroed(if form.has_minimum() { scales.len() } else { 0 });
         for column in 0..columns {
             for index in 0..blocks {
-                let place = column / PANEL * blocks + index;
+                let position = column / PANEL * blocks + index;
                 let lane = column % PANEL;
                 let block = block(column, index);
-                let to: &mut [u8] = &mut values[place * form.block_bytes()..][..form.block_bytes()];
+                let to: &mut [u8] = &mut values[position * form.block_bytes()..][..form.block_bytes()];
                 for (group, values) in block.values.chunks_exact(4).enumerate() {
                     if form.has_bytes() {
                         let to = &mut to[group * 4 * PANEL + lane * 4..][..4];
@@ -112,9 +112,9 @@ impl QuantizedMatrix {
                         to.iter_mut().zip(values).for_each(|(to, value)| *to |= (value & 15) << (group % 2 * 4));
                     }
                 }
-                scales[place * PANEL + lane] = f32_to_f16(block.scale.clamp(-F16_MAX, F16_MAX));
+                scales[position * PANEL + lane] = f32_to_f16(block.scale.clamp(-F16_MAX, F16_MAX));
                 if form.has_minimum() {
-                    minima[place * PANEL + lane] = f32_to_f16(block.minimum.clamp(-F16_MAX, F16_MAX));
+                    minima[position * PANEL + lane] = f32_to_f16(block.minimum.clamp(-F16_MAX, F16_MAX));
                 }
             }
         }
@@ -124,7 +124,7 @@ impl QuantizedMatrix {
     /// Adds a bias to every product.
     ///
     /// # Panics
-    /// If it is not as long as there are columns.
+    /// If its length is not the number of columns.
     pub fn with_bias(mut self, bias: &[f32]) -> Self {
         assert_eq!(bias.len(), self.columns, "the bias of a quantized matrix");
         self.bias = bias.to_vec();
@@ -147,15 +147,15 @@ impl QuantizedMatrix {
         self.columns.div_ceil(PANEL)
     }
 
-    /// Bytes that it occupies.
+    /// Bytes of the packed weights in memory.
     pub fn bytes(&self) -> usize {
         self.values.len() + 2 * (self.scales.len() + self.minima.len()) + 4 * self.bias.len()
     }
 
-    /// Writes the products of rows and some panels to `out`, `[panel][row][16]`.
+    /// Writes the products of the rows and a range of panels to `out`, `[panel][row][16]`.
     ///
     /// # Panics
-    /// If the sizes do not fit.
+    /// If the panels are out of range, or the sizes do not agree.
     pub fn multiply(&self, panels: std::ops::Range<usize>, rows: &QuantizedRows, out: &mut [f32]) {
         assert!(panels.start <= panels.end && panels.end <= self.panels(), "the panels of a product");
         assert_eq!(rows.inner(), self.inner, "the inner dimension of a product");
@@ -181,18 +181,18 @@ impl QuantizedMatrix {
     /// Writes the weights of a column to `out`.
     ///
     /// # Panics
-    /// If there is no such column, or `out` is not as long as the inner dimension.
+    /// If there is no such column, or the length of `out` is not the inner dimension.
     pub fn column(&self, column: usize, out: &mut [f32]) {
         assert!(column < self.columns && out.len() == self.inner, "a column of a quantized matrix");
         let (blocks, lane, form) = (self.inner / BLOCK, column % PANEL, self.form);
         let shift = if form.has_bytes() { self.isa.byte_shift() } else { 0 };
         for (index, out) in out.chunks_exact_mut(BLOCK).enumerate() {
-            let place = column / PANEL * blocks + index;
-            let values = &self.values[place * form.block_bytes()..][..form.block_bytes()];
-            let scale = f16_to_f32(self.scales[place * PANEL + lane]);
-            let minimum = if form.has_minimum() { f16_to_f32(self.minima[place * PANEL + lane]) } else { 0.0 };
-            for (at, out) in out.iter_mut().enumerate() {
-                let (group, element) = (at / 4, at % 4);
+            let position = column / PANEL * blocks + index;
+            let values = &self.values[position * form.block_bytes()..][..form.block_bytes()];
+            let scale = f16_to_f32(self.scales[position * PANEL + lane]);
+            let minimum = if form.has_minimum() { f16_to_f32(self.minima[position * PANEL + lane]) } else { 0.0 };
+            for (offset, out) in out.iter_mut().enumerate() {
+                let (group, element) = (offset / 4, offset % 4);
                 let value = if form.has_bytes() {
                     values[group * 4 * PANEL + lane * 4 + element].wrapping_add(shift)
                 } else {

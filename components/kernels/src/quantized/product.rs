@@ -14,7 +14,7 @@ pub(crate) struct Weights<'a> {
     pub(crate) scales: &'a [u16],
     pub(crate) minima: &'a [u16],
     pub(crate) bias: &'a [f32],
-    /// What is added to the stored integers.
+    /// Added to the stored integers.
     pub(crate) offset: f32,
 }
 
@@ -63,14 +63,14 @@ impl Multiply<'_> {
             for block in blocks(count, S::BLOCK_ROWS) {
                 let out = &mut out[block.first * PANEL..][..block.count * PANEL];
                 match block.count {
-                    1 => rows_of::<S, 1, BYTES, MINIMUM>(simd, weights, rows, block, out),
-                    2 => rows_of::<S, 2, BYTES, MINIMUM>(simd, weights, rows, block, out),
-                    3 => rows_of::<S, 3, BYTES, MINIMUM>(simd, weights, rows, block, out),
-                    4 => rows_of::<S, 4, BYTES, MINIMUM>(simd, weights, rows, block, out),
-                    5 if S::BLOCK_ROWS > 4 => rows_of::<S, 5, BYTES, MINIMUM>(simd, weights, rows, block, out),
-                    6 if S::BLOCK_ROWS > 4 => rows_of::<S, 6, BYTES, MINIMUM>(simd, weights, rows, block, out),
-                    7 if S::BLOCK_ROWS > 4 => rows_of::<S, 7, BYTES, MINIMUM>(simd, weights, rows, block, out),
-                    8 if S::BLOCK_ROWS > 4 => rows_of::<S, 8, BYTES, MINIMUM>(simd, weights, rows, block, out),
+                    1 => multiply_rows::<S, 1, BYTES, MINIMUM>(simd, weights, rows, block, out),
+                    2 => multiply_rows::<S, 2, BYTES, MINIMUM>(simd, weights, rows, block, out),
+                    3 => multiply_rows::<S, 3, BYTES, MINIMUM>(simd, weights, rows, block, out),
+                    4 => multiply_rows::<S, 4, BYTES, MINIMUM>(simd, weights, rows, block, out),
+                    5 if S::BLOCK_ROWS > 4 => multiply_rows::<S, 5, BYTES, MINIMUM>(simd, weights, rows, block, out),
+                    6 if S::BLOCK_ROWS > 4 => multiply_rows::<S, 6, BYTES, MINIMUM>(simd, weights, rows, block, out),
+                    7 if S::BLOCK_ROWS > 4 => multiply_rows::<S, 7, BYTES, MINIMUM>(simd, weights, rows, block, out),
+                    8 if S::BLOCK_ROWS > 4 => multiply_rows::<S, 8, BYTES, MINIMUM>(simd, weights, rows, block, out),
                     count => unreachable!("a block of {count} rows"),
                 }
             }
@@ -78,9 +78,9 @@ impl Multiply<'_> {
     }
 }
 
-/// Some rows by a panel.
+/// Multiplies a block of rows by a panel.
 #[inline(always)]
-fn rows_of<S: Simd, const R: usize, const BYTES: bool, const MINIMUM: bool>(
+fn multiply_rows<S: Simd, const R: usize, const BYTES: bool, const MINIMUM: bool>(
     simd: S,
     weights: Weights<'_>,
     rows: &QuantizedRows,
@@ -101,7 +101,7 @@ fn rows_of<S: Simd, const R: usize, const BYTES: bool, const MINIMUM: bool>(
     }
 }
 
-/// How far ahead of a block its weights are requested.
+/// The distance at which weights are prefetched, in bytes.
 const PREFETCH_BYTES: usize = 1536;
 /// Bytes of a cache line.
 const LINE_BYTES: usize = 64;
@@ -136,7 +136,7 @@ fn tile<S: Simd, const R: usize, const BYTES: bool, const MINIMUM: bool>(
             }
         }
         let scales = simd.load_f16(&weights.scales[block * PANEL + first..]);
-        // What the sum of the activations is multiplied by: the minimum, and what the stored integers lack.
+        // The factor of the sum of the activations: the minimum, plus the offset of the stored integers.
         let minima = match (MINIMUM, BYTES) {
             (true, false) => simd.load_f16(&weights.minima[block * PANEL + first..]),
             (true, true) => {

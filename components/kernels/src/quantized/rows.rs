@@ -5,18 +5,18 @@ use crate::isa::Isa;
 use crate::quantized::{BLOCK, GROUPS};
 use crate::simd::{Kernel, Simd};
 
-/// Activations `[rows, inner]` in i8, each block with its own scale: `greatest magnitude / 127`. Memory that is reused.
+/// Activations `[rows, inner]` in i8, each block with its own scale, `greatest magnitude / 127`. The memory is reused.
 #[derive(Debug, Default)]
 pub struct QuantizedRows {
     rows: usize,
     inner: usize,
     /// `[row][stride]`, each word a group of four.
     words: Aligned<u32>,
-    /// The words from a row to the next.
+    /// The distance from a row to the next, in words.
     stride: usize,
     /// `[row][block]`
     scales: Vec<f32>,
-    /// The sums of what the integers stand for: `[row][block]`
+    /// The sums of the quantized activations: `[row][block]`
     sums: Vec<f32>,
 }
 
@@ -33,7 +33,7 @@ impl QuantizedRows {
         }
     }
 
-    /// Makes room for rows, which [`quantize_row`](Self::quantize_row) fills.
+    /// Sets the size; [`quantize_row`](Self::quantize_row) then fills the rows.
     ///
     /// # Panics
     /// If `inner` is not a multiple of 32.
@@ -51,7 +51,7 @@ impl QuantizedRows {
     /// Quantizes one row.
     ///
     /// # Panics
-    /// If there is no such row, or `source` is not as long as the inner dimension.
+    /// If there is no such row, or the length of `source` is not the inner dimension.
     pub fn quantize_row(&mut self, isa: Isa, row: usize, source: &[f32]) {
         assert!(row < self.rows && source.len() == self.inner, "a row of {}", self.inner);
         let blocks = row * self.inner / BLOCK..(row + 1) * self.inner / BLOCK;
@@ -63,7 +63,7 @@ impl QuantizedRows {
         });
     }
 
-    /// How many there are.
+    /// The number of rows.
     pub fn rows(&self) -> usize {
         self.rows
     }
@@ -125,7 +125,7 @@ impl Kernel for Quantize<'_> {
             let mut total = simd.splat(0.0);
             for (values, words) in block.chunks_exact(S::LANES).zip(words.chunks_exact_mut(S::LANES / 4)) {
                 let rounded = simd.round(simd.mul(simd.load(values), inverse));
-                // Also what is not a number becomes one.
+                // This also replaces NaN by a number.
                 let rounded = simd.min(simd.max(rounded, simd.splat(-127.0)), simd.splat(127.0));
                 total = simd.add(total, rounded);
                 simd.store_bytes(rounded, words);

@@ -1,4 +1,4 @@
-//! Files that grow, are rotated and truncated: as `tail -F`.
+//! Follows files that grow, are rotated and truncated, like `tail -F`.
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -14,7 +14,7 @@ use super::frames::{Frames, Framing};
 use super::progress::{FileKey, Progress};
 use super::source::record;
 
-/// How often the patterns are matched again.
+/// The interval at which the patterns are matched again.
 const MATCH_INTERVAL: Duration = Duration::from_secs(1);
 
 /// Follows the files that match patterns.
@@ -24,7 +24,7 @@ pub(super) struct Follower {
     progress: Arc<Progress>,
     matched: Option<Instant>,
     files: BTreeMap<PathBuf, Followed>,
-    /// Files that were rotated while nothing followed them: read to their end, before their successors.
+    /// Files that were rotated while no adapter followed them; they are read to their end before their successors.
     rotated: Vec<Followed>,
 }
 
@@ -67,7 +67,7 @@ impl Follower {
         Self { patterns, framing, progress, matched: None, files: BTreeMap::new(), rotated: Vec::new() }
     }
 
-    /// Reads at most `max` records of what there is; none when there is nothing new.
+    /// Reads at most `max` of the available records; returns none when there is nothing new.
     pub(super) fn read(&mut self, max: usize) -> io::Result<Vec<SourceRecord>> {
         if self.matched.is_none_or(|matched| matched.elapsed() >= MATCH_INTERVAL) {
             self.matched = Some(Instant::now());
@@ -90,7 +90,7 @@ impl Follower {
             match successor(file)? {
                 None => {}
                 Some(Successor::Rotated(next, key)) => {
-                    // What was written before the rotation, and a last line without an end.
+                    // The rest of the rotated file, including a last line without a line end.
                     file.read(max, true, &mut records)?;
                     if records.len() >= max {
                         break;
@@ -116,7 +116,7 @@ impl Follower {
                 continue;
             }
             let file = match File::open(&path) {
-                // It may come.
+                // It may be created later.
                 Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
                 file => file?,
             };
@@ -133,7 +133,7 @@ impl Follower {
     }
 }
 
-/// What has taken the place of a file.
+/// How a file was replaced.
 enum Successor {
     Rotated(File, FileKey),
     Truncated,
@@ -141,7 +141,7 @@ enum Successor {
 
 fn successor(file: &Followed) -> io::Result<Option<Successor>> {
     let next = match File::open(&file.path) {
-        // The writer may still have the old one.
+        // The writer has not created the new file yet, and may still write to the old one.
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
         next => next?,
     };
@@ -153,7 +153,7 @@ fn successor(file: &Followed) -> io::Result<Option<Successor>> {
     Ok(is_truncated.then_some(Successor::Truncated))
 }
 
-/// A file of the same folder that has the identity of one that was rotated.
+/// Finds a rotated file in the folder of its path by its identity.
 fn find_rotated(path: &Path, key: &FileKey) -> io::Result<Option<File>> {
     let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
     for entry in std::fs::read_dir(parent)? {
@@ -182,8 +182,8 @@ pub(super) fn matches(patterns: &[String]) -> io::Result<Vec<PathBuf>> {
             }
         }
     }
-    let mut seen = std::collections::BTreeSet::new();
-    paths.retain(|path| seen.insert(path.clone()));
+    let mut unique = std::collections::BTreeSet::new();
+    paths.retain(|path| unique.insert(path.clone()));
     Ok(paths)
 }
 
@@ -213,7 +213,7 @@ mod tests {
         assert_eq!(texts(&mut follower), ["a"]);
         append(&path, "c\n");
         assert_eq!(texts(&mut follower), ["bc"]);
-        // The end of the old file is read, with a last line without an end, then the new one.
+        // The rest of the old file is read, including a last line without a line end, then the new file.
         append(&path, "d\ne");
         std::fs::rename(&path, dir.path().join("log.1")).unwrap();
         append(&path, "f\n");

@@ -1,4 +1,4 @@
-//! Bytes of a file into records.
+//! Splits the bytes of a file into records.
 
 use std::collections::VecDeque;
 use std::fs::File;
@@ -10,19 +10,19 @@ use weir_codec::adapter::decode::{CSV_COLUMNS_HEADER, PAYLOAD_BYTES_MAX, REFUSAL
 use weir_codec::transcripts::captions::{self, Captions};
 use weir_core::adapter::Header;
 
-/// Bytes that are read of a file at once.
+/// Bytes of a read.
 const READ_BYTES: usize = 1 << 16;
-/// The longest captions file, bytes: it is read whole.
+/// The longest captions file, in bytes: it is read into memory.
 const CAPTIONS_BYTES_MAX: u64 = 64 << 20;
 /// The byte order mark of UTF-8.
 const MARK: &[u8] = b"\xef\xbb\xbf";
 
-/// How the bytes of a file are cut into records.
+/// How the bytes of a file are split into records.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Framing {
-    /// A record is a line; blank lines are none.
+    /// A record is a line; blank lines are skipped.
     Lines,
-    /// A record is a row of CSV below the row with the names of the columns.
+    /// A record is a row of CSV after the row with the names of the columns.
     Rows,
     /// The whole file is one record.
     Whole,
@@ -35,7 +35,7 @@ pub enum Framing {
 pub(super) struct Frame {
     pub(super) payload: Vec<u8>,
     pub(super) headers: Vec<Header>,
-    /// The position after it: where reading continues.
+    /// The position after the record, at which reading continues.
     pub(super) offset: u64,
 }
 
@@ -51,30 +51,30 @@ pub(super) fn unpacked(path: &Path, file: File) -> io::Result<Box<dyn Read + Sen
     })
 }
 
-/// True if the content of a file is packed, so that one cannot seek in it.
+/// Whether the content of a file is packed, so that it cannot be sought in.
 pub(super) fn is_packed(path: &Path) -> bool {
     path.extension().is_some_and(|extension| extension == "gz" || extension == "zst")
 }
 
-/// Cuts the content of one file into records.
+/// Splits the content of one file into records.
 pub(super) struct Frames {
     framing: Framing,
     content: BufReader<Box<dyn Read + Send>>,
-    /// Bytes of the content that were read, and in `begun`.
+    /// Bytes of the content up to the end of the last complete line or row.
     offset: u64,
-    /// A line or row whose end has not come.
-    begun: Vec<u8>,
-    /// Its length: more than `begun` has if it is too long.
-    begun_bytes: u64,
+    /// The beginning of a line or row whose end has not been read yet.
+    partial: Vec<u8>,
+    /// The length of that line or row so far, which exceeds that of `partial` if it is too long.
+    partial_bytes: u64,
     scanner: RowScanner,
     /// The row with the names of the columns.
     columns: Option<Vec<u8>>,
-    /// Cues that were read.
+    /// Cues that were read and not returned yet.
     cues: Option<VecDeque<Frame>>,
 }
 
 impl Frames {
-    /// From a position on, at which a record ended.
+    /// Opens a file at a position at which a record ended.
     pub(super) fn open(path: &Path, file: File, framing: Framing, start: u64) -> io::Result<Self> {
         let mut file = file;
         let seeks = !is_packed(path) && framing == Framing::Lines && start > 0;
@@ -90,21 +90,21 @@ impl Frames {
         Ok(frames)
     }
 
-    /// From the beginning.
+    /// Splits content from its beginning.
     pub(super) fn new(content: Box<dyn Read + Send>, framing: Framing) -> Self {
         Self {
             framing,
             content: BufReader::with_capacity(READ_BYTES, content),
             offset: 0,
-            begun: Vec::new(),
-            begun_bytes: 0,
+            partial: Vec::new(),
+            partial_bytes: 0,
             scanner: RowScanner::default(),
             columns: None,
             cues: None,
         }
     }
 
-    /// Goes to a position at which a record ended.
+    /// Skips to a position at which a record ended.
     fn skip(&mut self, start: u64) -> io::Result<()> {
         match self.framing {
             Framing::Lines => {
@@ -113,7 +113,7 @@ impl Frames {
             }
             Framing::Rows => {
                 if start > 0 {
-                    // The names of the columns come again.
+                    // The names of the columns are needed for every row.
                     self.read_columns()?;
                     let rest = start.saturating_sub(self.offset);
                     self.offset += io::copy(&mut (&mut self.content).take(rest), &mut io::sink())?;
@@ -124,7 +124,7 @@ impl Frames {
         Ok(())
     }
 
-    /// The next record; `None` while there is no whole one. With `is_final` what has begun is the last.
+    /// The next record; `None` while there is no complete one. With `is_final` a partial record at the end counts as complete.
     pub(super) fn next(&mut self, is_final: bool) -> io::Result<Option<Frame>> {
         match self.framing {
             Framing::Lines => self.next_line(is_final),
@@ -170,7 +170,7 @@ impl Frames {
         Ok(None)
     }
 
-    /// The next line or row with its end. Of one that is too long the beginning, which is too long for a record too.
+    /// The next line or row with its end. One that is too long is cut to a length that is still refused as a record.
     fn next_piece(&mut self, is_final: bool, is_row: bool) -> io::Result<Option<Vec<u8>>> {
         loop {
             let bytes = match self.content.fill_buf() {
@@ -178,30 +178,30 @@ impl Frames {
                 bytes => bytes?,
             };
             if bytes.is_empty() {
-                if !is_final || self.begun_bytes == 0 {
+                if !is_final || self.partial_bytes == 0 {
                     return Ok(None);
                 }
                 self.scanner = RowScanner::default();
-                return Ok(Some(self.take_begun()));
+                return Ok(Some(self.take_partial()));
             }
             let end = match is_row {
                 true => self.scanner.row_bytes(bytes),
-                false => bytes.iter().position(|byte| *byte == b'\n').map(|at| at + 1),
+                false => bytes.iter().position(|byte| *byte == b'\n').map(|index| index + 1),
             };
-            let taken = end.unwrap_or(bytes.len());
-            let room = (PAYLOAD_BYTES_MAX + 1).saturating_sub(self.begun.len());
-            self.begun.extend_from_slice(&bytes[..taken.min(room)]);
-            self.begun_bytes += taken as u64;
-            self.content.consume(taken);
+            let length = end.unwrap_or(bytes.len());
+            let room = (PAYLOAD_BYTES_MAX + 1).saturating_sub(self.partial.len());
+            self.partial.extend_from_slice(&bytes[..length.min(room)]);
+            self.partial_bytes += length as u64;
+            self.content.consume(length);
             if end.is_some() {
-                return Ok(Some(self.take_begun()));
+                return Ok(Some(self.take_partial()));
             }
         }
     }
 
-    fn take_begun(&mut self) -> Vec<u8> {
-        self.offset += std::mem::take(&mut self.begun_bytes);
-        std::mem::take(&mut self.begun)
+    fn take_partial(&mut self) -> Vec<u8> {
+        self.offset += std::mem::take(&mut self.partial_bytes);
+        std::mem::take(&mut self.partial)
     }
 
     fn whole(&mut self) -> io::Result<Option<Frame>> {
@@ -228,7 +228,7 @@ impl Frames {
     }
 }
 
-/// The cues of a captions file. One that cannot be read is a record that is refused.
+/// The cues of a captions file. A cue that cannot be read becomes a record with a refusal.
 fn cues(bytes: &[u8]) -> Vec<Frame> {
     let refused = |number: u64, payload: Vec<u8>, reason: String| Frame {
         payload,
@@ -265,11 +265,11 @@ mod tests {
 
     fn all(content: &[u8], framing: Framing) -> Vec<(String, u64)> {
         let mut frames = Frames::new(Box::new(io::Cursor::new(content.to_vec())), framing);
-        let mut found = Vec::new();
+        let mut records = Vec::new();
         while let Some(frame) = frames.next(true).unwrap() {
-            found.push((String::from_utf8_lossy(&frame.payload).into_owned(), frame.offset));
+            records.push((String::from_utf8_lossy(&frame.payload).into_owned(), frame.offset));
         }
-        found
+        records
     }
 
     fn owned(frames: &[(&str, u64)]) -> Vec<(String, u64)> {
@@ -277,35 +277,34 @@ mod tests {
     }
 
     #[test]
-    fn lines_rows_and_whole_files() {
+    fn files_of_lines_rows_and_whole_files_are_split_into_records() {
         assert_eq!(all(b"\xef\xbb\xbfa\r\n\n \nb", Framing::Lines), owned(&[("a", 6), ("b", 10)]));
         assert_eq!(all(b"id,text\n1,\"a\nb\"\n\n2,c", Framing::Rows), owned(&[("1,\"a\nb\"", 16), ("2,c", 20)]));
         assert_eq!(all(b"[1]\n", Framing::Whole), owned(&[("[1]\n", 4)]));
         assert_eq!(all(b"", Framing::Whole), owned(&[]));
         let long = vec![b'x'; PAYLOAD_BYTES_MAX + 5];
-        let found = all(&[&long[..], b"\ny\n"].concat(), Framing::Lines);
-        assert_eq!((found[0].0.len(), found[0].1), (PAYLOAD_BYTES_MAX + 1, long.len() as u64 + 1));
-        assert_eq!(found[1].0, "y");
+        let records = all(&[&long[..], b"\ny\n"].concat(), Framing::Lines);
+        assert_eq!((records[0].0.len(), records[0].1), (PAYLOAD_BYTES_MAX + 1, long.len() as u64 + 1));
+        assert_eq!(records[1].0, "y");
     }
 
     #[test]
     fn cues_are_records_and_broken_ones_are_refused() {
         let file = b"stray\n\n1\n00:00:01,000 --> 00:00:02,000\nHello there\n\n3\n00:00:05,000 --> 00:00:06,000\nBye\n";
         let mut frames = Frames::new(Box::new(io::Cursor::new(file.to_vec())), Framing::Cues);
-        let mut found = Vec::new();
+        let mut records = Vec::new();
         while let Some(frame) = frames.next(true).unwrap() {
-            found.push(frame);
+            records.push(frame);
         }
         let texts: Vec<serde_json::Value> =
-            found.iter().filter_map(|frame| serde_json::from_slice(&frame.payload).ok()).collect();
+            records.iter().filter_map(|frame| serde_json::from_slice(&frame.payload).ok()).collect();
         assert_eq!(texts[0]["text"], "Hello there");
         assert_eq!(texts[1]["text"], "Bye");
-        assert_eq!(found.iter().filter(|frame| !frame.headers.is_empty()).count(), 1);
-        assert_eq!(found.iter().map(|frame| frame.offset).collect::<Vec<_>>(), [1, 2, 3]);
+        assert_eq!(records.iter().filter(|frame| !frame.headers.is_empty()).count(), 1);
+        assert_eq!(records.iter().map(|frame| frame.offset).collect::<Vec<_>>(), [1, 2, 3]);
     }
 
     proptest! {
-        /// From the position after any record, the remaining ones are read.
         #[test]
         fn reading_continues_at_every_position(
             content in "[a,\n\"\r]{0,60}", framing in prop::sample::select(vec![Framing::Lines, Framing::Rows, Framing::Whole]),
@@ -314,13 +313,13 @@ mod tests {
             let dir = tempfile::tempdir().unwrap();
             let path = dir.path().join("f");
             std::fs::write(&path, &content).unwrap();
-            for (at, (_, offset)) in whole.iter().enumerate() {
+            for (index, (_, offset)) in whole.iter().enumerate() {
                 let mut frames = Frames::open(&path, File::open(&path).unwrap(), framing, *offset).unwrap();
                 let mut rest = Vec::new();
                 while let Some(frame) = frames.next(true).unwrap() {
                     rest.push((String::from_utf8_lossy(&frame.payload).into_owned(), frame.offset));
                 }
-                prop_assert_eq!(&rest[..], &whole[at + 1..]);
+                prop_assert_eq!(&rest[..], &whole[index + 1..]);
             }
         }
     }

@@ -1,14 +1,14 @@
 //! Files and the standard streams as sources and sinks.
 //!
-//! - `frames`: bytes of a file into records.
+//! - `frames`: splits the bytes of a file into records.
 //! - `follow`: files that grow, are rotated and truncated.
 //! - `source`: the files of a configuration, one after another or followed.
 //! - `progress`: the committed position in memory and in a checkpoint file.
 //! - `sink`: results as NDJSON, JSON, CSV, text or a table.
 //!
-//! With a checkpoint, a result is in the output file exactly once, whenever the process ends: the checkpoint has the position in
-//! every source file together with the length of the output file at which exactly the results up to these positions are in it. An
-//! open truncates the output file to that length.
+//! With a checkpoint, each result is in the output file exactly once, even if the process is killed: the checkpoint has the position in
+//! every source file together with the length of the output file with exactly the results up to these positions. Opening the sink
+//! truncates the output file to that length.
 
 mod follow;
 mod frames;
@@ -25,18 +25,18 @@ pub use source::FileSource;
 
 use crate::driver::{BoxFuture, Committer, DriverError, Safe};
 
-/// What files are read as.
+/// The settings of a file source.
 #[derive(Debug, Clone)]
 pub struct FileSettings {
     /// Paths and patterns; `-` is the standard input.
     pub paths: Vec<String>,
-    /// How bytes are cut into records.
+    /// How bytes are split into records.
     pub framing: Framing,
-    /// Whether to wait for more at the end.
+    /// Whether to wait for more records at the end of a file.
     pub follow: bool,
 }
 
-/// The open source of a configuration, and its committer.
+/// Opens a file source and its committer.
 pub fn open(settings: &FileSettings, progress: &Arc<Progress>) -> Result<(FileSource, FileCommitter), DriverError> {
     let source = FileSource::open(settings, progress.clone())?;
     Ok((source, FileCommitter { progress: progress.clone() }))
@@ -60,7 +60,7 @@ impl Committer for FileCommitter {
     }
 }
 
-/// An error of the system about a file.
+/// Converts an IO error of a file.
 pub(crate) fn file_error(path: &std::path::Path, error: &std::io::Error) -> DriverError {
     let reason = format!("{}: {error}", path.display());
     match error.kind() {

@@ -13,17 +13,17 @@ use serde::{Deserialize, Serialize};
 use super::file_error;
 use crate::driver::{DriverError, Marks, Safe, SinkMark};
 
-/// How often the checkpoint file is written, at most.
+/// The least time between writes of the checkpoint file.
 const WRITE_INTERVAL: Duration = Duration::from_millis(100);
 /// The version of the checkpoint file.
 const VERSION: u32 = 1;
 
-/// A file by its path and its identity: a file that takes the place of another has another one.
+/// A file by its path and its identity: a file that replaces another at its path has a different identity.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct FileKey {
-    /// Its path, as it was given.
+    /// The path as configured.
     pub(super) path: String,
-    /// The number of its device and of its inode.
+    /// The device and inode numbers.
     pub(super) identity: (u64, u64),
 }
 
@@ -38,7 +38,7 @@ impl FileKey {
     }
 }
 
-/// The committed position. It outlives connections.
+/// The committed position. It is kept across connections.
 #[derive(Debug)]
 pub struct Progress {
     checkpoint: Option<PathBuf>,
@@ -49,13 +49,13 @@ pub struct Progress {
 
 #[derive(Debug, Default)]
 struct State {
-    /// The files of the partitions that were opened.
+    /// The file of each partition.
     partitions: BTreeMap<u32, FileKey>,
     partition_next: u32,
     /// The committed offset in each file.
     offsets: BTreeMap<FileKey, u64>,
     marks: Marks,
-    /// Watermarks that have advanced since the last exact state.
+    /// Watermarks that have advanced since the state was last exact.
     pending: BTreeMap<u32, u64>,
     is_dirty: bool,
     written: Option<Instant>,
@@ -87,7 +87,7 @@ impl Progress {
     ///
     /// # Errors
     ///
-    /// It cannot be read, or is no checkpoint of this version.
+    /// The file cannot be read, or is not a checkpoint of this version.
     pub fn load(checkpoint: Option<PathBuf>) -> Result<Self, DriverError> {
         let mut state = State::default();
         if let Some(path) = &checkpoint {
@@ -101,13 +101,13 @@ impl Progress {
                             path.display()
                         ))
                     };
-                    let read: Checkpoint =
+                    let stored: Checkpoint =
                         serde_json::from_slice(&bytes).map_err(|error| invalid(error.to_string()))?;
-                    if read.version != VERSION {
-                        return Err(invalid(format!("version {}", read.version)));
+                    if stored.version != VERSION {
+                        return Err(invalid(format!("version {}", stored.version)));
                     }
-                    state.marks = Marks { output: read.output, errors: read.errors };
-                    state.offsets = read
+                    state.marks = Marks { output: stored.output, errors: stored.errors };
+                    state.offsets = stored
                         .files
                         .into_iter()
                         .map(|file| (FileKey { path: file.path, identity: (file.device, file.inode) }, file.offset))
@@ -127,7 +127,7 @@ impl Progress {
         self.lock().marks.clone()
     }
 
-    /// Records where the sinks are before anything is committed, so that what a killed process wrote is removed.
+    /// Records the positions of the sinks before anything is committed, so that a later start removes the output of a killed process.
     ///
     /// # Errors
     ///
@@ -144,7 +144,7 @@ impl Progress {
         self.write().await
     }
 
-    /// Begins a partition for a file. Returns its number, and the offset at which reading begins.
+    /// Creates a partition for a file. Returns its number, and the offset at which reading begins.
     pub(super) fn open(&self, key: &FileKey) -> (u32, u64) {
         let mut state = self.lock();
         let partition = state.partition_next;
@@ -153,18 +153,18 @@ impl Progress {
         (partition, state.offsets.get(key).copied().unwrap_or(0))
     }
 
-    /// Forgets the position in a file that was truncated.
+    /// Drops the position in a file that was truncated.
     pub(super) fn reset(&self, key: &FileKey) {
         self.lock().offsets.remove(key);
     }
 
-    /// The committed files of a path that has another file now.
+    /// The committed files of a path that another file has replaced.
     pub(super) fn replaced(&self, key: &FileKey) -> Vec<FileKey> {
         let state = self.lock();
         state.offsets.keys().filter(|other| other.path == key.path && other.identity != key.identity).cloned().collect()
     }
 
-    /// Records what is safe. True when the checkpoint file is to be written.
+    /// Records the safe results. Returns whether the checkpoint file is due.
     pub(super) fn handle_safe(&self, safe: &Safe) -> bool {
         let mut state = self.lock();
         state.pending.extend(safe.commits.iter().map(|commit| (commit.partition, commit.offset)));
@@ -181,13 +181,13 @@ impl Progress {
         self.checkpoint.is_some() && state.written.is_none_or(|written| written.elapsed() >= WRITE_INTERVAL)
     }
 
-    /// Writes the checkpoint file, after the files that it speaks of.
+    /// Syncs the output files, then writes the checkpoint file.
     pub(super) async fn write(self: &Arc<Self>) -> Result<(), DriverError> {
         if self.checkpoint.is_none() {
             return Ok(());
         }
         let progress = self.clone();
-        // It goes on when its connection is dropped; the next write waits for it.
+        // The write continues when its connection is dropped; the next write waits for it.
         tokio::task::spawn_blocking(move || progress.write_blocking()).await.map_err(DriverError::transport)?
     }
 

@@ -20,18 +20,18 @@ pub enum SinkFormat {
     Ndjson,
     /// One JSON array.
     Json,
-    /// Rows below a row with the names of the columns.
+    /// Rows after a row with the names of the columns.
     Csv {
-        /// That row.
+        /// The row with the names.
         columns: String,
     },
-    /// Lines for people.
+    /// Human-readable lines.
     Text,
-    /// A table for people.
+    /// A human-readable table.
     Table,
 }
 
-/// Where a sink writes.
+/// The target of a sink.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum SinkTarget {
     /// The standard output.
@@ -40,7 +40,7 @@ pub enum SinkTarget {
     File {
         /// Its path.
         path: PathBuf,
-        /// Whether what it has is kept.
+        /// Whether results are appended to its content.
         append: bool,
     },
 }
@@ -49,28 +49,28 @@ pub enum SinkTarget {
 pub struct LineSink {
     format: SinkFormat,
     out: Output,
-    /// Of a file.
+    /// The path, if it is a file.
     path: Option<PathBuf>,
     bytes: u64,
     results: u64,
 }
 
 enum Output {
-    /// Written at once: a write that went on after its sink is gone would be behind the position of the next one.
+    /// Written synchronously: a background write that outlives its sink would corrupt the output of the next one.
     File(File),
-    /// Written by a thread for blocking work: its reader may be slow.
+    /// Written on a thread for blocking work: its reader may be slow.
     Stdout(tokio::fs::File),
 }
 
 impl LineSink {
-    /// Opens the target. A mark of the same file is where it continues: what is behind it is removed.
+    /// Opens the target. With a mark of the same file, the file is truncated to the mark and continued.
     ///
     /// # Errors
     ///
     /// The file cannot be opened, or is shorter than the mark.
     pub fn open(target: &SinkTarget, format: SinkFormat, mark: Option<&SinkMark>) -> Result<Self, DriverError> {
         let SinkTarget::File { path, append } = target else {
-            // The descriptor itself: what is written is there when the write has resolved.
+            // The descriptor itself, without a buffer, so that the text is written when the write has resolved.
             let stdout = std::io::stdout().as_fd().try_clone_to_owned();
             let stdout = stdout.map_err(|error| DriverError::Config(format!("the standard output: {error}")))?;
             let out = Output::Stdout(tokio::fs::File::from_std(stdout.into()));
@@ -113,7 +113,7 @@ impl LineSink {
             let is_error = result.destination == Destination::Error;
             let line = if is_error { error_line(result) } else { result.payload.clone() };
             if is_error && !matches!(self.format, SinkFormat::Ndjson | SinkFormat::Json) {
-                // It is no row of this format; it must not be lost either.
+                // An error is not a row of this format, but must not be lost.
                 eprintln!("{}", String::from_utf8_lossy(&line));
                 continue;
             }
@@ -138,8 +138,8 @@ impl LineSink {
         text
     }
 
-    async fn put(&mut self, text: &[u8]) -> Result<(), DriverError> {
-        let written = match &mut self.out {
+    async fn write_text(&mut self, text: &[u8]) -> Result<(), DriverError> {
+        let result = match &mut self.out {
             Output::File(file) => file.write_all(text),
             Output::Stdout(file) => match file.write_all(text).await {
                 Ok(()) => file.flush().await,
@@ -147,9 +147,9 @@ impl LineSink {
             },
         };
         self.bytes += text.len() as u64;
-        written.map_err(|error| match &self.path {
+        result.map_err(|error| match &self.path {
             Some(path) => file_error(path, &error),
-            // A closed standard output does not come back.
+            // A closed standard output stays closed, so another attempt is useless.
             None => DriverError::Config(format!("the standard output: {error}")),
         })
     }
@@ -158,7 +158,7 @@ impl LineSink {
 impl Sink for LineSink {
     fn write<'a>(&'a mut self, results: &'a [ResultRecord]) -> BoxFuture<'a, Result<(), DriverError>> {
         let text = self.render(results);
-        Box::pin(async move { self.put(&text).await })
+        Box::pin(async move { self.write_text(&text).await })
     }
 
     fn mark(&self) -> Option<SinkMark> {
@@ -173,9 +173,9 @@ impl Sink for LineSink {
             _ => b"",
         };
         Box::pin(async move {
-            // The end of the array is not part of the mark: a later start may continue it.
+            // The end of the array is not part of the mark, so that a later start may continue the array.
             let bytes = self.bytes;
-            self.put(end).await?;
+            self.write_text(end).await?;
             self.bytes = bytes;
             Ok(())
         })

@@ -15,7 +15,7 @@ use super::progress::{FileKey, Progress};
 use super::{FileSettings, file_error};
 use crate::driver::{BoxFuture, DriverError, Read, Source};
 
-/// How often followed files are looked at while nothing is new.
+/// The interval at which followed files are checked while nothing is new.
 const FOLLOW_INTERVAL: Duration = Duration::from_millis(100);
 
 /// Files as a source.
@@ -35,7 +35,7 @@ enum Reader {
 struct Sequence {
     framing: Framing,
     progress: Arc<Progress>,
-    /// The files that are not begun, and their lengths if they are known and not packed.
+    /// The files that are not opened yet, and their lengths, if known and not packed.
     files: VecDeque<(PathBuf, Option<u64>)>,
     current: Option<Current>,
 }
@@ -61,8 +61,8 @@ impl FileSource {
             return Err(DriverError::Config("there is no path; give files or patterns".to_owned()));
         }
         if *follow {
-            let unfit = paths.iter().find(|path| path.as_str() == "-" || is_packed(Path::new(path)));
-            if let Some(path) = unfit {
+            let unsupported = paths.iter().find(|path| path.as_str() == "-" || is_packed(Path::new(path)));
+            if let Some(path) = unsupported {
                 return Err(DriverError::Config(format!(
                     "{path} cannot be followed; follow files that are not packed"
                 )));
@@ -73,12 +73,12 @@ impl FileSource {
             let follower = Follower::new(paths.clone(), *framing, progress);
             return Ok(Self { reader: Some(Reader::Follow(follower)), is_following: true, remaining: None });
         }
-        let found = matches(paths).map_err(|error| DriverError::Config(error.to_string()))?;
-        if found.is_empty() {
+        let matched = matches(paths).map_err(|error| DriverError::Config(error.to_string()))?;
+        if matched.is_empty() {
             return Err(DriverError::Config(format!("no file matches {}", paths.join(", "))));
         }
         let mut files = VecDeque::new();
-        for path in found {
+        for path in matched {
             if path.as_os_str() == "-" {
                 files.push_back((path, None));
                 continue;
@@ -112,7 +112,7 @@ impl Sequence {
         self.files.iter().try_fold(current, |sum, (_, length)| Some(sum + (*length)?))
     }
 
-    /// At most `max` records; none at the end of the last file.
+    /// Reads at most `max` records; returns none at the end of the last file.
     fn read(&mut self, max: usize) -> Result<Vec<SourceRecord>, DriverError> {
         let mut records = Vec::new();
         while records.len() < max {
@@ -128,7 +128,7 @@ impl Sequence {
                     records.push(record(frame, &current.path.display().to_string(), current.partition));
                 }
                 Ok(None) => self.current = None,
-                // What was read before goes first; the error comes again.
+                // The records before the error are returned first; the next read returns the error.
                 Err(_) if !records.is_empty() => break,
                 Err(error) => {
                     let path = current.path.display();
@@ -148,7 +148,7 @@ impl Sequence {
         let file = File::open(path)?;
         let key = FileKey::of(path, &file)?;
         let (mut partition, mut offset) = self.progress.open(&key);
-        // Shorter than before: it is another content.
+        // A shorter file has new content.
         if length.is_some_and(|length| offset > length) && self.framing != Framing::Cues {
             self.progress.reset(&key);
             (partition, offset) = self.progress.open(&key);

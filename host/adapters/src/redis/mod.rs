@@ -1,8 +1,8 @@
 //! Streams of Redis as sources and sinks.
 //!
-//! - `source`: a consumer group: entries that were left, by this consumer or others, then new ones; acknowledged after their results
-//!   are written.
-//! - `sink`: entries with the result as a field and its headers as further fields.
+//! - `source`: reads as a consumer of a group: first pending entries of this consumer or of idle ones, then new entries. Entries are
+//!   acknowledged after their results are written.
+//! - `sink`: appends entries with the result as a field and its headers as further fields.
 
 mod sink;
 mod source;
@@ -18,19 +18,19 @@ pub use source::{RedisCommitter, RedisSource, open};
 
 use crate::driver::DriverError;
 
-/// The field of an entry that is the key of its record.
+/// The field of an entry with the key of its record.
 const KEY_FIELD: &str = "key";
-/// Longest password file, bytes.
+/// The longest password file, in bytes.
 const PASSWORD_BYTES_MAX: u64 = 4096;
 
-/// Connects to a server. `answer_max` bounds a command.
+/// Connects to a server. `response_timeout` bounds each command.
 async fn connect(
     url: &str,
     password_file: &Path,
     timeout: Duration,
-    answer_max: Duration,
+    response_timeout: Duration,
 ) -> Result<MultiplexedConnection, DriverError> {
-    // The error of a URL may have its password.
+    // The error of a URL may contain its password.
     let invalid = || DriverError::Config("the URL of Redis must be redis://[user@]host:port/database".to_owned());
     let mut info = url.into_connection_info().map_err(|_| invalid())?;
     if !password_file.as_os_str().is_empty() {
@@ -40,7 +40,7 @@ async fn connect(
     }
     let client = Client::open(info).map_err(|_| invalid())?;
     let config =
-        AsyncConnectionConfig::new().set_connection_timeout(Some(timeout)).set_response_timeout(Some(answer_max));
+        AsyncConnectionConfig::new().set_connection_timeout(Some(timeout)).set_response_timeout(Some(response_timeout));
     client.get_multiplexed_async_connection_with_config(&config).await.map_err(|error| failure(&error))
 }
 

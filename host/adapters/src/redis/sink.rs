@@ -10,7 +10,7 @@ use weir_core::adapter::ResultRecord;
 use super::{KEY_FIELD, connect, failure};
 use crate::driver::{BoxFuture, DriverError, Sink};
 
-/// Most entries in one pipeline.
+/// The most entries of one pipeline.
 const PIPELINE_ENTRIES_MAX: usize = 256;
 
 /// A stream as a sink.
@@ -20,11 +20,11 @@ pub struct RedisSink {
 }
 
 impl RedisSink {
-    /// Connects.
+    /// Connects to the server.
     ///
     /// # Errors
     ///
-    /// The server cannot be reached, or refuses.
+    /// The server cannot be reached, or refuses the connection.
     pub async fn open(config: &Config) -> Result<Self, DriverError> {
         let timeout = Duration::from_millis(config.timeout_ms);
         let connection = connect(&config.url, &config.password_file, timeout, timeout).await?;
@@ -41,7 +41,7 @@ impl RedisSink {
             add.arg(KEY_FIELD).arg(key);
         }
         for header in &result.headers {
-            // A header with the name of one of these two would be read as it.
+            // A reader would take a header with one of these two names for the payload or the key.
             if header.name != self.config.field && header.name != KEY_FIELD {
                 add.arg(&header.name).arg(&header.value);
             }

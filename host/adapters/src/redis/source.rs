@@ -13,9 +13,9 @@ use weir_core::adapter::{Header, Position, SourceRecord};
 use super::{KEY_FIELD, connect, failure};
 use crate::driver::{BoxFuture, Committer, DriverError, Read, Safe, Source};
 
-/// Most entries of other consumers that are taken over at once.
+/// The most entries of other consumers that are claimed at once.
 const CLAIM_ENTRIES_MAX: usize = 64;
-/// The longest time between looks for entries of other consumers.
+/// The longest time between claims of entries of other consumers.
 const CLAIM_INTERVAL_MAX: Duration = Duration::from_secs(10);
 
 /// The entries that were read and are not acknowledged.
@@ -24,7 +24,7 @@ struct Unacknowledged {
     /// The ids of entries, by the offset of their record.
     ids: BTreeMap<u64, String>,
     open: BTreeSet<String>,
-    next: u64,
+    offset_next: u64,
 }
 
 type Shared = Arc<Mutex<Unacknowledged>>;
@@ -37,13 +37,13 @@ fn lock(shared: &Shared) -> MutexGuard<'_, Unacknowledged> {
 pub struct RedisSource {
     config: Config,
     consumer: String,
-    /// For blocking reads.
+    /// The connection of blocking reads.
     reading: MultiplexedConnection,
-    /// For everything else.
+    /// The connection of all other commands.
     commands: MultiplexedConnection,
-    /// Where the entries that this consumer was given before are read from; `None` when all were read.
+    /// The id after which pending entries of this consumer are read; `None` when all were read.
     history: Option<String>,
-    /// Where the next look for entries of other consumers begins.
+    /// The id at which the next claim of entries of other consumers begins.
     claim_from: String,
     claimed: Option<Instant>,
     ready: VecDeque<Read>,
@@ -61,7 +61,7 @@ pub struct RedisCommitter {
 ///
 /// # Errors
 ///
-/// The server cannot be reached, or refuses.
+/// The server cannot be reached, or refuses a command.
 pub async fn open(config: &Config) -> Result<(RedisSource, RedisCommitter), DriverError> {
     let timeout = Duration::from_millis(config.timeout_ms);
     let block = Duration::from_millis(config.block_ms);
@@ -71,7 +71,7 @@ pub async fn open(config: &Config) -> Result<(RedisSource, RedisCommitter), Driv
     create.arg("CREATE").arg(&config.stream).arg(&config.group).arg(&config.start).arg("MKSTREAM");
     match create.query_async::<Value>(&mut commands).await {
         Err(error) if error.code() == Some("BUSYGROUP") => {}
-        created => drop(created.map_err(|error| failure(&error))?),
+        result => drop(result.map_err(|error| failure(&error))?),
     }
     let shared = Shared::default();
     let consumer = match config.consumer.is_empty() {
@@ -142,7 +142,7 @@ impl RedisSource {
         Ok(reply.into_iter().flat_map(|reply| reply.keys).flat_map(|stream| stream.ids).collect())
     }
 
-    /// Takes over entries that other consumers have had for too long.
+    /// Claims entries that are idle in other consumers.
     async fn claim(&mut self, max: usize) -> Result<(), DriverError> {
         let mut claim = redis::cmd("XAUTOCLAIM");
         claim.arg(&self.config.stream).arg(&self.config.group).arg(&self.consumer).arg(self.config.claim_idle_ms);
@@ -156,7 +156,7 @@ impl RedisSource {
         self.redeliver(reply.claimed).await
     }
 
-    /// Makes entries that were delivered before available: those that were delivered too often go to the error destination.
+    /// Queues entries that were delivered before; those that were delivered too often go to the error destination.
     async fn redeliver(&mut self, entries: Vec<StreamId>) -> Result<(), DriverError> {
         let entries: Vec<StreamId> = {
             let shared = lock(&self.shared);
@@ -165,12 +165,12 @@ impl RedisSource {
         let (Some(first), Some(last)) = (entries.first(), entries.last()) else { return Ok(()) };
         let mut pending = redis::cmd("XPENDING");
         pending.arg(&self.config.stream).arg(&self.config.group).arg(&first.id).arg(&last.id);
-        // Others may have entries between these.
+        // Other consumers may have entries between these.
         pending.arg(10_000).arg(&self.consumer);
         let pending: Vec<(String, String, u64, u64)> =
             pending.query_async(&mut self.commands).await.map_err(|error| failure(&error))?;
         let deliveries: BTreeMap<String, u64> = pending.into_iter().map(|(id, _, _, count)| (id, count)).collect();
-        // One that is not pending any more was acknowledged meanwhile.
+        // An entry that is not pending any more was acknowledged meanwhile.
         let entries: Vec<StreamId> = entries.into_iter().filter(|entry| deliveries.contains_key(&entry.id)).collect();
         // An entry that was removed from the stream has no fields and cannot be processed.
         let (removed, entries): (Vec<_>, Vec<_>) = entries.into_iter().partition(|entry| entry.map.is_empty());
@@ -212,12 +212,12 @@ impl Unacknowledged {
         let mut headers: Vec<Header> =
             map.into_iter().map(|(name, value)| Header { name, value: bytes(value) }).collect();
         headers.sort_by(|one, other| one.name.cmp(&other.name));
-        let offset = self.next;
-        self.next += 1;
+        let offset = self.offset_next;
+        self.offset_next += 1;
         self.open.insert(id.clone());
         self.ids.insert(offset, id);
         SourceRecord {
-            // An entry without the field is no payload: the component refuses it.
+            // An entry without the field has an empty payload, which the component refuses.
             payload: payload.unwrap_or_default(),
             key,
             headers,

@@ -1,4 +1,4 @@
-//! The end of a forward pass: logits, and what is sampled from them.
+//! The end of a forward pass: logits and sampling.
 
 use std::ops::Range;
 use std::sync::PoisonError;
@@ -8,14 +8,14 @@ use weir_kernels::{PANEL, rms_norm};
 use super::layer::{Pass, multiply};
 use super::workspace::{Layout, Local};
 use crate::sampling::{Context, sample};
-use crate::team::Broken;
+use crate::team::TeamFailure;
 
-/// Rows whose logits are computed together: they bound the memory.
+/// Rows whose logits are computed together: it bounds the memory.
 const LOGIT_ROWS_MAX: usize = 32;
 
 impl Pass<'_> {
-    /// Samples after every row that asks for it.
-    pub(super) fn sample(&mut self) -> Result<(), Broken> {
+    /// Samples after every row of `chunk.samples`.
+    pub(super) fn sample(&mut self) -> Result<(), TeamFailure> {
         let chunk = self.chunk;
         for samples in chunk.samples.chunks(LOGIT_ROWS_MAX) {
             let rows = self.sample_rows(samples);
@@ -28,7 +28,7 @@ impl Pass<'_> {
         Ok(())
     }
 
-    /// By thread: which of the samples are its rows.
+    /// By thread: the range of the samples that are its rows.
     fn sample_rows(&self, samples: &[usize]) -> Vec<Range<usize>> {
         let before = |row: usize| samples.partition_point(|sample| *sample < row);
         self.chunk.rows.iter().map(|rows| before(rows.start)..before(rows.end)).collect()
@@ -43,10 +43,10 @@ impl Pass<'_> {
         activations.resize(own.clone().count(), gain.len());
         let Local { row: normalized, states, .. } = &mut *self.local;
         normalized.resize(gain.len(), 0.0);
-        for (place, row) in own.enumerate() {
+        for (index, row) in own.enumerate() {
             let state = &states[(row - rows.start) * gain.len()..][..gain.len()];
             rms_norm(isa, state, gain, self.forward.model.parameters.epsilon, normalized);
-            activations.quantize_row(isa, place, normalized);
+            activations.quantize_row(isa, index, normalized);
         }
     }
 
@@ -61,19 +61,19 @@ impl Pass<'_> {
             if index % self.member.count != self.member.index {
                 continue;
             }
-            let number = self.chunk.places[*row].job;
+            let number = self.chunk.inputs[*row].job;
             let job = &self.forward.jobs[number];
-            let Some(asked) = &job.sample else { continue };
+            let Some(job_sample) = &job.sample else { continue };
             logits.resize(panels[0] * PANEL, 0.0);
             layout.gather(&products, 0, index, logits);
             let context = Context {
                 isa: self.isa,
-                sampler: &asked.sampler,
+                sampler: &job_sample.sampler,
                 tokens: &job.tokens,
-                prompt: asked.prompt,
-                index: asked.sample.index,
-                allowed: asked.sample.allowed.as_deref(),
-                top: asked.sample.top as usize,
+                prompt: job_sample.prompt,
+                index: job_sample.sample.index,
+                allowed: job_sample.sample.allowed.as_deref(),
+                top: job_sample.sample.top as usize,
             };
             let outcome = sample(context, &mut logits[..vocabulary], scratch);
             let mut outcomes = self.forward.outcomes.lock().unwrap_or_else(PoisonError::into_inner);

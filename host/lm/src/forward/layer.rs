@@ -1,4 +1,4 @@
-//! One thread's part of a chunk's layers.
+//! The layers of a chunk, as one thread computes its part of them.
 
 use std::sync::PoisonError;
 use std::sync::atomic::Ordering;
@@ -9,7 +9,7 @@ use super::Forward;
 use super::chunk::Chunk;
 use super::workspace::{Layout, Local, Workspace};
 use crate::model::{LayerWeights, Model, Parameters};
-use crate::team::{Broken, Member};
+use crate::team::{Member, TeamFailure};
 
 /// Panels of a gate that are computed before it is applied: their products stay in the cache.
 const GATE_PANELS: usize = 2;
@@ -40,24 +40,24 @@ impl<'a> Pass<'a> {
         &self.forward.workspace
     }
 
-    /// The rows that this thread keeps the states of.
+    /// The rows whose states this thread holds.
     pub(super) fn own_rows(&self) -> std::ops::Range<usize> {
         self.chunk.rows[self.member.index].clone()
     }
 
-    /// The states of the tokens.
+    /// Reads the embeddings of this thread's rows into their states.
     pub(super) fn embed(&mut self) {
         let width = self.parameters().embedding;
         let embedding = &self.model().weights.embedding;
         let rows = self.own_rows();
         self.local.states.resize(rows.len() * width, 0.0);
-        for (place, state) in self.chunk.places[rows].iter().zip(self.local.states.chunks_exact_mut(width)) {
-            embedding.column(place.token as usize, state);
+        for (input, state) in self.chunk.inputs[rows].iter().zip(self.local.states.chunks_exact_mut(width)) {
+            embedding.column(input.token as usize, state);
         }
     }
 
     /// Computes a layer; false if the pass was cancelled.
-    pub(super) fn layer(&mut self, index: usize) -> Result<bool, Broken> {
+    pub(super) fn layer(&mut self, index: usize) -> Result<bool, TeamFailure> {
         let model = self.model();
         let layer = &model.weights.layers[index];
         if index > 0 {
@@ -68,20 +68,20 @@ impl<'a> Pass<'a> {
             self.forward.is_cancelled.store(true, Ordering::Release);
         }
         self.member.wait()?;
-        // All threads read what the first one wrote before the barrier, and it writes again only after the next one.
+        // The first thread writes the flag before this barrier and again only after the next one, so that all threads read the same.
         if self.forward.is_cancelled.load(Ordering::Acquire) {
             return Ok(false);
         }
         self.multiply(&layer.projections.each_ref());
         self.member.wait()?;
-        self.place_queries(layer);
+        self.prepare_queries(layer);
         if self.member.index == 0 {
-            self.place_keys(index, layer);
+            self.write_cache(index, layer);
         }
         self.member.wait()?;
         self.attend(index);
         self.member.wait()?;
-        self.lower_attention();
+        self.quantize_attention();
         self.member.wait()?;
         self.multiply(&[&layer.output]);
         self.member.wait()?;
@@ -90,21 +90,21 @@ impl<'a> Pass<'a> {
         self.member.wait()?;
         self.multiply_gated(layer);
         self.member.wait()?;
-        self.lower_products(&layer.gate);
+        self.quantize_products(&layer.gate);
         self.member.wait()?;
         self.multiply(&[&layer.down]);
         self.member.wait()?;
         Ok(true)
     }
 
-    /// Adds what the last layer computed.
+    /// Adds the products of the last layer to the states.
     pub(super) fn finish_layers(&mut self) {
         if let Some(layer) = self.model().weights.layers.last() {
             self.add_products(&layer.down);
         }
     }
 
-    /// The products of all rows and this thread's panels.
+    /// Computes the products of all rows with this thread's panels.
     fn multiply(&mut self, matrices: &[&QuantizedMatrix]) {
         multiply(self.workspace(), self.member.index, &self.chunk.rows, matrices);
     }
@@ -136,7 +136,7 @@ impl<'a> Pass<'a> {
     }
 
     /// Quantizes the products with a matrix.
-    fn lower_products(&mut self, matrix: &QuantizedMatrix) {
+    fn quantize_products(&mut self, matrix: &QuantizedMatrix) {
         let panels = [matrix.panels()];
         let layout = Layout { rows: &self.chunk.rows, panels: &panels };
         let products = self.workspace().products();
@@ -145,14 +145,14 @@ impl<'a> Pass<'a> {
         activations.resize(rows.len(), matrix.columns());
         let row = &mut self.local.row;
         row.resize(panels[0] * PANEL, 0.0);
-        for (place, index) in rows.enumerate() {
+        for (own_index, index) in rows.enumerate() {
             layout.gather(&products, 0, index, row);
-            activations.quantize_row(self.isa, place, &row[..matrix.columns()]);
+            activations.quantize_row(self.isa, own_index, &row[..matrix.columns()]);
         }
     }
 
-    /// The queries of this thread's rows, normalized and rotated.
-    fn place_queries(&mut self, layer: &LayerWeights) {
+    /// Gathers, normalizes and rotates the queries of this thread's rows.
+    fn prepare_queries(&mut self, layer: &LayerWeights) {
         let panels = layer.projections.each_ref().map(QuantizedMatrix::panels);
         let layout = Layout { rows: &self.chunk.rows, panels: &panels };
         let products = self.workspace().products();
@@ -162,12 +162,12 @@ impl<'a> Pass<'a> {
         extend(&mut queries, rows.len() * width);
         for (row, query) in rows.zip(queries.chunks_exact_mut(width)) {
             layout.gather(&products, 0, row, query);
-            self.place(row, query, gain);
+            self.rotate_heads(row, query, gain);
         }
     }
 
-    /// The keys and values of all rows, written to the cache.
-    fn place_keys(&mut self, index: usize, layer: &LayerWeights) {
+    /// Writes the keys and values of all rows to the cache.
+    fn write_cache(&mut self, index: usize, layer: &LayerWeights) {
         let panels = layer.projections.each_ref().map(QuantizedMatrix::panels);
         let layout = Layout { rows: &self.chunk.rows, panels: &panels };
         let products = self.workspace().products();
@@ -177,18 +177,18 @@ impl<'a> Pass<'a> {
         key.resize(width, 0.0);
         value.resize(width, 0.0);
         let mut pages = self.forward.cache[index].write().unwrap_or_else(PoisonError::into_inner);
-        for (row, place) in self.chunk.places.iter().enumerate() {
+        for (row, input) in self.chunk.inputs.iter().enumerate() {
             layout.gather(&products, 1, row, &mut key);
             layout.gather(&products, 2, row, &mut value);
-            self.place(row, &mut key, gain);
-            let page = self.forward.jobs[place.job].pages[place.position / weir_kernels::PAGE_TOKENS];
-            pages.write(self.isa, page as usize, place.position % weir_kernels::PAGE_TOKENS, &key, &value);
+            self.rotate_heads(row, &mut key, gain);
+            let page = self.forward.jobs[input.job].pages[input.position / weir_kernels::PAGE_TOKENS];
+            pages.write(self.isa, page as usize, input.position % weir_kernels::PAGE_TOKENS, &key, &value);
         }
         (self.local.row, self.local.other) = (key, value);
     }
 
-    /// Normalizes the heads of a row, and rotates them by its position.
-    fn place(&mut self, row: usize, heads: &mut [f32], gain: Option<&[f32]>) {
+    /// Normalizes the heads of a row, if there is a gain, and rotates them by its position.
+    fn rotate_heads(&mut self, row: usize, heads: &mut [f32], gain: Option<&[f32]>) {
         let Parameters { head_size, epsilon, .. } = *self.parameters();
         let pairs = self.model().rotary.pairs();
         let angles = row * pairs..(row + 1) * pairs;
@@ -203,7 +203,7 @@ impl<'a> Pass<'a> {
         }
     }
 
-    /// The attention that is given to this thread.
+    /// Computes the blocks of attention that are assigned to this thread.
     fn attend(&mut self, index: usize) {
         let parameters = self.parameters();
         let (group, head_size) = (parameters.group(), parameters.head_size);
@@ -212,27 +212,27 @@ impl<'a> Pass<'a> {
         let cache = cache.read().unwrap_or_else(PoisonError::into_inner);
         let mut out = self.workspace().own_attention(self.member.index);
         let Local { queries, lengths, scores, .. } = &mut *self.local;
-        for item in self.chunk.items.iter().filter(|item| item.thread == self.member.index) {
-            let elements = item.rows.len() * group * head_size;
-            let end = item.offset + elements;
+        for block in self.chunk.blocks.iter().filter(|block| block.thread == self.member.index) {
+            let elements = block.rows.len() * group * head_size;
+            let end = block.offset + elements;
             extend(&mut out, end);
             queries.clear();
             lengths.clear();
-            for row in item.rows.clone() {
+            for row in block.rows.clone() {
                 let rows = self.chunk.rows.iter().zip(&parts).find(|(rows, _)| rows.contains(&row));
                 let Some((rows, part)) = rows else { continue };
-                let heads = (row - rows.start) * width + item.head * group * head_size;
+                let heads = (row - rows.start) * width + block.head * group * head_size;
                 queries.extend_from_slice(&part[heads..heads + group * head_size]);
-                lengths.extend(std::iter::repeat_n(self.chunk.places[row].position + 1, group));
+                lengths.extend(std::iter::repeat_n(self.chunk.inputs[row].position + 1, group));
             }
             let attention = PagedAttention {
                 cache: &cache,
-                pages: &self.forward.jobs[item.job].pages,
-                head: item.head,
+                pages: &self.forward.jobs[block.job].pages,
+                head: block.head,
                 queries,
                 lengths,
                 factor: 1.0 / (head_size as f32).sqrt(),
-                out: &mut out[item.offset..end],
+                out: &mut out[block.offset..end],
                 scores,
             };
             attention.compute(self.isa);
@@ -240,7 +240,7 @@ impl<'a> Pass<'a> {
     }
 
     /// Quantizes the attention of this thread's rows.
-    fn lower_attention(&mut self) {
+    fn quantize_attention(&mut self) {
         let parameters = self.parameters();
         let width = parameters.query_elements();
         let parts = self.workspace().attention();
@@ -250,17 +250,17 @@ impl<'a> Pass<'a> {
         let heads = parameters.group() * parameters.head_size;
         let row = &mut self.local.row;
         row.resize(width, 0.0);
-        for (place, index) in rows.enumerate() {
+        for (own_index, index) in rows.enumerate() {
             let (run, in_run) = self.chunk.runs[index];
             for (head, out) in row.chunks_exact_mut(heads).enumerate() {
-                let item = &self.chunk.items[run * parameters.kv_heads + head];
-                out.copy_from_slice(&parts[item.thread][item.offset + in_run * heads..][..heads]);
+                let block = &self.chunk.blocks[run * parameters.kv_heads + head];
+                out.copy_from_slice(&parts[block.thread][block.offset + in_run * heads..][..heads]);
             }
-            activations.quantize_row(self.isa, place, row);
+            activations.quantize_row(self.isa, own_index, row);
         }
     }
 
-    /// `silu(gate) * up` of all rows and this thread's panels.
+    /// Computes `silu(gate) * up` of all rows with this thread's panels.
     fn multiply_gated(&mut self, layer: &LayerWeights) {
         let panels = [layer.gate.panels()];
         let layout = Layout { rows: &self.chunk.rows, panels: &panels };
@@ -285,7 +285,7 @@ impl<'a> Pass<'a> {
     }
 }
 
-/// The products of the rows of all threads and a thread's panels of some matrices.
+/// Computes the products of the rows of all threads with a thread's panels of some matrices.
 pub(super) fn multiply(
     workspace: &Workspace,
     thread: usize,
@@ -305,7 +305,7 @@ pub(super) fn multiply(
     }
 }
 
-/// Makes a buffer at least this long. It is never made shorter: what is filled once need not be filled again.
+/// Extends a buffer to at least this length. It never shrinks, so that new elements are initialized only once.
 fn extend(buffer: &mut Vec<f32>, elements: usize) {
     if buffer.len() < elements {
         buffer.resize(elements, 0.0);

@@ -1,4 +1,4 @@
-//! The buffers of a forward pass: a part for each thread, which others read between barriers.
+//! The buffers of a forward pass: each thread has a part, which the others read between barriers.
 
 use std::ops::Range;
 use std::sync::{Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
@@ -23,20 +23,20 @@ struct Part {
     attention: RwLock<Vec<f32>>,
 }
 
-/// What a thread has for itself.
+/// The private buffers of a thread.
 #[derive(Debug, Default)]
 pub(super) struct Local {
     /// The states of its rows, `[row][embedding]`.
     pub(super) states: Vec<f32>,
     /// A row of any width.
     pub(super) row: Vec<f32>,
-    /// Another one.
+    /// Another row of any width.
     pub(super) other: Vec<f32>,
-    /// The queries of an item of attention.
+    /// The queries of a block of attention.
     pub(super) queries: Vec<f32>,
     pub(super) lengths: Vec<usize>,
     pub(super) scores: Vec<f32>,
-    /// Products with some panels of a gate, and of what it is multiplied by.
+    /// Products with some panels of the gate, and with the same panels of the matrix `up`.
     pub(super) gates: [Vec<f32>; 2],
     pub(super) scratch: Scratch,
 }
@@ -95,7 +95,8 @@ fn write<T>(lock: &RwLock<T>) -> RwLockWriteGuard<'_, T> {
     lock.write().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Where products lie: the part of a thread has, for each matrix and each thread's rows, `[panel][row][16]` of its share of the panels.
+/// The layout of products: the part of a thread has, for each matrix and each thread's rows, `[panel][row][16]` of its share of the
+/// panels.
 #[derive(Clone, Debug)]
 pub(super) struct Layout<'a> {
     /// By thread.
@@ -120,7 +121,7 @@ impl Layout<'_> {
         (0..self.panels.len()).map(|matrix| self.share(matrix, thread).len() * rows * PANEL).sum()
     }
 
-    /// Where the products of a matrix and another thread's rows lie in a thread's part.
+    /// The range, in a thread's part, of the products of a matrix and another thread's rows.
     pub(super) fn segment(&self, matrix: usize, thread: usize, others: usize) -> Range<usize> {
         let all = self.rows.last().map_or(0, |rows| rows.end);
         let before: usize = (0..matrix).map(|matrix| self.share(matrix, thread).len() * all * PANEL).sum();
@@ -129,7 +130,7 @@ impl Layout<'_> {
         start..start + panels * self.rows[others].len() * PANEL
     }
 
-    /// Writes a row of a matrix's products to `out`, as long as all panels.
+    /// Writes a row of a matrix's products to `out`, which has the length of all panels.
     pub(super) fn gather<P: std::ops::Deref<Target = Vec<f32>>>(
         &self,
         parts: &[P],
@@ -138,13 +139,13 @@ impl Layout<'_> {
         out: &mut [f32],
     ) {
         let Some(others) = self.rows.iter().position(|rows| rows.contains(&row)) else { return };
-        let (count, place) = (self.rows[others].len(), row - self.rows[others].start);
+        let (count, index) = (self.rows[others].len(), row - self.rows[others].start);
         for (thread, part) in parts.iter().enumerate() {
             let share = self.share(matrix, thread);
             let out = &mut out[share.start * PANEL..share.end * PANEL];
             let products = &part[self.segment(matrix, thread, others)];
             for (out, products) in out.chunks_exact_mut(PANEL).zip(products.chunks_exact(count * PANEL)) {
-                out.copy_from_slice(&products[place * PANEL..][..PANEL]);
+                out.copy_from_slice(&products[index * PANEL..][..PANEL]);
             }
         }
     }

@@ -1,8 +1,8 @@
-//! Reading numbers and texts from bytes.
+//! Reads numbers and texts from bytes.
 
 use super::error::GgufError;
 
-/// Bytes and a position among them.
+/// Bytes and a read position.
 #[derive(Debug)]
 pub(super) struct Cursor<'a> {
     bytes: &'a [u8],
@@ -18,13 +18,13 @@ impl<'a> Cursor<'a> {
         self.position
     }
 
-    /// Bytes that are left.
-    pub(super) fn left(&self) -> usize {
+    /// The number of unread bytes.
+    pub(super) fn remaining(&self) -> usize {
         self.bytes.len() - self.position
     }
 
     pub(super) fn bytes(&mut self, count: usize, what: &str) -> Result<&'a [u8], GgufError> {
-        if count > self.left() {
+        if count > self.remaining() {
             return Err(self.truncated(what));
         }
         let bytes = &self.bytes[self.position..self.position + count];
@@ -50,7 +50,7 @@ impl<'a> Cursor<'a> {
         self.array(what).map(u64::from_le_bytes)
     }
 
-    /// A count of `what`, bounded.
+    /// Reads a count of `what`, at most `count_max`.
     pub(super) fn count(&mut self, what: &str, count_max: u64) -> Result<u64, GgufError> {
         let count = self.u64(what)?;
         if count > count_max {
@@ -59,7 +59,7 @@ impl<'a> Cursor<'a> {
         Ok(count)
     }
 
-    /// A text, its length before it.
+    /// Reads a text, which its length precedes.
     pub(super) fn string(&mut self, what: &str, bytes_max: u64) -> Result<String, GgufError> {
         let bytes = self.u64(what)?;
         if bytes > bytes_max {

@@ -1,32 +1,34 @@
-//! Why a file is not read.
+//! The errors of reading a file.
 
-/// What is wrong with the header of a file.
+use crate::wording::{listed, quoted};
+
+/// Why the header of a file cannot be read.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum GgufError {
     /// The bytes end within the header.
     #[error("the file ends within {what}, at byte {position}")]
     Truncated {
-        /// What was read.
+        /// The part of the header.
         what: String,
-        /// Where it begins.
+        /// The offset at which it begins, in bytes.
         position: usize,
     },
-    /// The first four bytes are other ones.
+    /// The first four bytes are not the magic number.
     #[error("not a GGUF file: it does not begin with \"GGUF\"")]
     Magic,
-    /// A version that is not read.
+    /// A version that is not supported.
     #[error("GGUF version {version} is not supported; use version 2 or 3, in little-endian order{}",
         if *.is_big_endian { " (the file is in big-endian order)" } else { "" })]
     Version {
-        /// As it was read.
+        /// As in the file.
         version: u32,
-        /// Whether it is a version in the other order of bytes.
+        /// Whether it is a known version in big-endian order.
         is_big_endian: bool,
     },
     /// More of something than the bound.
     #[error("the file declares {count} {what}; at most {count_max} are read")]
     TooMany {
-        /// What it is.
+        /// The part of the file.
         what: String,
         /// As declared.
         count: u64,
@@ -36,7 +38,7 @@ pub enum GgufError {
     /// A text longer than the bound.
     #[error("{what} has {bytes} bytes; at most {bytes_max} are read")]
     TooLong {
-        /// What it is.
+        /// The part of the file.
         what: String,
         /// As declared.
         bytes: u64,
@@ -46,11 +48,11 @@ pub enum GgufError {
     /// A text that is not UTF-8.
     #[error("{what} is not UTF-8")]
     NotUtf8 {
-        /// What it is.
+        /// The part of the file.
         what: String,
     },
     /// A type of metadata that does not exist.
-    #[error("the value of {key:?} has the type {id}, which does not exist")]
+    #[error("the value of {} has the type {id}, which does not exist", quoted(.key))]
     ValueType {
         /// The key.
         key: String,
@@ -58,31 +60,31 @@ pub enum GgufError {
         id: u32,
     },
     /// An array of arrays.
-    #[error("the value of {key:?} is an array of arrays, which is not supported")]
+    #[error("the value of {} is an array of arrays, which is not supported", quoted(.key))]
     Nested {
         /// The key.
         key: String,
     },
     /// A boolean that is neither 0 nor 1.
-    #[error("the value of {key:?} has a boolean that is neither 0 nor 1")]
+    #[error("the value of {} has a boolean that is neither 0 nor 1", quoted(.key))]
     NotBoolean {
         /// The key.
         key: String,
     },
     /// A key that occurs twice.
-    #[error("the key {key:?} occurs twice")]
+    #[error("the key {} occurs twice", quoted(.key))]
     RepeatedKey {
         /// The key.
         key: String,
     },
     /// A tensor that occurs twice.
-    #[error("the tensor {name:?} occurs twice")]
+    #[error("the tensor {} occurs twice", quoted(.name))]
     RepeatedTensor {
         /// Its name.
         name: String,
     },
     /// A type of tensor that does not exist.
-    #[error("the tensor {name:?} has the type {id}, which is not known")]
+    #[error("the tensor {} has the type {id}, which is not known", quoted(.name))]
     TensorType {
         /// Its name.
         name: String,
@@ -90,16 +92,16 @@ pub enum GgufError {
         id: u32,
     },
     /// Dimensions that a tensor cannot have.
-    #[error("the tensor {name:?} has the dimensions {dimensions:?}: {reason}")]
+    #[error("the tensor {} has the dimensions {}: {reason}", quoted(.name), listed(.dimensions))]
     Dimensions {
         /// Its name.
         name: String,
         /// As declared.
         dimensions: Vec<u64>,
-        /// What is wrong with them.
+        /// Why they are invalid.
         reason: &'static str,
     },
-    /// `general.alignment` is no alignment.
+    /// `general.alignment` is invalid.
     #[error("general.alignment is not a power of two from 8 to {bytes_max}")]
     Alignment {
         /// The bound.
@@ -112,7 +114,7 @@ pub enum GgufError {
         bytes_max: u64,
     },
     /// An offset that is not aligned.
-    #[error("the tensor {name:?} begins at offset {offset}, which is not a multiple of {alignment}")]
+    #[error("the tensor {} begins at offset {offset}, which is not a multiple of {alignment}", quoted(.name))]
     Unaligned {
         /// Its name.
         name: String,
@@ -121,16 +123,16 @@ pub enum GgufError {
         /// As declared.
         alignment: u64,
     },
-    /// A tensor that the file does not have all of.
-    #[error("the tensor {name:?} ends past the end of the file, which has {file_bytes} bytes")]
+    /// A tensor that ends past the end of the file.
+    #[error("the tensor {} ends past the end of the file, which has {file_bytes} bytes", quoted(.name))]
     OutOfFile {
         /// Its name.
         name: String,
         /// The bytes of the file.
         file_bytes: u64,
     },
-    /// Two tensors in one place.
-    #[error("the tensors {first:?} and {second:?} overlap")]
+    /// Two tensors that overlap.
+    #[error("the tensors {} and {} overlap", quoted(.first), quoted(.second))]
     Overlap {
         /// The name of the one that begins first.
         first: String,

@@ -2,11 +2,12 @@
 
 use super::cursor::Cursor;
 use super::error::GgufError;
+use crate::wording::quoted;
 
 /// The most dimensions of a tensor.
 const RANK_MAX: u32 = 4;
 
-/// How the elements of a tensor are stored: its name in GGML, and the blocks that rows consist of.
+/// The storage format of a tensor's elements, in blocks of a row.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct TensorType {
     /// Its number in files.
@@ -28,7 +29,7 @@ macro_rules! types {
                     Self { id: $id, name: stringify!($name), block_elements: $elements, block_bytes: $bytes };
             )*
 
-            /// Those that GGML has, whether or not they are computed with here.
+            /// All types of GGML, including those that this crate cannot compute with.
             pub const ALL: &[Self] = &[$(Self::$name),*];
         }
     };
@@ -72,19 +73,19 @@ types! {
 /// A tensor of a file.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TensorEntry {
-    /// How its elements are stored.
+    /// The storage format of its elements.
     pub ty: TensorType,
     /// Its dimensions, the innermost first.
     pub dimensions: Vec<u64>,
-    /// Where it begins in the file.
+    /// Its offset in the file, in bytes.
     pub offset: u64,
-    /// Its bytes.
+    /// Its length in bytes.
     pub bytes: u64,
 }
 
 impl TensorEntry {
     pub(super) fn read(cursor: &mut Cursor<'_>, name: &str) -> Result<Self, GgufError> {
-        let what = format!("the tensor {name:?}");
+        let what = format!("the tensor {}", quoted(name));
         let rank = cursor.u32(&what)?;
         if rank > RANK_MAX {
             let (count, count_max) = (u64::from(rank), u64::from(RANK_MAX));

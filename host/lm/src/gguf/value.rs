@@ -2,6 +2,7 @@
 
 use super::cursor::Cursor;
 use super::error::GgufError;
+use crate::wording::quoted;
 
 /// The longest text, in bytes.
 const TEXT_BYTES_MAX: u64 = 1 << 20;
@@ -11,21 +12,21 @@ const ELEMENTS_MAX: u64 = 4 << 20;
 /// A value of metadata.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Value {
-    /// An integer without a sign, of any width.
+    /// An unsigned integer of any width.
     Unsigned(u64),
-    /// An integer with a sign, of any width.
+    /// A signed integer of any width.
     Signed(i64),
     /// A floating point number, of any width.
     Float(f64),
-    /// A truth value.
+    /// A boolean.
     Bool(bool),
     /// A text.
     Text(String),
-    /// An array of integers with or without signs; one of 64 bits that i64 has no room for is its greatest number.
+    /// An array of signed or unsigned integers; a number past `i64::MAX` becomes `i64::MAX`.
     Integers(Vec<i64>),
     /// An array of floating point numbers.
     Floats(Vec<f32>),
-    /// An array of truth values.
+    /// An array of booleans.
     Bools(Vec<bool>),
     /// An array of texts.
     Texts(Vec<String>),
@@ -33,7 +34,7 @@ pub enum Value {
 
 impl Value {
     pub(super) fn read(cursor: &mut Cursor<'_>, key: &str) -> Result<Self, GgufError> {
-        let what = format!("the value of {key:?}");
+        let what = format!("the value of {}", quoted(key));
         match cursor.u32(&what)? {
             ARRAY => Self::read_array(cursor, key, &what),
             id => Self::read_scalar(cursor, id, key, &what),
@@ -68,14 +69,14 @@ impl Value {
             0 | 1 | 7 => 1,
             2 | 3 => 2,
             4..=6 => 4,
-            // A text is at least its length.
+            // A text has at least its length.
             8 | 10..=12 => 8,
             ARRAY => return Err(GgufError::Nested { key: key.to_owned() }),
             id => return Err(GgufError::ValueType { key: key.to_owned(), id }),
         };
         let count = cursor.count(&format!("elements in {what}"), ELEMENTS_MAX)? as usize;
-        // Before memory is allocated.
-        if count > cursor.left() / bytes {
+        // Checked before memory is allocated.
+        if count > cursor.remaining() / bytes {
             return Err(cursor.truncated(what));
         }
         let mut elements = Vec::with_capacity(count);
@@ -106,7 +107,7 @@ impl Value {
         })
     }
 
-    /// An integer of any width that is not negative.
+    /// The value of a non-negative integer.
     pub fn as_u64(&self) -> Option<u64> {
         match self {
             Self::Unsigned(value) => Some(*value),
@@ -115,7 +116,7 @@ impl Value {
         }
     }
 
-    /// A floating point number.
+    /// The value of a floating point number.
     pub fn as_f64(&self) -> Option<f64> {
         match self {
             Self::Float(value) => Some(*value),
@@ -123,7 +124,7 @@ impl Value {
         }
     }
 
-    /// A truth value.
+    /// The value of a boolean.
     pub fn as_bool(&self) -> Option<bool> {
         match self {
             Self::Bool(value) => Some(*value),
@@ -131,7 +132,7 @@ impl Value {
         }
     }
 
-    /// A text.
+    /// The value of a text.
     pub fn as_text(&self) -> Option<&str> {
         match self {
             Self::Text(text) => Some(text),
@@ -140,5 +141,5 @@ impl Value {
     }
 }
 
-/// The number of the type of arrays.
+/// The type number of arrays.
 const ARRAY: u32 = 9;

@@ -2,9 +2,9 @@
 //!
 //! A type whose scales are f16 (`Q4_0`, `Q4_1`, `Q5_0`, `Q5_1`, `Q8_0`) is packed without loss. The scales and minima of `Q4_K` and
 //! `Q5_K` are products of an f16 and an integer of six bits: they are rounded to the eleven bits of f16, after a power of two has moved
-//! the greatest one to the top of its range, which changes a weight by at most 2^-11 of its scale's part and is far below the
-//! step of the integers. `Q6_K` has a scale for each sixteen weights, and f32, f16 and bf16 have none: their weights are rounded to
-//! eight bits for each 32, by at most 1/254 of the greatest of them.
+//! the greatest one to the top of its range. The relative error of at most 2^-11 is far below the step of the integers. `Q6_K` has a
+//! scale for each sixteen weights, and f32, f16 and bf16 have none: their weights are rounded to eight bits in blocks of 32, with an
+//! error of at most 1/254 of the greatest weight of the block.
 
 use weir_kernels::{BLOCK, WeightBlock, WeightForm};
 
@@ -12,7 +12,7 @@ use crate::gguf::TensorType;
 
 /// Elements of a superblock.
 const SUPERBLOCK: usize = 256;
-/// Types that are computed with.
+/// The supported types.
 const SUPPORTED: [TensorType; 11] = [
     TensorType::Q4_0,
     TensorType::Q4_1,
@@ -27,7 +27,7 @@ const SUPPORTED: [TensorType; 11] = [
     TensorType::F32,
 ];
 
-/// The names of the types of weights that are computed with.
+/// The names of the supported types of weights, separated by commas.
 pub fn supported_types() -> String {
     SUPPORTED.map(|ty| ty.name).join(", ")
 }
@@ -36,7 +36,7 @@ pub(super) fn is_supported(ty: TensorType) -> bool {
     SUPPORTED.contains(&ty)
 }
 
-/// How a type is packed.
+/// The packed form of a type.
 pub(super) fn form(ty: TensorType) -> WeightForm {
     match ty {
         TensorType::Q4_0 => WeightForm::Nibbles { center: 8 },
@@ -53,7 +53,7 @@ fn has_f16_scales(ty: TensorType) -> bool {
     types.contains(&ty)
 }
 
-/// A power of two that all scales and minima of a tensor are divided by, so that they have the range of f16.
+/// The power of two by which all scales and minima of a tensor are divided, so that they are in the range of f16.
 pub(super) fn factor(ty: TensorType, bytes: &[u8]) -> f32 {
     if has_f16_scales(ty) {
         return 1.0;
@@ -75,7 +75,7 @@ pub(super) fn factor(ty: TensorType, bytes: &[u8]) -> f32 {
     if greatest > 0.0 && greatest.is_finite() { 2_f32.powi(greatest.log2().ceil() as i32 - 15) } else { 1.0 }
 }
 
-/// A block of a row: the 32 weights of `index`.
+/// Block `index` of a row: 32 weights.
 pub(super) fn block(ty: TensorType, row: &[u8], index: usize) -> WeightBlock {
     let size = ty.block_bytes as usize;
     match ty {
@@ -120,7 +120,7 @@ pub(super) fn block(ty: TensorType, row: &[u8], index: usize) -> WeightBlock {
         _ => {
             let mut weights = [0.0; BLOCK];
             plain(ty, row, index, &mut weights);
-            rounded(&weights)
+            round_block(&weights)
         }
     }
 }
@@ -148,11 +148,11 @@ pub fn decode_row(ty: TensorType, row: &[u8], out: &mut [f32]) {
     }
 }
 
-/// The weights of a type that has no scale for each 32 of them.
+/// Decodes 32 weights of a type that has no scale for each 32.
 fn plain(ty: TensorType, row: &[u8], index: usize, out: &mut [f32]) {
     let size = ty.block_bytes as usize;
     for (element, out) in out.iter_mut().enumerate() {
-        let at = index * BLOCK + element;
+        let position = index * BLOCK + element;
         *out = match ty {
             TensorType::Q6_K => {
                 let (bytes, part) = superblock(row, size, index);
@@ -162,17 +162,22 @@ fn plain(ty: TensorType, row: &[u8], index: usize, out: &mut [f32]) {
                 let scale = bytes[192 + half * 8 + 2 * quarter + element / 16] as i8;
                 f16(&bytes[208..]) * f32::from(scale) * (f32::from(low | high << 4) - 32.0)
             }
-            TensorType::F16 => f16(&row[2 * at..]),
-            TensorType::BF16 => f32::from_bits(u32::from(u16::from_le_bytes([row[2 * at], row[2 * at + 1]])) << 16),
-            _ => f32::from_le_bytes([row[4 * at], row[4 * at + 1], row[4 * at + 2], row[4 * at + 3]]),
+            TensorType::F16 => f16(&row[2 * position..]),
+            TensorType::BF16 => {
+                f32::from_bits(u32::from(u16::from_le_bytes([row[2 * position], row[2 * position + 1]])) << 16)
+            }
+            _ => {
+                let bytes = &row[4 * position..][..4];
+                f32::from_le_bytes([bytes[0], bytes[1], bytes[2], bytes[3]])
+            }
         };
     }
 }
 
-/// Weights, rounded to eight bits.
-fn rounded(weights: &[f32; BLOCK]) -> WeightBlock {
+/// Rounds weights to eight bits.
+fn round_block(weights: &[f32; BLOCK]) -> WeightBlock {
     let greatest = weights.iter().fold(0.0_f32, |greatest, weight| {
-        // Not `max`, which ignores NaN: a scale that is not finite is refused.
+        // Not `max`, which ignores NaN: the scale must be NaN too, so that the tensor is refused.
         if weight.abs() <= greatest { greatest } else { weight.abs() }
     });
     let scale = greatest / 127.0;
@@ -181,7 +186,7 @@ fn rounded(weights: &[f32; BLOCK]) -> WeightBlock {
     WeightBlock { scale, minimum: 0.0, values }
 }
 
-/// The superblock that has a block of 32, and which part of it that is.
+/// The superblock of a block of 32, and the index of the block in it.
 fn superblock(row: &[u8], size: usize, index: usize) -> (&[u8], usize) {
     let parts = SUPERBLOCK / BLOCK;
     (&row[index / parts * size..][..size], index % parts)
@@ -196,7 +201,7 @@ fn six_bits(bytes: &[u8], part: usize) -> (u8, u8) {
     (scale, bytes[part + 4] >> 4 | (bytes[part] >> 6) << 4)
 }
 
-/// The low halves of sixteen bytes, then the high ones.
+/// The low nibbles of sixteen bytes, then the high ones.
 fn nibbles(bytes: &[u8]) -> [u8; BLOCK] {
     let mut values = [0; BLOCK];
     for (index, byte) in bytes[..BLOCK / 2].iter().enumerate() {
@@ -205,7 +210,7 @@ fn nibbles(bytes: &[u8]) -> [u8; BLOCK] {
     values
 }
 
-/// The fifth bit of each value, from a bit field.
+/// Sets the fifth bit of each value from a bit field.
 fn with_high_bits(mut values: [u8; BLOCK], field: &[u8]) -> [u8; BLOCK] {
     for (index, value) in values.iter_mut().enumerate() {
         *value |= (field[index / 8] >> (index % 8) & 1) << 4;
@@ -213,7 +218,7 @@ fn with_high_bits(mut values: [u8; BLOCK], field: &[u8]) -> [u8; BLOCK] {
     values
 }
 
-/// The f16 at the front of bytes, infinities and NaN as well.
+/// Reads an f16 from the first two bytes, including infinities and NaN.
 fn f16(bytes: &[u8]) -> f32 {
     let bits = u16::from_le_bytes([bytes[0], bytes[1]]);
     let sign = u32::from(bits & 0x8000) << 16;

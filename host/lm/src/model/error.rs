@@ -1,10 +1,11 @@
-//! Why a model is not loaded.
+//! The errors of loading a model.
 
 use std::io;
 
 use crate::gguf::GgufError;
+use crate::wording::{listed, quoted};
 
-/// What prevents a model from being loaded.
+/// Why a model cannot be loaded.
 #[derive(Debug, thiserror::Error)]
 pub enum LoadError {
     /// The file could not be read.
@@ -13,56 +14,56 @@ pub enum LoadError {
     /// The file breaks the format or a bound.
     #[error(transparent)]
     Gguf(#[from] GgufError),
-    /// A key of the metadata is missing or has a value that it cannot have.
-    #[error("the metadata {key:?} {problem}")]
+    /// A key of the metadata is missing or has an invalid value.
+    #[error("the metadata {} {problem}", quoted(.key))]
     Metadata {
         /// The key.
         key: String,
-        /// What is wrong with it.
+        /// Why it is invalid.
         problem: String,
     },
-    /// Another architecture than those that are computed.
-    #[error("the architecture {name:?} is not supported; supported are {supported}")]
+    /// An architecture that is not supported.
+    #[error("the architecture {} is not supported; supported are {supported}", quoted(.name))]
     Architecture {
         /// As in the file.
         name: String,
-        /// Those that are, separated by commas.
+        /// The supported ones, separated by commas.
         supported: String,
     },
     /// A tensor is missing.
-    #[error("the tensor {name:?} is missing")]
+    #[error("the tensor {} is missing", quoted(.name))]
     MissingTensor {
         /// Its name.
         name: String,
     },
-    /// A tensor that the architecture has no place for.
-    #[error("the tensor {name:?} is not part of the architecture as it is computed here")]
+    /// A tensor that the implemented architecture does not use.
+    #[error("the tensor {} is not part of the architecture as it is computed here", quoted(.name))]
     UnknownTensor {
         /// Its name.
         name: String,
     },
     /// A tensor of another shape.
-    #[error("the tensor {name:?} has the dimensions {found:?}, and {expected:?} was expected")]
+    #[error("the tensor {} has the dimensions {}, and {} was expected", quoted(.name), listed(.found), listed(.expected))]
     Shape {
         /// Its name.
         name: String,
         /// As in the file, the innermost first.
         found: Vec<u64>,
-        /// As the metadata has it.
+        /// According to the metadata.
         expected: Vec<u64>,
     },
-    /// A tensor of a type that is not computed with.
-    #[error("the tensor {name:?} has the type {found}, which is not supported; supported are {supported}")]
+    /// A tensor of an unsupported type.
+    #[error("the tensor {} has the type {found}, which is not supported; supported are {supported}", quoted(.name))]
     Type {
         /// Its name.
         name: String,
         /// The name of its type.
         found: &'static str,
-        /// Those that are, separated by commas.
+        /// The supported ones, separated by commas.
         supported: String,
     },
     /// A tensor with a number that is infinite or not a number.
-    #[error("the tensor {name:?} has a weight that is not finite")]
+    #[error("the tensor {} has a weight that is not finite", quoted(.name))]
     NotFinite {
         /// Its name.
         name: String,

@@ -1,4 +1,4 @@
-//! A model file: its header, and its tensors one by one.
+//! Reads a model file: its header, then its tensors one by one.
 
 use std::collections::BTreeSet;
 use std::fs::File;
@@ -9,10 +9,10 @@ use super::blocks;
 use super::error::LoadError;
 use crate::gguf::{GgufError, HEADER_BYTES_MAX, Header, TensorEntry, TensorType};
 
-/// Bytes of the front of a file that are read at first: most headers are shorter.
+/// Bytes of a file that are read first to find the header: most headers are shorter.
 const FRONT_BYTES: u64 = 8 << 20;
 
-/// A file of which tensors are read. It is read rather than mapped, because a file that is truncated while it is mapped ends the process.
+/// An open model file. It is read rather than mapped, because truncating a mapped file ends the process.
 #[derive(Debug)]
 pub(super) struct ModelFile {
     file: File,
@@ -77,7 +77,7 @@ impl ModelFile {
         }
         self.file.seek(SeekFrom::Start(offset))?;
         self.buffer.clear();
-        // The header was checked against the length of the file; it may be shorter by now.
+        // The header was checked against the length of the file, but the file may have been truncated since.
         let read = (&self.file).take(bytes).read_to_end(&mut self.buffer)?;
         if read as u64 != bytes {
             return Err(GgufError::OutOfFile { name: name.to_owned(), file_bytes: offset + read as u64 }.into());

@@ -5,8 +5,9 @@ use std::fmt;
 
 use super::error::LoadError;
 use crate::gguf::Value;
+use crate::wording::quoted;
 
-/// The architectures that are computed.
+/// The supported architectures.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Architecture {
     /// `llama`: Llama, SmolLM2, TinyLlama, Mistral.
@@ -21,7 +22,7 @@ impl Architecture {
     /// All of them.
     pub const ALL: [Self; 3] = [Self::Llama, Self::Qwen2, Self::Qwen3];
 
-    /// Its name in files.
+    /// The name in files.
     pub fn name(self) -> &'static str {
         match self {
             Self::Llama => "llama",
@@ -37,18 +38,18 @@ impl fmt::Display for Architecture {
     }
 }
 
-/// What a model consists of.
+/// The hyperparameters of a model.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Parameters {
-    /// Its architecture.
+    /// The architecture.
     pub architecture: Architecture,
-    /// Layers.
+    /// The number of layers.
     pub layers: usize,
-    /// The longest sequence that it was trained for, in tokens.
+    /// The longest supported sequence, in tokens: the context of the training, or the attention window if that is shorter.
     pub context_tokens: u32,
     /// Elements of a token's state.
     pub embedding: usize,
-    /// Elements between the products of a feed-forward layer.
+    /// Width of the inner layer of the feed-forward network.
     pub feed_forward: usize,
     /// Heads of queries.
     pub heads: usize,
@@ -56,13 +57,13 @@ pub struct Parameters {
     pub kv_heads: usize,
     /// Elements of a head.
     pub head_size: usize,
-    /// What normalization adds to the mean square.
+    /// Added to the mean square in normalization.
     pub epsilon: f32,
     /// The base of the frequencies of rotary positions.
     pub rope_base: f32,
     /// Elements of a head that are rotated.
     pub rope_elements: usize,
-    /// What positions are divided by.
+    /// The divisor of positions (linear scaling).
     pub rope_divisor: f32,
 }
 
@@ -102,7 +103,7 @@ impl Parameters {
             return Err(LoadError::metadata(&keys.name("rope.dimension_count"), "is odd"));
         }
         let context = keys.integer("context_length", None, 1..=u64::from(u32::MAX))?.min(CONTEXT_TOKENS_MAX);
-        // Beyond the window the model attends to its last tokens only, which is not computed here.
+        // Past the window the model attends only to its last tokens, which is not implemented.
         let window = keys.integer("attention.sliding_window", Some(0), 0..=u64::from(u32::MAX))?;
         let context = if window == 0 { context } else { context.min(window) };
         let experts = keys.integer("expert_count", Some(0), 0..=u64::MAX)?;
@@ -136,7 +137,7 @@ impl Parameters {
         self.heads * self.head_size
     }
 
-    /// Elements of the keys of a token, and as many of its values.
+    /// Elements of the keys of a token; its values have as many.
     pub fn kv_elements(&self) -> usize {
         self.kv_heads * self.head_size
     }
@@ -198,7 +199,7 @@ impl Keys<'_> {
             None | Some(Some("none")) => Ok(1.0),
             Some(Some("linear")) => self.number("rope.scaling.factor", Some(1.0), 1.0..=1e6),
             Some(Some(other)) => {
-                Err(LoadError::metadata(&name, format!("is {other:?}; none and linear are supported")))
+                Err(LoadError::metadata(&name, format!("is {}; none and linear are supported", quoted(other))))
             }
             Some(None) => Err(LoadError::metadata(&name, "is not a text")),
         }

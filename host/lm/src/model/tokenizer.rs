@@ -1,4 +1,4 @@
-//! The tokenizer, from the metadata. Text is split elsewhere: this is what that is done with.
+//! The vocabulary and rules of the tokenizer, from the metadata. Another component splits text with them.
 
 use std::collections::BTreeMap;
 
@@ -15,7 +15,7 @@ pub enum TokenizerKind {
 }
 
 impl TokenizerKind {
-    /// Its name in files.
+    /// The name in files.
     pub fn name(self) -> &'static str {
         match self {
             Self::Bpe => "gpt2",
@@ -27,23 +27,23 @@ impl TokenizerKind {
 /// The tokenizer of a model.
 #[derive(Clone, Debug)]
 pub struct Tokenizer {
-    /// How it splits text.
+    /// The algorithm.
     pub kind: TokenizerKind,
     /// `tokenizer.ggml.pre`: the rule that splits text before BPE; `default` if the file has none.
     pub pre: String,
     /// The tokens in the order of their ids.
     pub tokens: Vec<String>,
-    /// Of SentencePiece: the score of each token; else empty.
+    /// The score of each token, for SentencePiece; else empty.
     pub scores: Vec<f32>,
-    /// Of each token: 1 normal, 2 unknown, 3 control, 4 user-defined, 5 unused, 6 byte.
+    /// The kind of each token: 1 normal, 2 unknown, 3 control, 4 user-defined, 5 unused, 6 byte.
     pub kinds: Vec<u8>,
-    /// Of BPE: pairs in the order of their rank, each as two tokens with a space between them.
+    /// Pairs in the order of their rank, each as two tokens with a space between them, for BPE; else empty.
     pub merges: Vec<String>,
     /// The token that begins a sequence, if the file has one.
     pub beginning_of_sequence: Option<u32>,
-    /// Whether the file asks for it at the front of every prompt.
+    /// Whether every prompt begins with it.
     pub adds_beginning: bool,
-    /// Of SentencePiece: whether a space comes before a text.
+    /// Whether a space is put before a text, for SentencePiece.
     pub adds_space: bool,
     /// The token that ends a sequence, if the file has one.
     pub end_of_sequence: Option<u32>,
@@ -55,10 +55,10 @@ pub struct Tokenizer {
 const CONTROL: u8 = 3;
 /// The most tokens of a vocabulary.
 const TOKENS_MAX: usize = 1 << 20;
-/// Control tokens that end a generation under every model that has them, though its metadata may not say so.
+/// Control tokens that end a generation in every model that has them, even if its metadata does not list them.
 const END_NAMES: [&str; 8] =
     ["<|im_end|>", "<|eot_id|>", "<|eom_id|>", "<|endoftext|>", "<|end_of_text|>", "<|end|>", "<end_of_turn>", "</s>"];
-/// Rules of BPE whose models want the beginning token although their files do not say so.
+/// Rules of BPE whose models need the beginning token even if their metadata does not set it.
 const BEGINNING_RULES: [&str; 3] = ["llama3", "llama-v3", "llama-bpe"];
 
 impl Tokenizer {
@@ -125,7 +125,7 @@ impl Tokenizer {
         })
     }
 
-    /// The token that begins every prompt, if the file asks for one.
+    /// The token that begins every prompt, if there is one.
     pub fn begin_token(&self) -> Option<u32> {
         self.beginning_of_sequence.filter(|_| self.adds_beginning)
     }
@@ -146,7 +146,7 @@ fn token_id(metadata: &BTreeMap<String, Value>, key: &str, tokens: usize) -> Res
     let Some(value) = metadata.get(key) else { return Ok(None) };
     match value.as_u64() {
         Some(id) if id < tokens as u64 => Ok(Some(id as u32)),
-        // What some converters write for none.
+        // Some converters write this for "none".
         Some(0xffff_ffff) => Ok(None),
         _ => Err(LoadError::metadata(key, format!("is not a token of the {tokens} that there are"))),
     }

@@ -1,4 +1,4 @@
-//! The weights of a model, read tensor by tensor and packed.
+//! Reads the weights of a model tensor by tensor and packs them.
 
 use weir_kernels::{Isa, QuantizedMatrix, WeightBlock};
 
@@ -13,11 +13,11 @@ use crate::gguf::TensorType;
 pub(crate) struct Weights {
     /// A column for each token.
     pub(crate) embedding: QuantizedMatrix,
-    /// The last product; the embedding's matrix where there is none.
+    /// The matrix of the logits; `None` where it is the embedding's.
     head: Option<QuantizedMatrix>,
     pub(crate) norm: Vec<f32>,
     pub(crate) layers: Vec<LayerWeights>,
-    /// What the frequencies of rotary positions are divided by.
+    /// The divisors of the frequencies of rotary positions.
     pub(super) rotary_divisors: Option<Vec<f32>>,
 }
 
@@ -25,7 +25,7 @@ pub(crate) struct Weights {
 #[derive(Debug)]
 pub(crate) struct LayerWeights {
     pub(crate) attention_norm: Vec<f32>,
-    /// Of queries, keys and values. The elements of queries and keys that are rotated together are half a head apart.
+    /// Queries, keys and values. The elements of queries and keys that are rotated together are half of the rotated elements apart.
     pub(crate) projections: [QuantizedMatrix; 3],
     /// Gains of queries and keys, each as long as a head.
     pub(crate) query_key_norms: Option<[Vec<f32>; 2]>,
@@ -89,10 +89,10 @@ impl Reader<'_> {
         let (queries, keys) = (parameters.query_elements(), parameters.kv_elements());
         let name = |part: &str| format!("blk.{layer}.{part}");
         let same = |column: usize| column;
-        let rotated = |column: usize| self::rotated(parameters, column);
+        let rotary = |column: usize| rotary_column(parameters, column);
         let projections = [
-            self.matrix(&name("attn_q"), embedding, queries, &rotated)?,
-            self.matrix(&name("attn_k"), embedding, keys, &rotated)?,
+            self.matrix(&name("attn_q"), embedding, queries, &rotary)?,
+            self.matrix(&name("attn_k"), embedding, keys, &rotary)?,
             self.matrix(&name("attn_v"), embedding, keys, &same)?,
         ];
         let query_key_norms = if parameters.architecture == Architecture::Qwen3 {
@@ -113,7 +113,7 @@ impl Reader<'_> {
         })
     }
 
-    /// A matrix with its bias, if it has one. Column `c` is column `source(c)` of the file.
+    /// Reads a matrix, and its bias if it has one. Column `c` is column `source(c)` of the file.
     fn matrix(
         &mut self,
         name: &str,
@@ -169,9 +169,9 @@ fn row_bytes(ty: TensorType, elements: usize) -> usize {
     elements / ty.block_elements as usize * ty.block_bytes as usize
 }
 
-/// The column of the file that a column of queries or keys is. Files of `llama` have the elements that are rotated together beside
-/// each other; those of the other architectures have them half the rotated elements apart, as it is computed.
-fn rotated(parameters: &Parameters, column: usize) -> usize {
+/// The column in the file of a column of queries or keys. In files of `llama`, elements that are rotated together are adjacent; in those
+/// of the other architectures they are half of the rotated elements apart, as in the computation.
+fn rotary_column(parameters: &Parameters, column: usize) -> usize {
     let (head, element) = (column / parameters.head_size, column % parameters.head_size);
     let pairs = parameters.rope_elements / 2;
     if parameters.architecture != Architecture::Llama || element >= parameters.rope_elements {

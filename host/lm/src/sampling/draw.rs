@@ -1,4 +1,4 @@
-//! From logits to a token.
+//! Samples a token from logits.
 
 use weir_kernels::{Isa, exponentials, greatest};
 
@@ -6,20 +6,20 @@ use super::Sampler;
 use super::random::uniform;
 use super::select::{self, Candidate};
 
-/// Where a token is sampled.
+/// The parameters of one sample.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Context<'a> {
     pub(crate) isa: Isa,
     pub(crate) sampler: &'a Sampler,
     /// The tokens of the sequence.
     pub(crate) tokens: &'a [u32],
-    /// Those of them before the first one that was sampled.
+    /// The number of tokens before the first one that was sampled.
     pub(crate) prompt: usize,
-    /// The choice of the request that the sequence is.
+    /// The index of the sequence among the choices of its request.
     pub(crate) index: u32,
-    /// A bit for each token, the lowest of the first byte for token 0; `None`: all are allowed.
+    /// A bit for each token, the lowest of the first byte for token 0; `None` allows all.
     pub(crate) allowed: Option<&'a [u8]>,
-    /// How many of the most likely tokens are reported.
+    /// The number of most likely tokens to report.
     pub(crate) top: usize,
 }
 
@@ -33,24 +33,24 @@ pub(crate) struct Outcome {
     pub(crate) top: Vec<(u32, f32)>,
 }
 
-/// Memory to work in.
+/// Scratch memory.
 #[derive(Debug, Default)]
 pub(crate) struct Scratch {
     weights: Vec<f32>,
     candidates: Vec<Candidate>,
     /// By token, 0 between uses.
     counts: Vec<u32>,
-    /// Tokens whose logit was changed, and what it was.
-    touched: Vec<(u32, f32)>,
+    /// Tokens whose logit was changed, with the logit before the change.
+    originals: Vec<(u32, f32)>,
 }
 
-/// Samples from logits, which are changed.
+/// Samples a token from logits, and overwrites them.
 pub(crate) fn sample(context: Context<'_>, logits: &mut [f32], scratch: &mut Scratch) -> Outcome {
     let Context { isa, sampler, allowed, .. } = context;
     scratch.weights.clear();
     scratch.weights.extend_from_slice(logits);
-    let most = greatest(isa, logits);
-    let normalizer = most + exponentials(isa, &mut scratch.weights, 1.0).ln();
+    let maximum = greatest(isa, logits);
+    let normalizer = maximum + exponentials(isa, &mut scratch.weights, 1.0).ln();
     let mut top = select::top(logits, context.top.min(logits.len()));
     top.iter_mut().for_each(|(_, value)| *value -= normalizer);
 
@@ -59,19 +59,19 @@ pub(crate) fn sample(context: Context<'_>, logits: &mut [f32], scratch: &mut Scr
         forbid(logits, allowed);
     }
     let token = if sampler.temperature == 0.0 { most_likely(isa, logits) } else { draw(context, logits, scratch) };
-    let before = scratch.touched.iter().find(|(touched, _)| *touched == token);
-    let logit = before.map_or(logits[token as usize], |(_, logit)| *logit);
+    let original = scratch.originals.iter().find(|(other, _)| *other == token);
+    let logit = original.map_or(logits[token as usize], |(_, logit)| *logit);
     Outcome { token, logprob: logit - normalizer, top }
 }
 
-/// Applies biases and penalties, to the tokens that have one only.
+/// Applies biases and penalties, only to the tokens that have one.
 fn adjust(context: Context<'_>, logits: &mut [f32], scratch: &mut Scratch) {
     let Context { sampler, tokens, prompt, .. } = context;
-    let Scratch { counts, touched, .. } = scratch;
-    touched.clear();
+    let Scratch { counts, originals, .. } = scratch;
+    originals.clear();
     counts.resize(logits.len(), 0);
     for (token, bias) in &sampler.biases {
-        touched.push((*token, logits[*token as usize]));
+        originals.push((*token, logits[*token as usize]));
         logits[*token as usize] += bias;
     }
     if sampler.repeat_penalty != 1.0 {
@@ -80,7 +80,7 @@ fn adjust(context: Context<'_>, logits: &mut [f32], scratch: &mut Scratch) {
             let count = &mut counts[*token as usize];
             if *count == 0 {
                 let logit = &mut logits[*token as usize];
-                touched.push((*token, *logit));
+                originals.push((*token, *logit));
                 *logit = if *logit > 0.0 { *logit / sampler.repeat_penalty } else { *logit * sampler.repeat_penalty };
             }
             *count = 1;
@@ -94,7 +94,7 @@ fn adjust(context: Context<'_>, logits: &mut [f32], scratch: &mut Scratch) {
             let count = std::mem::take(&mut counts[*token as usize]);
             if count > 0 {
                 let logit = &mut logits[*token as usize];
-                touched.push((*token, *logit));
+                originals.push((*token, *logit));
                 *logit -= sampler.presence_penalty + sampler.frequency_penalty * count as f32;
             }
         }
@@ -120,11 +120,11 @@ fn forbid(logits: &mut [f32], allowed: &[u8]) {
 
 /// The first token with the greatest logit.
 fn most_likely(isa: Isa, logits: &[f32]) -> u32 {
-    let most = greatest(isa, logits);
-    logits.iter().position(|logit| *logit == most).unwrap_or(0) as u32
+    let maximum = greatest(isa, logits);
+    logits.iter().position(|logit| *logit == maximum).unwrap_or(0) as u32
 }
 
-/// Draws a token by its probability at the temperature, among those that the filters leave.
+/// Draws a token by its probability at the temperature, among those that pass the filters.
 fn draw(context: Context<'_>, logits: &[f32], scratch: &mut Scratch) -> u32 {
     let Context { isa, sampler, allowed, .. } = context;
     let Scratch { weights, candidates, .. } = scratch;
@@ -132,7 +132,7 @@ fn draw(context: Context<'_>, logits: &[f32], scratch: &mut Scratch) -> u32 {
     weights.extend_from_slice(logits);
     exponentials(isa, weights, 1.0 / sampler.temperature.max(TEMPERATURE_MIN));
     if allowed.is_some() {
-        // The exponential of negative infinity is a small number.
+        // `exponentials` computes a small positive number for negative infinity.
         for (weight, logit) in weights.iter_mut().zip(logits) {
             if *logit == f32::NEG_INFINITY {
                 *weight = 0.0;
@@ -147,7 +147,7 @@ fn draw(context: Context<'_>, logits: &[f32], scratch: &mut Scratch) -> u32 {
         select::nucleus(candidates, if keeps_all { f64::INFINITY } else { f64::from(sampler.top_p) * total });
     } else if !keeps_all {
         let total = total(weights);
-        // All tokens below this together are less than what `top_p` leaves out.
+        // All tokens below half of this together weigh less than the share that `top_p` excludes.
         let rest = (1.0 - f64::from(sampler.top_p)) * total / weights.len() as f64;
         select::at_least(weights, (rest / 2.0) as f32, candidates);
         select::nucleus(candidates, f64::from(sampler.top_p) * total);
@@ -160,20 +160,20 @@ fn draw(context: Context<'_>, logits: &[f32], scratch: &mut Scratch) -> u32 {
     // The weight of the most likely token is 1.
     candidates.retain(|(_, weight)| *weight >= sampler.min_p);
     let total: f64 = candidates.iter().map(|(_, weight)| f64::from(*weight)).sum();
-    let mut left = random * total;
+    let mut remaining = random * total;
     for (token, weight) in candidates.iter() {
-        left -= f64::from(*weight);
-        if left < 0.0 {
+        remaining -= f64::from(*weight);
+        if remaining < 0.0 {
             return *token;
         }
     }
     candidates.last().map_or_else(|| most_likely(isa, logits), |(token, _)| *token)
 }
 
-/// The least temperature that differs from 0: below it a quotient may overflow, and one token has all of the probability anyway.
+/// The least temperature above 0: below it a quotient may overflow, and one token has practically all of the probability.
 const TEMPERATURE_MIN: f32 = 1e-3;
 
-/// The sum in the order of the candidates.
+/// Sorts the candidates, and sums their weights in that order.
 fn sorted_total(candidates: &mut [Candidate]) -> f64 {
     candidates.sort_unstable_by(select::order);
     candidates.iter().map(|(_, weight)| f64::from(*weight)).sum()
@@ -182,7 +182,7 @@ fn sorted_total(candidates: &mut [Candidate]) -> f64 {
 /// Weights that are added up together.
 const PART: usize = 128;
 
-/// The sum of some weights, in eight chains that do not wait for each other.
+/// The sum of some weights, in eight independent partial sums that hide the latency of an addition.
 fn part_total(weights: &[f32]) -> f64 {
     let mut totals = [0.0; 8];
     for (index, weight) in weights.iter().enumerate() {
@@ -195,23 +195,23 @@ fn total(weights: &[f32]) -> f64 {
     weights.chunks(PART).map(part_total).sum()
 }
 
-/// The token at a share of the sum of all weights.
+/// The first token at which the sum of the weights exceeds the share `random` of the total.
 fn pick(weights: &[f32], random: f64) -> u32 {
-    let mut left = random * total(weights);
+    let mut remaining = random * total(weights);
     for (part, weights) in weights.chunks(PART).enumerate() {
         let sum = part_total(weights);
-        if left >= sum {
-            left -= sum;
+        if remaining >= sum {
+            remaining -= sum;
             continue;
         }
         for (index, weight) in weights.iter().enumerate() {
-            left -= f64::from(*weight);
-            if left < 0.0 {
+            remaining -= f64::from(*weight);
+            if remaining < 0.0 {
                 return (part * PART + index) as u32;
             }
         }
     }
-    // Sums in another order may be less by their rounding.
+    // The sum in another order may be smaller, because of rounding.
     weights.iter().rposition(|weight| *weight > 0.0).unwrap_or(0) as u32
 }
 
@@ -223,12 +223,11 @@ mod tests {
 
     const TOKENS: usize = 700;
 
-    /// What [`sample`] does, by sorting everything.
+    /// [`sample`], implemented by sorting all tokens.
     fn naive(context: Context<'_>, logits: &[f32]) -> Outcome {
         let Context { isa, sampler, tokens, prompt, index, allowed, top } = context;
         let mut powers = logits.to_vec();
-        let most = greatest(isa, logits);
-        let normalizer = most + exponentials(isa, &mut powers, 1.0).ln();
+        let normalizer = greatest(isa, logits) + exponentials(isa, &mut powers, 1.0).ln();
         let mut sorted: Vec<Candidate> = (0..).zip(logits.iter().copied()).collect();
         sorted.sort_by(select::order);
         let top = sorted.iter().take(top).map(|(token, logit)| (*token, logit - normalizer)).collect();
@@ -316,7 +315,7 @@ mod tests {
         #![proptest_config(ProptestConfig::with_cases(500))]
 
         #[test]
-        fn sample_is_that_of_sorting_everything(
+        fn sample_equals_that_of_sorting_all_tokens(
             sampler in sampler(),
             logits in prop::collection::vec(prop_oneof![-12.0..12.0_f32, (-8..8_i8).prop_map(f32::from)], TOKENS),
             tokens in prop::collection::vec(0..TOKENS as u32, 0..80),
@@ -338,7 +337,7 @@ mod tests {
             let mut scratch = Scratch::default();
             let expected = naive(context, &logits);
             prop_assert_eq!(&sample(context, &mut logits.clone(), &mut scratch), &expected);
-            // The memory has nothing of the first use.
+            // The scratch memory has no traces of the first use.
             prop_assert_eq!(&sample(context, &mut logits.clone(), &mut scratch), &expected);
         }
     }

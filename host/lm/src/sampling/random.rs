@@ -1,6 +1,6 @@
-//! Random numbers that are a function of where they are used, without a state: what else runs does not change them.
+//! Stateless random numbers, computed from the position of their use, so that other sequences do not change them.
 
-/// A number from 0 to below 1 for a seed, the choice of a request and a position of its sequence.
+/// A number in `[0, 1)` for a seed, the index of a choice and a position of its sequence.
 pub(super) fn uniform(seed: u64, index: u32, position: u64) -> f64 {
     let mut state = mix(seed.wrapping_add(GOLDEN));
     state = mix(state ^ u64::from(index).wrapping_add(1).wrapping_mul(GOLDEN));
@@ -24,8 +24,8 @@ mod tests {
     #[test]
     fn numbers_are_uniform_over_each_argument() {
         type Number = fn(u64) -> f64;
-        let by: [Number; 3] = [|n| uniform(n, 0, 5), |n| uniform(7, n as u32, 5), |n| uniform(7, 0, n)];
-        for number in by {
+        let numbers: [Number; 3] = [|n| uniform(n, 0, 5), |n| uniform(7, n as u32, 5), |n| uniform(7, 0, n)];
+        for number in numbers {
             let mut counts = [0_u32; 16];
             for n in 0..16_000 {
                 let value = number(n);

@@ -1,11 +1,11 @@
-//! The most likely tokens, without sorting all of them.
+//! Selects the most likely tokens without sorting all of them.
 
 use std::cmp::Ordering;
 
-/// A token and its weight: a probability that is not normalized.
+/// A token and its weight, an unnormalized probability.
 pub(super) type Candidate = (u32, f32);
 
-/// The heavier first, then the lower number.
+/// Orders by descending weight, then by ascending token.
 pub(super) fn order(a: &Candidate, b: &Candidate) -> Ordering {
     b.1.total_cmp(&a.1).then(a.0.cmp(&b.0))
 }
@@ -14,7 +14,7 @@ pub(super) fn order(a: &Candidate, b: &Candidate) -> Ordering {
 pub(super) fn at_least(weights: &[f32], least: f32, to: &mut Vec<Candidate>) {
     to.clear();
     for (block, weights) in weights.chunks(BLOCK).enumerate() {
-        // Most blocks have none: a comparison of vectors.
+        // Most blocks have none, which a vectorized comparison finds.
         if weights.iter().fold(false, |any, weight| any | (*weight >= least)) {
             let tokens = (block * BLOCK) as u32..;
             to.extend(tokens.zip(weights.iter().copied()).filter(|(_, weight)| *weight >= least && *weight > 0.0));
@@ -26,7 +26,7 @@ const BLOCK: usize = 64;
 
 /// Writes the `count` heaviest tokens, in no order.
 pub(super) fn heaviest(weights: &[f32], count: usize, to: &mut Vec<Candidate>) {
-    // The bits of a positive f32 are ordered as it is: counts by exponent and four bits of the mantissa.
+    // The bits of positive f32 have the order of the numbers: counts by exponent and four bits of the mantissa.
     const SHIFT: u32 = 19;
     let mut counts = vec![0_u32; 1 << (31 - SHIFT)];
     for weight in weights {
@@ -82,8 +82,8 @@ pub(super) fn top(logits: &[f32], count: usize) -> Vec<Candidate> {
             if best.len() == count && order(&candidate, &best[count - 1]) != Ordering::Less {
                 continue;
             }
-            let place = best.partition_point(|other| order(other, &candidate) == Ordering::Less);
-            best.insert(place, candidate);
+            let index = best.partition_point(|other| order(other, &candidate) == Ordering::Less);
+            best.insert(index, candidate);
             best.truncate(count);
         }
     }

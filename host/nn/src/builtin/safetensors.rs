@@ -1,8 +1,8 @@
-//! The header of a file in the safetensors format: which tensors it has, and where.
+//! The header of a file in the safetensors format: its tensors and their offsets.
 //!
 //! A file is the length of the header (8 bytes, little-endian), the header (a JSON object), and the bytes of the tensors without a gap
-//! (<https://github.com/huggingface/safetensors>, "Format"). Nothing of a file is trusted: the header is bounded, and every tensor
-//! lies within the file and nowhere on another.
+//! (<https://github.com/huggingface/safetensors>, "Format"). A file is not trusted: the header is bounded, and every tensor lies within
+//! the file and overlaps no other.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -30,7 +30,7 @@ pub enum Dtype {
     F16,
     /// The upper half of a single-precision number.
     Bf16,
-    /// A type of this many bytes that holds no weights of encoders.
+    /// Another type, which no weights of encoders have, by its size in bytes.
     Other(usize),
 }
 
@@ -65,7 +65,7 @@ impl Dtype {
 pub struct Entry {
     /// The type of its elements.
     pub dtype: Dtype,
-    /// Its dimensions; none for a number.
+    /// Its dimensions; empty for a scalar.
     pub shape: Vec<usize>,
     /// Its bytes in the file.
     pub range: Range<usize>,
@@ -101,7 +101,7 @@ impl Header {
         let data = file.len() - begin;
         let mut tensors = BTreeMap::new();
         for (name, tensor) in raw {
-            let entry = tensor.place(begin, data).map_err(|reason| format!("tensor {}: {reason}", quoted(&name)))?;
+            let entry = tensor.entry(begin, data).map_err(|reason| format!("tensor {}: {reason}", quoted(&name)))?;
             tensors.insert(name, entry);
         }
         check_layout(&tensors, begin, data)?;
@@ -109,7 +109,7 @@ impl Header {
     }
 }
 
-/// The tensors must fill the file, each beginning where another ends.
+/// Checks that the tensors fill the file without gaps or overlaps.
 fn check_layout(tensors: &BTreeMap<String, Entry>, begin: usize, data: usize) -> Result<(), String> {
     let mut order: Vec<(&String, &Entry)> = tensors.iter().collect();
     order.sort_by_key(|(_, entry)| (entry.range.start, entry.range.end));
@@ -140,7 +140,7 @@ struct RawTensor {
 }
 
 impl RawTensor {
-    fn place(self, begin: usize, data: usize) -> Result<Entry, String> {
+    fn entry(self, begin: usize, data: usize) -> Result<Entry, String> {
         let dtype = Dtype::parse(&self.dtype).ok_or_else(|| format!("{} is no known type", quoted(&self.dtype)))?;
         let (from, to) = self.data_offsets;
         if from > to || to > data as u64 {
@@ -156,7 +156,7 @@ impl RawTensor {
                 shape = listed(&shape)
             ));
         }
-        // All are at most the length of the file, or 0 is among the dimensions.
+        // The product was checked, so a dimension past `usize` occurs only beside a dimension of 0.
         let sizes = shape.iter().map(|size| {
             usize::try_from(*size).map_err(|_| format!("shape {shape} is too large", shape = listed(&shape)))
         });
@@ -165,7 +165,7 @@ impl RawTensor {
     }
 }
 
-/// Dimensions, a few of them.
+/// At most [`RANK_MAX`] dimensions.
 struct Shape(Vec<u64>);
 
 impl<'de> Deserialize<'de> for Shape {
@@ -193,7 +193,7 @@ impl<'de> Deserialize<'de> for Shape {
     }
 }
 
-/// The JSON object, each name once.
+/// The JSON object; a name that occurs twice is an error.
 struct Raw(BTreeMap<String, RawTensor>);
 
 impl<'de> Deserialize<'de> for Raw {
@@ -246,7 +246,7 @@ mod tests {
         "a":{"dtype":"F32","shape":[2,1],"data_offsets":[0,8]},"n":{"dtype":"I64","shape":[0,5],"data_offsets":[8,8]}}"#;
 
     #[test]
-    fn tensors_have_their_offsets() {
+    fn valid_header_gives_the_offsets_of_its_tensors() {
         let header = Header::parse(&file(GOOD, 14)).unwrap();
         let start = 8 + GOOD.len();
         let entry = |dtype, shape: &[usize], range: Range<usize>| Entry {
@@ -310,7 +310,6 @@ mod tests {
     }
 
     proptest! {
-        /// Whatever is changed in a file, its tensors lie within it or it is refused.
         #[test]
         fn changed_bytes_never_give_offsets_outside_the_file(changes in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 1..6), cut in 0usize..40) {
             let mut file = file(GOOD, 14);

@@ -1,4 +1,4 @@
-//! The weights of a recognized graph, packed. External data is mapped, and read where it lies.
+//! Packs the weights of a recognized graph. External data is mapped and read in place.
 
 use std::borrow::Cow;
 use std::collections::HashMap;
@@ -20,7 +20,7 @@ use super::safetensors::Dtype;
 use crate::onnx::External;
 use crate::wording::quoted;
 
-/// What computes a graph.
+/// The packed weights of a graph.
 pub(super) struct PackedModel {
     pub(super) encoder: Encoder,
     /// From a state to scores; empty where the states are the result.
@@ -64,7 +64,7 @@ pub(super) fn load(
         let name = |part: &str| format!("encoder.layer.{layer}.{part}");
         let linear = |part: &str| stored.linear(&name(part));
         let (query, key) = (linear("attention.self.query")?, linear("attention.self.key")?);
-        let (value, joined) = (linear("attention.self.value")?, linear("attention.output.dense")?);
+        let (value, attention_output) = (linear("attention.self.value")?, linear("attention.output.dense")?);
         let (wide, output) = (linear("intermediate.dense")?, linear("output.dense")?);
         let attention_norm = stored.norm(&name("attention.output.LayerNorm"))?;
         let output_norm = stored.norm(&name("output.LayerNorm"))?;
@@ -72,7 +72,7 @@ pub(super) fn load(
             query: query.view(),
             key: key.view(),
             value: value.view(),
-            attention_output: joined.view(),
+            attention_output: attention_output.view(),
             attention_norm: attention_norm.view(),
             intermediate: wide.view(),
             output: output.view(),
@@ -105,20 +105,20 @@ struct Data<'a> {
 }
 
 enum Bytes<'a> {
-    Inside(&'a [u8]),
+    Inline(&'a [u8]),
     Mapped(Arc<Mapping>, Range<usize>),
 }
 
 impl Data<'_> {
     fn bytes(&self) -> &[u8] {
         match &self.bytes {
-            Bytes::Inside(bytes) => bytes,
+            Bytes::Inline(bytes) => bytes,
             Bytes::Mapped(mapping, range) => &mapping[range.clone()],
         }
     }
 }
 
-/// A linear layer in integers.
+/// A linear layer with weights in i8.
 struct IntegerLinear<'a> {
     values: &'a [i8],
     scales: Cow<'a, [f32]>,
@@ -143,13 +143,13 @@ impl StoredNorm<'_> {
 }
 
 impl<'a> GraphTensors<'a> {
-    /// Finds the data of all tensors; `directory` has the external data.
+    /// Locates the data of all tensors and maps external data, which is in `directory`.
     pub(super) fn read(graph: &'a GraphProto, directory: Option<&Path>, bytes_max: u64) -> Result<Self, String> {
         let mut stored = Self { tensors: HashMap::new(), parameter_bytes: 0 };
         for tensor in &graph.initializer {
             let TensorProto { name, data_type, raw_data, .. } = tensor;
             let bytes = match External::of(tensor)? {
-                None => Bytes::Inside(raw_data),
+                None => Bytes::Inline(raw_data),
                 Some(external) => {
                     let directory = directory.ok_or("a graph passed as bytes cannot have external data")?;
                     let mapping = Mapping::open(&directory.join(&external.location), bytes_max);
@@ -195,7 +195,7 @@ impl<'a> GraphTensors<'a> {
         Ok(integers)
     }
 
-    /// A table of i8 that is read where it is mapped; none where it is part of the graph.
+    /// A table of i8 in mapped external data; `None` when it is stored in the graph.
     fn table(&self, name: &str, scales: &[f32], width: usize) -> Result<Option<Arc<dyn TableRows>>, String> {
         self.i8(name)?;
         match self.tensors.get(name).map(|data| &data.bytes) {
@@ -219,7 +219,7 @@ impl<'a> GraphTensors<'a> {
         Ok(StoredNorm { gain: self.f32(&format!("{name}.weight"))?, bias: self.f32(&format!("{name}.bias"))? })
     }
 
-    /// Lets go of the pages that were read, which the packed weights have taken the place of.
+    /// Releases the pages that were read: the packed weights replace them.
     pub(super) fn release(&self) {
         for data in self.tensors.values() {
             if let Bytes::Mapped(mapping, _) = &data.bytes {
@@ -229,7 +229,7 @@ impl<'a> GraphTensors<'a> {
     }
 }
 
-/// The bytes of a tensor, where they are within the file.
+/// The byte range of a tensor; `None` when it is outside of the file.
 fn external_range(external: &External, mapping: &Mapping) -> Option<Range<usize>> {
     let begin = usize::try_from(external.offset).ok().filter(|begin| *begin <= mapping.len())?;
     let length = match external.length {

@@ -1,4 +1,4 @@
-//! What `config.json`, `tokenizer_config.json` and `sentence_bert_config.json` say about a model.
+//! The settings of a model in `config.json`, `tokenizer_config.json` and `sentence_bert_config.json`.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -7,16 +7,16 @@ use crate::wording::quoted;
 use serde::Deserialize;
 use serde_json::Value;
 
-/// A length above this is the "no limit" of some tokenizers, not a length.
+/// A greater length means "no limit" in some tokenizers.
 const TOKENS_SANE_MAX: f64 = 1e6;
 
-/// The length of a model that says none.
+/// The length of a model that declares none.
 const TOKENS_DEFAULT: u32 = 512;
 
 /// The most labels that a model may have.
 const LABELS_MAX: usize = 100_000;
 
-/// What a model is for.
+/// The task of a model.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Task {
     /// Logits `[batch, labels]`.
@@ -37,7 +37,7 @@ impl fmt::Display for Task {
     }
 }
 
-/// How the logits of a text classification are to be read.
+/// How the logits of a text classification are interpreted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum ProblemType {
     /// Numbers, not classes.
@@ -79,7 +79,7 @@ impl fmt::Display for FunctionToApply {
     }
 }
 
-/// `config.json`, as far as it concerns us. Values are checked by hand, so that an error names the key.
+/// The keys of `config.json` that are used. Values are checked by hand, so that an error names the key.
 #[derive(Debug, Default, Deserialize)]
 #[serde(default)]
 pub(super) struct Config {
@@ -169,8 +169,8 @@ impl Config {
         if by_id.len() > LABELS_MAX {
             return Err(format!("id2label has more than {LABELS_MAX} labels"));
         }
-        match by_id.keys().zip(0..).find(|(id, place)| **id != *place) {
-            Some((_, place)) => Err(format!("id2label has no label {place}")),
+        match by_id.keys().zip(0..).find(|(id, expected)| **id != *expected) {
+            Some((_, expected)) => Err(format!("id2label has no label {expected}")),
             None => Ok(by_id.into_values().collect()),
         }
     }
@@ -202,7 +202,7 @@ impl Config {
     }
 }
 
-/// The longest input in tokens: the least of what the tokenizer, the position table and sentence-transformers say.
+/// The longest input in tokens: the least of the bounds of the tokenizer, the position table and sentence-transformers.
 pub(super) fn tokens_max(
     config: &Config,
     tokenizer: &TokenizerConfig,
@@ -217,7 +217,7 @@ pub(super) fn tokens_max(
         None | Some(Value::Null) => Ok(None),
         Some(value) => match value.as_f64() {
             Some(length) if length >= 1.0 => Ok((length <= TOKENS_SANE_MAX).then_some(length)),
-            // Some models have no position table and say -1.
+            // -1 means that the model has no position table.
             Some(-1.0) => Ok(None),
             _ => Err(format!("{key}: {value} is no length")),
         },
@@ -233,7 +233,7 @@ pub(super) fn tokens_max(
     }
 }
 
-/// The padding token: of `config.json`, else the tokenizer's by its name, else 0.
+/// The padding token: that of `config.json`, else the tokenizer's by its name, else 0.
 pub(super) fn pad_token_id(config: &Config, tokenizer: &TokenizerConfig) -> Result<u32, String> {
     match &config.pad_token_id {
         None | Some(Value::Null) => {}

@@ -1,4 +1,4 @@
-//! What models there are, and whether one works.
+//! Lists the models of a directory, and checks that one works.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -13,7 +13,7 @@ use crate::selection::Selection;
 use crate::tensor::{Tensor, TensorType};
 use crate::wording::{listed, quoted};
 
-/// How many tokens the trial run of [`check`] has.
+/// The tokens of the trial run of [`check`].
 const TRIAL_TOKENS: u32 = 8;
 
 /// A directory that looks like a model's.
@@ -21,32 +21,32 @@ const TRIAL_TOKENS: u32 = 8;
 pub struct ModelListing {
     /// The directory's name.
     pub name: String,
-    /// What is in it, or what is wrong with it.
+    /// The model, or why it cannot be read.
     pub model: Result<ModelDir, ModelError>,
-    /// The engine that `models.engine = "auto"` selects; none where the directory is broken.
+    /// The engine that `models.engine = "auto"` selects; `None` when no engine can serve it.
     pub selection: Option<Selection>,
-    /// The size of its files, in bytes; what symbolic links point at counts too.
+    /// The size of its files in bytes, targets of symbolic links included.
     pub bytes: u64,
 }
 
-/// What [`check`] found.
+/// The result of [`check`].
 #[derive(Clone, Debug, PartialEq)]
 pub struct Report {
     /// The directory.
     pub model: ModelDir,
-    /// The engine that ran it, and why it was selected.
+    /// The engine that ran it, and the reason of the selection.
     pub selection: Selection,
     /// The graph's inputs.
     pub inputs: Vec<TensorInfo>,
     /// The graph's outputs.
     pub outputs: Vec<TensorInfo>,
-    /// The dimensions that the outputs had in the trial run, one text of a few tokens.
+    /// The dimensions of the outputs in the trial run, one text of a few tokens.
     pub trial_dimensions: Vec<Vec<u32>>,
     /// The weights, in bytes as the files store them.
     pub parameter_bytes: u64,
-    /// How long loading took, in milliseconds.
+    /// The time of loading, in milliseconds.
     pub load_ms: u64,
-    /// How long the trial run took, in milliseconds.
+    /// The time of the trial run, in milliseconds.
     pub trial_ms: u64,
 }
 
@@ -59,27 +59,27 @@ pub fn list(root: &Path, config: &RegistryConfig) -> Result<Vec<ModelListing>, M
         std::io::ErrorKind::NotFound | std::io::ErrorKind::NotADirectory => ModelError::NoDirectory(root.to_owned()),
         _ => ModelError::Unreadable { dir: root.to_owned(), file: ".".to_owned(), reason: e.to_string() },
     };
-    let mut found = BTreeMap::new();
+    let mut listings = BTreeMap::new();
     for entry in std::fs::read_dir(root).map_err(unreadable)? {
         let entry = entry.map_err(unreadable)?;
         let (path, name) = (entry.path(), entry.file_name().to_string_lossy().into_owned());
-        let looks_like_one = ["config.json", "model.safetensors", "model.onnx", "onnx/model.onnx"]
+        let has_model_file = ["config.json", "model.safetensors", "model.onnx", "onnx/model.onnx"]
             .iter()
             .any(|f| path.join(f).is_file());
         let is_language_model = path.join(super::LANGUAGE_MODEL).is_file();
-        if looks_like_one && !is_language_model && !name.starts_with('.') {
+        if has_model_file && !is_language_model && !name.starts_with('.') {
             let model = ModelDir::open(&path);
             let selection = Selection::of(&path, EngineChoice::Auto, PrecisionChoice::Auto, config);
             let selection = selection.ok().filter(|_| model.is_ok());
-            let listed = ModelListing { name: name.clone(), model, selection, bytes: directory_bytes(&path, 0) };
-            found.insert(name, listed);
+            let listing = ModelListing { name: name.clone(), model, selection, bytes: directory_bytes(&path, 0) };
+            listings.insert(name, listing);
         }
     }
-    Ok(found.into_values().collect())
+    Ok(listings.into_values().collect())
 }
 
 fn directory_bytes(path: &Path, depth: u32) -> u64 {
-    /// Deeper than any model; links could make a circle.
+    /// Deeper than any model; a bound is needed because links may form a cycle.
     const DEPTH_MAX: u32 = 4;
     let entries = std::fs::read_dir(path).into_iter().flatten().flatten();
     let size = |path: PathBuf| match std::fs::metadata(&path) {
@@ -90,11 +90,11 @@ fn directory_bytes(path: &Path, depth: u32) -> u64 {
     entries.map(|entry| size(entry.path())).sum()
 }
 
-/// Opens a model, loads its graph and runs it once on a made-up text.
+/// Opens a model, loads its graph and runs it once on a synthetic text.
 ///
 /// # Errors
-/// When the directory is broken, the graph cannot be loaded or run, or what it computes does not fit `config.json`: a
-/// number of labels, or numbers that are none.
+/// When the directory is invalid, the graph cannot be loaded or run, or its outputs are not finite or do not agree with the labels of
+/// `config.json`.
 pub fn check(path: &Path, choice: EngineChoice, config: &RegistryConfig) -> Result<Report, ModelError> {
     let model = ModelDir::open(path)?;
     let registry = Registry::new(RegistryConfig { plan_after_uses: 0, ..config.clone() });
@@ -106,7 +106,7 @@ pub fn check(path: &Path, choice: EngineChoice, config: &RegistryConfig) -> Resu
     let started = Instant::now();
     let outputs = trial(&graph).map_err(|reason| contradiction(&model, reason))?;
     let trial_ms = started.elapsed().as_millis() as u64;
-    fits(&model, &outputs).map_err(|reason| contradiction(&model, reason))?;
+    check_outputs(&model, &outputs).map_err(|reason| contradiction(&model, reason))?;
     Ok(Report {
         selection,
         inputs: graph.inputs().to_vec(),
@@ -142,8 +142,8 @@ fn trial(graph: &Arc<Graph>) -> Result<Vec<(String, Tensor)>, String> {
         let bytes = count.and_then(|n| n.checked_mul(info.element.wit().size_bytes()));
         let bytes = bytes.filter(|bytes| *bytes <= RegistryConfig::default().tensor_bytes_max);
         let bytes = bytes.ok_or_else(|| format!("input {info} is too large"))?;
-        let attended = info.name.contains("mask") || info.element.wit() == TensorType::Fp32;
-        let tensor = match (attended, info.element.wit()) {
+        let is_ones = info.name.contains("mask") || info.element.wit() == TensorType::Fp32;
+        let tensor = match (is_ones, info.element.wit()) {
             (true, TensorType::I64) => Tensor::from_i64(&dimensions, &vec![1; bytes / 8]),
             (true, TensorType::Fp32) => Tensor::from_f32(&dimensions, &vec![1.0; bytes / 4]),
             // The tokens of one text, end to end.
@@ -162,7 +162,7 @@ fn trial(graph: &Arc<Graph>) -> Result<Vec<(String, Tensor)>, String> {
 const VECTOR_OUTPUTS: [&str; 2] = ["sentence_embedding", "last_hidden_state"];
 
 /// Refuses a classifier's graph whose `config.json` names no classifier.
-fn no_classifier(outputs: &[(String, Tensor)]) -> Result<(), String> {
+fn check_features(outputs: &[(String, Tensor)]) -> Result<(), String> {
     let has = |name: &str| outputs.iter().any(|(output, _)| output == name);
     if !has("logits") || VECTOR_OUTPUTS.iter().any(|name| has(name)) {
         return Ok(());
@@ -172,11 +172,11 @@ fn no_classifier(outputs: &[(String, Tensor)]) -> Result<(), String> {
         .to_owned())
 }
 
-/// Does what the graph computes fit what the configuration says?
-fn fits(model: &ModelDir, outputs: &[(String, Tensor)]) -> Result<(), String> {
+/// Checks that the outputs of the graph agree with the configuration.
+fn check_outputs(model: &ModelDir, outputs: &[(String, Tensor)]) -> Result<(), String> {
     for (name, output) in outputs {
-        let broken = output.to_f32().is_some_and(|values| values.iter().any(|v| !v.is_finite()));
-        if broken {
+        let is_broken = output.to_f32().is_some_and(|values| values.iter().any(|v| !v.is_finite()));
+        if is_broken {
             return Err(format!("output {name} is not a finite number in the trial run", name = quoted(&name)));
         }
     }
@@ -184,7 +184,7 @@ fn fits(model: &ModelDir, outputs: &[(String, Tensor)]) -> Result<(), String> {
     let rank = match model.task {
         Task::TextClassification => 2,
         Task::TokenClassification => 3,
-        Task::FeatureExtraction => return no_classifier(outputs),
+        Task::FeatureExtraction => return check_features(outputs),
     };
     let logits = outputs.iter().find(|(name, _)| name == "logits").or(outputs.first());
     match logits {

@@ -1,5 +1,5 @@
-//! Models on disk, in the Hugging Face layout: `config.json`, `tokenizer.json` and `model.safetensors`, `model.onnx` or `onnx/model.onnx` in
-//! one directory. What a model is for, its labels, its bounds and its padding are read from there.
+//! Models on disk, in the Hugging Face layout: `config.json`, `tokenizer.json` and one of `model.safetensors`, `model.onnx` and
+//! `onnx/model.onnx` in one directory. The task of a model, its labels, bounds and padding are read from these files.
 
 mod config;
 mod inspect;
@@ -18,19 +18,19 @@ pub use pull::{ONNXRUNTIME_VERSION, Progress, PullError, pull, pull_onnxruntime}
 use crate::builtin::SAFETENSORS;
 use crate::error::LoadError;
 
-/// The file by which a folder is that of a language model, for `weir-lm`.
+/// The file that marks a folder as that of a language model, for `weir-lm`.
 pub const LANGUAGE_MODEL: &str = "model.gguf";
 
 /// The largest JSON file that is read, in bytes.
 const JSON_BYTES_MAX: u64 = 256 << 20;
 
-/// What is wrong with a model directory, in one sentence that names the file.
+/// Why a model directory is invalid, in one sentence that names the file.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 pub enum ModelError {
-    /// The directory itself is not there.
+    /// The directory does not exist.
     #[error("{}: there is no such directory", .0.display())]
     NoDirectory(PathBuf),
-    /// A file that a model needs is not there.
+    /// A file that a model needs does not exist.
     #[error("{}: {file} is missing", dir.display())]
     Missing {
         /// The model directory.
@@ -45,27 +45,27 @@ pub enum ModelError {
         dir: PathBuf,
         /// The file, relative to it.
         file: String,
-        /// What the system said.
+        /// The system's error.
         reason: String,
     },
-    /// A file is not the JSON it should be.
+    /// A file is not valid JSON.
     #[error("{}: {file} is not valid JSON: {reason}", dir.display())]
     Json {
         /// The model directory.
         dir: PathBuf,
         /// The file, relative to it.
         file: String,
-        /// What the parser said, with line and column.
+        /// The parser's error, with line and column.
         reason: String,
     },
-    /// A file is JSON but says something that cannot be.
+    /// A file has an invalid value, or contradicts the graph.
     #[error("{}: {file}: {reason}", dir.display())]
     Contradiction {
         /// The model directory.
         dir: PathBuf,
         /// The file, relative to it.
         file: String,
-        /// Which key, and what is wrong with it.
+        /// The key, and the reason.
         reason: String,
     },
     /// The graph cannot be loaded.
@@ -78,19 +78,19 @@ pub enum ModelError {
 pub struct ModelDir {
     /// The directory.
     pub path: PathBuf,
-    /// What the model is for.
+    /// The task of the model.
     pub task: Task,
-    /// The architecture family of `config.json` (`bert`, `roberta`, …); empty when it does not say.
+    /// The `model_type` of `config.json` (`bert`, `roberta`, …); empty when it is absent.
     pub model_type: String,
     /// The labels in the order of their ids; empty for feature extraction.
     pub labels: Vec<String>,
-    /// How the scores of a text classification are to be read, when `config.json` says.
+    /// How the scores of a text classification are interpreted, when `config.json` declares it.
     pub problem_type: Option<ProblemType>,
-    /// The function from logits to scores, when `config.json` says.
+    /// The function from logits to scores, when `config.json` declares it.
     pub function_to_apply: Option<FunctionToApply>,
     /// The longest input, in tokens, special tokens included.
     pub tokens_max: u32,
-    /// The token that fills a batch up.
+    /// The padding token.
     pub pad_token_id: u32,
     /// The tokenizer's file.
     pub tokenizer: PathBuf,
@@ -99,17 +99,17 @@ pub struct ModelDir {
 }
 
 impl ModelDir {
-    /// Reads a model directory. The graph is found but not loaded.
+    /// Reads a model directory. The graph is located but not loaded.
     ///
     /// # Errors
-    /// When a file is missing, unreadable, malformed, or says something that cannot be.
+    /// When a file is missing, unreadable, malformed, or has an invalid value.
     pub fn open(path: &Path) -> Result<Self, ModelError> {
         if !path.is_dir() {
             return Err(ModelError::NoDirectory(path.to_owned()));
         }
         let config: config::Config = required_json(path, "config.json")?;
         let tokenizer = path.join("tokenizer.json");
-        // Only its form is checked here: the infer component is who understands it.
+        // Only its syntax is checked here: the infer component interprets it.
         let _: serde::de::IgnoredAny = required_json(path, "tokenizer.json")?;
         let tokenizer_config: config::TokenizerConfig =
             optional_json(path, "tokenizer_config.json")?.unwrap_or_default();
@@ -149,7 +149,7 @@ pub(crate) fn onnx_file(path: &Path) -> Result<PathBuf, LoadError> {
     found.ok_or_else(|| LoadError::Missing { dir: path.to_owned(), file: "model.onnx (or onnx/model.onnx)".to_owned() })
 }
 
-/// The files of which a model must have one.
+/// The files of weights, of which a model must have one.
 const GRAPHS: &str = "model.safetensors, model.onnx or onnx/model.onnx";
 
 fn required_json<T: serde::de::DeserializeOwned>(dir: &Path, file: &str) -> Result<T, ModelError> {
@@ -184,7 +184,7 @@ fn optional_json<T: serde::de::DeserializeOwned>(dir: &Path, file: &str) -> Resu
     serde_json::from_slice(text).map(Some).map_err(invalid)
 }
 
-/// What some editors put before UTF-8.
+/// The byte order mark that some editors write before UTF-8.
 const BYTE_ORDER_MARK: &[u8] = b"\xEF\xBB\xBF";
 
 /// The kind of JSON value that a text begins with, unless it is an object.

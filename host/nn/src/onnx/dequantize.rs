@@ -1,7 +1,7 @@
 //! Folds `DequantizeLinear` over stored int8 weights while the graph is read.
 //!
-//! tract would fold it too, but element by element and more than once: it was half of the time that a model took to load.
-//! Only weights that are stored in the graph are folded: a table that is gathered first and scaled after stays int8.
+//! tract would fold it too, but element by element and more than once, which took half of the loading time of a model. Only weights
+//! that are stored in the graph are folded: a table that is gathered first and then scaled stays int8.
 //!
 //! `y = (x - zero_point) * scale`, per tensor or per slice of `axis`, as the ONNX operator is defined; blocked
 //! quantization is left to the engine.
@@ -11,7 +11,7 @@ use std::collections::{HashMap, HashSet};
 use tract_onnx::pb::tensor_proto::DataType;
 use tract_onnx::pb::{GraphProto, NodeProto, TensorProto};
 
-/// Replaces each foldable node by an f32 initializer of the name of its output.
+/// Replaces each foldable node by an f32 initializer with the name of its output.
 pub(super) fn fold(graph: &mut GraphProto) {
     let outputs: HashSet<&str> = graph.output.iter().map(|output| output.name.as_str()).collect();
     let stored: HashMap<&str, &TensorProto> = graph.initializer.iter().map(|t| (t.name.as_str(), t)).collect();
@@ -20,7 +20,7 @@ pub(super) fn fold(graph: &mut GraphProto) {
     for node in &graph.node {
         let weights = match node.op_type.as_str() {
             "DequantizeLinear" if !node.output.iter().any(|name| outputs.contains(name.as_str())) => {
-                dequantized(node, &stored)
+                dequantize(node, &stored)
             }
             _ => None,
         };
@@ -35,14 +35,14 @@ pub(super) fn fold(graph: &mut GraphProto) {
     let mut used = HashSet::new();
     collect_used(graph, &mut used);
     let inputs: HashSet<&str> = graph.input.iter().map(|input| input.name.as_str()).collect();
-    let still = |t: &TensorProto| used.contains(&t.name) || inputs.contains(t.name.as_str());
-    let still: Vec<bool> = graph.initializer.iter().map(still).collect();
-    let mut still = still.into_iter();
-    graph.initializer.retain(|_| still.next().unwrap_or(true));
+    let is_used = |t: &TensorProto| used.contains(&t.name) || inputs.contains(t.name.as_str());
+    let flags: Vec<bool> = graph.initializer.iter().map(is_used).collect();
+    let mut flags = flags.into_iter();
+    graph.initializer.retain(|_| flags.next().unwrap_or(true));
     graph.initializer.extend(folded);
 }
 
-/// Every name that something reads, in subgraphs too.
+/// Collects every name that a node or an output reads, in subgraphs too.
 fn collect_used(graph: &GraphProto, used: &mut HashSet<String>) {
     used.extend(graph.output.iter().map(|output| output.name.clone()));
     for node in &graph.node {
@@ -53,7 +53,7 @@ fn collect_used(graph: &GraphProto, used: &mut HashSet<String>) {
     }
 }
 
-fn dequantized(node: &NodeProto, stored: &HashMap<&str, &TensorProto>) -> Option<TensorProto> {
+fn dequantize(node: &NodeProto, stored: &HashMap<&str, &TensorProto>) -> Option<TensorProto> {
     let input = |ix: usize| node.input.get(ix).filter(|name| !name.is_empty());
     let stored_input = |ix: usize| stored.get(input(ix)?.as_str()).copied();
     let attribute = |name: &str| node.attribute.iter().find(|attribute| attribute.name == name).map(|a| a.i);
@@ -76,7 +76,7 @@ fn dequantized(node: &NodeProto, stored: &HashMap<&str, &TensorProto>) -> Option
     if zero_points.len() != scales.len() {
         return None;
     }
-    // The weights are runs of `inner` values of one slice of the axis; the slices come round and round.
+    // The weights are runs of `inner` values of one slice of the axis; the slices repeat cyclically.
     let inner = match (scales.len(), scale.dims.len()) {
         (1, 0 | 1) => values.len().max(1),
         (slices, 1) => {
@@ -86,14 +86,14 @@ fn dequantized(node: &NodeProto, stored: &HashMap<&str, &TensorProto>) -> Option
             if usize::try_from(*weights.dims.get(axis)?).ok()? != slices {
                 return None;
             }
-            // The product of all dimensions was checked, and none is zero here: scales would be empty or the data would.
+            // The product of all dimensions was checked, and none is zero: neither scales nor data are empty.
             usize::try_from(weights.dims[axis + 1..].iter().product::<i64>()).ok().filter(|inner| *inner > 0)?
         }
         _ => return None,
     };
-    // In place and by plain loops, so that the compiler makes vectors of them: a model has ten million weights.
+    // In place and in plain loops, so that the compiler vectorizes them: a model has ten million weights.
     let mut raw_data = vec![0; 4 * values.len()];
-    let put = |out: &mut [u8], v: i16, zero_point: i16, scale: f32| {
+    let write = |out: &mut [u8], v: i16, zero_point: i16, scale: f32| {
         out.copy_from_slice(&(f32::from(v - zero_point) * scale).to_le_bytes());
     };
     if inner == 1 {
@@ -101,25 +101,25 @@ fn dequantized(node: &NodeProto, stored: &HashMap<&str, &TensorProto>) -> Option
             for (((v, out), scale), zero_point) in
                 run.iter().zip(out.chunks_exact_mut(4)).zip(&scales).zip(&zero_points)
             {
-                put(out, *v, *zero_point, *scale);
+                write(out, *v, *zero_point, *scale);
             }
         }
     } else {
         let slices = scales.iter().zip(&zero_points).cycle();
         for ((run, out), (scale, zero_point)) in values.chunks(inner).zip(raw_data.chunks_mut(4 * inner)).zip(slices) {
-            run.iter().zip(out.chunks_exact_mut(4)).for_each(|(v, out)| put(out, *v, *zero_point, *scale));
+            run.iter().zip(out.chunks_exact_mut(4)).for_each(|(v, out)| write(out, *v, *zero_point, *scale));
         }
     }
     let (name, dims, data_type) = (output.clone(), weights.dims.clone(), DataType::Float as i32);
     Some(TensorProto { name, dims, data_type, raw_data, ..Default::default() })
 }
 
-/// How many elements the dimensions say, if that is a number.
+/// The number of elements; `None` when a dimension is negative or the product overflows.
 fn count(tensor: &TensorProto) -> Option<usize> {
     tensor.dims.iter().try_fold(1usize, |n, d| n.checked_mul(usize::try_from(*d).ok()?))
 }
 
-/// The values of an 8-bit tensor whose data is as long as it should be.
+/// The values of an 8-bit tensor; `None` when its data has not the length of its dimensions.
 fn bytes_as_i16(tensor: &TensorProto) -> Option<Vec<i16>> {
     if tensor.raw_data.len() != count(tensor)? || tensor.raw_data.is_empty() {
         return None;
@@ -156,7 +156,7 @@ mod tests {
         TensorProto { name: name.to_owned(), dims: dims.to_vec(), data_type: ty as i32, raw_data, ..Default::default() }
     }
 
-    /// `y = x + dequantize(w)`; the folded weights, or how many nodes stay.
+    /// Folds `y = x + dequantize(w)`; returns the folded weights, or the number of nodes that remain.
     fn check(
         weights: TensorProto,
         scale: TensorProto,
@@ -181,7 +181,7 @@ mod tests {
     }
 
     #[test]
-    fn per_tensor_and_per_axis() {
+    fn scales_per_tensor_and_per_axis_are_folded() {
         let w = || int8("w", Dt::Int8, &[2, 3], &[-128, -1, 0, 1, 2, 127]);
         let s = |dims: &[i64], values: &[f32]| graphs::weights("s", dims, values);
         let half = check(w(), s(&[], &[0.5]), None, None);

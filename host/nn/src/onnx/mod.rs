@@ -1,6 +1,6 @@
-//! Reads an ONNX protobuf, whatever the engine: within bounds, with external data brought in from the model's own directory,
-//! stored int8 weights folded, and bf16, which engines lack on the CPU, widened to f32 (lossless for what the graph stores;
-//! what it computes keeps more digits).
+//! Reads ONNX protobufs for all engines: within bounds, with external data loaded from the model's own directory, stored int8 weights
+//! folded, and bf16, which the engines lack on the CPU, widened to f32 (lossless for stored values; computed values are more
+//! precise).
 
 mod dequantize;
 
@@ -28,22 +28,22 @@ pub(crate) struct FoldedGraph {
     pub(crate) output_names: Vec<String>,
     pub(crate) input_bf16: HashSet<String>,
     pub(crate) output_bf16: HashSet<String>,
-    /// Every operator it uses, subgraphs included.
+    /// Every operator of the graph, subgraphs included.
     pub(crate) operators: BTreeSet<String>,
-    /// Weights as stored.
+    /// Bytes of the weights as stored.
     pub(crate) parameter_bytes: u64,
 }
 
-/// A graph as its file stores it, whole and in memory.
+/// A graph as its file stores it, in memory with its external data.
 struct StoredGraph {
     model: ModelProto,
-    /// Every operator it uses, subgraphs included.
+    /// Every operator of the graph, subgraphs included.
     operators: BTreeSet<String>,
-    /// Weights as stored.
+    /// Bytes of the weights as stored.
     parameter_bytes: u64,
 }
 
-/// Reads it, and folds its stored int8 weights.
+/// Reads a graph and folds its stored int8 weights.
 pub(crate) fn read(source: GraphSource<'_>, config: &RegistryConfig) -> Result<FoldedGraph, LoadError> {
     let origin = source.origin();
     let broken = |reason: String| LoadError::Broken { origin: origin.clone(), reason };
@@ -53,9 +53,9 @@ pub(crate) fn read(source: GraphSource<'_>, config: &RegistryConfig) -> Result<F
     let input_bf16 = graph.input.iter_mut().filter_map(widen_declared).collect();
     let output_bf16 = graph.output.iter_mut().filter_map(widen_declared).collect();
     let output_names: Vec<String> = graph.output.iter().map(|output| output.name.clone()).collect();
-    let mut seen = HashSet::new();
+    let mut names = HashSet::new();
     for name in graph.input.iter().map(|input| &input.name) {
-        if !seen.insert(name) {
+        if !names.insert(name) {
             return Err(broken(format!("malformed graph: two inputs are named {name}", name = quoted(&name))));
         }
     }
@@ -65,7 +65,7 @@ pub(crate) fn read(source: GraphSource<'_>, config: &RegistryConfig) -> Result<F
     Ok(FoldedGraph { output_names, input_bf16, output_bf16, operators, parameter_bytes, model })
 }
 
-/// Reads it within bounds, external data brought in and bf16 widened.
+/// Reads a graph within bounds, loads its external data and widens bf16.
 fn read_stored(source: GraphSource<'_>, config: &RegistryConfig) -> Result<StoredGraph, LoadError> {
     let origin = source.origin();
     let broken = |reason: String| LoadError::Broken { origin: origin.clone(), reason };
@@ -90,9 +90,9 @@ fn read_stored(source: GraphSource<'_>, config: &RegistryConfig) -> Result<Store
     };
     let mut walk = WeightWalk { directory, bytes_left, parameter_bytes: 0, operators: BTreeSet::new() };
     let functions = model.functions.iter_mut();
-    let walked =
+    let result =
         walk.graph(graph).and_then(|()| functions.map(|f| &mut f.node).try_for_each(|nodes| walk.nodes(nodes)));
-    walked.map_err(|fault| match fault {
+    result.map_err(|fault| match fault {
         Fault::Missing(file) => LoadError::Missing { dir: directory.unwrap_or(Path::new(".")).to_owned(), file },
         Fault::Broken(reason) => broken(reason),
         Fault::TooLarge(reason) => LoadError::TooLarge { origin: origin.clone(), reason },
@@ -101,7 +101,7 @@ fn read_stored(source: GraphSource<'_>, config: &RegistryConfig) -> Result<Store
     Ok(StoredGraph { model, operators, parameter_bytes })
 }
 
-/// Reads its structure, without external data.
+/// Reads the structure of a graph, without external data.
 pub(crate) fn read_structure(path: &Path, config: &RegistryConfig) -> Result<ModelProto, LoadError> {
     let bytes = read_file(path, config.graph_bytes_max)?;
     ModelProto::decode(bytes.as_slice()).map_err(|e| LoadError::Broken {
@@ -174,7 +174,7 @@ impl WeightWalk<'_> {
                 for tensor in attribute.sparse_tensor.iter_mut().chain(&mut attribute.sparse_tensors) {
                     self.sparse(tensor)?;
                 }
-                // prost bounds how deeply messages nest, so this recursion is bounded too.
+                // prost bounds the nesting of messages, so this recursion is bounded too.
                 for graph in attribute.g.iter_mut().chain(&mut attribute.graphs) {
                     self.graph(graph)?;
                 }
@@ -189,7 +189,7 @@ impl WeightWalk<'_> {
 
     fn tensor(&mut self, tensor: &mut TensorProto) -> Result<(), Fault> {
         if tensor.data_location == Some(DataLocation::External as i32) {
-            self.bring_in(tensor)?;
+            self.load_external(tensor)?;
         }
         let typed = 4 * (tensor.float_data.len() + tensor.int32_data.len())
             + 8 * (tensor.int64_data.len() + tensor.double_data.len() + tensor.uint64_data.len());
@@ -201,7 +201,7 @@ impl WeightWalk<'_> {
     }
 
     /// Reads a tensor's external data.
-    fn bring_in(&mut self, tensor: &mut TensorProto) -> Result<(), Fault> {
+    fn load_external(&mut self, tensor: &mut TensorProto) -> Result<(), Fault> {
         let name = tensor.name.clone();
         let Some(External { location, offset, length }) = External::of(tensor).map_err(Fault::Broken)? else {
             return Ok(());
@@ -248,22 +248,22 @@ impl WeightWalk<'_> {
     }
 }
 
-/// Where a tensor's data lies beside the graph.
+/// The location of a tensor's data in a file beside the graph.
 pub(crate) struct External {
     /// The file, within the graph's directory.
     pub(crate) location: String,
     /// Its first byte in the file.
     pub(crate) offset: u64,
-    /// Its bytes; none for all that follow.
+    /// The length in bytes; `None` for the rest of the file.
     pub(crate) length: Option<u64>,
 }
 
 impl External {
-    /// Where a tensor lies; none where its data is in the graph. The graph may name only files of its own directory, so that a model
-    /// cannot read what it was not shipped with; a symbolic link in that directory is its owner's doing and is followed.
+    /// The location of a tensor's data; `None` when it is stored in the graph. A graph may name only files of its own directory, so
+    /// that a model cannot read other files; symbolic links in that directory were created by its owner and are followed.
     ///
     /// # Errors
-    /// When the place is outside of the directory, or not said.
+    /// When the location is outside of the directory, or missing.
     pub(crate) fn of(tensor: &TensorProto) -> Result<Option<Self>, String> {
         if tensor.data_location != Some(DataLocation::External as i32) {
             return Ok(None);
@@ -292,7 +292,7 @@ impl External {
     }
 }
 
-/// Declares an input or output as f32 that was bf16; its name if so.
+/// Changes the declared type of an input or output from bf16 to f32, and returns its name in that case.
 fn widen_declared(info: &mut ValueInfoProto) -> Option<String> {
     let type_proto::Value::TensorType(tensor) = info.r#type.as_mut()?.value.as_mut()?;
     (tensor.elem_type == BF16).then(|| {
@@ -310,7 +310,7 @@ fn widen(tensor: &mut TensorProto) {
     tensor.data_type = DataType::Float as i32;
 }
 
-/// The files beside an ONNX file that hold its external data, in order, each once.
+/// The names of the files with the external data of an ONNX file.
 pub(crate) fn external_files(path: &Path, bytes_max: u64) -> Result<BTreeSet<String>, LoadError> {
     let bytes = read_file(path, bytes_max)?;
     let origin = path.display().to_string();

@@ -1,5 +1,5 @@
-//! Tensors of the WIT into ONNX Runtime's and back. Most types are the same bytes on both sides and are lent as they are;
-//! bf16 is computed as f32, and integers that the WIT lacks pass as wider ones.
+//! Conversion between tensors of the WIT and of ONNX Runtime. Most types have the same bytes on both sides and are borrowed; bf16 is
+//! computed as f32, and integer types that the WIT lacks are passed as wider ones.
 
 use std::borrow::Cow;
 
@@ -13,7 +13,7 @@ use crate::fit::{check_truth_values, fitting};
 use crate::tensor::{Tensor, TensorType};
 use crate::wording::{listed, quoted};
 
-/// What ONNX Runtime calls a type, in our terms; `None` when a guest can neither pass nor get it.
+/// The element type of a native type; `None` when a guest can neither pass nor get it.
 pub(super) fn element(native: Native) -> Option<ElementType> {
     use TensorType as T;
     Some(match native {
@@ -34,7 +34,7 @@ pub(super) fn element(native: Native) -> Option<ElementType> {
     })
 }
 
-/// What an input or output is computed as.
+/// The native type in which an input or output is computed.
 pub(super) fn native(element: ElementType) -> Native {
     match element {
         ElementType::Wit(TensorType::Fp16) => Native::Float16,
@@ -52,24 +52,24 @@ pub(super) fn native(element: ElementType) -> Native {
     }
 }
 
-/// The bytes of a checked input as the engine takes them: the guest's own, where the types agree.
+/// The bytes of a checked input in the native type: the guest's own where the types agree.
 pub(super) fn to_native<'a>(info: &TensorInfo, tensor: &'a Tensor) -> Result<Cow<'a, [u8]>, NnError> {
     Ok(match info.element {
-        ElementType::Wit(TensorType::Bf16) => Cow::Owned(of_pairs(&tensor.data)),
+        ElementType::Wit(TensorType::Bf16) => Cow::Owned(bf16_to_f32(&tensor.data)),
         ElementType::Wit(_) => Cow::Borrowed(tensor.data.as_slice()),
         ElementType::Bool => {
             check_truth_values(info, tensor)?;
             Cow::Borrowed(tensor.data.as_slice())
         }
-        ElementType::I8 => joined(fitting::<i8, i32>(info, tensor)?, i8::to_le_bytes),
-        ElementType::I16 => joined(fitting::<i16, i32>(info, tensor)?, i16::to_le_bytes),
-        ElementType::U16 => joined(fitting::<u16, i32>(info, tensor)?, u16::to_le_bytes),
-        ElementType::U32 => joined(fitting::<u32, i64>(info, tensor)?, u32::to_le_bytes),
-        ElementType::U64 => joined(fitting::<u64, i64>(info, tensor)?, u64::to_le_bytes),
+        ElementType::I8 => to_bytes(fitting::<i8, i32>(info, tensor)?, i8::to_le_bytes),
+        ElementType::I16 => to_bytes(fitting::<i16, i32>(info, tensor)?, i16::to_le_bytes),
+        ElementType::U16 => to_bytes(fitting::<u16, i32>(info, tensor)?, u16::to_le_bytes),
+        ElementType::U32 => to_bytes(fitting::<u32, i64>(info, tensor)?, u32::to_le_bytes),
+        ElementType::U64 => to_bytes(fitting::<u64, i64>(info, tensor)?, u64::to_le_bytes),
     })
 }
 
-/// The tensor for an engine's output.
+/// Converts an engine's output to a tensor.
 pub(super) fn from_native(info: &TensorInfo, output: &Output, bytes_max: usize) -> Result<Tensor, NnError> {
     let name = &info.name;
     let failed =
@@ -103,7 +103,7 @@ pub(super) fn from_native(info: &TensorInfo, output: &Output, bytes_max: usize) 
             let values = data.chunks_exact(4).map(|b| u32::from_le_bytes([b[0], b[1], b[2], b[3]]));
             values.flat_map(|v| i64::from(v).to_le_bytes()).collect()
         }
-        // The same bytes, unless the highest bit makes a negative number of them.
+        // The same bytes, unless the highest bit is set, which would make the number negative.
         ElementType::U64 if data.chunks_exact(8).all(|b| b[7] < 0x80) => data.to_vec(),
         ElementType::U64 => {
             return Err(NnError::unsupported(format!("output {name} is past the range of i64", name = quoted(&name))));
@@ -112,7 +112,7 @@ pub(super) fn from_native(info: &TensorInfo, output: &Output, bytes_max: usize) 
     Ok(Tensor { dimensions, ty, data })
 }
 
-fn joined<N, const SIZE: usize>(values: Vec<N>, bytes: fn(N) -> [u8; SIZE]) -> Cow<'static, [u8]> {
+fn to_bytes<N, const SIZE: usize>(values: Vec<N>, bytes: fn(N) -> [u8; SIZE]) -> Cow<'static, [u8]> {
     Cow::Owned(values.into_iter().flat_map(bytes).collect())
 }
 
@@ -120,7 +120,7 @@ fn pairs(data: &[u8]) -> impl Iterator<Item = [u8; 2]> + '_ {
     data.chunks_exact(2).map(|b| [b[0], b[1]])
 }
 
-/// bf16 as f32.
-fn of_pairs(data: &[u8]) -> Vec<u8> {
+/// Converts bytes of bf16 to bytes of f32.
+fn bf16_to_f32(data: &[u8]) -> Vec<u8> {
     pairs(data).flat_map(|b| bf16::from_le_bytes(b).to_f32().to_le_bytes()).collect()
 }

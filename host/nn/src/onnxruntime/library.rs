@@ -1,10 +1,10 @@
-//! Finds ONNX Runtime's shared library and loads it, once per process and not before a graph asks for it.
+//! Finds and loads ONNX Runtime's shared library, once per process, when a graph first needs it.
 //!
-//! Looked for in this order; what is found first is used, and when it is unfit that is an error, never a reason to look on:
+//! The first library in this order is used; if it is unusable, that is an error, and the search does not continue:
 //!
-//! 1. what the registry's configuration names, else `WEIR_ONNXRUNTIME`, else `ORT_DYLIB_PATH`: a file, or a folder with it,
-//! 2. [`library_folders`], the first of which is where `weir models engine onnxruntime` puts it,
-//! 3. where the system's loader looks.
+//! 1. the path of the registry's configuration, else of `WEIR_ONNXRUNTIME`, else of `ORT_DYLIB_PATH`: a file, or a folder with it,
+//! 2. [`library_folders`], into the first of which `weir models engine onnxruntime` installs it,
+//! 3. the search path of the system's loader.
 
 use std::error::Error as _;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -19,14 +19,14 @@ use crate::error::{LoadError, one_line};
 
 const FILE: &str = "libonnxruntime.so";
 
-/// What names the library, before any folder.
+/// The environment variables that name the library.
 const VARIABLES: [&str; 2] = ["WEIR_ONNXRUNTIME", "ORT_DYLIB_PATH"];
 
 const SYSTEM: &[&str] = &[FILE, "libonnxruntime.so.1"];
 
 const REMEDY: &str = "`weir models engine onnxruntime` fetches it, or WEIR_ONNXRUNTIME names it";
 
-/// The folders in which the library is looked for: the user's own (`$XDG_DATA_HOME/weir/onnxruntime`, by default
+/// The folders that are searched for the library: the user's own (`$XDG_DATA_HOME/weir/onnxruntime`, by default
 /// `~/.local/share/weir/onnxruntime`), then `onnxruntime` beside the program.
 pub fn library_folders() -> Vec<PathBuf> {
     let absolute = |name: &str| std::env::var_os(name).map(PathBuf::from).filter(|path| path.is_absolute());
@@ -35,30 +35,30 @@ pub fn library_folders() -> Vec<PathBuf> {
     data.map(|data| data.join("weir/onnxruntime")).into_iter().chain(beside).collect()
 }
 
-/// The environment of this process, made when it is first asked for.
+/// The environment of this process, created at the first call.
 pub(super) fn environment(configured: Option<&Path>) -> Result<Environment, LoadError> {
     static ENVIRONMENT: Mutex<Option<Environment>> = Mutex::new(None);
-    let mut kept = ENVIRONMENT.lock().unwrap_or_else(PoisonError::into_inner);
-    if let Some(environment) = &*kept {
+    let mut cached = ENVIRONMENT.lock().unwrap_or_else(PoisonError::into_inner);
+    if let Some(environment) = &*cached {
         return Ok(environment.clone());
     }
     let failed = |reason: String| LoadError::NoEngine { engine: "onnxruntime", reason };
     let (builder, path) = SearchPath::of_process(configured).open().map_err(failed)?;
-    let made = catch_unwind(AssertUnwindSafe(|| builder.with_telemetry(false).with_logger(Arc::new(log)).build()));
+    let built = catch_unwind(AssertUnwindSafe(|| builder.with_telemetry(false).with_logger(Arc::new(log)).build()));
     let unfit = |what: &str| failed(format!("{}: {what}", path.display()));
-    let environment = made.map_err(|_| unfit("it cannot be started"))?.map_err(|e| unfit(&one_line(e.message())))?;
+    let environment = built.map_err(|_| unfit("it cannot be started"))?.map_err(|e| unfit(&one_line(e.message())))?;
     environment.set_log_level(LogLevel::Warning);
     tracing::info!(library = %path.display(), build = one_line(ort::info()), "ONNX Runtime loaded");
-    *kept = Some(environment.clone());
+    *cached = Some(environment.clone());
     Ok(environment)
 }
 
-/// Is this file a library that can be used? The process uses it from then on.
+/// Checks that a file is a usable library. The process uses this library from then on.
 pub(crate) fn probe(path: &Path) -> Result<(), String> {
     open(path).map(|_| ())
 }
 
-/// What ONNX Runtime says for its log. Errors are returned as well, to who caused them, so that they are no news here.
+/// Forwards ONNX Runtime's log. Its errors are logged as debug because they are also returned to the caller.
 fn log(level: LogLevel, category: &str, _id: &str, place: &str, message: &str) {
     match level {
         LogLevel::Fatal => tracing::error!(target: "onnxruntime", category, place, message),
@@ -67,9 +67,9 @@ fn log(level: LogLevel, category: &str, _id: &str, place: &str, message: &str) {
     }
 }
 
-/// Where the library may be.
+/// The locations that are searched for the library.
 struct SearchPath {
-    /// What names it, and what it names.
+    /// The configured path, and the setting or variable that has it.
     named: Option<(&'static str, PathBuf)>,
     folders: Vec<PathBuf>,
     /// File names for the system's loader.
@@ -87,7 +87,7 @@ impl SearchPath {
         Self { named, folders: library_folders(), system: SYSTEM }
     }
 
-    /// Loads the library; the text of an error says what to do.
+    /// Loads the library; the text of an error has the remedy.
     fn open(&self) -> Result<(EnvironmentBuilder, PathBuf), String> {
         if let Some((name, path)) = &self.named {
             let found = if path.is_dir() { best_in(path) } else { Some(path.clone()).filter(|path| path.is_file()) };
@@ -122,7 +122,7 @@ pub(crate) fn best_in(folder: &Path) -> Option<PathBuf> {
 }
 
 fn open(path: &Path) -> Result<EnvironmentBuilder, String> {
-    // A relative path would be taken from the program's folder.
+    // A relative path would be resolved against the program's folder.
     let path = std::path::absolute(path).map_err(|e| format!("{}: {e}", path.display()))?;
     dlopen(&path).map_err(|unfit| {
         let (LibraryFault::NotLoaded(reason) | LibraryFault::Other(reason)) = unfit;
@@ -131,18 +131,18 @@ fn open(path: &Path) -> Result<EnvironmentBuilder, String> {
 }
 
 enum LibraryFault {
-    /// The system's loader found nothing, or nothing that is a library.
+    /// The system's loader found no file, or the file is not a library.
     NotLoaded(String),
     Other(String),
 }
 
 fn dlopen(path: &Path) -> Result<EnvironmentBuilder, LibraryFault> {
-    // It panics when a library is malformed in ways that no accident makes.
+    // `init_from` panics on libraries that are malformed in unusual ways.
     let opened = catch_unwind(AssertUnwindSafe(|| ort::init_from(path)));
     let opened = opened.map_err(|_| LibraryFault::Other("is not fit to be ONNX Runtime".to_owned()))?;
     opened.map_err(|error| match error {
         LoadDynamicError::Dlopen { error, .. } => {
-            // Why is in its source.
+            // The reason is in its source.
             let reason = error.source().map_or_else(|| error.to_string(), ToString::to_string);
             LibraryFault::NotLoaded(format!("cannot be loaded: {}", one_line(&reason)))
         }
@@ -162,9 +162,9 @@ mod tests {
 
     use super::*;
 
-    fn check(places: &SearchPath, folder: &Path, expected: &Expect) {
-        let error = places.open().map(|(_, path)| path).unwrap_err();
-        // What the system's loader says is its own.
+    fn check(search_path: &SearchPath, folder: &Path, expected: &Expect) {
+        let error = search_path.open().map(|(_, path)| path).unwrap_err();
+        // The message of the system's loader is not compared.
         let error = error.replace(&folder.display().to_string(), "DIR");
         let shown = match error.split_once("cannot be loaded: ") {
             Some((start, end)) => format!("{start}cannot be loaded: …{}", &end[end.rfind(';').unwrap()..]),
@@ -198,7 +198,7 @@ mod tests {
             folder,
             &expect!["WEIR_ONNXRUNTIME names DIR, where there is no libonnxruntime.so"],
         );
-        // A library that is another's. The C library is everywhere.
+        // Another library: every system has the C library.
         check(
             &SearchPath { system: &["libc.so.6"], ..in_folder() },
             folder,
@@ -207,14 +207,14 @@ mod tests {
             ],
         );
         let empty = folder.join("libonnxruntime.so.1.31.1");
-        let said = expect![
+        let expected = expect![
             "DIR/libonnxruntime.so.1.31.1 cannot be loaded: …; `weir models engine onnxruntime` fetches it, or WEIR_ONNXRUNTIME names it"
         ];
         std::fs::write(&empty, b"").unwrap();
-        check(&named(empty.clone()), folder, &said);
-        check(&named(folder.to_owned()), folder, &said);
+        check(&named(empty.clone()), folder, &expected);
+        check(&named(folder.to_owned()), folder, &expected);
         std::fs::write(&empty, [b"\x7fELF".as_slice(), &[2; 4096]].concat()).unwrap();
-        check(&in_folder(), folder, &said);
+        check(&in_folder(), folder, &expected);
     }
 
     #[test]

@@ -1,8 +1,8 @@
-//! From an ONNX file to a session.
+//! Loads an ONNX file into a session.
 //!
-//! The file is read by the house's own reader: external data is checked, brought in and followed through links (which ONNX
-//! Runtime refuses when they lead out of the directory), and stored int8 weights become f32. The weights are then handed over
-//! apart from the graph, as a file in memory, because a protobuf ends at 2 GiB.
+//! The file is read by [`onnx`]: external data is checked and loaded, links are followed (ONNX Runtime refuses those that lead out of
+//! the directory), and stored int8 weights become f32. The weights are then passed separately from the graph, as a file in memory,
+//! because a protobuf is limited to 2 GiB.
 
 use std::sync::Arc;
 
@@ -24,16 +24,16 @@ use crate::registry::RegistryConfig;
 use crate::tensor::TensorType;
 use crate::wording::quoted;
 
-/// The name of the file in memory that the weights are in.
+/// The name of the file in memory with the weights.
 const WEIGHTS: &str = "weights";
 
 /// Smaller weights stay in the graph: ONNX Runtime computes shapes from them.
 const WEIGHTS_APART_BYTES: usize = 1024;
 
-/// Where each tensor starts in the file: what vector instructions like.
+/// The alignment of each tensor in the file, for vector instructions.
 const WEIGHTS_ALIGNMENT_BYTES: usize = 64;
 
-/// Where nodes run; the first that can take a node has it, and the processor, which is never named, has the rest.
+/// The execution providers: the first that supports a node runs it, and the implicit CPU provider runs the rest.
 fn providers() -> Vec<ExecutionProviderDispatch> {
     Vec::new()
 }
@@ -92,7 +92,8 @@ pub(super) fn load(
     })
 }
 
-/// Does the graph say how many dimensions it has? ONNX Runtime's interface shows none for a scalar and for anything.
+/// Whether the graph declares the rank of a value. ONNX Runtime's interface reports no dimensions both for a scalar and for an unknown
+/// rank.
 fn is_ranked(info: &ValueInfoProto) -> bool {
     match info.r#type.as_ref().and_then(|ty| ty.value.as_ref()) {
         Some(type_proto::Value::TensorType(tensor)) => tensor.shape.is_some(),
@@ -100,7 +101,7 @@ fn is_ranked(info: &ValueInfoProto) -> bool {
     }
 }
 
-/// Moves the weights out of the graph into what it then calls a file.
+/// Moves the weights out of the graph into the content of the file [`WEIGHTS`], to which the graph then refers.
 fn take_weights(graph: &mut GraphProto) -> Vec<u8> {
     let mut weights = Vec::new();
     for tensor in graph.initializer.iter_mut().filter(|tensor| tensor.raw_data.len() >= WEIGHTS_APART_BYTES) {
@@ -118,15 +119,15 @@ fn take_weights(graph: &mut GraphProto) -> Vec<u8> {
     weights
 }
 
-/// A session of one thread, the caller's own: each replica of a model is a thread already.
+/// Creates a session that computes on the calling thread only: each replica of a model is a thread already.
 fn session(environment: &Environment, graph: &[u8], weights: Arc<[u8]>) -> ort::Result<Session> {
     let mut builder = Session::builder(environment)?
         .with_optimization_level(GraphOptimizationLevel::All)?
         .with_intra_threads(1)?
         .with_inter_threads(1)?
-        // Else DequantizeLinear and MatMul become one operator that rounds activations to int8 as well.
+        // Otherwise DequantizeLinear and MatMul are fused into an operator that rounds activations to int8 as well.
         .with_quant_qdq(false)?
-        // A pattern is kept for every shape that was ever seen: memory without a bound, for shapes that come once.
+        // A memory pattern is stored for every shape of an input, without a bound.
         .with_memory_pattern(false)?
         .with_execution_providers(providers())?;
     if !weights.is_empty() {
@@ -135,7 +136,7 @@ fn session(environment: &Environment, graph: &[u8], weights: Arc<[u8]>) -> ort::
     builder.commit_from_memory(graph)
 }
 
-/// Why ONNX Runtime would not have the graph.
+/// Converts ONNX Runtime's error to a load error.
 fn refusal(origin: &str, error: &ort::Error) -> LoadError {
     let (origin, reason) = (origin.to_owned(), one_line(error.message()));
     match error.code() {

@@ -1,11 +1,11 @@
-//! ONNX Runtime behind `wasi:nn`: the same ONNX graphs in half of the time that tract takes, or little more.
+//! ONNX Runtime behind `wasi:nn`. It computes the same ONNX graphs in about half of tract's time.
 //!
-//! The library is not part of this binary. It is found and loaded once per process, when a graph first asks for it
-//! ([`library`]); a graph is then read by the house's own reader, so that bounds and errors are those of every engine, and
-//! handed over from memory ([`load`]). [`convert`] has the tensors, [`value`] all that is unsafe.
+//! The library is not part of this binary. It is found and loaded once per process, when a graph first needs it ([`library`]). A graph
+//! is read by `crate::onnx`, so that bounds and errors are the same for every engine, and passed to the library in memory ([`load`]).
+//! [`convert`] converts tensors, and [`value`] has all unsafe code.
 //!
-//! One session serves every context of a graph, each on its own thread: a session has one thread, and its `Run` may be called
-//! from many at once.
+//! One session serves every context of a graph: it computes on the calling thread, and its `Run` may be called from many threads at
+//! once.
 
 mod convert;
 mod library;
@@ -25,7 +25,7 @@ pub(crate) use library::{best_in, probe};
 
 pub use library::library_folders;
 
-/// The engine.
+/// The engine `onnxruntime`.
 pub(crate) struct OnnxRuntime;
 
 impl Backend for OnnxRuntime {
@@ -70,13 +70,13 @@ impl BackendGraph for SharedGraph {
     }
 
     fn context(&self) -> Result<Box<dyn BackendContext>, NnError> {
-        Ok(Box::new(Caller(self.0.clone())))
+        Ok(Box::new(OnnxRuntimeContext(self.0.clone())))
     }
 }
 
-struct Caller(Arc<LoadedGraph>);
+struct OnnxRuntimeContext(Arc<LoadedGraph>);
 
-impl BackendContext for Caller {
+impl BackendContext for OnnxRuntimeContext {
     fn compute(&mut self, inputs: &[Tensor]) -> Result<Vec<Tensor>, NnError> {
         let graph = &*self.0;
         let data = graph.inputs.iter().zip(inputs).map(|(info, tensor)| convert::to_native(info, tensor));

@@ -1,5 +1,5 @@
-//! All that is unsafe: values that lend their bytes to ONNX Runtime, runs, and values that it returns. Through the C interface
-//! that `ort` loads, because `ort` itself copies what is not of a Rust type and runs one caller at a time.
+//! The unsafe code: values that lend their bytes to ONNX Runtime, runs, and values that it returns. It uses the C interface that `ort`
+//! loads, because `ort` itself copies types that Rust lacks and allows one caller at a time.
 
 use std::ffi::{CString, c_char};
 use std::marker::PhantomData;
@@ -16,32 +16,32 @@ use crate::engine::ElementType;
 use crate::error::one_line;
 use crate::wording::{listed, quoted};
 
-/// Larger than the alignment of any element; what the system's allocator gives anyway.
+/// The greatest alignment of an element.
 const ALIGNMENT_BYTES: usize = 8;
 
-/// What a call of the C interface answered.
+/// Converts the status of a call of the C interface to a result.
 ///
 /// # Safety
 /// The status comes from such a call and is used nowhere else.
-unsafe fn done(status: sys::OrtStatusPtr) -> Result<(), String> {
+unsafe fn check_status(status: sys::OrtStatusPtr) -> Result<(), String> {
     // SAFETY: as above.
     unsafe { ort::Error::result_from_status(status) }.map_err(|error| one_line(error.message()))
 }
 
 /// A value of the C interface; released when it is dropped.
-struct Owned(NonNull<sys::OrtValue>);
+struct OwnedValue(NonNull<sys::OrtValue>);
 
-impl Drop for Owned {
+impl Drop for OwnedValue {
     fn drop(&mut self) {
-        // SAFETY: it was made by ONNX Runtime for us alone, and nobody uses it after this.
+        // SAFETY: ONNX Runtime created it for this owner, and it is not used afterwards.
         unsafe { (ort::api().ReleaseValue)(self.0.as_ptr()) }
     }
 }
 
 /// An input that borrows its bytes.
 pub(super) struct Value<'a> {
-    value: Owned,
-    /// Where the bytes are when the borrowed ones were not aligned.
+    value: OwnedValue,
+    /// A copy of the bytes, when the borrowed ones are not aligned.
     _copy: Vec<u64>,
     _bytes: PhantomData<&'a [u8]>,
 }
@@ -50,7 +50,7 @@ impl<'a> Value<'a> {
     /// A value over these bytes.
     ///
     /// # Errors
-    /// When the bytes are not what the dimensions take.
+    /// When the number of bytes does not agree with the dimensions.
     pub(super) fn borrowing(native: TensorElementType, dimensions: &[u32], bytes: &'a [u8]) -> Result<Self, String> {
         let mut copy = Vec::new();
         let mut data = bytes.as_ptr();
@@ -77,9 +77,9 @@ impl<'a> Value<'a> {
             )
         };
         // SAFETY: the status is of this call.
-        unsafe { done(status) }?;
-        let value = NonNull::new(value).ok_or("no value was made of it")?;
-        Ok(Self { value: Owned(value), _copy: copy, _bytes: PhantomData })
+        unsafe { check_status(status) }?;
+        let value = NonNull::new(value).ok_or("no value was created")?;
+        Ok(Self { value: OwnedValue(value), _copy: copy, _bytes: PhantomData })
     }
 }
 
@@ -101,9 +101,9 @@ impl Runner {
 
     /// Computes all outputs, from values in the order of the inputs.
     ///
-    /// Many threads may call this at once. ONNX Runtime documents `Run` as safe for that, and its kernels for the processor as
-    /// without state. The authors of `ort` do not trust it (their `run` takes `&mut self`; the providers of some devices break
-    /// the promise): should it ever fail, or with such a provider, a lock or a session for each context belongs here.
+    /// Many threads may call this at once. ONNX Runtime documents `Run` as thread-safe and its CPU kernels as stateless. `ort` does not
+    /// rely on that (its `run` takes `&mut self`), because the providers of some devices violate it: with such a provider, this needs
+    /// a lock or a session for each context.
     pub(super) fn run(&self, values: &[Value<'_>]) -> Result<Vec<Output>, String> {
         if values.len() != self.inputs.len() {
             return Err(format!("{} values for {} inputs", values.len(), self.inputs.len()));
@@ -112,8 +112,8 @@ impl Runner {
         let (input_names, output_names) = (pointers(&self.inputs), pointers(&self.outputs));
         let values: Vec<*const sys::OrtValue> = values.iter().map(|v| v.value.0.as_ptr().cast_const()).collect();
         let mut outputs = vec![ptr::null_mut(); output_names.len()];
-        // SAFETY: the session lives; every array is as long as it is said to be; names end in NUL; values live through the call
-        // by their borrows. Outputs that are null are made by ONNX Runtime and ours to release.
+        // SAFETY: the session is alive; the lengths of all arrays are correct; names end in NUL; the borrows keep the values alive
+        // during the call. ONNX Runtime creates the outputs, which are null before, and this function releases them.
         let status = unsafe {
             (ort::api().Run)(
                 self.session.ptr().cast_mut(),
@@ -126,10 +126,11 @@ impl Runner {
                 outputs.as_mut_ptr(),
             )
         };
-        let outputs: Vec<Option<Owned>> = outputs.into_iter().map(|value| NonNull::new(value).map(Owned)).collect();
+        let outputs: Vec<Option<OwnedValue>> =
+            outputs.into_iter().map(|value| NonNull::new(value).map(OwnedValue)).collect();
         // SAFETY: the status is of this call.
-        unsafe { done(status) }?;
-        let output = |(ix, value): (usize, Option<Owned>)| {
+        unsafe { check_status(status) }?;
+        let output = |(ix, value): (usize, Option<OwnedValue>)| {
             value
                 .map(Output)
                 .ok_or_else(|| format!("output {} was not computed", quoted(&self.outputs[ix].to_string_lossy())))
@@ -139,28 +140,28 @@ impl Runner {
 }
 
 /// A value that a run returned.
-pub(super) struct Output(Owned);
+pub(super) struct Output(OwnedValue);
 
-/// What is in an output.
+/// The content of an output.
 pub(super) struct Values<'a> {
     /// `None` for a type that no guest can get.
     pub(super) element: Option<ElementType>,
     pub(super) dimensions: Vec<i64>,
-    /// As many elements as the dimensions say.
+    /// The elements, in the number that the dimensions give.
     pub(super) data: &'a [u8],
 }
 
 impl Output {
-    /// Reads it.
+    /// Reads the content.
     ///
     /// # Errors
-    /// When it is no tensor, or one whose size is no number.
+    /// When it is not a tensor, or its size overflows.
     pub(super) fn values(&self) -> Result<Values<'_>, String> {
         let api = ort::api();
         let value = self.0.0.as_ptr();
         let mut is_tensor = 0;
-        // SAFETY: the value lives as long as `self`, here and below; so does what is read out of it.
-        unsafe { done((api.IsTensor)(value, &raw mut is_tensor)) }?;
+        // SAFETY: the value lives as long as `self`, here and below; so do the data that are read from it.
+        unsafe { check_status((api.IsTensor)(value, &raw mut is_tensor)) }?;
         if is_tensor == 0 {
             return Err("it is no tensor".to_owned());
         }
@@ -172,11 +173,11 @@ impl Output {
             .ok_or_else(|| format!("its dimensions {dimensions} are no size", dimensions = listed(&dimensions)))?;
         let mut data = ptr::null_mut();
         // SAFETY: as above.
-        unsafe { done((api.GetTensorMutableData)(value, &raw mut data)) }?;
+        unsafe { check_status((api.GetTensorMutableData)(value, &raw mut data)) }?;
         let data = match NonNull::new(data.cast::<u8>()) {
-            // SAFETY: a tensor of this type and these dimensions holds that many bytes, and nobody writes into it any more.
+            // SAFETY: a tensor of this type and these dimensions has that many bytes, and they are not written any more.
             Some(data) if bytes > 0 => unsafe { std::slice::from_raw_parts(data.as_ptr(), bytes) },
-            None if bytes > 0 => return Err("it holds nothing".to_owned()),
+            None if bytes > 0 => return Err("it has no data".to_owned()),
             _ => &[],
         };
         Ok(Values { element, dimensions, data })
@@ -186,7 +187,7 @@ impl Output {
         struct Info(*mut sys::OrtTensorTypeAndShapeInfo);
         impl Drop for Info {
             fn drop(&mut self) {
-                // SAFETY: made for us alone; a null pointer is allowed.
+                // SAFETY: ONNX Runtime created it for this owner; a null pointer is allowed.
                 unsafe { (ort::api().ReleaseTensorTypeAndShapeInfo)(self.0) }
             }
         }
@@ -194,14 +195,14 @@ impl Output {
         let mut info = Info(ptr::null_mut());
         let mut native = sys::ONNXTensorElementDataType::ONNX_TENSOR_ELEMENT_DATA_TYPE_UNDEFINED;
         let mut rank = 0;
-        // SAFETY: the value lives; each call writes where it is told to, and `dimensions` has room for `rank` numbers. The
+        // SAFETY: the value is alive; each call writes only to its out parameter, and `dimensions` has room for `rank` numbers. The
         // element type is one of the enumeration: outputs of other types were refused when the graph was loaded.
         unsafe {
-            done((api.GetTensorTypeAndShape)(self.0.0.as_ptr(), &raw mut info.0))?;
-            done((api.GetTensorElementType)(info.0, &raw mut native))?;
-            done((api.GetDimensionsCount)(info.0, &raw mut rank))?;
+            check_status((api.GetTensorTypeAndShape)(self.0.0.as_ptr(), &raw mut info.0))?;
+            check_status((api.GetTensorElementType)(info.0, &raw mut native))?;
+            check_status((api.GetDimensionsCount)(info.0, &raw mut rank))?;
             let mut dimensions = vec![0i64; rank];
-            done((api.GetDimensions)(info.0, dimensions.as_mut_ptr(), rank))?;
+            check_status((api.GetDimensions)(info.0, dimensions.as_mut_ptr(), rank))?;
             Ok((native.into(), dimensions))
         }
     }

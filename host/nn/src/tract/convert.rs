@@ -1,5 +1,5 @@
-//! Tensors of the WIT into tract's and back. tract's values of types that the WIT lacks (bool, i8, TDim, …) become the
-//! nearest that holds them; bf16, which tract lacks, is computed as f32.
+//! Conversion between tensors of the WIT and of tract. tract's types that the WIT lacks (bool, i8, TDim, …) are converted to the
+//! nearest wider type; bf16, which tract lacks, is computed as f32.
 
 use half::bf16;
 use tract_onnx::prelude::*;
@@ -12,22 +12,22 @@ use crate::wording::{listed, quoted};
 
 type TractTensor = tract_onnx::prelude::Tensor;
 
-/// The engine's value for a checked input.
+/// Converts a checked input to the engine's value.
 pub(super) fn to_tract(info: &TensorInfo, tensor: &Tensor) -> Result<TValue, NnError> {
     let shape: Vec<usize> = tensor.dimensions.iter().map(|d| *d as usize).collect();
     let name = &info.name;
     let value = match info.element {
-        ElementType::Wit(TensorType::Bf16) => of_values(&shape, pairs(&tensor.data).map(f32_of_bf16)),
-        ElementType::Wit(ty) => of_bytes(datum_type(ty), &shape, &tensor.data),
+        ElementType::Wit(TensorType::Bf16) => from_values(&shape, pairs(&tensor.data).map(f32_of_bf16)),
+        ElementType::Wit(ty) => from_bytes(datum_type(ty), &shape, &tensor.data),
         ElementType::Bool => {
             check_truth_values(info, tensor)?;
-            of_values(&shape, tensor.data.iter().map(|byte| *byte == 1))
+            from_values(&shape, tensor.data.iter().map(|byte| *byte == 1))
         }
-        ElementType::I8 => of_values(&shape, fitting::<i8, i32>(info, tensor)?),
-        ElementType::I16 => of_values(&shape, fitting::<i16, i32>(info, tensor)?),
-        ElementType::U16 => of_values(&shape, fitting::<u16, i32>(info, tensor)?),
-        ElementType::U32 => of_values(&shape, fitting::<u32, i64>(info, tensor)?),
-        ElementType::U64 => of_values(&shape, fitting::<u64, i64>(info, tensor)?),
+        ElementType::I8 => from_values(&shape, fitting::<i8, i32>(info, tensor)?),
+        ElementType::I16 => from_values(&shape, fitting::<i16, i32>(info, tensor)?),
+        ElementType::U16 => from_values(&shape, fitting::<u16, i32>(info, tensor)?),
+        ElementType::U32 => from_values(&shape, fitting::<u32, i64>(info, tensor)?),
+        ElementType::U64 => from_values(&shape, fitting::<u64, i64>(info, tensor)?),
     };
     match value {
         Ok(value) => Ok(value.into_tvalue()),
@@ -35,7 +35,7 @@ pub(super) fn to_tract(info: &TensorInfo, tensor: &Tensor) -> Result<TValue, NnE
     }
 }
 
-/// The tensor for an engine's output.
+/// Converts an engine's output to a tensor.
 pub(super) fn from_tract(info: &TensorInfo, value: &TractTensor, bytes_max: usize) -> Result<Tensor, NnError> {
     let name = &info.name;
     let failed =
@@ -85,18 +85,18 @@ fn datum_type(ty: TensorType) -> DatumType {
     }
 }
 
-fn of_bytes(datum: DatumType, shape: &[usize], bytes: &[u8]) -> TractResult<TractTensor> {
+fn from_bytes(datum: DatumType, shape: &[usize], bytes: &[u8]) -> TractResult<TractTensor> {
     let mut tensor = TractTensor::zero_dt(datum, shape)?;
-    let place = tensor.as_bytes_mut();
-    // Checked before: `Tensor::check`. Said again here, because copy_from_slice would panic.
-    if place.len() != bytes.len() {
+    let target = tensor.as_bytes_mut();
+    // `Tensor::check` has checked this; it is repeated because copy_from_slice would panic.
+    if target.len() != bytes.len() {
         return Err(TractError::msg("the data is not as long as its dimensions say"));
     }
-    place.copy_from_slice(bytes);
+    target.copy_from_slice(bytes);
     Ok(tensor)
 }
 
-fn of_values<T: Datum + Copy>(shape: &[usize], values: impl IntoIterator<Item = T>) -> TractResult<TractTensor> {
+fn from_values<T: Datum + Copy>(shape: &[usize], values: impl IntoIterator<Item = T>) -> TractResult<TractTensor> {
     TractTensor::from_shape(shape, &values.into_iter().collect::<Vec<T>>())
 }
 

@@ -1,4 +1,4 @@
-//! From an ONNX file to a decluttered model with symbolic axes and the plan that runs it in any shape.
+//! Loads an ONNX file into a decluttered model with symbolic axes, and makes the plan that runs it in any shape.
 
 use std::sync::Arc;
 use std::time::Instant;
@@ -16,9 +16,9 @@ use crate::registry::RegistryConfig;
 use crate::tensor::TensorType;
 use crate::wording::{case_name, quoted};
 
-/// What loading yields.
+/// A loaded graph.
 pub(super) struct LoadedModel {
-    /// The model before it is lowered to kernels: what fixed-shape plans are made from.
+    /// The model before it is lowered to kernels, from which fixed-shape plans are made.
     pub(super) typed: Arc<TypedModel>,
     /// The plan for every shape.
     pub(super) symbolic: Arc<TypedRunnableModel>,
@@ -36,9 +36,9 @@ pub(super) fn load(source: GraphSource<'_>, config: &RegistryConfig) -> Result<L
         origin: origin.clone(),
         reason: format!("{what}: {}", chain(&e)),
     };
-    let mut at = Stopwatch::start();
+    let mut stopwatch = Stopwatch::start();
     let parsed = onnx::read(source, config)?;
-    at.lap("read");
+    stopwatch.lap("read");
     let framework = tract_onnx::onnx().with_ignore_value_info(true).with_ignore_output_shapes(true);
     let missing = parsed.operators.iter().filter(|op| !framework.op_register.0.contains_key(op.as_str()));
     let missing: Vec<&str> = missing.map(String::as_str).collect();
@@ -54,25 +54,25 @@ pub(super) fn load(source: GraphSource<'_>, config: &RegistryConfig) -> Result<L
         });
     }
     let mut model = result.model;
-    at.lap("parse");
+    stopwatch.lap("parse");
     let inputs = declare_inputs(&mut model, &parsed, &origin)?;
     let output_names = parsed.output_names;
     let output_bf16 = parsed.output_bf16;
     let parameter_bytes = parsed.parameter_bytes;
     drop(parsed.model);
     let typed = model.into_typed().map_err(|e| broken("inconsistent graph", e))?;
-    at.lap("analyse");
+    stopwatch.lap("analyse");
     let typed = typed.into_decluttered().map_err(|e| broken("inconsistent graph", e))?;
-    at.lap("declutter");
+    stopwatch.lap("declutter");
     let outputs = describe_outputs(&typed, output_names, &output_bf16, &origin)?;
     let mut optimized = typed.clone();
     optimized.optimize().map_err(|e| broken("cannot be planned", e))?;
-    at.lap("optimize");
+    stopwatch.lap("optimize");
     let mut weights = PackedWeights::default();
     weights.share(&mut optimized);
     let symbolic = TypedSimplePlan::new(optimized).map_err(|e| broken("cannot be planned", e))?;
-    at.lap("plan");
-    tracing::debug!(%origin, times = %at.laps, "graph made ready");
+    stopwatch.lap("plan");
+    tracing::debug!(%origin, times = %stopwatch.laps, "graph prepared");
     Ok(LoadedModel { typed: Arc::new(typed), symbolic, inputs, outputs, parameter_bytes, weights })
 }
 
@@ -96,7 +96,7 @@ impl Stopwatch {
     }
 }
 
-/// Gives each input a fact with symbols where the graph leaves a dimension open.
+/// Declares each input, with a new symbol for each open dimension.
 fn declare_inputs(
     model: &mut InferenceModel,
     parsed: &onnx::FoldedGraph,

@@ -1,8 +1,7 @@
 //! tract behind `wasi:nn`: ONNX graphs on the CPU, in pure Rust.
 //!
-//! A graph is parsed once, made into a decluttered model with symbolic axes ([`load`]), and run by plans
-//! ([`plans`]): one symbolic plan that serves any shape at once, and fixed-shape plans, faster by a third, for the shapes
-//! that come often. [`convert`] turns tensors into tract's and back.
+//! A graph is parsed once, converted to a decluttered model with symbolic axes ([`load`]), and run by plans ([`plans`]): one symbolic
+//! plan for any shape, and fixed-shape plans, faster by a third, for frequent shapes. [`convert`] converts tensors.
 
 mod convert;
 mod load;
@@ -19,7 +18,7 @@ use crate::registry::RegistryConfig;
 use crate::tensor::Tensor;
 use plans::{Plans, States};
 
-/// The engine.
+/// The engine `tract`.
 pub(crate) struct Tract;
 
 impl Backend for Tract {
@@ -31,7 +30,7 @@ impl Backend for Tract {
     ) -> Result<Arc<dyn BackendGraph>, LoadError> {
         let loaded = load::load(source, config)?;
         let plans = Plans::new(loaded.typed, loaded.symbolic, loaded.weights, config);
-        Ok(Arc::new(TractGraph(Arc::new(Inner {
+        Ok(Arc::new(TractGraph(Arc::new(LoadedGraph {
             inputs: loaded.inputs,
             outputs: loaded.outputs,
             parameter_bytes: loaded.parameter_bytes,
@@ -41,7 +40,7 @@ impl Backend for Tract {
     }
 }
 
-struct Inner {
+struct LoadedGraph {
     inputs: Vec<TensorInfo>,
     outputs: Vec<TensorInfo>,
     parameter_bytes: u64,
@@ -49,7 +48,7 @@ struct Inner {
     plans: Arc<Plans>,
 }
 
-struct TractGraph(Arc<Inner>);
+struct TractGraph(Arc<LoadedGraph>);
 
 impl BackendGraph for TractGraph {
     fn inputs(&self) -> &[TensorInfo] {
@@ -82,7 +81,7 @@ impl BackendGraph for TractGraph {
 }
 
 struct TractContext {
-    graph: Arc<Inner>,
+    graph: Arc<LoadedGraph>,
     states: States,
 }
 
@@ -99,7 +98,7 @@ impl BackendContext for TractContext {
     }
 }
 
-/// What tract calls a type, in our terms; `None` when a guest can neither pass nor get it.
+/// The element type of a tract type; `None` when a guest can neither pass nor get it.
 fn element_type(datum: DatumType) -> Option<ElementType> {
     use crate::tensor::TensorType as T;
     Some(match datum {
@@ -119,7 +118,7 @@ fn element_type(datum: DatumType) -> Option<ElementType> {
     })
 }
 
-/// An error with its causes on one line, bounded: tract likes to print whole nodes.
+/// An error with its causes on one line of bounded length: tract prints whole nodes.
 fn chain(error: &TractError) -> String {
     one_line(&error.chain().map(ToString::to_string).collect::<Vec<_>>().join(": "))
 }

@@ -1,5 +1,5 @@
-//! The plans of one graph: the symbolic one, which serves any shape at once, and fixed-shape ones for the shapes that come
-//! often. They are made by one thread beside the callers, shared by every context, and bounded in number.
+//! The plans of one graph: the symbolic one, which serves any shape without preparation, and fixed-shape ones for frequent shapes.
+//! Fixed-shape plans are made by a background thread, shared by every context, and bounded in number.
 
 use std::collections::{HashMap, VecDeque};
 use std::num::NonZeroUsize;
@@ -16,38 +16,38 @@ use crate::registry::RegistryConfig;
 /// The sizes of every axis of every input, in order.
 type Shape = Vec<usize>;
 
-/// How many shapes are counted at once.
-const SEEN_MAX: NonZeroUsize = NonZeroUsize::new(256).expect("it is not zero");
+/// The most shapes whose uses are counted.
+const COUNTED_SHAPES_MAX: NonZeroUsize = NonZeroUsize::new(256).expect("256 is not zero");
 
-/// How many runs a plan must have been idle before another shape may take its place, per plan kept. Without it, more
-/// shapes than plans would have each evict the other, and the machine would build plans instead of running them.
+/// The runs, per plan that may be held, for which a plan must have been idle before it may be evicted. Otherwise, with more frequent
+/// shapes than plans, shapes would evict each other and the machine would build plans instead of running them.
 const IDLE_RUNS_PER_PLAN: u64 = 16;
 
-/// Plans are built by one thread at a time in the whole process, so that callers keep the other cores.
-static BUILDING: Mutex<()> = Mutex::new(());
+/// Held while a plan is built: one thread of the process builds at a time, so that callers have the other cores.
+static BUILD_LOCK: Mutex<()> = Mutex::new(());
 
 /// A plan for one shape.
 struct Plan {
     runnable: Arc<TypedRunnableModel>,
-    /// Its place was given to another: contexts drop what they keep for it.
-    retired: AtomicBool,
+    /// Whether it was evicted: contexts then drop their states of it.
+    is_evicted: AtomicBool,
 }
 
-struct Ready {
+struct ReadyPlan {
     plan: Arc<Plan>,
-    /// The run that used it last.
+    /// The number of the last run that used it.
     used_at: u64,
 }
 
 struct PlanTable {
-    seen: LruCache<Shape, u32>,
-    ready: LruCache<Shape, Ready>,
-    /// Shapes that cannot be planned stay symbolic.
+    use_counts: LruCache<Shape, u32>,
+    ready: LruCache<Shape, ReadyPlan>,
+    /// Shapes that could not be planned, which stay on the symbolic plan.
     refused: LruCache<Shape, ()>,
     queue: VecDeque<Shape>,
-    building: bool,
+    is_building: bool,
     runs: u64,
-    made: u64,
+    plans_made: u64,
 }
 
 /// The plans of one graph.
@@ -56,7 +56,7 @@ pub(super) struct Plans {
     symbolic: Arc<TypedRunnableModel>,
     plans_max: usize,
     after_uses: u32,
-    book: Mutex<PlanTable>,
+    table: Mutex<PlanTable>,
     idle: Condvar,
     weights: Mutex<PackedWeights>,
 }
@@ -69,94 +69,95 @@ impl Plans {
         config: &RegistryConfig,
     ) -> Arc<Self> {
         let (plans_max, after_uses) = (config.plans_max, config.plan_after_uses);
-        let book = PlanTable {
-            seen: LruCache::new(SEEN_MAX),
+        let table = PlanTable {
+            use_counts: LruCache::new(COUNTED_SHAPES_MAX),
             ready: LruCache::new(NonZeroUsize::new(plans_max).unwrap_or(NonZeroUsize::MIN)),
-            refused: LruCache::new(SEEN_MAX),
+            refused: LruCache::new(COUNTED_SHAPES_MAX),
             queue: VecDeque::new(),
-            building: false,
+            is_building: false,
             runs: 0,
-            made: 0,
+            plans_made: 0,
         };
-        // A graph of fixed shapes is planned once: its symbolic plan is the fixed one.
-        let symbolic_axes = typed.input_outlets().is_ok_and(|outlets| {
+        // A graph of fixed shapes needs one plan: its symbolic plan is the fixed one.
+        let has_symbolic_axes = typed.input_outlets().is_ok_and(|outlets| {
             outlets.iter().any(|outlet| typed.outlet_fact(*outlet).is_ok_and(|fact| !fact.shape.is_concrete()))
         });
-        let plans_max = if symbolic_axes && after_uses > 0 { plans_max } else { 0 };
-        let (book, weights) = (Mutex::new(book), Mutex::new(weights));
-        Arc::new(Self { typed, symbolic, plans_max, after_uses, book, idle: Condvar::new(), weights })
+        let plans_max = if has_symbolic_axes && after_uses > 0 { plans_max } else { 0 };
+        let (table, weights) = (Mutex::new(table), Mutex::new(weights));
+        Arc::new(Self { typed, symbolic, plans_max, after_uses, table, idle: Condvar::new(), weights })
     }
 
-    fn book(&self) -> MutexGuard<'_, PlanTable> {
-        self.book.lock().unwrap_or_else(PoisonError::into_inner)
+    fn table(&self) -> MutexGuard<'_, PlanTable> {
+        self.table.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Waits until no plan is being built or waits to be.
+    /// Waits until all queued plans are built.
     pub(super) fn settle(&self) {
-        let book = self.book();
-        drop(self.idle.wait_while(book, |book| book.building).unwrap_or_else(PoisonError::into_inner));
+        let table = self.table();
+        drop(self.idle.wait_while(table, |table| table.is_building).unwrap_or_else(PoisonError::into_inner));
     }
 
-    /// How many plans are kept, and how many were ever made.
+    /// The number of plans that are held, and of those that were made.
     pub(super) fn count(&self) -> (usize, u64) {
-        let book = self.book();
-        (book.ready.len(), book.made)
+        let table = self.table();
+        (table.ready.len(), table.plans_made)
     }
 
-    /// The plan of its own that this shape has, if any. Counts the use, and orders a plan when it is time.
+    /// The fixed-shape plan of this shape, if any. Counts the use, and queues a plan for a frequent shape.
     fn fixed(self: &Arc<Self>, shape: &Shape) -> Option<Arc<Plan>> {
         if self.plans_max == 0 {
             return None;
         }
-        let mut book = self.book();
-        book.runs += 1;
-        let runs = book.runs;
-        if let Some(ready) = book.ready.get_mut(shape) {
+        let mut table = self.table();
+        table.runs += 1;
+        let runs = table.runs;
+        if let Some(ready) = table.ready.get_mut(shape) {
             ready.used_at = runs;
             return Some(ready.plan.clone());
         }
-        let uses = book.seen.get_or_insert_mut_ref(shape, || 0);
+        let uses = table.use_counts.get_or_insert_mut_ref(shape, || 0);
         *uses = uses.saturating_add(1);
-        if *uses < self.after_uses || book.queue.contains(shape) || book.refused.contains(shape) {
+        if *uses < self.after_uses || table.queue.contains(shape) || table.refused.contains(shape) {
             return None;
         }
         let idle_runs = IDLE_RUNS_PER_PLAN * self.plans_max as u64;
-        let full = book.ready.len() + book.queue.len() >= self.plans_max;
-        let stale = book.ready.peek_lru().is_some_and(|(_, ready)| runs - ready.used_at > idle_runs);
-        if full && !(stale && book.queue.is_empty()) {
+        let is_full = table.ready.len() + table.queue.len() >= self.plans_max;
+        let has_idle_plan = table.ready.peek_lru().is_some_and(|(_, ready)| runs - ready.used_at > idle_runs);
+        if is_full && !(has_idle_plan && table.queue.is_empty()) {
             return None;
         }
-        book.queue.push_back(shape.clone());
-        if !book.building {
+        table.queue.push_back(shape.clone());
+        if !table.is_building {
             let plans = self.clone();
             let builder = std::thread::Builder::new().name("weir-nn-plan".to_owned());
-            book.building = builder.spawn(move || plans.build_queued()).is_ok();
+            table.is_building = builder.spawn(move || plans.build_queued()).is_ok();
         }
         None
     }
 
     fn build_queued(&self) {
         loop {
-            let mut book = self.book();
-            // It stays in the queue while it is built, so that it is not ordered twice.
-            let Some(shape) = book.queue.front().cloned() else {
-                book.building = false;
+            let mut table = self.table();
+            // The shape stays in the queue while its plan is built, so that it is not queued twice.
+            let Some(shape) = table.queue.front().cloned() else {
+                table.is_building = false;
                 self.idle.notify_all();
                 return;
             };
-            drop(book);
-            let one_at_a_time = BUILDING.lock().unwrap_or_else(PoisonError::into_inner);
-            let built = catch_unwind(AssertUnwindSafe(|| self.build(&shape)));
-            drop(one_at_a_time);
-            let mut book = self.book();
-            book.queue.pop_front();
-            book.seen.pop(&shape);
-            match built {
+            drop(table);
+            let guard = BUILD_LOCK.lock().unwrap_or_else(PoisonError::into_inner);
+            let result = catch_unwind(AssertUnwindSafe(|| self.build(&shape)));
+            drop(guard);
+            let mut table = self.table();
+            table.queue.pop_front();
+            table.use_counts.pop(&shape);
+            match result {
                 Ok(Ok(runnable)) => {
-                    let ready = Ready { plan: Arc::new(Plan { runnable, retired: false.into() }), used_at: book.runs };
-                    book.made += 1;
-                    if let Some((_, evicted)) = book.ready.push(shape, ready) {
-                        evicted.plan.retired.store(true, Ordering::Relaxed);
+                    let plan = Arc::new(Plan { runnable, is_evicted: false.into() });
+                    let ready = ReadyPlan { plan, used_at: table.runs };
+                    table.plans_made += 1;
+                    if let Some((_, evicted)) = table.ready.push(shape, ready) {
+                        evicted.plan.is_evicted.store(true, Ordering::Relaxed);
                     }
                 }
                 failed => {
@@ -166,7 +167,7 @@ impl Plans {
                     };
                     let sizes: Vec<String> = shape.iter().map(ToString::to_string).collect();
                     tracing::warn!(shape = sizes.join("x"), reason, "no plan of its own for this shape");
-                    book.refused.put(shape, ());
+                    table.refused.put(shape, ());
                 }
             }
         }
@@ -191,7 +192,7 @@ impl Plans {
     }
 }
 
-/// A caller's running states: one for the symbolic plan, one per fixed plan that it has used.
+/// A caller's states: one for the symbolic plan, one for each fixed-shape plan that it has used.
 #[derive(Default)]
 pub(super) struct States {
     symbolic: Option<TypedSimpleState>,
@@ -208,13 +209,13 @@ impl States {
                 none => Ok(none.insert(plans.symbolic.spawn()?)),
             };
         };
-        let current = self.fixed.get(&shape).is_some_and(|(kept, _)| Arc::ptr_eq(kept, &plan));
-        if !current {
-            self.fixed.retain(|_, (plan, _)| !plan.retired.load(Ordering::Relaxed));
+        let is_current = self.fixed.get(&shape).is_some_and(|(other, _)| Arc::ptr_eq(other, &plan));
+        if !is_current {
+            self.fixed.retain(|_, (plan, _)| !plan.is_evicted.load(Ordering::Relaxed));
             let state = plan.runnable.spawn()?;
             self.fixed.insert(shape.clone(), (plan, state));
         }
         let state = self.fixed.get_mut(&shape).map(|(_, state)| state);
-        state.ok_or_else(|| TractError::msg("the state that was just kept is gone"))
+        state.ok_or_else(|| TractError::msg("the state of a new plan is missing"))
     }
 }

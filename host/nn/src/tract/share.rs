@@ -1,9 +1,8 @@
-//! Lets the plans of one graph share their weights.
+//! Shares the weights of the plans of one graph.
 //!
-//! tract lowers a matrix product with constant weights by packing them for one kernel and keeping the packed copy inside the
-//! operator, so every plan would hold its own copy of nearly all weights (21 MB for three layers of 384, 43 MB for six).
-//! Plans for different shapes mostly choose the same packing: a packed matrix that equals one of another plan is replaced by
-//! it, and the copy is freed.
+//! tract lowers a matrix product with constant weights by packing them for one kernel and storing the packed copy in the operator, so
+//! every plan would hold its own copy of nearly all weights (21 MB for three layers of 384, 43 MB for six). Plans for different shapes
+//! mostly choose the same packing: a packed matrix that equals one of another plan is replaced by that one, and the copy is freed.
 
 use std::sync::{Arc, Weak};
 
@@ -12,7 +11,7 @@ use tract_onnx::tract_core::ops::matmul::optimized::{MatMulOperand, OptMatMul, P
 use tract_onnx::tract_core::prelude::tract_linalg::mmm::{EagerPackedInput, PackedExoticFact};
 use tract_onnx::tract_core::prelude::tract_linalg::pack::PackedFormat;
 
-/// The packed weights of the plans that live.
+/// The packed weights of the plans that are in use.
 #[derive(Default)]
 pub(super) struct PackedWeights(Vec<PackedEntry>);
 
@@ -23,9 +22,9 @@ struct PackedEntry {
 }
 
 impl PackedWeights {
-    /// Replaces a new plan's packed weights by equal ones of other plans, and remembers the rest.
+    /// Replaces a new plan's packed weights by equal ones of other plans, and records the others for later plans.
     pub(super) fn share(&mut self, model: &mut TypedModel) {
-        self.0.retain(|kept| kept.packed.strong_count() > 0);
+        self.0.retain(|entry| entry.packed.strong_count() > 0);
         for node in &mut model.nodes {
             let Some(product) = node.op_as_mut::<OptMatMul>() else { continue };
             for step in &mut product.micro_ops {
@@ -44,8 +43,8 @@ impl PackedWeights {
         let Some(format) = weights.fact.format.downcast_ref::<PackedFormat>() else { return };
         let used_bytes = weights.fact.k * format.r * format.dt.size_of();
         let candidates =
-            self.0.iter().filter(|kept| kept.panel_bytes == weights.panel_bytes && kept.fact == weights.fact);
-        let mut candidates = candidates.filter_map(|kept| kept.packed.upgrade());
+            self.0.iter().filter(|entry| entry.panel_bytes == weights.panel_bytes && entry.fact == weights.fact);
+        let mut candidates = candidates.filter_map(|entry| entry.packed.upgrade());
         match candidates.find(|packed| same_panels(packed, &weights.packed, weights.panel_bytes, used_bytes)) {
             Some(packed) => weights.packed = packed,
             None => self.0.push(PackedEntry {
@@ -56,16 +55,16 @@ impl PackedWeights {
         }
     }
 
-    /// How many matrices are kept, and by how many plans together.
+    /// The number of distinct matrices, and the number of their uses by plans.
     #[cfg(test)]
     pub(super) fn count(&self) -> (usize, usize) {
-        let users = |kept: &PackedEntry| kept.packed.strong_count();
-        (self.0.iter().filter(|kept| users(kept) > 0).count(), self.0.iter().map(users).sum())
+        let users = |entry: &PackedEntry| entry.packed.strong_count();
+        (self.0.iter().filter(|entry| users(entry) > 0).count(), self.0.iter().map(users).sum())
     }
 }
 
-/// Are these the same weights? Each panel ends in a record that kernels may read ahead but never use, and that the packer
-/// leaves as it finds it: it does not count.
+/// Whether the weights are equal. The end of each panel is padding that the packer does not initialize and kernels only prefetch; it
+/// is not compared.
 fn same_panels(a: &Blob, b: &Blob, panel_bytes: usize, used_bytes: usize) -> bool {
     let (a, b) = (a.as_bytes(), b.as_bytes());
     if a.len() != b.len() || panel_bytes == 0 || used_bytes > panel_bytes {

@@ -54,7 +54,7 @@ pub(crate) fn weights(name: &str, dims: &[i64], values: &[f32]) -> TensorProto {
     }
 }
 
-/// Weights that lie in another file.
+/// Weights that are stored in another file.
 pub(crate) fn external(name: &str, dims: &[i64], entries: &[(&str, &str)]) -> TensorProto {
     let entry =
         |(key, value): &(&str, &str)| StringStringEntryProto { key: (*key).to_owned(), value: (*value).to_owned() };
@@ -102,7 +102,7 @@ pub(crate) fn add(ty: DataType) -> Vec<u8> {
     graph(inputs, vec![node("Add", &["x", "y"], &["z"])], vec![value("z", ty, &dims)], vec![])
 }
 
-/// `y = table[x]`, a table of four: it fails for indices outside.
+/// `y = table[x]`, a table of four: it fails for an index out of range.
 pub(crate) fn gather() -> Vec<u8> {
     let table = weights("table", &[4], &[10.0, 11.0, 12.0, 13.0]);
     let inputs = vec![value("x", DataType::Int64, &["n"])];
@@ -115,7 +115,7 @@ pub(crate) fn matmul() -> Vec<u8> {
     matmul_by(w)
 }
 
-/// The same with weights from elsewhere.
+/// [`matmul`] with other weights.
 pub(crate) fn matmul_by(w: TensorProto) -> Vec<u8> {
     let x = value("x", DataType::Float, &["batch", "tokens", "4"]);
     let y = value("y", DataType::Float, &["batch", "tokens", "2"]);

@@ -1,4 +1,4 @@
-//! Where the tests' ONNX Runtime is: in the package of the Python that `WEIR_TEST_PYTHON` names.
+//! The ONNX Runtime of the tests: that of the Python that `WEIR_TEST_PYTHON` names.
 
 use std::path::PathBuf;
 use std::process::Command;
@@ -18,7 +18,7 @@ pub(crate) fn folder() -> PathBuf {
     PathBuf::from(package.trim()).join("capi")
 }
 
-/// A configuration that names it.
+/// A configuration with this library.
 pub(crate) fn config() -> RegistryConfig {
     RegistryConfig { onnxruntime: Some(folder()), ..RegistryConfig::default() }
 }

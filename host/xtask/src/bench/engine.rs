@@ -21,16 +21,16 @@ const ROUNDS: usize = 3;
 /// A model's shape, as the example `measure` names it.
 struct Size {
     name: &'static str,
-    shown: &'static str,
+    title: &'static str,
     hidden: usize,
     heads: usize,
     intermediate: usize,
 }
 
 const SIZES: [Size; 3] = [
-    Size { name: "minilm", shown: "MiniLM", hidden: 384, heads: 12, intermediate: 1536 },
-    Size { name: "base", shown: "BERT-base", hidden: 768, heads: 12, intermediate: 3072 },
-    Size { name: "large", shown: "BERT-large", hidden: 1024, heads: 16, intermediate: 4096 },
+    Size { name: "minilm", title: "MiniLM", hidden: 384, heads: 12, intermediate: 1536 },
+    Size { name: "base", title: "BERT-base", hidden: 768, heads: 12, intermediate: 3072 },
+    Size { name: "large", title: "BERT-large", hidden: 1024, heads: 16, intermediate: 4096 },
 ];
 
 /// Texts and tokens, as the example `measure` has them.
@@ -67,22 +67,23 @@ pub(super) fn task(house: &House, mut args: Args) -> Result<()> {
                 if threads > 1 && size.name != "base" {
                     continue;
                 }
-                let at = |what: &str| format!("round {round} of {rounds}: {}, {threads} threads, {what}", size.shown);
+                let label =
+                    |what: &str| format!("round {round} of {rounds}: {}, {threads} threads, {what}", size.title);
                 for isa in &isas {
-                    step.at(&at(isa));
+                    step.show_progress(&label(isa));
                     // Products do not depend on the threads.
                     let parts = if threads == 1 { "all" } else { "layers" };
                     let mut command = pinned(house, &example, threads);
                     command.args([isa, "all", size.name, &threads.to_string(), parts]);
-                    read(&sh::answer(&mut command)?, &format!("{threads} "), &mut measured)?;
+                    read(&sh::stdout_of(&mut command)?, &format!("{threads} "), &mut measured)?;
                 }
                 for precision in ["f32", "int8"] {
-                    step.at(&at(&format!("ONNX Runtime {precision}")));
+                    step.show_progress(&label(&format!("ONNX Runtime {precision}")));
                     let mut command = pinned(house, &peer, threads);
                     let shape = [size.hidden, size.heads, size.intermediate].map(|number| number.to_string());
                     command.arg(PEER).args(shape).args([precision, &threads.to_string()]).args(BATCHES);
                     let prefix = format!("{threads} layer onnxruntime {precision} {} ", size.name);
-                    read(&sh::answer(&mut command)?, &prefix, &mut measured)?;
+                    read(&sh::stdout_of(&mut command)?, &prefix, &mut measured)?;
                 }
             }
         }
@@ -107,7 +108,7 @@ fn pinned(house: &House, program: &Path, threads: usize) -> Command {
 }
 
 fn best_isa(house: &House, example: &Path) -> Result<String> {
-    let lines = sh::answer(sh::program(house, example).args(["all", "f32", "none"]))?;
+    let lines = sh::stdout_of(sh::program(house, example).args(["all", "f32", "none"]))?;
     let first = lines.lines().next().and_then(|line| line.split(' ').nth(1));
     first.map(str::to_owned).context("the example `measure` has no instruction set")
 }
@@ -143,8 +144,8 @@ pub(super) fn machine() -> String {
 
 fn render(measured: &Measured, isas: &[&str], machine: &str, rounds: usize) -> String {
     let mut out = format!(
-        "# The engine's kernels alone\n\nWritten by `cargo xtask bench engine`; machine: {machine}; rounds, in turns: {rounds}, \
-         of which the medians are here. With one thread, pinned to one core, times are those of the processor, so other programs do not \
+        "# The engine's kernels alone\n\nWritten by `cargo xtask bench engine`; machine: {machine}; alternating rounds: {rounds}, \
+         whose medians are listed. With one thread, pinned to one core, times are those of the processor, so other programs do not \
          count; but they share caches and memory with it. With two threads they are those of the clock.\n"
     );
     let precisions = ["f32", "bf16", "int8"];
@@ -153,7 +154,7 @@ fn render(measured: &Measured, isas: &[&str], machine: &str, rounds: usize) -> S
     out += "| | peak |";
     for size in &SIZES {
         for rows in [1, 12, 128] {
-            let _ = write!(out, " {}, {rows} rows |", size.shown);
+            let _ = write!(out, " {}, {rows} rows |", size.title);
         }
     }
     out += "\n|---|---|";
@@ -172,7 +173,7 @@ fn render(measured: &Measured, isas: &[&str], machine: &str, rounds: usize) -> S
                     };
                     let least = shapes.into_iter().filter_map(rate).fold(f64::MAX, f64::min);
                     if rows > 1 && least / peak < least_product.0 {
-                        least_product = (least / peak, format!("{isa} {precision}, {}, {rows} rows", size.shown));
+                        least_product = (least / peak, format!("{isa} {precision}, {}, {rows} rows", size.title));
                     }
                     let _ = write!(out, " {least:.0} ({:.0} %) |", 100.0 * least / peak);
                 }
@@ -188,7 +189,7 @@ fn render(measured: &Measured, isas: &[&str], machine: &str, rounds: usize) -> S
             if !measured.keys().any(|key| key.starts_with(&format!("{threads} layer {} f32 {} ", isas[0], size.name))) {
                 continue;
             }
-            let _ = write!(out, "\n### {}, {threads} thread{}\n\n|", size.shown, if threads == 1 { "" } else { "s" });
+            let _ = write!(out, "\n### {}, {threads} thread{}\n\n|", size.title, if threads == 1 { "" } else { "s" });
             BATCHES.iter().for_each(|batch| out += &format!(" | {batch}"));
             out += " |\n|---|";
             out += &"---|".repeat(BATCHES.len());

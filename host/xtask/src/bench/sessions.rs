@@ -16,7 +16,7 @@ const SECONDS_QUICK: u32 = 5;
 pub(super) fn task(house: &House, mut args: Args) -> Result<()> {
     let (quick, as_built) = (args.flag("--quick"), args.flag("--as-built"));
     args.finish()?;
-    let program = super::built(house, as_built)?;
+    let program = super::build_programs(house, as_built)?;
     let channels = format!("events.channels_max={}", 4 * SESSIONS);
     let server = Server::start(house, &["--set", &channels])?;
     let address = server.address.to_string();

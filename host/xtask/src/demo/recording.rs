@@ -1,4 +1,4 @@
-//! Lines of a terminal and when they came, as an animated picture: an SVG whose lines appear one after the other.
+//! Renders lines of a terminal with their times as an animated SVG, whose lines appear one after the other.
 
 use std::fmt::Write as _;
 use std::time::Duration;
@@ -31,7 +31,7 @@ pub(super) fn svg(title: &str, rows: &[(Duration, String)]) -> String {
          <rect width=\"100%\" height=\"100%\" rx=\"8\" fill=\"#0d1117\"/>\n\
          <rect width=\"100%\" height=\"{BAR}\" rx=\"8\" fill=\"#161b22\"/>\n\
          <text class=\"t\" x=\"{MARGIN}\" y=\"22\">{title}</text>\n",
-        title = escaped(&title),
+        title = escape(&title),
     );
     for (number, (after, row)) in rows.iter().enumerate() {
         let y = BAR + MARGIN + (number as f64 + 0.7) * CHARACTER.1;
@@ -43,7 +43,7 @@ pub(super) fn svg(title: &str, rows: &[(Duration, String)]) -> String {
             svg,
             "<text class=\"{class}\" style=\"animation-delay:{delay:.2}s\" x=\"{MARGIN}\" y=\"{y:.1}\" \
              xml:space=\"preserve\">{}</text>",
-            escaped(&text)
+            escape(&text)
         )
         .expect("a String takes everything");
     }
@@ -51,7 +51,7 @@ pub(super) fn svg(title: &str, rows: &[(Duration, String)]) -> String {
     svg
 }
 
-fn escaped(text: &str) -> String {
+fn escape(text: &str) -> String {
     text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;")
 }
 

@@ -1,5 +1,5 @@
-//! `docs/explanation/crates.md`: who depends on whom, from the metadata of cargo.
-//! `UPDATE_EXPECT=1 cargo test -p xtask` writes it anew.
+//! `docs/explanation/crates.md`: the dependencies between crates, from the metadata of cargo.
+//! `UPDATE_EXPECT=1 cargo test -p xtask` regenerates it.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
@@ -36,7 +36,7 @@ fn page_has_the_graph_of_crates() {
     let house = House::find();
     let mut cargo = sh::cargo(&house);
     cargo.args(["metadata", "--no-deps", "--format-version", "1"]);
-    let metadata: Value = serde_json::from_str(&sh::answer(&mut cargo).unwrap()).unwrap();
+    let metadata: Value = serde_json::from_str(&sh::stdout_of(&mut cargo).unwrap()).unwrap();
     // The folder of a crate in its group, and the crates that it depends on.
     let mut crates: Vec<(&str, String, Vec<&str>)> = Vec::new();
     for package in metadata["packages"].as_array().unwrap() {
@@ -48,7 +48,7 @@ fn page_has_the_graph_of_crates() {
         crates.push((package["name"].as_str().unwrap(), folder, used.map(|it| it["name"].as_str().unwrap()).collect()));
     }
     crates.sort();
-    let shown = |name: &str| {
+    let is_in_a_group = |name: &str| {
         let folder = crates.iter().find(|it| it.0 == name).map(|it| it.1.as_str());
         folder.is_some_and(|folder| GROUPS.iter().any(|(group, _)| folder.starts_with(&format!("{group}/"))))
     };
@@ -62,16 +62,16 @@ fn page_has_the_graph_of_crates() {
     }
     let direct: BTreeMap<&str, BTreeSet<&str>> =
         crates.iter().map(|(name, _, used)| (*name, used.iter().copied().collect())).collect();
-    for (name, _, _) in crates.iter().filter(|it| shown(it.0)) {
+    for (name, _, _) in crates.iter().filter(|it| is_in_a_group(it.0)) {
         let used = &direct[name];
-        for target in used.iter().filter(|target| shown(target)) {
+        for target in used.iter().filter(|target| is_in_a_group(target)) {
             if !used.iter().any(|between| between != target && reaches(&direct, between, target)) {
                 writeln!(page, "  {name} --> {target}").unwrap();
             }
         }
     }
     page.push_str("```\n\n| crate | folder | depends on |\n|---|---|---|\n");
-    for (name, folder, used) in crates.iter().filter(|it| shown(it.0)) {
+    for (name, folder, used) in crates.iter().filter(|it| is_in_a_group(it.0)) {
         let mut used: Vec<String> = used.iter().map(|used| format!("`{used}`")).collect();
         used.sort();
         used.dedup();

@@ -46,12 +46,12 @@ fn read(markdown: &str) -> Document {
 
 /// The anchor of a heading, as GitHub and mdBook make it.
 fn slug(heading: &str) -> String {
-    let kept = heading.trim().to_lowercase();
-    let kept = kept.chars().filter(|it| it.is_alphanumeric() || matches!(it, ' ' | '-' | '_'));
-    kept.map(|it| if it == ' ' { '-' } else { it }).collect()
+    let text = heading.trim().to_lowercase();
+    let chars = text.chars().filter(|c| c.is_alphanumeric() || matches!(c, ' ' | '-' | '_'));
+    chars.map(|c| if c == ' ' { '-' } else { c }).collect()
 }
 
-/// Every Markdown file below a folder; what npm has installed is not ours.
+/// Every Markdown file below a folder; the folders of npm are left out.
 pub(super) fn markdown_files(folder: &Path, files: &mut Vec<PathBuf>) {
     for entry in fs::read_dir(folder).unwrap() {
         let path = entry.unwrap().path();

@@ -1,5 +1,5 @@
-//! Paths: every path of the repository that a document names exists. The code map of ARCHITECTURE.md: every crate of `components/` and `host/` has a section,
-//! which names every folder of its sources.
+//! Paths: every path of the repository that a document names exists. The code map of ARCHITECTURE.md: every crate of
+//! `components/` and `host/` has a section, which names every folder of its sources.
 
 use std::fs;
 use std::path::{Path, PathBuf};

@@ -97,25 +97,25 @@ impl Decoder {
     }
 }
 
-/// Gives whole lines, and keeps the rest.
-fn lines(kept: &mut Vec<u8>, bytes: &[u8], each: &mut impl FnMut(&[u8])) -> Result<()> {
+/// Passes whole lines to `each`, and stores the incomplete rest in `carried`.
+fn lines(carried: &mut Vec<u8>, bytes: &[u8], each: &mut impl FnMut(&[u8])) -> Result<()> {
     let mut rest = bytes;
     while let Some(end) = rest.iter().position(|byte| *byte == b'\n') {
         let line = &rest[..end];
-        if kept.is_empty() {
+        if carried.is_empty() {
             each(line);
         } else {
-            kept.extend_from_slice(line);
-            each(kept);
-            kept.clear();
+            carried.extend_from_slice(line);
+            each(carried);
+            carried.clear();
         }
         rest = &rest[end + 1..];
     }
-    kept.extend_from_slice(rest);
-    ensure!(kept.len() <= LINE_BYTES_MAX, "a line that does not end");
-    if kept.is_empty() {
+    carried.extend_from_slice(rest);
+    ensure!(carried.len() <= LINE_BYTES_MAX, "a line that does not end");
+    if carried.is_empty() {
         // An idle subscriber holds no buffer.
-        kept.shrink_to(256);
+        carried.shrink_to(256);
     }
     Ok(())
 }

@@ -31,9 +31,9 @@ const OPEN_MAX: Duration = Duration::from_secs(120);
 /// How long to wait without a new event before the missing ones are given up.
 const QUIET_MAX: Duration = Duration::from_secs(5);
 /// The interval between samples of the server's memory, and how many equal ones are required.
-const LOOK: Duration = Duration::from_millis(250);
-const STEADY_LOOKS: usize = 6;
-const LOOKS_MAX: usize = 60;
+const SAMPLE_INTERVAL: Duration = Duration::from_millis(250);
+const STABLE_SAMPLES: usize = 6;
+const SAMPLES_MAX: usize = 60;
 
 /// The server whose paths and bodies are used.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
@@ -45,7 +45,7 @@ pub(crate) enum Dialect {
 
 /// The load for one server.
 #[derive(Debug, Clone, clap::Args)]
-pub(crate) struct Fan {
+pub(crate) struct FanoutLoad {
     #[arg(long)]
     pub(crate) address: SocketAddr,
     #[arg(long, value_enum)]
@@ -73,7 +73,7 @@ pub(crate) struct Fan {
 
 /// The results of one fan-out.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
-pub(crate) struct Fanned {
+pub(crate) struct FanoutResult {
     pub(crate) subscribers: usize,
     pub(crate) channels: usize,
     pub(crate) rate: f64,
@@ -99,7 +99,7 @@ pub(crate) struct Fanned {
 
 /// The state of subscribers and publishers.
 struct Shared {
-    fan: Fan,
+    load: FanoutLoad,
     clock: Instant,
     /// Events of each channel before this one do not count as latencies.
     first: usize,
@@ -114,21 +114,21 @@ struct Shared {
 }
 
 /// Runs it on this thread.
-pub(crate) async fn run(fan: Fan) -> Result<Fanned> {
-    LocalSet::new().run_until(measure(fan)).await
+pub(crate) async fn run(load: FanoutLoad) -> Result<FanoutResult> {
+    LocalSet::new().run_until(measure(load)).await
 }
 
-async fn measure(fan: Fan) -> Result<Fanned> {
-    ensure!(fan.channels > 0 && fan.subscribers >= fan.channels, "a channel has at least one subscriber");
+async fn measure(load: FanoutLoad) -> Result<FanoutResult> {
+    ensure!(load.channels > 0 && load.subscribers >= load.channels, "a channel has at least one subscriber");
     ensure!(
-        (0.0..=10_000.0).contains(&fan.rate) && (0.0..=600.0).contains(&fan.seconds),
+        (0.0..=10_000.0).contains(&load.rate) && (0.0..=600.0).contains(&load.seconds),
         "a rate or time out of range"
     );
-    let idle = fan.rate == 0.0;
+    let idle = load.rate == 0.0;
     let shared = Rc::new(Shared {
         clock: Instant::now(),
-        first: (fan.rate * fan.warm) as usize,
-        events: if idle { 1 } else { (fan.rate * fan.seconds) as usize },
+        first: (load.rate * load.warm) as usize,
+        events: if idle { 1 } else { (load.rate * load.seconds) as usize },
         opened: Cell::new(0),
         received: Cell::new(0),
         duplicates: Cell::new(0),
@@ -136,42 +136,45 @@ async fn measure(fan: Fan) -> Result<Fanned> {
         latencies: RefCell::default(),
         buffer: RefCell::new(vec![0; READ_BYTES]),
         changed: Notify::new(),
-        fan,
+        load,
     });
-    let fan = &shared.fan;
+    let load = &shared.load;
     // A first subscriber: memory that the server allocates once does not belong to a connection.
-    let before = steady(fan.pid).await;
+    let before = stable_resident_bytes(load.pid).await;
     let mut subscribers = subscribe(&shared).await?;
-    let open = steady(fan.pid).await;
-    let pids = process::tree(fan.pid);
+    let open = stable_resident_bytes(load.pid).await;
+    let pids = process::tree(load.pid);
     let own = [std::process::id()];
     let (server_cpu, load_cpu, began) = (process::cpu_s(&pids), process::cpu_s(&own), Instant::now());
     let accepted = publish(&shared).await?;
     let seconds = began.elapsed().as_secs_f64();
     let (server_cpu, load_cpu) = (process::cpu_s(&pids) - server_cpu, process::cpu_s(&own) - load_cpu);
     let of_channel: Vec<u64> = accepted.iter().map(|bits| count(bits)).collect();
-    let expected: u64 = (0..fan.subscribers).map(|subscriber| of_channel[subscriber % fan.channels]).sum();
-    let (mut seen, mut progress) = (shared.received.get(), Instant::now());
+    let expected: u64 = (0..load.subscribers).map(|subscriber| of_channel[subscriber % load.channels]).sum();
+    let (mut last_received, mut progress) = (shared.received.get(), Instant::now());
     while shared.received.get() < expected && progress.elapsed() < QUIET_MAX {
         let _ = tokio::time::timeout(QUIET_MAX, shared.changed.notified()).await;
-        if shared.received.get() > seen {
-            (seen, progress) = (shared.received.get(), Instant::now());
+        if shared.received.get() > last_received {
+            (last_received, progress) = (shared.received.get(), Instant::now());
         }
     }
     let end = process::resident_bytes(&pids);
     subscribers.ended.notify_waiters();
     let mut lost = 0;
     while let Some(subscriber) = subscribers.tasks.join_next().await {
-        let (channel, had) = subscriber.context("a subscriber panicked")?;
-        lost +=
-            accepted[channel].iter().zip(&had).map(|(sent, had)| u64::from((sent & !had).count_ones())).sum::<u64>();
+        let (channel, received_bits) = subscriber.context("a subscriber panicked")?;
+        lost += accepted[channel]
+            .iter()
+            .zip(&received_bits)
+            .map(|(sent, received_bits)| u64::from((sent & !received_bits).count_ones()))
+            .sum::<u64>();
     }
-    let events = (shared.events * fan.channels) as u64;
+    let events = (shared.events * load.channels) as u64;
     let published: u64 = of_channel.iter().sum();
-    Ok(Fanned {
-        subscribers: fan.subscribers,
-        channels: fan.channels,
-        rate: fan.rate,
+    Ok(FanoutResult {
+        subscribers: load.subscribers,
+        channels: load.channels,
+        rate: load.rate,
         published,
         refused: events - published,
         received: shared.received.get(),
@@ -189,16 +192,16 @@ async fn measure(fan: Fan) -> Result<Fanned> {
 }
 
 /// The server's memory once it is stable.
-async fn steady(pid: u32) -> u64 {
+async fn stable_resident_bytes(pid: u32) -> u64 {
     let (mut last, mut same) = (0, 0);
-    for _ in 0..LOOKS_MAX {
+    for _ in 0..SAMPLES_MAX {
         let now = process::resident_bytes(&process::tree(pid));
         same = if now.abs_diff(last) <= now / 200 { same + 1 } else { 0 };
         last = now;
-        if same == STEADY_LOOKS {
+        if same == STABLE_SAMPLES {
             break;
         }
-        tokio::time::sleep(LOOK).await;
+        tokio::time::sleep(SAMPLE_INTERVAL).await;
     }
     last
 }
@@ -214,12 +217,12 @@ async fn subscribe(shared: &Rc<Shared>) -> Result<Subscribers> {
     let connecting = Rc::new(Semaphore::new(CONNECTING_MAX));
     let (mut tasks, ended) = (JoinSet::new(), Rc::new(Notify::new()));
     let failure: Rc<RefCell<Option<anyhow::Error>>> = Rc::default();
-    for subscriber in 0..shared.fan.subscribers {
+    for subscriber in 0..shared.load.subscribers {
         let (shared, connecting, ended, failure) = (shared.clone(), connecting.clone(), ended.clone(), failure.clone());
         tasks.spawn_local(async move {
-            let channel = subscriber % shared.fan.channels;
-            let mut had = vec![0_u64; shared.events.div_ceil(64)];
-            let read = follow(&shared, &connecting, channel, &mut had);
+            let channel = subscriber % shared.load.channels;
+            let mut received_bits = vec![0_u64; shared.events.div_ceil(64)];
+            let read = follow(&shared, &connecting, channel, &mut received_bits);
             let ended = ended.notified();
             tokio::select! {
                 read = read => {
@@ -231,11 +234,11 @@ async fn subscribe(shared: &Rc<Shared>) -> Result<Subscribers> {
                 }
                 () = ended => {}
             }
-            (channel, had)
+            (channel, received_bits)
         });
     }
     let wait = async {
-        while shared.opened.get() < shared.fan.subscribers {
+        while shared.opened.get() < shared.load.subscribers {
             shared.changed.notified().await;
             if let Some(error) = failure.borrow_mut().take() {
                 return Err(error);
@@ -245,21 +248,21 @@ async fn subscribe(shared: &Rc<Shared>) -> Result<Subscribers> {
     };
     match tokio::time::timeout(OPEN_MAX, wait).await {
         Ok(opened) => opened?,
-        Err(_) => bail!("{} of {} subscribers are open", shared.opened.get(), shared.fan.subscribers),
+        Err(_) => bail!("{} of {} subscribers are open", shared.opened.get(), shared.load.subscribers),
     }
     Ok(Subscribers { tasks, ended })
 }
 
 /// One subscriber, until the server ends it.
-async fn follow(shared: &Shared, connecting: &Semaphore, channel: usize, had: &mut [u64]) -> Result<()> {
-    let fan = &shared.fan;
-    let path = match fan.dialect {
-        Dialect::Weir => format!("/stream/workflow/{}{channel}", fan.name),
-        Dialect::Nchan => format!("/sub/{}{channel}", fan.name),
+async fn follow(shared: &Shared, connecting: &Semaphore, channel: usize, received_bits: &mut [u64]) -> Result<()> {
+    let load = &shared.load;
+    let path = match load.dialect {
+        Dialect::Weir => format!("/stream/workflow/{}{channel}", load.name),
+        Dialect::Nchan => format!("/sub/{}{channel}", load.name),
     };
-    let request = format!("GET {path} HTTP/1.1\r\nhost: {}\r\naccept: text/event-stream\r\n\r\n", fan.address);
+    let request = format!("GET {path} HTTP/1.1\r\nhost: {}\r\naccept: text/event-stream\r\n\r\n", load.address);
     let mut permit = Some(connecting.acquire().await?);
-    let mut stream = TcpStream::connect(fan.address).await.context("cannot connect")?;
+    let mut stream = TcpStream::connect(load.address).await.context("cannot connect")?;
     stream.write_all(request.as_bytes()).await.context("cannot send")?;
     drop(request);
     let mut decoder = Decoder::default();
@@ -276,8 +279,8 @@ async fn follow(shared: &Shared, connecting: &Semaphore, channel: usize, had: &m
         let mut any = false;
         let open = decoder.take(&buffer[..read], &mut |line| {
             any = true;
-            if let Some((event, due_ns)) = line.starts_with(b"data:").then(|| mark(line)).flatten() {
-                shared.take(had, event, now_ns.saturating_sub(due_ns));
+            if let Some((event, due_ns)) = line.starts_with(b"data:").then(|| parse_marker(line)).flatten() {
+                shared.record_event(received_bits, event, now_ns.saturating_sub(due_ns));
             }
         })?;
         drop(buffer);
@@ -292,8 +295,8 @@ async fn follow(shared: &Shared, connecting: &Semaphore, channel: usize, had: &m
 }
 
 impl Shared {
-    fn take(&self, had: &mut [u64], event: usize, took_ns: u64) {
-        let Some(word) = had.get_mut(event / 64) else { return };
+    fn record_event(&self, received_bits: &mut [u64], event: usize, took_ns: u64) {
+        let Some(word) = received_bits.get_mut(event / 64) else { return };
         let bit = 1 << (event % 64);
         if *word & bit != 0 {
             self.duplicates.set(self.duplicates.get() + 1);
@@ -311,13 +314,13 @@ impl Shared {
 async fn publish(shared: &Rc<Shared>) -> Result<Vec<Vec<u64>>> {
     let began = shared.clock.elapsed();
     let mut tasks = JoinSet::new();
-    for channel in 0..shared.fan.channels {
+    for channel in 0..shared.load.channels {
         for publisher in 0..PUBLISHERS.min(shared.events) {
             let shared = shared.clone();
             tasks.spawn_local(async move { publish_some(&shared, channel, publisher, began).await });
         }
     }
-    let mut accepted = vec![vec![0; shared.events.div_ceil(64)]; shared.fan.channels];
+    let mut accepted = vec![vec![0; shared.events.div_ceil(64)]; shared.load.channels];
     while let Some(done) = tasks.join_next().await {
         let (channel, bits) = done.context("a publisher panicked")??;
         accepted[channel].iter_mut().zip(bits).for_each(|(all, some): (&mut u64, u64)| *all |= some);
@@ -327,26 +330,26 @@ async fn publish(shared: &Rc<Shared>) -> Result<Vec<Vec<u64>>> {
 
 /// A publisher's share of the events of a channel, each at its due time.
 async fn publish_some(shared: &Shared, channel: usize, from: usize, began: Duration) -> Result<(usize, Vec<u64>)> {
-    let fan = &shared.fan;
-    let mut connection = Connection::open(fan.address).await?;
-    let (mut accepted, mut answer) = (vec![0_u64; shared.events.div_ceil(64)], Vec::new());
+    let load = &shared.load;
+    let mut connection = Connection::open(load.address).await?;
+    let (mut accepted, mut response) = (vec![0_u64; shared.events.div_ceil(64)], Vec::new());
     // The channels are spread over a period.
-    let phase = channel as f64 / fan.channels as f64;
+    let phase = channel as f64 / load.channels as f64;
     for event in (from..shared.events).step_by(PUBLISHERS) {
         let mut due = shared.clock.elapsed();
-        if fan.rate > 0.0 {
-            let wanted = began + Duration::from_secs_f64((event as f64 + phase) / fan.rate);
+        if load.rate > 0.0 {
+            let scheduled = began + Duration::from_secs_f64((event as f64 + phase) / load.rate);
             // An idle connection sends when the timer fires, with a resolution of 1 ms; one that waits for the
             // server's last response is late because of the server, which counts.
-            if due < wanted {
-                tokio::time::sleep_until((shared.clock + wanted).into()).await;
+            if due < scheduled {
+                tokio::time::sleep_until((shared.clock + scheduled).into()).await;
                 due = shared.clock.elapsed();
             } else {
-                due = wanted;
+                due = scheduled;
             }
         }
-        connection.send(&request(fan, channel, event, due.as_nanos())).await?;
-        let status = connection.receive(&mut answer).await?;
+        connection.send(&request(load, channel, event, due.as_nanos())).await?;
+        let status = connection.receive(&mut response).await?;
         if (200..300).contains(&status) {
             accepted[event / 64] |= 1 << (event % 64);
         }
@@ -354,10 +357,10 @@ async fn publish_some(shared: &Shared, channel: usize, from: usize, began: Durat
     Ok((channel, accepted))
 }
 
-fn request(fan: &Fan, channel: usize, event: usize, due_ns: u128) -> Vec<u8> {
-    let name = &fan.name;
+fn request(load: &FanoutLoad, channel: usize, event: usize, due_ns: u128) -> Vec<u8> {
+    let name = &load.name;
     let message = format!("{:x<TEXT_BYTES$}", format!("@{event} {due_ns}@"));
-    let (path, body) = match fan.dialect {
+    let (path, body) = match load.dialect {
         Dialect::Weir => (
             format!("/stream/publish/workflow/{name}{channel}"),
             format!(r#"{{"step":"bench","progress":0,"message":"{message}"}}"#),
@@ -372,14 +375,14 @@ fn request(fan: &Fan, channel: usize, event: usize, due_ns: u128) -> Vec<u8> {
     };
     let head = format!(
         "POST {path} HTTP/1.1\r\nhost: {}\r\ncontent-type: application/json\r\ncontent-length: {}\r\n\r\n",
-        fan.address,
+        load.address,
         body.len()
     );
     [head.as_bytes(), body.as_bytes()].concat()
 }
 
 /// An event's number and when it was due, from between two `@`.
-fn mark(line: &[u8]) -> Option<(usize, u64)> {
+fn parse_marker(line: &[u8]) -> Option<(usize, u64)> {
     let mut parts = line.split(|byte| *byte == b'@');
     let (event, due_ns) = std::str::from_utf8(parts.nth(1)?).ok()?.split_once(' ')?;
     Some((event.parse().ok()?, due_ns.parse().ok()?))
@@ -395,7 +398,7 @@ mod tests {
 
     #[test]
     fn mark_is_read_from_either_body() {
-        let fan = |dialect| Fan {
+        let load = |dialect| FanoutLoad {
             address: ([127, 0, 0, 1], 1).into(),
             dialect,
             pid: 1,
@@ -407,9 +410,9 @@ mod tests {
             name: "b".to_owned(),
         };
         for dialect in [Dialect::Weir, Dialect::Nchan] {
-            assert_eq!(mark(&request(&fan(dialect), 0, 17, 123_456_789)), Some((17, 123_456_789)));
+            assert_eq!(parse_marker(&request(&load(dialect), 0, 17, 123_456_789)), Some((17, 123_456_789)));
         }
-        assert_eq!(mark(b"data: {}"), None);
-        assert_eq!(mark(b"data: @x@"), None);
+        assert_eq!(parse_marker(b"data: {}"), None);
+        assert_eq!(parse_marker(b"data: @x@"), None);
     }
 }

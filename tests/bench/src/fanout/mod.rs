@@ -16,12 +16,12 @@ use serde::{Deserialize, Serialize};
 
 use crate::corpus::Text;
 use crate::machine::machine;
-use crate::peers::said;
+use crate::peers::stdout_of;
 use crate::process;
 use crate::results::Machine;
-use crate::server::{Running, pinned};
+use crate::server::{RunningServer, pinned};
 
-use load::{Dialect, Fanned};
+use load::{Dialect, FanoutResult};
 use overhead::Overhead;
 
 /// The options of the measurement.
@@ -88,12 +88,12 @@ struct Cell {
     round: usize,
     /// None: idle.
     shape: Option<Shape>,
-    fanned: Fanned,
+    fanned: FanoutResult,
 }
 
 /// The results of a run.
 #[derive(Debug, Clone, Serialize, Deserialize)]
-struct Found {
+struct FanoutResults {
     machine: Machine,
     versions: Vec<String>,
     /// Names and titles, in the order of the report.
@@ -115,9 +115,9 @@ pub(crate) fn run(mut options: Options) -> Result<()> {
     ensure!(options.rounds > 0 && options.idle > 0 && options.subscribers >= 10, "too little to measure");
     let (began, busy_s, own_s) = (Instant::now(), process::busy_s(), process::cpu_with_ended_s(std::process::id()));
     let machine = machine(options.server_core, options.load_core)?;
-    files_suffice(options.idle)?;
+    check_file_limit(options.idle)?;
     let servers = servers::all(&options)?;
-    let mut found = Found {
+    let mut results = FanoutResults {
         machine,
         versions: versions(&options)?,
         servers: servers.iter().map(|server| (server.spec.name.clone(), server.spec.title.clone())).collect(),
@@ -137,14 +137,14 @@ pub(crate) fn run(mut options: Options) -> Result<()> {
         }
         for server in order {
             println!("round {} of {}: {}", round + 1, options.rounds, server.spec.title);
-            visit(&options, server, round, &mut found).with_context(|| server.spec.title.clone())?;
+            visit(&options, server, round, &mut results).with_context(|| server.spec.title.clone())?;
         }
     }
-    found.took_s = began.elapsed().as_secs_f64();
+    results.took_s = began.elapsed().as_secs_f64();
     let own_s = process::cpu_with_ended_s(std::process::id()) - own_s;
-    found.others_cores = (process::busy_s() - busy_s - own_s).max(0.0) / found.took_s;
-    std::fs::write(options.work.join("fanout.json"), serde_json::to_vec_pretty(&found)?)?;
-    let text = report::text(&found);
+    results.others_cores = (process::busy_s() - busy_s - own_s).max(0.0) / results.took_s;
+    std::fs::write(options.work.join("fanout.json"), serde_json::to_vec_pretty(&results)?)?;
+    let text = report::text(&results);
     println!("{text}");
     if options.quick {
         return Ok(());
@@ -154,14 +154,14 @@ pub(crate) fn run(mut options: Options) -> Result<()> {
 }
 
 /// All measurements of one server in one round: idle subscribers and events each with a server of their own.
-fn visit(options: &Options, server: &servers::Server, round: usize, found: &mut Found) -> Result<()> {
+fn visit(options: &Options, server: &servers::Server, round: usize, results: &mut FanoutResults) -> Result<()> {
     let start = || {
         let probe = Text { text: "A good day.".to_owned(), tokens: 4 };
-        Running::start(&server.spec, found.machine.server_core, &options.work, &options.root, &probe)
+        RunningServer::start(&server.spec, results.machine.server_core, &options.work, &options.root, &probe)
     };
     let running = start()?;
-    let core = found.machine.load_core;
-    let fan = |running: &Running, subscribers: usize, shape: Option<Shape>, name: &str| -> Result<Fanned> {
+    let core = results.machine.load_core;
+    let fan = |running: &RunningServer, subscribers: usize, shape: Option<Shape>, name: &str| -> Result<FanoutResult> {
         let Shape { channels, rate } = shape.unwrap_or(Shape { channels: IDLE_CHANNELS.min(subscribers), rate: 0.0 });
         let numbers = [running.pid() as usize, subscribers, channels].map(|number| number.to_string());
         let dialect = if server.dialect == Dialect::Weir { "weir" } else { "nchan" };
@@ -174,18 +174,18 @@ fn visit(options: &Options, server: &servers::Server, round: usize, found: &mut 
     // Memory that the server allocates for the first subscribers does not belong to a connection.
     fan(&running, 50, None, "warm")?;
     let fanned = fan(&running, options.idle, None, "idle")?;
-    let of = |shape, fanned| Cell { server: server.spec.name.clone(), round, shape, fanned };
-    found.cells.push(of(None, fanned));
+    let cell = |shape, fanned| Cell { server: server.spec.name.clone(), round, shape, fanned };
+    results.cells.push(cell(None, fanned));
     drop(running);
     let running = start()?;
     fan(&running, 50, None, "warm")?;
-    for (at, shape) in SHAPES.into_iter().enumerate() {
-        let fanned = fan(&running, options.subscribers, Some(shape), &format!("s{at}-"))?;
-        found.cells.push(of(Some(shape), fanned));
+    for (index, shape) in SHAPES.into_iter().enumerate() {
+        let fanned = fan(&running, options.subscribers, Some(shape), &format!("s{index}-"))?;
+        results.cells.push(cell(Some(shape), fanned));
     }
     if server.dialect == Dialect::Weir {
         let (address, seconds) = (running.address.to_string(), options.seconds.to_string());
-        found.overhead.push(child(core, "overhead", ["--address", &address, "--seconds", &seconds].into_iter())?);
+        results.overhead.push(child(core, "overhead", ["--address", &address, "--seconds", &seconds].into_iter())?);
     }
     let panics = running.panics();
     ensure!(panics.is_empty(), "its log has: {}", panics.join(" | "));
@@ -201,12 +201,12 @@ fn child<'a, T: serde::de::DeserializeOwned>(
     let own = std::env::current_exe().context("where is this program?")?;
     let mut line = vec![own.display().to_string(), command.to_owned()];
     line.extend(words.map(str::to_owned));
-    let answer = said(&mut pinned(core, &line)).with_context(|| command.to_owned())?;
-    serde_json::from_str(&answer).context("the load's answer")
+    let output = stdout_of(&mut pinned(core, &line)).with_context(|| command.to_owned())?;
+    serde_json::from_str(&output).context("the load's output")
 }
 
 /// The system's limit must allow both sides a file for each connection.
-fn files_suffice(connections: usize) -> Result<()> {
+fn check_file_limit(connections: usize) -> Result<()> {
     let limits = std::fs::read_to_string("/proc/self/limits").unwrap_or_default();
     let line = limits.lines().find_map(|line| line.strip_prefix("Max open files")).unwrap_or_default();
     let hard: usize = line.split_whitespace().nth(1).and_then(|hard| hard.parse().ok()).unwrap_or(usize::MAX);
@@ -215,7 +215,7 @@ fn files_suffice(connections: usize) -> Result<()> {
 }
 
 fn versions(options: &Options) -> Result<Vec<String>> {
-    let mut versions = vec![said(Command::new(absolute(&options.weir)?).arg("--version"))?.trim().to_owned()];
+    let mut versions = vec![stdout_of(Command::new(absolute(&options.weir)?).arg("--version"))?.trim().to_owned()];
     if let Some(folder) = &options.nginx {
         let of_packages =
             std::fs::read_to_string(folder.join("versions")).context("the versions of nginx and nchan")?;

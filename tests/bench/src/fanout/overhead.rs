@@ -1,4 +1,4 @@
-//! The overhead of streaming: the same work requested as a stream of events and as one response, alternating, over one connection.
+//! The overhead of streaming: the same processing requested as a stream of events and as one response, alternating, over one connection.
 
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
@@ -17,7 +17,7 @@ const SENTENCE: &str = "Maria Keller of Northwind in Berlin said on Monday that 
 
 /// The options of the measurement.
 #[derive(Debug, Clone, clap::Args)]
-pub(crate) struct Work {
+pub(crate) struct OverheadLoad {
     #[arg(long)]
     pub(crate) address: SocketAddr,
     #[arg(long, default_value_t = 8.0)]
@@ -33,20 +33,20 @@ pub(crate) struct Overhead {
     pub(crate) events: usize,
 }
 
-pub(crate) async fn run(work: Work) -> Result<Overhead> {
+pub(crate) async fn run(load: OverheadLoad) -> Result<Overhead> {
     let text: String = SENTENCE.chars().cycle().take(CHUNK_CODE_POINTS).collect();
-    let mut connection = Connection::open(work.address).await?;
+    let mut connection = Connection::open(load.address).await?;
     let (mut stream, mut batch, mut body) = (Histogram::default(), Histogram::default(), Vec::new());
     let (mut events, began) = (0, Instant::now());
-    let requests = ["/process-stream", "/process-batch"].map(|path| request(work.address, path, &text));
+    let requests = ["/process-stream", "/process-batch"].map(|path| request(load.address, path, &text));
     let mut turn = 0_usize;
-    while began.elapsed() < Duration::from_secs_f64(work.seconds) || turn < 8 {
+    while began.elapsed() < Duration::from_secs_f64(load.seconds) || turn < 8 {
         // ABBA, and the first four warm up.
         let streams = matches!(turn % 4, 0 | 3);
-        let asked = Instant::now();
+        let sent = Instant::now();
         connection.send(&requests[usize::from(!streams)]).await?;
         let status = connection.receive(&mut body).await?;
-        let took_ns = asked.elapsed().as_nanos() as u64;
+        let took_ns = sent.elapsed().as_nanos() as u64;
         ensure!(status == 200, "answered {status}: {}", String::from_utf8_lossy(&body));
         if streams {
             events = body.iter().filter(|byte| **byte == b'\n').count();

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::anyhow;
 
-use super::{Load, Measured, Tally, ask, watched};
+use super::{Load, Measured, Tally, sample_server, send_request};
 use crate::rng::Rng;
 
 /// The pause after a rejection or a broken connection, so that a refused closed loop does not spin.
@@ -18,7 +18,7 @@ struct Shared {
     order: Vec<u32>,
     next: Cell<usize>,
     tally: RefCell<Tally>,
-    done: RefCell<Done>,
+    counts: RefCell<ResponseCounts>,
     started: Instant,
     begin: Instant,
     end: Instant,
@@ -28,7 +28,7 @@ struct Shared {
 /// The work that was done at the time of a response. Batches end together, so a rate is measured between responses: from the last one
 /// before the window to the last one inside it, and never counts a part of a batch.
 #[derive(Debug, Default)]
-struct Done {
+struct ResponseCounts {
     texts: u64,
     tokens: u64,
     before: Option<(Instant, u64, u64)>,
@@ -49,7 +49,7 @@ pub(crate) async fn run(load: Rc<Load>, connections: usize) -> Measured {
         order,
         next: Cell::new(0),
         tally: RefCell::default(),
-        done: RefCell::default(),
+        counts: RefCell::default(),
         started,
         begin,
         end,
@@ -57,23 +57,23 @@ pub(crate) async fn run(load: Rc<Load>, connections: usize) -> Measured {
         load,
     });
     let pid = shared.load.pid;
-    watched(pid, begin, all(shared)).await
+    sample_server(pid, begin, run_connections(shared)).await
 }
 
-async fn all(shared: Rc<Shared>) -> Measured {
+async fn run_connections(shared: Rc<Shared>) -> Measured {
     let local = tokio::task::LocalSet::new();
     for _ in 0..shared.connections {
-        local.spawn_local(one(shared.clone()));
+        local.spawn_local(run_connection(shared.clone()));
     }
     let give_up = shared.end + shared.load.times.drain;
     let _ = tokio::time::timeout_at(give_up.into(), local).await;
     let mut tally = shared.tally.take();
     let measured = &mut tally.measured;
     measured.unanswered = measured.requests - measured.answered - measured.rejected - measured.failed;
-    let done = shared.done.borrow();
+    let counts = shared.counts.borrow();
     // Without a response before the window, the time runs from the first request.
-    let from = done.before.unwrap_or((shared.started, 0, 0));
-    if let Some(to) = done.last {
+    let from = counts.before.unwrap_or((shared.started, 0, 0));
+    if let Some(to) = counts.last {
         let seconds = to.0.saturating_duration_since(from.0).as_secs_f64().max(1e-9);
         measured.texts_per_s = (to.1 - from.1) as f64 / seconds;
         measured.tokens_per_s = (to.2 - from.2) as f64 / seconds;
@@ -81,7 +81,7 @@ async fn all(shared: Rc<Shared>) -> Measured {
     tally.finish(shared.connections as f64, shared.load.times.window)
 }
 
-async fn one(shared: Rc<Shared>) {
+async fn run_connection(shared: Rc<Shared>) {
     let load = &shared.load;
     let (mut connection, mut body) = (None, Vec::new());
     loop {
@@ -95,14 +95,14 @@ async fn one(shared: Rc<Shared>) {
         if counts {
             shared.tally.borrow_mut().measured.requests += 1;
         }
-        let asking = ask(&mut connection, &load.target, &load.requests[text as usize], &mut body, || ());
-        let outcome = asking.await.and_then(|status| {
-            if status == 200 && body.is_empty() { Err(anyhow!("an empty answer")) } else { Ok(status) }
+        let response = send_request(&mut connection, &load.target, &load.requests[text as usize], &mut body, || ());
+        let outcome = response.await.and_then(|status| {
+            if status == 200 && body.is_empty() { Err(anyhow!("an empty response")) } else { Ok(status) }
         });
         let now = Instant::now();
         let answered = matches!(outcome, Ok(200));
         if answered {
-            shared.done.borrow_mut().add(load.texts[text as usize].tokens, now, shared.begin, shared.end);
+            shared.counts.borrow_mut().add(load.texts[text as usize].tokens, now, shared.begin, shared.end);
         }
         if counts {
             let mut tally = shared.tally.borrow_mut();
@@ -116,7 +116,7 @@ async fn one(shared: Rc<Shared>) {
     }
 }
 
-impl Done {
+impl ResponseCounts {
     fn add(&mut self, tokens: u32, now: Instant, begin: Instant, end: Instant) {
         self.texts += 1;
         self.tokens += u64::from(tokens);
@@ -137,12 +137,12 @@ mod tests {
     fn rate_counts_whole_batches() {
         let start = Instant::now();
         let at = |ms| start + Duration::from_millis(ms);
-        let mut done = Done::default();
+        let mut counts = ResponseCounts::default();
         // 8 texts of 10 tokens every 300 ms; the window is from 1 s to 2 s and holds 3 ends of batches, not 3.33.
         for batch in 1..10 {
-            (0..8).for_each(|_| done.add(10, at(batch * 300), at(1_000), at(2_000)));
+            (0..8).for_each(|_| counts.add(10, at(batch * 300), at(1_000), at(2_000)));
         }
-        let (from, to) = (done.before.unwrap(), done.last.unwrap());
+        let (from, to) = (counts.before.unwrap(), counts.last.unwrap());
         assert_eq!((to.0 - from.0, to.1 - from.1, to.2 - from.2), (Duration::from_millis(900), 24, 240));
     }
 }

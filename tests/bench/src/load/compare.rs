@@ -6,7 +6,7 @@ use std::rc::Rc;
 use anyhow::{Context, Result, bail};
 use serde_json::Value;
 
-use super::{Load, ask};
+use super::{Load, send_request};
 
 /// A text's scores by label.
 pub(crate) type Scores = BTreeMap<String, f64>;
@@ -22,17 +22,17 @@ pub(crate) async fn run(load: Rc<Load>, count: usize, labels: &[String]) -> Resu
     let labels: Rc<[String]> = labels.into();
     let together = local
         .run_until(async {
-            let asked: Vec<_> = (0..count)
+            let tasks: Vec<_> = (0..count)
                 .map(|text| {
                     let (load, labels) = (load.clone(), labels.clone());
                     tokio::task::spawn_local(async move { one(&load, text, &labels).await })
                 })
                 .collect();
-            let mut answers = Vec::new();
-            for asked in asked {
-                answers.push(asked.await.context("a task ended badly")??);
+            let mut responses = Vec::new();
+            for task in tasks {
+                responses.push(task.await.context("a task ended badly")??);
             }
-            Ok::<_, anyhow::Error>(answers)
+            Ok::<_, anyhow::Error>(responses)
         })
         .await?;
     Ok([alone, together])
@@ -40,13 +40,13 @@ pub(crate) async fn run(load: Rc<Load>, count: usize, labels: &[String]) -> Resu
 
 async fn one(load: &Load, text: usize, labels: &[String]) -> Result<Scores> {
     let mut body = Vec::new();
-    let status = ask(&mut None, &load.target, &load.requests[text], &mut body, || ()).await?;
-    let said = String::from_utf8_lossy(&body);
+    let status = send_request(&mut None, &load.target, &load.requests[text], &mut body, || ()).await?;
+    let response = String::from_utf8_lossy(&body);
     if status != 200 {
-        bail!("status {status}: {said}");
+        bail!("status {status}: {response}");
     }
-    let value = serde_json::from_slice(&body).with_context(|| format!("not JSON: {said}"))?;
-    scores(&value, labels).with_context(|| format!("no scores in {said}"))
+    let value = serde_json::from_slice(&body).with_context(|| format!("not JSON: {response}"))?;
+    scores(&value, labels).with_context(|| format!("no scores in {response}"))
 }
 
 /// Reads `{"outputs": [[{"label", "score"}…]]}` and `{"label", "scores": […]}`, the latter in the order of `labels`.
@@ -61,8 +61,7 @@ fn scores(value: &Value, labels: &[String]) -> Option<Scores> {
     pairs.iter().map(pair).collect::<Option<Scores>>().filter(|scores| !scores.is_empty())
 }
 
-/// The largest gap between two servers' scores, over the labels that both gave; infinite when a text has none in common
-/// or another label comes first by more than a gap that rounding explains.
+/// The largest gap between two servers' scores, over the labels that both gave; infinite when a text has none in common.
 pub(crate) fn difference(ours: &[Scores], theirs: &[Scores]) -> f64 {
     if ours.len() != theirs.len() {
         return f64::INFINITY;

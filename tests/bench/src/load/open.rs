@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use anyhow::anyhow;
 use tokio::sync::Semaphore;
 
-use super::{Load, Measured, Tally, ask, watched};
+use super::{Load, Measured, Tally, sample_server, send_request};
 use crate::http::Connection;
 use crate::rng::Rng;
 use crate::schedule::poisson;
@@ -20,11 +20,11 @@ struct Shared {
     load: Rc<Load>,
     idle: RefCell<Vec<Connection>>,
     /// Most connections; a request without one waits, and its latency includes the wait.
-    places: Semaphore,
+    permits: Semaphore,
     tally: RefCell<Tally>,
     tokens: Cell<u64>,
     /// Due times of the window's requests that have no outcome yet.
-    under_way: Cell<u64>,
+    pending: Cell<u64>,
 }
 
 pub(crate) async fn run(load: Rc<Load>, rate: f64, connections_max: usize) -> Measured {
@@ -33,17 +33,17 @@ pub(crate) async fn run(load: Rc<Load>, rate: f64, connections_max: usize) -> Me
     let from = start + load.times.warm;
     let shared = Rc::new(Shared {
         idle: RefCell::default(),
-        places: Semaphore::new(connections_max),
+        permits: Semaphore::new(connections_max),
         tally: RefCell::default(),
         tokens: Cell::new(0),
-        under_way: Cell::new(0),
+        pending: Cell::new(0),
         load,
     });
     let pid = shared.load.pid;
-    watched(pid, from, all(shared, rate, due, start)).await
+    sample_server(pid, from, run_requests(shared, rate, due, start)).await
 }
 
-async fn all(shared: Rc<Shared>, rate: f64, due: Vec<u64>, start: Instant) -> Measured {
+async fn run_requests(shared: Rc<Shared>, rate: f64, due: Vec<u64>, start: Instant) -> Measured {
     let times = shared.load.times;
     let order = Rng::new(shared.load.seed).order(shared.load.texts.len());
     let local = tokio::task::LocalSet::new();
@@ -53,11 +53,11 @@ async fn all(shared: Rc<Shared>, rate: f64, due: Vec<u64>, start: Instant) -> Me
                 let due = start + Duration::from_nanos(due);
                 wait_until(due).await;
                 let text = order[number % order.len()] as usize;
-                tokio::task::spawn_local(one(shared.clone(), text, due, due >= start + times.warm));
+                tokio::task::spawn_local(run_request(shared.clone(), text, due, due >= start + times.warm));
             }
             let give_up = start + times.warm + times.window + times.drain;
             wait_until(start + times.warm + times.window).await;
-            while shared.under_way.get() > 0 && Instant::now() < give_up {
+            while shared.pending.get() > 0 && Instant::now() < give_up {
                 tokio::time::sleep(Duration::from_millis(1)).await;
             }
         })
@@ -72,24 +72,25 @@ async fn all(shared: Rc<Shared>, rate: f64, due: Vec<u64>, start: Instant) -> Me
     tally.finish(rate, times.window)
 }
 
-async fn one(shared: Rc<Shared>, text: usize, due: Instant, counts: bool) {
+async fn run_request(shared: Rc<Shared>, text: usize, due: Instant, counts: bool) {
     let load = &shared.load;
     if counts {
         shared.tally.borrow_mut().measured.requests += 1;
-        shared.under_way.set(shared.under_way.get() + 1);
+        shared.pending.set(shared.pending.get() + 1);
     }
-    let Ok(_place) = shared.places.acquire().await else { return };
+    let Ok(_permit) = shared.permits.acquire().await else { return };
     let mut connection = shared.idle.borrow_mut().pop();
     let mut body = Vec::new();
     let sent = Cell::new(due);
-    let asking = ask(&mut connection, &load.target, &load.requests[text], &mut body, || sent.set(Instant::now()));
-    let outcome = asking
-        .await
-        .and_then(|status| if status == 200 && body.is_empty() { Err(anyhow!("an empty answer")) } else { Ok(status) });
+    let response =
+        send_request(&mut connection, &load.target, &load.requests[text], &mut body, || sent.set(Instant::now()));
+    let outcome = response.await.and_then(|status| {
+        if status == 200 && body.is_empty() { Err(anyhow!("an empty response")) } else { Ok(status) }
+    });
     let now = Instant::now();
     shared.idle.borrow_mut().extend(connection);
     if counts {
-        shared.under_way.set(shared.under_way.get() - 1);
+        shared.pending.set(shared.pending.get() - 1);
         let mut tally = shared.tally.borrow_mut();
         tally.lag.record(u64::try_from((sent.get() - due).as_nanos()).unwrap_or(u64::MAX));
         if tally.outcome(outcome, now - due, load.slo) {

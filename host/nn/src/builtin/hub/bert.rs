@@ -1,4 +1,4 @@
-//! Encoders that are BERT's but for a few parts: BERT, DistilBERT, RoBERTa, ELECTRA, ALBERT, MPNet, DeBERTa.
+//! BERT and encoders that differ from it in a few parts: DistilBERT, RoBERTa, ELECTRA, ALBERT, MPNet, DeBERTa.
 
 use serde_json::json;
 use weir_kernels::{
@@ -18,7 +18,7 @@ struct BertDimensions {
     hidden: usize,
     heads: usize,
     intermediate: usize,
-    /// Layers that a text passes.
+    /// Layers that are computed.
     layers: usize,
     /// Layers with weights of their own.
     groups: usize,
@@ -67,12 +67,12 @@ impl BertDimensions {
     }
 }
 
-/// Where the encoder's names begin.
+/// The prefix of the encoder's tensor names.
 fn root(family: Family, tensors: &Tensors) -> &'static str {
     if tensors.has(&format!("{}embeddings.word_embeddings.weight", family.prefix())) { family.prefix() } else { "" }
 }
 
-/// What the encoder is, when its settings and the names of its tensors are as they must be.
+/// Checks the settings and the names of the tensors, and describes the encoder.
 pub(super) fn shape(family: Family, settings: &Settings, tensors: &Tensors) -> Result<String, String> {
     let BertDimensions { hidden, heads, layers, groups, .. } = BertDimensions::read(family, settings)?;
     if family == Family::Deberta {
@@ -86,7 +86,7 @@ pub(super) fn shape(family: Family, settings: &Settings, tensors: &Tensors) -> R
     Ok(format!("{layers} layers, {hidden} wide, {heads} heads"))
 }
 
-/// Packs the encoder; whether it tells token types apart.
+/// Packs the encoder. The flag is true when it has more than one token type.
 pub(super) fn load(
     family: Family,
     settings: &Settings,
@@ -161,7 +161,8 @@ pub(super) fn load(
         let names = family.layer(root, index);
         let linear = |name: &str, inner, columns| tensors.linear(name, inner, columns);
         let (query, key) = (linear(&names.query, hidden, hidden)?, linear(&names.key, hidden, hidden)?);
-        let (value, joined) = (linear(&names.value, hidden, hidden)?, linear(&names.attention_output, hidden, hidden)?);
+        let value = linear(&names.value, hidden, hidden)?;
+        let attention_output = linear(&names.attention_output, hidden, hidden)?;
         let wide = linear(&names.intermediate, hidden, intermediate)?;
         let output = linear(&names.output, intermediate, hidden)?;
         let attention_norm = tensors.norm(&names.attention_norm, hidden)?;
@@ -170,7 +171,7 @@ pub(super) fn load(
             query: query.view(),
             key: key.view(),
             value: value.view(),
-            attention_output: joined.view(),
+            attention_output: attention_output.view(),
             attention_norm: attention_norm.view(),
             intermediate: wide.view(),
             output: output.view(),
@@ -189,7 +190,7 @@ pub(super) fn load(
     Ok((AnyEncoder::Bert(Box::new(encoder)), types.len() > width))
 }
 
-/// The bias of each head and distance, from that of each head and bucket.
+/// Expands the bias of each head and bucket to one of each head and distance.
 fn mpnet_bias(
     settings: &Settings,
     tensors: &Tensors,
@@ -197,7 +198,7 @@ fn mpnet_bias(
     heads: usize,
     positions: usize,
 ) -> Result<Vec<f32>, String> {
-    // The model's own code buckets by 32 whatever the configuration says.
+    // The model's own code always uses 32 buckets, regardless of the configuration.
     const BUCKETS: usize = 32;
     settings.only("relative_attention_num_buckets", &json!(BUCKETS))?;
     let table = tensors.values(&format!("{root}encoder.relative_attention_bias.weight"), &[BUCKETS, heads])?;

@@ -1,4 +1,4 @@
-//! Disentangled attention of DeBERTa v2 and v3: embeddings of distances, and the rows of each distance.
+//! Disentangled attention of DeBERTa v2 and v3: embeddings of distances, and the row of each distance.
 
 use std::borrow::Cow;
 
@@ -11,7 +11,7 @@ use super::tensors::{OwnedLinear, Tensors};
 use crate::builtin::network::normalize;
 use crate::wording::quoted;
 
-/// What `config.json` says of distances.
+/// The settings of `config.json` that concern distances.
 pub(super) struct Deberta {
     /// Whether there are absolute positions too.
     pub(super) position_biased_input: bool,
@@ -19,10 +19,10 @@ pub(super) struct Deberta {
     content_to_position: bool,
     /// Whether keys are multiplied by distances.
     position_to_content: bool,
-    /// Whether distances are projected as contents are.
+    /// Whether distances are projected with the weights of contents.
     share_key: bool,
     normalized: bool,
-    /// Distances that have a row of their own on each side, when the others share rows; 0 when none do.
+    /// The number of rows on each side where distant ones share rows; 0 when every distance has its own.
     buckets: usize,
     /// The greatest distance.
     distance_max: usize,
@@ -82,7 +82,7 @@ impl Deberta {
             distance_max => distance_max,
         };
         let buckets = optional("position_buckets")?;
-        // Half of the buckets are exact, and a logarithm of the others is divided by.
+        // `bucket` divides by the logarithm of the range of the inexact half, which must be positive.
         if buckets == 1 || (buckets > 0 && distance_max <= buckets / 2 + 1) {
             return Err(format!("position_buckets = {buckets} for distances up to {distance_max} is not supported"));
         }
@@ -98,7 +98,7 @@ impl Deberta {
         })
     }
 
-    /// The terms of a score, by which its scale is chosen.
+    /// The number of terms of a score, which determines its scale.
     pub(super) fn score_terms(&self) -> usize {
         1 + usize::from(self.content_to_position) + usize::from(self.position_to_content)
     }
@@ -127,7 +127,7 @@ impl Deberta {
         Ok(Distances { embeddings, span, rows, tokens_max: self.tokens_max, isa })
     }
 
-    /// The bucket of a distance `query - key`: exact up to half of the buckets, then logarithmic. In f32, as the model's own code.
+    /// The bucket of a distance `query - key`: exact up to half of the buckets, then logarithmic. In f32, as in the model's own code.
     fn bucket(&self, distance: i64) -> i64 {
         let middle = (self.buckets / 2) as i64;
         let length = distance.abs();
@@ -139,7 +139,7 @@ impl Deberta {
         (logarithm.ceil() as i64 + middle) * distance.signum()
     }
 
-    /// Projects them for a layer, whose own projections are `query` and `key`.
+    /// Projects the embeddings for a layer, whose own projections are `query` and `key`.
     pub(super) fn project(
         &self,
         distances: &Distances<'_>,
@@ -161,7 +161,7 @@ impl Deberta {
             matrix.multiply(&distances.embeddings, Epilogue::Store, &mut projected, &mut Rows::default());
             projected
         };
-        let project = |wanted: bool, shared: &OwnedLinear<'_>, part: &str| match (wanted, self.share_key) {
+        let project = |is_used: bool, shared: &OwnedLinear<'_>, part: &str| match (is_used, self.share_key) {
             (false, _) => Ok(None),
             (true, true) => Ok(Some(apply(shared))),
             (true, false) => {

@@ -1,4 +1,4 @@
-//! The architectures that are known, and what their tensors are called.
+//! The supported architectures and the names of their tensors.
 
 use std::fmt;
 
@@ -53,7 +53,7 @@ impl Family {
     /// The architecture that `config.json` names.
     ///
     /// # Errors
-    /// When it is not known, or has a feature that is not computed.
+    /// When it is unknown, or uses a feature that is not supported.
     pub(super) fn of(settings: &Settings) -> Result<Self, String> {
         let family = match settings.text("model_type")?.ok_or("model_type is missing")? {
             "bert" => Self::Bert,
@@ -75,7 +75,7 @@ impl Family {
         Ok(family)
     }
 
-    /// What precedes the encoder's names in a file of the whole model; a file of the encoder alone has nothing there.
+    /// The prefix of the encoder's names in a file of the whole model; a file of only the encoder has none.
     pub(super) fn prefix(self) -> &'static str {
         match self {
             Self::Bert => "bert.",
@@ -89,9 +89,9 @@ impl Family {
         }
     }
 
-    /// The names in a layer; `index` counts the layers with weights of their own.
+    /// The tensor names of a layer; `index` counts the layers with weights of their own.
     pub(super) fn layer(self, root: &str, index: usize) -> LayerNames {
-        let own = "attention.self";
+        let scope = "attention.self";
         let (layer, parts) = match self {
             Self::DistilBert => (
                 format!("transformer.layer.{index}"),
@@ -108,18 +108,18 @@ impl Family {
             Self::Deberta => (
                 format!("encoder.layer.{index}"),
                 [
-                    format!("{own}.query_proj"),
-                    format!("{own}.key_proj"),
-                    format!("{own}.value_proj"),
+                    format!("{scope}.query_proj"),
+                    format!("{scope}.key_proj"),
+                    format!("{scope}.value_proj"),
                     "attention.output.dense".to_owned(),
                 ],
             ),
             Self::Bert | Self::Roberta | Self::Electra | Self::ModernBert => (
                 format!("encoder.layer.{index}"),
                 [
-                    format!("{own}.query"),
-                    format!("{own}.key"),
-                    format!("{own}.value"),
+                    format!("{scope}.query"),
+                    format!("{scope}.key"),
+                    format!("{scope}.value"),
                     "attention.output.dense".to_owned(),
                 ],
             ),

@@ -8,14 +8,14 @@ use super::tensors::Tensors;
 use crate::builtin::network::{HeadActivation, Pooling, Readout, RowSelection, Stage};
 use crate::wording::quoted;
 
-/// A linear layer of the file, with as many columns as its weight has rows.
+/// A linear layer of the file; its width is the number of rows of its weight.
 fn stage(tensors: &Tensors, name: &str, inner: usize, activation: HeadActivation, isa: Isa) -> Result<Stage, String> {
     let (columns, _) = tensors.matrix_shape(&format!("{name}.weight"))?;
     let linear = tensors.linear(name, inner, columns)?;
     Ok(Stage::linear(isa, inner, &linear.weight, &linear.bias, activation))
 }
 
-/// Scores of a text.
+/// The head that scores texts.
 pub(super) fn sequence(
     family: Family,
     settings: &Settings,
@@ -59,7 +59,7 @@ fn modern_stages(settings: &Settings, tensors: &Tensors, isa: Isa, hidden: usize
     ])
 }
 
-/// Scores of each token.
+/// The head that scores tokens.
 pub(super) fn tokens(
     family: Family,
     settings: &Settings,

@@ -1,7 +1,7 @@
-//! Models as the Hugging Face hub has them: `config.json`, `model.safetensors`, and the modules of sentence-transformers where there
-//! are any. No graph is needed: the architecture is named by `model_type`, and what it computes is known here.
+//! Models in the layout of the Hugging Face hub: `config.json`, `model.safetensors`, and the modules of sentence-transformers where
+//! there are any. No graph is needed: `model_type` names the architecture, and this module implements it.
 //!
-//! A feature that is not computed as the model's own code does is refused by its key, never ignored.
+//! A setting whose computation is not implemented is refused with an error that names its key, never ignored.
 
 mod bert;
 mod deberta;
@@ -17,7 +17,7 @@ use std::path::Path;
 use serde_json::Value;
 use weir_kernels::{Isa, Precision};
 
-use super::Inner;
+use super::EncoderModel;
 use super::network::{Readout, RowSelection};
 use crate::engine::{Dimension, ElementType, TensorInfo};
 use crate::registry::RegistryConfig;
@@ -27,12 +27,12 @@ use sentence::Modules;
 use settings::Settings;
 use tensors::Tensors;
 
-/// The most layers that a text passes.
+/// The most layers of a model.
 const LAYERS_MAX: usize = 1000;
-/// The longest text for which distances or positions are made, in tokens; infer bounds texts by `max_position_embeddings`.
+/// The longest text for which distances or positions are computed, in tokens; infer bounds texts by `max_position_embeddings`.
 const TOKENS_MAX: usize = 1 << 16;
 
-/// What a model is for, by the name of its architecture.
+/// The task of a model, by the name of its architecture.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Task {
     /// Scores for each text.
@@ -53,7 +53,7 @@ struct HubModel {
 }
 
 impl HubModel {
-    /// Reads what says which architecture the model has; `file` is its `model.safetensors`.
+    /// Reads the settings and the tensor headers of a model; `file` is its `model.safetensors`.
     fn read(file: &Path, config: &RegistryConfig) -> Result<Self, String> {
         let dir = file.parent().unwrap_or(Path::new("."));
         let settings = Settings::read(&dir.join("config.json"))?;
@@ -79,7 +79,7 @@ fn task(settings: &Settings) -> Task {
     }
 }
 
-/// The folders of the modules of sentence-transformers, when the settings in the model's directory name what is computed.
+/// The folders of the modules of sentence-transformers, for a model in a supported configuration.
 ///
 /// # Errors
 /// Why the engine does not take the model.
@@ -93,10 +93,10 @@ pub(super) fn module_paths(dir: &Path) -> Result<Vec<String>, String> {
     Ok(modules.into_iter().map(|module| module.path).filter(|path| !path.is_empty()).collect())
 }
 
-/// What the engine takes the model for.
+/// Describes the model by its architecture and size.
 ///
 /// # Errors
-/// Why it does not take it.
+/// Why the engine does not take it.
 pub(super) fn recognize(file: &Path, config: &RegistryConfig) -> Result<String, String> {
     let HubModel { family, settings, tensors, .. } = HubModel::read(file, config)?;
     let encoder = match family {
@@ -110,7 +110,12 @@ pub(super) fn recognize(file: &Path, config: &RegistryConfig) -> Result<String, 
 ///
 /// # Errors
 /// Why it cannot be computed.
-pub(super) fn load(file: &Path, config: &RegistryConfig, isa: Isa, precision: Precision) -> Result<Inner, String> {
+pub(super) fn load(
+    file: &Path,
+    config: &RegistryConfig,
+    isa: Isa,
+    precision: Precision,
+) -> Result<EncoderModel, String> {
     let HubModel { family, task, settings, tensors, modules } = HubModel::read(file, config)?;
     let (encoder, types) = match family {
         Family::ModernBert => (modern::load(&settings, &tensors, isa, precision)?, false),
@@ -148,7 +153,7 @@ pub(super) fn load(file: &Path, config: &RegistryConfig, isa: Isa, precision: Pr
     };
     let output =
         TensorInfo { name: name.to_owned(), element: ElementType::Wit(TensorType::Fp32), dimensions: Some(dimensions) };
-    Ok(Inner {
+    Ok(EncoderModel {
         inputs,
         outputs: vec![output],
         parameter_bytes: tensors.bytes(),

@@ -9,7 +9,7 @@ use super::tensors::{OwnedLinear, Tensors};
 use super::{LAYERS_MAX, TOKENS_MAX};
 use crate::builtin::network::AnyEncoder;
 
-/// How a layer attends.
+/// The kind of attention of a layer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Attention {
     Full,
@@ -45,15 +45,15 @@ impl Layers {
         if kinds.len() != count {
             return Err(format!("layer_types has {} layers, not {count}", kinds.len()));
         }
-        let base = |kind: &str, old: &str, usual: f32| -> Result<f32, String> {
+        let base = |kind: &str, old_key: &str, default: f32| -> Result<f32, String> {
             let base = match settings.value("rope_parameters").and_then(|all| all.get(kind)) {
                 Some(parameters) => {
                     if let Some(other) = parameters.get("rope_type").filter(|kind| **kind != json!("default")) {
                         return Err(format!("rope_parameters: rope_type = {other} is not supported"));
                     }
-                    parameters.get("rope_theta").and_then(Value::as_f64).map_or(usual, |base| base as f32)
+                    parameters.get("rope_theta").and_then(Value::as_f64).map_or(default, |base| base as f32)
                 }
-                None => settings.real(old)?.unwrap_or(usual),
+                None => settings.real(old_key)?.unwrap_or(default),
             };
             if base > 0.0 && base.is_finite() {
                 Ok(base)
@@ -74,7 +74,7 @@ fn root(tensors: &Tensors) -> &'static str {
     if tensors.has(&format!("{prefix}embeddings.tok_embeddings.weight")) { prefix } else { "" }
 }
 
-/// What the encoder is, when its settings and the names of its tensors are as they must be.
+/// Checks the settings and the names of the tensors, and describes the encoder.
 pub(super) fn shape(settings: &Settings, tensors: &Tensors) -> Result<String, String> {
     let layers = Layers::read(settings)?;
     let (hidden, heads) = (settings.required("hidden_size")?, settings.required("num_attention_heads")?);

@@ -1,4 +1,4 @@
-//! The modules of sentence-transformers: what becomes of the states of a text.
+//! The modules of sentence-transformers, which compute a text's vector from its states.
 
 use std::path::{Component, Path};
 
@@ -25,10 +25,10 @@ enum Module {
 }
 
 impl Modules {
-    /// Reads `modules.json`; none where there is none.
+    /// Reads `modules.json`; `None` without that file, or without a pooling module.
     ///
     /// # Errors
-    /// When a module is not one that is computed, by its name.
+    /// When a module is not supported; the text has its name.
     pub(super) fn read(dir: &Path, bytes_max: u64) -> Result<Option<Self>, String> {
         let Some(list) = list(dir)? else { return Ok(None) };
         let (mut pooling, mut stages) = (None, Vec::new());
@@ -41,11 +41,11 @@ impl Modules {
                 Kind::Normalize => stages.push(Module::Normalize),
             }
         }
-        // Without pooling the states themselves are the result.
+        // Without pooling, the states themselves are the result.
         Ok(pooling.map(|pooling| Self { pooling, stages }))
     }
 
-    /// What is read from states of this width.
+    /// The readout for states of a width.
     pub(super) fn readout(self, isa: Isa, hidden: usize) -> Result<Readout, String> {
         let mut width = hidden;
         let mut stages = Vec::new();
@@ -66,7 +66,7 @@ impl Modules {
     }
 }
 
-/// A module that is computed.
+/// A supported module.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Kind {
     Transformer,
@@ -75,14 +75,14 @@ enum Kind {
     Normalize,
 }
 
-/// A line of `modules.json`.
+/// An entry of `modules.json`.
 pub(super) struct ModuleEntry {
     kind: Kind,
     /// Its folder, within the model's; empty for the model's own.
     pub(super) path: String,
 }
 
-/// What `modules.json` lists, in an order that is computed; none where there is no such file.
+/// The entries of `modules.json`, checked for a supported order; `None` without that file.
 pub(super) fn list(dir: &Path) -> Result<Option<Vec<ModuleEntry>>, String> {
     let Some(list) = read_json(&dir.join("modules.json"))? else { return Ok(None) };
     let list = list.as_array().ok_or("modules.json is not a list")?;
@@ -124,25 +124,25 @@ fn read_pooling(path: &Path) -> Result<Pooling, String> {
         ("pooling_mode_weightedmean_tokens", "weightedmean", None),
         ("pooling_mode_lasttoken", "lasttoken", None),
     ];
-    let mut chosen = Vec::new();
+    let mut modes = Vec::new();
     for (flag, name, pooling) in MODES {
         if settings.flag(flag)?.unwrap_or(false) || settings.value("pooling_mode").is_some_and(|mode| mode == name) {
-            chosen.push(pooling.ok_or_else(|| format!("pooling: {flag} is not supported"))?);
+            modes.push(pooling.ok_or_else(|| format!("pooling: {flag} is not supported"))?);
         }
     }
-    match chosen[..] {
+    match modes[..] {
         [pooling] => Ok(pooling),
-        _ => Err(format!("pooling: {} modes at once are not supported", chosen.len())),
+        _ => Err(format!("pooling: {} modes at once are not supported", modes.len())),
     }
 }
 
 fn read_dense(path: &Path, bytes_max: u64) -> Result<Module, String> {
-    let of = |reason: String| format!("dense module: {reason}");
-    let settings = Settings::read(&path.join("config.json")).map_err(of)?;
-    let tensors = Tensors::open(&path.join("model.safetensors"), bytes_max).map_err(of)?;
+    let error = |reason: String| format!("dense module: {reason}");
+    let settings = Settings::read(&path.join("config.json")).map_err(error)?;
+    let tensors = Tensors::open(&path.join("model.safetensors"), bytes_max).map_err(error)?;
     let (inner, columns) =
-        (settings.required("in_features").map_err(of)?, settings.required("out_features").map_err(of)?);
-    let name = settings.text("activation_function").map_err(of)?.unwrap_or("Tanh");
+        (settings.required("in_features").map_err(error)?, settings.required("out_features").map_err(error)?);
+    let name = settings.text("activation_function").map_err(error)?.unwrap_or("Tanh");
     let activation = match name.rsplit('.').next() {
         Some("Tanh") => HeadActivation::Tanh,
         Some("Identity") => HeadActivation::None,

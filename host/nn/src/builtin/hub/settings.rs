@@ -17,7 +17,7 @@ const BYTES_MAX: u64 = 16 << 20;
 #[derive(Debug)]
 pub(super) struct Settings(Map<String, Value>);
 
-/// Reads a JSON file; none where there is none.
+/// Reads a JSON file; `None` when it does not exist.
 pub(super) fn read_json(path: &Path) -> Result<Option<Value>, String> {
     let name = path.file_name().unwrap_or_default().display();
     let mut bytes = Vec::new();
@@ -45,7 +45,7 @@ impl Settings {
         }
     }
 
-    /// A value that is there and not null.
+    /// A value that is present and not null.
     pub(super) fn value(&self, key: &str) -> Option<&Value> {
         self.0.get(key).filter(|value| !value.is_null())
     }
@@ -94,7 +94,7 @@ impl Settings {
         self.value(key).map(read).transpose()
     }
 
-    /// Refuses a value other than the one that is supported, which also holds where the key is absent.
+    /// Refuses any value but the supported one; an absent key is accepted.
     pub(super) fn only(&self, key: &str, supported: &Value) -> Result<(), String> {
         match self.value(key) {
             Some(value) if value != supported => Err(format!("{key} = {value} is not supported")),

@@ -58,7 +58,7 @@ impl Tensors {
         self.header.tensors.values().map(|entry| entry.range.len() as u64).sum()
     }
 
-    /// Lets go of the pages that were read, which the packed weights have taken the place of.
+    /// Releases the pages that were read: the packed weights replace them.
     pub(super) fn release(&self) {
         self.mapping.release();
     }
@@ -96,7 +96,7 @@ impl Tensors {
         table.map(|table| -> Arc<dyn TableRows> { Arc::new(table) }).map_err(|reason| format!("{name}: {reason}"))
     }
 
-    /// A linear layer; zeros for a bias that the model has not.
+    /// A linear layer; its bias is zero where the model has none.
     pub(super) fn linear(&self, name: &str, inner: usize, columns: usize) -> Result<OwnedLinear<'_>, String> {
         let weight = self.values(&format!("{name}.weight"), &[columns, inner])?;
         Ok(OwnedLinear { weight, bias: self.bias(&format!("{name}.bias"), columns)? })
@@ -106,7 +106,7 @@ impl Tensors {
         if self.has(name) { self.values(name, &[columns]) } else { Ok(Cow::Owned(vec![0.0; columns])) }
     }
 
-    /// A layer normalization; zeros for a bias that the model has not. Models of 2018 call gain and bias `gamma` and `beta`.
+    /// A layer normalization; its bias is zero where the model has none. Models of 2018 call gain and bias `gamma` and `beta`.
     pub(super) fn norm(&self, name: &str, width: usize) -> Result<OwnedNorm<'_>, String> {
         let old = format!("{name}.gamma");
         if self.has(&old) {

@@ -1,4 +1,4 @@
-//! A model from another directory: everything in it, symbolic links replaced by what they point at.
+//! A model from another directory: all of its files, symbolic links replaced by their targets.
 
 use std::collections::BTreeSet;
 use std::fs::File;
@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use super::{FILES_MAX, ModelSource, Progress, PullError, copy_bounded, disk, provenance};
 
-/// How deep a model's files may lie.
+/// The most levels of subdirectories.
 const DEPTH_MAX: usize = 3;
 
 pub(super) struct Directory {

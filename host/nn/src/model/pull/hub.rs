@@ -8,10 +8,10 @@ use hf_hub::{Repo, RepoType};
 
 use super::{ModelSource, Progress, PullError, disk, provenance};
 
-/// The revision when none is named.
+/// The default revision.
 const REVISION_DEFAULT: &str = "main";
 
-/// How often a file is asked for again.
+/// Retries of a download.
 const RETRIES_MAX: usize = 2;
 
 pub(super) struct Hub {
@@ -22,7 +22,7 @@ pub(super) struct Hub {
 }
 
 impl Hub {
-    /// Asks the hub what the repository has. Files come to lie in `work`, not in the user's cache.
+    /// Requests the list of files of the repository. Files are downloaded to `work`, not to the user's cache.
     pub(super) fn open(
         repository: &str,
         revision: Option<&str>,
@@ -41,13 +41,13 @@ impl Hub {
         }
         let failed = |e: ApiError| failure(&origin, &e);
         let api = builder.with_progress(false).with_retries(RETRIES_MAX).build().map_err(failed)?;
-        let of = |revision: String| Repo::with_revision(repository.to_owned(), RepoType::Model, revision);
-        let info = api.repo(of(revision.unwrap_or(REVISION_DEFAULT).to_owned())).info().map_err(failed)?;
+        let at = |revision: String| Repo::with_revision(repository.to_owned(), RepoType::Model, revision);
+        let info = api.repo(at(revision.unwrap_or(REVISION_DEFAULT).to_owned())).info().map_err(failed)?;
         if info.sha.len() > 64 || !info.sha.chars().all(|c| c.is_ascii_hexdigit()) {
             return Err(PullError::Refused { origin, reason: "the hub's answer names no commit".to_owned() });
         }
-        // From here on the commit, so that the files are of one state of the repository.
-        let repository = api.repo(of(info.sha.clone()));
+        // Files are requested by commit, so that all are of one state of the repository.
+        let repository = api.repo(at(info.sha.clone()));
         let files = info.siblings.into_iter().map(|sibling| sibling.rfilename).collect();
         Ok(Self { origin, repository, commit: info.sha, files })
     }
@@ -110,9 +110,9 @@ impl hf_hub::api::Progress for Bar<'_> {
 fn failure(origin: &str, error: &ApiError) -> PullError {
     let text = error.to_string();
     let origin = origin.to_owned();
-    // The library wraps the client's error and does not export its type: its text is all there is.
-    let says = |status: &str| text.contains(&format!("http status: {status}"));
-    if says("404") || says("401") || says("403") {
+    // The library wraps the client's error and does not export its type: only the text has the status.
+    let has_status = |status: &str| text.contains(&format!("http status: {status}"));
+    if has_status("404") || has_status("401") || has_status("403") {
         let reason = "the hub has no such repository or revision, or it is private".to_owned();
         PullError::NotFound { origin, reason }
     } else {

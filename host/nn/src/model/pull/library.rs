@@ -1,30 +1,30 @@
-//! ONNX Runtime's shared library, out of the wheel that has it: nothing else of the wheel is unpacked, and nothing of it runs.
+//! ONNX Runtime's shared library, extracted from its wheel: nothing else of the wheel is unpacked, and none of its code is run.
 
 use std::path::{Path, PathBuf};
 
 use super::{MODEL_BYTES_MAX, Progress, PullError, copy_bounded, disk, is_inside, wheel};
 use crate::onnxruntime::{best_in, probe};
 
-/// The version that [`pull_onnxruntime`] fetches: the one that the tests run with.
+/// The version that [`pull_onnxruntime`] fetches; the tests run with the same one.
 pub const ONNXRUNTIME_VERSION: &str = "1.31.1";
 
-/// What pip is asked for, with the hashes of the wheels for CPython 3.11 to 3.14 on x86_64 and aarch64 Linux; the same lines
-/// are in `tests/python-requirements.txt`.
+/// pip's requirement, with the hashes of the wheels for CPython 3.11 to 3.14 on x86_64 and aarch64 Linux; the same lines are in
+/// `tests/python-requirements.txt`.
 const REQUIREMENT: &str = include_str!("onnxruntime.txt");
 
-/// Where the wheel has the library.
+/// The folder of the library in the wheel.
 const FOLDER: &str = "onnxruntime/capi/";
 
-/// Puts ONNX Runtime's shared library into `folder` (see [`library_folders`](crate::library_folders)) and returns its path.
-/// What is there already under its name is replaced.
+/// Installs ONNX Runtime's shared library in `folder` (see [`library_folders`](crate::library_folders)) and returns its path. A file
+/// of the same name is replaced.
 ///
-/// Without `from` pip fetches the wheel of [`ONNXRUNTIME_VERSION`] and checks its hash. `from` is a library, a wheel, or a
-/// folder with either.
+/// Without `from` pip fetches the wheel of [`ONNXRUNTIME_VERSION`] and checks its hash. `from` is a library, a wheel, or a folder with
+/// either.
 ///
-/// The library is loaded, to see whether it is one. A process that has loaded another already does not look.
+/// The library is loaded to check that it is usable; in a process that has loaded another one already, it is not checked.
 ///
 /// # Errors
-/// When there is no such wheel or library, it is unfit, or the disk fails. What was there before is there still.
+/// When there is no such wheel or library, it is unusable, or the disk fails. The folder is unchanged then.
 pub fn pull_onnxruntime(
     from: Option<&Path>,
     folder: &Path,
@@ -69,7 +69,7 @@ pub fn pull_onnxruntime(
     Ok(dest)
 }
 
-/// A library or a wheel: the path itself, or what is in that folder.
+/// The library or wheel at a path, or in the folder at that path.
 fn find(path: &Path) -> Option<PathBuf> {
     if path.is_file() {
         return Some(path.to_owned());
@@ -120,7 +120,7 @@ mod tests {
         let check = |from: PathBuf, expected: Expect| {
             let error = pull_onnxruntime(Some(&from), &folder, &mut |_| {}).unwrap_err().to_string();
             let error = error.replace(&root.path().display().to_string(), "DIR");
-            // What the system's loader and Python say is their own.
+            // The messages of the system's loader and of Python are not compared.
             let shown =
                 error.split_once("cannot be ").map_or(error.clone(), |(start, _)| format!("{start}cannot be …"));
             expected.assert_eq(&shown);

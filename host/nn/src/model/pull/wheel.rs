@@ -1,5 +1,5 @@
-//! What is in a Python wheel: a model, or a library. pip fetches the wheel and never runs what is in it; Python's zipfile reads it, one entry
-//! at a time through a pipe, so that names inside the wheel never become paths without our doing.
+//! Models and libraries in Python wheels. pip fetches the wheel and runs none of its code; Python's zipfile reads it, one entry at a
+//! time through a pipe, so that names inside the wheel are never used as paths unchecked.
 
 use std::collections::BTreeSet;
 use std::ffi::OsStr;
@@ -12,7 +12,7 @@ use sha2::{Digest, Sha256};
 
 use super::{FILES_MAX, GRAPHS, ModelSource, Progress, PullError, REQUIRED, copy_bounded, disk, provenance};
 
-/// The most entries that a wheel may have.
+/// The most entries of a wheel.
 const ENTRIES_MAX: usize = 100_000;
 
 /// The longest list of entries that is read, in bytes.
@@ -99,7 +99,7 @@ pub(super) fn copy_entry(
         None => Ok(0),
     };
     if copied.is_err() {
-        // It may be writing still, into a pipe that nobody reads; if it has ended, there is nothing to kill.
+        // It may still be writing to the pipe; killing a child that has ended is harmless.
         let _ = child.kill();
     }
     let output = child.wait_with_output().map_err(no_python)?;
@@ -121,7 +121,7 @@ fn no_python(error: std::io::Error) -> PullError {
     PullError::Unreachable { origin: "python3, which fetches wheels,".to_owned(), reason: error.to_string() }
 }
 
-/// Has pip put the wheel that `requirement` (arguments of pip) asks for into `folder`.
+/// Runs `pip download` with `requirement` as arguments, and returns the wheel that it puts into `folder`.
 pub(super) fn download(
     origin: &str,
     requirement: &[&OsStr],
@@ -129,7 +129,7 @@ pub(super) fn download(
     folder: &Path,
 ) -> Result<PathBuf, PullError> {
     std::fs::create_dir(folder).map_err(disk(folder))?;
-    // Only wheels: for a source archive pip would run its setup script.
+    // Only wheels: pip would run the setup script of a source archive.
     let arguments = ["-m", "pip", "download", "--no-deps", "--only-binary", ":all:", "--no-input", "--quiet"];
     let mut command = python(&arguments);
     command.args(["--disable-pip-version-check", "--retries", "2", "--timeout", "30", "--dest"]).arg(folder);
@@ -154,7 +154,7 @@ pub(super) fn download(
 fn last_line(text: &[u8]) -> String {
     let text = String::from_utf8_lossy(text);
     let mut lines = text.lines().map(str::trim).filter(|line| !line.is_empty());
-    let line = lines.next_back().unwrap_or("it failed without a word");
+    let line = lines.next_back().unwrap_or("it failed without a message");
     line.trim_start_matches("ERROR: ").chars().take(300).collect()
 }
 
@@ -177,7 +177,7 @@ pub(super) fn entries(origin: &str, wheel: &Path) -> Result<Vec<String>, PullErr
     Ok(entries)
 }
 
-/// The folder with a model in it, one with an ONNX graph before others.
+/// The folder of a model in the wheel, preferably one with an ONNX graph.
 fn model_folder(entries: &[String]) -> Option<String> {
     let all: BTreeSet<&str> = entries.iter().map(String::as_str).collect();
     let folders = all.iter().filter_map(|entry| entry.strip_suffix("config.json"));

@@ -141,7 +141,8 @@ async fn without_fsync_kill_9_is_a_gap_and_no_cursor_is_reused() {
     let mut printed = BTreeMap::new();
     for round in 0..3 {
         let more = killed(folder.path(), false, 300 + round * 150);
-        let newest = more.iter().filter(|((channel, _), _)| channel == CHANNELS[0]).map(|((_, cursor), _)| *cursor).max();
+        let newest =
+            more.iter().filter(|((channel, _), _)| channel == CHANNELS[0]).map(|((_, cursor), _)| *cursor).max();
         merge(&mut printed, more);
         let store = open(config(folder.path(), false)).await;
         // A reader resumes after events that may have been lost.

@@ -17,7 +17,7 @@ async fn best(arguments: &[&str]) -> Result<Duration> {
 }
 
 #[tokio::test]
-async fn ready_within_a_second_and_without_models_at_once() -> Result<()> {
+async fn server_is_ready_within_1_s_and_without_models_within_100_ms() -> Result<()> {
     let dir = tempfile::tempdir()?;
     let empty = dir.path().display().to_string();
     let mut without = vec!["--models-dir", &empty];

@@ -33,7 +33,7 @@ fn file_is_classified_on_the_command_line() -> Result<()> {
 }
 
 #[tokio::test]
-async fn each_line_is_answered_while_the_request_is_still_open() -> Result<()> {
+async fn line_is_classified_while_the_request_is_open() -> Result<()> {
     let server = Server::start(&[]).await?;
     let mut stream = Duplex::open(&server, "/v1/classify?top_k=1").await?;
     stream.send(b"{\"text\":\"what a wonderful day\"}\n").await?;
@@ -59,7 +59,7 @@ async fn document_is_processed_step_by_step() -> Result<()> {
 }
 
 #[tokio::test]
-async fn event_is_published_and_followed_and_a_reader_resumes_where_it_left() -> Result<()> {
+async fn subscriber_resumes_after_the_last_event_that_it_received() -> Result<()> {
     let server = Server::start_stub(&[]).await?;
     let mut reader = follow(&server, "workflow/42").await?;
     let seen = publish(&server, "42", 1).await?;
@@ -139,7 +139,7 @@ async fn user_reads_only_its_own_channels() -> Result<()> {
 }
 
 #[tokio::test]
-async fn operator_reads_probes_and_metrics() -> Result<()> {
+async fn readiness_and_metrics_are_served_to_an_operator() -> Result<()> {
     let server = Server::start_stub(&[]).await?;
     lines(&server, "/v1/classify", NDJSON, "{\"text\":\"good\"}\n").await?;
     let ready: Value = reqwest::get(server.url("/readyz")).await?.error_for_status()?.json().await?;

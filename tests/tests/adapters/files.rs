@@ -27,7 +27,7 @@ fn stream_file_with_the_shipped_model_writes_results_and_errors() -> Result<()> 
 }
 
 #[test]
-fn every_task_has_its_results() -> Result<()> {
+fn stream_file_writes_the_result_of_each_task() -> Result<()> {
     let text = b"Angela Merkel met Emmanuel Macron in Berlin.\n";
     for (task, member) in [("tokens", "entities"), ("embed", "embedding"), ("summarize", "summary")] {
         let output = run(stream(&["file", "-", "--format", "text", "--task", task])?, text)?;
@@ -39,7 +39,7 @@ fn every_task_has_its_results() -> Result<()> {
 }
 
 #[test]
-fn formats_of_results_are_written() -> Result<()> {
+fn output_format_selects_how_results_are_written() -> Result<()> {
     let dir = tempfile::tempdir()?;
     let input = path(dir.path(), "reviews.csv");
     std::fs::write(&input, "id,review\n7,\"I love this, so much!\"\n8,This is awful and I hate it.\n")?;
@@ -61,7 +61,7 @@ fn formats_of_results_are_written() -> Result<()> {
 }
 
 #[test]
-fn captions_are_records() -> Result<()> {
+fn caption_cues_are_read_as_records() -> Result<()> {
     let dir = tempfile::tempdir()?;
     let input = path(dir.path(), "talk.vtt");
     std::fs::write(
@@ -77,7 +77,7 @@ fn captions_are_records() -> Result<()> {
 
 /// The process is killed at random moments and started again, until it is through: each line has one result, in order.
 #[test]
-fn process_killed_at_random_loses_and_doubles_no_line() -> Result<()> {
+fn process_killed_at_random_writes_each_line_once() -> Result<()> {
     let kills = std::env::var("WEIR_TEST_KILLS").ok().and_then(|kills| kills.parse().ok()).unwrap_or(KILLS);
     let dir = tempfile::tempdir()?;
     let (input, output, checkpoint) =
@@ -128,7 +128,7 @@ fn weir_random(seed: u64) -> impl FnMut() -> u64 {
 }
 
 #[test]
-fn component_of_the_operator_decodes_its_own_format() -> Result<()> {
+fn adapter_component_decodes_its_own_format() -> Result<()> {
     let guest = component("adapter_guest.wasm")?.display().to_string();
     let arguments = ["file", "-", "--format", "text", "--adapter", &guest, "--quiet", "--reconnect-delay", "0.001"];
     let output = run(stream(&arguments)?, b"7|I love this so much!\nno bar\n8|This is awful and I hate it.\n")?;
@@ -140,7 +140,7 @@ fn component_of_the_operator_decodes_its_own_format() -> Result<()> {
 }
 
 #[test]
-fn record_that_traps_the_component_goes_to_the_errors() -> Result<()> {
+fn record_that_traps_the_component_is_written_as_an_error() -> Result<()> {
     let dir = tempfile::tempdir()?;
     let input = path(dir.path(), "in.txt");
     std::fs::write(&input, "1|I love this\ntrap\n2|I hate this\n")?;
@@ -158,7 +158,7 @@ fn record_that_traps_the_component_goes_to_the_errors() -> Result<()> {
 }
 
 #[test]
-fn wrong_arguments_are_one_sentence() -> Result<()> {
+fn invalid_stream_arguments_exit_with_2_and_name_the_mistake() -> Result<()> {
     for (arguments, says) in [
         (vec!["file", "/nowhere/*.ndjson"], "no file matches /nowhere/*.ndjson"),
         (vec!["file", "a.csv", "b.txt"], "the files have the formats csv and text"),

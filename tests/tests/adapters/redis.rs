@@ -17,7 +17,7 @@ fn command(redis: &Redis, words: &[&str]) -> Result<String> {
 
 /// Processes of two consumers are killed at random: every entry has a result, and none is left.
 #[tokio::test]
-async fn killed_processes_lose_no_entry() -> Result<()> {
+async fn killed_consumers_lose_no_entry() -> Result<()> {
     let redis = Redis::start()?;
     until("up", || async { Ok(command(&redis, &["PING"]).is_ok()) }).await?;
     let count = 400;

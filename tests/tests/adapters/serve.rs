@@ -7,7 +7,7 @@ use super::path;
 
 /// Three adapters at once beside HTTP: each has its own results, and one that fails is alone.
 #[tokio::test]
-async fn adapters_share_the_model_and_fail_alone() -> Result<()> {
+async fn adapters_share_a_model_and_a_failing_one_affects_no_other() -> Result<()> {
     let dir = tempfile::tempdir()?;
     let mut config = String::new();
     for name in ["one", "two"] {
@@ -41,7 +41,7 @@ async fn adapters_share_the_model_and_fail_alone() -> Result<()> {
 }
 
 #[test]
-fn wrong_table_stops_the_start_with_its_reason() -> Result<()> {
+fn invalid_adapter_table_stops_the_start_with_its_reason() -> Result<()> {
     let dir = tempfile::tempdir()?;
     let file = path(dir.path(), "weir.toml");
     for (table, says) in [

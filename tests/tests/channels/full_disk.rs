@@ -185,7 +185,7 @@ async fn full_disk_leaves_whole_lines_and_the_missed_count_in_the_events_file() 
 }
 
 #[tokio::test]
-async fn disk_that_is_full_at_the_end_is_a_failure_and_a_gap_afterwards() -> Result<()> {
+async fn shutdown_on_a_full_disk_exits_with_1_and_leaves_a_gap() -> Result<()> {
     for durable in [true, false] {
         let dir = tempfile::tempdir()?;
         let file = dir.path().join("events.redb");

@@ -18,7 +18,7 @@ fn number(event: &Event) -> Result<u32> {
 }
 
 #[tokio::test]
-async fn published_event_reaches_its_followers() -> Result<()> {
+async fn published_event_reaches_its_subscribers() -> Result<()> {
     let server = Server::start_stub(&[]).await?;
     let answer = reqwest::get(server.url("/stream/workflow/w1")).await?;
     let headers = answer.headers().clone();
@@ -73,7 +73,7 @@ async fn published_event_reaches_its_followers() -> Result<()> {
 }
 
 #[tokio::test]
-async fn file_channel_is_followed_as_lines() -> Result<()> {
+async fn file_channel_is_followed_as_ndjson() -> Result<()> {
     let server = Server::start_stub(&[]).await?;
     for (percent, result) in [(10, Value::Null), (100, json!({"label": "invoice"}))] {
         let body = json!({"step": "read", "progress": percent, "message": "m", "result": result});
@@ -92,7 +92,7 @@ async fn file_channel_is_followed_as_lines() -> Result<()> {
 }
 
 #[tokio::test]
-async fn events_of_every_channel_are_in_the_file_and_the_metrics() -> Result<()> {
+async fn events_of_every_channel_are_in_events_file_and_metrics() -> Result<()> {
     let dir = tempfile::tempdir()?;
     let file = dir.path().join("events.ndjson");
     let server = Server::start_stub(&["--set", &format!("events.file={}", file.display())]).await?;
@@ -114,7 +114,7 @@ async fn events_of_every_channel_are_in_the_file_and_the_metrics() -> Result<()>
 }
 
 #[tokio::test]
-async fn health_queries_the_store_and_heartbeats_are_sent() -> Result<()> {
+async fn health_reports_the_store_and_its_subscribers() -> Result<()> {
     let server = Server::start_stub(&["--set", "events.heartbeat_ms=100", "--set", "events.retry_ms=1234"]).await?;
     let health = |server: &Server| reqwest::get(server.url("/stream/health"));
     let before: Value = health(&server).await?.json().await?;
@@ -206,7 +206,7 @@ async fn on_disk(path: &Path) -> Result<Server> {
 }
 
 #[tokio::test]
-async fn events_that_were_answered_survive_restart_and_kill_9() -> Result<()> {
+async fn acknowledged_events_survive_restart_and_kill_9() -> Result<()> {
     let dir = tempfile::tempdir()?;
     let file = dir.path().join("events.redb");
     let mut answered: Vec<(u32, String)> = Vec::new();
@@ -321,7 +321,7 @@ async fn stalled_subscriber_delays_no_other() -> Result<()> {
 }
 
 #[tokio::test]
-async fn follower_is_disconnected_when_the_server_stops() -> Result<()> {
+async fn subscriber_is_disconnected_when_the_server_stops() -> Result<()> {
     let mut server = Server::start_stub(&[]).await?;
     progress(&server, "w", 1).await?;
     let mut follower = Follower::open(&server, "/stream/workflow/w", None).await?;

@@ -27,7 +27,7 @@ fn help_names_every_command() -> Result<()> {
 }
 
 #[test]
-fn engine_without_its_library_is_one_sentence_at_the_start() -> Result<()> {
+fn missing_engine_library_is_reported_in_one_line_at_the_start() -> Result<()> {
     let models = models().display().to_string();
     let dir = tempfile::tempdir()?;
     let set = ["--set", "models.engine=onnxruntime", "--set", "http.listen=127.0.0.1:0"];
@@ -83,7 +83,7 @@ fn models_are_listed_checked_and_copied() -> Result<()> {
 }
 
 #[test]
-fn precisions_are_compared_on_texts_of_the_user() -> Result<()> {
+fn models_check_compares_precisions_on_given_texts() -> Result<()> {
     let dir = tempfile::tempdir()?;
     let texts = dir.path().join("texts.txt");
     let lines = [
@@ -119,7 +119,7 @@ fn precisions_are_compared_on_texts_of_the_user() -> Result<()> {
 }
 
 #[test]
-fn broken_model_is_named_in_one_sentence() -> Result<()> {
+fn broken_model_is_reported_in_one_line() -> Result<()> {
     let dir = tempfile::tempdir()?;
     let path = dir.path().join("broken");
     std::fs::create_dir(&path)?;
@@ -136,7 +136,7 @@ fn broken_model_is_named_in_one_sentence() -> Result<()> {
 }
 
 #[test]
-fn mistake_is_answered_with_one_sentence() -> Result<()> {
+fn invalid_argument_is_reported_in_one_line() -> Result<()> {
     let held = std::net::TcpListener::bind("127.0.0.1:0")?;
     let taken = held.local_addr()?.to_string();
     let dir = tempfile::tempdir()?;
@@ -188,7 +188,7 @@ fn flag_that_is_a_key_of_the_configuration_is_suggested() -> Result<()> {
 }
 
 #[test]
-fn misspelled_flag_command_or_value_is_answered_with_the_nearest() -> Result<()> {
+fn misspelled_flag_command_or_value_suggests_the_nearest() -> Result<()> {
     let shipped = weir_tests::models().display().to_string();
     for (arguments, meant) in [
         (vec!["serv"], "serve"),
@@ -254,7 +254,7 @@ fn failed_start_leaves_no_file() -> Result<()> {
 
 /// What a server on an address that others can reach refuses is said at the start, with the remedy.
 #[tokio::test]
-async fn open_address_without_authentication_is_warned_of() -> Result<()> {
+async fn public_address_without_authentication_logs_a_warning() -> Result<()> {
     let server = weir_tests::Server::start(&["--listen", "0.0.0.0:0"]).await?;
     let log = server.log();
     assert!(

@@ -62,7 +62,7 @@ fn trimmed(text: &str) -> String {
 }
 
 #[test]
-fn each_program_runs_or_prints_a_reason() -> Result<()> {
+fn each_program_block_runs_or_states_a_reason() -> Result<()> {
     let mut seen = 0;
     for page in pages()? {
         let name = page.strip_prefix(root())?.display().to_string();

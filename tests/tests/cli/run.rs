@@ -50,7 +50,7 @@ fn invalid_line_is_an_error_at_its_index() -> Result<()> {
 }
 
 #[test]
-fn top_k_scores_add_up() -> Result<()> {
+fn top_k_scores_of_all_labels_sum_to_one() -> Result<()> {
     let output = run(&["--task", "sentiment", "--top-k", "3"], b"A fine day.\n")?;
     assert!(output.status.success(), "{output:?}");
     let line = &lines(&output)?[0];
@@ -265,7 +265,7 @@ fn file_lines_are_parsed_as_over_http() -> Result<()> {
 }
 
 #[test]
-fn names_in_long_speech_are_found_whole() -> Result<()> {
+fn entities_of_long_texts_are_found_whole() -> Result<()> {
     let mut input: String = [0, 100, 505, 506, 507, 510]
         .iter()
         .map(|words| format!("{}and then Angela Merkel from Sevastopol came\n", "tea ".repeat(*words)))
@@ -314,7 +314,7 @@ fn mistake(arguments: &[&str], expect: Expect) -> Result<()> {
 }
 
 #[test]
-fn mistake_is_answered_with_one_sentence() -> Result<()> {
+fn invalid_argument_is_reported_in_one_line() -> Result<()> {
     mistake(
         &["--task", "sentiment", "/nowhere.txt"],
         expect![[r#"

@@ -36,7 +36,7 @@ async fn generate_stream_is_text_by_default_and_events_by_accept() -> Result<()>
 }
 
 #[tokio::test]
-async fn accept_of_json_does_not_keep_a_stream_from_being_one() -> Result<()> {
+async fn stream_with_accept_json_is_sent_as_sse() -> Result<()> {
     let server = Server::start_generate_stub(&[]).await?;
     let answer = send(&server, "/v1/chat/completions", &streamed("hello")).await?;
     assert_eq!((answer.status().as_u16(), &answer.headers()["content-type"]), (200, &"text/event-stream".parse()?));
@@ -118,7 +118,7 @@ async fn failure_after_the_first_token_is_an_error_and_never_a_finish_reason() -
 
 /// Requirements 3, 8, 12 and 13.
 #[tokio::test]
-async fn options_of_a_chat_are_kept() -> Result<()> {
+async fn chat_options_are_applied() -> Result<()> {
     let server = Server::start_generate_stub(&[]).await?;
     let mut body = streamed("hello");
     body["stream_options"] = json!({ "include_usage": true });
@@ -156,7 +156,7 @@ async fn options_of_a_chat_are_kept() -> Result<()> {
 }
 
 #[tokio::test]
-async fn other_dialects_answer_whole_and_as_streams() -> Result<()> {
+async fn other_dialects_respond_whole_and_as_streams() -> Result<()> {
     let server = Server::start_generate_stub(&[]).await?;
     let said = "One two three four five.";
     let body = json!({ "model": "stub", "max_tokens": 64, "messages": [{ "role": "user", "content": "hi" }] });
@@ -205,7 +205,7 @@ async fn other_dialects_answer_whole_and_as_streams() -> Result<()> {
 
 /// Requirement 4: a client that leaves frees its sequence, whether it reads a stream or waits for the whole.
 #[tokio::test]
-async fn client_that_leaves_ends_its_generation_streaming_or_not() -> Result<()> {
+async fn generation_of_a_client_that_left_is_cancelled() -> Result<()> {
     let server = Server::start_generate_stub(&[]).await?;
     for (count, stream) in [(1, true), (2, false)] {
         let mut body = chat("!never");
@@ -222,7 +222,7 @@ async fn client_that_leaves_ends_its_generation_streaming_or_not() -> Result<()>
 }
 
 #[tokio::test]
-async fn server_without_a_model_says_how_to_get_one() -> Result<()> {
+async fn server_without_a_language_model_names_the_command_that_gets_one() -> Result<()> {
     let server = Server::start_stub(&[]).await?;
     let answer = send(&server, "/v1/chat/completions", &chat("hello")).await?;
     assert_eq!(answer.status(), 503);

@@ -23,7 +23,7 @@ async fn get(server: &Server, path: &str) -> Result<reqwest::Response> {
 }
 
 #[tokio::test]
-async fn client_that_comes_back_gets_exactly_the_rest_in_every_dialect() -> Result<()> {
+async fn resumed_stream_has_exactly_the_remaining_frames_in_every_dialect() -> Result<()> {
     let server = Server::start_generate_stub(&[]).await?;
     let messages = json!([{ "role": "user", "content": "hi" }]);
     for (path, body) in [
@@ -55,7 +55,7 @@ async fn client_that_comes_back_gets_exactly_the_rest_in_every_dialect() -> Resu
 }
 
 #[tokio::test]
-async fn several_watch_one_generation_and_its_channel_has_its_events() -> Result<()> {
+async fn concurrent_readers_of_a_generation_get_the_same_stream() -> Result<()> {
     let server = Server::start_generate_stub(&[]).await?;
     let mut body = streamed("!slow");
     body["stream_options"] = json!({ "include_usage": true });
@@ -81,7 +81,7 @@ async fn several_watch_one_generation_and_its_channel_has_its_events() -> Result
 }
 
 #[tokio::test]
-async fn detached_generation_continues_without_its_client_and_is_cancelled_by_name() -> Result<()> {
+async fn detached_generation_continues_without_its_client_and_is_cancelled_by_id() -> Result<()> {
     let server = Server::start_generate_stub(&[]).await?;
     let answer = send(&server, "/v1/chat/completions?detach=true", &streamed("!slow")).await?;
     let id = answer.headers()["x-weir-generation"].to_str()?.to_owned();
@@ -108,7 +108,7 @@ async fn detached_generation_continues_without_its_client_and_is_cancelled_by_na
 }
 
 #[tokio::test]
-async fn killed_server_keeps_the_exact_prefix_and_says_that_it_was_interrupted() -> Result<()> {
+async fn generation_interrupted_by_kill_9_keeps_its_prefix_and_ends_with_an_error() -> Result<()> {
     let dir = tempfile::tempdir()?;
     let path = dir.path().join("events.redb").display().to_string();
     let path = format!("events.path={path}");
@@ -152,7 +152,7 @@ async fn killed_server_keeps_the_exact_prefix_and_says_that_it_was_interrupted()
 }
 
 #[tokio::test]
-async fn generation_of_another_user_is_not_there() -> Result<()> {
+async fn generation_of_another_user_is_404() -> Result<()> {
     let dir = tempfile::tempdir()?;
     let settings = auth::settings(dir.path())?;
     let arguments: Vec<&str> = settings.iter().flat_map(|setting| ["--set", setting.as_str()]).collect();

@@ -8,7 +8,7 @@ use weir_tests::pipelines::{Folder, begin, events, run};
 use crate::send;
 
 #[tokio::test]
-async fn generate_step_fills_its_template_and_streams_its_pieces() -> Result<()> {
+async fn generate_step_renders_its_template_and_streams_its_pieces() -> Result<()> {
     let step = |template: &str| {
         json!([{ "id": "draft", "kind": "generate", "template": template, "system": "Be brief.", "max_tokens": 3,
                  "retry": { "max_attempts": 1 } }])
@@ -64,7 +64,7 @@ async fn embeddings_and_moderations_have_the_shapes_of_openai() -> Result<()> {
 }
 
 #[tokio::test]
-async fn embed_has_the_shape_of_text_embeddings_inference_and_what_no_model_does_is_declined() -> Result<()> {
+async fn tei_embed_has_its_shape_and_unsupported_tasks_are_424() -> Result<()> {
     let server = Server::start_stub(&[]).await?;
     let answer: Value = send(&server, "/embed", &json!({ "inputs": ["a"] })).await?.json().await?;
     assert_eq!(answer, json!([[0.5, -0.5, 0.5, -0.5]]));

@@ -272,7 +272,7 @@ async fn follow_and_publish<F: Future<Output = Result<()>>>(
 }
 
 #[tokio::test]
-async fn stream_behind_pushpin_is_the_same() -> Result<()> {
+async fn stream_behind_pushpin_equals_the_native_stream() -> Result<()> {
     let arguments = [
         "--max-instance-reuse-count=100000",
         "--max-instance-concurrent-reuse-count=1000",

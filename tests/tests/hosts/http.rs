@@ -292,7 +292,7 @@ async fn page_can_read_overload_and_draining_and_preflights_succeed() -> Result<
 }
 
 #[tokio::test]
-async fn refused_page_gets_the_key_and_one_log_line() -> Result<()> {
+async fn refused_origin_gets_the_configuration_key_and_one_log_line() -> Result<()> {
     let server = Server::start_stub(&[]).await?;
     let client = Client::new();
     for path in ["/v1/models", "/metrics", "/stream/workflow/w"] {
@@ -356,7 +356,7 @@ async fn percent_encoded_path_is_decoded_on_every_route_and_bad_encoding_is_400(
 }
 
 #[tokio::test]
-async fn codings_that_are_not_undone_are_refused_and_empty_ones_are_none() -> Result<()> {
+async fn unsupported_codings_are_refused_and_empty_ones_are_ignored() -> Result<()> {
     let server = Server::start_stub(&[]).await?;
     let body = "{\"inputs\":\"good\"}";
     let chunked = format!("{:x}\r\n{body}\r\n0\r\n\r\n", body.len());
@@ -432,7 +432,7 @@ async fn idle_connection_outlives_the_header_timeout_and_ends_with_its_own() -> 
 }
 
 #[tokio::test]
-async fn lines_that_a_client_causes_are_bounded_in_the_log() -> Result<()> {
+async fn log_lines_caused_by_a_client_are_bounded() -> Result<()> {
     let server = Server::start_stub(&[]).await?;
     for n in 0..120 {
         let path = ["/process-batch", "/v1/classify", "/sessions", "/v1/transcript"][n % 4];
@@ -514,7 +514,7 @@ sys.stdout.buffer.write(out)
 }
 
 #[tokio::test]
-async fn lines_on_a_terminal_fit_eighty_columns_and_have_no_colors_where_none_are_wanted() -> Result<()> {
+async fn terminal_log_fits_80_columns_and_respects_no_color() -> Result<()> {
     let run = |environment: &'static [(&str, &str)]| tokio::task::spawn_blocking(|| on_a_terminal(environment));
     let plain = tokio::time::timeout(PATIENCE, run(&[("NO_COLOR", "1")])).await???;
     ensure!(plain.contains("ready") && !plain.contains('\u{1b}'), "{plain:?}");

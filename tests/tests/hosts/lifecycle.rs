@@ -99,7 +99,7 @@ async fn killed_server_leaves_a_stream_without_its_end() -> Result<()> {
 }
 
 #[tokio::test]
-async fn lost_infer_instance_is_replaced_and_its_items_are_answered() -> Result<()> {
+async fn lost_infer_instance_is_replaced_and_its_items_get_outcomes() -> Result<()> {
     let server = Server::start_stub(&[]).await?;
     // The stand-in ends its stream on this text, which is against its contract: the instance is given up.
     let body = json!({"text": "this one makes it !end early", "include_summary": false});
@@ -149,7 +149,7 @@ async fn steps_whose_models_are_not_served_make_the_server_not_ready() -> Result
 }
 
 #[tokio::test]
-async fn failed_steps_are_named_in_the_last_event() -> Result<()> {
+async fn failed_steps_are_listed_in_the_last_event() -> Result<()> {
     let dir = tempfile::tempdir()?;
     let empty = dir.path().display().to_string();
     let off = ["--set", "steps.sentiment=", "--set", "steps.entities=", "--set", "steps.summary="];
@@ -170,7 +170,7 @@ async fn failed_steps_are_named_in_the_last_event() -> Result<()> {
 
 /// A classifier whose `config.json` is replaced by an empty list is refused at the start, not served as embeddings.
 #[tokio::test]
-async fn model_configuration_that_is_no_object_ends_the_start() -> Result<()> {
+async fn model_configuration_that_is_no_object_stops_the_start() -> Result<()> {
     let dir = tempfile::tempdir()?;
     for file in std::fs::read_dir(weir_tests::models().join("sentiment"))? {
         let file = file?;

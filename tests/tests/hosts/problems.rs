@@ -68,7 +68,7 @@ fn cases() -> Vec<Case> {
 }
 
 #[tokio::test]
-async fn wrong_request_is_answered_with_one_problem() -> Result<()> {
+async fn invalid_request_is_answered_with_one_problem() -> Result<()> {
     let server = Server::start_stub(&[]).await?;
     let client = reqwest::Client::new();
     for case in cases() {
@@ -143,7 +143,7 @@ async fn request_past_its_timeout_ends_with_an_error() -> Result<()> {
 }
 
 #[tokio::test]
-async fn full_server_answers_503_and_probes() -> Result<()> {
+async fn full_server_responds_503_and_serves_probes() -> Result<()> {
     let server = Server::start_stub(&["--set", "http.requests_max=1"]).await?;
     let body = json!({"text": "this one is !never answered", "include_summary": false}).to_string();
     let mut held = Raw::post(&server, "/process-stream", &body).await?;

@@ -70,7 +70,7 @@ fn nice_values(process: u32) -> Result<BTreeMap<String, i64>> {
 }
 
 #[tokio::test]
-async fn replicas_have_a_lower_priority_than_sockets() -> Result<()> {
+async fn replica_threads_have_a_lower_priority_than_socket_threads() -> Result<()> {
     let server = Server::start(&["--set", "models.replicas=2"]).await?;
     let nice = nice_values(server.id())?;
     let of = |name: &str| nice.get(name).copied().with_context(|| format!("no thread {name} in {nice:?}"));

@@ -19,7 +19,7 @@ async fn sorted(server: &Server, path: &str, body: impl Into<reqwest::Body>) -> 
 }
 
 #[tokio::test]
-async fn shipped_models_answer_every_task() -> Result<()> {
+async fn shipped_models_serve_every_task() -> Result<()> {
     let server = Server::start(&[]).await?;
     let (status, answer) = post(&server, "/v1/classify", &json!({"inputs": ["what a wonderful day", "awful"]})).await?;
     assert_eq!(status, 200, "{answer}");
@@ -70,7 +70,7 @@ async fn shipped_models_answer_every_task() -> Result<()> {
 }
 
 #[tokio::test]
-async fn failure_belongs_to_its_text_or_to_the_request() -> Result<()> {
+async fn failed_text_is_an_error_output_and_a_refused_request_has_a_status() -> Result<()> {
     let server = Server::start_stub(&[]).await?;
     let label = json!([{"label": "positive", "score": 0.75}]);
     let (_, answer) = post(&server, "/v1/classify", &json!({"inputs": ["good", "!fail", {"text": "good"}]})).await?;
@@ -308,7 +308,7 @@ async fn stream_of_many_lines_takes_constant_memory() -> Result<()> {
 }
 
 #[tokio::test]
-async fn client_that_does_not_read_is_not_read_from() -> Result<()> {
+async fn client_that_does_not_read_is_pushed_back() -> Result<()> {
     let server = Server::start_stub(&[]).await?;
     let mut stalled = Duplex::send_head(Raw::connect_small(&server).await?, "/v1/classify").await?;
     let before = server.resident_bytes()?;

@@ -16,7 +16,7 @@ async fn ask(server: &Server, path: &str, body: &Value) -> Result<(StatusCode, V
 }
 
 #[tokio::test]
-async fn huggingface_hub_client_understands_every_answer() -> Result<()> {
+async fn huggingface_hub_client_understands_every_response() -> Result<()> {
     let server = Server::start(&[]).await?;
     let mut python = Command::new(tool("WEIR_TEST_PYTHON")?);
     python.arg(root().join("tests/readers/hub.py")).arg(server.url(""));
@@ -52,7 +52,7 @@ async fn huggingface_hub_client_understands_every_answer() -> Result<()> {
 }
 
 #[tokio::test]
-async fn inference_api_has_its_own_shapes() -> Result<()> {
+async fn hub_routes_have_the_shapes_of_the_inference_api() -> Result<()> {
     let server = Server::start_stub(&[]).await?;
     let label = json!({"label": "positive", "score": 0.75});
     let body = json!({"inputs": "good", "options": {"wait_for_model": true}});

@@ -48,17 +48,17 @@ fn numbers(output: &Output) -> Result<Vec<f32>> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn answer_has_the_same_bits_in_every_batch() -> Result<()> {
+async fn output_is_bit_identical_in_every_batch() -> Result<()> {
     compare_mixtures("auto", "auto", 0.0).await
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn answer_in_f32_has_the_same_bits_in_every_batch() -> Result<()> {
+async fn f32_output_is_bit_identical_in_every_batch() -> Result<()> {
     compare_mixtures("builtin", "f32", 0.0).await
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn batch_changes_an_answer_of_tract_by_little() -> Result<()> {
+async fn batch_changes_tract_output_within_its_bound() -> Result<()> {
     compare_mixtures("tract", "auto", TRACT_DIFFERENCE_MAX).await
 }
 

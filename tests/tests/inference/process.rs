@@ -21,7 +21,7 @@ fn code_points(text: &str, start: u64, end: u64) -> String {
 }
 
 #[tokio::test]
-async fn shipped_models_answer_every_step_in_order() -> Result<()> {
+async fn shipped_models_complete_every_step_in_order() -> Result<()> {
     let server = Server::start(&[]).await?;
     let events = stream(&server, json!({"text": TEXT, "include_entities": true, "chunk_size": 100})).await?;
     let chunks = TEXT.chars().count().div_ceil(100);
@@ -58,7 +58,7 @@ async fn shipped_models_answer_every_step_in_order() -> Result<()> {
 }
 
 #[tokio::test]
-async fn process_batch_answers_with_the_results_of_the_stream() -> Result<()> {
+async fn process_batch_returns_the_results_of_the_stream() -> Result<()> {
     let server = Server::start(&[]).await?;
     let client = reqwest::Client::new();
     let body = json!({"text": TEXT, "include_entities": true});
@@ -107,7 +107,7 @@ async fn unknown_field_is_refused_with_the_nearest_name() -> Result<()> {
 /// Whole answers of JSON, of the gateway and of the host, end with a line end; scores are the shortest decimals of their f32 in
 /// every form of answer.
 #[tokio::test]
-async fn json_answers_end_with_a_line_end_and_scores_have_one_form() -> Result<()> {
+async fn json_bodies_end_with_a_newline_and_scores_have_one_form() -> Result<()> {
     let server = Server::start(&[]).await?;
     let client = reqwest::Client::new();
     for path in ["/", "/livez", "/readyz", "/v1/models", "/openapi.json", "/stream/health", "/nowhere", "/v1/classify"]
@@ -192,7 +192,7 @@ async fn process_stream_over_sse_has_the_same_events() -> Result<()> {
 }
 
 #[tokio::test]
-async fn first_event_is_sent_before_the_model_answers() -> Result<()> {
+async fn first_event_is_sent_before_the_model_returns() -> Result<()> {
     let server = Server::start_stub(&[]).await?;
     let body = json!({"text": "this one is !never answered", "include_summary": false}).to_string();
     let mut raw = Raw::post(&server, "/process-stream", &body).await?;

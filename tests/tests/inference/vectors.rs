@@ -192,17 +192,17 @@ async fn check(file: &str, holds: impl Fn(&Value, &Value) -> bool) -> Result<()>
 }
 
 #[tokio::test]
-async fn text_classification() -> Result<()> {
+async fn text_classification_equals_transformers() -> Result<()> {
     check("text_classification.jsonl", same_labels).await
 }
 
 #[tokio::test]
-async fn token_classification() -> Result<()> {
+async fn token_classification_equals_transformers() -> Result<()> {
     check("token_classification.jsonl", same).await
 }
 
 #[tokio::test]
-async fn embedding() -> Result<()> {
+async fn embedding_is_close_to_transformers() -> Result<()> {
     check("embedding.jsonl", |got, expected| cosine(got, expected) >= COSINE_MIN).await
 }
 

@@ -293,7 +293,7 @@ async fn definition_that_changes_is_read_again() -> Result<()> {
 }
 
 #[tokio::test]
-async fn wrong_pipeline_request_is_answered_with_its_reasons() -> Result<()> {
+async fn invalid_pipeline_request_is_refused_with_its_reasons() -> Result<()> {
     let folder = Folder::new(&[
         ("echo", json!([{"id": "a", "kind": "map", "expression": "@"}])),
         ("mood", json!([{"id": "mood", "kind": "sentiment"}])),
@@ -447,7 +447,7 @@ async fn concurrent_executions_complete() -> Result<()> {
 }
 
 #[tokio::test]
-async fn unknown_pipeline_is_answered_with_the_nearest_that_the_user_may_start() -> Result<()> {
+async fn unknown_pipeline_suggests_the_nearest_that_the_user_may_start() -> Result<()> {
     let folder = Folder::new(&[("review", json!([{"id": "a", "kind": "map", "expression": "@"}]))])?;
     let dir = tempfile::tempdir()?;
     let server = guarded(dir.path(), &folder.arguments()).await?;

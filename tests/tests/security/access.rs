@@ -175,7 +175,7 @@ async fn channel_in_use_keeps_its_owner() -> Result<()> {
 }
 
 #[tokio::test]
-async fn publisher_without_read_scope_does_not_own_a_past_by_naming_itself() -> Result<()> {
+async fn publisher_that_names_itself_gains_no_access_to_earlier_events() -> Result<()> {
     let dir = tempfile::tempdir()?;
     let server = guarded(dir.path(), &[]).await?;
     let worker = step(Some("worker"));
@@ -334,7 +334,7 @@ async fn connection_ends_with_its_token() -> Result<()> {
 }
 
 #[tokio::test]
-async fn keys_that_change_are_used_without_a_restart() -> Result<()> {
+async fn replaced_key_files_are_used_without_a_restart() -> Result<()> {
     let dir = tempfile::tempdir()?;
     let server = guarded(dir.path(), &[]).await?;
     let good = json!({"inputs": "good"});

@@ -45,7 +45,7 @@ async fn answer(server: &Server, path: &str, body: String) -> Result<(usize, Val
 }
 
 #[tokio::test]
-async fn transcript_of_one_mebibyte_is_answered_in_proportion() -> Result<()> {
+async fn response_to_a_transcript_of_one_mebibyte_is_bounded() -> Result<()> {
     let server = Server::start_stub(&["--set", "http.body_bytes_max=4194304"]).await?;
     let session = chunks_path(&create_session(&server, &json!({})).await?);
     for path in ["/v1/transcript", "/v1/transcript?annotate=none", session.as_str()] {
@@ -64,7 +64,7 @@ async fn transcript_of_one_mebibyte_is_answered_in_proportion() -> Result<()> {
 }
 
 #[tokio::test]
-async fn query_of_8_kb_is_answered_with_a_bounded_list_of_errors() -> Result<()> {
+async fn query_of_8_kb_gets_a_bounded_list_of_errors() -> Result<()> {
     const ANSWER_BYTES_MAX: usize = 16 << 10;
     let server = Server::start_stub(&[]).await?;
     let query = |parameter: &str| parameter.repeat(8000 / parameter.len());
@@ -91,7 +91,7 @@ async fn query_of_8_kb_is_answered_with_a_bounded_list_of_errors() -> Result<()>
 }
 
 #[tokio::test]
-async fn body_full_of_mistakes_is_answered_with_a_bounded_list_of_errors() -> Result<()> {
+async fn body_full_of_mistakes_gets_a_bounded_list_of_errors() -> Result<()> {
     const ANSWER_BYTES_MAX: usize = 64 << 10;
     let server = Server::start_stub(&[]).await?;
     let fields: String = (0..50_000).map(|n| format!(",\"f{n}\":0")).collect();

@@ -212,7 +212,7 @@ async fn lost_streams_are_cut(server: &Server, [path, path2]: [&str; 2], line: &
 fn keep(_: &mut SendStream<Bytes>) {}
 
 #[tokio::test]
-async fn answer_of_a_lost_instance_is_cut_short() -> Result<()> {
+async fn response_of_a_lost_instance_is_cut_short() -> Result<()> {
     let server = Server::start_stub(&SMALL).await?;
     // What the host holds is no instance's.
     let mut held = Raw::connect(&server).await?;
@@ -229,7 +229,7 @@ async fn answer_of_a_lost_instance_is_cut_short() -> Result<()> {
 }
 
 #[tokio::test]
-async fn answer_of_the_lost_keeper_is_cut_short() -> Result<()> {
+async fn response_of_the_lost_stateful_instance_is_cut_short() -> Result<()> {
     let server = Server::start_stub(&SMALL).await?;
     let (one, two) = (session(&server).await?, session(&server).await?);
     let line = "{\"start\":0,\"end\":1,\"text\":\"hello there\",\"speaker_id\":\"a\",\"seq\":1}\n";

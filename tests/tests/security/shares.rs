@@ -172,7 +172,7 @@ async fn full_store_answers_503_and_readiness_names_it_while_inference_is_served
 }
 
 #[tokio::test]
-async fn without_authentication_the_share_is_the_whole() -> Result<()> {
+async fn share_without_authentication_is_the_whole_store() -> Result<()> {
     let server =
         Server::start_stub(&["--set", "events.state_bytes_max=60000", "--set", "events.user_percent_max=1"]).await?;
     let mut count = 0;
@@ -290,7 +290,7 @@ async fn session_without_expiry_needs_the_setting_of_the_operator() -> Result<()
 }
 
 #[tokio::test]
-async fn execution_ends_although_its_owner_has_its_share() -> Result<()> {
+async fn execution_of_a_user_with_a_full_share_completes() -> Result<()> {
     let keys = keys()?;
     let folder = Folder::new(&[("mood", json!([{"id": "mood", "kind": "sentiment"}]))])?;
     let server = server(keys.path(), &["events.state_bytes_max=200000"], &folder.arguments()).await?;

@@ -110,7 +110,7 @@ async fn session_has_its_events_from_start_to_end() -> Result<()> {
 }
 
 #[tokio::test]
-async fn wrong_session_request_is_answered_with_its_reason() -> Result<()> {
+async fn invalid_session_request_is_refused_with_its_reason() -> Result<()> {
     let server = Server::start_stub(&["--set", "sessions.live_max=1"]).await?;
     let post = async |path: &str, content_type: &str, body: &str| -> Result<(u16, Value)> {
         let request = Client::new().post(server.url(path)).header("content-type", content_type).body(body.to_owned());

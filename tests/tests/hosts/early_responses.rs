@@ -132,7 +132,7 @@ async fn read_answer(stream: &mut TcpStream) -> Result<Answer> {
 }
 
 #[tokio::test]
-async fn early_answer_is_read_whole_by_a_client_that_sends_its_whole_body_first() -> Result<()> {
+async fn early_response_is_read_whole_by_a_client_that_sends_its_whole_body_first() -> Result<()> {
     let server = Server::start_stub(&["--set", "http.hosts=[]"]).await?;
     for round in 0..10 {
         for pace in [Pace::Fast, Pace::Slow] {
@@ -160,7 +160,7 @@ async fn early_answer_is_read_whole_by_a_client_that_sends_its_whole_body_first(
 }
 
 #[tokio::test]
-async fn early_answer_says_whether_its_connection_is_closed() -> Result<()> {
+async fn early_response_says_whether_its_connection_is_closed() -> Result<()> {
     let server = Server::start_stub(&[]).await?;
     for _ in 0..20 {
         // A small body that has arrived is discarded, and the connection stays. `exchange` sends another request over it.
@@ -183,7 +183,7 @@ async fn early_answer_says_whether_its_connection_is_closed() -> Result<()> {
 }
 
 #[tokio::test]
-async fn early_answer_of_a_full_or_guarded_server_is_read_whole() -> Result<()> {
+async fn early_response_of_a_full_or_guarded_server_is_read_whole() -> Result<()> {
     let full = Server::start_stub(&["--set", "http.requests_max=1"]).await?;
     let body = json!({"text": "this one is !never answered", "include_summary": false}).to_string();
     let mut held = Raw::post(&full, "/process-stream", &body).await?;
@@ -213,7 +213,7 @@ async fn early_answer_of_a_full_or_guarded_server_is_read_whole() -> Result<()> 
 }
 
 #[tokio::test]
-async fn early_answer_of_a_draining_server_is_read_whole() -> Result<()> {
+async fn early_response_of_a_draining_server_is_read_whole() -> Result<()> {
     let server = Server::start_stub(&["--set", "http.drain_timeout_ms=20000"]).await?;
     let body = json!({"text": "this one is !never answered", "include_summary": false}).to_string();
     let mut held = Raw::post(&server, "/process-stream", &body).await?;
@@ -233,7 +233,7 @@ async fn early_answer_of_a_draining_server_is_read_whole() -> Result<()> {
 }
 
 #[tokio::test]
-async fn body_that_stops_arriving_is_answered_and_the_answer_is_read() -> Result<()> {
+async fn body_that_stops_arriving_is_408_and_the_response_is_read() -> Result<()> {
     let server = Server::start_stub(&["--set", "http.body_timeout_ms=200"]).await?;
     for _ in 0..5 {
         let mut stream = TcpStream::connect(server.address()).await?;
@@ -282,7 +282,7 @@ async fn client_that_sends_for_ever_is_disconnected() -> Result<()> {
 }
 
 #[tokio::test]
-async fn early_answers_of_many_streams_of_http2_are_all_read() -> Result<()> {
+async fn early_responses_of_many_http2_streams_are_all_read() -> Result<()> {
     let server = Server::start_stub(&[]).await?;
     for round in 0..10 {
         let stream = TcpStream::connect(server.address()).await?;
@@ -354,7 +354,7 @@ async fn read_frame(stream: &mut TcpStream, kind_max: u8, flag: u8, wanted: u32)
 }
 
 #[tokio::test]
-async fn data_of_answered_streams_of_http2_does_not_end_the_connection() -> Result<()> {
+async fn data_of_completed_http2_streams_does_not_end_the_connection() -> Result<()> {
     let (data, headers, settings, ping) = (0, 1, 4, 6);
     let (end_headers, end_stream, ack) = (4, 1, 1);
     let server = Server::start_stub(&[]).await?;

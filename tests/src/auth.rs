@@ -31,7 +31,7 @@ crew crew sha256:c961e0cf9e542e1d1c65f199775b22af63b5b3475421187866ec033ee07a782
 pub const SECRET: &str = "a shared secret that is long enough for HS256";
 
 /// A server with authentication and with the stand-in for inference. Its keys are in `dir`.
-pub async fn guarded(dir: &Path, more: &[&str]) -> Result<Server> {
+pub async fn start_with_auth(dir: &Path, more: &[&str]) -> Result<Server> {
     let settings = settings(dir)?;
     let mut arguments: Vec<&str> = settings.iter().flat_map(|setting| ["--set", setting.as_str()]).collect();
     arguments.extend(more);
@@ -64,17 +64,17 @@ pub fn claims(user: &str, ttl_s: u64) -> Result<Value> {
 }
 
 /// The header of a token that is signed with a secret.
-pub fn hs256() -> Value {
+pub fn hs256_header() -> Value {
     json!({"alg": "HS256", "typ": "JWT"})
 }
 
 /// A request with a key or a token.
-pub fn ask(server: &Server, method: Method, path: &str, key: &str) -> RequestBuilder {
+pub fn request_as(server: &Server, method: Method, path: &str, key: &str) -> RequestBuilder {
     Client::new().request(method, server.url(path)).bearer_auth(key)
 }
 
 /// A progress event, and the user that it names.
-pub fn step(user: Option<&str>) -> Value {
+pub fn progress_body(user: Option<&str>) -> Value {
     json!({"step": "s", "progress": 1, "message": "m", "user_id": user})
 }
 
@@ -85,12 +85,12 @@ pub async fn status(request: RequestBuilder) -> Result<u16> {
 
 /// Posts JSON with a key; the status.
 pub async fn publish(server: &Server, path: &str, key: &str, body: &Value) -> Result<u16> {
-    status(ask(server, Method::POST, path, key).json(body)).await
+    status(request_as(server, Method::POST, path, key).json(body)).await
 }
 
 /// A ticket of a user for what `body` says.
 pub async fn issue_ticket(server: &Server, key: &str, body: &Value) -> Result<String> {
-    let answer = ask(server, Method::POST, "/tickets", key).json(body).send().await?;
+    let answer = request_as(server, Method::POST, "/tickets", key).json(body).send().await?;
     let status = answer.status();
     let body: Value = answer.json().await?;
     ensure!(status == 201, "{body}");

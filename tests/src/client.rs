@@ -24,7 +24,7 @@ pub async fn post_body(server: &Server, path: &str, content_type: &str, body: im
 }
 
 /// Posts a body of a media type; the lines of the answer, which must be 200.
-pub async fn lines(server: &Server, path: &str, content_type: &str, body: impl Into<Body>) -> Result<Vec<Value>> {
+pub async fn post_lines(server: &Server, path: &str, content_type: &str, body: impl Into<Body>) -> Result<Vec<Value>> {
     let answer = post_body(server, path, content_type, body).await?;
     ensure!(answer.status() == 200, "{}", answer.text().await?);
     ensure!(answer.headers()["content-type"] == NDJSON, "{:?}", answer.headers());
@@ -32,7 +32,7 @@ pub async fn lines(server: &Server, path: &str, content_type: &str, body: impl I
 }
 
 /// The body of a stream of lines.
-pub fn body_of(lines: &[Value]) -> String {
+pub fn ndjson_body(lines: &[Value]) -> String {
     lines.iter().map(|line| format!("{line}\n")).collect()
 }
 
@@ -44,14 +44,14 @@ pub async fn classify(server: &Server, texts: &[&str]) -> Result<Vec<Value>> {
 }
 
 /// Publishes an event of a workflow whose message is `nN`; the status and the answer.
-pub async fn progress(server: &Server, workflow: &str, n: u32) -> Result<(u16, Value)> {
+pub async fn try_publish(server: &Server, workflow: &str, n: u32) -> Result<(u16, Value)> {
     let body = json!({"step": "work", "progress": n % 100, "message": format!("n{n}")});
     post(server, &format!("/stream/publish/workflow/{workflow}"), &body).await
 }
 
 /// As [`progress`], which must be taken; the id of the event.
 pub async fn publish(server: &Server, workflow: &str, n: u32) -> Result<String> {
-    let (status, answer) = progress(server, workflow, n).await?;
+    let (status, answer) = try_publish(server, workflow, n).await?;
     ensure!(status == 200, "{status}: {answer}");
     Ok(answer["id"].as_str().context("an id")?.to_owned())
 }
@@ -78,7 +78,7 @@ pub fn chunks_path(session: &str) -> String {
 
 /// Feeds a session in one request; the lines of the answer.
 pub async fn feed(server: &Server, session: &str, chunks: &[Value]) -> Result<Vec<Value>> {
-    lines(server, &chunks_path(session), NDJSON, body_of(chunks)).await
+    post_lines(server, &chunks_path(session), NDJSON, ndjson_body(chunks)).await
 }
 
 /// Ends a session; the lines of the answer.

@@ -9,7 +9,7 @@ use tokio::net::{TcpListener, TcpStream};
 
 /// Passes connections on to a server, and cuts each after a while: later each time, at any byte. Answers the address and how
 /// many connections there were.
-pub async fn cutting(server: String) -> Result<(String, Arc<AtomicUsize>)> {
+pub async fn start_cutting_proxy(server: String) -> Result<(String, Arc<AtomicUsize>)> {
     let listener = TcpListener::bind("127.0.0.1:0").await?;
     let address = listener.local_addr()?.to_string();
     let connections = Arc::new(AtomicUsize::new(0));

@@ -46,11 +46,11 @@ impl Follower {
         if let Some(id) = last_id {
             request = request.header("last-event-id", id);
         }
-        Self::of(request.send().await?, last_id)
+        Self::from_response(request.send().await?, last_id)
     }
 
     /// What follows in an answer.
-    pub fn of(answer: Response, last_id: Option<&str>) -> Result<Self> {
+    pub fn from_response(answer: Response, last_id: Option<&str>) -> Result<Self> {
         ensure!(answer.status() == 200, "{answer:?}");
         let last_id = last_id.unwrap_or_default().to_owned();
         let body = answer.bytes_stream().boxed();
@@ -85,14 +85,14 @@ impl Follower {
     }
 
     /// The next event, which must come.
-    pub async fn event(&mut self) -> Result<Event> {
+    pub async fn next_event(&mut self) -> Result<Event> {
         self.next().await?.context("the stream ended")
     }
 
     /// The next event that has a place, which must come.
-    pub async fn placed(&mut self) -> Result<Event> {
+    pub async fn next_stored_event(&mut self) -> Result<Event> {
         loop {
-            let event = self.event().await?;
+            let event = self.next_event().await?;
             if !matches!(event.name.as_str(), "connected" | "disconnected") {
                 return Ok(event);
             }
@@ -100,7 +100,7 @@ impl Follower {
     }
 
     /// The events that have a place, to the end.
-    pub async fn rest(&mut self) -> Result<Vec<Event>> {
+    pub async fn remaining_events(&mut self) -> Result<Vec<Event>> {
         let mut events = Vec::new();
         while let Some(event) = self.next().await? {
             if !matches!(event.name.as_str(), "connected" | "disconnected") {

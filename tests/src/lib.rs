@@ -5,7 +5,7 @@
 
 pub mod auth;
 pub mod client;
-pub mod cut;
+pub mod cutting_proxy;
 pub mod documents;
 mod duplex;
 pub mod follow;
@@ -219,15 +219,15 @@ impl Server {
 
     /// One value of `/metrics`, summed over its labels; 0 when it is not there yet.
     pub async fn metric(&self, name: &str) -> Result<f64> {
-        self.sum(|key| key.split('{').next() == Some(name)).await
+        self.sum_metrics(|key| key.split('{').next() == Some(name)).await
     }
 
     /// How many POSTs have been answered.
-    pub async fn posts(&self) -> Result<f64> {
-        self.sum(|key| key.starts_with("weir_http_requests_total{") && key.contains("method=\"POST\"")).await
+    pub async fn post_count(&self) -> Result<f64> {
+        self.sum_metrics(|key| key.starts_with("weir_http_requests_total{") && key.contains("method=\"POST\"")).await
     }
 
-    async fn sum(&self, wanted: impl Fn(&str) -> bool) -> Result<f64> {
+    async fn sum_metrics(&self, matches: impl Fn(&str) -> bool) -> Result<f64> {
         let mut request = reqwest::Client::new().get(self.url("/metrics"));
         if let Some(token) = &self.token {
             request = request.bearer_auth(token);
@@ -235,7 +235,7 @@ impl Server {
         let text = request.send().await?.error_for_status()?.text().await?;
         let values = text.lines().filter_map(|line| {
             let (key, value) = line.rsplit_once(' ')?;
-            wanted(key).then(|| value.parse::<f64>().ok())?
+            matches(key).then(|| value.parse::<f64>().ok())?
         });
         Ok(values.sum())
     }
@@ -290,7 +290,7 @@ impl Raw {
     }
 
     /// Connects with a receive buffer so small that the server soon notices a reader that does not read.
-    pub async fn connect_small(server: &Server) -> Result<Self> {
+    pub async fn connect_with_small_buffer(server: &Server) -> Result<Self> {
         let socket = tokio::net::TcpSocket::new_v4()?;
         socket.set_recv_buffer_size(4096)?;
         Ok(Self { stream: socket.connect(server.address().parse()?).await?, read: Vec::new() })
@@ -381,7 +381,7 @@ impl Raw {
     }
 
     /// Reads to the end of an answer that comes in chunks, or of the connection; returns what came since what was read last.
-    pub async fn read_to_end_of_answer(&mut self) -> Result<String> {
+    pub async fn read_to_end_of_response(&mut self) -> Result<String> {
         let from = self.read.len();
         let reading = async {
             let mut buffer = [0; 4096];
@@ -397,7 +397,7 @@ impl Raw {
     }
 
     /// Reads to the next `needle` and forgets everything up to its end, so that it is found once.
-    pub async fn take_next(&mut self, needle: &str) -> Result<()> {
+    pub async fn skip_past(&mut self, needle: &str) -> Result<()> {
         let needle = needle.as_bytes();
         let mut buffer = vec![0; 1 << 14];
         let reading = async {

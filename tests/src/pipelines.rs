@@ -26,19 +26,19 @@ impl Folder {
         let set = format!("pipelines.dir={}", dir.path().display());
         let folder = Self { dir, set };
         for (name, steps) in pipelines {
-            folder.put(name, steps)?;
+            folder.write(name, steps)?;
         }
         Ok(folder)
     }
 
     /// Puts a pipeline there, or another in its place. What is told of it is told at once.
-    pub fn put(&self, name: &str, steps: &Value) -> Result<()> {
+    pub fn write(&self, name: &str, steps: &Value) -> Result<()> {
         let definition = json!({"name": name, "streaming": {"flush_interval_ms": 0}, "steps": steps});
-        self.put_text(name, &definition.to_string())
+        self.write_text(name, &definition.to_string())
     }
 
     /// Puts a file there.
-    pub fn put_text(&self, name: &str, text: &str) -> Result<()> {
+    pub fn write_text(&self, name: &str, text: &str) -> Result<()> {
         Ok(std::fs::write(self.dir.path().join(format!("{name}.json")), text)?)
     }
 
@@ -63,7 +63,7 @@ pub async fn start(server: &Server, name: &str, input: &Value, headers: &[(&str,
 }
 
 /// Starts an execution; its id.
-pub async fn begin(server: &Server, name: &str, input: &Value) -> Result<String> {
+pub async fn start_execution(server: &Server, name: &str, input: &Value) -> Result<String> {
     let answer = start(server, name, input, &[]).await?;
     let (status, location) = (answer.status(), answer.headers().get("location").cloned());
     let body: Value = answer.json().await?;
@@ -89,7 +89,7 @@ pub async fn status(server: &Server, id: &str) -> Result<Value> {
 }
 
 /// Waits until an execution has ended; its status.
-pub async fn ended(server: &Server, id: &str) -> Result<Value> {
+pub async fn wait_until_ended(server: &Server, id: &str) -> Result<Value> {
     until("ended", || async {
         Ok(!matches!(status(server, id).await?["state"].as_str(), Some("running" | "compensating")))
     })
@@ -104,11 +104,11 @@ pub async fn follow(server: &Server, id: &str, last_id: Option<&str>) -> Result<
 
 /// All events of an execution, to its end.
 pub async fn events(server: &Server, id: &str) -> Result<Vec<Event>> {
-    follow(server, id, None).await?.rest().await
+    follow(server, id, None).await?.remaining_events().await
 }
 
 /// The names of events, with the step that each is about.
-pub fn told(events: &[Event]) -> Vec<String> {
+pub fn event_names(events: &[Event]) -> Vec<String> {
     let one = |event: &Event| match event.data["step_id"].as_str() {
         Some(step) => format!("{} {step}", event.name),
         None => event.name.clone(),
@@ -117,7 +117,7 @@ pub fn told(events: &[Event]) -> Vec<String> {
 }
 
 /// Checks that events are a whole sequence from its first: places without a hole in one epoch, numbers that agree with them.
-pub fn check_whole(events: &[Event]) -> Result<()> {
+pub fn check_contiguous(events: &[Event]) -> Result<()> {
     let epoch = |event: &Event| event.id.split('-').next().map(str::to_owned);
     for (event, place) in events.iter().zip(1u64..) {
         ensure!(event.seq()? == place && epoch(event) == epoch(&events[0]), "a hole before {event:?}");

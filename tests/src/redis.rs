@@ -48,7 +48,7 @@ impl Redis {
     }
 
     /// `kill -9`.
-    pub fn stop(&mut self) -> Result<()> {
+    pub fn kill(&mut self) -> Result<()> {
         self.child.kill()?;
         self.child.wait()?;
         Ok(())
@@ -80,7 +80,7 @@ impl Redis {
     }
 
     /// Starts it where it was.
-    pub fn again(&mut self) -> Result<()> {
+    pub fn restart(&mut self) -> Result<()> {
         self.child = Self::spawn(&self.program, self.port, self.dir.path(), self.persistence)?;
         Ok(())
     }
@@ -96,7 +96,7 @@ impl Redis {
     }
 
     /// Starts `weir serve` with the stand-in for the infer component, whose channels are there.
-    pub async fn weir(&self, more: &[&str]) -> Result<Server> {
+    pub async fn start_server(&self, more: &[&str]) -> Result<Server> {
         let url = self.url_setting();
         let mut arguments = vec!["--set", "events.store=redis", "--set", "events.durable=true", "--set", &url];
         arguments.extend(more);
@@ -106,6 +106,6 @@ impl Redis {
 
 impl Drop for Redis {
     fn drop(&mut self) {
-        let _ = self.stop();
+        let _ = self.kill();
     }
 }

@@ -50,7 +50,7 @@ pub fn runtime(config: &Config, infer: &str) -> Result<Runtime> {
 }
 
 /// An item that asks for all scores of a text.
-pub fn classify(id: u64, model: &str, text: impl Into<String>) -> Item {
+pub fn classify_item(id: u64, model: &str, text: impl Into<String>) -> Item {
     Item {
         id,
         model: model.to_owned(),
@@ -76,7 +76,7 @@ pub async fn collect(mut outcomes: Outcomes) -> Result<BTreeMap<u64, Result<Outp
 }
 
 /// Sends items as one call and returns what came back, one outcome for each.
-pub async fn ask(runtime: &Runtime, items: Vec<Item>) -> Result<BTreeMap<u64, Result<Output, Failure>>> {
+pub async fn run_items(runtime: &Runtime, items: Vec<Item>) -> Result<BTreeMap<u64, Result<Output, Failure>>> {
     let (sender, outcomes) = runtime.call().open();
     let count = items.len();
     let feeding = async {
@@ -94,7 +94,7 @@ pub async fn ask(runtime: &Runtime, items: Vec<Item>) -> Result<BTreeMap<u64, Re
 }
 
 /// Waits until something holds.
-pub async fn holds(what: &str, mut condition: impl FnMut() -> bool) -> Result<()> {
+pub async fn wait_until(what: &str, mut condition: impl FnMut() -> bool) -> Result<()> {
     let waiting = async {
         while !condition() {
             tokio::time::sleep(Duration::from_millis(2)).await;

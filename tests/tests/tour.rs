@@ -4,10 +4,10 @@ use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
-use weir_tests::auth::{ANN, BOB, ask, guarded, issue_ticket, step};
-use weir_tests::client::{NDJSON, classify, create_session, end_session, feed, follow, lines, pipeline, post, publish};
+use weir_tests::auth::{ANN, BOB, request_as, start_with_auth, issue_ticket, progress_body};
+use weir_tests::client::{NDJSON, classify, create_session, end_session, feed, follow, post_lines, pipeline, post, publish};
 use weir_tests::follow::Follower;
-use weir_tests::pipelines::{Folder, begin, events, told};
+use weir_tests::pipelines::{Folder, start_execution, events, event_names};
 use weir_tests::{Duplex, Server, auth, models, statuses, weir};
 
 #[tokio::test]
@@ -50,10 +50,10 @@ async fn document_is_processed_step_by_step() -> Result<()> {
     let server = Server::start(&[]).await?;
     let text = "Maria Schmidt liked Geneva. The hotel was wonderful and the lake was beautiful.";
     let body = json!({"text": text, "include_entities": true}).to_string();
-    let told = lines(&server, "/process-stream", "application/json", body).await?;
-    let names = statuses(&told);
+    let event_names = post_lines(&server, "/process-stream", "application/json", body).await?;
+    let names = statuses(&event_names);
     assert_eq!((names.first(), names.last()), (Some(&"started"), Some(&"completed")));
-    let entities = told.iter().find(|event| event["status"] == "entities_complete").context("entities")?;
+    let entities = event_names.iter().find(|event| event["status"] == "entities_complete").context("entities")?;
     ensure!(entities.to_string().contains("Geneva"), "{entities}");
     Ok(())
 }
@@ -63,11 +63,11 @@ async fn subscriber_resumes_after_the_last_event_that_it_received() -> Result<()
     let server = Server::start_stub(&[]).await?;
     let mut reader = follow(&server, "workflow/42").await?;
     let seen = publish(&server, "42", 1).await?;
-    assert_eq!(reader.placed().await?.id, seen);
+    assert_eq!(reader.next_stored_event().await?.id, seen);
     drop(reader);
     publish(&server, "42", 2).await?;
     let mut reader = Follower::open(&server, "/stream/workflow/42", Some(&seen)).await?;
-    assert_eq!(reader.placed().await?.data["message"], "n2");
+    assert_eq!(reader.next_stored_event().await?.data["message"], "n2");
     Ok(())
 }
 
@@ -77,9 +77,9 @@ async fn transcript_chunks_become_annotated_segments() -> Result<()> {
     let chunk =
         |at: u32, speaker: &str, text: &str| json!({"start": at, "end": at + 1, "speaker_id": speaker, "text": text});
     let session = create_session(&server, &json!({"annotate": ["keywords", "intent"]})).await?;
-    let told =
+    let event_names =
         feed(&server, &session, &[chunk(0, "ann", "can you send me the"), chunk(1, "ann", "price please?")]).await?;
-    assert_eq!(told.last().context("an event")?["segment"]["text"], "can you send me the price please?");
+    assert_eq!(event_names.last().context("an event")?["segment"]["text"], "can you send me the price please?");
     let last = end_session(&server, &session).await?;
     let segment = last.iter().find(|event| event["type"] == "final_segment").context("a segment")?;
     assert_eq!(segment["segment"]["speaker_id"], "ann");
@@ -98,8 +98,8 @@ async fn stored_session_continues_after_a_crash() -> Result<()> {
     server.signal("KILL")?;
     server.wait().await?;
     let server = Server::start_stub(&disk).await?;
-    let told = feed(&server, &session, &[chunk(1, "on the price")]).await?;
-    assert_eq!(told.last().context("an event")?["segment"]["text"], "we agreed on the price");
+    let event_names = feed(&server, &session, &[chunk(1, "on the price")]).await?;
+    assert_eq!(event_names.last().context("an event")?["segment"]["text"], "we agreed on the price");
     Ok(())
 }
 
@@ -113,23 +113,23 @@ async fn pipeline_of_steps_runs_and_its_events_are_followed() -> Result<()> {
     let server = Server::start(&folder.arguments()).await?;
     let input = json!({"text": "what a wonderful day"});
     assert_eq!(pipeline(&server, "review", &input).await?, json!("POSITIVE"));
-    let id = begin(&server, "review", &input).await?;
-    let told = told(&events(&server, &id).await?);
+    let id = start_execution(&server, "review", &input).await?;
+    let event_names = event_names(&events(&server, &id).await?);
     assert_eq!(
-        (told.first().map(String::as_str), told.last().map(String::as_str)),
+        (event_names.first().map(String::as_str), event_names.last().map(String::as_str)),
         (Some("pipeline_start"), Some("pipeline_complete"))
     );
-    ensure!(told.iter().any(|event| event == "step_complete mood"), "{told:?}");
+    ensure!(event_names.iter().any(|event| event == "step_complete mood"), "{event_names:?}");
     Ok(())
 }
 
 #[tokio::test]
 async fn user_reads_only_its_own_channels() -> Result<()> {
     let dir = tempfile::tempdir()?;
-    let server = guarded(dir.path(), &[]).await?;
-    let published = auth::publish(&server, "/stream/publish/workflow/42", auth::WORKER, &step(Some("ann"))).await?;
+    let server = start_with_auth(dir.path(), &[]).await?;
+    let published = auth::publish(&server, "/stream/publish/workflow/42", auth::WORKER, &progress_body(Some("ann"))).await?;
     assert_eq!(published, 200);
-    let open = async |key: &str| auth::status(ask(&server, reqwest::Method::GET, "/stream/workflow/42", key)).await;
+    let open = async |key: &str| auth::status(request_as(&server, reqwest::Method::GET, "/stream/workflow/42", key)).await;
     assert_eq!((open(ANN).await?, open(BOB).await?), (200, 404));
     // A page cannot send a header with an EventSource: it gets a ticket, which works once.
     let ticket = issue_ticket(&server, ANN, &json!({"path": "/stream/workflow/42"})).await?;
@@ -141,10 +141,10 @@ async fn user_reads_only_its_own_channels() -> Result<()> {
 #[tokio::test]
 async fn readiness_and_metrics_are_served_to_an_operator() -> Result<()> {
     let server = Server::start_stub(&[]).await?;
-    lines(&server, "/v1/classify", NDJSON, "{\"text\":\"good\"}\n").await?;
+    post_lines(&server, "/v1/classify", NDJSON, "{\"text\":\"good\"}\n").await?;
     let ready: Value = reqwest::get(server.url("/readyz")).await?.error_for_status()?.json().await?;
     ensure!(ready["models"].as_array().is_some_and(|models| !models.is_empty()), "{ready}");
-    ensure!(server.posts().await? >= 1.0);
+    ensure!(server.post_count().await? >= 1.0);
     let (status, problem) = post(&server, "/v1/classify", &json!({"input": "good"})).await?;
     assert_eq!(status, 422);
     ensure!(problem["detail"].as_str().is_some_and(|detail| detail.contains("did you mean `inputs`?")), "{problem}");

@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use weir_tests::client::post;
-use weir_tests::cut::cutting;
+use weir_tests::cutting_proxy::start_cutting_proxy;
 use weir_tests::{PATIENCE, Server, root, tool};
 
 const EVENTS: usize = 60;
@@ -31,7 +31,7 @@ async fn browser_with_cut_connections_gets_every_event_once_and_stops_at_the_end
         ensure!(status == 200, "{answer}");
         sent.push((answer["id"].clone(), body));
     }
-    let (address, connections) = cutting(server.address().to_owned()).await?;
+    let (address, connections) = start_cutting_proxy(server.address().to_owned()).await?;
     let channel = format!("http://{address}/stream/workflow/w");
     let _browser = Browser::open(&format!("{origin}/?url={channel}"))?;
     let got = tokio::time::timeout(PATIENCE, said(&page)).await.context("the page says nothing")??;

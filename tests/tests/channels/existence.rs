@@ -4,9 +4,9 @@
 use anyhow::Result;
 use reqwest::{Client, Method, StatusCode};
 use serde_json::{Value, json};
-use weir_tests::auth::{ANN, BOB, ask, guarded};
+use weir_tests::auth::{ANN, BOB, request_as, start_with_auth};
 use weir_tests::client::create_session;
-use weir_tests::pipelines::{Folder, begin};
+use weir_tests::pipelines::{Folder, start_execution};
 use weir_tests::websocket::WebSocket;
 use weir_tests::{Raw, Server, ndjson};
 
@@ -97,7 +97,7 @@ async fn known_session_and_execution_are_found_in_every_form() -> Result<()> {
     let folder = Folder::new(&[("p", json!([{"id": "a", "kind": "map", "expression": "@"}]))])?;
     let server = Server::start_stub(&folder.arguments()).await?;
     let session = create_session(&server, &json!({})).await?;
-    let execution = begin(&server, "p", &json!({"text": "hello"})).await?;
+    let execution = start_execution(&server, "p", &json!({"text": "hello"})).await?;
     for path in [format!("session/{session}"), format!("pipeline/{execution}")] {
         for accept in ["text/event-stream", "application/x-ndjson"] {
             let answer =
@@ -119,14 +119,14 @@ async fn known_session_and_execution_are_found_in_every_form() -> Result<()> {
 async fn session_and_execution_of_another_user_read_as_unknown() -> Result<()> {
     let dir = tempfile::tempdir()?;
     let folder = Folder::new(&[("p", json!([{"id": "a", "kind": "map", "expression": "@"}]))])?;
-    let server = guarded(dir.path(), &folder.arguments()).await?;
-    let session: Value = ask(&server, Method::POST, "/sessions", ANN).json(&json!({})).send().await?.json().await?;
+    let server = start_with_auth(dir.path(), &folder.arguments()).await?;
+    let session: Value = request_as(&server, Method::POST, "/sessions", ANN).json(&json!({})).send().await?.json().await?;
     let session = session["session_id"].as_str().unwrap_or_default().to_owned();
     for path in [format!("/stream/session/{session}"), format!("/sessions/{session}")] {
         let unknown = path.replace(&session, "unknown");
         let mut answers = Vec::new();
         for path in [&path, &unknown] {
-            let answer = ask(&server, Method::GET, path, BOB).send().await?;
+            let answer = request_as(&server, Method::GET, path, BOB).send().await?;
             let (status, mut problem) = (answer.status(), answer.json::<Value>().await?);
             problem["detail"] = json!(problem["detail"].as_str().unwrap_or_default().replace(path.as_str(), "PATH"));
             problem["request_id"] = Value::Null;

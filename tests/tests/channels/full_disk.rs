@@ -87,7 +87,7 @@ async fn full_disk_makes_the_server_unready_and_loses_no_event() -> Result<()> {
             for id in &ids {
                 let event = loop {
                     // What was refused may be there all the same, or have left a gap.
-                    let event = follower.placed().await?;
+                    let event = follower.next_stored_event().await?;
                     if event.name == "notification" {
                         assert_eq!(event.data["message"], json!(user), "{event:?}");
                     }
@@ -118,10 +118,10 @@ async fn channel_and_key_with_a_failed_first_write_recover_with_the_disk() -> Re
     let server = bounded(&settings.iter().map(String::as_str).collect::<Vec<_>>()).await?;
     let publish = async |id: usize| {
         let path = format!("/stream/publish/workflow/w{id}");
-        auth::publish(&server, &path, auth::WORKER, &auth::step(Some("ann"))).await
+        auth::publish(&server, &path, auth::WORKER, &auth::progress_body(Some("ann"))).await
     };
     let start = async |id: usize| {
-        let request = auth::ask(&server, Method::POST, "/pipelines/p", auth::ADMIN);
+        let request = auth::request_as(&server, Method::POST, "/pipelines/p", auth::ADMIN);
         let request = request.header("idempotency-key", format!("key-{id}")).header("prefer", "respond-async");
         auth::status(request.json(&json!({"text": "x".repeat(3000)}))).await
     };
@@ -203,7 +203,7 @@ async fn shutdown_on_a_full_disk_exits_with_1_and_leaves_a_gap() -> Result<()> {
         let (_, answer) = post(&server, &format!("/stream/publish/user/{user}"), &json!({"message": user})).await?;
         let mut follower = Follower::open(&server, &format!("/stream/user/{user}"), Some(id)).await?;
         loop {
-            let event = follower.placed().await?;
+            let event = follower.next_stored_event().await?;
             assert!(event.name == "gap" || event.data["message"] == json!(user), "{event:?}");
             if json!(event.id) == answer["id"] {
                 break;

@@ -27,7 +27,7 @@ async fn quiet_subscriber_occupies_no_request_and_no_instance() -> Result<()> {
     let mut followers = Vec::new();
     for _ in 0..FOLLOWERS {
         let mut follower = Follower::open(&server, "/stream/workflow/w", None).await?;
-        assert_eq!(follower.event().await?.name, "connected");
+        assert_eq!(follower.next_event().await?.name, "connected");
         followers.push(follower);
     }
     held(&server, FOLLOWERS).await?;
@@ -35,7 +35,7 @@ async fn quiet_subscriber_occupies_no_request_and_no_instance() -> Result<()> {
     assert_eq!(post(&server, "/v1/classify", &json!({"inputs": "good"})).await?.0, 200);
     let id = publish(&server, "w", 1).await?;
     for follower in &mut followers {
-        assert_eq!(follower.placed().await?.id, id);
+        assert_eq!(follower.next_stored_event().await?.id, id);
     }
     let instances = server.metric("weir_gateway_instances_total").await?;
     assert!(instances < 10.0, "{instances} instances for {FOLLOWERS} subscribers");
@@ -56,8 +56,8 @@ async fn disconnect_from_a_quiet_subscription_is_detected_at_once() -> Result<()
     let shared = Client::builder().http2_prior_knowledge().build()?;
     let mut streams = Vec::new();
     for _ in 0..2 {
-        let mut stream = Follower::of(shared.get(server.url("/stream/workflow/w")).send().await?, None)?;
-        stream.event().await?;
+        let mut stream = Follower::from_response(shared.get(server.url("/stream/workflow/w")).send().await?, None)?;
+        stream.next_event().await?;
         streams.push(stream);
     }
     held(&server, 5).await?;
@@ -71,7 +71,7 @@ async fn disconnect_from_a_quiet_subscription_is_detected_at_once() -> Result<()
     let id = publish(&server, "w", 1).await?;
     let text = followers[0].read_until(&id).await?;
     assert_eq!(text.matches("HTTP/1.1").count(), 1, "{text}");
-    assert_eq!(streams[0].placed().await?.id, id);
+    assert_eq!(streams[0].next_stored_event().await?.id, id);
     drop((followers, streams));
     held(&server, 0).await
 }
@@ -108,11 +108,11 @@ async fn hold_headers_of_a_client_are_ignored() -> Result<()> {
     let headers = answer.headers().clone();
     let seen: Vec<&str> = headers.keys().map(|name| name.as_str()).collect();
     assert!(!seen.iter().any(|name| name.starts_with("grip-") || name.starts_with("weir-")), "{seen:?}");
-    let mut follower = Follower::of(answer, None)?;
-    assert_eq!(follower.event().await?.data["workflow_id"], "w");
+    let mut follower = Follower::from_response(answer, None)?;
+    assert_eq!(follower.next_event().await?.data["workflow_id"], "w");
     let mine = publish(&server, "w", 2).await?;
     assert_ne!(mine, others);
-    assert_eq!(follower.placed().await?.id, mine);
+    assert_eq!(follower.next_stored_event().await?.id, mine);
     // What is no subscription is not held.
     let answer = private(Client::new().get(server.url("/livez"))).send().await?;
     assert_eq!((answer.status().as_u16(), answer.text().await?.as_str()), (200, "{\"status\":\"alive\"}\n"));
@@ -136,17 +136,17 @@ async fn subscription_over_any_http_version_is_held_by_the_host() -> Result<()> 
     let text = old.read_until("event: connected").await?;
     assert!(!text.to_ascii_lowercase().contains("chunked"), "{text}");
     let two = Client::builder().http2_prior_knowledge().build()?;
-    let mut shared = Follower::of(two.get(server.url("/stream/workflow/w")).send().await?, None)?;
+    let mut shared = Follower::from_response(two.get(server.url("/stream/workflow/w")).send().await?, None)?;
     let id = publish(&server, "w", 1).await?;
     pipelined.read_until(&id).await?;
     old.read_until(&id).await?;
-    assert_eq!(shared.placed().await?.id, id);
+    assert_eq!(shared.next_stored_event().await?.id, id);
     let last = json!({"event": "temporal_status", "status": "COMPLETED"});
     assert_eq!(post(&server, "/stream/publish/workflow/w", &last).await?.0, 200);
     let text = pipelined.read_to_end().await?;
     assert!(text.contains("\"reason\":\"finished\"") && text.ends_with("\r\n0\r\n\r\n"), "{text}");
     assert!(old.read_to_end().await?.contains("\"reason\":\"finished\""));
-    assert_eq!(shared.rest().await?.len(), 1);
+    assert_eq!(shared.remaining_events().await?.len(), 1);
     Ok(())
 }
 
@@ -155,7 +155,7 @@ async fn slow_request_occupies_no_instance() -> Result<()> {
     const SLOW: usize = 100;
     let server = Server::start_stub(&["--set", "http.header_timeout_ms=500", "--set", "http.requests_max=8"]).await?;
     let mut follower = Follower::open(&server, "/stream/workflow/w", None).await?;
-    follower.event().await?;
+    follower.next_event().await?;
     // Heads that never end, a byte at a time, for as long as the server lets them.
     let dribble = |mut raw: Raw| async move {
         let began = Instant::now();
@@ -174,7 +174,7 @@ async fn slow_request_occupies_no_instance() -> Result<()> {
     // Meanwhile others are served.
     for n in 0..10 {
         let id = publish(&server, "w", n).await?;
-        assert_eq!(follower.placed().await?.id, id);
+        assert_eq!(follower.next_stored_event().await?.id, id);
     }
     for slow in slow {
         let lasted = slow.await??;
@@ -189,7 +189,7 @@ async fn stalled_subscriber_among_a_thousand_delays_no_other_and_resumes() -> Re
     const EVENTS: usize = 30;
     let arguments = ["--set", "events.outbox_bytes_max=100000", "--set", "events.bytes_max=100000000"];
     let server = Server::start_stub(&arguments).await?;
-    let mut stalled = Raw::connect_small(&server).await?;
+    let mut stalled = Raw::connect_with_small_buffer(&server).await?;
     stalled.send(SUBSCRIBE).await?;
     stalled.read_until("event: connected").await?;
     let (took, mut taken) = tokio::sync::mpsc::unbounded_channel();
@@ -201,7 +201,7 @@ async fn stalled_subscriber_among_a_thousand_delays_no_other_and_resumes() -> Re
         let took = took.clone();
         readers.spawn(async move {
             for _ in 0..EVENTS {
-                raw.take_next("event: temporal_status").await?;
+                raw.skip_past("event: temporal_status").await?;
                 took.send(Instant::now())?;
             }
             anyhow::Ok(())
@@ -238,7 +238,7 @@ async fn stalled_subscriber_among_a_thousand_delays_no_other_and_resumes() -> Re
     assert_eq!(had, ids[..had.len()]);
     let mut again = Follower::open(&server, "/stream/workflow/w", had.last().copied()).await?;
     for id in &ids[had.len()..] {
-        assert_eq!(&again.placed().await?.id, id);
+        assert_eq!(&again.next_stored_event().await?.id, id);
     }
     Ok(())
 }

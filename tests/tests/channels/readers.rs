@@ -6,7 +6,7 @@ use std::sync::atomic::Ordering;
 use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
 use weir_tests::client::post;
-use weir_tests::cut::cutting;
+use weir_tests::cutting_proxy::start_cutting_proxy;
 use weir_tests::{PATIENCE, Server, ndjson, root, tool};
 
 const EVENTS: usize = 60;
@@ -23,7 +23,7 @@ async fn sse_clients_with_cut_connections_get_every_event_once() -> Result<()> {
         sent.push((answer["id"].clone(), body));
     }
     for reader in ["eventsource", "eventsource-parser"] {
-        let (address, connections) = cutting(server.address().to_owned()).await?;
+        let (address, connections) = start_cutting_proxy(server.address().to_owned()).await?;
         let url = format!("http://{address}/stream/workflow/w");
         let events = read(reader, &url).await?;
         assert_eq!(events.len(), EVENTS, "{reader}");

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 use reqwest::Client;
 use serde_json::{Value, json};
-use weir_tests::client::{post, progress};
+use weir_tests::client::{post, try_publish};
 use weir_tests::follow::{Event, Follower};
 use weir_tests::redis::Redis;
 use weir_tests::{Raw, Server, ndjson, until};
@@ -25,9 +25,9 @@ async fn published_event_reaches_its_subscribers() -> Result<()> {
     assert_eq!(headers["content-type"], "text/event-stream");
     assert_eq!(headers["cache-control"], "no-store");
     assert_eq!(headers["x-accel-buffering"], "no");
-    let mut live = Follower::of(answer, None)?;
+    let mut live = Follower::from_response(answer, None)?;
     let mut user = Follower::open(&server, "/stream/user/ann", None).await?;
-    let connected = live.event().await?;
+    let connected = live.next_event().await?;
     assert_eq!((connected.name.as_str(), &connected.data["workflow_id"]), ("connected", &json!("w1")));
     assert_eq!(connected.id, "");
 
@@ -37,33 +37,33 @@ async fn published_event_reaches_its_subscribers() -> Result<()> {
     });
     let (status, published) = post(&server, "/stream/publish/workflow/w1", &body).await?;
     assert_eq!((status, &published["status"]), (200, &json!("published")), "{published}");
-    let event = live.event().await?;
+    let event = live.next_event().await?;
     assert_eq!((event.name.as_str(), &json!(event.id)), ("workflow_progress", &published["id"]));
     for field in ["step", "progress", "message", "metadata", "user_id"] {
         assert_eq!(event.data[field], body[field], "{field}");
     }
     assert_eq!(event.data["workflow_id"], "w1");
-    let copy = user.placed().await?;
+    let copy = user.next_stored_event().await?;
     assert_eq!((&copy.data, &json!(copy.id)), (&event.data, &published["user_event_id"]));
 
     let (status, _) =
         post(&server, "/stream/publish/user/ann", &json!({"message": "hello", "level": "success"})).await?;
     assert_eq!(status, 200);
-    let notification = user.placed().await?;
+    let notification = user.next_stored_event().await?;
     assert_eq!((notification.name.as_str(), &notification.data["level"]), ("notification", &json!("success")));
 
     let status = json!({"event": "temporal_status", "status": "COMPLETED", "result": [1]});
     assert_eq!(post(&server, "/stream/publish/workflow/w1", &status).await?.0, 200);
-    let last = live.event().await?;
+    let last = live.next_event().await?;
     assert_eq!((last.name.as_str(), &last.data["status"]), ("temporal_status", &json!("COMPLETED")));
-    let end = live.event().await?;
+    let end = live.next_event().await?;
     assert_eq!((end.name.as_str(), &end.data["reason"]), ("disconnected", &json!("finished")));
     assert_eq!(live.next().await?, None);
 
     // Finished: nothing can be added, a late reader gets all of it, and one that has all of it is sent away for good.
-    let (status, problem) = progress(&server, "w1", 3).await?;
+    let (status, problem) = try_publish(&server, "w1", 3).await?;
     assert_eq!((status, &problem["code"]), (409, &json!("channel_finished")));
-    let late = Follower::open(&server, "/stream/workflow/w1", None).await?.rest().await?;
+    let late = Follower::open(&server, "/stream/workflow/w1", None).await?.remaining_events().await?;
     assert_eq!(late, [event, last.clone()]);
     let answer = Client::new().get(server.url("/stream/workflow/w1")).header("last-event-id", &last.id).send().await?;
     assert_eq!(answer.status(), 204);
@@ -97,7 +97,7 @@ async fn events_of_every_channel_are_in_events_file_and_metrics() -> Result<()> 
     let file = dir.path().join("events.ndjson");
     let server = Server::start_stub(&["--set", &format!("events.file={}", file.display())]).await?;
     for n in 0..40 {
-        assert_eq!(progress(&server, &format!("w{}", n % 4), n).await?.0, 200);
+        assert_eq!(try_publish(&server, &format!("w{}", n % 4), n).await?.0, 200);
     }
     let written = async || Ok(ndjson(&std::fs::read_to_string(&file)?)?.len() == 40);
     until("all is in the file", written).await?;
@@ -141,7 +141,7 @@ async fn subscriber_that_resumes_gets_every_event_once() -> Result<()> {
     let server = Server::start_stub(&[]).await?;
     let publish = async {
         for n in 0..EVENTS {
-            let (status, answer) = progress(&server, "w", n).await?;
+            let (status, answer) = try_publish(&server, "w", n).await?;
             ensure!(status == 200, "{answer}");
         }
         Ok(())
@@ -153,7 +153,7 @@ async fn subscriber_that_resumes_gets_every_event_once() -> Result<()> {
         for take in (1..).map(|round: u32| round * 7 % 23 + 1) {
             let mut follower = Follower::open(&server, "/stream/workflow/w", last.as_deref()).await?;
             for _ in 0..take {
-                let event = follower.placed().await?;
+                let event = follower.next_stored_event().await?;
                 ensure!(event.name == "workflow_progress", "{event:?}");
                 seen.push(number(&event)?);
                 if seen.len() == EVENTS as usize {
@@ -175,27 +175,27 @@ async fn events_past_retention_are_a_gap() -> Result<()> {
     let server = Server::start_stub(&["--set", "events.events_max=5"]).await?;
     let mut ids = Vec::new();
     for n in 0..10 {
-        ids.push(progress(&server, "w", n).await?.1["id"].as_str().context("an id")?.to_owned());
+        ids.push(try_publish(&server, "w", n).await?.1["id"].as_str().context("an id")?.to_owned());
     }
     let mut follower = Follower::open(&server, "/stream/workflow/w", Some(&ids[1])).await?;
-    let gap = follower.placed().await?;
+    let gap = follower.next_stored_event().await?;
     assert_eq!(gap.name, "gap");
     assert_eq!((&gap.data["missing_from"], &gap.data["missing_to"]), (&json!(ids[2]), &json!(ids[4])));
     assert_eq!(gap.id, ids[4], "whoever resumes after the gap was told of it");
     for (n, id) in ids.iter().enumerate().skip(5) {
-        let event = follower.placed().await?;
+        let event = follower.next_stored_event().await?;
         assert_eq!((&event.id, number(&event)?), (id, n as u32));
     }
     // From the beginning is from what there is; an id of another life is a gap as well.
     let mut fresh = Follower::open(&server, "/stream/workflow/w", None).await?;
-    assert_eq!(&fresh.placed().await?.id, &ids[5]);
+    assert_eq!(&fresh.next_stored_event().await?.id, &ids[5]);
     let mut other = Follower::open(&server, "/stream/workflow/w", Some("7-3")).await?;
-    assert_eq!(other.placed().await?.name, "gap");
+    assert_eq!(other.next_stored_event().await?.name, "gap");
     // So is an id that the channel never gave out: a refusal would end a browser's EventSource for good.
     for foreign in ["x", "1-", "-1", "1-2-3", "9999999999999999999999-1"] {
         let mut other = Follower::open(&server, "/stream/workflow/w", Some(foreign)).await?;
-        assert_eq!(other.placed().await?.name, "gap", "{foreign}");
-        assert_eq!(&other.placed().await?.id, &ids[5], "{foreign}");
+        assert_eq!(other.next_stored_event().await?.name, "gap", "{foreign}");
+        assert_eq!(&other.next_stored_event().await?.id, &ids[5], "{foreign}");
     }
     Ok(())
 }
@@ -218,19 +218,19 @@ async fn acknowledged_events_survive_restart_and_kill_9() -> Result<()> {
         let mut follower = Follower::open(&server, "/stream/workflow/w", last.as_deref()).await?;
         // What was answered before the crash and not yet seen comes first.
         while seen.len() < answered.len() {
-            let event = follower.placed().await?;
+            let event = follower.next_stored_event().await?;
             seen.push((number(&event)?, event.id));
         }
         let stop = Instant::now() + Duration::from_millis(150 + 50 * round as u64);
         while Instant::now() < stop {
-            let (status, answer) = progress(&server, "w", next).await?;
+            let (status, answer) = try_publish(&server, "w", next).await?;
             ensure!(status == 200, "{answer}");
             answered.push((next, answer["id"].as_str().context("an id")?.to_owned()));
             next += 1;
         }
         // Half of them are read before the end.
         while seen.len() < answered.len() / 2 {
-            let event = follower.placed().await?;
+            let event = follower.next_stored_event().await?;
             seen.push((number(&event)?, event.id));
         }
         last = Some(follower.last_id().to_owned());
@@ -240,7 +240,7 @@ async fn acknowledged_events_survive_restart_and_kill_9() -> Result<()> {
     let server = on_disk(&file).await?;
     let mut follower = Follower::open(&server, "/stream/workflow/w", last.as_deref()).await?;
     while seen.len() < answered.len() {
-        let event = follower.placed().await?;
+        let event = follower.next_stored_event().await?;
         seen.push((number(&event)?, event.id));
     }
     assert!(answered.len() > 20, "{} events", answered.len());
@@ -253,7 +253,7 @@ async fn slow_reader_is_closed_and_resumes() -> Result<()> {
     const EVENTS: usize = 120;
     let server =
         Server::start_stub(&["--set", "events.outbox_bytes_max=200000", "--set", "events.bytes_max=100000000"]).await?;
-    let mut slow = Raw::connect_small(&server).await?;
+    let mut slow = Raw::connect_with_small_buffer(&server).await?;
     slow.send(b"GET /stream/user/u HTTP/1.1\r\nHost: localhost\r\n\r\n").await?;
     slow.read_until("event: connected").await?;
     let mut quick = Follower::open(&server, "/stream/user/u", None).await?;
@@ -264,7 +264,7 @@ async fn slow_reader_is_closed_and_resumes() -> Result<()> {
         ensure!(status == 200, "{answer}");
         ids.push(answer["id"].as_str().context("an id")?.to_owned());
         // The one that reads has it before the next is there.
-        assert_eq!(quick.placed().await?.id, ids[n]);
+        assert_eq!(quick.next_stored_event().await?.id, ids[n]);
     }
     // When it reads at last, it gets what was on its way, and is told why there is no more.
     slow.read_until("event: disconnected").await?;
@@ -275,7 +275,7 @@ async fn slow_reader_is_closed_and_resumes() -> Result<()> {
     assert_eq!(had, ids[..had.len()]);
     let mut again = Follower::open(&server, "/stream/user/u", had.last().copied()).await?;
     for id in &ids[had.len()..] {
-        assert_eq!(&again.placed().await?.id, id);
+        assert_eq!(&again.next_stored_event().await?.id, id);
     }
     Ok(())
 }
@@ -285,17 +285,17 @@ async fn stalled_subscriber_delays_no_other() -> Result<()> {
     const READERS: usize = 200;
     const EVENTS: u32 = 50;
     let server = Server::start_stub(&[]).await?;
-    let mut stalled = Raw::connect_small(&server).await?;
+    let mut stalled = Raw::connect_with_small_buffer(&server).await?;
     stalled.send(b"GET /stream/workflow/w HTTP/1.1\r\nHost: localhost\r\n\r\n").await?;
     stalled.read_until("event: connected").await?;
     let mut readers = Vec::new();
     for _ in 0..READERS {
         let mut follower = Follower::open(&server, "/stream/workflow/w", None).await?;
-        assert_eq!(follower.event().await?.name, "connected");
+        assert_eq!(follower.next_event().await?.name, "connected");
         readers.push(tokio::spawn(async move {
             let mut received = Vec::new();
             for _ in 0..EVENTS {
-                let event = follower.placed().await?;
+                let event = follower.next_stored_event().await?;
                 received.push((number(&event)?, Instant::now()));
             }
             anyhow::Ok(received)
@@ -304,7 +304,7 @@ async fn stalled_subscriber_delays_no_other() -> Result<()> {
     let mut sent = Vec::new();
     for n in 0..EVENTS {
         sent.push(Instant::now());
-        assert_eq!(progress(&server, "w", n).await?.0, 200);
+        assert_eq!(try_publish(&server, "w", n).await?.0, 200);
     }
     let mut delays = Vec::new();
     for reader in readers {
@@ -323,11 +323,11 @@ async fn stalled_subscriber_delays_no_other() -> Result<()> {
 #[tokio::test]
 async fn subscriber_is_disconnected_when_the_server_stops() -> Result<()> {
     let mut server = Server::start_stub(&[]).await?;
-    progress(&server, "w", 1).await?;
+    try_publish(&server, "w", 1).await?;
     let mut follower = Follower::open(&server, "/stream/workflow/w", None).await?;
-    follower.placed().await?;
+    follower.next_stored_event().await?;
     server.signal("TERM")?;
-    let end = follower.event().await?;
+    let end = follower.next_event().await?;
     assert_eq!((end.name.as_str(), &end.data["resumable"]), ("disconnected", &json!(true)));
     assert_eq!(follower.next().await?, None);
     assert!(server.wait().await?.success(), "{}", server.log());
@@ -335,23 +335,23 @@ async fn subscriber_is_disconnected_when_the_server_stops() -> Result<()> {
 }
 
 async fn published(server: &Server, id: &str, n: u32) -> Result<()> {
-    until("published", || async { Ok(progress(server, id, n).await?.0 == 200) }).await
+    until("published", || async { Ok(try_publish(server, id, n).await?.0 == 200) }).await
 }
 
 #[tokio::test]
 async fn servers_on_one_redis_share_channels_across_its_restarts() -> Result<()> {
     let mut redis = Redis::start()?;
-    let (one, two) = (redis.weir(&[]).await?, redis.weir(&[]).await?);
+    let (one, two) = (redis.start_server(&[]).await?, redis.start_server(&[]).await?);
     published(&one, "w", 0).await?;
     let mut follower = Follower::open(&two, "/stream/workflow/w", None).await?;
-    assert_eq!(number(&follower.placed().await?)?, 0);
+    assert_eq!(number(&follower.next_stored_event().await?)?, 0);
     for n in 1..20 {
-        assert_eq!(progress(&one, "w", n).await?.0, 200);
-        assert_eq!(number(&follower.placed().await?)?, n);
+        assert_eq!(try_publish(&one, "w", n).await?.0, 200);
+        assert_eq!(number(&follower.next_stored_event().await?)?, n);
     }
-    redis.stop()?;
+    redis.kill()?;
     until("told to come back", || async {
-        let (status, problem) = progress(&one, "lost", 0).await?;
+        let (status, problem) = try_publish(&one, "lost", 0).await?;
         Ok((status, &problem["code"], &problem["retryable"]) == (503, &json!("events_unavailable"), &json!(true)))
     })
     .await?;
@@ -359,17 +359,17 @@ async fn servers_on_one_redis_share_channels_across_its_restarts() -> Result<()>
     assert_eq!(health.status(), 503);
     assert_eq!(health.json::<Value>().await?["services"]["events"], "unhealthy");
     assert_eq!(reqwest::get(one.url("/readyz")).await?.status(), 503);
-    redis.again()?;
+    redis.restart()?;
     one.ready().await?;
     two.ready().await?;
     published(&one, "w", 20).await?;
     // Whatever happened to the connections, the sequence goes on: once each, and no gap.
     let mut again = Follower::open(&two, "/stream/workflow/w", Some(follower.last_id())).await?;
-    let event = again.placed().await?;
+    let event = again.next_stored_event().await?;
     assert_eq!((event.name.as_str(), number(&event)?), ("workflow_progress", 20));
     let mut whole = Follower::open(&one, "/stream/workflow/w", None).await?;
     for n in 0..=20 {
-        let event = whole.placed().await?;
+        let event = whole.next_stored_event().await?;
         assert_eq!((number(&event)?, event.seq()?), (n, u64::from(n) + 1));
     }
     Ok(())
@@ -378,9 +378,9 @@ async fn servers_on_one_redis_share_channels_across_its_restarts() -> Result<()>
 #[tokio::test]
 async fn memory_replaces_redis_during_an_outage() -> Result<()> {
     let mut redis = Redis::start()?;
-    let server = redis.weir(&["--set", "events.fallback=memory"]).await?;
+    let server = redis.start_server(&["--set", "events.fallback=memory"]).await?;
     published(&server, "w", 0).await?;
-    redis.stop()?;
+    redis.kill()?;
     published(&server, "w", 1).await?;
     until("degraded", || async {
         let answer = reqwest::get(server.url("/stream/health")).await?;
@@ -389,7 +389,7 @@ async fn memory_replaces_redis_during_an_outage() -> Result<()> {
     })
     .await?;
     server.ready().await?;
-    redis.again()?;
+    redis.restart()?;
     until("healthy", || async {
         let health: Value = reqwest::get(server.url("/stream/health")).await?.json().await?;
         Ok(health["status"] == "healthy")

@@ -199,7 +199,7 @@ async fn websocket_of_a_session_accepts_chunks_and_sends_events() -> Result<()> 
     until("the session has them", state).await?;
     let mut replay = Follower::open(&server, &format!("/stream/session/{id}"), None).await?;
     for event in &heard {
-        assert_eq!(replay.placed().await?.data["segment"], event["segment"]);
+        assert_eq!(replay.next_stored_event().await?.data["segment"], event["segment"]);
     }
     let mut socket = Socket::open(&server, "/ws/session/nobody", &json!({}))?;
     assert_eq!(socket.next().await?["refused"], 404);

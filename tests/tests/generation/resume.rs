@@ -66,7 +66,7 @@ async fn concurrent_readers_of_a_generation_get_the_same_stream() -> Result<()> 
     let (first, second, follower) = tokio::join!(
         async { anyhow::Ok(answer.text().await?) },
         async { anyhow::Ok(get(&server, &path).await?.text().await?) },
-        async { Follower::open(&server, &channel, None).await?.rest().await },
+        async { Follower::open(&server, &channel, None).await?.remaining_events().await },
     );
     let (first, second, events) = (first?, second?, follower?);
     assert_eq!(first, second);

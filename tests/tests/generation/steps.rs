@@ -3,7 +3,7 @@
 use anyhow::Result;
 use serde_json::{Value, json};
 use weir_tests::Server;
-use weir_tests::pipelines::{Folder, begin, events, run};
+use weir_tests::pipelines::{Folder, start_execution, events, run};
 
 use crate::send;
 
@@ -21,7 +21,7 @@ async fn generate_step_renders_its_template_and_streams_its_pieces() -> Result<(
         (&over["output"]["finish_reason"], &over["output"]["usage"]["completion_tokens"]),
         (&json!("length"), &json!(3))
     );
-    let id = begin(&server, "draft", &json!({ "name": "Ann", "n": 1 })).await?;
+    let id = start_execution(&server, "draft", &json!({ "name": "Ann", "n": 1 })).await?;
     let parts: String = events(&server, &id)
         .await?
         .iter()

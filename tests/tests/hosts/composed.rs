@@ -83,18 +83,18 @@ async fn gateway_answers_under_wasmtime_serve() -> Result<()> {
 async fn publish_and_resume(server: &Server, id: &str) -> Result<()> {
     let (workflow, user) = (format!("/stream/workflow/{id}"), format!("/stream/user/{id}"));
     let mut live = Follower::open(server, &workflow, None).await?;
-    ensure!(live.event().await?.name == "connected");
+    ensure!(live.next_event().await?.name == "connected");
     for n in 0..10 {
         let body = json!({"step": "s", "progress": n, "user_id": id});
         let (status, answer) = post(server, &format!("/stream/publish/workflow/{id}"), &body).await?;
         ensure!(status == 200, "{answer}");
-        let event = live.placed().await?;
+        let event = live.next_stored_event().await?;
         ensure!((&event.data["progress"], &json!(event.id)) == (&json!(n), &answer["id"]), "{event:?}");
     }
     let mut whole = Follower::open(server, &user, None).await?;
-    let third = (whole.placed().await?, whole.placed().await?, whole.placed().await?).2;
+    let third = (whole.next_stored_event().await?, whole.next_stored_event().await?, whole.next_stored_event().await?).2;
     let mut again = Follower::open(server, &user, Some(&third.id)).await?;
-    ensure!(again.placed().await?.data["progress"] == 3);
+    ensure!(again.next_stored_event().await?.data["progress"] == 3);
     Ok(())
 }
 

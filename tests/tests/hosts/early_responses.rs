@@ -8,7 +8,7 @@ use futures::future::try_join_all;
 use serde_json::json;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
-use weir_tests::auth::{ANN, guarded};
+use weir_tests::auth::{ANN, start_with_auth};
 use weir_tests::{PATIENCE, Raw, Server, until};
 
 /// A request with a body that the server does not need for its answer.
@@ -190,9 +190,9 @@ async fn early_response_of_a_full_or_guarded_server_is_read_whole() -> Result<()
     held.read_until("sentiment_processing").await?;
     let dir = tempfile::tempdir()?;
     let few = ["--set", "auth.requests_per_s=1", "--set", "auth.requests_burst=1"];
-    let guarded = guarded(dir.path(), &few).await?;
+    let start_with_auth = start_with_auth(dir.path(), &few).await?;
     let ann = format!("{JSON}Authorization: Bearer {ANN}\r\n");
-    let address = guarded.address();
+    let address = start_with_auth.address();
     until("ann has used her rate", || {
         let ann = &ann;
         async move { Ok(exchange(address, ann, 2 << 20, Pace::Fast, false).await?.status() == "429") }

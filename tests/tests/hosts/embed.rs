@@ -8,7 +8,7 @@ use weir_runtime::stream::{
     Aggregation, Batching, Cause, DropPolicy, FlushReason, Ordering, StreamState, StreamingConfig, Text, TextStream,
 };
 use weir_tests::models;
-use weir_tests::texts::{Random, holds, runtime};
+use weir_tests::texts::{Random, wait_until, runtime};
 
 fn config() -> Config {
     let mut config = Config::default();
@@ -85,10 +85,10 @@ async fn embedded_stream_reports_failures_and_windows_wait_for_a_flush() -> Resu
     for text in ["good", "!fail", "good", "good", "good", "good", "good", "good", "one too many"] {
         stream.push(Text::from(text)).await?;
     }
-    holds("the one too many is reported", || seen(&dropped) == [8]).await?;
+    wait_until("the one too many is reported", || seen(&dropped) == [8]).await?;
     ensure!(seen(&results).is_empty(), "the window is a minute");
     ensure!(stream.flush(FlushReason::Manual) == 8);
-    holds("all are answered", || seen(&results).len() == 7 && seen(&failed) == [1]).await?;
+    wait_until("all are answered", || seen(&results).len() == 7 && seen(&failed) == [1]).await?;
     let stats = stream.get_stats();
     ensure!(stats.batches(FlushReason::Manual) == 1 && stats.dropped == 1, "{stats:?}");
     stream.stop().await?;

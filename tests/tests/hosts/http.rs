@@ -414,8 +414,8 @@ async fn idle_connection_outlives_the_header_timeout_and_ends_with_its_own() -> 
     let mut raw = Raw::connect(&server).await?;
     for _ in 0..2 {
         raw.send(LIVEZ).await?;
-        raw.take_next("alive").await?;
-        raw.take_next("}").await?;
+        raw.skip_past("alive").await?;
+        raw.skip_past("}").await?;
         tokio::time::sleep(std::time::Duration::from_millis(700)).await;
     }
     // The head of the next request has its own time.
@@ -439,7 +439,7 @@ async fn log_lines_caused_by_a_client_are_bounded() -> Result<()> {
         let head = format!("POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n");
         let mut raw = Raw::connect(&server).await?;
         raw.send(format!("{head}Transfer-Encoding: chunked\r\n\r\n5\r\nabc\r\nzz\r\n").as_bytes()).await?;
-        let _ = raw.read_to_end_of_answer().await;
+        let _ = raw.read_to_end_of_response().await;
     }
     let log = server.log();
     let warnings = log.lines().filter(|line| line.contains(" WARN ") || line.contains(" ERROR ")).count();

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use weir_tests::client::{body_of, classify, lines};
+use weir_tests::client::{ndjson_body, classify, post_lines};
 use weir_tests::{PATIENCE, Server};
 
 /// Wake-ups of all threads together.
@@ -99,8 +99,8 @@ async fn probes_are_answered_while_all_replicas_compute() -> Result<()> {
         idle.push(probe().await?);
     }
     let text = "The train was late and nobody said a word about it but we loved the old town. ".repeat(6);
-    let body = body_of(&vec![serde_json::json!({ "text": text }); 1500]);
-    let load = async || lines(&server, "/v1/classify", "application/x-ndjson", body.clone()).await;
+    let body = ndjson_body(&vec![serde_json::json!({ "text": text }); 1500]);
+    let load = async || post_lines(&server, "/v1/classify", "application/x-ndjson", body.clone()).await;
     let probes = async {
         let mut busy = Vec::new();
         for _ in 0..PROBES {

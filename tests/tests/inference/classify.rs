@@ -8,12 +8,12 @@ use bytes::Bytes;
 use futures::StreamExt;
 use futures::channel::mpsc;
 use serde_json::{Value, json};
-use weir_tests::client::{NDJSON, lines, post};
+use weir_tests::client::{NDJSON, post_lines, post};
 use weir_tests::{Duplex, PATIENCE, Raw, Server, ndjson, until};
 
 /// The lines of the answer to a stream that is sent whole, in the order of their indexes; the last line last.
 async fn sorted(server: &Server, path: &str, body: impl Into<reqwest::Body>) -> Result<Vec<Value>> {
-    let mut lines = lines(server, path, NDJSON, body).await?;
+    let mut lines = post_lines(server, path, NDJSON, body).await?;
     lines.sort_by_key(|line| line["index"].as_u64().unwrap_or(u64::MAX));
     Ok(lines)
 }
@@ -310,7 +310,7 @@ async fn stream_of_many_lines_takes_constant_memory() -> Result<()> {
 #[tokio::test]
 async fn client_that_does_not_read_is_pushed_back() -> Result<()> {
     let server = Server::start_stub(&[]).await?;
-    let mut stalled = Duplex::send_head(Raw::connect_small(&server).await?, "/v1/classify").await?;
+    let mut stalled = Duplex::send_head(Raw::connect_with_small_buffer(&server).await?, "/v1/classify").await?;
     let before = server.resident_bytes()?;
     let lines = "\"a good line, and nobody reads what becomes of it\"\n".repeat(2000);
     // It writes until for a long time nothing was taken of what it wrote.

@@ -9,7 +9,7 @@ use serde_json::Value;
 use weir_config::{Batching, Config, DropPolicy, Model, Switch};
 use weir_runtime::Runtime;
 use weir_runtime::types::{Aggregation, EmbedOptions, Failure, Item, Output, Task, TokenOptions, WhenFull};
-use weir_tests::texts::{Random, ask, classify, collect, holds, runtime};
+use weir_tests::texts::{Random, run_items, classify_item, collect, wait_until, runtime};
 use weir_tests::{models, root};
 
 /// One replica of `sentiment`.
@@ -72,7 +72,7 @@ async fn compare_mixtures(engine: &str, precision: &str, difference_max: f32) ->
         let runtime = runtime(&config, "infer")?;
         runtime.settled(model).await.map_err(anyhow::Error::msg)?;
         let task = |id, text: &str| {
-            let item = classify(id, model, text);
+            let item = classify_item(id, model, text);
             match model {
                 "entities" => Item { task: Task::Tokens(TOKENS), ..item },
                 "embeddings" => Item { task: Task::Embed(EmbedOptions { normalize: true }), ..item },
@@ -83,14 +83,14 @@ async fn compare_mixtures(engine: &str, precision: &str, difference_max: f32) ->
         let texts: Vec<String> = (0..60).map(|index| random.text(1 + index % 20)).collect();
         let mut alone = Vec::new();
         for text in &texts {
-            let answers = ask(&runtime, vec![task(0, text)]).await?;
+            let answers = run_items(&runtime, vec![task(0, text)]).await?;
             alone.push(numbers(answers[&0].as_ref().ok().context("an answer")?)?);
         }
         let (mut largest, mut identical, mut compared) = (0f32, 0, 0);
         for _ in 0..mixtures {
             let mixture: Vec<usize> = (0..2 + random.below(7)).map(|_| random.below(texts.len())).collect();
             let items = (0..).zip(&mixture).map(|(id, &text)| task(id, &texts[text])).collect();
-            for (id, answer) in ask(&runtime, items).await? {
+            for (id, answer) in run_items(&runtime, items).await? {
                 let batched = numbers(answer.as_ref().ok().context("an answer")?)?;
                 let expected = &alone[mixture[id as usize]];
                 ensure!(batched.len() == expected.len(), "{model}: {batched:?} for {expected:?}");
@@ -137,7 +137,7 @@ async fn failing_item_does_not_fail_its_batch() -> Result<()> {
     runtime.settled("toy").await.map_err(anyhow::Error::msg)?;
     for culprits in [vec![], vec![5], vec![0, 39], (0..40).step_by(7).collect::<Vec<u64>>()] {
         let text = |id| if culprits.contains(&id) { "the quick poison fox" } else { "the quick brown fox" };
-        let answers = ask(&runtime, (0..40).map(|id| classify(id, "toy", text(id))).collect()).await?;
+        let answers = run_items(&runtime, (0..40).map(|id| classify_item(id, "toy", text(id))).collect()).await?;
         for (id, answer) in answers {
             match answer {
                 Ok(_) => ensure!(!culprits.contains(&id), "{id} was answered"),
@@ -153,7 +153,7 @@ async fn failing_item_does_not_fail_its_batch() -> Result<()> {
 async fn trapping_text_does_not_fail_others() -> Result<()> {
     let runtime = stub(&sentiment())?;
     let text = |id| if id == 11 { "!trap" } else { "good" };
-    let answers = ask(&runtime, (0..30).map(|id| classify(id, "sentiment", text(id))).collect()).await?;
+    let answers = run_items(&runtime, (0..30).map(|id| classify_item(id, "sentiment", text(id))).collect()).await?;
     for (id, answer) in answers {
         match (id, answer) {
             (11, Err(Failure::Engine(_))) => {}
@@ -161,7 +161,7 @@ async fn trapping_text_does_not_fail_others() -> Result<()> {
             (_, answer) => ensure!(answer.is_ok(), "{id}: {answer:?}"),
         }
     }
-    holds("the replica is back", || runtime.stats("sentiment").is_some_and(|stats| stats.replicas_ready == 1)).await?;
+    wait_until("the replica is back", || runtime.stats("sentiment").is_some_and(|stats| stats.replicas_ready == 1)).await?;
     ensure!(runtime.stats("sentiment").is_some_and(|stats| stats.retried > 0));
     Ok(())
 }
@@ -172,7 +172,7 @@ async fn replica_that_hangs_is_replaced() -> Result<()> {
     config.infer.hang_timeout_ms = 1000;
     let runtime = stub(&config)?;
     let text = |id| if id == 3 { "!hang" } else { "good" };
-    let answers = ask(&runtime, (0..10).map(|id| classify(id, "sentiment", text(id))).collect()).await?;
+    let answers = run_items(&runtime, (0..10).map(|id| classify_item(id, "sentiment", text(id))).collect()).await?;
     for (id, answer) in answers {
         match (id, answer) {
             (3, Err(Failure::Engine(_))) => {}
@@ -182,7 +182,7 @@ async fn replica_that_hangs_is_replaced() -> Result<()> {
     }
     let stats = || runtime.stats("sentiment").unwrap_or_default();
     ensure!(stats().hangs == 2, "{:?}", stats());
-    holds("no thread hangs any more", || stats().threads_hanging == 0 && stats().replicas_ready == 1).await
+    wait_until("no thread hangs any more", || stats().threads_hanging == 0 && stats().replicas_ready == 1).await
 }
 
 /// The thread itself hangs here, in the engine: a batch of long texts takes longer than a replica may be silent. Its
@@ -208,22 +208,22 @@ async fn batch_that_hangs_the_engine_is_retried_item_by_item() -> Result<()> {
     let alone = {
         let runtime = runtime(&config, "infer")?;
         runtime.settled("slow").await.map_err(anyhow::Error::msg)?;
-        ask(&runtime, vec![classify(0, "slow", long.as_str())]).await?;
+        run_items(&runtime, vec![classify_item(0, "slow", long.as_str())]).await?;
         let began = Instant::now();
-        ask(&runtime, vec![classify(0, "slow", long.as_str())]).await?;
+        run_items(&runtime, vec![classify_item(0, "slow", long.as_str())]).await?;
         began.elapsed()
     };
     config.infer.hang_timeout_ms = u64::try_from(alone.as_millis())? * 3 + 1;
     let runtime = runtime(&config, "infer")?;
     runtime.settled("slow").await.map_err(anyhow::Error::msg)?;
-    let answers = ask(&runtime, (0..24).map(|id| classify(id, "slow", long.as_str())).collect()).await?;
+    let answers = run_items(&runtime, (0..24).map(|id| classify_item(id, "slow", long.as_str())).collect()).await?;
     let stats = || runtime.stats("slow").unwrap_or_default();
     ensure!(stats().hangs >= 1, "nothing hung: {:?}", stats());
     // On a machine that is very busy even one may take too long; it is answered all the same.
     let answered = answers.values().filter(|answer| answer.is_ok()).count();
     ensure!(answered >= 1, "none was answered: {answers:?}");
-    holds("the thread has come back", || stats().threads_hanging == 0).await?;
-    let after = ask(&runtime, vec![classify(0, "slow", "short")]).await?;
+    wait_until("the thread has come back", || stats().threads_hanging == 0).await?;
+    let after = run_items(&runtime, vec![classify_item(0, "slow", "short")]).await?;
     ensure!(after[&0].is_ok(), "{after:?}");
     Ok(())
 }
@@ -234,7 +234,7 @@ async fn circuit_opens_and_closes_again() -> Result<()> {
     (config.infer.circuit_failures, config.infer.circuit_open_ms) = (3, 300);
     let runtime = stub(&config)?;
     let one = async |text: &str| -> Result<Result<Output, Failure>> {
-        let mut answers = ask(&runtime, vec![classify(0, "sentiment", text)]).await?;
+        let mut answers = run_items(&runtime, vec![classify_item(0, "sentiment", text)]).await?;
         answers.remove(&0).context("an answer")
     };
     ensure!(one("good").await?.is_ok());
@@ -262,7 +262,7 @@ async fn caller_with_many_items_does_not_delay_one_with_few() -> Result<()> {
     let (sender, mut outcomes) = runtime.call().open();
     let many = tokio::spawn(async move {
         for id in 0..10_000 {
-            if sender.send(classify(id, "sentiment", texts[id as usize % texts.len()].as_str())).await.is_err() {
+            if sender.send(classify_item(id, "sentiment", texts[id as usize % texts.len()].as_str())).await.is_err() {
                 return;
             }
         }
@@ -287,7 +287,7 @@ async fn caller_with_many_items_does_not_delay_one_with_few() -> Result<()> {
     let mut all = Vec::new();
     for _ in 0..10 {
         let before = runtime.stats("sentiment").context("stats")?.answered;
-        let answers = ask(&runtime, vec![classify(0, "sentiment", "A single text.")]).await?;
+        let answers = run_items(&runtime, vec![classify_item(0, "sentiment", "A single text.")]).await?;
         ensure!(answers[&0].is_ok());
         let after = runtime.stats("sentiment").context("stats")?.answered;
         all.push(after - before);
@@ -300,7 +300,7 @@ async fn caller_with_many_items_does_not_delay_one_with_few() -> Result<()> {
     let handed = runtime.stats("sentiment").context("stats")?.handed_over;
     drop(outcomes);
     many.await?;
-    holds("the queue is empty", || runtime.stats("sentiment").is_some_and(|stats| stats.waiting == 0)).await?;
+    wait_until("the queue is empty", || runtime.stats("sentiment").is_some_and(|stats| stats.waiting == 0)).await?;
     let stats = runtime.stats("sentiment").context("stats")?;
     ensure!(stats.abandoned > 0, "{stats:?}");
     ensure!(stats.handed_over <= handed + 40, "computed for nobody: {handed} then {stats:?}");
@@ -314,13 +314,13 @@ async fn item_past_its_deadline_is_answered_and_not_computed() -> Result<()> {
     // The stand-in takes 300 ms for each of these, and takes them one after another.
     let (sender, slow) = runtime.call().open();
     for id in 0..4 {
-        sender.send(classify(id, "sentiment", "!slow")).await?;
+        sender.send(classify_item(id, "sentiment", "!slow")).await?;
     }
-    holds("they are being computed", || runtime.stats("sentiment").is_some_and(|stats| stats.handed_over >= 2)).await?;
+    wait_until("they are being computed", || runtime.stats("sentiment").is_some_and(|stats| stats.handed_over >= 2)).await?;
     let before = runtime.stats("sentiment").context("stats")?;
     let began = Instant::now();
-    let dated = Item { deadline_ms: Some(20), ..classify(0, "sentiment", "good") };
-    let answers = ask(&runtime, vec![dated]).await?;
+    let dated = Item { deadline_ms: Some(20), ..classify_item(0, "sentiment", "good") };
+    let answers = run_items(&runtime, vec![dated]).await?;
     ensure!(answers[&0] == Err(Failure::DeadlineExceeded), "{answers:?}");
     ensure!(began.elapsed() < Duration::from_millis(900), "it waited {:?}", began.elapsed());
     let after = runtime.stats("sentiment").context("stats")?;
@@ -341,14 +341,14 @@ async fn overloaded_queue_refuses_or_pushes_back() -> Result<()> {
     runtime.settled("sentiment").await.map_err(anyhow::Error::msg)?;
     let mut random = Random(2);
     let items = |when_full: WhenFull, random: &mut Random| -> Vec<Item> {
-        (0..500).map(|id| Item { when_full, ..classify(id, "sentiment", random.text(10)) }).collect()
+        (0..500).map(|id| Item { when_full, ..classify_item(id, "sentiment", random.text(10)) }).collect()
     };
-    let answers = ask(&runtime, items(WhenFull::Fail, &mut random)).await?;
+    let answers = run_items(&runtime, items(WhenFull::Fail, &mut random)).await?;
     let refused = answers.values().filter(|answer| matches!(answer, Err(Failure::Overloaded(1..)))).count();
     let answered = answers.values().filter(|answer| answer.is_ok()).count();
     ensure!(answered >= 50 && refused > 0 && answered + refused == 500, "{answered} answered, {refused} refused");
     ensure!(runtime.stats("sentiment").is_some_and(|stats| stats.overloaded == refused as u64));
-    let answers = ask(&runtime, items(WhenFull::Wait, &mut random)).await?;
+    let answers = run_items(&runtime, items(WhenFull::Wait, &mut random)).await?;
     ensure!(answers.values().all(Result::is_ok));
     Ok(())
 }
@@ -361,10 +361,10 @@ async fn dropped_items_get_an_outcome() -> Result<()> {
         let runtime = stub(&config)?;
         runtime.settled("sentiment").await.map_err(anyhow::Error::msg)?;
         let (sender, outcomes) = runtime.call().open();
-        sender.send(classify(1000, "sentiment", "!slow")).await?;
-        holds("it is being computed", || runtime.stats("sentiment").is_some_and(|s| s.handed_over >= 2)).await?;
+        sender.send(classify_item(1000, "sentiment", "!slow")).await?;
+        wait_until("it is being computed", || runtime.stats("sentiment").is_some_and(|s| s.handed_over >= 2)).await?;
         for id in 0..20 {
-            sender.send(classify(id, "sentiment", "good")).await?;
+            sender.send(classify_item(id, "sentiment", "good")).await?;
         }
         drop(sender);
         let answers = collect(outcomes).await?;
@@ -383,16 +383,16 @@ async fn windows_delay_items_until_count_time_or_flush() -> Result<()> {
     (config.infer.batch_size, config.infer.window_ms) = (4, 1500);
     let runtime = stub(&config)?;
     runtime.settled("sentiment").await.map_err(anyhow::Error::msg)?;
-    let few = |count: u64| (0..count).map(|id| classify(id, "sentiment", "good")).collect::<Vec<_>>();
+    let few = |count: u64| (0..count).map(|id| classify_item(id, "sentiment", "good")).collect::<Vec<_>>();
     let began = Instant::now();
-    ask(&runtime, few(1)).await?;
+    run_items(&runtime, few(1)).await?;
     ensure!(began.elapsed() >= Duration::from_millis(1500), "one item waits for its window");
     let began = Instant::now();
-    ask(&runtime, few(4)).await?;
+    run_items(&runtime, few(4)).await?;
     let full = began.elapsed();
     ensure!(full < Duration::from_millis(1500), "four fill a batch, and it took {full:?}");
     let (sender, outcomes) = runtime.call().open();
-    sender.send(classify(0, "sentiment", "good")).await?;
+    sender.send(classify_item(0, "sentiment", "good")).await?;
     ensure!(runtime.flush("sentiment") == 1);
     drop(sender);
     ensure!(collect(outcomes).await?[&0].is_ok());

@@ -265,7 +265,7 @@ async fn slow_reader_delays_no_other() -> Result<()> {
     let body = json!({"text": text, "include_entities": true, "include_summary": false, "chunk_size": 50}).to_string();
     let mut stalled = Vec::new();
     for _ in 0..READERS {
-        let mut raw = Raw::connect_small(&server).await?;
+        let mut raw = Raw::connect_with_small_buffer(&server).await?;
         for _ in 0..ANSWERS {
             raw.send_post("/process-stream", &body).await?;
         }
@@ -282,7 +282,7 @@ async fn slow_reader_delays_no_other() -> Result<()> {
         ensure!(answer.contains("\"completed\""), "{answer}");
         own += 1.0;
         let before = begun;
-        begun = server.posts().await? - own;
+        begun = server.post_count().await? - own;
         still = if begun == before { still + 1 } else { 0 };
     }
     assert!(begun < (READERS * ANSWERS) as f64, "{begun} answers began: nobody was stalled");

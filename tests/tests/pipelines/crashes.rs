@@ -7,7 +7,7 @@ use reqwest::Client;
 use serde_json::{Value, json};
 use weir_tests::Server;
 use weir_tests::follow::Event;
-use weir_tests::pipelines::{Folder, begin, check_whole, ended, events, follow, run, start, status};
+use weir_tests::pipelines::{Folder, start_execution, check_contiguous, wait_until_ended, events, follow, run, start, status};
 
 /// A server whose channels are on the disk, each write of them for good.
 async fn on_disk(folder: &Folder, file: &Path) -> Result<Server> {
@@ -43,8 +43,8 @@ async fn killed_execution_continues_in_the_same_sequence() -> Result<()> {
     let file = dir.path().join("events.redb");
     let mut server = on_disk(&folder, &file).await?;
     let ids = [
-        begin(&server, "slow", &json!("!slow good")).await?,
-        begin(&server, "slow", &json!(["!slow bad", "good", "bad"])).await?,
+        start_execution(&server, "slow", &json!("!slow good")).await?,
+        start_execution(&server, "slow", &json!(["!slow bad", "good", "bad"])).await?,
     ];
     let mut seen: Vec<Event> = Vec::new();
     // Killed after the end of a step, in the midst of one, and right after it was begun again.
@@ -53,7 +53,7 @@ async fn killed_execution_continues_in_the_same_sequence() -> Result<()> {
         let mut live = follow(&server, &ids[0], last_id.as_deref()).await?;
         let mut count = 0;
         while count < kill_at {
-            let event = live.placed().await?;
+            let event = live.next_stored_event().await?;
             count += usize::from(event.name == name);
             seen.push(event);
         }
@@ -62,21 +62,21 @@ async fn killed_execution_continues_in_the_same_sequence() -> Result<()> {
         server = on_disk(&folder, &file).await?;
     }
     let last_id = seen.last().map(|event| event.id.clone());
-    seen.extend(follow(&server, &ids[0], last_id.as_deref()).await?.rest().await?);
+    seen.extend(follow(&server, &ids[0], last_id.as_deref()).await?.remaining_events().await?);
     // What was seen in pieces is what is there, and it is whole.
-    check_whole(&seen)?;
+    check_contiguous(&seen)?;
     assert_eq!(seen, events(&server, &ids[0]).await?);
     check_once(&seen, STEPS)?;
     assert_eq!(seen.last().context("events")?.data["metadata"]["resumed"], 3);
-    let now = ended(&server, &ids[0]).await?;
+    let now = wait_until_ended(&server, &ids[0]).await?;
     assert_eq!(
         (&now["state"], &now["output"]["overall_sentiment"], &now["resumed"]),
         (&json!("completed"), &json!("POSITIVE"), &json!(3))
     );
     // The one that nobody followed went on all the same.
-    assert_eq!(ended(&server, &ids[1]).await?["state"], "completed");
+    assert_eq!(wait_until_ended(&server, &ids[1]).await?["state"], "completed");
     let other = events(&server, &ids[1]).await?;
-    check_whole(&other)?;
+    check_contiguous(&other)?;
     check_once(&other, STEPS)?;
 
     // What has ended is still known after another restart, and does not begin again.
@@ -104,10 +104,10 @@ async fn compensation_continues_after_kill_9() -> Result<()> {
     let dir = tempfile::tempdir()?;
     let file = dir.path().join("events.redb");
     let mut server = on_disk(&folder, &file).await?;
-    let id = begin(&server, "order", &json!("!slow good")).await?;
+    let id = start_execution(&server, "order", &json!("!slow good")).await?;
     let mut live = follow(&server, &id, None).await?;
     loop {
-        let event = live.placed().await?;
+        let event = live.next_stored_event().await?;
         if event.name == "step_complete" && event.data["step_id"] == "undo3" {
             break;
         }
@@ -115,13 +115,13 @@ async fn compensation_continues_after_kill_9() -> Result<()> {
     server.signal("KILL")?;
     server.wait().await?;
     server = on_disk(&folder, &file).await?;
-    let now = ended(&server, &id).await?;
+    let now = wait_until_ended(&server, &id).await?;
     assert_eq!(
         (&now["state"], &now["failure"]["compensated"], &now["failure"]["failed_step"]),
         (&json!("failed"), &json!(5), &json!("broken"))
     );
     let all = events(&server, &id).await?;
-    check_whole(&all)?;
+    check_contiguous(&all)?;
     let undone: Vec<String> = all
         .iter()
         .filter(|event| event.name == "step_complete" && !event.data["metadata"]["compensates"].is_null())
@@ -150,10 +150,10 @@ async fn checkpoint_of_many_megabytes_survives_kill_9() -> Result<()> {
     let arguments = [&folder.arguments()[..], &disk, &more].concat();
     let open = || Server::start_stub(&arguments);
     let mut server = open().await?;
-    let id = begin(&server, "large", &json!("x".repeat(15_000))).await?;
+    let id = start_execution(&server, "large", &json!("x".repeat(15_000))).await?;
     let mut live = follow(&server, &id, None).await?;
     loop {
-        let event = live.placed().await?;
+        let event = live.next_stored_event().await?;
         if event.name == "step_start" && event.data["step_id"] == "s0" {
             break;
         }
@@ -161,13 +161,13 @@ async fn checkpoint_of_many_megabytes_survives_kill_9() -> Result<()> {
     server.signal("KILL")?;
     server.wait().await?;
     server = open().await?;
-    let now = ended(&server, &id).await?;
+    let now = wait_until_ended(&server, &id).await?;
     assert_eq!(
         (&now["state"], &now["output"], &now["resumed"]),
         (&json!("completed"), &json!(150_000), &json!(1)),
         "{now}"
     );
-    check_whole(&events(&server, &id).await?)?;
+    check_contiguous(&events(&server, &id).await?)?;
     Ok(())
 }
 
@@ -183,7 +183,7 @@ async fn idempotency_key_starts_one_execution_across_a_crash() -> Result<()> {
     server.wait().await?;
     server = on_disk(&folder, &file).await?;
     let id = first["execution_id"].as_str().context("an id")?;
-    let done = ended(&server, id).await?;
+    let done = wait_until_ended(&server, id).await?;
     let again = start(&server, "slow", &json!("!slow good"), &key).await?.json::<Value>().await?;
     assert_eq!((&again["execution_id"], &again["state"]), (&json!(id), &done["state"]), "{again}");
     let other = run(&server, "slow", &json!("good")).await?;

@@ -5,9 +5,9 @@ use std::collections::BTreeSet;
 use anyhow::{Context, Result, ensure};
 use reqwest::{Client, Method};
 use serde_json::{Value, json};
-use weir_tests::auth::{ADMIN, ANN, ask, guarded};
+use weir_tests::auth::{ADMIN, ANN, request_as, start_with_auth};
 use weir_tests::follow::{Event, Follower};
-use weir_tests::pipelines::{Folder, begin, check_whole, ended, events, follow, run, start, status, told};
+use weir_tests::pipelines::{Folder, start_execution, check_contiguous, wait_until_ended, events, follow, run, start, status, event_names};
 use weir_tests::{Server, ndjson, until};
 
 const TEXT: &str = "The night train to Vienna was wonderful. The staff in Salzburg were kind and the beds were soft. \
@@ -38,9 +38,9 @@ async fn pipeline_with_shipped_models_emits_every_event_type() -> Result<()> {
         ("bad", json!([{"id": "broken", "kind": "map", "expression": "`1` / `0`"}])),
     ])?;
     let server = Server::start(&folder.arguments()).await?;
-    let id = begin(&server, "review", &json!({"text": TEXT})).await?;
+    let id = start_execution(&server, "review", &json!({"text": TEXT})).await?;
     let all = events(&server, &id).await?;
-    check_whole(&all)?;
+    check_contiguous(&all)?;
     for event in &all {
         let fields: BTreeSet<&str> = event.data.as_object().context("an object")?.keys().map(String::as_str).collect();
         assert_eq!(
@@ -70,11 +70,11 @@ async fn pipeline_with_shipped_models_emits_every_event_type() -> Result<()> {
         assert_eq!(Some(said), same, "{step}");
     }
 
-    let failed = begin(&server, "bad", &json!(null)).await?;
+    let failed = start_execution(&server, "bad", &json!(null)).await?;
     let bad = events(&server, &failed).await?;
-    check_whole(&bad)?;
+    check_contiguous(&bad)?;
     assert_eq!(
-        told(&bad),
+        event_names(&bad),
         [
             "pipeline_start",
             "checkpoint_saved",
@@ -100,7 +100,7 @@ async fn pipeline_with_shipped_models_emits_every_event_type() -> Result<()> {
 
     // Whoever goes on after an event gets exactly what follows it.
     for at in [0, all.len() / 2, all.len() - 2] {
-        let rest = follow(&server, &id, Some(&all[at].id)).await?.rest().await?;
+        let rest = follow(&server, &id, Some(&all[at].id)).await?.remaining_events().await?;
         assert_eq!(rest, all[at + 1..], "after {at}");
     }
     let path = server.url(&format!("/stream/pipeline/{id}"));
@@ -153,7 +153,7 @@ async fn failing_step_is_retried_then_the_pipeline_fails_or_continues() -> Resul
         "{failed}"
     );
     let all = events(&server, failed["execution_id"].as_str().context("an id")?).await?;
-    check_whole(&all)?;
+    check_contiguous(&all)?;
     let errors: Vec<&Event> = all.iter().filter(|event| event.name == "step_error").collect();
     let retried: Vec<bool> = errors.iter().map(|event| event.data["data"]["retry_in_ms"].is_number()).collect();
     assert_eq!(retried, [true, true, false]);
@@ -179,7 +179,7 @@ async fn completed_steps_are_compensated_in_reverse() -> Result<()> {
     let over = run(&server, "order", &json!({})).await?;
     assert_eq!((&over["state"], &over["failure"]["compensated"]), (&json!("failed"), &json!(2)), "{over}");
     let all = events(&server, over["execution_id"].as_str().context("an id")?).await?;
-    check_whole(&all)?;
+    check_contiguous(&all)?;
     let complete: Vec<(&Value, &Value, &Value)> = all
         .iter()
         .filter(|event| event.name == "step_complete")
@@ -204,9 +204,9 @@ async fn completed_steps_are_compensated_in_reverse() -> Result<()> {
 async fn execution_is_cancelled_by_request_and_not_by_a_closed_connection() -> Result<()> {
     let folder = Folder::new(&[("mood", json!([{"id": "mood", "kind": "sentiment"}]))])?;
     let server = stub(&folder, &[]).await?;
-    let id = begin(&server, "mood", &json!("!never")).await?;
+    let id = start_execution(&server, "mood", &json!("!never")).await?;
     let mut live = follow(&server, &id, None).await?;
-    while live.placed().await?.name != "step_start" {}
+    while live.next_stored_event().await?.name != "step_start" {}
     drop(live);
     let waited = start(&server, "mood", &json!("!never"), &[("prefer", "wait=1")]).await?;
     assert_eq!((waited.status().as_u16(), waited.headers().get("preference-applied")), (202, None));
@@ -217,7 +217,7 @@ async fn execution_is_cancelled_by_request_and_not_by_a_closed_connection() -> R
     let body: Value = answer.json().await?;
     assert_eq!((&body["state"], &body["failure"]["cancelled"]), (&json!("cancelled"), &json!(true)), "{body}");
     let all = events(&server, &id).await?;
-    check_whole(&all)?;
+    check_contiguous(&all)?;
     let last = all.last().context("events")?;
     assert_eq!((last.name.as_str(), &last.data["data"]["cancelled"]), ("pipeline_error", &json!(true)));
     let again = cancel(&id).await?;
@@ -270,8 +270,8 @@ async fn idempotency_key_and_prefer_wait_start_one_execution() -> Result<()> {
 #[tokio::test]
 async fn definition_that_changes_is_read_again() -> Result<()> {
     let folder = Folder::new(&[("one", json!([{"id": "a", "kind": "map", "expression": "'old'"}]))])?;
-    folder.put_text("torn", "{\"name\": \"torn\", \"steps\": [")?;
-    folder.put_text("misnamed", r#"{"name": "other", "steps": [{"id": "a", "kind": "map", "expression": "@"}]}"#)?;
+    folder.write_text("torn", "{\"name\": \"torn\", \"steps\": [")?;
+    folder.write_text("misnamed", r#"{"name": "other", "steps": [{"id": "a", "kind": "map", "expression": "@"}]}"#)?;
     let server = stub(&folder, &[]).await?;
     let list: Value = reqwest::get(server.url("/pipelines")).await?.json().await?;
     let names: Vec<(&Value, &Value)> =
@@ -286,9 +286,9 @@ async fn definition_that_changes_is_read_again() -> Result<()> {
     assert_eq!((torn.status().as_u16(), torn.json::<Value>().await?["code"].clone()), (503, json!("pipeline_invalid")));
     until("in the log", || async { Ok(server.log().contains("torn.json is not a pipeline")) }).await?;
     assert_eq!(run(&server, "one", &json!({})).await?["output"], "old");
-    folder.put("one", &json!([{"id": "a", "kind": "map", "expression": "'newer'"}]))?;
+    folder.write("one", &json!([{"id": "a", "kind": "map", "expression": "'newer'"}]))?;
     until("read again", || async { Ok(run(&server, "one", &json!({})).await?["output"] == "newer") }).await?;
-    folder.put("two", &json!([{"id": "a", "kind": "map", "expression": "@"}]))?;
+    folder.write("two", &json!([{"id": "a", "kind": "map", "expression": "@"}]))?;
     until("found", || async { Ok(reqwest::get(server.url("/pipelines/two")).await?.status() == 200) }).await
 }
 
@@ -341,7 +341,7 @@ async fn invalid_pipeline_request_is_refused_with_its_reasons() -> Result<()> {
     assert_eq!(wrong["failure"]["code"], "invalid_input", "{wrong}");
 
     // Two at once, and no more; when one is over, another may begin.
-    let held = [begin(&server, "mood", &json!("!never")).await?, begin(&server, "mood", &json!("!never")).await?];
+    let held = [start_execution(&server, "mood", &json!("!never")).await?, start_execution(&server, "mood", &json!("!never")).await?];
     let refused = start(&server, "echo", &json!({}), &[]).await?;
     assert!(refused.headers().contains_key("retry-after"));
     check(refused, 503, "executions_full").await?;
@@ -374,22 +374,22 @@ async fn execution_belongs_to_the_user_that_started_it() -> Result<()> {
     let server =
         stub(&folder, &["--set", "auth.mode=required", "--set", &dir, "--set", "pipelines.user_executions_max=1"])
             .await?;
-    let ask = |method: Method, path: &str, key: &str| Client::new().request(method, server.url(path)).bearer_auth(key);
-    let begin = async |name: &str, key: &str, text: &str| -> Result<(u16, Value)> {
-        let answer = ask(Method::POST, &format!("/pipelines/{name}"), key).json(&json!(text)).send().await?;
+    let request_as = |method: Method, path: &str, key: &str| Client::new().request(method, server.url(path)).bearer_auth(key);
+    let start_execution = async |name: &str, key: &str, text: &str| -> Result<(u16, Value)> {
+        let answer = request_as(Method::POST, &format!("/pipelines/{name}"), key).json(&json!(text)).send().await?;
         Ok((answer.status().as_u16(), answer.json().await?))
     };
     assert_eq!(start(&server, "mood", &json!("good"), &[]).await?.status(), 401);
     // Whoever may not start a pipeline does not see it.
-    assert_eq!((begin("other", BOB, "x").await?.0, begin("none", BOB, "x").await?.0), (404, 404));
-    assert_eq!(begin("mood", WORKER, "x").await?.0, 404);
+    assert_eq!((start_execution("other", BOB, "x").await?.0, start_execution("none", BOB, "x").await?.0), (404, 404));
+    assert_eq!(start_execution("mood", WORKER, "x").await?.0, 404);
     let names = async |key: &str| -> Result<Value> {
-        let list: Value = ask(Method::GET, "/pipelines", key).send().await?.json().await?;
+        let list: Value = request_as(Method::GET, "/pipelines", key).send().await?.json().await?;
         Ok(list["pipelines"].as_array().context("a list")?.iter().map(|pipeline| pipeline["name"].clone()).collect())
     };
     assert_eq!((names(ANN).await?, names(BOB).await?), (json!(["mood", "other"]), json!(["mood"])));
 
-    let (code, body) = begin("mood", ANN, "!never").await?;
+    let (code, body) = start_execution("mood", ANN, "!never").await?;
     assert_eq!(code, 202, "{body}");
     let id = body["execution_id"].as_str().context("an id")?.to_owned();
     let missing = "exec_AAAAAAAAAAAAAAAAAAAAAA";
@@ -397,7 +397,7 @@ async fn execution_belongs_to_the_user_that_started_it() -> Result<()> {
         for method in [Method::GET, Method::DELETE] {
             let mut said = Vec::new();
             for id in [&id, missing] {
-                let answer = ask(method.clone(), &format!("/executions/{id}"), key).send().await?;
+                let answer = request_as(method.clone(), &format!("/executions/{id}"), key).send().await?;
                 let (status, mut body) = (answer.status(), answer.json::<Value>().await?);
                 body["detail"] = json!(body["detail"].to_string().replace(id, "ID"));
                 body["request_id"] = Value::Null;
@@ -406,22 +406,22 @@ async fn execution_belongs_to_the_user_that_started_it() -> Result<()> {
             assert_eq!(said[0], said[1]);
             assert_eq!(said[0].0, 404);
         }
-        assert_eq!(ask(Method::GET, &format!("/stream/pipeline/{id}"), key).send().await?.status(), 404);
-        let list: Value = ask(Method::GET, "/executions", key).send().await?.json().await?;
+        assert_eq!(request_as(Method::GET, &format!("/stream/pipeline/{id}"), key).send().await?.status(), 404);
+        let list: Value = request_as(Method::GET, "/executions", key).send().await?.json().await?;
         assert_eq!(list["executions"], json!([]));
     }
-    let answer = ask(Method::GET, &format!("/stream/pipeline/{id}"), ANN).send().await?;
-    assert_eq!(Follower::of(answer, None)?.placed().await?.name, "pipeline_start");
-    let list: Value = ask(Method::GET, "/executions", ANN).send().await?.json().await?;
+    let answer = request_as(Method::GET, &format!("/stream/pipeline/{id}"), ANN).send().await?;
+    assert_eq!(Follower::from_response(answer, None)?.next_stored_event().await?.name, "pipeline_start");
+    let list: Value = request_as(Method::GET, "/executions", ANN).send().await?.json().await?;
     assert_eq!(list["executions"][0]["execution_id"], json!(id), "{list}");
     // One at a time, each.
-    let (code, body) = begin("mood", ANN, "good").await?;
+    let (code, body) = start_execution("mood", ANN, "good").await?;
     assert_eq!((code, &body["code"]), (429, &json!("too_many_executions")));
-    assert_eq!(begin("mood", BOB, "good").await?.0, 202);
-    assert_eq!(ask(Method::DELETE, &format!("/executions/{id}"), ANN).send().await?.status(), 200);
-    let ended: Value = ask(Method::GET, &format!("/executions/{id}"), ANN).send().await?.json().await?;
-    assert_eq!(ended["state"], "cancelled");
-    assert_eq!(ask(Method::GET, &format!("/executions/{id}"), BOB).send().await?.status(), 404);
+    assert_eq!(start_execution("mood", BOB, "good").await?.0, 202);
+    assert_eq!(request_as(Method::DELETE, &format!("/executions/{id}"), ANN).send().await?.status(), 200);
+    let execution: Value = request_as(Method::GET, &format!("/executions/{id}"), ANN).send().await?.json().await?;
+    assert_eq!(execution["state"], "cancelled");
+    assert_eq!(request_as(Method::GET, &format!("/executions/{id}"), BOB).send().await?.status(), 404);
     Ok(())
 }
 
@@ -434,13 +434,13 @@ async fn concurrent_executions_complete() -> Result<()> {
     let server = stub(&folder, &[]).await?;
     let ids = futures::future::try_join_all((0..100).map(|n| {
         let server = &server;
-        async move { begin(server, "mood", &json!(format!("good {n} bad good"))).await }
+        async move { start_execution(server, "mood", &json!(format!("good {n} bad good"))).await }
     }))
     .await?;
     for id in &ids {
-        assert_eq!(ended(&server, id).await?["state"], "completed");
+        assert_eq!(wait_until_ended(&server, id).await?["state"], "completed");
         let all = events(&server, id).await?;
-        check_whole(&all)?;
+        check_contiguous(&all)?;
         assert_eq!(all.last().map(|event| event.name.as_str()), Some("pipeline_complete"));
     }
     Ok(())
@@ -450,9 +450,9 @@ async fn concurrent_executions_complete() -> Result<()> {
 async fn unknown_pipeline_suggests_the_nearest_that_the_user_may_start() -> Result<()> {
     let folder = Folder::new(&[("review", json!([{"id": "a", "kind": "map", "expression": "@"}]))])?;
     let dir = tempfile::tempdir()?;
-    let server = guarded(dir.path(), &folder.arguments()).await?;
+    let server = start_with_auth(dir.path(), &folder.arguments()).await?;
     let detail = async |method: Method, name: &str, key: &str| {
-        let answer = ask(&server, method, &format!("/pipelines/{name}"), key).json(&json!({})).send().await?;
+        let answer = request_as(&server, method, &format!("/pipelines/{name}"), key).json(&json!({})).send().await?;
         ensure!(answer.status() == 404, "{name}: {}", answer.status());
         let problem: Value = answer.json().await?;
         Ok(problem["detail"].as_str().context("a detail")?.to_owned())

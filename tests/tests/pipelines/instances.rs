@@ -10,9 +10,9 @@ use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpListener;
 use tokio::sync::watch;
-use weir_tests::client::{NDJSON, body_of, chunks_path, create_session, post_body};
+use weir_tests::client::{NDJSON, ndjson_body, chunks_path, create_session, post_body};
 use weir_tests::follow::Event;
-use weir_tests::pipelines::{Folder, begin, check_whole, ended, events, follow, start, status};
+use weir_tests::pipelines::{Folder, start_execution, check_contiguous, wait_until_ended, events, follow, start, status};
 use weir_tests::redis::Redis;
 use weir_tests::texts::Random;
 use weir_tests::{Duplex, PATIENCE, Server, ndjson, until};
@@ -117,7 +117,7 @@ impl Shared {
         let allow = format!("pipelines.http_allow=[\"{}\"]", self.service.authority);
         let lease = format!("events.lease_ms={LEASE_MS}");
         let more = ["--set", &allow, "--set", &lease];
-        self.redis.weir(&[&self.folder.arguments()[..], &more].concat()).await
+        self.redis.start_server(&[&self.folder.arguments()[..], &more].concat()).await
     }
 }
 
@@ -138,7 +138,7 @@ async fn check_owned_elsewhere(answer: Response) -> Result<()> {
 
 /// Each step was completed once, and the sequence is whole.
 fn check_once(all: &[Event], steps: usize) -> Result<()> {
-    check_whole(all)?;
+    check_contiguous(all)?;
     for n in 0..steps {
         let is_it = |event: &&Event| event.name == "step_complete" && event.data["step_id"] == format!("s{n}");
         let completed = all.iter().filter(is_it).count();
@@ -158,7 +158,7 @@ fn started(all: &[Event], step: &str) -> usize {
 async fn execution_of_a_living_instance_is_not_run_by_another() -> Result<()> {
     let shared = Shared::new(2).await?;
     let one = shared.instance().await?;
-    let id = begin(&one, "calls", &json!({})).await?;
+    let id = start_execution(&one, "calls", &json!({})).await?;
     until("called", || async { Ok(shared.service.count("/s0") == 1) }).await?;
     // The other starts while a step runs, and looks for what has no owner.
     let two = shared.instance().await?;
@@ -169,8 +169,8 @@ async fn execution_of_a_living_instance_is_not_run_by_another() -> Result<()> {
     until("called", || async { Ok(shared.service.count("/s1") > 0) }).await?;
     several_scans().await;
     shared.service.answer("/s1");
-    assert_eq!(ended(&one, &id).await?["state"], "completed");
-    assert_eq!(ended(&two, &id).await?["state"], "completed");
+    assert_eq!(wait_until_ended(&one, &id).await?["state"], "completed");
+    assert_eq!(wait_until_ended(&two, &id).await?["state"], "completed");
     assert_eq!((shared.service.count("/s0"), shared.service.count("/s1")), (1, 1));
     let all = events(&two, &id).await?;
     check_once(&all, 2)?;
@@ -190,16 +190,16 @@ async fn listed(server: &Server) -> Result<Vec<(String, String)>> {
 async fn executions_of_every_instance_are_listed_by_each_newest_first() -> Result<()> {
     let shared = Shared::new(1).await?;
     let (one, two) = (shared.instance().await?, shared.instance().await?);
-    let first = begin(&one, "calls", &json!({})).await?;
-    let second = begin(&two, "calls", &json!({})).await?;
-    let third = begin(&one, "calls", &json!({})).await?;
+    let first = start_execution(&one, "calls", &json!({})).await?;
+    let second = start_execution(&two, "calls", &json!({})).await?;
+    let third = start_execution(&one, "calls", &json!({})).await?;
     let all = |state: &str| [&third, &second, &first].map(|id| (id.clone(), state.to_owned())).to_vec();
     for server in [&one, &two] {
         assert_eq!(listed(server).await?, all("running"));
     }
     shared.service.answer("*");
     for (server, id) in [(&one, &first), (&two, &second), (&one, &third)] {
-        assert_eq!(ended(server, id).await?["state"], "completed");
+        assert_eq!(wait_until_ended(server, id).await?["state"], "completed");
     }
     for server in [&one, &two] {
         until("the ends are listed", || async { Ok(listed(server).await? == all("completed")) }).await?;
@@ -232,7 +232,7 @@ async fn execution_of_a_killed_instance_is_resumed_by_another() -> Result<()> {
     // The machine may be busy; the bound is the lease.
     assert!(killed.elapsed() < Duration::from_millis(LEASE_MS) + PATIENCE / 4, "{:?}", killed.elapsed());
     shared.service.answer("*");
-    let now = ended(&two, &id).await?;
+    let now = wait_until_ended(&two, &id).await?;
     assert_eq!((&now["state"], &now["resumed"]), (&json!("completed"), &json!(1)));
     assert_eq!((shared.service.count("/s0"), shared.service.count("/s1"), shared.service.count("/s2")), (1, 2, 1));
     check_once(&events(&two, &id).await?, 3)
@@ -242,11 +242,11 @@ async fn execution_of_a_killed_instance_is_resumed_by_another() -> Result<()> {
 async fn paused_instance_is_fenced_after_a_takeover() -> Result<()> {
     let shared = Shared::new(3).await?;
     let (one, two) = (shared.instance().await?, shared.instance().await?);
-    let id = begin(&one, "calls", &json!({})).await?;
+    let id = start_execution(&one, "calls", &json!({})).await?;
     until("called", || async { Ok(shared.service.count("/s0") == 1) }).await?;
     // The call and the event of its start are two writes; the count below is of both instances' events.
     let mut follower = follow(&two, &id, None).await?;
-    while started(&[follower.placed().await?], "s0") == 0 {}
+    while started(&[follower.next_stored_event().await?], "s0") == 0 {}
     drop(follower);
     one.signal("STOP")?;
     until("taken over", || async { Ok(shared.service.count("/s0") == 2) }).await?;
@@ -260,7 +260,7 @@ async fn paused_instance_is_fenced_after_a_takeover() -> Result<()> {
     check_owned_elsewhere(Client::new().delete(one.url(&format!("/executions/{id}"))).send().await?).await?;
     shared.service.answer("*");
     for server in [&two, &one] {
-        let now = ended(server, &id).await?;
+        let now = wait_until_ended(server, &id).await?;
         assert_eq!((&now["state"], &now["resumed"]), (&json!("completed"), &json!(1)));
     }
     assert_eq!((shared.service.count("/s1"), shared.service.count("/s2")), (1, 1));
@@ -281,7 +281,7 @@ async fn executions_run_once_across_kills_and_pauses_at_random() -> Result<()> {
     let mut instances = [shared.instance().await?, shared.instance().await?];
     let mut ids = Vec::new();
     for n in 0..EXECUTIONS {
-        ids.push(begin(&instances[n % 2], "calls", &json!({"n": n})).await?);
+        ids.push(start_execution(&instances[n % 2], "calls", &json!({"n": n})).await?);
     }
     for round in 0..ROUNDS {
         let victim = random.below(2);
@@ -304,7 +304,7 @@ async fn executions_run_once_across_kills_and_pauses_at_random() -> Result<()> {
     }
     shared.service.answer("*");
     for id in &ids {
-        let now = ended(&instances[random.below(2)], id).await?;
+        let now = wait_until_ended(&instances[random.below(2)], id).await?;
         ensure!(now["state"] == "completed", "{now}");
         let all = events(&instances[random.below(2)], id).await?;
         check_once(&all, STEPS).with_context(|| format!("{id}: {all:?}"))?;
@@ -325,7 +325,7 @@ fn chunk(at: usize) -> Value {
 }
 
 async fn post_chunks(server: &Server, id: &str, chunks: &[Value]) -> Result<Response> {
-    post_body(server, &chunks_path(id), NDJSON, body_of(chunks)).await
+    post_body(server, &chunks_path(id), NDJSON, ndjson_body(chunks)).await
 }
 
 /// Feeds a session, again while another instance owns it.
@@ -348,7 +348,7 @@ async fn check_channel(server: &Server, id: &str, chunks: usize) -> Result<()> {
     let answer = Client::new().post(server.url(&format!("/sessions/{id}/end"))).send().await?;
     ensure!(answer.status() == 200, "{}", answer.text().await?);
     answer.text().await?;
-    let all = weir_tests::follow::Follower::open(server, &format!("/stream/session/{id}"), None).await?.rest().await?;
+    let all = weir_tests::follow::Follower::open(server, &format!("/stream/session/{id}"), None).await?.remaining_events().await?;
     for (at, event) in all.iter().enumerate().take(all.len() - 1) {
         ensure!(event.data["event_id"] == at + 1, "{} is at {at}: {}", event.data["event_id"], event.data);
     }
@@ -385,7 +385,7 @@ async fn session_is_fed_at_one_of_two_instances() -> Result<()> {
     .await?;
     feeder.send(format!("{}\n", chunk(3)).as_bytes()).await?;
     feeder.end().await?;
-    feeder.raw.read_to_end_of_answer().await?;
+    feeder.raw.read_to_end_of_response().await?;
     let said = feed(&two, &id, &[chunk(3), chunk(4)]).await?;
     ensure!(said.iter().any(|event| event["type"] == "repeated"), "{said:?}");
     // What one instance has in memory is read again after the other has changed it.
@@ -438,7 +438,7 @@ async fn session_of_a_killed_instance_expires_at_another() -> Result<()> {
     feed(&one, &id, &[chunk(0)]).await?;
     one.signal("KILL")?;
     one.wait().await?;
-    let all = weir_tests::follow::Follower::open(&two, &format!("/stream/session/{id}"), None).await?.rest().await?;
+    let all = weir_tests::follow::Follower::open(&two, &format!("/stream/session/{id}"), None).await?.remaining_events().await?;
     let expired: Vec<_> = all.iter().filter(|event| event.name == "session_expired").collect();
     assert_eq!((expired.len(), all.last().map(|event| event.name.as_str())), (1, Some("session_expired")), "{all:?}");
     Ok(())

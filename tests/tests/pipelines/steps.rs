@@ -9,7 +9,7 @@ use anyhow::{Context, Result};
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpListener;
-use weir_tests::pipelines::{Folder, begin, check_whole, ended, events, run};
+use weir_tests::pipelines::{Folder, start_execution, check_contiguous, wait_until_ended, events, run};
 use weir_tests::{Server, component, until};
 
 fn step(more: &Value) -> Value {
@@ -62,9 +62,9 @@ async fn faulty_component_step_is_contained() -> Result<()> {
     }
     assert_eq!(run(&server, "missing", &json!(1)).await?["failure"]["code"], "unknown_step");
     // While one spins, others go on.
-    let spinning = begin(&server, "own", &json!("!spin")).await?;
+    let spinning = start_execution(&server, "own", &json!("!spin")).await?;
     assert_eq!(run(&server, "own", &json!(1)).await?["state"], "completed");
-    assert_eq!(ended(&server, &spinning).await?["failure"]["code"], "step_deadline");
+    assert_eq!(wait_until_ended(&server, &spinning).await?["failure"]["code"], "step_deadline");
     assert!(server.metric("weir_step_calls_total").await? >= 11.0);
     assert_eq!(server.metric("weir_keeper_lost_total").await?, 0.0);
     Ok(())
@@ -98,7 +98,7 @@ async fn component_is_replaced_while_executions_run() -> Result<()> {
         let all = futures::future::try_join_all((0..4).map(|_| run(&server, "own", &input))).await?;
         for status in &all {
             assert_eq!(status["state"], "completed", "{status}");
-            check_whole(&events(&server, status["execution_id"].as_str().context("an id")?).await?)?;
+            check_contiguous(&events(&server, status["execution_id"].as_str().context("an id")?).await?)?;
         }
         old_then_new.extend(all.iter().map(is_new));
         if all.iter().all(is_new) {

@@ -6,8 +6,8 @@ use anyhow::{Context, Result};
 use reqwest::{Client, Method, StatusCode};
 use serde_json::{Value, json};
 use weir_tests::auth::{
-    ADMIN, ANN, API_KEYS, BOB, CREW, SECRET, WORKER, ask, claims, guarded, hs256, issue_ticket, now_s, publish, status,
-    step,
+    ADMIN, ANN, API_KEYS, BOB, CREW, SECRET, WORKER, request_as, claims, start_with_auth, hs256_header, issue_ticket, now_s, publish, status,
+    progress_body,
 };
 use weir_tests::client::post;
 use weir_tests::follow::Follower;
@@ -17,7 +17,7 @@ use weir_tests::{Raw, Server, until};
 #[tokio::test]
 async fn request_without_a_valid_token_is_refused() -> Result<()> {
     let dir = tempfile::tempdir()?;
-    let server = guarded(dir.path(), &[]).await?;
+    let server = start_with_auth(dir.path(), &[]).await?;
     const MINE: &str = "/stream/user/ann";
     let answer = reqwest::get(server.url(MINE)).await?;
     assert_eq!(answer.status(), 401);
@@ -30,11 +30,11 @@ async fn request_without_a_valid_token_is_refused() -> Result<()> {
     assert_eq!(post(&server, "/v1/classify", &json!({"inputs": "good"})).await?.0, 401);
     assert_eq!(publish(&server, "/v1/classify", ANN, &json!({"inputs": "good"})).await?, 200);
 
-    let good = token(&hs256(), &claims("ann", 600)?, SECRET)?;
-    let answer = ask(&server, Method::GET, MINE, &good).send().await?;
-    assert_eq!(Follower::of(answer, None)?.event().await?.name, "connected");
-    let answer = ask(&server, Method::GET, MINE, ANN).send().await?;
-    assert_eq!(Follower::of(answer, None)?.event().await?.name, "connected");
+    let good = token(&hs256_header(), &claims("ann", 600)?, SECRET)?;
+    let answer = request_as(&server, Method::GET, MINE, &good).send().await?;
+    assert_eq!(Follower::from_response(answer, None)?.next_event().await?.name, "connected");
+    let answer = request_as(&server, Method::GET, MINE, ANN).send().await?;
+    assert_eq!(Follower::from_response(answer, None)?.next_event().await?.name, "connected");
 
     let with = |name: &str, value: Value| -> Result<Value> {
         let mut claims = claims("ann", 600)?;
@@ -44,25 +44,25 @@ async fn request_without_a_valid_token_is_refused() -> Result<()> {
     let mut parts = good.split('.');
     let (head, body) = (parts.next().context("a header")?, parts.next().context("claims")?);
     let mut forged = vec![
-        ("another secret", token(&hs256(), &claims("ann", 600)?, &SECRET.replace('a', "b"))?),
+        ("another secret", token(&hs256_header(), &claims("ann", 600)?, &SECRET.replace('a', "b"))?),
         ("alg none", token(&json!({"alg": "none"}), &claims("ann", 600)?, SECRET)?),
         ("alg of another key", token(&json!({"alg": "ES256"}), &claims("ann", 600)?, SECRET)?),
         (
             "a header that must be understood",
             token(&json!({"alg": "HS256", "crit": ["x"]}), &claims("ann", 600)?, SECRET)?,
         ),
-        ("expired", token(&hs256(), &with("exp", json!(now_s()? - 1))?, SECRET)?),
-        ("no end", token(&hs256(), &with("exp", Value::Null)?, SECRET)?),
-        ("not yet", token(&hs256(), &with("nbf", json!(now_s()? + 600))?, SECRET)?),
-        ("another issuer", token(&hs256(), &with("iss", json!("https://evil.example"))?, SECRET)?),
-        ("another audience", token(&hs256(), &with("aud", json!("other"))?, SECRET)?),
+        ("expired", token(&hs256_header(), &with("exp", json!(now_s()? - 1))?, SECRET)?),
+        ("no end", token(&hs256_header(), &with("exp", Value::Null)?, SECRET)?),
+        ("not yet", token(&hs256_header(), &with("nbf", json!(now_s()? + 600))?, SECRET)?),
+        ("another issuer", token(&hs256_header(), &with("iss", json!("https://evil.example"))?, SECRET)?),
+        ("another audience", token(&hs256_header(), &with("aud", json!("other"))?, SECRET)?),
         ("no signature", format!("{head}.{body}.")),
-        ("no user", token(&hs256(), &with("sub", json!(""))?, SECRET)?),
+        ("no user", token(&hs256_header(), &with("sub", json!(""))?, SECRET)?),
         ("a key that nobody has", format!("{}A", &ANN[..ANN.len() - 1])),
     ];
     forged.push(("another's signature", format!("{good}A")));
     for (what, token) in forged {
-        let answer = ask(&server, Method::GET, MINE, &token).send().await?;
+        let answer = request_as(&server, Method::GET, MINE, &token).send().await?;
         assert_eq!(answer.status(), 401, "{what}");
         assert!(answer.headers()["www-authenticate"].to_str()?.contains("invalid_token"), "{what}");
     }
@@ -78,7 +78,7 @@ async fn request_without_a_valid_token_is_refused() -> Result<()> {
 async fn metrics_without_a_good_token_are_refused() -> Result<()> {
     let dir = tempfile::tempdir()?;
     let origins = ["--set", "auth.cors_origins=[\"https://app.example\"]"];
-    let server = guarded(dir.path(), &origins).await?;
+    let server = start_with_auth(dir.path(), &origins).await?;
     for path in ["/metrics", "/%6Detrics", "/metrics?x=1"] {
         for method in [Method::GET, Method::HEAD] {
             let none = Client::new().request(method.clone(), server.url(path)).send().await?;
@@ -86,34 +86,34 @@ async fn metrics_without_a_good_token_are_refused() -> Result<()> {
             assert_eq!(none.headers()["www-authenticate"], "Bearer realm=\"weir\"");
             assert!(!none.text().await?.contains("weir_http"));
             let unknown = format!("{}A", &ANN[..ANN.len() - 1]);
-            assert_eq!(status(ask(&server, method.clone(), path, &unknown)).await?, 401, "{method} {path}");
-            assert_eq!(status(ask(&server, method.clone(), path, ANN)).await?, 200, "{method} {path}");
+            assert_eq!(status(request_as(&server, method.clone(), path, &unknown)).await?, 401, "{method} {path}");
+            assert_eq!(status(request_as(&server, method.clone(), path, ANN)).await?, 200, "{method} {path}");
         }
     }
-    let text = ask(&server, Method::GET, "/metrics", ANN).send().await?.text().await?;
+    let text = request_as(&server, Method::GET, "/metrics", ANN).send().await?.text().await?;
     assert!(text.contains("weir_http_requests_total"), "{text}");
-    let good = token(&hs256(), &claims("prometheus", 600)?, SECRET)?;
-    assert_eq!(status(ask(&server, Method::GET, "/metrics", &good)).await?, 200);
+    let good = token(&hs256_header(), &claims("prometheus", 600)?, SECRET)?;
+    assert_eq!(status(request_as(&server, Method::GET, "/metrics", &good)).await?, 200);
     // A page of another origin may read them with a token, and one that is not allowed may not.
-    let from = |origin: &str| ask(&server, Method::GET, "/metrics", ANN).header("origin", origin).send();
+    let from = |origin: &str| request_as(&server, Method::GET, "/metrics", ANN).header("origin", origin).send();
     let answer = from("https://app.example").await?;
     assert_eq!(
         (answer.status().as_u16(), &answer.headers()["access-control-allow-origin"]),
         (200, &"https://app.example".parse()?)
     );
     assert_eq!(from("https://evil.example").await?.status(), 403);
-    assert_eq!(status(ask(&server, Method::POST, "/metrics", ANN)).await?, 405);
+    assert_eq!(status(request_as(&server, Method::POST, "/metrics", ANN)).await?, 405);
     Ok(())
 }
 
 #[tokio::test]
 async fn channel_of_another_user_reads_as_missing() -> Result<()> {
     let dir = tempfile::tempdir()?;
-    let server = guarded(dir.path(), &[]).await?;
-    assert_eq!(publish(&server, "/stream/publish/workflow/w1", WORKER, &step(Some("ann"))).await?, 200);
-    assert_eq!(publish(&server, "/stream/publish/workflow/nobodys", WORKER, &step(None)).await?, 200);
+    let server = start_with_auth(dir.path(), &[]).await?;
+    assert_eq!(publish(&server, "/stream/publish/workflow/w1", WORKER, &progress_body(Some("ann"))).await?, 200);
+    assert_eq!(publish(&server, "/stream/publish/workflow/nobodys", WORKER, &progress_body(None)).await?, 200);
     let refused = |key: &'static str, path: &'static str| {
-        let request = ask(&server, Method::GET, path, key);
+        let request = request_as(&server, Method::GET, path, key);
         async move {
             let answer = request.send().await?;
             let (status, mut body) = (answer.status(), answer.json::<Value>().await?);
@@ -136,17 +136,17 @@ async fn channel_of_another_user_reads_as_missing() -> Result<()> {
     }
     // The owner sees it, and so does who may see all; and it is in the owner's own channel.
     for (key, path) in [(ANN, "/stream/workflow/w1"), (ADMIN, "/stream/workflow/w1"), (ANN, "/stream/user/ann")] {
-        let mut follower = Follower::of(ask(&server, Method::GET, path, key).send().await?, None)?;
-        assert_eq!(follower.placed().await?.data["workflow_id"], "w1", "{path}");
+        let mut follower = Follower::from_response(request_as(&server, Method::GET, path, key).send().await?, None)?;
+        assert_eq!(follower.next_stored_event().await?.data["workflow_id"], "w1", "{path}");
     }
     // Nobody takes over what is another's, publishes there, or writes into another's channel.
-    assert_eq!(publish(&server, "/stream/publish/workflow/w1", BOB, &step(Some("bob"))).await?, 404);
-    assert_eq!(publish(&server, "/stream/publish/workflow/w2", BOB, &step(Some("bob"))).await?, 404);
-    assert_eq!(publish(&server, "/stream/publish/workflow/w1", ANN, &step(Some("bob"))).await?, 404);
+    assert_eq!(publish(&server, "/stream/publish/workflow/w1", BOB, &progress_body(Some("bob"))).await?, 404);
+    assert_eq!(publish(&server, "/stream/publish/workflow/w2", BOB, &progress_body(Some("bob"))).await?, 404);
+    assert_eq!(publish(&server, "/stream/publish/workflow/w1", ANN, &progress_body(Some("bob"))).await?, 404);
     assert_eq!(publish(&server, "/stream/publish/user/ann", BOB, &json!({"message": "m"})).await?, 404);
-    assert_eq!(publish(&server, "/stream/publish/workflow/w1", WORKER, &step(Some("bob"))).await?, 200);
-    assert_eq!(status(ask(&server, Method::GET, "/stream/workflow/w1", BOB)).await?, 404);
-    assert_eq!(publish(&server, "/stream/publish/workflow/w1", ANN, &step(Some("ann"))).await?, 200);
+    assert_eq!(publish(&server, "/stream/publish/workflow/w1", WORKER, &progress_body(Some("bob"))).await?, 200);
+    assert_eq!(status(request_as(&server, Method::GET, "/stream/workflow/w1", BOB)).await?, 404);
+    assert_eq!(publish(&server, "/stream/publish/workflow/w1", ANN, &progress_body(Some("ann"))).await?, 200);
     Ok(())
 }
 
@@ -158,18 +158,18 @@ async fn channel_in_use_keeps_its_owner() -> Result<()> {
         let store = format!("events.store={store}");
         let more =
             ["--set", "events.channels_max=6", "--set", "auth.publishes_burst=1000", "--set", &store, "--set", &path];
-        let server = guarded(dir.path(), &more).await?;
-        assert_eq!(publish(&server, "/stream/publish/workflow/w", WORKER, &step(Some("ann"))).await?, 200);
-        let mut follower = Follower::of(ask(&server, Method::GET, "/stream/workflow/w", ANN).send().await?, None)?;
-        follower.placed().await?;
+        let server = start_with_auth(dir.path(), &more).await?;
+        assert_eq!(publish(&server, "/stream/publish/workflow/w", WORKER, &progress_body(Some("ann"))).await?, 200);
+        let mut follower = Follower::from_response(request_as(&server, Method::GET, "/stream/workflow/w", ANN).send().await?, None)?;
+        follower.next_stored_event().await?;
         for id in 0..100 {
             let path = format!("/stream/publish/workflow/bobs-{id}");
-            assert_eq!(publish(&server, &path, WORKER, &step(Some("bob"))).await?, 200);
+            assert_eq!(publish(&server, &path, WORKER, &progress_body(Some("bob"))).await?, 200);
         }
-        assert_eq!(publish(&server, "/stream/publish/workflow/w", WORKER, &step(Some("worker"))).await?, 200);
-        assert_eq!(status(ask(&server, Method::GET, "/stream/workflow/w", WORKER)).await?, 404);
-        let mut again = Follower::of(ask(&server, Method::GET, "/stream/workflow/w", ANN).send().await?, None)?;
-        again.placed().await?;
+        assert_eq!(publish(&server, "/stream/publish/workflow/w", WORKER, &progress_body(Some("worker"))).await?, 200);
+        assert_eq!(status(request_as(&server, Method::GET, "/stream/workflow/w", WORKER)).await?, 404);
+        let mut again = Follower::from_response(request_as(&server, Method::GET, "/stream/workflow/w", ANN).send().await?, None)?;
+        again.next_stored_event().await?;
     }
     Ok(())
 }
@@ -177,19 +177,19 @@ async fn channel_in_use_keeps_its_owner() -> Result<()> {
 #[tokio::test]
 async fn publisher_that_names_itself_gains_no_access_to_earlier_events() -> Result<()> {
     let dir = tempfile::tempdir()?;
-    let server = guarded(dir.path(), &[]).await?;
-    let worker = step(Some("worker"));
-    assert_eq!(publish(&server, "/stream/publish/workflow/past", WORKER, &step(None)).await?, 200);
+    let server = start_with_auth(dir.path(), &[]).await?;
+    let worker = progress_body(Some("worker"));
+    assert_eq!(publish(&server, "/stream/publish/workflow/past", WORKER, &progress_body(None)).await?, 200);
     assert_eq!(publish(&server, "/stream/publish/workflow/past", WORKER, &worker).await?, 200);
-    assert_eq!(status(ask(&server, Method::GET, "/stream/workflow/past", WORKER)).await?, 404);
+    assert_eq!(status(request_as(&server, Method::GET, "/stream/workflow/past", WORKER)).await?, 404);
     // A channel that it begins is its own, and one that has a past may still be given to the user whom it is about.
     assert_eq!(publish(&server, "/stream/publish/workflow/new", WORKER, &worker).await?, 200);
-    let mut follower = Follower::of(ask(&server, Method::GET, "/stream/workflow/new", WORKER).send().await?, None)?;
-    follower.placed().await?;
-    assert_eq!(publish(&server, "/stream/publish/workflow/past", WORKER, &step(Some("ann"))).await?, 200);
-    let mut follower = Follower::of(ask(&server, Method::GET, "/stream/workflow/past", ANN).send().await?, None)?;
-    follower.placed().await?;
-    assert_eq!(status(ask(&server, Method::GET, "/stream/workflow/past", WORKER)).await?, 404);
+    let mut follower = Follower::from_response(request_as(&server, Method::GET, "/stream/workflow/new", WORKER).send().await?, None)?;
+    follower.next_stored_event().await?;
+    assert_eq!(publish(&server, "/stream/publish/workflow/past", WORKER, &progress_body(Some("ann"))).await?, 200);
+    let mut follower = Follower::from_response(request_as(&server, Method::GET, "/stream/workflow/past", ANN).send().await?, None)?;
+    follower.next_stored_event().await?;
+    assert_eq!(status(request_as(&server, Method::GET, "/stream/workflow/past", WORKER)).await?, 404);
     Ok(())
 }
 
@@ -198,14 +198,14 @@ async fn publisher_without_read_scope_grants_no_access_to_events_of_others() -> 
     let dir = tempfile::tempdir()?;
     let path = format!("events.path={}", dir.path().join("events.redb").display());
     for store in ["memory", "disk"] {
-        let server = guarded(dir.path(), &["--set", &format!("events.store={store}"), "--set", &path]).await?;
+        let server = start_with_auth(dir.path(), &["--set", &format!("events.store={store}"), "--set", &path]).await?;
         let publish = async |id: &str, key: &str, user: Option<&str>| {
-            let status = publish(&server, &format!("/stream/publish/workflow/{id}"), key, &step(user)).await?;
+            let status = publish(&server, &format!("/stream/publish/workflow/{id}"), key, &progress_body(user)).await?;
             anyhow::ensure!(status == 200, "{id}: {status}");
             Ok(())
         };
         let read =
-            async |id: &str, key: &str| status(ask(&server, Method::GET, &format!("/stream/workflow/{id}"), key)).await;
+            async |id: &str, key: &str| status(request_as(&server, Method::GET, &format!("/stream/workflow/{id}"), key)).await;
         // Another worker has published: neither worker gives that to a user of its choice.
         publish("one", WORKER, None).await?;
         publish("one", CREW, Some("bob")).await?;
@@ -231,7 +231,7 @@ async fn publisher_without_read_scope_grants_no_access_to_events_of_others() -> 
 
 /// Whether an event of a channel is there now.
 async fn has_event(server: &Server, path: &str) -> Result<bool> {
-    let mut answer = ask(server, Method::GET, path, ADMIN).send().await?;
+    let mut answer = request_as(server, Method::GET, path, ADMIN).send().await?;
     // Where every channel that fits is followed, there is no room to look.
     if answer.status() != 200 {
         return Ok(false);
@@ -260,11 +260,11 @@ async fn recreated_channel_has_its_owner() -> Result<()> {
         let store = format!("events.store={store}");
         let more = ["--set", "events.channels_max=2", "--set", "auth.publishes_burst=100000"];
         let more = [&more[..], &["--set", "auth.requests_burst=100000", "--set", &store, "--set", &path]].concat();
-        let server = guarded(dir.path(), &more).await?;
+        let server = start_with_auth(dir.path(), &more).await?;
         for _ in 0..6 {
             let publish = |id: usize| {
                 let path = format!("/stream/publish/workflow/w{id}");
-                let request = ask(&server, Method::POST, &path, WORKER).json(&step(Some("ann")));
+                let request = request_as(&server, Method::POST, &path, WORKER).json(&progress_body(Some("ann")));
                 async move { status(request).await }
             };
             for status in futures::future::try_join_all((0..CHANNELS).map(publish)).await? {
@@ -275,7 +275,7 @@ async fn recreated_channel_has_its_owner() -> Result<()> {
             for id in 0..CHANNELS {
                 let path = format!("/stream/workflow/w{id}");
                 if has_event(&server, &path).await? {
-                    assert_eq!(status(ask(&server, Method::GET, &path, ANN)).await?, 200, "{path}");
+                    assert_eq!(status(request_as(&server, Method::GET, &path, ANN)).await?, 200, "{path}");
                 }
             }
         }
@@ -286,12 +286,12 @@ async fn recreated_channel_has_its_owner() -> Result<()> {
 #[tokio::test]
 async fn ticket_opens_one_path_once() -> Result<()> {
     let dir = tempfile::tempdir()?;
-    let server = guarded(dir.path(), &[]).await?;
+    let server = start_with_auth(dir.path(), &[]).await?;
     let mine = json!({"path": "/stream/user/ann"});
     let ticket = issue_ticket(&server, ANN, &mine).await?;
     let url = server.url(&format!("/stream/user/ann?ticket={ticket}"));
-    let mut follower = Follower::of(reqwest::get(&url).await?, None)?;
-    assert_eq!(follower.event().await?.name, "connected");
+    let mut follower = Follower::from_response(reqwest::get(&url).await?, None)?;
+    assert_eq!(follower.next_event().await?.name, "connected");
     let again = reqwest::get(&url).await?;
     assert_eq!(again.status(), 401);
     assert_eq!(again.json::<Value>().await?["code"], "invalid_ticket");
@@ -322,21 +322,21 @@ async fn ticket_opens_one_path_once() -> Result<()> {
 #[tokio::test]
 async fn connection_ends_with_its_token() -> Result<()> {
     let dir = tempfile::tempdir()?;
-    let server = guarded(dir.path(), &[]).await?;
-    let short = token(&hs256(), &claims("ann", 3)?, SECRET)?;
-    let mut follower = Follower::of(ask(&server, Method::GET, "/stream/user/ann", &short).send().await?, None)?;
-    assert_eq!(follower.event().await?.name, "connected");
-    let end = follower.event().await?;
+    let server = start_with_auth(dir.path(), &[]).await?;
+    let short = token(&hs256_header(), &claims("ann", 3)?, SECRET)?;
+    let mut follower = Follower::from_response(request_as(&server, Method::GET, "/stream/user/ann", &short).send().await?, None)?;
+    assert_eq!(follower.next_event().await?.name, "connected");
+    let end = follower.next_event().await?;
     assert_eq!((end.name.as_str(), &end.data["reason"]), ("disconnected", &json!("expired")));
     assert_eq!(follower.next().await?, None);
-    assert_eq!(status(ask(&server, Method::GET, "/stream/user/ann", &short)).await?, 401);
+    assert_eq!(status(request_as(&server, Method::GET, "/stream/user/ann", &short)).await?, 401);
     Ok(())
 }
 
 #[tokio::test]
 async fn replaced_key_files_are_used_without_a_restart() -> Result<()> {
     let dir = tempfile::tempdir()?;
-    let server = guarded(dir.path(), &[]).await?;
+    let server = start_with_auth(dir.path(), &[]).await?;
     let good = json!({"inputs": "good"});
     let say = |key| publish(&server, "/v1/classify", key, &good);
     assert_eq!(say(ANN).await?, 200);
@@ -359,7 +359,7 @@ async fn replaced_key_files_are_used_without_a_restart() -> Result<()> {
 #[tokio::test]
 async fn user_over_its_rate_or_connections_is_refused_and_others_are_served() -> Result<()> {
     let dir = tempfile::tempdir()?;
-    let server = guarded(
+    let server = start_with_auth(
         dir.path(),
         &[
             "--set",
@@ -375,7 +375,7 @@ async fn user_over_its_rate_or_connections_is_refused_and_others_are_served() ->
     .await?;
     let mut last = None;
     for _ in 0..20 {
-        let answer = ask(&server, Method::POST, "/stream/publish/workflow/w", WORKER).json(&step(None)).send().await?;
+        let answer = request_as(&server, Method::POST, "/stream/publish/workflow/w", WORKER).json(&progress_body(None)).send().await?;
         if answer.status() == 429 {
             last = Some(answer);
             break;
@@ -388,14 +388,14 @@ async fn user_over_its_rate_or_connections_is_refused_and_others_are_served() ->
     assert_eq!(publish(&server, "/stream/publish/user/bob", BOB, &json!({"message": "m"})).await?, 200);
     let mut open = Vec::new();
     for _ in 0..2 {
-        open.push(Follower::of(ask(&server, Method::GET, "/stream/user/ann", ANN).send().await?, None)?);
+        open.push(Follower::from_response(request_as(&server, Method::GET, "/stream/user/ann", ANN).send().await?, None)?);
     }
-    let answer = ask(&server, Method::GET, "/stream/user/ann", ANN).send().await?;
+    let answer = request_as(&server, Method::GET, "/stream/user/ann", ANN).send().await?;
     assert_eq!(answer.status(), 429);
     assert_eq!(answer.json::<Value>().await?["code"], "too_many_connections");
-    assert_eq!(status(ask(&server, Method::GET, "/stream/user/bob", BOB)).await?, 200);
+    assert_eq!(status(request_as(&server, Method::GET, "/stream/user/bob", BOB)).await?, 200);
     drop(open);
-    until("room again", || async { Ok(status(ask(&server, Method::GET, "/stream/user/ann", ANN)).await? == 200) }).await
+    until("room again", || async { Ok(status(request_as(&server, Method::GET, "/stream/user/ann", ANN)).await? == 200) }).await
 }
 
 /// A classify stream whose body stays open: the status line that it got, and its connection.
@@ -414,7 +414,7 @@ async fn open_stream(server: &Server, key: &str) -> Result<(String, Raw)> {
 #[tokio::test]
 async fn user_over_its_share_of_permits_is_refused_and_another_at_the_same_address_is_served() -> Result<()> {
     let dir = tempfile::tempdir()?;
-    let server = guarded(dir.path(), &["--set", "http.requests_max=4"]).await?;
+    let server = start_with_auth(dir.path(), &["--set", "http.requests_max=4"]).await?;
     let open = async |key: &str| open_stream(&server, key).await;
     let (first, second) = (open(ANN).await?, open(ANN).await?);
     assert_eq!((first.0.as_str(), second.0.as_str()), ("HTTP/1.1 200", "HTTP/1.1 200"));
@@ -430,9 +430,9 @@ async fn connections_of_a_user_are_counted_in_the_whole_process() -> Result<()> 
     let dir = tempfile::tempdir()?;
     let one_each = ["--set", "auth.connections_max=3", "--set", "gateway.instance_requests_max=1"];
     let server =
-        guarded(dir.path(), &[&one_each[..], &["--set", "auth.cors_origins=[\"https://app.example\"]"]].concat())
+        start_with_auth(dir.path(), &[&one_each[..], &["--set", "auth.cors_origins=[\"https://app.example\"]"]].concat())
             .await?;
-    let follow = || ask(&server, Method::GET, "/stream/user/ann", ANN).header("origin", "https://app.example").send();
+    let follow = || request_as(&server, Method::GET, "/stream/user/ann", ANN).header("origin", "https://app.example").send();
     // An open stream occupies an instance that takes one request at a time, so subscriptions after it come from another.
     let mut answers = vec![follow().await?];
     let busy = open_stream(&server, BOB).await?;
@@ -449,7 +449,7 @@ async fn connections_of_a_user_are_counted_in_the_whole_process() -> Result<()> 
         assert_eq!(answer.headers()["access-control-allow-origin"], "https://app.example");
         assert_eq!(answer.json::<Value>().await?["code"], "too_many_connections");
     }
-    assert_eq!(status(ask(&server, Method::GET, "/stream/user/bob", BOB)).await?, 200);
+    assert_eq!(status(request_as(&server, Method::GET, "/stream/user/bob", BOB)).await?, 200);
     drop(held);
     until("room again", || async { Ok(follow().await?.status() == 200) }).await
 }
@@ -458,10 +458,10 @@ async fn connections_of_a_user_are_counted_in_the_whole_process() -> Result<()> 
 async fn stalled_subscriber_is_cut_when_its_token_ends() -> Result<()> {
     let dir = tempfile::tempdir()?;
     let server =
-        guarded(dir.path(), &["--set", "events.bytes_max=100000000", "--set", "events.outbox_bytes_max=50000000"])
+        start_with_auth(dir.path(), &["--set", "events.bytes_max=100000000", "--set", "events.outbox_bytes_max=50000000"])
             .await?;
-    let short = token(&hs256(), &claims("ann", 4)?, SECRET)?;
-    let mut stalled = Raw::connect_small(&server).await?;
+    let short = token(&hs256_header(), &claims("ann", 4)?, SECRET)?;
+    let mut stalled = Raw::connect_with_small_buffer(&server).await?;
     let head = format!("GET /stream/user/ann HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer {short}\r\n\r\n");
     stalled.send(head.as_bytes()).await?;
     stalled.read_until("event: connected").await?;
@@ -481,9 +481,9 @@ async fn stalled_subscriber_is_cut_when_its_token_ends() -> Result<()> {
 async fn page_of_an_origin_that_is_not_allowed_is_refused() -> Result<()> {
     let dir = tempfile::tempdir()?;
     let origins = ["--set", "auth.cors_origins=[\"https://app.example\"]", "--set", "auth.cors_credentials=true"];
-    let server = guarded(dir.path(), &origins).await?;
+    let server = start_with_auth(dir.path(), &origins).await?;
     let from =
-        |origin: &'static str| ask(&server, Method::GET, "/stream/user/ann", ANN).header("origin", origin).send();
+        |origin: &'static str| request_as(&server, Method::GET, "/stream/user/ann", ANN).header("origin", origin).send();
     let answer = from("https://app.example").await?;
     assert_eq!(answer.status(), 200);
     assert_eq!(answer.headers()["access-control-allow-origin"], "https://app.example");
@@ -527,7 +527,7 @@ async fn hostile_event_data_does_not_break_framing() -> Result<()> {
     }
     let mut follower = Follower::open(&server, "/stream/workflow/w", None).await?;
     for seq in 1..=2 {
-        let event = follower.placed().await?;
+        let event = follower.next_stored_event().await?;
         assert_eq!((event.name.as_str(), event.seq()?), ("workflow_progress", seq));
         for field in ["step", "message", "metadata"] {
             assert_eq!(event.data[field], body[field], "{field}");
@@ -598,7 +598,7 @@ async fn channels_without_authentication_are_loopback_only() -> Result<()> {
     assert_eq!(answer.status(), 403);
 
     let open = Server::start_stub(&["--listen", "0.0.0.0:0"]).await?;
-    let (status, answer) = post(&open, "/stream/publish/workflow/w", &step(None)).await?;
+    let (status, answer) = post(&open, "/stream/publish/workflow/w", &progress_body(None)).await?;
     assert_eq!((status, &answer["code"]), (403, &json!("auth_not_configured")));
     let detail = answer["detail"].as_str().unwrap_or_default();
     assert!(detail.contains("http.listen") && detail.contains("auth.mode"), "{detail}");

@@ -3,7 +3,7 @@
 use anyhow::{Result, ensure};
 use reqwest::{Client, Method, Response};
 use serde_json::{Value, json};
-use weir_tests::auth::{ANN, BOB, ask, guarded, issue_ticket, status};
+use weir_tests::auth::{ANN, BOB, request_as, start_with_auth, issue_ticket, status};
 use weir_tests::follow::Follower;
 use weir_tests::redis::Redis;
 use weir_tests::websocket::WebSocket;
@@ -11,7 +11,7 @@ use weir_tests::{Raw, Server, until};
 
 /// A subscription in a form.
 async fn subscribe(server: &Server, accept: &str) -> Result<Response> {
-    Ok(ask(server, Method::GET, "/stream/user/ann", ANN).header("accept", accept).send().await?)
+    Ok(request_as(server, Method::GET, "/stream/user/ann", ANN).header("accept", accept).send().await?)
 }
 
 /// A subscription to several channels over lines of NDJSON, which is a WebSocket where there are none.
@@ -30,7 +30,7 @@ async fn multiplex(server: &Server) -> Result<(u16, Raw)> {
 async fn connections_of_every_form_are_counted_together() -> Result<()> {
     let dir = tempfile::tempdir()?;
     let one_each = ["--set", "auth.connections_max=4", "--set", "gateway.instance_requests_max=1"];
-    let server = guarded(dir.path(), &one_each).await?;
+    let server = start_with_auth(dir.path(), &one_each).await?;
     let events = subscribe(&server, "text/event-stream").await?;
     let lines = subscribe(&server, "application/x-ndjson").await?;
     assert_eq!((events.status().as_u16(), lines.status().as_u16()), (200, 200));
@@ -47,7 +47,7 @@ async fn connections_of_every_form_are_counted_together() -> Result<()> {
     assert_eq!(WebSocket::open(&server, "/ws/user/ann", Some(ANN)).await?.err(), Some(429));
     assert_eq!(WebSocket::open(&server, "/ws", Some(ANN)).await?.err(), Some(429));
     assert_eq!(multiplex(&server).await?.0, 429);
-    assert_eq!(status(ask(&server, Method::GET, "/stream/user/bob", BOB)).await?, 200);
+    assert_eq!(status(request_as(&server, Method::GET, "/stream/user/bob", BOB)).await?, 200);
     // Each of them gives its place back, to every form.
     drop(socket);
     let free = || async { Ok(subscribe(&server, "text/event-stream").await?.status() == 200) };
@@ -64,10 +64,10 @@ async fn connections_of_every_form_are_counted_together() -> Result<()> {
 #[tokio::test]
 async fn refused_connection_uses_no_permit() -> Result<()> {
     let dir = tempfile::tempdir()?;
-    let server = guarded(dir.path(), &["--set", "auth.connections_max=1"]).await?;
+    let server = start_with_auth(dir.path(), &["--set", "auth.connections_max=1"]).await?;
     for _ in 0..5 {
         assert_eq!(WebSocket::open(&server, "/ws/user/bob", Some(ANN)).await?.err(), Some(404));
-        assert_eq!(status(ask(&server, Method::GET, "/stream/user/bob", ANN)).await?, 404);
+        assert_eq!(status(request_as(&server, Method::GET, "/stream/user/bob", ANN)).await?, 404);
     }
     let _socket = WebSocket::connect(&server, "/ws/user/ann", Some(ANN)).await?;
     assert_eq!(subscribe(&server, "text/event-stream").await?.status(), 429);
@@ -84,14 +84,14 @@ async fn after_restart(settings: &[&str]) -> Result<[u16; 2]> {
     let dir = tempfile::tempdir()?;
     let path = format!("events.path={}", dir.path().join("events.redb").display());
     let more = [settings, &["--set", &path, "--set", "auth.ticket_ttl_s=300"]].concat();
-    let mut server = guarded(dir.path(), &more).await?;
+    let mut server = start_with_auth(dir.path(), &more).await?;
     let mine = json!({"path": "/stream/user/ann"});
     let (used, unused) = (issue_ticket(&server, ANN, &mine).await?, issue_ticket(&server, ANN, &mine).await?);
     ensure!(open_with(&server, &used).await? == 200);
     ensure!(open_with(&server, &used).await? == 401);
     server.signal("KILL")?;
     server.wait().await?;
-    let server = guarded(dir.path(), &more).await?;
+    let server = start_with_auth(dir.path(), &more).await?;
     let statuses = [open_with(&server, &used).await?, open_with(&server, &unused).await?];
     // Tickets of the new server work, whatever happened to those before.
     let fresh = issue_ticket(&server, ANN, &mine).await?;
@@ -120,14 +120,14 @@ async fn used_ticket_is_refused_after_redis_has_lost_its_newest_writes() -> Resu
     let dir = tempfile::tempdir()?;
     let url = redis.url_setting();
     let settings = ["--set", "events.store=redis", "--set", "events.durable=false", "--set", &url];
-    let server = guarded(dir.path(), &[&settings[..], &["--set", "auth.ticket_ttl_s=300"]].concat()).await?;
+    let server = start_with_auth(dir.path(), &[&settings[..], &["--set", "auth.ticket_ttl_s=300"]].concat()).await?;
     let mine = json!({"path": "/stream/user/ann"});
     let ticket = issue_ticket(&server, ANN, &mine).await?;
     // The server of Redis keeps the label of the claims, and loses the claim of the ticket.
     redis.snapshot()?;
     ensure!(open_with(&server, &ticket).await? == 200);
-    redis.stop()?;
-    redis.again()?;
+    redis.kill()?;
+    redis.restart()?;
     until("Redis answers again", || async { Ok(open_with(&server, &ticket).await? != 503) }).await?;
     assert_eq!(open_with(&server, &ticket).await?, 401);
     let fresh = issue_ticket(&server, ANN, &mine).await?;
@@ -138,12 +138,12 @@ async fn used_ticket_is_refused_after_redis_has_lost_its_newest_writes() -> Resu
 #[tokio::test]
 async fn subscription_by_ticket_is_a_connection_of_its_user() -> Result<()> {
     let dir = tempfile::tempdir()?;
-    let server = guarded(dir.path(), &["--set", "auth.connections_max=1"]).await?;
+    let server = start_with_auth(dir.path(), &["--set", "auth.connections_max=1"]).await?;
     let mine = json!({"path": "/stream/user/ann"});
     let ticket = issue_ticket(&server, ANN, &mine).await?;
     let answer = reqwest::get(server.url(&format!("/stream/user/ann?ticket={ticket}"))).await?;
-    let mut follower = Follower::of(answer, None)?;
-    assert_eq!(follower.event().await?.name, "connected");
+    let mut follower = Follower::from_response(answer, None)?;
+    assert_eq!(follower.next_event().await?.name, "connected");
     assert_eq!(WebSocket::open(&server, "/ws/user/ann", Some(ANN)).await?.err(), Some(429));
     Ok(())
 }

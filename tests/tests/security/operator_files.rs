@@ -155,7 +155,7 @@ async fn key_that_is_not_understood_is_skipped_beside_a_usable_one() -> Result<(
 async fn pipeline_with_byte_order_mark_and_windows_line_ends_runs() -> Result<()> {
     let folder = Folder::new(&[])?;
     let definition = "\u{feff}{\r\n  \"name\": \"windows\",\r\n  \"steps\": [{\"id\": \"a\", \"kind\": \"map\", \"expression\": \"'ok'\"}]\r\n}\r\n";
-    folder.put_text("windows", definition)?;
+    folder.write_text("windows", definition)?;
     let server = Server::start_stub(&folder.arguments()).await?;
     assert_eq!(run(&server, "windows", &json!({})).await?["output"], "ok");
     Ok(())
@@ -164,9 +164,9 @@ async fn pipeline_with_byte_order_mark_and_windows_line_ends_runs() -> Result<()
 #[tokio::test]
 async fn wrong_pipeline_is_reported_at_the_start_in_the_list_and_in_the_answer() -> Result<()> {
     let folder = Folder::new(&[])?;
-    folder.put_text("torn", "{\n  \"name\": \"torn\",")?;
-    folder.put_text("members", r#"{"name": "members", "steps": [{"id": "a", "kind": "mop"}], "step": 1}"#)?;
-    folder.put_text("has space", "{}")?;
+    folder.write_text("torn", "{\n  \"name\": \"torn\",")?;
+    folder.write_text("members", r#"{"name": "members", "steps": [{"id": "a", "kind": "mop"}], "step": 1}"#)?;
+    folder.write_text("has space", "{}")?;
     let utf16: Vec<u8> = "{}".encode_utf16().flat_map(u16::to_le_bytes).collect();
     std::fs::write(folder.path().join("utf16.json"), utf16)?;
     let steps = format!("pipelines.steps=[\"own={}\"]", folder.path().join("missing.wasm").display());

@@ -204,8 +204,8 @@ async fn user_with_many_channels_evicts_no_history_of_another() -> Result<()> {
         };
         let has_history = async |id: &str| -> Result<bool> {
             let answer = ask(&server, Method::GET, &format!("/stream/workflow/{id}"), BOB).send().await?;
-            let mut follower = Follower::of(answer, None)?;
-            let next = tokio::time::timeout(HISTORY, follower.placed()).await;
+            let mut follower = Follower::from_response(answer, None)?;
+            let next = tokio::time::timeout(HISTORY, follower.next_stored_event()).await;
             Ok(next.is_ok_and(|event| event.is_ok()))
         };
         for id in ["b0", "b1"] {

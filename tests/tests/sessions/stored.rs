@@ -20,7 +20,7 @@ async fn get(server: &Server, path: &str) -> Result<(u16, Value)> {
 
 /// The events of a session that has ended, in its channel.
 async fn replay(server: &Server, id: &str) -> Result<Vec<Event>> {
-    Follower::open(server, &format!("/stream/session/{id}"), None).await?.rest().await
+    Follower::open(server, &format!("/stream/session/{id}"), None).await?.remaining_events().await
 }
 
 fn chunk(at: usize, text: &str, speaker: &str) -> Value {
@@ -94,7 +94,7 @@ async fn session_has_its_events_from_start_to_end() -> Result<()> {
     let channel = replay(&server, &id).await?;
     assert_eq!(channel.len(), 8);
     assert_eq!(channel[2].data, events[2]);
-    let again = Follower::open(&server, &format!("/stream/session/{id}"), Some(&channel[5].id)).await?.rest().await?;
+    let again = Follower::open(&server, &format!("/stream/session/{id}"), Some(&channel[5].id)).await?.remaining_events().await?;
     assert_eq!(again, channel[6..]);
     assert_eq!(get(&server, &path).await?.1["state"], "ended");
     let answer = Client::new().post(server.url(&format!("{path}/end"))).send().await?;
@@ -153,7 +153,7 @@ async fn state_has_the_acknowledged_chunks() -> Result<()> {
         duplex.raw.read_until(&format!(r#""event_id":{}}}"#, at + 1)).await?;
         let (_, state) = get(&server, &format!("/sessions/{id}")).await?;
         assert_eq!((&state["seq_last"], &state["feeding"]), (&json!(at + 1), &json!(true)));
-        assert_eq!(follower.placed().await?.data["event_id"], at + 1);
+        assert_eq!(follower.next_stored_event().await?.data["event_id"], at + 1);
     }
     duplex.send(b"nonsense\n").await?;
     duplex.raw.read_until("malformed_json").await?;
@@ -191,7 +191,7 @@ async fn feeder_that_does_not_read_is_replaced() -> Result<()> {
     let server = Server::start_stub(&[]).await?;
     let id = create_session(&server, &json!({"summary": {"every_finals": 0, "at_end": false}})).await?;
     let path = format!("/sessions/{id}/chunks");
-    let mut old = Duplex::send_head(Raw::connect_small(&server).await?, &path).await?;
+    let mut old = Duplex::send_head(Raw::connect_with_small_buffer(&server).await?, &path).await?;
     let chunks = conversation(CHUNKS, &mut Random(5));
     let body: String = chunks.iter().map(|chunk| format!("{chunk}\n")).collect();
     // It is not read from either, once much is unsent.
@@ -306,7 +306,7 @@ async fn kill_9_loses_and_repeats_no_event() -> Result<()> {
         } else {
             duplex.end().await?;
         }
-        let rest = duplex.raw.read_to_end_of_answer().await?;
+        let rest = duplex.raw.read_to_end_of_response().await?;
         for line in ndjson_of(&format!("{seen}{rest}")) {
             if matches!(line["type"].as_str(), Some("partial_segment" | "repeated")) {
                 answered = answered.max(line["seq"].as_u64().unwrap_or(0) as usize);

@@ -11,7 +11,7 @@ use bytes::Bytes;
 use futures::StreamExt;
 use futures::channel::mpsc;
 use serde_json::{Value, json};
-use weir_tests::client::{NDJSON, body_of, lines, post_body};
+use weir_tests::client::{NDJSON, ndjson_body, post_lines, post_body};
 use weir_tests::{Duplex, Server, ndjson, root};
 
 /// The directory of the vectors, and whether it is the one that ships.
@@ -34,7 +34,7 @@ async fn transcript_agrees_with_slower_whisper() -> Result<()> {
     for vector in vectors("streaming_session.jsonl")? {
         let path = format!("/v1/transcript?annotate=none&max_gap_sec={}", vector["max_gap_sec"]);
         let inputs = vector["input"].as_array().context("inputs")?;
-        let events = lines(&server, &path, NDJSON, body_of(inputs)).await?;
+        let events = post_lines(&server, &path, NDJSON, ndjson_body(inputs)).await?;
         let mut want = Vec::new();
         for (at, output) in vector["output"].as_array().context("outputs")?.iter().enumerate() {
             match output {
@@ -74,7 +74,7 @@ async fn annotations_agree_with_slower_whisper_or_differ_as_documented() -> Resu
     let vectors = vectors("keyword_annotator.jsonl")?;
     let texts: Vec<Value> =
         vectors.iter().map(|vector| json!({"text": vector["text"], "speaker_id": "spk_0", "segment_id": 0})).collect();
-    let answers = lines(&server, "/v1/annotate?annotate=keywords", NDJSON, body_of(&texts)).await?;
+    let answers = post_lines(&server, "/v1/annotate?annotate=keywords", NDJSON, ndjson_body(&texts)).await?;
     assert_eq!(answers.len(), vectors.len());
     let mut different = 0;
     for (at, (answer, vector)) in answers.iter().zip(&vectors).enumerate() {
@@ -130,7 +130,7 @@ async fn invalid_chunk_is_an_error_at_its_index() -> Result<()> {
         json!({"start": 2, "end": 3, "text": "b", "seq": 5}),
         json!({"start": 2, "end": 3, "text": "b", "seq": 6}),
     ];
-    let events = lines(&server, "/v1/transcript", NDJSON, body_of(&chunks)).await?;
+    let events = post_lines(&server, "/v1/transcript", NDJSON, ndjson_body(&chunks)).await?;
     let seen: Vec<String> = events
         .iter()
         .map(|event| match event["type"].as_str() {
@@ -232,22 +232,22 @@ async fn captions_over_http_are_read() -> Result<()> {
 async fn overlapping_chunks_are_accepted_where_the_request_allows_them() -> Result<()> {
     let server = Server::start_stub(&[]).await?;
     let noise = "{\"start\":0,\"end\":0.30000000000000004,\"text\":\"a\"}\n{\"start\":0.3,\"end\":1,\"text\":\"b\"}\n";
-    let events = lines(&server, "/v1/transcript", NDJSON, noise.to_owned()).await?;
+    let events = post_lines(&server, "/v1/transcript", NDJSON, noise.to_owned()).await?;
     assert_eq!(events.last().context("an event")?["segment"]["text"], "a b");
     let chunks = [
         json!({"start": 0, "end": 5, "text": "a", "speaker_id": "x"}),
         json!({"start": 1, "end": 2, "text": "b", "speaker_id": "y"}),
     ];
     let refused = |events: &[Value]| events.iter().filter(|event| event["type"] == "error").count();
-    assert_eq!(refused(&lines(&server, "/v1/transcript", NDJSON, body_of(&chunks)).await?), 1);
-    assert_eq!(refused(&lines(&server, "/v1/transcript?overlap=true", NDJSON, body_of(&chunks)).await?), 0);
+    assert_eq!(refused(&post_lines(&server, "/v1/transcript", NDJSON, ndjson_body(&chunks)).await?), 1);
+    assert_eq!(refused(&post_lines(&server, "/v1/transcript?overlap=true", NDJSON, ndjson_body(&chunks)).await?), 0);
     Ok(())
 }
 
 #[tokio::test]
 async fn text_is_annotated_in_every_form() -> Result<()> {
     let server = Server::start_stub(&[]).await?;
-    let plain = lines(&server, "/v1/annotate", "text/plain", "the price\n\nI'll go\n".to_owned()).await?;
+    let plain = post_lines(&server, "/v1/annotate", "text/plain", "the price\n\nI'll go\n".to_owned()).await?;
     assert_eq!(plain[0]["semantic"]["keywords"], json!(["price"]));
     assert_eq!(plain[1]["semantic"]["intent"], "commitment");
     assert_eq!(plain.len(), 2);
@@ -272,7 +272,7 @@ async fn summary_is_sent_on_request() -> Result<()> {
     let chunks: Vec<Value> = (0..4)
         .map(|at| json!({"start": at, "end": at, "text": "we cancel", "speaker_id": (["a", "b"][at % 2])}))
         .collect();
-    let events = lines(&server, "/v1/transcript?summary_every=2&summary_at_end=true", NDJSON, body_of(&chunks)).await?;
+    let events = post_lines(&server, "/v1/transcript?summary_every=2&summary_at_end=true", NDJSON, ndjson_body(&chunks)).await?;
     let due: Vec<&Value> = events.iter().filter(|event| event["type"] == "summary_due").collect();
     let counts: Vec<(&Value, &Value)> = due.iter().map(|due| (&due["kind"], &due["finals"])).collect();
     let (incremental, last) = (json!("incremental"), json!("final"));

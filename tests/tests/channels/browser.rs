@@ -27,9 +27,9 @@ async fn browser_with_cut_connections_gets_every_event_once_and_stops_at_the_end
         let noise: String = (0..n * 4).map(|at| format!("{:04x}", (n * 7919 + at * 31_337) % 65_521)).collect();
         let message = format!("{n} a\r\nid: 7\n\ndata: x\r\u{0}\u{feff}\u{2028}é🙂 {noise}");
         let body = json!({"step": "s", "progress": n, "message": message, "last": n == EVENTS - 1});
-        let (status, answer) = post(&server, "/stream/publish/workflow/w", &body).await?;
-        ensure!(status == 200, "{answer}");
-        sent.push((answer["id"].clone(), body));
+        let (status, response) = post(&server, "/stream/publish/workflow/w", &body).await?;
+        ensure!(status == 200, "{response}");
+        sent.push((response["id"].clone(), body));
     }
     let (address, connections) = start_cutting_proxy(server.address().to_owned()).await?;
     let channel = format!("http://{address}/stream/workflow/w");
@@ -87,7 +87,7 @@ async fn said(page: &TcpListener) -> Result<Value> {
     loop {
         let (mut client, _) = page.accept().await?;
         let (head, body) = request(&mut client).await?;
-        let (status, answer) = match head.split(' ').collect::<Vec<_>>()[..] {
+        let (status, response) = match head.split(' ').collect::<Vec<_>>()[..] {
             ["GET", path, ..] if path.starts_with("/?url=") => ("200 OK", html.as_str()),
             ["POST", "/done", ..] => {
                 answered(&mut client, "204 No Content", "").await?;
@@ -96,7 +96,7 @@ async fn said(page: &TcpListener) -> Result<Value> {
             // It wants an icon.
             _ => ("404 Not Found", ""),
         };
-        answered(&mut client, status, answer).await?;
+        answered(&mut client, status, response).await?;
     }
 }
 

@@ -14,8 +14,8 @@ use weir_tests::{Raw, Server, ndjson};
 const UNKNOWN: [(&str, &str); 2] = [("session", "unknown"), ("pipeline", "exec_AAAAAAAAAAAAAAAAAAAAAA")];
 
 async fn get(server: &Server, path: &str, accept: &str) -> Result<(StatusCode, Value)> {
-    let answer = Client::new().get(server.url(path)).header("accept", accept).send().await?;
-    Ok((answer.status(), answer.json().await?))
+    let response = Client::new().get(server.url(path)).header("accept", accept).send().await?;
+    Ok((response.status(), response.json().await?))
 }
 
 #[tokio::test]
@@ -56,8 +56,8 @@ async fn multiplexed_subscription_to_an_unknown_channel_is_an_error_and_the_othe
     assert_eq!(socket.message().await?["type"], "connected");
     // The same as lines over HTTP.
     let request = Client::new().post(server.url("/ws")).header("content-type", "application/x-ndjson");
-    let answer = request.body(format!("{lines}{}\n", subscribe("workflow:w"))).send().await?.text().await?;
-    let codes: Vec<Value> = ndjson(&answer)?.iter().map(|event| event["error"]["code"].clone()).collect();
+    let response = request.body(format!("{lines}{}\n", subscribe("workflow:w"))).send().await?.text().await?;
+    let codes: Vec<Value> = ndjson(&response)?.iter().map(|event| event["error"]["code"].clone()).collect();
     assert_eq!(codes, [json!("not_found"), json!("not_found"), Value::Null]);
     Ok(())
 }
@@ -84,9 +84,9 @@ async fn request_for_an_unknown_session_or_execution_is_404() -> Result<()> {
             let media_type = if is_lines { "application/x-ndjson" } else { "application/json" };
             request = request.header("content-type", media_type).body(format!("{body}\n"));
         }
-        let answer = request.send().await?;
-        let status = answer.status();
-        let problem: Value = answer.json().await?;
+        let response = request.send().await?;
+        let status = response.status();
+        let problem: Value = response.json().await?;
         assert_eq!((status.as_u16(), &problem["code"]), (404, &json!("not_found")), "{method} {path}: {problem}");
     }
     Ok(())
@@ -100,9 +100,9 @@ async fn known_session_and_execution_are_found_in_every_form() -> Result<()> {
     let execution = start_execution(&server, "p", &json!({"text": "hello"})).await?;
     for path in [format!("session/{session}"), format!("pipeline/{execution}")] {
         for accept in ["text/event-stream", "application/x-ndjson"] {
-            let answer =
+            let response =
                 Client::new().get(server.url(&format!("/stream/{path}"))).header("accept", accept).send().await?;
-            assert_eq!(answer.status(), 200, "{path} {accept}");
+            assert_eq!(response.status(), 200, "{path} {accept}");
         }
         let mut socket = WebSocket::connect(&server, &format!("/ws/{path}"), None).await?;
         // The socket of a session takes chunks; that of an execution is sent its events.
@@ -124,16 +124,16 @@ async fn session_and_execution_of_another_user_read_as_unknown() -> Result<()> {
     let session = session["session_id"].as_str().unwrap_or_default().to_owned();
     for path in [format!("/stream/session/{session}"), format!("/sessions/{session}")] {
         let unknown = path.replace(&session, "unknown");
-        let mut answers = Vec::new();
+        let mut responses = Vec::new();
         for path in [&path, &unknown] {
-            let answer = request_as(&server, Method::GET, path, BOB).send().await?;
-            let (status, mut problem) = (answer.status(), answer.json::<Value>().await?);
+            let response = request_as(&server, Method::GET, path, BOB).send().await?;
+            let (status, mut problem) = (response.status(), response.json::<Value>().await?);
             problem["detail"] = json!(problem["detail"].as_str().unwrap_or_default().replace(path.as_str(), "PATH"));
             problem["request_id"] = Value::Null;
-            answers.push((status, problem));
+            responses.push((status, problem));
         }
-        assert_eq!(answers[0], answers[1], "{path}");
-        assert_eq!(answers[0].0, 404, "{path}");
+        assert_eq!(responses[0], responses[1], "{path}");
+        assert_eq!(responses[0].0, 404, "{path}");
     }
     assert_eq!(WebSocket::open(&server, &format!("/ws/session/{session}"), Some(BOB)).await?.err(), Some(404));
     Ok(())

@@ -47,12 +47,12 @@ async fn publish_until_refused(server: &Server, answered: &mut Vec<(String, Stri
     for number in answered.len().. {
         let user = format!("u{}", number % 200);
         let body = json!({"message": user, "metadata": {"number": number, "pad": pad}});
-        let (status, answer) = post(server, &format!("/stream/publish/user/{user}"), &body).await?;
+        let (status, response) = post(server, &format!("/stream/publish/user/{user}"), &body).await?;
         if status != 200 {
-            ensure!(status == 503 && answer["code"] == "events_unavailable", "{status} {answer}");
+            ensure!(status == 503 && response["code"] == "events_unavailable", "{status} {response}");
             break;
         }
-        answered.push((user, answer["id"].as_str().context("an id")?.to_owned()));
+        answered.push((user, response["id"].as_str().context("an id")?.to_owned()));
     }
     Ok(())
 }
@@ -200,12 +200,12 @@ async fn shutdown_on_a_full_disk_exits_with_1_and_leaves_a_gap() -> Result<()> {
         assert!(server.log().contains("the last write of the channel store failed"), "{}", server.log());
         let server = on_full_disk(&file, durable).await?;
         let (user, id) = answered.last().context("an event that was answered")?;
-        let (_, answer) = post(&server, &format!("/stream/publish/user/{user}"), &json!({"message": user})).await?;
+        let (_, response) = post(&server, &format!("/stream/publish/user/{user}"), &json!({"message": user})).await?;
         let mut follower = Follower::open(&server, &format!("/stream/user/{user}"), Some(id)).await?;
         loop {
             let event = follower.next_stored_event().await?;
             assert!(event.name == "gap" || event.data["message"] == json!(user), "{event:?}");
-            if json!(event.id) == answer["id"] {
+            if json!(event.id) == response["id"] {
                 break;
             }
         }

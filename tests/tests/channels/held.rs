@@ -84,11 +84,11 @@ async fn subscriber_over_the_bound_is_refused_with_503() -> Result<()> {
     for _ in 0..2 {
         followers.push(Follower::open(&server, "/stream/workflow/w", None).await?);
     }
-    let answer = reqwest::get(server.url("/stream/workflow/w")).await?;
-    assert_eq!(answer.status(), 503);
-    assert!(answer.headers()["retry-after"].to_str()?.parse::<u32>()? >= 1);
-    assert!(answer.headers().contains_key("x-request-id"));
-    assert_eq!(answer.json::<Value>().await?["code"], "connections_full");
+    let response = reqwest::get(server.url("/stream/workflow/w")).await?;
+    assert_eq!(response.status(), 503);
+    assert!(response.headers()["retry-after"].to_str()?.parse::<u32>()? >= 1);
+    assert!(response.headers().contains_key("x-request-id"));
+    assert_eq!(response.json::<Value>().await?["code"], "connections_full");
     followers.pop();
     until("room again", || async { Ok(reqwest::get(server.url("/stream/workflow/w")).await?.status() == 200) }).await
 }
@@ -104,20 +104,20 @@ async fn hold_headers_of_a_client_are_ignored() -> Result<()> {
             .header("grip-last", "workflow:others; last-id=0")
             .header("weir-hold", "after=0; framing=sse; heartbeat-ms=1; user=root")
     };
-    let answer = private(Client::new().get(server.url("/stream/workflow/w"))).send().await?;
-    let headers = answer.headers().clone();
+    let response = private(Client::new().get(server.url("/stream/workflow/w"))).send().await?;
+    let headers = response.headers().clone();
     let seen: Vec<&str> = headers.keys().map(|name| name.as_str()).collect();
     assert!(!seen.iter().any(|name| name.starts_with("grip-") || name.starts_with("weir-")), "{seen:?}");
-    let mut follower = Follower::from_response(answer, None)?;
+    let mut follower = Follower::from_response(response, None)?;
     assert_eq!(follower.next_event().await?.data["workflow_id"], "w");
     let mine = publish(&server, "w", 2).await?;
     assert_ne!(mine, others);
     assert_eq!(follower.next_stored_event().await?.id, mine);
     // What is no subscription is not held.
-    let answer = private(Client::new().get(server.url("/livez"))).send().await?;
-    assert_eq!((answer.status().as_u16(), answer.text().await?.as_str()), (200, "{\"status\":\"alive\"}\n"));
-    let answer = private(Client::new().head(server.url("/stream/workflow/w"))).send().await?;
-    assert_eq!((answer.status().as_u16(), answer.bytes().await?.len()), (200, 0));
+    let response = private(Client::new().get(server.url("/livez"))).send().await?;
+    assert_eq!((response.status().as_u16(), response.text().await?.as_str()), (200, "{\"status\":\"alive\"}\n"));
+    let response = private(Client::new().head(server.url("/stream/workflow/w"))).send().await?;
+    assert_eq!((response.status().as_u16(), response.bytes().await?.len()), (200, 0));
     held(&server, 1).await
 }
 
@@ -214,9 +214,9 @@ async fn stalled_subscriber_among_a_thousand_delays_no_other_and_resumes() -> Re
         let pad = "x".repeat(if n % 2 == 0 { 100 } else { 40_000 });
         let body = json!({"event": "temporal_status", "status": "RUNNING", "metadata": {"pad": pad}});
         let sent = Instant::now();
-        let (status, answer) = post(&server, "/stream/publish/workflow/w", &body).await?;
-        ensure!(status == 200, "{answer}");
-        ids.push(answer["id"].as_str().context("an id")?.to_owned());
+        let (status, response) = post(&server, "/stream/publish/workflow/w", &body).await?;
+        ensure!(status == 200, "{response}");
+        ids.push(response["id"].as_str().context("an id")?.to_owned());
         // All others have it before the next is sent.
         for _ in 0..READERS {
             let at = tokio::time::timeout(PATIENCE, taken.recv()).await.with_context(|| format!("event {n}"))?;
@@ -302,9 +302,9 @@ async fn compressed_stream_is_readable_event_by_event() -> Result<()> {
     assert!(reader.wait()?.success());
     // Who does not ask for it, or for lines, gets it plain, and caches are told.
     for (header, value) in [("accept", "application/x-ndjson"), ("accept-encoding", "gzip;q=0")] {
-        let answer = Client::new().get(server.url("/stream/workflow/plain")).header(header, value).send().await?;
-        assert!(!answer.headers().contains_key("content-encoding"));
-        assert!(answer.headers().get_all("vary").iter().any(|vary| vary == "accept-encoding"));
+        let response = Client::new().get(server.url("/stream/workflow/plain")).header(header, value).send().await?;
+        assert!(!response.headers().contains_key("content-encoding"));
+        assert!(response.headers().get_all("vary").iter().any(|vary| vary == "accept-encoding"));
     }
     Ok(())
 }

@@ -18,9 +18,9 @@ async fn sse_clients_with_cut_connections_get_every_event_once() -> Result<()> {
     for n in 0..EVENTS {
         let message = format!("{n} a\r\nid: 7\n\ndata: x\r\u{0}\u{feff}\u{2028}é🙂 {}", "y".repeat(n * 13));
         let body = json!({"step": "s", "progress": n, "message": message, "metadata": {"n": n, "list": ["\n", "\r"]}});
-        let (status, answer) = post(&server, "/stream/publish/workflow/w", &body).await?;
-        ensure!(status == 200, "{answer}");
-        sent.push((answer["id"].clone(), body));
+        let (status, response) = post(&server, "/stream/publish/workflow/w", &body).await?;
+        ensure!(status == 200, "{response}");
+        sent.push((response["id"].clone(), body));
     }
     for reader in ["eventsource", "eventsource-parser"] {
         let (address, connections) = start_cutting_proxy(server.address().to_owned()).await?;

@@ -20,12 +20,12 @@ fn number(event: &Event) -> Result<u32> {
 #[tokio::test]
 async fn published_event_reaches_its_subscribers() -> Result<()> {
     let server = Server::start_stub(&[]).await?;
-    let answer = reqwest::get(server.url("/stream/workflow/w1")).await?;
-    let headers = answer.headers().clone();
+    let response = reqwest::get(server.url("/stream/workflow/w1")).await?;
+    let headers = response.headers().clone();
     assert_eq!(headers["content-type"], "text/event-stream");
     assert_eq!(headers["cache-control"], "no-store");
     assert_eq!(headers["x-accel-buffering"], "no");
-    let mut live = Follower::from_response(answer, None)?;
+    let mut live = Follower::from_response(response, None)?;
     let mut user = Follower::open(&server, "/stream/user/ann", None).await?;
     let connected = live.next_event().await?;
     assert_eq!((connected.name.as_str(), &connected.data["workflow_id"]), ("connected", &json!("w1")));
@@ -65,8 +65,8 @@ async fn published_event_reaches_its_subscribers() -> Result<()> {
     assert_eq!((status, &problem["code"]), (409, &json!("channel_finished")));
     let late = Follower::open(&server, "/stream/workflow/w1", None).await?.remaining_events().await?;
     assert_eq!(late, [event, last.clone()]);
-    let answer = Client::new().get(server.url("/stream/workflow/w1")).header("last-event-id", &last.id).send().await?;
-    assert_eq!(answer.status(), 204);
+    let response = Client::new().get(server.url("/stream/workflow/w1")).header("last-event-id", &last.id).send().await?;
+    assert_eq!(response.status(), 204);
     let query = reqwest::get(server.url(&format!("/stream/workflow/w1?last_event_id={}", last.id))).await?;
     assert_eq!(query.status(), 204);
     Ok(())
@@ -79,15 +79,15 @@ async fn file_channel_is_followed_as_ndjson() -> Result<()> {
         let body = json!({"step": "read", "progress": percent, "message": "m", "result": result});
         assert_eq!(post(&server, "/stream/publish/analysis/f.pdf", &body).await?.0, 200);
     }
-    let answer = Client::new().get(server.url("/stream/file/f.pdf")).header("accept", "application/x-ndjson");
-    let lines = ndjson(&answer.send().await?.text().await?)?;
+    let response = Client::new().get(server.url("/stream/file/f.pdf")).header("accept", "application/x-ndjson");
+    let lines = ndjson(&response.send().await?.text().await?)?;
     let names: Vec<_> = lines.iter().map(|line| line["type"].as_str().unwrap_or("?")).collect();
     assert_eq!(names, ["connected", "analysis_progress", "analysis_progress", "disconnected"]);
     assert_eq!(lines[2]["data"]["result"]["label"], "invoice");
     assert_eq!(lines[2]["channel"], "file:f.pdf");
     assert!(lines[2]["id"].is_string() && lines[0]["id"].is_null());
-    let answer = Client::new().get(server.url("/stream/file/f.pdf")).header("accept", "image/png").send().await?;
-    assert_eq!(answer.status(), 406);
+    let response = Client::new().get(server.url("/stream/file/f.pdf")).header("accept", "image/png").send().await?;
+    assert_eq!(response.status(), 406);
     Ok(())
 }
 
@@ -141,8 +141,8 @@ async fn subscriber_that_resumes_gets_every_event_once() -> Result<()> {
     let server = Server::start_stub(&[]).await?;
     let publish = async {
         for n in 0..EVENTS {
-            let (status, answer) = try_publish(&server, "w", n).await?;
-            ensure!(status == 200, "{answer}");
+            let (status, response) = try_publish(&server, "w", n).await?;
+            ensure!(status == 200, "{response}");
         }
         Ok(())
     };
@@ -223,9 +223,9 @@ async fn acknowledged_events_survive_restart_and_kill_9() -> Result<()> {
         }
         let stop = Instant::now() + Duration::from_millis(150 + 50 * round as u64);
         while Instant::now() < stop {
-            let (status, answer) = try_publish(&server, "w", next).await?;
-            ensure!(status == 200, "{answer}");
-            answered.push((next, answer["id"].as_str().context("an id")?.to_owned()));
+            let (status, response) = try_publish(&server, "w", next).await?;
+            ensure!(status == 200, "{response}");
+            answered.push((next, response["id"].as_str().context("an id")?.to_owned()));
             next += 1;
         }
         // Half of them are read before the end.
@@ -260,9 +260,9 @@ async fn slow_reader_is_closed_and_resumes() -> Result<()> {
     let mut ids = Vec::new();
     for n in 0..EVENTS {
         let body = json!({"message": format!("n{n}"), "metadata": {"pad": "x".repeat(50_000)}});
-        let (status, answer) = post(&server, "/stream/publish/user/u", &body).await?;
-        ensure!(status == 200, "{answer}");
-        ids.push(answer["id"].as_str().context("an id")?.to_owned());
+        let (status, response) = post(&server, "/stream/publish/user/u", &body).await?;
+        ensure!(status == 200, "{response}");
+        ids.push(response["id"].as_str().context("an id")?.to_owned());
         // The one that reads has it before the next is there.
         assert_eq!(quick.next_stored_event().await?.id, ids[n]);
     }
@@ -383,8 +383,8 @@ async fn memory_replaces_redis_during_an_outage() -> Result<()> {
     redis.kill()?;
     published(&server, "w", 1).await?;
     until("degraded", || async {
-        let answer = reqwest::get(server.url("/stream/health")).await?;
-        let (status, health) = (answer.status(), answer.json::<Value>().await?);
+        let response = reqwest::get(server.url("/stream/health")).await?;
+        let (status, health) = (response.status(), response.json::<Value>().await?);
         Ok(status == 200 && health["status"] == "degraded" && health["services"]["redis"] == "unhealthy")
     })
     .await?;

@@ -156,12 +156,12 @@ async fn websocket_path_names_the_first_channel() -> Result<()> {
     for n in 0..63 {
         socket.say(subscribe(&format!("workflow:many{n}"), None)).await?;
     }
-    let mut answers = Vec::new();
+    let mut responses = Vec::new();
     for _ in 0..63 {
-        answers.push(socket.message().await?);
+        responses.push(socket.message().await?);
     }
-    assert_eq!(answers.iter().filter(|answer| answer["type"] == "connected").count(), 62);
-    assert_eq!(answers[62]["error"]["code"], "too_many_channels");
+    assert_eq!(responses.iter().filter(|response| response["type"] == "connected").count(), 62);
+    assert_eq!(responses[62]["error"]["code"], "too_many_channels");
     socket.say("!binary").await?;
     assert_eq!(socket.next().await?["close"], 1003);
     Ok(())
@@ -209,9 +209,9 @@ async fn websocket_of_a_session_accepts_chunks_and_sends_events() -> Result<()> 
 #[tokio::test]
 async fn request_that_is_no_websocket_handshake_is_refused() -> Result<()> {
     let server = Server::start_stub(&[]).await?;
-    let answer = reqwest::get(server.url("/ws/workflow/w")).await?;
+    let response = reqwest::get(server.url("/ws/workflow/w")).await?;
     assert_eq!(
-        (answer.status().as_u16(), answer.json::<Value>().await?["code"].clone()),
+        (response.status().as_u16(), response.json::<Value>().await?["code"].clone()),
         (426, json!("upgrade_required"))
     );
     let mut socket = Socket::open(&server, "/ws/workflow/.bad", &json!({}))?;
@@ -228,8 +228,8 @@ async fn request_that_is_no_websocket_handshake_is_refused() -> Result<()> {
     // Another version than ours.
     let request = reqwest::Client::new().get(server.url("/ws")).header("connection", "upgrade");
     let request = request.header("upgrade", "websocket").header("sec-websocket-key", "AAAAAAAAAAAAAAAAAAAAAA==");
-    let answer = request.header("sec-websocket-version", "8").send().await?;
-    assert_eq!((answer.status().as_u16(), &answer.headers()["sec-websocket-version"]), (426, &"13".parse()?));
+    let response = request.header("sec-websocket-version", "8").send().await?;
+    assert_eq!((response.status().as_u16(), &response.headers()["sec-websocket-version"]), (426, &"13".parse()?));
     // The same as lines, which is what a host without WebSockets serves.
     publish(&server, "w", 1).await?;
     let mut lines = Duplex::open(&server, "/ws").await?;

@@ -16,10 +16,10 @@ async fn generate_stream_is_text_by_default_and_events_by_accept() -> Result<()>
     assert!(plain.headers().contains_key("x-weir-generation"));
     assert_eq!(plain.text().await?, "One two three four five.");
     for (accept, form) in [("application/x-ndjson", "ndjson"), ("text/event-stream", "sse")] {
-        let answer = Client::new().post(server.url("/generate-stream")).header("accept", accept).json(&body);
-        let answer = answer.send().await?;
-        assert_eq!(answer.headers()["content-type"], accept);
-        let text = answer.text().await?;
+        let response = Client::new().post(server.url("/generate-stream")).header("accept", accept).json(&body);
+        let response = response.send().await?;
+        assert_eq!(response.headers()["content-type"], accept);
+        let text = response.text().await?;
         let events = if form == "sse" { frames(&text)? } else { ndjson(&text)? };
         assert_eq!(events[0]["type"], "started");
         let pieces: String = events.iter().filter_map(|event| event["text"].as_str()).collect();
@@ -28,8 +28,8 @@ async fn generate_stream_is_text_by_default_and_events_by_accept() -> Result<()>
         assert_eq!((&done["type"], &done["finish_reason"]), (&json!("done"), &json!("stop")));
         assert_eq!(done["usage"], json!({ "prompt_tokens": 1, "cached_tokens": 0, "completion_tokens": 5 }));
     }
-    let answer = Client::new().post(server.url("/generate-stream")).header("accept", "image/png").json(&body);
-    assert_eq!(answer.send().await?.status(), 406);
+    let response = Client::new().post(server.url("/generate-stream")).header("accept", "image/png").json(&body);
+    assert_eq!(response.send().await?.status(), 406);
     let (status, problem) = post(&server, "/generate-stream", &json!({ "prompt": "x", "max_token": 1 })).await?;
     assert_eq!((status, &problem["code"]), (422, &json!("invalid_request")));
     Ok(())
@@ -38,9 +38,9 @@ async fn generate_stream_is_text_by_default_and_events_by_accept() -> Result<()>
 #[tokio::test]
 async fn stream_with_accept_json_is_sent_as_sse() -> Result<()> {
     let server = Server::start_generate_stub(&[]).await?;
-    let answer = send(&server, "/v1/chat/completions", &streamed("hello")).await?;
-    assert_eq!((answer.status().as_u16(), &answer.headers()["content-type"]), (200, &"text/event-stream".parse()?));
-    let text = answer.text().await?;
+    let response = send(&server, "/v1/chat/completions", &streamed("hello")).await?;
+    assert_eq!((response.status().as_u16(), &response.headers()["content-type"]), (200, &"text/event-stream".parse()?));
+    let text = response.text().await?;
     assert!(text.ends_with("data: [DONE]\n\n"), "{text}");
     let frames = frames(&text)?;
     assert_eq!(text_of(&frames), "One two three four five.");
@@ -65,35 +65,35 @@ async fn failure_before_the_first_token_is_a_status_in_every_dialect() -> Result
         for stream in [false, true] {
             let mut body = chat(trouble);
             body["stream"] = stream.into();
-            let answer = send(&server, "/v1/chat/completions", &body).await?;
-            assert_eq!(answer.status(), status, "{trouble}");
+            let response = send(&server, "/v1/chat/completions", &body).await?;
+            assert_eq!(response.status(), status, "{trouble}");
             let retry =
-                answer.headers().get("retry-after").map(|value| value.to_str().map(str::to_owned)).transpose()?;
+                response.headers().get("retry-after").map(|value| value.to_str().map(str::to_owned)).transpose()?;
             assert_eq!(retry.is_some(), status == 503, "{trouble}");
-            let answer: Value = answer.json().await?;
-            assert_eq!(answer["error"]["code"], code, "{answer}");
+            let response: Value = response.json().await?;
+            assert_eq!(response["error"]["code"], code, "{response}");
             if trouble == "!too-long" {
-                let message = answer["error"]["message"].as_str().context("a message")?;
+                let message = response["error"]["message"].as_str().context("a message")?;
                 assert!(message.contains("5000") && message.contains("2048"), "{message}");
             }
             let mut body = json!({ "model": "stub", "max_tokens": 9, "stream": stream });
             body["messages"] = chat(trouble)["messages"].clone();
-            let answer = send(&server, "/v1/messages", &body).await?;
-            assert_eq!(answer.status(), if status == 503 { 529 } else { status }, "{trouble}");
-            assert_eq!(answer.json::<Value>().await?["type"], "error");
+            let response = send(&server, "/v1/messages", &body).await?;
+            assert_eq!(response.status(), if status == 503 { 529 } else { status }, "{trouble}");
+            assert_eq!(response.json::<Value>().await?["type"], "error");
         }
         let body = json!({ "contents": [{ "parts": [{ "text": trouble }] }] });
-        let answer = send(&server, "/v1beta/models/stub:streamGenerateContent?alt=sse", &body).await?;
-        assert_eq!(answer.status(), status, "{trouble}");
-        assert_eq!(answer.json::<Value>().await?["error"]["code"], status);
+        let response = send(&server, "/v1beta/models/stub:streamGenerateContent?alt=sse", &body).await?;
+        assert_eq!(response.status(), status, "{trouble}");
+        assert_eq!(response.json::<Value>().await?["error"]["code"], status);
     }
     let mut body = chat("hello");
     body["model"] = "nowhere".into();
-    let answer = send(&server, "/v1/chat/completions", &body).await?;
-    assert_eq!(answer.status(), 404);
-    let answer: Value = answer.json().await?;
-    assert_eq!(answer["error"]["code"], "model_not_found");
-    assert!(answer["error"]["message"].as_str().context("a message")?.contains("stub"), "{answer}");
+    let response = send(&server, "/v1/chat/completions", &body).await?;
+    assert_eq!(response.status(), 404);
+    let response: Value = response.json().await?;
+    assert_eq!(response["error"]["code"], "model_not_found");
+    assert!(response["error"]["message"].as_str().context("a message")?.contains("stub"), "{response}");
     Ok(())
 }
 
@@ -195,10 +195,10 @@ async fn other_dialects_respond_whole_and_as_streams() -> Result<()> {
 
     let body =
         json!({ "id": "c", "messages": [{ "id": "1", "role": "user", "parts": [{ "type": "text", "text": "hi" }] }] });
-    let answer = send(&server, "/v1/ui/chat", &body).await?;
-    assert_eq!(answer.headers()["x-vercel-ai-ui-message-stream"], "v1");
+    let response = send(&server, "/v1/ui/chat", &body).await?;
+    assert_eq!(response.headers()["x-vercel-ai-ui-message-stream"], "v1");
     let deltas: String =
-        frames(&answer.text().await?)?.iter().filter_map(|part| part["delta"].as_str().map(str::to_owned)).collect();
+        frames(&response.text().await?)?.iter().filter_map(|part| part["delta"].as_str().map(str::to_owned)).collect();
     assert_eq!(deltas, said);
     Ok(())
 }
@@ -212,8 +212,8 @@ async fn generation_of_a_client_that_left_is_cancelled() -> Result<()> {
         body["stream"] = stream.into();
         let request = Client::new().post(server.url("/v1/chat/completions")).json(&body).send();
         let left = tokio::time::timeout(std::time::Duration::from_millis(500), async {
-            let answer = request.await?;
-            answer.text().await
+            let response = request.await?;
+            response.text().await
         });
         assert!(left.await.is_err(), "it never ends by itself");
         until("the generation is cancelled", async || Ok(cancelled(&server).await? >= count)).await?;
@@ -224,10 +224,10 @@ async fn generation_of_a_client_that_left_is_cancelled() -> Result<()> {
 #[tokio::test]
 async fn server_without_a_language_model_names_the_command_that_gets_one() -> Result<()> {
     let server = Server::start_stub(&[]).await?;
-    let answer = send(&server, "/v1/chat/completions", &chat("hello")).await?;
-    assert_eq!(answer.status(), 503);
-    let answer: Value = answer.json().await?;
-    assert_eq!(answer["error"]["code"], "model_not_loaded");
-    assert!(answer["error"]["message"].as_str().context("a message")?.contains("weir models pull"), "{answer}");
+    let response = send(&server, "/v1/chat/completions", &chat("hello")).await?;
+    assert_eq!(response.status(), 503);
+    let response: Value = response.json().await?;
+    assert_eq!(response["error"]["code"], "model_not_loaded");
+    assert!(response["error"]["message"].as_str().context("a message")?.contains("weir models pull"), "{response}");
     Ok(())
 }

@@ -33,9 +33,9 @@ async fn resumed_stream_has_exactly_the_remaining_frames_in_every_dialect() -> R
         ("/v1/messages", json!({ "messages": messages, "max_tokens": 64, "stream": true })),
         ("/v1/ui/chat", json!({ "messages": messages })),
     ] {
-        let answer = send(&server, path, &body).await?;
-        let id = answer.headers()["x-weir-generation"].to_str()?.to_owned();
-        let all = answer.text().await?;
+        let response = send(&server, path, &body).await?;
+        let id = response.headers()["x-weir-generation"].to_str()?.to_owned();
+        let all = response.text().await?;
         let parts = parts(&all);
         for (number, _) in parts.iter().enumerate() {
             let rest = parts[number + 1..].concat();
@@ -59,12 +59,12 @@ async fn concurrent_readers_of_a_generation_get_the_same_stream() -> Result<()> 
     let server = Server::start_generate_stub(&[]).await?;
     let mut body = streamed("!slow");
     body["stream_options"] = json!({ "include_usage": true });
-    let answer = send(&server, "/v1/chat/completions", &body).await?;
-    let id = answer.headers()["x-weir-generation"].to_str()?.to_owned();
+    let response = send(&server, "/v1/chat/completions", &body).await?;
+    let id = response.headers()["x-weir-generation"].to_str()?.to_owned();
     let path = format!("/v1/generations/{id}?stream=true");
     let channel = format!("/stream/generation/{id}");
     let (first, second, follower) = tokio::join!(
-        async { anyhow::Ok(answer.text().await?) },
+        async { anyhow::Ok(response.text().await?) },
         async { anyhow::Ok(get(&server, &path).await?.text().await?) },
         async { Follower::open(&server, &channel, None).await?.remaining_events().await },
     );
@@ -83,25 +83,25 @@ async fn concurrent_readers_of_a_generation_get_the_same_stream() -> Result<()> 
 #[tokio::test]
 async fn detached_generation_continues_without_its_client_and_is_cancelled_by_id() -> Result<()> {
     let server = Server::start_generate_stub(&[]).await?;
-    let answer = send(&server, "/v1/chat/completions?detach=true", &streamed("!slow")).await?;
-    let id = answer.headers()["x-weir-generation"].to_str()?.to_owned();
-    drop(answer);
+    let response = send(&server, "/v1/chat/completions?detach=true", &streamed("!slow")).await?;
+    let id = response.headers()["x-weir-generation"].to_str()?.to_owned();
+    drop(response);
     let whole: Value = get(&server, &format!("/v1/generations/{id}")).await?.json().await?;
     assert_eq!(whole["choices"][0]["message"]["content"], SAID);
     assert_eq!(whole["choices"][0]["finish_reason"], "stop");
 
     let body = json!({ "input": "!never", "background": true });
-    let answer: Value = send(&server, "/v1/responses", &body).await?.json().await?;
-    assert_eq!(answer["status"], "in_progress", "{answer}");
-    let id = answer["id"].as_str().context("an id")?.to_owned();
-    let answer: Value = send(&server, &format!("/v1/responses/{id}/cancel"), &json!({})).await?.json().await?;
-    assert_eq!(answer["status"], "cancelled", "{answer}");
+    let response: Value = send(&server, "/v1/responses", &body).await?.json().await?;
+    assert_eq!(response["status"], "in_progress", "{response}");
+    let id = response["id"].as_str().context("an id")?.to_owned();
+    let response: Value = send(&server, &format!("/v1/responses/{id}/cancel"), &json!({})).await?.json().await?;
+    assert_eq!(response["status"], "cancelled", "{response}");
 
-    let answer = send(&server, "/v1/chat/completions?detach=true", &streamed("!never")).await?;
-    let id = answer.headers()["x-weir-generation"].to_str()?.to_owned();
+    let response = send(&server, "/v1/chat/completions?detach=true", &streamed("!never")).await?;
+    let id = response.headers()["x-weir-generation"].to_str()?.to_owned();
     let deleted = Client::new().delete(server.url(&format!("/v1/generations/{id}"))).send().await?;
     assert_eq!(deleted.status(), 204);
-    let text = answer.text().await?;
+    let text = response.text().await?;
     assert_eq!(frames(&text)?.last().context("a frame")?["error"]["code"], "cancelled");
     assert_eq!(get(&server, "/v1/generations/none").await?.status(), 404);
     Ok(())
@@ -117,11 +117,11 @@ async fn generation_interrupted_by_kill_9_keeps_its_prefix_and_ends_with_an_erro
     let mut server = Server::start_generate_stub(&arguments).await?;
     let mut before = Vec::new();
     for _ in 0..3 {
-        let mut answer = send(&server, "/v1/chat/completions?detach=true", &streamed("!slow")).await?;
-        let id = answer.headers()["x-weir-generation"].to_str()?.to_owned();
+        let mut response = send(&server, "/v1/chat/completions?detach=true", &streamed("!slow")).await?;
+        let id = response.headers()["x-weir-generation"].to_str()?.to_owned();
         let mut seen = Vec::new();
         while text_of(&frames(whole_frames(&seen)?)?).is_empty() {
-            seen.extend(answer.chunk().await?.context("a stream that goes on")?);
+            seen.extend(response.chunk().await?.context("a stream that goes on")?);
         }
         before.push((id, String::from_utf8(seen)?));
     }
@@ -166,14 +166,14 @@ async fn generation_of_another_user_is_404() -> Result<()> {
         let value = if header == "authorization" { format!("Bearer {key}") } else { key.to_owned() };
         anyhow::Ok(request.header(header, value).send().await?)
     };
-    let answer = send(&server, "/v1/chat/completions", &chat("hi")).await?;
-    assert_eq!(answer.status(), 401);
-    assert_eq!(answer.json::<Value>().await?["error"]["type"], "authentication_error");
+    let response = send(&server, "/v1/chat/completions", &chat("hi")).await?;
+    assert_eq!(response.status(), 401);
+    assert_eq!(response.json::<Value>().await?["error"]["type"], "authentication_error");
     for header in ["authorization", "x-api-key", "x-goog-api-key"] {
-        let answer = ask(auth::ANN, header, "/v1/chat/completions", Some(streamed("hi"))).await?;
-        assert_eq!(answer.status(), 200, "{header}");
-        let id = answer.headers()["x-weir-generation"].to_str()?.to_owned();
-        let all = answer.text().await?;
+        let response = ask(auth::ANN, header, "/v1/chat/completions", Some(streamed("hi"))).await?;
+        assert_eq!(response.status(), 200, "{header}");
+        let id = response.headers()["x-weir-generation"].to_str()?.to_owned();
+        let all = response.text().await?;
         let path = format!("/v1/generations/{id}?stream=true");
         assert_eq!(ask(auth::ANN, header, &path, None).await?.text().await?, all);
         for path in [path, format!("/v1/generations/{id}"), format!("/stream/generation/{id}")] {

@@ -41,24 +41,24 @@ async fn generate_step_renders_its_template_and_streams_its_pieces() -> Result<(
 async fn embeddings_and_moderations_have_the_shapes_of_openai() -> Result<()> {
     let server = Server::start_stub(&[]).await?;
     let body = json!({ "model": "embeddings", "input": ["a", "b"] });
-    let answer: Value = send(&server, "/v1/embeddings", &body).await?.json().await?;
-    assert_eq!((&answer["object"], &answer["model"]), (&json!("list"), &json!("embeddings")));
-    assert_eq!(answer["data"][1], json!({ "object": "embedding", "index": 1, "embedding": [0.5, -0.5, 0.5, -0.5] }));
+    let response: Value = send(&server, "/v1/embeddings", &body).await?.json().await?;
+    assert_eq!((&response["object"], &response["model"]), (&json!("list"), &json!("embeddings")));
+    assert_eq!(response["data"][1], json!({ "object": "embedding", "index": 1, "embedding": [0.5, -0.5, 0.5, -0.5] }));
     let body = json!({ "model": "embeddings", "input": "a", "encoding_format": "base64" });
-    let answer: Value = send(&server, "/v1/embeddings", &body).await?.json().await?;
-    assert_eq!(answer["data"][0]["embedding"], "AAAAPwAAAL8AAAA/AAAAvw==");
+    let response: Value = send(&server, "/v1/embeddings", &body).await?.json().await?;
+    assert_eq!(response["data"][0]["embedding"], "AAAAPwAAAL8AAAA/AAAAvw==");
     for (body, status, code) in [
         (json!({ "input": [1, 2] }), 400, "invalid_request"),
         (json!({ "input": "a", "model": "nowhere" }), 404, "model_not_found"),
     ] {
-        let answer = send(&server, "/v1/embeddings", &body).await?;
-        assert_eq!(answer.status(), status, "{body}");
-        assert_eq!(answer.json::<Value>().await?["error"]["code"], code, "{body}");
+        let response = send(&server, "/v1/embeddings", &body).await?;
+        assert_eq!(response.status(), status, "{body}");
+        assert_eq!(response.json::<Value>().await?["error"]["code"], code, "{body}");
     }
     let body = json!({ "model": "sentiment", "input": "good" });
-    let answer: Value = send(&server, "/v1/moderations", &body).await?.json().await?;
-    assert_eq!(answer["results"][0]["category_scores"], json!({ "positive": 0.75 }));
-    assert_eq!(answer["results"][0]["flagged"], true);
+    let response: Value = send(&server, "/v1/moderations", &body).await?.json().await?;
+    assert_eq!(response["results"][0]["category_scores"], json!({ "positive": 0.75 }));
+    assert_eq!(response["results"][0]["flagged"], true);
     assert_eq!(send(&server, "/v1/moderations", &json!({ "input": "good" })).await?.status(), 400);
     Ok(())
 }
@@ -66,16 +66,16 @@ async fn embeddings_and_moderations_have_the_shapes_of_openai() -> Result<()> {
 #[tokio::test]
 async fn tei_embed_has_its_shape_and_unsupported_tasks_are_424() -> Result<()> {
     let server = Server::start_stub(&[]).await?;
-    let answer: Value = send(&server, "/embed", &json!({ "inputs": ["a"] })).await?.json().await?;
-    assert_eq!(answer, json!([[0.5, -0.5, 0.5, -0.5]]));
+    let response: Value = send(&server, "/embed", &json!({ "inputs": ["a"] })).await?.json().await?;
+    assert_eq!(response, json!([[0.5, -0.5, 0.5, -0.5]]));
     for (path, body, status) in [
         ("/embed", json!({ "inputs": "" }), 400),
         ("/embed_sparse", json!({ "inputs": "a" }), 424),
         ("/rerank", json!({ "query": "q", "texts": ["a"] }), 424),
     ] {
-        let answer = send(&server, path, &body).await?;
-        assert_eq!(answer.status(), status, "{path}");
-        assert!(answer.json::<Value>().await?["error_type"].is_string(), "{path}");
+        let response = send(&server, path, &body).await?;
+        assert_eq!(response.status(), status, "{path}");
+        assert!(response.json::<Value>().await?["error_type"].is_string(), "{path}");
     }
     Ok(())
 }

@@ -53,24 +53,24 @@ async fn gateway_answers_under_wasmtime_serve() -> Result<()> {
 
     let client = reqwest::Client::new();
     let body = json!({"text": "a good day in Rome, and a bad night in Bern", "include_entities": true});
-    let answer = client.post(server.url("/process-stream")).json(&body).send().await?;
-    assert_eq!(answer.status(), 200);
-    let events = ndjson(&answer.text().await?)?;
+    let response = client.post(server.url("/process-stream")).json(&body).send().await?;
+    assert_eq!(response.status(), 200);
+    let events = ndjson(&response.text().await?)?;
     assert_eq!(statuses(&events).first(), Some(&"started"));
     assert_eq!(statuses(&events).last(), Some(&"completed"));
     let entities = events.iter().find(|event| event["status"] == "entities_complete").context("entities")?;
     assert!(entities.to_string().contains("Rome"), "{entities}");
 
-    let answer = client.post(server.url("/process-stream")).body("{").header("content-type", "application/json");
-    let answer = answer.send().await?;
-    assert_eq!(answer.status(), 400);
-    assert_eq!(answer.json::<Value>().await?["code"], "malformed_json");
+    let response = client.post(server.url("/process-stream")).body("{").header("content-type", "application/json");
+    let response = response.send().await?;
+    assert_eq!(response.status(), 400);
+    assert_eq!(response.json::<Value>().await?["code"], "malformed_json");
 
     let chunks = "{\"start\":0,\"end\":1,\"text\":\"I'll check\"}\n{\"start\":0.5,\"end\":1,\"text\":\"early\"}\n{\"op\":\"end\"}\n";
-    let answer = client.post(server.url("/v1/transcript")).header("content-type", "application/x-ndjson").body(chunks);
-    let answer = answer.send().await?;
-    assert_eq!(answer.status(), 200);
-    let events = ndjson(&answer.text().await?)?;
+    let response = client.post(server.url("/v1/transcript")).header("content-type", "application/x-ndjson").body(chunks);
+    let response = response.send().await?;
+    assert_eq!(response.status(), 200);
+    let events = ndjson(&response.text().await?)?;
     let types: Vec<&Value> = events.iter().map(|event| &event["type"]).collect();
     assert_eq!(types, ["partial_segment", "error", "final_segment"], "{events:?}");
     assert_eq!(events[2]["semantic"]["intent"], "commitment", "{events:?}");
@@ -86,10 +86,10 @@ async fn publish_and_resume(server: &Server, id: &str) -> Result<()> {
     ensure!(live.next_event().await?.name == "connected");
     for n in 0..10 {
         let body = json!({"step": "s", "progress": n, "user_id": id});
-        let (status, answer) = post(server, &format!("/stream/publish/workflow/{id}"), &body).await?;
-        ensure!(status == 200, "{answer}");
+        let (status, response) = post(server, &format!("/stream/publish/workflow/{id}"), &body).await?;
+        ensure!(status == 200, "{response}");
         let event = live.next_stored_event().await?;
-        ensure!((&event.data["progress"], &json!(event.id)) == (&json!(n), &answer["id"]), "{event:?}");
+        ensure!((&event.data["progress"], &json!(event.id)) == (&json!(n), &response["id"]), "{event:?}");
     }
     let mut whole = Follower::open(server, &user, None).await?;
     let third = (whole.next_stored_event().await?, whole.next_stored_event().await?, whole.next_stored_event().await?).2;
@@ -173,8 +173,8 @@ impl Pushpin {
     async fn publish(&self, channel: &str, format: Value) -> Result<()> {
         let item = json!({"items": [{"channel": channel, "formats": {"http-stream": format}}]});
         let url = format!("http://127.0.0.1:{}/publish/", self.control);
-        let answer = reqwest::Client::new().post(url).body(item.to_string()).send().await?;
-        ensure!(answer.status() == 200, "{answer:?}");
+        let response = reqwest::Client::new().post(url).body(item.to_string()).send().await?;
+        ensure!(response.status() == 200, "{response:?}");
         Ok(())
     }
 }
@@ -203,8 +203,8 @@ fn with(text: &str, values: &[(&str, String)]) -> String {
 }
 
 /// The next piece of a stream; none at its end.
-async fn piece(answer: &mut reqwest::Response, text: &mut String) -> Result<bool> {
-    let piece = tokio::time::timeout(Duration::from_secs(5), answer.chunk()).await??;
+async fn piece(response: &mut reqwest::Response, text: &mut String) -> Result<bool> {
+    let piece = tokio::time::timeout(Duration::from_secs(5), response.chunk()).await??;
     text.push_str(std::str::from_utf8(piece.as_deref().unwrap_or_default())?);
     Ok(piece.is_some())
 }
@@ -242,20 +242,20 @@ async fn follow_and_publish<F: Future<Output = Result<()>>>(
     passes_on: impl Fn(String) -> F,
 ) -> Result<String> {
     let publish = async |n: u32| {
-        let (status, answer) = post(server, &format!("/stream/publish/workflow/{id}"), &published(n)).await?;
-        ensure!(status == 200, "{answer}");
-        Ok(answer["id"].as_str().context("an id")?.to_owned())
+        let (status, response) = post(server, &format!("/stream/publish/workflow/{id}"), &published(n)).await?;
+        ensure!(status == 200, "{response}");
+        Ok(response["id"].as_str().context("an id")?.to_owned())
     };
     let mut last = String::new();
     for n in 0..3 {
         last = publish(n).await?;
     }
-    let mut answer = reqwest::get(follow).await?;
-    ensure!(answer.status() == 200 && answer.headers()["content-type"] == "text/event-stream", "{answer:?}");
-    ensure!(!answer.headers().keys().any(|name| name.as_str().starts_with("grip-")), "{answer:?}");
+    let mut response = reqwest::get(follow).await?;
+    ensure!(response.status() == 200 && response.headers()["content-type"] == "text/event-stream", "{response:?}");
+    ensure!(!response.headers().keys().any(|name| name.as_str().starts_with("grip-")), "{response:?}");
     let mut text = String::new();
     while text.matches("event: workflow_progress").count() < 3 {
-        ensure!(piece(&mut answer, &mut text).await?, "it ended");
+        ensure!(piece(&mut response, &mut text).await?, "it ended");
     }
     for n in 3..6 {
         let before = std::mem::replace(&mut last, publish(n).await?);
@@ -263,11 +263,11 @@ async fn follow_and_publish<F: Future<Output = Result<()>>>(
         if n < 5 {
             let place = format!("id: {last}\n");
             while !text.contains(&place) {
-                ensure!(piece(&mut answer, &mut text).await?, "it ended");
+                ensure!(piece(&mut response, &mut text).await?, "it ended");
             }
         }
     }
-    while piece(&mut answer, &mut text).await? {}
+    while piece(&mut response, &mut text).await? {}
     Ok(comparable(&text.replace(id, "ID")))
 }
 

@@ -92,8 +92,8 @@ async fn exchange(address: &str, head: &str, size: usize, pace: Pace, chunked: b
     if chunked {
         stream.write_all(b"0\r\n\r\n").await.context("the end of the body")?;
     }
-    let answer = tokio::time::timeout(PATIENCE, read_answer(&mut stream)).await.context("an answer in time")??;
-    if answer.has("connection: close") {
+    let response = tokio::time::timeout(PATIENCE, read_answer(&mut stream)).await.context("an answer in time")??;
+    if response.has("connection: close") {
         let mut rest = Vec::new();
         tokio::time::timeout(PATIENCE, stream.read_to_end(&mut rest)).await.context("an end in time")??;
         ensure!(rest.is_empty(), "after the answer: {}", String::from_utf8_lossy(&rest));
@@ -103,7 +103,7 @@ async fn exchange(address: &str, head: &str, size: usize, pace: Pace, chunked: b
         let next = tokio::time::timeout(PATIENCE, read_answer(&mut stream)).await.context("another answer")??;
         ensure!(next.status() == "200", "another answer: {}", next.head);
     }
-    Ok(answer)
+    Ok(response)
 }
 
 async fn read_answer(stream: &mut TcpStream) -> Result<Answer> {
@@ -141,14 +141,14 @@ async fn early_response_is_read_whole_by_a_client_that_sends_its_whole_body_firs
                 async move {
                     // A malformed head has no framing that could be chunked.
                     let chunked = round % 3 == 2 && case.head != WEBSOCKET && !case.head.contains("bad header");
-                    let answer = exchange(address, case.head, case.size, pace, chunked)
+                    let response = exchange(address, case.head, case.size, pace, chunked)
                         .await
                         .with_context(|| format!("round {round}, {pace:?}, {} bytes: {}", case.size, case.head))?;
-                    let about = format!("{} {} {}", case.head, answer.head, answer.body);
-                    assert!(answer.head.starts_with("HTTP/1.1 4"), "{about}");
-                    assert!(case.status.is_empty() || answer.status() == case.status, "{about}");
+                    let about = format!("{} {} {}", case.head, response.head, response.body);
+                    assert!(response.head.starts_with("HTTP/1.1 4"), "{about}");
+                    assert!(case.status.is_empty() || response.status() == case.status, "{about}");
                     if !case.head.contains("bad header") {
-                        assert!(answer.body.contains("\"code\":"), "{about}");
+                        assert!(response.body.contains("\"code\":"), "{about}");
                     }
                     anyhow::Ok(())
                 }
@@ -166,8 +166,8 @@ async fn early_response_says_whether_its_connection_is_closed() -> Result<()> {
         // A small body that has arrived is discarded, and the connection stays. `exchange` sends another request over it.
         let mut raw = Raw::connect(&server).await?;
         raw.send(format!("{NOWHERE}Content-Length: 5\r\n\r\nabcde").as_bytes()).await?;
-        let answer = raw.read_until("not_found").await?;
-        assert!(!answer.to_ascii_lowercase().contains("connection: close"), "{answer}");
+        let response = raw.read_until("not_found").await?;
+        assert!(!response.to_ascii_lowercase().contains("connection: close"), "{response}");
         raw.send(format!("{NOWHERE}Content-Length: 0\r\n\r\n").as_bytes()).await?;
         raw.read_until_nth("HTTP/1.1 404", 2).await?;
         // A large one is not awaited.
@@ -176,8 +176,8 @@ async fn early_response_says_whether_its_connection_is_closed() -> Result<()> {
         // A client that waits for `100 Continue` gets the answer in its place.
         let mut waits = Raw::connect(&server).await?;
         waits.send(format!("{NOWHERE}Expect: 100-continue\r\nContent-Length: 5\r\n\r\n").as_bytes()).await?;
-        let answer = waits.read_to_end().await?;
-        assert!(answer.starts_with("HTTP/1.1 404") && answer.contains("connection: close"), "{answer}");
+        let response = waits.read_to_end().await?;
+        assert!(response.starts_with("HTTP/1.1 404") && response.contains("connection: close"), "{response}");
     }
     Ok(())
 }
@@ -225,8 +225,8 @@ async fn early_response_of_a_draining_server_is_read_whole() -> Result<()> {
     .await?;
     for pace in [Pace::Fast, Pace::Slow] {
         for _ in 0..10 {
-            let answer = exchange(server.address(), JSON, 2 << 20, pace, false).await?;
-            assert!(answer.body.contains("\"draining\"") && answer.has("connection: close"), "{}", answer.head);
+            let response = exchange(server.address(), JSON, 2 << 20, pace, false).await?;
+            assert!(response.body.contains("\"draining\"") && response.has("connection: close"), "{}", response.head);
         }
     }
     Ok(())
@@ -243,9 +243,9 @@ async fn body_that_stops_arriving_is_408_and_the_response_is_read() -> Result<()
         stream.peek(&mut byte).await?;
         // The rest comes after the answer, and before the client reads it.
         stream.write_all(&vec![b' '; 999_000]).await?;
-        let answer = read_answer(&mut stream).await?;
-        assert_eq!(answer.status(), "408");
-        assert!(answer.has("connection: close"), "{}", answer.head);
+        let response = read_answer(&mut stream).await?;
+        assert_eq!(response.status(), "408");
+        assert!(response.has("connection: close"), "{}", response.head);
     }
     Ok(())
 }
@@ -307,9 +307,9 @@ async fn early_responses_of_many_http2_streams_are_all_read() -> Result<()> {
                         break;
                     }
                 }
-                let answer = response.await.with_context(|| format!("stream {number}"))?;
-                ensure!(answer.status() == 404, "{}", answer.status());
-                let mut body = answer.into_body();
+                let response = response.await.with_context(|| format!("stream {number}"))?;
+                ensure!(response.status() == 404, "{}", response.status());
+                let mut body = response.into_body();
                 let mut whole = Vec::new();
                 while let Some(data) = body.data().await {
                     let data = data.with_context(|| format!("the body of stream {number}"))?;

@@ -49,8 +49,8 @@ async fn host_of_another_name_is_refused_on_every_route() -> Result<()> {
     }
     let body = "{\"inputs\":\"good\"}";
     let head = format!("Content-Type: application/json\r\nContent-Length: {}\r\n\r\n{body}", body.len());
-    let answer = raw(&server, &format!("POST /v1/classify HTTP/1.1\r\nHost: evil.example\r\n{head}")).await?;
-    assert_eq!(status(&answer), "403");
+    let response = raw(&server, &format!("POST /v1/classify HTTP/1.1\r\nHost: evil.example\r\n{head}")).await?;
+    assert_eq!(status(&response), "403");
     // The target may name the host as well, and both count.
     for (target, host, want) in [
         ("http://evil.example/metrics", "Host: localhost\r\n", "400"),
@@ -58,13 +58,13 @@ async fn host_of_another_name_is_refused_on_every_route() -> Result<()> {
         ("http://evil.example/metrics", "Host: evil.example\r\n", "403"),
         ("http://localhost/metrics", "Host: localhost\r\n", "200"),
     ] {
-        let answer = raw(&server, &format!("GET {target} HTTP/1.1\r\n{host}\r\n")).await?;
-        assert_eq!(status(&answer), want, "{target} {host}");
+        let response = raw(&server, &format!("GET {target} HTTP/1.1\r\n{host}\r\n")).await?;
+        assert_eq!(status(&response), want, "{target} {host}");
     }
     // Over HTTP/2 the name is `:authority`, beside which there may be `Host`.
     let h2 = Client::builder().http2_prior_knowledge().build()?;
-    let answer = h2.get(server.url("/metrics")).send().await?;
-    assert_eq!((answer.status().as_u16(), answer.version()), (200, reqwest::Version::HTTP_2));
+    let response = h2.get(server.url("/metrics")).send().await?;
+    assert_eq!((response.status().as_u16(), response.version()), (200, reqwest::Version::HTTP_2));
     assert_eq!(h2.get(server.url("/metrics")).header("host", "evil.example").send().await?.status(), 400);
     let address = server.address().parse()?;
     let rebound = Client::builder().http2_prior_knowledge().resolve("evil.example", address).build()?;
@@ -94,8 +94,8 @@ async fn missing_or_repeated_host_is_400() -> Result<()> {
             "Host: user@localhost\r\n",
             "Host: localhost:port\r\n",
         ] {
-            let answer = raw(&server, &format!("GET {path} HTTP/1.1\r\n{hosts}\r\n")).await?;
-            assert_eq!(status(&answer), "400", "{path} {hosts:?}: {answer}");
+            let response = raw(&server, &format!("GET {path} HTTP/1.1\r\n{hosts}\r\n")).await?;
+            assert_eq!(status(&response), "400", "{path} {hosts:?}: {response}");
         }
     }
     // HTTP/1.0 had no `Host`.
@@ -113,7 +113,7 @@ async fn websocket_handshake_that_is_not_valid_is_refused() -> Result<()> {
         ("Sec-WebSocket-Version", "13"),
         ("Sec-WebSocket-Key", "dGhlIHNhbXBsZSBub25jZQ=="),
     ];
-    let answer = |path: &'static str, version: &'static str, changed: Vec<(&'static str, Option<&'static str>)>| {
+    let response = |path: &'static str, version: &'static str, changed: Vec<(&'static str, Option<&'static str>)>| {
         let headers = GOOD.iter().map(|(name, value)| {
             let change = changed.iter().find(|(changed, _)| changed == name);
             (*name, change.map_or(Some(*value), |(_, value)| *value))
@@ -128,7 +128,7 @@ async fn websocket_handshake_that_is_not_valid_is_refused() -> Result<()> {
         for key in
             ["x", "", "dGhlIHNhbXBsZSBub25jZQ", "AAAA", "dGhlIHNhbXBsZSBub25jZQ==, x", "!GhlIHNhbXBsZSBub25jZQ=="]
         {
-            let head = answer(path, "1.1", vec![("Sec-WebSocket-Key", Some(key))]).await?;
+            let head = response(path, "1.1", vec![("Sec-WebSocket-Key", Some(key))]).await?;
             assert_eq!(status(&head), "400", "{path} {key}: {head}");
         }
     }
@@ -148,10 +148,10 @@ async fn websocket_handshake_that_is_not_valid_is_refused() -> Result<()> {
         (vec![("Content-Length", Some("3"))], "400"),
         (vec![("Upgrade", None), ("Sec-WebSocket-Key", None)], "426"),
     ] {
-        let head = answer("/ws", "1.1", changed.clone()).await?;
+        let head = response("/ws", "1.1", changed.clone()).await?;
         assert_eq!(status(&head), want, "{changed:?}: {head}");
     }
-    assert_eq!(status(&answer("/ws", "1.0", vec![]).await?), "400");
+    assert_eq!(status(&response("/ws", "1.0", vec![]).await?), "400");
     Ok(())
 }
 
@@ -188,9 +188,9 @@ async fn accept_of_real_clients_is_understood_on_every_route() -> Result<()> {
             request
         };
         for (path, body) in &posts {
-            let answer = with(client.post(server.url(path)).json(body)).send().await?;
-            let status = answer.status();
-            ensure!(status == 200, "{path} {accept:?}: {status} {}", answer.text().await?);
+            let response = with(client.post(server.url(path)).json(body)).send().await?;
+            let status = response.status();
+            ensure!(status == 200, "{path} {accept:?}: {status} {}", response.text().await?);
         }
         for path in
             ["/", "/livez", "/readyz", "/metrics", "/v1/models", "/openapi.json", "/stream/health", "/pipelines"]
@@ -217,11 +217,11 @@ fn from_page(server: &Server, method: Method, path: &str) -> RequestBuilder {
 
 /// Checks that the page can read the answer.
 async fn readable(request: RequestBuilder, want: u16) -> Result<()> {
-    let answer = request.send().await?;
-    let head = format!("{} {} {:?}", answer.url(), answer.status(), answer.headers());
-    ensure!(answer.status() == want, "{want}: {head}");
+    let response = request.send().await?;
+    let head = format!("{} {} {:?}", response.url(), response.status(), response.headers());
+    ensure!(response.status() == want, "{want}: {head}");
     let all = |name: &str| -> Vec<String> {
-        let values = answer.headers().get_all(name).iter();
+        let values = response.headers().get_all(name).iter();
         values.map(|value| String::from_utf8_lossy(value.as_bytes()).into_owned()).collect()
     };
     ensure!(all("access-control-allow-origin") == [PAGE], "{head}");
@@ -240,11 +240,11 @@ async fn preflights(server: &Server) -> Result<()> {
         ("/pipelines/p", "GET, HEAD, POST, OPTIONS"),
     ] {
         let request = from_page(server, Method::OPTIONS, path).header("access-control-request-method", "POST");
-        let answer = request.header("access-control-request-headers", "content-type").send().await?;
-        let head = format!("{path}: {} {:?}", answer.status(), answer.headers());
-        ensure!(answer.status() == 204 && answer.headers()["access-control-allow-origin"] == PAGE, "{head}");
-        ensure!(answer.headers()["access-control-allow-methods"] == allow, "{head}");
-        ensure!(answer.headers().contains_key("access-control-max-age"), "{head}");
+        let response = request.header("access-control-request-headers", "content-type").send().await?;
+        let head = format!("{path}: {} {:?}", response.status(), response.headers());
+        ensure!(response.status() == 204 && response.headers()["access-control-allow-origin"] == PAGE, "{head}");
+        ensure!(response.headers()["access-control-allow-methods"] == allow, "{head}");
+        ensure!(response.headers().contains_key("access-control-max-age"), "{head}");
     }
     Ok(())
 }
@@ -297,10 +297,10 @@ async fn refused_origin_gets_the_configuration_key_and_one_log_line() -> Result<
     let client = Client::new();
     for path in ["/v1/models", "/metrics", "/stream/workflow/w"] {
         for _ in 0..3 {
-            let answer = client.get(server.url(path)).header("origin", "https://app.example").send().await?;
-            assert_eq!(answer.status(), 403, "{path}");
-            assert!(!answer.headers().contains_key("access-control-allow-origin"));
-            let problem: Value = answer.json().await?;
+            let response = client.get(server.url(path)).header("origin", "https://app.example").send().await?;
+            assert_eq!(response.status(), 403, "{path}");
+            assert!(!response.headers().contains_key("access-control-allow-origin"));
+            let problem: Value = response.json().await?;
             let detail = problem["detail"].as_str().context("a detail")?;
             assert!(detail.contains("https://app.example") && detail.contains("auth.cors_origins"), "{detail}");
         }
@@ -335,8 +335,8 @@ async fn percent_encoded_path_is_decoded_on_every_route_and_bad_encoding_is_400(
         ("/process-batch", json!({"text": "a good text that is long enough", "include_summary": false})),
         ("/stream/publish/workflow/w", json!({"step": "s", "progress": 1})),
     ] {
-        let answer = client.post(server.url(&escaped(path))).json(&body).send().await?;
-        assert_eq!(answer.status(), 200, "{path}");
+        let response = client.post(server.url(&escaped(path))).json(&body).send().await?;
+        assert_eq!(response.status(), 200, "{path}");
     }
     let made = client.post(server.url("/%73essions")).json(&json!({})).send().await?;
     assert_eq!(made.status(), 201);
@@ -366,9 +366,9 @@ async fn unsupported_codings_are_refused_and_empty_ones_are_ignored() -> Result<
         let mut raw = Raw::connect(&server).await?;
         raw.send(request.as_bytes()).await?;
         // Where its body ends is not known, so nothing after it is read as a request.
-        let answer = raw.read_to_end().await?;
-        assert!(matches!(status(&answer), "501" | "400"), "{coding}: {answer}");
-        assert_eq!(answer.matches("HTTP/1.1 ").count(), 1, "{coding}: {answer}");
+        let response = raw.read_to_end().await?;
+        assert!(matches!(status(&response), "501" | "400"), "{coding}: {response}");
+        assert_eq!(response.matches("HTTP/1.1 ").count(), 1, "{coding}: {response}");
     }
     let good = format!("POST /v1/classify HTTP/1.1\r\n{head}Transfer-Encoding: Chunked\r\n\r\n{chunked}");
     assert_eq!(status(&raw(&server, &good).await?), "200");
@@ -380,9 +380,9 @@ async fn unsupported_codings_are_refused_and_empty_ones_are_ignored() -> Result<
             let request = format!(
                 "POST {path} HTTP/1.1\r\n{head}Content-Encoding: {coding}\r\nContent-Length: {length}\r\n\r\n{body}"
             );
-            let answer = raw(&server, &request).await?;
-            assert_eq!(status(&answer), want, "{path} {coding}: {answer}");
-            assert!(want != "415" || answer.to_lowercase().contains("\r\naccept-encoding: identity\r\n"), "{answer}");
+            let response = raw(&server, &request).await?;
+            assert_eq!(status(&response), want, "{path} {coding}: {response}");
+            assert!(want != "415" || response.to_lowercase().contains("\r\naccept-encoding: identity\r\n"), "{response}");
         }
     }
     // A type that is not taken is answered with those that are.
@@ -395,10 +395,10 @@ async fn unsupported_codings_are_refused_and_empty_ones_are_ignored() -> Result<
         ("/ws", "application/x-ndjson"),
     ] {
         let request = Client::new().post(server.url(path)).header("content-type", "text/css");
-        let answer = request.body("x").send().await?;
-        assert_eq!(answer.status(), 415, "{path}");
-        assert_eq!(answer.headers()["accept"], accepted, "{path}");
-        let problem: Value = answer.json().await?;
+        let response = request.body("x").send().await?;
+        assert_eq!(response.status(), 415, "{path}");
+        assert_eq!(response.headers()["accept"], accepted, "{path}");
+        let problem: Value = response.json().await?;
         for name in accepted.split(", ") {
             assert!(problem["detail"].as_str().context("a detail")?.contains(name), "{path}: {problem}");
             assert!(problem["available"].as_array().context("a list")?.contains(&json!(name)), "{path}: {problem}");

@@ -34,13 +34,13 @@ async fn model_that_cannot_load_is_named_and_the_others_serve() -> Result<()> {
     let model = format!("broken={}", broken.display());
     let server = Server::launch(&["--model", &model])?;
     until("told", || async { Ok(server.log().contains("broken")) }).await?;
-    let answer = reqwest::get(server.url("/readyz")).await?;
-    assert_eq!(answer.status(), 503);
-    assert!(answer.text().await?.contains("broken"));
+    let response = reqwest::get(server.url("/readyz")).await?;
+    assert_eq!(response.status(), 503);
+    assert!(response.text().await?.contains("broken"));
     let body = json!({"text": "the other models answer all the same", "include_summary": false});
     let client = reqwest::Client::new();
-    let answer = client.post(server.url("/process-stream")).json(&body).send().await?.text().await?;
-    assert!(answer.contains("sentiment_complete"), "{answer}");
+    let response = client.post(server.url("/process-stream")).json(&body).send().await?.text().await?;
+    assert!(response.contains("sentiment_complete"), "{response}");
     Ok(())
 }
 
@@ -54,13 +54,13 @@ async fn sigterm_finishes_streams_and_refuses_new_requests() -> Result<()> {
     streaming.read_until("sentiment_processing").await?;
     server.signal("TERM")?;
     until("draining", || async {
-        Ok(reqwest::get(server.url("/readyz")).await.is_ok_and(|answer| answer.status() == 503))
+        Ok(reqwest::get(server.url("/readyz")).await.is_ok_and(|response| response.status() == 503))
     })
     .await?;
     assert_eq!(reqwest::get(server.url("/livez")).await?.status(), 200);
-    let answer = reqwest::Client::new().post(server.url("/process-batch")).body(body).send().await?;
-    assert_eq!(answer.status(), 503);
-    assert_eq!(answer.json::<Value>().await?["code"], "draining");
+    let response = reqwest::Client::new().post(server.url("/process-batch")).body(body).send().await?;
+    assert_eq!(response.status(), 503);
+    assert_eq!(response.json::<Value>().await?["code"], "draining");
 
     let all = streaming.read_to_end().await?;
     assert!(all.contains("\"completed\""), "{all}");
@@ -104,15 +104,15 @@ async fn lost_infer_instance_is_replaced_and_its_items_get_outcomes() -> Result<
     // The stand-in ends its stream on this text, which is against its contract: the instance is given up.
     let body = json!({"text": "this one makes it !end early", "include_summary": false});
     let client = reqwest::Client::new();
-    let answer = client.post(server.url("/process-stream")).json(&body).send().await?.text().await?;
-    let events = weir_tests::ndjson(&answer)?;
-    assert!(statuses(&events).contains(&"sentiment_error"), "{answer}");
-    assert_eq!(statuses(&events).last(), Some(&"completed"), "{answer}");
+    let response = client.post(server.url("/process-stream")).json(&body).send().await?.text().await?;
+    let events = weir_tests::ndjson(&response)?;
+    assert!(statuses(&events).contains(&"sentiment_error"), "{response}");
+    assert_eq!(statuses(&events).last(), Some(&"completed"), "{response}");
     until("made anew", || async { Ok(server.metric("weir_infer_replica_restarts_total").await? >= 1.0) }).await?;
     server.ready().await?;
     let body = json!({"text": "a good one after that", "include_summary": false});
-    let answer = client.post(server.url("/process-stream")).json(&body).send().await?.text().await?;
-    assert!(answer.contains("sentiment_complete"), "{answer}");
+    let response = client.post(server.url("/process-stream")).json(&body).send().await?.text().await?;
+    assert!(response.contains("sentiment_complete"), "{response}");
     Ok(())
 }
 
@@ -129,18 +129,18 @@ async fn steps_whose_models_are_not_served_make_the_server_not_ready() -> Result
         (vec!["--set", "steps.sentiment=entities"], vec!["steps.sentiment"]),
     ] {
         let server = Server::launch(&arguments)?;
-        let not_ready = |answer: &Value| answer["detail"].as_str().is_some_and(|detail| detail.contains("steps."));
+        let not_ready = |response: &Value| response["detail"].as_str().is_some_and(|detail| detail.contains("steps."));
         until("said what is missing", || async {
-            let answer = client.get(server.url("/readyz")).send().await?;
-            Ok(answer.status() == 503 && not_ready(&answer.json().await?))
+            let response = client.get(server.url("/readyz")).send().await?;
+            Ok(response.status() == 503 && not_ready(&response.json().await?))
         })
         .await?;
-        let answer: Value = client.get(server.url("/readyz")).send().await?.json().await?;
-        let detail = answer["detail"].as_str().unwrap_or_default();
+        let response: Value = client.get(server.url("/readyz")).send().await?.json().await?;
+        let detail = response["detail"].as_str().unwrap_or_default();
         for key in ["steps.sentiment", "steps.summary", "steps.entities"] {
             assert_eq!(detail.contains(key), keys.contains(&key), "{key}: {detail}");
         }
-        assert_eq!(answer["retryable"], false, "{answer}");
+        assert_eq!(response["retryable"], false, "{response}");
         let health: Value = client.get(server.url("/stream/health")).send().await?.json().await?;
         assert!(health.to_string().contains(keys[0]), "{health}");
         assert!(server.log().contains(keys[0]), "{}", server.log());
@@ -156,15 +156,15 @@ async fn failed_steps_are_listed_in_the_last_event() -> Result<()> {
     let server = Server::start(&[["--models-dir", &empty].as_slice(), &off].concat()).await?;
     let body = json!({"text": "nobody is here to read it", "include_summary": false, "include_entities": true});
     let client = reqwest::Client::new();
-    let answer = client.post(server.url("/process-stream")).json(&body).send().await?.text().await?;
-    assert!(answer.contains("sentiment_error") && answer.contains("unknown_model"), "{answer}");
-    let events = weir_tests::ndjson(&answer)?;
+    let response = client.post(server.url("/process-stream")).json(&body).send().await?.text().await?;
+    assert!(response.contains("sentiment_error") && response.contains("unknown_model"), "{response}");
+    let events = weir_tests::ndjson(&response)?;
     let last = events.last().context("no event")?;
     assert_eq!(last["status"], "completed");
     assert_eq!(last["message"], "Processing ended; failed: sentiment, entities");
     assert_eq!(last["failed_steps"], json!(["sentiment", "entities"]));
-    let answer = client.post(server.url("/process-batch")).json(&body).send().await?;
-    assert_eq!(answer.status(), 500);
+    let response = client.post(server.url("/process-batch")).json(&body).send().await?;
+    assert_eq!(response.status(), 500);
     Ok(())
 }
 

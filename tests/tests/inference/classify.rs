@@ -21,10 +21,10 @@ async fn sorted(server: &Server, path: &str, body: impl Into<reqwest::Body>) -> 
 #[tokio::test]
 async fn shipped_models_serve_every_task() -> Result<()> {
     let server = Server::start(&[]).await?;
-    let (status, answer) = post(&server, "/v1/classify", &json!({"inputs": ["what a wonderful day", "awful"]})).await?;
-    assert_eq!(status, 200, "{answer}");
-    assert_eq!(answer["model"], "sentiment");
-    let outputs = answer["outputs"].as_array().context("outputs")?;
+    let (status, response) = post(&server, "/v1/classify", &json!({"inputs": ["what a wonderful day", "awful"]})).await?;
+    assert_eq!(status, 200, "{response}");
+    assert_eq!(response["model"], "sentiment");
+    let outputs = response["outputs"].as_array().context("outputs")?;
     assert_eq!(outputs.len(), 2);
     assert_eq!((&outputs[0][0]["label"], &outputs[1][0]["label"]), (&json!("positive"), &json!("negative")));
     for scores in outputs {
@@ -35,35 +35,35 @@ async fn shipped_models_serve_every_task() -> Result<()> {
         assert!((scores.iter().sum::<f64>() - 1.0).abs() < 1e-5, "{scores:?}");
     }
     let parameters = json!({"top_k": 1, "function_to_apply": "none"});
-    let (_, answer) = post(&server, "/v1/classify", &json!({"inputs": "a day", "parameters": parameters})).await?;
-    assert_eq!(answer["outputs"][0].as_array().context("scores")?.len(), 1);
+    let (_, response) = post(&server, "/v1/classify", &json!({"inputs": "a day", "parameters": parameters})).await?;
+    assert_eq!(response["outputs"][0].as_array().context("scores")?.len(), 1);
 
     let text = "Maria Schmidt lives in Geneva.";
     let body = json!({"inputs": text, "parameters": {"aggregation_strategy": "simple"}});
-    let (_, answer) = post(&server, "/v1/tokens", &body).await?;
+    let (_, response) = post(&server, "/v1/tokens", &body).await?;
     let groups: Vec<_> =
-        answer["outputs"][0].as_array().context("entities")?.iter().map(|e| &e["entity_group"]).collect();
-    assert_eq!(groups, ["PER", "LOC"], "{answer}");
-    let (_, answer) = post(&server, "/v1/tokens", &json!({"inputs": text})).await?;
-    assert_eq!(answer["outputs"][0][0]["entity"], "B-PER", "{answer}");
-    assert_eq!(answer["outputs"][0][0]["index"], 1, "{answer}");
+        response["outputs"][0].as_array().context("entities")?.iter().map(|e| &e["entity_group"]).collect();
+    assert_eq!(groups, ["PER", "LOC"], "{response}");
+    let (_, response) = post(&server, "/v1/tokens", &json!({"inputs": text})).await?;
+    assert_eq!(response["outputs"][0][0]["entity"], "B-PER", "{response}");
+    assert_eq!(response["outputs"][0][0]["index"], 1, "{response}");
 
-    let (_, answer) = post(&server, "/v1/embed", &json!({"inputs": [text]})).await?;
+    let (_, response) = post(&server, "/v1/embed", &json!({"inputs": [text]})).await?;
     let vector: Vec<f64> =
-        answer["outputs"][0].as_array().context("an embedding")?.iter().filter_map(Value::as_f64).collect();
+        response["outputs"][0].as_array().context("an embedding")?.iter().filter_map(Value::as_f64).collect();
     assert_eq!(vector.len(), 384);
     assert!((vector.iter().map(|x| x * x).sum::<f64>() - 1.0).abs() < 1e-4);
 
     let long = "word ".repeat(2000);
     let (status, problem) = post(&server, "/v1/classify", &json!({"inputs": long})).await?;
     assert_eq!((status, &problem["code"]), (422, &json!("too_long")), "{problem}");
-    let (status, answer) =
+    let (status, response) =
         post(&server, "/v1/classify", &json!({"inputs": long, "parameters": {"truncation": true}})).await?;
-    assert_eq!(status, 200, "{answer}");
-    let (status, answer) = post(&server, "/v1/classify", &json!({"inputs": [long, "a day"]})).await?;
-    assert_eq!(status, 200, "{answer}");
-    assert_eq!(answer["outputs"][0]["error"]["code"], "too_long", "{answer}");
-    assert!(answer["outputs"][1][0]["score"].is_f64(), "{answer}");
+    assert_eq!(status, 200, "{response}");
+    let (status, response) = post(&server, "/v1/classify", &json!({"inputs": [long, "a day"]})).await?;
+    assert_eq!(status, 200, "{response}");
+    assert_eq!(response["outputs"][0]["error"]["code"], "too_long", "{response}");
+    assert!(response["outputs"][1][0]["score"].is_f64(), "{response}");
     let (status, problem) = post(&server, "/v1/classify", &json!({"inputs": "a", "model": "entities"})).await?;
     assert_eq!((status, &problem["code"]), (422, &json!("invalid_input")), "{problem}");
     Ok(())
@@ -73,22 +73,22 @@ async fn shipped_models_serve_every_task() -> Result<()> {
 async fn failed_text_is_an_error_output_and_a_refused_request_has_a_status() -> Result<()> {
     let server = Server::start_stub(&[]).await?;
     let label = json!([{"label": "positive", "score": 0.75}]);
-    let (_, answer) = post(&server, "/v1/classify", &json!({"inputs": ["good", "!fail", {"text": "good"}]})).await?;
-    assert_eq!((&answer["outputs"][0], &answer["outputs"][2]), (&label, &label));
-    assert_eq!(answer["outputs"][1]["error"]["code"], "engine_failed", "{answer}");
-    let (_, answer) = post(&server, "/v1/classify", &json!({"inputs": []})).await?;
-    assert_eq!(answer, json!({"outputs": [], "model": "sentiment"}));
+    let (_, response) = post(&server, "/v1/classify", &json!({"inputs": ["good", "!fail", {"text": "good"}]})).await?;
+    assert_eq!((&response["outputs"][0], &response["outputs"][2]), (&label, &label));
+    assert_eq!(response["outputs"][1]["error"]["code"], "engine_failed", "{response}");
+    let (_, response) = post(&server, "/v1/classify", &json!({"inputs": []})).await?;
+    assert_eq!(response, json!({"outputs": [], "model": "sentiment"}));
     for (inputs, status, code) in [
         (json!("!fail"), 502, "engine_failed"),
         (json!(["good", "!overloaded"]), 503, "overloaded"),
         (json!(["!down", "good"]), 503, "model_unavailable"),
         (json!("!unknown"), 404, "unknown_model"),
     ] {
-        let answer = reqwest::Client::new().post(server.url("/v1/classify")).json(&json!({"inputs": inputs}));
-        let answer = answer.send().await?;
-        assert_eq!(answer.status().as_u16(), status, "{inputs}");
-        assert_eq!(answer.headers().contains_key("retry-after"), status == 503, "{inputs}");
-        assert_eq!(answer.json::<Value>().await?["code"], code, "{inputs}");
+        let response = reqwest::Client::new().post(server.url("/v1/classify")).json(&json!({"inputs": inputs}));
+        let response = response.send().await?;
+        assert_eq!(response.status().as_u16(), status, "{inputs}");
+        assert_eq!(response.headers().contains_key("retry-after"), status == 503, "{inputs}");
+        assert_eq!(response.json::<Value>().await?["code"], code, "{inputs}");
     }
     for (path, body, field) in [
         ("/v1/classify", json!({"inputs": [1]}), "inputs[0]"),
@@ -155,9 +155,9 @@ async fn json_request_with_accept_of_events_is_answered_with_a_stream() -> Resul
     let ask = |accept: &str| client.post(server.url("/v1/classify")).header("accept", accept).json(&body).send();
     let found = ndjson(&ask(NDJSON).await?.text().await?)?;
     assert_eq!(found.last(), Some(&json!({"done": true, "ok": 1, "failed": 1})));
-    let answer = ask("text/event-stream").await?;
-    assert_eq!(answer.headers()["content-type"], "text/event-stream");
-    let text = answer.text().await?;
+    let response = ask("text/event-stream").await?;
+    assert_eq!(response.headers()["content-type"], "text/event-stream");
+    let text = response.text().await?;
     let names: Vec<&str> = text.lines().filter_map(|line| line.strip_prefix("event: ")).collect();
     assert_eq!((names.len(), names.last()), (3, Some(&"done")), "{text}");
     assert!(names.contains(&"result") && names.contains(&"error"), "{text}");
@@ -187,9 +187,9 @@ async fn outcome_is_sent_before_the_last_line_arrives() -> Result<()> {
     let send = |id: usize| sender.unbounded_send(Ok(Bytes::from(format!("{{\"text\":\"good\",\"id\":{id}}}\n"))));
     send(0)?;
     let request = client.post(server.url("/v1/classify")).header("content-type", NDJSON);
-    let answer = request.body(reqwest::Body::wrap_stream(body)).send().await?;
-    assert_eq!(answer.version(), reqwest::Version::HTTP_2);
-    let mut arriving = answer.bytes_stream();
+    let response = request.body(reqwest::Body::wrap_stream(body)).send().await?;
+    assert_eq!(response.version(), reqwest::Version::HTTP_2);
+    let mut arriving = response.bytes_stream();
     let mut text = String::new();
     for id in 0..5 {
         while !text.contains(&format!("\"id\":{id},\"scores\"")) {
@@ -336,14 +336,14 @@ async fn wrong_method_or_media_type_is_answered_with_those_accepted() -> Result<
     let server = Server::start_stub(&[]).await?;
     let client = reqwest::Client::new();
     for path in ["/v1/classify", "/v1/tokens", "/v1/embed", "/models/sentiment", "/predict"] {
-        let answer = client.request(reqwest::Method::OPTIONS, server.url(path)).send().await?;
-        assert_eq!((answer.status().as_u16(), answer.headers()["allow"].to_str()?), (204, "POST, OPTIONS"), "{path}");
-        let answer = client.head(server.url(path)).send().await?;
-        assert_eq!(answer.status(), 405, "{path}");
+        let response = client.request(reqwest::Method::OPTIONS, server.url(path)).send().await?;
+        assert_eq!((response.status().as_u16(), response.headers()["allow"].to_str()?), (204, "POST, OPTIONS"), "{path}");
+        let response = client.head(server.url(path)).send().await?;
+        assert_eq!(response.status(), 405, "{path}");
         for content_type in ["application/json", NDJSON] {
             let request = client.post(server.url(path)).header("content-type", content_type);
-            let answer = request.header("content-encoding", "gzip").body("\"a\"").send().await?;
-            assert_eq!(answer.status(), 415, "{path} {content_type}");
+            let response = request.header("content-encoding", "gzip").body("\"a\"").send().await?;
+            assert_eq!(response.status(), 415, "{path} {content_type}");
         }
     }
     let request = client.post(server.url("/v1/classify")).header("content-type", "text/plain").body("a");

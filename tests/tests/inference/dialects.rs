@@ -10,9 +10,9 @@ use weir_tests::{Server, root, tool};
 
 /// Posts JSON, which must be answered with JSON.
 async fn ask(server: &Server, path: &str, body: &Value) -> Result<(StatusCode, Value)> {
-    let answer = reqwest::Client::new().post(server.url(path)).json(body).send().await?;
-    ensure!(answer.headers()["content-type"] == "application/json", "{:?}", answer.headers());
-    Ok((answer.status(), answer.json().await?))
+    let response = reqwest::Client::new().post(server.url(path)).json(body).send().await?;
+    ensure!(response.headers()["content-type"] == "application/json", "{:?}", response.headers());
+    Ok((response.status(), response.json().await?))
 }
 
 #[tokio::test]
@@ -56,20 +56,20 @@ async fn hub_routes_have_the_shapes_of_the_inference_api() -> Result<()> {
     let server = Server::start_stub(&[]).await?;
     let label = json!({"label": "positive", "score": 0.75});
     let body = json!({"inputs": "good", "options": {"wait_for_model": true}});
-    let (status, answer) = ask(&server, "/models/sentiment", &body).await?;
-    assert_eq!((status.as_u16(), answer), (200, json!([[label]])));
-    let (_, answer) = ask(&server, "/models/sentiment", &json!({"inputs": ["good", "good"]})).await?;
-    assert_eq!(answer, json!([[label], [label]]));
+    let (status, response) = ask(&server, "/models/sentiment", &body).await?;
+    assert_eq!((status.as_u16(), response), (200, json!([[label]])));
+    let (_, response) = ask(&server, "/models/sentiment", &json!({"inputs": ["good", "good"]})).await?;
+    assert_eq!(response, json!([[label], [label]]));
     let entity = json!({"entity_group": "PER", "score": 0.75, "word": "Ann", "text": "Ann", "start": 0, "end": 3});
-    let (_, answer) = ask(&server, "/models/entities", &json!({"inputs": "Ann"})).await?;
-    assert_eq!(answer, json!([entity]));
-    let (_, answer) = ask(&server, "/models/entities", &json!({"inputs": ["Ann"]})).await?;
-    assert_eq!(answer, json!([[entity]]));
+    let (_, response) = ask(&server, "/models/entities", &json!({"inputs": "Ann"})).await?;
+    assert_eq!(response, json!([entity]));
+    let (_, response) = ask(&server, "/models/entities", &json!({"inputs": ["Ann"]})).await?;
+    assert_eq!(response, json!([[entity]]));
     let vector = json!([0.5, -0.5, 0.5, -0.5]);
-    let (_, answer) = ask(&server, "/models/embeddings/pipeline/feature-extraction", &json!({"inputs": "a"})).await?;
-    assert_eq!(answer, vector);
-    let (_, answer) = ask(&server, "/models/embeddings", &json!({"inputs": ["a", "b"]})).await?;
-    assert_eq!(answer, json!([vector, vector]));
+    let (_, response) = ask(&server, "/models/embeddings/pipeline/feature-extraction", &json!({"inputs": "a"})).await?;
+    assert_eq!(response, vector);
+    let (_, response) = ask(&server, "/models/embeddings", &json!({"inputs": ["a", "b"]})).await?;
+    assert_eq!(response, json!([vector, vector]));
 
     for (path, input, status, estimated) in [
         ("/models/sentiment", "!down", 503, json!(1.0)),
@@ -78,14 +78,14 @@ async fn hub_routes_have_the_shapes_of_the_inference_api() -> Result<()> {
         ("/models/nowhere", "a", 404, Value::Null),
         ("/models/sentiment/pipeline/fill-mask", "a", 400, Value::Null),
     ] {
-        let (got, answer) = ask(&server, path, &json!({"inputs": input})).await?;
-        assert_eq!(got.as_u16(), status, "{path} {input}: {answer}");
-        assert!(answer["error"].is_string(), "{answer}");
-        assert_eq!(answer["estimated_time"], estimated, "{answer}");
+        let (got, response) = ask(&server, path, &json!({"inputs": input})).await?;
+        assert_eq!(got.as_u16(), status, "{path} {input}: {response}");
+        assert!(response["error"].is_string(), "{response}");
+        assert_eq!(response["estimated_time"], estimated, "{response}");
     }
-    let answer = reqwest::get(server.url("/models/sentiment")).await?;
-    assert_eq!((answer.status().as_u16(), answer.headers()["allow"].to_str()?), (405, "POST, OPTIONS"));
-    assert!(answer.json::<Value>().await?["error"].is_string());
+    let response = reqwest::get(server.url("/models/sentiment")).await?;
+    assert_eq!((response.status().as_u16(), response.headers()["allow"].to_str()?), (405, "POST, OPTIONS"));
+    assert!(response.json::<Value>().await?["error"].is_string());
     Ok(())
 }
 
@@ -100,8 +100,8 @@ async fn predict_has_the_shapes_of_text_embeddings_inference() -> Result<()> {
         (json!([["good"], ["good", "a pair"]]), json!([one, one])),
     ] {
         let body = json!({"inputs": inputs, "raw_scores": false, "truncate": true, "truncation_direction": "Right"});
-        let (status, answer) = ask(&server, "/predict", &body).await?;
-        assert_eq!((status.as_u16(), answer), (200, want), "{inputs}");
+        let (status, response) = ask(&server, "/predict", &body).await?;
+        assert_eq!((status.as_u16(), response), (200, want), "{inputs}");
     }
     for (body, status, kind) in [
         (json!({"inputs": "!overloaded"}), 429, "Overloaded"),
@@ -111,9 +111,9 @@ async fn predict_has_the_shapes_of_text_embeddings_inference() -> Result<()> {
         (json!({"inputs": ["a", "b", "c"]}), 422, "Validation"),
         (json!({}), 422, "Validation"),
     ] {
-        let (got, answer) = ask(&server, "/predict", &body).await?;
-        assert_eq!((got.as_u16(), &answer["error_type"]), (status, &json!(kind)), "{body}: {answer}");
-        assert!(answer["error"].is_string(), "{answer}");
+        let (got, response) = ask(&server, "/predict", &body).await?;
+        assert_eq!((got.as_u16(), &response["error_type"]), (status, &json!(kind)), "{body}: {response}");
+        assert!(response["error"].is_string(), "{response}");
     }
     let client = reqwest::Client::new();
     let broken = client.post(server.url("/predict")).header("content-type", "application/json").body("{");
@@ -128,8 +128,8 @@ async fn predict_has_the_shapes_of_text_embeddings_inference() -> Result<()> {
 async fn long_text_is_cut_at_the_side_that_the_request_names() -> Result<()> {
     let server = Server::start(&[]).await?;
     let text = format!("I love this so much, it is wonderful! {} I hate this, it is awful!", "word ".repeat(2000));
-    let label = |answer: &Value| -> Option<Value> {
-        let best = answer.pointer("/outputs/0/0").or(answer.pointer("/0/0")).or(answer.pointer("/0"))?;
+    let label = |response: &Value| -> Option<Value> {
+        let best = response.pointer("/outputs/0/0").or(response.pointer("/0/0")).or(response.pointer("/0"))?;
         best.get("label").cloned()
     };
     for (path, beside) in
@@ -142,16 +142,16 @@ async fn long_text_is_cut_at_the_side_that_the_request_names() -> Result<()> {
                 "/predict" => json!({"inputs": text, "truncate": true, "truncation_direction": side}),
                 _ => json!({"inputs": text, "parameters": parameters}),
             };
-            let (status, answer) = ask(&server, path, &body).await?;
-            assert_eq!(status, 200, "{path}: {answer}");
-            labels.push(answer);
+            let (status, response) = ask(&server, path, &body).await?;
+            assert_eq!(status, 200, "{path}: {response}");
+            labels.push(response);
         }
         assert_ne!(label(&labels[0]).context("a label")?, Value::Null, "{path}");
         assert_ne!(labels[0], labels[1], "{path}: both sides give the same");
         let body = json!({"inputs": "a", "parameters": {"truncation_direction": "up"}, "truncation_direction": "up"});
-        let answer = reqwest::Client::new().post(server.url(path)).json(&body).send().await?;
-        assert!([400, 422].contains(&answer.status().as_u16()), "{path}");
-        assert!(answer.text().await?.contains("must be one of left, right"), "{path}");
+        let response = reqwest::Client::new().post(server.url(path)).json(&body).send().await?;
+        assert!([400, 422].contains(&response.status().as_u16()), "{path}");
+        assert!(response.text().await?.contains("must be one of left, right"), "{path}");
     }
     let (_, left) =
         ask(&server, "/models/embeddings", &json!({"inputs": text, "truncate": true, "truncation_direction": "left"}))
@@ -167,10 +167,10 @@ async fn long_text_is_cut_at_the_side_that_the_request_names() -> Result<()> {
     assert_eq!(found(json!({})).await?.1[0]["text"], "Angela Merkel");
     // With a stride all of it is read, in windows.
     let names = format!("{}then Angela Merkel from Berlin came and said hello {}", talk.repeat(40), talk.repeat(30));
-    let (status, answer) =
+    let (status, response) =
         ask(&server, "/models/entities", &json!({"inputs": names, "parameters": {"stride": 64}})).await?;
-    assert_eq!(status, 200, "{answer}");
-    assert_eq!(answer[0]["text"], "Angela Merkel", "{answer}");
+    assert_eq!(status, 200, "{response}");
+    assert_eq!(response[0]["text"], "Angela Merkel", "{response}");
     Ok(())
 }
 
@@ -178,13 +178,13 @@ async fn long_text_is_cut_at_the_side_that_the_request_names() -> Result<()> {
 async fn predict_refuses_long_text_without_truncation() -> Result<()> {
     let server = Server::start(&[]).await?;
     let long = "word ".repeat(2000);
-    let (status, answer) = ask(&server, "/predict", &json!({"inputs": long})).await?;
-    assert_eq!((status.as_u16(), &answer["error_type"]), (413, &json!("Validation")), "{answer}");
-    let (status, answer) = ask(&server, "/predict", &json!({"inputs": long, "truncate": true})).await?;
-    assert_eq!(status, 200, "{answer}");
-    let (status, answer) = ask(&server, "/predict", &json!({"inputs": "a day", "raw_scores": true})).await?;
-    assert_eq!(status, 200, "{answer}");
-    let sum: f64 = answer.as_array().context("a list")?.iter().filter_map(|label| label["score"].as_f64()).sum();
-    assert!((sum - 1.0).abs() > 1e-3, "logits are no probabilities: {answer}");
+    let (status, response) = ask(&server, "/predict", &json!({"inputs": long})).await?;
+    assert_eq!((status.as_u16(), &response["error_type"]), (413, &json!("Validation")), "{response}");
+    let (status, response) = ask(&server, "/predict", &json!({"inputs": long, "truncate": true})).await?;
+    assert_eq!(status, 200, "{response}");
+    let (status, response) = ask(&server, "/predict", &json!({"inputs": "a day", "raw_scores": true})).await?;
+    assert_eq!(status, 200, "{response}");
+    let sum: f64 = response.as_array().context("a list")?.iter().filter_map(|label| label["score"].as_f64()).sum();
+    assert!((sum - 1.0).abs() > 1e-3, "logits are no probabilities: {response}");
     Ok(())
 }

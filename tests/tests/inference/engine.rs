@@ -83,15 +83,15 @@ async fn compare_mixtures(engine: &str, precision: &str, difference_max: f32) ->
         let texts: Vec<String> = (0..60).map(|index| random.text(1 + index % 20)).collect();
         let mut alone = Vec::new();
         for text in &texts {
-            let answers = run_items(&runtime, vec![task(0, text)]).await?;
-            alone.push(numbers(answers[&0].as_ref().ok().context("an answer")?)?);
+            let results = run_items(&runtime, vec![task(0, text)]).await?;
+            alone.push(numbers(results[&0].as_ref().ok().context("a result")?)?);
         }
         let (mut largest, mut identical, mut compared) = (0f32, 0, 0);
         for _ in 0..mixtures {
             let mixture: Vec<usize> = (0..2 + random.below(7)).map(|_| random.below(texts.len())).collect();
             let items = (0..).zip(&mixture).map(|(id, &text)| task(id, &texts[text])).collect();
-            for (id, answer) in run_items(&runtime, items).await? {
-                let batched = numbers(answer.as_ref().ok().context("an answer")?)?;
+            for (id, result) in run_items(&runtime, items).await? {
+                let batched = numbers(result.as_ref().ok().context("a result")?)?;
                 let expected = &alone[mixture[id as usize]];
                 ensure!(batched.len() == expected.len(), "{model}: {batched:?} for {expected:?}");
                 for (one, other) in batched.iter().zip(expected) {
@@ -137,9 +137,9 @@ async fn failing_item_does_not_fail_its_batch() -> Result<()> {
     runtime.settled("toy").await.map_err(anyhow::Error::msg)?;
     for culprits in [vec![], vec![5], vec![0, 39], (0..40).step_by(7).collect::<Vec<u64>>()] {
         let text = |id| if culprits.contains(&id) { "the quick poison fox" } else { "the quick brown fox" };
-        let answers = run_items(&runtime, (0..40).map(|id| classify_item(id, "toy", text(id))).collect()).await?;
-        for (id, answer) in answers {
-            match answer {
+        let results = run_items(&runtime, (0..40).map(|id| classify_item(id, "toy", text(id))).collect()).await?;
+        for (id, result) in results {
+            match result {
                 Ok(_) => ensure!(!culprits.contains(&id), "{id} was answered"),
                 Err(Failure::Engine(_)) => ensure!(culprits.contains(&id), "{id} failed for another"),
                 Err(other) => bail!("{id}: {other:?}"),
@@ -153,12 +153,12 @@ async fn failing_item_does_not_fail_its_batch() -> Result<()> {
 async fn trapping_text_does_not_fail_others() -> Result<()> {
     let runtime = stub(&sentiment())?;
     let text = |id| if id == 11 { "!trap" } else { "good" };
-    let answers = run_items(&runtime, (0..30).map(|id| classify_item(id, "sentiment", text(id))).collect()).await?;
-    for (id, answer) in answers {
-        match (id, answer) {
+    let results = run_items(&runtime, (0..30).map(|id| classify_item(id, "sentiment", text(id))).collect()).await?;
+    for (id, result) in results {
+        match (id, result) {
             (11, Err(Failure::Engine(_))) => {}
             (11, other) => bail!("the culprit: {other:?}"),
-            (_, answer) => ensure!(answer.is_ok(), "{id}: {answer:?}"),
+            (_, result) => ensure!(result.is_ok(), "{id}: {result:?}"),
         }
     }
     wait_until("the replica is back", || runtime.stats("sentiment").is_some_and(|stats| stats.replicas_ready == 1)).await?;
@@ -172,12 +172,12 @@ async fn replica_that_hangs_is_replaced() -> Result<()> {
     config.infer.hang_timeout_ms = 1000;
     let runtime = stub(&config)?;
     let text = |id| if id == 3 { "!hang" } else { "good" };
-    let answers = run_items(&runtime, (0..10).map(|id| classify_item(id, "sentiment", text(id))).collect()).await?;
-    for (id, answer) in answers {
-        match (id, answer) {
+    let results = run_items(&runtime, (0..10).map(|id| classify_item(id, "sentiment", text(id))).collect()).await?;
+    for (id, result) in results {
+        match (id, result) {
             (3, Err(Failure::Engine(_))) => {}
             (3, other) => bail!("the culprit: {other:?}"),
-            (_, answer) => ensure!(answer.is_ok(), "{id}: {answer:?}"),
+            (_, result) => ensure!(result.is_ok(), "{id}: {result:?}"),
         }
     }
     let stats = || runtime.stats("sentiment").unwrap_or_default();
@@ -216,12 +216,12 @@ async fn batch_that_hangs_the_engine_is_retried_item_by_item() -> Result<()> {
     config.infer.hang_timeout_ms = u64::try_from(alone.as_millis())? * 3 + 1;
     let runtime = runtime(&config, "infer")?;
     runtime.settled("slow").await.map_err(anyhow::Error::msg)?;
-    let answers = run_items(&runtime, (0..24).map(|id| classify_item(id, "slow", long.as_str())).collect()).await?;
+    let results = run_items(&runtime, (0..24).map(|id| classify_item(id, "slow", long.as_str())).collect()).await?;
     let stats = || runtime.stats("slow").unwrap_or_default();
     ensure!(stats().hangs >= 1, "nothing hung: {:?}", stats());
     // On a machine that is very busy even one may take too long; it is answered all the same.
-    let answered = answers.values().filter(|answer| answer.is_ok()).count();
-    ensure!(answered >= 1, "none was answered: {answers:?}");
+    let answered = results.values().filter(|result| result.is_ok()).count();
+    ensure!(answered >= 1, "none was answered: {results:?}");
     wait_until("the thread has come back", || stats().threads_hanging == 0).await?;
     let after = run_items(&runtime, vec![classify_item(0, "slow", "short")]).await?;
     ensure!(after[&0].is_ok(), "{after:?}");
@@ -234,8 +234,8 @@ async fn circuit_opens_and_closes_again() -> Result<()> {
     (config.infer.circuit_failures, config.infer.circuit_open_ms) = (3, 300);
     let runtime = stub(&config)?;
     let one = async |text: &str| -> Result<Result<Output, Failure>> {
-        let mut answers = run_items(&runtime, vec![classify_item(0, "sentiment", text)]).await?;
-        answers.remove(&0).context("an answer")
+        let mut results = run_items(&runtime, vec![classify_item(0, "sentiment", text)]).await?;
+        results.remove(&0).context("a result")
     };
     ensure!(one("good").await?.is_ok());
     for _ in 0..4 {
@@ -287,8 +287,8 @@ async fn caller_with_many_items_does_not_delay_one_with_few() -> Result<()> {
     let mut all = Vec::new();
     for _ in 0..10 {
         let before = runtime.stats("sentiment").context("stats")?.answered;
-        let answers = run_items(&runtime, vec![classify_item(0, "sentiment", "A single text.")]).await?;
-        ensure!(answers[&0].is_ok());
+        let results = run_items(&runtime, vec![classify_item(0, "sentiment", "A single text.")]).await?;
+        ensure!(results[&0].is_ok());
         let after = runtime.stats("sentiment").context("stats")?.answered;
         all.push(after - before);
     }
@@ -320,8 +320,8 @@ async fn item_past_its_deadline_is_answered_and_not_computed() -> Result<()> {
     let before = runtime.stats("sentiment").context("stats")?;
     let began = Instant::now();
     let dated = Item { deadline_ms: Some(20), ..classify_item(0, "sentiment", "good") };
-    let answers = run_items(&runtime, vec![dated]).await?;
-    ensure!(answers[&0] == Err(Failure::DeadlineExceeded), "{answers:?}");
+    let results = run_items(&runtime, vec![dated]).await?;
+    ensure!(results[&0] == Err(Failure::DeadlineExceeded), "{results:?}");
     ensure!(began.elapsed() < Duration::from_millis(900), "it waited {:?}", began.elapsed());
     let after = runtime.stats("sentiment").context("stats")?;
     ensure!(after.expired == before.expired + 1, "{after:?}");
@@ -343,13 +343,13 @@ async fn overloaded_queue_refuses_or_pushes_back() -> Result<()> {
     let items = |when_full: WhenFull, random: &mut Random| -> Vec<Item> {
         (0..500).map(|id| Item { when_full, ..classify_item(id, "sentiment", random.text(10)) }).collect()
     };
-    let answers = run_items(&runtime, items(WhenFull::Fail, &mut random)).await?;
-    let refused = answers.values().filter(|answer| matches!(answer, Err(Failure::Overloaded(1..)))).count();
-    let answered = answers.values().filter(|answer| answer.is_ok()).count();
+    let results = run_items(&runtime, items(WhenFull::Fail, &mut random)).await?;
+    let refused = results.values().filter(|result| matches!(result, Err(Failure::Overloaded(1..)))).count();
+    let answered = results.values().filter(|result| result.is_ok()).count();
     ensure!(answered >= 50 && refused > 0 && answered + refused == 500, "{answered} answered, {refused} refused");
     ensure!(runtime.stats("sentiment").is_some_and(|stats| stats.overloaded == refused as u64));
-    let answers = run_items(&runtime, items(WhenFull::Wait, &mut random)).await?;
-    ensure!(answers.values().all(Result::is_ok));
+    let results = run_items(&runtime, items(WhenFull::Wait, &mut random)).await?;
+    ensure!(results.values().all(Result::is_ok));
     Ok(())
 }
 
@@ -367,11 +367,11 @@ async fn dropped_items_get_an_outcome() -> Result<()> {
             sender.send(classify_item(id, "sentiment", "good")).await?;
         }
         drop(sender);
-        let answers = collect(outcomes).await?;
-        let kept: Vec<u64> = answers.iter().filter(|(_, answer)| answer.is_ok()).map(|(id, _)| *id).collect();
+        let results = collect(outcomes).await?;
+        let kept: Vec<u64> = results.iter().filter(|(_, result)| result.is_ok()).map(|(id, _)| *id).collect();
         let expected: Vec<u64> = if policy == DropPolicy::Head { (15..20).collect() } else { (0..5).collect() };
         ensure!(kept == [expected, vec![1000]].concat(), "{policy:?} kept {kept:?}");
-        ensure!(answers.len() == 21 && runtime.stats("sentiment").is_some_and(|stats| stats.overloaded == 15));
+        ensure!(results.len() == 21 && runtime.stats("sentiment").is_some_and(|stats| stats.overloaded == 15));
     }
     Ok(())
 }

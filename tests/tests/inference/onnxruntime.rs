@@ -38,9 +38,9 @@ fn engines_give_the_same_results() -> Result<()> {
     let texts: String = (0..80).map(|index| random.text(1 + index % 40) + "\n").collect();
     let tract = run("tract", &texts)?;
     for engine in ["onnxruntime", "builtin"] {
-        let answers = run(engine, &texts)?;
-        ensure!(tract.len() == 80 && answers.len() == 80, "{engine}: {} answers", answers.len());
-        for (one, other) in tract.iter().zip(&answers) {
+        let responses = run(engine, &texts)?;
+        ensure!(tract.len() == 80 && responses.len() == 80, "{engine}: {} answers", responses.len());
+        for (one, other) in tract.iter().zip(&responses) {
             let score = |line: &Value| line["score"].as_f64().context("a score");
             ensure!(one["label"] == other["label"], "{engine}: {one} and {other}");
             ensure!((score(one)? - score(other)?).abs() < 1e-4, "{engine}: {one} and {other}");

@@ -20,10 +20,10 @@ enum ItemResult {
 
 /// Sends texts as one request; a refusal must say when to come back.
 async fn send(client: &Client, server: &Server, texts: &[String]) -> Result<ItemResult> {
-    let answer = client.post(server.url("/v1/classify")).json(&json!({"inputs": texts})).send().await?;
-    let status = answer.status().as_u16();
-    let after = answer.headers().get("retry-after").map(|value| value.to_str().map(str::to_owned)).transpose()?;
-    let body: Value = answer.json().await?;
+    let response = client.post(server.url("/v1/classify")).json(&json!({"inputs": texts})).send().await?;
+    let status = response.status().as_u16();
+    let after = response.headers().get("retry-after").map(|value| value.to_str().map(str::to_owned)).transpose()?;
+    let body: Value = response.json().await?;
     match status {
         200 => {
             let outputs = body["outputs"].as_array().context("outputs")?;

@@ -10,10 +10,10 @@ const TEXT: &str = "Weir is a wonderful piece of work, and the team in Geneva is
     again and the coffee was terrible. Maria Schmidt of Siemens said that she would come back next year.";
 
 async fn stream(server: &Server, body: Value) -> Result<Vec<Value>> {
-    let answer = reqwest::Client::new().post(server.url("/process-stream")).json(&body).send().await?;
-    ensure!(answer.status() == 200, "{}", answer.text().await?);
-    ensure!(answer.headers()["content-type"] == "application/x-ndjson");
-    ndjson(&answer.text().await?)
+    let response = reqwest::Client::new().post(server.url("/process-stream")).json(&body).send().await?;
+    ensure!(response.status() == 200, "{}", response.text().await?);
+    ensure!(response.headers()["content-type"] == "application/x-ndjson");
+    ndjson(&response.text().await?)
 }
 
 fn code_points(text: &str, start: u64, end: u64) -> String {
@@ -62,10 +62,10 @@ async fn process_batch_returns_the_results_of_the_stream() -> Result<()> {
     let server = Server::start(&[]).await?;
     let client = reqwest::Client::new();
     let body = json!({"text": TEXT, "include_entities": true});
-    let answer = client.post(server.url("/process-batch")).json(&body).send().await?;
-    assert_eq!(answer.status(), 200);
-    assert_eq!(answer.headers()["content-type"], "application/json");
-    let batch: Value = answer.json().await?;
+    let response = client.post(server.url("/process-batch")).json(&body).send().await?;
+    assert_eq!(response.status(), 200);
+    assert_eq!(response.headers()["content-type"], "application/json");
+    let batch: Value = response.json().await?;
     let events = stream(&server, body).await?;
     let of = |status: &str| events.iter().find(|event| event["status"] == status).context("the event is there");
     assert_eq!(batch["summary"], of("summarization_complete")?["summary"]);
@@ -91,9 +91,9 @@ async fn unknown_field_is_refused_with_the_nearest_name() -> Result<()> {
     let server = Server::start_stub(&[]).await?;
     for path in ["/process-stream", "/process-batch"] {
         let body = json!({"text": "ten points and more", "include_entity": true});
-        let answer = reqwest::Client::new().post(server.url(path)).json(&body).send().await?;
-        assert_eq!(answer.status(), 422, "{path}");
-        let problem: Value = answer.json().await?;
+        let response = reqwest::Client::new().post(server.url(path)).json(&body).send().await?;
+        assert_eq!(response.status(), 422, "{path}");
+        let problem: Value = response.json().await?;
         assert_eq!(
             (&problem["errors"][0]["field"], &problem["errors"][0]["reason"]),
             (&json!("include_entity"), &json!("unknown"))
@@ -112,9 +112,9 @@ async fn json_bodies_end_with_a_newline_and_scores_have_one_form() -> Result<()>
     let client = reqwest::Client::new();
     for path in ["/", "/livez", "/readyz", "/v1/models", "/openapi.json", "/stream/health", "/nowhere", "/v1/classify"]
     {
-        let answer = client.get(server.url(path)).send().await?;
-        let length = answer.content_length();
-        let body = answer.text().await?;
+        let response = client.get(server.url(path)).send().await?;
+        let length = response.content_length();
+        let body = response.text().await?;
         assert!(body.ends_with("}\n") && !body.ends_with("\n\n"), "{path}: {body:?}");
         assert_eq!(length, Some(body.len() as u64), "{path}");
     }
@@ -165,16 +165,16 @@ async fn offsets_and_chunks_count_code_points() -> Result<()> {
 async fn process_stream_over_sse_has_the_same_events() -> Result<()> {
     let server = Server::start_stub(&[]).await?;
     let text = "a good line\nand a bad one, at some length";
-    let answer = reqwest::Client::new()
+    let response = reqwest::Client::new()
         .post(server.url("/process-stream"))
         .header("accept", "text/event-stream")
         .json(&json!({"text": text, "include_summary": false}))
         .send()
         .await?;
-    assert_eq!(answer.headers()["content-type"], "text/event-stream");
-    assert_eq!(answer.headers()["cache-control"], "no-store");
-    assert_eq!(answer.headers()["x-accel-buffering"], "no");
-    let body = answer.text().await?;
+    assert_eq!(response.headers()["content-type"], "text/event-stream");
+    assert_eq!(response.headers()["cache-control"], "no-store");
+    assert_eq!(response.headers()["x-accel-buffering"], "no");
+    let body = response.text().await?;
     let events: Vec<Value> = body
         .split("\n\n")
         .filter(|block| !block.is_empty())
@@ -278,8 +278,8 @@ async fn slow_reader_delays_no_other() -> Result<()> {
     while still < 20 {
         ensure!(began.elapsed() < PATIENCE, "they are never stalled");
         let body = json!({"text": "one who reads is answered", "include_summary": false});
-        let answer = client.post(server.url("/process-stream")).json(&body).send().await?.text().await?;
-        ensure!(answer.contains("\"completed\""), "{answer}");
+        let response = client.post(server.url("/process-stream")).json(&body).send().await?.text().await?;
+        ensure!(response.contains("\"completed\""), "{response}");
         own += 1.0;
         let before = begun;
         begun = server.post_count().await? - own;

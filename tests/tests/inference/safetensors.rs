@@ -67,8 +67,8 @@ async fn classifiers_and_embeddings_are_served_without_a_graph() -> Result<()> {
         ensure!(alone.iter().all(|scores| (scores.iter().sum::<f32>() - 1.0).abs() < 1e-5), "{name}: {alone:?}");
         ensure!(alone[0] != alone[1], "{name}: {alone:?}");
         let together = run_items(&runtime, (0..).zip(TEXTS).map(|(id, text)| classify_item(id, name, text)).collect()).await?;
-        for (id, answer) in together {
-            ensure!(scores(Some(answer))? == alone[id as usize], "{name}: a batch changed the answer of text {id}");
+        for (id, result) in together {
+            ensure!(scores(Some(result))? == alone[id as usize], "{name}: a batch changed the result of text {id}");
         }
     }
     // The second text of a pair has another token type.
@@ -79,24 +79,24 @@ async fn classifiers_and_embeddings_are_served_without_a_graph() -> Result<()> {
     for name in ["minilm-mean", "bert-states"] {
         runtime.settled(name).await.map_err(anyhow::Error::msg)?;
         let item = Item { task: Task::Embed(EmbedOptions { normalize: true }), ..classify_item(0, name, TEXTS[0]) };
-        let answer = run_items(&runtime, vec![item]).await?.remove(&0).context("an answer")?;
-        let Ok(Output::Embedding(vector)) = answer else { anyhow::bail!("{name}: {answer:?}") };
+        let result = run_items(&runtime, vec![item]).await?.remove(&0).context("a result")?;
+        let Ok(Output::Embedding(vector)) = result else { anyhow::bail!("{name}: {result:?}") };
         let length = vector.iter().map(|x| x * x).sum::<f32>().sqrt();
         ensure!(vector.len() == 24 && (length - 1.0).abs() < 1e-5, "{name}: {vector:?}");
     }
     let options = TokenOptions { aggregation: Aggregation::None, ignore_labels: Vec::new(), stride: None };
     runtime.settled("electra-tokens").await.map_err(anyhow::Error::msg)?;
     let item = Item { task: Task::Tokens(options), ..classify_item(0, "electra-tokens", TEXTS[0]) };
-    let answer = run_items(&runtime, vec![item]).await?.remove(&0).context("an answer")?;
-    let Ok(Output::Entities(entities)) = answer else { anyhow::bail!("{answer:?}") };
+    let result = run_items(&runtime, vec![item]).await?.remove(&0).context("a result")?;
+    let Ok(Output::Entities(entities)) = result else { anyhow::bail!("{result:?}") };
     ensure!(!entities.is_empty(), "{entities:?}");
     Ok(())
 }
 
 /// The scores in the order of the labels' names.
-fn scores(answer: Option<Result<Output, Failure>>) -> Result<Vec<f32>> {
-    let answer = answer.context("an answer")?;
-    let Ok(Output::Labels(mut labels)) = answer else { anyhow::bail!("no labels: {answer:?}") };
+fn scores(result: Option<Result<Output, Failure>>) -> Result<Vec<f32>> {
+    let result = result.context("a result")?;
+    let Ok(Output::Labels(mut labels)) = result else { anyhow::bail!("no labels: {result:?}") };
     labels.sort_by(|one, other| one.label.cmp(&other.label));
     Ok(labels.into_iter().map(|label| label.score).collect())
 }

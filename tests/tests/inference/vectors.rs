@@ -44,7 +44,7 @@ fn lines(file: &str) -> Result<Vec<Value>> {
 }
 
 /// Sends every line at once, as one call, and returns what came back by line.
-async fn answers(runtime: &Runtime, lines: &[Value]) -> Result<BTreeMap<u64, Result<Output, Failure>>> {
+async fn run_lines(runtime: &Runtime, lines: &[Value]) -> Result<BTreeMap<u64, Result<Output, Failure>>> {
     let (sender, mut outcomes) = runtime.call().open();
     let items: Vec<Item> = lines.iter().zip(0..).map(|(line, id)| item(line, id)).collect::<Result<_>>()?;
     let feeding = tokio::spawn(async move {
@@ -53,17 +53,17 @@ async fn answers(runtime: &Runtime, lines: &[Value]) -> Result<BTreeMap<u64, Res
         }
         anyhow::Ok(())
     });
-    let mut answers = BTreeMap::new();
+    let mut results = BTreeMap::new();
     let reading = async {
         while let Some(Outcome { id, result, .. }) = outcomes.recv().await {
-            ensure!(answers.insert(id, result).is_none(), "item {id} has two outcomes");
+            ensure!(results.insert(id, result).is_none(), "item {id} has two outcomes");
         }
         Ok(())
     };
     tokio::time::timeout(5 * PATIENCE, reading).await.context("no end in time")??;
     feeding.await??;
-    ensure!(answers.len() == lines.len(), "{} outcomes for {} items", answers.len(), lines.len());
-    Ok(answers)
+    ensure!(results.len() == lines.len(), "{} outcomes for {} items", results.len(), lines.len());
+    Ok(results)
 }
 
 fn item(line: &Value, id: u64) -> Result<Item> {
@@ -163,10 +163,10 @@ async fn check(file: &str, holds: impl Fn(&Value, &Value) -> bool) -> Result<()>
     let runtime = start()?;
     let lines = lines(file)?;
     ensure!(lines.len() >= 20, "{file} has only {} lines", lines.len());
-    let answers = answers(&runtime, &lines).await?;
+    let results = run_lines(&runtime, &lines).await?;
     let (mut wrong, mut too_long) = (Vec::new(), 0);
-    for (line, (id, answer)) in lines.iter().zip(&answers) {
-        let got = match answer {
+    for (line, (id, result)) in lines.iter().zip(&results) {
+        let got = match result {
             Ok(output) => drawn(output),
             // What the pipeline was made to run past the model's maximum is refused here, with the right count.
             Err(Failure::TooLong(counts))
@@ -216,9 +216,9 @@ async fn concurrent_calls_get_their_own_outcomes() -> Result<()> {
         // Each caller has its own order, so that batches mix in every way.
         lines.rotate_left(i % 24);
         tokio::spawn(async move {
-            let answers = answers(&runtime, &lines).await?;
-            for (line, answer) in lines.iter().zip(answers.values()) {
-                let got = drawn(answer.as_ref().map_err(|failure| anyhow::anyhow!("{failure:?}"))?);
+            let results = run_lines(&runtime, &lines).await?;
+            for (line, result) in lines.iter().zip(results.values()) {
+                let got = drawn(result.as_ref().map_err(|failure| anyhow::anyhow!("{failure:?}"))?);
                 ensure!(same_labels(&got, &line["expected"]), "{got} for {line}");
             }
             Ok(())

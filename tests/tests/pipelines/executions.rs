@@ -212,9 +212,9 @@ async fn execution_is_cancelled_by_request_and_not_by_a_closed_connection() -> R
     assert_eq!((waited.status().as_u16(), waited.headers().get("preference-applied")), (202, None));
     assert_eq!(status(&server, &id).await?["state"], "running");
     let cancel = |id: &str| Client::new().request(Method::DELETE, server.url(&format!("/executions/{id}"))).send();
-    let answer = cancel(&id).await?;
-    assert_eq!(answer.status(), 200);
-    let body: Value = answer.json().await?;
+    let response = cancel(&id).await?;
+    assert_eq!(response.status(), 200);
+    let body: Value = response.json().await?;
     assert_eq!((&body["state"], &body["failure"]["cancelled"]), (&json!("cancelled"), &json!(true)), "{body}");
     let all = events(&server, &id).await?;
     check_contiguous(&all)?;
@@ -231,23 +231,23 @@ async fn execution_is_cancelled_by_request_and_not_by_a_closed_connection() -> R
 async fn idempotency_key_and_prefer_wait_start_one_execution() -> Result<()> {
     let folder = Folder::new(&[("mood", json!([{"id": "mood", "kind": "sentiment"}]))])?;
     let server = stub(&folder, &[]).await?;
-    let answer = start(&server, "mood", &json!("good"), &[("prefer", "wait=20")]).await?;
-    assert_eq!((answer.status().as_u16(), answer.headers()["preference-applied"].to_str()?), (200, "wait=20"));
-    let body: Value = answer.json().await?;
+    let response = start(&server, "mood", &json!("good"), &[("prefer", "wait=20")]).await?;
+    assert_eq!((response.status().as_u16(), response.headers()["preference-applied"].to_str()?), (200, "wait=20"));
+    let body: Value = response.json().await?;
     assert_eq!(
         (&body["state"], &body["output"]["overall_sentiment"]),
         (&json!("completed"), &json!("POSITIVE")),
         "{body}"
     );
-    let answer = start(&server, "mood", &json!("good"), &[("prefer", "respond-async")]).await?;
-    assert_eq!((answer.status().as_u16(), answer.headers()["preference-applied"].to_str()?), (202, "respond-async"));
+    let response = start(&server, "mood", &json!("good"), &[("prefer", "respond-async")]).await?;
+    assert_eq!((response.status().as_u16(), response.headers()["preference-applied"].to_str()?), (202, "respond-async"));
 
     // Eight that come together, with one key, begin one execution.
     let headers = [("idempotency-key", "order 42")];
     let together = futures::future::join_all((0..8).map(|_| async {
-        let answer = start(&server, "mood", &json!("bad"), &headers).await?;
-        ensure!(answer.status() == 202, "{answer:?}");
-        Ok(answer.json::<Value>().await?["execution_id"].to_string())
+        let response = start(&server, "mood", &json!("bad"), &headers).await?;
+        ensure!(response.status() == 202, "{response:?}");
+        Ok(response.json::<Value>().await?["execution_id"].to_string())
     }));
     let ids: BTreeSet<String> = together.await.into_iter().collect::<Result<_>>()?;
     assert_eq!(ids.len(), 1, "{ids:?}");
@@ -308,8 +308,8 @@ async fn invalid_pipeline_request_is_refused_with_its_reasons() -> Result<()> {
         "pipelines.output_bytes_max=2000",
     ];
     let server = stub(&folder, &limits).await?;
-    let check = async |answer: reqwest::Response, status: u16, code: &str| -> Result<()> {
-        let (got, body) = (answer.status().as_u16(), answer.json::<Value>().await?);
+    let check = async |response: reqwest::Response, status: u16, code: &str| -> Result<()> {
+        let (got, body) = (response.status().as_u16(), response.json::<Value>().await?);
         ensure!((got, &body["code"]) == (status, &json!(code)), "{got} {body}");
         Ok(())
     };
@@ -376,8 +376,8 @@ async fn execution_belongs_to_the_user_that_started_it() -> Result<()> {
             .await?;
     let request_as = |method: Method, path: &str, key: &str| Client::new().request(method, server.url(path)).bearer_auth(key);
     let start_execution = async |name: &str, key: &str, text: &str| -> Result<(u16, Value)> {
-        let answer = request_as(Method::POST, &format!("/pipelines/{name}"), key).json(&json!(text)).send().await?;
-        Ok((answer.status().as_u16(), answer.json().await?))
+        let response = request_as(Method::POST, &format!("/pipelines/{name}"), key).json(&json!(text)).send().await?;
+        Ok((response.status().as_u16(), response.json().await?))
     };
     assert_eq!(start(&server, "mood", &json!("good"), &[]).await?.status(), 401);
     // Whoever may not start a pipeline does not see it.
@@ -397,8 +397,8 @@ async fn execution_belongs_to_the_user_that_started_it() -> Result<()> {
         for method in [Method::GET, Method::DELETE] {
             let mut said = Vec::new();
             for id in [&id, missing] {
-                let answer = request_as(method.clone(), &format!("/executions/{id}"), key).send().await?;
-                let (status, mut body) = (answer.status(), answer.json::<Value>().await?);
+                let response = request_as(method.clone(), &format!("/executions/{id}"), key).send().await?;
+                let (status, mut body) = (response.status(), response.json::<Value>().await?);
                 body["detail"] = json!(body["detail"].to_string().replace(id, "ID"));
                 body["request_id"] = Value::Null;
                 said.push((status, body));
@@ -410,8 +410,8 @@ async fn execution_belongs_to_the_user_that_started_it() -> Result<()> {
         let list: Value = request_as(Method::GET, "/executions", key).send().await?.json().await?;
         assert_eq!(list["executions"], json!([]));
     }
-    let answer = request_as(Method::GET, &format!("/stream/pipeline/{id}"), ANN).send().await?;
-    assert_eq!(Follower::from_response(answer, None)?.next_stored_event().await?.name, "pipeline_start");
+    let response = request_as(Method::GET, &format!("/stream/pipeline/{id}"), ANN).send().await?;
+    assert_eq!(Follower::from_response(response, None)?.next_stored_event().await?.name, "pipeline_start");
     let list: Value = request_as(Method::GET, "/executions", ANN).send().await?.json().await?;
     assert_eq!(list["executions"][0]["execution_id"], json!(id), "{list}");
     // One at a time, each.
@@ -452,9 +452,9 @@ async fn unknown_pipeline_suggests_the_nearest_that_the_user_may_start() -> Resu
     let dir = tempfile::tempdir()?;
     let server = start_with_auth(dir.path(), &folder.arguments()).await?;
     let detail = async |method: Method, name: &str, key: &str| {
-        let answer = request_as(&server, method, &format!("/pipelines/{name}"), key).json(&json!({})).send().await?;
-        ensure!(answer.status() == 404, "{name}: {}", answer.status());
-        let problem: Value = answer.json().await?;
+        let response = request_as(&server, method, &format!("/pipelines/{name}"), key).json(&json!({})).send().await?;
+        ensure!(response.status() == 404, "{name}: {}", response.status());
+        let problem: Value = response.json().await?;
         Ok(problem["detail"].as_str().context("a detail")?.to_owned())
     };
     for method in [Method::GET, Method::POST] {

@@ -20,7 +20,7 @@ use weir_tests::{Duplex, PATIENCE, Server, ndjson, until};
 /// `events.lease_ms` of these tests.
 const LEASE_MS: u64 = 2000;
 
-/// A service that steps call. It records each call, and answers a path when the test lets it.
+/// A service that steps call. It records each call, and responds at a path once the test has released it.
 struct Service {
     authority: String,
     calls: Arc<Mutex<Vec<(String, String)>>>,
@@ -62,28 +62,28 @@ impl Service {
                     }
                     let body = format!("\"{path}\"");
                     let length = body.len();
-                    let answer = format!(
+                    let response = format!(
                         "HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: {length}\r\nconnection: close\r\n\r\n{body}"
                     );
-                    let _ = socket.write_all(answer.as_bytes()).await;
+                    let _ = socket.write_all(response.as_bytes()).await;
                 });
             }
         });
         Ok(Self { authority, calls, open })
     }
 
-    /// Answers the calls of a path, those that wait and those that come.
-    fn answer(&self, path: &str) {
+    /// Lets the service respond to the calls of a path, to waiting and to later ones.
+    fn release(&self, path: &str) {
         self.open.send_modify(|open| open.push(path.to_owned()));
     }
 
-    /// How many calls have come to a path.
+    /// The number of calls to a path.
     fn count(&self, path: &str) -> usize {
         self.calls.lock().unwrap_or_else(PoisonError::into_inner).iter().filter(|(other, _)| other == path).count()
     }
 
-    /// How many calls have come with each key: one key for each step of each execution.
-    fn by_key(&self) -> HashMap<String, usize> {
+    /// The number of calls with each idempotency key, which each step of each execution has one of.
+    fn counts_by_key(&self) -> HashMap<String, usize> {
         let mut counts = HashMap::new();
         for (_, key) in self.calls.lock().unwrap_or_else(PoisonError::into_inner).iter() {
             *counts.entry(key.clone()).or_insert(0) += 1;
@@ -127,9 +127,9 @@ async fn several_scans() {
 }
 
 /// A refusal of what another instance owns.
-async fn check_owned_elsewhere(answer: Response) -> Result<()> {
-    let (status, retry) = (answer.status(), answer.headers().get("retry-after").cloned());
-    let body: Value = answer.json().await?;
+async fn check_owned_elsewhere(response: Response) -> Result<()> {
+    let (status, retry) = (response.status(), response.headers().get("retry-after").cloned());
+    let body: Value = response.json().await?;
     ensure!((status.as_u16(), &body["code"]) == (409, &json!("owned_elsewhere")), "{status}: {body}");
     let retry: u64 = retry.context("no Retry-After")?.to_str()?.parse()?;
     ensure!((1..=LEASE_MS / 1000 + 1).contains(&retry) && body["retryable"] == true, "{retry}: {body}");
@@ -165,10 +165,10 @@ async fn execution_of_a_living_instance_is_not_run_by_another() -> Result<()> {
     several_scans().await;
     assert_eq!(status(&two, &id).await?["state"], "running");
     check_owned_elsewhere(Client::new().delete(two.url(&format!("/executions/{id}"))).send().await?).await?;
-    shared.service.answer("/s0");
+    shared.service.release("/s0");
     until("called", || async { Ok(shared.service.count("/s1") > 0) }).await?;
     several_scans().await;
-    shared.service.answer("/s1");
+    shared.service.release("/s1");
     assert_eq!(wait_until_ended(&one, &id).await?["state"], "completed");
     assert_eq!(wait_until_ended(&two, &id).await?["state"], "completed");
     assert_eq!((shared.service.count("/s0"), shared.service.count("/s1")), (1, 1));
@@ -197,7 +197,7 @@ async fn executions_of_every_instance_are_listed_by_each_newest_first() -> Resul
     for server in [&one, &two] {
         assert_eq!(listed(server).await?, all("running"));
     }
-    shared.service.answer("*");
+    shared.service.release("*");
     for (server, id) in [(&one, &first), (&two, &second), (&one, &third)] {
         assert_eq!(wait_until_ended(server, id).await?["state"], "completed");
     }
@@ -220,7 +220,7 @@ async fn execution_of_a_killed_instance_is_resumed_by_another() -> Result<()> {
     let key = [("idempotency-key", "k")];
     let first: Value = start(&one, "calls", &json!({}), &key).await?.json().await?;
     let id = first["execution_id"].as_str().context("an id")?.to_owned();
-    shared.service.answer("/s0");
+    shared.service.release("/s0");
     until("called", || async { Ok(shared.service.count("/s1") == 1) }).await?;
     // A key that was used at one instance begins nothing at the other.
     let again: Value = start(&two, "calls", &json!({}), &key).await?.json().await?;
@@ -231,7 +231,7 @@ async fn execution_of_a_killed_instance_is_resumed_by_another() -> Result<()> {
     until("taken over", || async { Ok(shared.service.count("/s1") == 2) }).await?;
     // The machine may be busy; the bound is the lease.
     assert!(killed.elapsed() < Duration::from_millis(LEASE_MS) + PATIENCE / 4, "{:?}", killed.elapsed());
-    shared.service.answer("*");
+    shared.service.release("*");
     let now = wait_until_ended(&two, &id).await?;
     assert_eq!((&now["state"], &now["resumed"]), (&json!("completed"), &json!(1)));
     assert_eq!((shared.service.count("/s0"), shared.service.count("/s1"), shared.service.count("/s2")), (1, 2, 1));
@@ -251,14 +251,14 @@ async fn paused_instance_is_fenced_after_a_takeover() -> Result<()> {
     one.signal("STOP")?;
     until("taken over", || async { Ok(shared.service.count("/s0") == 2) }).await?;
     // Both calls are answered: that of the paused instance waits in its socket until it runs again.
-    shared.service.answer("/s0");
+    shared.service.release("/s0");
     until("called", || async { Ok(shared.service.count("/s1") == 1) }).await?;
     one.signal("CONT")?;
     until("given up", || async { Ok(one.log().contains("is owned by another instance now")) }).await?;
     several_scans().await;
     assert_eq!((shared.service.count("/s0"), shared.service.count("/s1"), shared.service.count("/s2")), (2, 1, 0));
     check_owned_elsewhere(Client::new().delete(one.url(&format!("/executions/{id}"))).send().await?).await?;
-    shared.service.answer("*");
+    shared.service.release("*");
     for server in [&two, &one] {
         let now = wait_until_ended(server, &id).await?;
         assert_eq!((&now["state"], &now["resumed"]), (&json!("completed"), &json!(1)));
@@ -298,11 +298,11 @@ async fn executions_run_once_across_kills_and_pauses_at_random() -> Result<()> {
         }
         // The calls of one more step are answered.
         if round < STEPS {
-            shared.service.answer(&format!("/s{round}"));
+            shared.service.release(&format!("/s{round}"));
         }
         tokio::time::sleep(Duration::from_millis(random.below(300) as u64)).await;
     }
-    shared.service.answer("*");
+    shared.service.release("*");
     for id in &ids {
         let now = wait_until_ended(&instances[random.below(2)], id).await?;
         ensure!(now["state"] == "completed", "{now}");
@@ -311,7 +311,7 @@ async fn executions_run_once_across_kills_and_pauses_at_random() -> Result<()> {
     }
     several_scans().await;
     // Each step was called, and again only after its owner was interrupted.
-    let counts = shared.service.by_key();
+    let counts = shared.service.counts_by_key();
     ensure!(counts.len() == EXECUTIONS * STEPS, "{counts:?}");
     ensure!(counts.values().all(|count| *count <= 1 + ROUNDS), "{counts:?}");
     let total: usize = counts.values().sum();
@@ -332,22 +332,22 @@ async fn post_chunks(server: &Server, id: &str, chunks: &[Value]) -> Result<Resp
 async fn feed(server: &Server, id: &str, chunks: &[Value]) -> Result<Vec<Value>> {
     let began = Instant::now();
     loop {
-        let answer = post_chunks(server, id, chunks).await?;
-        if answer.status() == 409 && began.elapsed() < PATIENCE {
-            check_owned_elsewhere(answer).await?;
+        let response = post_chunks(server, id, chunks).await?;
+        if response.status() == 409 && began.elapsed() < PATIENCE {
+            check_owned_elsewhere(response).await?;
             tokio::time::sleep(Duration::from_millis(50)).await;
             continue;
         }
-        ensure!(answer.status() == 200, "{}", answer.text().await?);
-        return ndjson(&answer.text().await?);
+        ensure!(response.status() == 200, "{}", response.text().await?);
+        return ndjson(&response.text().await?);
     }
 }
 
 /// The channel of a session has the partial segment of each chunk once, in order.
 async fn check_channel(server: &Server, id: &str, chunks: usize) -> Result<()> {
-    let answer = Client::new().post(server.url(&format!("/sessions/{id}/end"))).send().await?;
-    ensure!(answer.status() == 200, "{}", answer.text().await?);
-    answer.text().await?;
+    let response = Client::new().post(server.url(&format!("/sessions/{id}/end"))).send().await?;
+    ensure!(response.status() == 200, "{}", response.text().await?);
+    response.text().await?;
     let all = weir_tests::follow::Follower::open(server, &format!("/stream/session/{id}"), None).await?.remaining_events().await?;
     for (at, event) in all.iter().enumerate().take(all.len() - 1) {
         ensure!(event.data["event_id"] == at + 1, "{} is at {at}: {}", event.data["event_id"], event.data);

@@ -19,10 +19,10 @@ async fn request_without_a_valid_token_is_refused() -> Result<()> {
     let dir = tempfile::tempdir()?;
     let server = start_with_auth(dir.path(), &[]).await?;
     const MINE: &str = "/stream/user/ann";
-    let answer = reqwest::get(server.url(MINE)).await?;
-    assert_eq!(answer.status(), 401);
-    assert_eq!(answer.headers()["www-authenticate"], "Bearer realm=\"weir\"");
-    assert_eq!(answer.json::<Value>().await?["code"], "unauthenticated");
+    let response = reqwest::get(server.url(MINE)).await?;
+    assert_eq!(response.status(), 401);
+    assert_eq!(response.headers()["www-authenticate"], "Bearer realm=\"weir\"");
+    assert_eq!(response.json::<Value>().await?["code"], "unauthenticated");
     // What needs no token, and what does though it is no channel.
     for path in ["/", "/livez", "/readyz", "/openapi.json", "/stream/health"] {
         assert_eq!(reqwest::get(server.url(path)).await?.status(), 200, "{path}");
@@ -31,10 +31,10 @@ async fn request_without_a_valid_token_is_refused() -> Result<()> {
     assert_eq!(publish(&server, "/v1/classify", ANN, &json!({"inputs": "good"})).await?, 200);
 
     let good = token(&hs256_header(), &claims("ann", 600)?, SECRET)?;
-    let answer = request_as(&server, Method::GET, MINE, &good).send().await?;
-    assert_eq!(Follower::from_response(answer, None)?.next_event().await?.name, "connected");
-    let answer = request_as(&server, Method::GET, MINE, ANN).send().await?;
-    assert_eq!(Follower::from_response(answer, None)?.next_event().await?.name, "connected");
+    let response = request_as(&server, Method::GET, MINE, &good).send().await?;
+    assert_eq!(Follower::from_response(response, None)?.next_event().await?.name, "connected");
+    let response = request_as(&server, Method::GET, MINE, ANN).send().await?;
+    assert_eq!(Follower::from_response(response, None)?.next_event().await?.name, "connected");
 
     let with = |name: &str, value: Value| -> Result<Value> {
         let mut claims = claims("ann", 600)?;
@@ -62,9 +62,9 @@ async fn request_without_a_valid_token_is_refused() -> Result<()> {
     ];
     forged.push(("another's signature", format!("{good}A")));
     for (what, token) in forged {
-        let answer = request_as(&server, Method::GET, MINE, &token).send().await?;
-        assert_eq!(answer.status(), 401, "{what}");
-        assert!(answer.headers()["www-authenticate"].to_str()?.contains("invalid_token"), "{what}");
+        let response = request_as(&server, Method::GET, MINE, &token).send().await?;
+        assert_eq!(response.status(), 401, "{what}");
+        assert!(response.headers()["www-authenticate"].to_str()?.contains("invalid_token"), "{what}");
     }
     // A token in a URL is refused, good or not.
     for query in ["access_token", "token", "ticket"] {
@@ -96,9 +96,9 @@ async fn metrics_without_a_good_token_are_refused() -> Result<()> {
     assert_eq!(status(request_as(&server, Method::GET, "/metrics", &good)).await?, 200);
     // A page of another origin may read them with a token, and one that is not allowed may not.
     let from = |origin: &str| request_as(&server, Method::GET, "/metrics", ANN).header("origin", origin).send();
-    let answer = from("https://app.example").await?;
+    let response = from("https://app.example").await?;
     assert_eq!(
-        (answer.status().as_u16(), &answer.headers()["access-control-allow-origin"]),
+        (response.status().as_u16(), &response.headers()["access-control-allow-origin"]),
         (200, &"https://app.example".parse()?)
     );
     assert_eq!(from("https://evil.example").await?.status(), 403);
@@ -115,8 +115,8 @@ async fn channel_of_another_user_reads_as_missing() -> Result<()> {
     let refused = |key: &'static str, path: &'static str| {
         let request = request_as(&server, Method::GET, path, key);
         async move {
-            let answer = request.send().await?;
-            let (status, mut body) = (answer.status(), answer.json::<Value>().await?);
+            let response = request.send().await?;
+            let (status, mut body) = (response.status(), response.json::<Value>().await?);
             let said = body["detail"].as_str().context("a detail")?.replace(path, "PATH");
             body["detail"] = json!(said);
             body["request_id"] = Value::Null;
@@ -231,14 +231,14 @@ async fn publisher_without_read_scope_grants_no_access_to_events_of_others() -> 
 
 /// Whether an event of a channel is there now.
 async fn has_event(server: &Server, path: &str) -> Result<bool> {
-    let mut answer = request_as(server, Method::GET, path, ADMIN).send().await?;
+    let mut response = request_as(server, Method::GET, path, ADMIN).send().await?;
     // Where every channel that fits is followed, there is no room to look.
-    if answer.status() != 200 {
+    if response.status() != 200 {
         return Ok(false);
     }
     let mut text = String::new();
     let reading = async {
-        while let Ok(Some(piece)) = answer.chunk().await {
+        while let Ok(Some(piece)) = response.chunk().await {
             text += &String::from_utf8_lossy(&piece);
             if text.contains("event: workflow_progress") {
                 return true;
@@ -301,7 +301,7 @@ async fn ticket_opens_one_path_once() -> Result<()> {
     let client = Client::new();
     let all = (0..100).map(|_| client.get(&url).send());
     let statuses: Vec<u16> =
-        futures::future::try_join_all(all).await?.iter().map(|answer| answer.status().as_u16()).collect();
+        futures::future::try_join_all(all).await?.iter().map(|response| response.status().as_u16()).collect();
     assert_eq!(statuses.iter().filter(|status| **status == 200).count(), 1, "{statuses:?}");
     assert_eq!(statuses.iter().filter(|status| **status == 401).count(), 99, "{statuses:?}");
     // For another path, changed, of another's channel, or with fewer scopes than it takes.
@@ -375,9 +375,9 @@ async fn user_over_its_rate_or_connections_is_refused_and_others_are_served() ->
     .await?;
     let mut last = None;
     for _ in 0..20 {
-        let answer = request_as(&server, Method::POST, "/stream/publish/workflow/w", WORKER).json(&progress_body(None)).send().await?;
-        if answer.status() == 429 {
-            last = Some(answer);
+        let response = request_as(&server, Method::POST, "/stream/publish/workflow/w", WORKER).json(&progress_body(None)).send().await?;
+        if response.status() == 429 {
+            last = Some(response);
             break;
         }
     }
@@ -390,9 +390,9 @@ async fn user_over_its_rate_or_connections_is_refused_and_others_are_served() ->
     for _ in 0..2 {
         open.push(Follower::from_response(request_as(&server, Method::GET, "/stream/user/ann", ANN).send().await?, None)?);
     }
-    let answer = request_as(&server, Method::GET, "/stream/user/ann", ANN).send().await?;
-    assert_eq!(answer.status(), 429);
-    assert_eq!(answer.json::<Value>().await?["code"], "too_many_connections");
+    let response = request_as(&server, Method::GET, "/stream/user/ann", ANN).send().await?;
+    assert_eq!(response.status(), 429);
+    assert_eq!(response.json::<Value>().await?["code"], "too_many_connections");
     assert_eq!(status(request_as(&server, Method::GET, "/stream/user/bob", BOB)).await?, 200);
     drop(open);
     until("room again", || async { Ok(status(request_as(&server, Method::GET, "/stream/user/ann", ANN)).await? == 200) }).await
@@ -434,20 +434,20 @@ async fn connections_of_a_user_are_counted_in_the_whole_process() -> Result<()> 
             .await?;
     let follow = || request_as(&server, Method::GET, "/stream/user/ann", ANN).header("origin", "https://app.example").send();
     // An open stream occupies an instance that takes one request at a time, so subscriptions after it come from another.
-    let mut answers = vec![follow().await?];
+    let mut responses = vec![follow().await?];
     let busy = open_stream(&server, BOB).await?;
-    answers.push(follow().await?);
+    responses.push(follow().await?);
     assert_eq!(busy.0, "HTTP/1.1 200");
     assert!(server.metric("weir_gateway_instances_total").await? > 1.0);
-    answers.extend(futures::future::try_join_all((0..18).map(|_| follow())).await?);
-    let (held, refused): (Vec<_>, Vec<_>) = answers.into_iter().partition(|answer| answer.status() == 200);
+    responses.extend(futures::future::try_join_all((0..18).map(|_| follow())).await?);
+    let (held, refused): (Vec<_>, Vec<_>) = responses.into_iter().partition(|response| response.status() == 200);
     assert_eq!((held.len(), refused.len()), (3, 17));
-    for answer in refused {
-        assert_eq!(answer.status(), 429);
-        assert!(answer.headers()["retry-after"].to_str()?.parse::<u32>()? >= 1);
+    for response in refused {
+        assert_eq!(response.status(), 429);
+        assert!(response.headers()["retry-after"].to_str()?.parse::<u32>()? >= 1);
         // The page that asked may read why.
-        assert_eq!(answer.headers()["access-control-allow-origin"], "https://app.example");
-        assert_eq!(answer.json::<Value>().await?["code"], "too_many_connections");
+        assert_eq!(response.headers()["access-control-allow-origin"], "https://app.example");
+        assert_eq!(response.json::<Value>().await?["code"], "too_many_connections");
     }
     assert_eq!(status(request_as(&server, Method::GET, "/stream/user/bob", BOB)).await?, 200);
     drop(held);
@@ -484,17 +484,17 @@ async fn page_of_an_origin_that_is_not_allowed_is_refused() -> Result<()> {
     let server = start_with_auth(dir.path(), &origins).await?;
     let from =
         |origin: &'static str| request_as(&server, Method::GET, "/stream/user/ann", ANN).header("origin", origin).send();
-    let answer = from("https://app.example").await?;
-    assert_eq!(answer.status(), 200);
-    assert_eq!(answer.headers()["access-control-allow-origin"], "https://app.example");
-    assert_eq!(answer.headers()["access-control-allow-credentials"], "true");
-    let vary: Vec<_> = answer.headers().get_all("vary").iter().collect();
+    let response = from("https://app.example").await?;
+    assert_eq!(response.status(), 200);
+    assert_eq!(response.headers()["access-control-allow-origin"], "https://app.example");
+    assert_eq!(response.headers()["access-control-allow-credentials"], "true");
+    let vary: Vec<_> = response.headers().get_all("vary").iter().collect();
     assert!(vary.iter().any(|vary| *vary == "origin"), "{vary:?}");
     for origin in ["https://evil.example", "null", "https://app.example.evil.example", "http://app.example"] {
-        let answer = from(origin).await?;
-        assert_eq!(answer.status(), 403, "{origin}");
-        assert!(!answer.headers().contains_key("access-control-allow-origin"), "{origin}");
-        assert_eq!(answer.headers()["vary"], "origin");
+        let response = from(origin).await?;
+        assert_eq!(response.status(), 403, "{origin}");
+        assert!(!response.headers().contains_key("access-control-allow-origin"), "{origin}");
+        assert_eq!(response.headers()["vary"], "origin");
     }
     let preflight = |origin: &'static str| {
         Client::new()
@@ -503,9 +503,9 @@ async fn page_of_an_origin_that_is_not_allowed_is_refused() -> Result<()> {
             .header("access-control-request-method", "POST")
             .send()
     };
-    let answer = preflight("https://app.example").await?;
-    assert_eq!(answer.status(), 204);
-    assert_eq!(answer.headers()["access-control-allow-methods"], "POST, OPTIONS");
+    let response = preflight("https://app.example").await?;
+    assert_eq!(response.status(), 204);
+    assert_eq!(response.headers()["access-control-allow-methods"], "POST, OPTIONS");
     assert_eq!(preflight("https://evil.example").await?.status(), 403);
     // A page that makes a browser send the cookie along changes nothing.
     let body = json!({"inputs": "good"});
@@ -593,14 +593,14 @@ async fn channels_without_authentication_are_loopback_only() -> Result<()> {
     let mut raw = Raw::connect(&server).await?;
     raw.send(b"GET /stream/workflow/w HTTP/1.1\r\nHost: evil.example\r\n\r\n").await?;
     assert!(raw.read_until("\r\n\r\n").await?.starts_with("HTTP/1.1 403"));
-    let answer =
+    let response =
         Client::new().get(server.url("/stream/workflow/w")).header("origin", "https://evil.example").send().await?;
-    assert_eq!(answer.status(), 403);
+    assert_eq!(response.status(), 403);
 
     let open = Server::start_stub(&["--listen", "0.0.0.0:0"]).await?;
-    let (status, answer) = post(&open, "/stream/publish/workflow/w", &progress_body(None)).await?;
-    assert_eq!((status, &answer["code"]), (403, &json!("auth_not_configured")));
-    let detail = answer["detail"].as_str().unwrap_or_default();
+    let (status, response) = post(&open, "/stream/publish/workflow/w", &progress_body(None)).await?;
+    assert_eq!((status, &response["code"]), (403, &json!("auth_not_configured")));
+    let detail = response["detail"].as_str().unwrap_or_default();
     assert!(detail.contains("http.listen") && detail.contains("auth.mode"), "{detail}");
     assert_eq!(reqwest::get(open.url("/stream/workflow/w")).await?.status(), 403);
     assert_eq!(post(&open, "/v1/classify", &json!({"inputs": "good"})).await?.0, 200);

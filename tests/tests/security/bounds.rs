@@ -26,11 +26,11 @@ fn monologue(bytes: usize) -> String {
 }
 
 /// Posts a body of lines and reads the whole answer: how long it is, its last line, and whether the server stayed within `resident_max`.
-async fn answer(server: &Server, path: &str, body: String) -> Result<(usize, Value)> {
-    let answer = post_body(server, path, NDJSON, body).await?;
-    ensure!(answer.status() == 200, "{}", answer.text().await?);
+async fn response_size_and_last_line(server: &Server, path: &str, body: String) -> Result<(usize, Value)> {
+    let response = post_body(server, path, NDJSON, body).await?;
+    ensure!(response.status() == 200, "{}", response.text().await?);
     let (mut bytes, mut tail) = (0, Vec::new());
-    let mut stream = answer.bytes_stream();
+    let mut stream = response.bytes_stream();
     while let Some(piece) = stream.next().await {
         let piece = piece?;
         bytes += piece.len();
@@ -51,14 +51,14 @@ async fn response_to_a_transcript_of_one_mebibyte_is_bounded() -> Result<()> {
     for path in ["/v1/transcript", "/v1/transcript?annotate=none", session.as_str()] {
         let body = monologue(1 << 20);
         let bytes_max = body.len() * BYTES_PER_BYTE + BYTES_FREE;
-        let (bytes, last) = answer(&server, path, body).await?;
+        let (bytes, last) = response_size_and_last_line(&server, path, body).await?;
         ensure!(bytes <= bytes_max, "{path}: {bytes} bytes");
         assert_eq!(last["error"]["code"], "answer_too_large", "{path}: {last}");
         let message = last["error"]["message"].as_str().context("a message")?;
         ensure!(message.contains("bytes of the body") && message.contains("may have"), "{message}");
     }
     // A short transcript is answered whole.
-    let (_, last) = answer(&server, "/v1/transcript", monologue(10_000)).await?;
+    let (_, last) = response_size_and_last_line(&server, "/v1/transcript", monologue(10_000)).await?;
     assert_eq!(last["type"], "final_segment");
     Ok(())
 }
@@ -77,11 +77,11 @@ async fn query_of_8_kb_gets_a_bounded_list_of_errors() -> Result<()> {
                     Client::new().post(&url).header("content-type", "application/json").body(r#"{"inputs":"good"}"#)
                 }
             };
-            let answer = request.send().await?;
-            if answer.status() == 200 {
+            let response = request.send().await?;
+            if response.status() == 200 {
                 continue;
             }
-            let bytes = answer.bytes().await?;
+            let bytes = response.bytes().await?;
             ensure!(bytes.len() <= ANSWER_BYTES_MAX, "{path}?{parameter}…: {} bytes", bytes.len());
             let problem: Value = serde_json::from_slice(&bytes)?;
             ensure!(problem["errors"].as_array().is_none_or(|errors| errors.len() <= 32), "{path}: {problem}");
@@ -107,9 +107,9 @@ async fn body_full_of_mistakes_gets_a_bounded_list_of_errors() -> Result<()> {
         ("/predict", format!("{{\"inputs\":\"good\"{fields}}}")),
     ] {
         let request = Client::new().post(server.url(path)).header("content-type", "application/json").body(body);
-        let answer = request.send().await?;
-        let status = answer.status();
-        let bytes = answer.bytes().await?;
+        let response = request.send().await?;
+        let status = response.status();
+        let bytes = response.bytes().await?;
         // Without keys there are no tickets, whatever is asked.
         ensure!(status.is_client_error() || path == "/tickets", "{path}: {status}");
         ensure!(bytes.len() <= ANSWER_BYTES_MAX, "{path}: {} bytes", bytes.len());

@@ -141,8 +141,8 @@ async fn subscription_by_ticket_is_a_connection_of_its_user() -> Result<()> {
     let server = start_with_auth(dir.path(), &["--set", "auth.connections_max=1"]).await?;
     let mine = json!({"path": "/stream/user/ann"});
     let ticket = issue_ticket(&server, ANN, &mine).await?;
-    let answer = reqwest::get(server.url(&format!("/stream/user/ann?ticket={ticket}"))).await?;
-    let mut follower = Follower::from_response(answer, None)?;
+    let response = reqwest::get(server.url(&format!("/stream/user/ann?ticket={ticket}"))).await?;
+    let mut follower = Follower::from_response(response, None)?;
     assert_eq!(follower.next_event().await?.name, "connected");
     assert_eq!(WebSocket::open(&server, "/ws/user/ann", Some(ANN)).await?.err(), Some(429));
     Ok(())

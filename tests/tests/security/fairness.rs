@@ -63,21 +63,21 @@ impl Users {
     /// Runs an execution to its end, as far as that is waited for.
     async fn run(&self, name: &str, key: &str, input: &Value) -> Result<()> {
         let request = self.client.post(self.server.url(&format!("/pipelines/{name}"))).bearer_auth(key);
-        let answer = request.header("prefer", "wait").json(input).send().await?;
-        let status = answer.status();
-        ensure!(status.is_success(), "{status}: {}", answer.text().await?);
+        let response = request.header("prefer", "wait").json(input).send().await?;
+        let status = response.status();
+        ensure!(status.is_success(), "{status}: {}", response.text().await?);
         Ok(())
     }
 
     /// Transcribes a session of its own: many lines in one body.
     async fn transcribe(&self, key: &str, body: &str) -> Result<()> {
-        let answer = self.client.post(self.server.url("/sessions")).bearer_auth(key).json(&json!({})).send().await?;
-        let created: Value = answer.error_for_status()?.json().await?;
+        let response = self.client.post(self.server.url("/sessions")).bearer_auth(key).json(&json!({})).send().await?;
+        let created: Value = response.error_for_status()?.json().await?;
         let id = created["session_id"].as_str().context("an id")?;
         let path = self.server.url(&format!("/sessions/{id}/chunks"));
         let request = self.client.post(path).bearer_auth(key).header("content-type", "application/x-ndjson");
-        let answer = request.body(body.to_owned()).send().await?.error_for_status()?;
-        answer.text().await?;
+        let response = request.body(body.to_owned()).send().await?.error_for_status()?;
+        response.text().await?;
         let path = self.server.url(&format!("/sessions/{id}"));
         self.client.delete(path).bearer_auth(key).send().await?.error_for_status()?;
         Ok(())

@@ -42,12 +42,12 @@ fn post_head(server: &Server, path: &str, content_type: &str) -> Result<Request<
 
 /// Sends a request with its body, and waits for the head of its answer.
 async fn ask(send: &mut SendRequest<Bytes>, request: Request<()>, body: &str) -> Result<(StatusCode, RecvStream)> {
-    let (answer, mut stream) = send.send_request(request, body.is_empty())?;
+    let (response, mut stream) = send.send_request(request, body.is_empty())?;
     if !body.is_empty() {
         stream.send_data(Bytes::copy_from_slice(body.as_bytes()), true)?;
     }
-    let answer = tokio::time::timeout(PATIENCE, answer).await.context("no head")??;
-    Ok((answer.status(), answer.into_body()))
+    let response = tokio::time::timeout(PATIENCE, response).await.context("no head")??;
+    Ok((response.status(), response.into_body()))
 }
 
 /// Reads a stream until it is reset; how it was reset, and what came before.
@@ -117,8 +117,8 @@ async fn stream_that_reads_slowly_is_served() -> Result<()> {
         tokio::time::sleep(Duration::from_millis(100)).await;
         body.flow_control().release_capacity(data.len())?;
     }
-    let answer: serde_json::Value = serde_json::from_slice(&all)?;
-    assert_eq!(answer["outputs"].as_array().map(Vec::len), Some(8));
+    let response: serde_json::Value = serde_json::from_slice(&all)?;
+    assert_eq!(response["outputs"].as_array().map(Vec::len), Some(8));
     ensure!(all.len() > 8 * 40, "it took no longer than the timeout");
     Ok(())
 }
@@ -176,9 +176,9 @@ async fn end_instance(server: &Server, path: &str) -> Result<()> {
     let body = format!(r#"{{"inputs":"{}"}}"#, "x".repeat(40 << 20));
     let request = Client::new().post(server.url(path)).header("content-type", "application/json").body(body);
     // Who is still sending when the instance ends may not get to read why.
-    if let Ok(answer) = request.send().await {
-        assert_eq!(answer.status(), 503);
-        assert_eq!(answer.json::<serde_json::Value>().await?["code"], "instance_lost");
+    if let Ok(response) = request.send().await {
+        assert_eq!(response.status(), 503);
+        assert_eq!(response.json::<serde_json::Value>().await?["code"], "instance_lost");
     }
     Ok(())
 }
@@ -195,11 +195,11 @@ async fn lost_streams_are_cut(server: &Server, [path, path2]: [&str; 2], line: &
     raw.send(format!("{head}{chunk}").as_bytes()).await?;
     raw.read_until("\r\n\r\n").await?;
     let mut send = http2(server, ONE, 65_535).await?;
-    let (answer, mut lines) = send.send_request(post_head(server, path2, "application/x-ndjson")?, false)?;
+    let (response, mut lines) = send.send_request(post_head(server, path2, "application/x-ndjson")?, false)?;
     lines.send_data(Bytes::copy_from_slice(line.as_bytes()), false)?;
-    let answer = tokio::time::timeout(PATIENCE, answer).await.context("no head")??;
-    assert_eq!(answer.status(), 200);
-    let mut body = answer.into_body();
+    let response = tokio::time::timeout(PATIENCE, response).await.context("no head")??;
+    assert_eq!(response.status(), 200);
+    let mut body = response.into_body();
     end_instance(server, ends).await?;
     let read = raw.read_to_end().await?;
     ensure!(read.starts_with("HTTP/1.1 200") && !read.ends_with("0\r\n\r\n"), "it looks whole:\n{read}");
@@ -272,8 +272,8 @@ async fn unfinished_bodies_of_one_client_end_no_instance_and_leave_capacity() ->
         let other = Client::builder().local_address(Some(TWO.into())).build()?;
         for inputs in ["good".to_owned(), "x".repeat(900_000)] {
             let sent = other.post(server.url(path)).json(&json!({ "inputs": inputs })).send();
-            let answer = tokio::time::timeout(PATIENCE, sent).await.context("no answer")??;
-            ensure!(answer.status() != 503 && answer.status() != 429, "{}", answer.text().await?);
+            let response = tokio::time::timeout(PATIENCE, sent).await.context("no answer")??;
+            ensure!(response.status() != 503 && response.status() != 429, "{}", response.text().await?);
         }
         drop(open);
         until("free", || async { Ok(server.metric("weir_http_requests_open").await? == 0.0) }).await?;
@@ -308,8 +308,8 @@ async fn unfinished_bodies_of_hundreds_of_mebibytes_fit_the_memory_formula() -> 
         let open = try_join_all((0..bodies).map(|_| unfinished(&server, ONE, path, 1 << 20))).await?;
         let other = Client::builder().local_address(Some(TWO.into())).build()?;
         let sent = other.post(server.url(path)).json(&json!({"inputs": "good"})).send();
-        let answer = tokio::time::timeout(PATIENCE, sent).await.context("no answer")??;
-        ensure!(answer.status() != 503 && answer.status() != 429, "{}", answer.text().await?);
+        let response = tokio::time::timeout(PATIENCE, sent).await.context("no answer")??;
+        ensure!(response.status() != 503 && response.status() != 429, "{}", response.text().await?);
         let resident = server.resident_bytes()?;
         ensure!(resident <= formula, "{bodies} bodies at {path}: {resident} bytes resident, {formula} at most");
         drop(open);
@@ -335,8 +335,8 @@ async fn instance_count_follows_the_memory_formula() -> Result<()> {
         let client = Client::new();
         let all =
             (0..requests_max).map(|_| client.post(server.url("/v1/classify")).json(&json!({"inputs": "good"})).send());
-        for answer in try_join_all(all).await? {
-            assert_eq!(answer.status(), 200);
+        for response in try_join_all(all).await? {
+            assert_eq!(response.status(), 200);
         }
         let made = server.metric("weir_gateway_instances_total").await?;
         let formula = f64::from(requests_max) / f64::from(instance_requests_max);
@@ -353,12 +353,12 @@ async fn open_stream(server: &Server, from: Ipv4Addr) -> Result<(String, TcpStre
         server.address()
     );
     stream.write_all(head.as_bytes()).await?;
-    let mut answer = Vec::new();
-    while !answer.windows(4).any(|window| window == b"\r\n\r\n") {
-        let read = tokio::time::timeout(PATIENCE, stream.read_buf(&mut answer)).await.context("no answer")??;
+    let mut response = Vec::new();
+    while !response.windows(4).any(|window| window == b"\r\n\r\n") {
+        let read = tokio::time::timeout(PATIENCE, stream.read_buf(&mut response)).await.context("no answer")??;
         ensure!(read > 0, "closed");
     }
-    Ok((String::from_utf8_lossy(&answer).into_owned(), stream))
+    Ok((String::from_utf8_lossy(&response).into_owned(), stream))
 }
 
 #[tokio::test]
@@ -382,7 +382,7 @@ async fn client_over_its_share_of_connections_is_closed_and_another_is_served() 
     let server = Server::launch_stub(&["--set", "http.connections_max=8"])?;
     let probe = Client::builder().local_address(Some(TWO.into())).pool_max_idle_per_host(0).build()?;
     let get = || probe.get(server.url("/livez")).send();
-    until("ready", || async { Ok(get().await.is_ok_and(|answer| answer.status() == 200)) }).await?;
+    until("ready", || async { Ok(get().await.is_ok_and(|response| response.status() == 200)) }).await?;
     let mut open = Vec::new();
     for _ in 0..4 {
         open.push(open_stream(&server, ONE).await?);
@@ -419,15 +419,15 @@ async fn http2_stream_of_blank_lines_is_idle() -> Result<()> {
     let chunks = session(&server).await?;
     for (path, content_type) in line_routes(&chunks) {
         let mut send = http2(&server, ONE, 65_535).await?;
-        let (answer, mut lines) = send.send_request(post_head(&server, path, content_type)?, false)?;
+        let (response, mut lines) = send.send_request(post_head(&server, path, content_type)?, false)?;
         let blank = tokio::spawn(async move {
             while lines.send_data(Bytes::from_static(BLANK), false).is_ok() {
                 tokio::time::sleep(BLANK_EVERY).await;
             }
         });
-        let answer = tokio::time::timeout(PATIENCE, answer).await.context("no head")??;
-        assert_eq!(answer.status(), 200, "{path}");
-        let mut body = answer.into_body();
+        let response = tokio::time::timeout(PATIENCE, response).await.context("no head")??;
+        assert_eq!(response.status(), 200, "{path}");
+        let mut body = response.into_body();
         let mut all = Vec::new();
         let reading = async {
             while let Some(Ok(data)) = body.data().await {

@@ -61,8 +61,8 @@ async fn classify(server: &Server, bearer: &str) -> Result<u16> {
 }
 
 async fn readyz(server: &Server) -> Result<(u16, Value)> {
-    let answer = reqwest::get(server.url("/readyz")).await?;
-    Ok((answer.status().as_u16(), answer.json().await?))
+    let response = reqwest::get(server.url("/readyz")).await?;
+    Ok((response.status().as_u16(), response.json().await?))
 }
 
 #[tokio::test]
@@ -185,9 +185,9 @@ async fn wrong_pipeline_is_reported_at_the_start_in_the_list_and_in_the_answer()
         let name = pipeline["name"].as_str().context("a name")?;
         let path = format!("/pipelines/{name}");
         let started = Client::new().post(server.url(&path)).json(&json!({})).send().await?;
-        for answer in [started, reqwest::get(server.url(&path)).await?] {
-            assert_eq!(answer.status(), 503, "{name}");
-            let body: Value = answer.json().await?;
+        for response in [started, reqwest::get(server.url(&path)).await?] {
+            assert_eq!(response.status(), 503, "{name}");
+            let body: Value = response.json().await?;
             assert_eq!(body["code"], "pipeline_invalid", "{body}");
             ensure!(body["detail"].as_str().is_some_and(|detail| detail.contains(error)), "{error}: {body}");
             match name {

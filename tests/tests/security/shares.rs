@@ -49,17 +49,17 @@ async fn create(server: &Server, key: &str, config: &Value) -> Result<Response> 
 }
 
 /// The id of a session that was created.
-async fn created(answer: Response) -> Result<String> {
-    let status = answer.status();
-    let body: Value = answer.json().await?;
+async fn created(response: Response) -> Result<String> {
+    let status = response.status();
+    let body: Value = response.json().await?;
     ensure!(status == 201, "{status}: {body}");
     Ok(body["session_id"].as_str().context("an id")?.to_owned())
 }
 
 /// Checks that an answer refuses with a status and a code, and says when to come back.
-async fn refused(answer: Response, status: u16, code: &str) -> Result<()> {
-    let (got, after) = (answer.status().as_u16(), answer.headers().get("retry-after").cloned());
-    let body: Value = answer.json().await?;
+async fn refused(response: Response, status: u16, code: &str) -> Result<()> {
+    let (got, after) = (response.status().as_u16(), response.headers().get("retry-after").cloned());
+    let body: Value = response.json().await?;
     ensure!(got == status && body["code"] == code && body["retryable"] == true, "{got}: {body}");
     let seconds: u32 = after.context("Retry-After")?.to_str()?.parse()?;
     ensure!(seconds >= 1);
@@ -70,11 +70,11 @@ async fn refused(answer: Response, status: u16, code: &str) -> Result<()> {
 async fn fill(server: &Server, key: &str) -> Result<(Vec<String>, Response)> {
     let mut ids = Vec::new();
     loop {
-        let answer = create(server, key, &json!({})).await?;
-        if answer.status() != 201 {
-            return Ok((ids, answer));
+        let response = create(server, key, &json!({})).await?;
+        if response.status() != 201 {
+            return Ok((ids, response));
         }
-        ids.push(created(answer).await?);
+        ids.push(created(response).await?);
         ensure!(ids.len() < 400, "nothing is refused");
     }
 }
@@ -84,19 +84,19 @@ async fn feed(server: &Server, key: &str, id: &str) -> Result<Vec<Value>> {
     let chunk = json!({"start": 0, "end": 1, "text": "I'll check the price", "speaker_id": "a", "seq": 1});
     let path = format!("/sessions/{id}/chunks");
     let request = ask(server, Method::POST, &path, key).header("content-type", NDJSON).body(format!("{chunk}\n"));
-    let answer = request.send().await?;
-    ensure!(answer.status() == 200, "{}", answer.text().await?);
-    weir_tests::ndjson(&answer.text().await?)
+    let response = request.send().await?;
+    ensure!(response.status() == 200, "{}", response.text().await?);
+    weir_tests::ndjson(&response.text().await?)
 }
 
 async fn readiness(server: &Server) -> Result<(u16, Value)> {
-    let answer = reqwest::get(server.url("/readyz")).await?;
-    Ok((answer.status().as_u16(), answer.json().await?))
+    let response = reqwest::get(server.url("/readyz")).await?;
+    Ok((response.status().as_u16(), response.json().await?))
 }
 
 async fn classifies(server: &Server, key: &str) -> Result<bool> {
-    let answer = ask(server, Method::POST, "/v1/classify", key).json(&json!({"inputs": ["good"]})).send().await?;
-    Ok(answer.status() == 200)
+    let response = ask(server, Method::POST, "/v1/classify", key).json(&json!({"inputs": ["good"]})).send().await?;
+    Ok(response.status() == 200)
 }
 
 /// Settings of a store, and its folder or its server.
@@ -122,9 +122,9 @@ async fn user_with_a_full_share_of_state_is_refused_and_another_served_across_a_
         settings.extend(["events.state_bytes_max=200000", "events.lease_ms=1000"]);
         let mut server = server(keys.path(), &settings, &[]).await?;
         let of_bob = created(create(&server, BOB, &json!({})).await?).await?;
-        let (ids, answer) = fill(&server, ANN).await?;
+        let (ids, response) = fill(&server, ANN).await?;
         ensure!(ids.len() > 3, "{}", ids.len());
-        refused(answer, 429, "share_exceeded").await?;
+        refused(response, 429, "share_exceeded").await?;
         // The other creates, feeds and reads.
         let another = created(create(&server, BOB, &json!({})).await?).await?;
         for id in [&of_bob, &another] {
@@ -141,8 +141,8 @@ async fn user_with_a_full_share_of_state_is_refused_and_another_served_across_a_
             created(create(&server, BOB, &json!({})).await?).await?;
         }
         // What is deleted is given back.
-        let answer = ask(&server, Method::DELETE, &format!("/sessions/{}", ids[0]), ANN).send().await?;
-        ensure!(answer.status().is_success(), "{}", answer.text().await?);
+        let response = ask(&server, Method::DELETE, &format!("/sessions/{}", ids[0]), ANN).send().await?;
+        ensure!(response.status().is_success(), "{}", response.text().await?);
         created(create(&server, ANN, &json!({})).await?).await?;
     }
     Ok(())
@@ -155,15 +155,15 @@ async fn full_store_answers_503_and_readiness_names_it_while_inference_is_served
         let mut settings: Vec<&str> = store.iter().map(String::as_str).collect();
         settings.extend(["events.state_bytes_max=60000", "events.user_percent_max=100"]);
         let server = server(keys.path(), &settings, &[]).await?;
-        let (ids, answer) = fill(&server, ANN).await?;
-        refused(answer, 429, "share_exceeded").await?;
+        let (ids, response) = fill(&server, ANN).await?;
+        refused(response, 429, "share_exceeded").await?;
         refused(create(&server, BOB, &json!({})).await?, 503, "store_full").await?;
         let (status, body) = readiness(&server).await?;
         assert_eq!((status, &body["exhausted"]), (200, &json!(["events.state_bytes_max"])), "{body}");
         assert!(classifies(&server, BOB).await?);
         for id in ids.iter().take(4) {
-            let answer = ask(&server, Method::DELETE, &format!("/sessions/{id}"), ANN).send().await?;
-            ensure!(answer.status().is_success(), "{}", answer.text().await?);
+            let response = ask(&server, Method::DELETE, &format!("/sessions/{id}"), ANN).send().await?;
+            ensure!(response.status().is_success(), "{}", response.text().await?);
         }
         created(create(&server, BOB, &json!({})).await?).await?;
         assert_eq!(readiness(&server).await?.1["exhausted"], json!([]));
@@ -176,14 +176,14 @@ async fn share_without_authentication_is_the_whole_store() -> Result<()> {
     let server =
         Server::start_stub(&["--set", "events.state_bytes_max=60000", "--set", "events.user_percent_max=1"]).await?;
     let mut count = 0;
-    let answer = loop {
-        let answer = Client::new().post(server.url("/sessions")).json(&json!({})).send().await?;
-        if answer.status() != 201 {
-            break answer;
+    let response = loop {
+        let response = Client::new().post(server.url("/sessions")).json(&json!({})).send().await?;
+        if response.status() != 201 {
+            break response;
         }
         count += 1;
     };
-    refused(answer, 503, "store_full").await?;
+    refused(response, 503, "store_full").await?;
     ensure!(count > 10, "{count}");
     Ok(())
 }
@@ -197,14 +197,14 @@ async fn user_with_many_channels_evicts_no_history_of_another() -> Result<()> {
         let server = server(keys.path(), &settings, &[]).await?;
         let publish = async |key: &str, id: &str| -> Result<()> {
             let body = json!({"step": "s", "progress": 1, "message": "m"});
-            let answer = ask(&server, Method::POST, &format!("/stream/publish/workflow/{id}"), key).json(&body);
-            let answer = answer.send().await?;
-            ensure!(answer.status() == 200, "{}", answer.text().await?);
+            let response = ask(&server, Method::POST, &format!("/stream/publish/workflow/{id}"), key).json(&body);
+            let response = response.send().await?;
+            ensure!(response.status() == 200, "{}", response.text().await?);
             Ok(())
         };
         let has_history = async |id: &str| -> Result<bool> {
-            let answer = ask(&server, Method::GET, &format!("/stream/workflow/{id}"), BOB).send().await?;
-            let mut follower = Follower::from_response(answer, None)?;
+            let response = ask(&server, Method::GET, &format!("/stream/workflow/{id}"), BOB).send().await?;
+            let mut follower = Follower::from_response(response, None)?;
             let next = tokio::time::timeout(HISTORY, follower.next_stored_event()).await;
             Ok(next.is_ok_and(|event| event.is_ok()))
         };
@@ -235,21 +235,21 @@ async fn concurrent_requests_of_a_user_exceed_no_share_of_sessions_and_execution
     let default = json!({});
     let sessions = try_join_all((0..12).map(|_| create(&server, ANN, &default))).await?;
     let mut taken = Vec::new();
-    for answer in sessions {
-        if answer.status() == 201 {
-            taken.push(created(answer).await?);
+    for response in sessions {
+        if response.status() == 201 {
+            taken.push(created(response).await?);
         } else {
-            refused(answer, 429, "too_many_sessions").await?;
+            refused(response, 429, "too_many_sessions").await?;
         }
     }
     assert_eq!(taken.len(), 3);
     let begin = |key| ask(&server, Method::POST, "/pipelines/mood", key).json(&json!("!never")).send();
     let mut begun = 0;
-    for answer in try_join_all((0..12).map(|_| begin(ANN))).await? {
-        if answer.status() == 202 {
+    for response in try_join_all((0..12).map(|_| begin(ANN))).await? {
+        if response.status() == 202 {
             begun += 1;
         } else {
-            refused(answer, 429, "too_many_executions").await?;
+            refused(response, 429, "too_many_executions").await?;
         }
     }
     assert_eq!(begun, 3);
@@ -277,9 +277,9 @@ async fn session_without_expiry_needs_the_setting_of_the_operator() -> Result<()
     let keys = keys()?;
     let server = server(keys.path(), &["sessions.expire_ms_max=86400000"], &[]).await?;
     for expire_ms in [0_u64, 86_400_001] {
-        let answer = create(&server, ANN, &json!({"idle": {"expire_ms": expire_ms, "warn_ms": 0}})).await?;
-        let status = answer.status().as_u16();
-        let body: Value = answer.json().await?;
+        let response = create(&server, ANN, &json!({"idle": {"expire_ms": expire_ms, "warn_ms": 0}})).await?;
+        let status = response.status().as_u16();
+        let body: Value = response.json().await?;
         ensure!(status == 422 && body.to_string().contains("86400000"), "{status}: {body}");
     }
     created(create(&server, ANN, &json!({"idle": {"expire_ms": 86_400_000}})).await?).await?;
@@ -294,15 +294,15 @@ async fn execution_of_a_user_with_a_full_share_completes() -> Result<()> {
     let keys = keys()?;
     let folder = Folder::new(&[("mood", json!([{"id": "mood", "kind": "sentiment"}]))])?;
     let server = server(keys.path(), &["events.state_bytes_max=200000"], &folder.arguments()).await?;
-    let answer = ask(&server, Method::POST, "/pipelines/mood", ANN).json(&json!("!slow")).send().await?;
-    ensure!(answer.status() == 202);
-    let body: Value = answer.json().await?;
+    let response = ask(&server, Method::POST, "/pipelines/mood", ANN).json(&json!("!slow")).send().await?;
+    ensure!(response.status() == 202);
+    let body: Value = response.json().await?;
     let id = body["execution_id"].as_str().context("an id")?.to_owned();
-    let (_, answer) = fill(&server, ANN).await?;
-    refused(answer, 429, "share_exceeded").await?;
+    let (_, response) = fill(&server, ANN).await?;
+    refused(response, 429, "share_exceeded").await?;
     until("it has ended", || async {
-        let answer = ask(&server, Method::GET, &format!("/executions/{id}"), ANN).send().await?;
-        let status: Value = answer.error_for_status()?.json().await?;
+        let response = ask(&server, Method::GET, &format!("/executions/{id}"), ANN).send().await?;
+        let status: Value = response.error_for_status()?.json().await?;
         Ok(status["state"] == "completed")
     })
     .await?;
@@ -335,10 +335,10 @@ async fn user_with_a_full_share_of_sessions_is_refused_at_once_after_a_restart()
     // Not ready yet: these are its first requests.
     let server = Server::launch_stub(&arguments)?;
     let config = json!({});
-    let answers = try_join_all((0..20).map(|_| create(&server, ANN, &config))).await?;
-    for answer in answers {
-        let status = answer.status().as_u16();
-        let problem: Value = answer.json().await?;
+    let responses = try_join_all((0..20).map(|_| create(&server, ANN, &config))).await?;
+    for response in responses {
+        let status = response.status().as_u16();
+        let problem: Value = response.json().await?;
         let is_refused = match status {
             429 => problem["code"] == "too_many_sessions",
             503 => problem["code"] == "restoring",

@@ -13,9 +13,9 @@ use weir_tests::texts::Random;
 use weir_tests::{Duplex, Raw, Server, ndjson, root, until};
 
 async fn get(server: &Server, path: &str) -> Result<(u16, Value)> {
-    let answer = reqwest::get(server.url(path)).await?;
-    let status = answer.status().as_u16();
-    Ok((status, answer.json().await?))
+    let response = reqwest::get(server.url(path)).await?;
+    let status = response.status().as_u16();
+    Ok((status, response.json().await?))
 }
 
 /// The events of a session that has ended, in its channel.
@@ -47,8 +47,8 @@ fn plain(event: &Value) -> Value {
 async fn reference(server: &Server, chunks: &[Value]) -> Result<Vec<Value>> {
     let body: String = chunks.iter().map(|chunk| format!("{chunk}\n")).collect();
     let path = "/v1/transcript?summary_every=5&summary_at_end=true";
-    let answer = Client::new().post(server.url(path)).header("content-type", NDJSON).body(body).send().await?;
-    ndjson(&answer.text().await?)
+    let response = Client::new().post(server.url(path)).header("content-type", NDJSON).body(body).send().await?;
+    ndjson(&response.text().await?)
 }
 
 /// The channel of a session that has ended has each event once, in order, as one request says them.
@@ -97,9 +97,9 @@ async fn session_has_its_events_from_start_to_end() -> Result<()> {
     let again = Follower::open(&server, &format!("/stream/session/{id}"), Some(&channel[5].id)).await?.remaining_events().await?;
     assert_eq!(again, channel[6..]);
     assert_eq!(get(&server, &path).await?.1["state"], "ended");
-    let answer = Client::new().post(server.url(&format!("{path}/end"))).send().await?;
+    let response = Client::new().post(server.url(&format!("{path}/end"))).send().await?;
     assert_eq!(
-        (answer.status().as_u16(), answer.json::<Value>().await?["code"].clone()),
+        (response.status().as_u16(), response.json::<Value>().await?["code"].clone()),
         (409, json!("session_ended"))
     );
 
@@ -114,8 +114,8 @@ async fn invalid_session_request_is_refused_with_its_reason() -> Result<()> {
     let server = Server::start_stub(&["--set", "sessions.live_max=1"]).await?;
     let post = async |path: &str, content_type: &str, body: &str| -> Result<(u16, Value)> {
         let request = Client::new().post(server.url(path)).header("content-type", content_type).body(body.to_owned());
-        let answer = request.send().await?;
-        Ok((answer.status().as_u16(), answer.json().await?))
+        let response = request.send().await?;
+        Ok((response.status().as_u16(), response.json().await?))
     };
     for (path, content_type, body, status, code) in [
         ("/sessions", "application/json", "{\"gap\":1}", 422, "invalid_request"),
@@ -379,8 +379,8 @@ async fn kill_9_under_load_loses_and_repeats_no_event() -> Result<()> {
 }
 
 /// The whole lines of JSON in an answer that came in chunks and may have been cut.
-fn ndjson_of(answer: &str) -> Vec<Value> {
-    answer.lines().filter_map(|line| serde_json::from_str(line).ok()).filter(Value::is_object).collect()
+fn ndjson_of(response: &str) -> Vec<Value> {
+    response.lines().filter_map(|line| serde_json::from_str(line).ok()).filter(Value::is_object).collect()
 }
 
 /// A session that ended, one that is idle and one that was killed while it was fed are found again after a restart.
@@ -417,9 +417,9 @@ async fn idle_session_is_warned_and_expires() -> Result<()> {
     assert!(channel[1].data["in_ms"].as_u64().is_some_and(|ms| ms <= 1500), "{:?}", channel[1]);
     assert_eq!(get(&server, &format!("/sessions/{id}")).await?.1["state"], "expired");
     let request = Client::new().post(server.url(&format!("/sessions/{id}/chunks"))).header("content-type", NDJSON);
-    let answer = request.body("").send().await?;
+    let response = request.body("").send().await?;
     assert_eq!(
-        (answer.status().as_u16(), answer.json::<Value>().await?["code"].clone()),
+        (response.status().as_u16(), response.json::<Value>().await?["code"].clone()),
         (409, json!("session_expired"))
     );
     until("forgotten", || async { Ok(get(&server, &format!("/sessions/{id}")).await?.0 == 404) }).await?;
@@ -457,8 +457,8 @@ async fn models_annotate_final_segments() -> Result<()> {
     // In one request too.
     let path = "/v1/transcript?annotate=sentiment&summary_at_end=true";
     let body = format!("{}\n", chunk(0, "good", "a"));
-    let answer = Client::new().post(server.url(path)).header("content-type", NDJSON).body(body).send().await?;
-    let events = ndjson(&answer.text().await?)?;
+    let response = Client::new().post(server.url(path)).header("content-type", NDJSON).body(body).send().await?;
+    let events = ndjson(&response.text().await?)?;
     assert_eq!(events[1]["sentiment"]["label"], "positive");
     assert_eq!(events[2]["summary"], "stub summary of 4 code points");
     Ok(())
@@ -482,15 +482,15 @@ async fn session_belongs_to_the_user_that_created_it() -> Result<()> {
         let request = Client::new().request(method, server.url(path)).bearer_auth(key);
         request.header("content-type", "application/json").body("{}")
     };
-    let answer = Client::new().post(server.url("/sessions")).json(&json!({})).send().await?;
-    assert_eq!(answer.status(), 401);
-    let answer = ask(Method::POST, "/sessions", ANN).send().await?;
-    assert_eq!(answer.status(), 201);
-    let id = answer.json::<Value>().await?["session_id"].as_str().context("an id")?.to_owned();
-    let told = |answer: Value| {
-        let mut answer = answer;
-        answer["request_id"] = Value::Null;
-        answer.to_string().replace(&id, "none")
+    let response = Client::new().post(server.url("/sessions")).json(&json!({})).send().await?;
+    assert_eq!(response.status(), 401);
+    let response = ask(Method::POST, "/sessions", ANN).send().await?;
+    assert_eq!(response.status(), 201);
+    let id = response.json::<Value>().await?["session_id"].as_str().context("an id")?.to_owned();
+    let told = |response: Value| {
+        let mut response = response;
+        response["request_id"] = Value::Null;
+        response.to_string().replace(&id, "none")
     };
     for (method, rest) in [
         (Method::GET, ""),

@@ -74,12 +74,12 @@ async fn annotations_agree_with_slower_whisper_or_differ_as_documented() -> Resu
     let vectors = vectors("keyword_annotator.jsonl")?;
     let texts: Vec<Value> =
         vectors.iter().map(|vector| json!({"text": vector["text"], "speaker_id": "spk_0", "segment_id": 0})).collect();
-    let answers = post_lines(&server, "/v1/annotate?annotate=keywords", NDJSON, ndjson_body(&texts)).await?;
-    assert_eq!(answers.len(), vectors.len());
+    let responses = post_lines(&server, "/v1/annotate?annotate=keywords", NDJSON, ndjson_body(&texts)).await?;
+    assert_eq!(responses.len(), vectors.len());
     let mut different = 0;
-    for (at, (answer, vector)) in answers.iter().zip(&vectors).enumerate() {
-        assert_eq!(answer["index"], at);
-        let (got, want) = (&answer["semantic"], &vector["semantic"]);
+    for (at, (response, vector)) in responses.iter().zip(&vectors).enumerate() {
+        assert_eq!(response["index"], at);
+        let (got, want) = (&response["semantic"], &vector["semantic"]);
         for part in ["keywords", "risk_tags", "tags", "matches"] {
             assert_eq!(got.get(part), want.get(part), "{vector}");
         }
@@ -89,7 +89,7 @@ async fn annotations_agree_with_slower_whisper_or_differ_as_documented() -> Resu
             let text = vector["text"].as_str().context("a text")?.to_lowercase();
             let words: Vec<&str> = text.split(|c: char| !c.is_alphanumeric() && c != '\'').collect();
             let stated = words.contains(&"ill") || words.contains(&"well") || text.contains("we’ll");
-            assert!(stated, "{answer} {vector}");
+            assert!(stated, "{response} {vector}");
         }
     }
     if golden().1 {
@@ -157,9 +157,9 @@ async fn invalid_chunk_is_an_error_at_its_index() -> Result<()> {
         ("/v1/annotate?annotate=mood", NDJSON, 422, "invalid_request"),
         ("/v1/annotate", "text/html", 415, "unsupported_media_type"),
     ] {
-        let answer = post_body(&server, path, content_type, String::new()).await?;
-        assert_eq!(answer.status().as_u16(), status, "{path}");
-        assert_eq!(answer.json::<Value>().await?["code"], code, "{path}");
+        let response = post_body(&server, path, content_type, String::new()).await?;
+        assert_eq!(response.status().as_u16(), status, "{path}");
+        assert_eq!(response.json::<Value>().await?["code"], code, "{path}");
     }
     Ok(())
 }
@@ -188,10 +188,10 @@ async fn captions_over_http_are_read() -> Result<()> {
         ("text/vtt; charset=utf-16", utf16),
     ] {
         let request = reqwest::Client::new().post(server.url("/v1/transcript")).header("content-type", content_type);
-        let answer = request.body(body).send().await?;
-        ensure!(answer.status() == 200, "{}", answer.text().await?);
+        let response = request.body(body).send().await?;
+        ensure!(response.status() == 200, "{}", response.text().await?);
         let mut seen: Vec<String> = Vec::new();
-        for event in ndjson(&answer.text().await?)? {
+        for event in ndjson(&response.text().await?)? {
             let segment = &event["segment"];
             match event["type"].as_str() {
                 Some("final_segment") => seen.push(format!(
@@ -216,9 +216,9 @@ async fn captions_over_http_are_read() -> Result<()> {
         ("text/srt", vec![b'1'; 2 << 20], 413, "body_too_large"),
     ] {
         let request = reqwest::Client::new().post(server.url("/v1/transcript")).header("content-type", content_type);
-        let answer = request.body(body).send().await?;
-        assert_eq!(answer.status().as_u16(), status, "{content_type}");
-        let problem: Value = answer.json().await?;
+        let response = request.body(body).send().await?;
+        assert_eq!(response.status().as_u16(), status, "{content_type}");
+        let problem: Value = response.json().await?;
         assert_eq!(problem["code"], code, "{problem}");
         if code == "not_utf8" {
             assert_eq!(problem["line"], 4, "{problem}");
@@ -251,13 +251,13 @@ async fn text_is_annotated_in_every_form() -> Result<()> {
     assert_eq!(plain[0]["semantic"]["keywords"], json!(["price"]));
     assert_eq!(plain[1]["semantic"]["intent"], "commitment");
     assert_eq!(plain.len(), 2);
-    let answer =
+    let response =
         post_body(&server, "/v1/annotate", "application/json", json!({"inputs": ["cheap", "is it?"]}).to_string())
             .await?;
-    assert_eq!(answer.status(), 200);
-    let answer: Value = answer.json().await?;
-    assert_eq!(answer["outputs"][0]["risk_tags"], json!(["pricing"]));
-    assert_eq!(answer["outputs"][1]["intent"], "question");
+    assert_eq!(response.status(), 200);
+    let response: Value = response.json().await?;
+    assert_eq!(response["outputs"][0]["risk_tags"], json!(["pricing"]));
+    assert_eq!(response["outputs"][1]["intent"], "question");
     let request = reqwest::Client::new().post(server.url("/v1/annotate")).header("accept", "text/event-stream");
     let seen = request.header("content-type", NDJSON).body("\"a\"\n[]\n").send().await?.text().await?;
     assert!(seen.starts_with("id: 1\nevent: semantic\ndata: {\"index\":0,"), "{seen}");
@@ -304,9 +304,9 @@ async fn long_transcript_is_processed_in_time() -> Result<()> {
     });
     let began = Instant::now();
     let request = reqwest::Client::new().post(server.url("/v1/transcript")).header("content-type", NDJSON);
-    let answer = request.body(reqwest::Body::wrap_stream(pieces)).send().await?;
-    assert_eq!(answer.status(), 200);
-    let mut stream = answer.bytes_stream();
+    let response = request.body(reqwest::Body::wrap_stream(pieces)).send().await?;
+    assert_eq!(response.status(), 200);
+    let mut stream = response.bytes_stream();
     let mut lines = 0;
     while let Some(bytes) = stream.next().await {
         lines += bytes?.iter().filter(|byte| **byte == b'\n').count();

@@ -1,5 +1,4 @@
-//! What follows or asks for a session or an execution that does not exist is answered 404, in every form, and never with a stream in which
-//! nothing comes.
+//! Requests and subscriptions for a session or an execution that does not exist are 404 in every form, not an empty stream.
 
 use anyhow::Result;
 use reqwest::{Client, Method, StatusCode};
@@ -10,7 +9,7 @@ use weir_tests::pipelines::{Folder, start_execution};
 use weir_tests::websocket::WebSocket;
 use weir_tests::{Raw, Server, ndjson};
 
-/// A name that no session and no execution has.
+/// Channels of a session and of an execution that do not exist.
 const UNKNOWN: [(&str, &str); 2] = [("session", "unknown"), ("pipeline", "exec_AAAAAAAAAAAAAAAAAAAAAA")];
 
 async fn get(server: &Server, path: &str, accept: &str) -> Result<(StatusCode, Value)> {
@@ -30,7 +29,7 @@ async fn subscription_to_an_unknown_session_or_execution_is_404_in_every_form() 
         let resumed = Client::new().get(server.url(&path)).header("last-event-id", "1-1").send().await?;
         assert_eq!(resumed.status(), 404, "{path} after an event");
         assert_eq!(WebSocket::open(&server, &format!("/ws/{kind}/{id}"), None).await?.err(), Some(404), "{kind}");
-        // A GET of HTTP/1.0, which no connection is held for.
+        // A GET of HTTP/1.0.
         let mut old = Raw::connect(&server).await?;
         old.send(format!("GET {path} HTTP/1.0\r\nHost: {}\r\n\r\n", server.address()).as_bytes()).await?;
         assert!(old.read_to_end().await?.contains(" 404 "), "{path} over HTTP/1.0");
@@ -54,7 +53,7 @@ async fn multiplexed_subscription_to_an_unknown_channel_is_an_error_and_the_othe
     }
     socket.send(&subscribe("workflow:w").to_string()).await?;
     assert_eq!(socket.message().await?["type"], "connected");
-    // The same as lines over HTTP.
+    // The same messages as NDJSON over HTTP.
     let request = Client::new().post(server.url("/ws")).header("content-type", "application/x-ndjson");
     let response = request.body(format!("{lines}{}\n", subscribe("workflow:w"))).send().await?.text().await?;
     let codes: Vec<Value> = ndjson(&response)?.iter().map(|event| event["error"]["code"].clone()).collect();
@@ -105,7 +104,7 @@ async fn known_session_and_execution_are_found_in_every_form() -> Result<()> {
             assert_eq!(response.status(), 200, "{path} {accept}");
         }
         let mut socket = WebSocket::connect(&server, &format!("/ws/{path}"), None).await?;
-        // The socket of a session takes chunks; that of an execution is sent its events.
+        // The WebSocket of a session accepts chunks; that of an execution sends its events.
         let first = if path.starts_with("session") { "partial_segment" } else { "connected" };
         let chunk = json!({"start": 0, "end": 1, "text": "hello", "speaker_id": "ann"});
         socket.send(&chunk.to_string()).await?;

@@ -1,4 +1,4 @@
-//! Channels: events published, followed in every form and resumed, by clients that are not ours, over restarts, failures and full disks.
+//! Channels: events published, followed in every form and resumed, by clients of other projects, across restarts, failures and full disks.
 
 mod browser;
 mod existence;

@@ -1,4 +1,4 @@
-//! What we write is read back by two readers of server-sent events that are not ours, through connections that are cut anywhere.
+//! Server-sent events read by two packages from npm, through connections that are cut at any byte.
 
 use std::process::{Command, Stdio};
 use std::sync::atomic::Ordering;
@@ -33,18 +33,18 @@ async fn sse_clients_with_cut_connections_get_every_event_once() -> Result<()> {
                 assert_eq!(event["data"][field], body[field], "{reader}");
             }
         }
-        assert!(connections.load(Ordering::Relaxed) > 3, "{reader} was cut");
+        assert!(connections.load(Ordering::Relaxed) > 3, "{reader} was not cut often enough");
     }
     Ok(())
 }
 
-/// The events that a reader gets.
+/// The events that a package receives.
 async fn read(reader: &str, url: &str) -> Result<Vec<Value>> {
     let mut command = Command::new("node");
     command.arg(root().join("tests/readers/read.mjs")).args([reader, url, &EVENTS.to_string(), "workflow_progress"]);
     command.env("WEIR_TEST_NPM", tool("WEIR_TEST_NPM")?).stdin(Stdio::null()).stderr(Stdio::inherit());
     let reading = tokio::task::spawn_blocking(move || command.output());
-    let output = tokio::time::timeout(PATIENCE, reading).await.context("not all in time")???;
+    let output = tokio::time::timeout(PATIENCE, reading).await.context("not all events in time")???;
     ensure!(output.status.success(), "{output:?}");
     ndjson(&String::from_utf8(output.stdout)?)
 }

@@ -1,4 +1,4 @@
-//! Channels end to end: published over HTTP, followed over HTTP, across restarts, crashes and slow readers.
+//! Channels over HTTP: publishing and following, across restarts, crashes and slow readers.
 
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -11,7 +11,7 @@ use weir_tests::follow::{Event, Follower};
 use weir_tests::redis::Redis;
 use weir_tests::{Raw, Server, ndjson, until};
 
-/// The number that `progress` put into an event's message.
+/// The number that [`try_publish`] put into the message of an event.
 fn number(event: &Event) -> Result<u32> {
     let message = event.data["message"].as_str().with_context(|| format!("{event:?}"))?;
     Ok(message.trim_start_matches('n').parse()?)
@@ -60,7 +60,7 @@ async fn published_event_reaches_its_subscribers() -> Result<()> {
     assert_eq!((end.name.as_str(), &end.data["reason"]), ("disconnected", &json!("finished")));
     assert_eq!(live.next().await?, None);
 
-    // Finished: nothing can be added, a late reader gets all of it, and one that has all of it is sent away for good.
+    // A finished channel accepts no event; a late subscriber gets all events, and one that resumes after the last gets 204.
     let (status, problem) = try_publish(&server, "w1", 3).await?;
     assert_eq!((status, &problem["code"]), (409, &json!("channel_finished")));
     let late = Follower::open(&server, "/stream/workflow/w1", None).await?.remaining_events().await?;
@@ -99,8 +99,8 @@ async fn events_of_every_channel_are_in_events_file_and_metrics() -> Result<()> 
     for n in 0..40 {
         assert_eq!(try_publish(&server, &format!("w{}", n % 4), n).await?.0, 200);
     }
-    let written = async || Ok(ndjson(&std::fs::read_to_string(&file)?)?.len() == 40);
-    until("all is in the file", written).await?;
+    let has_all = async || Ok(ndjson(&std::fs::read_to_string(&file)?)?.len() == 40);
+    until("all events are in the file", has_all).await?;
     for (n, line) in ndjson(&std::fs::read_to_string(&file)?)?.iter().enumerate() {
         assert_eq!(
             (&line["type"], &line["channel"]),
@@ -109,8 +109,8 @@ async fn events_of_every_channel_are_in_events_file_and_metrics() -> Result<()> 
         assert_eq!(line["data"]["message"], format!("n{n}"));
         assert!(line["id"].is_string() && line["time"].is_u64());
     }
-    let counted = async || Ok(server.metric("weir_events_published_total").await? == 40.0);
-    until("all are counted", counted).await
+    let has_counted = async || Ok(server.metric("weir_events_published_total").await? == 40.0);
+    until("all events are counted", has_counted).await
 }
 
 #[tokio::test]
@@ -126,9 +126,9 @@ async fn health_reports_the_store_and_its_subscribers() -> Result<()> {
     assert!(text.contains("retry: 1234\n\n") && text.contains("event: connected\n"), "{text}");
     let now: Value = health(&server).await?.json().await?;
     assert_eq!(now["active_streams"], 1, "{now}");
-    // Whoever leaves without a word is noticed.
+    // A subscriber that disconnects is detected.
     drop(raw);
-    until("nobody follows", || async {
+    until("no stream is active", || async {
         let now: Value = health(&server).await?.json().await?;
         Ok(now["active_streams"] == 0)
     })
@@ -147,26 +147,26 @@ async fn subscriber_that_resumes_gets_every_event_once() -> Result<()> {
         Ok(())
     };
     let follow = async {
-        let mut seen = Vec::new();
+        let mut received = Vec::new();
         let mut last: Option<String> = None;
-        // Each connection takes a few and goes, in the middle of what comes.
-        for take in (1..).map(|round: u32| round * 7 % 23 + 1) {
+        // Each connection receives a few events and disconnects while more are published.
+        for count in (1..).map(|round: u32| round * 7 % 23 + 1) {
             let mut follower = Follower::open(&server, "/stream/workflow/w", last.as_deref()).await?;
-            for _ in 0..take {
+            for _ in 0..count {
                 let event = follower.next_stored_event().await?;
                 ensure!(event.name == "workflow_progress", "{event:?}");
-                seen.push(number(&event)?);
-                if seen.len() == EVENTS as usize {
-                    return Ok(seen);
+                received.push(number(&event)?);
+                if received.len() == EVENTS as usize {
+                    return Ok(received);
                 }
             }
             last = Some(follower.last_id().to_owned());
         }
-        Ok(seen)
+        Ok(received)
     };
-    let (published, seen): (Result<()>, Result<Vec<u32>>) = tokio::join!(publish, follow);
+    let (published, received): (Result<()>, Result<Vec<u32>>) = tokio::join!(publish, follow);
     published?;
-    assert_eq!(seen?, (0..EVENTS).collect::<Vec<_>>());
+    assert_eq!(received?, (0..EVENTS).collect::<Vec<_>>());
     Ok(())
 }
 
@@ -181,17 +181,17 @@ async fn events_past_retention_are_a_gap() -> Result<()> {
     let gap = follower.next_stored_event().await?;
     assert_eq!(gap.name, "gap");
     assert_eq!((&gap.data["missing_from"], &gap.data["missing_to"]), (&json!(ids[2]), &json!(ids[4])));
-    assert_eq!(gap.id, ids[4], "whoever resumes after the gap was told of it");
+    assert_eq!(gap.id, ids[4], "the id of a gap is its last missing event");
     for (n, id) in ids.iter().enumerate().skip(5) {
         let event = follower.next_stored_event().await?;
         assert_eq!((&event.id, number(&event)?), (id, n as u32));
     }
-    // From the beginning is from what there is; an id of another life is a gap as well.
+    // A subscription from the beginning starts at the first retained event; a cursor of another epoch is a gap.
     let mut fresh = Follower::open(&server, "/stream/workflow/w", None).await?;
     assert_eq!(&fresh.next_stored_event().await?.id, &ids[5]);
     let mut other = Follower::open(&server, "/stream/workflow/w", Some("7-3")).await?;
     assert_eq!(other.next_stored_event().await?.name, "gap");
-    // So is an id that the channel never gave out: a refusal would end a browser's EventSource for good.
+    // So is an id that the channel never issued: with an error status, an EventSource would not reconnect.
     for foreign in ["x", "1-", "-1", "1-2-3", "9999999999999999999999-1"] {
         let mut other = Follower::open(&server, "/stream/workflow/w", Some(foreign)).await?;
         assert_eq!(other.next_stored_event().await?.name, "gap", "{foreign}");
@@ -209,29 +209,29 @@ async fn on_disk(path: &Path) -> Result<Server> {
 async fn acknowledged_events_survive_restart_and_kill_9() -> Result<()> {
     let dir = tempfile::tempdir()?;
     let file = dir.path().join("events.redb");
-    let mut answered: Vec<(u32, String)> = Vec::new();
-    let mut seen: Vec<(u32, String)> = Vec::new();
+    let mut acknowledged: Vec<(u32, String)> = Vec::new();
+    let mut received: Vec<(u32, String)> = Vec::new();
     let mut last: Option<String> = None;
     let mut next = 0;
     for (round, signal) in ["KILL", "TERM", "KILL", "KILL"].into_iter().enumerate() {
         let mut server = on_disk(&file).await?;
         let mut follower = Follower::open(&server, "/stream/workflow/w", last.as_deref()).await?;
-        // What was answered before the crash and not yet seen comes first.
-        while seen.len() < answered.len() {
+        // Events that were acknowledged before the crash and not yet received come first.
+        while received.len() < acknowledged.len() {
             let event = follower.next_stored_event().await?;
-            seen.push((number(&event)?, event.id));
+            received.push((number(&event)?, event.id));
         }
         let stop = Instant::now() + Duration::from_millis(150 + 50 * round as u64);
         while Instant::now() < stop {
             let (status, response) = try_publish(&server, "w", next).await?;
             ensure!(status == 200, "{response}");
-            answered.push((next, response["id"].as_str().context("an id")?.to_owned()));
+            acknowledged.push((next, response["id"].as_str().context("an id")?.to_owned()));
             next += 1;
         }
-        // Half of them are read before the end.
-        while seen.len() < answered.len() / 2 {
+        // Half of the events are received before the server ends.
+        while received.len() < acknowledged.len() / 2 {
             let event = follower.next_stored_event().await?;
-            seen.push((number(&event)?, event.id));
+            received.push((number(&event)?, event.id));
         }
         last = Some(follower.last_id().to_owned());
         server.signal(signal)?;
@@ -239,12 +239,12 @@ async fn acknowledged_events_survive_restart_and_kill_9() -> Result<()> {
     }
     let server = on_disk(&file).await?;
     let mut follower = Follower::open(&server, "/stream/workflow/w", last.as_deref()).await?;
-    while seen.len() < answered.len() {
+    while received.len() < acknowledged.len() {
         let event = follower.next_stored_event().await?;
-        seen.push((number(&event)?, event.id));
+        received.push((number(&event)?, event.id));
     }
-    assert!(answered.len() > 20, "{} events", answered.len());
-    assert_eq!(seen, answered);
+    assert!(acknowledged.len() > 20, "{} events", acknowledged.len());
+    assert_eq!(received, acknowledged);
     Ok(())
 }
 
@@ -263,19 +263,19 @@ async fn slow_reader_is_closed_and_resumes() -> Result<()> {
         let (status, response) = post(&server, "/stream/publish/user/u", &body).await?;
         ensure!(status == 200, "{response}");
         ids.push(response["id"].as_str().context("an id")?.to_owned());
-        // The one that reads has it before the next is there.
+        // The reader that keeps up has each event before the next is published.
         assert_eq!(quick.next_stored_event().await?.id, ids[n]);
     }
-    // When it reads at last, it gets what was on its way, and is told why there is no more.
+    // When the slow reader reads, it gets the buffered events and the reason of the end.
     slow.read_until("event: disconnected").await?;
     let text = slow.read_until("\"reason\":\"slow\"").await?;
     assert_eq!(server.metric("weir_events_closed_slow_total").await?, 1.0);
-    let had: Vec<&str> = text.lines().filter_map(|line| line.strip_prefix("id: ")).collect();
-    assert!(had.len() < EVENTS, "it was to be closed before it had all of it");
-    assert_eq!(had, ids[..had.len()]);
-    let mut again = Follower::open(&server, "/stream/user/u", had.last().copied()).await?;
-    for id in &ids[had.len()..] {
-        assert_eq!(&again.next_stored_event().await?.id, id);
+    let received: Vec<&str> = text.lines().filter_map(|line| line.strip_prefix("id: ")).collect();
+    assert!(received.len() < EVENTS, "the reader was not closed before the last event");
+    assert_eq!(received, ids[..received.len()]);
+    let mut resumed = Follower::open(&server, "/stream/user/u", received.last().copied()).await?;
+    for id in &ids[received.len()..] {
+        assert_eq!(&resumed.next_stored_event().await?.id, id);
     }
     Ok(())
 }
@@ -334,7 +334,7 @@ async fn subscriber_is_disconnected_when_the_server_stops() -> Result<()> {
     Ok(())
 }
 
-async fn published(server: &Server, id: &str, n: u32) -> Result<()> {
+async fn publish_when_available(server: &Server, id: &str, n: u32) -> Result<()> {
     until("published", || async { Ok(try_publish(server, id, n).await?.0 == 200) }).await
 }
 
@@ -342,7 +342,7 @@ async fn published(server: &Server, id: &str, n: u32) -> Result<()> {
 async fn servers_on_one_redis_share_channels_across_its_restarts() -> Result<()> {
     let mut redis = Redis::start()?;
     let (one, two) = (redis.start_server(&[]).await?, redis.start_server(&[]).await?);
-    published(&one, "w", 0).await?;
+    publish_when_available(&one, "w", 0).await?;
     let mut follower = Follower::open(&two, "/stream/workflow/w", None).await?;
     assert_eq!(number(&follower.next_stored_event().await?)?, 0);
     for n in 1..20 {
@@ -350,7 +350,7 @@ async fn servers_on_one_redis_share_channels_across_its_restarts() -> Result<()>
         assert_eq!(number(&follower.next_stored_event().await?)?, n);
     }
     redis.kill()?;
-    until("told to come back", || async {
+    until("publishing is refused as retryable", || async {
         let (status, problem) = try_publish(&one, "lost", 0).await?;
         Ok((status, &problem["code"], &problem["retryable"]) == (503, &json!("events_unavailable"), &json!(true)))
     })
@@ -362,10 +362,10 @@ async fn servers_on_one_redis_share_channels_across_its_restarts() -> Result<()>
     redis.restart()?;
     one.ready().await?;
     two.ready().await?;
-    published(&one, "w", 20).await?;
-    // Whatever happened to the connections, the sequence goes on: once each, and no gap.
-    let mut again = Follower::open(&two, "/stream/workflow/w", Some(follower.last_id())).await?;
-    let event = again.next_stored_event().await?;
+    publish_when_available(&one, "w", 20).await?;
+    // The sequence continues with each event once and no gap.
+    let mut resumed = Follower::open(&two, "/stream/workflow/w", Some(follower.last_id())).await?;
+    let event = resumed.next_stored_event().await?;
     assert_eq!((event.name.as_str(), number(&event)?), ("workflow_progress", 20));
     let mut whole = Follower::open(&one, "/stream/workflow/w", None).await?;
     for n in 0..=20 {
@@ -379,9 +379,9 @@ async fn servers_on_one_redis_share_channels_across_its_restarts() -> Result<()>
 async fn memory_replaces_redis_during_an_outage() -> Result<()> {
     let mut redis = Redis::start()?;
     let server = redis.start_server(&["--set", "events.fallback=memory"]).await?;
-    published(&server, "w", 0).await?;
+    publish_when_available(&server, "w", 0).await?;
     redis.kill()?;
-    published(&server, "w", 1).await?;
+    publish_when_available(&server, "w", 1).await?;
     until("degraded", || async {
         let response = reqwest::get(server.url("/stream/health")).await?;
         let (status, health) = (response.status(), response.json::<Value>().await?);
@@ -395,5 +395,5 @@ async fn memory_replaces_redis_during_an_outage() -> Result<()> {
         Ok(health["status"] == "healthy")
     })
     .await?;
-    published(&server, "w", 2).await
+    publish_when_available(&server, "w", 2).await
 }

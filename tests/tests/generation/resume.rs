@@ -1,21 +1,21 @@
-//! A generation is a channel: clients that come back get exactly the rest, several watch one, and what a crash interrupts says so.
+//! A generation is a channel: streams are resumed, several clients read one generation, and a crash ends it with an error.
 
 use anyhow::{Context, Result};
 use reqwest::Client;
 use serde_json::{Value, json};
 use weir_tests::{Server, auth, follow::Follower};
 
-use crate::{SAID, chat, frames, send, streamed, text_of, until};
+use crate::{GENERATED_TEXT, chat, frames, send, streamed, text_of, until};
 
-/// The parts of a stream, each with its end.
-fn parts(text: &str) -> Vec<&str> {
+/// The frames of an SSE stream, each with the blank line that ends it.
+fn split_frames(text: &str) -> Vec<&str> {
     text.split_inclusive("\n\n").collect()
 }
 
-/// The frames that are whole so far.
-fn whole_frames(seen: &[u8]) -> Result<&str> {
-    let end = seen.windows(2).rposition(|pair| pair == b"\n\n").map_or(0, |at| at + 2);
-    Ok(std::str::from_utf8(&seen[..end])?)
+/// The complete frames at the beginning of received bytes.
+fn complete_frames(received: &[u8]) -> Result<&str> {
+    let end = received.windows(2).rposition(|pair| pair == b"\n\n").map_or(0, |at| at + 2);
+    Ok(std::str::from_utf8(&received[..end])?)
 }
 
 async fn get(server: &Server, path: &str) -> Result<reqwest::Response> {
@@ -36,14 +36,14 @@ async fn resumed_stream_has_exactly_the_remaining_frames_in_every_dialect() -> R
         let response = send(&server, path, &body).await?;
         let id = response.headers()["x-weir-generation"].to_str()?.to_owned();
         let all = response.text().await?;
-        let parts = parts(&all);
-        for (number, _) in parts.iter().enumerate() {
-            let rest = parts[number + 1..].concat();
+        let all_frames = split_frames(&all);
+        for (number, _) in all_frames.iter().enumerate() {
+            let rest = all_frames[number + 1..].concat();
             let query = format!("/v1/generations/{id}?stream=true&starting_after={number}");
             assert_eq!(get(&server, &query).await?.text().await?, rest, "{path} after {number}");
-            let again = Client::new().get(server.url(&format!("/v1/generations/{id}?stream=true")));
-            let again = again.header("last-event-id", number.to_string()).send().await?;
-            assert_eq!(again.text().await?, rest, "{path} after {number}");
+            let resumed = Client::new().get(server.url(&format!("/v1/generations/{id}?stream=true")));
+            let resumed = resumed.header("last-event-id", number.to_string()).send().await?;
+            assert_eq!(resumed.text().await?, rest, "{path} after {number}");
         }
         if path == "/v1/responses" {
             let query = format!("/v1/responses/resp_{id}?stream=true&starting_after=4");
@@ -70,13 +70,13 @@ async fn concurrent_readers_of_a_generation_get_the_same_stream() -> Result<()> 
     );
     let (first, second, events) = (first?, second?, follower?);
     assert_eq!(first, second);
-    assert_eq!(text_of(&frames(&first)?), SAID);
+    assert_eq!(text_of(&frames(&first)?), GENERATED_TEXT);
     let seqs: Vec<u64> = events.iter().map(|event| event.seq()).collect::<Result<_>>()?;
     assert_eq!(seqs, (1..=seqs.len() as u64).collect::<Vec<_>>());
     let names: Vec<&str> = events.iter().map(|event| event.name.as_str()).collect();
     assert_eq!((names[0], names[names.len() - 1]), ("started", "done"));
     let pieces: String = events.iter().filter_map(|event| event.data["text"].as_str()).collect();
-    assert_eq!(pieces, SAID);
+    assert_eq!(pieces, GENERATED_TEXT);
     Ok(())
 }
 
@@ -87,7 +87,7 @@ async fn detached_generation_continues_without_its_client_and_is_cancelled_by_id
     let id = response.headers()["x-weir-generation"].to_str()?.to_owned();
     drop(response);
     let whole: Value = get(&server, &format!("/v1/generations/{id}")).await?.json().await?;
-    assert_eq!(whole["choices"][0]["message"]["content"], SAID);
+    assert_eq!(whole["choices"][0]["message"]["content"], GENERATED_TEXT);
     assert_eq!(whole["choices"][0]["finish_reason"], "stop");
 
     let body = json!({ "input": "!never", "background": true });
@@ -119,31 +119,31 @@ async fn generation_interrupted_by_kill_9_keeps_its_prefix_and_ends_with_an_erro
     for _ in 0..3 {
         let mut response = send(&server, "/v1/chat/completions?detach=true", &streamed("!slow")).await?;
         let id = response.headers()["x-weir-generation"].to_str()?.to_owned();
-        let mut seen = Vec::new();
-        while text_of(&frames(whole_frames(&seen)?)?).is_empty() {
-            seen.extend(response.chunk().await?.context("a stream that goes on")?);
+        let mut received = Vec::new();
+        while text_of(&frames(complete_frames(&received)?)?).is_empty() {
+            received.extend(response.chunk().await?.context("the stream ended")?);
         }
-        before.push((id, String::from_utf8(seen)?));
+        before.push((id, String::from_utf8(received)?));
     }
     server.signal("KILL")?;
     server.wait().await?;
     let server = Server::start_generate_stub(&arguments).await?;
     let mut interrupted = 0;
-    for (id, seen) in before {
+    for (id, received) in before {
         let path = format!("/v1/generations/{id}?stream=true");
         let text = get(&server, &path).await?.text().await?;
-        assert!(text.starts_with(&seen), "{seen}\n---\n{text}");
+        assert!(text.starts_with(&received), "{received}\n---\n{text}");
         let frames = frames(&text)?;
         let whole = get(&server, &format!("/v1/generations/{id}")).await?;
-        let said = text_of(&frames);
-        // The first may have ended before the last had begun.
+        let generated = text_of(&frames);
+        // The first generation may have ended before the last began.
         if text.ends_with("data: [DONE]\n\n") {
-            assert_eq!((said.as_str(), whole.status().as_u16()), (SAID, 200));
+            assert_eq!((generated.as_str(), whole.status().as_u16()), (GENERATED_TEXT, 200));
             continue;
         }
         interrupted += 1;
         assert_eq!(frames.last().context("a frame")?["error"]["code"], "interrupted", "{text}");
-        assert!(SAID.starts_with(&said), "{said}");
+        assert!(GENERATED_TEXT.starts_with(&generated), "{generated}");
         assert_eq!(whole.status(), 503);
         assert_eq!(whole.json::<Value>().await?["code"], "interrupted");
     }
@@ -157,7 +157,7 @@ async fn generation_of_another_user_is_404() -> Result<()> {
     let settings = auth::settings(dir.path())?;
     let arguments: Vec<&str> = settings.iter().flat_map(|setting| ["--set", setting.as_str()]).collect();
     let server = Server::start_generate_stub(&arguments).await?;
-    let ask = async |key: &str, header: &str, path: &str, body: Option<Value>| {
+    let request = async |key: &str, header: &str, path: &str, body: Option<Value>| {
         let client = Client::new();
         let request = match &body {
             Some(body) => client.post(server.url(path)).json(body),
@@ -170,15 +170,15 @@ async fn generation_of_another_user_is_404() -> Result<()> {
     assert_eq!(response.status(), 401);
     assert_eq!(response.json::<Value>().await?["error"]["type"], "authentication_error");
     for header in ["authorization", "x-api-key", "x-goog-api-key"] {
-        let response = ask(auth::ANN, header, "/v1/chat/completions", Some(streamed("hi"))).await?;
+        let response = request(auth::ANN, header, "/v1/chat/completions", Some(streamed("hi"))).await?;
         assert_eq!(response.status(), 200, "{header}");
         let id = response.headers()["x-weir-generation"].to_str()?.to_owned();
         let all = response.text().await?;
         let path = format!("/v1/generations/{id}?stream=true");
-        assert_eq!(ask(auth::ANN, header, &path, None).await?.text().await?, all);
+        assert_eq!(request(auth::ANN, header, &path, None).await?.text().await?, all);
         for path in [path, format!("/v1/generations/{id}"), format!("/stream/generation/{id}")] {
-            assert_eq!(ask(auth::BOB, header, &path, None).await?.status(), 404, "{path}");
+            assert_eq!(request(auth::BOB, header, &path, None).await?.status(), 404, "{path}");
         }
     }
-    until("the server is still there", async || Ok(get(&server, "/livez").await?.status() == 200)).await
+    until("the server is alive", async || Ok(get(&server, "/livez").await?.status() == 200)).await
 }

@@ -1,4 +1,4 @@
-//! Pipelines that generate text, and the dialects of embeddings, moderation and reranking.
+//! Pipeline steps that generate text, and the dialects of embeddings, moderation and reranking.
 
 use anyhow::Result;
 use serde_json::{Value, json};
@@ -15,10 +15,10 @@ async fn generate_step_renders_its_template_and_streams_its_pieces() -> Result<(
     };
     let folder = Folder::new(&[("draft", step("Say of {{name}}: {{n}}")), ("fails", step("{{@}}"))])?;
     let server = Server::start_generate_stub(&folder.arguments()).await?;
-    let over = run(&server, "draft", &json!({ "name": "Ann", "n": 1 })).await?;
-    assert_eq!(over["output"]["text"], "One two three", "{over}");
+    let execution = run(&server, "draft", &json!({ "name": "Ann", "n": 1 })).await?;
+    assert_eq!(execution["output"]["text"], "One two three", "{execution}");
     assert_eq!(
-        (&over["output"]["finish_reason"], &over["output"]["usage"]["completion_tokens"]),
+        (&execution["output"]["finish_reason"], &execution["output"]["usage"]["completion_tokens"]),
         (&json!("length"), &json!(3))
     );
     let id = start_execution(&server, "draft", &json!({ "name": "Ann", "n": 1 })).await?;
@@ -31,8 +31,8 @@ async fn generate_step_renders_its_template_and_streams_its_pieces() -> Result<(
     assert_eq!(parts, "One two three");
     for (input, code) in [("!template", "invalid_input"), ("!down", "model_unavailable"), ("!overloaded", "overloaded")]
     {
-        let over = run(&server, "fails", &json!(input)).await?;
-        assert_eq!((&over["state"], &over["failure"]["code"]), (&json!("failed"), &json!(code)), "{over}");
+        let execution = run(&server, "fails", &json!(input)).await?;
+        assert_eq!((&execution["state"], &execution["failure"]["code"]), (&json!("failed"), &json!(code)), "{execution}");
     }
     Ok(())
 }

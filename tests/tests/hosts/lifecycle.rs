@@ -1,4 +1,4 @@
-//! Start, readiness, drain, kill.
+//! The life of a server: start, readiness, drain, kill, and replacement of instances.
 
 use std::time::{Duration, Instant};
 
@@ -9,7 +9,7 @@ use weir_tests::{Raw, Server, statuses, until};
 #[tokio::test]
 async fn server_is_ready_once_every_model_has_answered() -> Result<()> {
     let server = Server::launch(&[])?;
-    // Alive at once; whether it is ready already depends on the machine.
+    // The server is alive at once; whether it is ready depends on the speed of the machine.
     assert_eq!(reqwest::get(server.url("/livez")).await?.status(), 200);
     server.ready().await?;
     let models: Value = reqwest::get(server.url("/v1/models")).await?.json().await?;
@@ -33,11 +33,11 @@ async fn model_that_cannot_load_is_named_and_the_others_serve() -> Result<()> {
     std::fs::write(broken.join("model.onnx"), b"this is no graph")?;
     let model = format!("broken={}", broken.display());
     let server = Server::launch(&["--model", &model])?;
-    until("told", || async { Ok(server.log().contains("broken")) }).await?;
+    until("the model is named in the log", || async { Ok(server.log().contains("broken")) }).await?;
     let response = reqwest::get(server.url("/readyz")).await?;
     assert_eq!(response.status(), 503);
     assert!(response.text().await?.contains("broken"));
-    let body = json!({"text": "the other models answer all the same", "include_summary": false});
+    let body = json!({"text": "the other models are served", "include_summary": false});
     let client = reqwest::Client::new();
     let response = client.post(server.url("/process-stream")).json(&body).send().await?.text().await?;
     assert!(response.contains("sentiment_complete"), "{response}");
@@ -47,7 +47,7 @@ async fn model_that_cannot_load_is_named_and_the_others_serve() -> Result<()> {
 #[tokio::test]
 async fn sigterm_finishes_streams_and_refuses_new_requests() -> Result<()> {
     let mut server = Server::start_stub(&[]).await?;
-    // Twenty chunks of 300 ms each: long enough to look around meanwhile.
+    // Twenty chunks of 300 ms each: the stream is open during the requests below.
     let text = "this one is !slow to come. ".repeat(40);
     let body = json!({"text": text, "include_summary": false, "chunk_size": 50}).to_string();
     let mut streaming = Raw::post(&server, "/process-stream", &body).await?;
@@ -90,25 +90,25 @@ async fn killed_server_leaves_a_stream_without_its_end() -> Result<()> {
     let mut streaming = Raw::post(&server, "/process-stream", &body).await?;
     streaming.read_until("sentiment_processing").await?;
     server.signal("KILL")?;
-    // Without the last chunk of the encoding a client knows that this is not all.
+    // Without the last chunk of the encoding, a client detects that the response is incomplete.
     if let Ok(all) = streaming.read_to_end().await {
         assert!(!all.ends_with("0\r\n\r\n"), "{all}");
     }
-    // And it starts again on what is left: there is no state to repair.
+    // Another server starts: there is no state to repair.
     Server::start_stub(&[]).await.map(drop)
 }
 
 #[tokio::test]
 async fn lost_infer_instance_is_replaced_and_its_items_get_outcomes() -> Result<()> {
     let server = Server::start_stub(&[]).await?;
-    // The stand-in ends its stream on this text, which is against its contract: the instance is given up.
+    // The stand-in ends its stream of outcomes early, which breaks its contract: the instance is replaced.
     let body = json!({"text": "this one makes it !end early", "include_summary": false});
     let client = reqwest::Client::new();
     let response = client.post(server.url("/process-stream")).json(&body).send().await?.text().await?;
     let events = weir_tests::ndjson(&response)?;
     assert!(statuses(&events).contains(&"sentiment_error"), "{response}");
     assert_eq!(statuses(&events).last(), Some(&"completed"), "{response}");
-    until("made anew", || async { Ok(server.metric("weir_infer_replica_restarts_total").await? >= 1.0) }).await?;
+    until("the instance is replaced", || async { Ok(server.metric("weir_infer_replica_restarts_total").await? >= 1.0) }).await?;
     server.ready().await?;
     let body = json!({"text": "a good one after that", "include_summary": false});
     let response = client.post(server.url("/process-stream")).json(&body).send().await?.text().await?;
@@ -121,7 +121,7 @@ async fn steps_whose_models_are_not_served_make_the_server_not_ready() -> Result
     let dir = tempfile::tempdir()?;
     let empty = dir.path().display().to_string();
     let client = reqwest::Client::new();
-    // No model at all; one step without its model; a model that cannot do its step.
+    // No model; one step without its model; an unknown model; a model of another task than its step.
     for (arguments, keys) in [
         (vec!["--models-dir", &empty], vec!["steps.sentiment", "steps.summary", "steps.entities"]),
         (vec!["--set", "models.names=[\"sentiment\", \"embeddings\"]"], vec!["steps.entities"]),
@@ -130,7 +130,7 @@ async fn steps_whose_models_are_not_served_make_the_server_not_ready() -> Result
     ] {
         let server = Server::launch(&arguments)?;
         let not_ready = |response: &Value| response["detail"].as_str().is_some_and(|detail| detail.contains("steps."));
-        until("said what is missing", || async {
+        until("the missing models are reported", || async {
             let response = client.get(server.url("/readyz")).send().await?;
             Ok(response.status() == 503 && not_ready(&response.json().await?))
         })
@@ -154,7 +154,7 @@ async fn failed_steps_are_listed_in_the_last_event() -> Result<()> {
     let empty = dir.path().display().to_string();
     let off = ["--set", "steps.sentiment=", "--set", "steps.entities=", "--set", "steps.summary="];
     let server = Server::start(&[["--models-dir", &empty].as_slice(), &off].concat()).await?;
-    let body = json!({"text": "nobody is here to read it", "include_summary": false, "include_entities": true});
+    let body = json!({"text": "no model reads this text", "include_summary": false, "include_entities": true});
     let client = reqwest::Client::new();
     let response = client.post(server.url("/process-stream")).json(&body).send().await?.text().await?;
     assert!(response.contains("sentiment_error") && response.contains("unknown_model"), "{response}");
@@ -168,7 +168,7 @@ async fn failed_steps_are_listed_in_the_last_event() -> Result<()> {
     Ok(())
 }
 
-/// A classifier whose `config.json` is replaced by an empty list is refused at the start, not served as embeddings.
+/// A classifier whose `config.json` is an empty list is refused at the start, not served as an embedding model.
 #[tokio::test]
 async fn model_configuration_that_is_no_object_stops_the_start() -> Result<()> {
     let dir = tempfile::tempdir()?;

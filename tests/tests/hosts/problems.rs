@@ -1,4 +1,4 @@
-//! Every way in which a request can be wrong, over real sockets: one clear problem, and the server goes on.
+//! Invalid requests over real sockets: each gets one problem document, and the server continues.
 
 use anyhow::{Context, Result};
 use reqwest::{Method, StatusCode};
@@ -96,7 +96,7 @@ async fn invalid_request_is_answered_with_one_problem() -> Result<()> {
         let detail = problem["detail"].as_str().context("a detail")?;
         assert!(detail.contains(case.detail), "{}: {detail}", case.name);
     }
-    let good = client.post(server.url("/process-batch")).json(&json!({"text": "and it goes on"})).send().await?;
+    let good = client.post(server.url("/process-batch")).json(&json!({"text": "a valid request"})).send().await?;
     assert_eq!(good.status(), StatusCode::OK);
     assert!(!good.headers()["x-request-id"].is_empty());
     Ok(())
@@ -115,7 +115,7 @@ async fn body_that_does_not_arrive_is_408() -> Result<()> {
 #[tokio::test]
 async fn header_that_does_not_arrive_ends_the_connection() -> Result<()> {
     let server = Server::start_stub(&["--set", "http.header_timeout_ms=200"]).await?;
-    // Silence, half a header, half of what HTTP/2 begins with.
+    // No bytes, a part of a header, a part of the preface of HTTP/2.
     for bytes in [&b""[..], b"POST /process-stream HTTP/1.1\r\nHost: w", b"PRI * HTTP/2.0"] {
         let mut raw = Raw::connect(&server).await?;
         raw.send(bytes).await?;
@@ -146,14 +146,14 @@ async fn request_past_its_timeout_ends_with_an_error() -> Result<()> {
 async fn full_server_responds_503_and_serves_probes() -> Result<()> {
     let server = Server::start_stub(&["--set", "http.requests_max=1"]).await?;
     let body = json!({"text": "this one is !never answered", "include_summary": false}).to_string();
-    let mut held = Raw::post(&server, "/process-stream", &body).await?;
-    held.read_until("sentiment_processing").await?;
+    let mut occupying = Raw::post(&server, "/process-stream", &body).await?;
+    occupying.read_until("sentiment_processing").await?;
     let response = reqwest::Client::new().post(server.url("/process-batch")).body(body).send().await?;
     assert_eq!(response.status(), 503);
     assert_eq!(response.headers()["retry-after"], "1");
     let problem: Value = response.json().await?;
     assert_eq!((&problem["code"], &problem["retryable"]), (&json!("overloaded"), &json!(true)));
-    // However busy it is, it is alive, ready, and shows its metrics.
+    // A full server is alive and ready, and serves its metrics.
     for probe in ["/livez", "/readyz", "/metrics"] {
         assert_eq!(reqwest::get(server.url(probe)).await?.status(), 200, "{probe}");
     }

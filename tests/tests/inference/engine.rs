@@ -1,4 +1,4 @@
-//! The batching engine through the built components, with faults injected: texts that fail, trap, hang or are slow.
+//! The batching engine with the built components and injected faults: texts that fail, trap, hang or are slow.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -12,7 +12,7 @@ use weir_runtime::types::{Aggregation, EmbedOptions, Failure, Item, Output, Task
 use weir_tests::texts::{Random, run_items, classify_item, collect, wait_until, runtime};
 use weir_tests::{models, root};
 
-/// One replica of `sentiment`.
+/// A configuration with one replica of `sentiment`.
 fn sentiment() -> Config {
     let mut config = Config::default();
     config.models.replicas = 1;
@@ -21,7 +21,7 @@ fn sentiment() -> Config {
     config
 }
 
-/// As [`sentiment`], with the stand-in for the infer component.
+/// A runtime with the stand-in for the infer component.
 fn stub(config: &Config) -> Result<Runtime> {
     runtime(config, "infer_stub")
 }
@@ -31,13 +31,13 @@ fn scores(output: &Output) -> Result<BTreeMap<String, f32>> {
     Ok(labels.iter().map(|label| (label.label.clone(), label.score)).collect())
 }
 
-/// With tract, the largest difference between the numbers of a text alone and in any company that was tried: 1,300 mixtures.
+/// Bound of the difference between the outputs of tract for a text alone and in a batch, over 1,300 mixtures.
 ///
-/// It is not nothing: a kernel that computes several rows at once adds in another order than one that computes a row
-/// alone, and sums over a longer line of tokens are cut in other places. See ARCHITECTURE.md.
+/// It is not 0: a kernel that computes several rows at once adds in another order than one that computes a single row, and sums over longer
+/// sequences are split differently. See docs/decisions/011.
 const TRACT_DIFFERENCE_MAX: f32 = 2e-5;
 
-/// What a model says of a text in numbers, in an order that does not depend on them.
+/// The numbers in an output, in an order that does not depend on their values.
 fn numbers(output: &Output) -> Result<Vec<f32>> {
     Ok(match output {
         Output::Labels(_) => scores(output)?.into_values().collect(),
@@ -62,8 +62,8 @@ async fn batch_changes_tract_output_within_its_bound() -> Result<()> {
     compare_mixtures("tract", "auto", TRACT_DIFFERENCE_MAX).await
 }
 
-/// Compares the numbers of texts alone with those in 1,300 mixtures.
-#[expect(clippy::print_stdout, reason = "the figures of a run, which the test runner shows on demand")]
+/// Compares the outputs for texts alone with those in 1,300 mixtures.
+#[expect(clippy::print_stdout, reason = "the test runner shows the measured differences on demand")]
 async fn compare_mixtures(engine: &str, precision: &str, difference_max: f32) -> Result<()> {
     for (model, mixtures) in [("sentiment", 1000), ("entities", 150), ("embeddings", 150)] {
         let mut config = sentiment();
@@ -104,16 +104,16 @@ async fn compare_mixtures(engine: &str, precision: &str, difference_max: f32) ->
         println!(
             "{engine} in {precision}, {model}: {compared} numbers compared, {identical} identical, largest difference {largest:e}"
         );
-        ensure!(compared > 0 && largest <= difference_max, "{model}: a batch changed a number by {largest:e}");
+        ensure!(compared > 0 && largest <= difference_max, "{model}: a batch changed an output by {largest:e}");
     }
     Ok(())
 }
 
-/// Every token by itself, so that each has its score.
+/// Options with which each token has its own score.
 const TOKENS: TokenOptions = TokenOptions { aggregation: Aggregation::None, ignore_labels: Vec::new(), stride: None };
 
-/// A copy of a toy model whose word `poison` has an id beyond the graph's table.
-fn poisoned(into: &Path) -> Result<Model> {
+/// A copy of a toy model whose word `poison` has a token id beyond the embedding table of the graph.
+fn poisoned_model(into: &Path) -> Result<Model> {
     let toy = root().join("tests/models/regression-toy");
     for file in std::fs::read_dir(&toy)? {
         let file = file?;
@@ -132,7 +132,7 @@ async fn failing_item_does_not_fail_its_batch() -> Result<()> {
     let folder = tempfile::tempdir()?;
     let mut config = sentiment();
     config.models.names = vec!["sentiment".into()];
-    config.model.insert("toy".into(), poisoned(folder.path())?);
+    config.model.insert("toy".into(), poisoned_model(folder.path())?);
     let runtime = runtime(&config, "infer")?;
     runtime.settled("toy").await.map_err(anyhow::Error::msg)?;
     for culprits in [vec![], vec![5], vec![0, 39], (0..40).step_by(7).collect::<Vec<u64>>()] {
@@ -140,8 +140,8 @@ async fn failing_item_does_not_fail_its_batch() -> Result<()> {
         let results = run_items(&runtime, (0..40).map(|id| classify_item(id, "toy", text(id))).collect()).await?;
         for (id, result) in results {
             match result {
-                Ok(_) => ensure!(!culprits.contains(&id), "{id} was answered"),
-                Err(Failure::Engine(_)) => ensure!(culprits.contains(&id), "{id} failed for another"),
+                Ok(_) => ensure!(!culprits.contains(&id), "{id} has an output"),
+                Err(Failure::Engine(_)) => ensure!(culprits.contains(&id), "{id} failed although its text is valid"),
                 Err(other) => bail!("{id}: {other:?}"),
             }
         }
@@ -182,16 +182,16 @@ async fn replica_that_hangs_is_replaced() -> Result<()> {
     }
     let stats = || runtime.stats("sentiment").unwrap_or_default();
     ensure!(stats().hangs == 2, "{:?}", stats());
-    wait_until("no thread hangs any more", || stats().threads_hanging == 0 && stats().replicas_ready == 1).await
+    wait_until("no thread hangs", || stats().threads_hanging == 0 && stats().replicas_ready == 1).await
 }
 
-/// The thread itself hangs here, in the engine: a batch of long texts takes longer than a replica may be silent. Its
-/// items are tried one by one by another replica, and each alone is quick.
+/// The engine hangs: a batch of long texts takes longer than `hang_timeout_ms`. Another replica retries its items one by one, each of which
+/// is quick.
 #[tokio::test(flavor = "multi_thread")]
 async fn batch_that_hangs_the_engine_is_retried_item_by_item() -> Result<()> {
     let mut config = sentiment();
     config.models.names = vec!["embeddings".into()];
-    // Without the packed graph: long texts share a batch.
+    // Without the packed graph, long texts share a batch.
     let folder = tempfile::tempdir()?;
     for file in std::fs::read_dir(models().join("sentiment"))? {
         let file = file?;
@@ -204,7 +204,7 @@ async fn batch_that_hangs_the_engine_is_retried_item_by_item() -> Result<()> {
     config.model.insert("slow".into(), Model { path: folder.path().to_owned(), ..Default::default() });
     config.infer.batch_tokens_max = 16 * 512;
     let long = Random(3).text(600);
-    // How long one takes here decides how long is too long: a batch holds several.
+    // The timeout is derived from the time of one text on this machine: a batch has several.
     let alone = {
         let runtime = runtime(&config, "infer")?;
         runtime.settled("slow").await.map_err(anyhow::Error::msg)?;
@@ -218,11 +218,11 @@ async fn batch_that_hangs_the_engine_is_retried_item_by_item() -> Result<()> {
     runtime.settled("slow").await.map_err(anyhow::Error::msg)?;
     let results = run_items(&runtime, (0..24).map(|id| classify_item(id, "slow", long.as_str())).collect()).await?;
     let stats = || runtime.stats("slow").unwrap_or_default();
-    ensure!(stats().hangs >= 1, "nothing hung: {:?}", stats());
-    // On a machine that is very busy even one may take too long; it is answered all the same.
+    ensure!(stats().hangs >= 1, "no replica hung: {:?}", stats());
+    // On a very busy machine even a single text may exceed the timeout; not all have to succeed.
     let answered = results.values().filter(|result| result.is_ok()).count();
-    ensure!(answered >= 1, "none was answered: {results:?}");
-    wait_until("the thread has come back", || stats().threads_hanging == 0).await?;
+    ensure!(answered >= 1, "no item succeeded: {results:?}");
+    wait_until("the thread has returned", || stats().threads_hanging == 0).await?;
     let after = run_items(&runtime, vec![classify_item(0, "slow", "short")]).await?;
     ensure!(after[&0].is_ok(), "{after:?}");
     Ok(())
@@ -245,7 +245,7 @@ async fn circuit_opens_and_closes_again() -> Result<()> {
     ensure!(matches!(refused, Err(Failure::CircuitOpen(ms)) if (1..=300).contains(&ms)), "{refused:?}");
     let began = Instant::now();
     while one("good").await?.is_err() {
-        ensure!(began.elapsed() < Duration::from_secs(30), "it stays open");
+        ensure!(began.elapsed() < Duration::from_secs(30), "the circuit stays open");
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
     ensure!(one("good").await?.is_ok() && one("good").await?.is_ok());
@@ -282,28 +282,27 @@ async fn caller_with_many_items_does_not_delay_one_with_few() -> Result<()> {
         }
         (outcomes, read)
     });
-    // Items of the other that were answered while this one waited: those in the batch that was being computed, and those
-    // that share its own.
-    let mut all = Vec::new();
+    // Items of the other caller that were answered while this one waited: those of the batch in progress, and those of its own batch.
+    let mut counts = Vec::new();
     for _ in 0..10 {
         let before = runtime.stats("sentiment").context("stats")?.answered;
         let results = run_items(&runtime, vec![classify_item(0, "sentiment", "A single text.")]).await?;
         ensure!(results[&0].is_ok());
         let after = runtime.stats("sentiment").context("stats")?.answered;
-        all.push(after - before);
+        counts.push(after - before);
     }
     let (outcomes, _) = reading.await?;
-    // Texts of this length go about nine to a batch: what is being computed, its own batch, and what was answered before this
-    // task had its turn to count. A machine that is busy can make that last part long once or twice, not mostly.
-    all.sort_unstable();
-    ensure!(all[all.len() / 2] <= 40, "{all:?} items of the other went first");
-    let handed = runtime.stats("sentiment").context("stats")?.handed_over;
+    // About nine texts of this length make a batch: the batch in progress, its own batch, and what was answered before this task counted.
+    // A busy machine can prolong the last part once or twice, so the median is compared.
+    counts.sort_unstable();
+    ensure!(counts[counts.len() / 2] <= 40, "{counts:?} items of the other caller were answered first");
+    let handed_over_before = runtime.stats("sentiment").context("stats")?.handed_over;
     drop(outcomes);
     many.await?;
     wait_until("the queue is empty", || runtime.stats("sentiment").is_some_and(|stats| stats.waiting == 0)).await?;
     let stats = runtime.stats("sentiment").context("stats")?;
     ensure!(stats.abandoned > 0, "{stats:?}");
-    ensure!(stats.handed_over <= handed + 40, "computed for nobody: {handed} then {stats:?}");
+    ensure!(stats.handed_over <= handed_over_before + 40, "items were computed after their caller left: {handed_over_before}, then {stats:?}");
     Ok(())
 }
 
@@ -311,7 +310,7 @@ async fn caller_with_many_items_does_not_delay_one_with_few() -> Result<()> {
 async fn item_past_its_deadline_is_answered_and_not_computed() -> Result<()> {
     let runtime = stub(&sentiment())?;
     runtime.settled("sentiment").await.map_err(anyhow::Error::msg)?;
-    // The stand-in takes 300 ms for each of these, and takes them one after another.
+    // The stand-in processes these one after the other, 300 ms each.
     let (sender, slow) = runtime.call().open();
     for id in 0..4 {
         sender.send(classify_item(id, "sentiment", "!slow")).await?;
@@ -322,7 +321,7 @@ async fn item_past_its_deadline_is_answered_and_not_computed() -> Result<()> {
     let dated = Item { deadline_ms: Some(20), ..classify_item(0, "sentiment", "good") };
     let results = run_items(&runtime, vec![dated]).await?;
     ensure!(results[&0] == Err(Failure::DeadlineExceeded), "{results:?}");
-    ensure!(began.elapsed() < Duration::from_millis(900), "it waited {:?}", began.elapsed());
+    ensure!(began.elapsed() < Duration::from_millis(900), "the item waited {:?}", began.elapsed());
     let after = runtime.stats("sentiment").context("stats")?;
     ensure!(after.expired == before.expired + 1, "{after:?}");
     drop(sender);
@@ -330,8 +329,8 @@ async fn item_past_its_deadline_is_answered_and_not_computed() -> Result<()> {
     Ok(())
 }
 
-/// Ten times as much as there is room for: what is refused is told so at once, what is accepted is answered, and nothing is
-/// lost. Streams wait instead, and lose nothing either.
+/// Ten times as many items as the queue has room for: with `WhenFull::Fail` each is answered or refused at once, with `WhenFull::Wait` all
+/// are answered.
 #[tokio::test(flavor = "multi_thread")]
 async fn overloaded_queue_refuses_or_pushes_back() -> Result<()> {
     let mut config = sentiment();
@@ -368,9 +367,9 @@ async fn dropped_items_get_an_outcome() -> Result<()> {
         }
         drop(sender);
         let results = collect(outcomes).await?;
-        let kept: Vec<u64> = results.iter().filter(|(_, result)| result.is_ok()).map(|(id, _)| *id).collect();
+        let answered_ids: Vec<u64> = results.iter().filter(|(_, result)| result.is_ok()).map(|(id, _)| *id).collect();
         let expected: Vec<u64> = if policy == DropPolicy::Head { (15..20).collect() } else { (0..5).collect() };
-        ensure!(kept == [expected, vec![1000]].concat(), "{policy:?} kept {kept:?}");
+        ensure!(answered_ids == [expected, vec![1000]].concat(), "{policy:?}: {answered_ids:?} are answered");
         ensure!(results.len() == 21 && runtime.stats("sentiment").is_some_and(|stats| stats.overloaded == 15));
     }
     Ok(())
@@ -386,11 +385,11 @@ async fn windows_delay_items_until_count_time_or_flush() -> Result<()> {
     let few = |count: u64| (0..count).map(|id| classify_item(id, "sentiment", "good")).collect::<Vec<_>>();
     let began = Instant::now();
     run_items(&runtime, few(1)).await?;
-    ensure!(began.elapsed() >= Duration::from_millis(1500), "one item waits for its window");
+    ensure!(began.elapsed() >= Duration::from_millis(1500), "an item did not wait for its window");
     let began = Instant::now();
     run_items(&runtime, few(4)).await?;
     let full = began.elapsed();
-    ensure!(full < Duration::from_millis(1500), "four fill a batch, and it took {full:?}");
+    ensure!(full < Duration::from_millis(1500), "a full batch took {full:?}");
     let (sender, outcomes) = runtime.call().open();
     sender.send(classify_item(0, "sentiment", "good")).await?;
     ensure!(runtime.flush("sentiment") == 1);

@@ -1,5 +1,4 @@
-//! `/process-stream` and `/process-batch` over real sockets: order, content, arithmetic, framing, and what happens when
-//! readers are slow or leave.
+//! `/process-stream` and `/process-batch` over real sockets: order, content, offsets, framing, and readers that are slow or disconnect.
 
 use anyhow::{Context, Result, ensure};
 use expect_test::expect;
@@ -38,12 +37,12 @@ async fn shipped_models_complete_every_step_in_order() -> Result<()> {
         let confidence = event["chunk_result"]["confidence"].as_f64().context("a number")?;
         assert!((1.0 / 3.0..=1.0).contains(&confidence), "{event}");
     }
-    let of = |status: &str| events.iter().find(|event| event["status"] == status).context("the event is there");
-    let summary = of("summarization_complete")?["summary"].as_str().context("a string")?;
+    let event_with = |status: &str| events.iter().find(|event| event["status"] == status).context("no such event");
+    let summary = event_with("summarization_complete")?["summary"].as_str().context("a string")?;
     let ratio = summary.chars().count() as f64 / TEXT.chars().count() as f64;
-    assert_eq!(of("summarization_complete")?["compression_ratio"], ratio);
-    let entities = of("entities_complete")?["entities"].as_array().context("a list")?;
-    let found: Vec<(String, &str)> = entities
+    assert_eq!(event_with("summarization_complete")?["compression_ratio"], ratio);
+    let entities = event_with("entities_complete")?["entities"].as_array().context("a list")?;
+    let texts_and_labels: Vec<(String, &str)> = entities
         .iter()
         .map(|e| {
             let (start, end) = (e["start"].as_u64().unwrap_or(0), e["end"].as_u64().unwrap_or(0));
@@ -52,7 +51,7 @@ async fn shipped_models_complete_every_step_in_order() -> Result<()> {
         })
         .collect();
     for expected in [("Geneva", "LOC"), ("Paris", "LOC"), ("Maria Schmidt", "PER"), ("Siemens", "ORG")] {
-        assert!(found.contains(&(expected.0.into(), expected.1)), "{expected:?} in {found:?}");
+        assert!(texts_and_labels.contains(&(expected.0.into(), expected.1)), "{expected:?} in {texts_and_labels:?}");
     }
     Ok(())
 }
@@ -67,12 +66,12 @@ async fn process_batch_returns_the_results_of_the_stream() -> Result<()> {
     assert_eq!(response.headers()["content-type"], "application/json");
     let batch: Value = response.json().await?;
     let events = stream(&server, body).await?;
-    let of = |status: &str| events.iter().find(|event| event["status"] == status).context("the event is there");
-    assert_eq!(batch["summary"], of("summarization_complete")?["summary"]);
+    let event_with = |status: &str| events.iter().find(|event| event["status"] == status).context("no such event");
+    assert_eq!(batch["summary"], event_with("summarization_complete")?["summary"]);
     let texts = |list: &Value| -> Vec<Value> {
         list.as_array().into_iter().flatten().map(|entity| entity["text"].clone()).collect()
     };
-    assert_eq!(texts(&batch["entities"]), texts(&of("entities_complete")?["entities"]));
+    assert_eq!(texts(&batch["entities"]), texts(&event_with("entities_complete")?["entities"]));
     for entity in batch["entities"].as_array().context("entities")? {
         let (start, end) = (entity["start"].as_u64().context("start")?, entity["end"].as_u64().context("end")?);
         assert_eq!(entity["text"], code_points(TEXT, start, end));
@@ -104,8 +103,7 @@ async fn unknown_field_is_refused_with_the_nearest_name() -> Result<()> {
     Ok(())
 }
 
-/// Whole answers of JSON, of the gateway and of the host, end with a line end; scores are the shortest decimals of their f32 in
-/// every form of answer.
+/// JSON bodies of the gateway and of the host end with a newline; scores are the shortest decimals of their f32 in every response.
 #[tokio::test]
 async fn json_bodies_end_with_a_newline_and_scores_have_one_form() -> Result<()> {
     let server = Server::start(&[]).await?;
@@ -142,7 +140,7 @@ async fn json_bodies_end_with_a_newline_and_scores_have_one_form() -> Result<()>
 #[tokio::test]
 async fn offsets_and_chunks_count_code_points() -> Result<()> {
     let server = Server::start_stub(&[]).await?;
-    // An emoji family is seven code points, a flag two, an e with an acute accent here two.
+    // The family emoji has seven code points, the flag two, and the `e` with a combining accent two.
     let text = "Zoe\u{301} and 👨‍👩‍👧‍👦 went to Köln 🇩🇪, and Ελένη stayed. ".repeat(3);
     let length = text.chars().count();
     let events =
@@ -196,9 +194,9 @@ async fn first_event_is_sent_before_the_model_returns() -> Result<()> {
     let server = Server::start_stub(&[]).await?;
     let body = json!({"text": "this one is !never answered", "include_summary": false}).to_string();
     let mut raw = Raw::post(&server, "/process-stream", &body).await?;
-    let seen = raw.read_until("sentiment_processing").await?;
-    assert!(seen.contains(r#""status":"started""#), "{seen}");
-    assert!(!seen.contains("sentiment_progress"), "{seen}");
+    let text = raw.read_until("sentiment_processing").await?;
+    assert!(text.contains(r#""status":"started""#), "{text}");
+    assert!(!text.contains("sentiment_progress"), "{text}");
     Ok(())
 }
 
@@ -225,34 +223,34 @@ async fn failing_step_is_an_event_and_the_stream_continues() -> Result<()> {
     Ok(())
 }
 
-/// While the only replica is busy, a second request waits behind it and its client leaves.
-async fn leave(path: &str) -> Result<()> {
+/// Checks that the items of a disconnected client are not computed: its request waits behind another that occupies the only replica.
+async fn check_disconnect(path: &str) -> Result<()> {
     let server = Server::start_stub(&[]).await?;
     let warm_ups = server.metric("weir_infer_items_total").await?;
     // Five chunks of 300 ms each.
     let text = "this one is !slow to come. ".repeat(10);
     let blocking = json!({"text": text, "include_summary": false, "chunk_size": 54}).to_string();
     let mut blocking = Raw::post(&server, "/process-stream", &blocking).await?;
-    until("taken", || async { Ok(server.metric("weir_infer_items_total").await? >= warm_ups + 5.0) }).await?;
+    until("the items are computed", || async { Ok(server.metric("weir_infer_items_total").await? >= warm_ups + 5.0) }).await?;
     let waiting = json!({"text": "good morning to you", "include_summary": false}).to_string();
     let waiting = Raw::post(&server, path, &waiting).await?;
-    until("queued", || async { Ok(server.metric("weir_infer_queue_items").await? == 1.0) }).await?;
+    until("the item is queued", || async { Ok(server.metric("weir_infer_queue_items").await? == 1.0) }).await?;
     drop(waiting);
-    until("let go", || async { Ok(server.metric("weir_http_requests_open").await? == 1.0) }).await?;
+    until("the request is closed", || async { Ok(server.metric("weir_http_requests_open").await? == 1.0) }).await?;
     blocking.read_until("\"completed\"").await?;
-    until("skipped", || async { Ok(server.metric("weir_infer_items_abandoned_total").await? == 1.0) }).await?;
+    until("the item is abandoned", || async { Ok(server.metric("weir_infer_items_abandoned_total").await? == 1.0) }).await?;
     assert_eq!(server.metric("weir_infer_items_total").await?, warm_ups + 5.0);
     Ok(())
 }
 
 #[tokio::test]
 async fn stream_of_a_client_that_left_is_not_computed() -> Result<()> {
-    leave("/process-stream").await
+    check_disconnect("/process-stream").await
 }
 
 #[tokio::test]
 async fn batch_of_a_client_that_left_is_not_computed() -> Result<()> {
-    leave("/process-batch").await
+    check_disconnect("/process-batch").await
 }
 
 #[tokio::test]
@@ -260,7 +258,7 @@ async fn slow_reader_delays_no_other() -> Result<()> {
     const READERS: usize = 8;
     const ANSWERS: usize = 64;
     let server = Server::start_stub(&[]).await?;
-    // Readers that do not read, each with answers of some 8 MB in all coming: more than the kernel holds for them.
+    // Clients that do not read, each with responses of about 8 MB in all: more than the buffers of the kernel.
     let text = "Geneva Paris Rome Bern Oslo Wien ".repeat(150);
     let body = json!({"text": text, "include_entities": true, "include_summary": false, "chunk_size": 50}).to_string();
     let mut stalled = Vec::new();
@@ -271,25 +269,25 @@ async fn slow_reader_delays_no_other() -> Result<()> {
         }
         stalled.push(raw);
     }
-    // One who reads is answered again and again, until for many rounds nothing else has begun.
-    let (mut begun, mut own, mut still) = (0.0, 0.0, 0);
+    // A client that reads is served repeatedly, until no response of another client has begun for 20 rounds.
+    let (mut started, mut own, mut rounds_without_progress) = (0.0, 0.0, 0);
     let client = reqwest::Client::new();
     let began = std::time::Instant::now();
-    while still < 20 {
-        ensure!(began.elapsed() < PATIENCE, "they are never stalled");
-        let body = json!({"text": "one who reads is answered", "include_summary": false});
+    while rounds_without_progress < 20 {
+        ensure!(began.elapsed() < PATIENCE, "the stalled clients still make progress");
+        let body = json!({"text": "a client that reads is served", "include_summary": false});
         let response = client.post(server.url("/process-stream")).json(&body).send().await?.text().await?;
         ensure!(response.contains("\"completed\""), "{response}");
         own += 1.0;
-        let before = begun;
-        begun = server.post_count().await? - own;
-        still = if begun == before { still + 1 } else { 0 };
+        let before = started;
+        started = server.post_count().await? - own;
+        rounds_without_progress = if started == before { rounds_without_progress + 1 } else { 0 };
     }
-    assert!(begun < (READERS * ANSWERS) as f64, "{begun} answers began: nobody was stalled");
-    // And those who wake up later get all of theirs.
+    assert!(started < (READERS * ANSWERS) as f64, "{started} responses began: no client was stalled");
+    // The stalled clients get all their responses when they read.
     for mut raw in stalled {
         let all = raw.read_until_nth("\"completed\"", ANSWERS).await?;
-        assert!(all > ANSWERS * 50_000, "{all} bytes are too few to stall anybody");
+        assert!(all > ANSWERS * 50_000, "{all} bytes are too few to stall a client");
     }
     Ok(())
 }

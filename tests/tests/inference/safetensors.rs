@@ -1,4 +1,4 @@
-//! Models as the hub has them, through the whole path: `model.safetensors` and a tokenizer, without an ONNX graph.
+//! Models in the form of the Hugging Face hub: `model.safetensors` and a tokenizer, without an ONNX graph, through the built components.
 
 use std::path::{Path, PathBuf};
 
@@ -9,7 +9,7 @@ use weir_runtime::types::{Aggregation, EmbedOptions, Failure, Item, Output, Task
 use weir_tests::root;
 use weir_tests::texts::{run_items, classify_item, runtime};
 
-/// The words that the small models have embeddings for.
+/// The size of the embedding tables of the small models.
 const VOCABULARY: u64 = 64;
 
 fn copy(from: &Path, to: &Path) -> Result<()> {
@@ -26,7 +26,7 @@ fn copy(from: &Path, to: &Path) -> Result<()> {
     Ok(())
 }
 
-/// A copy of a model with random weights, with the beginning of a toy's vocabulary.
+/// A copy of a model with random weights, with the first entries of the vocabulary of a toy model.
 fn model(name: &str, into: &Path) -> Result<PathBuf> {
     let path = into.join(name);
     copy(&root().join("tests/architectures").join(name), &path)?;
@@ -93,7 +93,7 @@ async fn classifiers_and_embeddings_are_served_without_a_graph() -> Result<()> {
     Ok(())
 }
 
-/// The scores in the order of the labels' names.
+/// The scores, ordered by the names of their labels.
 fn scores(result: Option<Result<Output, Failure>>) -> Result<Vec<f32>> {
     let result = result.context("a result")?;
     let Ok(Output::Labels(mut labels)) = result else { anyhow::bail!("no labels: {result:?}") };

@@ -1,4 +1,4 @@
-//! Pipelines end to end: what is told, what is answered, what goes wrong.
+//! Pipelines end to end: events, responses, failures, cancellation, idempotency and ownership.
 
 use std::collections::BTreeSet;
 
@@ -13,7 +13,7 @@ use weir_tests::{Server, ndjson, until};
 const TEXT: &str = "The night train to Vienna was wonderful. The staff in Salzburg were kind and the beds were soft. \
     Breakfast was terrible, and the coffee was cold. I would still travel with Nightjet again next year.";
 
-async fn stub(folder: &Folder, more: &[&str]) -> Result<Server> {
+async fn start_stub(folder: &Folder, more: &[&str]) -> Result<Server> {
     Server::start_stub(&[&folder.arguments()[..], more].concat()).await
 }
 
@@ -57,24 +57,24 @@ async fn pipeline_with_shipped_models_emits_every_event_type() -> Result<()> {
     assert_eq!(output["vectors"], 4, "{output}");
     assert_eq!((&output["broken"], &output["words"]), (&Value::Null, &json!(1)), "{output}");
     assert!(output["names"].to_string().contains("Vienna"), "{output}");
-    // What a step puts out is what `/process-stream` says of the same text.
+    // The output of a step equals the event of `/process-stream` for the same text.
     let body = json!({"text": TEXT, "chunk_size": 60, "include_entities": true});
     let stream = Client::new().post(server.url("/process-stream")).json(&body).send().await?.text().await?;
     for (step, status) in
         [("mood", "sentiment_complete"), ("names", "entities_complete"), ("short", "summarization_complete")]
     {
-        let put_out = all.iter().find(|event| event.name == "step_complete" && event.data["step_id"] == step);
-        let mut said = put_out.context("a step")?.data["data"]["output"].clone();
-        said["status"] = json!(status);
-        let same = ndjson(&stream)?.into_iter().find(|event| event["status"] == status);
-        assert_eq!(Some(said), same, "{step}");
+        let complete = all.iter().find(|event| event.name == "step_complete" && event.data["step_id"] == step);
+        let mut output_of_step = complete.context("a step")?.data["data"]["output"].clone();
+        output_of_step["status"] = json!(status);
+        let stream_event = ndjson(&stream)?.into_iter().find(|event| event["status"] == status);
+        assert_eq!(Some(output_of_step), stream_event, "{step}");
     }
 
     let failed = start_execution(&server, "bad", &json!(null)).await?;
-    let bad = events(&server, &failed).await?;
-    check_contiguous(&bad)?;
+    let failed_events = events(&server, &failed).await?;
+    check_contiguous(&failed_events)?;
     assert_eq!(
-        event_names(&bad),
+        event_names(&failed_events),
         [
             "pipeline_start",
             "checkpoint_saved",
@@ -84,7 +84,7 @@ async fn pipeline_with_shipped_models_emits_every_event_type() -> Result<()> {
             "pipeline_error"
         ]
     );
-    let seen: BTreeSet<&str> = all.iter().chain(&bad).map(|event| event.name.as_str()).collect();
+    let names: BTreeSet<&str> = all.iter().chain(&failed_events).map(|event| event.name.as_str()).collect();
     let types = [
         "checkpoint_saved",
         "pipeline_complete",
@@ -96,25 +96,25 @@ async fn pipeline_with_shipped_models_emits_every_event_type() -> Result<()> {
         "step_progress",
         "step_start",
     ];
-    assert_eq!(seen, BTreeSet::from(types));
+    assert_eq!(names, BTreeSet::from(types));
 
-    // Whoever goes on after an event gets exactly what follows it.
+    // A subscriber that resumes after an event gets exactly the events after it.
     for at in [0, all.len() / 2, all.len() - 2] {
         let rest = follow(&server, &id, Some(&all[at].id)).await?.remaining_events().await?;
         assert_eq!(rest, all[at + 1..], "after {at}");
     }
     let path = server.url(&format!("/stream/pipeline/{id}"));
-    let gone = Client::new().get(path).header("last-event-id", &last.id).send().await?;
-    assert_eq!(gone.status(), 204);
+    let resumed_after_last = Client::new().get(path).header("last-event-id", &last.id).send().await?;
+    assert_eq!(resumed_after_last.status(), 204);
 
-    let now = status(&server, &id).await?;
+    let status_at_end = status(&server, &id).await?;
     assert_eq!(
-        (&now["state"], &now["output"], now["events"].as_u64()),
+        (&status_at_end["state"], &status_at_end["output"], status_at_end["events"].as_u64()),
         (&json!("completed"), output, Some(all.len() as u64))
     );
-    assert_eq!(now["steps"][6]["code"], "expression_failed", "{now}");
-    let now = status(&server, &failed).await?;
-    assert_eq!((&now["state"], &now["failure"]["failed_step"]), (&json!("failed"), &json!("broken")));
+    assert_eq!(status_at_end["steps"][6]["code"], "expression_failed", "{status_at_end}");
+    let status_at_end = status(&server, &failed).await?;
+    assert_eq!((&status_at_end["state"], &status_at_end["failure"]["failed_step"]), (&json!("failed"), &json!("broken")));
     let reliability: Value = reqwest::get(server.url("/reliability")).await?.json().await?;
     let total = &reliability["total"];
     assert_eq!(
@@ -144,7 +144,7 @@ async fn failing_step_is_retried_then_the_pipeline_fails_or_continues() -> Resul
             ]),
         ),
     ])?;
-    let server = stub(&folder, &["--set", "infer.circuit_breaker=off"]).await?;
+    let server = start_stub(&folder, &["--set", "infer.circuit_breaker=off"]).await?;
     let input = json!({"text": "!down"});
     let failed = run(&server, "fails", &input).await?;
     assert_eq!(
@@ -159,26 +159,26 @@ async fn failing_step_is_retried_then_the_pipeline_fails_or_continues() -> Resul
     assert_eq!(retried, [true, true, false]);
     let attempts: Vec<&Value> = errors.iter().map(|event| &event.data["metadata"]["attempt"]).collect();
     assert_eq!(attempts, [1, 2, 3]);
-    let gone_on = run(&server, "goes_on", &input).await?;
-    assert_eq!((&gone_on["state"], &gone_on["output"]), (&json!("completed"), &json!({"mood": null, "text": "!down"})));
+    let continued = run(&server, "goes_on", &input).await?;
+    assert_eq!((&continued["state"], &continued["output"]), (&json!("completed"), &json!({"mood": null, "text": "!down"})));
     Ok(())
 }
 
 #[tokio::test]
 async fn completed_steps_are_compensated_in_reverse() -> Result<()> {
-    let undone = |id: &str, of: &str| json!([{"id": id, "kind": "map", "input": format!("steps.{of}"), "expression": "{undone: @}"}]);
+    let compensation = |id: &str, of: &str| json!([{"id": id, "kind": "map", "input": format!("steps.{of}"), "expression": "{undone: @}"}]);
     let folder = Folder::new(&[(
         "order",
         json!([
-            {"id": "a", "kind": "map", "expression": "'A'", "compensation": undone("undo_a", "a")},
-            {"id": "b", "kind": "map", "expression": "'B'", "compensation": undone("undo_b", "b")},
+            {"id": "a", "kind": "map", "expression": "'A'", "compensation": compensation("undo_a", "a")},
+            {"id": "b", "kind": "map", "expression": "'B'", "compensation": compensation("undo_b", "b")},
             {"id": "c", "kind": "map", "expression": "`1` / `0`", "on_error": "compensate"},
         ]),
     )])?;
-    let server = stub(&folder, &[]).await?;
-    let over = run(&server, "order", &json!({})).await?;
-    assert_eq!((&over["state"], &over["failure"]["compensated"]), (&json!("failed"), &json!(2)), "{over}");
-    let all = events(&server, over["execution_id"].as_str().context("an id")?).await?;
+    let server = start_stub(&folder, &[]).await?;
+    let execution = run(&server, "order", &json!({})).await?;
+    assert_eq!((&execution["state"], &execution["failure"]["compensated"]), (&json!("failed"), &json!(2)), "{execution}");
+    let all = events(&server, execution["execution_id"].as_str().context("an id")?).await?;
     check_contiguous(&all)?;
     let complete: Vec<(&Value, &Value, &Value)> = all
         .iter()
@@ -203,7 +203,7 @@ async fn completed_steps_are_compensated_in_reverse() -> Result<()> {
 #[tokio::test]
 async fn execution_is_cancelled_by_request_and_not_by_a_closed_connection() -> Result<()> {
     let folder = Folder::new(&[("mood", json!([{"id": "mood", "kind": "sentiment"}]))])?;
-    let server = stub(&folder, &[]).await?;
+    let server = start_stub(&folder, &[]).await?;
     let id = start_execution(&server, "mood", &json!("!never")).await?;
     let mut live = follow(&server, &id, None).await?;
     while live.next_stored_event().await?.name != "step_start" {}
@@ -220,8 +220,8 @@ async fn execution_is_cancelled_by_request_and_not_by_a_closed_connection() -> R
     check_contiguous(&all)?;
     let last = all.last().context("events")?;
     assert_eq!((last.name.as_str(), &last.data["data"]["cancelled"]), ("pipeline_error", &json!(true)));
-    let again = cancel(&id).await?;
-    assert_eq!((again.status().as_u16(), again.json::<Value>().await?["code"].clone()), (409, json!("execution_over")));
+    let second_cancel = cancel(&id).await?;
+    assert_eq!((second_cancel.status().as_u16(), second_cancel.json::<Value>().await?["code"].clone()), (409, json!("execution_over")));
     let second: Value = waited.json().await?;
     assert_eq!(cancel(second["execution_id"].as_str().context("an id")?).await?.status(), 200);
     Ok(())
@@ -230,7 +230,7 @@ async fn execution_is_cancelled_by_request_and_not_by_a_closed_connection() -> R
 #[tokio::test]
 async fn idempotency_key_and_prefer_wait_start_one_execution() -> Result<()> {
     let folder = Folder::new(&[("mood", json!([{"id": "mood", "kind": "sentiment"}]))])?;
-    let server = stub(&folder, &[]).await?;
+    let server = start_stub(&folder, &[]).await?;
     let response = start(&server, "mood", &json!("good"), &[("prefer", "wait=20")]).await?;
     assert_eq!((response.status().as_u16(), response.headers()["preference-applied"].to_str()?), (200, "wait=20"));
     let body: Value = response.json().await?;
@@ -242,7 +242,7 @@ async fn idempotency_key_and_prefer_wait_start_one_execution() -> Result<()> {
     let response = start(&server, "mood", &json!("good"), &[("prefer", "respond-async")]).await?;
     assert_eq!((response.status().as_u16(), response.headers()["preference-applied"].to_str()?), (202, "respond-async"));
 
-    // Eight that come together, with one key, begin one execution.
+    // Eight concurrent requests with one key start one execution.
     let headers = [("idempotency-key", "order 42")];
     let together = futures::future::join_all((0..8).map(|_| async {
         let response = start(&server, "mood", &json!("bad"), &headers).await?;
@@ -272,7 +272,7 @@ async fn definition_that_changes_is_read_again() -> Result<()> {
     let folder = Folder::new(&[("one", json!([{"id": "a", "kind": "map", "expression": "'old'"}]))])?;
     folder.write_text("torn", "{\"name\": \"torn\", \"steps\": [")?;
     folder.write_text("misnamed", r#"{"name": "other", "steps": [{"id": "a", "kind": "map", "expression": "@"}]}"#)?;
-    let server = stub(&folder, &[]).await?;
+    let server = start_stub(&folder, &[]).await?;
     let list: Value = reqwest::get(server.url("/pipelines")).await?.json().await?;
     let names: Vec<(&Value, &Value)> =
         list["pipelines"].as_array().context("a list")?.iter().map(|p| (&p["name"], &p["valid"])).collect();
@@ -287,9 +287,9 @@ async fn definition_that_changes_is_read_again() -> Result<()> {
     until("in the log", || async { Ok(server.log().contains("torn.json is not a pipeline")) }).await?;
     assert_eq!(run(&server, "one", &json!({})).await?["output"], "old");
     folder.write("one", &json!([{"id": "a", "kind": "map", "expression": "'newer'"}]))?;
-    until("read again", || async { Ok(run(&server, "one", &json!({})).await?["output"] == "newer") }).await?;
+    until("the definition is read again", || async { Ok(run(&server, "one", &json!({})).await?["output"] == "newer") }).await?;
     folder.write("two", &json!([{"id": "a", "kind": "map", "expression": "@"}]))?;
-    until("found", || async { Ok(reqwest::get(server.url("/pipelines/two")).await?.status() == 200) }).await
+    until("the new definition is found", || async { Ok(reqwest::get(server.url("/pipelines/two")).await?.status() == 200) }).await
 }
 
 #[tokio::test]
@@ -307,7 +307,7 @@ async fn invalid_pipeline_request_is_refused_with_its_reasons() -> Result<()> {
         "--set",
         "pipelines.output_bytes_max=2000",
     ];
-    let server = stub(&folder, &limits).await?;
+    let server = start_stub(&folder, &limits).await?;
     let check = async |response: reqwest::Response, status: u16, code: &str| -> Result<()> {
         let (got, body) = (response.status().as_u16(), response.json::<Value>().await?);
         ensure!((got, &body["code"]) == (status, &json!(code)), "{got} {body}");
@@ -327,30 +327,30 @@ async fn invalid_pipeline_request_is_refused_with_its_reasons() -> Result<()> {
         "unsupported_media_type",
     )
     .await?;
-    let put = Client::new().put(&url).send().await?;
-    assert_eq!(put.headers()["allow"], "GET, HEAD, POST, OPTIONS");
-    check(put, 405, "method_not_allowed").await?;
+    let put_response = Client::new().put(&url).send().await?;
+    assert_eq!(put_response.headers()["allow"], "GET, HEAD, POST, OPTIONS");
+    check(put_response, 405, "method_not_allowed").await?;
     for id in ["exec_AAAAAAAAAAAAAAAAAAAAAA", "exec_x", "1"] {
         check(reqwest::get(server.url(&format!("/executions/{id}"))).await?, 404, "not_found").await?;
-        let gone = Client::new().delete(server.url(&format!("/executions/{id}"))).send().await?;
-        check(gone, 404, "not_found").await?;
+        let deleted = Client::new().delete(server.url(&format!("/executions/{id}"))).send().await?;
+        check(deleted, 404, "not_found").await?;
     }
     let large = run(&server, "large", &json!("x".repeat(900))).await?;
     assert_eq!(large["failure"]["code"], "expression_failed", "{large}");
     let wrong = run(&server, "mood", &json!({"no": "text"})).await?;
     assert_eq!(wrong["failure"]["code"], "invalid_input", "{wrong}");
 
-    // Two at once, and no more; when one is over, another may begin.
-    let held = [start_execution(&server, "mood", &json!("!never")).await?, start_execution(&server, "mood", &json!("!never")).await?];
+    // At most two executions run at once; when one has ended, another may start.
+    let running_ids = [start_execution(&server, "mood", &json!("!never")).await?, start_execution(&server, "mood", &json!("!never")).await?];
     let refused = start(&server, "echo", &json!({}), &[]).await?;
     assert!(refused.headers().contains_key("retry-after"));
     check(refused, 503, "executions_full").await?;
     let listed: Value = reqwest::get(server.url("/executions")).await?.json().await?;
     let running = listed["executions"].as_array().context("a list")?.iter().filter(|e| e["state"] == "running").count();
     assert_eq!(running, 2, "{listed}");
-    Client::new().delete(server.url(&format!("/executions/{}", held[0]))).send().await?.error_for_status()?;
+    Client::new().delete(server.url(&format!("/executions/{}", running_ids[0]))).send().await?.error_for_status()?;
     assert_eq!(run(&server, "echo", &json!([1, 2.50])).await?["output"].to_string(), "[1,2.5]");
-    Client::new().delete(server.url(&format!("/executions/{}", held[1]))).send().await?.error_for_status()?;
+    Client::new().delete(server.url(&format!("/executions/{}", running_ids[1]))).send().await?.error_for_status()?;
     Ok(())
 }
 
@@ -372,7 +372,7 @@ async fn execution_belongs_to_the_user_that_started_it() -> Result<()> {
     std::fs::write(keys.path().join("api_keys"), API_KEYS)?;
     let dir = format!("auth.dir={}", keys.path().display());
     let server =
-        stub(&folder, &["--set", "auth.mode=required", "--set", &dir, "--set", "pipelines.user_executions_max=1"])
+        start_stub(&folder, &["--set", "auth.mode=required", "--set", &dir, "--set", "pipelines.user_executions_max=1"])
             .await?;
     let request_as = |method: Method, path: &str, key: &str| Client::new().request(method, server.url(path)).bearer_auth(key);
     let start_execution = async |name: &str, key: &str, text: &str| -> Result<(u16, Value)> {
@@ -380,7 +380,7 @@ async fn execution_belongs_to_the_user_that_started_it() -> Result<()> {
         Ok((response.status().as_u16(), response.json().await?))
     };
     assert_eq!(start(&server, "mood", &json!("good"), &[]).await?.status(), 401);
-    // Whoever may not start a pipeline does not see it.
+    // A pipeline that a user may not start reads as missing.
     assert_eq!((start_execution("other", BOB, "x").await?.0, start_execution("none", BOB, "x").await?.0), (404, 404));
     assert_eq!(start_execution("mood", WORKER, "x").await?.0, 404);
     let names = async |key: &str| -> Result<Value> {
@@ -395,16 +395,16 @@ async fn execution_belongs_to_the_user_that_started_it() -> Result<()> {
     let missing = "exec_AAAAAAAAAAAAAAAAAAAAAA";
     for key in [BOB, WORKER] {
         for method in [Method::GET, Method::DELETE] {
-            let mut said = Vec::new();
+            let mut responses = Vec::new();
             for id in [&id, missing] {
                 let response = request_as(method.clone(), &format!("/executions/{id}"), key).send().await?;
                 let (status, mut body) = (response.status(), response.json::<Value>().await?);
                 body["detail"] = json!(body["detail"].to_string().replace(id, "ID"));
                 body["request_id"] = Value::Null;
-                said.push((status, body));
+                responses.push((status, body));
             }
-            assert_eq!(said[0], said[1]);
-            assert_eq!(said[0].0, 404);
+            assert_eq!(responses[0], responses[1]);
+            assert_eq!(responses[0].0, 404);
         }
         assert_eq!(request_as(Method::GET, &format!("/stream/pipeline/{id}"), key).send().await?.status(), 404);
         let list: Value = request_as(Method::GET, "/executions", key).send().await?.json().await?;
@@ -414,7 +414,7 @@ async fn execution_belongs_to_the_user_that_started_it() -> Result<()> {
     assert_eq!(Follower::from_response(response, None)?.next_stored_event().await?.name, "pipeline_start");
     let list: Value = request_as(Method::GET, "/executions", ANN).send().await?.json().await?;
     assert_eq!(list["executions"][0]["execution_id"], json!(id), "{list}");
-    // One at a time, each.
+    // Each user may run one execution at a time.
     let (code, body) = start_execution("mood", ANN, "good").await?;
     assert_eq!((code, &body["code"]), (429, &json!("too_many_executions")));
     assert_eq!(start_execution("mood", BOB, "good").await?.0, 202);
@@ -431,7 +431,7 @@ async fn concurrent_executions_complete() -> Result<()> {
         "mood",
         json!([{"id": "chunk", "kind": "chunk", "chunk_size": 5}, {"id": "mood", "kind": "sentiment"}]),
     )])?;
-    let server = stub(&folder, &[]).await?;
+    let server = start_stub(&folder, &[]).await?;
     let ids = futures::future::try_join_all((0..100).map(|n| {
         let server = &server;
         async move { start_execution(server, "mood", &json!(format!("good {n} bad good"))).await }
@@ -460,7 +460,7 @@ async fn unknown_pipeline_suggests_the_nearest_that_the_user_may_start() -> Resu
     for method in [Method::GET, Method::POST] {
         let known = detail(method.clone(), "reviw", ADMIN).await?;
         assert!(known.contains("`/pipelines/reviw`") && known.contains("(did you mean `review`?)"), "{known}");
-        // To a user who may start none, the one that there is reads like one that is not.
+        // To a user who may start no pipeline, an existing one reads as missing.
         let [hidden, missing] = [detail(method.clone(), "review", ANN).await?, detail(method, "reviw", ANN).await?];
         assert_eq!(hidden.replace("review", "x"), missing.replace("reviw", "x"));
     }

@@ -1,4 +1,4 @@
-//! Who may see what, over real sockets: forged and stale tokens, another's ids, replayed tickets, injections, bounds.
+//! Access control over real sockets: forged and expired tokens, channels of other users, replayed tickets, injections, bounds.
 
 use std::time::Duration;
 
@@ -23,7 +23,7 @@ async fn request_without_a_valid_token_is_refused() -> Result<()> {
     assert_eq!(response.status(), 401);
     assert_eq!(response.headers()["www-authenticate"], "Bearer realm=\"weir\"");
     assert_eq!(response.json::<Value>().await?["code"], "unauthenticated");
-    // What needs no token, and what does though it is no channel.
+    // Routes without authentication, and an inference route, which requires it.
     for path in ["/", "/livez", "/readyz", "/openapi.json", "/stream/health"] {
         assert_eq!(reqwest::get(server.url(path)).await?.status(), 200, "{path}");
     }
@@ -58,7 +58,7 @@ async fn request_without_a_valid_token_is_refused() -> Result<()> {
         ("another audience", token(&hs256_header(), &with("aud", json!("other"))?, SECRET)?),
         ("no signature", format!("{head}.{body}.")),
         ("no user", token(&hs256_header(), &with("sub", json!(""))?, SECRET)?),
-        ("a key that nobody has", format!("{}A", &ANN[..ANN.len() - 1])),
+        ("an unknown key", format!("{}A", &ANN[..ANN.len() - 1])),
     ];
     forged.push(("another's signature", format!("{good}A")));
     for (what, token) in forged {
@@ -73,7 +73,7 @@ async fn request_without_a_valid_token_is_refused() -> Result<()> {
     Ok(())
 }
 
-/// As a Prometheus server asks: `authorization: { credentials: … }` is a bearer token.
+/// Prometheus sends `authorization: { credentials: … }` as a bearer token.
 #[tokio::test]
 async fn metrics_without_a_good_token_are_refused() -> Result<()> {
     let dir = tempfile::tempdir()?;
@@ -111,35 +111,35 @@ async fn channel_of_another_user_reads_as_missing() -> Result<()> {
     let dir = tempfile::tempdir()?;
     let server = start_with_auth(dir.path(), &[]).await?;
     assert_eq!(publish(&server, "/stream/publish/workflow/w1", WORKER, &progress_body(Some("ann"))).await?, 200);
-    assert_eq!(publish(&server, "/stream/publish/workflow/nobodys", WORKER, &progress_body(None)).await?, 200);
-    let refused = |key: &'static str, path: &'static str| {
+    assert_eq!(publish(&server, "/stream/publish/workflow/unowned", WORKER, &progress_body(None)).await?, 200);
+    let refusal = |key: &'static str, path: &'static str| {
         let request = request_as(&server, Method::GET, path, key);
         async move {
             let response = request.send().await?;
             let (status, mut body) = (response.status(), response.json::<Value>().await?);
-            let said = body["detail"].as_str().context("a detail")?.replace(path, "PATH");
-            body["detail"] = json!(said);
+            let detail = body["detail"].as_str().context("a detail")?.replace(path, "PATH");
+            body["detail"] = json!(detail);
             body["request_id"] = Value::Null;
             anyhow::Ok((status, body))
         }
     };
-    let missing = refused(ANN, "/stream/workflow/never-was").await?;
-    assert_eq!(missing.0, StatusCode::NOT_FOUND);
+    let missing_channel = refusal(ANN, "/stream/workflow/never-was").await?;
+    assert_eq!(missing_channel.0, StatusCode::NOT_FOUND);
     for (key, path) in [
         (BOB, "/stream/workflow/w1"),
         (BOB, "/stream/user/ann"),
-        (ANN, "/stream/workflow/nobodys"),
+        (ANN, "/stream/workflow/unowned"),
         (WORKER, "/stream/workflow/w1"),
         (ANN, "/stream/nothing/at/all"),
     ] {
-        assert_eq!(refused(key, path).await?, missing, "{path}");
+        assert_eq!(refusal(key, path).await?, missing_channel, "{path}");
     }
-    // The owner sees it, and so does who may see all; and it is in the owner's own channel.
+    // The owner and an administrator can read the channel, and the event is also in the channel of the owner.
     for (key, path) in [(ANN, "/stream/workflow/w1"), (ADMIN, "/stream/workflow/w1"), (ANN, "/stream/user/ann")] {
         let mut follower = Follower::from_response(request_as(&server, Method::GET, path, key).send().await?, None)?;
         assert_eq!(follower.next_stored_event().await?.data["workflow_id"], "w1", "{path}");
     }
-    // Nobody takes over what is another's, publishes there, or writes into another's channel.
+    // A user cannot take over or publish to a channel of another user.
     assert_eq!(publish(&server, "/stream/publish/workflow/w1", BOB, &progress_body(Some("bob"))).await?, 404);
     assert_eq!(publish(&server, "/stream/publish/workflow/w2", BOB, &progress_body(Some("bob"))).await?, 404);
     assert_eq!(publish(&server, "/stream/publish/workflow/w1", ANN, &progress_body(Some("bob"))).await?, 404);
@@ -168,8 +168,8 @@ async fn channel_in_use_keeps_its_owner() -> Result<()> {
         }
         assert_eq!(publish(&server, "/stream/publish/workflow/w", WORKER, &progress_body(Some("worker"))).await?, 200);
         assert_eq!(status(request_as(&server, Method::GET, "/stream/workflow/w", WORKER)).await?, 404);
-        let mut again = Follower::from_response(request_as(&server, Method::GET, "/stream/workflow/w", ANN).send().await?, None)?;
-        again.next_stored_event().await?;
+        let mut second_follower = Follower::from_response(request_as(&server, Method::GET, "/stream/workflow/w", ANN).send().await?, None)?;
+        second_follower.next_stored_event().await?;
     }
     Ok(())
 }
@@ -182,7 +182,7 @@ async fn publisher_that_names_itself_gains_no_access_to_earlier_events() -> Resu
     assert_eq!(publish(&server, "/stream/publish/workflow/past", WORKER, &progress_body(None)).await?, 200);
     assert_eq!(publish(&server, "/stream/publish/workflow/past", WORKER, &worker).await?, 200);
     assert_eq!(status(request_as(&server, Method::GET, "/stream/workflow/past", WORKER)).await?, 404);
-    // A channel that it begins is its own, and one that has a past may still be given to the user whom it is about.
+    // A channel that the publisher begins is its own, and a channel with earlier events can be given to the user that it concerns.
     assert_eq!(publish(&server, "/stream/publish/workflow/new", WORKER, &worker).await?, 200);
     let mut follower = Follower::from_response(request_as(&server, Method::GET, "/stream/workflow/new", WORKER).send().await?, None)?;
     follower.next_stored_event().await?;
@@ -206,21 +206,21 @@ async fn publisher_without_read_scope_grants_no_access_to_events_of_others() -> 
         };
         let read =
             async |id: &str, key: &str| status(request_as(&server, Method::GET, &format!("/stream/workflow/{id}"), key)).await;
-        // Another worker has published: neither worker gives that to a user of its choice.
+        // After two workers have published, neither can give the channel to a user.
         publish("one", WORKER, None).await?;
         publish("one", CREW, Some("bob")).await?;
         assert_eq!(read("one", BOB).await?, 404);
         publish("one", WORKER, Some("ann")).await?;
         assert_eq!((read("one", ANN).await?, read("one", BOB).await?), (404, 404));
-        // Both have published, whoever began.
+        // The same after both have published without naming a user.
         publish("both", WORKER, None).await?;
         publish("both", CREW, None).await?;
         publish("both", WORKER, Some("ann")).await?;
         assert_eq!(read("both", ANN).await?, 404);
-        // Who may read the channel may give it.
+        // A user that may read the channel can give it.
         publish("both", ADMIN, Some("ann")).await?;
         assert_eq!((read("both", ANN).await?, read("both", BOB).await?), (200, 404));
-        // A worker gives what it has published alone.
+        // A worker can give a channel to which it alone has published.
         publish("own", CREW, None).await?;
         publish("own", CREW, None).await?;
         publish("own", CREW, Some("bob")).await?;
@@ -229,10 +229,10 @@ async fn publisher_without_read_scope_grants_no_access_to_events_of_others() -> 
     Ok(())
 }
 
-/// Whether an event of a channel is there now.
+/// Whether a channel has an event now.
 async fn has_event(server: &Server, path: &str) -> Result<bool> {
     let mut response = request_as(server, Method::GET, path, ADMIN).send().await?;
-    // Where every channel that fits is followed, there is no room to look.
+    // The subscription is refused while all channels that fit have subscribers.
     if response.status() != 200 {
         return Ok(false);
     }
@@ -246,11 +246,11 @@ async fn has_event(server: &Server, path: &str) -> Result<bool> {
         }
         false
     };
-    // What is kept is sent at once.
+    // Retained events are sent at once.
     Ok(tokio::time::timeout(Duration::from_millis(50), reading).await.unwrap_or(false))
 }
 
-/// With room for two channels, each is removed again and again between the look for its owner and its next event.
+/// With room for two channels, channels are evicted between the lookup of their owner and their next event.
 #[tokio::test(flavor = "multi_thread")]
 async fn recreated_channel_has_its_owner() -> Result<()> {
     const CHANNELS: usize = 24;
@@ -268,10 +268,10 @@ async fn recreated_channel_has_its_owner() -> Result<()> {
                 async move { status(request).await }
             };
             for status in futures::future::try_join_all((0..CHANNELS).map(publish)).await? {
-                // The user has both channels, which may be in use by other requests at this moment.
+                // Both channels of the user may be in use by other requests.
                 assert!(matches!(status, 200 | 429 | 503), "{status}");
             }
-            // Those that have events are the owner's.
+            // A channel with events belongs to its owner.
             for id in 0..CHANNELS {
                 let path = format!("/stream/workflow/w{id}");
                 if has_event(&server, &path).await? {
@@ -292,10 +292,10 @@ async fn ticket_opens_one_path_once() -> Result<()> {
     let url = server.url(&format!("/stream/user/ann?ticket={ticket}"));
     let mut follower = Follower::from_response(reqwest::get(&url).await?, None)?;
     assert_eq!(follower.next_event().await?.name, "connected");
-    let again = reqwest::get(&url).await?;
-    assert_eq!(again.status(), 401);
-    assert_eq!(again.json::<Value>().await?["code"], "invalid_ticket");
-    // Of a hundred that come at once, one is let in.
+    let second_use = reqwest::get(&url).await?;
+    assert_eq!(second_use.status(), 401);
+    assert_eq!(second_use.json::<Value>().await?["code"], "invalid_ticket");
+    // Of a hundred concurrent uses, one is accepted.
     let ticket = issue_ticket(&server, ANN, &mine).await?;
     let url = server.url(&format!("/stream/user/ann?ticket={ticket}"));
     let client = Client::new();
@@ -304,11 +304,11 @@ async fn ticket_opens_one_path_once() -> Result<()> {
         futures::future::try_join_all(all).await?.iter().map(|response| response.status().as_u16()).collect();
     assert_eq!(statuses.iter().filter(|status| **status == 200).count(), 1, "{statuses:?}");
     assert_eq!(statuses.iter().filter(|status| **status == 401).count(), 99, "{statuses:?}");
-    // For another path, changed, of another's channel, or with fewer scopes than it takes.
+    // For another path, altered, for a channel of another user, or with too narrow a scope.
     let ticket = issue_ticket(&server, ANN, &mine).await?;
     assert_eq!(reqwest::get(server.url(&format!("/stream/user/bob?ticket={ticket}"))).await?.status(), 401);
-    let changed = format!("{}x", &ticket[..ticket.len() - 1]);
-    assert_eq!(reqwest::get(server.url(&format!("/stream/user/ann?ticket={changed}"))).await?.status(), 401);
+    let altered = format!("{}x", &ticket[..ticket.len() - 1]);
+    assert_eq!(reqwest::get(server.url(&format!("/stream/user/ann?ticket={altered}"))).await?.status(), 401);
     let ticket = issue_ticket(&server, BOB, &mine).await?;
     assert_eq!(reqwest::get(server.url(&format!("/stream/user/ann?ticket={ticket}"))).await?.status(), 404);
     let ticket = issue_ticket(&server, ANN, &json!({"path": "/stream/user/ann", "scope": "read:workflow:*"})).await?;
@@ -338,22 +338,22 @@ async fn replaced_key_files_are_used_without_a_restart() -> Result<()> {
     let dir = tempfile::tempdir()?;
     let server = start_with_auth(dir.path(), &[]).await?;
     let good = json!({"inputs": "good"});
-    let say = |key| publish(&server, "/v1/classify", key, &good);
-    assert_eq!(say(ANN).await?, 200);
+    let classify = |key| publish(&server, "/v1/classify", key, &good);
+    assert_eq!(classify(ANN).await?, 200);
     let without: String = API_KEYS.lines().skip(1).map(|line| format!("{line}\n")).collect();
     let fresh = dir.path().join("fresh");
     std::fs::write(&fresh, without)?;
     std::fs::rename(&fresh, dir.path().join("api_keys"))?;
-    until("refused", || async { Ok(say(ANN).await? == 401) }).await?;
-    assert_eq!(say(BOB).await?, 200);
-    // A file that cannot be understood lets nobody in.
+    until("refused", || async { Ok(classify(ANN).await? == 401) }).await?;
+    assert_eq!(classify(BOB).await?, 200);
+    // While a key file is invalid, every request is refused.
     std::fs::write(dir.path().join("api_keys"), "nonsense\n")?;
-    until("closed", || async { Ok(say(BOB).await? == 503) }).await?;
+    until("requests are refused", || async { Ok(classify(BOB).await? == 503) }).await?;
     assert_eq!(reqwest::get(server.url("/readyz")).await?.status(), 503);
-    // The log comes through a pipe of its own.
+    // The log arrives through a pipe, possibly later than the response.
     until("the log says which file", async || Ok(server.log().contains("api_keys"))).await?;
     std::fs::write(dir.path().join("api_keys"), API_KEYS)?;
-    until("open", || async { Ok(say(ANN).await? == 200) }).await
+    until("the key is accepted again", || async { Ok(classify(ANN).await? == 200) }).await
 }
 
 #[tokio::test]
@@ -384,7 +384,7 @@ async fn user_over_its_rate_or_connections_is_refused_and_others_are_served() ->
     let refused = last.context("never refused")?;
     assert!(refused.headers()["retry-after"].to_str()?.parse::<u32>()? >= 1);
     assert_eq!(refused.json::<Value>().await?["code"], "too_many_requests");
-    // Others are not touched by it.
+    // Other users are served.
     assert_eq!(publish(&server, "/stream/publish/user/bob", BOB, &json!({"message": "m"})).await?, 200);
     let mut open = Vec::new();
     for _ in 0..2 {
@@ -395,10 +395,10 @@ async fn user_over_its_rate_or_connections_is_refused_and_others_are_served() ->
     assert_eq!(response.json::<Value>().await?["code"], "too_many_connections");
     assert_eq!(status(request_as(&server, Method::GET, "/stream/user/bob", BOB)).await?, 200);
     drop(open);
-    until("room again", || async { Ok(status(request_as(&server, Method::GET, "/stream/user/ann", ANN)).await? == 200) }).await
+    until("another one is accepted", || async { Ok(status(request_as(&server, Method::GET, "/stream/user/ann", ANN)).await? == 200) }).await
 }
 
-/// A classify stream whose body stays open: the status line that it got, and its connection.
+/// Opens a classify stream whose body stays open; the beginning of its status line, and its connection.
 async fn open_stream(server: &Server, key: &str) -> Result<(String, Raw)> {
     let mut raw = Raw::connect(server).await?;
     let head = format!(
@@ -422,7 +422,7 @@ async fn user_over_its_share_of_permits_is_refused_and_another_at_the_same_addre
     let other = open(BOB).await?;
     assert_eq!(other.0, "HTTP/1.1 200");
     drop(first);
-    until("room again", || async { Ok(open(ANN).await?.0 == "HTTP/1.1 200") }).await
+    until("another one is accepted", || async { Ok(open(ANN).await?.0 == "HTTP/1.1 200") }).await
 }
 
 #[tokio::test]
@@ -433,25 +433,25 @@ async fn connections_of_a_user_are_counted_in_the_whole_process() -> Result<()> 
         start_with_auth(dir.path(), &[&one_each[..], &["--set", "auth.cors_origins=[\"https://app.example\"]"]].concat())
             .await?;
     let follow = || request_as(&server, Method::GET, "/stream/user/ann", ANN).header("origin", "https://app.example").send();
-    // An open stream occupies an instance that takes one request at a time, so subscriptions after it come from another.
+    // An open stream occupies an instance that serves one request at a time, so later subscriptions are served by another.
     let mut responses = vec![follow().await?];
     let busy = open_stream(&server, BOB).await?;
     responses.push(follow().await?);
     assert_eq!(busy.0, "HTTP/1.1 200");
     assert!(server.metric("weir_gateway_instances_total").await? > 1.0);
     responses.extend(futures::future::try_join_all((0..18).map(|_| follow())).await?);
-    let (held, refused): (Vec<_>, Vec<_>) = responses.into_iter().partition(|response| response.status() == 200);
-    assert_eq!((held.len(), refused.len()), (3, 17));
+    let (accepted, refused): (Vec<_>, Vec<_>) = responses.into_iter().partition(|response| response.status() == 200);
+    assert_eq!((accepted.len(), refused.len()), (3, 17));
     for response in refused {
         assert_eq!(response.status(), 429);
         assert!(response.headers()["retry-after"].to_str()?.parse::<u32>()? >= 1);
-        // The page that asked may read why.
+        // The page can read the refusal.
         assert_eq!(response.headers()["access-control-allow-origin"], "https://app.example");
         assert_eq!(response.json::<Value>().await?["code"], "too_many_connections");
     }
     assert_eq!(status(request_as(&server, Method::GET, "/stream/user/bob", BOB)).await?, 200);
-    drop(held);
-    until("room again", || async { Ok(follow().await?.status() == 200) }).await
+    drop(accepted);
+    until("another one is accepted", || async { Ok(follow().await?.status() == 200) }).await
 }
 
 #[tokio::test]
@@ -465,13 +465,13 @@ async fn stalled_subscriber_is_cut_when_its_token_ends() -> Result<()> {
     let head = format!("GET /stream/user/ann HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer {short}\r\n\r\n");
     stalled.send(head.as_bytes()).await?;
     stalled.read_until("event: connected").await?;
-    // More than the buffers between the two take.
+    // More than the buffers between server and client hold.
     let body = json!({"message": "m", "metadata": {"pad": "x".repeat(50_000)}});
     for _ in 0..60 {
         assert_eq!(publish(&server, "/stream/publish/user/ann", ADMIN, &body).await?, 200);
     }
     assert_eq!(server.metric("weir_http_connections_held").await?, 1.0);
-    // It is cut, though nothing of it was read and http.write_timeout_ms is far.
+    // The connection is cut at the expiry of the token, long before `http.write_timeout_ms`.
     until("cut", || async { Ok(server.metric("weir_http_connections_held").await? == 0.0) }).await?;
     assert!(!stalled.read_to_end().await?.contains("expired"));
     Ok(())
@@ -507,7 +507,7 @@ async fn page_of_an_origin_that_is_not_allowed_is_refused() -> Result<()> {
     assert_eq!(response.status(), 204);
     assert_eq!(response.headers()["access-control-allow-methods"], "POST, OPTIONS");
     assert_eq!(preflight("https://evil.example").await?.status(), 403);
-    // A page that makes a browser send the cookie along changes nothing.
+    // A cookie that a browser attaches to a cross-site request is not accepted.
     let body = json!({"inputs": "good"});
     let cookie = Client::new().post(server.url("/v1/classify")).header("cookie", format!("__Host-weir={ANN}"));
     assert_eq!(status(cookie.try_clone().context("a copy")?.json(&body)).await?, 403);
@@ -533,7 +533,7 @@ async fn hostile_event_data_does_not_break_framing() -> Result<()> {
             assert_eq!(event.data[field], body[field], "{field}");
         }
     }
-    // An id that would be a line of its own is no id.
+    // An id with control characters or reserved characters is refused.
     for id in ["a%0d%0aid:%201", "a%00", "a%20b", "..", ".hidden", "a%2fb", "*", "a;b", &"x".repeat(129)] {
         for path in [format!("/stream/workflow/{id}"), format!("/stream/publish/workflow/{id}")] {
             let request = match path.contains("publish") {
@@ -566,14 +566,14 @@ async fn body_and_header_over_their_bounds_are_refused() -> Result<()> {
         ("a member twice", progress(r#","progress":2"#), 400),
         ("not a percent", progress(r#","last":"yes""#), 422),
         ("a percent too many", r#"{"step":"s","progress":101}"#.to_owned(), 422),
-        ("a field that nobody knows", progress(r#","mesage":"m""#), 422),
-        ("nothing", String::new(), 400),
+        ("an unknown field", progress(r#","mesage":"m""#), 422),
+        ("an empty body", String::new(), 400),
         ("a result larger than an event", progress(&format!(r#","result":"{}""#, "x".repeat(300_000))), 413),
-        ("what is right", progress(""), 200),
+        ("a valid body", progress(""), 200),
     ] {
         assert_eq!(status(send(body)).await?, want, "{what}");
     }
-    // Told before it is sent: who goes on sending may find the connection closed before it has read the answer.
+    // The refusal is sent before the body: a client that continues to send may find the connection closed before it reads the response.
     let mut long = Raw::connect(&server).await?;
     let head = format!("POST {PATH} HTTP/1.1\r\nHost: {}\r\nContent-Type: application/json\r\n", server.address());
     long.send(format!("{head}Content-Length: {}\r\n\r\n", 2 << 20).as_bytes()).await?;
@@ -589,7 +589,7 @@ async fn body_and_header_over_their_bounds_are_refused() -> Result<()> {
 #[tokio::test]
 async fn channels_without_authentication_are_loopback_only() -> Result<()> {
     let server = Server::start_stub(&[]).await?;
-    // A page whose name was made to lead here (DNS rebinding).
+    // A page whose host name resolves to this server (DNS rebinding).
     let mut raw = Raw::connect(&server).await?;
     raw.send(b"GET /stream/workflow/w HTTP/1.1\r\nHost: evil.example\r\n\r\n").await?;
     assert!(raw.read_until("\r\n\r\n").await?.starts_with("HTTP/1.1 403"));

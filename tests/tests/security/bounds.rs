@@ -1,4 +1,4 @@
-//! Answers have bounds: what a client can make of a small request is in proportion to it.
+//! Bounds of responses: their size is in proportion to the size of the request.
 
 use anyhow::{Context, Result, ensure};
 use futures::StreamExt;
@@ -7,11 +7,12 @@ use serde_json::{Value, json};
 use weir_tests::Server;
 use weir_tests::client::{NDJSON, chunks_path, create_session, post_body};
 
-/// An answer has at most this many bytes for each byte of its body, and a mebibyte besides, and what is written before the bound shows.
+/// Bound of the bytes of a response for each byte of the request body, in addition to [`BYTES_FREE`].
 const BYTES_PER_BYTE: usize = 32;
+/// One mebibyte that every response may have, and what is written before the bound takes effect.
 const BYTES_FREE: usize = 2 << 20;
 
-/// A transcript of a speaker who never pauses, of at least this many bytes: every event repeats the segment so far.
+/// An NDJSON transcript of one speaker without a pause, of at least this many bytes: each event repeats the segment so far.
 fn monologue(bytes: usize) -> String {
     let mut body = String::new();
     for at in 0.. {
@@ -25,7 +26,7 @@ fn monologue(bytes: usize) -> String {
     body
 }
 
-/// Posts a body of lines and reads the whole answer: how long it is, its last line, and whether the server stayed within `resident_max`.
+/// Posts an NDJSON body; the size of the response in bytes, and its last line.
 async fn response_size_and_last_line(server: &Server, path: &str, body: String) -> Result<(usize, Value)> {
     let response = post_body(server, path, NDJSON, body).await?;
     ensure!(response.status() == 200, "{}", response.text().await?);
@@ -57,7 +58,7 @@ async fn response_to_a_transcript_of_one_mebibyte_is_bounded() -> Result<()> {
         let message = last["error"]["message"].as_str().context("a message")?;
         ensure!(message.contains("bytes of the body") && message.contains("may have"), "{message}");
     }
-    // A short transcript is answered whole.
+    // The response to a short transcript is complete.
     let (_, last) = response_size_and_last_line(&server, "/v1/transcript", monologue(10_000)).await?;
     assert_eq!(last["type"], "final_segment");
     Ok(())
@@ -110,7 +111,7 @@ async fn body_full_of_mistakes_gets_a_bounded_list_of_errors() -> Result<()> {
         let response = request.send().await?;
         let status = response.status();
         let bytes = response.bytes().await?;
-        // Without keys there are no tickets, whatever is asked.
+        // Without authentication every request for a ticket is refused, with a status that may be 5xx.
         ensure!(status.is_client_error() || path == "/tickets", "{path}: {status}");
         ensure!(bytes.len() <= ANSWER_BYTES_MAX, "{path}: {} bytes", bytes.len());
     }

@@ -1,4 +1,4 @@
-//! How many connections a user may have, and that a ticket opens one only.
+//! The connections of a user are counted, and a ticket opens one connection.
 
 use anyhow::{Result, ensure};
 use reqwest::{Client, Method, Response};
@@ -9,12 +9,12 @@ use weir_tests::redis::Redis;
 use weir_tests::websocket::WebSocket;
 use weir_tests::{Raw, Server, until};
 
-/// A subscription in a form.
+/// A subscription in the form that `accept` selects.
 async fn subscribe(server: &Server, accept: &str) -> Result<Response> {
     Ok(request_as(server, Method::GET, "/stream/user/ann", ANN).header("accept", accept).send().await?)
 }
 
-/// A subscription to several channels over lines of NDJSON, which is a WebSocket where there are none.
+/// A multiplexed subscription over NDJSON, the form of a WebSocket for hosts without them; its status and its connection.
 async fn multiplex(server: &Server) -> Result<(u16, Raw)> {
     let mut raw = Raw::connect(server).await?;
     let head = format!(
@@ -37,7 +37,7 @@ async fn connections_of_every_form_are_counted_together() -> Result<()> {
     let socket = WebSocket::connect(&server, "/ws/user/ann", Some(ANN)).await?;
     let (status_of_lines, multiplexed) = multiplex(&server).await?;
     assert_eq!(status_of_lines, 200);
-    // The share is used up for every form, and for no other user.
+    // The share is exhausted for every form, and for this user alone.
     for accept in ["text/event-stream", "application/x-ndjson"] {
         let refused = subscribe(&server, accept).await?;
         assert_eq!(refused.status(), 429, "{accept}");
@@ -48,17 +48,17 @@ async fn connections_of_every_form_are_counted_together() -> Result<()> {
     assert_eq!(WebSocket::open(&server, "/ws", Some(ANN)).await?.err(), Some(429));
     assert_eq!(multiplex(&server).await?.0, 429);
     assert_eq!(status(request_as(&server, Method::GET, "/stream/user/bob", BOB)).await?, 200);
-    // Each of them gives its place back, to every form.
+    // A closed connection of one form returns its permit for every form.
     drop(socket);
-    let free = || async { Ok(subscribe(&server, "text/event-stream").await?.status() == 200) };
-    until("a place of the socket", free).await?;
+    let is_accepted = || async { Ok(subscribe(&server, "text/event-stream").await?.status() == 200) };
+    until("the permit of the WebSocket is returned", is_accepted).await?;
     drop(events);
-    until("a place of the events", || async { Ok(WebSocket::open(&server, "/ws/user/ann", Some(ANN)).await?.is_ok()) })
+    until("the permit of the events is returned", || async { Ok(WebSocket::open(&server, "/ws/user/ann", Some(ANN)).await?.is_ok()) })
         .await?;
     drop(multiplexed);
-    until("a place of the multiplexed lines", free).await?;
+    until("the permit of the multiplexed lines is returned", is_accepted).await?;
     drop(lines);
-    until("a place of the lines", || async { Ok(multiplex(&server).await?.0 == 200) }).await
+    until("the permit of the lines is returned", || async { Ok(multiplex(&server).await?.0 == 200) }).await
 }
 
 #[tokio::test]
@@ -75,42 +75,42 @@ async fn refused_connection_uses_no_permit() -> Result<()> {
 }
 
 /// Opens the channel of a user with a ticket; the status.
-async fn open_with(server: &Server, ticket: &str) -> Result<u16> {
+async fn open_with_ticket(server: &Server, ticket: &str) -> Result<u16> {
     status(Client::new().get(server.url(&format!("/stream/user/ann?ticket={ticket}")))).await
 }
 
-/// Uses one of two tickets, kills the server, and answers what both tickets open at a new one.
-async fn after_restart(settings: &[&str]) -> Result<[u16; 2]> {
+/// Uses one of two tickets and kills the server; the statuses of both tickets at a new server.
+async fn ticket_statuses_after_restart(settings: &[&str]) -> Result<[u16; 2]> {
     let dir = tempfile::tempdir()?;
     let path = format!("events.path={}", dir.path().join("events.redb").display());
     let more = [settings, &["--set", &path, "--set", "auth.ticket_ttl_s=300"]].concat();
     let mut server = start_with_auth(dir.path(), &more).await?;
     let mine = json!({"path": "/stream/user/ann"});
     let (used, unused) = (issue_ticket(&server, ANN, &mine).await?, issue_ticket(&server, ANN, &mine).await?);
-    ensure!(open_with(&server, &used).await? == 200);
-    ensure!(open_with(&server, &used).await? == 401);
+    ensure!(open_with_ticket(&server, &used).await? == 200);
+    ensure!(open_with_ticket(&server, &used).await? == 401);
     server.signal("KILL")?;
     server.wait().await?;
     let server = start_with_auth(dir.path(), &more).await?;
-    let statuses = [open_with(&server, &used).await?, open_with(&server, &unused).await?];
-    // Tickets of the new server work, whatever happened to those before.
+    let statuses = [open_with_ticket(&server, &used).await?, open_with_ticket(&server, &unused).await?];
+    // A ticket of the new server is accepted.
     let fresh = issue_ticket(&server, ANN, &mine).await?;
-    ensure!(open_with(&server, &fresh).await? == 200);
+    ensure!(open_with_ticket(&server, &fresh).await? == 200);
     Ok(statuses)
 }
 
 #[tokio::test]
 async fn used_ticket_is_refused_after_a_restart_of_every_store() -> Result<()> {
-    // The memory store loses the claims, and with them all tickets of before.
-    assert_eq!(after_restart(&["--set", "events.store=memory"]).await?, [401, 401]);
+    // The memory store loses the claims, so that all earlier tickets are refused.
+    assert_eq!(ticket_statuses_after_restart(&["--set", "events.store=memory"]).await?, [401, 401]);
     for durable in ["events.durable=true", "events.durable=false"] {
         let disk = ["--set", "events.store=disk", "--set", durable];
-        assert_eq!(after_restart(&disk).await?, [401, 200], "{durable}");
+        assert_eq!(ticket_statuses_after_restart(&disk).await?, [401, 200], "{durable}");
     }
     let redis = Redis::start()?;
     let url = redis.url_setting();
     let settings = ["--set", "events.store=redis", "--set", "events.durable=true", "--set", &url];
-    assert_eq!(after_restart(&settings).await?, [401, 200], "redis");
+    assert_eq!(ticket_statuses_after_restart(&settings).await?, [401, 200], "redis");
     Ok(())
 }
 
@@ -123,15 +123,15 @@ async fn used_ticket_is_refused_after_redis_has_lost_its_newest_writes() -> Resu
     let server = start_with_auth(dir.path(), &[&settings[..], &["--set", "auth.ticket_ttl_s=300"]].concat()).await?;
     let mine = json!({"path": "/stream/user/ann"});
     let ticket = issue_ticket(&server, ANN, &mine).await?;
-    // The server of Redis keeps the label of the claims, and loses the claim of the ticket.
+    // Redis keeps the epoch of the claims, and loses the claim of the ticket.
     redis.snapshot()?;
-    ensure!(open_with(&server, &ticket).await? == 200);
+    ensure!(open_with_ticket(&server, &ticket).await? == 200);
     redis.kill()?;
     redis.restart()?;
-    until("Redis answers again", || async { Ok(open_with(&server, &ticket).await? != 503) }).await?;
-    assert_eq!(open_with(&server, &ticket).await?, 401);
+    until("Redis answers again", || async { Ok(open_with_ticket(&server, &ticket).await? != 503) }).await?;
+    assert_eq!(open_with_ticket(&server, &ticket).await?, 401);
     let fresh = issue_ticket(&server, ANN, &mine).await?;
-    assert_eq!(open_with(&server, &fresh).await?, 200);
+    assert_eq!(open_with_ticket(&server, &fresh).await?, 200);
     Ok(())
 }
 

@@ -260,7 +260,7 @@ impl Drop for Server {
 pub async fn until<F: Future<Output = Result<bool>>>(what: &str, mut condition: impl FnMut() -> F) -> Result<()> {
     let began = Instant::now();
     while !condition().await? {
-        ensure!(began.elapsed() < PATIENCE, "not {what} after {PATIENCE:?}");
+        ensure!(began.elapsed() < PATIENCE, "not within {PATIENCE:?}: {what}");
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
     Ok(())

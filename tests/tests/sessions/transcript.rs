@@ -1,5 +1,4 @@
-//! `/v1/transcript` and `/v1/annotate` over real sockets: the vectors of the original through the session component, streams in both
-//! directions, and everything that can be wrong with a line.
+//! `/v1/transcript` and `/v1/annotate` over real sockets: the vectors of slower-whisper, streams in both directions, and invalid lines.
 
 use std::{
     path::PathBuf,
@@ -14,7 +13,7 @@ use serde_json::{Value, json};
 use weir_tests::client::{NDJSON, ndjson_body, post_lines, post_body};
 use weir_tests::{Duplex, Server, ndjson, root};
 
-/// The directory of the vectors, and whether it is the one that ships.
+/// The folder of the vectors, and whether it is the one in the repository.
 fn golden() -> (PathBuf, bool) {
     match std::env::var_os("WEIR_GOLDEN_DIR") {
         Some(dir) => (dir.into(), false),
@@ -35,11 +34,11 @@ async fn transcript_agrees_with_slower_whisper() -> Result<()> {
         let path = format!("/v1/transcript?annotate=none&max_gap_sec={}", vector["max_gap_sec"]);
         let inputs = vector["input"].as_array().context("inputs")?;
         let events = post_lines(&server, &path, NDJSON, ndjson_body(inputs)).await?;
-        let mut want = Vec::new();
+        let mut expected = Vec::new();
         for (at, output) in vector["output"].as_array().context("outputs")?.iter().enumerate() {
             match output {
-                Value::Array(events) => want.extend(events.iter().cloned()),
-                error => want.push(json!({"type": "error", "message": error["error"], "line": at + 1})),
+                Value::Array(events) => expected.extend(events.iter().cloned()),
+                error => expected.push(json!({"type": "error", "message": error["error"], "line": at + 1})),
             }
         }
         let got: Vec<Value> = events
@@ -51,21 +50,21 @@ async fn transcript_agrees_with_slower_whisper() -> Result<()> {
                 _ => json!({"type": event["type"], "segment": event["segment"]}),
             })
             .collect();
-        // The end of a body is an end too: what is in flight becomes final.
-        ensure!((want.len()..=want.len() + 1).contains(&got.len()), "{vector}\n{got:?}");
-        let flushed = got.len() - want.len();
-        ensure!(got[..want.len()] == want, "{vector}\n{got:?}");
-        ensure!(got[want.len()..].iter().all(|event| event["type"] == "final_segment"), "{vector}");
-        ensure!((flushed == 1) == inflight(&vector), "{vector}");
+        // The end of the body ends the session: a segment in flight becomes final.
+        ensure!((expected.len()..=expected.len() + 1).contains(&got.len()), "{vector}\n{got:?}");
+        let flushed = got.len() - expected.len();
+        ensure!(got[..expected.len()] == expected, "{vector}\n{got:?}");
+        ensure!(got[expected.len()..].iter().all(|event| event["type"] == "final_segment"), "{vector}");
+        ensure!((flushed == 1) == has_segment_in_flight(&vector), "{vector}");
     }
     Ok(())
 }
 
-/// Whether a vector leaves a segment in flight.
-fn inflight(vector: &Value) -> bool {
+/// Whether a segment is in flight at the end of a vector.
+fn has_segment_in_flight(vector: &Value) -> bool {
     let outputs = vector["output"].as_array().map(Vec::as_slice).unwrap_or_default();
-    let taken = outputs.iter().rev().find(|output| output.is_array());
-    taken.and_then(|output| output.as_array()?.last()).is_some_and(|event| event["type"] == "partial_segment")
+    let last_accepted = outputs.iter().rev().find(|output| output.is_array());
+    last_accepted.and_then(|output| output.as_array()?.last()).is_some_and(|event| event["type"] == "partial_segment")
 }
 
 #[tokio::test]
@@ -79,17 +78,17 @@ async fn annotations_agree_with_slower_whisper_or_differ_as_documented() -> Resu
     let mut different = 0;
     for (at, (response, vector)) in responses.iter().zip(&vectors).enumerate() {
         assert_eq!(response["index"], at);
-        let (got, want) = (&response["semantic"], &vector["semantic"]);
+        let (got, expected) = (&response["semantic"], &vector["semantic"]);
         for part in ["keywords", "risk_tags", "tags", "matches"] {
-            assert_eq!(got.get(part), want.get(part), "{vector}");
+            assert_eq!(got.get(part), expected.get(part), "{vector}");
         }
-        if got["actions"] != want["actions"] {
-            // The table in `weir_core::transcripts::annotate` states these.
+        if got["actions"] != expected["actions"] {
+            // The table in `weir_core::transcripts::annotate` documents these differences.
             different += 1;
             let text = vector["text"].as_str().context("a text")?.to_lowercase();
             let words: Vec<&str> = text.split(|c: char| !c.is_alphanumeric() && c != '\'').collect();
-            let stated = words.contains(&"ill") || words.contains(&"well") || text.contains("we’ll");
-            assert!(stated, "{response} {vector}");
+            let is_documented = words.contains(&"ill") || words.contains(&"well") || text.contains("we’ll");
+            assert!(is_documented, "{response} {vector}");
         }
     }
     if golden().1 {
@@ -107,10 +106,10 @@ async fn events_arrive_while_chunks_are_sent() -> Result<()> {
     duplex.send(b"\"end\":2,\"text\":\"the price list?\"}\n").await?;
     duplex.raw.read_until(r#""text":"can you send the price list?""#).await?;
     duplex.send(b"nonsense\n{\"op\":\"end\"}\n").await?;
-    let seen = duplex.raw.read_until("final_segment").await?;
-    assert!(seen.contains(r#""code":"malformed_json"},"line":3}"#), "{seen}");
+    let text = duplex.raw.read_until("final_segment").await?;
+    assert!(text.contains(r#""code":"malformed_json"},"line":3}"#), "{text}");
     duplex.raw.read_until(r#""intent":"action_item"},"workflow":"action_item""#).await?;
-    // A session goes on after an end, and time may begin anew.
+    // A session continues after an `end`, and its times may start again at 0.
     duplex.send(b"{\"start\":0,\"end\":1,\"text\":\"bye\"}\n").await?;
     duplex.raw.read_until(r#""text":"bye""#).await?;
     duplex.end().await?;
@@ -131,7 +130,7 @@ async fn invalid_chunk_is_an_error_at_its_index() -> Result<()> {
         json!({"start": 2, "end": 3, "text": "b", "seq": 6}),
     ];
     let events = post_lines(&server, "/v1/transcript", NDJSON, ndjson_body(&chunks)).await?;
-    let seen: Vec<String> = events
+    let summaries: Vec<String> = events
         .iter()
         .map(|event| match event["type"].as_str() {
             Some("error") => format!("{} {} line {}", event["error"]["code"], event["error"]["field"], event["line"]),
@@ -139,7 +138,7 @@ async fn invalid_chunk_is_an_error_at_its_index() -> Result<()> {
             kind => format!("{} {}", kind.unwrap_or_default(), event["segment"]["text"]),
         })
         .collect();
-    let want = [
+    let expected = [
         "partial_segment \"a\"",
         "\"end_before_start\" \"end\" line 2",
         "\"out_of_order\" \"start\" line 3",
@@ -149,7 +148,7 @@ async fn invalid_chunk_is_an_error_at_its_index() -> Result<()> {
         "partial_segment \"a b\"",
         "final_segment \"a b\"",
     ];
-    assert_eq!(seen, want);
+    assert_eq!(summaries, expected);
     for (path, content_type, status, code) in [
         ("/v1/transcript?max_gap_sec=-1", NDJSON, 422, "invalid_request"),
         ("/v1/transcript?gap=1", NDJSON, 422, "invalid_request"),
@@ -164,8 +163,7 @@ async fn invalid_chunk_is_an_error_at_its_index() -> Result<()> {
     Ok(())
 }
 
-/// Captions over HTTP: overlapping cues in the order of their start, errors with the line of the file, and encodings that are read or
-/// refused.
+/// Overlapping cues in the order of their start, errors with the line of the file, and encodings that are read or refused.
 #[tokio::test]
 async fn captions_over_http_are_read() -> Result<()> {
     let server = Server::start_stub(&[]).await?;
@@ -174,7 +172,7 @@ async fn captions_over_http_are_read() -> Result<()> {
         "\u{feff}WEBVTT\r\n\r\n00:04.000 --> 00:09.000\r\n<v Bo>second\r\n\r\n00:01.000 --> 00:06.000\r\n<v O&#39;Neil>first\r\n\r\n\
          00:10.000 --> soon\r\nlost\r\n\r\n00:11.000 --> 00:12.000\r\n{long}\r\n\r\n00:13.000 --> 00:13.500\r\n<v Bo>third\r\n"
     );
-    let want = [
+    let expected = [
         "final_segment first O'Neil 1 6",
         "invalid_cue line 9",
         "text_too_long line 12",
@@ -190,11 +188,11 @@ async fn captions_over_http_are_read() -> Result<()> {
         let request = reqwest::Client::new().post(server.url("/v1/transcript")).header("content-type", content_type);
         let response = request.body(body).send().await?;
         ensure!(response.status() == 200, "{}", response.text().await?);
-        let mut seen: Vec<String> = Vec::new();
+        let mut summaries: Vec<String> = Vec::new();
         for event in ndjson(&response.text().await?)? {
             let segment = &event["segment"];
             match event["type"].as_str() {
-                Some("final_segment") => seen.push(format!(
+                Some("final_segment") => summaries.push(format!(
                     "final_segment {} {} {} {}",
                     segment["text"].as_str().unwrap_or_default(),
                     segment["speaker_id"].as_str().unwrap_or_default(),
@@ -203,12 +201,12 @@ async fn captions_over_http_are_read() -> Result<()> {
                 )),
                 Some("error") => {
                     let code = event["error"]["code"].as_str().unwrap_or_default();
-                    seen.push(format!("{code} line {}", event["line"]));
+                    summaries.push(format!("{code} line {}", event["line"]));
                 }
                 _ => {}
             }
         }
-        assert_eq!(seen, want, "{content_type}");
+        assert_eq!(summaries, expected, "{content_type}");
     }
     for (content_type, body, status, code) in [
         ("text/vtt", b"WEBVTT\n\n00:01.000 --> 00:02.000\ncaf\xe9\n".to_vec(), 400, "not_utf8"),
@@ -227,7 +225,7 @@ async fn captions_over_http_are_read() -> Result<()> {
     Ok(())
 }
 
-/// Noise of rounding is no disorder, and chunks may overlap where the request says so.
+/// Rounding errors do not count as an overlap, and larger overlaps are accepted with `overlap=true`.
 #[tokio::test]
 async fn overlapping_chunks_are_accepted_where_the_request_allows_them() -> Result<()> {
     let server = Server::start_stub(&[]).await?;
@@ -259,13 +257,13 @@ async fn text_is_annotated_in_every_form() -> Result<()> {
     assert_eq!(response["outputs"][0]["risk_tags"], json!(["pricing"]));
     assert_eq!(response["outputs"][1]["intent"], "question");
     let request = reqwest::Client::new().post(server.url("/v1/annotate")).header("accept", "text/event-stream");
-    let seen = request.header("content-type", NDJSON).body("\"a\"\n[]\n").send().await?.text().await?;
-    assert!(seen.starts_with("id: 1\nevent: semantic\ndata: {\"index\":0,"), "{seen}");
-    assert!(seen.contains("id: 2\nevent: error\ndata: {\"index\":1,\"error\":"), "{seen}");
+    let text = request.header("content-type", NDJSON).body("\"a\"\n[]\n").send().await?.text().await?;
+    assert!(text.starts_with("id: 1\nevent: semantic\ndata: {\"index\":0,"), "{text}");
+    assert!(text.contains("id: 2\nevent: error\ndata: {\"index\":1,\"error\":"), "{text}");
     Ok(())
 }
 
-/// Summaries are due by the count of finals, and carry the prompt that a language model would be given.
+/// Summaries are due after a number of final segments, and have the prompt for a language model.
 #[tokio::test]
 async fn summary_is_sent_on_request() -> Result<()> {
     let server = Server::start_stub(&[]).await?;
@@ -283,7 +281,7 @@ async fn summary_is_sent_on_request() -> Result<()> {
     Ok(())
 }
 
-/// One stream in both directions carries a whole day of speech; what it took is printed, and bounded generously.
+/// One stream in both directions with 100,000 chunks, more than a day of speech; its duration is printed, with a generous bound.
 #[tokio::test]
 async fn long_transcript_is_processed_in_time() -> Result<()> {
     const CHUNKS: usize = 100_000;
@@ -311,10 +309,10 @@ async fn long_transcript_is_processed_in_time() -> Result<()> {
     while let Some(bytes) = stream.next().await {
         lines += bytes?.iter().filter(|byte| **byte == b'\n').count();
     }
-    let took = began.elapsed();
+    let duration = began.elapsed();
     feed.await?;
-    println!("{CHUNKS} chunks in {took:?}: {:.0} a second", CHUNKS as f64 / took.as_secs_f64());
+    println!("{CHUNKS} chunks in {duration:?}: {:.0} a second", CHUNKS as f64 / duration.as_secs_f64());
     assert_eq!(lines, CHUNKS + CHUNKS / 4, "a partial for each chunk, a final for each turn");
-    assert!(took < Duration::from_secs(60), "{took:?}");
+    assert!(duration < Duration::from_secs(60), "{duration:?}");
     Ok(())
 }

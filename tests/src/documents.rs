@@ -124,8 +124,10 @@ fn script(page: &str, markdown: &str, node: bool) -> String {
 ///
 /// A command fails, or the page does not end in time.
 pub fn run_page(page: &str, tools: &[&str]) -> Result<String> {
-    let listeners: Vec<TcpListener> = PORTS.iter().map(|_| TcpListener::bind("127.0.0.1:0")).collect::<Result<_, _>>()?;
-    let ports: Vec<String> = listeners.iter().map(|listener| Ok(listener.local_addr()?.port().to_string())).collect::<Result<_>>()?;
+    let listeners: Vec<TcpListener> =
+        PORTS.iter().map(|_| TcpListener::bind("127.0.0.1:0")).collect::<Result<_, _>>()?;
+    let ports: Vec<String> =
+        listeners.iter().map(|listener| Ok(listener.local_addr()?.port().to_string())).collect::<Result<_>>()?;
     let markdown = std::fs::read_to_string(root().join(page))?;
     let has_node = Command::new("node").arg("--version").stdout(Stdio::null()).stderr(Stdio::null()).status().is_ok();
     let script =

@@ -138,7 +138,10 @@ async fn pipeline_of_steps_runs_and_its_events_are_followed() -> Result<()> {
 fn adapter_writes_a_result_for_each_record_of_a_file() -> Result<()> {
     let dir = tempfile::tempdir()?;
     let (input, results) = (dir.path().join("reviews.ndjson"), dir.path().join("results.ndjson"));
-    std::fs::write(&input, "{\"text\":\"what a wonderful day\",\"id\":7}\n{\"text\":\"what an awful day\",\"id\":8}\n")?;
+    std::fs::write(
+        &input,
+        "{\"text\":\"what a wonderful day\",\"id\":7}\n{\"text\":\"what an awful day\",\"id\":8}\n",
+    )?;
     let mut stream = Command::new(weir()?);
     stream.args(["stream", "file"]).arg(&input).arg("--output-file").arg(&results);
     let output = stream.arg("--quiet").arg("--models-dir").arg(models()).output()?;
@@ -153,9 +156,11 @@ fn adapter_writes_a_result_for_each_record_of_a_file() -> Result<()> {
 async fn user_reads_only_its_own_channels() -> Result<()> {
     let dir = tempfile::tempdir()?;
     let server = start_with_auth(dir.path(), &[]).await?;
-    let published = auth::publish(&server, "/stream/publish/workflow/42", auth::WORKER, &progress_body(Some("ann"))).await?;
+    let published =
+        auth::publish(&server, "/stream/publish/workflow/42", auth::WORKER, &progress_body(Some("ann"))).await?;
     assert_eq!(published, 200);
-    let open = async |key: &str| auth::status(request_as(&server, reqwest::Method::GET, "/stream/workflow/42", key)).await;
+    let open =
+        async |key: &str| auth::status(request_as(&server, reqwest::Method::GET, "/stream/workflow/42", key)).await;
     assert_eq!((open(ANN).await?, open(BOB).await?), (200, 404));
     // An EventSource cannot send an `Authorization` header: its page uses a ticket, which is accepted once.
     let ticket = issue_ticket(&server, ANN, &json!({"path": "/stream/workflow/42"})).await?;

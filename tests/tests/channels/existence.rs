@@ -119,7 +119,8 @@ async fn session_and_execution_of_another_user_read_as_unknown() -> Result<()> {
     let dir = tempfile::tempdir()?;
     let folder = Folder::new(&[("p", json!([{"id": "a", "kind": "map", "expression": "@"}]))])?;
     let server = start_with_auth(dir.path(), &folder.arguments()).await?;
-    let session: Value = request_as(&server, Method::POST, "/sessions", ANN).json(&json!({})).send().await?.json().await?;
+    let session: Value =
+        request_as(&server, Method::POST, "/sessions", ANN).json(&json!({})).send().await?.json().await?;
     let session = session["session_id"].as_str().unwrap_or_default().to_owned();
     for path in [format!("/stream/session/{session}"), format!("/sessions/{session}")] {
         let unknown = path.replace(&session, "unknown");

@@ -146,7 +146,11 @@ async fn channel_and_key_with_a_failed_first_write_recover_with_the_disk() -> Re
                 _ => Ok(start(id).await? == 202),
             };
             until(&format!("{what} {id}"), is_accepted).await?;
-            ensure!(freed_at.elapsed() < RECOVERY_MAX, "{what} {id}: {:?} after the disk had space", freed_at.elapsed());
+            ensure!(
+                freed_at.elapsed() < RECOVERY_MAX,
+                "{what} {id}: {:?} after the disk had space",
+                freed_at.elapsed()
+            );
         }
     }
     Ok(())

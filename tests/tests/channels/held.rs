@@ -15,8 +15,10 @@ use weir_tests::{PATIENCE, Raw, Server, tool, until};
 const SUBSCRIBE: &[u8] = b"GET /stream/workflow/w HTTP/1.1\r\nHost: localhost\r\n\r\n";
 
 async fn wait_for_held(server: &Server, count: usize) -> Result<()> {
-    until(&format!("{count} connections held"), || async { Ok(server.metric("weir_http_connections_held").await? == count as f64) })
-        .await
+    until(&format!("{count} connections held"), || async {
+        Ok(server.metric("weir_http_connections_held").await? == count as f64)
+    })
+    .await
 }
 
 #[tokio::test]
@@ -90,7 +92,10 @@ async fn subscriber_over_the_bound_is_refused_with_503() -> Result<()> {
     assert!(response.headers().contains_key("x-request-id"));
     assert_eq!(response.json::<Value>().await?["code"], "connections_full");
     followers.pop();
-    until("a subscription is accepted again", || async { Ok(reqwest::get(server.url("/stream/workflow/w")).await?.status() == 200) }).await
+    until("a subscription is accepted again", || async {
+        Ok(reqwest::get(server.url("/stream/workflow/w")).await?.status() == 200)
+    })
+    .await
 }
 
 #[tokio::test]

@@ -65,7 +65,8 @@ async fn published_event_reaches_its_subscribers() -> Result<()> {
     assert_eq!((status, &problem["code"]), (409, &json!("channel_finished")));
     let late = Follower::open(&server, "/stream/workflow/w1", None).await?.remaining_events().await?;
     assert_eq!(late, [event, last.clone()]);
-    let response = Client::new().get(server.url("/stream/workflow/w1")).header("last-event-id", &last.id).send().await?;
+    let response =
+        Client::new().get(server.url("/stream/workflow/w1")).header("last-event-id", &last.id).send().await?;
     assert_eq!(response.status(), 204);
     let query = reqwest::get(server.url(&format!("/stream/workflow/w1?last_event_id={}", last.id))).await?;
     assert_eq!(query.status(), 204);

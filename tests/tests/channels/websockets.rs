@@ -96,7 +96,10 @@ async fn websocket_follows_many_channels_and_resumes() -> Result<()> {
     // After unsubscribing from one channel, the other continues.
     socket.send(json!({"type": "unsubscribe", "channel": "workflow:a"})).await?;
     let disconnected = socket.message().await?;
-    assert_eq!((&disconnected["type"], &disconnected["data"]["reason"]), (&json!("disconnected"), &json!("unsubscribed")));
+    assert_eq!(
+        (&disconnected["type"], &disconnected["data"]["reason"]),
+        (&json!("disconnected"), &json!("unsubscribed"))
+    );
     let missed = publish(&server, "a", 41).await?;
     publish(&server, "b", 42).await?;
     assert_eq!(socket.message().await?["data"]["message"], "n42");

@@ -99,7 +99,9 @@ fn blocks_are_found_with_their_markers() {
     );
     let fields: Vec<_> = parsed
         .iter()
-        .map(|block| (block.line, block.language.as_str(), block.text.as_str(), block.not_run.as_deref(), block.from.as_deref()))
+        .map(|block| {
+            (block.line, block.language.as_str(), block.text.as_str(), block.not_run.as_deref(), block.from.as_deref())
+        })
         .collect();
     assert_eq!(
         fields,

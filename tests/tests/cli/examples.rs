@@ -35,8 +35,10 @@ fn python(file: &str) -> Result<Command> {
 #[tokio::test]
 async fn javascript_example_labels_lines() -> Result<()> {
     let server = Server::start(&[]).await?;
-    let printed =
-        run_program(node("classify.mjs")?.arg(server.url("")), "What a wonderful evening!\nThe train leaves at nine.\n")?;
+    let printed = run_program(
+        node("classify.mjs")?.arg(server.url("")),
+        "What a wonderful evening!\nThe train leaves at nine.\n",
+    )?;
     ensure!(printed.contains("0: positive") && printed.contains("1: neutral"), "{printed}");
     ensure!(printed.ends_with("2 labelled, 0 failed\n"), "{printed}");
     Ok(())

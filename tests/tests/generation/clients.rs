@@ -50,7 +50,10 @@ async fn openai_for_python_understands_chats_responses_and_errors() -> Result<()
     assert_eq!(report["tool"], json!(["tool_calls", "weather"]));
     assert_eq!(report["broken"], "APIError");
     assert_eq!(report["unknown"], json!(["NotFoundError", "model_not_found"]));
-    assert_eq!((&report["responses"], &report["response"]), (&json!(GENERATED_TEXT), &json!([GENERATED_TEXT, "completed"])));
+    assert_eq!(
+        (&report["responses"], &report["response"]),
+        (&json!(GENERATED_TEXT), &json!([GENERATED_TEXT, "completed"]))
+    );
     assert_eq!((&report["resumed"], &report["completions"]), (&json!(true), &json!(GENERATED_TEXT)));
     assert_eq!(report["models"], json!(["stub"]));
     Ok(())
@@ -89,7 +92,11 @@ async fn litellm_understands_three_dialects() -> Result<()> {
 async fn langchain_and_huggingface_hub_understand_chats() -> Result<()> {
     let server = Server::start_generate_stub(&[]).await?;
     for client in ["langchain", "huggingface"] {
-        assert_eq!(python(&server, client).await?, json!({ "stream": GENERATED_TEXT, "whole": GENERATED_TEXT }), "{client}");
+        assert_eq!(
+            python(&server, client).await?,
+            json!({ "stream": GENERATED_TEXT, "whole": GENERATED_TEXT }),
+            "{client}"
+        );
     }
     Ok(())
 }
@@ -99,7 +106,10 @@ async fn openai_and_anthropic_for_javascript_understand_streams() -> Result<()> 
     let server = Server::start_generate_stub(&[]).await?;
     let report = node(&server, "openai").await?;
     assert_eq!((&report["stream"], &report["responses"]), (&json!(GENERATED_TEXT), &json!(GENERATED_TEXT)));
-    assert_eq!((&report["whole"], &report["unknown"]), (&json!(["One two", "length"]), &json!([404, "model_not_found"])));
+    assert_eq!(
+        (&report["whole"], &report["unknown"]),
+        (&json!(["One two", "length"]), &json!([404, "model_not_found"]))
+    );
     assert_eq!(report["usage"][1], 5);
     let report = node(&server, "anthropic").await?;
     assert_eq!(report, json!({ "stream": GENERATED_TEXT, "whole": GENERATED_TEXT, "stop": "end_turn" }));

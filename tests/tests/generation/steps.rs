@@ -3,7 +3,7 @@
 use anyhow::Result;
 use serde_json::{Value, json};
 use weir_tests::Server;
-use weir_tests::pipelines::{Folder, start_execution, events, run};
+use weir_tests::pipelines::{Folder, events, run, start_execution};
 
 use crate::send;
 
@@ -32,7 +32,11 @@ async fn generate_step_renders_its_template_and_streams_its_pieces() -> Result<(
     for (input, code) in [("!template", "invalid_input"), ("!down", "model_unavailable"), ("!overloaded", "overloaded")]
     {
         let execution = run(&server, "fails", &json!(input)).await?;
-        assert_eq!((&execution["state"], &execution["failure"]["code"]), (&json!("failed"), &json!(code)), "{execution}");
+        assert_eq!(
+            (&execution["state"], &execution["failure"]["code"]),
+            (&json!("failed"), &json!(code)),
+            "{execution}"
+        );
     }
     Ok(())
 }

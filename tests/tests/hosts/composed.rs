@@ -67,7 +67,8 @@ async fn gateway_answers_under_wasmtime_serve() -> Result<()> {
     assert_eq!(response.json::<Value>().await?["code"], "malformed_json");
 
     let chunks = "{\"start\":0,\"end\":1,\"text\":\"I'll check\"}\n{\"start\":0.5,\"end\":1,\"text\":\"early\"}\n{\"op\":\"end\"}\n";
-    let response = client.post(server.url("/v1/transcript")).header("content-type", "application/x-ndjson").body(chunks);
+    let response =
+        client.post(server.url("/v1/transcript")).header("content-type", "application/x-ndjson").body(chunks);
     let response = response.send().await?;
     assert_eq!(response.status(), 200);
     let events = ndjson(&response.text().await?)?;
@@ -92,7 +93,8 @@ async fn publish_and_resume(server: &Server, id: &str) -> Result<()> {
         ensure!((&event.data["progress"], &json!(event.id)) == (&json!(n), &response["id"]), "{event:?}");
     }
     let mut whole = Follower::open(server, &user, None).await?;
-    let third = (whole.next_stored_event().await?, whole.next_stored_event().await?, whole.next_stored_event().await?).2;
+    let third =
+        (whole.next_stored_event().await?, whole.next_stored_event().await?, whole.next_stored_event().await?).2;
     let mut again = Follower::open(server, &user, Some(&third.id)).await?;
     ensure!(again.next_stored_event().await?.data["progress"] == 3);
     Ok(())
@@ -284,7 +286,8 @@ async fn stream_behind_pushpin_equals_the_native_stream() -> Result<()> {
     ];
     let (server, _dir) = start_composed(&arguments).await?;
     let pushpin = Pushpin::start(&server)?;
-    until("reachable", || async { Ok(reqwest::get(pushpin.url("/livez")).await.is_ok_and(|a| a.status() == 200)) }).await?;
+    until("reachable", || async { Ok(reqwest::get(pushpin.url("/livez")).await.is_ok_and(|a| a.status() == 200)) })
+        .await?;
     // The host may create a second instance with separate channels, and Pushpin may hold the stream only after the event is forwarded:
     // then another channel is tried.
     let (tries, held_stream) = (AtomicU32::new(0), std::cell::RefCell::new(String::new()));

@@ -92,7 +92,8 @@ async fn exchange(address: &str, head: &str, size: usize, pace: Pace, chunked: b
     if chunked {
         stream.write_all(b"0\r\n\r\n").await.context("the end of the body")?;
     }
-    let response = tokio::time::timeout(PATIENCE, read_response(&mut stream)).await.context("no response in time")??;
+    let response =
+        tokio::time::timeout(PATIENCE, read_response(&mut stream)).await.context("no response in time")??;
     if response.has("connection: close") {
         let mut rest = Vec::new();
         tokio::time::timeout(PATIENCE, stream.read_to_end(&mut rest)).await.context("no end in time")??;
@@ -100,7 +101,9 @@ async fn exchange(address: &str, head: &str, size: usize, pace: Pace, chunked: b
     } else {
         // The connection is usable for another request.
         stream.write_all(b"GET /livez HTTP/1.1\r\nHost: localhost\r\n\r\n").await.context("a second request")?;
-        let next = tokio::time::timeout(PATIENCE, read_response(&mut stream)).await.context("no second response in time")??;
+        let next = tokio::time::timeout(PATIENCE, read_response(&mut stream))
+            .await
+            .context("no second response in time")??;
         ensure!(next.status() == "200", "the second response: {}", next.head);
     }
     Ok(response)
@@ -269,7 +272,8 @@ async fn client_that_sends_for_ever_is_disconnected() -> Result<()> {
         Ok(())
     });
     try_join_all(ends).await?;
-    until("the connections are closed", || async { Ok(server.metric("weir_http_connections_open").await? <= 1.0) }).await?;
+    until("the connections are closed", || async { Ok(server.metric("weir_http_connections_open").await? <= 1.0) })
+        .await?;
     // A client that sends as fast as possible is disconnected after a bounded number of bytes.
     let mut fast = TcpStream::connect(server.address()).await?;
     fast.write_all(format!("{NOWHERE}Content-Length: 100000000000\r\n\r\n").as_bytes()).await?;

@@ -8,7 +8,7 @@ use weir_runtime::stream::{
     Aggregation, Batching, Cause, DropPolicy, FlushReason, Ordering, StreamState, StreamingConfig, Text, TextStream,
 };
 use weir_tests::models;
-use weir_tests::texts::{Random, wait_until, runtime};
+use weir_tests::texts::{Random, runtime, wait_until};
 
 fn config() -> Config {
     let mut config = Config::default();
@@ -90,7 +90,8 @@ async fn embedded_stream_reports_failures_and_windows_wait_for_a_flush() -> Resu
     wait_until("the dropped text is reported", || snapshot(&dropped) == [8]).await?;
     ensure!(snapshot(&results).is_empty(), "results before the window of a minute ends");
     ensure!(stream.flush(FlushReason::Manual) == 8);
-    wait_until("all texts have a result or an error", || snapshot(&results).len() == 7 && snapshot(&failed) == [1]).await?;
+    wait_until("all texts have a result or an error", || snapshot(&results).len() == 7 && snapshot(&failed) == [1])
+        .await?;
     let stats = stream.get_stats();
     ensure!(stats.batches(FlushReason::Manual) == 1 && stats.dropped == 1, "{stats:?}");
     stream.stop().await?;

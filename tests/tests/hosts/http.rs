@@ -49,7 +49,8 @@ async fn host_of_another_name_is_refused_on_every_route() -> Result<()> {
     }
     let body = "{\"inputs\":\"good\"}";
     let head = format!("Content-Type: application/json\r\nContent-Length: {}\r\n\r\n{body}", body.len());
-    let response = response_head(&server, &format!("POST /v1/classify HTTP/1.1\r\nHost: evil.example\r\n{head}")).await?;
+    let response =
+        response_head(&server, &format!("POST /v1/classify HTTP/1.1\r\nHost: evil.example\r\n{head}")).await?;
     assert_eq!(status(&response), "403");
     // An absolute target names the host too, and has to agree with `Host`.
     for (target, host, want) in [
@@ -262,8 +263,10 @@ async fn allowed_page_can_read_each_response() -> Result<()> {
     check_readable(page_request(Method::GET, "/v1/%zz"), 400).await?;
     check_readable(page_request(Method::GET, &format!("/?{}", "x".repeat(9000))), 414).await?;
     check_readable(page_request(Method::GET, "/").header("x-long", "y".repeat(20_000)), 431).await?;
-    check_readable(page_request(Method::POST, "/v1/classify").header("content-type", "text/css").body("x"), 415).await?;
-    check_readable(page_request(Method::POST, "/v1/classify").json(&json!({"inputs": "x".repeat(1 << 20)})), 413).await?;
+    check_readable(page_request(Method::POST, "/v1/classify").header("content-type", "text/css").body("x"), 415)
+        .await?;
+    check_readable(page_request(Method::POST, "/v1/classify").json(&json!({"inputs": "x".repeat(1 << 20)})), 413)
+        .await?;
     check_readable(page_request(Method::POST, "/v1/classify").json(&json!({})), 422).await?;
     check_readable(page_request(Method::GET, "/ws"), 426).await?;
     let handshake = page_request(Method::GET, "/ws").header("connection", "upgrade").header("upgrade", "websocket");
@@ -325,7 +328,8 @@ async fn percent_encoded_path_is_decoded_on_every_route_and_bad_encoding_is_400(
     let client = Client::new();
     for path in PATHS {
         let plain = client.head(server.url(path)).send().await?.status();
-        let head = response_head(&server, &format!("HEAD {} HTTP/1.1\r\nHost: localhost\r\n\r\n", escaped(path))).await?;
+        let head =
+            response_head(&server, &format!("HEAD {} HTTP/1.1\r\nHost: localhost\r\n\r\n", escaped(path))).await?;
         assert_eq!(status(&head), plain.as_str(), "{path}");
     }
     for (path, body) in [
@@ -346,7 +350,8 @@ async fn percent_encoded_path_is_decoded_on_every_route_and_bad_encoding_is_400(
         for bad in ["%", "%4", "%zz", "%ff", "%c3%28"] {
             let head = response_head(&server, &format!("GET {path}{bad} HTTP/1.1\r\nHost: localhost\r\n\r\n")).await?;
             assert_eq!(status(&head), "400", "{path}{bad}");
-            let head = response_head(&server, &format!("GET {path}?a={bad} HTTP/1.1\r\nHost: localhost\r\n\r\n")).await?;
+            let head =
+                response_head(&server, &format!("GET {path}?a={bad} HTTP/1.1\r\nHost: localhost\r\n\r\n")).await?;
             assert_eq!(status(&head), "400", "{path}?a={bad}");
         }
     }
@@ -382,7 +387,10 @@ async fn unsupported_codings_are_refused_and_empty_ones_are_ignored() -> Result<
             );
             let response = response_head(&server, &request).await?;
             assert_eq!(status(&response), want, "{path} {coding}: {response}");
-            assert!(want != "415" || response.to_lowercase().contains("\r\naccept-encoding: identity\r\n"), "{response}");
+            assert!(
+                want != "415" || response.to_lowercase().contains("\r\naccept-encoding: identity\r\n"),
+                "{response}"
+            );
         }
     }
     // The response to an unsupported media type lists the supported ones.
@@ -466,7 +474,10 @@ async fn json_log_lines_are_json_with_numbers() -> Result<()> {
         let log = lines().join("\n");
         log.contains(&format!("\"component\":\"{component}\""))
     };
-    until("both components have written", || async { Ok(has_line_of("infer") && (has_line_of("gateway") || has_line_of("stateful-gateway"))) }).await?;
+    until("both components have written", || async {
+        Ok(has_line_of("infer") && (has_line_of("gateway") || has_line_of("stateful-gateway")))
+    })
+    .await?;
     for line in lines() {
         let record: Value = serde_json::from_str(&line).with_context(|| line.clone())?;
         for name in ["timestamp", "level", "fields", "target"] {

@@ -108,7 +108,10 @@ async fn lost_infer_instance_is_replaced_and_its_items_get_outcomes() -> Result<
     let events = weir_tests::ndjson(&response)?;
     assert!(statuses(&events).contains(&"sentiment_error"), "{response}");
     assert_eq!(statuses(&events).last(), Some(&"completed"), "{response}");
-    until("the instance is replaced", || async { Ok(server.metric("weir_infer_replica_restarts_total").await? >= 1.0) }).await?;
+    until("the instance is replaced", || async {
+        Ok(server.metric("weir_infer_replica_restarts_total").await? >= 1.0)
+    })
+    .await?;
     server.ready().await?;
     let body = json!({"text": "a good one after that", "include_summary": false});
     let response = client.post(server.url("/process-stream")).json(&body).send().await?.text().await?;

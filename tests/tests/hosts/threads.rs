@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use weir_tests::client::{ndjson_body, classify, post_lines};
+use weir_tests::client::{classify, ndjson_body, post_lines};
 use weir_tests::{PATIENCE, Server};
 
 /// Bound of the wake-ups per second of all threads together.

@@ -8,7 +8,7 @@ use bytes::Bytes;
 use futures::StreamExt;
 use futures::channel::mpsc;
 use serde_json::{Value, json};
-use weir_tests::client::{NDJSON, post_lines, post};
+use weir_tests::client::{NDJSON, post, post_lines};
 use weir_tests::{Duplex, PATIENCE, Raw, Server, ndjson, until};
 
 /// Posts a whole NDJSON body; the lines of the response in the order of their indexes, with the summary line last.
@@ -21,7 +21,8 @@ async fn post_lines_sorted(server: &Server, path: &str, body: impl Into<reqwest:
 #[tokio::test]
 async fn shipped_models_serve_every_task() -> Result<()> {
     let server = Server::start(&[]).await?;
-    let (status, response) = post(&server, "/v1/classify", &json!({"inputs": ["what a wonderful day", "awful"]})).await?;
+    let (status, response) =
+        post(&server, "/v1/classify", &json!({"inputs": ["what a wonderful day", "awful"]})).await?;
     assert_eq!(status, 200, "{response}");
     assert_eq!(response["model"], "sentiment");
     let outputs = response["outputs"].as_array().context("outputs")?;
@@ -268,7 +269,8 @@ async fn texts_of_a_client_that_left_are_not_computed() -> Result<()> {
     let warm_ups = server.metric("weir_infer_items_total").await?;
     let mut blocking = Duplex::open(&server, "/v1/classify").await?;
     blocking.send("\"!slow\"\n".repeat(5).as_bytes()).await?;
-    until("the items are computed", || async { Ok(server.metric("weir_infer_items_total").await? >= warm_ups + 5.0) }).await?;
+    until("the items are computed", || async { Ok(server.metric("weir_infer_items_total").await? >= warm_ups + 5.0) })
+        .await?;
     let mut leaving = Duplex::open(&server, "/v1/classify").await?;
     leaving.send(b"\"one\"\n\"two\"\n\"three\"\n").await?;
     until("the items are queued", || async { Ok(server.metric("weir_infer_queue_items").await? == 3.0) }).await?;
@@ -276,7 +278,8 @@ async fn texts_of_a_client_that_left_are_not_computed() -> Result<()> {
     until("the request is closed", || async { Ok(server.metric("weir_http_requests_open").await? == 1.0) }).await?;
     blocking.end().await?;
     blocking.raw.read_until("\"done\":true").await?;
-    until("the items are abandoned", || async { Ok(server.metric("weir_infer_items_abandoned_total").await? == 3.0) }).await?;
+    until("the items are abandoned", || async { Ok(server.metric("weir_infer_items_abandoned_total").await? == 3.0) })
+        .await?;
     Ok(())
 }
 
@@ -337,7 +340,11 @@ async fn wrong_method_or_media_type_is_answered_with_those_accepted() -> Result<
     let client = reqwest::Client::new();
     for path in ["/v1/classify", "/v1/tokens", "/v1/embed", "/models/sentiment", "/predict"] {
         let response = client.request(reqwest::Method::OPTIONS, server.url(path)).send().await?;
-        assert_eq!((response.status().as_u16(), response.headers()["allow"].to_str()?), (204, "POST, OPTIONS"), "{path}");
+        assert_eq!(
+            (response.status().as_u16(), response.headers()["allow"].to_str()?),
+            (204, "POST, OPTIONS"),
+            "{path}"
+        );
         let response = client.head(server.url(path)).send().await?;
         assert_eq!(response.status(), 405, "{path}");
         for content_type in ["application/json", NDJSON] {

@@ -66,7 +66,8 @@ async fn hub_routes_have_the_shapes_of_the_inference_api() -> Result<()> {
     let (_, response) = post(&server, "/models/entities", &json!({"inputs": ["Ann"]})).await?;
     assert_eq!(response, json!([[entity]]));
     let vector = json!([0.5, -0.5, 0.5, -0.5]);
-    let (_, response) = post(&server, "/models/embeddings/pipeline/feature-extraction", &json!({"inputs": "a"})).await?;
+    let (_, response) =
+        post(&server, "/models/embeddings/pipeline/feature-extraction", &json!({"inputs": "a"})).await?;
     assert_eq!(response, vector);
     let (_, response) = post(&server, "/models/embeddings", &json!({"inputs": ["a", "b"]})).await?;
     assert_eq!(response, json!([vector, vector]));

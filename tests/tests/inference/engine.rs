@@ -9,7 +9,7 @@ use serde_json::Value;
 use weir_config::{Batching, Config, DropPolicy, Model, Switch};
 use weir_runtime::Runtime;
 use weir_runtime::types::{Aggregation, EmbedOptions, Failure, Item, Output, Task, TokenOptions, WhenFull};
-use weir_tests::texts::{Random, run_items, classify_item, collect, wait_until, runtime};
+use weir_tests::texts::{Random, classify_item, collect, run_items, runtime, wait_until};
 use weir_tests::{models, root};
 
 /// A configuration with one replica of `sentiment`.
@@ -161,7 +161,8 @@ async fn trapping_text_does_not_fail_others() -> Result<()> {
             (_, result) => ensure!(result.is_ok(), "{id}: {result:?}"),
         }
     }
-    wait_until("the replica is back", || runtime.stats("sentiment").is_some_and(|stats| stats.replicas_ready == 1)).await?;
+    wait_until("the replica is back", || runtime.stats("sentiment").is_some_and(|stats| stats.replicas_ready == 1))
+        .await?;
     ensure!(runtime.stats("sentiment").is_some_and(|stats| stats.retried > 0));
     Ok(())
 }
@@ -302,7 +303,10 @@ async fn caller_with_many_items_does_not_delay_one_with_few() -> Result<()> {
     wait_until("the queue is empty", || runtime.stats("sentiment").is_some_and(|stats| stats.waiting == 0)).await?;
     let stats = runtime.stats("sentiment").context("stats")?;
     ensure!(stats.abandoned > 0, "{stats:?}");
-    ensure!(stats.handed_over <= handed_over_before + 40, "items were computed after their caller left: {handed_over_before}, then {stats:?}");
+    ensure!(
+        stats.handed_over <= handed_over_before + 40,
+        "items were computed after their caller left: {handed_over_before}, then {stats:?}"
+    );
     Ok(())
 }
 
@@ -315,7 +319,8 @@ async fn item_past_its_deadline_is_answered_and_not_computed() -> Result<()> {
     for id in 0..4 {
         sender.send(classify_item(id, "sentiment", "!slow")).await?;
     }
-    wait_until("they are being computed", || runtime.stats("sentiment").is_some_and(|stats| stats.handed_over >= 2)).await?;
+    wait_until("they are being computed", || runtime.stats("sentiment").is_some_and(|stats| stats.handed_over >= 2))
+        .await?;
     let before = runtime.stats("sentiment").context("stats")?;
     let began = Instant::now();
     let dated = Item { deadline_ms: Some(20), ..classify_item(0, "sentiment", "good") };

@@ -90,7 +90,12 @@ async fn tenfold_overload_keeps_memory_constant() -> Result<()> {
     let before = server.resident_bytes()?;
     let (results, resident_max) = send_load(&server, 200, 5_000).await?;
     let answered = results.iter().filter(|one| **one == RequestResult::Answered).count();
-    println!("{answered} of {} answered, {} MiB before, {} MiB at most", results.len(), before >> 20, resident_max >> 20);
+    println!(
+        "{answered} of {} answered, {} MiB before, {} MiB at most",
+        results.len(),
+        before >> 20,
+        resident_max >> 20
+    );
     ensure!(results.len() == 5_000 && answered > 0 && answered < 5_000, "{answered} answered");
     ensure!(resident_max < before + before / 10 + (16 << 20), "{before} bytes grew to {resident_max}");
     ensure!(server.metric("weir_infer_queue_items").await? == 0.0, "the queue is not empty");

@@ -231,14 +231,16 @@ async fn check_disconnect(path: &str) -> Result<()> {
     let text = "this one is !slow to come. ".repeat(10);
     let blocking = json!({"text": text, "include_summary": false, "chunk_size": 54}).to_string();
     let mut blocking = Raw::post(&server, "/process-stream", &blocking).await?;
-    until("the items are computed", || async { Ok(server.metric("weir_infer_items_total").await? >= warm_ups + 5.0) }).await?;
+    until("the items are computed", || async { Ok(server.metric("weir_infer_items_total").await? >= warm_ups + 5.0) })
+        .await?;
     let waiting = json!({"text": "good morning to you", "include_summary": false}).to_string();
     let waiting = Raw::post(&server, path, &waiting).await?;
     until("the item is queued", || async { Ok(server.metric("weir_infer_queue_items").await? == 1.0) }).await?;
     drop(waiting);
     until("the request is closed", || async { Ok(server.metric("weir_http_requests_open").await? == 1.0) }).await?;
     blocking.read_until("\"completed\"").await?;
-    until("the item is abandoned", || async { Ok(server.metric("weir_infer_items_abandoned_total").await? == 1.0) }).await?;
+    until("the item is abandoned", || async { Ok(server.metric("weir_infer_items_abandoned_total").await? == 1.0) })
+        .await?;
     assert_eq!(server.metric("weir_infer_items_total").await?, warm_ups + 5.0);
     Ok(())
 }

@@ -7,7 +7,7 @@ use serde_json::Value;
 use weir_config::{Config, Model};
 use weir_runtime::types::{Aggregation, EmbedOptions, Failure, Item, Output, Task, TokenOptions};
 use weir_tests::root;
-use weir_tests::texts::{run_items, classify_item, runtime};
+use weir_tests::texts::{classify_item, run_items, runtime};
 
 /// The size of the embedding tables of the small models.
 const VOCABULARY: u64 = 64;
@@ -66,7 +66,8 @@ async fn classifiers_and_embeddings_are_served_without_a_graph() -> Result<()> {
         ensure!(alone.iter().all(|scores| scores.len() == labels), "{name}: {alone:?}");
         ensure!(alone.iter().all(|scores| (scores.iter().sum::<f32>() - 1.0).abs() < 1e-5), "{name}: {alone:?}");
         ensure!(alone[0] != alone[1], "{name}: {alone:?}");
-        let together = run_items(&runtime, (0..).zip(TEXTS).map(|(id, text)| classify_item(id, name, text)).collect()).await?;
+        let together =
+            run_items(&runtime, (0..).zip(TEXTS).map(|(id, text)| classify_item(id, name, text)).collect()).await?;
         for (id, result) in together {
             ensure!(scores(Some(result))? == alone[id as usize], "{name}: a batch changed the result of text {id}");
         }

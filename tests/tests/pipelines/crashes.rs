@@ -7,7 +7,9 @@ use reqwest::Client;
 use serde_json::{Value, json};
 use weir_tests::Server;
 use weir_tests::follow::Event;
-use weir_tests::pipelines::{Folder, start_execution, check_contiguous, wait_until_ended, events, follow, run, start, status};
+use weir_tests::pipelines::{
+    Folder, check_contiguous, events, follow, run, start, start_execution, status, wait_until_ended,
+};
 
 /// A server with a durable disk store.
 async fn on_disk(folder: &Folder, file: &Path) -> Result<Server> {
@@ -84,7 +86,10 @@ async fn killed_execution_continues_in_the_same_sequence() -> Result<()> {
     server.wait().await?;
     let server = on_disk(&folder, &file).await?;
     let status_after_restart = status(&server, &ids[0]).await?;
-    assert_eq!((&status_after_restart["state"], &status_after_restart["output"], &status_after_restart["events"]), (&status_at_end["state"], &status_at_end["output"], &status_at_end["events"]));
+    assert_eq!(
+        (&status_after_restart["state"], &status_after_restart["output"], &status_after_restart["events"]),
+        (&status_at_end["state"], &status_at_end["output"], &status_at_end["events"])
+    );
     weir_tests::until("listed", || async {
         let listed: Value = reqwest::get(server.url("/executions")).await?.json().await?;
         Ok(listed["executions"].as_array().context("a list")?.iter().filter(|e| e["state"] == "completed").count() == 2)

@@ -7,7 +7,9 @@ use reqwest::{Client, Method};
 use serde_json::{Value, json};
 use weir_tests::auth::{ADMIN, ANN, request_as, start_with_auth};
 use weir_tests::follow::{Event, Follower};
-use weir_tests::pipelines::{Folder, start_execution, check_contiguous, wait_until_ended, events, follow, run, start, status, event_names};
+use weir_tests::pipelines::{
+    Folder, check_contiguous, event_names, events, follow, run, start, start_execution, status, wait_until_ended,
+};
 use weir_tests::{Server, ndjson, until};
 
 const TEXT: &str = "The night train to Vienna was wonderful. The staff in Salzburg were kind and the beds were soft. \
@@ -114,7 +116,10 @@ async fn pipeline_with_shipped_models_emits_every_event_type() -> Result<()> {
     );
     assert_eq!(status_at_end["steps"][6]["code"], "expression_failed", "{status_at_end}");
     let status_at_end = status(&server, &failed).await?;
-    assert_eq!((&status_at_end["state"], &status_at_end["failure"]["failed_step"]), (&json!("failed"), &json!("broken")));
+    assert_eq!(
+        (&status_at_end["state"], &status_at_end["failure"]["failed_step"]),
+        (&json!("failed"), &json!("broken"))
+    );
     let reliability: Value = reqwest::get(server.url("/reliability")).await?.json().await?;
     let total = &reliability["total"];
     assert_eq!(
@@ -160,7 +165,10 @@ async fn failing_step_is_retried_then_the_pipeline_fails_or_continues() -> Resul
     let attempts: Vec<&Value> = errors.iter().map(|event| &event.data["metadata"]["attempt"]).collect();
     assert_eq!(attempts, [1, 2, 3]);
     let continued = run(&server, "goes_on", &input).await?;
-    assert_eq!((&continued["state"], &continued["output"]), (&json!("completed"), &json!({"mood": null, "text": "!down"})));
+    assert_eq!(
+        (&continued["state"], &continued["output"]),
+        (&json!("completed"), &json!({"mood": null, "text": "!down"}))
+    );
     Ok(())
 }
 
@@ -177,7 +185,11 @@ async fn completed_steps_are_compensated_in_reverse() -> Result<()> {
     )])?;
     let server = start_stub(&folder, &[]).await?;
     let execution = run(&server, "order", &json!({})).await?;
-    assert_eq!((&execution["state"], &execution["failure"]["compensated"]), (&json!("failed"), &json!(2)), "{execution}");
+    assert_eq!(
+        (&execution["state"], &execution["failure"]["compensated"]),
+        (&json!("failed"), &json!(2)),
+        "{execution}"
+    );
     let all = events(&server, execution["execution_id"].as_str().context("an id")?).await?;
     check_contiguous(&all)?;
     let complete: Vec<(&Value, &Value, &Value)> = all
@@ -221,7 +233,10 @@ async fn execution_is_cancelled_by_request_and_not_by_a_closed_connection() -> R
     let last = all.last().context("events")?;
     assert_eq!((last.name.as_str(), &last.data["data"]["cancelled"]), ("pipeline_error", &json!(true)));
     let second_cancel = cancel(&id).await?;
-    assert_eq!((second_cancel.status().as_u16(), second_cancel.json::<Value>().await?["code"].clone()), (409, json!("execution_over")));
+    assert_eq!(
+        (second_cancel.status().as_u16(), second_cancel.json::<Value>().await?["code"].clone()),
+        (409, json!("execution_over"))
+    );
     let second: Value = waited.json().await?;
     assert_eq!(cancel(second["execution_id"].as_str().context("an id")?).await?.status(), 200);
     Ok(())
@@ -240,7 +255,10 @@ async fn idempotency_key_and_prefer_wait_start_one_execution() -> Result<()> {
         "{body}"
     );
     let response = start(&server, "mood", &json!("good"), &[("prefer", "respond-async")]).await?;
-    assert_eq!((response.status().as_u16(), response.headers()["preference-applied"].to_str()?), (202, "respond-async"));
+    assert_eq!(
+        (response.status().as_u16(), response.headers()["preference-applied"].to_str()?),
+        (202, "respond-async")
+    );
 
     // Eight concurrent requests with one key start one execution.
     let headers = [("idempotency-key", "order 42")];
@@ -287,9 +305,13 @@ async fn definition_that_changes_is_read_again() -> Result<()> {
     until("in the log", || async { Ok(server.log().contains("torn.json is not a pipeline")) }).await?;
     assert_eq!(run(&server, "one", &json!({})).await?["output"], "old");
     folder.write("one", &json!([{"id": "a", "kind": "map", "expression": "'newer'"}]))?;
-    until("the definition is read again", || async { Ok(run(&server, "one", &json!({})).await?["output"] == "newer") }).await?;
+    until("the definition is read again", || async { Ok(run(&server, "one", &json!({})).await?["output"] == "newer") })
+        .await?;
     folder.write("two", &json!([{"id": "a", "kind": "map", "expression": "@"}]))?;
-    until("the new definition is found", || async { Ok(reqwest::get(server.url("/pipelines/two")).await?.status() == 200) }).await
+    until("the new definition is found", || async {
+        Ok(reqwest::get(server.url("/pipelines/two")).await?.status() == 200)
+    })
+    .await
 }
 
 #[tokio::test]
@@ -341,7 +363,10 @@ async fn invalid_pipeline_request_is_refused_with_its_reasons() -> Result<()> {
     assert_eq!(wrong["failure"]["code"], "invalid_input", "{wrong}");
 
     // At most two executions run at once; when one has ended, another may start.
-    let running_ids = [start_execution(&server, "mood", &json!("!never")).await?, start_execution(&server, "mood", &json!("!never")).await?];
+    let running_ids = [
+        start_execution(&server, "mood", &json!("!never")).await?,
+        start_execution(&server, "mood", &json!("!never")).await?,
+    ];
     let refused = start(&server, "echo", &json!({}), &[]).await?;
     assert!(refused.headers().contains_key("retry-after"));
     check(refused, 503, "executions_full").await?;
@@ -371,10 +396,13 @@ async fn execution_belongs_to_the_user_that_started_it() -> Result<()> {
     let keys = tempfile::tempdir()?;
     std::fs::write(keys.path().join("api_keys"), API_KEYS)?;
     let dir = format!("auth.dir={}", keys.path().display());
-    let server =
-        start_stub(&folder, &["--set", "auth.mode=required", "--set", &dir, "--set", "pipelines.user_executions_max=1"])
-            .await?;
-    let request_as = |method: Method, path: &str, key: &str| Client::new().request(method, server.url(path)).bearer_auth(key);
+    let server = start_stub(
+        &folder,
+        &["--set", "auth.mode=required", "--set", &dir, "--set", "pipelines.user_executions_max=1"],
+    )
+    .await?;
+    let request_as =
+        |method: Method, path: &str, key: &str| Client::new().request(method, server.url(path)).bearer_auth(key);
     let start_execution = async |name: &str, key: &str, text: &str| -> Result<(u16, Value)> {
         let response = request_as(Method::POST, &format!("/pipelines/{name}"), key).json(&json!(text)).send().await?;
         Ok((response.status().as_u16(), response.json().await?))

@@ -11,9 +11,11 @@ use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpListener;
 use tokio::sync::watch;
-use weir_tests::client::{NDJSON, ndjson_body, chunks_path, create_session, post_body};
+use weir_tests::client::{NDJSON, chunks_path, create_session, ndjson_body, post_body};
 use weir_tests::follow::{Event, Follower};
-use weir_tests::pipelines::{Folder, start_execution, check_contiguous, wait_until_ended, events, follow, start, status};
+use weir_tests::pipelines::{
+    Folder, check_contiguous, events, follow, start, start_execution, status, wait_until_ended,
+};
 use weir_tests::redis::Redis;
 use weir_tests::texts::Random;
 use weir_tests::{Duplex, PATIENCE, Server, ndjson, until};

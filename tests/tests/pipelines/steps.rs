@@ -9,7 +9,7 @@ use anyhow::{Context, Result};
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpListener;
-use weir_tests::pipelines::{Folder, start_execution, check_contiguous, wait_until_ended, events, run};
+use weir_tests::pipelines::{Folder, check_contiguous, events, run, start_execution, wait_until_ended};
 use weir_tests::{Server, component, until};
 
 fn step(more: &Value) -> Value {
@@ -57,7 +57,11 @@ async fn faulty_component_step_is_contained() -> Result<()> {
     ] {
         let began = Instant::now();
         let execution = run(&server, "own", &json!(input)).await?;
-        assert_eq!((&execution["state"], &execution["failure"]["code"]), (&json!("failed"), &json!(code)), "{input}: {execution}");
+        assert_eq!(
+            (&execution["state"], &execution["failure"]["code"]),
+            (&json!("failed"), &json!(code)),
+            "{input}: {execution}"
+        );
         assert!(began.elapsed() < Duration::from_secs(30), "{input} took {:?}", began.elapsed());
     }
     assert_eq!(run(&server, "missing", &json!(1)).await?["failure"]["code"], "unknown_step");
@@ -197,7 +201,11 @@ async fn http_step_calls_allowed_services_only() -> Result<()> {
         let key =
             |text: &String| text.lines().find(|line| line.starts_with("idempotency-key: exec_")).map(str::to_owned);
         // Both attempts of a step have the same key, and another execution has another.
-        assert!(key(&requests[0]).is_some() && key(&requests[0]) == key(&requests[1]) && key(&requests[0]) != key(&requests[2]));
+        assert!(
+            key(&requests[0]).is_some()
+                && key(&requests[0]) == key(&requests[1])
+                && key(&requests[0]) != key(&requests[2])
+        );
         let post = requests[2].to_lowercase();
         assert!(post.starts_with("post /echo http/1.1\r\n") && post.contains("\r\nx-own: yes\r\n"), "{post}");
         assert!(post.contains("\r\ncontent-type: application/json\r\n"), "{post}");

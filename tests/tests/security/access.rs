@@ -6,8 +6,8 @@ use anyhow::{Context, Result};
 use reqwest::{Client, Method, StatusCode};
 use serde_json::{Value, json};
 use weir_tests::auth::{
-    ADMIN, ANN, API_KEYS, BOB, CREW, SECRET, WORKER, request_as, claims, start_with_auth, hs256_header, issue_ticket, now_s, publish, status,
-    progress_body,
+    ADMIN, ANN, API_KEYS, BOB, CREW, SECRET, WORKER, claims, hs256_header, issue_ticket, now_s, progress_body, publish,
+    request_as, start_with_auth, status,
 };
 use weir_tests::client::post;
 use weir_tests::follow::Follower;
@@ -160,7 +160,8 @@ async fn channel_in_use_keeps_its_owner() -> Result<()> {
             ["--set", "events.channels_max=6", "--set", "auth.publishes_burst=1000", "--set", &store, "--set", &path];
         let server = start_with_auth(dir.path(), &more).await?;
         assert_eq!(publish(&server, "/stream/publish/workflow/w", WORKER, &progress_body(Some("ann"))).await?, 200);
-        let mut follower = Follower::from_response(request_as(&server, Method::GET, "/stream/workflow/w", ANN).send().await?, None)?;
+        let mut follower =
+            Follower::from_response(request_as(&server, Method::GET, "/stream/workflow/w", ANN).send().await?, None)?;
         follower.next_stored_event().await?;
         for id in 0..100 {
             let path = format!("/stream/publish/workflow/bobs-{id}");
@@ -168,7 +169,8 @@ async fn channel_in_use_keeps_its_owner() -> Result<()> {
         }
         assert_eq!(publish(&server, "/stream/publish/workflow/w", WORKER, &progress_body(Some("worker"))).await?, 200);
         assert_eq!(status(request_as(&server, Method::GET, "/stream/workflow/w", WORKER)).await?, 404);
-        let mut second_follower = Follower::from_response(request_as(&server, Method::GET, "/stream/workflow/w", ANN).send().await?, None)?;
+        let mut second_follower =
+            Follower::from_response(request_as(&server, Method::GET, "/stream/workflow/w", ANN).send().await?, None)?;
         second_follower.next_stored_event().await?;
     }
     Ok(())
@@ -184,10 +186,12 @@ async fn publisher_that_names_itself_gains_no_access_to_earlier_events() -> Resu
     assert_eq!(status(request_as(&server, Method::GET, "/stream/workflow/past", WORKER)).await?, 404);
     // A channel that the publisher begins is its own, and a channel with earlier events can be given to the user that it concerns.
     assert_eq!(publish(&server, "/stream/publish/workflow/new", WORKER, &worker).await?, 200);
-    let mut follower = Follower::from_response(request_as(&server, Method::GET, "/stream/workflow/new", WORKER).send().await?, None)?;
+    let mut follower =
+        Follower::from_response(request_as(&server, Method::GET, "/stream/workflow/new", WORKER).send().await?, None)?;
     follower.next_stored_event().await?;
     assert_eq!(publish(&server, "/stream/publish/workflow/past", WORKER, &progress_body(Some("ann"))).await?, 200);
-    let mut follower = Follower::from_response(request_as(&server, Method::GET, "/stream/workflow/past", ANN).send().await?, None)?;
+    let mut follower =
+        Follower::from_response(request_as(&server, Method::GET, "/stream/workflow/past", ANN).send().await?, None)?;
     follower.next_stored_event().await?;
     assert_eq!(status(request_as(&server, Method::GET, "/stream/workflow/past", WORKER)).await?, 404);
     Ok(())
@@ -204,8 +208,9 @@ async fn publisher_without_read_scope_grants_no_access_to_events_of_others() -> 
             anyhow::ensure!(status == 200, "{id}: {status}");
             Ok(())
         };
-        let read =
-            async |id: &str, key: &str| status(request_as(&server, Method::GET, &format!("/stream/workflow/{id}"), key)).await;
+        let read = async |id: &str, key: &str| {
+            status(request_as(&server, Method::GET, &format!("/stream/workflow/{id}"), key)).await
+        };
         // After two workers have published, neither can give the channel to a user.
         publish("one", WORKER, None).await?;
         publish("one", CREW, Some("bob")).await?;
@@ -324,7 +329,8 @@ async fn connection_ends_with_its_token() -> Result<()> {
     let dir = tempfile::tempdir()?;
     let server = start_with_auth(dir.path(), &[]).await?;
     let short = token(&hs256_header(), &claims("ann", 3)?, SECRET)?;
-    let mut follower = Follower::from_response(request_as(&server, Method::GET, "/stream/user/ann", &short).send().await?, None)?;
+    let mut follower =
+        Follower::from_response(request_as(&server, Method::GET, "/stream/user/ann", &short).send().await?, None)?;
     assert_eq!(follower.next_event().await?.name, "connected");
     let end = follower.next_event().await?;
     assert_eq!((end.name.as_str(), &end.data["reason"]), ("disconnected", &json!("expired")));
@@ -375,7 +381,10 @@ async fn user_over_its_rate_or_connections_is_refused_and_others_are_served() ->
     .await?;
     let mut last = None;
     for _ in 0..20 {
-        let response = request_as(&server, Method::POST, "/stream/publish/workflow/w", WORKER).json(&progress_body(None)).send().await?;
+        let response = request_as(&server, Method::POST, "/stream/publish/workflow/w", WORKER)
+            .json(&progress_body(None))
+            .send()
+            .await?;
         if response.status() == 429 {
             last = Some(response);
             break;
@@ -388,14 +397,20 @@ async fn user_over_its_rate_or_connections_is_refused_and_others_are_served() ->
     assert_eq!(publish(&server, "/stream/publish/user/bob", BOB, &json!({"message": "m"})).await?, 200);
     let mut open = Vec::new();
     for _ in 0..2 {
-        open.push(Follower::from_response(request_as(&server, Method::GET, "/stream/user/ann", ANN).send().await?, None)?);
+        open.push(Follower::from_response(
+            request_as(&server, Method::GET, "/stream/user/ann", ANN).send().await?,
+            None,
+        )?);
     }
     let response = request_as(&server, Method::GET, "/stream/user/ann", ANN).send().await?;
     assert_eq!(response.status(), 429);
     assert_eq!(response.json::<Value>().await?["code"], "too_many_connections");
     assert_eq!(status(request_as(&server, Method::GET, "/stream/user/bob", BOB)).await?, 200);
     drop(open);
-    until("another one is accepted", || async { Ok(status(request_as(&server, Method::GET, "/stream/user/ann", ANN)).await? == 200) }).await
+    until("another one is accepted", || async {
+        Ok(status(request_as(&server, Method::GET, "/stream/user/ann", ANN)).await? == 200)
+    })
+    .await
 }
 
 /// Opens a classify stream whose body stays open; the beginning of its status line, and its connection.
@@ -429,10 +444,13 @@ async fn user_over_its_share_of_permits_is_refused_and_another_at_the_same_addre
 async fn connections_of_a_user_are_counted_in_the_whole_process() -> Result<()> {
     let dir = tempfile::tempdir()?;
     let one_each = ["--set", "auth.connections_max=3", "--set", "gateway.instance_requests_max=1"];
-    let server =
-        start_with_auth(dir.path(), &[&one_each[..], &["--set", "auth.cors_origins=[\"https://app.example\"]"]].concat())
-            .await?;
-    let follow = || request_as(&server, Method::GET, "/stream/user/ann", ANN).header("origin", "https://app.example").send();
+    let server = start_with_auth(
+        dir.path(),
+        &[&one_each[..], &["--set", "auth.cors_origins=[\"https://app.example\"]"]].concat(),
+    )
+    .await?;
+    let follow =
+        || request_as(&server, Method::GET, "/stream/user/ann", ANN).header("origin", "https://app.example").send();
     // An open stream occupies an instance that serves one request at a time, so later subscriptions are served by another.
     let mut responses = vec![follow().await?];
     let busy = open_stream(&server, BOB).await?;
@@ -457,9 +475,11 @@ async fn connections_of_a_user_are_counted_in_the_whole_process() -> Result<()> 
 #[tokio::test]
 async fn stalled_subscriber_is_cut_when_its_token_ends() -> Result<()> {
     let dir = tempfile::tempdir()?;
-    let server =
-        start_with_auth(dir.path(), &["--set", "events.bytes_max=100000000", "--set", "events.outbox_bytes_max=50000000"])
-            .await?;
+    let server = start_with_auth(
+        dir.path(),
+        &["--set", "events.bytes_max=100000000", "--set", "events.outbox_bytes_max=50000000"],
+    )
+    .await?;
     let short = token(&hs256_header(), &claims("ann", 4)?, SECRET)?;
     let mut stalled = Raw::connect_with_small_buffer(&server).await?;
     let head = format!("GET /stream/user/ann HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer {short}\r\n\r\n");
@@ -482,8 +502,9 @@ async fn page_of_an_origin_that_is_not_allowed_is_refused() -> Result<()> {
     let dir = tempfile::tempdir()?;
     let origins = ["--set", "auth.cors_origins=[\"https://app.example\"]", "--set", "auth.cors_credentials=true"];
     let server = start_with_auth(dir.path(), &origins).await?;
-    let from =
-        |origin: &'static str| request_as(&server, Method::GET, "/stream/user/ann", ANN).header("origin", origin).send();
+    let from = |origin: &'static str| {
+        request_as(&server, Method::GET, "/stream/user/ann", ANN).header("origin", origin).send()
+    };
     let response = from("https://app.example").await?;
     assert_eq!(response.status(), 200);
     assert_eq!(response.headers()["access-control-allow-origin"], "https://app.example");

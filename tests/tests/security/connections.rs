@@ -3,7 +3,7 @@
 use anyhow::{Result, ensure};
 use reqwest::{Client, Method, Response};
 use serde_json::{Value, json};
-use weir_tests::auth::{ANN, BOB, request_as, start_with_auth, issue_ticket, status};
+use weir_tests::auth::{ANN, BOB, issue_ticket, request_as, start_with_auth, status};
 use weir_tests::follow::Follower;
 use weir_tests::redis::Redis;
 use weir_tests::websocket::WebSocket;
@@ -53,8 +53,10 @@ async fn connections_of_every_form_are_counted_together() -> Result<()> {
     let is_accepted = || async { Ok(subscribe(&server, "text/event-stream").await?.status() == 200) };
     until("the permit of the WebSocket is returned", is_accepted).await?;
     drop(events);
-    until("the permit of the events is returned", || async { Ok(WebSocket::open(&server, "/ws/user/ann", Some(ANN)).await?.is_ok()) })
-        .await?;
+    until("the permit of the events is returned", || async {
+        Ok(WebSocket::open(&server, "/ws/user/ann", Some(ANN)).await?.is_ok())
+    })
+    .await?;
     drop(multiplexed);
     until("the permit of the multiplexed lines is returned", is_accepted).await?;
     drop(lines);

@@ -41,7 +41,11 @@ fn post_head(server: &Server, path: &str, content_type: &str) -> Result<Request<
 }
 
 /// Sends a request with its body; the status and the body of the response.
-async fn send_request(send: &mut SendRequest<Bytes>, request: Request<()>, body: &str) -> Result<(StatusCode, RecvStream)> {
+async fn send_request(
+    send: &mut SendRequest<Bytes>,
+    request: Request<()>,
+    body: &str,
+) -> Result<(StatusCode, RecvStream)> {
     let (response, mut stream) = send.send_request(request, body.is_empty())?;
     if !body.is_empty() {
         stream.send_data(Bytes::copy_from_slice(body.as_bytes()), true)?;
@@ -276,7 +280,8 @@ async fn unfinished_bodies_of_one_client_end_no_instance_and_leave_capacity() ->
             ensure!(response.status() != 503 && response.status() != 429, "{}", response.text().await?);
         }
         drop(open);
-        until("the requests are closed", || async { Ok(server.metric("weir_http_requests_open").await? == 0.0) }).await?;
+        until("the requests are closed", || async { Ok(server.metric("weir_http_requests_open").await? == 0.0) })
+            .await?;
     }
     assert_eq!(server.metric("weir_gateway_instances_lost_total").await?, 0.0);
     assert_eq!(server.metric("weir_keeper_lost_total").await?, 0.0);
@@ -313,7 +318,8 @@ async fn unfinished_bodies_of_hundreds_of_mebibytes_fit_the_memory_formula() -> 
         let resident = server.resident_bytes()?;
         ensure!(resident <= formula, "{bodies} bodies at {path}: {resident} bytes resident, {formula} at most");
         drop(open);
-        until("the requests are closed", || async { Ok(server.metric("weir_http_requests_open").await? == 0.0) }).await?;
+        until("the requests are closed", || async { Ok(server.metric("weir_http_requests_open").await? == 0.0) })
+            .await?;
     }
     assert_eq!(server.metric("weir_gateway_instances_lost_total").await?, 0.0);
     assert_eq!(server.metric("weir_keeper_lost_total").await?, 0.0);
@@ -374,7 +380,8 @@ async fn client_over_its_share_of_permits_is_refused_and_another_is_served() -> 
     let (served, _stream) = open_stream(&server, TWO).await?;
     ensure!(served.starts_with("HTTP/1.1 200"), "{served}");
     drop(first);
-    until("another stream is accepted", || async { Ok(open_stream(&server, ONE).await?.0.starts_with("HTTP/1.1 200")) }).await
+    until("another stream is accepted", || async { Ok(open_stream(&server, ONE).await?.0.starts_with("HTTP/1.1 200")) })
+        .await
 }
 
 #[tokio::test]

@@ -83,7 +83,8 @@ async fn create_sessions_until_refused(server: &Server, key: &str) -> Result<(Ve
 async fn feed(server: &Server, key: &str, id: &str) -> Result<Vec<Value>> {
     let chunk = json!({"start": 0, "end": 1, "text": "I'll check the price", "speaker_id": "a", "seq": 1});
     let path = format!("/sessions/{id}/chunks");
-    let request = request_as(server, Method::POST, &path, key).header("content-type", NDJSON).body(format!("{chunk}\n"));
+    let request =
+        request_as(server, Method::POST, &path, key).header("content-type", NDJSON).body(format!("{chunk}\n"));
     let response = request.send().await?;
     ensure!(response.status() == 200, "{}", response.text().await?);
     weir_tests::ndjson(&response.text().await?)
@@ -95,7 +96,8 @@ async fn readiness(server: &Server) -> Result<(u16, Value)> {
 }
 
 async fn can_classify(server: &Server, key: &str) -> Result<bool> {
-    let response = request_as(server, Method::POST, "/v1/classify", key).json(&json!({"inputs": ["good"]})).send().await?;
+    let response =
+        request_as(server, Method::POST, "/v1/classify", key).json(&json!({"inputs": ["good"]})).send().await?;
     Ok(response.status() == 200)
 }
 
@@ -197,7 +199,8 @@ async fn user_with_many_channels_evicts_no_history_of_another() -> Result<()> {
         let server = start_server(keys.path(), &settings, &[]).await?;
         let publish = async |key: &str, id: &str| -> Result<()> {
             let body = json!({"step": "s", "progress": 1, "message": "m"});
-            let response = request_as(&server, Method::POST, &format!("/stream/publish/workflow/{id}"), key).json(&body);
+            let response =
+                request_as(&server, Method::POST, &format!("/stream/publish/workflow/{id}"), key).json(&body);
             let response = response.send().await?;
             ensure!(response.status() == 200, "{}", response.text().await?);
             Ok(())
@@ -325,7 +328,8 @@ async fn user_with_a_full_share_of_sessions_is_refused_at_once_after_a_restart()
         "auth.requests_burst=10000",
     ];
     let mut server = start_server(keys.path(), &settings, &[]).await?;
-    try_join_all((0..SESSIONS).map(|_| async { session_id(create_session(&server, ANN, &json!({})).await?).await })).await?;
+    try_join_all((0..SESSIONS).map(|_| async { session_id(create_session(&server, ANN, &json!({})).await?).await }))
+        .await?;
     check_refused(create_session(&server, ANN, &json!({})).await?, 429, "too_many_sessions").await?;
     server.signal("KILL")?;
     server.wait().await?;

@@ -56,7 +56,12 @@ fn check_agrees(channel: &[Event], expected: &[Value]) -> Result<()> {
     ensure!(last.name == "session_ended", "{last:?}");
     for (at, event) in events.iter().enumerate() {
         ensure!(event.data["event_id"] == at + 1, "{} is at {at}: {}", event.data["event_id"], event.data);
-        ensure!(Some(&without_stored_fields(&event.data)) == expected.get(at), "{}\n{:?}", event.data, expected.get(at));
+        ensure!(
+            Some(&without_stored_fields(&event.data)) == expected.get(at),
+            "{}\n{:?}",
+            event.data,
+            expected.get(at)
+        );
     }
     ensure!(events.len() == expected.len(), "{} of {}", events.len(), expected.len());
     Ok(())
@@ -93,7 +98,10 @@ async fn session_has_its_events_from_start_to_end() -> Result<()> {
     let channel = channel_events(&server, &id).await?;
     assert_eq!(channel.len(), 8);
     assert_eq!(channel[2].data, events[2]);
-    let rest = Follower::open(&server, &format!("/stream/session/{id}"), Some(&channel[5].id)).await?.remaining_events().await?;
+    let rest = Follower::open(&server, &format!("/stream/session/{id}"), Some(&channel[5].id))
+        .await?
+        .remaining_events()
+        .await?;
     assert_eq!(rest, channel[6..]);
     assert_eq!(get(&server, &path).await?.1["state"], "ended");
     let response = Client::new().post(server.url(&format!("{path}/end"))).send().await?;
@@ -158,7 +166,10 @@ async fn state_has_the_acknowledged_chunks() -> Result<()> {
     duplex.raw.read_until("malformed_json").await?;
     duplex.end().await?;
     duplex.raw.read_until("\r\n0\r\n\r\n").await?;
-    until("the session has no feeder", || async { Ok(get(&server, &format!("/sessions/{id}")).await?.1["feeding"] == false) }).await?;
+    until("the session has no feeder", || async {
+        Ok(get(&server, &format!("/sessions/{id}")).await?.1["feeding"] == false)
+    })
+    .await?;
     Ok(())
 }
 
@@ -175,12 +186,18 @@ async fn newer_feeder_replaces_the_earlier_one() -> Result<()> {
     let new_text = new.raw.read_until(r#""event_id":2}"#).await?;
     assert!(new_text.contains("one two"), "{new_text}");
     let old_text = old.raw.read_until("\r\n0\r\n\r\n").await?;
-    assert!(old_text.contains(r#"{"type":"error","error":{"message":"another request feeds this session now"#), "{old_text}");
+    assert!(
+        old_text.contains(r#"{"type":"error","error":{"message":"another request feeds this session now"#),
+        "{old_text}"
+    );
     assert!(old_text.contains(r#""code":"superseded""#), "{old_text}");
     new.end().await?;
     new.raw.read_until("\r\n0\r\n\r\n").await?;
     end_session(&server, &id).await?;
-    check_agrees(&channel_events(&server, &id).await?, &one_shot_events(&server, &[chunk(0, "one", "a"), chunk(1, "two", "a")]).await?)
+    check_agrees(
+        &channel_events(&server, &id).await?,
+        &one_shot_events(&server, &[chunk(0, "one", "a"), chunk(1, "two", "a")]).await?,
+    )
 }
 
 /// A feeder whose client does not read is replaced at once too.

@@ -10,7 +10,7 @@ use bytes::Bytes;
 use futures::StreamExt;
 use futures::channel::mpsc;
 use serde_json::{Value, json};
-use weir_tests::client::{NDJSON, ndjson_body, post_lines, post_body};
+use weir_tests::client::{NDJSON, ndjson_body, post_body, post_lines};
 use weir_tests::{Duplex, Server, ndjson, root};
 
 /// The folder of the vectors, and whether it is the one in the repository.
@@ -270,7 +270,8 @@ async fn summary_is_sent_on_request() -> Result<()> {
     let chunks: Vec<Value> = (0..4)
         .map(|at| json!({"start": at, "end": at, "text": "we cancel", "speaker_id": (["a", "b"][at % 2])}))
         .collect();
-    let events = post_lines(&server, "/v1/transcript?summary_every=2&summary_at_end=true", NDJSON, ndjson_body(&chunks)).await?;
+    let events =
+        post_lines(&server, "/v1/transcript?summary_every=2&summary_at_end=true", NDJSON, ndjson_body(&chunks)).await?;
     let due: Vec<&Value> = events.iter().filter(|event| event["type"] == "summary_due").collect();
     let counts: Vec<(&Value, &Value)> = due.iter().map(|due| (&due["kind"], &due["finals"])).collect();
     let (incremental, last) = (json!("incremental"), json!("final"));

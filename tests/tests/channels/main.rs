@@ -3,7 +3,7 @@
 mod browser;
 mod existence;
 mod full_disk;
-mod held;
+mod held_connections;
 mod readers;
 mod streams;
 mod websockets;

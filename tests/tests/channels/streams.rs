@@ -368,9 +368,9 @@ async fn servers_on_one_redis_share_channels_across_its_restarts() -> Result<()>
     let mut resumed = Follower::open(&two, "/stream/workflow/w", Some(follower.last_id())).await?;
     let event = resumed.next_stored_event().await?;
     assert_eq!((event.name.as_str(), number(&event)?), ("workflow_progress", 20));
-    let mut whole = Follower::open(&one, "/stream/workflow/w", None).await?;
+    let mut all_events = Follower::open(&one, "/stream/workflow/w", None).await?;
     for n in 0..=20 {
-        let event = whole.next_stored_event().await?;
+        let event = all_events.next_stored_event().await?;
         assert_eq!((number(&event)?, event.seq()?), (n, u64::from(n) + 1));
     }
     Ok(())

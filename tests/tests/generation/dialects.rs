@@ -185,8 +185,8 @@ async fn other_dialects_respond_whole_and_as_streams() -> Result<()> {
     let whole: Value = send(&server, "/v1/responses", &body).await?.json().await?;
     assert_eq!(whole["output"][0]["content"][0]["text"], GENERATED_TEXT);
     let id = whole["id"].as_str().context("an id")?;
-    let again: Value = reqwest::get(server.url(&format!("/v1/responses/{id}"))).await?.json().await?;
-    assert_eq!(again, whole);
+    let retrieved: Value = reqwest::get(server.url(&format!("/v1/responses/{id}"))).await?.json().await?;
+    assert_eq!(retrieved, whole);
 
     let body = json!({ "model": "stub", "prompt": "hi", "echo": true });
     let whole: Value = send(&server, "/v1/completions", &body).await?.json().await?;

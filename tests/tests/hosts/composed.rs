@@ -92,11 +92,15 @@ async fn publish_and_resume(server: &Server, id: &str) -> Result<()> {
         let event = live.next_stored_event().await?;
         ensure!((&event.data["progress"], &json!(event.id)) == (&json!(n), &response["id"]), "{event:?}");
     }
-    let mut whole = Follower::open(server, &user, None).await?;
-    let third =
-        (whole.next_stored_event().await?, whole.next_stored_event().await?, whole.next_stored_event().await?).2;
-    let mut again = Follower::open(server, &user, Some(&third.id)).await?;
-    ensure!(again.next_stored_event().await?.data["progress"] == 3);
+    let mut user_events = Follower::open(server, &user, None).await?;
+    let third = (
+        user_events.next_stored_event().await?,
+        user_events.next_stored_event().await?,
+        user_events.next_stored_event().await?,
+    )
+        .2;
+    let mut resumed = Follower::open(server, &user, Some(&third.id)).await?;
+    ensure!(resumed.next_stored_event().await?.data["progress"] == 3);
     Ok(())
 }
 

@@ -119,11 +119,11 @@ async fn read_response(stream: &mut TcpStream) -> Result<RawResponse> {
             let length: Option<usize> =
                 lower.split("\r\n").find_map(|line| line.strip_prefix("content-length: ")?.parse().ok());
             let body = &read[end + 4..];
-            let whole = match length {
+            let is_complete = match length {
                 Some(length) => body.len() == length,
                 None => body.ends_with(b"0\r\n\r\n"),
             };
-            if whole {
+            if is_complete {
                 return Ok(RawResponse { head, body: String::from_utf8(body.to_vec())? });
             }
         }
@@ -314,13 +314,13 @@ async fn early_responses_of_many_http2_streams_are_all_read() -> Result<()> {
                 let response = response.await.with_context(|| format!("stream {number}"))?;
                 ensure!(response.status() == 404, "{}", response.status());
                 let mut body = response.into_body();
-                let mut whole = Vec::new();
+                let mut received = Vec::new();
                 while let Some(data) = body.data().await {
                     let data = data.with_context(|| format!("the body of stream {number}"))?;
                     let _ = body.flow_control().release_capacity(data.len());
-                    whole.extend_from_slice(&data);
+                    received.extend_from_slice(&data);
                 }
-                ensure!(whole.ends_with(b"}\n"), "{}", String::from_utf8_lossy(&whole));
+                ensure!(received.ends_with(b"}\n"), "{}", String::from_utf8_lossy(&received));
                 Ok(())
             });
         }

@@ -128,7 +128,7 @@ async fn start_service() -> Result<(String, Arc<AtomicUsize>, Arc<std::sync::Mut
                 let mut read = Vec::new();
                 let mut buffer = [0; 4096];
                 // Reads the head, and a body of its `content-length`.
-                let whole = loop {
+                let request = loop {
                     let text = String::from_utf8_lossy(&read).into_owned();
                     if let Some((head, body)) = text.split_once("\r\n\r\n") {
                         let length = head.lines().find_map(|line| line.strip_prefix("content-length: "));
@@ -141,10 +141,10 @@ async fn start_service() -> Result<(String, Arc<AtomicUsize>, Arc<std::sync::Mut
                         Ok(bytes) => read.extend_from_slice(&buffer[..bytes]),
                     }
                 };
-                let path = whole.split(' ').nth(1).unwrap_or_default().to_owned();
-                let body = whole.split_once("\r\n\r\n").map(|(_, body)| body.to_owned()).unwrap_or_default();
+                let path = request.split(' ').nth(1).unwrap_or_default().to_owned();
+                let body = request.split_once("\r\n\r\n").map(|(_, body)| body.to_owned()).unwrap_or_default();
                 if let Ok(mut requests) = requests.lock() {
-                    requests.push(whole);
+                    requests.push(request);
                 }
                 let (status, kind, body) = match path.as_str() {
                     "/echo" => ("200 OK", "application/json", format!("{{\"got\": {body}}}")),

@@ -60,7 +60,7 @@ async fn request_without_a_valid_token_is_refused() -> Result<()> {
         ("no user", token(&hs256_header(), &with("sub", json!(""))?, SECRET)?),
         ("an unknown key", format!("{}A", &ANN[..ANN.len() - 1])),
     ];
-    forged.push(("another's signature", format!("{good}A")));
+    forged.push(("an altered signature", format!("{good}A")));
     for (what, token) in forged {
         let response = request_as(&server, Method::GET, MINE, &token).send().await?;
         assert_eq!(response.status(), 401, "{what}");

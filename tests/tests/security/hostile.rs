@@ -219,13 +219,13 @@ fn hold_until_here(_: &mut SendStream<Bytes>) {}
 async fn response_of_a_lost_instance_is_cut_short() -> Result<()> {
     let server = Server::start_stub(&SMALL_INSTANCES).await?;
     // Subscriptions that the host holds do not depend on an instance.
-    let mut held = Raw::connect(&server).await?;
+    let mut subscription = Raw::connect(&server).await?;
     let head = format!("GET /stream/workflow/w HTTP/1.1\r\nHost: {}\r\n", server.address());
-    held.send(format!("{head}\r\n").as_bytes()).await?;
-    held.read_until("event: connected").await?;
-    let mut gzip = Raw::connect(&server).await?;
-    gzip.send(format!("{head}Accept-Encoding: gzip\r\n\r\n").as_bytes()).await?;
-    gzip.read_until("\r\n\r\n").await?;
+    subscription.send(format!("{head}\r\n").as_bytes()).await?;
+    subscription.read_until("event: connected").await?;
+    let mut gzip_subscription = Raw::connect(&server).await?;
+    gzip_subscription.send(format!("{head}Accept-Encoding: gzip\r\n\r\n").as_bytes()).await?;
+    gzip_subscription.read_until("\r\n\r\n").await?;
     check_lost_streams_are_cut(&server, ["/v1/classify"; 2], "{\"text\":\"good\"}\n", "/v1/classify").await?;
     until("the loss is counted", async || Ok(server.metric("weir_gateway_instances_lost_total").await? == 1.0)).await?;
     assert_eq!(server.metric("weir_http_connections_held").await?, 2.0);

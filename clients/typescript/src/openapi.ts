@@ -11,7 +11,7 @@ export interface paths {
             path?: never;
             cookie?: never;
         };
-        /** What there is */
+        /** The routes of the server */
         get: operations["index"];
         put?: never;
         post?: never;
@@ -47,7 +47,7 @@ export interface paths {
         };
         get?: never;
         put?: never;
-        /** Declined: no model makes sparse embeddings */
+        /** Always refused: no model computes sparse embeddings */
         post: operations["embedSparse"];
         delete?: never;
         options?: never;
@@ -79,11 +79,11 @@ export interface paths {
             path?: never;
             cookie?: never;
         };
-        /** How far an execution is */
+        /** The status of an execution */
         get: operations["execution"];
         put?: never;
         post?: never;
-        /** Cancel an execution: what runs is stopped, nothing is undone */
+        /** Cancel an execution: running steps are stopped, nothing is compensated */
         delete: operations["cancel"];
         options?: never;
         head?: never;
@@ -114,7 +114,7 @@ export interface paths {
             path?: never;
             cookie?: never;
         };
-        /** Whether the gateway answers */
+        /** Whether the gateway is alive */
         get: operations["livez"];
         put?: never;
         post?: never;
@@ -186,8 +186,8 @@ export interface paths {
         get: operations["pipeline"];
         put?: never;
         /**
-         * Begin an execution of a pipeline
-         * @description Its events are at `/stream/pipeline/{execution_id}`. It goes on whether or not anybody follows.
+         * Start an execution of a pipeline
+         * @description Its events are at `/stream/pipeline/{execution_id}`. It continues without subscribers.
          */
         post: operations["start"];
         delete?: never;
@@ -222,7 +222,7 @@ export interface paths {
         };
         get?: never;
         put?: never;
-        /** Process a text and answer once */
+        /** Process a text and return all results at once */
         post: operations["processBatch"];
         delete?: never;
         options?: never;
@@ -254,7 +254,7 @@ export interface paths {
             path?: never;
             cookie?: never;
         };
-        /** Whether every model can answer */
+        /** Whether every model is ready */
         get: operations["readyz"];
         put?: never;
         post?: never;
@@ -307,7 +307,7 @@ export interface paths {
         };
         get?: never;
         put?: never;
-        /** Make a transcript session that is stored */
+        /** Create a stored transcript session */
         post: operations["createSession"];
         delete?: never;
         options?: never;
@@ -322,11 +322,11 @@ export interface paths {
             path?: never;
             cookie?: never;
         };
-        /** The state of a session, and what it counts */
+        /** The state and the metrics of a session */
         get: operations["session"];
         put?: never;
         post?: never;
-        /** Delete a session; its channel is finished, and can be replayed for as long as events are kept */
+        /** Delete a session; its channel is finished, and can be replayed while its events are retained */
         delete: operations["deleteSession"];
         options?: never;
         head?: never;
@@ -344,7 +344,7 @@ export interface paths {
         put?: never;
         /**
          * Feed a session: chunks in, events out, in both directions at once
-         * @description Every event is in the session's channel before it is answered. A chunk with a `seq` that is not above the highest that was taken is answered `repeated`: submitting again what has no answer is safe, after a crash of the server too. Who feeds a session that another request feeds takes it over; the other is told `superseded`.
+         * @description Every event is stored in the session's channel before it is sent. A chunk with a `seq` that is not above the highest so far is answered with `repeated`, so sending unanswered chunks again is safe, also after a crash of the server. A request that feeds a session takes over from an earlier one, which ends with `superseded`.
          */
         post: operations["feedSession"];
         delete?: never;
@@ -360,7 +360,7 @@ export interface paths {
             path?: never;
             cookie?: never;
         };
-        /** What a language model is shown: the latest final segments, and the prompt */
+        /** The context window for a language model: the latest final segments, and the prompt */
         get: operations["sessionContext"];
         put?: never;
         post?: never;
@@ -379,7 +379,7 @@ export interface paths {
         };
         get?: never;
         put?: never;
-        /** End a session: what is in flight is final, the last summary is made, and its channel is finished */
+        /** End a session: the segment in flight becomes final, the last summary is due, and the channel is finished */
         post: operations["endSession"];
         delete?: never;
         options?: never;
@@ -428,7 +428,7 @@ export interface paths {
             path?: never;
             cookie?: never;
         };
-        /** How the channel store and the models are; each was asked */
+        /** The health of the channel store and of the models */
         get: operations["streamHealth"];
         put?: never;
         post?: never;
@@ -498,7 +498,7 @@ export interface paths {
         };
         get?: never;
         put?: never;
-        /** Publish an event of a workflow: its progress, or what its engine says */
+        /** Publish an event of a workflow: its progress, or its status in its engine */
         post: operations["publishWorkflow"];
         delete?: never;
         options?: never;
@@ -566,7 +566,7 @@ export interface paths {
         };
         get?: never;
         put?: never;
-        /** A ticket that opens one path once, for pages that cannot send a header */
+        /** A ticket for one request of one path, for pages that cannot send a header */
         post: operations["ticket"];
         delete?: never;
         options?: never;
@@ -603,7 +603,7 @@ export interface paths {
         };
         get?: never;
         put?: never;
-        /** What texts say by their words: keywords, risks, actions and intents */
+        /** Annotate texts by rules: keywords, risks, actions and intents */
         post: operations["annotate"];
         delete?: never;
         options?: never;
@@ -703,7 +703,7 @@ export interface paths {
             path?: never;
             cookie?: never;
         };
-        /** A generation, in the dialect of its request, from where the client has it */
+        /** A generation, in the dialect of its request, after the frames that the client has */
         get: operations["generation"];
         put?: never;
         post?: never;
@@ -806,7 +806,7 @@ export interface paths {
             path?: never;
             cookie?: never;
         };
-        /** A response: its state, or with `stream=true` the rest of its stream */
+        /** A response: its state, or with `stream=true` its stream after a frame */
         get: operations["response"];
         put?: never;
         post?: never;
@@ -924,18 +924,18 @@ export interface components {
     schemas: {
         /** @description A text that announces an action. */
         Action: {
-            /** @description What announces it. */
+            /** @description The pattern that matched. */
             pattern: string;
             /** @description The segment. */
             segment_ids: number[];
-            /** @description Who speaks. */
+            /** @description The speaker. */
             speaker_id: string | null;
             /** @description The text without white space at its ends. */
             text: string;
         };
         /** @description How tokens become entities, as in the token-classification pipeline of transformers. */
         AggregationStrategy: "none" | "simple" | "first" | "average" | "max";
-        /** @description A token that could have been sampled. */
+        /** @description An alternative to the sampled token. */
         Alternative: {
             /** @description Its bytes. */
             bytes: number[];
@@ -952,49 +952,49 @@ export interface components {
         };
         /** @description The semantic blocks, in the order of the texts. */
         AnnotateAnswer: {
-            /** @description None of a text where nothing was asked for. */
+            /** @description A block for each text; null if no annotation was requested. */
             outputs: (components["schemas"]["Semantic"] | null)[];
         };
-        /** @description A text, or an object with one. A line of an NDJSON body is one of these too. */
+        /** @description A text, or an object with a text; also a line of an NDJSON body. */
         AnnotateInput: string | components["schemas"]["AnnotateObject"];
         /** @description One text or several. */
         AnnotateInputs: components["schemas"]["AnnotateInput"] | components["schemas"]["AnnotateInput"][];
-        /** @description A text and what belongs to it; other fields are refused. */
+        /** @description A text with its speaker and segment; unknown fields are refused. */
         AnnotateObject: {
             /**
              * Format: uint64
-             * @description Repeated with matches and actions; the index of the text when absent.
+             * @description The segment, repeated in matches and actions; the index of the text when absent.
              * @default null
              */
             segment_id?: number | null;
             /**
-             * @description Comes back with an action.
+             * @description The speaker, repeated in an action.
              * @default null
              */
             speaker_id?: string | null;
             /** @description The text. */
             text: string;
         };
-        /** @description Texts to annotate; other fields are refused. */
+        /** @description Texts to annotate; unknown fields are refused. */
         AnnotateRequest: {
             /** @description The texts. */
             inputs: components["schemas"]["AnnotateInputs"];
         };
         /**
-         * @description The answer of `/process-batch`, collected from the events of a process whose text is one chunk. What was not asked
-         *     for is absent.
+         * @description The response of `/process-batch`, collected from the events of a pipeline whose text is one chunk. Results that were not requested
+         *     are absent.
          */
         BatchAnswer: {
-            /** @description In the order of the text. */
+            /** @description The entities, in the order of the text. */
             entities?: components["schemas"]["BatchEntity"][] | null;
             /**
              * Format: double
-             * @description Seconds from the request to the answer.
+             * @description Seconds from the request to the response.
              */
             processing_time: number;
-            /** @description The sentiment of the text, of which the model reads as much as it takes. */
+            /** @description The sentiment of the text, truncated to the maximum length of the model. */
             sentiment?: components["schemas"]["BatchSentiment"] | null;
-            /** @description The summary; only of a text longer than 100 code points. */
+            /** @description The summary; only for a text longer than 100 code points. */
             summary?: string | null;
         };
         /** @description An entity of a text. */
@@ -1038,7 +1038,7 @@ export interface components {
             decision: number;
             /**
              * Format: uint64
-             * @description All else.
+             * @description Everything else.
              */
             general: number;
             /**
@@ -1047,30 +1047,30 @@ export interface components {
              */
             question: number;
         };
-        /** @description A piece of a transcript; other fields are refused. */
+        /** @description A chunk of a transcript; unknown fields are refused. */
         Chunk: {
             /**
              * Format: double
-             * @description In seconds; not before `start`.
+             * @description End in seconds; not before `start`.
              */
             end: number;
             /**
              * Format: uint64
-             * @description The client's sequence number, each above the one before: a chunk that had come is not taken again.
+             * @description The sequence number of the client, in increasing order: a repeated chunk is not processed again.
              * @default null
              */
             seq?: number | null;
             /**
-             * @description Who speaks; absent is the same as null.
+             * @description The speaker; absent is the same as null.
              * @default null
              */
             speaker_id?: string | null;
             /**
              * Format: double
-             * @description In seconds; not before the end of the segment in flight, or with `overlap` not before its start.
+             * @description Start in seconds; not before the end of the segment in flight, or with `overlap` not before its start.
              */
             start: number;
-            /** @description Joined to the segment in flight with a space. */
+            /** @description The text; it is joined to the segment in flight with a space. */
             text: string;
         };
         /** @description The sentiment of a chunk. */
@@ -1088,31 +1088,31 @@ export interface components {
             /** @description POSITIVE, NEGATIVE, NEUTRAL, or a label of the model in capitals. */
             sentiment: string;
         };
-        /** @description Parameters of `/v1/classify`. The query string takes the same; it is how an NDJSON request gives them. */
+        /** @description Parameters of `/v1/classify`. The query string has the same parameters, for NDJSON requests. */
         ClassifyParameters: {
-            /** @description When absent, the model's configuration decides. */
+            /** @description The activation function; when absent, that of the model's configuration. */
             function_to_apply?: components["schemas"]["FunctionToApply"] | null;
             /**
              * Format: uint32
-             * @description How long a text may take, in milliseconds; one that waits longer fails with `deadline_exceeded`.
+             * @description The timeout of a text, in milliseconds; after it the text fails with `deadline_exceeded`.
              * @default null
              */
             timeout_ms?: number | null;
             /**
              * Format: uint32
-             * @description How many labels, best first; all when absent.
+             * @description Number of labels, best first; all when absent.
              * @default null
              */
             top_k?: number | null;
             /**
-             * @description Cut a text of more tokens than the model takes; else it fails with `too_long`.
+             * @description Truncate a text of more tokens than the model accepts; else it fails with `too_long`.
              * @default false
              */
             truncation?: boolean;
-            /** @description The side at which it is cut; `right`, the end, when absent. */
+            /** @description The side that is cut off; `right`, the end, when absent. */
             truncation_direction?: components["schemas"]["TruncationDirection"] | null;
         };
-        /** @description Texts and their task parameters; other fields are refused. */
+        /** @description Texts and their task parameters; unknown fields are refused. */
         ClassifyParametersRequest: {
             /** @description The texts. */
             inputs: components["schemas"]["Inputs"];
@@ -1121,30 +1121,30 @@ export interface components {
              * @default null
              */
             model?: string | null;
-            /** @description What is asked. */
+            /** @description The parameters of the request. */
             parameters?: components["schemas"]["ClassifyParameters"] | null;
         };
         /** @description The context window, for `GET /sessions/{id}/context` as JSON. */
         ContextWire: {
             /** @description Its keywords, sorted. */
             keywords: string[];
-            /** @description What is asked of a language model for a summary. */
+            /** @description The prompt of a language model for a summary. */
             prompt: string;
             /** @description Its segments, the oldest first. */
             segments: components["schemas"]["Segment"][];
-            /** @description As a language model reads it. */
+            /** @description The text of the window for a language model. */
             text: string;
         };
-        /** @description How a request asks to be answered. */
+        /** @description The form in which a request is answered. */
         Dialect: {
-            /** @description What the answer repeats of the request. */
+            /** @description The fields of the request that the response repeats. */
             echo?: unknown;
-            /** @description The stream ends with the usage, where the API leaves that to the request. */
+            /** @description The stream ends with the usage, if the API lets the request choose. */
             include_usage?: boolean;
             /** @description The API. */
             kind: components["schemas"]["DialectKind"];
         };
-        /** @description An API. */
+        /** @description An API for generated text. */
         DialectKind: "weir" | "chat" | "completions" | "responses" | "messages" | "gemini" | "ui";
         /** @description The last line of a stream. */
         Done: {
@@ -1152,7 +1152,7 @@ export interface components {
             done: boolean;
             /**
              * Format: uint64
-             * @description Texts, and lines that are none, with an error.
+             * @description Texts with an error, and invalid lines.
              */
             failed: number;
             /**
@@ -1172,10 +1172,10 @@ export interface components {
             index: number;
             /** @description The stop string that ended it. */
             stop?: string | null;
-            /** @description Tokens of the request, with the last choice alone. */
+            /** @description The token counts of the request; only in the event of the last choice. */
             usage?: components["schemas"]["Usage"] | null;
         };
-        /** @description Parameters of `/v1/embed`. The query string takes the same. */
+        /** @description Parameters of `/v1/embed`. The query string has the same parameters. */
         EmbedParameters: {
             /**
              * @description Scale the vector to length 1.
@@ -1184,19 +1184,19 @@ export interface components {
             normalize?: boolean;
             /**
              * Format: uint32
-             * @description How long a text may take, in milliseconds; one that waits longer fails with `deadline_exceeded`.
+             * @description The timeout of a text, in milliseconds; after it the text fails with `deadline_exceeded`.
              * @default null
              */
             timeout_ms?: number | null;
             /**
-             * @description Cut a text of more tokens than the model takes, unless false; then it fails with `too_long`.
+             * @description Truncate a text of more tokens than the model accepts; if false, it fails with `too_long`.
              * @default true
              */
             truncate?: boolean;
-            /** @description The side at which it is cut; `right`, the end, when absent. */
+            /** @description The side that is cut off; `right`, the end, when absent. */
             truncation_direction?: components["schemas"]["TruncationDirection"] | null;
         };
-        /** @description Texts and their task parameters; other fields are refused. */
+        /** @description Texts and their task parameters; unknown fields are refused. */
         EmbedParametersRequest: {
             /** @description The texts. */
             inputs: components["schemas"]["Inputs"];
@@ -1205,23 +1205,23 @@ export interface components {
              * @default null
              */
             model?: string | null;
-            /** @description What is asked. */
+            /** @description The parameters of the request. */
             parameters?: components["schemas"]["EmbedParameters"] | null;
         };
-        /** @description The segment in flight is final. */
+        /** @description Makes the segment in flight final. */
         End: {
             /** @description `end` */
             op: string;
             /**
              * Format: uint64
-             * @description As of a chunk.
+             * @description The sequence number, as in a chunk.
              * @default null
              */
             seq?: number | null;
         };
         /** @description An entity. */
         Entity: {
-            /** @description What the label means; null for a label that is not known. */
+            /** @description The meaning of the label; null for an unknown label. */
             description: string | null;
             /**
              * Format: uint32
@@ -1242,26 +1242,26 @@ export interface components {
         EventLine: {
             /**
              * Format: uint64
-             * @description The event's number in the session, where it is stored.
+             * @description The number of the event, in a stored session.
              */
             event_id?: number | null;
-            /** @description As it is now. */
+            /** @description Its current state. */
             segment: components["schemas"]["Segment"];
             /**
              * Format: uint64
-             * @description The sequence number of the chunk or end that led to it, where it is stored.
+             * @description The sequence number of the chunk or end that caused it, in a stored session.
              */
             seq?: number | null;
             /** @constant */
             type: "partial_segment";
         } | {
-            /** @description The entities in it, if they were asked for. */
+            /** @description The entities of the segment, if they were requested. */
             entities?: components["schemas"]["TokenEntity"][] | null;
-            /** @description Why there are none. */
+            /** @description Why there are no entities. */
             entities_error?: components["schemas"]["ItemError"] | null;
             /**
              * Format: uint64
-             * @description The event's number in the session, where it is stored.
+             * @description The number of the event, in a stored session.
              */
             event_id?: number | null;
             /** @description The segment. */
@@ -1271,46 +1271,46 @@ export interface components {
              * @description Its number among the final segments, from 0.
              */
             segment_id: number;
-            /** @description What it says, if that was asked for. */
+            /** @description The annotations of the segment, if they were requested. */
             semantic?: components["schemas"]["Semantic"] | null;
-            /** @description The label that the sentiment model gives it, if that was asked for. */
+            /** @description The label of the sentiment model, if it was requested. */
             sentiment?: components["schemas"]["LabelScore"] | null;
-            /** @description Why it has none. */
+            /** @description Why there is no sentiment. */
             sentiment_error?: components["schemas"]["ItemError"] | null;
             /**
              * Format: uint64
-             * @description The sequence number of the chunk or end that led to it, where it is stored.
+             * @description The sequence number of the chunk or end that caused it, in a stored session.
              */
             seq?: number | null;
             /** @constant */
             type: "final_segment";
-            /** @description Where it goes by its intent: question, action_item, decision or general. */
+            /** @description The workflow of its intent: question, action_item, decision or general. */
             workflow?: string | null;
         } | {
             /** @description The context window. */
             context: string;
             /**
              * Format: uint64
-             * @description The event's number in the session, where it is stored.
+             * @description The number of the event, in a stored session.
              */
             event_id?: number | null;
             /**
              * Format: uint64
-             * @description Final segments so far.
+             * @description Number of final segments so far.
              */
             finals: number;
             /** @description Its keywords. */
             keywords: string[];
-            /** @description incremental or final. */
+            /** @description `incremental` or `final`. */
             kind: string;
             /** @description The context and the instruction. */
             prompt: string;
             /**
              * Format: uint64
-             * @description The sequence number of the chunk or end that led to it, where it is stored.
+             * @description The sequence number of the chunk or end that caused it, in a stored session.
              */
             seq?: number | null;
-            /** @description The sentences of the window that say most of it. */
+            /** @description The most central sentences of the window. */
             summary?: string | null;
             /** @description Why there is no summary. */
             summary_error?: components["schemas"]["ItemError"] | null;
@@ -1337,7 +1337,7 @@ export interface components {
         } | {
             /**
              * Format: uint64
-             * @description The event's number in the session, where it is stored.
+             * @description The number of the event, in a stored session.
              */
             event_id?: number | null;
             /** @constant */
@@ -1349,7 +1349,7 @@ export interface components {
             /** @constant */
             type: "session_deleted";
         } | {
-            /** @description What is wrong with it. */
+            /** @description Why it was refused. */
             error: components["schemas"]["Refusal"];
             /**
              * Format: uint64
@@ -1366,15 +1366,15 @@ export interface components {
             seq: number;
             /**
              * Format: uint64
-             * @description The highest that was taken.
+             * @description The highest sequence number so far.
              */
             seq_last: number;
             /** @constant */
             type: "repeated";
         };
-        /** @description Why a generation has no end of its own. */
+        /** @description The failure of a generation. */
         Failed: {
-            /** @description A constant for programs: `cancelled`, `interrupted`, or that of a problem. */
+            /** @description Machine-readable code: `cancelled`, `interrupted`, or the code of a problem. */
             code: string;
             /** @description What went wrong. */
             message: string;
@@ -1382,29 +1382,29 @@ export interface components {
             retryable: boolean;
             /**
              * Format: uint16
-             * @description The status that the request would have got.
+             * @description The HTTP status of this failure before the first byte of a response.
              */
             status: number;
         };
         /** @description Why a step or a request failed. */
         Failure: {
-            /** @description A constant for programs. */
+            /** @description Machine-readable code. */
             code: string;
-            /** @description For people. */
+            /** @description Human-readable text. */
             error: string;
             /** @description True when the same request may succeed later. */
             retryable: boolean;
         };
-        /** @description What is wrong with a field. */
+        /** @description The error of a field. */
         FieldError: {
             /**
              * Format: int64
              * @description The value or length that was sent.
              */
             actual?: number | null;
-            /** @description The type that is wanted. */
+            /** @description The expected type. */
             expected?: string | null;
-            /** @description The field; one of an item includes its index, as `inputs[3].text`. */
+            /** @description The path of the field, with the index of an item, such as `inputs[3].text`. */
             field: string;
             /** @description The type that was sent. */
             got?: string | null;
@@ -1413,17 +1413,17 @@ export interface components {
              * @description Largest value or length.
              */
             max?: number | null;
-            /** @description What is wrong: a sentence. */
+            /** @description Human-readable text. */
             message: string;
             /**
              * Format: int64
              * @description Smallest value or length.
              */
             min?: number | null;
-            /** @description What is wrong: a constant for programs. */
+            /** @description Machine-readable reason. */
             reason: components["schemas"]["FieldReason"];
         };
-        /** @description The ways in which a field can be wrong. */
+        /** @description The reason of a field error. */
         FieldReason: "missing" | "wrong_type" | "too_short" | "too_long" | "out_of_range" | "contains_nul" | "unknown" | "not_allowed";
         /** @description Why a choice ended. */
         Finish: "stop" | "length" | "tool_calls" | "filtered";
@@ -1431,21 +1431,21 @@ export interface components {
         FunctionToApply: "softmax" | "sigmoid" | "none";
         /** @description An event of a generation. */
         GenerationEvent: components["schemas"]["Started"] | components["schemas"]["Token"] | components["schemas"]["ToolDelta"] | components["schemas"]["Done2"] | components["schemas"]["Failed"];
-        /** @description An answer in the dialect of the Hugging Face inference API, by the kind of the model. */
+        /** @description A response in the dialect of the Hugging Face inference API, by the kind of the model. */
         HubAnswer: components["schemas"]["LabelScore"][][] | components["schemas"]["TokenEntity"][] | components["schemas"]["TokenEntity"][][] | number[] | number[][];
-        /** @description What went wrong, as that service says it. */
+        /** @description The body of an error of that service. */
         HubError: {
             /** @description What went wrong. */
             error: string;
             /**
              * Format: double
-             * @description Seconds until the model may be able to answer.
+             * @description Estimated time until the model is ready, in seconds.
              */
             estimated_time?: number | null;
         };
         /** @description The parameters of one of the tasks. */
         HubParameters: components["schemas"]["ClassifyParameters"] | components["schemas"]["TokensParameters"] | components["schemas"]["EmbedParameters"];
-        /** @description A request in the dialect of the Hugging Face inference API; other fields are ignored. */
+        /** @description A request in the dialect of the Hugging Face inference API; unknown fields are ignored. */
         HubRequest: {
             /** @description The texts. */
             inputs: components["schemas"]["Inputs"];
@@ -1456,10 +1456,10 @@ export interface components {
             options?: {
                 [key: string]: unknown;
             } | null;
-            /** @description Those of the model's task; they may stand beside `inputs` too. */
+            /** @description The parameters of the model's task; they may also be members of the body. */
             parameters?: components["schemas"]["HubParameters"] | null;
         };
-        /** @description What names a text, chosen by the client. */
+        /** @description The id of a text, chosen by the client. */
         Id: string | number;
         /** @description The body of `GET /`. */
         Index: {
@@ -1470,19 +1470,19 @@ export interface components {
             /** @description The version of the gateway. */
             version: string;
         };
-        /** @description A text, or an object with one. A line of an NDJSON body is one of these too. */
+        /** @description A text, or an object with a text; also a line of an NDJSON body. */
         Input: string | components["schemas"]["InputObject"];
-        /** @description A text and what belongs to it; other fields are refused. */
+        /** @description A text with its pair and its id; unknown fields are refused. */
         InputObject: {
             /**
-             * @description Comes back with the result of a stream.
+             * @description The id of the text, repeated in the result of a stream.
              * @default null
              */
             id?: components["schemas"]["Id"] | null;
             /** @description The text. */
             text: string;
             /**
-             * @description The second text of a pair; only `/v1/classify` takes one.
+             * @description The second text of a pair; only for `/v1/classify`.
              * @default null
              */
             text_pair?: string | null;
@@ -1491,20 +1491,20 @@ export interface components {
         Inputs: components["schemas"]["Input"] | components["schemas"]["Input"][];
         /** @description Why a text has no result. */
         ItemError: {
-            /** @description A constant for programs. */
+            /** @description Machine-readable code. */
             code: string;
-            /** @description The field that is wrong. */
+            /** @description The invalid field. */
             field?: string | null;
             /**
              * Format: uint64
-             * @description The line of the body that is wrong, from 1.
+             * @description The invalid line of the body, from 1.
              */
             line?: number | null;
-            /** @description For people. */
+            /** @description Human-readable text. */
             message: string;
             /**
              * Format: uint32
-             * @description When to try again, in milliseconds.
+             * @description The time until a retry, in milliseconds.
              */
             retry_after_ms?: number | null;
             /** @description True when the same text may succeed later. */
@@ -1522,7 +1522,7 @@ export interface components {
             id?: components["schemas"]["Id"] | null;
             /**
              * Format: uint64
-             * @description Which text it is about, from 0, in the order of the request; absent when it is about the stream.
+             * @description The index of the text, from 0, in the order of the request; absent in an error of the whole stream.
              */
             index?: number | null;
             /** @description Of `/v1/classify`: best first. */
@@ -1534,29 +1534,29 @@ export interface components {
             label: string;
             /**
              * Format: float
-             * @description After the function that was applied.
+             * @description The score after the activation function.
              */
             score: number;
         };
         /** @description The results, in the order of the texts. */
         LabelScoreAnswer: {
-            /** @description The model that made them. */
+            /** @description The model. */
             model: string;
             /** @description The results. */
             outputs: components["schemas"]["LabelScorePlace"][];
         };
         /**
-         * @description A result, or why there is none. A failure that may pass is a problem of the whole request, and so is any failure of
-         *     a request with one text.
+         * @description A result or an error. A retryable failure is a problem of the whole request, and so is every failure of a request with
+         *     one text.
          */
         LabelScorePlace: components["schemas"]["LabelScore"][] | {
             error: components["schemas"]["ItemError"];
         };
-        /** @description A model as OpenAI's API lists it. */
+        /** @description A model in the form of OpenAI's API. */
         ListedModel: {
             /**
              * Format: uint64
-             * @description Not known: 0.
+             * @description Always 0: the time is not known.
              */
             created: number;
             /** @description Its name. */
@@ -1566,11 +1566,11 @@ export interface components {
             /** @description `weir` */
             owned_by: string;
         };
-        /** @description A keyword and the risk that it speaks of. */
+        /** @description A keyword and its risk. */
         Match: {
             /** @description The keyword. */
             keyword: string;
-            /** @description The tag. */
+            /** @description The risk. */
             risk: string;
             /**
              * Format: uint64
@@ -1586,50 +1586,50 @@ export interface components {
             labels: string[];
             /** @description Its name. */
             name: string;
-            /** @description True once it has answered. */
+            /** @description True once it has computed a first result. */
             ready: boolean;
             /**
              * Format: uint32
-             * @description The longest sequence it takes, special tokens included; 0 where that is not known.
+             * @description Maximum length of a sequence, in tokens, with special tokens; 0 if it is not known.
              */
             tokens_max: number;
         };
-        /** @description A model and whether it can answer. */
+        /** @description A model, and whether it is ready. */
         ModelState: {
             /** @description Its name. */
             name: string;
-            /** @description True once it has answered. */
+            /** @description True once it has computed a first result. */
             ready: boolean;
         };
         /** @description The body of `GET /v1/models`. */
         Models: {
-            /** @description The same models as OpenAI's API lists them. */
+            /** @description The same models in the form of OpenAI's API. */
             data: components["schemas"]["ListedModel"][];
             /** @description In the order of their names. */
             models: components["schemas"]["Model"][];
-            /** @description `list`, as OpenAI's API has it. */
+            /** @description `list`, as in OpenAI's API. */
             object: string;
         };
         Names: string[];
-        /** @description An error of OpenAI's APIs. */
+        /** @description The body of an error of OpenAI's APIs. */
         OpenAiError: {
             /** @description The error. */
             error: components["schemas"]["OpenAiErrorBody"];
         };
-        /** @description What an error of OpenAI's APIs says. */
+        /** @description The details of an error of OpenAI's APIs. */
         OpenAiErrorBody: {
-            /** @description A constant for programs. */
+            /** @description Machine-readable code. */
             code: string | null;
             /** @description What went wrong. */
             message: string;
-            /** @description The field that is wrong. */
+            /** @description The invalid field. */
             param: string | null;
             /** @description The kind of error. */
             type: string;
         };
-        /** @description An answer in the dialect of text-embeddings-inference. */
+        /** @description A response in the dialect of text-embeddings-inference. */
         PredictAnswer: components["schemas"]["Prediction"][] | components["schemas"]["Prediction"][][];
-        /** @description What went wrong, as that service says it. */
+        /** @description The body of an error of text-embeddings-inference. */
         PredictError: {
             /** @description What went wrong. */
             error: string;
@@ -1638,62 +1638,62 @@ export interface components {
         };
         /** @description A text, a list of one or two strings (a text or a pair), or a list of such lists. */
         PredictInputs: string | string[] | string[][];
-        /** @description A request in the dialect of text-embeddings-inference; other fields are ignored. */
+        /** @description A request in the dialect of text-embeddings-inference; unknown fields are ignored. */
         PredictRequest: {
             /** @description The texts. */
             inputs: components["schemas"]["PredictInputs"];
             /**
-             * @description Answer the logits.
+             * @description Return the logits.
              * @default false
              */
             raw_scores?: boolean;
             /**
-             * @description Cut a text of more tokens than the model takes.
+             * @description Truncate a text of more tokens than the model accepts.
              * @default false
              */
             truncate?: boolean;
-            /** @description The side at which it is cut; `right`, the end, when absent. */
+            /** @description The side that is cut off; `right`, the end, when absent. */
             truncation_direction?: components["schemas"]["TruncationDirection"] | null;
         };
-        /** @description A label and its score, in the order of that service. */
+        /** @description A label and its score, with the members in the order of text-embeddings-inference. */
         Prediction: {
             /** @description A label of the model. */
             label: string;
             /**
              * Format: float
-             * @description After the function that was applied; the logit with `raw_scores`.
+             * @description The score after the activation function; the logit with `raw_scores`.
              */
             score: number;
         };
-        /** @description A problem as clients see it. */
+        /** @description The JSON of a problem. */
         Problem: {
-            /** @description The media types that could have been asked for (406), or that the body could have had (415). */
+            /** @description The available media types of the response (406), or the accepted media types of the body (415). */
             available?: string[] | null;
-            /** @description A constant for programs. */
+            /** @description Machine-readable code. */
             code: string;
             /**
              * Format: uint
-             * @description The byte of the line, from 1.
+             * @description The byte of the error in the line, from 1.
              */
             column?: number | null;
             /** @description What went wrong this time. */
             detail: string;
-            /** @description The fields that are wrong, at most 32. */
+            /** @description The invalid fields, at most 32. */
             errors?: components["schemas"]["FieldError"][] | null;
-            /** @description True when more fields are wrong than `errors` lists. */
+            /** @description True when more fields are invalid than `errors` lists. */
             errors_truncated?: boolean;
             /**
              * Format: uint
-             * @description The line of the body, from 1.
+             * @description The line of the error in the body, from 1.
              */
             line?: number | null;
             /** @description The models and whether each is ready. */
             models?: components["schemas"]["ModelState"][] | null;
-            /** @description The request, as in `X-Request-Id`. */
+            /** @description The id of the request, as in `X-Request-Id`. */
             request_id: string;
             /**
              * Format: uint32
-             * @description When to try again, in milliseconds.
+             * @description The time until a retry, in milliseconds.
              */
             retry_after_ms?: number | null;
             /** @description True when the same request may succeed later. */
@@ -1705,14 +1705,14 @@ export interface components {
             status: number;
             /** @description The step that failed: sentiment, summarization or entities. */
             step?: string | null;
-            /** @description The same for every problem of this kind. */
+            /** @description Short description, the same for every problem of this type. */
             title: string;
             /** @description A URN that names the kind of problem. */
             type: string;
         };
         /** @description One event: a line of NDJSON, or the data of an SSE event. */
         ProcessEvent: {
-            /** @description For people. */
+            /** @description Human-readable text. */
             message: string;
             /** @constant */
             status: "started";
@@ -1727,31 +1727,31 @@ export interface components {
              */
             timestamp: number;
         } | {
-            /** @description For people. */
+            /** @description Human-readable text. */
             message: string;
             /** @constant */
             status: "chunking";
         } | {
             /**
              * Format: uint
-             * @description How many chunks there are.
+             * @description Number of chunks.
              */
             chunks: number;
-            /** @description For people. */
+            /** @description Human-readable text. */
             message: string;
             /** @constant */
             status: "chunked";
         } | {
-            /** @description For people. */
+            /** @description Human-readable text. */
             message: string;
             /** @constant */
             status: "sentiment_processing";
         } | {
-            /** @description The chunk. */
+            /** @description The sentiment of the chunk. */
             chunk_result: components["schemas"]["ChunkSentiment"];
             /**
              * Format: double
-             * @description Chunks labelled by chunks: above 0, and 1 at the last.
+             * @description Labelled chunks divided by all chunks: above 0, and 1 for the last chunk.
              */
             progress: number;
             /** @constant */
@@ -1774,14 +1774,14 @@ export interface components {
             /** @constant */
             status: "sentiment_complete";
         } | {
-            /** @description For people. */
+            /** @description Human-readable text. */
             message: string;
             /** @constant */
             status: "summarization_processing";
         } | {
             /**
              * Format: double
-             * @description Code points in the summary by code points in the text.
+             * @description Code points of the summary divided by code points of the text.
              */
             compression_ratio: number;
             /** @constant */
@@ -1789,7 +1789,7 @@ export interface components {
             /** @description The summary. */
             summary: string;
         } | {
-            /** @description For people. */
+            /** @description Human-readable text. */
             message: string;
             /** @constant */
             status: "entities_processing";
@@ -1804,13 +1804,13 @@ export interface components {
             status: "entities_complete";
             /**
              * Format: uint
-             * @description How many there are.
+             * @description Number of entities.
              */
             total_entities: number;
         } | components["schemas"]["Failure"] | components["schemas"]["Failure"] | components["schemas"]["Failure"] | {
-            /** @description The steps that failed, by the names that their events begin with; absent when none did. */
+            /** @description The names of the failed steps, as in the `status` of their events; absent when none failed. */
             failed_steps?: string[];
-            /** @description For people. */
+            /** @description Human-readable text. */
             message: string;
             /** @constant */
             status: "completed";
@@ -1825,7 +1825,7 @@ export interface components {
              */
             total_processing_time: number;
         } | components["schemas"]["Failure"];
-        /** @description A text and its options. Other fields are refused: a misspelled one would change the meaning of the request. */
+        /** @description A text and its options. Unknown fields are refused, since a misspelled option would be ignored. */
         ProcessRequest: {
             /**
              * Format: uint32
@@ -1854,8 +1854,8 @@ export interface components {
         /** @description The body of `GET /readyz` when every model is ready. */
         Readiness: {
             /**
-             * @description Bounds that all users together have reached, by the names of their configuration keys: what needs more of them is answered 503
-             *     until there is room. Requests without state, such as inference, are served.
+             * @description Bounds that all users together have reached, by the names of their configuration keys: a request that needs more of one is
+             *     answered with 503 until there is room. Requests without state, such as inference, are served.
              */
             exhausted: string[];
             /** @description The models, in the order of their names. */
@@ -1863,78 +1863,78 @@ export interface components {
             /** @description `ready` */
             status: string;
         };
-        /** @description Why a line was not taken. */
+        /** @description Why a line was refused. */
         Refusal: {
-            /** @description The rule that was broken: a constant for programs. */
+            /** @description Machine-readable code of the violated rule. */
             code: string;
-            /** @description The field that is wrong, if one is. */
+            /** @description The invalid field, if any. */
             field?: string | null;
-            /** @description A sentence. */
+            /** @description Human-readable text. */
             message: string;
         };
         /** @description A segment. */
         Segment: {
             /**
              * Format: double
-             * @description In seconds.
+             * @description End, in seconds.
              */
             end: number;
-            /** @description Who said it. */
+            /** @description The speaker. */
             speaker_id: string | null;
             /**
              * Format: double
-             * @description In seconds.
+             * @description Start, in seconds.
              */
             start: number;
-            /** @description What was said. */
+            /** @description The text. */
             text: string;
         };
-        /** @description What a text says. */
+        /** @description The annotations of a text. */
         Semantic: {
             /** @description The text itself, if it announces an action. */
             actions?: components["schemas"]["Action"][] | null;
-            /** @description What the text is for. */
+            /** @description The intent of the text. */
             intent?: string | null;
-            /** @description Sorted. */
+            /** @description The keywords, sorted. */
             keywords?: components["schemas"]["Names"] | null;
-            /** @description Which keyword speaks of which risk; absent when there is none. */
+            /** @description The keywords with their risks; absent when there are none. */
             matches?: components["schemas"]["Match"][];
-            /** @description Sorted. */
+            /** @description The risks, sorted. */
             risk_tags?: components["schemas"]["Names"] | null;
             /** @description The same as `risk_tags`, under its older name. */
             tags?: components["schemas"]["Names"] | null;
         };
-        /** @description A line of the answer: the block of a text, or why there is none. */
+        /** @description A line of the output: the block of a text, or an error. */
         SemanticLine: {
-            /** @description Why it was not annotated. */
+            /** @description Why the text was not annotated. */
             error?: components["schemas"]["Refusal"] | null;
             /**
              * Format: uint64
-             * @description Which text, from 0, lines that are none included.
+             * @description The index of the line, from 0; invalid lines are counted.
              */
             index: number;
             /**
              * Format: uint64
-             * @description The line of the body that is wrong, from 1.
+             * @description The invalid line of the body, from 1.
              */
             line?: number | null;
-            /** @description What it says. */
+            /** @description The block of the text. */
             semantic?: components["schemas"]["Semantic"] | null;
         };
-        /** @description The answer of `POST /sessions`. */
+        /** @description The response body of `POST /sessions`. */
         SessionCreated: {
-            /** @description Where it is found. */
+            /** @description Its links. */
             links: components["schemas"]["SessionLinks"];
-            /** @description Names it. */
+            /** @description Its id. */
             session_id: string;
-            /** @description open */
+            /** @description `open` */
             state: string;
         };
-        /** @description Where a session is found. */
+        /** @description The links of a session. */
         SessionLinks: {
-            /** @description Takes its chunks. */
+            /** @description Accepts its chunks. */
             chunks: string;
-            /** @description What a language model is shown. */
+            /** @description Its context window. */
             context: string;
             /** @description Ends it. */
             end: string;
@@ -1947,71 +1947,71 @@ export interface components {
         SessionMetrics: {
             /**
              * Format: uint64
-             * @description Chunks that were taken.
+             * @description Number of chunks that were processed.
              */
             chunks_ingested: number;
             /**
              * Format: double
-             * @description Over that time.
+             * @description Chunks per second over that time.
              */
             chunks_per_sec: number;
             /**
              * Format: uint64
-             * @description Chunks that were refused.
+             * @description Number of refused chunks.
              */
             chunks_refused: number;
             /**
              * Format: uint64
-             * @description Chunks that had come before.
+             * @description Number of repeated chunks.
              */
             chunks_repeated: number;
             /**
              * Format: uint64
-             * @description Segments in the context window.
+             * @description Number of segments in the context window.
              */
             context_segments: number;
             /**
              * Format: double
-             * @description What it spans, in seconds.
+             * @description The duration of the context window, in seconds.
              */
             context_span_sec: number;
             /**
              * Format: double
-             * @description Since the session began.
+             * @description Seconds since the session began.
              */
             elapsed_sec: number;
             /**
              * Format: double
-             * @description The same: the longest.
+             * @description Maximum time from the arrival of a chunk to the delivery of its events, in milliseconds.
              */
             latency_ms_max: number;
             /**
              * Format: double
-             * @description From a chunk's arrival to its events being taken: the mean.
+             * @description Mean time from the arrival of a chunk to the delivery of its events, in milliseconds.
              */
             latency_ms_mean: number;
             /**
              * Format: uint64
-             * @description Calls of a language model.
+             * @description Number of calls of a language model.
              */
             llm_calls: number;
             /**
              * Format: double
-             * @description Over that time.
+             * @description Calls of a language model per minute over that time.
              */
             llm_calls_per_min: number;
-            /** @description Segments in each queue. */
+            /** @description Number of segments in each queue. */
             queue_depths: components["schemas"]["ByWorkflow"];
-            /** @description Segments dropped from each queue. */
+            /** @description Number of segments dropped from each queue. */
             segments_dropped: components["schemas"]["ByWorkflow"];
             /**
              * Format: uint64
-             * @description Segments that have become final.
+             * @description Number of final segments.
              */
             segments_finalized: number;
             /**
              * Format: uint64
-             * @description Partial states of segments that were sent.
+             * @description Number of partial segments that were sent.
              */
             segments_partial: number;
         };
@@ -2019,12 +2019,12 @@ export interface components {
         Started: {
             /**
              * Format: uint32
-             * @description Those of them that were in the cache.
+             * @description Tokens of the prompt that were in the cache.
              */
             cached_tokens: number;
             /**
              * Format: uint32
-             * @description How many texts are generated.
+             * @description The number of texts that are generated.
              */
             choices: number;
             /**
@@ -2032,7 +2032,7 @@ export interface components {
              * @description When it began, in seconds since 1970.
              */
             created: number;
-            /** @description How the request asked to be answered. */
+            /** @description The form of the response. */
             dialect: components["schemas"]["Dialect"];
             /** @description The id of the generation, which is that of its channel. */
             generation_id: string;
@@ -2040,37 +2040,37 @@ export interface components {
             model: string;
             /**
              * Format: uint32
-             * @description Tokens of the prompt.
+             * @description Number of tokens of the prompt.
              */
             prompt_tokens: number;
             /**
              * Format: uint64
-             * @description The seed.
+             * @description The seed of the sampler.
              */
             seed: number;
         };
-        /** @description What a session is, for `GET /sessions/{id}`. */
+        /** @description The state of a session, for `GET /sessions/{id}`. */
         StateWire: {
             /** @description The segment in flight. */
             current: components["schemas"]["Segment"] | null;
             /**
              * Format: uint64
-             * @description Numbered events so far.
+             * @description Number of numbered events so far.
              */
             events: number;
             /** @description Counts and rates. */
             metrics: components["schemas"]["SessionMetrics"];
             /**
              * Format: uint64
-             * @description The highest sequence number that was taken.
+             * @description The highest sequence number so far.
              */
             seq_last: number | null;
-            /** @description open or expired. */
+            /** @description `open` or `expired`. */
             state: string;
         };
         /** @description A line of a stream. */
         StreamLine: components["schemas"]["ItemLine"] | components["schemas"]["Done"];
-        /** @description Generated text: whole UTF-8. */
+        /** @description Generated text: complete UTF-8. */
         Token: {
             /**
              * Format: uint32
@@ -2079,7 +2079,7 @@ export interface components {
             index: number;
             /** @description The text. */
             text: string;
-            /** @description Its tokens, where log probabilities were asked for. */
+            /** @description Its tokens, if log probabilities were requested. */
             tokens?: components["schemas"]["TokenLogprob"][];
         };
         /** @description A labelled span of a text. */
@@ -2089,13 +2089,13 @@ export interface components {
              * @description Code point after the span.
              */
             end: number;
-            /** @description Without one: the label of the token, such as `B-PER`. */
+            /** @description Without aggregation: the label of the token, such as `B-PER`. */
             entity?: string | null;
-            /** @description With an aggregation: the group, such as `PER`. */
+            /** @description With aggregation: the group, such as `PER`. */
             entity_group?: string | null;
             /**
              * Format: uint32
-             * @description Without an aggregation: the index of the token in the sequence.
+             * @description Without aggregation: the index of the token in the sequence.
              */
             index?: number | null;
             /**
@@ -2108,28 +2108,28 @@ export interface components {
              * @description First code point of the span.
              */
             start: number;
-            /** @description The span itself, as the text has it. */
+            /** @description The span of the text. */
             text: string;
-            /** @description The tokens of it, joined. */
+            /** @description Its tokens, joined. */
             word: string;
         };
         /** @description The results, in the order of the texts. */
         TokenEntityAnswer: {
-            /** @description The model that made them. */
+            /** @description The model. */
             model: string;
             /** @description The results. */
             outputs: components["schemas"]["TokenEntityPlace"][];
         };
         /**
-         * @description A result, or why there is none. A failure that may pass is a problem of the whole request, and so is any failure of
-         *     a request with one text.
+         * @description A result or an error. A retryable failure is a problem of the whole request, and so is every failure of a request with
+         *     one text.
          */
         TokenEntityPlace: components["schemas"]["TokenEntity"][] | {
             error: components["schemas"]["ItemError"];
         };
         /** @description A token and its log probability. */
         TokenLogprob: {
-            /** @description Its bytes, which need not be whole UTF-8. */
+            /** @description Its bytes, which may be incomplete UTF-8. */
             bytes: number[];
             /**
              * Format: uint32
@@ -2144,37 +2144,37 @@ export interface components {
             /** @description The most likely tokens at its position, best first. */
             top?: components["schemas"]["Alternative"][];
         };
-        /** @description Parameters of `/v1/tokens`. The query string takes the same; `ignore_labels` is repeated there. */
+        /** @description Parameters of `/v1/tokens`. The query string has the same parameters; `ignore_labels` is repeated there. */
         TokensParameters: {
-            /** @description `none` when absent. */
+            /** @description How tokens become entities; `none` when absent. */
             aggregation_strategy?: components["schemas"]["AggregationStrategy"] | null;
             /**
-             * @description Labels left out; `["O"]` when absent.
+             * @description Labels that are left out; `["O"]` when absent.
              * @default null
              */
             ignore_labels?: string[] | null;
             /**
              * Format: uint32
-             * @description Read a longer text whole, in windows with at least this many tokens in common; at most half of the model's maximum. It is not cut
-             *     then.
+             * @description Read a longer text completely, in windows that overlap by at least this number of tokens; at most half of the model's maximum. The
+             *     text is not truncated then.
              * @default null
              */
             stride?: number | null;
             /**
              * Format: uint32
-             * @description How long a text may take, in milliseconds; one that waits longer fails with `deadline_exceeded`.
+             * @description The timeout of a text, in milliseconds; after it the text fails with `deadline_exceeded`.
              * @default null
              */
             timeout_ms?: number | null;
             /**
-             * @description Cut a text of more tokens than the model takes, unless false; then it fails with `too_long`.
+             * @description Truncate a text of more tokens than the model accepts; if false, it fails with `too_long`.
              * @default true
              */
             truncation?: boolean;
-            /** @description The side at which it is cut; `right`, the end, when absent. */
+            /** @description The side that is cut off; `right`, the end, when absent. */
             truncation_direction?: components["schemas"]["TruncationDirection"] | null;
         };
-        /** @description Texts and their task parameters; other fields are refused. */
+        /** @description Texts and their task parameters; unknown fields are refused. */
         TokensParametersRequest: {
             /** @description The texts. */
             inputs: components["schemas"]["Inputs"];
@@ -2183,7 +2183,7 @@ export interface components {
              * @default null
              */
             model?: string | null;
-            /** @description What is asked. */
+            /** @description The parameters of the request. */
             parameters?: components["schemas"]["TokensParameters"] | null;
         };
         /** @description A part of a tool call. */
@@ -2195,30 +2195,30 @@ export interface components {
              * @description The call of the choice, from 0.
              */
             call: number;
-            /** @description The id of the call, in its first part. */
+            /** @description The id of the call; only in its first part. */
             id?: string | null;
             /**
              * Format: uint32
              * @description The choice, from 0.
              */
             index: number;
-            /** @description The name of the tool, in the first part. */
+            /** @description The name of the tool; only in the first part. */
             name?: string | null;
         };
         /** @description A line of a transcript. */
         TranscriptLine: components["schemas"]["Chunk"] | components["schemas"]["End"];
         /** @description A side of a text, in any case. */
         TruncationDirection: "left" | "right";
-        /** @description Tokens of a request and of all its choices. */
+        /** @description Token counts of a request and all of its choices. */
         Usage: {
             /**
              * Format: uint32
-             * @description Those of them that were in the cache.
+             * @description Tokens of the prompt that were in the cache.
              */
             cached_tokens: number;
             /**
              * Format: uint32
-             * @description Tokens that were generated.
+             * @description Generated tokens of all choices.
              */
             completion_tokens: number;
             /**
@@ -2229,14 +2229,14 @@ export interface components {
         };
         /** @description The results, in the order of the texts. */
         floatAnswer: {
-            /** @description The model that made them. */
+            /** @description The model. */
             model: string;
             /** @description The results. */
             outputs: components["schemas"]["floatPlace"][];
         };
         /**
-         * @description A result, or why there is none. A failure that may pass is a problem of the whole request, and so is any failure of
-         *     a request with one text.
+         * @description A result or an error. A retryable failure is a problem of the whole request, and so is every failure of a request with
+         *     one text.
          */
         floatPlace: number[] | {
             error: components["schemas"]["ItemError"];
@@ -2259,7 +2259,7 @@ export interface operations {
         };
         requestBody?: never;
         responses: {
-            /** @description The answer */
+            /** @description The response */
             200: {
                 headers: {
                     [name: string]: unknown;
@@ -2283,7 +2283,7 @@ export interface operations {
             };
         };
         responses: {
-            /** @description The answer */
+            /** @description The response */
             200: {
                 headers: {
                     [name: string]: unknown;
@@ -2292,7 +2292,7 @@ export interface operations {
                     "application/json": unknown;
                 };
             };
-            /** @description The request is wrong; 422 in the dialect of text-embeddings-inference */
+            /** @description The request is invalid; 422 in the dialect of text-embeddings-inference */
             400: {
                 headers: {
                     [name: string]: unknown;
@@ -2310,7 +2310,7 @@ export interface operations {
                     "application/json": Record<string, never>;
                 };
             };
-            /** @description No model that is served does this */
+            /** @description No served model supports this */
             424: {
                 headers: {
                     [name: string]: unknown;
@@ -2328,7 +2328,7 @@ export interface operations {
                     "application/json": Record<string, never>;
                 };
             };
-            /** @description The model cannot answer now */
+            /** @description The model is not available now */
             503: {
                 headers: {
                     [name: string]: unknown;
@@ -2352,7 +2352,7 @@ export interface operations {
             };
         };
         responses: {
-            /** @description The answer */
+            /** @description The response */
             200: {
                 headers: {
                     [name: string]: unknown;
@@ -2361,7 +2361,7 @@ export interface operations {
                     "application/json": unknown;
                 };
             };
-            /** @description The request is wrong; 422 in the dialect of text-embeddings-inference */
+            /** @description The request is invalid; 422 in the dialect of text-embeddings-inference */
             400: {
                 headers: {
                     [name: string]: unknown;
@@ -2379,7 +2379,7 @@ export interface operations {
                     "application/json": Record<string, never>;
                 };
             };
-            /** @description No model that is served does this */
+            /** @description No served model supports this */
             424: {
                 headers: {
                     [name: string]: unknown;
@@ -2397,7 +2397,7 @@ export interface operations {
                     "application/json": Record<string, never>;
                 };
             };
-            /** @description The model cannot answer now */
+            /** @description The model is not available now */
             503: {
                 headers: {
                     [name: string]: unknown;
@@ -2411,13 +2411,13 @@ export interface operations {
     executions: {
         parameters: {
             query?: {
-                /** @description In this state only */
+                /** @description Only executions in this state */
                 state?: "running" | "compensating" | "completed" | "failed" | "cancelled";
-                /** @description Of this pipeline only */
+                /** @description Only executions of this pipeline */
                 pipeline?: string;
-                /** @description At most this number */
+                /** @description Maximum number of executions */
                 limit?: number;
-                /** @description Those that began before the execution with this id */
+                /** @description Only executions that began before the execution with this id */
                 after?: string;
             };
             header?: never;
@@ -2434,7 +2434,7 @@ export interface operations {
                 content: {
                     "application/json": {
                         executions: {
-                            /** @description Steps that have failed */
+                            /** @description Number of failed steps */
                             errors: number;
                             execution_id: string;
                             links: {
@@ -2451,7 +2451,7 @@ export interface operations {
                     };
                 };
             };
-            /** @description The request does not show who sends it */
+            /** @description The request has no valid credentials */
             401: {
                 headers: {
                     [name: string]: unknown;
@@ -2460,7 +2460,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description Without authentication executions are served on a loopback address only */
+            /** @description Without authentication, executions are served on a loopback address only */
             403: {
                 headers: {
                     [name: string]: unknown;
@@ -2469,7 +2469,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description The query is not fit; `errors` lists what is wrong */
+            /** @description The query has invalid parameters; `errors` lists them */
             422: {
                 headers: {
                     [name: string]: unknown;
@@ -2478,7 +2478,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description This user asks too often, see `Retry-After` */
+            /** @description This user sends too many requests, see `Retry-After` */
             429: {
                 headers: {
                     [name: string]: unknown;
@@ -2500,7 +2500,7 @@ export interface operations {
         };
         requestBody?: never;
         responses: {
-            /** @description How far an execution is */
+            /** @description The status of an execution */
             200: {
                 headers: {
                     [name: string]: unknown;
@@ -2524,7 +2524,7 @@ export interface operations {
                             self: string;
                             websocket: string;
                         };
-                        /** @description Null until it was completed */
+                        /** @description Null unless the execution is completed */
                         output: unknown;
                         pipeline: string;
                         resumed: number;
@@ -2536,12 +2536,12 @@ export interface operations {
                             after: string[];
                             attempts: number;
                             code?: string;
-                            /** @description How long it took; null until it is over */
+                            /** @description How long it took; null until it has ended */
                             duration_ms?: number | null;
                             error?: string;
                             id: string;
                             kind: string;
-                            /** @description From 0 to 1, as far as it has said */
+                            /** @description Progress from 0 to 1, if the step reports it */
                             progress?: number | null;
                             retryable?: boolean;
                             /**
@@ -2555,7 +2555,7 @@ export interface operations {
                     };
                 };
             };
-            /** @description The request does not show who sends it */
+            /** @description The request has no valid credentials */
             401: {
                 headers: {
                     [name: string]: unknown;
@@ -2564,7 +2564,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description Without authentication executions are served on a loopback address only */
+            /** @description Without authentication, executions are served on a loopback address only */
             403: {
                 headers: {
                     [name: string]: unknown;
@@ -2573,7 +2573,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description There is no such thing, or not for this user */
+            /** @description There is no such resource, or this user has no access to it */
             404: {
                 headers: {
                     [name: string]: unknown;
@@ -2582,7 +2582,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description This user asks too often, see `Retry-After` */
+            /** @description This user sends too many requests, see `Retry-After` */
             429: {
                 headers: {
                     [name: string]: unknown;
@@ -2591,7 +2591,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description The store cannot answer now, see `Retry-After` */
+            /** @description The store is not available now, see `Retry-After` */
             503: {
                 headers: {
                     [name: string]: unknown;
@@ -2613,7 +2613,7 @@ export interface operations {
         };
         requestBody?: never;
         responses: {
-            /** @description It has ended */
+            /** @description The execution has ended */
             200: {
                 headers: {
                     [name: string]: unknown;
@@ -2637,7 +2637,7 @@ export interface operations {
                             self: string;
                             websocket: string;
                         };
-                        /** @description Null until it was completed */
+                        /** @description Null unless the execution is completed */
                         output: unknown;
                         pipeline: string;
                         resumed: number;
@@ -2649,12 +2649,12 @@ export interface operations {
                             after: string[];
                             attempts: number;
                             code?: string;
-                            /** @description How long it took; null until it is over */
+                            /** @description How long it took; null until it has ended */
                             duration_ms?: number | null;
                             error?: string;
                             id: string;
                             kind: string;
-                            /** @description From 0 to 1, as far as it has said */
+                            /** @description Progress from 0 to 1, if the step reports it */
                             progress?: number | null;
                             retryable?: boolean;
                             /**
@@ -2668,7 +2668,7 @@ export interface operations {
                     };
                 };
             };
-            /** @description The request does not show who sends it */
+            /** @description The request has no valid credentials */
             401: {
                 headers: {
                     [name: string]: unknown;
@@ -2677,7 +2677,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description Without authentication executions are served on a loopback address only */
+            /** @description Without authentication, executions are served on a loopback address only */
             403: {
                 headers: {
                     [name: string]: unknown;
@@ -2686,7 +2686,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description There is no such thing, or not for this user */
+            /** @description There is no such resource, or this user has no access to it */
             404: {
                 headers: {
                     [name: string]: unknown;
@@ -2695,7 +2695,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description It is over, what it did is being undone, or another instance owns it */
+            /** @description The execution has ended, is being compensated, or is owned by another instance */
             409: {
                 headers: {
                     [name: string]: unknown;
@@ -2704,7 +2704,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description This user asks too often, see `Retry-After` */
+            /** @description This user sends too many requests, see `Retry-After` */
             429: {
                 headers: {
                     [name: string]: unknown;
@@ -2713,7 +2713,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description The store cannot answer now, see `Retry-After` */
+            /** @description The store is not available now, see `Retry-After` */
             503: {
                 headers: {
                     [name: string]: unknown;
@@ -2727,7 +2727,7 @@ export interface operations {
     generateStream: {
         parameters: {
             query?: {
-                /** @description Keep generating when the client has left */
+                /** @description Continue to generate when the client disconnects */
                 detach?: boolean;
             };
             header?: never;
@@ -2743,7 +2743,7 @@ export interface operations {
                     logit_bias?: Record<string, never>;
                     logprobs?: number;
                     max_tokens?: number;
-                    /** @description A chat, as OpenAI's API has it */
+                    /** @description A chat, as in OpenAI's API */
                     messages?: Record<string, never>[];
                     min_p?: number;
                     model?: string;
@@ -2766,7 +2766,7 @@ export interface operations {
             };
         };
         responses: {
-            /** @description The answer */
+            /** @description The response */
             200: {
                 headers: {
                     [name: string]: unknown;
@@ -2777,7 +2777,7 @@ export interface operations {
                     "text/plain": string;
                 };
             };
-            /** @description The request is wrong; `param` or the message names the field. A prompt that does not fit has the code `context_length_exceeded` */
+            /** @description The request is invalid; `param` or the message names the field. A prompt that is too long has the code `context_length_exceeded` */
             400: {
                 headers: {
                     [name: string]: unknown;
@@ -2786,7 +2786,7 @@ export interface operations {
                     "application/json": Record<string, never>;
                 };
             };
-            /** @description The request does not show who sends it */
+            /** @description The request has no valid credentials */
             401: {
                 headers: {
                     [name: string]: unknown;
@@ -2795,7 +2795,7 @@ export interface operations {
                     "application/json": Record<string, never>;
                 };
             };
-            /** @description There is no such model or generation, or not for this user */
+            /** @description There is no such model or generation, or this user has no access to it */
             404: {
                 headers: {
                     [name: string]: unknown;
@@ -2804,7 +2804,7 @@ export interface operations {
                     "application/json": Record<string, never>;
                 };
             };
-            /** @description The body came too slowly */
+            /** @description The body did not arrive in time */
             408: {
                 headers: {
                     [name: string]: unknown;
@@ -2831,7 +2831,7 @@ export interface operations {
                     "application/json": Record<string, never>;
                 };
             };
-            /** @description This user asks too often, or has its share, see `Retry-After` */
+            /** @description This user sends too many requests, or has reached a limit, see `Retry-After` */
             429: {
                 headers: {
                     [name: string]: unknown;
@@ -2849,7 +2849,7 @@ export interface operations {
                     "application/json": Record<string, never>;
                 };
             };
-            /** @description The model cannot answer now, see `Retry-After` */
+            /** @description The model is not available now, see `Retry-After` */
             503: {
                 headers: {
                     [name: string]: unknown;
@@ -2878,7 +2878,7 @@ export interface operations {
         };
         requestBody?: never;
         responses: {
-            /** @description The answer */
+            /** @description The response */
             200: {
                 headers: {
                     [name: string]: unknown;
@@ -2908,7 +2908,7 @@ export interface operations {
             };
         };
         responses: {
-            /** @description The answer */
+            /** @description The response */
             200: {
                 headers: {
                     [name: string]: unknown;
@@ -2917,7 +2917,7 @@ export interface operations {
                     "application/json": components["schemas"]["HubAnswer"];
                 };
             };
-            /** @description The request is wrong */
+            /** @description The request is invalid */
             400: {
                 headers: {
                     [name: string]: unknown;
@@ -2935,7 +2935,7 @@ export interface operations {
                     "application/json": components["schemas"]["HubError"];
                 };
             };
-            /** @description The caller has more than its share, see `Retry-After` */
+            /** @description The caller has too many waiting items, see `Retry-After` */
             429: {
                 headers: {
                     [name: string]: unknown;
@@ -2953,7 +2953,7 @@ export interface operations {
                     "application/json": components["schemas"]["HubError"];
                 };
             };
-            /** @description The model cannot answer now: it is busy, or it is loading, as `estimated_time` says */
+            /** @description The model is not available now: it is busy, or it is loading for `estimated_time` seconds */
             503: {
                 headers: {
                     [name: string]: unknown;
@@ -2982,7 +2982,7 @@ export interface operations {
         };
         requestBody?: never;
         responses: {
-            /** @description The answer */
+            /** @description The response */
             200: {
                 headers: {
                     [name: string]: unknown;
@@ -3022,7 +3022,7 @@ export interface operations {
                     };
                 };
             };
-            /** @description The request does not show who sends it */
+            /** @description The request has no valid credentials */
             401: {
                 headers: {
                     [name: string]: unknown;
@@ -3031,7 +3031,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description Without authentication executions are served on a loopback address only */
+            /** @description Without authentication, executions are served on a loopback address only */
             403: {
                 headers: {
                     [name: string]: unknown;
@@ -3040,7 +3040,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description This user asks too often, see `Retry-After` */
+            /** @description This user sends too many requests, see `Retry-After` */
             429: {
                 headers: {
                     [name: string]: unknown;
@@ -3071,7 +3071,7 @@ export interface operations {
                     "application/json": Record<string, never>;
                 };
             };
-            /** @description The request does not show who sends it */
+            /** @description The request has no valid credentials */
             401: {
                 headers: {
                     [name: string]: unknown;
@@ -3080,7 +3080,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description Without authentication executions are served on a loopback address only */
+            /** @description Without authentication, executions are served on a loopback address only */
             403: {
                 headers: {
                     [name: string]: unknown;
@@ -3089,7 +3089,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description There is no such thing, or not for this user */
+            /** @description There is no such resource, or this user has no access to it */
             404: {
                 headers: {
                     [name: string]: unknown;
@@ -3098,7 +3098,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description This user asks too often, see `Retry-After` */
+            /** @description This user sends too many requests, see `Retry-After` */
             429: {
                 headers: {
                     [name: string]: unknown;
@@ -3122,9 +3122,9 @@ export interface operations {
         parameters: {
             query?: never;
             header?: {
-                /** @description `wait` or `wait=SECONDS`: answer with the end, if it comes in time; `respond-async`: do not wait */
+                /** @description `wait` or `wait=SECONDS`: respond with the final status if the execution ends in time; `respond-async`: do not wait */
                 Prefer?: string;
-                /** @description Requests with the same key begin one execution */
+                /** @description Requests with the same key start only one execution */
                 "Idempotency-Key"?: string;
             };
             path: {
@@ -3138,10 +3138,10 @@ export interface operations {
             };
         };
         responses: {
-            /** @description It has ended, and the client waited for that */
+            /** @description The execution has ended while the client waited */
             200: {
                 headers: {
-                    /** @description Where its status is */
+                    /** @description The path of its status */
                     Location?: string;
                     [name: string]: unknown;
                 };
@@ -3164,7 +3164,7 @@ export interface operations {
                             self: string;
                             websocket: string;
                         };
-                        /** @description Null until it was completed */
+                        /** @description Null unless the execution is completed */
                         output: unknown;
                         pipeline: string;
                         resumed: number;
@@ -3176,12 +3176,12 @@ export interface operations {
                             after: string[];
                             attempts: number;
                             code?: string;
-                            /** @description How long it took; null until it is over */
+                            /** @description How long it took; null until it has ended */
                             duration_ms?: number | null;
                             error?: string;
                             id: string;
                             kind: string;
-                            /** @description From 0 to 1, as far as it has said */
+                            /** @description Progress from 0 to 1, if the step reports it */
                             progress?: number | null;
                             retryable?: boolean;
                             /**
@@ -3195,10 +3195,10 @@ export interface operations {
                     };
                 };
             };
-            /** @description It has begun, and survives a crash from now on */
+            /** @description The execution has started and is stored */
             202: {
                 headers: {
-                    /** @description Where its status is */
+                    /** @description The path of its status */
                     Location?: string;
                     [name: string]: unknown;
                 };
@@ -3216,7 +3216,7 @@ export interface operations {
                     };
                 };
             };
-            /** @description The body is no JSON */
+            /** @description The body is not JSON */
             400: {
                 headers: {
                     [name: string]: unknown;
@@ -3225,7 +3225,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description The request does not show who sends it */
+            /** @description The request has no valid credentials */
             401: {
                 headers: {
                     [name: string]: unknown;
@@ -3234,7 +3234,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description Without authentication executions are served on a loopback address only */
+            /** @description Without authentication, executions are served on a loopback address only */
             403: {
                 headers: {
                     [name: string]: unknown;
@@ -3243,7 +3243,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description There is no such thing, or not for this user */
+            /** @description There is no such resource, or this user has no access to it */
             404: {
                 headers: {
                     [name: string]: unknown;
@@ -3252,7 +3252,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description Another request with this `Idempotency-Key` is being answered */
+            /** @description Another request with this `Idempotency-Key` is in progress */
             409: {
                 headers: {
                     [name: string]: unknown;
@@ -3279,7 +3279,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description The `Idempotency-Key` is none, or was sent with another input */
+            /** @description The `Idempotency-Key` is invalid, or was used with another input */
             422: {
                 headers: {
                     [name: string]: unknown;
@@ -3288,7 +3288,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description This user asks too often, or has all the executions or all the state that a user may have, see `Retry-After` */
+            /** @description This user sends too many requests, or has reached the maximum executions or state of a user, see `Retry-After` */
             429: {
                 headers: {
                     [name: string]: unknown;
@@ -3297,7 +3297,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description The definition of the pipeline cannot be used, for the reasons in `detail` and `errors`; or the server has all the executions that it may have, or the store cannot answer now, see `Retry-After` */
+            /** @description The definition of the pipeline cannot be used, for the reasons in `detail` and `errors`; or the server has reached its maximum number of executions, or the store is not available now, see `Retry-After` */
             503: {
                 headers: {
                     [name: string]: unknown;
@@ -3321,7 +3321,7 @@ export interface operations {
             };
         };
         responses: {
-            /** @description The answer */
+            /** @description The response */
             200: {
                 headers: {
                     [name: string]: unknown;
@@ -3339,7 +3339,7 @@ export interface operations {
                     "application/json": components["schemas"]["PredictError"];
                 };
             };
-            /** @description `Validation`: a text has more tokens than the model takes, or the body is too large */
+            /** @description `Validation`: a text has more tokens than the model accepts, or the body is too large */
             413: {
                 headers: {
                     [name: string]: unknown;
@@ -3348,7 +3348,7 @@ export interface operations {
                     "application/json": components["schemas"]["PredictError"];
                 };
             };
-            /** @description `Validation`: the body has another shape; `Tokenizer`: a text cannot be tokenized */
+            /** @description `Validation`: the body is invalid; `Tokenizer`: a text cannot be tokenized */
             422: {
                 headers: {
                     [name: string]: unknown;
@@ -3399,7 +3399,7 @@ export interface operations {
             };
         };
         responses: {
-            /** @description The results that were asked for */
+            /** @description The requested results */
             200: {
                 headers: {
                     [name: string]: unknown;
@@ -3408,7 +3408,7 @@ export interface operations {
                     "application/json": components["schemas"]["BatchAnswer"];
                 };
             };
-            /** @description The body cannot be read: it is empty, incomplete, not UTF-8, not JSON, or not an object */
+            /** @description The body is empty, incomplete, not UTF-8, not JSON, or not an object */
             400: {
                 headers: {
                     [name: string]: unknown;
@@ -3417,7 +3417,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description The client accepts no form in which the answer exists */
+            /** @description The client accepts none of the media types of the response */
             406: {
                 headers: {
                     [name: string]: unknown;
@@ -3426,7 +3426,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description The body came too slowly */
+            /** @description The body did not arrive in time */
             408: {
                 headers: {
                     [name: string]: unknown;
@@ -3453,7 +3453,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description The body can be read and its fields are wrong; `errors` lists them all */
+            /** @description The body has invalid fields; `errors` lists them */
             422: {
                 headers: {
                     [name: string]: unknown;
@@ -3462,7 +3462,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description Inference failed on this text; `step` says where */
+            /** @description Inference failed on this text; `step` is the failed step */
             502: {
                 headers: {
                     [name: string]: unknown;
@@ -3471,7 +3471,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description The model cannot answer now, see `Retry-After` */
+            /** @description The model is not available now, see `Retry-After` */
             503: {
                 headers: {
                     [name: string]: unknown;
@@ -3504,7 +3504,7 @@ export interface operations {
             };
         };
         responses: {
-            /** @description Events in this order: started, chunking, chunked; for each step that was asked for its `_processing`, for sentiment a `_progress` per chunk, then `_complete` or `_error`; at last completed, or error when the request was given up. As NDJSON each is a line. As server-sent events each has its status as `event`, its place in the stream as `id`, and itself as `data`. */
+            /** @description Events in this order: started, chunking, chunked; for each requested step its `_processing`, for sentiment a `_progress` per chunk, then `_complete` or `_error`; at the end completed, or error when the request was aborted. As NDJSON, each event is a line. As server-sent events, `event` is the status, `id` the number of the event in the stream, and `data` the event. */
             200: {
                 headers: {
                     [name: string]: unknown;
@@ -3514,7 +3514,7 @@ export interface operations {
                     "text/event-stream": components["schemas"]["ProcessEvent"];
                 };
             };
-            /** @description The body cannot be read: it is empty, incomplete, not UTF-8, not JSON, or not an object */
+            /** @description The body is empty, incomplete, not UTF-8, not JSON, or not an object */
             400: {
                 headers: {
                     [name: string]: unknown;
@@ -3523,7 +3523,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description The client accepts no form in which the answer exists */
+            /** @description The client accepts none of the media types of the response */
             406: {
                 headers: {
                     [name: string]: unknown;
@@ -3532,7 +3532,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description The body came too slowly */
+            /** @description The body did not arrive in time */
             408: {
                 headers: {
                     [name: string]: unknown;
@@ -3559,7 +3559,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description The body can be read and its fields are wrong; `errors` lists them all */
+            /** @description The body has invalid fields; `errors` lists them */
             422: {
                 headers: {
                     [name: string]: unknown;
@@ -3579,7 +3579,7 @@ export interface operations {
         };
         requestBody?: never;
         responses: {
-            /** @description Every model can answer */
+            /** @description Every model is ready */
             200: {
                 headers: {
                     [name: string]: unknown;
@@ -3588,7 +3588,7 @@ export interface operations {
                     "application/json": components["schemas"]["Readiness"];
                 };
             };
-            /** @description Not ready; `models` says which */
+            /** @description Not ready; `models` lists the state of each model */
             503: {
                 headers: {
                     [name: string]: unknown;
@@ -3647,7 +3647,7 @@ export interface operations {
                     };
                 };
             };
-            /** @description The request does not show who sends it */
+            /** @description The request has no valid credentials */
             401: {
                 headers: {
                     [name: string]: unknown;
@@ -3656,7 +3656,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description Without authentication executions are served on a loopback address only */
+            /** @description Without authentication, executions are served on a loopback address only */
             403: {
                 headers: {
                     [name: string]: unknown;
@@ -3665,7 +3665,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description This user asks too often, see `Retry-After` */
+            /** @description This user sends too many requests, see `Retry-After` */
             429: {
                 headers: {
                     [name: string]: unknown;
@@ -3689,7 +3689,7 @@ export interface operations {
             };
         };
         responses: {
-            /** @description The answer */
+            /** @description The response */
             200: {
                 headers: {
                     [name: string]: unknown;
@@ -3698,7 +3698,7 @@ export interface operations {
                     "application/json": unknown;
                 };
             };
-            /** @description The request is wrong; 422 in the dialect of text-embeddings-inference */
+            /** @description The request is invalid; 422 in the dialect of text-embeddings-inference */
             400: {
                 headers: {
                     [name: string]: unknown;
@@ -3716,7 +3716,7 @@ export interface operations {
                     "application/json": Record<string, never>;
                 };
             };
-            /** @description No model that is served does this */
+            /** @description No served model supports this */
             424: {
                 headers: {
                     [name: string]: unknown;
@@ -3734,7 +3734,7 @@ export interface operations {
                     "application/json": Record<string, never>;
                 };
             };
-            /** @description The model cannot answer now */
+            /** @description The model is not available now */
             503: {
                 headers: {
                     [name: string]: unknown;
@@ -3755,12 +3755,12 @@ export interface operations {
         requestBody: {
             content: {
                 "application/json": {
-                    /** @description The phrases of each pattern that announces an action, in the place of those that are known */
+                    /** @description The phrases of each pattern of an action, instead of the built-in ones */
                     actions?: {
                         [key: string]: string[];
                     };
                     /**
-                     * @description What is told of final segments; models are asked for `sentiment` and `entities`
+                     * @description The annotations of final segments; `sentiment` and `entities` are computed by models
                      * @default [
                      *       "keywords",
                      *       "intent"
@@ -3769,56 +3769,56 @@ export interface operations {
                     annotate?: ("keywords" | "intent" | "sentiment" | "entities")[];
                     context?: {
                         /**
-                         * @description Most final segments in the context window
+                         * @description Maximum number of final segments in the context window
                          * @default 10
                          */
                         max_segments?: number;
                         /**
-                         * @description Most seconds that it spans
+                         * @description Maximum duration of the context window, in seconds
                          * @default 120
                          */
                         max_time_sec?: number;
                     };
                     idle?: {
                         /**
-                         * @description A session to which nothing comes for so long expires; 0 for never. A stored session may not ask for longer than the server allows (`sessions.expire_ms_max`)
+                         * @description Idle time after which the session expires; 0: never. For a stored session, at most `sessions.expire_ms_max`
                          * @default 600000
                          */
                         expire_ms?: number;
                         /**
-                         * @description It is warned so long before
+                         * @description Time before the expiry at which the session is warned
                          * @default 30000
                          */
                         warn_ms?: number;
                     };
-                    /** @description The keywords of each risk, in the place of those that are known */
+                    /** @description The keywords of each risk, instead of the built-in ones */
                     keywords?: {
                         [key: string]: string[];
                     };
                     limits?: {
                         /**
-                         * @description Of a segment: one that would pass it is final; at most 32768 where it is stored
+                         * @description Maximum length of a segment, in bytes; a segment that would exceed it becomes final. At most 32768 in a stored session
                          * @default 16384
                          */
                         segment_bytes_max?: number;
                         /**
-                         * @description Of a speaker's name
+                         * @description Maximum length of a speaker's name, in bytes
                          * @default 256
                          */
                         speaker_bytes_max?: number;
                         /**
-                         * @description Of a chunk
+                         * @description Maximum length of the text of a chunk, in bytes
                          * @default 8192
                          */
                         text_bytes_max?: number;
                     };
                     /**
-                     * @description A pause of more seconds ends a segment
+                     * @description A pause of more than this number of seconds ends a segment
                      * @default 1
                      */
                     max_gap_sec?: number;
                     /**
-                     * @description Chunks may start while the segment in flight lasts, not before it starts
+                     * @description Chunks may start before the segment in flight ends, but not before it starts
                      * @default false
                      */
                     overlap?: boolean;
@@ -3839,24 +3839,24 @@ export interface operations {
                          */
                         general?: number;
                         /**
-                         * @description Segments that are kept for this workflow
+                         * @description Maximum number of queued segments of this workflow
                          * @default 0
                          */
                         question?: number;
                         /**
-                         * @description Segments of all workflows together
+                         * @description Maximum number of queued segments of all workflows together
                          * @default 128
                          */
                         queued_max?: number;
                     };
                     summary?: {
                         /**
-                         * @description A summary at the end
+                         * @description A summary is due at the end
                          * @default true
                          */
                         at_end?: boolean;
                         /**
-                         * @description A summary after so many final segments; 0 for never
+                         * @description Number of final segments after which a summary is due; 0: never
                          * @default 5
                          */
                         every_finals?: number;
@@ -3865,7 +3865,7 @@ export interface operations {
             };
         };
         responses: {
-            /** @description The session, and where it is found */
+            /** @description The session and its links */
             201: {
                 headers: {
                     /** @description The path of the session */
@@ -3876,7 +3876,7 @@ export interface operations {
                     "application/json": components["schemas"]["SessionCreated"];
                 };
             };
-            /** @description The body cannot be read */
+            /** @description The body is not JSON */
             400: {
                 headers: {
                     [name: string]: unknown;
@@ -3885,7 +3885,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description The request does not show who sends it */
+            /** @description The request has no valid credentials */
             401: {
                 headers: {
                     [name: string]: unknown;
@@ -3894,7 +3894,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description Without authentication sessions are kept on a loopback address only */
+            /** @description Without authentication, sessions are stored on a loopback address only */
             403: {
                 headers: {
                     [name: string]: unknown;
@@ -3921,7 +3921,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description The configuration is wrong; `errors` lists all that is */
+            /** @description The configuration has invalid fields; `errors` lists them */
             422: {
                 headers: {
                     [name: string]: unknown;
@@ -3930,7 +3930,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description This user asks too often, or has all the sessions or all the state that a user may have, see `Retry-After` */
+            /** @description This user sends too many requests, or has reached the maximum sessions or state of a user, see `Retry-After` */
             429: {
                 headers: {
                     [name: string]: unknown;
@@ -3939,7 +3939,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description What sessions are kept in cannot answer now, or there are too many of them; see `Retry-After` */
+            /** @description The store is not available now, or there are too many sessions; see `Retry-After` */
             503: {
                 headers: {
                     [name: string]: unknown;
@@ -3961,16 +3961,16 @@ export interface operations {
         };
         requestBody?: never;
         responses: {
-            /** @description As of the last answer to who feeds it */
+            /** @description The state as of the last stored event */
             200: {
                 headers: {
                     [name: string]: unknown;
                 };
                 content: {
                     "application/json": components["schemas"]["StateWire"] & {
-                        /** @description When it was made, in milliseconds since 1970 */
+                        /** @description When it was created, in milliseconds since 1970 */
                         created_ms: number;
-                        /** @description A request feeds it now */
+                        /** @description True while a request feeds it */
                         feeding: boolean;
                         session_id: string;
                         /** @enum {unknown} */
@@ -3978,7 +3978,7 @@ export interface operations {
                     };
                 };
             };
-            /** @description The request does not show who sends it */
+            /** @description The request has no valid credentials */
             401: {
                 headers: {
                     [name: string]: unknown;
@@ -3987,7 +3987,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description Without authentication sessions are kept on a loopback address only */
+            /** @description Without authentication, sessions are stored on a loopback address only */
             403: {
                 headers: {
                     [name: string]: unknown;
@@ -3996,7 +3996,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description There is no such session, or not for this user */
+            /** @description There is no such session, or this user has no access to it */
             404: {
                 headers: {
                     [name: string]: unknown;
@@ -4005,7 +4005,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description The id is none */
+            /** @description The id is invalid */
             422: {
                 headers: {
                     [name: string]: unknown;
@@ -4014,7 +4014,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description This user asks too often, or has all the sessions or all the state that a user may have, see `Retry-After` */
+            /** @description This user sends too many requests, or has reached the maximum sessions or state of a user, see `Retry-After` */
             429: {
                 headers: {
                     [name: string]: unknown;
@@ -4023,7 +4023,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description What sessions are kept in cannot answer now, or there are too many of them; see `Retry-After` */
+            /** @description The store is not available now, or there are too many sessions; see `Retry-After` */
             503: {
                 headers: {
                     [name: string]: unknown;
@@ -4045,14 +4045,14 @@ export interface operations {
         };
         requestBody?: never;
         responses: {
-            /** @description It is gone */
+            /** @description The session is deleted */
             204: {
                 headers: {
                     [name: string]: unknown;
                 };
                 content?: never;
             };
-            /** @description The request does not show who sends it */
+            /** @description The request has no valid credentials */
             401: {
                 headers: {
                     [name: string]: unknown;
@@ -4061,7 +4061,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description Without authentication sessions are kept on a loopback address only */
+            /** @description Without authentication, sessions are stored on a loopback address only */
             403: {
                 headers: {
                     [name: string]: unknown;
@@ -4070,7 +4070,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description There is no such session, or not for this user */
+            /** @description There is no such session, or this user has no access to it */
             404: {
                 headers: {
                     [name: string]: unknown;
@@ -4079,7 +4079,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description The id is none */
+            /** @description The id is invalid */
             422: {
                 headers: {
                     [name: string]: unknown;
@@ -4088,7 +4088,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description This user asks too often, or has all the sessions or all the state that a user may have, see `Retry-After` */
+            /** @description This user sends too many requests, or has reached the maximum sessions or state of a user, see `Retry-After` */
             429: {
                 headers: {
                     [name: string]: unknown;
@@ -4097,7 +4097,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description What sessions are kept in cannot answer now, or there are too many of them; see `Retry-After` */
+            /** @description The store is not available now, or there are too many sessions; see `Retry-After` */
             503: {
                 headers: {
                     [name: string]: unknown;
@@ -4124,7 +4124,7 @@ export interface operations {
             };
         };
         responses: {
-            /** @description As NDJSON a line for each event or text. As server-sent events each has its kind as `event`, its place in the stream as `id`, and itself as `data`. A line that is wrong is answered in its place, and the stream goes on. */
+            /** @description As NDJSON, a line for each event or text. As server-sent events, `event` is the type, `id` the number in the stream, and `data` the line. An invalid line gives an error at its position, and the stream continues. */
             200: {
                 headers: {
                     [name: string]: unknown;
@@ -4134,7 +4134,7 @@ export interface operations {
                     "text/event-stream": components["schemas"]["EventLine"];
                 };
             };
-            /** @description The request does not show who sends it */
+            /** @description The request has no valid credentials */
             401: {
                 headers: {
                     [name: string]: unknown;
@@ -4143,7 +4143,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description Without authentication sessions are kept on a loopback address only */
+            /** @description Without authentication, sessions are stored on a loopback address only */
             403: {
                 headers: {
                     [name: string]: unknown;
@@ -4152,7 +4152,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description There is no such session, or not for this user */
+            /** @description There is no such session, or this user has no access to it */
             404: {
                 headers: {
                     [name: string]: unknown;
@@ -4161,7 +4161,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description No form of the answer is accepted */
+            /** @description The client accepts none of the media types of the response */
             406: {
                 headers: {
                     [name: string]: unknown;
@@ -4170,7 +4170,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description The session has ended or expired, or another instance owns it */
+            /** @description The session has ended or expired, or is owned by another instance */
             409: {
                 headers: {
                     [name: string]: unknown;
@@ -4188,7 +4188,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description The id is none */
+            /** @description The id is invalid */
             422: {
                 headers: {
                     [name: string]: unknown;
@@ -4197,7 +4197,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description This user asks too often, or has all the sessions or all the state that a user may have, see `Retry-After` */
+            /** @description This user sends too many requests, or has reached the maximum sessions or state of a user, see `Retry-After` */
             429: {
                 headers: {
                     [name: string]: unknown;
@@ -4206,7 +4206,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description What sessions are kept in cannot answer now, or there are too many of them; see `Retry-After` */
+            /** @description The store is not available now, or there are too many sessions; see `Retry-After` */
             503: {
                 headers: {
                     [name: string]: unknown;
@@ -4238,7 +4238,7 @@ export interface operations {
                     "text/plain": string;
                 };
             };
-            /** @description The request does not show who sends it */
+            /** @description The request has no valid credentials */
             401: {
                 headers: {
                     [name: string]: unknown;
@@ -4247,7 +4247,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description Without authentication sessions are kept on a loopback address only */
+            /** @description Without authentication, sessions are stored on a loopback address only */
             403: {
                 headers: {
                     [name: string]: unknown;
@@ -4256,7 +4256,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description There is no such session, or not for this user */
+            /** @description There is no such session, or this user has no access to it */
             404: {
                 headers: {
                     [name: string]: unknown;
@@ -4265,7 +4265,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description No form of the answer is accepted */
+            /** @description The client accepts none of the media types of the response */
             406: {
                 headers: {
                     [name: string]: unknown;
@@ -4274,7 +4274,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description The id is none */
+            /** @description The id is invalid */
             422: {
                 headers: {
                     [name: string]: unknown;
@@ -4283,7 +4283,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description This user asks too often, or has all the sessions or all the state that a user may have, see `Retry-After` */
+            /** @description This user sends too many requests, or has reached the maximum sessions or state of a user, see `Retry-After` */
             429: {
                 headers: {
                     [name: string]: unknown;
@@ -4292,7 +4292,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description What sessions are kept in cannot answer now, or there are too many of them; see `Retry-After` */
+            /** @description The store is not available now, or there are too many sessions; see `Retry-After` */
             503: {
                 headers: {
                     [name: string]: unknown;
@@ -4314,7 +4314,7 @@ export interface operations {
         };
         requestBody?: never;
         responses: {
-            /** @description As NDJSON a line for each event or text. As server-sent events each has its kind as `event`, its place in the stream as `id`, and itself as `data`. A line that is wrong is answered in its place, and the stream goes on. */
+            /** @description As NDJSON, a line for each event or text. As server-sent events, `event` is the type, `id` the number in the stream, and `data` the line. An invalid line gives an error at its position, and the stream continues. */
             200: {
                 headers: {
                     [name: string]: unknown;
@@ -4324,7 +4324,7 @@ export interface operations {
                     "text/event-stream": components["schemas"]["EventLine"];
                 };
             };
-            /** @description The request does not show who sends it */
+            /** @description The request has no valid credentials */
             401: {
                 headers: {
                     [name: string]: unknown;
@@ -4333,7 +4333,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description Without authentication sessions are kept on a loopback address only */
+            /** @description Without authentication, sessions are stored on a loopback address only */
             403: {
                 headers: {
                     [name: string]: unknown;
@@ -4342,7 +4342,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description There is no such session, or not for this user */
+            /** @description There is no such session, or this user has no access to it */
             404: {
                 headers: {
                     [name: string]: unknown;
@@ -4351,7 +4351,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description No form of the answer is accepted */
+            /** @description The client accepts none of the media types of the response */
             406: {
                 headers: {
                     [name: string]: unknown;
@@ -4360,7 +4360,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description The session has ended or expired, or another instance owns it */
+            /** @description The session has ended or expired, or is owned by another instance */
             409: {
                 headers: {
                     [name: string]: unknown;
@@ -4369,7 +4369,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description The id is none */
+            /** @description The id is invalid */
             422: {
                 headers: {
                     [name: string]: unknown;
@@ -4378,7 +4378,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description This user asks too often, or has all the sessions or all the state that a user may have, see `Retry-After` */
+            /** @description This user sends too many requests, or has reached the maximum sessions or state of a user, see `Retry-After` */
             429: {
                 headers: {
                     [name: string]: unknown;
@@ -4387,7 +4387,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description What sessions are kept in cannot answer now, or there are too many of them; see `Retry-After` */
+            /** @description The store is not available now, or there are too many sessions; see `Retry-After` */
             503: {
                 headers: {
                     [name: string]: unknown;
@@ -4401,19 +4401,19 @@ export interface operations {
     follow_file: {
         parameters: {
             query?: {
-                /** @description The same for a first connection; the header counts where both are there */
+                /** @description The same for a first connection; the header takes precedence */
                 last_event_id?: string;
                 /** @description A ticket of `POST /tickets`, for clients that cannot send a header */
                 ticket?: string;
-                /** @description Names of events, separated by commas: others are left out, which is no gap. A cursor is exact with every filter */
+                /** @description Names of events, separated by commas: other events are filtered out, without a gap. Cursors are exact with every filter */
                 events?: string;
-                /** @description Ids of steps, separated by commas: events of other steps are left out */
+                /** @description Ids of steps, separated by commas: events of other steps are filtered out */
                 steps?: string;
-                /** @description Of the progress of one key, the newest in this time; in milliseconds */
+                /** @description The period, in milliseconds, in which at most the newest progress event of a key is sent; 0 sends all */
                 throttle_ms?: number;
             };
             header?: {
-                /** @description The id of the last event that the client has: what follows it comes next. An id that the channel has not given out is answered with a `gap`, then all that is kept */
+                /** @description The id of the last event that the client has: the stream begins after it. For an id that is not of this channel, the stream begins with a `gap` and all retained events */
                 "Last-Event-ID"?: string;
             };
             path: {
@@ -4423,7 +4423,7 @@ export interface operations {
         };
         requestBody?: never;
         responses: {
-            /** @description Events as they come: connected, analysis_progress, error, disconnected, gap. The id of an event is its place, `epoch-seq`; events that cannot be had any more are told by a `gap` with `missing_from` and `missing_to`, both included. */
+            /** @description Events as they occur: connected, analysis_progress, error, disconnected, gap. The id of an event is its cursor, `epoch-seq`. A `gap` reports events that are no longer retained, from `missing_from` to `missing_to`, both included. */
             200: {
                 headers: {
                     [name: string]: unknown;
@@ -4433,14 +4433,14 @@ export interface operations {
                     "text/event-stream": string;
                 };
             };
-            /** @description The channel is finished, and the client has all of it */
+            /** @description The channel is finished, and the client has all of its events */
             204: {
                 headers: {
                     [name: string]: unknown;
                 };
                 content?: never;
             };
-            /** @description The request does not show who sends it */
+            /** @description The request has no valid credentials */
             401: {
                 headers: {
                     [name: string]: unknown;
@@ -4449,7 +4449,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description Without authentication channels are served on a loopback address only */
+            /** @description Without authentication, channels are served on a loopback address only */
             403: {
                 headers: {
                     [name: string]: unknown;
@@ -4458,7 +4458,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description There is no such channel, or not for this user */
+            /** @description There is no such channel, or this user has no access to it */
             404: {
                 headers: {
                     [name: string]: unknown;
@@ -4467,7 +4467,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description Neither form is accepted */
+            /** @description The client accepts neither media type */
             406: {
                 headers: {
                     [name: string]: unknown;
@@ -4476,7 +4476,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description The id is none, or the cursor is given twice */
+            /** @description The id is invalid, or the cursor is given twice */
             422: {
                 headers: {
                     [name: string]: unknown;
@@ -4485,7 +4485,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description This user asks too often, or has its share of the channel store, see `Retry-After` */
+            /** @description This user sends too many requests, or has its share of the channel store, see `Retry-After` */
             429: {
                 headers: {
                     [name: string]: unknown;
@@ -4494,7 +4494,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description The channel store cannot answer now, or is full, see `Retry-After` */
+            /** @description The channel store is not available now, or is full, see `Retry-After` */
             503: {
                 headers: {
                     [name: string]: unknown;
@@ -4508,19 +4508,19 @@ export interface operations {
     follow_generation: {
         parameters: {
             query?: {
-                /** @description The same for a first connection; the header counts where both are there */
+                /** @description The same for a first connection; the header takes precedence */
                 last_event_id?: string;
                 /** @description A ticket of `POST /tickets`, for clients that cannot send a header */
                 ticket?: string;
-                /** @description Names of events, separated by commas: others are left out, which is no gap. A cursor is exact with every filter */
+                /** @description Names of events, separated by commas: other events are filtered out, without a gap. Cursors are exact with every filter */
                 events?: string;
-                /** @description Ids of steps, separated by commas: events of other steps are left out */
+                /** @description Ids of steps, separated by commas: events of other steps are filtered out */
                 steps?: string;
-                /** @description Of the progress of one key, the newest in this time; in milliseconds */
+                /** @description The period, in milliseconds, in which at most the newest progress event of a key is sent; 0 sends all */
                 throttle_ms?: number;
             };
             header?: {
-                /** @description The id of the last event that the client has: what follows it comes next. An id that the channel has not given out is answered with a `gap`, then all that is kept */
+                /** @description The id of the last event that the client has: the stream begins after it. For an id that is not of this channel, the stream begins with a `gap` and all retained events */
                 "Last-Event-ID"?: string;
             };
             path: {
@@ -4530,7 +4530,7 @@ export interface operations {
         };
         requestBody?: never;
         responses: {
-            /** @description Events as they come: connected, started, token, tool_call, done, error, disconnected, gap. The id of an event is its place, `epoch-seq`; events that cannot be had any more are told by a `gap` with `missing_from` and `missing_to`, both included. */
+            /** @description Events as they occur: connected, started, token, tool_call, done, error, disconnected, gap. The id of an event is its cursor, `epoch-seq`. A `gap` reports events that are no longer retained, from `missing_from` to `missing_to`, both included. */
             200: {
                 headers: {
                     [name: string]: unknown;
@@ -4540,14 +4540,14 @@ export interface operations {
                     "text/event-stream": string;
                 };
             };
-            /** @description The channel is finished, and the client has all of it */
+            /** @description The channel is finished, and the client has all of its events */
             204: {
                 headers: {
                     [name: string]: unknown;
                 };
                 content?: never;
             };
-            /** @description The request does not show who sends it */
+            /** @description The request has no valid credentials */
             401: {
                 headers: {
                     [name: string]: unknown;
@@ -4556,7 +4556,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description Without authentication channels are served on a loopback address only */
+            /** @description Without authentication, channels are served on a loopback address only */
             403: {
                 headers: {
                     [name: string]: unknown;
@@ -4565,7 +4565,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description There is no such channel, or not for this user */
+            /** @description There is no such channel, or this user has no access to it */
             404: {
                 headers: {
                     [name: string]: unknown;
@@ -4574,7 +4574,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description Neither form is accepted */
+            /** @description The client accepts neither media type */
             406: {
                 headers: {
                     [name: string]: unknown;
@@ -4583,7 +4583,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description The id is none, or the cursor is given twice */
+            /** @description The id is invalid, or the cursor is given twice */
             422: {
                 headers: {
                     [name: string]: unknown;
@@ -4592,7 +4592,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description This user asks too often, or has its share of the channel store, see `Retry-After` */
+            /** @description This user sends too many requests, or has its share of the channel store, see `Retry-After` */
             429: {
                 headers: {
                     [name: string]: unknown;
@@ -4601,7 +4601,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description The channel store cannot answer now, or is full, see `Retry-After` */
+            /** @description The channel store is not available now, or is full, see `Retry-After` */
             503: {
                 headers: {
                     [name: string]: unknown;
@@ -4642,7 +4642,7 @@ export interface operations {
                     };
                 };
             };
-            /** @description The channel store takes no events */
+            /** @description The channel store accepts no events */
             503: {
                 headers: {
                     [name: string]: unknown;
@@ -4668,19 +4668,19 @@ export interface operations {
     follow_pipeline: {
         parameters: {
             query?: {
-                /** @description The same for a first connection; the header counts where both are there */
+                /** @description The same for a first connection; the header takes precedence */
                 last_event_id?: string;
                 /** @description A ticket of `POST /tickets`, for clients that cannot send a header */
                 ticket?: string;
-                /** @description Names of events, separated by commas: others are left out, which is no gap. A cursor is exact with every filter */
+                /** @description Names of events, separated by commas: other events are filtered out, without a gap. Cursors are exact with every filter */
                 events?: string;
-                /** @description Ids of steps, separated by commas: events of other steps are left out */
+                /** @description Ids of steps, separated by commas: events of other steps are filtered out */
                 steps?: string;
-                /** @description Of the progress of one key, the newest in this time; in milliseconds */
+                /** @description The period, in milliseconds, in which at most the newest progress event of a key is sent; 0 sends all */
                 throttle_ms?: number;
             };
             header?: {
-                /** @description The id of the last event that the client has: what follows it comes next. An id that the channel has not given out is answered with a `gap`, then all that is kept */
+                /** @description The id of the last event that the client has: the stream begins after it. For an id that is not of this channel, the stream begins with a `gap` and all retained events */
                 "Last-Event-ID"?: string;
             };
             path: {
@@ -4690,7 +4690,7 @@ export interface operations {
         };
         requestBody?: never;
         responses: {
-            /** @description Events as they come: connected, error, disconnected, gap. The id of an event is its place, `epoch-seq`; events that cannot be had any more are told by a `gap` with `missing_from` and `missing_to`, both included. */
+            /** @description Events as they occur: connected, error, disconnected, gap. The id of an event is its cursor, `epoch-seq`. A `gap` reports events that are no longer retained, from `missing_from` to `missing_to`, both included. */
             200: {
                 headers: {
                     [name: string]: unknown;
@@ -4700,14 +4700,14 @@ export interface operations {
                     "text/event-stream": string;
                 };
             };
-            /** @description The channel is finished, and the client has all of it */
+            /** @description The channel is finished, and the client has all of its events */
             204: {
                 headers: {
                     [name: string]: unknown;
                 };
                 content?: never;
             };
-            /** @description The request does not show who sends it */
+            /** @description The request has no valid credentials */
             401: {
                 headers: {
                     [name: string]: unknown;
@@ -4716,7 +4716,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description Without authentication channels are served on a loopback address only */
+            /** @description Without authentication, channels are served on a loopback address only */
             403: {
                 headers: {
                     [name: string]: unknown;
@@ -4725,7 +4725,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description There is no such channel, or not for this user */
+            /** @description There is no such channel, or this user has no access to it */
             404: {
                 headers: {
                     [name: string]: unknown;
@@ -4734,7 +4734,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description Neither form is accepted */
+            /** @description The client accepts neither media type */
             406: {
                 headers: {
                     [name: string]: unknown;
@@ -4743,7 +4743,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description The id is none, or the cursor is given twice */
+            /** @description The id is invalid, or the cursor is given twice */
             422: {
                 headers: {
                     [name: string]: unknown;
@@ -4752,7 +4752,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description This user asks too often, or has its share of the channel store, see `Retry-After` */
+            /** @description This user sends too many requests, or has its share of the channel store, see `Retry-After` */
             429: {
                 headers: {
                     [name: string]: unknown;
@@ -4761,7 +4761,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description The channel store cannot answer now, or is full, see `Retry-After` */
+            /** @description The channel store is not available now, or is full, see `Retry-After` */
             503: {
                 headers: {
                     [name: string]: unknown;
@@ -4786,20 +4786,20 @@ export interface operations {
                 "application/json": {
                     canceled?: boolean;
                     error?: string;
-                    /** @description Whether this is the channel's last event */
+                    /** @description True for the last event of the channel */
                     last?: boolean;
                     message?: string;
                     metadata?: Record<string, never>;
                     progress: number;
                     result?: unknown;
                     step: string;
-                    /** @description The user whose channel gets the event too */
+                    /** @description The user whose channel receives a copy of the event */
                     user_id?: string;
                 };
             };
         };
         responses: {
-            /** @description The event is in its channel; `id` is its place */
+            /** @description The event is in its channel; `id` is its cursor */
             200: {
                 headers: {
                     [name: string]: unknown;
@@ -4815,7 +4815,7 @@ export interface operations {
                     };
                 };
             };
-            /** @description The body cannot be read */
+            /** @description The body is not JSON */
             400: {
                 headers: {
                     [name: string]: unknown;
@@ -4824,7 +4824,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description The request does not show who sends it */
+            /** @description The request has no valid credentials */
             401: {
                 headers: {
                     [name: string]: unknown;
@@ -4833,7 +4833,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description Without authentication channels are served on a loopback address only */
+            /** @description Without authentication, channels are served on a loopback address only */
             403: {
                 headers: {
                     [name: string]: unknown;
@@ -4842,7 +4842,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description There is no such channel, or not for this user */
+            /** @description There is no such channel, or this user has no access to it */
             404: {
                 headers: {
                     [name: string]: unknown;
@@ -4851,7 +4851,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description The channel has its last event */
+            /** @description The channel is finished */
             409: {
                 headers: {
                     [name: string]: unknown;
@@ -4869,7 +4869,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description The fields are wrong; `errors` lists them all */
+            /** @description The body has invalid fields; `errors` lists them */
             422: {
                 headers: {
                     [name: string]: unknown;
@@ -4878,7 +4878,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description This user asks too often, or has its share of the channel store, see `Retry-After` */
+            /** @description This user sends too many requests, or has its share of the channel store, see `Retry-After` */
             429: {
                 headers: {
                     [name: string]: unknown;
@@ -4887,7 +4887,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description The channel store cannot answer now, or is full, see `Retry-After` */
+            /** @description The channel store is not available now, or is full, see `Retry-After` */
             503: {
                 headers: {
                     [name: string]: unknown;
@@ -4922,7 +4922,7 @@ export interface operations {
             };
         };
         responses: {
-            /** @description The event is in its channel; `id` is its place */
+            /** @description The event is in its channel; `id` is its cursor */
             200: {
                 headers: {
                     [name: string]: unknown;
@@ -4938,7 +4938,7 @@ export interface operations {
                     };
                 };
             };
-            /** @description The body cannot be read */
+            /** @description The body is not JSON */
             400: {
                 headers: {
                     [name: string]: unknown;
@@ -4947,7 +4947,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description The request does not show who sends it */
+            /** @description The request has no valid credentials */
             401: {
                 headers: {
                     [name: string]: unknown;
@@ -4956,7 +4956,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description Without authentication channels are served on a loopback address only */
+            /** @description Without authentication, channels are served on a loopback address only */
             403: {
                 headers: {
                     [name: string]: unknown;
@@ -4965,7 +4965,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description There is no such channel, or not for this user */
+            /** @description There is no such channel, or this user has no access to it */
             404: {
                 headers: {
                     [name: string]: unknown;
@@ -4974,7 +4974,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description The channel has its last event */
+            /** @description The channel is finished */
             409: {
                 headers: {
                     [name: string]: unknown;
@@ -4992,7 +4992,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description The fields are wrong; `errors` lists them all */
+            /** @description The body has invalid fields; `errors` lists them */
             422: {
                 headers: {
                     [name: string]: unknown;
@@ -5001,7 +5001,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description This user asks too often, or has its share of the channel store, see `Retry-After` */
+            /** @description This user sends too many requests, or has its share of the channel store, see `Retry-After` */
             429: {
                 headers: {
                     [name: string]: unknown;
@@ -5010,7 +5010,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description The channel store cannot answer now, or is full, see `Retry-After` */
+            /** @description The channel store is not available now, or is full, see `Retry-After` */
             503: {
                 headers: {
                     [name: string]: unknown;
@@ -5037,19 +5037,19 @@ export interface operations {
                     error?: string;
                     /** @constant */
                     event?: "workflow_progress";
-                    /** @description Whether this is the channel's last event */
+                    /** @description True for the last event of the channel */
                     last?: boolean;
                     message?: string;
                     metadata?: Record<string, never>;
                     progress: number;
                     result?: unknown;
                     step: string;
-                    /** @description The user whose channel gets the event too */
+                    /** @description The user whose channel receives a copy of the event */
                     user_id?: string;
                 } | {
                     /** @constant */
                     event: "temporal_status";
-                    /** @description Whether this is the channel's last event */
+                    /** @description True for the last event of the channel */
                     last?: boolean;
                     message?: string;
                     metadata?: Record<string, never>;
@@ -5057,13 +5057,13 @@ export interface operations {
                     run_id?: string;
                     /** @enum {unknown} */
                     status: "RUNNING" | "COMPLETED" | "FAILED" | "CANCELED" | "TERMINATED" | "CONTINUED_AS_NEW" | "TIMED_OUT";
-                    /** @description The user whose channel gets the event too */
+                    /** @description The user whose channel receives a copy of the event */
                     user_id?: string;
                 };
             };
         };
         responses: {
-            /** @description The event is in its channel; `id` is its place */
+            /** @description The event is in its channel; `id` is its cursor */
             200: {
                 headers: {
                     [name: string]: unknown;
@@ -5079,7 +5079,7 @@ export interface operations {
                     };
                 };
             };
-            /** @description The body cannot be read */
+            /** @description The body is not JSON */
             400: {
                 headers: {
                     [name: string]: unknown;
@@ -5088,7 +5088,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description The request does not show who sends it */
+            /** @description The request has no valid credentials */
             401: {
                 headers: {
                     [name: string]: unknown;
@@ -5097,7 +5097,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description Without authentication channels are served on a loopback address only */
+            /** @description Without authentication, channels are served on a loopback address only */
             403: {
                 headers: {
                     [name: string]: unknown;
@@ -5106,7 +5106,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description There is no such channel, or not for this user */
+            /** @description There is no such channel, or this user has no access to it */
             404: {
                 headers: {
                     [name: string]: unknown;
@@ -5115,7 +5115,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description The channel has its last event */
+            /** @description The channel is finished */
             409: {
                 headers: {
                     [name: string]: unknown;
@@ -5133,7 +5133,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description The fields are wrong; `errors` lists them all */
+            /** @description The body has invalid fields; `errors` lists them */
             422: {
                 headers: {
                     [name: string]: unknown;
@@ -5142,7 +5142,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description This user asks too often, or has its share of the channel store, see `Retry-After` */
+            /** @description This user sends too many requests, or has its share of the channel store, see `Retry-After` */
             429: {
                 headers: {
                     [name: string]: unknown;
@@ -5151,7 +5151,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description The channel store cannot answer now, or is full, see `Retry-After` */
+            /** @description The channel store is not available now, or is full, see `Retry-After` */
             503: {
                 headers: {
                     [name: string]: unknown;
@@ -5165,19 +5165,19 @@ export interface operations {
     follow_session: {
         parameters: {
             query?: {
-                /** @description The same for a first connection; the header counts where both are there */
+                /** @description The same for a first connection; the header takes precedence */
                 last_event_id?: string;
                 /** @description A ticket of `POST /tickets`, for clients that cannot send a header */
                 ticket?: string;
-                /** @description Names of events, separated by commas: others are left out, which is no gap. A cursor is exact with every filter */
+                /** @description Names of events, separated by commas: other events are filtered out, without a gap. Cursors are exact with every filter */
                 events?: string;
-                /** @description Ids of steps, separated by commas: events of other steps are left out */
+                /** @description Ids of steps, separated by commas: events of other steps are filtered out */
                 steps?: string;
-                /** @description Of the progress of one key, the newest in this time; in milliseconds */
+                /** @description The period, in milliseconds, in which at most the newest progress event of a key is sent; 0 sends all */
                 throttle_ms?: number;
             };
             header?: {
-                /** @description The id of the last event that the client has: what follows it comes next. An id that the channel has not given out is answered with a `gap`, then all that is kept */
+                /** @description The id of the last event that the client has: the stream begins after it. For an id that is not of this channel, the stream begins with a `gap` and all retained events */
                 "Last-Event-ID"?: string;
             };
             path: {
@@ -5187,7 +5187,7 @@ export interface operations {
         };
         requestBody?: never;
         responses: {
-            /** @description Events as they come: connected, error, disconnected, gap. The id of an event is its place, `epoch-seq`; events that cannot be had any more are told by a `gap` with `missing_from` and `missing_to`, both included. */
+            /** @description Events as they occur: connected, error, disconnected, gap. The id of an event is its cursor, `epoch-seq`. A `gap` reports events that are no longer retained, from `missing_from` to `missing_to`, both included. */
             200: {
                 headers: {
                     [name: string]: unknown;
@@ -5197,14 +5197,14 @@ export interface operations {
                     "text/event-stream": string;
                 };
             };
-            /** @description The channel is finished, and the client has all of it */
+            /** @description The channel is finished, and the client has all of its events */
             204: {
                 headers: {
                     [name: string]: unknown;
                 };
                 content?: never;
             };
-            /** @description The request does not show who sends it */
+            /** @description The request has no valid credentials */
             401: {
                 headers: {
                     [name: string]: unknown;
@@ -5213,7 +5213,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description Without authentication channels are served on a loopback address only */
+            /** @description Without authentication, channels are served on a loopback address only */
             403: {
                 headers: {
                     [name: string]: unknown;
@@ -5222,7 +5222,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description There is no such channel, or not for this user */
+            /** @description There is no such channel, or this user has no access to it */
             404: {
                 headers: {
                     [name: string]: unknown;
@@ -5231,7 +5231,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description Neither form is accepted */
+            /** @description The client accepts neither media type */
             406: {
                 headers: {
                     [name: string]: unknown;
@@ -5240,7 +5240,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description The id is none, or the cursor is given twice */
+            /** @description The id is invalid, or the cursor is given twice */
             422: {
                 headers: {
                     [name: string]: unknown;
@@ -5249,7 +5249,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description This user asks too often, or has its share of the channel store, see `Retry-After` */
+            /** @description This user sends too many requests, or has its share of the channel store, see `Retry-After` */
             429: {
                 headers: {
                     [name: string]: unknown;
@@ -5258,7 +5258,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description The channel store cannot answer now, or is full, see `Retry-After` */
+            /** @description The channel store is not available now, or is full, see `Retry-After` */
             503: {
                 headers: {
                     [name: string]: unknown;
@@ -5272,19 +5272,19 @@ export interface operations {
     follow_user: {
         parameters: {
             query?: {
-                /** @description The same for a first connection; the header counts where both are there */
+                /** @description The same for a first connection; the header takes precedence */
                 last_event_id?: string;
                 /** @description A ticket of `POST /tickets`, for clients that cannot send a header */
                 ticket?: string;
-                /** @description Names of events, separated by commas: others are left out, which is no gap. A cursor is exact with every filter */
+                /** @description Names of events, separated by commas: other events are filtered out, without a gap. Cursors are exact with every filter */
                 events?: string;
-                /** @description Ids of steps, separated by commas: events of other steps are left out */
+                /** @description Ids of steps, separated by commas: events of other steps are filtered out */
                 steps?: string;
-                /** @description Of the progress of one key, the newest in this time; in milliseconds */
+                /** @description The period, in milliseconds, in which at most the newest progress event of a key is sent; 0 sends all */
                 throttle_ms?: number;
             };
             header?: {
-                /** @description The id of the last event that the client has: what follows it comes next. An id that the channel has not given out is answered with a `gap`, then all that is kept */
+                /** @description The id of the last event that the client has: the stream begins after it. For an id that is not of this channel, the stream begins with a `gap` and all retained events */
                 "Last-Event-ID"?: string;
             };
             path: {
@@ -5294,7 +5294,7 @@ export interface operations {
         };
         requestBody?: never;
         responses: {
-            /** @description Events as they come: connected, notification, workflow_progress, analysis_progress, temporal_status, error, disconnected, gap. The id of an event is its place, `epoch-seq`; events that cannot be had any more are told by a `gap` with `missing_from` and `missing_to`, both included. */
+            /** @description Events as they occur: connected, notification, workflow_progress, analysis_progress, temporal_status, error, disconnected, gap. The id of an event is its cursor, `epoch-seq`. A `gap` reports events that are no longer retained, from `missing_from` to `missing_to`, both included. */
             200: {
                 headers: {
                     [name: string]: unknown;
@@ -5304,14 +5304,14 @@ export interface operations {
                     "text/event-stream": string;
                 };
             };
-            /** @description The channel is finished, and the client has all of it */
+            /** @description The channel is finished, and the client has all of its events */
             204: {
                 headers: {
                     [name: string]: unknown;
                 };
                 content?: never;
             };
-            /** @description The request does not show who sends it */
+            /** @description The request has no valid credentials */
             401: {
                 headers: {
                     [name: string]: unknown;
@@ -5320,7 +5320,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description Without authentication channels are served on a loopback address only */
+            /** @description Without authentication, channels are served on a loopback address only */
             403: {
                 headers: {
                     [name: string]: unknown;
@@ -5329,7 +5329,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description There is no such channel, or not for this user */
+            /** @description There is no such channel, or this user has no access to it */
             404: {
                 headers: {
                     [name: string]: unknown;
@@ -5338,7 +5338,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description Neither form is accepted */
+            /** @description The client accepts neither media type */
             406: {
                 headers: {
                     [name: string]: unknown;
@@ -5347,7 +5347,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description The id is none, or the cursor is given twice */
+            /** @description The id is invalid, or the cursor is given twice */
             422: {
                 headers: {
                     [name: string]: unknown;
@@ -5356,7 +5356,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description This user asks too often, or has its share of the channel store, see `Retry-After` */
+            /** @description This user sends too many requests, or has its share of the channel store, see `Retry-After` */
             429: {
                 headers: {
                     [name: string]: unknown;
@@ -5365,7 +5365,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description The channel store cannot answer now, or is full, see `Retry-After` */
+            /** @description The channel store is not available now, or is full, see `Retry-After` */
             503: {
                 headers: {
                     [name: string]: unknown;
@@ -5379,19 +5379,19 @@ export interface operations {
     follow_workflow: {
         parameters: {
             query?: {
-                /** @description The same for a first connection; the header counts where both are there */
+                /** @description The same for a first connection; the header takes precedence */
                 last_event_id?: string;
                 /** @description A ticket of `POST /tickets`, for clients that cannot send a header */
                 ticket?: string;
-                /** @description Names of events, separated by commas: others are left out, which is no gap. A cursor is exact with every filter */
+                /** @description Names of events, separated by commas: other events are filtered out, without a gap. Cursors are exact with every filter */
                 events?: string;
-                /** @description Ids of steps, separated by commas: events of other steps are left out */
+                /** @description Ids of steps, separated by commas: events of other steps are filtered out */
                 steps?: string;
-                /** @description Of the progress of one key, the newest in this time; in milliseconds */
+                /** @description The period, in milliseconds, in which at most the newest progress event of a key is sent; 0 sends all */
                 throttle_ms?: number;
             };
             header?: {
-                /** @description The id of the last event that the client has: what follows it comes next. An id that the channel has not given out is answered with a `gap`, then all that is kept */
+                /** @description The id of the last event that the client has: the stream begins after it. For an id that is not of this channel, the stream begins with a `gap` and all retained events */
                 "Last-Event-ID"?: string;
             };
             path: {
@@ -5401,7 +5401,7 @@ export interface operations {
         };
         requestBody?: never;
         responses: {
-            /** @description Events as they come: connected, workflow_progress, temporal_status, error, disconnected, gap. The id of an event is its place, `epoch-seq`; events that cannot be had any more are told by a `gap` with `missing_from` and `missing_to`, both included. */
+            /** @description Events as they occur: connected, workflow_progress, temporal_status, error, disconnected, gap. The id of an event is its cursor, `epoch-seq`. A `gap` reports events that are no longer retained, from `missing_from` to `missing_to`, both included. */
             200: {
                 headers: {
                     [name: string]: unknown;
@@ -5411,14 +5411,14 @@ export interface operations {
                     "text/event-stream": string;
                 };
             };
-            /** @description The channel is finished, and the client has all of it */
+            /** @description The channel is finished, and the client has all of its events */
             204: {
                 headers: {
                     [name: string]: unknown;
                 };
                 content?: never;
             };
-            /** @description The request does not show who sends it */
+            /** @description The request has no valid credentials */
             401: {
                 headers: {
                     [name: string]: unknown;
@@ -5427,7 +5427,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description Without authentication channels are served on a loopback address only */
+            /** @description Without authentication, channels are served on a loopback address only */
             403: {
                 headers: {
                     [name: string]: unknown;
@@ -5436,7 +5436,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description There is no such channel, or not for this user */
+            /** @description There is no such channel, or this user has no access to it */
             404: {
                 headers: {
                     [name: string]: unknown;
@@ -5445,7 +5445,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description Neither form is accepted */
+            /** @description The client accepts neither media type */
             406: {
                 headers: {
                     [name: string]: unknown;
@@ -5454,7 +5454,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description The id is none, or the cursor is given twice */
+            /** @description The id is invalid, or the cursor is given twice */
             422: {
                 headers: {
                     [name: string]: unknown;
@@ -5463,7 +5463,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description This user asks too often, or has its share of the channel store, see `Retry-After` */
+            /** @description This user sends too many requests, or has its share of the channel store, see `Retry-After` */
             429: {
                 headers: {
                     [name: string]: unknown;
@@ -5472,7 +5472,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description The channel store cannot answer now, or is full, see `Retry-After` */
+            /** @description The channel store is not available now, or is full, see `Retry-After` */
             503: {
                 headers: {
                     [name: string]: unknown;
@@ -5493,7 +5493,7 @@ export interface operations {
         requestBody: {
             content: {
                 "application/json": {
-                    /** @description The path that it opens, without a query */
+                    /** @description The path that it gives access to, without a query */
                     path: string;
                     /** @description The scopes that it is limited to, separated by spaces */
                     scope?: string;
@@ -5514,7 +5514,7 @@ export interface operations {
                     };
                 };
             };
-            /** @description The request does not show who sends it */
+            /** @description The request has no valid credentials */
             401: {
                 headers: {
                     [name: string]: unknown;
@@ -5523,7 +5523,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description The fields are wrong, or the ticket would be too long */
+            /** @description The body has invalid fields, or the ticket would be too long */
             422: {
                 headers: {
                     [name: string]: unknown;
@@ -5532,7 +5532,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description This user asks too often, or has its share of the channel store, see `Retry-After` */
+            /** @description This user sends too many requests, or has its share of the channel store, see `Retry-After` */
             429: {
                 headers: {
                     [name: string]: unknown;
@@ -5564,10 +5564,10 @@ export interface operations {
             };
         };
         responses: {
-            /** @description It has begun, and survives a crash from now on */
+            /** @description The execution has started and is stored */
             202: {
                 headers: {
-                    /** @description Where its status is */
+                    /** @description The path of its status */
                     Location?: string;
                     [name: string]: unknown;
                 };
@@ -5586,7 +5586,7 @@ export interface operations {
                     };
                 };
             };
-            /** @description The request does not show who sends it */
+            /** @description The request has no valid credentials */
             401: {
                 headers: {
                     [name: string]: unknown;
@@ -5595,7 +5595,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description Without authentication executions are served on a loopback address only */
+            /** @description Without authentication, executions are served on a loopback address only */
             403: {
                 headers: {
                     [name: string]: unknown;
@@ -5604,7 +5604,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description There is no such thing, or not for this user */
+            /** @description There is no such resource, or this user has no access to it */
             404: {
                 headers: {
                     [name: string]: unknown;
@@ -5631,7 +5631,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description The file is not a text in UTF-8, or the query is not fit */
+            /** @description The file is not UTF-8 text, or the query has invalid parameters */
             422: {
                 headers: {
                     [name: string]: unknown;
@@ -5640,7 +5640,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description This user asks too often, or has all the executions or all the state that a user may have, see `Retry-After` */
+            /** @description This user sends too many requests, or has reached the maximum executions or state of a user, see `Retry-After` */
             429: {
                 headers: {
                     [name: string]: unknown;
@@ -5649,7 +5649,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description The server has all the executions that it may have, or the store cannot answer now, see `Retry-After` */
+            /** @description The server has reached its maximum number of executions, or the store is not available now, see `Retry-After` */
             503: {
                 headers: {
                     [name: string]: unknown;
@@ -5663,7 +5663,7 @@ export interface operations {
     annotate: {
         parameters: {
             query?: {
-                /** @description What is told of a text, separated by commas: `keywords`, `intent`; `none` for neither */
+                /** @description The annotations of a text, separated by commas: `keywords`, `intent`; `none` for neither */
                 annotate?: string;
             };
             header?: never;
@@ -5678,7 +5678,7 @@ export interface operations {
             };
         };
         responses: {
-            /** @description As NDJSON a line for each event or text. As server-sent events each has its kind as `event`, its place in the stream as `id`, and itself as `data`. A line that is wrong is answered in its place, and the stream goes on. */
+            /** @description As NDJSON, a line for each event or text. As server-sent events, `event` is the type, `id` the number in the stream, and `data` the line. An invalid line gives an error at its position, and the stream continues. */
             200: {
                 headers: {
                     [name: string]: unknown;
@@ -5689,7 +5689,7 @@ export interface operations {
                     "text/event-stream": components["schemas"]["SemanticLine"];
                 };
             };
-            /** @description The body cannot be read: it is empty, incomplete, not UTF-8, not JSON, or not an object */
+            /** @description The body is empty, incomplete, not UTF-8, not JSON, or not an object */
             400: {
                 headers: {
                     [name: string]: unknown;
@@ -5698,7 +5698,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description The client accepts no form in which the answer exists */
+            /** @description The client accepts none of the media types of the response */
             406: {
                 headers: {
                     [name: string]: unknown;
@@ -5707,7 +5707,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description The body came too slowly */
+            /** @description The body did not arrive in time */
             408: {
                 headers: {
                     [name: string]: unknown;
@@ -5734,7 +5734,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description The body can be read and its fields are wrong; `errors` lists them all */
+            /** @description The body has invalid fields; `errors` lists them */
             422: {
                 headers: {
                     [name: string]: unknown;
@@ -5748,7 +5748,7 @@ export interface operations {
     chatCompletions: {
         parameters: {
             query?: {
-                /** @description Keep generating when the client has left */
+                /** @description Continue to generate when the client disconnects */
                 detach?: boolean;
             };
             header?: never;
@@ -5761,7 +5761,7 @@ export interface operations {
             };
         };
         responses: {
-            /** @description The answer */
+            /** @description The response */
             200: {
                 headers: {
                     [name: string]: unknown;
@@ -5771,7 +5771,7 @@ export interface operations {
                     "text/event-stream": Record<string, never>;
                 };
             };
-            /** @description The request is wrong; `param` or the message names the field. A prompt that does not fit has the code `context_length_exceeded` */
+            /** @description The request is invalid; `param` or the message names the field. A prompt that is too long has the code `context_length_exceeded` */
             400: {
                 headers: {
                     [name: string]: unknown;
@@ -5780,7 +5780,7 @@ export interface operations {
                     "application/json": components["schemas"]["OpenAiError"];
                 };
             };
-            /** @description The request does not show who sends it */
+            /** @description The request has no valid credentials */
             401: {
                 headers: {
                     [name: string]: unknown;
@@ -5789,7 +5789,7 @@ export interface operations {
                     "application/json": components["schemas"]["OpenAiError"];
                 };
             };
-            /** @description There is no such model or generation, or not for this user */
+            /** @description There is no such model or generation, or this user has no access to it */
             404: {
                 headers: {
                     [name: string]: unknown;
@@ -5798,7 +5798,7 @@ export interface operations {
                     "application/json": components["schemas"]["OpenAiError"];
                 };
             };
-            /** @description The body came too slowly */
+            /** @description The body did not arrive in time */
             408: {
                 headers: {
                     [name: string]: unknown;
@@ -5825,7 +5825,7 @@ export interface operations {
                     "application/json": components["schemas"]["OpenAiError"];
                 };
             };
-            /** @description This user asks too often, or has its share, see `Retry-After` */
+            /** @description This user sends too many requests, or has reached a limit, see `Retry-After` */
             429: {
                 headers: {
                     [name: string]: unknown;
@@ -5843,7 +5843,7 @@ export interface operations {
                     "application/json": components["schemas"]["OpenAiError"];
                 };
             };
-            /** @description The model cannot answer now, see `Retry-After` */
+            /** @description The model is not available now, see `Retry-After` */
             503: {
                 headers: {
                     [name: string]: unknown;
@@ -5866,9 +5866,9 @@ export interface operations {
     classify: {
         parameters: {
             query?: {
-                /** @description The model; in a JSON request the body's goes before it. */
+                /** @description The model; in a JSON request, the model of the body takes precedence. */
                 model?: string;
-                /** @description What is asked; in a JSON request the body's go before these. */
+                /** @description The parameters of the task; in a JSON request, those of the body take precedence. */
                 parameters?: components["schemas"]["ClassifyParameters"];
             };
             header?: never;
@@ -5882,7 +5882,7 @@ export interface operations {
             };
         };
         responses: {
-            /** @description A JSON request is answered at once, or by `Accept` as a stream. An NDJSON request (a text on each line, of at most 65536 bytes; the body has no bound) is answered as a stream that begins before the body has ended: a line for each text as soon as its result exists, whatever their order, then `{"done":true,…}`. A line that is wrong is one error, and the stream goes on. As server-sent events each line is the data of a `result`, `error` or `done`. */
+            /** @description The response to a JSON request is one document, or by `Accept` a stream. The response to an NDJSON request (a text on each line of at most 65536 bytes; the body has no bound) is a stream that begins before the body has ended: a line for each text as soon as its result exists, in any order, then `{"done":true,…}`. An invalid line gives one error, and the stream continues. As server-sent events, each line is the data of a `result`, `error` or `done`. */
             200: {
                 headers: {
                     [name: string]: unknown;
@@ -5893,7 +5893,7 @@ export interface operations {
                     "text/event-stream": components["schemas"]["StreamLine"];
                 };
             };
-            /** @description The body cannot be read: it is empty, incomplete, not UTF-8, not JSON, or not an object */
+            /** @description The body is empty, incomplete, not UTF-8, not JSON, or not an object */
             400: {
                 headers: {
                     [name: string]: unknown;
@@ -5911,7 +5911,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description The client accepts no form in which the answer exists */
+            /** @description The client accepts none of the media types of the response */
             406: {
                 headers: {
                     [name: string]: unknown;
@@ -5920,7 +5920,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description The body came too slowly */
+            /** @description The body did not arrive in time */
             408: {
                 headers: {
                     [name: string]: unknown;
@@ -5947,7 +5947,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description The body can be read and its fields are wrong; `errors` lists them all */
+            /** @description The body has invalid fields; `errors` lists them */
             422: {
                 headers: {
                     [name: string]: unknown;
@@ -5956,7 +5956,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description The caller has more than its share, see `Retry-After` */
+            /** @description The caller has too many waiting items, see `Retry-After` */
             429: {
                 headers: {
                     [name: string]: unknown;
@@ -5965,7 +5965,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description Inference failed on this text; `step` says where */
+            /** @description Inference failed on this text; `step` is the failed step */
             502: {
                 headers: {
                     [name: string]: unknown;
@@ -5974,7 +5974,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description The model cannot answer now, see `Retry-After` */
+            /** @description The model is not available now, see `Retry-After` */
             503: {
                 headers: {
                     [name: string]: unknown;
@@ -5997,7 +5997,7 @@ export interface operations {
     completions: {
         parameters: {
             query?: {
-                /** @description Keep generating when the client has left */
+                /** @description Continue to generate when the client disconnects */
                 detach?: boolean;
             };
             header?: never;
@@ -6010,7 +6010,7 @@ export interface operations {
             };
         };
         responses: {
-            /** @description The answer */
+            /** @description The response */
             200: {
                 headers: {
                     [name: string]: unknown;
@@ -6020,7 +6020,7 @@ export interface operations {
                     "text/event-stream": Record<string, never>;
                 };
             };
-            /** @description The request is wrong; `param` or the message names the field. A prompt that does not fit has the code `context_length_exceeded` */
+            /** @description The request is invalid; `param` or the message names the field. A prompt that is too long has the code `context_length_exceeded` */
             400: {
                 headers: {
                     [name: string]: unknown;
@@ -6029,7 +6029,7 @@ export interface operations {
                     "application/json": components["schemas"]["OpenAiError"];
                 };
             };
-            /** @description The request does not show who sends it */
+            /** @description The request has no valid credentials */
             401: {
                 headers: {
                     [name: string]: unknown;
@@ -6038,7 +6038,7 @@ export interface operations {
                     "application/json": components["schemas"]["OpenAiError"];
                 };
             };
-            /** @description There is no such model or generation, or not for this user */
+            /** @description There is no such model or generation, or this user has no access to it */
             404: {
                 headers: {
                     [name: string]: unknown;
@@ -6047,7 +6047,7 @@ export interface operations {
                     "application/json": components["schemas"]["OpenAiError"];
                 };
             };
-            /** @description The body came too slowly */
+            /** @description The body did not arrive in time */
             408: {
                 headers: {
                     [name: string]: unknown;
@@ -6074,7 +6074,7 @@ export interface operations {
                     "application/json": components["schemas"]["OpenAiError"];
                 };
             };
-            /** @description This user asks too often, or has its share, see `Retry-After` */
+            /** @description This user sends too many requests, or has reached a limit, see `Retry-After` */
             429: {
                 headers: {
                     [name: string]: unknown;
@@ -6092,7 +6092,7 @@ export interface operations {
                     "application/json": components["schemas"]["OpenAiError"];
                 };
             };
-            /** @description The model cannot answer now, see `Retry-After` */
+            /** @description The model is not available now, see `Retry-After` */
             503: {
                 headers: {
                     [name: string]: unknown;
@@ -6115,9 +6115,9 @@ export interface operations {
     embed: {
         parameters: {
             query?: {
-                /** @description The model; in a JSON request the body's goes before it. */
+                /** @description The model; in a JSON request, the model of the body takes precedence. */
                 model?: string;
-                /** @description What is asked; in a JSON request the body's go before these. */
+                /** @description The parameters of the task; in a JSON request, those of the body take precedence. */
                 parameters?: components["schemas"]["EmbedParameters"];
             };
             header?: never;
@@ -6131,7 +6131,7 @@ export interface operations {
             };
         };
         responses: {
-            /** @description A JSON request is answered at once, or by `Accept` as a stream. An NDJSON request (a text on each line, of at most 65536 bytes; the body has no bound) is answered as a stream that begins before the body has ended: a line for each text as soon as its result exists, whatever their order, then `{"done":true,…}`. A line that is wrong is one error, and the stream goes on. As server-sent events each line is the data of a `result`, `error` or `done`. */
+            /** @description The response to a JSON request is one document, or by `Accept` a stream. The response to an NDJSON request (a text on each line of at most 65536 bytes; the body has no bound) is a stream that begins before the body has ended: a line for each text as soon as its result exists, in any order, then `{"done":true,…}`. An invalid line gives one error, and the stream continues. As server-sent events, each line is the data of a `result`, `error` or `done`. */
             200: {
                 headers: {
                     [name: string]: unknown;
@@ -6142,7 +6142,7 @@ export interface operations {
                     "text/event-stream": components["schemas"]["StreamLine"];
                 };
             };
-            /** @description The body cannot be read: it is empty, incomplete, not UTF-8, not JSON, or not an object */
+            /** @description The body is empty, incomplete, not UTF-8, not JSON, or not an object */
             400: {
                 headers: {
                     [name: string]: unknown;
@@ -6160,7 +6160,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description The client accepts no form in which the answer exists */
+            /** @description The client accepts none of the media types of the response */
             406: {
                 headers: {
                     [name: string]: unknown;
@@ -6169,7 +6169,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description The body came too slowly */
+            /** @description The body did not arrive in time */
             408: {
                 headers: {
                     [name: string]: unknown;
@@ -6196,7 +6196,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description The body can be read and its fields are wrong; `errors` lists them all */
+            /** @description The body has invalid fields; `errors` lists them */
             422: {
                 headers: {
                     [name: string]: unknown;
@@ -6205,7 +6205,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description The caller has more than its share, see `Retry-After` */
+            /** @description The caller has too many waiting items, see `Retry-After` */
             429: {
                 headers: {
                     [name: string]: unknown;
@@ -6214,7 +6214,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description Inference failed on this text; `step` says where */
+            /** @description Inference failed on this text; `step` is the failed step */
             502: {
                 headers: {
                     [name: string]: unknown;
@@ -6223,7 +6223,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description The model cannot answer now, see `Retry-After` */
+            /** @description The model is not available now, see `Retry-After` */
             503: {
                 headers: {
                     [name: string]: unknown;
@@ -6256,7 +6256,7 @@ export interface operations {
             };
         };
         responses: {
-            /** @description The answer */
+            /** @description The response */
             200: {
                 headers: {
                     [name: string]: unknown;
@@ -6265,7 +6265,7 @@ export interface operations {
                     "application/json": unknown;
                 };
             };
-            /** @description The request is wrong; 422 in the dialect of text-embeddings-inference */
+            /** @description The request is invalid; 422 in the dialect of text-embeddings-inference */
             400: {
                 headers: {
                     [name: string]: unknown;
@@ -6283,7 +6283,7 @@ export interface operations {
                     "application/json": Record<string, never>;
                 };
             };
-            /** @description No model that is served does this */
+            /** @description No served model supports this */
             424: {
                 headers: {
                     [name: string]: unknown;
@@ -6301,7 +6301,7 @@ export interface operations {
                     "application/json": Record<string, never>;
                 };
             };
-            /** @description The model cannot answer now */
+            /** @description The model is not available now */
             503: {
                 headers: {
                     [name: string]: unknown;
@@ -6315,21 +6315,21 @@ export interface operations {
     generation: {
         parameters: {
             query?: {
-                /** @description Answer with the stream */
+                /** @description Respond with a stream */
                 stream?: boolean;
-                /** @description The number of the last frame that the client has; `Last-Event-ID` says the same and counts first */
+                /** @description The number of the last frame that the client has; `Last-Event-ID` has the same meaning and takes precedence */
                 starting_after?: number;
             };
             header?: never;
             path: {
-                /** @description As the answer names it */
+                /** @description The name or the id */
                 generation_id: string;
             };
             cookie?: never;
         };
         requestBody?: never;
         responses: {
-            /** @description The answer */
+            /** @description The response */
             200: {
                 headers: {
                     [name: string]: unknown;
@@ -6339,7 +6339,7 @@ export interface operations {
                     "text/event-stream": Record<string, never>;
                 };
             };
-            /** @description The request does not show who sends it */
+            /** @description The request has no valid credentials */
             401: {
                 headers: {
                     [name: string]: unknown;
@@ -6348,7 +6348,7 @@ export interface operations {
                     "application/json": Record<string, never>;
                 };
             };
-            /** @description There is no such model or generation, or not for this user */
+            /** @description There is no such model or generation, or this user has no access to it */
             404: {
                 headers: {
                     [name: string]: unknown;
@@ -6357,7 +6357,7 @@ export interface operations {
                     "application/json": Record<string, never>;
                 };
             };
-            /** @description This user asks too often, or has its share, see `Retry-After` */
+            /** @description This user sends too many requests, or has reached a limit, see `Retry-After` */
             429: {
                 headers: {
                     [name: string]: unknown;
@@ -6366,7 +6366,7 @@ export interface operations {
                     "application/json": Record<string, never>;
                 };
             };
-            /** @description The model cannot answer now, see `Retry-After` */
+            /** @description The model is not available now, see `Retry-After` */
             503: {
                 headers: {
                     [name: string]: unknown;
@@ -6382,14 +6382,14 @@ export interface operations {
             query?: never;
             header?: never;
             path: {
-                /** @description As the answer names it */
+                /** @description The name or the id */
                 generation_id: string;
             };
             cookie?: never;
         };
         requestBody?: never;
         responses: {
-            /** @description The answer */
+            /** @description The response */
             200: {
                 headers: {
                     [name: string]: unknown;
@@ -6399,7 +6399,7 @@ export interface operations {
                     "text/event-stream": Record<string, never>;
                 };
             };
-            /** @description The request does not show who sends it */
+            /** @description The request has no valid credentials */
             401: {
                 headers: {
                     [name: string]: unknown;
@@ -6408,7 +6408,7 @@ export interface operations {
                     "application/json": Record<string, never>;
                 };
             };
-            /** @description There is no such model or generation, or not for this user */
+            /** @description There is no such model or generation, or this user has no access to it */
             404: {
                 headers: {
                     [name: string]: unknown;
@@ -6417,7 +6417,7 @@ export interface operations {
                     "application/json": Record<string, never>;
                 };
             };
-            /** @description This user asks too often, or has its share, see `Retry-After` */
+            /** @description This user sends too many requests, or has reached a limit, see `Retry-After` */
             429: {
                 headers: {
                     [name: string]: unknown;
@@ -6426,7 +6426,7 @@ export interface operations {
                     "application/json": Record<string, never>;
                 };
             };
-            /** @description The model cannot answer now, see `Retry-After` */
+            /** @description The model is not available now, see `Retry-After` */
             503: {
                 headers: {
                     [name: string]: unknown;
@@ -6440,7 +6440,7 @@ export interface operations {
     messages: {
         parameters: {
             query?: {
-                /** @description Keep generating when the client has left */
+                /** @description Continue to generate when the client disconnects */
                 detach?: boolean;
             };
             header?: never;
@@ -6453,7 +6453,7 @@ export interface operations {
             };
         };
         responses: {
-            /** @description The answer */
+            /** @description The response */
             200: {
                 headers: {
                     [name: string]: unknown;
@@ -6463,7 +6463,7 @@ export interface operations {
                     "text/event-stream": Record<string, never>;
                 };
             };
-            /** @description The request is wrong; `param` or the message names the field. A prompt that does not fit has the code `context_length_exceeded` */
+            /** @description The request is invalid; `param` or the message names the field. A prompt that is too long has the code `context_length_exceeded` */
             400: {
                 headers: {
                     [name: string]: unknown;
@@ -6472,7 +6472,7 @@ export interface operations {
                     "application/json": Record<string, never>;
                 };
             };
-            /** @description The request does not show who sends it */
+            /** @description The request has no valid credentials */
             401: {
                 headers: {
                     [name: string]: unknown;
@@ -6481,7 +6481,7 @@ export interface operations {
                     "application/json": Record<string, never>;
                 };
             };
-            /** @description There is no such model or generation, or not for this user */
+            /** @description There is no such model or generation, or this user has no access to it */
             404: {
                 headers: {
                     [name: string]: unknown;
@@ -6490,7 +6490,7 @@ export interface operations {
                     "application/json": Record<string, never>;
                 };
             };
-            /** @description The body came too slowly */
+            /** @description The body did not arrive in time */
             408: {
                 headers: {
                     [name: string]: unknown;
@@ -6517,7 +6517,7 @@ export interface operations {
                     "application/json": Record<string, never>;
                 };
             };
-            /** @description This user asks too often, or has its share, see `Retry-After` */
+            /** @description This user sends too many requests, or has reached a limit, see `Retry-After` */
             429: {
                 headers: {
                     [name: string]: unknown;
@@ -6535,7 +6535,7 @@ export interface operations {
                     "application/json": Record<string, never>;
                 };
             };
-            /** @description The model cannot answer now, see `Retry-After` */
+            /** @description The model is not available now, see `Retry-After` */
             503: {
                 headers: {
                     [name: string]: unknown;
@@ -6568,7 +6568,7 @@ export interface operations {
             };
         };
         responses: {
-            /** @description The answer */
+            /** @description The response */
             200: {
                 headers: {
                     [name: string]: unknown;
@@ -6579,7 +6579,7 @@ export interface operations {
                     };
                 };
             };
-            /** @description The request is wrong; `param` or the message names the field. A prompt that does not fit has the code `context_length_exceeded` */
+            /** @description The request is invalid; `param` or the message names the field. A prompt that is too long has the code `context_length_exceeded` */
             400: {
                 headers: {
                     [name: string]: unknown;
@@ -6588,7 +6588,7 @@ export interface operations {
                     "application/json": Record<string, never>;
                 };
             };
-            /** @description The request does not show who sends it */
+            /** @description The request has no valid credentials */
             401: {
                 headers: {
                     [name: string]: unknown;
@@ -6597,7 +6597,7 @@ export interface operations {
                     "application/json": Record<string, never>;
                 };
             };
-            /** @description There is no such model or generation, or not for this user */
+            /** @description There is no such model or generation, or this user has no access to it */
             404: {
                 headers: {
                     [name: string]: unknown;
@@ -6606,7 +6606,7 @@ export interface operations {
                     "application/json": Record<string, never>;
                 };
             };
-            /** @description The body came too slowly */
+            /** @description The body did not arrive in time */
             408: {
                 headers: {
                     [name: string]: unknown;
@@ -6633,7 +6633,7 @@ export interface operations {
                     "application/json": Record<string, never>;
                 };
             };
-            /** @description This user asks too often, or has its share, see `Retry-After` */
+            /** @description This user sends too many requests, or has reached a limit, see `Retry-After` */
             429: {
                 headers: {
                     [name: string]: unknown;
@@ -6651,7 +6651,7 @@ export interface operations {
                     "application/json": Record<string, never>;
                 };
             };
-            /** @description The model cannot answer now, see `Retry-After` */
+            /** @description The model is not available now, see `Retry-After` */
             503: {
                 headers: {
                     [name: string]: unknown;
@@ -6680,7 +6680,7 @@ export interface operations {
         };
         requestBody?: never;
         responses: {
-            /** @description The answer */
+            /** @description The response */
             200: {
                 headers: {
                     [name: string]: unknown;
@@ -6689,7 +6689,7 @@ export interface operations {
                     "application/json": components["schemas"]["Models"];
                 };
             };
-            /** @description Not ready; `models` says which */
+            /** @description Not ready; `models` lists the state of each model */
             503: {
                 headers: {
                     [name: string]: unknown;
@@ -6713,7 +6713,7 @@ export interface operations {
             };
         };
         responses: {
-            /** @description The answer */
+            /** @description The response */
             200: {
                 headers: {
                     [name: string]: unknown;
@@ -6722,7 +6722,7 @@ export interface operations {
                     "application/json": unknown;
                 };
             };
-            /** @description The request is wrong; 422 in the dialect of text-embeddings-inference */
+            /** @description The request is invalid; 422 in the dialect of text-embeddings-inference */
             400: {
                 headers: {
                     [name: string]: unknown;
@@ -6740,7 +6740,7 @@ export interface operations {
                     "application/json": Record<string, never>;
                 };
             };
-            /** @description No model that is served does this */
+            /** @description No served model supports this */
             424: {
                 headers: {
                     [name: string]: unknown;
@@ -6758,7 +6758,7 @@ export interface operations {
                     "application/json": Record<string, never>;
                 };
             };
-            /** @description The model cannot answer now */
+            /** @description The model is not available now */
             503: {
                 headers: {
                     [name: string]: unknown;
@@ -6772,7 +6772,7 @@ export interface operations {
     responses: {
         parameters: {
             query?: {
-                /** @description Keep generating when the client has left */
+                /** @description Continue to generate when the client disconnects */
                 detach?: boolean;
             };
             header?: never;
@@ -6785,7 +6785,7 @@ export interface operations {
             };
         };
         responses: {
-            /** @description The answer */
+            /** @description The response */
             200: {
                 headers: {
                     [name: string]: unknown;
@@ -6795,7 +6795,7 @@ export interface operations {
                     "text/event-stream": Record<string, never>;
                 };
             };
-            /** @description The request is wrong; `param` or the message names the field. A prompt that does not fit has the code `context_length_exceeded` */
+            /** @description The request is invalid; `param` or the message names the field. A prompt that is too long has the code `context_length_exceeded` */
             400: {
                 headers: {
                     [name: string]: unknown;
@@ -6804,7 +6804,7 @@ export interface operations {
                     "application/json": components["schemas"]["OpenAiError"];
                 };
             };
-            /** @description The request does not show who sends it */
+            /** @description The request has no valid credentials */
             401: {
                 headers: {
                     [name: string]: unknown;
@@ -6813,7 +6813,7 @@ export interface operations {
                     "application/json": components["schemas"]["OpenAiError"];
                 };
             };
-            /** @description There is no such model or generation, or not for this user */
+            /** @description There is no such model or generation, or this user has no access to it */
             404: {
                 headers: {
                     [name: string]: unknown;
@@ -6822,7 +6822,7 @@ export interface operations {
                     "application/json": components["schemas"]["OpenAiError"];
                 };
             };
-            /** @description The body came too slowly */
+            /** @description The body did not arrive in time */
             408: {
                 headers: {
                     [name: string]: unknown;
@@ -6849,7 +6849,7 @@ export interface operations {
                     "application/json": components["schemas"]["OpenAiError"];
                 };
             };
-            /** @description This user asks too often, or has its share, see `Retry-After` */
+            /** @description This user sends too many requests, or has reached a limit, see `Retry-After` */
             429: {
                 headers: {
                     [name: string]: unknown;
@@ -6867,7 +6867,7 @@ export interface operations {
                     "application/json": components["schemas"]["OpenAiError"];
                 };
             };
-            /** @description The model cannot answer now, see `Retry-After` */
+            /** @description The model is not available now, see `Retry-After` */
             503: {
                 headers: {
                     [name: string]: unknown;
@@ -6890,21 +6890,21 @@ export interface operations {
     response: {
         parameters: {
             query?: {
-                /** @description Answer with the stream */
+                /** @description Respond with a stream */
                 stream?: boolean;
-                /** @description The number of the last frame that the client has; `Last-Event-ID` says the same and counts first */
+                /** @description The number of the last frame that the client has; `Last-Event-ID` has the same meaning and takes precedence */
                 starting_after?: number;
             };
             header?: never;
             path: {
-                /** @description As the answer names it */
+                /** @description The name or the id */
                 response_id: string;
             };
             cookie?: never;
         };
         requestBody?: never;
         responses: {
-            /** @description The answer */
+            /** @description The response */
             200: {
                 headers: {
                     [name: string]: unknown;
@@ -6914,7 +6914,7 @@ export interface operations {
                     "text/event-stream": Record<string, never>;
                 };
             };
-            /** @description The request does not show who sends it */
+            /** @description The request has no valid credentials */
             401: {
                 headers: {
                     [name: string]: unknown;
@@ -6923,7 +6923,7 @@ export interface operations {
                     "application/json": components["schemas"]["OpenAiError"];
                 };
             };
-            /** @description There is no such model or generation, or not for this user */
+            /** @description There is no such model or generation, or this user has no access to it */
             404: {
                 headers: {
                     [name: string]: unknown;
@@ -6932,7 +6932,7 @@ export interface operations {
                     "application/json": components["schemas"]["OpenAiError"];
                 };
             };
-            /** @description This user asks too often, or has its share, see `Retry-After` */
+            /** @description This user sends too many requests, or has reached a limit, see `Retry-After` */
             429: {
                 headers: {
                     [name: string]: unknown;
@@ -6941,7 +6941,7 @@ export interface operations {
                     "application/json": components["schemas"]["OpenAiError"];
                 };
             };
-            /** @description The model cannot answer now, see `Retry-After` */
+            /** @description The model is not available now, see `Retry-After` */
             503: {
                 headers: {
                     [name: string]: unknown;
@@ -6957,14 +6957,14 @@ export interface operations {
             query?: never;
             header?: never;
             path: {
-                /** @description As the answer names it */
+                /** @description The name or the id */
                 response_id: string;
             };
             cookie?: never;
         };
         requestBody?: never;
         responses: {
-            /** @description The answer */
+            /** @description The response */
             200: {
                 headers: {
                     [name: string]: unknown;
@@ -6974,7 +6974,7 @@ export interface operations {
                     "text/event-stream": Record<string, never>;
                 };
             };
-            /** @description The request is wrong; `param` or the message names the field. A prompt that does not fit has the code `context_length_exceeded` */
+            /** @description The request is invalid; `param` or the message names the field. A prompt that is too long has the code `context_length_exceeded` */
             400: {
                 headers: {
                     [name: string]: unknown;
@@ -6983,7 +6983,7 @@ export interface operations {
                     "application/json": components["schemas"]["OpenAiError"];
                 };
             };
-            /** @description The request does not show who sends it */
+            /** @description The request has no valid credentials */
             401: {
                 headers: {
                     [name: string]: unknown;
@@ -6992,7 +6992,7 @@ export interface operations {
                     "application/json": components["schemas"]["OpenAiError"];
                 };
             };
-            /** @description There is no such model or generation, or not for this user */
+            /** @description There is no such model or generation, or this user has no access to it */
             404: {
                 headers: {
                     [name: string]: unknown;
@@ -7001,7 +7001,7 @@ export interface operations {
                     "application/json": components["schemas"]["OpenAiError"];
                 };
             };
-            /** @description The body came too slowly */
+            /** @description The body did not arrive in time */
             408: {
                 headers: {
                     [name: string]: unknown;
@@ -7028,7 +7028,7 @@ export interface operations {
                     "application/json": components["schemas"]["OpenAiError"];
                 };
             };
-            /** @description This user asks too often, or has its share, see `Retry-After` */
+            /** @description This user sends too many requests, or has reached a limit, see `Retry-After` */
             429: {
                 headers: {
                     [name: string]: unknown;
@@ -7046,7 +7046,7 @@ export interface operations {
                     "application/json": components["schemas"]["OpenAiError"];
                 };
             };
-            /** @description The model cannot answer now, see `Retry-After` */
+            /** @description The model is not available now, see `Retry-After` */
             503: {
                 headers: {
                     [name: string]: unknown;
@@ -7069,9 +7069,9 @@ export interface operations {
     tokens: {
         parameters: {
             query?: {
-                /** @description The model; in a JSON request the body's goes before it. */
+                /** @description The model; in a JSON request, the model of the body takes precedence. */
                 model?: string;
-                /** @description What is asked; in a JSON request the body's go before these. */
+                /** @description The parameters of the task; in a JSON request, those of the body take precedence. */
                 parameters?: components["schemas"]["TokensParameters"];
             };
             header?: never;
@@ -7085,7 +7085,7 @@ export interface operations {
             };
         };
         responses: {
-            /** @description A JSON request is answered at once, or by `Accept` as a stream. An NDJSON request (a text on each line, of at most 65536 bytes; the body has no bound) is answered as a stream that begins before the body has ended: a line for each text as soon as its result exists, whatever their order, then `{"done":true,…}`. A line that is wrong is one error, and the stream goes on. As server-sent events each line is the data of a `result`, `error` or `done`. */
+            /** @description The response to a JSON request is one document, or by `Accept` a stream. The response to an NDJSON request (a text on each line of at most 65536 bytes; the body has no bound) is a stream that begins before the body has ended: a line for each text as soon as its result exists, in any order, then `{"done":true,…}`. An invalid line gives one error, and the stream continues. As server-sent events, each line is the data of a `result`, `error` or `done`. */
             200: {
                 headers: {
                     [name: string]: unknown;
@@ -7096,7 +7096,7 @@ export interface operations {
                     "text/event-stream": components["schemas"]["StreamLine"];
                 };
             };
-            /** @description The body cannot be read: it is empty, incomplete, not UTF-8, not JSON, or not an object */
+            /** @description The body is empty, incomplete, not UTF-8, not JSON, or not an object */
             400: {
                 headers: {
                     [name: string]: unknown;
@@ -7114,7 +7114,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description The client accepts no form in which the answer exists */
+            /** @description The client accepts none of the media types of the response */
             406: {
                 headers: {
                     [name: string]: unknown;
@@ -7123,7 +7123,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description The body came too slowly */
+            /** @description The body did not arrive in time */
             408: {
                 headers: {
                     [name: string]: unknown;
@@ -7150,7 +7150,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description The body can be read and its fields are wrong; `errors` lists them all */
+            /** @description The body has invalid fields; `errors` lists them */
             422: {
                 headers: {
                     [name: string]: unknown;
@@ -7159,7 +7159,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description The caller has more than its share, see `Retry-After` */
+            /** @description The caller has too many waiting items, see `Retry-After` */
             429: {
                 headers: {
                     [name: string]: unknown;
@@ -7168,7 +7168,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description Inference failed on this text; `step` says where */
+            /** @description Inference failed on this text; `step` is the failed step */
             502: {
                 headers: {
                     [name: string]: unknown;
@@ -7177,7 +7177,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description The model cannot answer now, see `Retry-After` */
+            /** @description The model is not available now, see `Retry-After` */
             503: {
                 headers: {
                     [name: string]: unknown;
@@ -7200,17 +7200,17 @@ export interface operations {
     transcript: {
         parameters: {
             query?: {
-                /** @description A pause of more seconds ends a segment */
+                /** @description A pause of more than this number of seconds ends a segment */
                 max_gap_sec?: number;
-                /** @description Chunks may start while the segment in flight lasts, not before it starts; captions may in any case */
+                /** @description Chunks may start before the segment in flight ends, but not before it starts; always allowed for captions */
                 overlap?: boolean;
-                /** @description What is told of a final segment, separated by commas: `keywords`, `intent`, and `sentiment` and `entities`, for which models are asked; `none` for nothing */
+                /** @description The annotations of a final segment, separated by commas: `keywords`, `intent`, and by models `sentiment` and `entities`; `none` for none */
                 annotate?: string;
-                /** @description Most segments in the context of a summary */
+                /** @description Maximum number of segments in the context of a summary */
                 max_segments?: number;
-                /** @description Most seconds that the context spans */
+                /** @description Maximum duration of the context, in seconds */
                 max_time_sec?: number;
-                /** @description A summary is due after so many final segments; 0 for never */
+                /** @description Number of final segments after which a summary is due; 0: never */
                 summary_every?: number;
                 /** @description A summary is due at the end */
                 summary_at_end?: boolean;
@@ -7228,7 +7228,7 @@ export interface operations {
             };
         };
         responses: {
-            /** @description As NDJSON a line for each event or text. As server-sent events each has its kind as `event`, its place in the stream as `id`, and itself as `data`. A line that is wrong is answered in its place, and the stream goes on. */
+            /** @description As NDJSON, a line for each event or text. As server-sent events, `event` is the type, `id` the number in the stream, and `data` the line. An invalid line gives an error at its position, and the stream continues. */
             200: {
                 headers: {
                     [name: string]: unknown;
@@ -7238,7 +7238,7 @@ export interface operations {
                     "text/event-stream": components["schemas"]["EventLine"];
                 };
             };
-            /** @description The body cannot be read: it is empty, incomplete, not UTF-8, not JSON, or not an object */
+            /** @description The body is empty, incomplete, not UTF-8, not JSON, or not an object */
             400: {
                 headers: {
                     [name: string]: unknown;
@@ -7247,7 +7247,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description The client accepts no form in which the answer exists */
+            /** @description The client accepts none of the media types of the response */
             406: {
                 headers: {
                     [name: string]: unknown;
@@ -7256,7 +7256,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description The body came too slowly */
+            /** @description The body did not arrive in time */
             408: {
                 headers: {
                     [name: string]: unknown;
@@ -7283,7 +7283,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description The body can be read and its fields are wrong; `errors` lists them all */
+            /** @description The body has invalid fields; `errors` lists them */
             422: {
                 headers: {
                     [name: string]: unknown;
@@ -7297,7 +7297,7 @@ export interface operations {
     uiChat: {
         parameters: {
             query?: {
-                /** @description Keep generating when the client has left */
+                /** @description Continue to generate when the client disconnects */
                 detach?: boolean;
             };
             header?: never;
@@ -7310,7 +7310,7 @@ export interface operations {
             };
         };
         responses: {
-            /** @description The answer */
+            /** @description The response */
             200: {
                 headers: {
                     [name: string]: unknown;
@@ -7320,7 +7320,7 @@ export interface operations {
                     "text/event-stream": Record<string, never>;
                 };
             };
-            /** @description The request is wrong; `param` or the message names the field. A prompt that does not fit has the code `context_length_exceeded` */
+            /** @description The request is invalid; `param` or the message names the field. A prompt that is too long has the code `context_length_exceeded` */
             400: {
                 headers: {
                     [name: string]: unknown;
@@ -7329,7 +7329,7 @@ export interface operations {
                     "application/json": Record<string, never>;
                 };
             };
-            /** @description The request does not show who sends it */
+            /** @description The request has no valid credentials */
             401: {
                 headers: {
                     [name: string]: unknown;
@@ -7338,7 +7338,7 @@ export interface operations {
                     "application/json": Record<string, never>;
                 };
             };
-            /** @description There is no such model or generation, or not for this user */
+            /** @description There is no such model or generation, or this user has no access to it */
             404: {
                 headers: {
                     [name: string]: unknown;
@@ -7347,7 +7347,7 @@ export interface operations {
                     "application/json": Record<string, never>;
                 };
             };
-            /** @description The body came too slowly */
+            /** @description The body did not arrive in time */
             408: {
                 headers: {
                     [name: string]: unknown;
@@ -7374,7 +7374,7 @@ export interface operations {
                     "application/json": Record<string, never>;
                 };
             };
-            /** @description This user asks too often, or has its share, see `Retry-After` */
+            /** @description This user sends too many requests, or has reached a limit, see `Retry-After` */
             429: {
                 headers: {
                     [name: string]: unknown;
@@ -7392,7 +7392,7 @@ export interface operations {
                     "application/json": Record<string, never>;
                 };
             };
-            /** @description The model cannot answer now, see `Retry-After` */
+            /** @description The model is not available now, see `Retry-After` */
             503: {
                 headers: {
                     [name: string]: unknown;
@@ -7415,12 +7415,12 @@ export interface operations {
     generateContent: {
         parameters: {
             query?: {
-                /** @description Keep generating when the client has left */
+                /** @description Continue to generate when the client disconnects */
                 detach?: boolean;
             };
             header?: never;
             path: {
-                /** @description As the answer names it */
+                /** @description The name or the id */
                 model: string;
             };
             cookie?: never;
@@ -7431,7 +7431,7 @@ export interface operations {
             };
         };
         responses: {
-            /** @description The answer */
+            /** @description The response */
             200: {
                 headers: {
                     [name: string]: unknown;
@@ -7441,7 +7441,7 @@ export interface operations {
                     "text/event-stream": Record<string, never>;
                 };
             };
-            /** @description The request is wrong; `param` or the message names the field. A prompt that does not fit has the code `context_length_exceeded` */
+            /** @description The request is invalid; `param` or the message names the field. A prompt that is too long has the code `context_length_exceeded` */
             400: {
                 headers: {
                     [name: string]: unknown;
@@ -7450,7 +7450,7 @@ export interface operations {
                     "application/json": Record<string, never>;
                 };
             };
-            /** @description The request does not show who sends it */
+            /** @description The request has no valid credentials */
             401: {
                 headers: {
                     [name: string]: unknown;
@@ -7459,7 +7459,7 @@ export interface operations {
                     "application/json": Record<string, never>;
                 };
             };
-            /** @description There is no such model or generation, or not for this user */
+            /** @description There is no such model or generation, or this user has no access to it */
             404: {
                 headers: {
                     [name: string]: unknown;
@@ -7468,7 +7468,7 @@ export interface operations {
                     "application/json": Record<string, never>;
                 };
             };
-            /** @description The body came too slowly */
+            /** @description The body did not arrive in time */
             408: {
                 headers: {
                     [name: string]: unknown;
@@ -7495,7 +7495,7 @@ export interface operations {
                     "application/json": Record<string, never>;
                 };
             };
-            /** @description This user asks too often, or has its share, see `Retry-After` */
+            /** @description This user sends too many requests, or has reached a limit, see `Retry-After` */
             429: {
                 headers: {
                     [name: string]: unknown;
@@ -7513,7 +7513,7 @@ export interface operations {
                     "application/json": Record<string, never>;
                 };
             };
-            /** @description The model cannot answer now, see `Retry-After` */
+            /** @description The model is not available now, see `Retry-After` */
             503: {
                 headers: {
                     [name: string]: unknown;
@@ -7536,12 +7536,12 @@ export interface operations {
     streamGenerateContent: {
         parameters: {
             query?: {
-                /** @description Keep generating when the client has left */
+                /** @description Continue to generate when the client disconnects */
                 detach?: boolean;
             };
             header?: never;
             path: {
-                /** @description As the answer names it */
+                /** @description The name or the id */
                 model: string;
             };
             cookie?: never;
@@ -7552,7 +7552,7 @@ export interface operations {
             };
         };
         responses: {
-            /** @description The answer */
+            /** @description The response */
             200: {
                 headers: {
                     [name: string]: unknown;
@@ -7562,7 +7562,7 @@ export interface operations {
                     "text/event-stream": Record<string, never>;
                 };
             };
-            /** @description The request is wrong; `param` or the message names the field. A prompt that does not fit has the code `context_length_exceeded` */
+            /** @description The request is invalid; `param` or the message names the field. A prompt that is too long has the code `context_length_exceeded` */
             400: {
                 headers: {
                     [name: string]: unknown;
@@ -7571,7 +7571,7 @@ export interface operations {
                     "application/json": Record<string, never>;
                 };
             };
-            /** @description The request does not show who sends it */
+            /** @description The request has no valid credentials */
             401: {
                 headers: {
                     [name: string]: unknown;
@@ -7580,7 +7580,7 @@ export interface operations {
                     "application/json": Record<string, never>;
                 };
             };
-            /** @description There is no such model or generation, or not for this user */
+            /** @description There is no such model or generation, or this user has no access to it */
             404: {
                 headers: {
                     [name: string]: unknown;
@@ -7589,7 +7589,7 @@ export interface operations {
                     "application/json": Record<string, never>;
                 };
             };
-            /** @description The body came too slowly */
+            /** @description The body did not arrive in time */
             408: {
                 headers: {
                     [name: string]: unknown;
@@ -7616,7 +7616,7 @@ export interface operations {
                     "application/json": Record<string, never>;
                 };
             };
-            /** @description This user asks too often, or has its share, see `Retry-After` */
+            /** @description This user sends too many requests, or has reached a limit, see `Retry-After` */
             429: {
                 headers: {
                     [name: string]: unknown;
@@ -7634,7 +7634,7 @@ export interface operations {
                     "application/json": Record<string, never>;
                 };
             };
-            /** @description The model cannot answer now, see `Retry-After` */
+            /** @description The model is not available now, see `Retry-After` */
             503: {
                 headers: {
                     [name: string]: unknown;

@@ -1,4 +1,4 @@
-// Labels the lines of standard input as they come: a stream in both directions over one request.
+// Labels the lines of standard input as they arrive, over one request with a full-duplex stream.
 //
 //   printf '%s\n' 'What a night!' 'The train was late.' | node classify.mjs [http://localhost:8080]
 //

@@ -1,11 +1,11 @@
-"""Makes small models with random weights, one for each architecture that the built-in engine takes, and what transformers computes
-with them: `NAME/config.json`, `NAME/model.safetensors`, for sentence embeddings the files of sentence-transformers, and
+"""Makes small models with random weights, one for each architecture of the engine `builtin`, and the outputs of transformers for
+them: `NAME/config.json`, `NAME/model.safetensors`, for sentence embeddings the files of sentence-transformers, and
 `NAME/vectors.json`. `host/nn/tests/architectures.rs` compares the engine with them; it needs no Python.
 
     python -m venv venv && venv/bin/pip install -r requirements.txt && venv/bin/python make.py
 
-The widths are odd on purpose (heads of 8, layers of 40), so that the ends of vectors are computed too. The three models named
-by their hub names have the configuration of the original in everything but the size.
+The widths (heads of 8, layers of 40) are not multiples of the vector length, so that the remainders of vectors are tested too. The three
+models with names of the hub have the configuration of these models except for the size.
 """
 
 import json
@@ -31,7 +31,7 @@ def labels(count):
 
 
 def randomize(model):
-    """Weights large enough that every part changes the result: norms and biases away from 1 and 0 too."""
+    """Sets weights that are large enough for every part to change the result, also norms away from 1 and biases away from 0."""
     for name, parameter in model.named_parameters():
         noise = torch.randn_like(parameter)
         if parameter.dim() == 1:
@@ -74,8 +74,8 @@ def save(name, model, vectors, dtype, files=None, drop=()):
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir()
     config = json.loads(model.config.to_json_string(use_diff=False))
-    kept = {k: v for k, v in config.items() if k not in NOISE and v is not None} | dict(architectures=[type(model).__name__])
-    (folder / "config.json").write_text(json.dumps(kept, indent=1, sort_keys=True) + "\n")
+    relevant = {k: v for k, v in config.items() if k not in NOISE and v is not None} | dict(architectures=[type(model).__name__])
+    (folder / "config.json").write_text(json.dumps(relevant, indent=1, sort_keys=True) + "\n")
     state = {k: v.clone() for k, v in model.state_dict().items() if k not in drop and not k.endswith("position_ids")}
     if dtype != torch.float32:
         state = {k: v.to(dtype) if v.is_floating_point() else v for k, v in state.items()}
@@ -94,7 +94,7 @@ def save(name, model, vectors, dtype, files=None, drop=()):
     print(f"{name}: {size / 1024:.0f} KiB")
 
 
-# Keys of `config.json` that change nothing in an encoder's forward pass.
+# Keys of `config.json` without an effect on the forward pass of an encoder.
 NOISE = {
     "transformers_version", "dtype", "torch_dtype", "_name_or_path", "return_dict", "output_hidden_states", "output_attentions",
     "chunk_size_feed_forward", "is_encoder_decoder", "is_decoder", "add_cross_attention", "use_cache", "cross_attention_hidden_size",
@@ -157,7 +157,7 @@ def embedder(name, cls, config, mode, dense=None, normalize=True, types=False, d
 
 def main():
     t = transformers
-    # The three models by the configurations that the hub has for them.
+    # The three models with configurations of the hub.
     classifier(
         "cardiffnlp-twitter-roberta-base-sentiment-latest", t.RobertaForSequenceClassification,
         t.RobertaConfig(**SMALL, bos_token_id=0, eos_token_id=2, pad_token_id=1, layer_norm_eps=1e-5, type_vocab_size=1,

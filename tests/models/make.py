@@ -2,13 +2,13 @@
 
     python make.py
 
-| directory | what it is for |
+| directory | contents |
 |---|---|
 | multilabel-toy | WordPiece; four labels, `multi_label_classification`; labels 1 and 2 always tie |
 | regression-toy | WordPiece; one label, `regression` |
 | pair-toy | WordPiece; two labels, text pairs; inputs `input_ids`, `attention_mask`, `token_type_ids` |
-| bpe-toy | byte-level BPE as RoBERTa has it: no token types, pad id 1, positions counted inside the graph |
-| unigram-toy | Unigram as SentencePiece has it: `▁` for spaces |
+| bpe-toy | byte-level BPE in the form of RoBERTa: no token types, pad id 1, positions counted inside the graph |
+| unigram-toy | Unigram in the form of SentencePiece: `▁` for spaces |
 | tokens-toy | WordPiece; token classification over BIO labels, most words in several pieces |
 | tokens-bpe-toy | byte-level BPE; token classification: the tokenizer cannot tell which tokens continue a word |
 
@@ -40,7 +40,7 @@ unbelievable unhappiness disagreement replaying internationalization tokenizatio
 """.split()
 
 
-def pieces_of(word, merges):
+def split_word(word, merges):
     """`word` split by BPE merges, in order of their rank."""
     parts = list(word)
     while len(parts) > 1:
@@ -52,13 +52,13 @@ def pieces_of(word, merges):
     return parts
 
 
-def learned_merges(words, count):
+def learn_merges(words, count):
     """The first `count` BPE merges of a list of words, ties by the pair itself."""
     merges = {}
     for _ in range(count):
         pairs = Counter()
         for word in words:
-            parts = pieces_of(word, merges)
+            parts = split_word(word, merges)
             pairs.update(zip(parts, parts[1:]))
         if not pairs:
             break
@@ -67,7 +67,7 @@ def learned_merges(words, count):
 
 
 def wordpiece():
-    """An uncased WordPiece tokenizer as BERT has it: common words whole, others in pieces, rare letters unknown."""
+    """An uncased WordPiece tokenizer in the form of BERT: common words whole, others in pieces, rare letters unknown."""
     letters = "abcdefghijklmnopqrstuvwxyz0123456789"
     marks = list(".,;:!?'\"-()#@&/%$+*=<>_’“”…东京")
     counts = Counter(CORPUS)
@@ -90,10 +90,10 @@ def wordpiece():
 
 
 def byte_bpe():
-    """A cased byte-level BPE tokenizer as RoBERTa has it."""
+    """A cased byte-level BPE tokenizer in the form of RoBERTa."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     words = [word.capitalize() if i % 5 == 0 else word for i, word in enumerate(CORPUS)]
-    merges = learned_merges([("Ġ" if i % 7 else "") + word for i, word in enumerate(words)], 160)
+    merges = learn_merges([("Ġ" if i % 7 else "") + word for i, word in enumerate(words)], 160)
     tokens = ["<s>", "<pad>", "</s>", "<unk>", *alphabet, *("".join(pair) for pair in merges), "<mask>"]
     vocabulary = {token: i for i, token in enumerate(dict.fromkeys(tokens))}
     tokenizer = Tokenizer(models.BPE(vocabulary, list(merges), fuse_unk=False))
@@ -108,7 +108,7 @@ def byte_bpe():
 
 
 def unigram():
-    """A Unigram tokenizer as SentencePiece has it."""
+    """A Unigram tokenizer in the form of SentencePiece."""
     counts = Counter("▁" + word for word in CORPUS)
     for word in list(counts):
         for size in (1, 2, 3, 4):
@@ -139,7 +139,7 @@ def special(tokenizer, names):
 
 
 class Toy:
-    """A graph under construction: embed, one tanh layer, pool or not, linear head."""
+    """A graph under construction: embeddings, one tanh layer, optional pooling, linear head."""
 
     def __init__(self, seed, tokens, labels):
         self.random = np.random.default_rng(seed)
@@ -162,7 +162,7 @@ class Toy:
         return name
 
     def positions(self, pad):
-        """Position ids as RoBERTa counts them: from pad + 1 for real tokens, pad for padding."""
+        """Position ids of RoBERTa: from pad + 1 for real tokens, pad for padding."""
         same = self.op("Equal", ["input_ids", self.constant("pad", np.array(pad, dtype=np.int64))], "is_pad")
         real = self.op("Cast", [self.op("Not", [same], "is_real")], "real", to=TensorProto.INT32)
         count = self.op("CumSum", [real, self.constant("sequence", np.array(1, dtype=np.int64))], "count")
@@ -214,13 +214,13 @@ class Toy:
 
 
 def write_json(path, value):
-    """One JSON file, two spaces."""
+    """Writes a JSON file with an indentation of two spaces."""
     path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
-def write(name, seed, made, kind, family, labels, problem=None, **graph):
-    """One model directory."""
-    tokenizer, names = made
+def write(name, seed, tokenizer_and_names, kind, family, labels, problem=None, **graph):
+    """Writes the folder of one model."""
+    tokenizer, names = tokenizer_and_names
     directory = HERE / name
     directory.mkdir(exist_ok=True)
     pad = tokenizer.token_to_id(names["pad_token"])
@@ -245,7 +245,7 @@ def write(name, seed, made, kind, family, labels, problem=None, **graph):
 
 
 def main():
-    """Every toy."""
+    """Writes every toy model."""
     sequence = {family: f"{family}ForSequenceClassification" for family in ("Bert", "Roberta", "XLMRoberta")}
     topics = ["sport", "music", "concert", "politics"]
     write("multilabel-toy", 1, wordpiece(), sequence["Bert"], "bert", topics, "multi_label_classification", tie=True)

@@ -1,4 +1,5 @@
-// Generates text at the server at argv[3] with the client named by argv[2] and prints what it understood, as JSON. No client is changed.
+// Generates text at the server at argv[3] with the client named by argv[2] and prints what the client parsed, as JSON.
+// The clients are unmodified.
 const [, , name, base] = process.argv;
 const model = "stub";
 const messages = [{ role: "user", content: "hello" }];

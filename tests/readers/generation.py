@@ -1,4 +1,7 @@
-"""Generates text at the server at argv[2] with the client named by argv[1] and prints what it understood, as JSON. No client is changed."""
+"""Generates text at the server at argv[2] with the client named by argv[1] and prints what the client parsed, as JSON.
+
+The clients are unmodified.
+"""
 
 import json
 import os
@@ -6,7 +9,7 @@ import sys
 
 BASE = sys.argv[2]
 MODEL = "stub"
-SAID = [{"role": "user", "content": "hello"}]
+MESSAGES = [{"role": "user", "content": "hello"}]
 TOOLS = [{"type": "function", "function": {"name": "weather", "parameters": {"type": "object"}}}]
 
 
@@ -16,10 +19,10 @@ def openai():
     client = OpenAI(base_url=f"{BASE}/v1", api_key="key", max_retries=0)
     usage, text = None, ""
     options = {"include_usage": True}
-    for chunk in client.chat.completions.create(model=MODEL, messages=SAID, stream=True, stream_options=options):
+    for chunk in client.chat.completions.create(model=MODEL, messages=MESSAGES, stream=True, stream_options=options):
         text += "".join(choice.delta.content or "" for choice in chunk.choices)
         usage = chunk.usage or usage
-    whole = client.chat.completions.create(model=MODEL, messages=SAID, max_tokens=2)
+    whole = client.chat.completions.create(model=MODEL, messages=MESSAGES, max_tokens=2)
     tool = [{"role": "user", "content": "!tool"}]
     called = client.chat.completions.create(model=MODEL, messages=tool, tools=TOOLS).choices[0]
     try:
@@ -28,7 +31,7 @@ def openai():
     except Exception as error:
         broken = type(error).__name__
     try:
-        client.chat.completions.create(model="nowhere", messages=SAID)
+        client.chat.completions.create(model="nowhere", messages=MESSAGES)
         unknown = None
     except APIStatusError as error:
         unknown = [type(error).__name__, error.code]
@@ -56,10 +59,10 @@ def anthropic():
     from anthropic import Anthropic, APIStatusError
 
     client = Anthropic(base_url=BASE, api_key="key", max_retries=0)
-    with client.messages.stream(model=MODEL, max_tokens=64, messages=SAID) as stream:
+    with client.messages.stream(model=MODEL, max_tokens=64, messages=MESSAGES) as stream:
         text = "".join(stream.text_stream)
         last = stream.get_final_message()
-    whole = client.messages.create(model=MODEL, max_tokens=2, messages=SAID)
+    whole = client.messages.create(model=MODEL, max_tokens=2, messages=MESSAGES)
     tools = [{"name": "weather", "input_schema": {"type": "object"}}]
     tool = [{"role": "user", "content": "!tool"}]
     called = client.messages.create(model=MODEL, max_tokens=64, messages=tool, tools=tools)
@@ -75,7 +78,7 @@ def anthropic():
         "whole": [whole.content[0].text, whole.stop_reason],
         "tool": [called.stop_reason, called.content[0].name, called.content[0].input],
         "broken": broken is not None,
-        "count": client.messages.count_tokens(model=MODEL, messages=SAID).input_tokens,
+        "count": client.messages.count_tokens(model=MODEL, messages=MESSAGES).input_tokens,
     }
 
 
@@ -104,13 +107,13 @@ def litellm():
     import litellm as lite
 
     lite.telemetry = False
-    found = {}
+    texts = {}
     for provider, base in [("openai", f"{BASE}/v1"), ("anthropic", BASE), ("gemini", BASE)]:
-        ask = {"model": f"{provider}/{MODEL}", "messages": SAID, "api_base": base, "api_key": "key", "max_tokens": 64}
-        chunks = lite.completion(stream=True, **ask)
+        request = {"model": f"{provider}/{MODEL}", "messages": MESSAGES, "api_base": base, "api_key": "key", "max_tokens": 64}
+        chunks = lite.completion(stream=True, **request)
         text = "".join(chunk.choices[0].delta.content or "" for chunk in chunks)
-        found[provider] = [text, lite.completion(**ask).choices[0].message.content]
-    return found
+        texts[provider] = [text, lite.completion(**request).choices[0].message.content]
+    return texts
 
 
 def langchain():
@@ -124,9 +127,9 @@ def huggingface():
     from huggingface_hub import InferenceClient
 
     client = InferenceClient(base_url=f"{BASE}/v1", api_key="key")
-    chunks = client.chat_completion(SAID, model=MODEL, stream=True)
+    chunks = client.chat_completion(MESSAGES, model=MODEL, stream=True)
     text = "".join(chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices)
-    return {"stream": text, "whole": client.chat_completion(SAID, model=MODEL).choices[0].message.content}
+    return {"stream": text, "whole": client.chat_completion(MESSAGES, model=MODEL).choices[0].message.content}
 
 
 print(json.dumps({name: call for name, call in globals().items() if callable(call)}[sys.argv[1]]()))

@@ -1,4 +1,4 @@
-"""Asks the server at argv[1] with the client of huggingface_hub and prints what it understood, as JSON."""
+"""Sends requests to the server at argv[1] with the client of huggingface_hub and prints what the client parsed, as JSON."""
 
 import json
 import sys
@@ -14,13 +14,13 @@ def client(name):
     return InferenceClient(model=f"{BASE}/models/{name}")
 
 
-def scores(found):
-    return [[element.label, element.score] for element in found]
+def scores(labels):
+    return [[element.label, element.score] for element in labels]
 
 
-def refused(ask):
+def refused(request):
     try:
-        ask()
+        request()
     except HfHubHTTPError as error:
         return [error.response.status_code, error.response.json()["error"]]
     return None
@@ -31,7 +31,7 @@ groups = entities.token_classification(TEXT)
 tokens = entities.token_classification(TEXT, aggregation_strategy="none", ignore_labels=["O"])
 one = embeddings.feature_extraction("a sentence", normalize=True, truncate=True)
 many = embeddings.feature_extraction(["a sentence", "another one"])
-understood = {
+report = {
     "all": scores(sentiment.text_classification("what a wonderful day")),
     "top": scores(sentiment.text_classification("what a wonderful day", top_k=1, function_to_apply="softmax")),
     "raw": scores(sentiment.text_classification("what a wonderful day", function_to_apply="none")),
@@ -43,4 +43,4 @@ understood = {
     "unknown": refused(lambda: client("nowhere").text_classification("hello")),
     "invalid": refused(lambda: sentiment.text_classification("hello", function_to_apply="tanh")),
 }
-print(json.dumps(understood))
+print(json.dumps(report))

@@ -1,54 +1,54 @@
-// node read.mjs READER URL COUNT NAME…: reads events of these names with a reader from npm, writes each as a line of JSON, and
-// ends after COUNT of them. The packages are in WEIR_TEST_NPM.
+// node read.mjs READER URL COUNT NAME…: reads events of these names with a package from npm, prints each as a line of JSON, and
+// exits after COUNT of them. The packages are in WEIR_TEST_NPM.
 import { createRequire } from "node:module";
 
 const require = createRequire(`${process.env.WEIR_TEST_NPM}/index.js`);
 const [reader, url, count, ...names] = process.argv.slice(2);
-let left = Number(count);
+let remaining = Number(count);
 
-function take(id, name, data) {
-  if (left > 0) {
+function print(id, name, data) {
+  if (remaining > 0) {
     console.log(JSON.stringify({ id, name, data: JSON.parse(data) }));
-    left -= 1;
+    remaining -= 1;
   }
-  return left > 0;
+  return remaining > 0;
 }
 
 if (reader === "eventsource") {
-  // It connects again by itself, with the id of the last event.
+  // The package reconnects, with the id of the last event.
   const { EventSource } = require("eventsource");
   const source = new EventSource(url);
   for (const name of names) {
     source.addEventListener(name, (event) => {
-      if (!take(event.lastEventId, name, event.data)) {
+      if (!print(event.lastEventId, name, event.data)) {
         source.close();
       }
     });
   }
 } else {
-  // A parser alone: the connecting again is done here.
+  // The package is only a parser, so this program reconnects.
   const { createParser } = require("eventsource-parser");
   let last = "";
-  while (left > 0) {
+  while (remaining > 0) {
     const parser = createParser({
       onEvent(event) {
         last = event.id ?? last;
         if (names.includes(event.event)) {
-          take(last, event.event, event.data);
+          print(last, event.event, event.data);
         }
       },
     });
     try {
-      const answer = await fetch(url, { headers: last === "" ? {} : { "last-event-id": last } });
+      const response = await fetch(url, { headers: last === "" ? {} : { "last-event-id": last } });
       const decoder = new TextDecoder();
-      for await (const piece of answer.body) {
+      for await (const piece of response.body) {
         parser.feed(decoder.decode(piece, { stream: true }));
-        if (left === 0) {
+        if (remaining === 0) {
           break;
         }
       }
     } catch {
-      // It was cut: again.
+      // The connection was cut: reconnect.
     }
   }
   process.exit(0);

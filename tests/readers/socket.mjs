@@ -1,6 +1,6 @@
-// node socket.mjs URL [HEADERS]: a WebSocket by a library that is not ours. HEADERS is a JSON object. Each line of the standard input
-// is sent as a message; what happens is written as a line of JSON: {"open"}, {"message"}, {"refused"}, {"close","reason"}. A line
-// `!close` closes, `!binary` sends bytes, `!cut` destroys the connection, `!pause` and `!resume` are about reading.
+// node socket.mjs URL [HEADERS]: a WebSocket of the package `ws`. HEADERS is a JSON object. Each line of the standard input is sent as a
+// message; each event is printed as a line of JSON: {"open"}, {"message"}, {"refused"}, {"error"}, {"close","reason"}. The line `!close`
+// closes the WebSocket, `!binary` sends bytes, `!cut` destroys the connection, `!pause` and `!resume` stop and start reading.
 import { createRequire } from "node:module";
 import { createInterface } from "node:readline";
 
@@ -8,21 +8,21 @@ const require = createRequire(`${process.env.WEIR_TEST_NPM}/index.js`);
 const WebSocket = require("ws");
 const [url, headers = "{}"] = process.argv.slice(2);
 const socket = new WebSocket(url, { headers: JSON.parse(headers), perMessageDeflate: true });
-const say = (what) => console.log(JSON.stringify(what));
+const print = (what) => console.log(JSON.stringify(what));
 
-socket.on("open", () => say({ open: true }));
-socket.on("message", (data) => say({ message: JSON.parse(data.toString()) }));
-socket.on("unexpected-response", (_, answer) => {
+socket.on("open", () => print({ open: true }));
+socket.on("message", (data) => print({ message: JSON.parse(data.toString()) }));
+socket.on("unexpected-response", (_, response) => {
   let body = "";
-  answer.on("data", (piece) => (body += piece));
-  answer.on("end", () => {
-    say({ refused: answer.statusCode, body });
+  response.on("data", (piece) => (body += piece));
+  response.on("end", () => {
+    print({ refused: response.statusCode, body });
     process.exit(0);
   });
 });
-socket.on("error", (error) => say({ error: error.message }));
+socket.on("error", (error) => print({ error: error.message }));
 socket.on("close", (code, reason) => {
-  say({ close: code, reason: reason.toString() });
+  print({ close: code, reason: reason.toString() });
   process.exit(0);
 });
 

@@ -1,4 +1,4 @@
-//! What a client does with Weir, one function each: classify, send lines, publish, follow, feed a session, run a pipeline.
+//! The operations of a client of Weir, one function each: classify, send lines, publish, follow, feed a session, run a pipeline.
 
 use anyhow::{Context, Result, ensure};
 use reqwest::{Body, Client, Response};
@@ -7,14 +7,14 @@ use serde_json::{Value, json};
 use crate::follow::Follower;
 use crate::{Server, ndjson, pipelines};
 
-/// The media type of lines of JSON.
+/// The media type of newline-delimited JSON.
 pub const NDJSON: &str = "application/x-ndjson";
 
-/// Posts JSON; the status and the answer.
+/// Posts JSON; the status and the body of the response.
 pub async fn post(server: &Server, path: &str, body: &Value) -> Result<(u16, Value)> {
-    let answer = Client::new().post(server.url(path)).json(body).send().await?;
-    let status = answer.status().as_u16();
-    let text = answer.text().await?;
+    let response = Client::new().post(server.url(path)).json(body).send().await?;
+    let status = response.status().as_u16();
+    let text = response.text().await?;
     Ok((status, serde_json::from_str(&text).with_context(|| format!("{status}: {text}"))?))
 }
 
@@ -23,52 +23,52 @@ pub async fn post_body(server: &Server, path: &str, content_type: &str, body: im
     Ok(Client::new().post(server.url(path)).header("content-type", content_type).body(body).send().await?)
 }
 
-/// Posts a body of a media type; the lines of the answer, which must be 200.
-pub async fn lines(server: &Server, path: &str, content_type: &str, body: impl Into<Body>) -> Result<Vec<Value>> {
-    let answer = post_body(server, path, content_type, body).await?;
-    ensure!(answer.status() == 200, "{}", answer.text().await?);
-    ensure!(answer.headers()["content-type"] == NDJSON, "{:?}", answer.headers());
-    ndjson(&answer.text().await?)
+/// Posts a body of a media type; the lines of the response, whose status must be 200.
+pub async fn post_lines(server: &Server, path: &str, content_type: &str, body: impl Into<Body>) -> Result<Vec<Value>> {
+    let response = post_body(server, path, content_type, body).await?;
+    ensure!(response.status() == 200, "{}", response.text().await?);
+    ensure!(response.headers()["content-type"] == NDJSON, "{:?}", response.headers());
+    ndjson(&response.text().await?)
 }
 
-/// The body of a stream of lines.
-pub fn body_of(lines: &[Value]) -> String {
+/// Values as an NDJSON body.
+pub fn ndjson_body(lines: &[Value]) -> String {
     lines.iter().map(|line| format!("{line}\n")).collect()
 }
 
-/// The scores of each label for each text.
+/// The scores of all labels of each text, in the order of the texts.
 pub async fn classify(server: &Server, texts: &[&str]) -> Result<Vec<Value>> {
-    let (status, answer) = post(server, "/v1/classify", &json!({"inputs": texts})).await?;
-    ensure!(status == 200, "{answer}");
-    Ok(answer["outputs"].as_array().context("outputs")?.clone())
+    let (status, response) = post(server, "/v1/classify", &json!({"inputs": texts})).await?;
+    ensure!(status == 200, "{response}");
+    Ok(response["outputs"].as_array().context("outputs")?.clone())
 }
 
-/// Publishes an event of a workflow whose message is `nN`; the status and the answer.
-pub async fn progress(server: &Server, workflow: &str, n: u32) -> Result<(u16, Value)> {
+/// Publishes an event of a workflow whose message is `nN`; the status and the body of the response.
+pub async fn try_publish(server: &Server, workflow: &str, n: u32) -> Result<(u16, Value)> {
     let body = json!({"step": "work", "progress": n % 100, "message": format!("n{n}")});
     post(server, &format!("/stream/publish/workflow/{workflow}"), &body).await
 }
 
-/// As [`progress`], which must be taken; the id of the event.
+/// [`try_publish`], which must succeed; the id of the event.
 pub async fn publish(server: &Server, workflow: &str, n: u32) -> Result<String> {
-    let (status, answer) = progress(server, workflow, n).await?;
-    ensure!(status == 200, "{status}: {answer}");
-    Ok(answer["id"].as_str().context("an id")?.to_owned())
+    let (status, response) = try_publish(server, workflow, n).await?;
+    ensure!(status == 200, "{status}: {response}");
+    Ok(response["id"].as_str().context("an id")?.to_owned())
 }
 
-/// Follows a channel from its beginning, by its kind and id: `workflow/42`.
+/// Follows a channel, given as `workflow/42`, from its beginning.
 pub async fn follow(server: &Server, channel: &str) -> Result<Follower> {
     Follower::open(server, &format!("/stream/{channel}"), None).await
 }
 
-/// Makes a session; its id.
+/// Creates a stored session; its id.
 pub async fn create_session(server: &Server, config: &Value) -> Result<String> {
-    let answer = Client::new().post(server.url("/sessions")).json(config).send().await?;
-    ensure!(answer.status() == 201, "{}", answer.text().await?);
-    let location = answer.headers()["location"].to_str()?.to_owned();
-    let answer: Value = answer.json().await?;
-    ensure!(answer["links"]["self"] == location, "{answer}");
-    Ok(answer["session_id"].as_str().context("an id")?.to_owned())
+    let response = Client::new().post(server.url("/sessions")).json(config).send().await?;
+    ensure!(response.status() == 201, "{}", response.text().await?);
+    let location = response.headers()["location"].to_str()?.to_owned();
+    let response: Value = response.json().await?;
+    ensure!(response["links"]["self"] == location, "{response}");
+    Ok(response["session_id"].as_str().context("an id")?.to_owned())
 }
 
 /// The path of a session's chunks.
@@ -76,16 +76,16 @@ pub fn chunks_path(session: &str) -> String {
     format!("/sessions/{session}/chunks")
 }
 
-/// Feeds a session in one request; the lines of the answer.
+/// Feeds a session in one request; the lines of the response.
 pub async fn feed(server: &Server, session: &str, chunks: &[Value]) -> Result<Vec<Value>> {
-    lines(server, &chunks_path(session), NDJSON, body_of(chunks)).await
+    post_lines(server, &chunks_path(session), NDJSON, ndjson_body(chunks)).await
 }
 
-/// Ends a session; the lines of the answer.
+/// Ends a session; the lines of the response.
 pub async fn end_session(server: &Server, session: &str) -> Result<Vec<Value>> {
-    let answer = Client::new().post(server.url(&format!("/sessions/{session}/end"))).send().await?;
-    ensure!(answer.status() == 200, "{}", answer.text().await?);
-    ndjson(&answer.text().await?)
+    let response = Client::new().post(server.url(&format!("/sessions/{session}/end"))).send().await?;
+    ensure!(response.status() == 200, "{}", response.text().await?);
+    ndjson(&response.text().await?)
 }
 
 /// Runs a pipeline to its end; its output.

@@ -1,5 +1,4 @@
-//! The fenced blocks of Markdown documents, and a shell that runs those of a page as a reader would type them: one after the other, in
-//! an empty folder, with `weir` on the `PATH`.
+//! The fenced blocks of Markdown documents, and a shell that runs those of a page in order, in an empty folder, with `weir` on the `PATH`.
 
 use std::net::TcpListener;
 use std::os::unix::fs::PermissionsExt;
@@ -11,18 +10,18 @@ use anyhow::{Context, Result, ensure};
 
 use crate::{PATIENCE, root, tool, weir};
 
-/// The ports that the documents use. Those that may be taken on this machine are replaced by free ones.
+/// The ports in the documents, which are replaced by free ones of this machine.
 const PORTS: [&str; 4] = ["8080", "8081", "8443", "6379"];
 
-/// Languages whose blocks are programs: they are run, come from a file that a test runs, or say why not.
+/// Languages whose blocks are programs: each is run, or has a `from` or a `not run` comment.
 pub const PROGRAMS: [&str; 5] = ["sh", "python", "js", "rust", "wit"];
 
 /// A fenced block.
 #[derive(Debug)]
 pub struct Block {
-    /// The line of its fence, from 1.
+    /// The line of the opening fence, from 1.
     pub line: usize,
-    /// What stands after the fence.
+    /// The info string after the opening fence.
     pub language: String,
     /// The lines between the fences.
     pub text: String,
@@ -33,13 +32,13 @@ pub struct Block {
 }
 
 impl Block {
-    /// Whether the shell of its page runs it.
+    /// Whether [`run_page`] runs it.
     pub fn runs(&self) -> bool {
         self.not_run.is_none() && self.from.is_none() && ["sh", "python", "js"].contains(&self.language.as_str())
     }
 }
 
-/// The fenced blocks of a Markdown text. Those of lists are indented.
+/// The fenced blocks of a Markdown text. The indentation of blocks in lists is removed.
 pub fn blocks(markdown: &str) -> Vec<Block> {
     let mut blocks = Vec::new();
     let mut open: Option<(Block, usize)> = None;
@@ -72,7 +71,7 @@ pub fn blocks(markdown: &str) -> Vec<Block> {
     blocks
 }
 
-/// The documents whose commands are promised to work: README.md, the pages of `docs/` and those of `examples/`.
+/// The documents whose commands are tested: README.md and the pages of `docs/` and `examples/`.
 pub fn pages() -> Result<Vec<PathBuf>> {
     fn below(folder: &Path, pages: &mut Vec<PathBuf>) -> Result<()> {
         for entry in std::fs::read_dir(folder)? {
@@ -95,10 +94,10 @@ pub fn pages() -> Result<Vec<PathBuf>> {
     Ok(pages)
 }
 
-/// A curl that takes an HTTP error for a failure and does not wait for ever.
+/// A wrapper of curl that fails on an HTTP error and has a time limit.
 const CURL: &str = "#!/bin/sh\nexec CURL --fail-with-body --show-error --max-time 120 \"$@\"\n";
 
-/// The script of a page: its blocks in order, each announced by its line.
+/// The script of a page: its blocks in order, each after an `echo` of its line number.
 fn script(page: &str, markdown: &str, node: bool) -> String {
     let mut script = String::from("set -euo pipefail\ntrap 'kill $(jobs -p) 2>/dev/null || true' EXIT\n");
     for block in blocks(markdown).iter().filter(|block| block.runs()) {
@@ -118,15 +117,17 @@ fn script(page: &str, markdown: &str, node: bool) -> String {
     script
 }
 
-/// Runs the blocks of a page and answers what they print. `tools` are variables that name programs, or folders of programs, that the
-/// page needs on the `PATH`.
+/// Runs the blocks of a page; their output. `tools` are variables that name programs, or folders of programs, that the page needs on the
+/// `PATH`.
 ///
 /// # Errors
 ///
 /// A command fails, or the page does not end in time.
 pub fn run_page(page: &str, tools: &[&str]) -> Result<String> {
-    let held: Vec<TcpListener> = PORTS.iter().map(|_| TcpListener::bind("127.0.0.1:0")).collect::<Result<_, _>>()?;
-    let ports: Vec<String> = held.iter().map(|it| Ok(it.local_addr()?.port().to_string())).collect::<Result<_>>()?;
+    let listeners: Vec<TcpListener> =
+        PORTS.iter().map(|_| TcpListener::bind("127.0.0.1:0")).collect::<Result<_, _>>()?;
+    let ports: Vec<String> =
+        listeners.iter().map(|listener| Ok(listener.local_addr()?.port().to_string())).collect::<Result<_>>()?;
     let markdown = std::fs::read_to_string(root().join(page))?;
     let has_node = Command::new("node").arg("--version").stdout(Stdio::null()).stderr(Stdio::null()).status().is_ok();
     let script =
@@ -140,8 +141,8 @@ pub fn run_page(page: &str, tools: &[&str]) -> Result<String> {
     std::fs::set_permissions(&shim, std::fs::Permissions::from_mode(0o755))?;
     let mut folders = vec![shims.path().to_owned(), weir()?.parent().context("weir lies in a folder")?.to_owned()];
     for variable in tools {
-        let found = tool(variable)?;
-        let folder = if found.is_dir() { found } else { found.parent().context("a folder")?.to_owned() };
+        let path = tool(variable)?;
+        let folder = if path.is_dir() { path } else { path.parent().context("a folder")?.to_owned() };
         folders.push(folder);
     }
     folders.extend(std::env::split_paths(&path));
@@ -149,13 +150,13 @@ pub fn run_page(page: &str, tools: &[&str]) -> Result<String> {
     let folder = tempfile::tempdir()?;
     let output = shims.path().join("output");
     let file = std::fs::File::create(&output)?;
-    drop(held);
+    drop(listeners);
     let mut shell = Command::new("bash")
         .arg("-c")
         .arg(&script)
         .current_dir(folder.path())
         .env("PATH", std::env::join_paths(folders)?)
-        // The defaults, on ports that are free on this machine.
+        // The defaults of the addresses, with the replaced ports.
         .env("WEIR_HTTP_LISTEN", format!("127.0.0.1:{}", ports[0]))
         .env("WEIR_EVENTS_REDIS_URL", format!("redis://127.0.0.1:{}/0", ports[3]))
         .stdin(Stdio::null())
@@ -163,8 +164,8 @@ pub fn run_page(page: &str, tools: &[&str]) -> Result<String> {
         .stderr(file)
         .process_group(0)
         .spawn()?;
-    let status = ended(&mut shell)?;
-    // Background processes of the shell end with its group.
+    let status = wait_for_exit(&mut shell)?;
+    // The group includes the background processes of the shell.
     Command::new("kill").args(["-KILL", "--", &format!("-{}", shell.id())]).stderr(Stdio::null()).status()?;
     let printed = String::from_utf8_lossy(&std::fs::read(&output)?).into_owned();
     let passed = status.is_some_and(|status| status.success()) && printed.contains("=== all ran");
@@ -172,8 +173,8 @@ pub fn run_page(page: &str, tools: &[&str]) -> Result<String> {
     Ok(printed)
 }
 
-/// How a process ended; nothing when it does not end in time.
-fn ended(process: &mut std::process::Child) -> Result<Option<ExitStatus>> {
+/// Waits for the exit of a process; none after the time limit.
+fn wait_for_exit(process: &mut std::process::Child) -> Result<Option<ExitStatus>> {
     let began = std::time::Instant::now();
     while began.elapsed() < PATIENCE * 4 {
         if let Some(status) = process.try_wait()? {

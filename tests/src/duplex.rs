@@ -1,10 +1,10 @@
-//! A request over HTTP/1.1 whose body is written piece by piece while its answer is read.
+//! A request over HTTP/1.1 whose body is written in pieces while its response is read.
 
 use anyhow::Result;
 
 use crate::{Raw, Server};
 
-/// The request, in chunks; `raw` reads the answer.
+/// A request with a chunked body; `raw` reads the response.
 pub struct Duplex {
     /// The connection.
     pub raw: Raw,
@@ -25,7 +25,7 @@ impl Duplex {
         Ok(Self { raw })
     }
 
-    /// Sends a piece of the body.
+    /// Sends a piece of the body as one chunk.
     pub async fn send(&mut self, piece: &[u8]) -> Result<()> {
         self.raw.send(format!("{:x}\r\n", piece.len()).as_bytes()).await?;
         self.raw.send(piece).await?;

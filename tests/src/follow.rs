@@ -1,4 +1,4 @@
-//! A subscriber of a channel: server-sent events over HTTP, read as the HTML standard has it (section 9.2).
+//! A subscriber of a channel: server-sent events over HTTP, parsed as in the HTML standard (section 9.2).
 
 use std::collections::VecDeque;
 
@@ -11,26 +11,25 @@ use serde_json::Value;
 
 use crate::{PATIENCE, Server};
 
-/// One event as a reader gets it.
+/// A received event.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Event {
-    /// The id of the last event that had one.
+    /// The id of the last event that had one, which may be an earlier event.
     pub id: String,
-    /// Its name.
     pub name: String,
-    /// Its data, as JSON.
+    /// The data, as JSON.
     pub data: Value,
 }
 
 impl Event {
-    /// The sequence number in its id.
+    /// The sequence number of the cursor in the id.
     pub fn seq(&self) -> Result<u64> {
         let (_, seq) = self.id.split_once('-').with_context(|| format!("an id: {}", self.id))?;
         Ok(seq.parse()?)
     }
 }
 
-/// A subscriber.
+/// A subscriber that reads server-sent events.
 pub struct Follower {
     body: BoxStream<'static, reqwest::Result<Bytes>>,
     line: Vec<u8>,
@@ -40,24 +39,24 @@ pub struct Follower {
 }
 
 impl Follower {
-    /// Follows a channel by its path, after an id or from the beginning.
+    /// Subscribes to the channel at a path, after an event id or from the beginning.
     pub async fn open(server: &Server, path: &str, last_id: Option<&str>) -> Result<Self> {
         let mut request = Client::new().get(server.url(path));
         if let Some(id) = last_id {
             request = request.header("last-event-id", id);
         }
-        Self::of(request.send().await?, last_id)
+        Self::from_response(request.send().await?, last_id)
     }
 
-    /// What follows in an answer.
-    pub fn of(answer: Response, last_id: Option<&str>) -> Result<Self> {
-        ensure!(answer.status() == 200, "{answer:?}");
+    /// Reads the events of a response.
+    pub fn from_response(response: Response, last_id: Option<&str>) -> Result<Self> {
+        ensure!(response.status() == 200, "{response:?}");
         let last_id = last_id.unwrap_or_default().to_owned();
-        let body = answer.bytes_stream().boxed();
+        let body = response.bytes_stream().boxed();
         Ok(Self { body, line: Vec::new(), lines: VecDeque::new(), last_id, heartbeats: 0 })
     }
 
-    /// The next event; none at the end, however it comes.
+    /// The next event; none at the end of the stream or where the connection breaks.
     pub async fn next(&mut self) -> Result<Option<Event>> {
         let (mut name, mut data) = ("message".to_owned(), Vec::new());
         loop {
@@ -79,28 +78,28 @@ impl Follower {
                 "event" => name = value.to_owned(),
                 "data" => data.push(value.to_owned()),
                 "retry" => {}
-                other => bail!("a field that nobody wrote: {other:?}"),
+                other => bail!("an unknown field: {other:?}"),
             }
         }
     }
 
-    /// The next event, which must come.
-    pub async fn event(&mut self) -> Result<Event> {
+    /// The next event; an error at the end of the stream.
+    pub async fn next_event(&mut self) -> Result<Event> {
         self.next().await?.context("the stream ended")
     }
 
-    /// The next event that has a place, which must come.
-    pub async fn placed(&mut self) -> Result<Event> {
+    /// The next event that has a cursor, which `connected` and `disconnected` have not; an error at the end of the stream.
+    pub async fn next_stored_event(&mut self) -> Result<Event> {
         loop {
-            let event = self.event().await?;
+            let event = self.next_event().await?;
             if !matches!(event.name.as_str(), "connected" | "disconnected") {
                 return Ok(event);
             }
         }
     }
 
-    /// The events that have a place, to the end.
-    pub async fn rest(&mut self) -> Result<Vec<Event>> {
+    /// The events with a cursor, to the end of the stream.
+    pub async fn remaining_events(&mut self) -> Result<Vec<Event>> {
         let mut events = Vec::new();
         while let Some(event) = self.next().await? {
             if !matches!(event.name.as_str(), "connected" | "disconnected") {
@@ -110,12 +109,12 @@ impl Follower {
         Ok(events)
     }
 
-    /// Where it would go on.
+    /// The event id after which a new subscription would resume.
     pub fn last_id(&self) -> &str {
         &self.last_id
     }
 
-    /// How many comments have come.
+    /// The number of comments received.
     pub fn heartbeats(&self) -> usize {
         self.heartbeats
     }
@@ -125,9 +124,9 @@ impl Follower {
             if let Some(line) = self.lines.pop_front() {
                 return Ok(Some(line));
             }
-            // A connection that breaks is an end.
+            // A broken connection counts as the end.
             let next = self.body.try_next();
-            let piece = tokio::time::timeout(PATIENCE, next).await.context("nothing came in time")?;
+            let piece = tokio::time::timeout(PATIENCE, next).await.context("no event or heartbeat in time")?;
             let Ok(Some(piece)) = piece else { return Ok(None) };
             for byte in piece {
                 match byte {

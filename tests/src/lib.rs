@@ -1,11 +1,11 @@
-//! What the end-to-end tests share: the built `weir`, started on a free port and stopped at the end of the test, and
-//! sockets to talk to it.
+//! Helpers of the end-to-end tests: the built `weir`, started on a free port and stopped at the end of the test, and the clients that
+//! send requests to it.
 //!
-//! Everything here waits for conditions with a deadline; nothing sleeps and hopes.
+//! Every wait is for a condition and has a deadline.
 
 pub mod auth;
 pub mod client;
-pub mod cut;
+pub mod cutting_proxy;
 pub mod documents;
 mod duplex;
 pub mod follow;
@@ -28,31 +28,31 @@ use serde_json::Value;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
-/// How long anything may take before a test gives up. The machines that run this are small and busy.
+/// Deadline of every wait. It is long because the machines that run these tests are small and busy.
 pub const PATIENCE: Duration = Duration::from_secs(60);
 
-/// The repository.
+/// The root folder of the repository.
 pub fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).parent().map(Path::to_path_buf).unwrap_or_default()
 }
 
-/// Where cargo builds.
+/// The target folder of cargo.
 pub fn target() -> PathBuf {
     std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| root().join("target"), PathBuf::from)
 }
 
-/// The built `weir`.
+/// The path of the built `weir`.
 pub fn weir() -> Result<PathBuf> {
     built(target().join("release/weir"))
 }
 
-/// A built component or guest, by its file name.
+/// The path of a built component or guest, by its file name.
 pub fn component(name: &str) -> Result<PathBuf> {
     let dir = std::env::var_os("WEIR_COMPONENTS_DIR").map_or_else(|| target().join("components"), PathBuf::from);
     built(dir.join(name))
 }
 
-/// The models that ship.
+/// The folder of the models that ship.
 pub fn models() -> PathBuf {
     root().join("host/nn/models")
 }
@@ -62,31 +62,31 @@ fn built(path: PathBuf) -> Result<PathBuf> {
     Ok(path)
 }
 
-/// A variable that `cargo xtask test` sets or passes on.
+/// The path in an environment variable that `cargo xtask test` sets or passes on.
 pub fn tool(variable: &str) -> Result<PathBuf> {
     let value = std::env::var_os(variable).with_context(|| format!("{variable} is not set: run `cargo xtask test`"))?;
     Ok(value.into())
 }
 
-/// A program that serves HTTP and says where; killed when dropped.
+/// A program that serves HTTP and prints its address; killed when dropped.
 pub struct Server {
     child: Child,
     address: String,
     log: Arc<Mutex<String>>,
-    /// Shown for `/metrics`.
+    /// Bearer token of requests to `/metrics`.
     token: Option<String>,
 }
 
 impl Server {
-    /// Starts `weir serve` with the models that ship, or with what `arguments` say, and waits until it is ready.
+    /// Starts `weir serve` with the models that ship, unless `arguments` name others, and waits until it is ready.
     pub async fn start(arguments: &[&str]) -> Result<Self> {
         let server = Self::launch(arguments)?;
         server.ready().await?;
         Ok(server)
     }
 
-    /// Starts `weir serve` with the stand-in for the infer component, which answers by keywords and has no engine, and waits until it is
-    /// ready.
+    /// Starts `weir serve` with the stand-in for the infer component, which derives outputs from keywords without an engine, and waits
+    /// until it is ready.
     pub async fn start_stub(arguments: &[&str]) -> Result<Self> {
         let server = Self::launch_stub(arguments)?;
         server.ready().await?;
@@ -102,7 +102,7 @@ impl Server {
         Self::start_stub(&all).await
     }
 
-    /// [`Server::start`], for a server that is not ready yet, or never will be: it listens.
+    /// [`Server::start`] without waiting for readiness: the server listens, and may never become ready.
     pub fn launch(arguments: &[&str]) -> Result<Self> {
         let mut command = Command::new(weir()?);
         command.arg("serve").args(arguments);
@@ -115,7 +115,7 @@ impl Server {
         Self::spawn(command, "listening on http://")
     }
 
-    /// [`Server::start_stub`], for a server that is not ready yet, or never will be: it listens.
+    /// [`Server::start_stub`] without waiting for readiness: the server listens, and may never become ready.
     pub fn launch_stub(arguments: &[&str]) -> Result<Self> {
         let stub = format!("infer={}", component("infer_stub.wasm")?.display());
         let mut all = vec!["--component", stub.as_str(), "--set", "models.replicas=1"];
@@ -123,7 +123,7 @@ impl Server {
         Self::launch(&all)
     }
 
-    /// Starts a program and waits for the line that says where it listens.
+    /// Starts a program and waits for the line in which `announcement` precedes the address that it listens on.
     pub fn spawn(mut command: Command, announcement: &str) -> Result<Self> {
         let program = format!("{command:?}");
         let mut child = command
@@ -133,17 +133,17 @@ impl Server {
             .spawn()
             .with_context(|| format!("cannot start {program}"))?;
         let log = Arc::new(Mutex::new(String::new()));
-        let (found, address) = std::sync::mpsc::channel();
+        let (addresses, address) = std::sync::mpsc::channel();
         let outputs: [Option<Box<dyn std::io::Read + Send>>; 2] = [
             child.stdout.take().map(|out| Box::new(out) as Box<_>),
             child.stderr.take().map(|err| Box::new(err) as Box<_>),
         ];
         for output in outputs.into_iter().flatten() {
-            let (log, found, announcement) = (log.clone(), found.clone(), announcement.to_string());
+            let (log, addresses, announcement) = (log.clone(), addresses.clone(), announcement.to_string());
             std::thread::spawn(move || {
                 for line in BufReader::new(output).lines().map_while(Result::ok) {
                     if let Some((_, address)) = line.split_once(&announcement) {
-                        let _ = found.send(address.trim_end_matches('/').to_string());
+                        let _ = addresses.send(address.trim_end_matches('/').to_string());
                     }
                     let mut log = log.lock().unwrap_or_else(PoisonError::into_inner);
                     log.push_str(&line);
@@ -151,25 +151,25 @@ impl Server {
                 }
             });
         }
-        drop(found);
+        drop(addresses);
         match address.recv_timeout(PATIENCE) {
             Ok(address) => Ok(Self { child, address, log, token: None }),
             Err(_) => {
                 let _ = child.kill();
                 let _ = child.wait();
                 let log = log.lock().unwrap_or_else(PoisonError::into_inner).clone();
-                bail!("{program} did not say where it listens; it said:\n{log}")
+                bail!("{program} did not print the address that it listens on; its output:\n{log}")
             }
         }
     }
 
-    /// The same, whose metrics are read with a token.
+    /// The same server, whose metrics are read with a bearer token.
     pub fn with_token(mut self, token: &str) -> Self {
         self.token = Some(token.to_owned());
         self
     }
 
-    /// The number of its process.
+    /// The process id.
     pub fn id(&self) -> u32 {
         self.child.id()
     }
@@ -179,20 +179,20 @@ impl Server {
         &self.address
     }
 
-    /// A URL on this server.
+    /// The URL of a path on this server.
     pub fn url(&self, path: &str) -> String {
         format!("http://{}{path}", self.address)
     }
 
-    /// What it has written so far.
+    /// The output so far, standard output and standard error together.
     pub fn log(&self) -> String {
         self.log.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// Waits until `/readyz` says ready.
+    /// Waits until `/readyz` is 200.
     pub async fn ready(&self) -> Result<()> {
         until("ready", || async {
-            Ok(reqwest::get(self.url("/readyz")).await.is_ok_and(|answer| answer.status() == 200))
+            Ok(reqwest::get(self.url("/readyz")).await.is_ok_and(|response| response.status() == 200))
         })
         .await
         .with_context(|| self.log())
@@ -205,29 +205,29 @@ impl Server {
         Ok(())
     }
 
-    /// Waits for it to end.
+    /// Waits for the process to exit.
     pub async fn wait(&mut self) -> Result<ExitStatus> {
         let began = Instant::now();
         loop {
             if let Some(status) = self.child.try_wait()? {
                 return Ok(status);
             }
-            ensure!(began.elapsed() < PATIENCE, "it did not end; it said:\n{}", self.log());
+            ensure!(began.elapsed() < PATIENCE, "the server did not exit; its output:\n{}", self.log());
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
     }
 
-    /// One value of `/metrics`, summed over its labels; 0 when it is not there yet.
+    /// The value of a metric, summed over its labels; 0 when `/metrics` does not have it yet.
     pub async fn metric(&self, name: &str) -> Result<f64> {
-        self.sum(|key| key.split('{').next() == Some(name)).await
+        self.sum_metrics(|key| key.split('{').next() == Some(name)).await
     }
 
-    /// How many POSTs have been answered.
-    pub async fn posts(&self) -> Result<f64> {
-        self.sum(|key| key.starts_with("weir_http_requests_total{") && key.contains("method=\"POST\"")).await
+    /// The number of POST requests that have been answered.
+    pub async fn post_count(&self) -> Result<f64> {
+        self.sum_metrics(|key| key.starts_with("weir_http_requests_total{") && key.contains("method=\"POST\"")).await
     }
 
-    async fn sum(&self, wanted: impl Fn(&str) -> bool) -> Result<f64> {
+    async fn sum_metrics(&self, matches: impl Fn(&str) -> bool) -> Result<f64> {
         let mut request = reqwest::Client::new().get(self.url("/metrics"));
         if let Some(token) = &self.token {
             request = request.bearer_auth(token);
@@ -235,12 +235,12 @@ impl Server {
         let text = request.send().await?.error_for_status()?.text().await?;
         let values = text.lines().filter_map(|line| {
             let (key, value) = line.rsplit_once(' ')?;
-            wanted(key).then(|| value.parse::<f64>().ok())?
+            matches(key).then(|| value.parse::<f64>().ok())?
         });
         Ok(values.sum())
     }
 
-    /// Resident memory, bytes.
+    /// Resident memory of the process, in bytes.
     pub fn resident_bytes(&self) -> Result<u64> {
         let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.id()))?;
         let line = status.lines().find(|line| line.starts_with("VmRSS:")).context("no VmRSS")?;
@@ -256,11 +256,11 @@ impl Drop for Server {
     }
 }
 
-/// Asks again until the answer is yes, or patience ends.
-pub async fn until<F: Future<Output = Result<bool>>>(what: &str, mut ask: impl FnMut() -> F) -> Result<()> {
+/// Evaluates a condition repeatedly until it is true; an error after [`PATIENCE`].
+pub async fn until<F: Future<Output = Result<bool>>>(what: &str, mut condition: impl FnMut() -> F) -> Result<()> {
     let began = Instant::now();
-    while !ask().await? {
-        ensure!(began.elapsed() < PATIENCE, "not {what} after {PATIENCE:?}");
+    while !condition().await? {
+        ensure!(began.elapsed() < PATIENCE, "not within {PATIENCE:?}: {what}");
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
     Ok(())
@@ -276,21 +276,20 @@ pub fn statuses(events: &[Value]) -> Vec<&str> {
     events.iter().map(|event| event["status"].as_str().unwrap_or("?")).collect()
 }
 
-/// A socket on which a test writes bytes of its own.
+/// A TCP connection on which a test writes its own bytes.
 pub struct Raw {
     stream: TcpStream,
     read: Vec<u8>,
 }
 
 impl Raw {
-    /// Connects.
     pub async fn connect(server: &Server) -> Result<Self> {
         let stream = TcpStream::connect(server.address()).await?;
         Ok(Self { stream, read: Vec::new() })
     }
 
-    /// Connects with a receive buffer so small that the server soon notices a reader that does not read.
-    pub async fn connect_small(server: &Server) -> Result<Self> {
+    /// Connects with a small receive buffer, so that writes of the server soon block when the test does not read.
+    pub async fn connect_with_small_buffer(server: &Server) -> Result<Self> {
         let socket = tokio::net::TcpSocket::new_v4()?;
         socket.set_recv_buffer_size(4096)?;
         Ok(Self { stream: socket.connect(server.address().parse()?).await?, read: Vec::new() })
@@ -328,7 +327,7 @@ impl Raw {
                 }
                 let mut buffer = [0; 4096];
                 match self.stream.read(&mut buffer).await? {
-                    0 => bail!("the connection ended before {needle:?}; it brought:\n{text}"),
+                    0 => bail!("the connection ended before {needle:?}, after:\n{text}"),
                     read => self.read.extend_from_slice(&buffer[..read]),
                 }
             }
@@ -336,7 +335,7 @@ impl Raw {
         tokio::time::timeout(PATIENCE, reading).await.with_context(|| format!("no {needle:?} in time"))?
     }
 
-    /// Reads to the end of the connection; that the peer resets it is an end too.
+    /// Reads to the end of the connection; a reset counts as an end.
     pub async fn read_to_end(&mut self) -> Result<String> {
         let reading = self.stream.read_to_end(&mut self.read);
         match tokio::time::timeout(PATIENCE, reading).await.context("no end in time")? {
@@ -346,8 +345,8 @@ impl Raw {
         Ok(String::from_utf8_lossy(&self.read).into_owned())
     }
 
-    /// Sends a body as one chunk after another while it reads until the text contains `needle`; what is left to send then is not sent.
-    /// Returns all that was read.
+    /// Sends a body as chunks of HTTP/1.1 while reading, until the text contains `needle`; the unsent part of the body is dropped.
+    /// Returns everything that was read.
     pub async fn send_while_reading(&mut self, body: &[u8], needle: &str) -> Result<String> {
         let (mut read, mut write) = self.stream.split();
         let sending = async {
@@ -374,14 +373,14 @@ impl Raw {
         let either = async {
             tokio::select! {
                 sent = sending => sent,
-                seen = reading => seen,
+                received = reading => received,
             }
         };
         tokio::time::timeout(PATIENCE, either).await.with_context(|| format!("no {needle:?} in time"))?
     }
 
-    /// Reads to the end of an answer that comes in chunks, or of the connection; returns what came since what was read last.
-    pub async fn read_to_end_of_answer(&mut self) -> Result<String> {
+    /// Reads to the end of a chunked response, or of the connection; returns the text that this call has read.
+    pub async fn read_to_end_of_response(&mut self) -> Result<String> {
         let from = self.read.len();
         let reading = async {
             let mut buffer = [0; 4096];
@@ -396,8 +395,8 @@ impl Raw {
         Ok(String::from_utf8_lossy(&self.read[from..]).into_owned())
     }
 
-    /// Reads to the next `needle` and forgets everything up to its end, so that it is found once.
-    pub async fn take_next(&mut self, needle: &str) -> Result<()> {
+    /// Reads to the next `needle` and discards everything up to its end.
+    pub async fn skip_past(&mut self, needle: &str) -> Result<()> {
         let needle = needle.as_bytes();
         let mut buffer = vec![0; 1 << 14];
         let reading = async {
@@ -406,7 +405,7 @@ impl Raw {
                     self.read.drain(..at + needle.len());
                     return Ok(());
                 }
-                // What may be its beginning stays.
+                // The last bytes may be the beginning of `needle`.
                 self.read.drain(..self.read.len().saturating_sub(needle.len() - 1));
                 match self.stream.read(&mut buffer).await? {
                     0 => bail!("the connection ended before {:?}", String::from_utf8_lossy(needle)),
@@ -417,26 +416,26 @@ impl Raw {
         tokio::time::timeout(PATIENCE, reading).await.context("not in time")?
     }
 
-    /// Reads, and forgets, until `needle` has come `count` times; returns how many bytes that took.
+    /// Reads and discards until `needle` has arrived `count` times; returns the number of bytes read.
     pub async fn read_until_nth(&mut self, needle: &str, count: usize) -> Result<usize> {
         let needle = needle.as_bytes();
-        let (mut seen, mut total) = (0, 0);
+        let (mut matches, mut total) = (0, 0);
         let mut buffer = vec![0; 1 << 16];
         let reading = async {
             loop {
                 let mut from = 0;
                 while let Some(at) = self.read[from..].windows(needle.len()).position(|window| window == needle) {
-                    seen += 1;
+                    matches += 1;
                     from += at + needle.len();
                 }
-                if seen >= count {
+                if matches >= count {
                     return Ok(total);
                 }
-                // What may be the beginning of the next one stays.
-                let keep = from.max(self.read.len().saturating_sub(needle.len() - 1));
-                self.read.drain(..keep);
+                // The last bytes may be the beginning of the next match.
+                let matched_end = from.max(self.read.len().saturating_sub(needle.len() - 1));
+                self.read.drain(..matched_end);
                 match self.stream.read(&mut buffer).await? {
-                    0 => bail!("the connection ended after {seen} of {count} {needle:?}"),
+                    0 => bail!("the connection ended after {matches} of {count} {:?}", String::from_utf8_lossy(needle)),
                     read => {
                         total += read;
                         self.read.extend_from_slice(&buffer[..read]);

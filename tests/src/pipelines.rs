@@ -1,4 +1,4 @@
-//! Pipelines of a test: their folder, their executions and what these tell.
+//! Pipelines of a test: their folder, their executions and the events of these.
 
 use std::path::Path;
 
@@ -13,47 +13,47 @@ use crate::{
     until,
 };
 
-/// A folder of pipelines.
+/// A temporary folder of pipeline definitions.
 pub struct Folder {
     dir: TempDir,
-    set: String,
+    setting: String,
 }
 
 impl Folder {
-    /// A folder with these: a name and its steps each.
+    /// A folder with pipelines, each given by its name and its steps.
     pub fn new(pipelines: &[(&str, Value)]) -> Result<Self> {
         let dir = tempfile::tempdir()?;
-        let set = format!("pipelines.dir={}", dir.path().display());
-        let folder = Self { dir, set };
+        let setting = format!("pipelines.dir={}", dir.path().display());
+        let folder = Self { dir, setting };
         for (name, steps) in pipelines {
-            folder.put(name, steps)?;
+            folder.write(name, steps)?;
         }
         Ok(folder)
     }
 
-    /// Puts a pipeline there, or another in its place. What is told of it is told at once.
-    pub fn put(&self, name: &str, steps: &Value) -> Result<()> {
+    /// Writes or replaces a definition. Its executions flush their events without delay.
+    pub fn write(&self, name: &str, steps: &Value) -> Result<()> {
         let definition = json!({"name": name, "streaming": {"flush_interval_ms": 0}, "steps": steps});
-        self.put_text(name, &definition.to_string())
+        self.write_text(name, &definition.to_string())
     }
 
-    /// Puts a file there.
-    pub fn put_text(&self, name: &str, text: &str) -> Result<()> {
+    /// Writes or replaces the file of a definition.
+    pub fn write_text(&self, name: &str, text: &str) -> Result<()> {
         Ok(std::fs::write(self.dir.path().join(format!("{name}.json")), text)?)
     }
 
-    /// Where it is.
+    /// The path of the folder.
     pub fn path(&self) -> &Path {
         self.dir.path()
     }
 
-    /// The arguments that tell a server of it.
+    /// The arguments with which a server uses the folder.
     pub fn arguments(&self) -> [&str; 2] {
-        ["--set", &self.set]
+        ["--set", &self.setting]
     }
 }
 
-/// Starts an execution, with headers.
+/// Sends the request that starts an execution, with headers.
 pub async fn start(server: &Server, name: &str, input: &Value, headers: &[(&str, &str)]) -> Result<Response> {
     let mut request = Client::new().post(server.url(&format!("/pipelines/{name}"))).json(input);
     for (name, value) in headers {
@@ -62,11 +62,11 @@ pub async fn start(server: &Server, name: &str, input: &Value, headers: &[(&str,
     Ok(request.send().await?)
 }
 
-/// Starts an execution; its id.
-pub async fn begin(server: &Server, name: &str, input: &Value) -> Result<String> {
-    let answer = start(server, name, input, &[]).await?;
-    let (status, location) = (answer.status(), answer.headers().get("location").cloned());
-    let body: Value = answer.json().await?;
+/// Starts an execution, which must be accepted; its id.
+pub async fn start_execution(server: &Server, name: &str, input: &Value) -> Result<String> {
+    let response = start(server, name, input, &[]).await?;
+    let (status, location) = (response.status(), response.headers().get("location").cloned());
+    let body: Value = response.json().await?;
     ensure!(status == 202, "{status}: {body}");
     let id = body["execution_id"].as_str().context("an id")?.to_owned();
     ensure!(location.context("a location")?.to_str()? == format!("/executions/{id}"));
@@ -74,22 +74,22 @@ pub async fn begin(server: &Server, name: &str, input: &Value) -> Result<String>
     Ok(id)
 }
 
-/// Runs an execution to its end; its status.
+/// Starts an execution and waits for its end; its status.
 pub async fn run(server: &Server, name: &str, input: &Value) -> Result<Value> {
-    let answer = start(server, name, input, &[("prefer", "wait")]).await?;
-    let status = answer.status();
-    let body: Value = answer.json().await?;
+    let response = start(server, name, input, &[("prefer", "wait")]).await?;
+    let status = response.status();
+    let body: Value = response.json().await?;
     ensure!(status == 200, "{status}: {body}");
     Ok(body)
 }
 
-/// How far an execution is.
+/// The status of an execution.
 pub async fn status(server: &Server, id: &str) -> Result<Value> {
     Ok(reqwest::get(server.url(&format!("/executions/{id}"))).await?.error_for_status()?.json().await?)
 }
 
 /// Waits until an execution has ended; its status.
-pub async fn ended(server: &Server, id: &str) -> Result<Value> {
+pub async fn wait_until_ended(server: &Server, id: &str) -> Result<Value> {
     until("ended", || async {
         Ok(!matches!(status(server, id).await?["state"].as_str(), Some("running" | "compensating")))
     })
@@ -97,31 +97,31 @@ pub async fn ended(server: &Server, id: &str) -> Result<Value> {
     status(server, id).await
 }
 
-/// Follows the events of an execution.
+/// Subscribes to the events of an execution.
 pub async fn follow(server: &Server, id: &str, last_id: Option<&str>) -> Result<Follower> {
     Follower::open(server, &format!("/stream/pipeline/{id}"), last_id).await
 }
 
 /// All events of an execution, to its end.
 pub async fn events(server: &Server, id: &str) -> Result<Vec<Event>> {
-    follow(server, id, None).await?.rest().await
+    follow(server, id, None).await?.remaining_events().await
 }
 
-/// The names of events, with the step that each is about.
-pub fn told(events: &[Event]) -> Vec<String> {
-    let one = |event: &Event| match event.data["step_id"].as_str() {
+/// The names of events, followed by the id of their step where they have one.
+pub fn event_names(events: &[Event]) -> Vec<String> {
+    let name = |event: &Event| match event.data["step_id"].as_str() {
         Some(step) => format!("{} {step}", event.name),
         None => event.name.clone(),
     };
-    events.iter().map(one).collect()
+    events.iter().map(name).collect()
 }
 
-/// Checks that events are a whole sequence from its first: places without a hole in one epoch, numbers that agree with them.
-pub fn check_whole(events: &[Event]) -> Result<()> {
+/// Checks that events have the sequence numbers from 1 without a gap, in one epoch, and that their metadata agrees.
+pub fn check_contiguous(events: &[Event]) -> Result<()> {
     let epoch = |event: &Event| event.id.split('-').next().map(str::to_owned);
-    for (event, place) in events.iter().zip(1u64..) {
-        ensure!(event.seq()? == place && epoch(event) == epoch(&events[0]), "a hole before {event:?}");
-        ensure!(event.data["metadata"]["seq"] == place, "{event:?}");
+    for (event, seq) in events.iter().zip(1u64..) {
+        ensure!(event.seq()? == seq && epoch(event) == epoch(&events[0]), "a gap before {event:?}");
+        ensure!(event.data["metadata"]["seq"] == seq, "{event:?}");
     }
     Ok(())
 }

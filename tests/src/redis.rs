@@ -1,4 +1,4 @@
-//! A Redis server of a test.
+//! A Redis server that a test controls.
 
 use std::io::{Read as _, Write as _};
 use std::path::{Path, PathBuf};
@@ -17,18 +17,18 @@ pub struct Redis {
     persistence: &'static [&'static str],
 }
 
-/// Every write is on the disk before it is answered.
+/// Arguments with which every write is on the disk before it is acknowledged.
 const DURABLE: &[&str] = &["--appendonly", "yes", "--appendfsync", "always"];
-/// Only [`Redis::snapshot`] writes to the disk.
+/// Arguments with which only [`Redis::snapshot`] writes to the disk.
 const SNAPSHOTS: &[&str] = &["--appendonly", "no"];
 
 impl Redis {
-    /// Starts it, with every write kept.
+    /// Starts a server that keeps every acknowledged write when it is killed.
     pub fn start() -> Result<Self> {
         Self::start_with(DURABLE)
     }
 
-    /// Starts one that loses what was written after the last snapshot when it is killed.
+    /// Starts a server that loses the writes after the last snapshot when it is killed.
     pub fn start_with_snapshots() -> Result<Self> {
         Self::start_with(SNAPSHOTS)
     }
@@ -47,56 +47,56 @@ impl Redis {
         Ok(command.spawn()?)
     }
 
-    /// `kill -9`.
-    pub fn stop(&mut self) -> Result<()> {
+    /// Kills the server with SIGKILL.
+    pub fn kill(&mut self) -> Result<()> {
         self.child.kill()?;
         self.child.wait()?;
         Ok(())
     }
 
-    /// Writes all that it has to the disk.
+    /// Writes all data to the disk.
     pub fn snapshot(&self) -> Result<()> {
         let mut connection = std::net::TcpStream::connect(("127.0.0.1", self.port))?;
         connection.write_all(b"SAVE\r\n")?;
-        let mut answer = [0; 5];
-        connection.read_exact(&mut answer)?;
-        ensure!(&answer == b"+OK\r\n", "{answer:?}");
+        let mut reply = [0; 5];
+        connection.read_exact(&mut reply)?;
+        ensure!(&reply == b"+OK\r\n", "{reply:?}");
         Ok(())
     }
 
-    /// Sends a command, and returns the answer as it is on the wire.
+    /// Sends a command; its reply as it is on the wire.
     pub fn command(&self, words: &[&str]) -> Result<String> {
         let mut connection = std::net::TcpStream::connect(("127.0.0.1", self.port))?;
         let mut command = format!("*{}\r\n", words.len());
         words.iter().for_each(|word| command += &format!("${}\r\n{word}\r\n", word.len()));
-        // The server closes the connection after its answer.
+        // The server closes the connection after its reply to QUIT.
         command += "*1\r\n$4\r\nQUIT\r\n";
         connection.write_all(command.as_bytes())?;
-        let mut answer = String::new();
-        connection.read_to_string(&mut answer)?;
-        let answer = answer.strip_suffix("+OK\r\n").unwrap_or(&answer).to_owned();
-        ensure!(!answer.starts_with('-'), "{answer}");
-        Ok(answer)
+        let mut reply = String::new();
+        connection.read_to_string(&mut reply)?;
+        let reply = reply.strip_suffix("+OK\r\n").unwrap_or(&reply).to_owned();
+        ensure!(!reply.starts_with('-'), "{reply}");
+        Ok(reply)
     }
 
-    /// Starts it where it was.
-    pub fn again(&mut self) -> Result<()> {
+    /// Starts the server again, on the same port and folder.
+    pub fn restart(&mut self) -> Result<()> {
         self.child = Self::spawn(&self.program, self.port, self.dir.path(), self.persistence)?;
         Ok(())
     }
 
-    /// Where it is.
+    /// The URL of the server.
     pub fn url(&self) -> String {
         format!("redis://127.0.0.1:{}/0", self.port)
     }
 
-    /// The setting of `weir serve` that says where it is.
+    /// The setting of `weir serve` with the URL of the server.
     pub fn url_setting(&self) -> String {
         format!("events.redis_url={}", self.url())
     }
 
-    /// Starts `weir serve` with the stand-in for the infer component, whose channels are there.
-    pub async fn weir(&self, more: &[&str]) -> Result<Server> {
+    /// Starts `weir serve` with its channels in this Redis server and with the stand-in for the infer component.
+    pub async fn start_server(&self, more: &[&str]) -> Result<Server> {
         let url = self.url_setting();
         let mut arguments = vec!["--set", "events.store=redis", "--set", "events.durable=true", "--set", &url];
         arguments.extend(more);
@@ -106,6 +106,6 @@ impl Redis {
 
 impl Drop for Redis {
     fn drop(&mut self) {
-        let _ = self.stop();
+        let _ = self.kill();
     }
 }

@@ -1,4 +1,4 @@
-//! Texts and items for tests that speak to the runtime directly.
+//! Texts and items for tests that call the runtime without HTTP.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -10,7 +10,7 @@ use weir_runtime::{Builtin, Outcomes, Runtime};
 
 use crate::{PATIENCE, component};
 
-/// A small generator, so that what is random repeats: xorshift64*.
+/// A seeded generator of numbers and texts: xorshift64*.
 #[derive(Debug, Clone)]
 pub struct Random(pub u64);
 
@@ -23,7 +23,7 @@ impl Random {
         (self.0.wrapping_mul(0x2545_F491_4F6C_DD1D) >> 33) as usize % end.max(1)
     }
 
-    /// A text of so many words.
+    /// A text of this number of words.
     pub fn text(&mut self, words: usize) -> String {
         const WORDS: &str = "the train was late and nobody said a word about it but we loved the old town its bread and \
             its music more than the rain which never stopped while our friends waited at the station with flowers";
@@ -32,7 +32,7 @@ impl Random {
     }
 }
 
-/// A runtime with a component that the build has made: `infer` or a guest.
+/// A runtime with a built component as its infer component: `infer` or a guest.
 pub fn runtime(config: &Config, infer: &str) -> Result<Runtime> {
     let mut config = config.clone();
     let compiled = component(&format!("{infer}.cwasm"));
@@ -49,8 +49,8 @@ pub fn runtime(config: &Config, infer: &str) -> Result<Runtime> {
     Ok(Runtime::start(&config, builtin)?)
 }
 
-/// An item that asks for all scores of a text.
-pub fn classify(id: u64, model: &str, text: impl Into<String>) -> Item {
+/// An item that classifies a text and returns all scores.
+pub fn classify_item(id: u64, model: &str, text: impl Into<String>) -> Item {
     Item {
         id,
         model: model.to_owned(),
@@ -63,20 +63,20 @@ pub fn classify(id: u64, model: &str, text: impl Into<String>) -> Item {
     }
 }
 
-/// What came back of a call, by id, when it has ended.
+/// The results of a call by item id, once it has ended.
 pub async fn collect(mut outcomes: Outcomes) -> Result<BTreeMap<u64, Result<Output, Failure>>> {
-    let mut answers = BTreeMap::new();
+    let mut results = BTreeMap::new();
     let reading = async {
         while let Some(Outcome { id, result, .. }) = outcomes.recv().await {
-            ensure!(answers.insert(id, result).is_none(), "item {id} has two outcomes");
+            ensure!(results.insert(id, result).is_none(), "item {id} has two outcomes");
         }
-        Ok(answers)
+        Ok(results)
     };
     tokio::time::timeout(3 * PATIENCE, reading).await.context("no end in time")?
 }
 
-/// Sends items as one call and returns what came back, one outcome for each.
-pub async fn ask(runtime: &Runtime, items: Vec<Item>) -> Result<BTreeMap<u64, Result<Output, Failure>>> {
+/// Sends items as one call; their results by id, of which each item must have one.
+pub async fn run_items(runtime: &Runtime, items: Vec<Item>) -> Result<BTreeMap<u64, Result<Output, Failure>>> {
     let (sender, outcomes) = runtime.call().open();
     let count = items.len();
     let feeding = async {
@@ -86,19 +86,19 @@ pub async fn ask(runtime: &Runtime, items: Vec<Item>) -> Result<BTreeMap<u64, Re
         drop(sender);
         anyhow::Ok(())
     };
-    let (fed, answers) = tokio::join!(feeding, collect(outcomes));
-    fed?;
-    let answers = answers?;
-    ensure!(answers.len() == count, "{} outcomes for {count} items", answers.len());
-    Ok(answers)
+    let (sent, results) = tokio::join!(feeding, collect(outcomes));
+    sent?;
+    let results = results?;
+    ensure!(results.len() == count, "{} outcomes for {count} items", results.len());
+    Ok(results)
 }
 
-/// Waits until something holds.
-pub async fn holds(what: &str, mut condition: impl FnMut() -> bool) -> Result<()> {
+/// Waits until a condition is true; an error after [`PATIENCE`].
+pub async fn wait_until(what: &str, mut condition: impl FnMut() -> bool) -> Result<()> {
     let waiting = async {
         while !condition() {
             tokio::time::sleep(Duration::from_millis(2)).await;
         }
     };
-    tokio::time::timeout(PATIENCE, waiting).await.with_context(|| format!("it never came about that {what}"))
+    tokio::time::timeout(PATIENCE, waiting).await.with_context(|| format!("not within {PATIENCE:?}: {what}"))
 }

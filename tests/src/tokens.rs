@@ -7,7 +7,7 @@ use serde_json::Value;
 
 use crate::tool;
 
-/// A JSON Web Token signed with HMAC-SHA-256 by Python's standard library, whatever `header` says.
+/// A JSON Web Token that Python's standard library signs with HMAC-SHA-256, also where `header` names another algorithm.
 pub fn token(header: &Value, claims: &Value, secret: &str) -> Result<String> {
     const SIGN: &str = "
 import sys, hmac, hashlib, base64

@@ -1,4 +1,4 @@
-//! A WebSocket (RFC 6455) without extensions, as a test writes and reads it.
+//! A client of WebSockets (RFC 6455) without extensions.
 
 use anyhow::{Context, Result, bail, ensure};
 use serde_json::Value;
@@ -8,36 +8,36 @@ use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
 
 use crate::{PATIENCE, Server};
 
-/// Frames are masked with zeros, so that their bytes are those of the message.
+/// Flag of a masked frame. The mask is zero, so that the bytes of a frame are those of the message.
 const MASKED: u8 = 0x80;
 const FINAL_TEXT: u8 = 0x81;
 const CLOSE: u8 = 8;
 
 /// An open WebSocket.
 pub struct WebSocket {
-    /// What the server sends.
+    /// Reads frames of the server.
     pub reader: Reader,
-    /// What the client sends.
+    /// Writes messages of the client.
     pub writer: Writer,
 }
 
-/// The side of the server.
+/// The read half of a WebSocket.
 pub struct Reader(OwnedReadHalf);
 
-/// The side of the client.
+/// The write half of a WebSocket.
 pub struct Writer(OwnedWriteHalf);
 
 /// A frame of the server.
 #[derive(Debug, PartialEq)]
 pub enum Frame {
-    /// A message.
+    /// A text message.
     Text(String),
-    /// The end, with its code.
+    /// A close frame, with its code; 1005 without one.
     Close(u16),
 }
 
 impl WebSocket {
-    /// Opens a socket at a path; a key or token is optional. Returns the status of a refusal otherwise.
+    /// Opens a WebSocket at a path, with an optional API key or token; the HTTP status where the handshake is refused.
     pub async fn open(server: &Server, path: &str, key: Option<&str>) -> Result<Result<Self, u16>> {
         let mut stream = TcpStream::connect(server.address()).await?;
         let authorization = key.map(|key| format!("Authorization: Bearer {key}\r\n")).unwrap_or_default();
@@ -47,12 +47,12 @@ impl WebSocket {
             server.address()
         );
         stream.write_all(head.as_bytes()).await?;
-        let mut answer = Vec::new();
-        while !answer.ends_with(b"\r\n\r\n") {
-            answer.push(timely(stream.read_u8()).await?);
+        let mut response = Vec::new();
+        while !response.ends_with(b"\r\n\r\n") {
+            response.push(within_timeout(stream.read_u8()).await?);
         }
-        let answer = String::from_utf8(answer)?;
-        let status: u16 = answer.split(' ').nth(1).context("no status")?.parse()?;
+        let response = String::from_utf8(response)?;
+        let status: u16 = response.split(' ').nth(1).context("no status")?.parse()?;
         if status != 101 {
             return Ok(Err(status));
         }
@@ -60,7 +60,7 @@ impl WebSocket {
         Ok(Ok(Self { reader: Reader(reader), writer: Writer(writer) }))
     }
 
-    /// Opens a socket, which must not be refused.
+    /// Opens a WebSocket; an error where the handshake is refused.
     pub async fn connect(server: &Server, path: &str, key: Option<&str>) -> Result<Self> {
         Self::open(server, path, key).await?.map_err(|status| anyhow::anyhow!("{path} was refused with {status}"))
     }
@@ -70,12 +70,12 @@ impl WebSocket {
         self.writer.send(text).await
     }
 
-    /// The next frame with something in it.
+    /// The next text or close frame; pings and pongs are skipped.
     pub async fn next(&mut self) -> Result<Frame> {
         self.reader.next().await
     }
 
-    /// The next message that is no heartbeat, as JSON.
+    /// The next message that is not a heartbeat, as JSON.
     pub async fn message(&mut self) -> Result<Value> {
         loop {
             match self.next().await? {
@@ -85,7 +85,7 @@ impl WebSocket {
                         return Ok(message);
                     }
                 }
-                Frame::Close(code) => bail!("the socket was closed with {code}"),
+                Frame::Close(code) => bail!("the WebSocket was closed with {code}"),
             }
         }
     }
@@ -109,28 +109,28 @@ impl Writer {
 }
 
 impl Reader {
-    /// The next frame with something in it.
+    /// The next text or close frame; pings and pongs are skipped.
     pub async fn next(&mut self) -> Result<Frame> {
         loop {
-            let [first, second] = timely(self.0.read_u16()).await?.to_be_bytes();
-            ensure!(second & MASKED == 0, "a masked frame of a server");
+            let [first, second] = within_timeout(self.0.read_u16()).await?.to_be_bytes();
+            ensure!(second & MASKED == 0, "the server sent a masked frame");
             let bytes = match second {
-                126 => u64::from(timely(self.0.read_u16()).await?),
-                127 => timely(self.0.read_u64()).await?,
+                126 => u64::from(within_timeout(self.0.read_u16()).await?),
+                127 => within_timeout(self.0.read_u64()).await?,
                 bytes => u64::from(bytes),
             };
             let mut body = vec![0; usize::try_from(bytes)?];
-            timely(self.0.read_exact(&mut body)).await?;
+            within_timeout(self.0.read_exact(&mut body)).await?;
             match first & 15 {
                 1 => return Ok(Frame::Text(String::from_utf8(body)?)),
                 CLOSE => return Ok(Frame::Close(body.first_chunk().map_or(1005, |code| u16::from_be_bytes(*code)))),
                 9 | 10 => {}
-                other => bail!("a frame of the kind {other}"),
+                other => bail!("a frame with opcode {other}"),
             }
         }
     }
 }
 
-async fn timely<T>(reading: impl Future<Output = std::io::Result<T>>) -> Result<T> {
-    Ok(tokio::time::timeout(PATIENCE, reading).await.context("nothing in time")??)
+async fn within_timeout<T>(reading: impl Future<Output = std::io::Result<T>>) -> Result<T> {
+    Ok(tokio::time::timeout(PATIENCE, reading).await.context("no bytes in time")??)
 }

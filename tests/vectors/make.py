@@ -4,8 +4,8 @@
     python make.py
 
 The logits come from the committed ONNX files through ONNX Runtime; tokenizing, post-processing and the shape of the
-answer are those of `TextClassificationPipeline` and `TokenClassificationPipeline`. The embeddings come from the base
-encoder in PyTorch, in f32 and not quantized. README.md says what the lines hold.
+output are those of `TextClassificationPipeline` and `TokenClassificationPipeline`. The embeddings come from the base
+encoder in PyTorch, in f32 and not quantized. README.md describes the lines.
 """
 
 import json
@@ -89,7 +89,7 @@ class OnnxModel(PreTrainedModel):
 
 
 def directory_of(model):
-    """Where a model of this name lies."""
+    """The folder of a model."""
     return (TOYS if model.endswith("-toy") else SHIPPED) / model
 
 
@@ -101,7 +101,7 @@ def numbers(array):
 
 
 def plain(value):
-    """A pipeline's answer with numpy numbers as Python's."""
+    """The output of a pipeline, with numpy numbers converted to numbers of Python."""
     if isinstance(value, (list, tuple)):
         return [plain(one) for one in value]
     if isinstance(value, dict):
@@ -110,13 +110,13 @@ def plain(value):
 
 
 class Lines:
-    """The lines of one file, and the pipelines that make them."""
+    """The lines of a file, and the pipelines that compute them."""
 
     def __init__(self, kind, **defaults):
         self.kind, self.defaults, self.pipes, self.lines = kind, defaults, {}, []
 
     def pipe(self, model):
-        """The pipeline over a model."""
+        """The pipeline of a model."""
         if model not in self.pipes:
             directory = directory_of(model)
             tokenizer = AutoTokenizer.from_pretrained(directory)
@@ -125,7 +125,7 @@ class Lines:
         return self.pipes[model]
 
     def add(self, model, given, **parameters):
-        """Runs one input."""
+        """Appends the line of one input."""
         pipe = self.pipe(model)
         expected = plain(pipe(given, **parameters))
         ids, logits = pipe.model.ran
@@ -134,7 +134,7 @@ class Lines:
 
 
 def write(name, lines):
-    """One JSON-lines file."""
+    """Writes a JSON-lines file."""
     text = "".join(json.dumps(line, ensure_ascii=False, separators=(",", ":")) + "\n" for line in lines)
     (HERE / name).write_text(text, encoding="utf-8")
     print(f"{name}: {len(lines)} lines, {len(text.encode())} bytes", flush=True)
@@ -257,6 +257,6 @@ def tokenize():
 if __name__ == "__main__":
     logging.set_verbosity(logging.CRITICAL)
     torch.set_num_threads(1)
-    made = {one.__name__: one for one in (text_classification, token_classification, embedding, tokenize)}
-    for one in sys.argv[1:] or made:
-        made[one]()
+    functions = {one.__name__: one for one in (text_classification, token_classification, embedding, tokenize)}
+    for name in sys.argv[1:] or functions:
+        functions[name]()

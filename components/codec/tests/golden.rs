@@ -34,8 +34,7 @@ fn directory() -> (PathBuf, bool) {
 fn vectors(name: &str) -> Vec<Value> {
     let file = directory().0.join(name);
     let text = std::fs::read_to_string(&file).unwrap_or_else(|error| panic!("{}: {error}", file.display()));
-    let vectors: Vec<Value> =
-        text.lines().map(|line| serde_json::from_str(line).expect("a valid vector")).collect();
+    let vectors: Vec<Value> = text.lines().map(|line| serde_json::from_str(line).expect("a valid vector")).collect();
     assert!(!vectors.is_empty(), "{} is empty", file.display());
     vectors
 }
@@ -124,7 +123,8 @@ fn context_windows_agree_exactly() {
                 text: segment["text"].as_str().unwrap().to_owned(),
                 speaker_id: segment["speaker_id"].as_str().map(str::to_owned),
             };
-            let final_segment = Final { id: 0, segment, annotation: Annotation::default(), workflow: Workflow::General };
+            let final_segment =
+                Final { id: 0, segment, annotation: Annotation::default(), workflow: Workflow::General };
             window.add(&config, Arc::new(final_segment));
             let got = json!({"n": window.segments().len(), "render": window.render_for_llm()});
             assert_eq!(&got, want, "{vector}");

@@ -126,7 +126,8 @@ fn pipeline_from_text_to_report_completes() {
 
 #[test]
 fn killed_execution_is_resumed_and_compensated() {
-    let mut driver = Driver::new(ORDER, r#"{"customer": "c1", "items": [{"price": 2, "note": "nice"}, {"price": 3.5}]}"#);
+    let mut driver =
+        Driver::new(ORDER, r#"{"customer": "c1", "items": [{"price": 2, "note": "nice"}, {"price": 3.5}]}"#);
     let definition = driver.execution.definition().clone();
     let read = driver.drain().remove(0);
     let Kind::Map { expression } = &definition.task(read.run.place).expect("a task").kind else { panic!("a map") };

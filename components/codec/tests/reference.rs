@@ -369,7 +369,11 @@ fn execution_events(out: &mut String) {
     let first = Metadata { attempt: 1, ..Metadata::default() };
     let events = [
         ("The execution begins.", None, Data::PipelineStart { name: "review".into(), steps: 2 }),
-        ("A step begins. It begins again after a crash, with a greater `run`.", Some("score"), Data::StepStart { kind }),
+        (
+            "A step begins. It begins again after a crash, with a greater `run`.",
+            Some("score"),
+            Data::StepStart { kind },
+        ),
         (
             "The progress of a step, from 0 to 1.",
             Some("score"),

@@ -62,7 +62,8 @@ fn create(store: &mut Store) {
 /// Restores the session of a store from its checkpoint and the later events in its channel.
 fn open(store: &Store) -> (SessionRequest, Head, Session) {
     let (head, bytes) = stored::decode(&store.checkpoint).expect("a valid value");
-    let (session_request, mut session) = checkpoint::decode(bytes, |_| Ok((request(), rules())), 0).expect("a valid value");
+    let (session_request, mut session) =
+        checkpoint::decode(bytes, |_| Ok((request(), rules())), 0).expect("a valid value");
     for line in &store.channel[head.after.1 as usize..] {
         if let Some(event) = stored_event(line.as_bytes()) {
             session.handle_stored(0, event);
@@ -127,9 +128,7 @@ fn pass_line(session: &mut Session, outbox: &mut EventOutbox, at: u64, line: &st
     }
     match receipt {
         Ok(Receipt::New) => {}
-        Ok(Receipt::Repeated { seq_last }) => {
-            outbox.handle_repeated(input.seq.expect("a valid value"), seq_last)
-        }
+        Ok(Receipt::Repeated { seq_last }) => outbox.handle_repeated(input.seq.expect("a valid value"), seq_last),
         Err(error) => outbox.handle_refusal(at, &Refusal::from(&error)),
     }
 }

@@ -67,13 +67,20 @@ fn idle_session_uses_little_memory_beyond_its_window() {
     let (session_bytes, transcript_bytes) = measure(SessionConfig::default());
     println!("a session holds {session_bytes} bytes, {transcript_bytes} of them of the transcript");
     assert!(transcript_bytes > 2000, "the window is full: {transcript_bytes}");
-    assert!(session_bytes - transcript_bytes < IDLE_BYTES_MAX, "{session_bytes} bytes, of which the transcript has {transcript_bytes}");
+    assert!(
+        session_bytes - transcript_bytes < IDLE_BYTES_MAX,
+        "{session_bytes} bytes, of which the transcript has {transcript_bytes}"
+    );
 }
 
 #[test]
 fn queues_use_little_memory_beyond_their_segments() {
-    let (session_bytes, transcript_bytes) = measure(SessionConfig { routing: RoutingConfig::queued(), ..SessionConfig::default() });
+    let (session_bytes, transcript_bytes) =
+        measure(SessionConfig { routing: RoutingConfig::queued(), ..SessionConfig::default() });
     println!("a session holds {session_bytes} bytes, {transcript_bytes} of them of the transcript");
     assert!(transcript_bytes > 20_000, "the queues are full: {transcript_bytes}");
-    assert!(session_bytes - transcript_bytes < IDLE_BYTES_MAX, "{session_bytes} bytes, of which the transcript has {transcript_bytes}");
+    assert!(
+        session_bytes - transcript_bytes < IDLE_BYTES_MAX,
+        "{session_bytes} bytes, of which the transcript has {transcript_bytes}"
+    );
 }

@@ -35,7 +35,11 @@ impl<'p, P: AsyncFnMut()> Slices<'p, P> {
     }
 
     /// The value of a node over a value.
-    pub(super) fn value<'s, 'v: 's>(&'s mut self, node: &'v Node, input: &'v Value) -> EvaluationFuture<'s, Cow<'v, Value>> {
+    pub(super) fn value<'s, 'v: 's>(
+        &'s mut self,
+        node: &'v Node,
+        input: &'v Value,
+    ) -> EvaluationFuture<'s, Cow<'v, Value>> {
         Box::pin(self.value_of(node, input))
     }
 

@@ -33,7 +33,9 @@ fn in_slices(expression: &Expression, input: &Json, bounds: Bounds) -> (Result<J
     let pauses = Cell::new(0);
     let evaluation = pin!(expression.evaluate_in_slices(input, bounds, async || pauses.set(pauses.get() + 1)));
     // `pause` is always ready.
-    let Poll::Ready(result) = evaluation.poll(&mut Context::from_waker(Waker::noop())) else { panic!("the evaluation is pending") };
+    let Poll::Ready(result) = evaluation.poll(&mut Context::from_waker(Waker::noop())) else {
+        panic!("the evaluation is pending")
+    };
     (result, pauses.get())
 }
 

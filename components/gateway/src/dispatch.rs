@@ -142,7 +142,11 @@ async fn all_models(began: Now) -> Result<Vec<Model>, Problem> {
 }
 
 /// Handles the routes of texts, models, probes and documents.
-async fn respond_own(request: &RequestContext<'_>, route: Route, body: types::Request) -> Result<RouteResponse, Problem> {
+async fn respond_own(
+    request: &RequestContext<'_>,
+    route: Route,
+    body: types::Request,
+) -> Result<RouteResponse, Problem> {
     let open = matches!(route, Route::Index | Route::Livez | Route::Readyz | Route::OpenApi);
     if !open && Access::current()?.required() {
         request.identify().await?;

@@ -33,9 +33,9 @@ pub fn pool(vectors: &[f32], hidden: usize, tokens: usize, pooling: Pooling) -> 
             }
             Ok(max)
         }
-        Pooling::Unsupported => {
-            Err(Failure::Unavailable("1_Pooling/config.json names a pooling mode that is not supported; mean, cls and max are".to_owned()))
-        }
+        Pooling::Unsupported => Err(Failure::Unavailable(
+            "1_Pooling/config.json names a pooling mode that is not supported; mean, cls and max are".to_owned(),
+        )),
     }
 }
 

@@ -121,7 +121,8 @@ pub fn merge_windows(
             continues_word[at] = token.continues_word;
         }
     }
-    let predictions: Vec<Vec<TokenPrediction>> = read.iter().map(|tokens| predictions(tokens, labels, aggregation)).collect();
+    let predictions: Vec<Vec<TokenPrediction>> =
+        read.iter().map(|tokens| predictions(tokens, labels, aggregation)).collect();
     let chosen = Overlap { windows, predictions: &predictions, continues_word: &continues_word, stride }.choose();
     let leading = read[0].first().map_or(0, |token| token.index);
     let take = |(at, window): (usize, usize)| {

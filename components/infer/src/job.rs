@@ -315,7 +315,12 @@ impl Job {
         }
     }
 
-    fn accept_row(&mut self, part: usize, sequence: &Sequence, output: RowOutput<'_>) -> Result<Option<Output>, Failure> {
+    fn accept_row(
+        &mut self,
+        part: usize,
+        sequence: &Sequence,
+        output: RowOutput<'_>,
+    ) -> Result<Option<Output>, Failure> {
         let ModelFiles { config, tokenizer } = &*self.files;
         match &mut self.task {
             JobTask::Classify(options) => {

@@ -30,7 +30,9 @@ pub fn split_sentences(text: &str) -> Vec<Range<usize>> {
             continue;
         }
         match sentences.last_mut() {
-            Some(last) if is_continued(&text[last.clone()], &text[last.end..start], &text[start..end]) => last.end = end,
+            Some(last) if is_continued(&text[last.clone()], &text[last.end..start], &text[start..end]) => {
+                last.end = end
+            }
             _ => sentences.push(start..end),
         }
     }

@@ -295,7 +295,9 @@ fn stride_over_half_of_the_model_is_refused() {
         run(Item { overflow, ..item("a text", Task::Tokens(options)) }, &files, persons(Vec::new()))
     };
     assert!(run_with(10, Overflow::Split).is_ok());
-    let Err(Failure::InvalidInput(reason)) = run_with(11, Overflow::Split) else { panic!("a stride of 11 was accepted") };
+    let Err(Failure::InvalidInput(reason)) = run_with(11, Overflow::Split) else {
+        panic!("a stride of 11 was accepted")
+    };
     assert!(reason.contains("stride is 11 and may be 10"), "{reason}");
     assert!(matches!(run_with(1, Overflow::Truncate), Err(Failure::InvalidInput(_))));
 }
@@ -306,7 +308,10 @@ fn text_that_is_cut_on_the_left_keeps_its_end() {
     let text = "paris two three four five six paris";
     let left = Item { overflow: Overflow::TruncateLeft, ..item(text, tokens()) };
     let found_entities = entities(run(left, &files, persons(ids("paris", &files))));
-    assert_eq!(found_entities.iter().map(|entity| (entity.start, entity.text.as_str())).collect::<Vec<_>>(), [(30, "paris")]);
+    assert_eq!(
+        found_entities.iter().map(|entity| (entity.start, entity.text.as_str())).collect::<Vec<_>>(),
+        [(30, "paris")]
+    );
     let labels = model(CONFIG_LABELS, 8);
     let left = Item { overflow: Overflow::TruncateLeft, ..item("a b c d e f g h i", classify()) };
     let Prepared::Compute(_, sequences) = prepare(left, &labels) else { panic!("nothing to compute") };

@@ -101,7 +101,8 @@ impl ActiveSession {
     }
 
     fn checkpoint(&self, now_ns: u64) -> Vec<u8> {
-        let checkpoint = self.session.checkpoint(now_ns).expect("the events of every input are polled before the next input");
+        let checkpoint =
+            self.session.checkpoint(now_ns).expect("the events of every input are polled before the next input");
         checkpoint::encode(&self.request, &checkpoint)
     }
 }
@@ -159,7 +160,10 @@ mod tests {
         else {
             panic!("{outputs:?}");
         };
-        assert_eq!((segment.workflow.as_str(), segment.annotation.intent.as_deref()), ("action_item", Some("commitment")));
+        assert_eq!(
+            (segment.workflow.as_str(), segment.annotation.intent.as_deref()),
+            ("action_item", Some("commitment"))
+        );
         assert_eq!((segment.annotation.keywords.as_slice(), due.is_final), (["price".to_owned()].as_slice(), true));
     }
 

@@ -50,7 +50,8 @@ impl Guest for Service {
 
     async fn annotate(config: String, texts: Vec<String>) -> Result<Vec<Annotation>, StartFailure> {
         if texts.len() > TEXTS_MAX {
-            let reason = format!("{} texts are too many for one call; at most {TEXTS_MAX} are annotated at once", texts.len());
+            let reason =
+                format!("{} texts are too many for one call; at most {TEXTS_MAX} are annotated at once", texts.len());
             return Err(StartFailure::InvalidConfig(reason));
         }
         let (_, rules) =

@@ -1,8 +1,8 @@
-//! Fuzz targets: functions that take any bytes, read them as one kind of input, and panic when a property does not hold.
+//! Fuzz targets: functions that parse any bytes as one kind of input, and panic when a property is violated.
 //!
-//! - [`targets`]: the functions, and inputs to begin with.
-//! - [`mutate`]: inputs made of others, by a seeded generator.
-//! - [`run`]: many executions of a target; what `cargo xtask fuzz` does where cargo-fuzz is not installed.
+//! - [`targets`]: the functions, and their seed inputs.
+//! - [`mutate`]: a seeded generator of mutated inputs.
+//! - [`run`]: repeated executions of a target, which `cargo xtask fuzz` uses where cargo-fuzz is not installed.
 //!
 //! The same functions are the targets of cargo-fuzz (`fuzz/fuzz_targets`), which is guided by coverage.
 

@@ -1,5 +1,5 @@
 //! `weir-fuzz TARGET|all EXECUTIONS SEED FOLDER`: executes targets, and writes the input of a failure into the folder.
-#![allow(clippy::print_stdout, reason = "a command line program answers on standard output")]
+#![allow(clippy::print_stdout, reason = "a command line program prints its results")]
 
 use std::path::Path;
 use std::process::ExitCode;
@@ -19,14 +19,14 @@ fn main() -> ExitCode {
         eprintln!("{USAGE}");
         return ExitCode::FAILURE;
     };
-    let chosen: Vec<_> = TARGETS.iter().filter(|target| name == "all" || target.name == name).collect();
-    if chosen.is_empty() {
+    let selected: Vec<_> = TARGETS.iter().filter(|target| name == "all" || target.name == name).collect();
+    if selected.is_empty() {
         let names: Vec<_> = TARGETS.iter().map(|target| target.name).collect();
-        eprintln!("there is no target `{name}`; there are {}", names.join(", "));
+        eprintln!("`{name}` is not a target; use one of {}", names.join(", "));
         return ExitCode::FAILURE;
     }
     let (mut total, mut failed) = (0, false);
-    for target in chosen {
+    for target in selected {
         let began = Instant::now();
         let report = run(target, seed, executions);
         total += report.executions;

@@ -1,13 +1,13 @@
-//! Inputs made of others: bytes flipped, ranges removed, repeated and exchanged, words of a dictionary put in.
+//! Mutations of inputs: flipped bytes, removed and repeated ranges, parts of other inputs, and words of a dictionary.
 
 use weir_core::random::{SplitMix64, between};
 
-/// Longest input, in bytes.
+/// Bound of the length of an input, in bytes.
 pub const INPUT_BYTES_MAX: usize = 4096;
-/// Most changes of one input.
-const CHANGES_MAX: u64 = 8;
+/// Bound of the number of mutations of one input.
+const MUTATIONS_MAX: u64 = 8;
 
-/// Words that mean something to several of the readers.
+/// Words with a meaning in the formats of several targets.
 const WORDS: &[&[u8]] = &[
     b"\n",
     b"\r\n",
@@ -80,22 +80,22 @@ pub struct Mutator {
 }
 
 impl Mutator {
-    /// A generator; the same seed makes the same inputs.
+    /// A generator. The same seed gives the same inputs.
     pub fn new(seed: u64) -> Self {
         Self { random: SplitMix64::new(seed) }
     }
 
-    /// The next input, made of one or two of these.
+    /// The next input: a mutation of one of `inputs`, possibly with parts of others.
     pub fn next(&mut self, inputs: &[&[u8]]) -> Vec<u8> {
         let mut bytes = self.pick(inputs).to_vec();
-        for _ in 0..self.below(CHANGES_MAX) + 1 {
-            self.change(&mut bytes, inputs);
+        for _ in 0..self.below(MUTATIONS_MAX) + 1 {
+            self.mutate(&mut bytes, inputs);
             bytes.truncate(INPUT_BYTES_MAX);
         }
         bytes
     }
 
-    fn change(&mut self, bytes: &mut Vec<u8>, inputs: &[&[u8]]) {
+    fn mutate(&mut self, bytes: &mut Vec<u8>, inputs: &[&[u8]]) {
         let at = self.below(bytes.len() as u64 + 1) as usize;
         let end = (at + self.below(32) as usize).min(bytes.len());
         match self.below(8) {
@@ -124,7 +124,7 @@ impl Mutator {
         inputs.get(self.below(inputs.len() as u64) as usize).copied().unwrap_or_default()
     }
 
-    /// A number below a bound; 0 where there is none.
+    /// A random number below `bound`; 0 if `bound` is 0.
     fn below(&mut self, bound: u64) -> u64 {
         between(self.random.next_u64(), 0, bound.saturating_sub(1))
     }

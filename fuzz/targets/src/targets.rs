@@ -1,4 +1,4 @@
-//! The targets. Each returns whether it accepted the input, and panics when a property does not hold.
+//! The targets. Each returns whether it accepted the input, and panics when a property is violated.
 
 use std::sync::LazyLock;
 
@@ -32,18 +32,18 @@ use weir_codec::{
 };
 use weir_expression::{Bounds, Expression};
 
-/// A function over any bytes.
+/// A fuzz target.
 #[derive(Debug)]
 pub struct Target {
-    /// Its name, also that of its file in `fuzz/fuzz_targets`.
+    /// The name, also of its file in `fuzz/fuzz_targets`.
     pub name: &'static str,
-    /// The function.
+    /// The function, which returns whether it accepted its input.
     pub function: fn(&[u8]) -> bool,
-    /// Inputs to begin with.
+    /// Seed inputs.
     pub inputs: &'static [&'static [u8]],
 }
 
-/// All of them.
+/// All targets.
 pub const TARGETS: &[Target] = &[
     Target {
         name: "json_requests",
@@ -177,39 +177,39 @@ pub fn json_requests(data: &[u8]) -> bool {
     accepted |= WorkflowBody::from_json(data).is_ok() | Progress::analysis_from_json(data).is_ok();
     accepted |= Notification::from_json(data).is_ok() | TicketBody::from_json(data).is_ok();
     accepted |= SocketMessage::from_json(data).is_ok();
-    if let Ok(ask) = SessionRequest::from_json(data) {
+    if let Ok(request) = SessionRequest::from_json(data) {
         accepted = true;
-        let again = SessionRequest::from_json(&ask.to_json()).expect("a configuration that is written can be read");
-        assert_eq!(again.to_json(), ask.to_json());
+        let reparsed = SessionRequest::from_json(&request.to_json()).expect("a serialized configuration parses");
+        assert_eq!(reparsed.to_json(), request.to_json());
     }
     if let Ok(json) = text::read(data) {
-        assert!(!json.as_str().contains('\n'), "JSON on one line");
-        let again = text::read(json.as_str().as_bytes()).expect("JSON that is written can be read");
-        assert_eq!(again.as_str(), json.as_str());
+        assert!(!json.as_str().contains('\n'), "JSON has one line");
+        let reparsed = text::read(json.as_str().as_bytes()).expect("serialized JSON parses");
+        assert_eq!(reparsed.as_str(), json.as_str());
     }
     let _ = Node::read(data, 1000);
     accepted
 }
 
-/// Lines of JSON, however they are cut into pieces. The first byte says how long the pieces are.
+/// NDJSON, split into pieces. The first byte is the length of the pieces.
 pub fn ndjson(data: &[u8]) -> bool {
     const LINE_BYTES_MAX: usize = 256;
     let Some((&piece, data)) = data.split_first() else { return false };
-    type Owned = Vec<(u64, Option<Vec<u8>>)>;
-    let cut = |piece: usize| -> Owned {
-        let (mut lines, mut all) = (Lines::new(LINE_BYTES_MAX), Vec::new());
+    type OwnedLines = Vec<(u64, Option<Vec<u8>>)>;
+    let split = |piece: usize| -> OwnedLines {
+        let (mut splitter, mut lines) = (Lines::new(LINE_BYTES_MAX), Vec::new());
         for mut bytes in data.chunks(piece) {
-            while let Some(line) = lines.next_line(&mut bytes) {
-                all.push((line.number, line.content.map(<[u8]>::to_vec)));
+            while let Some(line) = splitter.next_line(&mut bytes) {
+                lines.push((line.number, line.content.map(<[u8]>::to_vec)));
             }
         }
-        all.extend(lines.last_line().map(|line| (line.number, line.content.map(<[u8]>::to_vec))));
-        all
+        lines.extend(splitter.last_line().map(|line| (line.number, line.content.map(<[u8]>::to_vec))));
+        lines
     };
-    let all = cut(usize::from(piece).max(1));
-    assert_eq!(all, cut(data.len().max(1)), "lines depend on how the bytes are cut");
+    let lines = split(usize::from(piece).max(1));
+    assert_eq!(lines, split(data.len().max(1)), "lines depend on how the bytes are split");
     let mut accepted = false;
-    for (number, content) in &all {
+    for (number, content) in &lines {
         assert!(content.as_ref().is_none_or(|content| content.len() <= LINE_BYTES_MAX));
         let line = || weir_codec::http::lines::Line { number: *number, content: content.as_deref() };
         for task in TASKS {
@@ -223,9 +223,9 @@ pub fn ndjson(data: &[u8]) -> bool {
 
 /// Captions in every encoding and in both formats.
 pub fn captions(data: &[u8]) -> bool {
-    let (first, all) = (captions::sniff(data, true), captions::decode(data));
-    let _ = (first, captions::sniff(data, false));
-    let Ok(text) = all else { return false };
+    let (first_format, decoded) = (captions::sniff(data, true), captions::decode(data));
+    let _ = (first_format, captions::sniff(data, false));
+    let Ok(text) = decoded else { return false };
     let mut accepted = false;
     for format in [Captions::of_text(&text), Captions::WebVtt, Captions::Srt] {
         let cues = captions::read(&text, format);
@@ -235,7 +235,7 @@ pub fn captions(data: &[u8]) -> bool {
     accepted
 }
 
-/// Events of a stream: an id, a name, and the data behind the second line end.
+/// A server-sent event: its id, its name, and its data, separated by newlines.
 pub fn sse(data: &[u8]) -> bool {
     let mut parts = data.splitn(3, |byte| *byte == b'\n');
     let (Some(id), Some(name), Some(data)) = (parts.next(), parts.next(), parts.next()) else { return false };
@@ -248,30 +248,30 @@ pub fn sse(data: &[u8]) -> bool {
     };
     let mut out = Vec::new();
     event.push(&mut out);
-    // What a reader makes of it (HTML, section 9.2.6): one event, with this data.
+    // A reader has to parse one event with this data (HTML, section 9.2.6).
     let text = std::str::from_utf8(&out).expect("an event is UTF-8");
     let text = text.replace("\r\n", "\n").replace('\r', "\n");
-    let (mut events, mut read) = (0, Vec::new());
+    let (mut events, mut data_lines) = (0, Vec::new());
     for line in text.split('\n') {
         match line.split_once(':') {
             _ if line.is_empty() => {
-                events += usize::from(!read.is_empty());
-                if events == 1 && !read.is_empty() {
-                    assert_eq!(read.join("\n"), data.replace("\r\n", "\n").replace('\r', "\n"));
-                    read.clear();
+                events += usize::from(!data_lines.is_empty());
+                if events == 1 && !data_lines.is_empty() {
+                    assert_eq!(data_lines.join("\n"), data.replace("\r\n", "\n").replace('\r', "\n"));
+                    data_lines.clear();
                 }
             }
-            Some(("data", value)) => read.push(value.strip_prefix(' ').unwrap_or(value)),
+            Some(("data", value)) => data_lines.push(value.strip_prefix(' ').unwrap_or(value)),
             Some(("id", value)) => assert_eq!(value.strip_prefix(' ').unwrap_or(value), id),
             Some(("event", value)) => assert_eq!(value.strip_prefix(' ').unwrap_or(value), name),
-            other => panic!("a line that is no field: {other:?}"),
+            other => panic!("a line is not a field: {other:?}"),
         }
     }
     assert_eq!(events, 1, "{text:?}");
     true
 }
 
-/// Names of channels, paths, queries and what negotiates.
+/// Names of channels, paths, queries and content negotiation.
 pub fn channels(data: &[u8]) -> bool {
     let Ok(text) = std::str::from_utf8(data) else { return false };
     let mut accepted = false;
@@ -292,7 +292,7 @@ pub fn channels(data: &[u8]) -> bool {
         accepted |= !query.is_empty() && Query::read(query, task).is_ok();
     }
     let _ = subscribe::cursor(None, query);
-    assert!(subscribe::cursor(Some(data), query).is_ok(), "an id of another server is no error");
+    assert!(subscribe::cursor(Some(data), query).is_ok(), "an id of another server is an error");
     let _ = (SessionRequest::from_query(query), SessionRequest::annotate_from_query(query));
     let _ = (accept::framing(Some(text)), accept::json(Some(text)), accept::response_mode(Some(text)));
     accepted
@@ -301,14 +301,14 @@ pub fn channels(data: &[u8]) -> bool {
 /// Definitions of pipelines.
 pub fn definitions(data: &[u8]) -> bool {
     let _ = definition_file::read(data, "p");
-    let Ok(read) = definition::read(data) else { return false };
-    let json = definition::to_json(&read);
-    let again = definition::read(json.as_bytes()).expect("a definition that is written can be read");
-    assert_eq!(definition::to_json(&again), json);
+    let Ok(parsed) = definition::read(data) else { return false };
+    let json = definition::to_json(&parsed);
+    let reparsed = definition::read(json.as_bytes()).expect("a serialized definition parses");
+    assert_eq!(definition::to_json(&reparsed), json);
     true
 }
 
-/// An expression on the first line, and its input behind it.
+/// An expression on the first line, and its input on the others.
 pub fn expressions(data: &[u8]) -> bool {
     let end = data.iter().position(|byte| *byte == b'\n').unwrap_or(data.len());
     let (expression, input) = data.split_at(end);
@@ -317,12 +317,12 @@ pub fn expressions(data: &[u8]) -> bool {
     let bounds = Bounds { steps_max: 20_000, memory_bytes_max: 1 << 18, output_bytes_max: 1 << 14 };
     let Ok(result) = expression.evaluate(&input, bounds) else { return false };
     assert!(result.bytes() <= bounds.output_bytes_max);
-    let again = text::read(result.as_str().as_bytes()).expect("a result is JSON");
-    serde_json::from_str::<serde_json::Value>(again.as_str()).expect("a result is JSON");
+    let reparsed = text::read(result.as_str().as_bytes()).expect("a result is JSON");
+    serde_json::from_str::<serde_json::Value>(reparsed.as_str()).expect("a result is JSON");
     true
 }
 
-/// Files of keys.
+/// Key files.
 pub fn keys(data: &[u8]) -> bool {
     let mut accepted = false;
     if let Ok(file) = key_file::read_keys(data) {
@@ -330,8 +330,8 @@ pub fn keys(data: &[u8]) -> bool {
         assert!(!file.keys.is_empty());
         let is_declared = String::from_utf8_lossy(data).contains("oct");
         let has_secret = file.keys.iter().any(|key| key.algorithm() == Algorithm::Hs256);
-        // An escape may spell `oct` another way, in JSON.
-        assert!(!has_secret || is_declared || data.contains(&b'\\'), "a secret that was not declared");
+        // JSON can spell `oct` with escapes.
+        assert!(!has_secret || is_declared || data.contains(&b'\\'), "a secret without the key type `oct`");
         let _ = KeySet::new(file.keys);
     }
     accepted |= key_file::read_secrets(data).is_ok();
@@ -343,21 +343,21 @@ pub fn keys(data: &[u8]) -> bool {
     accepted
 }
 
-/// Credentials in headers, a line each, and a query behind `?`; what they carry is verified with keys that signed none of it.
+/// Credentials in headers, one in each line, and in a query after `?`; their tokens are verified with keys that signed none of them.
 pub fn tokens(data: &[u8]) -> bool {
     let Ok(text) = std::str::from_utf8(data) else { return false };
     let (headers, query) = text.split_once('?').unwrap_or((text, ""));
     let headers = headers.lines().filter_map(|line| line.split_once(": "));
     let headers: Vec<(&str, &[u8])> = headers.map(|(name, value)| (name, value.as_bytes())).collect();
-    let found = Credentials::find(headers.iter().copied(), query);
+    let credentials = Credentials::find(headers.iter().copied(), query);
     static VERIFIER: LazyLock<Verifier> = LazyLock::new(verifier);
     for word in text.split([' ', '\n', ';', '=', '&', '?']) {
-        assert!(VERIFIER.verify(word, 1_800_000_000).is_err(), "a token that nobody signed");
+        assert!(VERIFIER.verify(word, 1_800_000_000).is_err(), "a token without a valid signature is accepted");
     }
-    found.is_ok_and(|found| !found.is_empty())
+    credentials.is_ok_and(|credentials| !credentials.is_empty())
 }
 
-/// A verifier whose private keys nobody has.
+/// A verifier of public keys whose private keys signed no input.
 fn verifier() -> Verifier {
     let keys = br#"[{"kty":"OKP","crv":"Ed25519","x":"11qYAYKxCrfVS_7TyWQHOg7hcvPapiMlrwIaaPcHURo"},
         {"kty":"EC","crv":"P-256","x":"f83OJ3D2xF1Bg8vub9tLe1gHMzV76e8Tus9uPHvRVEU","y":"x_FEzRu9m36HLN_tue659LNpXW6pCyStikYjKIWI5a0"}]"#;
@@ -366,7 +366,7 @@ fn verifier() -> Verifier {
     Verifier::new(KeySet::new(keys).expect("a set"), rules).expect("rules")
 }
 
-/// What hosts and intermediaries send.
+/// GRIP headers and hold terms.
 pub fn grip(data: &[u8]) -> bool {
     let mut accepted = false;
     let lines = data.split(|byte| *byte == b'\n');
@@ -380,8 +380,8 @@ pub fn grip(data: &[u8]) -> bool {
         accepted = true;
         if let Ok(written) = hold.to_headers() {
             let written: Vec<(&str, &[u8])> = written.iter().map(|(name, value)| (*name, value.as_bytes())).collect();
-            let again = Hold::from_headers(written.iter().copied());
-            assert_eq!(again, Ok(Some(hold)), "a hold that is written reads as another");
+            let reparsed = Hold::from_headers(written.iter().copied());
+            assert_eq!(reparsed, Ok(Some(hold)), "a serialized hold parses as another");
         }
     }
     if let Ok(terms) = Terms::from_header(data) {
@@ -391,19 +391,19 @@ pub fn grip(data: &[u8]) -> bool {
     accepted
 }
 
-/// Checkpoints as a store gives them back.
+/// Checkpoints of sessions and executions.
 pub fn checkpoints(data: &[u8]) -> bool {
     use weir_codec::transcripts::checkpoint as session;
     let _ = session::decode(data, session::own_rules, 0);
-    if let Ok((definition, read)) = checkpoint::decode(data) {
-        let bytes = checkpoint::encode(&read, &definition);
-        assert!(checkpoint::decode(&bytes).is_ok(), "a checkpoint that is written can be read");
+    if let Ok((definition, checkpoint_state)) = checkpoint::decode(data) {
+        let bytes = checkpoint::encode(&checkpoint_state, &definition);
+        assert!(checkpoint::decode(&bytes).is_ok(), "a serialized checkpoint parses");
     }
-    // There is no short input that is a whole checkpoint.
+    // No short input is a complete checkpoint, so that every input counts as accepted.
     true
 }
 
-/// The header of a file of a language model: every tensor lies within the file and nowhere on another.
+/// The header of a GGUF file: each tensor is within the file, and no two overlap.
 pub fn gguf(data: &[u8]) -> bool {
     use weir_lm::gguf::Header;
     let Ok(header) = Header::parse(data, data.len() as u64) else { return false };
@@ -415,7 +415,7 @@ pub fn gguf(data: &[u8]) -> bool {
     true
 }
 
-/// The header of a file of weights: every tensor lies within the file and nowhere on another.
+/// The header of a safetensors file: each tensor is within the file, and no two overlap.
 #[cfg(feature = "nn")]
 pub fn safetensors(data: &[u8]) -> bool {
     use weir_nn::safetensors::Header;
@@ -432,7 +432,7 @@ pub fn safetensors(data: &[u8]) -> bool {
     true
 }
 
-/// Tensors as a guest makes them: the type, the rank, the dimensions, and the data.
+/// Tensors of a guest: the type, the rank, the dimensions, and the data.
 #[cfg(feature = "nn")]
 pub fn tensors(data: &[u8]) -> bool {
     use weir_nn::{Tensor, TensorType};

@@ -206,7 +206,8 @@ impl Setup {
             const COMPONENTS: [&str; 3] = ["gateway", "generate", "infer"];
             if !COMPONENTS.contains(&name.as_str()) {
                 let suggestion = weir_config::suggest(&name, COMPONENTS.into_iter());
-                let suggestion = suggestion.map(|suggestion| format!("; did you mean `{suggestion}`?")).unwrap_or_default();
+                let suggestion =
+                    suggestion.map(|suggestion| format!("; did you mean `{suggestion}`?")).unwrap_or_default();
                 bail!("--component {pair}: the components are {}{suggestion}", COMPONENTS.join(", "));
             }
             overrides.push((format!("{name}.component"), file));

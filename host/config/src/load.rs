@@ -186,15 +186,19 @@ fn one_line(error: figment::Error) -> String {
     // "found `x`, expected `one of `a`, `b```": the inner quotes are removed.
     let message = first.kind.to_string().replace("`one of ", "one of ").replace("``", "`");
     let suggestion = match &first.kind {
-        figment::error::Kind::UnknownVariant(value, known) => {
-            suggest(value, known.iter().copied()).map(|suggestion| format!("; did you mean `{suggestion}`?")).unwrap_or_default()
-        }
+        figment::error::Kind::UnknownVariant(value, known) => suggest(value, known.iter().copied())
+            .map(|suggestion| format!("; did you mean `{suggestion}`?"))
+            .unwrap_or_default(),
         _ => String::new(),
     };
     let source = source_of(&first);
     // The message of the TOML parser has several lines.
     let message = message.split_whitespace().collect::<Vec<_>>().join(" ");
-    if key.is_empty() { format!("{message}{source}{suggestion}") } else { format!("{key}: {message}{source}{suggestion}") }
+    if key.is_empty() {
+        format!("{message}{source}{suggestion}")
+    } else {
+        format!("{key}: {message}{source}{suggestion}")
+    }
 }
 
 /// A suggestion in place of an unknown key. `siblings` are the keys of its section.
@@ -241,7 +245,8 @@ impl Pairs {
                     let lowercase = name.to_lowercase();
                     let lower: Vec<String> = variables.iter().map(|variable| variable.to_lowercase()).collect();
                     let suggestion = suggest(&lowercase, lower.iter().map(String::as_str)).map(str::to_uppercase);
-                    let suggestion = suggestion.map(|suggestion| format!("; did you mean {suggestion}?")).unwrap_or_default();
+                    let suggestion =
+                        suggestion.map(|suggestion| format!("; did you mean {suggestion}?")).unwrap_or_default();
                     return Err(ConfigError::UnknownVariable { name, suggestion });
                 }
                 None => {}

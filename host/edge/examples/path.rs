@@ -96,12 +96,14 @@ impl Options {
 
 /// Sentences of about a dozen tokens.
 fn default_texts() -> Vec<String> {
-    const SUBJECTS: [&str; 6] = ["The waiter", "My neighbour", "Our guide", "The doctor", "This old train", "The last song"];
+    const SUBJECTS: [&str; 6] =
+        ["The waiter", "My neighbour", "Our guide", "The doctor", "This old train", "The last song"];
     const VERBS: [&str; 5] =
         ["was late again", "told us a long story", "made everybody laugh", "never came", "was better than before"];
     const ENDINGS: [&str; 5] =
         ["and we loved it.", "and nobody cared.", "on a rainy day.", "for the second time.", "in the old town."];
-    let sentence = |number: usize| format!("{} {} {}", SUBJECTS[number % 6], VERBS[number / 6 % 5], ENDINGS[number / 30 % 5]);
+    let sentence =
+        |number: usize| format!("{} {} {}", SUBJECTS[number % 6], VERBS[number / 6 % 5], ENDINGS[number / 30 % 5]);
     (0..150).map(sentence).collect()
 }
 

@@ -19,10 +19,7 @@ pub(crate) struct Metric {
     pub(crate) name: &'static str,
     pub(crate) kind: MetricKind,
     /// The names of its labels.
-    #[cfg_attr(
-        not(test),
-        expect(dead_code, reason = "used by the reference only; the help texts do not name labels")
-    )]
+    #[cfg_attr(not(test), expect(dead_code, reason = "used by the reference only; the help texts do not name labels"))]
     pub(crate) labels: &'static [&'static str],
     pub(crate) help: &'static str,
 }
@@ -66,7 +63,11 @@ pub(crate) const METRICS: &[Metric] = &[
     gauge("weir_generate_requests_running", &["model"], "requests that have started and not ended"),
     counter("weir_generate_requests_total", &["model"], "requests for generated text"),
     counter("weir_generate_restarts_total", &["model"], "instances of the generate component lost and replaced"),
-    histogram("weir_generate_step_seconds", &["model"], "time of a step: one token of every text, and parts of prompts"),
+    histogram(
+        "weir_generate_step_seconds",
+        &["model"],
+        "time of a step: one token of every text, and parts of prompts",
+    ),
     counter("weir_generate_tokens_total", &["model"], "tokens generated"),
     gauge("weir_http_connections_held", &[], "connections held for subscribers, without a guest"),
     gauge("weir_http_connections_open", &[], "connections open"),

@@ -446,7 +446,8 @@ mod tests {
 
     #[test]
     fn events_that_the_tap_missed_are_added_to_those_that_were_not_written() {
-        let files = FailingFiles { files: vec![Vec::new()], bytes_max: 1_000, failing: 0..4, ..FailingFiles::default() };
+        let files =
+            FailingFiles { files: vec![Vec::new()], bytes_max: 1_000, failing: 0..4, ..FailingFiles::default() };
         let mut lines = Lines::open(files).unwrap();
         assert!(lines.add(&event(1)).is_ok() && lines.flush().is_err());
         assert!(lines.add(&TapItem::Missed(5)).is_err());

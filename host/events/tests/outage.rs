@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use common::{PATIENCE, RedisServer, ReaderState, gap, name, next, number, numbered, open, until};
+use common::{PATIENCE, ReaderState, RedisServer, gap, name, next, number, numbered, open, until};
 use weir_core::channels::{Cursor, Delivery, Gap, Retention};
 use weir_events::{Error, EventsConfig, Fallback, RedisConfig, Store};
 

@@ -1,4 +1,4 @@
-//! `weir stream file`.
+//! `weir stream file`: formats, tasks, checkpoints across kills, and adapter components.
 
 use std::process::Stdio;
 use std::time::Duration;
@@ -9,14 +9,14 @@ use weir_tests::{PATIENCE, component, ndjson};
 
 use super::{path, run, stream, stub_stream};
 
-/// Kills in the test; `WEIR_TEST_KILLS=200` is the long form.
+/// Default number of kills; `WEIR_TEST_KILLS=200` sets another.
 const KILLS: usize = 12;
 
 #[test]
 fn stream_file_with_the_shipped_model_writes_results_and_errors() -> Result<()> {
     let input = b"{\"text\":\"I love this so much!\",\"id\":1,\"user\":\"u\"}\n\nnot json\n{\"text\":\"This is awful and I hate it.\"}\n";
     let output = run(stream(&["file", "-", "--format", "ndjson"])?, input)?;
-    assert_eq!(output.status.code(), Some(1), "a bad record shows in the status: {output:?}");
+    assert_eq!(output.status.code(), Some(1), "an invalid record makes the exit status 1: {output:?}");
     let lines = ndjson(std::str::from_utf8(&output.stdout)?)?;
     assert_eq!((&lines[0]["label"], &lines[0]["id"], &lines[0]["user"]), (&"positive".into(), &1.into(), &"u".into()));
     let error = &lines[1]["error"];
@@ -27,7 +27,7 @@ fn stream_file_with_the_shipped_model_writes_results_and_errors() -> Result<()> 
 }
 
 #[test]
-fn every_task_has_its_results() -> Result<()> {
+fn stream_file_writes_the_result_of_each_task() -> Result<()> {
     let text = b"Angela Merkel met Emmanuel Macron in Berlin.\n";
     for (task, member) in [("tokens", "entities"), ("embed", "embedding"), ("summarize", "summary")] {
         let output = run(stream(&["file", "-", "--format", "text", "--task", task])?, text)?;
@@ -39,7 +39,7 @@ fn every_task_has_its_results() -> Result<()> {
 }
 
 #[test]
-fn formats_of_results_are_written() -> Result<()> {
+fn output_format_selects_how_results_are_written() -> Result<()> {
     let dir = tempfile::tempdir()?;
     let input = path(dir.path(), "reviews.csv");
     std::fs::write(&input, "id,review\n7,\"I love this, so much!\"\n8,This is awful and I hate it.\n")?;
@@ -61,7 +61,7 @@ fn formats_of_results_are_written() -> Result<()> {
 }
 
 #[test]
-fn captions_are_records() -> Result<()> {
+fn caption_cues_are_read_as_records() -> Result<()> {
     let dir = tempfile::tempdir()?;
     let input = path(dir.path(), "talk.vtt");
     std::fs::write(
@@ -75,9 +75,9 @@ fn captions_are_records() -> Result<()> {
     Ok(())
 }
 
-/// The process is killed at random moments and started again, until it is through: each line has one result, in order.
+/// The process is killed at random moments and restarted until it has processed the file: each line has one result, in order.
 #[test]
-fn process_killed_at_random_loses_and_doubles_no_line() -> Result<()> {
+fn process_killed_at_random_writes_each_line_once() -> Result<()> {
     let kills = std::env::var("WEIR_TEST_KILLS").ok().and_then(|kills| kills.parse().ok()).unwrap_or(KILLS);
     let dir = tempfile::tempdir()?;
     let (input, output, checkpoint) =
@@ -90,15 +90,15 @@ fn process_killed_at_random_loses_and_doubles_no_line() -> Result<()> {
         Ok(stub_stream(&arguments)?.stdout(Stdio::null()).stderr(Stdio::null()).spawn()?)
     };
     let written = || std::fs::metadata(&output).map_or(0, |meta| meta.len());
-    let mut random = weir_random(11);
+    let mut random = seeded_random(11);
     let mut killed = 0;
     while killed < kills {
         let before = written();
         let mut child = start()?;
-        // From the moment that it has written something, after a random time.
+        // Killed a random time after its first write.
         let began = std::time::Instant::now();
         while written() <= before && child.try_wait()?.is_none() {
-            ensure!(began.elapsed() < PATIENCE, "it writes nothing");
+            ensure!(began.elapsed() < PATIENCE, "the process writes nothing");
             std::thread::sleep(Duration::from_millis(1));
         }
         std::thread::sleep(Duration::from_micros(random() % 40_000));
@@ -111,15 +111,15 @@ fn process_killed_at_random_loses_and_doubles_no_line() -> Result<()> {
     let status = start()?.wait()?;
     ensure!(status.success(), "{status}");
     let results = ndjson(&std::fs::read_to_string(&output)?)?;
-    ensure!(killed > 2, "it was killed {killed} times only");
+    ensure!(killed > 2, "the process was killed only {killed} times");
     ensure!(results.len() == count, "{} results of {count} after {killed} kills", results.len());
     let wrong = results.iter().enumerate().find(|(id, result)| result["id"] != *id);
     ensure!(wrong.is_none(), "{wrong:?}");
     Ok(())
 }
 
-/// Numbers that look random, from a seed.
-fn weir_random(seed: u64) -> impl FnMut() -> u64 {
+/// A generator of pseudo-random numbers.
+fn seeded_random(seed: u64) -> impl FnMut() -> u64 {
     let mut state = seed;
     move || {
         state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
@@ -128,7 +128,7 @@ fn weir_random(seed: u64) -> impl FnMut() -> u64 {
 }
 
 #[test]
-fn component_of_the_operator_decodes_its_own_format() -> Result<()> {
+fn adapter_component_decodes_its_own_format() -> Result<()> {
     let guest = component("adapter_guest.wasm")?.display().to_string();
     let arguments = ["file", "-", "--format", "text", "--adapter", &guest, "--quiet", "--reconnect-delay", "0.001"];
     let output = run(stream(&arguments)?, b"7|I love this so much!\nno bar\n8|This is awful and I hate it.\n")?;
@@ -140,7 +140,7 @@ fn component_of_the_operator_decodes_its_own_format() -> Result<()> {
 }
 
 #[test]
-fn record_that_traps_the_component_goes_to_the_errors() -> Result<()> {
+fn record_that_traps_the_component_is_written_as_an_error() -> Result<()> {
     let dir = tempfile::tempdir()?;
     let input = path(dir.path(), "in.txt");
     std::fs::write(&input, "1|I love this\ntrap\n2|I hate this\n")?;
@@ -148,8 +148,8 @@ fn record_that_traps_the_component_goes_to_the_errors() -> Result<()> {
     let output = path(dir.path(), "out");
     let arguments =
         ["file", &input, "--adapter", &guest, "--output-file", &output, "--quiet", "--reconnect-delay", "0.001"];
-    let ran = run(stub_stream(&arguments)?, b"")?;
-    let text = std::fs::read_to_string(&output).with_context(|| format!("{ran:?}"))?;
+    let result = run(stub_stream(&arguments)?, b"")?;
+    let text = std::fs::read_to_string(&output).with_context(|| format!("{result:?}"))?;
     let lines: Vec<&str> = text.lines().collect();
     assert_eq!(lines.len(), 3, "{text}");
     assert!(lines[0].starts_with("1|") && lines[2].starts_with("2|"), "{text}");
@@ -158,16 +158,16 @@ fn record_that_traps_the_component_goes_to_the_errors() -> Result<()> {
 }
 
 #[test]
-fn wrong_arguments_are_one_sentence() -> Result<()> {
-    for (arguments, says) in [
+fn invalid_stream_arguments_exit_with_2_and_name_the_mistake() -> Result<()> {
+    for (arguments, message) in [
         (vec!["file", "/nowhere/*.ndjson"], "no file matches /nowhere/*.ndjson"),
         (vec!["file", "a.csv", "b.txt"], "the files have the formats csv and text"),
         (vec!["file", "-", "--follow"], "- cannot be followed"),
         (vec!["file", "-", "--model", "nonesuch"], "nonesuch"),
     ] {
         let output = run(stub_stream(&arguments)?, b"")?;
-        let said = String::from_utf8(output.stderr)?;
-        ensure!(output.status.code() == Some(2) && said.contains(says), "{arguments:?}: {said}");
+        let stderr = String::from_utf8(output.stderr)?;
+        ensure!(output.status.code() == Some(2) && stderr.contains(message), "{arguments:?}: {stderr}");
     }
     Ok(())
 }

@@ -18,19 +18,19 @@ fn stream(arguments: &[&str]) -> Result<Command> {
     Ok(command)
 }
 
-/// `weir stream`, with the stand-in for the infer component, which answers by keywords.
+/// `weir stream`, with the stand-in for the infer component, which derives outputs from keywords.
 fn stub_stream(arguments: &[&str]) -> Result<Command> {
     let mut command = stream(arguments)?;
     command.args(["--component", &format!("infer={}", component("infer_stub.wasm")?.display())]);
     Ok(command)
 }
 
-/// Runs a command with an input.
+/// Runs a command with bytes on its standard input.
 fn run(mut command: Command, input: &[u8]) -> Result<Output> {
     let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn()?;
     let mut stdin = child.stdin.take().context("a pipe")?;
     let input = input.to_vec();
-    // The program may end before it has read everything.
+    // The program may exit before it has read everything.
     let feeding = std::thread::spawn(move || drop(stdin.write_all(&input)));
     let output = child.wait_with_output()?;
     let _ = feeding.join();

@@ -1,4 +1,4 @@
-//! `weir stream redis` with a real server.
+//! `weir stream redis` with a Redis server.
 
 use std::collections::BTreeMap;
 use std::process::Stdio;
@@ -10,14 +10,14 @@ use weir_tests::{PATIENCE, until};
 
 use super::stub_stream;
 
-/// Runs a command of Redis; returns the answer as it is on the wire.
+/// Runs a Redis command; its reply as it is on the wire.
 fn command(redis: &Redis, words: &[&str]) -> Result<String> {
     redis.command(words)
 }
 
-/// Processes of two consumers are killed at random: every entry has a result, and none is left.
+/// A consumer is killed after each first write of a round: in the end every entry has a result and is acknowledged.
 #[tokio::test]
-async fn killed_processes_lose_no_entry() -> Result<()> {
+async fn killed_consumers_lose_no_entry() -> Result<()> {
     let redis = Redis::start()?;
     until("up", || async { Ok(command(&redis, &["PING"]).is_ok()) }).await?;
     let count = 400;
@@ -38,14 +38,14 @@ async fn killed_processes_lose_no_entry() -> Result<()> {
         let mut child = start("one")?;
         let began = Instant::now();
         while length("sentiment-output")? <= before && before < count {
-            ensure!(began.elapsed() < PATIENCE, "it writes nothing in round {round}");
+            ensure!(began.elapsed() < PATIENCE, "the process writes nothing in round {round}");
             std::thread::sleep(Duration::from_millis(1));
         }
         child.kill()?;
         child.wait()?;
     }
     let mut child = start("one")?;
-    // This entry has a result only once the process handles signals.
+    // Once this entry is acknowledged, the process handles signals.
     command(
         &redis,
         &["XADD", "text-input", "*", "payload", &format!("{{\"text\":\"I love the last\",\"id\":{count}}}")],
@@ -57,15 +57,15 @@ async fn killed_processes_lose_no_entry() -> Result<()> {
         Ok(pending.contains(":0\r\n") && groups.replace("\r\n", " ").contains("lag :0"))
     };
     until("acknowledged", || async { pending() }).await?;
-    // It ends as it should at a signal.
+    // SIGTERM drains the process.
     std::process::Command::new("sh").args(["-c", &format!("kill -TERM {}", child.id())]).status()?;
-    ensure!(child.wait()?.success(), "it did not end well");
+    ensure!(child.wait()?.success(), "the exit status after SIGTERM is not 0");
     let written = command(&redis, &["XRANGE", "sentiment-output", "-", "+"])?;
-    let mut times: BTreeMap<usize, usize> = BTreeMap::new();
+    let mut counts: BTreeMap<usize, usize> = BTreeMap::new();
     for line in written.lines().filter(|line| line.starts_with("{\"id\":")) {
         let result: serde_json::Value = serde_json::from_str(line)?;
-        *times.entry(usize::try_from(result["id"].as_u64().unwrap_or(u64::MAX))?).or_default() += 1;
+        *counts.entry(usize::try_from(result["id"].as_u64().unwrap_or(u64::MAX))?).or_default() += 1;
     }
-    ensure!(times.len() == count, "{} of {count} entries have a result", times.len());
+    ensure!(counts.len() == count, "{} of {count} entries have a result", counts.len());
     Ok(())
 }

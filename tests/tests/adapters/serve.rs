@@ -1,13 +1,13 @@
-//! `[[adapter]]` tables inside of `weir serve`.
+//! `[[adapter]]` tables of `weir serve`.
 
 use anyhow::{Result, ensure};
 use weir_tests::{Server, until};
 
 use super::path;
 
-/// Three adapters at once beside HTTP: each has its own results, and one that fails is alone.
+/// Three adapters run beside HTTP: two process files, and the third cannot connect.
 #[tokio::test]
-async fn adapters_share_the_model_and_fail_alone() -> Result<()> {
+async fn adapters_share_a_model_and_a_failing_one_affects_no_other() -> Result<()> {
     let dir = tempfile::tempdir()?;
     let mut config = String::new();
     for name in ["one", "two"] {
@@ -32,7 +32,7 @@ async fn adapters_share_the_model_and_fail_alone() -> Result<()> {
         ensure!(foreign == 0, "{name} has {foreign} results of another adapter");
     }
     until("counted", || async { Ok(server.metric("weir_adapter_results_total").await? >= 1000.0) }).await?;
-    until("tried again", || async { Ok(server.metric("weir_adapter_reconnects_total").await? >= 2.0) }).await?;
+    until("connected again", || async { Ok(server.metric("weir_adapter_reconnects_total").await? >= 2.0) }).await?;
     server.signal("TERM")?;
     let status = server.wait().await?;
     ensure!(status.success(), "{status}: {}", server.log());
@@ -41,10 +41,10 @@ async fn adapters_share_the_model_and_fail_alone() -> Result<()> {
 }
 
 #[test]
-fn wrong_table_stops_the_start_with_its_reason() -> Result<()> {
+fn invalid_adapter_table_stops_the_start_with_its_reason() -> Result<()> {
     let dir = tempfile::tempdir()?;
     let file = path(dir.path(), "weir.toml");
-    for (table, says) in [
+    for (table, message) in [
         ("[[adapter]]\nname = 'a b'\n", "adapter.name `a b`"),
         ("[[adapter]]\nname = 'a'\n[[adapter]]\nname = 'a'\n", "is used twice"),
         ("[[adapter]]\nname = 'a'\nformat = 'avro'\n", "format `avro` is not decoded here"),
@@ -58,8 +58,8 @@ fn wrong_table_stops_the_start_with_its_reason() -> Result<()> {
             .arg("--models-dir")
             .arg(weir_tests::models());
         let output = command.output()?;
-        let said = String::from_utf8(output.stderr)?;
-        ensure!(output.status.code() == Some(2) && said.contains(says), "{table}: {said}");
+        let stderr = String::from_utf8(output.stderr)?;
+        ensure!(output.status.code() == Some(2) && stderr.contains(message), "{table}: {stderr}");
     }
     Ok(())
 }

@@ -1,21 +1,20 @@
-//! What follows or asks for a session or an execution that does not exist is answered 404, in every form, and never with a stream in which
-//! nothing comes.
+//! Requests and subscriptions for a session or an execution that does not exist are 404 in every form, not an empty stream.
 
 use anyhow::Result;
 use reqwest::{Client, Method, StatusCode};
 use serde_json::{Value, json};
-use weir_tests::auth::{ANN, BOB, ask, guarded};
+use weir_tests::auth::{ANN, BOB, request_as, start_with_auth};
 use weir_tests::client::create_session;
-use weir_tests::pipelines::{Folder, begin};
+use weir_tests::pipelines::{Folder, start_execution};
 use weir_tests::websocket::WebSocket;
 use weir_tests::{Raw, Server, ndjson};
 
-/// A name that no session and no execution has.
+/// Channels of a session and of an execution that do not exist.
 const UNKNOWN: [(&str, &str); 2] = [("session", "unknown"), ("pipeline", "exec_AAAAAAAAAAAAAAAAAAAAAA")];
 
 async fn get(server: &Server, path: &str, accept: &str) -> Result<(StatusCode, Value)> {
-    let answer = Client::new().get(server.url(path)).header("accept", accept).send().await?;
-    Ok((answer.status(), answer.json().await?))
+    let response = Client::new().get(server.url(path)).header("accept", accept).send().await?;
+    Ok((response.status(), response.json().await?))
 }
 
 #[tokio::test]
@@ -30,7 +29,7 @@ async fn subscription_to_an_unknown_session_or_execution_is_404_in_every_form() 
         let resumed = Client::new().get(server.url(&path)).header("last-event-id", "1-1").send().await?;
         assert_eq!(resumed.status(), 404, "{path} after an event");
         assert_eq!(WebSocket::open(&server, &format!("/ws/{kind}/{id}"), None).await?.err(), Some(404), "{kind}");
-        // A GET of HTTP/1.0, which no connection is held for.
+        // A GET of HTTP/1.0.
         let mut old = Raw::connect(&server).await?;
         old.send(format!("GET {path} HTTP/1.0\r\nHost: {}\r\n\r\n", server.address()).as_bytes()).await?;
         assert!(old.read_to_end().await?.contains(" 404 "), "{path} over HTTP/1.0");
@@ -54,10 +53,10 @@ async fn multiplexed_subscription_to_an_unknown_channel_is_an_error_and_the_othe
     }
     socket.send(&subscribe("workflow:w").to_string()).await?;
     assert_eq!(socket.message().await?["type"], "connected");
-    // The same as lines over HTTP.
+    // The same messages as NDJSON over HTTP.
     let request = Client::new().post(server.url("/ws")).header("content-type", "application/x-ndjson");
-    let answer = request.body(format!("{lines}{}\n", subscribe("workflow:w"))).send().await?.text().await?;
-    let codes: Vec<Value> = ndjson(&answer)?.iter().map(|event| event["error"]["code"].clone()).collect();
+    let response = request.body(format!("{lines}{}\n", subscribe("workflow:w"))).send().await?.text().await?;
+    let codes: Vec<Value> = ndjson(&response)?.iter().map(|event| event["error"]["code"].clone()).collect();
     assert_eq!(codes, [json!("not_found"), json!("not_found"), Value::Null]);
     Ok(())
 }
@@ -84,9 +83,9 @@ async fn request_for_an_unknown_session_or_execution_is_404() -> Result<()> {
             let media_type = if is_lines { "application/x-ndjson" } else { "application/json" };
             request = request.header("content-type", media_type).body(format!("{body}\n"));
         }
-        let answer = request.send().await?;
-        let status = answer.status();
-        let problem: Value = answer.json().await?;
+        let response = request.send().await?;
+        let status = response.status();
+        let problem: Value = response.json().await?;
         assert_eq!((status.as_u16(), &problem["code"]), (404, &json!("not_found")), "{method} {path}: {problem}");
     }
     Ok(())
@@ -97,15 +96,15 @@ async fn known_session_and_execution_are_found_in_every_form() -> Result<()> {
     let folder = Folder::new(&[("p", json!([{"id": "a", "kind": "map", "expression": "@"}]))])?;
     let server = Server::start_stub(&folder.arguments()).await?;
     let session = create_session(&server, &json!({})).await?;
-    let execution = begin(&server, "p", &json!({"text": "hello"})).await?;
+    let execution = start_execution(&server, "p", &json!({"text": "hello"})).await?;
     for path in [format!("session/{session}"), format!("pipeline/{execution}")] {
         for accept in ["text/event-stream", "application/x-ndjson"] {
-            let answer =
+            let response =
                 Client::new().get(server.url(&format!("/stream/{path}"))).header("accept", accept).send().await?;
-            assert_eq!(answer.status(), 200, "{path} {accept}");
+            assert_eq!(response.status(), 200, "{path} {accept}");
         }
         let mut socket = WebSocket::connect(&server, &format!("/ws/{path}"), None).await?;
-        // The socket of a session takes chunks; that of an execution is sent its events.
+        // The WebSocket of a session accepts chunks; that of an execution sends its events.
         let first = if path.starts_with("session") { "partial_segment" } else { "connected" };
         let chunk = json!({"start": 0, "end": 1, "text": "hello", "speaker_id": "ann"});
         socket.send(&chunk.to_string()).await?;
@@ -119,21 +118,22 @@ async fn known_session_and_execution_are_found_in_every_form() -> Result<()> {
 async fn session_and_execution_of_another_user_read_as_unknown() -> Result<()> {
     let dir = tempfile::tempdir()?;
     let folder = Folder::new(&[("p", json!([{"id": "a", "kind": "map", "expression": "@"}]))])?;
-    let server = guarded(dir.path(), &folder.arguments()).await?;
-    let session: Value = ask(&server, Method::POST, "/sessions", ANN).json(&json!({})).send().await?.json().await?;
+    let server = start_with_auth(dir.path(), &folder.arguments()).await?;
+    let session: Value =
+        request_as(&server, Method::POST, "/sessions", ANN).json(&json!({})).send().await?.json().await?;
     let session = session["session_id"].as_str().unwrap_or_default().to_owned();
     for path in [format!("/stream/session/{session}"), format!("/sessions/{session}")] {
         let unknown = path.replace(&session, "unknown");
-        let mut answers = Vec::new();
+        let mut responses = Vec::new();
         for path in [&path, &unknown] {
-            let answer = ask(&server, Method::GET, path, BOB).send().await?;
-            let (status, mut problem) = (answer.status(), answer.json::<Value>().await?);
+            let response = request_as(&server, Method::GET, path, BOB).send().await?;
+            let (status, mut problem) = (response.status(), response.json::<Value>().await?);
             problem["detail"] = json!(problem["detail"].as_str().unwrap_or_default().replace(path.as_str(), "PATH"));
             problem["request_id"] = Value::Null;
-            answers.push((status, problem));
+            responses.push((status, problem));
         }
-        assert_eq!(answers[0], answers[1], "{path}");
-        assert_eq!(answers[0].0, 404, "{path}");
+        assert_eq!(responses[0], responses[1], "{path}");
+        assert_eq!(responses[0].0, 404, "{path}");
     }
     assert_eq!(WebSocket::open(&server, &format!("/ws/session/{session}"), Some(BOB)).await?.err(), Some(404));
     Ok(())

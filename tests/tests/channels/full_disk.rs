@@ -1,5 +1,4 @@
-//! A disk that is full: what the channel store and `events.file` do, what `/readyz` and the exit status say, and what is there
-//! afterwards.
+//! A full disk: the behaviour of the channel store and of `events.file`, readiness, the exit status, and the stored events afterwards.
 
 use std::path::Path;
 use std::process::Command;
@@ -13,13 +12,13 @@ use weir_tests::follow::Follower;
 use weir_tests::pipelines::Folder;
 use weir_tests::{Server, auth, until};
 
-/// A server on a disk that can be made full: files past their bound are refused as by a full disk, where the signal is ignored.
+/// A server with a disk store whose file size can be limited: with SIGXFSZ ignored, writes past the limit fail as on a full disk.
 async fn on_full_disk(path: &Path, durable: bool) -> Result<Server> {
     let path = format!("events.path={}", path.display());
     bounded(&["events.store=disk", &path, &format!("events.durable={durable}")]).await
 }
 
-/// A server with settings whose files can be bounded.
+/// A server with settings whose file sizes can be limited.
 async fn bounded(settings: &[&str]) -> Result<Server> {
     let stub = weir_tests::component("infer_stub.wasm")?;
     let mut command = Command::new("sh");
@@ -34,25 +33,25 @@ async fn bounded(settings: &[&str]) -> Result<Server> {
     Ok(server)
 }
 
-/// Bounds the size of a server's files.
+/// Limits the size of the files of a server.
 fn bound_files(server: &Server, bytes: &str) -> Result<()> {
     let (pid, bound) = (server.id().to_string(), format!("--fsize={bytes}:unlimited"));
     ensure!(Command::new("prlimit").args([&bound, "--pid", &pid]).status()?.success(), "prlimit {bound}");
     Ok(())
 }
 
-/// Publishes to users in turn until an answer is no 200; adds what was answered.
-async fn publish_until_refused(server: &Server, answered: &mut Vec<(String, String)>) -> Result<()> {
+/// Publishes to users in turn until a response is 503; appends the user and the event id of each 200.
+async fn publish_until_refused(server: &Server, acknowledged: &mut Vec<(String, String)>) -> Result<()> {
     let pad = "x".repeat(20_000);
-    for number in answered.len().. {
+    for number in acknowledged.len().. {
         let user = format!("u{}", number % 200);
         let body = json!({"message": user, "metadata": {"number": number, "pad": pad}});
-        let (status, answer) = post(server, &format!("/stream/publish/user/{user}"), &body).await?;
+        let (status, response) = post(server, &format!("/stream/publish/user/{user}"), &body).await?;
         if status != 200 {
-            ensure!(status == 503 && answer["code"] == "events_unavailable", "{status} {answer}");
+            ensure!(status == 503 && response["code"] == "events_unavailable", "{status} {response}");
             break;
         }
-        answered.push((user, answer["id"].as_str().context("an id")?.to_owned()));
+        acknowledged.push((user, response["id"].as_str().context("an id")?.to_owned()));
     }
     Ok(())
 }
@@ -66,14 +65,14 @@ async fn full_disk_makes_the_server_unready_and_loses_no_event() -> Result<()> {
     for durable in [true, false] {
         let dir = tempfile::tempdir()?;
         let file = dir.path().join("events.redb");
-        let mut answered = Vec::new();
+        let mut acknowledged = Vec::new();
         let mut server = on_full_disk(&file, durable).await?;
         for _ in 0..2 {
             bound_files(&server, &std::fs::metadata(&file)?.len().to_string())?;
-            publish_until_refused(&server, &mut answered).await?;
+            publish_until_refused(&server, &mut acknowledged).await?;
             assert_eq!(readiness(&server).await?, 503);
             bound_files(&server, "unlimited")?;
-            // Also where no publisher is active.
+            // The server becomes ready without a request.
             server.ready().await?;
             let (status, _) = post(&server, "/stream/publish/user/new", &json!({"message": "new"})).await?;
             assert_eq!(status, 200);
@@ -82,12 +81,12 @@ async fn full_disk_makes_the_server_unready_and_loses_no_event() -> Result<()> {
         assert!(server.wait().await?.success(), "{}", server.log());
         let server = on_full_disk(&file, durable).await?;
         for user in (0..200).map(|user| format!("u{user}")) {
-            let ids: Vec<_> = answered.iter().filter(|(of, _)| *of == user).map(|(_, id)| id).collect();
+            let ids: Vec<_> = acknowledged.iter().filter(|(owner, _)| *owner == user).map(|(_, id)| id).collect();
             let mut follower = Follower::open(&server, &format!("/stream/user/{user}"), None).await?;
             for id in &ids {
                 let event = loop {
-                    // What was refused may be there all the same, or have left a gap.
-                    let event = follower.placed().await?;
+                    // A refused event may be stored nevertheless, or have left a gap.
+                    let event = follower.next_stored_event().await?;
                     if event.name == "notification" {
                         assert_eq!(event.data["message"], json!(user), "{event:?}");
                     }
@@ -102,11 +101,11 @@ async fn full_disk_makes_the_server_unready_and_loses_no_event() -> Result<()> {
     Ok(())
 }
 
-/// A publisher's retry, or a client's, does not wait for the end of what a failed attempt had begun.
+/// A retry does not wait for the claim of the failed attempt to expire.
 #[tokio::test]
 async fn channel_and_key_with_a_failed_first_write_recover_with_the_disk() -> Result<()> {
-    // What would hold a channel for 5 s, and a key for 10 s.
-    const AT_ONCE: Duration = Duration::from_secs(4);
+    // A failed claim would block a channel for 5 s, and an idempotency key for 10 s.
+    const RECOVERY_MAX: Duration = Duration::from_secs(4);
     const ROUNDS: usize = 6;
     let dir = tempfile::tempdir()?;
     let file = dir.path().join("events.redb");
@@ -118,10 +117,10 @@ async fn channel_and_key_with_a_failed_first_write_recover_with_the_disk() -> Re
     let server = bounded(&settings.iter().map(String::as_str).collect::<Vec<_>>()).await?;
     let publish = async |id: usize| {
         let path = format!("/stream/publish/workflow/w{id}");
-        auth::publish(&server, &path, auth::WORKER, &auth::step(Some("ann"))).await
+        auth::publish(&server, &path, auth::WORKER, &auth::progress_body(Some("ann"))).await
     };
     let start = async |id: usize| {
-        let request = auth::ask(&server, Method::POST, "/pipelines/p", auth::ADMIN);
+        let request = auth::request_as(&server, Method::POST, "/pipelines/p", auth::ADMIN);
         let request = request.header("idempotency-key", format!("key-{id}")).header("prefer", "respond-async");
         auth::status(request.json(&json!({"text": "x".repeat(3000)}))).await
     };
@@ -140,14 +139,18 @@ async fn channel_and_key_with_a_failed_first_write_recover_with_the_disk() -> Re
         }
         bound_files(&server, "unlimited")?;
         server.ready().await?;
-        let room = Instant::now();
+        let freed_at = Instant::now();
         for (what, id) in refused {
-            let again = async || match what {
+            let is_accepted = async || match what {
                 "workflow" => Ok(publish(id).await? == 200),
                 _ => Ok(start(id).await? == 202),
             };
-            until(&format!("{what} {id}"), again).await?;
-            ensure!(room.elapsed() < AT_ONCE, "{what} {id}: {:?} after there was room", room.elapsed());
+            until(&format!("{what} {id}"), is_accepted).await?;
+            ensure!(
+                freed_at.elapsed() < RECOVERY_MAX,
+                "{what} {id}: {:?} after the disk had space",
+                freed_at.elapsed()
+            );
         }
     }
     Ok(())
@@ -166,13 +169,13 @@ async fn full_disk_leaves_whole_lines_and_the_missed_count_in_the_events_file() 
         .await?;
     bound_files(&server, "unlimited")?;
     let lines = || std::fs::read_to_string(&file).unwrap_or_default();
-    // Also where no event comes any more.
+    // The gap is written without a further event.
     until("the loss is recorded", || async { Ok(lines().contains("{\"type\":\"gap\"")) }).await?;
     publish(&server, "w", 70).await?;
     until("events are written again", || async { Ok(lines().contains("\"message\":\"n70\"")) }).await?;
     let mut next = 0;
     for line in lines().lines() {
-        let line: Value = serde_json::from_str(line).with_context(|| format!("no whole line: {line}"))?;
+        let line: Value = serde_json::from_str(line).with_context(|| format!("an incomplete line: {line}"))?;
         if line["type"] == "gap" {
             next += line["missed"].as_u64().context("a number")?;
         } else {
@@ -185,27 +188,27 @@ async fn full_disk_leaves_whole_lines_and_the_missed_count_in_the_events_file() 
 }
 
 #[tokio::test]
-async fn disk_that_is_full_at_the_end_is_a_failure_and_a_gap_afterwards() -> Result<()> {
+async fn shutdown_on_a_full_disk_exits_with_1_and_leaves_a_gap() -> Result<()> {
     for durable in [true, false] {
         let dir = tempfile::tempdir()?;
         let file = dir.path().join("events.redb");
-        let mut answered = Vec::new();
+        let mut acknowledged = Vec::new();
         let mut server = on_full_disk(&file, durable).await?;
         bound_files(&server, &std::fs::metadata(&file)?.len().to_string())?;
-        publish_until_refused(&server, &mut answered).await?;
-        // Not even what the file has room for can be written.
+        publish_until_refused(&server, &mut acknowledged).await?;
+        // With this limit no write at all succeeds.
         bound_files(&server, "0")?;
         server.signal("TERM")?;
         assert_eq!(server.wait().await?.code(), Some(1), "{}", server.log());
         assert!(server.log().contains("the last write of the channel store failed"), "{}", server.log());
         let server = on_full_disk(&file, durable).await?;
-        let (user, id) = answered.last().context("an event that was answered")?;
-        let (_, answer) = post(&server, &format!("/stream/publish/user/{user}"), &json!({"message": user})).await?;
+        let (user, id) = acknowledged.last().context("an acknowledged event")?;
+        let (_, response) = post(&server, &format!("/stream/publish/user/{user}"), &json!({"message": user})).await?;
         let mut follower = Follower::open(&server, &format!("/stream/user/{user}"), Some(id)).await?;
         loop {
-            let event = follower.placed().await?;
+            let event = follower.next_stored_event().await?;
             assert!(event.name == "gap" || event.data["message"] == json!(user), "{event:?}");
-            if json!(event.id) == answer["id"] {
+            if json!(event.id) == response["id"] {
                 break;
             }
         }

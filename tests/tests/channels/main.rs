@@ -1,9 +1,9 @@
-//! Channels: events published, followed in every form and resumed, by clients that are not ours, over restarts, failures and full disks.
+//! Channels: events published, followed in every form and resumed, by clients of other projects, across restarts, failures and full disks.
 
 mod browser;
 mod existence;
 mod full_disk;
-mod held;
+mod held_connections;
 mod readers;
 mod streams;
 mod websockets;

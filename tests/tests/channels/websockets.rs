@@ -1,4 +1,4 @@
-//! WebSockets end to end, by a client that is not ours: many channels over one socket, resumed, refused, closed, cut.
+//! WebSockets with the npm package `ws` as client: several channels over one socket, resumed, refused, closed and cut.
 
 use std::process::Stdio;
 
@@ -10,7 +10,7 @@ use weir_tests::client::{self, create_session, post};
 use weir_tests::follow::Follower;
 use weir_tests::{Duplex, PATIENCE, Server, ndjson, root, tool, until};
 
-/// A WebSocket of the `ws` package.
+/// A WebSocket of the package `ws`, in a process of Node.js.
 struct Socket {
     _node: Child,
     input: ChildStdin,
@@ -28,24 +28,24 @@ impl Socket {
         Ok(Self { _node: node, input, output })
     }
 
-    async fn connected(server: &Server, path: &str) -> Result<Self> {
+    async fn connect(server: &Server, path: &str) -> Result<Self> {
         let mut socket = Self::open(server, path, &json!({}))?;
         let first = socket.next().await?;
         ensure!(first == json!({"open": true}), "{first}");
         Ok(socket)
     }
 
-    async fn say(&mut self, line: impl ToString) -> Result<()> {
+    async fn send(&mut self, line: impl ToString) -> Result<()> {
         Ok(self.input.write_all(format!("{}\n", line.to_string()).as_bytes()).await?)
     }
 
-    /// What happens next.
+    /// The next line that the client prints: what happened to its socket.
     async fn next(&mut self) -> Result<Value> {
-        let line = tokio::time::timeout(PATIENCE, self.output.next_line()).await.context("nothing in time")??;
+        let line = tokio::time::timeout(PATIENCE, self.output.next_line()).await.context("no line in time")??;
         Ok(serde_json::from_str(&line.context("the client ended")?)?)
     }
 
-    /// The next message that is no heartbeat.
+    /// The next message that is not a heartbeat.
     async fn message(&mut self) -> Result<Value> {
         loop {
             let mut next = self.next().await?;
@@ -74,9 +74,9 @@ async fn websocket_follows_many_channels_and_resumes() -> Result<()> {
     let server = Server::start_stub(&[]).await?;
     let first = publish(&server, "a", 1).await?;
     let second = publish(&server, "a", 2).await?;
-    let mut socket = Socket::connected(&server, "/ws").await?;
+    let mut socket = Socket::connect(&server, "/ws").await?;
     // From a cursor, and from the beginning.
-    socket.say(subscribe("workflow:a", Some(&first))).await?;
+    socket.send(subscribe("workflow:a", Some(&first))).await?;
     let connected = socket.message().await?;
     assert_eq!((&connected["type"], &connected["channel"]), (&json!("connected"), &json!("workflow:a")));
     let event = socket.message().await?;
@@ -84,7 +84,7 @@ async fn websocket_follows_many_channels_and_resumes() -> Result<()> {
         (&event["type"], &event["id"], &event["data"]["message"]),
         (&json!("workflow_progress"), &second, &json!("n2"))
     );
-    socket.say(subscribe("workflow:b", None)).await?;
+    socket.send(subscribe("workflow:b", None)).await?;
     assert_eq!(socket.message().await?["channel"], "workflow:b");
     for n in 3..40 {
         let (channel, id) = if n % 2 == 0 { ("a", "workflow:a") } else { ("b", "workflow:b") };
@@ -93,15 +93,18 @@ async fn websocket_follows_many_channels_and_resumes() -> Result<()> {
         assert_eq!((&event["channel"], &event["id"]), (&json!(id), &at));
         assert_eq!(event["data"]["message"], format!("n{n}"));
     }
-    // No more of one; the other goes on.
-    socket.say(json!({"type": "unsubscribe", "channel": "workflow:a"})).await?;
-    let gone = socket.message().await?;
-    assert_eq!((&gone["type"], &gone["data"]["reason"]), (&json!("disconnected"), &json!("unsubscribed")));
+    // After unsubscribing from one channel, the other continues.
+    socket.send(json!({"type": "unsubscribe", "channel": "workflow:a"})).await?;
+    let disconnected = socket.message().await?;
+    assert_eq!(
+        (&disconnected["type"], &disconnected["data"]["reason"]),
+        (&json!("disconnected"), &json!("unsubscribed"))
+    );
     let missed = publish(&server, "a", 41).await?;
     publish(&server, "b", 42).await?;
     assert_eq!(socket.message().await?["data"]["message"], "n42");
-    // And again, from where it was left.
-    socket.say(subscribe("workflow:a", Some(&json!(gone_at(&missed)?)))).await?;
+    // Subscribing again resumes after the given cursor.
+    socket.send(subscribe("workflow:a", Some(&json!(previous_cursor(&missed)?)))).await?;
     assert_eq!(socket.message().await?["type"], "connected");
     assert_eq!(socket.message().await?["id"], missed);
     // The last event of a channel ends it, not the socket.
@@ -111,14 +114,14 @@ async fn websocket_follows_many_channels_and_resumes() -> Result<()> {
     assert_eq!(socket.message().await?["data"]["reason"], "finished");
     publish(&server, "b", 43).await?;
     assert_eq!(socket.message().await?["data"]["message"], "n43");
-    socket.say("!close").await?;
+    socket.send("!close").await?;
     assert_eq!(socket.next().await?["close"], 1000);
-    let open = async || Ok(server.metric("weir_websockets_open").await? == 0.0);
-    until("the socket is gone", open).await
+    let is_closed = async || Ok(server.metric("weir_websockets_open").await? == 0.0);
+    until("the socket is released", is_closed).await
 }
 
-/// The place before one.
-fn gone_at(id: &Value) -> Result<String> {
+/// The cursor before an event id.
+fn previous_cursor(id: &Value) -> Result<String> {
     let (epoch, seq) = id.as_str().and_then(|id| id.split_once('-')).context("an id")?;
     Ok(format!("{epoch}-{}", seq.parse::<u64>()? - 1))
 }
@@ -129,40 +132,40 @@ async fn websocket_path_names_the_first_channel() -> Result<()> {
     let first = publish(&server, "w", 1).await?;
     let second = publish(&server, "w", 2).await?;
     let path = format!("/ws/workflow/w?last_event_id={}", first.as_str().context("an id")?);
-    let mut socket = Socket::connected(&server, &path).await?;
+    let mut socket = Socket::connect(&server, &path).await?;
     assert_eq!(socket.message().await?["type"], "connected");
     assert_eq!(socket.message().await?["id"], second);
     while socket.next().await?["message"]["type"] != "heartbeat" {}
-    socket.say(subscribe("file:f", None)).await?;
+    socket.send(subscribe("file:f", None)).await?;
     assert_eq!(socket.message().await?["channel"], "file:f");
-    // What is wrong is said, and ends nothing.
-    for (said, code) in [
+    // An invalid message gets an error and does not close the socket.
+    for (message, code) in [
         (json!({"type": "jump"}).to_string(), "invalid_message"),
         ("no json".to_owned(), "invalid_message"),
         (json!({"type": "unsubscribe", "channel": "user:nobody"}).to_string(), "not_followed"),
         (format!("{{\"type\":\"subscribe\",\"channel\":\"{}\"}}", "x".repeat(20_000)), "message_too_long"),
     ] {
-        socket.say(&said).await?;
+        socket.send(&message).await?;
         let error = socket.message().await?;
-        assert_eq!((&error["type"], &error["error"]["code"]), (&json!("error"), &json!(code)), "{said:.99}");
+        assert_eq!((&error["type"], &error["error"]["code"]), (&json!("error"), &json!(code)), "{message:.99}");
     }
-    // An id that the channel never gave out is a gap, and all that is kept follows.
-    socket.say(subscribe("workflow:w", Some(&json!("x")))).await?;
+    // An id that the channel never issued is a gap, followed by all retained events.
+    socket.send(subscribe("workflow:w", Some(&json!("x")))).await?;
     assert_eq!(socket.message().await?["type"], "connected");
     assert_eq!(socket.message().await?["type"], "gap");
     for id in [&first, &second] {
         assert_eq!(&socket.message().await?["id"], id);
     }
     for n in 0..63 {
-        socket.say(subscribe(&format!("workflow:many{n}"), None)).await?;
+        socket.send(subscribe(&format!("workflow:many{n}"), None)).await?;
     }
-    let mut answers = Vec::new();
+    let mut responses = Vec::new();
     for _ in 0..63 {
-        answers.push(socket.message().await?);
+        responses.push(socket.message().await?);
     }
-    assert_eq!(answers.iter().filter(|answer| answer["type"] == "connected").count(), 62);
-    assert_eq!(answers[62]["error"]["code"], "too_many_channels");
-    socket.say("!binary").await?;
+    assert_eq!(responses.iter().filter(|response| response["type"] == "connected").count(), 62);
+    assert_eq!(responses[62]["error"]["code"], "too_many_channels");
+    socket.send("!binary").await?;
     assert_eq!(socket.next().await?["close"], 1003);
     Ok(())
 }
@@ -171,35 +174,35 @@ async fn websocket_path_names_the_first_channel() -> Result<()> {
 async fn websocket_of_a_session_accepts_chunks_and_sends_events() -> Result<()> {
     let server = Server::start_stub(&[]).await?;
     let id = create_session(&server, &json!({"annotate": ["keywords"]})).await?;
-    let mut socket = Socket::connected(&server, &format!("/ws/session/{id}")).await?;
-    let mut heard = Vec::new();
+    let mut socket = Socket::connect(&server, &format!("/ws/session/{id}")).await?;
+    let mut events = Vec::new();
     for (start, speaker) in [(0.5, "ann"), (1.5, "ann"), (2.5, "bob")] {
         let chunk = json!({"start": start, "end": start + 1.0, "text": "we will cancel", "speaker_id": speaker});
-        socket.say(&chunk).await?;
+        socket.send(&chunk).await?;
         let event = socket.message().await?;
         if event["type"] == "final_segment" {
-            heard.push(event);
-            heard.push(socket.message().await?);
+            events.push(event);
+            events.push(socket.message().await?);
         } else {
-            heard.push(event);
+            events.push(event);
         }
     }
-    let types: Vec<_> = heard.iter().filter_map(|event| event["type"].as_str()).collect();
+    let types: Vec<_> = events.iter().filter_map(|event| event["type"].as_str()).collect();
     assert_eq!(types, ["partial_segment", "partial_segment", "final_segment", "partial_segment"]);
-    assert_eq!(heard[2]["segment"]["text"], "we will cancel we will cancel");
-    // What is no chunk is answered in its place.
-    socket.say(json!({"start": 1, "end": 0, "text": "x"})).await?;
+    assert_eq!(events[2]["segment"]["text"], "we will cancel we will cancel");
+    // An invalid chunk gets an error.
+    socket.send(json!({"start": 1, "end": 0, "text": "x"})).await?;
     assert_eq!(socket.message().await?["type"], "error");
-    socket.say("!close").await?;
+    socket.send("!close").await?;
     assert_eq!(socket.next().await?["close"], 1000);
-    let state = async || {
+    let has_all = async || {
         let state: Value = reqwest::get(server.url(&format!("/sessions/{id}"))).await?.json().await?;
         Ok(state["metrics"]["chunks_ingested"] == 3)
     };
-    until("the session has them", state).await?;
+    until("the session has the chunks", has_all).await?;
     let mut replay = Follower::open(&server, &format!("/stream/session/{id}"), None).await?;
-    for event in &heard {
-        assert_eq!(replay.placed().await?.data["segment"], event["segment"]);
+    for event in &events {
+        assert_eq!(replay.next_stored_event().await?.data["segment"], event["segment"]);
     }
     let mut socket = Socket::open(&server, "/ws/session/nobody", &json!({}))?;
     assert_eq!(socket.next().await?["refused"], 404);
@@ -209,9 +212,9 @@ async fn websocket_of_a_session_accepts_chunks_and_sends_events() -> Result<()> 
 #[tokio::test]
 async fn request_that_is_no_websocket_handshake_is_refused() -> Result<()> {
     let server = Server::start_stub(&[]).await?;
-    let answer = reqwest::get(server.url("/ws/workflow/w")).await?;
+    let response = reqwest::get(server.url("/ws/workflow/w")).await?;
     assert_eq!(
-        (answer.status().as_u16(), answer.json::<Value>().await?["code"].clone()),
+        (response.status().as_u16(), response.json::<Value>().await?["code"].clone()),
         (426, json!("upgrade_required"))
     );
     let mut socket = Socket::open(&server, "/ws/workflow/.bad", &json!({}))?;
@@ -219,18 +222,18 @@ async fn request_that_is_no_websocket_handshake_is_refused() -> Result<()> {
     assert_eq!(refused["refused"], 422, "{refused}");
     let mut socket = Socket::open(&server, "/ws/nothing/1", &json!({}))?;
     assert_eq!(socket.next().await?["refused"], 404);
-    // A page of another origin: nothing but the server protects a WebSocket from it.
+    // A page of another origin: browsers do not restrict WebSockets to their origin, so the server has to.
     let mut socket = Socket::open(&server, "/ws", &json!({"origin": "https://evil.example"}))?;
     assert_eq!(socket.next().await?["refused"], 403);
     let own = json!({"origin": format!("http://{}", server.address())});
     let mut socket = Socket::open(&server, "/ws", &own)?;
     assert_eq!(socket.next().await?["open"], true);
-    // Another version than ours.
+    // An unsupported version.
     let request = reqwest::Client::new().get(server.url("/ws")).header("connection", "upgrade");
     let request = request.header("upgrade", "websocket").header("sec-websocket-key", "AAAAAAAAAAAAAAAAAAAAAA==");
-    let answer = request.header("sec-websocket-version", "8").send().await?;
-    assert_eq!((answer.status().as_u16(), &answer.headers()["sec-websocket-version"]), (426, &"13".parse()?));
-    // The same as lines, which is what a host without WebSockets serves.
+    let response = request.header("sec-websocket-version", "8").send().await?;
+    assert_eq!((response.status().as_u16(), &response.headers()["sec-websocket-version"]), (426, &"13".parse()?));
+    // The same messages as NDJSON, which a host without WebSockets serves.
     publish(&server, "w", 1).await?;
     let mut lines = Duplex::open(&server, "/ws").await?;
     lines.send(format!("{}\n", subscribe("workflow:w", None)).as_bytes()).await?;
@@ -245,15 +248,15 @@ async fn request_that_is_no_websocket_handshake_is_refused() -> Result<()> {
 #[tokio::test]
 async fn websocket_that_is_cut_or_drained_is_released() -> Result<()> {
     let server = Server::start_stub(&[]).await?;
-    let mut cut = Socket::connected(&server, "/ws/workflow/w").await?;
+    let mut cut = Socket::connect(&server, "/ws/workflow/w").await?;
     assert_eq!(cut.message().await?["type"], "connected");
-    cut.say("!cut").await?;
-    let followers = async || {
+    cut.send("!cut").await?;
+    let is_released = async || {
         let health: Value = reqwest::get(server.url("/stream/health")).await?.json().await?;
         Ok(health["active_streams"] == 0)
     };
-    until("nobody follows any more", followers).await?;
-    let mut stays = Socket::connected(&server, "/ws/workflow/w").await?;
+    until("no stream is active", is_released).await?;
+    let mut stays = Socket::connect(&server, "/ws/workflow/w").await?;
     assert_eq!(stays.message().await?["type"], "connected");
     server.signal("TERM")?;
     let end = loop {

@@ -16,7 +16,7 @@ macro_rules! pages {
             fn $test() -> Result<()> {
                 let printed = run_page($page, &$tools)?;
                 for part in $parts {
-                    ensure!(printed.contains(part), "{}: {part} is not in what its blocks print:\n{printed}", $page);
+                    ensure!(printed.contains(part), "{}: {part} is not in the output of its blocks:\n{printed}", $page);
                 }
                 Ok(())
             }
@@ -56,14 +56,14 @@ fn each_page_with_commands_has_a_test() -> Result<()> {
     Ok(())
 }
 
-/// A text whose lines have no indentation.
+/// A text without the indentation of its lines.
 fn trimmed(text: &str) -> String {
     text.lines().map(str::trim).collect::<Vec<_>>().join("\n")
 }
 
 #[test]
-fn each_program_runs_or_prints_a_reason() -> Result<()> {
-    let mut seen = 0;
+fn each_program_block_runs_or_states_a_reason() -> Result<()> {
+    let mut count = 0;
     for page in pages()? {
         let name = page.strip_prefix(root())?.display().to_string();
         for block in blocks(&std::fs::read_to_string(&page)?) {
@@ -74,7 +74,7 @@ fn each_program_runs_or_prints_a_reason() -> Result<()> {
                 continue;
             }
             if let Some(reason) = &block.not_run {
-                ensure!(reason.len() > 10, "{at}: `{reason}` is no reason");
+                ensure!(reason.len() > 10, "{at}: `{reason}` does not explain why the block is not run");
                 continue;
             }
             ensure!(
@@ -85,24 +85,26 @@ fn each_program_runs_or_prints_a_reason() -> Result<()> {
             ensure!(block.language != "bash" && !block.language.is_empty(), "{at}: the block names no language");
             let placeholder = ["NAME", "DIR"].iter().find(|word| block.text.contains(*word));
             ensure!(!block.runs() || placeholder.is_none(), "{at}: `{}` is a placeholder", placeholder.unwrap_or(&""));
-            seen += usize::from(block.runs());
+            count += usize::from(block.runs());
         }
     }
-    ensure!(seen >= 40, "only {seen} blocks that run are found");
+    ensure!(count >= 40, "only {count} blocks are run");
     Ok(())
 }
 
 #[test]
 fn blocks_are_found_with_their_markers() {
-    let found = blocks(
+    let parsed = blocks(
         "<!-- not run: why -->\n\n```sh\na\n```\ntext\n- list\n\n  ```sh\n  b\n    c\n  ```\n<!-- from: f -->\n```json\n{}\n```\n",
     );
-    let shown: Vec<_> = found
+    let fields: Vec<_> = parsed
         .iter()
-        .map(|it| (it.line, it.language.as_str(), it.text.as_str(), it.not_run.as_deref(), it.from.as_deref()))
+        .map(|block| {
+            (block.line, block.language.as_str(), block.text.as_str(), block.not_run.as_deref(), block.from.as_deref())
+        })
         .collect();
     assert_eq!(
-        shown,
+        fields,
         [(3, "sh", "a\n", Some("why"), None), (9, "sh", "b\n  c\n", None, None), (14, "json", "{}\n", None, Some("f"))]
     );
 }

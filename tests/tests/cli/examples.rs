@@ -1,4 +1,4 @@
-//! The programs of `examples/`, as a reader would run them. `examples/embed/tests` runs the one that is a Rust program.
+//! The programs of `examples/`, but for the one in Rust, which `examples/embed/tests` runs.
 
 use std::io::Write;
 use std::process::{Command, Output, Stdio};
@@ -8,8 +8,8 @@ use serde_json::json;
 use weir_tests::pipelines::{Folder, run};
 use weir_tests::{Server, component, root, tool};
 
-/// Runs a program with these lines as its standard input, and answers what it prints.
-fn printed(command: &mut Command, input: &str) -> Result<String> {
+/// Runs a program with text on its standard input; its standard output.
+fn run_program(command: &mut Command, input: &str) -> Result<String> {
     let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn()?;
     child.stdin.take().context("its input")?.write_all(input.as_bytes())?;
     let Output { status, stdout, stderr } = child.wait_with_output()?;
@@ -19,7 +19,7 @@ fn printed(command: &mut Command, input: &str) -> Result<String> {
 }
 
 fn node(file: &str) -> Result<Command> {
-    // The variable is there where Node.js is.
+    // `cargo xtask test` sets the variable where Node.js is installed.
     tool("WEIR_TEST_NPM")?;
     let mut command = Command::new("node");
     command.arg(root().join("examples/javascript").join(file));
@@ -35,8 +35,10 @@ fn python(file: &str) -> Result<Command> {
 #[tokio::test]
 async fn javascript_example_labels_lines() -> Result<()> {
     let server = Server::start(&[]).await?;
-    let printed =
-        printed(node("classify.mjs")?.arg(server.url("")), "What a wonderful evening!\nThe train leaves at nine.\n")?;
+    let printed = run_program(
+        node("classify.mjs")?.arg(server.url("")),
+        "What a wonderful evening!\nThe train leaves at nine.\n",
+    )?;
     ensure!(printed.contains("0: positive") && printed.contains("1: neutral"), "{printed}");
     ensure!(printed.ends_with("2 labelled, 0 failed\n"), "{printed}");
     Ok(())
@@ -45,8 +47,8 @@ async fn javascript_example_labels_lines() -> Result<()> {
 #[tokio::test]
 async fn javascript_example_follows_to_the_end_of_a_channel() -> Result<()> {
     let server = Server::start_stub(&[]).await?;
-    printed(python("publish.py")?.args(["42", &server.url("")]), "")?;
-    let printed = printed(node("follow.mjs")?.args(["workflow/42", &server.url("")]), "")?;
+    run_program(python("publish.py")?.args(["42", &server.url("")]), "")?;
+    let printed = run_program(node("follow.mjs")?.args(["workflow/42", &server.url("")]), "")?;
     let types: Vec<&str> = printed.lines().filter_map(|line| line.split(' ').next()).collect();
     let progress = ["workflow_progress"; 3];
     ensure!(types == [&["connected"][..], &progress, &["temporal_status", "disconnected"]].concat(), "{printed}");
@@ -57,7 +59,7 @@ async fn javascript_example_follows_to_the_end_of_a_channel() -> Result<()> {
 async fn python_example_prints_every_step_of_a_document() -> Result<()> {
     let server = Server::start(&[]).await?;
     let mut command = python("process.py")?;
-    let printed = printed(command.arg(root().join("demo/night-train.txt")).arg(server.url("")), "")?;
+    let printed = run_program(command.arg(root().join("demo/night-train.txt")).arg(server.url("")), "")?;
     ensure!(printed.starts_with("started\n") && printed.ends_with("completed\n"), "{printed}");
     ensure!(printed.contains("100%  chunk 14: ") && printed.contains("Berlin"), "{printed}");
     Ok(())

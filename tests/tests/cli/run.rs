@@ -1,4 +1,4 @@
-//! `weir run` with the shipped models, as a user would call it.
+//! `weir run` with the shipped models.
 
 use std::io::Write;
 use std::process::{Command, Output, Stdio};
@@ -20,7 +20,7 @@ fn run(arguments: &[&str], input: &[u8]) -> Result<Output> {
         .spawn()?;
     let mut stdin = child.stdin.take().context("a pipe")?;
     let input = input.to_vec();
-    // The program may end before it has read everything.
+    // The program may exit before it has read everything.
     let feeding = std::thread::spawn(move || drop(stdin.write_all(&input)));
     let output = child.wait_with_output()?;
     let _ = feeding.join();
@@ -35,14 +35,14 @@ fn lines(output: &Output) -> Result<Vec<Value>> {
 fn invalid_line_is_an_error_at_its_index() -> Result<()> {
     let input = b"I love this so much!\n{\"text\":\"This is awful and I hate it.\"}\n{\"no\":1}\n\xff\xfe\nThe meeting is at ten.\n";
     let output = run(&["--task", "sentiment"], input)?;
-    assert_eq!(output.status.code(), Some(1), "a bad line shows in the status");
+    assert_eq!(output.status.code(), Some(1), "an invalid line makes the exit status 1");
     let lines = lines(&output)?;
     let labels: Vec<&str> = lines.iter().map(|l| l["label"].as_str().unwrap_or("error")).collect();
     assert_eq!(labels, ["positive", "negative", "error", "error", "neutral"]);
     for (index, line) in lines.iter().enumerate() {
         assert_eq!(line["index"], index);
     }
-    // As the same lines have over HTTP.
+    // The errors are those of the same lines over HTTP.
     let refused = |line: &Value| (line["error"]["code"].clone(), line["error"]["line"].clone());
     assert_eq!(refused(&lines[2]), ("invalid_item".into(), 3.into()));
     assert_eq!(refused(&lines[3]), ("not_utf8".into(), 4.into()));
@@ -50,7 +50,7 @@ fn invalid_line_is_an_error_at_its_index() -> Result<()> {
 }
 
 #[test]
-fn top_k_scores_add_up() -> Result<()> {
+fn top_k_scores_of_all_labels_sum_to_one() -> Result<()> {
     let output = run(&["--task", "sentiment", "--top-k", "3"], b"A fine day.\n")?;
     assert!(output.status.success(), "{output:?}");
     let line = &lines(&output)?[0];
@@ -96,7 +96,7 @@ fn run_prints_entities_embeddings_and_summaries() -> Result<()> {
 fn results_of_many_lines_are_in_order() -> Result<()> {
     let mut input = String::new();
     for i in 0..1500 {
-        // Lengths that differ make results come in another order than the lines.
+        // Different lengths make results arrive in another order than the lines.
         input.push_str(&format!("{} number {i}\n", "word ".repeat(i % 17)));
     }
     let output = run(&["--task", "sentiment", "--quiet"], input.as_bytes())?;
@@ -108,8 +108,8 @@ fn results_of_many_lines_are_in_order() -> Result<()> {
     Ok(())
 }
 
-/// The events of transcripts, by their type, and of final segments the text and the intent.
-fn told(output: &Output) -> Result<Vec<(String, String, String)>> {
+/// The events of transcripts without partial segments: type, and text and intent of final segments.
+fn transcript_events(output: &Output) -> Result<Vec<(String, String, String)>> {
     let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
     let events = lines(output)?;
     Ok(events
@@ -128,7 +128,7 @@ fn transcript_is_read_as_lines_or_captions() -> Result<()> {
         {\"start\":4,\"end\":5,\"text\":\"We will send it.\",\"speaker_id\":\"Bob\"}\n";
     let output = run(&["--task", "transcript"], json)?;
     assert!(output.status.success(), "{output:?}");
-    assert_eq!(told(&output)?, expected);
+    assert_eq!(transcript_events(&output)?, expected);
 
     let dir = tempfile::tempdir()?;
     let (srt, vtt) = (dir.path().join("a.srt"), dir.path().join("a.vtt"));
@@ -145,12 +145,12 @@ fn transcript_is_read_as_lines_or_captions() -> Result<()> {
     for file in [&srt, &vtt] {
         let output = run(&["--task", "transcript", "--quiet", file.to_str().context("a path")?], b"")?;
         assert!(output.status.success() && output.stderr.is_empty(), "{output:?}");
-        assert_eq!(told(&output)?, expected, "{}", file.display());
+        assert_eq!(transcript_events(&output)?, expected, "{}", file.display());
     }
-    // Each file is a transcript of its own; a shorter pause cuts more.
+    // Each file is a separate transcript; a smaller gap splits more segments.
     let (srt, vtt) = (srt.to_str().context("a path")?, vtt.to_str().context("a path")?);
     let output = run(&["--task", "transcript", "--max-gap-sec", "0.05", srt, vtt], b"")?;
-    assert_eq!(told(&output)?.len(), 6);
+    assert_eq!(transcript_events(&output)?.len(), 6);
     Ok(())
 }
 
@@ -160,7 +160,7 @@ fn wrong_line_of_a_transcript_is_reported_and_the_rest_is_read() -> Result<()> {
         {\"start\":1,\"end\":2,\"text\":\"three\"}";
     let output = run(&["--task", "transcript"], json)?;
     assert_eq!(output.status.code(), Some(1));
-    let types: Vec<String> = told(&output)?.into_iter().map(|(kind, ..)| kind).collect();
+    let types: Vec<String> = transcript_events(&output)?.into_iter().map(|(kind, ..)| kind).collect();
     assert_eq!(types, ["error", "error", "final_segment"]);
     let dir = tempfile::tempdir()?;
     let file = dir.path().join("broken.vtt");
@@ -168,16 +168,16 @@ fn wrong_line_of_a_transcript_is_reported_and_the_rest_is_read() -> Result<()> {
     let output = run(&["--task", "transcript", file.to_str().context("a path")?], b"")?;
     assert_eq!(output.status.code(), Some(1));
     let events = lines(&output)?;
-    // A cue that cannot be read is answered in its place, as a line is.
+    // An invalid cue is an error at its position, like an invalid line.
     assert_eq!((&events[0]["error"]["code"], &events[0]["line"]), (&"invalid_cue".into(), &3.into()));
-    assert!(told(&output)?.iter().any(|(kind, text, _)| kind == "final_segment" && text == "kept"));
-    mistake(
+    assert!(transcript_events(&output)?.iter().any(|(kind, text, _)| kind == "final_segment" && text == "kept"));
+    check_error(
         &["--task", "transcript", "--model", "sentiment"],
         expect![[r#"
             weir: --model: a transcript needs none
         "#]],
     )?;
-    mistake(
+    check_error(
         &["--task", "transcript", "--quiet", "--max-gap-sec=-1"],
         expect![[r#"
             weir: standard input: max_gap_sec must be a finite number of at least 0, and is -1
@@ -193,10 +193,10 @@ fn captions_are_recognized_by_their_content() -> Result<()> {
     let json = "\u{feff}{\"start\":0,\"end\":0.30000000000000004,\"text\":\"a\"}\r\n\r\n{\"start\":0.3,\"end\":1,\"text\":\"b\"}\n";
     let utf16 =
         |text: &str| [0xfeff].into_iter().chain(text.encode_utf16()).flat_map(u16::to_le_bytes).collect::<Vec<u8>>();
-    let said = |output: &Output| -> Result<Vec<String>> {
-        Ok(told(output)?.into_iter().map(|(kind, text, _)| format!("{kind} {text}")).collect())
+    let summaries = |output: &Output| -> Result<Vec<String>> {
+        Ok(transcript_events(output)?.into_iter().map(|(kind, text, _)| format!("{kind} {text}")).collect())
     };
-    for (name, file, want) in [
+    for (name, file, expected) in [
         ("a.vtt", srt.as_bytes().to_vec(), ["final_segment O&#39;Neil spoke", "final_segment b"].as_slice()),
         ("b.txt", utf16(srt), ["final_segment O&#39;Neil spoke", "final_segment b"].as_slice()),
         ("c.srt", vtt.as_bytes().to_vec(), ["final_segment a \"b\" c", "final_segment crosstalk"].as_slice()),
@@ -206,9 +206,9 @@ fn captions_are_recognized_by_their_content() -> Result<()> {
         std::fs::write(&path, &file)?;
         let output = run(&["--task", "transcript", "--quiet", path.to_str().context("a path")?], b"")?;
         assert!(output.status.success(), "{name}: {output:?}");
-        assert_eq!(said(&output)?, want, "{name}");
+        assert_eq!(summaries(&output)?, expected, "{name}");
         let output = run(&["--task", "transcript", "--quiet"], &file)?;
-        assert_eq!(said(&output)?, want, "{name} from a pipe");
+        assert_eq!(summaries(&output)?, expected, "{name} from a pipe");
     }
     Ok(())
 }
@@ -224,20 +224,20 @@ fn captions_in_another_encoding_are_refused_and_the_next_file_is_read() -> Resul
     assert_eq!(output.status.code(), Some(1));
     let stderr = String::from_utf8_lossy(&output.stderr);
     assert!(stderr.contains("latin1.srt: line 3: byte 0xE9 is not UTF-8"), "{stderr}");
-    assert_eq!(told(&output)?.len(), 1, "{output:?}");
+    assert_eq!(transcript_events(&output)?.len(), 1, "{output:?}");
     Ok(())
 }
 
-/// A pipe whose first read has one byte, and one that is opened by name.
+/// Named pipes whose first read returns only a few bytes.
 #[test]
 fn slow_pipes_are_read_once() -> Result<()> {
     let dir = tempfile::tempdir()?;
     let vtt = "WEBVTT\n\n00:01.000 --> 00:02.000\nslow\n";
     for (task, file, at) in [("transcript", vtt, 1), ("sentiment", "I love it\n", 4)] {
         let pipe = dir.path().join(task);
-        anyhow::ensure!(Command::new("mkfifo").arg(&pipe).status()?.success(), "there is no mkfifo");
+        anyhow::ensure!(Command::new("mkfifo").arg(&pipe).status()?.success(), "mkfifo failed");
         let path = pipe.clone();
-        // Opening a pipe to write waits for its reader; a second reader would find it closed, or wait for ever.
+        // Opening a pipe for writing waits for its reader; opening it twice for reading would lose the bytes or block.
         let writing = std::thread::spawn(move || -> std::io::Result<()> {
             let mut pipe = std::fs::OpenOptions::new().write(true).open(path)?;
             pipe.write_all(&file.as_bytes()[..at])?;
@@ -246,7 +246,7 @@ fn slow_pipes_are_read_once() -> Result<()> {
             pipe.write_all(&file.as_bytes()[at..])
         });
         let output = run(&["--task", task, "--quiet", pipe.to_str().context("a path")?], b"")?;
-        writing.join().expect("it does not panic")?;
+        writing.join().expect("the writer does not panic")?;
         assert!(output.status.success(), "{output:?}");
         assert!(!lines(&output)?.is_empty(), "{output:?}");
     }
@@ -259,13 +259,13 @@ fn file_lines_are_parsed_as_over_http() -> Result<()> {
     let output = run(&["--task", "entities", "--quiet"], input.as_bytes())?;
     assert!(output.status.success(), "{output:?}");
     let lines = lines(&output)?;
-    let places: Vec<(&Value, &Value)> = lines.iter().map(|line| (&line["index"], &line["id"])).collect();
-    assert_eq!(places, [(&0.into(), &"x".into()), (&1.into(), &Value::Null), (&2.into(), &Value::Null)]);
+    let indexes: Vec<(&Value, &Value)> = lines.iter().map(|line| (&line["index"], &line["id"])).collect();
+    assert_eq!(indexes, [(&0.into(), &"x".into()), (&1.into(), &Value::Null), (&2.into(), &Value::Null)]);
     Ok(())
 }
 
 #[test]
-fn names_in_long_speech_are_found_whole() -> Result<()> {
+fn entities_of_long_texts_are_found_whole() -> Result<()> {
     let mut input: String = [0, 100, 505, 506, 507, 510]
         .iter()
         .map(|words| format!("{}and then Angela Merkel from Sevastopol came\n", "tea ".repeat(*words)))
@@ -305,41 +305,41 @@ fn text_over_the_limit_without_truncation_is_an_error_of_its_line() -> Result<()
     Ok(())
 }
 
-fn mistake(arguments: &[&str], expect: Expect) -> Result<()> {
+fn check_error(arguments: &[&str], expect: Expect) -> Result<()> {
     let output = run(arguments, b"")?;
     assert_eq!(output.status.code(), Some(2));
-    let said = String::from_utf8_lossy(&output.stderr).replace(&models().display().to_string(), "MODELS");
-    expect.assert_eq(&said);
+    let stderr = String::from_utf8_lossy(&output.stderr).replace(&models().display().to_string(), "MODELS");
+    expect.assert_eq(&stderr);
     Ok(())
 }
 
 #[test]
-fn mistake_is_answered_with_one_sentence() -> Result<()> {
-    mistake(
+fn invalid_argument_is_reported_in_one_line() -> Result<()> {
+    check_error(
         &["--task", "sentiment", "/nowhere.txt"],
         expect![[r#"
         weir: /nowhere.txt cannot be read: No such file or directory (os error 2)
     "#]],
     )?;
-    mistake(
+    check_error(
         &["--task", "sentiment", "--model", "nothing"],
         expect![[r#"
         weir: no model `nothing`: not a folder, and not in MODELS, which has embeddings, entities, sentiment
     "#]],
     )?;
-    mistake(
+    check_error(
         &["--task", "sentiment", "--model", "entities"],
         expect![[r#"
         weir: model entities is not for this task, which needs one for text classification
     "#]],
     )?;
-    mistake(
+    check_error(
         &["--task", "embed", "--set", "http.listn=1"],
         expect![[r#"
             weir: http.listn is not a key of the configuration; did you mean `http.listen`?
         "#]],
     )?;
-    mistake(
+    check_error(
         &["--task", "embed", "--component", "infer=/nowhere.wasm"],
         expect![[r#"
         weir: component /nowhere.wasm cannot be read: No such file or directory (os error 2)

@@ -1,11 +1,11 @@
-//! Each dialect against the stand-in for the generate component: shapes, statuses of what fails before the first token, and ends.
+//! Each dialect with the stand-in for the generate component: shapes of responses, failures before and after the first token, and ends.
 
 use anyhow::{Context, Result};
 use reqwest::Client;
 use serde_json::{Value, json};
 use weir_tests::{Server, client::post, ndjson};
 
-use crate::{cancelled, chat, frames, send, streamed, text_of, until};
+use crate::{GENERATED_TEXT, cancelled, chat, frames, send, streamed, text_of, until};
 
 #[tokio::test]
 async fn generate_stream_is_text_by_default_and_events_by_accept() -> Result<()> {
@@ -14,111 +14,111 @@ async fn generate_stream_is_text_by_default_and_events_by_accept() -> Result<()>
     let plain = Client::new().post(server.url("/generate-stream")).json(&body).send().await?;
     assert_eq!(plain.headers()["content-type"], "text/plain; charset=utf-8");
     assert!(plain.headers().contains_key("x-weir-generation"));
-    assert_eq!(plain.text().await?, "One two three four five.");
+    assert_eq!(plain.text().await?, GENERATED_TEXT);
     for (accept, form) in [("application/x-ndjson", "ndjson"), ("text/event-stream", "sse")] {
-        let answer = Client::new().post(server.url("/generate-stream")).header("accept", accept).json(&body);
-        let answer = answer.send().await?;
-        assert_eq!(answer.headers()["content-type"], accept);
-        let text = answer.text().await?;
+        let response = Client::new().post(server.url("/generate-stream")).header("accept", accept).json(&body);
+        let response = response.send().await?;
+        assert_eq!(response.headers()["content-type"], accept);
+        let text = response.text().await?;
         let events = if form == "sse" { frames(&text)? } else { ndjson(&text)? };
         assert_eq!(events[0]["type"], "started");
         let pieces: String = events.iter().filter_map(|event| event["text"].as_str()).collect();
-        assert_eq!(pieces, "One two three four five.");
+        assert_eq!(pieces, GENERATED_TEXT);
         let done = events.last().context("an event")?;
         assert_eq!((&done["type"], &done["finish_reason"]), (&json!("done"), &json!("stop")));
         assert_eq!(done["usage"], json!({ "prompt_tokens": 1, "cached_tokens": 0, "completion_tokens": 5 }));
     }
-    let answer = Client::new().post(server.url("/generate-stream")).header("accept", "image/png").json(&body);
-    assert_eq!(answer.send().await?.status(), 406);
+    let response = Client::new().post(server.url("/generate-stream")).header("accept", "image/png").json(&body);
+    assert_eq!(response.send().await?.status(), 406);
     let (status, problem) = post(&server, "/generate-stream", &json!({ "prompt": "x", "max_token": 1 })).await?;
     assert_eq!((status, &problem["code"]), (422, &json!("invalid_request")));
     Ok(())
 }
 
 #[tokio::test]
-async fn accept_of_json_does_not_keep_a_stream_from_being_one() -> Result<()> {
+async fn stream_with_accept_json_is_sent_as_sse() -> Result<()> {
     let server = Server::start_generate_stub(&[]).await?;
-    let answer = send(&server, "/v1/chat/completions", &streamed("hello")).await?;
-    assert_eq!((answer.status().as_u16(), &answer.headers()["content-type"]), (200, &"text/event-stream".parse()?));
-    let text = answer.text().await?;
+    let response = send(&server, "/v1/chat/completions", &streamed("hello")).await?;
+    assert_eq!((response.status().as_u16(), &response.headers()["content-type"]), (200, &"text/event-stream".parse()?));
+    let text = response.text().await?;
     assert!(text.ends_with("data: [DONE]\n\n"), "{text}");
     let frames = frames(&text)?;
-    assert_eq!(text_of(&frames), "One two three four five.");
+    assert_eq!(text_of(&frames), GENERATED_TEXT);
     assert_eq!(frames[0]["choices"][0]["delta"]["role"], "assistant");
     assert!(frames.iter().all(|frame| frame.get("usage").is_none()));
     let whole = send(&server, "/v1/chat/completions", &chat("hello")).await?.json::<Value>().await?;
-    assert_eq!(whole["choices"][0]["message"]["content"], "One two three four five.");
+    assert_eq!(whole["choices"][0]["message"]["content"], GENERATED_TEXT);
     assert_eq!((&whole["object"], &whole["usage"]["completion_tokens"]), (&json!("chat.completion"), &json!(5)));
     Ok(())
 }
 
-/// Requirement 5: what fails before the first token has a status, in a stream too, in the shape of its dialect.
+/// Requirement 5: a failure before the first token has an HTTP status, also for a stream, in the shape of its dialect.
 #[tokio::test]
 async fn failure_before_the_first_token_is_a_status_in_every_dialect() -> Result<()> {
     let server = Server::start_generate_stub(&[]).await?;
-    for (trouble, status, code) in [
+    for (prompt, status, code) in [
         ("!overloaded", 503, "overloaded"),
         ("!down", 503, "model_unavailable"),
         ("!template", 400, "invalid_input"),
         ("!too-long", 400, "context_length_exceeded"),
     ] {
         for stream in [false, true] {
-            let mut body = chat(trouble);
+            let mut body = chat(prompt);
             body["stream"] = stream.into();
-            let answer = send(&server, "/v1/chat/completions", &body).await?;
-            assert_eq!(answer.status(), status, "{trouble}");
+            let response = send(&server, "/v1/chat/completions", &body).await?;
+            assert_eq!(response.status(), status, "{prompt}");
             let retry =
-                answer.headers().get("retry-after").map(|value| value.to_str().map(str::to_owned)).transpose()?;
-            assert_eq!(retry.is_some(), status == 503, "{trouble}");
-            let answer: Value = answer.json().await?;
-            assert_eq!(answer["error"]["code"], code, "{answer}");
-            if trouble == "!too-long" {
-                let message = answer["error"]["message"].as_str().context("a message")?;
+                response.headers().get("retry-after").map(|value| value.to_str().map(str::to_owned)).transpose()?;
+            assert_eq!(retry.is_some(), status == 503, "{prompt}");
+            let response: Value = response.json().await?;
+            assert_eq!(response["error"]["code"], code, "{response}");
+            if prompt == "!too-long" {
+                let message = response["error"]["message"].as_str().context("a message")?;
                 assert!(message.contains("5000") && message.contains("2048"), "{message}");
             }
             let mut body = json!({ "model": "stub", "max_tokens": 9, "stream": stream });
-            body["messages"] = chat(trouble)["messages"].clone();
-            let answer = send(&server, "/v1/messages", &body).await?;
-            assert_eq!(answer.status(), if status == 503 { 529 } else { status }, "{trouble}");
-            assert_eq!(answer.json::<Value>().await?["type"], "error");
+            body["messages"] = chat(prompt)["messages"].clone();
+            let response = send(&server, "/v1/messages", &body).await?;
+            assert_eq!(response.status(), if status == 503 { 529 } else { status }, "{prompt}");
+            assert_eq!(response.json::<Value>().await?["type"], "error");
         }
-        let body = json!({ "contents": [{ "parts": [{ "text": trouble }] }] });
-        let answer = send(&server, "/v1beta/models/stub:streamGenerateContent?alt=sse", &body).await?;
-        assert_eq!(answer.status(), status, "{trouble}");
-        assert_eq!(answer.json::<Value>().await?["error"]["code"], status);
+        let body = json!({ "contents": [{ "parts": [{ "text": prompt }] }] });
+        let response = send(&server, "/v1beta/models/stub:streamGenerateContent?alt=sse", &body).await?;
+        assert_eq!(response.status(), status, "{prompt}");
+        assert_eq!(response.json::<Value>().await?["error"]["code"], status);
     }
     let mut body = chat("hello");
     body["model"] = "nowhere".into();
-    let answer = send(&server, "/v1/chat/completions", &body).await?;
-    assert_eq!(answer.status(), 404);
-    let answer: Value = answer.json().await?;
-    assert_eq!(answer["error"]["code"], "model_not_found");
-    assert!(answer["error"]["message"].as_str().context("a message")?.contains("stub"), "{answer}");
+    let response = send(&server, "/v1/chat/completions", &body).await?;
+    assert_eq!(response.status(), 404);
+    let response: Value = response.json().await?;
+    assert_eq!(response["error"]["code"], "model_not_found");
+    assert!(response["error"]["message"].as_str().context("a message")?.contains("stub"), "{response}");
     Ok(())
 }
 
-/// Requirements 5 and 6: after the first token an error event and the end; a stream that ends without a reason is a failure.
+/// Requirements 5 and 6: a failure after the first token is an error event and the end; a stream that ends without a reason is a failure.
 #[tokio::test]
 async fn failure_after_the_first_token_is_an_error_and_never_a_finish_reason() -> Result<()> {
     let server = Server::start_generate_stub(&[]).await?;
-    for (trouble, code) in [("!fail", "engine_failed"), ("!end", "model_unavailable")] {
-        let text = send(&server, "/v1/chat/completions", &streamed(trouble)).await?.text().await?;
-        assert!(!text.contains("[DONE]") && !text.contains("\"finish_reason\":\""), "{trouble}: {text}");
+    for (prompt, code) in [("!fail", "engine_failed"), ("!end", "model_unavailable")] {
+        let text = send(&server, "/v1/chat/completions", &streamed(prompt)).await?.text().await?;
+        assert!(!text.contains("[DONE]") && !text.contains("\"finish_reason\":\""), "{prompt}: {text}");
         let frames = frames(&text)?;
         assert_eq!(frames.last().context("a frame")?["error"]["code"], code, "{text}");
-        let whole = send(&server, "/v1/chat/completions", &chat(trouble)).await?;
-        assert!(whole.status().is_server_error(), "{trouble}: {whole:?}");
-        let body = json!({ "prompt": trouble });
+        let whole = send(&server, "/v1/chat/completions", &chat(prompt)).await?;
+        assert!(whole.status().is_server_error(), "{prompt}: {whole:?}");
+        let body = json!({ "prompt": prompt });
         let plain = Client::new().post(server.url("/generate-stream")).json(&body).send().await?;
         assert_eq!(plain.status(), 200);
-        assert!(plain.text().await.is_err(), "{trouble}: a text that is cut looks cut");
+        assert!(plain.text().await.is_err(), "{prompt}: the body is complete although the generation failed");
     }
     Ok(())
 }
 
 /// Requirements 3, 8, 12 and 13.
 #[tokio::test]
-async fn options_of_a_chat_are_kept() -> Result<()> {
+async fn chat_options_are_applied() -> Result<()> {
     let server = Server::start_generate_stub(&[]).await?;
     let mut body = streamed("hello");
     body["stream_options"] = json!({ "include_usage": true });
@@ -156,12 +156,11 @@ async fn options_of_a_chat_are_kept() -> Result<()> {
 }
 
 #[tokio::test]
-async fn other_dialects_answer_whole_and_as_streams() -> Result<()> {
+async fn other_dialects_respond_whole_and_as_streams() -> Result<()> {
     let server = Server::start_generate_stub(&[]).await?;
-    let said = "One two three four five.";
     let body = json!({ "model": "stub", "max_tokens": 64, "messages": [{ "role": "user", "content": "hi" }] });
     let whole: Value = send(&server, "/v1/messages", &body).await?.json().await?;
-    assert_eq!((&whole["content"][0]["text"], &whole["stop_reason"]), (&json!(said), &json!("end_turn")));
+    assert_eq!((&whole["content"][0]["text"], &whole["stop_reason"]), (&json!(GENERATED_TEXT), &json!("end_turn")));
     let count: Value = send(&server, "/v1/messages/count_tokens", &body).await?.json().await?;
     assert_eq!(count["input_tokens"], whole["usage"]["input_tokens"]);
 
@@ -169,7 +168,7 @@ async fn other_dialects_answer_whole_and_as_streams() -> Result<()> {
     for prefix in ["/v1beta", "/v1", ""] {
         let path = format!("{prefix}/models/stub:generateContent");
         let whole: Value = send(&server, &path, &body).await?.json().await?;
-        assert_eq!(whole["candidates"][0]["content"]["parts"][0]["text"], said, "{prefix}");
+        assert_eq!(whole["candidates"][0]["content"]["parts"][0]["text"], GENERATED_TEXT, "{prefix}");
     }
     let text = send(&server, "/v1beta/models/stub:streamGenerateContent?alt=sse", &body).await?.text().await?;
     assert!(text.lines().all(|line| line.is_empty() || line.starts_with("data: {")), "{text}");
@@ -180,54 +179,54 @@ async fn other_dialects_answer_whole_and_as_streams() -> Result<()> {
         .iter()
         .filter_map(|chunk| chunk.pointer("/candidates/0/content/parts/0/text")?.as_str())
         .collect();
-    assert_eq!(joined, said);
+    assert_eq!(joined, GENERATED_TEXT);
 
     let body = json!({ "model": "stub", "input": "hi" });
     let whole: Value = send(&server, "/v1/responses", &body).await?.json().await?;
-    assert_eq!(whole["output"][0]["content"][0]["text"], said);
+    assert_eq!(whole["output"][0]["content"][0]["text"], GENERATED_TEXT);
     let id = whole["id"].as_str().context("an id")?;
-    let again: Value = reqwest::get(server.url(&format!("/v1/responses/{id}"))).await?.json().await?;
-    assert_eq!(again, whole);
+    let retrieved: Value = reqwest::get(server.url(&format!("/v1/responses/{id}"))).await?.json().await?;
+    assert_eq!(retrieved, whole);
 
     let body = json!({ "model": "stub", "prompt": "hi", "echo": true });
     let whole: Value = send(&server, "/v1/completions", &body).await?.json().await?;
-    assert_eq!(whole["choices"][0]["text"], format!("hi{said}"));
+    assert_eq!(whole["choices"][0]["text"], format!("hi{GENERATED_TEXT}"));
 
     let body =
         json!({ "id": "c", "messages": [{ "id": "1", "role": "user", "parts": [{ "type": "text", "text": "hi" }] }] });
-    let answer = send(&server, "/v1/ui/chat", &body).await?;
-    assert_eq!(answer.headers()["x-vercel-ai-ui-message-stream"], "v1");
+    let response = send(&server, "/v1/ui/chat", &body).await?;
+    assert_eq!(response.headers()["x-vercel-ai-ui-message-stream"], "v1");
     let deltas: String =
-        frames(&answer.text().await?)?.iter().filter_map(|part| part["delta"].as_str().map(str::to_owned)).collect();
-    assert_eq!(deltas, said);
+        frames(&response.text().await?)?.iter().filter_map(|part| part["delta"].as_str().map(str::to_owned)).collect();
+    assert_eq!(deltas, GENERATED_TEXT);
     Ok(())
 }
 
-/// Requirement 4: a client that leaves frees its sequence, whether it reads a stream or waits for the whole.
+/// Requirement 4: the generation of a client that disconnects is cancelled, whether it is a stream or not.
 #[tokio::test]
-async fn client_that_leaves_ends_its_generation_streaming_or_not() -> Result<()> {
+async fn generation_of_a_client_that_left_is_cancelled() -> Result<()> {
     let server = Server::start_generate_stub(&[]).await?;
     for (count, stream) in [(1, true), (2, false)] {
         let mut body = chat("!never");
         body["stream"] = stream.into();
         let request = Client::new().post(server.url("/v1/chat/completions")).json(&body).send();
-        let left = tokio::time::timeout(std::time::Duration::from_millis(500), async {
-            let answer = request.await?;
-            answer.text().await
+        let result = tokio::time::timeout(std::time::Duration::from_millis(500), async {
+            let response = request.await?;
+            response.text().await
         });
-        assert!(left.await.is_err(), "it never ends by itself");
+        assert!(result.await.is_err(), "`!never` ended by itself");
         until("the generation is cancelled", async || Ok(cancelled(&server).await? >= count)).await?;
     }
     Ok(())
 }
 
 #[tokio::test]
-async fn server_without_a_model_says_how_to_get_one() -> Result<()> {
+async fn server_without_a_language_model_names_the_command_that_gets_one() -> Result<()> {
     let server = Server::start_stub(&[]).await?;
-    let answer = send(&server, "/v1/chat/completions", &chat("hello")).await?;
-    assert_eq!(answer.status(), 503);
-    let answer: Value = answer.json().await?;
-    assert_eq!(answer["error"]["code"], "model_not_loaded");
-    assert!(answer["error"]["message"].as_str().context("a message")?.contains("weir models pull"), "{answer}");
+    let response = send(&server, "/v1/chat/completions", &chat("hello")).await?;
+    assert_eq!(response.status(), 503);
+    let response: Value = response.json().await?;
+    assert_eq!(response["error"]["code"], "model_not_loaded");
+    assert!(response["error"]["message"].as_str().context("a message")?.contains("weir models pull"), "{response}");
     Ok(())
 }

@@ -1,21 +1,21 @@
-//! A generation is a channel: clients that come back get exactly the rest, several watch one, and what a crash interrupts says so.
+//! A generation is a channel: streams are resumed, several clients read one generation, and a crash ends it with an error.
 
 use anyhow::{Context, Result};
 use reqwest::Client;
 use serde_json::{Value, json};
 use weir_tests::{Server, auth, follow::Follower};
 
-use crate::{SAID, chat, frames, send, streamed, text_of, until};
+use crate::{GENERATED_TEXT, chat, frames, send, streamed, text_of, until};
 
-/// The parts of a stream, each with its end.
-fn parts(text: &str) -> Vec<&str> {
+/// The frames of an SSE stream, each with the blank line that ends it.
+fn split_frames(text: &str) -> Vec<&str> {
     text.split_inclusive("\n\n").collect()
 }
 
-/// The frames that are whole so far.
-fn whole_frames(seen: &[u8]) -> Result<&str> {
-    let end = seen.windows(2).rposition(|pair| pair == b"\n\n").map_or(0, |at| at + 2);
-    Ok(std::str::from_utf8(&seen[..end])?)
+/// The complete frames at the beginning of received bytes.
+fn complete_frames(received: &[u8]) -> Result<&str> {
+    let end = received.windows(2).rposition(|pair| pair == b"\n\n").map_or(0, |at| at + 2);
+    Ok(std::str::from_utf8(&received[..end])?)
 }
 
 async fn get(server: &Server, path: &str) -> Result<reqwest::Response> {
@@ -23,7 +23,7 @@ async fn get(server: &Server, path: &str) -> Result<reqwest::Response> {
 }
 
 #[tokio::test]
-async fn client_that_comes_back_gets_exactly_the_rest_in_every_dialect() -> Result<()> {
+async fn resumed_stream_has_exactly_the_remaining_frames_in_every_dialect() -> Result<()> {
     let server = Server::start_generate_stub(&[]).await?;
     let messages = json!([{ "role": "user", "content": "hi" }]);
     for (path, body) in [
@@ -33,17 +33,17 @@ async fn client_that_comes_back_gets_exactly_the_rest_in_every_dialect() -> Resu
         ("/v1/messages", json!({ "messages": messages, "max_tokens": 64, "stream": true })),
         ("/v1/ui/chat", json!({ "messages": messages })),
     ] {
-        let answer = send(&server, path, &body).await?;
-        let id = answer.headers()["x-weir-generation"].to_str()?.to_owned();
-        let all = answer.text().await?;
-        let parts = parts(&all);
-        for (number, _) in parts.iter().enumerate() {
-            let rest = parts[number + 1..].concat();
+        let response = send(&server, path, &body).await?;
+        let id = response.headers()["x-weir-generation"].to_str()?.to_owned();
+        let all = response.text().await?;
+        let all_frames = split_frames(&all);
+        for (number, _) in all_frames.iter().enumerate() {
+            let rest = all_frames[number + 1..].concat();
             let query = format!("/v1/generations/{id}?stream=true&starting_after={number}");
             assert_eq!(get(&server, &query).await?.text().await?, rest, "{path} after {number}");
-            let again = Client::new().get(server.url(&format!("/v1/generations/{id}?stream=true")));
-            let again = again.header("last-event-id", number.to_string()).send().await?;
-            assert_eq!(again.text().await?, rest, "{path} after {number}");
+            let resumed = Client::new().get(server.url(&format!("/v1/generations/{id}?stream=true")));
+            let resumed = resumed.header("last-event-id", number.to_string()).send().await?;
+            assert_eq!(resumed.text().await?, rest, "{path} after {number}");
         }
         if path == "/v1/responses" {
             let query = format!("/v1/responses/resp_{id}?stream=true&starting_after=4");
@@ -55,60 +55,60 @@ async fn client_that_comes_back_gets_exactly_the_rest_in_every_dialect() -> Resu
 }
 
 #[tokio::test]
-async fn several_watch_one_generation_and_its_channel_has_its_events() -> Result<()> {
+async fn concurrent_readers_of_a_generation_get_the_same_stream() -> Result<()> {
     let server = Server::start_generate_stub(&[]).await?;
     let mut body = streamed("!slow");
     body["stream_options"] = json!({ "include_usage": true });
-    let answer = send(&server, "/v1/chat/completions", &body).await?;
-    let id = answer.headers()["x-weir-generation"].to_str()?.to_owned();
+    let response = send(&server, "/v1/chat/completions", &body).await?;
+    let id = response.headers()["x-weir-generation"].to_str()?.to_owned();
     let path = format!("/v1/generations/{id}?stream=true");
     let channel = format!("/stream/generation/{id}");
     let (first, second, follower) = tokio::join!(
-        async { anyhow::Ok(answer.text().await?) },
+        async { anyhow::Ok(response.text().await?) },
         async { anyhow::Ok(get(&server, &path).await?.text().await?) },
-        async { Follower::open(&server, &channel, None).await?.rest().await },
+        async { Follower::open(&server, &channel, None).await?.remaining_events().await },
     );
     let (first, second, events) = (first?, second?, follower?);
     assert_eq!(first, second);
-    assert_eq!(text_of(&frames(&first)?), SAID);
+    assert_eq!(text_of(&frames(&first)?), GENERATED_TEXT);
     let seqs: Vec<u64> = events.iter().map(|event| event.seq()).collect::<Result<_>>()?;
     assert_eq!(seqs, (1..=seqs.len() as u64).collect::<Vec<_>>());
     let names: Vec<&str> = events.iter().map(|event| event.name.as_str()).collect();
     assert_eq!((names[0], names[names.len() - 1]), ("started", "done"));
     let pieces: String = events.iter().filter_map(|event| event.data["text"].as_str()).collect();
-    assert_eq!(pieces, SAID);
+    assert_eq!(pieces, GENERATED_TEXT);
     Ok(())
 }
 
 #[tokio::test]
-async fn detached_generation_continues_without_its_client_and_is_cancelled_by_name() -> Result<()> {
+async fn detached_generation_continues_without_its_client_and_is_cancelled_by_id() -> Result<()> {
     let server = Server::start_generate_stub(&[]).await?;
-    let answer = send(&server, "/v1/chat/completions?detach=true", &streamed("!slow")).await?;
-    let id = answer.headers()["x-weir-generation"].to_str()?.to_owned();
-    drop(answer);
+    let response = send(&server, "/v1/chat/completions?detach=true", &streamed("!slow")).await?;
+    let id = response.headers()["x-weir-generation"].to_str()?.to_owned();
+    drop(response);
     let whole: Value = get(&server, &format!("/v1/generations/{id}")).await?.json().await?;
-    assert_eq!(whole["choices"][0]["message"]["content"], SAID);
+    assert_eq!(whole["choices"][0]["message"]["content"], GENERATED_TEXT);
     assert_eq!(whole["choices"][0]["finish_reason"], "stop");
 
     let body = json!({ "input": "!never", "background": true });
-    let answer: Value = send(&server, "/v1/responses", &body).await?.json().await?;
-    assert_eq!(answer["status"], "in_progress", "{answer}");
-    let id = answer["id"].as_str().context("an id")?.to_owned();
-    let answer: Value = send(&server, &format!("/v1/responses/{id}/cancel"), &json!({})).await?.json().await?;
-    assert_eq!(answer["status"], "cancelled", "{answer}");
+    let response: Value = send(&server, "/v1/responses", &body).await?.json().await?;
+    assert_eq!(response["status"], "in_progress", "{response}");
+    let id = response["id"].as_str().context("an id")?.to_owned();
+    let response: Value = send(&server, &format!("/v1/responses/{id}/cancel"), &json!({})).await?.json().await?;
+    assert_eq!(response["status"], "cancelled", "{response}");
 
-    let answer = send(&server, "/v1/chat/completions?detach=true", &streamed("!never")).await?;
-    let id = answer.headers()["x-weir-generation"].to_str()?.to_owned();
+    let response = send(&server, "/v1/chat/completions?detach=true", &streamed("!never")).await?;
+    let id = response.headers()["x-weir-generation"].to_str()?.to_owned();
     let deleted = Client::new().delete(server.url(&format!("/v1/generations/{id}"))).send().await?;
     assert_eq!(deleted.status(), 204);
-    let text = answer.text().await?;
+    let text = response.text().await?;
     assert_eq!(frames(&text)?.last().context("a frame")?["error"]["code"], "cancelled");
     assert_eq!(get(&server, "/v1/generations/none").await?.status(), 404);
     Ok(())
 }
 
 #[tokio::test]
-async fn killed_server_keeps_the_exact_prefix_and_says_that_it_was_interrupted() -> Result<()> {
+async fn generation_interrupted_by_kill_9_keeps_its_prefix_and_ends_with_an_error() -> Result<()> {
     let dir = tempfile::tempdir()?;
     let path = dir.path().join("events.redb").display().to_string();
     let path = format!("events.path={path}");
@@ -117,33 +117,33 @@ async fn killed_server_keeps_the_exact_prefix_and_says_that_it_was_interrupted()
     let mut server = Server::start_generate_stub(&arguments).await?;
     let mut before = Vec::new();
     for _ in 0..3 {
-        let mut answer = send(&server, "/v1/chat/completions?detach=true", &streamed("!slow")).await?;
-        let id = answer.headers()["x-weir-generation"].to_str()?.to_owned();
-        let mut seen = Vec::new();
-        while text_of(&frames(whole_frames(&seen)?)?).is_empty() {
-            seen.extend(answer.chunk().await?.context("a stream that goes on")?);
+        let mut response = send(&server, "/v1/chat/completions?detach=true", &streamed("!slow")).await?;
+        let id = response.headers()["x-weir-generation"].to_str()?.to_owned();
+        let mut received = Vec::new();
+        while text_of(&frames(complete_frames(&received)?)?).is_empty() {
+            received.extend(response.chunk().await?.context("the stream ended")?);
         }
-        before.push((id, String::from_utf8(seen)?));
+        before.push((id, String::from_utf8(received)?));
     }
     server.signal("KILL")?;
     server.wait().await?;
     let server = Server::start_generate_stub(&arguments).await?;
     let mut interrupted = 0;
-    for (id, seen) in before {
+    for (id, received) in before {
         let path = format!("/v1/generations/{id}?stream=true");
         let text = get(&server, &path).await?.text().await?;
-        assert!(text.starts_with(&seen), "{seen}\n---\n{text}");
+        assert!(text.starts_with(&received), "{received}\n---\n{text}");
         let frames = frames(&text)?;
         let whole = get(&server, &format!("/v1/generations/{id}")).await?;
-        let said = text_of(&frames);
-        // The first may have ended before the last had begun.
+        let generated = text_of(&frames);
+        // The first generation may have ended before the last began.
         if text.ends_with("data: [DONE]\n\n") {
-            assert_eq!((said.as_str(), whole.status().as_u16()), (SAID, 200));
+            assert_eq!((generated.as_str(), whole.status().as_u16()), (GENERATED_TEXT, 200));
             continue;
         }
         interrupted += 1;
         assert_eq!(frames.last().context("a frame")?["error"]["code"], "interrupted", "{text}");
-        assert!(SAID.starts_with(&said), "{said}");
+        assert!(GENERATED_TEXT.starts_with(&generated), "{generated}");
         assert_eq!(whole.status(), 503);
         assert_eq!(whole.json::<Value>().await?["code"], "interrupted");
     }
@@ -152,12 +152,12 @@ async fn killed_server_keeps_the_exact_prefix_and_says_that_it_was_interrupted()
 }
 
 #[tokio::test]
-async fn generation_of_another_user_is_not_there() -> Result<()> {
+async fn generation_of_another_user_is_404() -> Result<()> {
     let dir = tempfile::tempdir()?;
     let settings = auth::settings(dir.path())?;
     let arguments: Vec<&str> = settings.iter().flat_map(|setting| ["--set", setting.as_str()]).collect();
     let server = Server::start_generate_stub(&arguments).await?;
-    let ask = async |key: &str, header: &str, path: &str, body: Option<Value>| {
+    let request = async |key: &str, header: &str, path: &str, body: Option<Value>| {
         let client = Client::new();
         let request = match &body {
             Some(body) => client.post(server.url(path)).json(body),
@@ -166,19 +166,19 @@ async fn generation_of_another_user_is_not_there() -> Result<()> {
         let value = if header == "authorization" { format!("Bearer {key}") } else { key.to_owned() };
         anyhow::Ok(request.header(header, value).send().await?)
     };
-    let answer = send(&server, "/v1/chat/completions", &chat("hi")).await?;
-    assert_eq!(answer.status(), 401);
-    assert_eq!(answer.json::<Value>().await?["error"]["type"], "authentication_error");
+    let response = send(&server, "/v1/chat/completions", &chat("hi")).await?;
+    assert_eq!(response.status(), 401);
+    assert_eq!(response.json::<Value>().await?["error"]["type"], "authentication_error");
     for header in ["authorization", "x-api-key", "x-goog-api-key"] {
-        let answer = ask(auth::ANN, header, "/v1/chat/completions", Some(streamed("hi"))).await?;
-        assert_eq!(answer.status(), 200, "{header}");
-        let id = answer.headers()["x-weir-generation"].to_str()?.to_owned();
-        let all = answer.text().await?;
+        let response = request(auth::ANN, header, "/v1/chat/completions", Some(streamed("hi"))).await?;
+        assert_eq!(response.status(), 200, "{header}");
+        let id = response.headers()["x-weir-generation"].to_str()?.to_owned();
+        let all = response.text().await?;
         let path = format!("/v1/generations/{id}?stream=true");
-        assert_eq!(ask(auth::ANN, header, &path, None).await?.text().await?, all);
+        assert_eq!(request(auth::ANN, header, &path, None).await?.text().await?, all);
         for path in [path, format!("/v1/generations/{id}"), format!("/stream/generation/{id}")] {
-            assert_eq!(ask(auth::BOB, header, &path, None).await?.status(), 404, "{path}");
+            assert_eq!(request(auth::BOB, header, &path, None).await?.status(), 404, "{path}");
         }
     }
-    until("the server is still there", async || Ok(get(&server, "/livez").await?.status() == 200)).await
+    until("the server is alive", async || Ok(get(&server, "/livez").await?.status() == 200)).await
 }

@@ -1,5 +1,5 @@
-//! The gateway under another WASI 0.3 host: composed with the stand-in for infer (it has the session component inside), served
-//! by an unmodified `wasmtime serve`, alone or behind Debian's Pushpin.
+//! The gateway, which includes the session component, under another WASI 0.3 host: composed with stand-ins and served by an unmodified
+//! `wasmtime serve`, alone or behind the Pushpin of Debian.
 
 use std::fs;
 use std::net::TcpListener;
@@ -30,8 +30,8 @@ fn plug(socket: &[u8], plugs: &[&[u8]]) -> Result<Vec<u8>> {
     Ok(graph.encode(EncodeOptions::default())?)
 }
 
-/// The gateway with stand-ins for infer, generate and the channel store, under `wasmtime serve`.
-async fn composed(arguments: &[&str]) -> Result<(Server, tempfile::TempDir)> {
+/// Starts the gateway with stand-ins for infer, generate and the channel store under `wasmtime serve`.
+async fn start_composed(arguments: &[&str]) -> Result<(Server, tempfile::TempDir)> {
     let gateway = std::fs::read(component("gateway.wasm")?)?;
     let stub = |name: &str| Ok::<_, anyhow::Error>(std::fs::read(component(name)?)?);
     let (infer, generate, events) = (stub("infer_stub.wasm")?, stub("generate_stub.wasm")?, stub("events_stub.wasm")?);
@@ -48,29 +48,30 @@ async fn composed(arguments: &[&str]) -> Result<(Server, tempfile::TempDir)> {
 
 #[tokio::test]
 async fn gateway_answers_under_wasmtime_serve() -> Result<()> {
-    let (server, _dir) = composed(&[]).await?;
+    let (server, _dir) = start_composed(&[]).await?;
     assert_eq!(reqwest::get(server.url("/livez")).await?.status(), 200);
 
     let client = reqwest::Client::new();
     let body = json!({"text": "a good day in Rome, and a bad night in Bern", "include_entities": true});
-    let answer = client.post(server.url("/process-stream")).json(&body).send().await?;
-    assert_eq!(answer.status(), 200);
-    let events = ndjson(&answer.text().await?)?;
+    let response = client.post(server.url("/process-stream")).json(&body).send().await?;
+    assert_eq!(response.status(), 200);
+    let events = ndjson(&response.text().await?)?;
     assert_eq!(statuses(&events).first(), Some(&"started"));
     assert_eq!(statuses(&events).last(), Some(&"completed"));
     let entities = events.iter().find(|event| event["status"] == "entities_complete").context("entities")?;
     assert!(entities.to_string().contains("Rome"), "{entities}");
 
-    let answer = client.post(server.url("/process-stream")).body("{").header("content-type", "application/json");
-    let answer = answer.send().await?;
-    assert_eq!(answer.status(), 400);
-    assert_eq!(answer.json::<Value>().await?["code"], "malformed_json");
+    let response = client.post(server.url("/process-stream")).body("{").header("content-type", "application/json");
+    let response = response.send().await?;
+    assert_eq!(response.status(), 400);
+    assert_eq!(response.json::<Value>().await?["code"], "malformed_json");
 
     let chunks = "{\"start\":0,\"end\":1,\"text\":\"I'll check\"}\n{\"start\":0.5,\"end\":1,\"text\":\"early\"}\n{\"op\":\"end\"}\n";
-    let answer = client.post(server.url("/v1/transcript")).header("content-type", "application/x-ndjson").body(chunks);
-    let answer = answer.send().await?;
-    assert_eq!(answer.status(), 200);
-    let events = ndjson(&answer.text().await?)?;
+    let response =
+        client.post(server.url("/v1/transcript")).header("content-type", "application/x-ndjson").body(chunks);
+    let response = response.send().await?;
+    assert_eq!(response.status(), 200);
+    let events = ndjson(&response.text().await?)?;
     let types: Vec<&Value> = events.iter().map(|event| &event["type"]).collect();
     assert_eq!(types, ["partial_segment", "error", "final_segment"], "{events:?}");
     assert_eq!(events[2]["semantic"]["intent"], "commitment", "{events:?}");
@@ -79,31 +80,36 @@ async fn gateway_answers_under_wasmtime_serve() -> Result<()> {
     Ok(())
 }
 
-/// Follows a channel and its user's, publishes, and resumes.
+/// Follows a workflow channel while publishing to it, then resumes the channel of its user.
 async fn publish_and_resume(server: &Server, id: &str) -> Result<()> {
     let (workflow, user) = (format!("/stream/workflow/{id}"), format!("/stream/user/{id}"));
     let mut live = Follower::open(server, &workflow, None).await?;
-    ensure!(live.event().await?.name == "connected");
+    ensure!(live.next_event().await?.name == "connected");
     for n in 0..10 {
         let body = json!({"step": "s", "progress": n, "user_id": id});
-        let (status, answer) = post(server, &format!("/stream/publish/workflow/{id}"), &body).await?;
-        ensure!(status == 200, "{answer}");
-        let event = live.placed().await?;
-        ensure!((&event.data["progress"], &json!(event.id)) == (&json!(n), &answer["id"]), "{event:?}");
+        let (status, response) = post(server, &format!("/stream/publish/workflow/{id}"), &body).await?;
+        ensure!(status == 200, "{response}");
+        let event = live.next_stored_event().await?;
+        ensure!((&event.data["progress"], &json!(event.id)) == (&json!(n), &response["id"]), "{event:?}");
     }
-    let mut whole = Follower::open(server, &user, None).await?;
-    let third = (whole.placed().await?, whole.placed().await?, whole.placed().await?).2;
-    let mut again = Follower::open(server, &user, Some(&third.id)).await?;
-    ensure!(again.placed().await?.data["progress"] == 3);
+    let mut user_events = Follower::open(server, &user, None).await?;
+    let third = (
+        user_events.next_stored_event().await?,
+        user_events.next_stored_event().await?,
+        user_events.next_stored_event().await?,
+    )
+        .2;
+    let mut resumed = Follower::open(server, &user, Some(&third.id)).await?;
+    ensure!(resumed.next_stored_event().await?.data["progress"] == 3);
     Ok(())
 }
 
 #[tokio::test]
 async fn channels_are_served_under_wasmtime_serve() -> Result<()> {
-    // The stand-in's channels are as old as its instance, so there must be one.
+    // The channels of the stand-in are in its instance, so one instance has to serve all requests.
     let one = ["--max-instance-reuse-count=100000", "--max-instance-concurrent-reuse-count=1000"];
-    let (server, _dir) = composed(&[&one[..], &["--env", "WEIR_AUTH_LOOPBACK=true"]].concat()).await?;
-    // The host may make a second instance all the same, with channels of its own: then another channel is tried.
+    let (server, _dir) = start_composed(&[&one[..], &["--env", "WEIR_AUTH_LOOPBACK=true"]].concat()).await?;
+    // The host may nevertheless create a second instance with separate channels; then another channel is tried.
     let tries = AtomicU32::new(0);
     until("all in one instance", || async {
         let id = format!("w{}", tries.fetch_add(1, Ordering::Relaxed));
@@ -116,7 +122,7 @@ async fn channels_are_served_under_wasmtime_serve() -> Result<()> {
     Ok(())
 }
 
-/// Pushpin in front of a server, with ports and a folder of its own.
+/// Pushpin in front of a server, with its own ports and folder.
 struct Pushpin {
     zurl: Child,
     proxy: Child,
@@ -134,9 +140,9 @@ impl Pushpin {
         let sockets = ("ipc:///var/run/zurl/", format!("ipc://{here}/"));
         let internal = fs::read_to_string(shipped.join("usr/lib/pushpin/internal.conf"))?;
         fs::write(run.join("internal.conf"), internal.replace(sockets.0, &sockets.1))?;
-        // As shipped it asks nobody on this machine.
+        // The shipped configuration denies requests to this machine.
         let zurl = fs::read_to_string(shipped.join("etc/zurl.conf"))?.replace(sockets.0, &sockets.1);
-        fs::write(run.join("zurl.conf"), with(&zurl, &[("deny", String::new())]))?;
+        fs::write(run.join("zurl.conf"), with_values(&zurl, &[("deny", String::new())]))?;
         let settings = format!(
             "[global]\ninclude={here}/internal.conf\nrundir={here}\nipc_prefix=pushpin-\nport_offset=0\n\
              [runner]\nservices=condure,pushpin-proxy,pushpin-handler\nhttp_port={port}\nlogdir={here}\nlog_level=2\n\
@@ -150,38 +156,38 @@ impl Pushpin {
         );
         fs::write(run.join("pushpin.conf"), settings)?;
         fs::write(run.join("routes"), format!("* {}\n", server.address()))?;
-        let begin = |program: &str| {
+        let start = |program: &str| {
             let config = format!("--config={here}/{program}.conf");
             let mut command = Command::new(folder.join(program));
             command.arg(config).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
             command.spawn().with_context(|| format!("cannot start {program}"))
         };
-        Ok(Self { zurl: begin("zurl")?, proxy: begin("pushpin")?, port, control, dir })
+        Ok(Self { zurl: start("zurl")?, proxy: start("pushpin")?, port, control, dir })
     }
 
     fn url(&self, path: &str) -> String {
         format!("http://127.0.0.1:{}{path}", self.port)
     }
 
-    /// What it has written so far.
+    /// The contents of its log files.
     fn log(&self) -> String {
         let read = |name| fs::read_to_string(self.dir.path().join(name)).unwrap_or_default();
         ["pushpin-proxy.log", "pushpin-handler.log"].map(read).concat()
     }
 
-    /// Sends bytes to all who follow a channel, or ends their streams.
+    /// Sends bytes to the subscribers of a channel, or ends their streams.
     async fn publish(&self, channel: &str, format: Value) -> Result<()> {
         let item = json!({"items": [{"channel": channel, "formats": {"http-stream": format}}]});
         let url = format!("http://127.0.0.1:{}/publish/", self.control);
-        let answer = reqwest::Client::new().post(url).body(item.to_string()).send().await?;
-        ensure!(answer.status() == 200, "{answer:?}");
+        let response = reqwest::Client::new().post(url).body(item.to_string()).send().await?;
+        ensure!(response.status() == 200, "{response:?}");
         Ok(())
     }
 }
 
 impl Drop for Pushpin {
     fn drop(&mut self) {
-        // Asked to, it ends the processes that it has started.
+        // On SIGTERM it ends the processes that it has started.
         let _ = Command::new("sh").args(["-c", &format!("kill -TERM {}", self.proxy.id())]).status();
         let _ = self.proxy.wait();
         let _ = self.zurl.kill();
@@ -193,8 +199,8 @@ fn free_port() -> Result<u16> {
     Ok(TcpListener::bind("127.0.0.1:0")?.local_addr()?.port())
 }
 
-/// A configuration file with other values.
-fn with(text: &str, values: &[(&str, String)]) -> String {
+/// A configuration file with replaced values.
+fn with_values(text: &str, values: &[(&str, String)]) -> String {
     let line = |line: &str| match values.iter().find(|(key, _)| line.split_once('=').is_some_and(|(k, _)| k == *key)) {
         Some((key, value)) => format!("{key}={value}\n"),
         None => format!("{line}\n"),
@@ -202,14 +208,14 @@ fn with(text: &str, values: &[(&str, String)]) -> String {
     text.lines().map(line).collect()
 }
 
-/// The next piece of a stream; none at its end.
-async fn piece(answer: &mut reqwest::Response, text: &mut String) -> Result<bool> {
-    let piece = tokio::time::timeout(Duration::from_secs(5), answer.chunk()).await??;
+/// Appends the next piece of a stream to a text; false at the end of the stream.
+async fn read_piece(response: &mut reqwest::Response, text: &mut String) -> Result<bool> {
+    let piece = tokio::time::timeout(Duration::from_secs(5), response.chunk()).await??;
     text.push_str(std::str::from_utf8(piece.as_deref().unwrap_or_default())?);
     Ok(piece.is_some())
 }
 
-/// A stream with what differs from run to run taken out: epochs, times and heartbeats.
+/// A stream without its epochs, timestamps and heartbeats, which differ between runs.
 fn comparable(stream: &str) -> String {
     let line = |line: &str| {
         let line = match line.strip_prefix("id: ").and_then(|id| id.split_once('-')) {
@@ -226,53 +232,54 @@ fn comparable(stream: &str) -> String {
     stream.replace(":\n\n", "").lines().map(|text| line(text) + "\n").collect()
 }
 
-/// What is published to a channel before somebody follows it, and then.
-fn published(n: u32) -> Value {
+/// The body of the `n`th event. Events 0 to 2 are published before a subscriber follows, and 5 finishes the channel.
+fn nth_event(n: u32) -> Value {
     match n {
         5 => json!({"event": "temporal_status", "status": "COMPLETED", "result": {"of": "all"}}),
         n => json!({"step": "s", "progress": n, "message": format!("n{n}\r\nid: 9")}),
     }
 }
 
-/// Follows a channel and publishes to it; `passes_on` is told what was stored. Returns the stream.
+/// Follows a channel at the URL `follow` while publishing to it; `forward` is called with the id before each stored event. Returns the
+/// stream.
 async fn follow_and_publish<F: Future<Output = Result<()>>>(
     server: &Server,
     follow: String,
     id: &str,
-    passes_on: impl Fn(String) -> F,
+    forward: impl Fn(String) -> F,
 ) -> Result<String> {
     let publish = async |n: u32| {
-        let (status, answer) = post(server, &format!("/stream/publish/workflow/{id}"), &published(n)).await?;
-        ensure!(status == 200, "{answer}");
-        Ok(answer["id"].as_str().context("an id")?.to_owned())
+        let (status, response) = post(server, &format!("/stream/publish/workflow/{id}"), &nth_event(n)).await?;
+        ensure!(status == 200, "{response}");
+        Ok(response["id"].as_str().context("an id")?.to_owned())
     };
     let mut last = String::new();
     for n in 0..3 {
         last = publish(n).await?;
     }
-    let mut answer = reqwest::get(follow).await?;
-    ensure!(answer.status() == 200 && answer.headers()["content-type"] == "text/event-stream", "{answer:?}");
-    ensure!(!answer.headers().keys().any(|name| name.as_str().starts_with("grip-")), "{answer:?}");
+    let mut response = reqwest::get(follow).await?;
+    ensure!(response.status() == 200 && response.headers()["content-type"] == "text/event-stream", "{response:?}");
+    ensure!(!response.headers().keys().any(|name| name.as_str().starts_with("grip-")), "{response:?}");
     let mut text = String::new();
     while text.matches("event: workflow_progress").count() < 3 {
-        ensure!(piece(&mut answer, &mut text).await?, "it ended");
+        ensure!(read_piece(&mut response, &mut text).await?, "the stream ended");
     }
     for n in 3..6 {
         let before = std::mem::replace(&mut last, publish(n).await?);
-        passes_on(before).await?;
+        forward(before).await?;
         if n < 5 {
-            let place = format!("id: {last}\n");
-            while !text.contains(&place) {
-                ensure!(piece(&mut answer, &mut text).await?, "it ended");
+            let id_line = format!("id: {last}\n");
+            while !text.contains(&id_line) {
+                ensure!(read_piece(&mut response, &mut text).await?, "the stream ended");
             }
         }
     }
-    while piece(&mut answer, &mut text).await? {}
+    while read_piece(&mut response, &mut text).await? {}
     Ok(comparable(&text.replace(id, "ID")))
 }
 
 #[tokio::test]
-async fn stream_behind_pushpin_is_the_same() -> Result<()> {
+async fn stream_behind_pushpin_equals_the_native_stream() -> Result<()> {
     let arguments = [
         "--max-instance-reuse-count=100000",
         "--max-instance-concurrent-reuse-count=1000",
@@ -281,34 +288,35 @@ async fn stream_behind_pushpin_is_the_same() -> Result<()> {
         "--env",
         "WEIR_GRIP=proxy",
     ];
-    let (server, _dir) = composed(&arguments).await?;
+    let (server, _dir) = start_composed(&arguments).await?;
     let pushpin = Pushpin::start(&server)?;
-    until("there", || async { Ok(reqwest::get(pushpin.url("/livez")).await.is_ok_and(|a| a.status() == 200)) }).await?;
-    // The host may make a second instance, with channels of its own: then another channel is tried. And what holds for Pushpin
-    // may be there later than what passes on.
-    let (tries, held) = (AtomicU32::new(0), std::cell::RefCell::new(String::new()));
-    until("held", || async {
+    until("reachable", || async { Ok(reqwest::get(pushpin.url("/livez")).await.is_ok_and(|a| a.status() == 200)) })
+        .await?;
+    // The host may create a second instance with separate channels, and Pushpin may hold the stream only after the event is forwarded:
+    // then another channel is tried.
+    let (tries, held_stream) = (AtomicU32::new(0), std::cell::RefCell::new(String::new()));
+    until("a stream is held", || async {
         let id = format!("w{}", tries.fetch_add(1, Ordering::Relaxed));
         let path = format!("/stream/workflow/{id}");
-        // Whoever publishes tells the proxy what the gateway has drawn.
-        let passes_on = |before: String| {
+        // The publisher forwards the events that the gateway has rendered to the proxy.
+        let forward = |before: String| {
             let (server, pushpin, path, channel) = (&server, &pushpin, path.clone(), format!("workflow:{id}"));
             async move {
-                let drawn =
+                let rendered =
                     reqwest::Client::new().get(server.url(&path)).header("last-event-id", before).send().await?;
-                let hold = drawn.headers().get("grip-hold").cloned();
-                let text = drawn.text().await?;
-                let (_, drawn) = text.split_once("event: connected").context("connected")?;
-                let (_, drawn) = drawn.split_once("\n\n").context("an event")?;
-                pushpin.publish(&channel, json!({"content": drawn})).await?;
+                let hold = rendered.headers().get("grip-hold").cloned();
+                let text = rendered.text().await?;
+                let (_, rendered) = text.split_once("event: connected").context("connected")?;
+                let (_, rendered) = rendered.split_once("\n\n").context("an event")?;
+                pushpin.publish(&channel, json!({"content": rendered})).await?;
                 match hold {
                     Some(_) => Ok(()),
                     None => pushpin.publish(&channel, json!({"action": "close"})).await,
                 }
             }
         };
-        match follow_and_publish(&server, pushpin.url(&path), &id, passes_on).await {
-            Ok(stream) => *held.borrow_mut() = stream,
+        match follow_and_publish(&server, pushpin.url(&path), &id, forward).await {
+            Ok(stream) => *held_stream.borrow_mut() = stream,
             Err(error) => {
                 eprintln!("{id}: {error:#}\n{}", pushpin.log());
                 return Ok(false);
@@ -320,7 +328,7 @@ async fn stream_behind_pushpin_is_the_same() -> Result<()> {
     let native = Server::start_stub(&[]).await?;
     let url = native.url("/stream/workflow/native");
     let native = follow_and_publish(&native, url, "native", |_| async { Ok(()) }).await?;
-    assert_eq!(held.into_inner(), native);
+    assert_eq!(held_stream.into_inner(), native);
     assert_eq!(native.matches("\nevent: ").count(), 8, "{native}");
     Ok(())
 }
@@ -336,20 +344,20 @@ async fn pipelines_run_under_wasmtime_serve() -> Result<()> {
         ]),
     )])?;
     let dir = format!("{}::/pipelines", pipelines.path().display());
-    let (server, _dir) = composed(&["--dir", &dir, "--env", "WEIR_AUTH_LOOPBACK=true"]).await?;
-    let over = run(&server, "mood", &json!({"text": "good"})).await?;
+    let (server, _dir) = start_composed(&["--dir", &dir, "--env", "WEIR_AUTH_LOOPBACK=true"]).await?;
+    let execution = run(&server, "mood", &json!({"text": "good"})).await?;
     assert_eq!(
-        (&over["state"], &over["output"]),
+        (&execution["state"], &execution["output"]),
         (&json!("completed"), &json!({"mood": "POSITIVE", "own": null})),
-        "{over}"
+        "{execution}"
     );
-    assert_eq!(over["steps"][1]["code"], "unknown_step", "{over}");
+    assert_eq!(execution["steps"][1]["code"], "unknown_step", "{execution}");
     Ok(())
 }
 
 #[tokio::test]
 async fn client_under_another_host_is_not_treated_as_local() -> Result<()> {
-    let (server, _dir) = composed(&[]).await?;
+    let (server, _dir) = start_composed(&[]).await?;
     assert_eq!(reqwest::get(server.url("/stream/workflow/w")).await?.status(), 403);
     Ok(())
 }
@@ -364,7 +372,7 @@ fn gateway_imports_only_wasi_and_weir() -> Result<()> {
         assert!(name.starts_with("wasi:") || name.starts_with("weir:stream/"), "the gateway imports {name}");
     }
     assert!(world.imports.keys().any(|name| name.starts_with("weir:stream/infer@")));
-    // It has the session component inside.
+    // The gateway includes the session component.
     assert!(!world.imports.keys().any(|name| name.starts_with("weir:stream/session@")));
     assert!(world.imports.keys().any(|name| name.starts_with("weir:stream/events@")));
     assert!(world.exports.keys().any(|name| name.starts_with("wasi:http/handler@0.3")), "{:?}", world.exports.keys());

@@ -1,5 +1,5 @@
-//! HTTP as real clients speak it, and as hostile ones do: hosts, handshakes, paths, codings, negotiation, pages of other origins, idle
-//! connections, and what of it is in the log.
+//! HTTP of real and of hostile clients: hosts, handshakes, paths, codings, negotiation, pages of other origins, idle connections, and the
+//! log of these.
 
 use std::process::Command;
 
@@ -8,7 +8,7 @@ use reqwest::{Client, Method, RequestBuilder};
 use serde_json::{Value, json};
 use weir_tests::{PATIENCE, Raw, Server, tool, until};
 
-/// Every kind of route, by a path of it that takes GET.
+/// A path of each kind of route that accepts GET.
 const PATHS: [&str; 10] = [
     "/",
     "/livez",
@@ -22,8 +22,8 @@ const PATHS: [&str; 10] = [
     "/nowhere",
 ];
 
-/// The head of the answer to a request that is written as it stands.
-async fn raw(server: &Server, request: &str) -> Result<String> {
+/// Sends a request without changes; the head of the response.
+async fn response_head(server: &Server, request: &str) -> Result<String> {
     let mut raw = Raw::connect(server).await?;
     raw.send(request.as_bytes()).await?;
     raw.read_until("\r\n\r\n").await
@@ -38,33 +38,34 @@ async fn host_of_another_name_is_refused_on_every_route() -> Result<()> {
     let server = Server::start_stub(&["--set", "http.hosts=[\"weir.internal\"]"]).await?;
     for path in PATHS {
         for host in ["evil.example", "evil.example:8080", "localhost.evil.example", "0.0.0.0"] {
-            let head = raw(&server, &format!("GET {path} HTTP/1.1\r\nHost: {host}\r\n\r\n")).await?;
+            let head = response_head(&server, &format!("GET {path} HTTP/1.1\r\nHost: {host}\r\n\r\n")).await?;
             assert_eq!(status(&head), "403", "{path} {host}: {head}");
         }
         for host in ["localhost", "127.0.0.1:80", "[::1]", "a.localhost:1", "WEIR.internal:8080"] {
-            let head = raw(&server, &format!("HEAD {path} HTTP/1.1\r\nHost: {host}\r\n\r\n")).await?;
+            let head = response_head(&server, &format!("HEAD {path} HTTP/1.1\r\nHost: {host}\r\n\r\n")).await?;
             assert_ne!(status(&head), "403", "{path} {host}: {head}");
             assert_ne!(status(&head), "400", "{path} {host}: {head}");
         }
     }
     let body = "{\"inputs\":\"good\"}";
     let head = format!("Content-Type: application/json\r\nContent-Length: {}\r\n\r\n{body}", body.len());
-    let answer = raw(&server, &format!("POST /v1/classify HTTP/1.1\r\nHost: evil.example\r\n{head}")).await?;
-    assert_eq!(status(&answer), "403");
-    // The target may name the host as well, and both count.
+    let response =
+        response_head(&server, &format!("POST /v1/classify HTTP/1.1\r\nHost: evil.example\r\n{head}")).await?;
+    assert_eq!(status(&response), "403");
+    // An absolute target names the host too, and has to agree with `Host`.
     for (target, host, want) in [
         ("http://evil.example/metrics", "Host: localhost\r\n", "400"),
         ("http://localhost/metrics", "Host: evil.example\r\n", "400"),
         ("http://evil.example/metrics", "Host: evil.example\r\n", "403"),
         ("http://localhost/metrics", "Host: localhost\r\n", "200"),
     ] {
-        let answer = raw(&server, &format!("GET {target} HTTP/1.1\r\n{host}\r\n")).await?;
-        assert_eq!(status(&answer), want, "{target} {host}");
+        let response = response_head(&server, &format!("GET {target} HTTP/1.1\r\n{host}\r\n")).await?;
+        assert_eq!(status(&response), want, "{target} {host}");
     }
-    // Over HTTP/2 the name is `:authority`, beside which there may be `Host`.
+    // HTTP/2 has the name in `:authority`, and possibly in `Host` too.
     let h2 = Client::builder().http2_prior_knowledge().build()?;
-    let answer = h2.get(server.url("/metrics")).send().await?;
-    assert_eq!((answer.status().as_u16(), answer.version()), (200, reqwest::Version::HTTP_2));
+    let response = h2.get(server.url("/metrics")).send().await?;
+    assert_eq!((response.status().as_u16(), response.version()), (200, reqwest::Version::HTTP_2));
     assert_eq!(h2.get(server.url("/metrics")).header("host", "evil.example").send().await?.status(), 400);
     let address = server.address().parse()?;
     let rebound = Client::builder().http2_prior_knowledge().resolve("evil.example", address).build()?;
@@ -72,10 +73,10 @@ async fn host_of_another_name_is_refused_on_every_route() -> Result<()> {
     for path in PATHS {
         assert_eq!(rebound.get(format!("http://evil.example:{port}{path}")).send().await?.status(), 403, "{path}");
     }
-    // Who runs the server can read why, once.
-    let told = "`evil.example` is not a name of this server";
-    until("in the log", || async { Ok(server.log().contains(told)) }).await?;
-    assert_eq!(server.log().matches(told).count(), 1);
+    // The operator gets one log line with the reason.
+    let log_message = "`evil.example` is not a name of this server";
+    until("in the log", || async { Ok(server.log().contains(log_message)) }).await?;
+    assert_eq!(server.log().matches(log_message).count(), 1);
     Ok(())
 }
 
@@ -94,12 +95,12 @@ async fn missing_or_repeated_host_is_400() -> Result<()> {
             "Host: user@localhost\r\n",
             "Host: localhost:port\r\n",
         ] {
-            let answer = raw(&server, &format!("GET {path} HTTP/1.1\r\n{hosts}\r\n")).await?;
-            assert_eq!(status(&answer), "400", "{path} {hosts:?}: {answer}");
+            let response = response_head(&server, &format!("GET {path} HTTP/1.1\r\n{hosts}\r\n")).await?;
+            assert_eq!(status(&response), "400", "{path} {hosts:?}: {response}");
         }
     }
-    // HTTP/1.0 had no `Host`.
-    assert_eq!(status(&raw(&server, "GET /livez HTTP/1.0\r\n\r\n").await?), "200");
+    // HTTP/1.0 has no `Host`.
+    assert_eq!(status(&response_head(&server, "GET /livez HTTP/1.0\r\n\r\n").await?), "200");
     Ok(())
 }
 
@@ -113,7 +114,7 @@ async fn websocket_handshake_that_is_not_valid_is_refused() -> Result<()> {
         ("Sec-WebSocket-Version", "13"),
         ("Sec-WebSocket-Key", "dGhlIHNhbXBsZSBub25jZQ=="),
     ];
-    let answer = |path: &'static str, version: &'static str, changed: Vec<(&'static str, Option<&'static str>)>| {
+    let response = |path: &'static str, version: &'static str, changed: Vec<(&'static str, Option<&'static str>)>| {
         let headers = GOOD.iter().map(|(name, value)| {
             let change = changed.iter().find(|(changed, _)| changed == name);
             (*name, change.map_or(Some(*value), |(_, value)| *value))
@@ -122,13 +123,13 @@ async fn websocket_handshake_that_is_not_valid_is_refused() -> Result<()> {
         let lines: String =
             headers.chain(more).filter_map(|(name, value)| value.map(|value| format!("{name}: {value}\r\n"))).collect();
         let server = &server;
-        async move { raw(server, &format!("GET {path} HTTP/{version}\r\n{lines}\r\n")).await }
+        async move { response_head(server, &format!("GET {path} HTTP/{version}\r\n{lines}\r\n")).await }
     };
     for path in ["/ws", "/ws/workflow/w", "/ws/session/s", "/%77s"] {
         for key in
             ["x", "", "dGhlIHNhbXBsZSBub25jZQ", "AAAA", "dGhlIHNhbXBsZSBub25jZQ==, x", "!GhlIHNhbXBsZSBub25jZQ=="]
         {
-            let head = answer(path, "1.1", vec![("Sec-WebSocket-Key", Some(key))]).await?;
+            let head = response(path, "1.1", vec![("Sec-WebSocket-Key", Some(key))]).await?;
             assert_eq!(status(&head), "400", "{path} {key}: {head}");
         }
     }
@@ -148,10 +149,10 @@ async fn websocket_handshake_that_is_not_valid_is_refused() -> Result<()> {
         (vec![("Content-Length", Some("3"))], "400"),
         (vec![("Upgrade", None), ("Sec-WebSocket-Key", None)], "426"),
     ] {
-        let head = answer("/ws", "1.1", changed.clone()).await?;
+        let head = response("/ws", "1.1", changed.clone()).await?;
         assert_eq!(status(&head), want, "{changed:?}: {head}");
     }
-    assert_eq!(status(&answer("/ws", "1.0", vec![]).await?), "400");
+    assert_eq!(status(&response("/ws", "1.0", vec![]).await?), "400");
     Ok(())
 }
 
@@ -188,9 +189,9 @@ async fn accept_of_real_clients_is_understood_on_every_route() -> Result<()> {
             request
         };
         for (path, body) in &posts {
-            let answer = with(client.post(server.url(path)).json(body)).send().await?;
-            let status = answer.status();
-            ensure!(status == 200, "{path} {accept:?}: {status} {}", answer.text().await?);
+            let response = with(client.post(server.url(path)).json(body)).send().await?;
+            let status = response.status();
+            ensure!(status == 200, "{path} {accept:?}: {status} {}", response.text().await?);
         }
         for path in
             ["/", "/livez", "/readyz", "/metrics", "/v1/models", "/openapi.json", "/stream/health", "/pipelines"]
@@ -199,7 +200,7 @@ async fn accept_of_real_clients_is_understood_on_every_route() -> Result<()> {
         }
         assert_eq!(with(client.head(server.url("/stream/workflow/w"))).send().await?.status(), 200, "{accept:?}");
     }
-    // What is refused stays refused.
+    // Ranges that exclude every media type are refused.
     for accept in ["*/*;q=0", "image/png", "*;q=.0"] {
         let request = client.post(server.url("/process-batch")).header("accept", accept);
         assert_eq!(request.json(&posts[1].1).send().await?.status(), 406, "{accept}");
@@ -210,18 +211,18 @@ async fn accept_of_real_clients_is_understood_on_every_route() -> Result<()> {
 const PAGE: &str = "https://app.example";
 const PAGES: &str = "auth.cors_origins=[\"https://app.example\"]";
 
-/// Asks as a page of another origin, which is allowed.
+/// A request of a page of the allowed origin.
 fn from_page(server: &Server, method: Method, path: &str) -> RequestBuilder {
     Client::new().request(method, server.url(path)).header("origin", PAGE)
 }
 
-/// Checks that the page can read the answer.
-async fn readable(request: RequestBuilder, want: u16) -> Result<()> {
-    let answer = request.send().await?;
-    let head = format!("{} {} {:?}", answer.url(), answer.status(), answer.headers());
-    ensure!(answer.status() == want, "{want}: {head}");
+/// Checks that the page can read the response, and its status.
+async fn check_readable(request: RequestBuilder, want: u16) -> Result<()> {
+    let response = request.send().await?;
+    let head = format!("{} {} {:?}", response.url(), response.status(), response.headers());
+    ensure!(response.status() == want, "{want}: {head}");
     let all = |name: &str| -> Vec<String> {
-        let values = answer.headers().get_all(name).iter();
+        let values = response.headers().get_all(name).iter();
         values.map(|value| String::from_utf8_lossy(value.as_bytes()).into_owned()).collect()
     };
     ensure!(all("access-control-allow-origin") == [PAGE], "{head}");
@@ -230,8 +231,8 @@ async fn readable(request: RequestBuilder, want: u16) -> Result<()> {
     Ok(())
 }
 
-/// Checks that the page may send what it asks for beforehand.
-async fn preflights(server: &Server) -> Result<()> {
+/// Checks the responses to CORS preflights of the page.
+async fn check_preflights(server: &Server) -> Result<()> {
     for (path, allow) in [
         ("/v1/classify", "POST, OPTIONS"),
         ("/metrics", "GET, HEAD, OPTIONS"),
@@ -240,11 +241,11 @@ async fn preflights(server: &Server) -> Result<()> {
         ("/pipelines/p", "GET, HEAD, POST, OPTIONS"),
     ] {
         let request = from_page(server, Method::OPTIONS, path).header("access-control-request-method", "POST");
-        let answer = request.header("access-control-request-headers", "content-type").send().await?;
-        let head = format!("{path}: {} {:?}", answer.status(), answer.headers());
-        ensure!(answer.status() == 204 && answer.headers()["access-control-allow-origin"] == PAGE, "{head}");
-        ensure!(answer.headers()["access-control-allow-methods"] == allow, "{head}");
-        ensure!(answer.headers().contains_key("access-control-max-age"), "{head}");
+        let response = request.header("access-control-request-headers", "content-type").send().await?;
+        let head = format!("{path}: {} {:?}", response.status(), response.headers());
+        ensure!(response.status() == 204 && response.headers()["access-control-allow-origin"] == PAGE, "{head}");
+        ensure!(response.headers()["access-control-allow-methods"] == allow, "{head}");
+        ensure!(response.headers().contains_key("access-control-max-age"), "{head}");
     }
     Ok(())
 }
@@ -252,23 +253,25 @@ async fn preflights(server: &Server) -> Result<()> {
 #[tokio::test]
 async fn allowed_page_can_read_each_response() -> Result<()> {
     let server = Server::start_stub(&["--set", PAGES]).await?;
-    let ask = |method: Method, path: &str| from_page(&server, method, path);
+    let page_request = |method: Method, path: &str| from_page(&server, method, path);
     for path in ["/", "/livez", "/readyz", "/metrics", "/v1/models", "/openapi.json", "/stream/health", "/pipelines"] {
-        readable(ask(Method::GET, path), 200).await?;
+        check_readable(page_request(Method::GET, path), 200).await?;
     }
-    readable(ask(Method::GET, "/nowhere"), 404).await?;
-    readable(ask(Method::DELETE, "/v1/classify"), 405).await?;
-    readable(ask(Method::POST, "/metrics"), 405).await?;
-    readable(ask(Method::GET, "/v1/%zz"), 400).await?;
-    readable(ask(Method::GET, &format!("/?{}", "x".repeat(9000))), 414).await?;
-    readable(ask(Method::GET, "/").header("x-long", "y".repeat(20_000)), 431).await?;
-    readable(ask(Method::POST, "/v1/classify").header("content-type", "text/css").body("x"), 415).await?;
-    readable(ask(Method::POST, "/v1/classify").json(&json!({"inputs": "x".repeat(1 << 20)})), 413).await?;
-    readable(ask(Method::POST, "/v1/classify").json(&json!({})), 422).await?;
-    readable(ask(Method::GET, "/ws"), 426).await?;
-    let handshake = ask(Method::GET, "/ws").header("connection", "upgrade").header("upgrade", "websocket");
-    readable(handshake.header("sec-websocket-version", "13").header("sec-websocket-key", "x"), 400).await?;
-    preflights(&server).await
+    check_readable(page_request(Method::GET, "/nowhere"), 404).await?;
+    check_readable(page_request(Method::DELETE, "/v1/classify"), 405).await?;
+    check_readable(page_request(Method::POST, "/metrics"), 405).await?;
+    check_readable(page_request(Method::GET, "/v1/%zz"), 400).await?;
+    check_readable(page_request(Method::GET, &format!("/?{}", "x".repeat(9000))), 414).await?;
+    check_readable(page_request(Method::GET, "/").header("x-long", "y".repeat(20_000)), 431).await?;
+    check_readable(page_request(Method::POST, "/v1/classify").header("content-type", "text/css").body("x"), 415)
+        .await?;
+    check_readable(page_request(Method::POST, "/v1/classify").json(&json!({"inputs": "x".repeat(1 << 20)})), 413)
+        .await?;
+    check_readable(page_request(Method::POST, "/v1/classify").json(&json!({})), 422).await?;
+    check_readable(page_request(Method::GET, "/ws"), 426).await?;
+    let handshake = page_request(Method::GET, "/ws").header("connection", "upgrade").header("upgrade", "websocket");
+    check_readable(handshake.header("sec-websocket-version", "13").header("sec-websocket-key", "x"), 400).await?;
+    check_preflights(&server).await
 }
 
 #[tokio::test]
@@ -277,42 +280,42 @@ async fn page_can_read_overload_and_draining_and_preflights_succeed() -> Result<
         Server::start_stub(&["--set", PAGES, "--set", "http.requests_max=1", "--set", "http.drain_timeout_ms=60000"])
             .await?;
     let body = json!({"text": "this one is !never answered", "include_summary": false}).to_string();
-    let mut held = Raw::post(&server, "/process-stream", &body).await?;
-    held.read_until("sentiment_processing").await?;
-    let ask = |path: &str| from_page(&server, Method::GET, path);
-    readable(ask("/v1/models"), 503).await?;
-    readable(ask("/metrics"), 200).await?;
-    preflights(&server).await?;
+    let mut occupying = Raw::post(&server, "/process-stream", &body).await?;
+    occupying.read_until("sentiment_processing").await?;
+    let page_request = |path: &str| from_page(&server, Method::GET, path);
+    check_readable(page_request("/v1/models"), 503).await?;
+    check_readable(page_request("/metrics"), 200).await?;
+    check_preflights(&server).await?;
     server.signal("TERM")?;
     let draining = async || Ok(reqwest::get(server.url("/readyz")).await?.status() == 503);
     until("draining", draining).await?;
-    readable(ask("/v1/models"), 503).await?;
-    readable(ask("/readyz"), 503).await?;
-    preflights(&server).await
+    check_readable(page_request("/v1/models"), 503).await?;
+    check_readable(page_request("/readyz"), 503).await?;
+    check_preflights(&server).await
 }
 
 #[tokio::test]
-async fn refused_page_gets_the_key_and_one_log_line() -> Result<()> {
+async fn refused_origin_gets_the_configuration_key_and_one_log_line() -> Result<()> {
     let server = Server::start_stub(&[]).await?;
     let client = Client::new();
     for path in ["/v1/models", "/metrics", "/stream/workflow/w"] {
         for _ in 0..3 {
-            let answer = client.get(server.url(path)).header("origin", "https://app.example").send().await?;
-            assert_eq!(answer.status(), 403, "{path}");
-            assert!(!answer.headers().contains_key("access-control-allow-origin"));
-            let problem: Value = answer.json().await?;
+            let response = client.get(server.url(path)).header("origin", "https://app.example").send().await?;
+            assert_eq!(response.status(), 403, "{path}");
+            assert!(!response.headers().contains_key("access-control-allow-origin"));
+            let problem: Value = response.json().await?;
             let detail = problem["detail"].as_str().context("a detail")?;
             assert!(detail.contains("https://app.example") && detail.contains("auth.cors_origins"), "{detail}");
         }
     }
-    // A thousand origins of one client are not a thousand lines.
+    // The log lines for many origins of one client are bounded.
     for n in 0..200 {
         client.get(server.url("/livez")).header("origin", format!("https://a{n}.example")).send().await?;
     }
     let log = server.log();
-    let told = |text: &str| log.matches(text).count();
-    assert_eq!(told("https://app.example"), 1, "{log}");
-    assert!(told("auth.cors_origins") <= 40, "{log}");
+    let count = |text: &str| log.matches(text).count();
+    assert_eq!(count("https://app.example"), 1, "{log}");
+    assert!(count("auth.cors_origins") <= 40, "{log}");
     Ok(())
 }
 
@@ -325,7 +328,8 @@ async fn percent_encoded_path_is_decoded_on_every_route_and_bad_encoding_is_400(
     let client = Client::new();
     for path in PATHS {
         let plain = client.head(server.url(path)).send().await?.status();
-        let head = raw(&server, &format!("HEAD {} HTTP/1.1\r\nHost: localhost\r\n\r\n", escaped(path))).await?;
+        let head =
+            response_head(&server, &format!("HEAD {} HTTP/1.1\r\nHost: localhost\r\n\r\n", escaped(path))).await?;
         assert_eq!(status(&head), plain.as_str(), "{path}");
     }
     for (path, body) in [
@@ -335,28 +339,29 @@ async fn percent_encoded_path_is_decoded_on_every_route_and_bad_encoding_is_400(
         ("/process-batch", json!({"text": "a good text that is long enough", "include_summary": false})),
         ("/stream/publish/workflow/w", json!({"step": "s", "progress": 1})),
     ] {
-        let answer = client.post(server.url(&escaped(path))).json(&body).send().await?;
-        assert_eq!(answer.status(), 200, "{path}");
+        let response = client.post(server.url(&escaped(path))).json(&body).send().await?;
+        assert_eq!(response.status(), 200, "{path}");
     }
-    let made = client.post(server.url("/%73essions")).json(&json!({})).send().await?;
-    assert_eq!(made.status(), 201);
-    let id = made.json::<Value>().await?["session_id"].as_str().context("an id")?.to_owned();
+    let created = client.post(server.url("/%73essions")).json(&json!({})).send().await?;
+    assert_eq!(created.status(), 201);
+    let id = created.json::<Value>().await?["session_id"].as_str().context("an id")?.to_owned();
     assert_eq!(reqwest::get(server.url(&format!("/s%65ssions/{}", escaped(&id)))).await?.status(), 200);
     for path in PATHS {
         for bad in ["%", "%4", "%zz", "%ff", "%c3%28"] {
-            let head = raw(&server, &format!("GET {path}{bad} HTTP/1.1\r\nHost: localhost\r\n\r\n")).await?;
+            let head = response_head(&server, &format!("GET {path}{bad} HTTP/1.1\r\nHost: localhost\r\n\r\n")).await?;
             assert_eq!(status(&head), "400", "{path}{bad}");
-            let head = raw(&server, &format!("GET {path}?a={bad} HTTP/1.1\r\nHost: localhost\r\n\r\n")).await?;
+            let head =
+                response_head(&server, &format!("GET {path}?a={bad} HTTP/1.1\r\nHost: localhost\r\n\r\n")).await?;
             assert_eq!(status(&head), "400", "{path}?a={bad}");
         }
     }
-    // An escaped slash is no slash.
+    // An escaped slash does not separate segments.
     assert_eq!(client.post(server.url("/v1%2Fclassify")).json(&json!({"inputs": "good"})).send().await?.status(), 404);
     Ok(())
 }
 
 #[tokio::test]
-async fn codings_that_are_not_undone_are_refused_and_empty_ones_are_none() -> Result<()> {
+async fn unsupported_codings_are_refused_and_empty_ones_are_ignored() -> Result<()> {
     let server = Server::start_stub(&[]).await?;
     let body = "{\"inputs\":\"good\"}";
     let chunked = format!("{:x}\r\n{body}\r\n0\r\n\r\n", body.len());
@@ -365,13 +370,13 @@ async fn codings_that_are_not_undone_are_refused_and_empty_ones_are_none() -> Re
         let request = format!("POST /v1/classify HTTP/1.1\r\n{head}Transfer-Encoding: {coding}\r\n\r\n{chunked}");
         let mut raw = Raw::connect(&server).await?;
         raw.send(request.as_bytes()).await?;
-        // Where its body ends is not known, so nothing after it is read as a request.
-        let answer = raw.read_to_end().await?;
-        assert!(matches!(status(&answer), "501" | "400"), "{coding}: {answer}");
-        assert_eq!(answer.matches("HTTP/1.1 ").count(), 1, "{coding}: {answer}");
+        // The end of the body is not known, so that nothing after it may be read as a request.
+        let response = raw.read_to_end().await?;
+        assert!(matches!(status(&response), "501" | "400"), "{coding}: {response}");
+        assert_eq!(response.matches("HTTP/1.1 ").count(), 1, "{coding}: {response}");
     }
     let good = format!("POST /v1/classify HTTP/1.1\r\n{head}Transfer-Encoding: Chunked\r\n\r\n{chunked}");
-    assert_eq!(status(&raw(&server, &good).await?), "200");
+    assert_eq!(status(&response_head(&server, &good).await?), "200");
     for (coding, want) in
         [("", "200"), ("identity", "200"), (" , Identity ,", "200"), ("gzip", "415"), ("identity, br", "415")]
     {
@@ -380,12 +385,15 @@ async fn codings_that_are_not_undone_are_refused_and_empty_ones_are_none() -> Re
             let request = format!(
                 "POST {path} HTTP/1.1\r\n{head}Content-Encoding: {coding}\r\nContent-Length: {length}\r\n\r\n{body}"
             );
-            let answer = raw(&server, &request).await?;
-            assert_eq!(status(&answer), want, "{path} {coding}: {answer}");
-            assert!(want != "415" || answer.to_lowercase().contains("\r\naccept-encoding: identity\r\n"), "{answer}");
+            let response = response_head(&server, &request).await?;
+            assert_eq!(status(&response), want, "{path} {coding}: {response}");
+            assert!(
+                want != "415" || response.to_lowercase().contains("\r\naccept-encoding: identity\r\n"),
+                "{response}"
+            );
         }
     }
-    // A type that is not taken is answered with those that are.
+    // The response to an unsupported media type lists the supported ones.
     for (path, accepted) in [
         ("/process-batch", "application/json"),
         ("/v1/classify", "application/json, application/x-ndjson"),
@@ -395,10 +403,10 @@ async fn codings_that_are_not_undone_are_refused_and_empty_ones_are_none() -> Re
         ("/ws", "application/x-ndjson"),
     ] {
         let request = Client::new().post(server.url(path)).header("content-type", "text/css");
-        let answer = request.body("x").send().await?;
-        assert_eq!(answer.status(), 415, "{path}");
-        assert_eq!(answer.headers()["accept"], accepted, "{path}");
-        let problem: Value = answer.json().await?;
+        let response = request.body("x").send().await?;
+        assert_eq!(response.status(), 415, "{path}");
+        assert_eq!(response.headers()["accept"], accepted, "{path}");
+        let problem: Value = response.json().await?;
         for name in accepted.split(", ") {
             assert!(problem["detail"].as_str().context("a detail")?.contains(name), "{path}: {problem}");
             assert!(problem["available"].as_array().context("a list")?.contains(&json!(name)), "{path}: {problem}");
@@ -414,11 +422,11 @@ async fn idle_connection_outlives_the_header_timeout_and_ends_with_its_own() -> 
     let mut raw = Raw::connect(&server).await?;
     for _ in 0..2 {
         raw.send(LIVEZ).await?;
-        raw.take_next("alive").await?;
-        raw.take_next("}").await?;
+        raw.skip_past("alive").await?;
+        raw.skip_past("}").await?;
         tokio::time::sleep(std::time::Duration::from_millis(700)).await;
     }
-    // The head of the next request has its own time.
+    // The head of the next request has its own timeout.
     raw.send(b"GET /livez HTTP/1.1\r\nHost: loc").await?;
     raw.read_to_end().await?;
 
@@ -432,19 +440,19 @@ async fn idle_connection_outlives_the_header_timeout_and_ends_with_its_own() -> 
 }
 
 #[tokio::test]
-async fn lines_that_a_client_causes_are_bounded_in_the_log() -> Result<()> {
+async fn log_lines_caused_by_a_client_are_bounded() -> Result<()> {
     let server = Server::start_stub(&[]).await?;
     for n in 0..120 {
         let path = ["/process-batch", "/v1/classify", "/sessions", "/v1/transcript"][n % 4];
         let head = format!("POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n");
         let mut raw = Raw::connect(&server).await?;
         raw.send(format!("{head}Transfer-Encoding: chunked\r\n\r\n5\r\nabc\r\nzz\r\n").as_bytes()).await?;
-        let _ = raw.read_to_end_of_answer().await;
+        let _ = raw.read_to_end_of_response().await;
     }
     let log = server.log();
     let warnings = log.lines().filter(|line| line.contains(" WARN ") || line.contains(" ERROR ")).count();
     assert!(warnings <= 40, "{warnings} lines:\n{log}");
-    assert!(!log.contains("Error("), "a value as Rust writes it:\n{log}");
+    assert!(!log.contains("Error("), "a `Debug` value in the log:\n{log}");
     Ok(())
 }
 
@@ -455,37 +463,40 @@ async fn json_log_lines_are_json_with_numbers() -> Result<()> {
     let pipelines = format!("pipelines.dir={}", dir.path().display());
     let server =
         Server::start_stub(&["--set", "log.format=json", "--set", &pipelines, "--set", "models.replicas=1"]).await?;
-    // A component writes to its standard error: a definition that is torn, and a panic.
+    // Components write to their standard error: the report of an invalid definition, and a panic.
     reqwest::get(server.url("/pipelines")).await?;
     let trap = Client::new().post(server.url("/v1/classify")).json(&json!({"inputs": "this is a !trap"}));
     trap.send().await?;
     let lines = || -> Vec<String> {
         server.log().lines().filter(|line| !line.starts_with("listening on ")).map(str::to_owned).collect()
     };
-    let from = |component: &str| {
+    let has_line_of = |component: &str| {
         let log = lines().join("\n");
         log.contains(&format!("\"component\":\"{component}\""))
     };
-    until("both have written", || async { Ok(from("infer") && (from("gateway") || from("stateful-gateway"))) }).await?;
+    until("both components have written", || async {
+        Ok(has_line_of("infer") && (has_line_of("gateway") || has_line_of("stateful-gateway")))
+    })
+    .await?;
     for line in lines() {
-        let said: Value = serde_json::from_str(&line).with_context(|| line.clone())?;
+        let record: Value = serde_json::from_str(&line).with_context(|| line.clone())?;
         for name in ["timestamp", "level", "fields", "target"] {
-            ensure!(said.get(name).is_some(), "{line}");
+            ensure!(record.get(name).is_some(), "{line}");
         }
-        ensure!(said["fields"]["message"].is_string(), "{line}");
-        if said["target"] == "guest" {
-            ensure!(said["fields"]["component"].is_string() && said["level"].is_string(), "{line}");
+        ensure!(record["fields"]["message"].is_string(), "{line}");
+        if record["target"] == "guest" {
+            ensure!(record["fields"]["component"].is_string() && record["level"].is_string(), "{line}");
         }
         for name in ["after_ms", "ms", "replica", "count", "files"] {
-            ensure!(said["fields"].get(name).is_none_or(Value::is_number), "{line}");
+            ensure!(record["fields"].get(name).is_none_or(Value::is_number), "{line}");
         }
     }
-    ensure!(lines().iter().any(|line| line.contains("\"after_ms\":")), "no time is told");
+    ensure!(lines().iter().any(|line| line.contains("\"after_ms\":")), "no line has `after_ms`");
     Ok(())
 }
 
-/// Runs `weir serve` on a pseudo-terminal until its models are ready; what it has written there.
-fn on_a_terminal(environment: &[(&str, &str)]) -> Result<String> {
+/// Runs `weir serve` on a pseudo-terminal until its models are ready; its output.
+fn run_on_terminal(environment: &[(&str, &str)]) -> Result<String> {
     const PTY: &str = "
 import os, pty, signal, sys
 pid, fd = pty.fork()
@@ -514,8 +525,8 @@ sys.stdout.buffer.write(out)
 }
 
 #[tokio::test]
-async fn lines_on_a_terminal_fit_eighty_columns_and_have_no_colors_where_none_are_wanted() -> Result<()> {
-    let run = |environment: &'static [(&str, &str)]| tokio::task::spawn_blocking(|| on_a_terminal(environment));
+async fn terminal_log_fits_80_columns_and_respects_no_color() -> Result<()> {
+    let run = |environment: &'static [(&str, &str)]| tokio::task::spawn_blocking(|| run_on_terminal(environment));
     let plain = tokio::time::timeout(PATIENCE, run(&[("NO_COLOR", "1")])).await???;
     ensure!(plain.contains("ready") && !plain.contains('\u{1b}'), "{plain:?}");
     for line in plain.lines() {

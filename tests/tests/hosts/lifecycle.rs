@@ -1,4 +1,4 @@
-//! Start, readiness, drain, kill.
+//! The life of a server: start, readiness, drain, kill, and replacement of instances.
 
 use std::time::{Duration, Instant};
 
@@ -9,7 +9,7 @@ use weir_tests::{Raw, Server, statuses, until};
 #[tokio::test]
 async fn server_is_ready_once_every_model_has_answered() -> Result<()> {
     let server = Server::launch(&[])?;
-    // Alive at once; whether it is ready already depends on the machine.
+    // The server is alive at once; whether it is ready depends on the speed of the machine.
     assert_eq!(reqwest::get(server.url("/livez")).await?.status(), 200);
     server.ready().await?;
     let models: Value = reqwest::get(server.url("/v1/models")).await?.json().await?;
@@ -33,34 +33,34 @@ async fn model_that_cannot_load_is_named_and_the_others_serve() -> Result<()> {
     std::fs::write(broken.join("model.onnx"), b"this is no graph")?;
     let model = format!("broken={}", broken.display());
     let server = Server::launch(&["--model", &model])?;
-    until("told", || async { Ok(server.log().contains("broken")) }).await?;
-    let answer = reqwest::get(server.url("/readyz")).await?;
-    assert_eq!(answer.status(), 503);
-    assert!(answer.text().await?.contains("broken"));
-    let body = json!({"text": "the other models answer all the same", "include_summary": false});
+    until("the model is named in the log", || async { Ok(server.log().contains("broken")) }).await?;
+    let response = reqwest::get(server.url("/readyz")).await?;
+    assert_eq!(response.status(), 503);
+    assert!(response.text().await?.contains("broken"));
+    let body = json!({"text": "the other models are served", "include_summary": false});
     let client = reqwest::Client::new();
-    let answer = client.post(server.url("/process-stream")).json(&body).send().await?.text().await?;
-    assert!(answer.contains("sentiment_complete"), "{answer}");
+    let response = client.post(server.url("/process-stream")).json(&body).send().await?.text().await?;
+    assert!(response.contains("sentiment_complete"), "{response}");
     Ok(())
 }
 
 #[tokio::test]
 async fn sigterm_finishes_streams_and_refuses_new_requests() -> Result<()> {
     let mut server = Server::start_stub(&[]).await?;
-    // Twenty chunks of 300 ms each: long enough to look around meanwhile.
+    // Twenty chunks of 300 ms each: the stream is open during the requests below.
     let text = "this one is !slow to come. ".repeat(40);
     let body = json!({"text": text, "include_summary": false, "chunk_size": 50}).to_string();
     let mut streaming = Raw::post(&server, "/process-stream", &body).await?;
     streaming.read_until("sentiment_processing").await?;
     server.signal("TERM")?;
     until("draining", || async {
-        Ok(reqwest::get(server.url("/readyz")).await.is_ok_and(|answer| answer.status() == 503))
+        Ok(reqwest::get(server.url("/readyz")).await.is_ok_and(|response| response.status() == 503))
     })
     .await?;
     assert_eq!(reqwest::get(server.url("/livez")).await?.status(), 200);
-    let answer = reqwest::Client::new().post(server.url("/process-batch")).body(body).send().await?;
-    assert_eq!(answer.status(), 503);
-    assert_eq!(answer.json::<Value>().await?["code"], "draining");
+    let response = reqwest::Client::new().post(server.url("/process-batch")).body(body).send().await?;
+    assert_eq!(response.status(), 503);
+    assert_eq!(response.json::<Value>().await?["code"], "draining");
 
     let all = streaming.read_to_end().await?;
     assert!(all.contains("\"completed\""), "{all}");
@@ -90,29 +90,32 @@ async fn killed_server_leaves_a_stream_without_its_end() -> Result<()> {
     let mut streaming = Raw::post(&server, "/process-stream", &body).await?;
     streaming.read_until("sentiment_processing").await?;
     server.signal("KILL")?;
-    // Without the last chunk of the encoding a client knows that this is not all.
+    // Without the last chunk of the encoding, a client detects that the response is incomplete.
     if let Ok(all) = streaming.read_to_end().await {
         assert!(!all.ends_with("0\r\n\r\n"), "{all}");
     }
-    // And it starts again on what is left: there is no state to repair.
+    // Another server starts: there is no state to repair.
     Server::start_stub(&[]).await.map(drop)
 }
 
 #[tokio::test]
-async fn lost_infer_instance_is_replaced_and_its_items_are_answered() -> Result<()> {
+async fn lost_infer_instance_is_replaced_and_its_items_get_outcomes() -> Result<()> {
     let server = Server::start_stub(&[]).await?;
-    // The stand-in ends its stream on this text, which is against its contract: the instance is given up.
+    // The stand-in ends its stream of outcomes early, which breaks its contract: the instance is replaced.
     let body = json!({"text": "this one makes it !end early", "include_summary": false});
     let client = reqwest::Client::new();
-    let answer = client.post(server.url("/process-stream")).json(&body).send().await?.text().await?;
-    let events = weir_tests::ndjson(&answer)?;
-    assert!(statuses(&events).contains(&"sentiment_error"), "{answer}");
-    assert_eq!(statuses(&events).last(), Some(&"completed"), "{answer}");
-    until("made anew", || async { Ok(server.metric("weir_infer_replica_restarts_total").await? >= 1.0) }).await?;
+    let response = client.post(server.url("/process-stream")).json(&body).send().await?.text().await?;
+    let events = weir_tests::ndjson(&response)?;
+    assert!(statuses(&events).contains(&"sentiment_error"), "{response}");
+    assert_eq!(statuses(&events).last(), Some(&"completed"), "{response}");
+    until("the instance is replaced", || async {
+        Ok(server.metric("weir_infer_replica_restarts_total").await? >= 1.0)
+    })
+    .await?;
     server.ready().await?;
     let body = json!({"text": "a good one after that", "include_summary": false});
-    let answer = client.post(server.url("/process-stream")).json(&body).send().await?.text().await?;
-    assert!(answer.contains("sentiment_complete"), "{answer}");
+    let response = client.post(server.url("/process-stream")).json(&body).send().await?.text().await?;
+    assert!(response.contains("sentiment_complete"), "{response}");
     Ok(())
 }
 
@@ -121,7 +124,7 @@ async fn steps_whose_models_are_not_served_make_the_server_not_ready() -> Result
     let dir = tempfile::tempdir()?;
     let empty = dir.path().display().to_string();
     let client = reqwest::Client::new();
-    // No model at all; one step without its model; a model that cannot do its step.
+    // No model; one step without its model; an unknown model; a model of another task than its step.
     for (arguments, keys) in [
         (vec!["--models-dir", &empty], vec!["steps.sentiment", "steps.summary", "steps.entities"]),
         (vec!["--set", "models.names=[\"sentiment\", \"embeddings\"]"], vec!["steps.entities"]),
@@ -129,18 +132,18 @@ async fn steps_whose_models_are_not_served_make_the_server_not_ready() -> Result
         (vec!["--set", "steps.sentiment=entities"], vec!["steps.sentiment"]),
     ] {
         let server = Server::launch(&arguments)?;
-        let not_ready = |answer: &Value| answer["detail"].as_str().is_some_and(|detail| detail.contains("steps."));
-        until("said what is missing", || async {
-            let answer = client.get(server.url("/readyz")).send().await?;
-            Ok(answer.status() == 503 && not_ready(&answer.json().await?))
+        let not_ready = |response: &Value| response["detail"].as_str().is_some_and(|detail| detail.contains("steps."));
+        until("the missing models are reported", || async {
+            let response = client.get(server.url("/readyz")).send().await?;
+            Ok(response.status() == 503 && not_ready(&response.json().await?))
         })
         .await?;
-        let answer: Value = client.get(server.url("/readyz")).send().await?.json().await?;
-        let detail = answer["detail"].as_str().unwrap_or_default();
+        let response: Value = client.get(server.url("/readyz")).send().await?.json().await?;
+        let detail = response["detail"].as_str().unwrap_or_default();
         for key in ["steps.sentiment", "steps.summary", "steps.entities"] {
             assert_eq!(detail.contains(key), keys.contains(&key), "{key}: {detail}");
         }
-        assert_eq!(answer["retryable"], false, "{answer}");
+        assert_eq!(response["retryable"], false, "{response}");
         let health: Value = client.get(server.url("/stream/health")).send().await?.json().await?;
         assert!(health.to_string().contains(keys[0]), "{health}");
         assert!(server.log().contains(keys[0]), "{}", server.log());
@@ -149,28 +152,28 @@ async fn steps_whose_models_are_not_served_make_the_server_not_ready() -> Result
 }
 
 #[tokio::test]
-async fn failed_steps_are_named_in_the_last_event() -> Result<()> {
+async fn failed_steps_are_listed_in_the_last_event() -> Result<()> {
     let dir = tempfile::tempdir()?;
     let empty = dir.path().display().to_string();
     let off = ["--set", "steps.sentiment=", "--set", "steps.entities=", "--set", "steps.summary="];
     let server = Server::start(&[["--models-dir", &empty].as_slice(), &off].concat()).await?;
-    let body = json!({"text": "nobody is here to read it", "include_summary": false, "include_entities": true});
+    let body = json!({"text": "no model reads this text", "include_summary": false, "include_entities": true});
     let client = reqwest::Client::new();
-    let answer = client.post(server.url("/process-stream")).json(&body).send().await?.text().await?;
-    assert!(answer.contains("sentiment_error") && answer.contains("unknown_model"), "{answer}");
-    let events = weir_tests::ndjson(&answer)?;
+    let response = client.post(server.url("/process-stream")).json(&body).send().await?.text().await?;
+    assert!(response.contains("sentiment_error") && response.contains("unknown_model"), "{response}");
+    let events = weir_tests::ndjson(&response)?;
     let last = events.last().context("no event")?;
     assert_eq!(last["status"], "completed");
     assert_eq!(last["message"], "Processing ended; failed: sentiment, entities");
     assert_eq!(last["failed_steps"], json!(["sentiment", "entities"]));
-    let answer = client.post(server.url("/process-batch")).json(&body).send().await?;
-    assert_eq!(answer.status(), 500);
+    let response = client.post(server.url("/process-batch")).json(&body).send().await?;
+    assert_eq!(response.status(), 500);
     Ok(())
 }
 
-/// A classifier whose `config.json` is replaced by an empty list is refused at the start, not served as embeddings.
+/// A classifier whose `config.json` is an empty list is refused at the start, not served as an embedding model.
 #[tokio::test]
-async fn model_configuration_that_is_no_object_ends_the_start() -> Result<()> {
+async fn model_configuration_that_is_no_object_stops_the_start() -> Result<()> {
     let dir = tempfile::tempdir()?;
     for file in std::fs::read_dir(weir_tests::models().join("sentiment"))? {
         let file = file?;

@@ -1,7 +1,7 @@
-//! Hosts: HTTP as the native host speaks it, its life from start to end, the components under another host, and the embedding API.
+//! Hosts: HTTP of the native host, its lifecycle and threads, the components under another host, and the embedding API.
 
 mod composed;
-mod early_answers;
+mod early_responses;
 mod embed;
 mod http;
 mod lifecycle;

@@ -1,4 +1,4 @@
-//! Every way in which a request can be wrong, over real sockets: one clear problem, and the server goes on.
+//! Invalid requests over real sockets: each gets one problem document, and the server continues.
 
 use anyhow::{Context, Result};
 use reqwest::{Method, StatusCode};
@@ -68,7 +68,7 @@ fn cases() -> Vec<Case> {
 }
 
 #[tokio::test]
-async fn wrong_request_is_answered_with_one_problem() -> Result<()> {
+async fn invalid_request_is_answered_with_one_problem() -> Result<()> {
     let server = Server::start_stub(&[]).await?;
     let client = reqwest::Client::new();
     for case in cases() {
@@ -76,16 +76,16 @@ async fn wrong_request_is_answered_with_one_problem() -> Result<()> {
         for (name, value) in case.headers {
             request = request.header(*name, *value);
         }
-        let answer = request.header("x-request-id", "abc-123").send().await.with_context(|| case.name)?;
-        let head = format!("{} {:?}", answer.status(), answer.headers());
-        assert_eq!(answer.status().as_u16(), case.status, "{}: {head} {}", case.name, answer.text().await?);
-        assert_eq!(answer.headers()["content-type"], "application/problem+json", "{}: {head}", case.name);
-        assert_eq!(answer.headers()["x-request-id"], "abc-123", "{}: {head}", case.name);
+        let response = request.header("x-request-id", "abc-123").send().await.with_context(|| case.name)?;
+        let head = format!("{} {:?}", response.status(), response.headers());
+        assert_eq!(response.status().as_u16(), case.status, "{}: {head} {}", case.name, response.text().await?);
+        assert_eq!(response.headers()["content-type"], "application/problem+json", "{}: {head}", case.name);
+        assert_eq!(response.headers()["x-request-id"], "abc-123", "{}: {head}", case.name);
         if case.status == 405 {
-            let allow = answer.headers()["allow"].to_str()?;
+            let allow = response.headers()["allow"].to_str()?;
             assert!(allow.contains(if case.method == Method::POST { "GET" } else { "POST" }), "{head}");
         }
-        let problem: Value = answer.json().await?;
+        let problem: Value = response.json().await?;
         assert_eq!(problem["status"], case.status, "{}: {problem}", case.name);
         assert_eq!(problem["request_id"], "abc-123", "{}: {problem}", case.name);
         assert!(problem["retryable"] == false, "{}: {problem}", case.name);
@@ -96,7 +96,7 @@ async fn wrong_request_is_answered_with_one_problem() -> Result<()> {
         let detail = problem["detail"].as_str().context("a detail")?;
         assert!(detail.contains(case.detail), "{}: {detail}", case.name);
     }
-    let good = client.post(server.url("/process-batch")).json(&json!({"text": "and it goes on"})).send().await?;
+    let good = client.post(server.url("/process-batch")).json(&json!({"text": "a valid request"})).send().await?;
     assert_eq!(good.status(), StatusCode::OK);
     assert!(!good.headers()["x-request-id"].is_empty());
     Ok(())
@@ -107,15 +107,15 @@ async fn body_that_does_not_arrive_is_408() -> Result<()> {
     let server = Server::start_stub(&["--set", "http.body_timeout_ms=200"]).await?;
     let mut raw = Raw::connect(&server).await?;
     raw.send(b"POST /process-stream HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: 100\r\n\r\n{\"te").await?;
-    let answer = raw.read_until("body_timeout").await?;
-    assert!(answer.starts_with("HTTP/1.1 408"), "{answer}");
+    let response = raw.read_until("body_timeout").await?;
+    assert!(response.starts_with("HTTP/1.1 408"), "{response}");
     Ok(())
 }
 
 #[tokio::test]
 async fn header_that_does_not_arrive_ends_the_connection() -> Result<()> {
     let server = Server::start_stub(&["--set", "http.header_timeout_ms=200"]).await?;
-    // Silence, half a header, half of what HTTP/2 begins with.
+    // No bytes, a part of a header, a part of the preface of HTTP/2.
     for bytes in [&b""[..], b"POST /process-stream HTTP/1.1\r\nHost: w", b"PRI * HTTP/2.0"] {
         let mut raw = Raw::connect(&server).await?;
         raw.send(bytes).await?;
@@ -129,31 +129,31 @@ async fn request_past_its_timeout_ends_with_an_error() -> Result<()> {
     let server = Server::start_stub(&["--set", "http.request_timeout_ms=300"]).await?;
     let client = reqwest::Client::new();
     let body = json!({"text": "this one is !never answered", "include_summary": false});
-    let answer = client.post(server.url("/process-stream")).json(&body).send().await?;
-    assert_eq!(answer.status(), 200);
-    let events = weir_tests::ndjson(&answer.text().await?)?;
+    let response = client.post(server.url("/process-stream")).json(&body).send().await?;
+    assert_eq!(response.status(), 200);
+    let events = weir_tests::ndjson(&response.text().await?)?;
     let last = events.last().context("an event")?;
     assert_eq!((&last["status"], &last["code"]), (&json!("error"), &json!("request_timeout")), "{last}");
 
     let server = Server::start_stub(&["--set", "http.request_timeout_ms=300"]).await?;
-    let answer = client.post(server.url("/process-batch")).json(&body).send().await?;
-    assert_eq!(answer.status(), 504);
-    assert_eq!(answer.json::<Value>().await?["code"], "request_timeout");
+    let response = client.post(server.url("/process-batch")).json(&body).send().await?;
+    assert_eq!(response.status(), 504);
+    assert_eq!(response.json::<Value>().await?["code"], "request_timeout");
     Ok(())
 }
 
 #[tokio::test]
-async fn full_server_answers_503_and_probes() -> Result<()> {
+async fn full_server_responds_503_and_serves_probes() -> Result<()> {
     let server = Server::start_stub(&["--set", "http.requests_max=1"]).await?;
     let body = json!({"text": "this one is !never answered", "include_summary": false}).to_string();
-    let mut held = Raw::post(&server, "/process-stream", &body).await?;
-    held.read_until("sentiment_processing").await?;
-    let answer = reqwest::Client::new().post(server.url("/process-batch")).body(body).send().await?;
-    assert_eq!(answer.status(), 503);
-    assert_eq!(answer.headers()["retry-after"], "1");
-    let problem: Value = answer.json().await?;
+    let mut occupying = Raw::post(&server, "/process-stream", &body).await?;
+    occupying.read_until("sentiment_processing").await?;
+    let response = reqwest::Client::new().post(server.url("/process-batch")).body(body).send().await?;
+    assert_eq!(response.status(), 503);
+    assert_eq!(response.headers()["retry-after"], "1");
+    let problem: Value = response.json().await?;
     assert_eq!((&problem["code"], &problem["retryable"]), (&json!("overloaded"), &json!(true)));
-    // However busy it is, it is alive, ready, and shows its metrics.
+    // A full server is alive and ready, and serves its metrics.
     for probe in ["/livez", "/readyz", "/metrics"] {
         assert_eq!(reqwest::get(server.url(probe)).await?.status(), 200, "{probe}");
     }

@@ -1,18 +1,18 @@
-//! The threads of a server: they sleep while there are no requests, and those that compute give way to those that serve sockets.
+//! The threads of a server: they sleep without requests, and replica threads have a lower priority than socket threads.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use weir_tests::client::{body_of, classify, lines};
+use weir_tests::client::{classify, ndjson_body, post_lines};
 use weir_tests::{PATIENCE, Server};
 
-/// Wake-ups of all threads together.
+/// Bound of the wake-ups per second of all threads together.
 const WAKE_UPS_PER_S_MAX: f64 = 5.0;
-/// How long wake-ups are counted.
+/// Duration of one count of wake-ups.
 const WINDOW: Duration = Duration::from_secs(5);
 
-/// How often each thread has waited so far, by thread id: it wakes up once for each wait.
+/// The name of each thread and its number of voluntary waits so far, by thread id. A thread wakes up once for each wait.
 fn waits(process: u32) -> Result<BTreeMap<String, (String, u64)>> {
     let mut waits = BTreeMap::new();
     for task in std::fs::read_dir(format!("/proc/{process}/task"))? {
@@ -30,7 +30,7 @@ fn waits(process: u32) -> Result<BTreeMap<String, (String, u64)>> {
 async fn idle_server_sleeps() -> Result<()> {
     let server = Server::start(&[]).await?;
     classify(&server, &["A fine day.", "What a mess."]).await?;
-    // What the start and the requests have left to do, timers that end once among them, is done after a while.
+    // Work after the start and the requests, such as timers that fire once, ends after a while.
     let began = Instant::now();
     loop {
         let (before, since) = (waits(server.id())?, Instant::now());
@@ -50,27 +50,27 @@ async fn idle_server_sleeps() -> Result<()> {
         }
         ensure!(began.elapsed() < PATIENCE, "{per_s:.1} wake-ups a second: {by_thread:?}");
     }
-    ensure!(classify(&server, &["A fine day."]).await?.len() == 1, "it wakes up");
+    ensure!(classify(&server, &["A fine day."]).await?.len() == 1, "the server serves no request after sleeping");
     Ok(())
 }
 
-/// The least nice value of the threads of each name: those of a thread pool inherit that of the thread that starts them.
+/// The lowest nice value among the threads of each name. Threads of a pool inherit that of the thread that starts them.
 fn nice_values(process: u32) -> Result<BTreeMap<String, i64>> {
-    let mut found = BTreeMap::new();
+    let mut by_name = BTreeMap::new();
     for task in std::fs::read_dir(format!("/proc/{process}/task"))? {
         // A thread may end meanwhile.
         let Ok(stat) = std::fs::read_to_string(task?.path().join("stat")) else { continue };
         let (name, rest) = stat.split_once('(').and_then(|(_, rest)| rest.rsplit_once(')')).context("a name")?;
-        // Of the fields of proc(5), the state after the name is the third.
+        // The state, which follows the name, is field 3 of proc(5), and the nice value field 19.
         let nice = rest.split_whitespace().nth(19 - 3).context("a nice value")?;
         let nice: i64 = nice.parse()?;
-        found.entry(name.to_owned()).and_modify(|least: &mut i64| *least = nice.min(*least)).or_insert(nice);
+        by_name.entry(name.to_owned()).and_modify(|least: &mut i64| *least = nice.min(*least)).or_insert(nice);
     }
-    Ok(found)
+    Ok(by_name)
 }
 
 #[tokio::test]
-async fn replicas_have_a_lower_priority_than_sockets() -> Result<()> {
+async fn replica_threads_have_a_lower_priority_than_socket_threads() -> Result<()> {
     let server = Server::start(&["--set", "models.replicas=2"]).await?;
     let nice = nice_values(server.id())?;
     let of = |name: &str| nice.get(name).copied().with_context(|| format!("no thread {name} in {nice:?}"));
@@ -99,8 +99,8 @@ async fn probes_are_answered_while_all_replicas_compute() -> Result<()> {
         idle.push(probe().await?);
     }
     let text = "The train was late and nobody said a word about it but we loved the old town. ".repeat(6);
-    let body = body_of(&vec![serde_json::json!({ "text": text }); 1500]);
-    let load = async || lines(&server, "/v1/classify", "application/x-ndjson", body.clone()).await;
+    let body = ndjson_body(&vec![serde_json::json!({ "text": text }); 1500]);
+    let load = async || post_lines(&server, "/v1/classify", "application/x-ndjson", body.clone()).await;
     let probes = async {
         let mut busy = Vec::new();
         for _ in 0..PROBES {
@@ -112,7 +112,7 @@ async fn probes_are_answered_while_all_replicas_compute() -> Result<()> {
     ensure!(first?.len() >= 1500 && second?.len() >= 1500);
     let (idle, busy) = (median(idle), median(busy?));
     println!("/livez: {idle:?} idle, {busy:?} while all replicas compute");
-    // A batch takes several milliseconds on each core: a probe that waited for batches would take many times as long.
+    // A batch takes several milliseconds on each core: a probe that waits for batches would exceed this bound.
     ensure!(busy <= 8 * idle + Duration::from_millis(5), "{idle:?} idle, {busy:?} while all replicas compute");
     Ok(())
 }

@@ -8,68 +8,69 @@ use reqwest::StatusCode;
 use serde_json::{Value, json};
 use weir_tests::{Server, root, tool};
 
-/// Posts JSON, which must be answered with JSON.
-async fn ask(server: &Server, path: &str, body: &Value) -> Result<(StatusCode, Value)> {
-    let answer = reqwest::Client::new().post(server.url(path)).json(body).send().await?;
-    ensure!(answer.headers()["content-type"] == "application/json", "{:?}", answer.headers());
-    Ok((answer.status(), answer.json().await?))
+/// Posts JSON; the status and the response, which must be JSON.
+async fn post(server: &Server, path: &str, body: &Value) -> Result<(StatusCode, Value)> {
+    let response = reqwest::Client::new().post(server.url(path)).json(body).send().await?;
+    ensure!(response.headers()["content-type"] == "application/json", "{:?}", response.headers());
+    Ok((response.status(), response.json().await?))
 }
 
 #[tokio::test]
-async fn huggingface_hub_client_understands_every_answer() -> Result<()> {
+async fn huggingface_hub_client_understands_every_response() -> Result<()> {
     let server = Server::start(&[]).await?;
     let mut python = Command::new(tool("WEIR_TEST_PYTHON")?);
     python.arg(root().join("tests/readers/hub.py")).arg(server.url(""));
-    // It has nobody else to ask, and nothing to keep.
+    // The client contacts no other server, and keeps no files.
     let home = tempfile::tempdir()?;
     python.env("HF_HUB_OFFLINE", "0").env("HF_HOME", home.path()).env("HF_HUB_DISABLE_TELEMETRY", "1");
     python.env_remove("HF_TOKEN");
     let output = tokio::task::spawn_blocking(move || python.output()).await??;
     ensure!(output.status.success(), "{}\n{}", String::from_utf8_lossy(&output.stderr), server.log());
-    let understood: Value = serde_json::from_slice(&output.stdout)?;
+    let report: Value = serde_json::from_slice(&output.stdout)?;
 
-    let all = understood["all"].as_array().context("all")?;
-    assert_eq!(all.len(), 3, "{understood}");
-    assert_eq!(understood["all"][0][0], "positive");
+    let all = report["all"].as_array().context("all")?;
+    assert_eq!(all.len(), 3, "{report}");
+    assert_eq!(report["all"][0][0], "positive");
     let sum: f64 = all.iter().filter_map(|pair| pair[1].as_f64()).sum();
     assert!((sum - 1.0).abs() < 1e-5, "{sum}");
-    assert_eq!(understood["top"], json!([all[0]]));
-    assert!(understood["raw"][0][1].as_f64().context("a logit")? > 1.0, "{understood}");
-    assert_eq!(understood["groups"], json!([["PER", "Maria Schmidt"], ["LOC", "Geneva"]]));
-    assert_eq!(understood["tokens"], json!([["B-PER", "Maria"], ["I-PER", "Schmidt"], ["B-LOC", "Geneva"]]));
-    assert_eq!(understood["one"][0], json!([384]));
-    assert!((understood["one"][1].as_f64().context("a norm")? - 1.0).abs() < 1e-4, "{understood}");
-    assert_eq!(understood["many"][0], json!([2, 384]));
-    assert!((understood["many"][1].as_f64().context("a product")? - 1.0).abs() < 1e-3, "{understood}");
-    assert_eq!(understood["by_base_url"][0][0], "negative");
+    assert_eq!(report["top"], json!([all[0]]));
+    assert!(report["raw"][0][1].as_f64().context("a logit")? > 1.0, "{report}");
+    assert_eq!(report["groups"], json!([["PER", "Maria Schmidt"], ["LOC", "Geneva"]]));
+    assert_eq!(report["tokens"], json!([["B-PER", "Maria"], ["I-PER", "Schmidt"], ["B-LOC", "Geneva"]]));
+    assert_eq!(report["one"][0], json!([384]));
+    assert!((report["one"][1].as_f64().context("a norm")? - 1.0).abs() < 1e-4, "{report}");
+    assert_eq!(report["many"][0], json!([2, 384]));
+    assert!((report["many"][1].as_f64().context("a product")? - 1.0).abs() < 1e-3, "{report}");
+    assert_eq!(report["by_base_url"][0][0], "negative");
     assert_eq!(
-        understood["unknown"],
+        report["unknown"],
         json!([404, "no model named `nowhere` is served; there are embeddings, entities, sentiment"])
     );
-    assert_eq!(understood["invalid"][0], 400);
-    assert!(understood["invalid"][1].as_str().context("a text")?.contains("function_to_apply"), "{understood}");
+    assert_eq!(report["invalid"][0], 400);
+    assert!(report["invalid"][1].as_str().context("a text")?.contains("function_to_apply"), "{report}");
     Ok(())
 }
 
 #[tokio::test]
-async fn inference_api_has_its_own_shapes() -> Result<()> {
+async fn hub_routes_have_the_shapes_of_the_inference_api() -> Result<()> {
     let server = Server::start_stub(&[]).await?;
     let label = json!({"label": "positive", "score": 0.75});
     let body = json!({"inputs": "good", "options": {"wait_for_model": true}});
-    let (status, answer) = ask(&server, "/models/sentiment", &body).await?;
-    assert_eq!((status.as_u16(), answer), (200, json!([[label]])));
-    let (_, answer) = ask(&server, "/models/sentiment", &json!({"inputs": ["good", "good"]})).await?;
-    assert_eq!(answer, json!([[label], [label]]));
+    let (status, response) = post(&server, "/models/sentiment", &body).await?;
+    assert_eq!((status.as_u16(), response), (200, json!([[label]])));
+    let (_, response) = post(&server, "/models/sentiment", &json!({"inputs": ["good", "good"]})).await?;
+    assert_eq!(response, json!([[label], [label]]));
     let entity = json!({"entity_group": "PER", "score": 0.75, "word": "Ann", "text": "Ann", "start": 0, "end": 3});
-    let (_, answer) = ask(&server, "/models/entities", &json!({"inputs": "Ann"})).await?;
-    assert_eq!(answer, json!([entity]));
-    let (_, answer) = ask(&server, "/models/entities", &json!({"inputs": ["Ann"]})).await?;
-    assert_eq!(answer, json!([[entity]]));
+    let (_, response) = post(&server, "/models/entities", &json!({"inputs": "Ann"})).await?;
+    assert_eq!(response, json!([entity]));
+    let (_, response) = post(&server, "/models/entities", &json!({"inputs": ["Ann"]})).await?;
+    assert_eq!(response, json!([[entity]]));
     let vector = json!([0.5, -0.5, 0.5, -0.5]);
-    let (_, answer) = ask(&server, "/models/embeddings/pipeline/feature-extraction", &json!({"inputs": "a"})).await?;
-    assert_eq!(answer, vector);
-    let (_, answer) = ask(&server, "/models/embeddings", &json!({"inputs": ["a", "b"]})).await?;
-    assert_eq!(answer, json!([vector, vector]));
+    let (_, response) =
+        post(&server, "/models/embeddings/pipeline/feature-extraction", &json!({"inputs": "a"})).await?;
+    assert_eq!(response, vector);
+    let (_, response) = post(&server, "/models/embeddings", &json!({"inputs": ["a", "b"]})).await?;
+    assert_eq!(response, json!([vector, vector]));
 
     for (path, input, status, estimated) in [
         ("/models/sentiment", "!down", 503, json!(1.0)),
@@ -78,14 +79,14 @@ async fn inference_api_has_its_own_shapes() -> Result<()> {
         ("/models/nowhere", "a", 404, Value::Null),
         ("/models/sentiment/pipeline/fill-mask", "a", 400, Value::Null),
     ] {
-        let (got, answer) = ask(&server, path, &json!({"inputs": input})).await?;
-        assert_eq!(got.as_u16(), status, "{path} {input}: {answer}");
-        assert!(answer["error"].is_string(), "{answer}");
-        assert_eq!(answer["estimated_time"], estimated, "{answer}");
+        let (got, response) = post(&server, path, &json!({"inputs": input})).await?;
+        assert_eq!(got.as_u16(), status, "{path} {input}: {response}");
+        assert!(response["error"].is_string(), "{response}");
+        assert_eq!(response["estimated_time"], estimated, "{response}");
     }
-    let answer = reqwest::get(server.url("/models/sentiment")).await?;
-    assert_eq!((answer.status().as_u16(), answer.headers()["allow"].to_str()?), (405, "POST, OPTIONS"));
-    assert!(answer.json::<Value>().await?["error"].is_string());
+    let response = reqwest::get(server.url("/models/sentiment")).await?;
+    assert_eq!((response.status().as_u16(), response.headers()["allow"].to_str()?), (405, "POST, OPTIONS"));
+    assert!(response.json::<Value>().await?["error"].is_string());
     Ok(())
 }
 
@@ -100,8 +101,8 @@ async fn predict_has_the_shapes_of_text_embeddings_inference() -> Result<()> {
         (json!([["good"], ["good", "a pair"]]), json!([one, one])),
     ] {
         let body = json!({"inputs": inputs, "raw_scores": false, "truncate": true, "truncation_direction": "Right"});
-        let (status, answer) = ask(&server, "/predict", &body).await?;
-        assert_eq!((status.as_u16(), answer), (200, want), "{inputs}");
+        let (status, response) = post(&server, "/predict", &body).await?;
+        assert_eq!((status.as_u16(), response), (200, want), "{inputs}");
     }
     for (body, status, kind) in [
         (json!({"inputs": "!overloaded"}), 429, "Overloaded"),
@@ -111,9 +112,9 @@ async fn predict_has_the_shapes_of_text_embeddings_inference() -> Result<()> {
         (json!({"inputs": ["a", "b", "c"]}), 422, "Validation"),
         (json!({}), 422, "Validation"),
     ] {
-        let (got, answer) = ask(&server, "/predict", &body).await?;
-        assert_eq!((got.as_u16(), &answer["error_type"]), (status, &json!(kind)), "{body}: {answer}");
-        assert!(answer["error"].is_string(), "{answer}");
+        let (got, response) = post(&server, "/predict", &body).await?;
+        assert_eq!((got.as_u16(), &response["error_type"]), (status, &json!(kind)), "{body}: {response}");
+        assert!(response["error"].is_string(), "{response}");
     }
     let client = reqwest::Client::new();
     let broken = client.post(server.url("/predict")).header("content-type", "application/json").body("{");
@@ -123,54 +124,53 @@ async fn predict_has_the_shapes_of_text_embeddings_inference() -> Result<()> {
     Ok(())
 }
 
-/// A long text is cut at the side that the request names, in every dialect.
 #[tokio::test]
 async fn long_text_is_cut_at_the_side_that_the_request_names() -> Result<()> {
     let server = Server::start(&[]).await?;
     let text = format!("I love this so much, it is wonderful! {} I hate this, it is awful!", "word ".repeat(2000));
-    let label = |answer: &Value| -> Option<Value> {
-        let best = answer.pointer("/outputs/0/0").or(answer.pointer("/0/0")).or(answer.pointer("/0"))?;
+    let label = |response: &Value| -> Option<Value> {
+        let best = response.pointer("/outputs/0/0").or(response.pointer("/0/0")).or(response.pointer("/0"))?;
         best.get("label").cloned()
     };
-    for (path, beside) in
+    for (path, truncation_key) in
         [("/v1/classify", "truncation"), ("/models/sentiment", "truncation"), ("/predict", "truncate")]
     {
         let mut labels = Vec::new();
         for side in ["left", "Right"] {
-            let parameters = json!({beside: true, "truncation_direction": side});
+            let parameters = json!({truncation_key: true, "truncation_direction": side});
             let body = match path {
                 "/predict" => json!({"inputs": text, "truncate": true, "truncation_direction": side}),
                 _ => json!({"inputs": text, "parameters": parameters}),
             };
-            let (status, answer) = ask(&server, path, &body).await?;
-            assert_eq!(status, 200, "{path}: {answer}");
-            labels.push(answer);
+            let (status, response) = post(&server, path, &body).await?;
+            assert_eq!(status, 200, "{path}: {response}");
+            labels.push(response);
         }
         assert_ne!(label(&labels[0]).context("a label")?, Value::Null, "{path}");
         assert_ne!(labels[0], labels[1], "{path}: both sides give the same");
         let body = json!({"inputs": "a", "parameters": {"truncation_direction": "up"}, "truncation_direction": "up"});
-        let answer = reqwest::Client::new().post(server.url(path)).json(&body).send().await?;
-        assert!([400, 422].contains(&answer.status().as_u16()), "{path}");
-        assert!(answer.text().await?.contains("must be one of left, right"), "{path}");
+        let response = reqwest::Client::new().post(server.url(path)).json(&body).send().await?;
+        assert!([400, 422].contains(&response.status().as_u16()), "{path}");
+        assert!(response.text().await?.contains("must be one of left, right"), "{path}");
     }
     let (_, left) =
-        ask(&server, "/models/embeddings", &json!({"inputs": text, "truncate": true, "truncation_direction": "left"}))
+        post(&server, "/models/embeddings", &json!({"inputs": text, "truncate": true, "truncation_direction": "left"}))
             .await?;
-    let (_, right) = ask(&server, "/models/embeddings", &json!({"inputs": text, "truncate": true})).await?;
+    let (_, right) = post(&server, "/models/embeddings", &json!({"inputs": text, "truncate": true})).await?;
     assert_ne!(left, right);
     let talk = "so we went there and we had some tea and talked about the weather and ";
     let names = format!("Angela Merkel came to Berlin {}", talk.repeat(60));
-    let found = async |parameters: Value| {
-        ask(&server, "/models/entities", &json!({"inputs": names, "parameters": parameters})).await
+    let entities = async |parameters: Value| {
+        post(&server, "/models/entities", &json!({"inputs": names, "parameters": parameters})).await
     };
-    assert_eq!(found(json!({"truncation_direction": "left"})).await?.1, json!([]));
-    assert_eq!(found(json!({})).await?.1[0]["text"], "Angela Merkel");
-    // With a stride all of it is read, in windows.
+    assert_eq!(entities(json!({"truncation_direction": "left"})).await?.1, json!([]));
+    assert_eq!(entities(json!({})).await?.1[0]["text"], "Angela Merkel");
+    // With a stride, the whole text is processed in windows.
     let names = format!("{}then Angela Merkel from Berlin came and said hello {}", talk.repeat(40), talk.repeat(30));
-    let (status, answer) =
-        ask(&server, "/models/entities", &json!({"inputs": names, "parameters": {"stride": 64}})).await?;
-    assert_eq!(status, 200, "{answer}");
-    assert_eq!(answer[0]["text"], "Angela Merkel", "{answer}");
+    let (status, response) =
+        post(&server, "/models/entities", &json!({"inputs": names, "parameters": {"stride": 64}})).await?;
+    assert_eq!(status, 200, "{response}");
+    assert_eq!(response[0]["text"], "Angela Merkel", "{response}");
     Ok(())
 }
 
@@ -178,13 +178,13 @@ async fn long_text_is_cut_at_the_side_that_the_request_names() -> Result<()> {
 async fn predict_refuses_long_text_without_truncation() -> Result<()> {
     let server = Server::start(&[]).await?;
     let long = "word ".repeat(2000);
-    let (status, answer) = ask(&server, "/predict", &json!({"inputs": long})).await?;
-    assert_eq!((status.as_u16(), &answer["error_type"]), (413, &json!("Validation")), "{answer}");
-    let (status, answer) = ask(&server, "/predict", &json!({"inputs": long, "truncate": true})).await?;
-    assert_eq!(status, 200, "{answer}");
-    let (status, answer) = ask(&server, "/predict", &json!({"inputs": "a day", "raw_scores": true})).await?;
-    assert_eq!(status, 200, "{answer}");
-    let sum: f64 = answer.as_array().context("a list")?.iter().filter_map(|label| label["score"].as_f64()).sum();
-    assert!((sum - 1.0).abs() > 1e-3, "logits are no probabilities: {answer}");
+    let (status, response) = post(&server, "/predict", &json!({"inputs": long})).await?;
+    assert_eq!((status.as_u16(), &response["error_type"]), (413, &json!("Validation")), "{response}");
+    let (status, response) = post(&server, "/predict", &json!({"inputs": long, "truncate": true})).await?;
+    assert_eq!(status, 200, "{response}");
+    let (status, response) = post(&server, "/predict", &json!({"inputs": "a day", "raw_scores": true})).await?;
+    assert_eq!(status, 200, "{response}");
+    let sum: f64 = response.as_array().context("a list")?.iter().filter_map(|label| label["score"].as_f64()).sum();
+    assert!((sum - 1.0).abs() > 1e-3, "the scores are probabilities: {response}");
     Ok(())
 }

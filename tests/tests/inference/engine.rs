@@ -1,4 +1,4 @@
-//! The batching engine through the built components, with faults injected: texts that fail, trap, hang or are slow.
+//! The batching engine with the built components and injected faults: texts that fail, trap, hang or are slow.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -9,10 +9,10 @@ use serde_json::Value;
 use weir_config::{Batching, Config, DropPolicy, Model, Switch};
 use weir_runtime::Runtime;
 use weir_runtime::types::{Aggregation, EmbedOptions, Failure, Item, Output, Task, TokenOptions, WhenFull};
-use weir_tests::texts::{Random, ask, classify, collect, holds, runtime};
+use weir_tests::texts::{Random, classify_item, collect, run_items, runtime, wait_until};
 use weir_tests::{models, root};
 
-/// One replica of `sentiment`.
+/// A configuration with one replica of `sentiment`.
 fn sentiment() -> Config {
     let mut config = Config::default();
     config.models.replicas = 1;
@@ -21,7 +21,7 @@ fn sentiment() -> Config {
     config
 }
 
-/// As [`sentiment`], with the stand-in for the infer component.
+/// A runtime with the stand-in for the infer component.
 fn stub(config: &Config) -> Result<Runtime> {
     runtime(config, "infer_stub")
 }
@@ -31,13 +31,13 @@ fn scores(output: &Output) -> Result<BTreeMap<String, f32>> {
     Ok(labels.iter().map(|label| (label.label.clone(), label.score)).collect())
 }
 
-/// With tract, the largest difference between the numbers of a text alone and in any company that was tried: 1,300 mixtures.
+/// Bound of the difference between the outputs of tract for a text alone and in a batch, over 1,300 mixtures.
 ///
-/// It is not nothing: a kernel that computes several rows at once adds in another order than one that computes a row
-/// alone, and sums over a longer line of tokens are cut in other places. See ARCHITECTURE.md.
+/// It is not 0: a kernel that computes several rows at once adds in another order than one that computes a single row, and sums over longer
+/// sequences are split differently. See docs/decisions/011.
 const TRACT_DIFFERENCE_MAX: f32 = 2e-5;
 
-/// What a model says of a text in numbers, in an order that does not depend on them.
+/// The numbers in an output, in an order that does not depend on their values.
 fn numbers(output: &Output) -> Result<Vec<f32>> {
     Ok(match output {
         Output::Labels(_) => scores(output)?.into_values().collect(),
@@ -48,22 +48,22 @@ fn numbers(output: &Output) -> Result<Vec<f32>> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn answer_has_the_same_bits_in_every_batch() -> Result<()> {
+async fn output_is_bit_identical_in_every_batch() -> Result<()> {
     compare_mixtures("auto", "auto", 0.0).await
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn answer_in_f32_has_the_same_bits_in_every_batch() -> Result<()> {
+async fn f32_output_is_bit_identical_in_every_batch() -> Result<()> {
     compare_mixtures("builtin", "f32", 0.0).await
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn batch_changes_an_answer_of_tract_by_little() -> Result<()> {
+async fn batch_changes_tract_output_within_its_bound() -> Result<()> {
     compare_mixtures("tract", "auto", TRACT_DIFFERENCE_MAX).await
 }
 
-/// Compares the numbers of texts alone with those in 1,300 mixtures.
-#[expect(clippy::print_stdout, reason = "the figures of a run, which the test runner shows on demand")]
+/// Compares the outputs for texts alone with those in 1,300 mixtures.
+#[expect(clippy::print_stdout, reason = "the test runner shows the measured differences on demand")]
 async fn compare_mixtures(engine: &str, precision: &str, difference_max: f32) -> Result<()> {
     for (model, mixtures) in [("sentiment", 1000), ("entities", 150), ("embeddings", 150)] {
         let mut config = sentiment();
@@ -72,7 +72,7 @@ async fn compare_mixtures(engine: &str, precision: &str, difference_max: f32) ->
         let runtime = runtime(&config, "infer")?;
         runtime.settled(model).await.map_err(anyhow::Error::msg)?;
         let task = |id, text: &str| {
-            let item = classify(id, model, text);
+            let item = classify_item(id, model, text);
             match model {
                 "entities" => Item { task: Task::Tokens(TOKENS), ..item },
                 "embeddings" => Item { task: Task::Embed(EmbedOptions { normalize: true }), ..item },
@@ -83,15 +83,15 @@ async fn compare_mixtures(engine: &str, precision: &str, difference_max: f32) ->
         let texts: Vec<String> = (0..60).map(|index| random.text(1 + index % 20)).collect();
         let mut alone = Vec::new();
         for text in &texts {
-            let answers = ask(&runtime, vec![task(0, text)]).await?;
-            alone.push(numbers(answers[&0].as_ref().ok().context("an answer")?)?);
+            let results = run_items(&runtime, vec![task(0, text)]).await?;
+            alone.push(numbers(results[&0].as_ref().ok().context("a result")?)?);
         }
         let (mut largest, mut identical, mut compared) = (0f32, 0, 0);
         for _ in 0..mixtures {
             let mixture: Vec<usize> = (0..2 + random.below(7)).map(|_| random.below(texts.len())).collect();
             let items = (0..).zip(&mixture).map(|(id, &text)| task(id, &texts[text])).collect();
-            for (id, answer) in ask(&runtime, items).await? {
-                let batched = numbers(answer.as_ref().ok().context("an answer")?)?;
+            for (id, result) in run_items(&runtime, items).await? {
+                let batched = numbers(result.as_ref().ok().context("a result")?)?;
                 let expected = &alone[mixture[id as usize]];
                 ensure!(batched.len() == expected.len(), "{model}: {batched:?} for {expected:?}");
                 for (one, other) in batched.iter().zip(expected) {
@@ -104,16 +104,16 @@ async fn compare_mixtures(engine: &str, precision: &str, difference_max: f32) ->
         println!(
             "{engine} in {precision}, {model}: {compared} numbers compared, {identical} identical, largest difference {largest:e}"
         );
-        ensure!(compared > 0 && largest <= difference_max, "{model}: a batch changed a number by {largest:e}");
+        ensure!(compared > 0 && largest <= difference_max, "{model}: a batch changed an output by {largest:e}");
     }
     Ok(())
 }
 
-/// Every token by itself, so that each has its score.
+/// Options with which each token has its own score.
 const TOKENS: TokenOptions = TokenOptions { aggregation: Aggregation::None, ignore_labels: Vec::new(), stride: None };
 
-/// A copy of a toy model whose word `poison` has an id beyond the graph's table.
-fn poisoned(into: &Path) -> Result<Model> {
+/// A copy of a toy model whose word `poison` has a token id beyond the embedding table of the graph.
+fn poisoned_model(into: &Path) -> Result<Model> {
     let toy = root().join("tests/models/regression-toy");
     for file in std::fs::read_dir(&toy)? {
         let file = file?;
@@ -132,16 +132,16 @@ async fn failing_item_does_not_fail_its_batch() -> Result<()> {
     let folder = tempfile::tempdir()?;
     let mut config = sentiment();
     config.models.names = vec!["sentiment".into()];
-    config.model.insert("toy".into(), poisoned(folder.path())?);
+    config.model.insert("toy".into(), poisoned_model(folder.path())?);
     let runtime = runtime(&config, "infer")?;
     runtime.settled("toy").await.map_err(anyhow::Error::msg)?;
     for culprits in [vec![], vec![5], vec![0, 39], (0..40).step_by(7).collect::<Vec<u64>>()] {
         let text = |id| if culprits.contains(&id) { "the quick poison fox" } else { "the quick brown fox" };
-        let answers = ask(&runtime, (0..40).map(|id| classify(id, "toy", text(id))).collect()).await?;
-        for (id, answer) in answers {
-            match answer {
-                Ok(_) => ensure!(!culprits.contains(&id), "{id} was answered"),
-                Err(Failure::Engine(_)) => ensure!(culprits.contains(&id), "{id} failed for another"),
+        let results = run_items(&runtime, (0..40).map(|id| classify_item(id, "toy", text(id))).collect()).await?;
+        for (id, result) in results {
+            match result {
+                Ok(_) => ensure!(!culprits.contains(&id), "{id} has an output"),
+                Err(Failure::Engine(_)) => ensure!(culprits.contains(&id), "{id} failed although its text is valid"),
                 Err(other) => bail!("{id}: {other:?}"),
             }
         }
@@ -153,15 +153,16 @@ async fn failing_item_does_not_fail_its_batch() -> Result<()> {
 async fn trapping_text_does_not_fail_others() -> Result<()> {
     let runtime = stub(&sentiment())?;
     let text = |id| if id == 11 { "!trap" } else { "good" };
-    let answers = ask(&runtime, (0..30).map(|id| classify(id, "sentiment", text(id))).collect()).await?;
-    for (id, answer) in answers {
-        match (id, answer) {
+    let results = run_items(&runtime, (0..30).map(|id| classify_item(id, "sentiment", text(id))).collect()).await?;
+    for (id, result) in results {
+        match (id, result) {
             (11, Err(Failure::Engine(_))) => {}
             (11, other) => bail!("the culprit: {other:?}"),
-            (_, answer) => ensure!(answer.is_ok(), "{id}: {answer:?}"),
+            (_, result) => ensure!(result.is_ok(), "{id}: {result:?}"),
         }
     }
-    holds("the replica is back", || runtime.stats("sentiment").is_some_and(|stats| stats.replicas_ready == 1)).await?;
+    wait_until("the replica is back", || runtime.stats("sentiment").is_some_and(|stats| stats.replicas_ready == 1))
+        .await?;
     ensure!(runtime.stats("sentiment").is_some_and(|stats| stats.retried > 0));
     Ok(())
 }
@@ -172,26 +173,26 @@ async fn replica_that_hangs_is_replaced() -> Result<()> {
     config.infer.hang_timeout_ms = 1000;
     let runtime = stub(&config)?;
     let text = |id| if id == 3 { "!hang" } else { "good" };
-    let answers = ask(&runtime, (0..10).map(|id| classify(id, "sentiment", text(id))).collect()).await?;
-    for (id, answer) in answers {
-        match (id, answer) {
+    let results = run_items(&runtime, (0..10).map(|id| classify_item(id, "sentiment", text(id))).collect()).await?;
+    for (id, result) in results {
+        match (id, result) {
             (3, Err(Failure::Engine(_))) => {}
             (3, other) => bail!("the culprit: {other:?}"),
-            (_, answer) => ensure!(answer.is_ok(), "{id}: {answer:?}"),
+            (_, result) => ensure!(result.is_ok(), "{id}: {result:?}"),
         }
     }
     let stats = || runtime.stats("sentiment").unwrap_or_default();
     ensure!(stats().hangs == 2, "{:?}", stats());
-    holds("no thread hangs any more", || stats().threads_hanging == 0 && stats().replicas_ready == 1).await
+    wait_until("no thread hangs", || stats().threads_hanging == 0 && stats().replicas_ready == 1).await
 }
 
-/// The thread itself hangs here, in the engine: a batch of long texts takes longer than a replica may be silent. Its
-/// items are tried one by one by another replica, and each alone is quick.
+/// The engine hangs: a batch of long texts takes longer than `hang_timeout_ms`. Another replica retries its items one by one, each of which
+/// is quick.
 #[tokio::test(flavor = "multi_thread")]
 async fn batch_that_hangs_the_engine_is_retried_item_by_item() -> Result<()> {
     let mut config = sentiment();
     config.models.names = vec!["embeddings".into()];
-    // Without the packed graph: long texts share a batch.
+    // Without the packed graph, long texts share a batch.
     let folder = tempfile::tempdir()?;
     for file in std::fs::read_dir(models().join("sentiment"))? {
         let file = file?;
@@ -204,26 +205,26 @@ async fn batch_that_hangs_the_engine_is_retried_item_by_item() -> Result<()> {
     config.model.insert("slow".into(), Model { path: folder.path().to_owned(), ..Default::default() });
     config.infer.batch_tokens_max = 16 * 512;
     let long = Random(3).text(600);
-    // How long one takes here decides how long is too long: a batch holds several.
+    // The timeout is derived from the time of one text on this machine: a batch has several.
     let alone = {
         let runtime = runtime(&config, "infer")?;
         runtime.settled("slow").await.map_err(anyhow::Error::msg)?;
-        ask(&runtime, vec![classify(0, "slow", long.as_str())]).await?;
+        run_items(&runtime, vec![classify_item(0, "slow", long.as_str())]).await?;
         let began = Instant::now();
-        ask(&runtime, vec![classify(0, "slow", long.as_str())]).await?;
+        run_items(&runtime, vec![classify_item(0, "slow", long.as_str())]).await?;
         began.elapsed()
     };
     config.infer.hang_timeout_ms = u64::try_from(alone.as_millis())? * 3 + 1;
     let runtime = runtime(&config, "infer")?;
     runtime.settled("slow").await.map_err(anyhow::Error::msg)?;
-    let answers = ask(&runtime, (0..24).map(|id| classify(id, "slow", long.as_str())).collect()).await?;
+    let results = run_items(&runtime, (0..24).map(|id| classify_item(id, "slow", long.as_str())).collect()).await?;
     let stats = || runtime.stats("slow").unwrap_or_default();
-    ensure!(stats().hangs >= 1, "nothing hung: {:?}", stats());
-    // On a machine that is very busy even one may take too long; it is answered all the same.
-    let answered = answers.values().filter(|answer| answer.is_ok()).count();
-    ensure!(answered >= 1, "none was answered: {answers:?}");
-    holds("the thread has come back", || stats().threads_hanging == 0).await?;
-    let after = ask(&runtime, vec![classify(0, "slow", "short")]).await?;
+    ensure!(stats().hangs >= 1, "no replica hung: {:?}", stats());
+    // On a very busy machine even a single text may exceed the timeout; not all have to succeed.
+    let answered = results.values().filter(|result| result.is_ok()).count();
+    ensure!(answered >= 1, "no item succeeded: {results:?}");
+    wait_until("the thread has returned", || stats().threads_hanging == 0).await?;
+    let after = run_items(&runtime, vec![classify_item(0, "slow", "short")]).await?;
     ensure!(after[&0].is_ok(), "{after:?}");
     Ok(())
 }
@@ -234,8 +235,8 @@ async fn circuit_opens_and_closes_again() -> Result<()> {
     (config.infer.circuit_failures, config.infer.circuit_open_ms) = (3, 300);
     let runtime = stub(&config)?;
     let one = async |text: &str| -> Result<Result<Output, Failure>> {
-        let mut answers = ask(&runtime, vec![classify(0, "sentiment", text)]).await?;
-        answers.remove(&0).context("an answer")
+        let mut results = run_items(&runtime, vec![classify_item(0, "sentiment", text)]).await?;
+        results.remove(&0).context("a result")
     };
     ensure!(one("good").await?.is_ok());
     for _ in 0..4 {
@@ -245,7 +246,7 @@ async fn circuit_opens_and_closes_again() -> Result<()> {
     ensure!(matches!(refused, Err(Failure::CircuitOpen(ms)) if (1..=300).contains(&ms)), "{refused:?}");
     let began = Instant::now();
     while one("good").await?.is_err() {
-        ensure!(began.elapsed() < Duration::from_secs(30), "it stays open");
+        ensure!(began.elapsed() < Duration::from_secs(30), "the circuit stays open");
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
     ensure!(one("good").await?.is_ok() && one("good").await?.is_ok());
@@ -262,7 +263,7 @@ async fn caller_with_many_items_does_not_delay_one_with_few() -> Result<()> {
     let (sender, mut outcomes) = runtime.call().open();
     let many = tokio::spawn(async move {
         for id in 0..10_000 {
-            if sender.send(classify(id, "sentiment", texts[id as usize % texts.len()].as_str())).await.is_err() {
+            if sender.send(classify_item(id, "sentiment", texts[id as usize % texts.len()].as_str())).await.is_err() {
                 return;
             }
         }
@@ -282,28 +283,30 @@ async fn caller_with_many_items_does_not_delay_one_with_few() -> Result<()> {
         }
         (outcomes, read)
     });
-    // Items of the other that were answered while this one waited: those in the batch that was being computed, and those
-    // that share its own.
-    let mut all = Vec::new();
+    // Items of the other caller that were answered while this one waited: those of the batch in progress, and those of its own batch.
+    let mut counts = Vec::new();
     for _ in 0..10 {
         let before = runtime.stats("sentiment").context("stats")?.answered;
-        let answers = ask(&runtime, vec![classify(0, "sentiment", "A single text.")]).await?;
-        ensure!(answers[&0].is_ok());
+        let results = run_items(&runtime, vec![classify_item(0, "sentiment", "A single text.")]).await?;
+        ensure!(results[&0].is_ok());
         let after = runtime.stats("sentiment").context("stats")?.answered;
-        all.push(after - before);
+        counts.push(after - before);
     }
     let (outcomes, _) = reading.await?;
-    // Texts of this length go about nine to a batch: what is being computed, its own batch, and what was answered before this
-    // task had its turn to count. A machine that is busy can make that last part long once or twice, not mostly.
-    all.sort_unstable();
-    ensure!(all[all.len() / 2] <= 40, "{all:?} items of the other went first");
-    let handed = runtime.stats("sentiment").context("stats")?.handed_over;
+    // About nine texts of this length make a batch: the batch in progress, its own batch, and what was answered before this task counted.
+    // A busy machine can prolong the last part once or twice, so the median is compared.
+    counts.sort_unstable();
+    ensure!(counts[counts.len() / 2] <= 40, "{counts:?} items of the other caller were answered first");
+    let handed_over_before = runtime.stats("sentiment").context("stats")?.handed_over;
     drop(outcomes);
     many.await?;
-    holds("the queue is empty", || runtime.stats("sentiment").is_some_and(|stats| stats.waiting == 0)).await?;
+    wait_until("the queue is empty", || runtime.stats("sentiment").is_some_and(|stats| stats.waiting == 0)).await?;
     let stats = runtime.stats("sentiment").context("stats")?;
     ensure!(stats.abandoned > 0, "{stats:?}");
-    ensure!(stats.handed_over <= handed + 40, "computed for nobody: {handed} then {stats:?}");
+    ensure!(
+        stats.handed_over <= handed_over_before + 40,
+        "items were computed after their caller left: {handed_over_before}, then {stats:?}"
+    );
     Ok(())
 }
 
@@ -311,18 +314,19 @@ async fn caller_with_many_items_does_not_delay_one_with_few() -> Result<()> {
 async fn item_past_its_deadline_is_answered_and_not_computed() -> Result<()> {
     let runtime = stub(&sentiment())?;
     runtime.settled("sentiment").await.map_err(anyhow::Error::msg)?;
-    // The stand-in takes 300 ms for each of these, and takes them one after another.
+    // The stand-in processes these one after the other, 300 ms each.
     let (sender, slow) = runtime.call().open();
     for id in 0..4 {
-        sender.send(classify(id, "sentiment", "!slow")).await?;
+        sender.send(classify_item(id, "sentiment", "!slow")).await?;
     }
-    holds("they are being computed", || runtime.stats("sentiment").is_some_and(|stats| stats.handed_over >= 2)).await?;
+    wait_until("they are being computed", || runtime.stats("sentiment").is_some_and(|stats| stats.handed_over >= 2))
+        .await?;
     let before = runtime.stats("sentiment").context("stats")?;
     let began = Instant::now();
-    let dated = Item { deadline_ms: Some(20), ..classify(0, "sentiment", "good") };
-    let answers = ask(&runtime, vec![dated]).await?;
-    ensure!(answers[&0] == Err(Failure::DeadlineExceeded), "{answers:?}");
-    ensure!(began.elapsed() < Duration::from_millis(900), "it waited {:?}", began.elapsed());
+    let dated = Item { deadline_ms: Some(20), ..classify_item(0, "sentiment", "good") };
+    let results = run_items(&runtime, vec![dated]).await?;
+    ensure!(results[&0] == Err(Failure::DeadlineExceeded), "{results:?}");
+    ensure!(began.elapsed() < Duration::from_millis(900), "the item waited {:?}", began.elapsed());
     let after = runtime.stats("sentiment").context("stats")?;
     ensure!(after.expired == before.expired + 1, "{after:?}");
     drop(sender);
@@ -330,8 +334,8 @@ async fn item_past_its_deadline_is_answered_and_not_computed() -> Result<()> {
     Ok(())
 }
 
-/// Ten times as much as there is room for: what is refused is told so at once, what is accepted is answered, and nothing is
-/// lost. Streams wait instead, and lose nothing either.
+/// Ten times as many items as the queue has room for: with `WhenFull::Fail` each is answered or refused at once, with `WhenFull::Wait` all
+/// are answered.
 #[tokio::test(flavor = "multi_thread")]
 async fn overloaded_queue_refuses_or_pushes_back() -> Result<()> {
     let mut config = sentiment();
@@ -341,15 +345,15 @@ async fn overloaded_queue_refuses_or_pushes_back() -> Result<()> {
     runtime.settled("sentiment").await.map_err(anyhow::Error::msg)?;
     let mut random = Random(2);
     let items = |when_full: WhenFull, random: &mut Random| -> Vec<Item> {
-        (0..500).map(|id| Item { when_full, ..classify(id, "sentiment", random.text(10)) }).collect()
+        (0..500).map(|id| Item { when_full, ..classify_item(id, "sentiment", random.text(10)) }).collect()
     };
-    let answers = ask(&runtime, items(WhenFull::Fail, &mut random)).await?;
-    let refused = answers.values().filter(|answer| matches!(answer, Err(Failure::Overloaded(1..)))).count();
-    let answered = answers.values().filter(|answer| answer.is_ok()).count();
+    let results = run_items(&runtime, items(WhenFull::Fail, &mut random)).await?;
+    let refused = results.values().filter(|result| matches!(result, Err(Failure::Overloaded(1..)))).count();
+    let answered = results.values().filter(|result| result.is_ok()).count();
     ensure!(answered >= 50 && refused > 0 && answered + refused == 500, "{answered} answered, {refused} refused");
     ensure!(runtime.stats("sentiment").is_some_and(|stats| stats.overloaded == refused as u64));
-    let answers = ask(&runtime, items(WhenFull::Wait, &mut random)).await?;
-    ensure!(answers.values().all(Result::is_ok));
+    let results = run_items(&runtime, items(WhenFull::Wait, &mut random)).await?;
+    ensure!(results.values().all(Result::is_ok));
     Ok(())
 }
 
@@ -361,17 +365,17 @@ async fn dropped_items_get_an_outcome() -> Result<()> {
         let runtime = stub(&config)?;
         runtime.settled("sentiment").await.map_err(anyhow::Error::msg)?;
         let (sender, outcomes) = runtime.call().open();
-        sender.send(classify(1000, "sentiment", "!slow")).await?;
-        holds("it is being computed", || runtime.stats("sentiment").is_some_and(|s| s.handed_over >= 2)).await?;
+        sender.send(classify_item(1000, "sentiment", "!slow")).await?;
+        wait_until("it is being computed", || runtime.stats("sentiment").is_some_and(|s| s.handed_over >= 2)).await?;
         for id in 0..20 {
-            sender.send(classify(id, "sentiment", "good")).await?;
+            sender.send(classify_item(id, "sentiment", "good")).await?;
         }
         drop(sender);
-        let answers = collect(outcomes).await?;
-        let kept: Vec<u64> = answers.iter().filter(|(_, answer)| answer.is_ok()).map(|(id, _)| *id).collect();
+        let results = collect(outcomes).await?;
+        let answered_ids: Vec<u64> = results.iter().filter(|(_, result)| result.is_ok()).map(|(id, _)| *id).collect();
         let expected: Vec<u64> = if policy == DropPolicy::Head { (15..20).collect() } else { (0..5).collect() };
-        ensure!(kept == [expected, vec![1000]].concat(), "{policy:?} kept {kept:?}");
-        ensure!(answers.len() == 21 && runtime.stats("sentiment").is_some_and(|stats| stats.overloaded == 15));
+        ensure!(answered_ids == [expected, vec![1000]].concat(), "{policy:?}: {answered_ids:?} are answered");
+        ensure!(results.len() == 21 && runtime.stats("sentiment").is_some_and(|stats| stats.overloaded == 15));
     }
     Ok(())
 }
@@ -383,16 +387,16 @@ async fn windows_delay_items_until_count_time_or_flush() -> Result<()> {
     (config.infer.batch_size, config.infer.window_ms) = (4, 1500);
     let runtime = stub(&config)?;
     runtime.settled("sentiment").await.map_err(anyhow::Error::msg)?;
-    let few = |count: u64| (0..count).map(|id| classify(id, "sentiment", "good")).collect::<Vec<_>>();
+    let few = |count: u64| (0..count).map(|id| classify_item(id, "sentiment", "good")).collect::<Vec<_>>();
     let began = Instant::now();
-    ask(&runtime, few(1)).await?;
-    ensure!(began.elapsed() >= Duration::from_millis(1500), "one item waits for its window");
+    run_items(&runtime, few(1)).await?;
+    ensure!(began.elapsed() >= Duration::from_millis(1500), "an item did not wait for its window");
     let began = Instant::now();
-    ask(&runtime, few(4)).await?;
+    run_items(&runtime, few(4)).await?;
     let full = began.elapsed();
-    ensure!(full < Duration::from_millis(1500), "four fill a batch, and it took {full:?}");
+    ensure!(full < Duration::from_millis(1500), "a full batch took {full:?}");
     let (sender, outcomes) = runtime.call().open();
-    sender.send(classify(0, "sentiment", "good")).await?;
+    sender.send(classify_item(0, "sentiment", "good")).await?;
     ensure!(runtime.flush("sentiment") == 1);
     drop(sender);
     ensure!(collect(outcomes).await?[&0].is_ok());

@@ -1,4 +1,4 @@
-//! The instruction sets of the engine `builtin`, forced: the labels are those of the one that is selected by default.
+//! The engine `builtin` with each instruction set of this processor: the labels equal those of the default.
 
 use std::process::{Command, Output};
 
@@ -7,7 +7,7 @@ use serde_json::Value;
 use weir_tests::client::classify;
 use weir_tests::{Server, models, ndjson, weir};
 
-/// Texts whose labels are not close to others.
+/// Texts whose best label is clear.
 const TEXTS: [&str; 8] = [
     "I love this so much!",
     "This is awful and I hate it.",
@@ -23,17 +23,17 @@ fn weir_with(isa: &str, arguments: &[&str]) -> Result<Output> {
     Ok(Command::new(weir()?).args(arguments).arg("--models-dir").arg(models()).env("WEIR_MODELS_ISA", isa).output()?)
 }
 
-/// The instruction sets of this processor, from the error for one that it does not have.
+/// The instruction sets of this processor, from the error for one that it lacks.
 fn available() -> Result<Vec<String>> {
     let output = weir_with("mmx", &["serve", "--listen", "127.0.0.1:0"])?;
     let error = String::from_utf8_lossy(&output.stderr).into_owned();
     ensure!(output.status.code() == Some(2) && error.lines().count() == 1, "{output:?}");
     ensure!(error.contains("models.isa") && error.contains("`mmx` is not available"), "{error}");
-    let (_, names) = error.trim_end().split_once("this processor has: ").context("the list of those that it has")?;
+    let (_, names) = error.trim_end().split_once("this processor has: ").context("a list of instruction sets")?;
     Ok(names.split(", ").map(str::to_owned).collect())
 }
 
-/// What `weir run` labels and finds.
+/// The labels and entities of `weir run`.
 fn labels(isa: &str, precision: &str) -> Result<Vec<Value>> {
     let folder = tempfile::tempdir()?;
     let file = folder.path().join("texts.txt");

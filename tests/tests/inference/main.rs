@@ -1,4 +1,5 @@
-//! Inference: classification, entities and embeddings as JSON and as lines, the dialects of other servers, documents, the batching engine and its faults.
+//! Inference: classification, entities and embeddings as JSON and NDJSON, the dialects of other servers, documents, and the batching engine
+//! with its faults.
 
 mod classify;
 mod dialects;

@@ -1,4 +1,4 @@
-//! Other engines for the whole path: the same components, the same answers.
+//! The engines compared through `weir run`: the same components give the same results.
 
 use std::io::Write;
 use std::path::PathBuf;
@@ -9,7 +9,7 @@ use serde_json::Value;
 use weir_tests::texts::Random;
 use weir_tests::{models, ndjson, tool, weir};
 
-/// The library in the tests' own Python environment.
+/// The ONNX Runtime library of the Python environment of the tests.
 fn library() -> Result<PathBuf> {
     let python = tool("WEIR_TEST_PYTHON")?;
     let code = "import glob, onnxruntime, os; \
@@ -38,9 +38,9 @@ fn engines_give_the_same_results() -> Result<()> {
     let texts: String = (0..80).map(|index| random.text(1 + index % 40) + "\n").collect();
     let tract = run("tract", &texts)?;
     for engine in ["onnxruntime", "builtin"] {
-        let answers = run(engine, &texts)?;
-        ensure!(tract.len() == 80 && answers.len() == 80, "{engine}: {} answers", answers.len());
-        for (one, other) in tract.iter().zip(&answers) {
+        let results = run(engine, &texts)?;
+        ensure!(tract.len() == 80 && results.len() == 80, "{engine}: {} results", results.len());
+        for (one, other) in tract.iter().zip(&results) {
             let score = |line: &Value| line["score"].as_f64().context("a score");
             ensure!(one["label"] == other["label"], "{engine}: {one} and {other}");
             ensure!((score(one)? - score(other)?).abs() < 1e-4, "{engine}: {one} and {other}");

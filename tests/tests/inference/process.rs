@@ -1,5 +1,4 @@
-//! `/process-stream` and `/process-batch` over real sockets: order, content, arithmetic, framing, and what happens when
-//! readers are slow or leave.
+//! `/process-stream` and `/process-batch` over real sockets: order, content, offsets, framing, and readers that are slow or disconnect.
 
 use anyhow::{Context, Result, ensure};
 use expect_test::expect;
@@ -10,10 +9,10 @@ const TEXT: &str = "Weir is a wonderful piece of work, and the team in Geneva is
     again and the coffee was terrible. Maria Schmidt of Siemens said that she would come back next year.";
 
 async fn stream(server: &Server, body: Value) -> Result<Vec<Value>> {
-    let answer = reqwest::Client::new().post(server.url("/process-stream")).json(&body).send().await?;
-    ensure!(answer.status() == 200, "{}", answer.text().await?);
-    ensure!(answer.headers()["content-type"] == "application/x-ndjson");
-    ndjson(&answer.text().await?)
+    let response = reqwest::Client::new().post(server.url("/process-stream")).json(&body).send().await?;
+    ensure!(response.status() == 200, "{}", response.text().await?);
+    ensure!(response.headers()["content-type"] == "application/x-ndjson");
+    ndjson(&response.text().await?)
 }
 
 fn code_points(text: &str, start: u64, end: u64) -> String {
@@ -21,7 +20,7 @@ fn code_points(text: &str, start: u64, end: u64) -> String {
 }
 
 #[tokio::test]
-async fn shipped_models_answer_every_step_in_order() -> Result<()> {
+async fn shipped_models_complete_every_step_in_order() -> Result<()> {
     let server = Server::start(&[]).await?;
     let events = stream(&server, json!({"text": TEXT, "include_entities": true, "chunk_size": 100})).await?;
     let chunks = TEXT.chars().count().div_ceil(100);
@@ -38,12 +37,12 @@ async fn shipped_models_answer_every_step_in_order() -> Result<()> {
         let confidence = event["chunk_result"]["confidence"].as_f64().context("a number")?;
         assert!((1.0 / 3.0..=1.0).contains(&confidence), "{event}");
     }
-    let of = |status: &str| events.iter().find(|event| event["status"] == status).context("the event is there");
-    let summary = of("summarization_complete")?["summary"].as_str().context("a string")?;
+    let event_with = |status: &str| events.iter().find(|event| event["status"] == status).context("no such event");
+    let summary = event_with("summarization_complete")?["summary"].as_str().context("a string")?;
     let ratio = summary.chars().count() as f64 / TEXT.chars().count() as f64;
-    assert_eq!(of("summarization_complete")?["compression_ratio"], ratio);
-    let entities = of("entities_complete")?["entities"].as_array().context("a list")?;
-    let found: Vec<(String, &str)> = entities
+    assert_eq!(event_with("summarization_complete")?["compression_ratio"], ratio);
+    let entities = event_with("entities_complete")?["entities"].as_array().context("a list")?;
+    let texts_and_labels: Vec<(String, &str)> = entities
         .iter()
         .map(|e| {
             let (start, end) = (e["start"].as_u64().unwrap_or(0), e["end"].as_u64().unwrap_or(0));
@@ -52,27 +51,27 @@ async fn shipped_models_answer_every_step_in_order() -> Result<()> {
         })
         .collect();
     for expected in [("Geneva", "LOC"), ("Paris", "LOC"), ("Maria Schmidt", "PER"), ("Siemens", "ORG")] {
-        assert!(found.contains(&(expected.0.into(), expected.1)), "{expected:?} in {found:?}");
+        assert!(texts_and_labels.contains(&(expected.0.into(), expected.1)), "{expected:?} in {texts_and_labels:?}");
     }
     Ok(())
 }
 
 #[tokio::test]
-async fn process_batch_answers_with_the_results_of_the_stream() -> Result<()> {
+async fn process_batch_returns_the_results_of_the_stream() -> Result<()> {
     let server = Server::start(&[]).await?;
     let client = reqwest::Client::new();
     let body = json!({"text": TEXT, "include_entities": true});
-    let answer = client.post(server.url("/process-batch")).json(&body).send().await?;
-    assert_eq!(answer.status(), 200);
-    assert_eq!(answer.headers()["content-type"], "application/json");
-    let batch: Value = answer.json().await?;
+    let response = client.post(server.url("/process-batch")).json(&body).send().await?;
+    assert_eq!(response.status(), 200);
+    assert_eq!(response.headers()["content-type"], "application/json");
+    let batch: Value = response.json().await?;
     let events = stream(&server, body).await?;
-    let of = |status: &str| events.iter().find(|event| event["status"] == status).context("the event is there");
-    assert_eq!(batch["summary"], of("summarization_complete")?["summary"]);
+    let event_with = |status: &str| events.iter().find(|event| event["status"] == status).context("no such event");
+    assert_eq!(batch["summary"], event_with("summarization_complete")?["summary"]);
     let texts = |list: &Value| -> Vec<Value> {
         list.as_array().into_iter().flatten().map(|entity| entity["text"].clone()).collect()
     };
-    assert_eq!(texts(&batch["entities"]), texts(&of("entities_complete")?["entities"]));
+    assert_eq!(texts(&batch["entities"]), texts(&event_with("entities_complete")?["entities"]));
     for entity in batch["entities"].as_array().context("entities")? {
         let (start, end) = (entity["start"].as_u64().context("start")?, entity["end"].as_u64().context("end")?);
         assert_eq!(entity["text"], code_points(TEXT, start, end));
@@ -91,9 +90,9 @@ async fn unknown_field_is_refused_with_the_nearest_name() -> Result<()> {
     let server = Server::start_stub(&[]).await?;
     for path in ["/process-stream", "/process-batch"] {
         let body = json!({"text": "ten points and more", "include_entity": true});
-        let answer = reqwest::Client::new().post(server.url(path)).json(&body).send().await?;
-        assert_eq!(answer.status(), 422, "{path}");
-        let problem: Value = answer.json().await?;
+        let response = reqwest::Client::new().post(server.url(path)).json(&body).send().await?;
+        assert_eq!(response.status(), 422, "{path}");
+        let problem: Value = response.json().await?;
         assert_eq!(
             (&problem["errors"][0]["field"], &problem["errors"][0]["reason"]),
             (&json!("include_entity"), &json!("unknown"))
@@ -104,17 +103,16 @@ async fn unknown_field_is_refused_with_the_nearest_name() -> Result<()> {
     Ok(())
 }
 
-/// Whole answers of JSON, of the gateway and of the host, end with a line end; scores are the shortest decimals of their f32 in
-/// every form of answer.
+/// JSON bodies of the gateway and of the host end with a newline; scores are the shortest decimals of their f32 in every response.
 #[tokio::test]
-async fn json_answers_end_with_a_line_end_and_scores_have_one_form() -> Result<()> {
+async fn json_bodies_end_with_a_newline_and_scores_have_one_form() -> Result<()> {
     let server = Server::start(&[]).await?;
     let client = reqwest::Client::new();
     for path in ["/", "/livez", "/readyz", "/v1/models", "/openapi.json", "/stream/health", "/nowhere", "/v1/classify"]
     {
-        let answer = client.get(server.url(path)).send().await?;
-        let length = answer.content_length();
-        let body = answer.text().await?;
+        let response = client.get(server.url(path)).send().await?;
+        let length = response.content_length();
+        let body = response.text().await?;
         assert!(body.ends_with("}\n") && !body.ends_with("\n\n"), "{path}: {body:?}");
         assert_eq!(length, Some(body.len() as u64), "{path}");
     }
@@ -142,7 +140,7 @@ async fn json_answers_end_with_a_line_end_and_scores_have_one_form() -> Result<(
 #[tokio::test]
 async fn offsets_and_chunks_count_code_points() -> Result<()> {
     let server = Server::start_stub(&[]).await?;
-    // An emoji family is seven code points, a flag two, an e with an acute accent here two.
+    // The family emoji has seven code points, the flag two, and the `e` with a combining accent two.
     let text = "Zoe\u{301} and 👨‍👩‍👧‍👦 went to Köln 🇩🇪, and Ελένη stayed. ".repeat(3);
     let length = text.chars().count();
     let events =
@@ -165,16 +163,16 @@ async fn offsets_and_chunks_count_code_points() -> Result<()> {
 async fn process_stream_over_sse_has_the_same_events() -> Result<()> {
     let server = Server::start_stub(&[]).await?;
     let text = "a good line\nand a bad one, at some length";
-    let answer = reqwest::Client::new()
+    let response = reqwest::Client::new()
         .post(server.url("/process-stream"))
         .header("accept", "text/event-stream")
         .json(&json!({"text": text, "include_summary": false}))
         .send()
         .await?;
-    assert_eq!(answer.headers()["content-type"], "text/event-stream");
-    assert_eq!(answer.headers()["cache-control"], "no-store");
-    assert_eq!(answer.headers()["x-accel-buffering"], "no");
-    let body = answer.text().await?;
+    assert_eq!(response.headers()["content-type"], "text/event-stream");
+    assert_eq!(response.headers()["cache-control"], "no-store");
+    assert_eq!(response.headers()["x-accel-buffering"], "no");
+    let body = response.text().await?;
     let events: Vec<Value> = body
         .split("\n\n")
         .filter(|block| !block.is_empty())
@@ -192,13 +190,13 @@ async fn process_stream_over_sse_has_the_same_events() -> Result<()> {
 }
 
 #[tokio::test]
-async fn first_event_is_sent_before_the_model_answers() -> Result<()> {
+async fn first_event_is_sent_before_the_model_returns() -> Result<()> {
     let server = Server::start_stub(&[]).await?;
     let body = json!({"text": "this one is !never answered", "include_summary": false}).to_string();
     let mut raw = Raw::post(&server, "/process-stream", &body).await?;
-    let seen = raw.read_until("sentiment_processing").await?;
-    assert!(seen.contains(r#""status":"started""#), "{seen}");
-    assert!(!seen.contains("sentiment_progress"), "{seen}");
+    let text = raw.read_until("sentiment_processing").await?;
+    assert!(text.contains(r#""status":"started""#), "{text}");
+    assert!(!text.contains("sentiment_progress"), "{text}");
     Ok(())
 }
 
@@ -225,34 +223,36 @@ async fn failing_step_is_an_event_and_the_stream_continues() -> Result<()> {
     Ok(())
 }
 
-/// While the only replica is busy, a second request waits behind it and its client leaves.
-async fn leave(path: &str) -> Result<()> {
+/// Checks that the items of a disconnected client are not computed: its request waits behind another that occupies the only replica.
+async fn check_disconnect(path: &str) -> Result<()> {
     let server = Server::start_stub(&[]).await?;
     let warm_ups = server.metric("weir_infer_items_total").await?;
     // Five chunks of 300 ms each.
     let text = "this one is !slow to come. ".repeat(10);
     let blocking = json!({"text": text, "include_summary": false, "chunk_size": 54}).to_string();
     let mut blocking = Raw::post(&server, "/process-stream", &blocking).await?;
-    until("taken", || async { Ok(server.metric("weir_infer_items_total").await? >= warm_ups + 5.0) }).await?;
+    until("the items are computed", || async { Ok(server.metric("weir_infer_items_total").await? >= warm_ups + 5.0) })
+        .await?;
     let waiting = json!({"text": "good morning to you", "include_summary": false}).to_string();
     let waiting = Raw::post(&server, path, &waiting).await?;
-    until("queued", || async { Ok(server.metric("weir_infer_queue_items").await? == 1.0) }).await?;
+    until("the item is queued", || async { Ok(server.metric("weir_infer_queue_items").await? == 1.0) }).await?;
     drop(waiting);
-    until("let go", || async { Ok(server.metric("weir_http_requests_open").await? == 1.0) }).await?;
+    until("the request is closed", || async { Ok(server.metric("weir_http_requests_open").await? == 1.0) }).await?;
     blocking.read_until("\"completed\"").await?;
-    until("skipped", || async { Ok(server.metric("weir_infer_items_abandoned_total").await? == 1.0) }).await?;
+    until("the item is abandoned", || async { Ok(server.metric("weir_infer_items_abandoned_total").await? == 1.0) })
+        .await?;
     assert_eq!(server.metric("weir_infer_items_total").await?, warm_ups + 5.0);
     Ok(())
 }
 
 #[tokio::test]
 async fn stream_of_a_client_that_left_is_not_computed() -> Result<()> {
-    leave("/process-stream").await
+    check_disconnect("/process-stream").await
 }
 
 #[tokio::test]
 async fn batch_of_a_client_that_left_is_not_computed() -> Result<()> {
-    leave("/process-batch").await
+    check_disconnect("/process-batch").await
 }
 
 #[tokio::test]
@@ -260,36 +260,36 @@ async fn slow_reader_delays_no_other() -> Result<()> {
     const READERS: usize = 8;
     const ANSWERS: usize = 64;
     let server = Server::start_stub(&[]).await?;
-    // Readers that do not read, each with answers of some 8 MB in all coming: more than the kernel holds for them.
+    // Clients that do not read, each with responses of about 8 MB in all: more than the buffers of the kernel.
     let text = "Geneva Paris Rome Bern Oslo Wien ".repeat(150);
     let body = json!({"text": text, "include_entities": true, "include_summary": false, "chunk_size": 50}).to_string();
     let mut stalled = Vec::new();
     for _ in 0..READERS {
-        let mut raw = Raw::connect_small(&server).await?;
+        let mut raw = Raw::connect_with_small_buffer(&server).await?;
         for _ in 0..ANSWERS {
             raw.send_post("/process-stream", &body).await?;
         }
         stalled.push(raw);
     }
-    // One who reads is answered again and again, until for many rounds nothing else has begun.
-    let (mut begun, mut own, mut still) = (0.0, 0.0, 0);
+    // A client that reads is served repeatedly, until no response of another client has begun for 20 rounds.
+    let (mut started, mut own, mut rounds_without_progress) = (0.0, 0.0, 0);
     let client = reqwest::Client::new();
     let began = std::time::Instant::now();
-    while still < 20 {
-        ensure!(began.elapsed() < PATIENCE, "they are never stalled");
-        let body = json!({"text": "one who reads is answered", "include_summary": false});
-        let answer = client.post(server.url("/process-stream")).json(&body).send().await?.text().await?;
-        ensure!(answer.contains("\"completed\""), "{answer}");
+    while rounds_without_progress < 20 {
+        ensure!(began.elapsed() < PATIENCE, "the stalled clients still make progress");
+        let body = json!({"text": "a client that reads is served", "include_summary": false});
+        let response = client.post(server.url("/process-stream")).json(&body).send().await?.text().await?;
+        ensure!(response.contains("\"completed\""), "{response}");
         own += 1.0;
-        let before = begun;
-        begun = server.posts().await? - own;
-        still = if begun == before { still + 1 } else { 0 };
+        let before = started;
+        started = server.post_count().await? - own;
+        rounds_without_progress = if started == before { rounds_without_progress + 1 } else { 0 };
     }
-    assert!(begun < (READERS * ANSWERS) as f64, "{begun} answers began: nobody was stalled");
-    // And those who wake up later get all of theirs.
+    assert!(started < (READERS * ANSWERS) as f64, "{started} responses began: no client was stalled");
+    // The stalled clients get all their responses when they read.
     for mut raw in stalled {
         let all = raw.read_until_nth("\"completed\"", ANSWERS).await?;
-        assert!(all > ANSWERS * 50_000, "{all} bytes are too few to stall anybody");
+        assert!(all > ANSWERS * 50_000, "{all} bytes are too few to stall a client");
     }
     Ok(())
 }

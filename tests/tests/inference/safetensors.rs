@@ -1,4 +1,4 @@
-//! Models as the hub has them, through the whole path: `model.safetensors` and a tokenizer, without an ONNX graph.
+//! Models in the form of the Hugging Face hub: `model.safetensors` and a tokenizer, without an ONNX graph, through the built components.
 
 use std::path::{Path, PathBuf};
 
@@ -7,9 +7,9 @@ use serde_json::Value;
 use weir_config::{Config, Model};
 use weir_runtime::types::{Aggregation, EmbedOptions, Failure, Item, Output, Task, TokenOptions};
 use weir_tests::root;
-use weir_tests::texts::{ask, classify, runtime};
+use weir_tests::texts::{classify_item, run_items, runtime};
 
-/// The words that the small models have embeddings for.
+/// The size of the embedding tables of the small models.
 const VOCABULARY: u64 = 64;
 
 fn copy(from: &Path, to: &Path) -> Result<()> {
@@ -26,7 +26,7 @@ fn copy(from: &Path, to: &Path) -> Result<()> {
     Ok(())
 }
 
-/// A copy of a model with random weights, with the beginning of a toy's vocabulary.
+/// A copy of a model with random weights, with the first entries of the vocabulary of a toy model.
 fn model(name: &str, into: &Path) -> Result<PathBuf> {
     let path = into.join(name);
     copy(&root().join("tests/architectures").join(name), &path)?;
@@ -61,42 +61,43 @@ async fn classifiers_and_embeddings_are_served_without_a_graph() -> Result<()> {
         runtime.settled(name).await.map_err(anyhow::Error::msg)?;
         let mut alone = Vec::new();
         for text in TEXTS {
-            alone.push(scores(ask(&runtime, vec![classify(0, name, text)]).await?.remove(&0))?);
+            alone.push(scores(run_items(&runtime, vec![classify_item(0, name, text)]).await?.remove(&0))?);
         }
         ensure!(alone.iter().all(|scores| scores.len() == labels), "{name}: {alone:?}");
         ensure!(alone.iter().all(|scores| (scores.iter().sum::<f32>() - 1.0).abs() < 1e-5), "{name}: {alone:?}");
         ensure!(alone[0] != alone[1], "{name}: {alone:?}");
-        let together = ask(&runtime, (0..).zip(TEXTS).map(|(id, text)| classify(id, name, text)).collect()).await?;
-        for (id, answer) in together {
-            ensure!(scores(Some(answer))? == alone[id as usize], "{name}: a batch changed the answer of text {id}");
+        let together =
+            run_items(&runtime, (0..).zip(TEXTS).map(|(id, text)| classify_item(id, name, text)).collect()).await?;
+        for (id, result) in together {
+            ensure!(scores(Some(result))? == alone[id as usize], "{name}: a batch changed the result of text {id}");
         }
     }
     // The second text of a pair has another token type.
-    let pair = |second: &str| Item { text_pair: Some(second.into()), ..classify(0, classifiers[0].0, TEXTS[0]) };
-    let one = scores(ask(&runtime, vec![pair(TEXTS[1])]).await?.remove(&0))?;
-    let other = scores(ask(&runtime, vec![pair(TEXTS[3])]).await?.remove(&0))?;
+    let pair = |second: &str| Item { text_pair: Some(second.into()), ..classify_item(0, classifiers[0].0, TEXTS[0]) };
+    let one = scores(run_items(&runtime, vec![pair(TEXTS[1])]).await?.remove(&0))?;
+    let other = scores(run_items(&runtime, vec![pair(TEXTS[3])]).await?.remove(&0))?;
     ensure!(one != other, "{one:?}");
     for name in ["minilm-mean", "bert-states"] {
         runtime.settled(name).await.map_err(anyhow::Error::msg)?;
-        let item = Item { task: Task::Embed(EmbedOptions { normalize: true }), ..classify(0, name, TEXTS[0]) };
-        let answer = ask(&runtime, vec![item]).await?.remove(&0).context("an answer")?;
-        let Ok(Output::Embedding(vector)) = answer else { anyhow::bail!("{name}: {answer:?}") };
+        let item = Item { task: Task::Embed(EmbedOptions { normalize: true }), ..classify_item(0, name, TEXTS[0]) };
+        let result = run_items(&runtime, vec![item]).await?.remove(&0).context("a result")?;
+        let Ok(Output::Embedding(vector)) = result else { anyhow::bail!("{name}: {result:?}") };
         let length = vector.iter().map(|x| x * x).sum::<f32>().sqrt();
         ensure!(vector.len() == 24 && (length - 1.0).abs() < 1e-5, "{name}: {vector:?}");
     }
     let options = TokenOptions { aggregation: Aggregation::None, ignore_labels: Vec::new(), stride: None };
     runtime.settled("electra-tokens").await.map_err(anyhow::Error::msg)?;
-    let item = Item { task: Task::Tokens(options), ..classify(0, "electra-tokens", TEXTS[0]) };
-    let answer = ask(&runtime, vec![item]).await?.remove(&0).context("an answer")?;
-    let Ok(Output::Entities(entities)) = answer else { anyhow::bail!("{answer:?}") };
+    let item = Item { task: Task::Tokens(options), ..classify_item(0, "electra-tokens", TEXTS[0]) };
+    let result = run_items(&runtime, vec![item]).await?.remove(&0).context("a result")?;
+    let Ok(Output::Entities(entities)) = result else { anyhow::bail!("{result:?}") };
     ensure!(!entities.is_empty(), "{entities:?}");
     Ok(())
 }
 
-/// The scores in the order of the labels' names.
-fn scores(answer: Option<Result<Output, Failure>>) -> Result<Vec<f32>> {
-    let answer = answer.context("an answer")?;
-    let Ok(Output::Labels(mut labels)) = answer else { anyhow::bail!("no labels: {answer:?}") };
+/// The scores, ordered by the names of their labels.
+fn scores(result: Option<Result<Output, Failure>>) -> Result<Vec<f32>> {
+    let result = result.context("a result")?;
+    let Ok(Output::Labels(mut labels)) = result else { anyhow::bail!("no labels: {result:?}") };
     labels.sort_by(|one, other| one.label.cmp(&other.label));
     Ok(labels.into_iter().map(|label| label.score).collect())
 }

@@ -1,5 +1,5 @@
-//! The scores of the shipped models on held-out data, through `weir run`. The data is not part of the repository: the
-//! folder that `WEIR_DATA` names has it, and `cargo xtask test` leaves this test out without it.
+//! The scores of the shipped models on held-out data, through `weir run`. The data is not part of the repository: `WEIR_DATA` names its
+//! folder, and `cargo xtask test` skips this test without it.
 
 use std::process::Command;
 
@@ -16,8 +16,8 @@ fn shipped_models_reach_their_goals() -> Result<()> {
         .arg("--weir")
         .arg(weir()?)
         .output()?;
-    let said = format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
-    println!("{said}");
-    ensure!(output.status.success(), "{said}");
+    let text = format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    println!("{text}");
+    ensure!(output.status.success(), "{text}");
     Ok(())
 }

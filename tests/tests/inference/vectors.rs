@@ -1,5 +1,5 @@
-//! The vectors of transformers through the whole native path: the built infer component, `wasi:nn`, tract and the models.
-//! `components/infer/tests` checks tokenizing and post-processing alone; here the graphs run.
+//! The vectors of transformers through the built infer component, `wasi:nn`, the engines and the models. `components/infer/tests` checks
+//! tokenizing and post-processing alone.
 
 use std::collections::BTreeMap;
 
@@ -13,17 +13,17 @@ use weir_runtime::types::{
 use weir_runtime::{Builtin, Runtime};
 use weir_tests::{PATIENCE, component, models, root};
 
-/// How far a score may be from that of transformers.
+/// Largest difference of a score to that of transformers.
 const TOLERANCE: f64 = 1e-4;
-/// How near an embedding must be to that of the full model.
+/// Smallest cosine of an embedding to that of the full model.
 const COSINE_MIN: f64 = 0.999;
 
-/// A runtime with the models that ship and the toys, with the component that the build compiled ahead of time.
+/// A runtime with the models that ship and the toy models, and with the precompiled infer component.
 fn start() -> Result<Runtime> {
     let mut config = Config::default();
     config.models.replicas = 1;
     config.models.dir = models();
-    // What transformers computes is compared with the same arithmetic; `scores.rs` measures the default precision.
+    // Transformers computes in f32; `scores.rs` measures the default precision.
     config.models.precision = "f32".into();
     for toy in std::fs::read_dir(root().join("tests/models"))? {
         let path = toy?.path();
@@ -43,8 +43,8 @@ fn lines(file: &str) -> Result<Vec<Value>> {
     weir_tests::ndjson(&text)
 }
 
-/// Sends every line at once, as one call, and returns what came back by line.
-async fn answers(runtime: &Runtime, lines: &[Value]) -> Result<BTreeMap<u64, Result<Output, Failure>>> {
+/// Sends the items of lines as one call; their results by line.
+async fn run_lines(runtime: &Runtime, lines: &[Value]) -> Result<BTreeMap<u64, Result<Output, Failure>>> {
     let (sender, mut outcomes) = runtime.call().open();
     let items: Vec<Item> = lines.iter().zip(0..).map(|(line, id)| item(line, id)).collect::<Result<_>>()?;
     let feeding = tokio::spawn(async move {
@@ -53,17 +53,17 @@ async fn answers(runtime: &Runtime, lines: &[Value]) -> Result<BTreeMap<u64, Res
         }
         anyhow::Ok(())
     });
-    let mut answers = BTreeMap::new();
+    let mut results = BTreeMap::new();
     let reading = async {
         while let Some(Outcome { id, result, .. }) = outcomes.recv().await {
-            ensure!(answers.insert(id, result).is_none(), "item {id} has two outcomes");
+            ensure!(results.insert(id, result).is_none(), "item {id} has two outcomes");
         }
         Ok(())
     };
     tokio::time::timeout(5 * PATIENCE, reading).await.context("no end in time")??;
     feeding.await??;
-    ensure!(answers.len() == lines.len(), "{} outcomes for {} items", answers.len(), lines.len());
-    Ok(answers)
+    ensure!(results.len() == lines.len(), "{} outcomes for {} items", results.len(), lines.len());
+    Ok(results)
 }
 
 fn item(line: &Value, id: u64) -> Result<Item> {
@@ -72,7 +72,7 @@ fn item(line: &Value, id: u64) -> Result<Item> {
     let text_pair = input["text_pair"].as_str().map(str::to_owned);
     let model = line["model"].as_str().context("a model")?.to_string();
     let task = task(&line["parameters"])?;
-    // The text-classification pipeline cuts only when told; the others always.
+    // The text-classification pipeline truncates only on request; the others always.
     let cut = !matches!(task, Task::Classify(_)) || line["parameters"]["truncation"] == true;
     let overflow = if cut { Overflow::Truncate } else { Overflow::Fail };
     Ok(Item { id, model, text, text_pair, overflow, deadline_ms: None, when_full: WhenFull::Wait, task })
@@ -103,8 +103,8 @@ fn task(parameters: &Value) -> Result<Task> {
     Ok(Task::Classify(ClassifyOptions { top_k: top_k.as_u64().map(|k| k as u32), activation }))
 }
 
-/// An output in the pipeline's JSON.
-fn drawn(output: &Output) -> Value {
+/// An output in the JSON form of the pipelines.
+fn to_json(output: &Output) -> Value {
     match output {
         Output::Labels(labels) => {
             labels.iter().map(|l| json!({"label": l.label, "score": f64::from(l.score)})).collect()
@@ -113,11 +113,11 @@ fn drawn(output: &Output) -> Value {
             .iter()
             .map(|e| {
                 let (key, score) = (if e.index.is_some() { "entity" } else { "entity_group" }, f64::from(e.score));
-                let mut drawn = json!({key: e.label, "score": score, "word": e.word, "start": e.start, "end": e.end});
+                let mut entity = json!({key: e.label, "score": score, "word": e.word, "start": e.start, "end": e.end});
                 if let Some(index) = e.index {
-                    drawn["index"] = index.into();
+                    entity["index"] = index.into();
                 }
-                drawn
+                entity
             })
             .collect(),
         Output::Embedding(vector) => vector.iter().map(|x| f64::from(*x)).collect(),
@@ -125,31 +125,31 @@ fn drawn(output: &Output) -> Value {
     }
 }
 
-/// Equal, but for scores, which are near.
-fn same(got: &Value, expected: &Value) -> bool {
+/// Whether values are equal, with scores within the tolerance.
+fn is_close(got: &Value, expected: &Value) -> bool {
     match (got, expected) {
         (Value::Number(a), Value::Number(b)) if a.is_f64() || b.is_f64() => {
             a.as_f64().zip(b.as_f64()).is_some_and(|(a, b)| (a - b).abs() <= TOLERANCE)
         }
-        (Value::Array(a), Value::Array(b)) => a.len() == b.len() && a.iter().zip(b).all(|(a, b)| same(a, b)),
+        (Value::Array(a), Value::Array(b)) => a.len() == b.len() && a.iter().zip(b).all(|(a, b)| is_close(a, b)),
         (Value::Object(a), Value::Object(b)) => {
-            a.len() == b.len() && a.iter().all(|(key, a)| b.get(key).is_some_and(|b| same(a, b)))
+            a.len() == b.len() && a.iter().all(|(key, a)| b.get(key).is_some_and(|b| is_close(a, b)))
         }
         _ => got == expected,
     }
 }
 
-/// Labels whose scores differ by less than the tolerance may change places.
-fn same_labels(got: &Value, expected: &Value) -> bool {
+/// Whether labels are equal, where labels with scores within the tolerance may be in another order.
+fn labels_are_close(got: &Value, expected: &Value) -> bool {
     let expected = if expected.is_object() { &json!([expected]) } else { expected };
-    if same(got, expected) {
+    if is_close(got, expected) {
         return true;
     }
     let (Some(got), Some(expected)) = (got.as_array(), expected.as_array()) else { return false };
     let score = |label: &Value| label["score"].as_f64().unwrap_or(f64::NAN);
     got.len() == expected.len()
         && got.iter().zip(expected).all(|(g, e)| (score(g) - score(e)).abs() <= TOLERANCE)
-        && got.iter().all(|g| expected.iter().any(|e| same(g, e)))
+        && got.iter().all(|g| expected.iter().any(|e| is_close(g, e)))
 }
 
 fn cosine(a: &Value, b: &Value) -> f64 {
@@ -159,16 +159,16 @@ fn cosine(a: &Value, b: &Value) -> f64 {
     dot(&a, &b) / (dot(&a, &a) * dot(&b, &b)).sqrt()
 }
 
-async fn check(file: &str, holds: impl Fn(&Value, &Value) -> bool) -> Result<()> {
+async fn check_vectors(file: &str, is_expected: impl Fn(&Value, &Value) -> bool) -> Result<()> {
     let runtime = start()?;
     let lines = lines(file)?;
     ensure!(lines.len() >= 20, "{file} has only {} lines", lines.len());
-    let answers = answers(&runtime, &lines).await?;
+    let results = run_lines(&runtime, &lines).await?;
     let (mut wrong, mut too_long) = (Vec::new(), 0);
-    for (line, (id, answer)) in lines.iter().zip(&answers) {
-        let got = match answer {
-            Ok(output) => drawn(output),
-            // What the pipeline was made to run past the model's maximum is refused here, with the right count.
+    for (line, (id, result)) in lines.iter().zip(&results) {
+        let got = match result {
+            Ok(output) => to_json(output),
+            // A text that the pipeline ran past the maximum of the model is refused here, with the token count of the vector.
             Err(Failure::TooLong(counts))
                 if line["input_ids"].as_array().map(Vec::len) == Some(counts.tokens as usize) =>
             {
@@ -177,7 +177,7 @@ async fn check(file: &str, holds: impl Fn(&Value, &Value) -> bool) -> Result<()>
             }
             Err(failure) => json!({"failure": format!("{failure:?}")}),
         };
-        if !holds(&got, &line["expected"]) {
+        if !is_expected(&got, &line["expected"]) {
             wrong.push(format!(
                 "line {}: {}\n  got      {got}\n  expected {}",
                 id + 1,
@@ -186,24 +186,24 @@ async fn check(file: &str, holds: impl Fn(&Value, &Value) -> bool) -> Result<()>
             ));
         }
     }
-    ensure!(too_long <= 8, "{too_long} lines of {file} are too long");
+    ensure!(too_long <= 8, "{too_long} lines of {file} were refused as too long");
     ensure!(wrong.is_empty(), "{} of {} lines of {file} differ:\n{}", wrong.len(), lines.len(), wrong.join("\n"));
     Ok(())
 }
 
 #[tokio::test]
-async fn text_classification() -> Result<()> {
-    check("text_classification.jsonl", same_labels).await
+async fn text_classification_equals_transformers() -> Result<()> {
+    check_vectors("text_classification.jsonl", labels_are_close).await
 }
 
 #[tokio::test]
-async fn token_classification() -> Result<()> {
-    check("token_classification.jsonl", same).await
+async fn token_classification_equals_transformers() -> Result<()> {
+    check_vectors("token_classification.jsonl", is_close).await
 }
 
 #[tokio::test]
-async fn embedding() -> Result<()> {
-    check("embedding.jsonl", |got, expected| cosine(got, expected) >= COSINE_MIN).await
+async fn embedding_is_close_to_transformers() -> Result<()> {
+    check_vectors("embedding.jsonl", |got, expected| cosine(got, expected) >= COSINE_MIN).await
 }
 
 #[tokio::test]
@@ -213,13 +213,13 @@ async fn concurrent_calls_get_their_own_outcomes() -> Result<()> {
         lines("text_classification.jsonl")?.into_iter().filter(|line| line["model"] == "sentiment").take(24).collect();
     let calls = (0..40).map(|i| {
         let (runtime, mut lines) = (runtime.clone(), lines.clone());
-        // Each caller has its own order, so that batches mix in every way.
+        // Each caller has its own order, so that the batches differ.
         lines.rotate_left(i % 24);
         tokio::spawn(async move {
-            let answers = answers(&runtime, &lines).await?;
-            for (line, answer) in lines.iter().zip(answers.values()) {
-                let got = drawn(answer.as_ref().map_err(|failure| anyhow::anyhow!("{failure:?}"))?);
-                ensure!(same_labels(&got, &line["expected"]), "{got} for {line}");
+            let results = run_lines(&runtime, &lines).await?;
+            for (line, result) in lines.iter().zip(results.values()) {
+                let got = to_json(result.as_ref().map_err(|failure| anyhow::anyhow!("{failure:?}"))?);
+                ensure!(labels_are_close(&got, &line["expected"]), "{got} for {line}");
             }
             Ok(())
         })

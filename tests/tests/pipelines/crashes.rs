@@ -1,4 +1,4 @@
-//! Executions across crashes: the process is killed half-way, and the next goes on from the last checkpoint.
+//! Executions across crashes: the process is killed, and the next one continues from the last checkpoint.
 
 use std::path::Path;
 
@@ -7,26 +7,28 @@ use reqwest::Client;
 use serde_json::{Value, json};
 use weir_tests::Server;
 use weir_tests::follow::Event;
-use weir_tests::pipelines::{Folder, begin, check_whole, ended, events, follow, run, start, status};
+use weir_tests::pipelines::{
+    Folder, check_contiguous, events, follow, run, start, start_execution, status, wait_until_ended,
+};
 
-/// A server whose channels are on the disk, each write of them for good.
+/// A server with a durable disk store.
 async fn on_disk(folder: &Folder, file: &Path) -> Result<Server> {
     let path = format!("events.path={}", file.display());
     let disk = ["--set", "events.store=disk", "--set", "events.durable=true", "--set", &path];
     Server::start_stub(&[&folder.arguments()[..], &disk].concat()).await
 }
 
-/// Steps one after the other, each of which takes a while.
+/// Sequential steps that call a model.
 fn slow_steps(count: usize) -> Value {
     let step = |n: usize| json!({"id": format!("s{n}"), "kind": "sentiment", "input": "input"});
     (0..count).map(step).collect()
 }
 
-/// How often each step was completed, and how the whole ended.
-fn check_once(all: &[Event], steps: usize) -> Result<()> {
+/// Checks that each step was completed once, and that the execution started and completed once.
+fn check_steps_completed_once(all: &[Event], steps: usize) -> Result<()> {
     for n in 0..steps {
-        let is_it = |event: &&Event| event.name == "step_complete" && event.data["step_id"] == format!("s{n}");
-        let completed = all.iter().filter(is_it).count();
+        let completes_step = |event: &&Event| event.name == "step_complete" && event.data["step_id"] == format!("s{n}");
+        let completed = all.iter().filter(completes_step).count();
         ensure!(completed == 1, "s{n} was completed {completed} times");
     }
     let last: Vec<_> =
@@ -43,54 +45,57 @@ async fn killed_execution_continues_in_the_same_sequence() -> Result<()> {
     let file = dir.path().join("events.redb");
     let mut server = on_disk(&folder, &file).await?;
     let ids = [
-        begin(&server, "slow", &json!("!slow good")).await?,
-        begin(&server, "slow", &json!(["!slow bad", "good", "bad"])).await?,
+        start_execution(&server, "slow", &json!("!slow good")).await?,
+        start_execution(&server, "slow", &json!(["!slow bad", "good", "bad"])).await?,
     ];
-    let mut seen: Vec<Event> = Vec::new();
-    // Killed after the end of a step, in the midst of one, and right after it was begun again.
-    for (kill_at, name) in [(2, "step_complete"), (4, "step_start"), (1, "step_start")] {
-        let last_id = seen.last().map(|event| event.id.clone());
+    let mut received: Vec<Event> = Vec::new();
+    // Killed after the end of a step, within a step, and right after the restart of a step.
+    for (kill_after, name) in [(2, "step_complete"), (4, "step_start"), (1, "step_start")] {
+        let last_id = received.last().map(|event| event.id.clone());
         let mut live = follow(&server, &ids[0], last_id.as_deref()).await?;
         let mut count = 0;
-        while count < kill_at {
-            let event = live.placed().await?;
+        while count < kill_after {
+            let event = live.next_stored_event().await?;
             count += usize::from(event.name == name);
-            seen.push(event);
+            received.push(event);
         }
         server.signal("KILL")?;
         server.wait().await?;
         server = on_disk(&folder, &file).await?;
     }
-    let last_id = seen.last().map(|event| event.id.clone());
-    seen.extend(follow(&server, &ids[0], last_id.as_deref()).await?.rest().await?);
-    // What was seen in pieces is what is there, and it is whole.
-    check_whole(&seen)?;
-    assert_eq!(seen, events(&server, &ids[0]).await?);
-    check_once(&seen, STEPS)?;
-    assert_eq!(seen.last().context("events")?.data["metadata"]["resumed"], 3);
-    let now = ended(&server, &ids[0]).await?;
+    let last_id = received.last().map(|event| event.id.clone());
+    received.extend(follow(&server, &ids[0], last_id.as_deref()).await?.remaining_events().await?);
+    // The events received over several connections are those of the channel, without a gap.
+    check_contiguous(&received)?;
+    assert_eq!(received, events(&server, &ids[0]).await?);
+    check_steps_completed_once(&received, STEPS)?;
+    assert_eq!(received.last().context("events")?.data["metadata"]["resumed"], 3);
+    let status_at_end = wait_until_ended(&server, &ids[0]).await?;
     assert_eq!(
-        (&now["state"], &now["output"]["overall_sentiment"], &now["resumed"]),
+        (&status_at_end["state"], &status_at_end["output"]["overall_sentiment"], &status_at_end["resumed"]),
         (&json!("completed"), &json!("POSITIVE"), &json!(3))
     );
-    // The one that nobody followed went on all the same.
-    assert_eq!(ended(&server, &ids[1]).await?["state"], "completed");
+    // The execution without a subscriber continued too.
+    assert_eq!(wait_until_ended(&server, &ids[1]).await?["state"], "completed");
     let other = events(&server, &ids[1]).await?;
-    check_whole(&other)?;
-    check_once(&other, STEPS)?;
+    check_contiguous(&other)?;
+    check_steps_completed_once(&other, STEPS)?;
 
-    // What has ended is still known after another restart, and does not begin again.
+    // An execution that has ended is known after another restart, and does not start again.
     server.signal("KILL")?;
     server.wait().await?;
     let server = on_disk(&folder, &file).await?;
-    let later = status(&server, &ids[0]).await?;
-    assert_eq!((&later["state"], &later["output"], &later["events"]), (&now["state"], &now["output"], &now["events"]));
+    let status_after_restart = status(&server, &ids[0]).await?;
+    assert_eq!(
+        (&status_after_restart["state"], &status_after_restart["output"], &status_after_restart["events"]),
+        (&status_at_end["state"], &status_at_end["output"], &status_at_end["events"])
+    );
     weir_tests::until("listed", || async {
         let listed: Value = reqwest::get(server.url("/executions")).await?.json().await?;
         Ok(listed["executions"].as_array().context("a list")?.iter().filter(|e| e["state"] == "completed").count() == 2)
     })
     .await?;
-    assert_eq!(events(&server, &ids[0]).await?, seen);
+    assert_eq!(events(&server, &ids[0]).await?, received);
     Ok(())
 }
 
@@ -104,10 +109,10 @@ async fn compensation_continues_after_kill_9() -> Result<()> {
     let dir = tempfile::tempdir()?;
     let file = dir.path().join("events.redb");
     let mut server = on_disk(&folder, &file).await?;
-    let id = begin(&server, "order", &json!("!slow good")).await?;
+    let id = start_execution(&server, "order", &json!("!slow good")).await?;
     let mut live = follow(&server, &id, None).await?;
     loop {
-        let event = live.placed().await?;
+        let event = live.next_stored_event().await?;
         if event.name == "step_complete" && event.data["step_id"] == "undo3" {
             break;
         }
@@ -115,25 +120,25 @@ async fn compensation_continues_after_kill_9() -> Result<()> {
     server.signal("KILL")?;
     server.wait().await?;
     server = on_disk(&folder, &file).await?;
-    let now = ended(&server, &id).await?;
+    let status_at_end = wait_until_ended(&server, &id).await?;
     assert_eq!(
-        (&now["state"], &now["failure"]["compensated"], &now["failure"]["failed_step"]),
+        (&status_at_end["state"], &status_at_end["failure"]["compensated"], &status_at_end["failure"]["failed_step"]),
         (&json!("failed"), &json!(5), &json!("broken"))
     );
     let all = events(&server, &id).await?;
-    check_whole(&all)?;
-    let undone: Vec<String> = all
+    check_contiguous(&all)?;
+    let compensated: Vec<String> = all
         .iter()
         .filter(|event| event.name == "step_complete" && !event.data["metadata"]["compensates"].is_null())
         .map(|event| event.data["step_id"].as_str().unwrap_or_default().to_owned())
         .collect();
-    assert_eq!(undone, ["undo4", "undo3", "undo2", "undo1", "undo0"]);
+    assert_eq!(compensated, ["undo4", "undo3", "undo2", "undo1", "undo0"]);
     Ok(())
 }
 
 #[tokio::test]
 async fn checkpoint_of_many_megabytes_survives_kill_9() -> Result<()> {
-    // Each step doubles a text until an output has 150,000 bytes; twelve such outputs do not fit one value of the store.
+    // Twelve outputs of 150,000 bytes each do not fit into one value of the store.
     let mut steps =
         vec![json!({"id": "grow", "kind": "map", "expression": "join('', [@, @, @, @, @, @, @, @, @, @])"})];
     steps.extend(
@@ -150,10 +155,10 @@ async fn checkpoint_of_many_megabytes_survives_kill_9() -> Result<()> {
     let arguments = [&folder.arguments()[..], &disk, &more].concat();
     let open = || Server::start_stub(&arguments);
     let mut server = open().await?;
-    let id = begin(&server, "large", &json!("x".repeat(15_000))).await?;
+    let id = start_execution(&server, "large", &json!("x".repeat(15_000))).await?;
     let mut live = follow(&server, &id, None).await?;
     loop {
-        let event = live.placed().await?;
+        let event = live.next_stored_event().await?;
         if event.name == "step_start" && event.data["step_id"] == "s0" {
             break;
         }
@@ -161,13 +166,13 @@ async fn checkpoint_of_many_megabytes_survives_kill_9() -> Result<()> {
     server.signal("KILL")?;
     server.wait().await?;
     server = open().await?;
-    let now = ended(&server, &id).await?;
+    let status_at_end = wait_until_ended(&server, &id).await?;
     assert_eq!(
-        (&now["state"], &now["output"], &now["resumed"]),
+        (&status_at_end["state"], &status_at_end["output"], &status_at_end["resumed"]),
         (&json!("completed"), &json!(150_000), &json!(1)),
-        "{now}"
+        "{status_at_end}"
     );
-    check_whole(&events(&server, &id).await?)?;
+    check_contiguous(&events(&server, &id).await?)?;
     Ok(())
 }
 
@@ -183,12 +188,12 @@ async fn idempotency_key_starts_one_execution_across_a_crash() -> Result<()> {
     server.wait().await?;
     server = on_disk(&folder, &file).await?;
     let id = first["execution_id"].as_str().context("an id")?;
-    let done = ended(&server, id).await?;
-    let again = start(&server, "slow", &json!("!slow good"), &key).await?.json::<Value>().await?;
-    assert_eq!((&again["execution_id"], &again["state"]), (&json!(id), &done["state"]), "{again}");
+    let completed = wait_until_ended(&server, id).await?;
+    let repeated = start(&server, "slow", &json!("!slow good"), &key).await?.json::<Value>().await?;
+    assert_eq!((&repeated["execution_id"], &repeated["state"]), (&json!(id), &completed["state"]), "{repeated}");
     let other = run(&server, "slow", &json!("good")).await?;
     assert_ne!(other["execution_id"], json!(id));
-    let gone = Client::new().delete(server.url(&format!("/executions/{id}"))).send().await?;
-    assert_eq!(gone.status(), 409);
+    let deleted = Client::new().delete(server.url(&format!("/executions/{id}"))).send().await?;
+    assert_eq!(deleted.status(), 409);
     Ok(())
 }

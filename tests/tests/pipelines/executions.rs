@@ -1,19 +1,21 @@
-//! Pipelines end to end: what is told, what is answered, what goes wrong.
+//! Pipelines end to end: events, responses, failures, cancellation, idempotency and ownership.
 
 use std::collections::BTreeSet;
 
 use anyhow::{Context, Result, ensure};
 use reqwest::{Client, Method};
 use serde_json::{Value, json};
-use weir_tests::auth::{ADMIN, ANN, ask, guarded};
+use weir_tests::auth::{ADMIN, ANN, request_as, start_with_auth};
 use weir_tests::follow::{Event, Follower};
-use weir_tests::pipelines::{Folder, begin, check_whole, ended, events, follow, run, start, status, told};
+use weir_tests::pipelines::{
+    Folder, check_contiguous, event_names, events, follow, run, start, start_execution, status, wait_until_ended,
+};
 use weir_tests::{Server, ndjson, until};
 
 const TEXT: &str = "The night train to Vienna was wonderful. The staff in Salzburg were kind and the beds were soft. \
     Breakfast was terrible, and the coffee was cold. I would still travel with Nightjet again next year.";
 
-async fn stub(folder: &Folder, more: &[&str]) -> Result<Server> {
+async fn start_stub(folder: &Folder, more: &[&str]) -> Result<Server> {
     Server::start_stub(&[&folder.arguments()[..], more].concat()).await
 }
 
@@ -38,9 +40,9 @@ async fn pipeline_with_shipped_models_emits_every_event_type() -> Result<()> {
         ("bad", json!([{"id": "broken", "kind": "map", "expression": "`1` / `0`"}])),
     ])?;
     let server = Server::start(&folder.arguments()).await?;
-    let id = begin(&server, "review", &json!({"text": TEXT})).await?;
+    let id = start_execution(&server, "review", &json!({"text": TEXT})).await?;
     let all = events(&server, &id).await?;
-    check_whole(&all)?;
+    check_contiguous(&all)?;
     for event in &all {
         let fields: BTreeSet<&str> = event.data.as_object().context("an object")?.keys().map(String::as_str).collect();
         assert_eq!(
@@ -57,24 +59,24 @@ async fn pipeline_with_shipped_models_emits_every_event_type() -> Result<()> {
     assert_eq!(output["vectors"], 4, "{output}");
     assert_eq!((&output["broken"], &output["words"]), (&Value::Null, &json!(1)), "{output}");
     assert!(output["names"].to_string().contains("Vienna"), "{output}");
-    // What a step puts out is what `/process-stream` says of the same text.
+    // The output of a step equals the event of `/process-stream` for the same text.
     let body = json!({"text": TEXT, "chunk_size": 60, "include_entities": true});
     let stream = Client::new().post(server.url("/process-stream")).json(&body).send().await?.text().await?;
     for (step, status) in
         [("mood", "sentiment_complete"), ("names", "entities_complete"), ("short", "summarization_complete")]
     {
-        let put_out = all.iter().find(|event| event.name == "step_complete" && event.data["step_id"] == step);
-        let mut said = put_out.context("a step")?.data["data"]["output"].clone();
-        said["status"] = json!(status);
-        let same = ndjson(&stream)?.into_iter().find(|event| event["status"] == status);
-        assert_eq!(Some(said), same, "{step}");
+        let complete = all.iter().find(|event| event.name == "step_complete" && event.data["step_id"] == step);
+        let mut output_of_step = complete.context("a step")?.data["data"]["output"].clone();
+        output_of_step["status"] = json!(status);
+        let stream_event = ndjson(&stream)?.into_iter().find(|event| event["status"] == status);
+        assert_eq!(Some(output_of_step), stream_event, "{step}");
     }
 
-    let failed = begin(&server, "bad", &json!(null)).await?;
-    let bad = events(&server, &failed).await?;
-    check_whole(&bad)?;
+    let failed = start_execution(&server, "bad", &json!(null)).await?;
+    let failed_events = events(&server, &failed).await?;
+    check_contiguous(&failed_events)?;
     assert_eq!(
-        told(&bad),
+        event_names(&failed_events),
         [
             "pipeline_start",
             "checkpoint_saved",
@@ -84,7 +86,7 @@ async fn pipeline_with_shipped_models_emits_every_event_type() -> Result<()> {
             "pipeline_error"
         ]
     );
-    let seen: BTreeSet<&str> = all.iter().chain(&bad).map(|event| event.name.as_str()).collect();
+    let names: BTreeSet<&str> = all.iter().chain(&failed_events).map(|event| event.name.as_str()).collect();
     let types = [
         "checkpoint_saved",
         "pipeline_complete",
@@ -96,25 +98,28 @@ async fn pipeline_with_shipped_models_emits_every_event_type() -> Result<()> {
         "step_progress",
         "step_start",
     ];
-    assert_eq!(seen, BTreeSet::from(types));
+    assert_eq!(names, BTreeSet::from(types));
 
-    // Whoever goes on after an event gets exactly what follows it.
+    // A subscriber that resumes after an event gets exactly the events after it.
     for at in [0, all.len() / 2, all.len() - 2] {
-        let rest = follow(&server, &id, Some(&all[at].id)).await?.rest().await?;
+        let rest = follow(&server, &id, Some(&all[at].id)).await?.remaining_events().await?;
         assert_eq!(rest, all[at + 1..], "after {at}");
     }
     let path = server.url(&format!("/stream/pipeline/{id}"));
-    let gone = Client::new().get(path).header("last-event-id", &last.id).send().await?;
-    assert_eq!(gone.status(), 204);
+    let resumed_after_last = Client::new().get(path).header("last-event-id", &last.id).send().await?;
+    assert_eq!(resumed_after_last.status(), 204);
 
-    let now = status(&server, &id).await?;
+    let status_at_end = status(&server, &id).await?;
     assert_eq!(
-        (&now["state"], &now["output"], now["events"].as_u64()),
+        (&status_at_end["state"], &status_at_end["output"], status_at_end["events"].as_u64()),
         (&json!("completed"), output, Some(all.len() as u64))
     );
-    assert_eq!(now["steps"][6]["code"], "expression_failed", "{now}");
-    let now = status(&server, &failed).await?;
-    assert_eq!((&now["state"], &now["failure"]["failed_step"]), (&json!("failed"), &json!("broken")));
+    assert_eq!(status_at_end["steps"][6]["code"], "expression_failed", "{status_at_end}");
+    let status_at_end = status(&server, &failed).await?;
+    assert_eq!(
+        (&status_at_end["state"], &status_at_end["failure"]["failed_step"]),
+        (&json!("failed"), &json!("broken"))
+    );
     let reliability: Value = reqwest::get(server.url("/reliability")).await?.json().await?;
     let total = &reliability["total"];
     assert_eq!(
@@ -144,7 +149,7 @@ async fn failing_step_is_retried_then_the_pipeline_fails_or_continues() -> Resul
             ]),
         ),
     ])?;
-    let server = stub(&folder, &["--set", "infer.circuit_breaker=off"]).await?;
+    let server = start_stub(&folder, &["--set", "infer.circuit_breaker=off"]).await?;
     let input = json!({"text": "!down"});
     let failed = run(&server, "fails", &input).await?;
     assert_eq!(
@@ -153,33 +158,40 @@ async fn failing_step_is_retried_then_the_pipeline_fails_or_continues() -> Resul
         "{failed}"
     );
     let all = events(&server, failed["execution_id"].as_str().context("an id")?).await?;
-    check_whole(&all)?;
+    check_contiguous(&all)?;
     let errors: Vec<&Event> = all.iter().filter(|event| event.name == "step_error").collect();
     let retried: Vec<bool> = errors.iter().map(|event| event.data["data"]["retry_in_ms"].is_number()).collect();
     assert_eq!(retried, [true, true, false]);
     let attempts: Vec<&Value> = errors.iter().map(|event| &event.data["metadata"]["attempt"]).collect();
     assert_eq!(attempts, [1, 2, 3]);
-    let gone_on = run(&server, "goes_on", &input).await?;
-    assert_eq!((&gone_on["state"], &gone_on["output"]), (&json!("completed"), &json!({"mood": null, "text": "!down"})));
+    let continued = run(&server, "goes_on", &input).await?;
+    assert_eq!(
+        (&continued["state"], &continued["output"]),
+        (&json!("completed"), &json!({"mood": null, "text": "!down"}))
+    );
     Ok(())
 }
 
 #[tokio::test]
 async fn completed_steps_are_compensated_in_reverse() -> Result<()> {
-    let undone = |id: &str, of: &str| json!([{"id": id, "kind": "map", "input": format!("steps.{of}"), "expression": "{undone: @}"}]);
+    let compensation = |id: &str, of: &str| json!([{"id": id, "kind": "map", "input": format!("steps.{of}"), "expression": "{undone: @}"}]);
     let folder = Folder::new(&[(
         "order",
         json!([
-            {"id": "a", "kind": "map", "expression": "'A'", "compensation": undone("undo_a", "a")},
-            {"id": "b", "kind": "map", "expression": "'B'", "compensation": undone("undo_b", "b")},
+            {"id": "a", "kind": "map", "expression": "'A'", "compensation": compensation("undo_a", "a")},
+            {"id": "b", "kind": "map", "expression": "'B'", "compensation": compensation("undo_b", "b")},
             {"id": "c", "kind": "map", "expression": "`1` / `0`", "on_error": "compensate"},
         ]),
     )])?;
-    let server = stub(&folder, &[]).await?;
-    let over = run(&server, "order", &json!({})).await?;
-    assert_eq!((&over["state"], &over["failure"]["compensated"]), (&json!("failed"), &json!(2)), "{over}");
-    let all = events(&server, over["execution_id"].as_str().context("an id")?).await?;
-    check_whole(&all)?;
+    let server = start_stub(&folder, &[]).await?;
+    let execution = run(&server, "order", &json!({})).await?;
+    assert_eq!(
+        (&execution["state"], &execution["failure"]["compensated"]),
+        (&json!("failed"), &json!(2)),
+        "{execution}"
+    );
+    let all = events(&server, execution["execution_id"].as_str().context("an id")?).await?;
+    check_contiguous(&all)?;
     let complete: Vec<(&Value, &Value, &Value)> = all
         .iter()
         .filter(|event| event.name == "step_complete")
@@ -203,25 +215,28 @@ async fn completed_steps_are_compensated_in_reverse() -> Result<()> {
 #[tokio::test]
 async fn execution_is_cancelled_by_request_and_not_by_a_closed_connection() -> Result<()> {
     let folder = Folder::new(&[("mood", json!([{"id": "mood", "kind": "sentiment"}]))])?;
-    let server = stub(&folder, &[]).await?;
-    let id = begin(&server, "mood", &json!("!never")).await?;
+    let server = start_stub(&folder, &[]).await?;
+    let id = start_execution(&server, "mood", &json!("!never")).await?;
     let mut live = follow(&server, &id, None).await?;
-    while live.placed().await?.name != "step_start" {}
+    while live.next_stored_event().await?.name != "step_start" {}
     drop(live);
     let waited = start(&server, "mood", &json!("!never"), &[("prefer", "wait=1")]).await?;
     assert_eq!((waited.status().as_u16(), waited.headers().get("preference-applied")), (202, None));
     assert_eq!(status(&server, &id).await?["state"], "running");
     let cancel = |id: &str| Client::new().request(Method::DELETE, server.url(&format!("/executions/{id}"))).send();
-    let answer = cancel(&id).await?;
-    assert_eq!(answer.status(), 200);
-    let body: Value = answer.json().await?;
+    let response = cancel(&id).await?;
+    assert_eq!(response.status(), 200);
+    let body: Value = response.json().await?;
     assert_eq!((&body["state"], &body["failure"]["cancelled"]), (&json!("cancelled"), &json!(true)), "{body}");
     let all = events(&server, &id).await?;
-    check_whole(&all)?;
+    check_contiguous(&all)?;
     let last = all.last().context("events")?;
     assert_eq!((last.name.as_str(), &last.data["data"]["cancelled"]), ("pipeline_error", &json!(true)));
-    let again = cancel(&id).await?;
-    assert_eq!((again.status().as_u16(), again.json::<Value>().await?["code"].clone()), (409, json!("execution_over")));
+    let second_cancel = cancel(&id).await?;
+    assert_eq!(
+        (second_cancel.status().as_u16(), second_cancel.json::<Value>().await?["code"].clone()),
+        (409, json!("execution_over"))
+    );
     let second: Value = waited.json().await?;
     assert_eq!(cancel(second["execution_id"].as_str().context("an id")?).await?.status(), 200);
     Ok(())
@@ -230,24 +245,27 @@ async fn execution_is_cancelled_by_request_and_not_by_a_closed_connection() -> R
 #[tokio::test]
 async fn idempotency_key_and_prefer_wait_start_one_execution() -> Result<()> {
     let folder = Folder::new(&[("mood", json!([{"id": "mood", "kind": "sentiment"}]))])?;
-    let server = stub(&folder, &[]).await?;
-    let answer = start(&server, "mood", &json!("good"), &[("prefer", "wait=20")]).await?;
-    assert_eq!((answer.status().as_u16(), answer.headers()["preference-applied"].to_str()?), (200, "wait=20"));
-    let body: Value = answer.json().await?;
+    let server = start_stub(&folder, &[]).await?;
+    let response = start(&server, "mood", &json!("good"), &[("prefer", "wait=20")]).await?;
+    assert_eq!((response.status().as_u16(), response.headers()["preference-applied"].to_str()?), (200, "wait=20"));
+    let body: Value = response.json().await?;
     assert_eq!(
         (&body["state"], &body["output"]["overall_sentiment"]),
         (&json!("completed"), &json!("POSITIVE")),
         "{body}"
     );
-    let answer = start(&server, "mood", &json!("good"), &[("prefer", "respond-async")]).await?;
-    assert_eq!((answer.status().as_u16(), answer.headers()["preference-applied"].to_str()?), (202, "respond-async"));
+    let response = start(&server, "mood", &json!("good"), &[("prefer", "respond-async")]).await?;
+    assert_eq!(
+        (response.status().as_u16(), response.headers()["preference-applied"].to_str()?),
+        (202, "respond-async")
+    );
 
-    // Eight that come together, with one key, begin one execution.
+    // Eight concurrent requests with one key start one execution.
     let headers = [("idempotency-key", "order 42")];
     let together = futures::future::join_all((0..8).map(|_| async {
-        let answer = start(&server, "mood", &json!("bad"), &headers).await?;
-        ensure!(answer.status() == 202, "{answer:?}");
-        Ok(answer.json::<Value>().await?["execution_id"].to_string())
+        let response = start(&server, "mood", &json!("bad"), &headers).await?;
+        ensure!(response.status() == 202, "{response:?}");
+        Ok(response.json::<Value>().await?["execution_id"].to_string())
     }));
     let ids: BTreeSet<String> = together.await.into_iter().collect::<Result<_>>()?;
     assert_eq!(ids.len(), 1, "{ids:?}");
@@ -270,9 +288,9 @@ async fn idempotency_key_and_prefer_wait_start_one_execution() -> Result<()> {
 #[tokio::test]
 async fn definition_that_changes_is_read_again() -> Result<()> {
     let folder = Folder::new(&[("one", json!([{"id": "a", "kind": "map", "expression": "'old'"}]))])?;
-    folder.put_text("torn", "{\"name\": \"torn\", \"steps\": [")?;
-    folder.put_text("misnamed", r#"{"name": "other", "steps": [{"id": "a", "kind": "map", "expression": "@"}]}"#)?;
-    let server = stub(&folder, &[]).await?;
+    folder.write_text("torn", "{\"name\": \"torn\", \"steps\": [")?;
+    folder.write_text("misnamed", r#"{"name": "other", "steps": [{"id": "a", "kind": "map", "expression": "@"}]}"#)?;
+    let server = start_stub(&folder, &[]).await?;
     let list: Value = reqwest::get(server.url("/pipelines")).await?.json().await?;
     let names: Vec<(&Value, &Value)> =
         list["pipelines"].as_array().context("a list")?.iter().map(|p| (&p["name"], &p["valid"])).collect();
@@ -286,14 +304,18 @@ async fn definition_that_changes_is_read_again() -> Result<()> {
     assert_eq!((torn.status().as_u16(), torn.json::<Value>().await?["code"].clone()), (503, json!("pipeline_invalid")));
     until("in the log", || async { Ok(server.log().contains("torn.json is not a pipeline")) }).await?;
     assert_eq!(run(&server, "one", &json!({})).await?["output"], "old");
-    folder.put("one", &json!([{"id": "a", "kind": "map", "expression": "'newer'"}]))?;
-    until("read again", || async { Ok(run(&server, "one", &json!({})).await?["output"] == "newer") }).await?;
-    folder.put("two", &json!([{"id": "a", "kind": "map", "expression": "@"}]))?;
-    until("found", || async { Ok(reqwest::get(server.url("/pipelines/two")).await?.status() == 200) }).await
+    folder.write("one", &json!([{"id": "a", "kind": "map", "expression": "'newer'"}]))?;
+    until("the definition is read again", || async { Ok(run(&server, "one", &json!({})).await?["output"] == "newer") })
+        .await?;
+    folder.write("two", &json!([{"id": "a", "kind": "map", "expression": "@"}]))?;
+    until("the new definition is found", || async {
+        Ok(reqwest::get(server.url("/pipelines/two")).await?.status() == 200)
+    })
+    .await
 }
 
 #[tokio::test]
-async fn wrong_pipeline_request_is_answered_with_its_reasons() -> Result<()> {
+async fn invalid_pipeline_request_is_refused_with_its_reasons() -> Result<()> {
     let folder = Folder::new(&[
         ("echo", json!([{"id": "a", "kind": "map", "expression": "@"}])),
         ("mood", json!([{"id": "mood", "kind": "sentiment"}])),
@@ -307,9 +329,9 @@ async fn wrong_pipeline_request_is_answered_with_its_reasons() -> Result<()> {
         "--set",
         "pipelines.output_bytes_max=2000",
     ];
-    let server = stub(&folder, &limits).await?;
-    let check = async |answer: reqwest::Response, status: u16, code: &str| -> Result<()> {
-        let (got, body) = (answer.status().as_u16(), answer.json::<Value>().await?);
+    let server = start_stub(&folder, &limits).await?;
+    let check = async |response: reqwest::Response, status: u16, code: &str| -> Result<()> {
+        let (got, body) = (response.status().as_u16(), response.json::<Value>().await?);
         ensure!((got, &body["code"]) == (status, &json!(code)), "{got} {body}");
         Ok(())
     };
@@ -327,30 +349,33 @@ async fn wrong_pipeline_request_is_answered_with_its_reasons() -> Result<()> {
         "unsupported_media_type",
     )
     .await?;
-    let put = Client::new().put(&url).send().await?;
-    assert_eq!(put.headers()["allow"], "GET, HEAD, POST, OPTIONS");
-    check(put, 405, "method_not_allowed").await?;
+    let put_response = Client::new().put(&url).send().await?;
+    assert_eq!(put_response.headers()["allow"], "GET, HEAD, POST, OPTIONS");
+    check(put_response, 405, "method_not_allowed").await?;
     for id in ["exec_AAAAAAAAAAAAAAAAAAAAAA", "exec_x", "1"] {
         check(reqwest::get(server.url(&format!("/executions/{id}"))).await?, 404, "not_found").await?;
-        let gone = Client::new().delete(server.url(&format!("/executions/{id}"))).send().await?;
-        check(gone, 404, "not_found").await?;
+        let deleted = Client::new().delete(server.url(&format!("/executions/{id}"))).send().await?;
+        check(deleted, 404, "not_found").await?;
     }
     let large = run(&server, "large", &json!("x".repeat(900))).await?;
     assert_eq!(large["failure"]["code"], "expression_failed", "{large}");
     let wrong = run(&server, "mood", &json!({"no": "text"})).await?;
     assert_eq!(wrong["failure"]["code"], "invalid_input", "{wrong}");
 
-    // Two at once, and no more; when one is over, another may begin.
-    let held = [begin(&server, "mood", &json!("!never")).await?, begin(&server, "mood", &json!("!never")).await?];
+    // At most two executions run at once; when one has ended, another may start.
+    let running_ids = [
+        start_execution(&server, "mood", &json!("!never")).await?,
+        start_execution(&server, "mood", &json!("!never")).await?,
+    ];
     let refused = start(&server, "echo", &json!({}), &[]).await?;
     assert!(refused.headers().contains_key("retry-after"));
     check(refused, 503, "executions_full").await?;
     let listed: Value = reqwest::get(server.url("/executions")).await?.json().await?;
     let running = listed["executions"].as_array().context("a list")?.iter().filter(|e| e["state"] == "running").count();
     assert_eq!(running, 2, "{listed}");
-    Client::new().delete(server.url(&format!("/executions/{}", held[0]))).send().await?.error_for_status()?;
+    Client::new().delete(server.url(&format!("/executions/{}", running_ids[0]))).send().await?.error_for_status()?;
     assert_eq!(run(&server, "echo", &json!([1, 2.50])).await?["output"].to_string(), "[1,2.5]");
-    Client::new().delete(server.url(&format!("/executions/{}", held[1]))).send().await?.error_for_status()?;
+    Client::new().delete(server.url(&format!("/executions/{}", running_ids[1]))).send().await?.error_for_status()?;
     Ok(())
 }
 
@@ -371,57 +396,60 @@ async fn execution_belongs_to_the_user_that_started_it() -> Result<()> {
     let keys = tempfile::tempdir()?;
     std::fs::write(keys.path().join("api_keys"), API_KEYS)?;
     let dir = format!("auth.dir={}", keys.path().display());
-    let server =
-        stub(&folder, &["--set", "auth.mode=required", "--set", &dir, "--set", "pipelines.user_executions_max=1"])
-            .await?;
-    let ask = |method: Method, path: &str, key: &str| Client::new().request(method, server.url(path)).bearer_auth(key);
-    let begin = async |name: &str, key: &str, text: &str| -> Result<(u16, Value)> {
-        let answer = ask(Method::POST, &format!("/pipelines/{name}"), key).json(&json!(text)).send().await?;
-        Ok((answer.status().as_u16(), answer.json().await?))
+    let server = start_stub(
+        &folder,
+        &["--set", "auth.mode=required", "--set", &dir, "--set", "pipelines.user_executions_max=1"],
+    )
+    .await?;
+    let request_as =
+        |method: Method, path: &str, key: &str| Client::new().request(method, server.url(path)).bearer_auth(key);
+    let start_execution = async |name: &str, key: &str, text: &str| -> Result<(u16, Value)> {
+        let response = request_as(Method::POST, &format!("/pipelines/{name}"), key).json(&json!(text)).send().await?;
+        Ok((response.status().as_u16(), response.json().await?))
     };
     assert_eq!(start(&server, "mood", &json!("good"), &[]).await?.status(), 401);
-    // Whoever may not start a pipeline does not see it.
-    assert_eq!((begin("other", BOB, "x").await?.0, begin("none", BOB, "x").await?.0), (404, 404));
-    assert_eq!(begin("mood", WORKER, "x").await?.0, 404);
+    // A pipeline that a user may not start reads as missing.
+    assert_eq!((start_execution("other", BOB, "x").await?.0, start_execution("none", BOB, "x").await?.0), (404, 404));
+    assert_eq!(start_execution("mood", WORKER, "x").await?.0, 404);
     let names = async |key: &str| -> Result<Value> {
-        let list: Value = ask(Method::GET, "/pipelines", key).send().await?.json().await?;
+        let list: Value = request_as(Method::GET, "/pipelines", key).send().await?.json().await?;
         Ok(list["pipelines"].as_array().context("a list")?.iter().map(|pipeline| pipeline["name"].clone()).collect())
     };
     assert_eq!((names(ANN).await?, names(BOB).await?), (json!(["mood", "other"]), json!(["mood"])));
 
-    let (code, body) = begin("mood", ANN, "!never").await?;
+    let (code, body) = start_execution("mood", ANN, "!never").await?;
     assert_eq!(code, 202, "{body}");
     let id = body["execution_id"].as_str().context("an id")?.to_owned();
     let missing = "exec_AAAAAAAAAAAAAAAAAAAAAA";
     for key in [BOB, WORKER] {
         for method in [Method::GET, Method::DELETE] {
-            let mut said = Vec::new();
+            let mut responses = Vec::new();
             for id in [&id, missing] {
-                let answer = ask(method.clone(), &format!("/executions/{id}"), key).send().await?;
-                let (status, mut body) = (answer.status(), answer.json::<Value>().await?);
+                let response = request_as(method.clone(), &format!("/executions/{id}"), key).send().await?;
+                let (status, mut body) = (response.status(), response.json::<Value>().await?);
                 body["detail"] = json!(body["detail"].to_string().replace(id, "ID"));
                 body["request_id"] = Value::Null;
-                said.push((status, body));
+                responses.push((status, body));
             }
-            assert_eq!(said[0], said[1]);
-            assert_eq!(said[0].0, 404);
+            assert_eq!(responses[0], responses[1]);
+            assert_eq!(responses[0].0, 404);
         }
-        assert_eq!(ask(Method::GET, &format!("/stream/pipeline/{id}"), key).send().await?.status(), 404);
-        let list: Value = ask(Method::GET, "/executions", key).send().await?.json().await?;
+        assert_eq!(request_as(Method::GET, &format!("/stream/pipeline/{id}"), key).send().await?.status(), 404);
+        let list: Value = request_as(Method::GET, "/executions", key).send().await?.json().await?;
         assert_eq!(list["executions"], json!([]));
     }
-    let answer = ask(Method::GET, &format!("/stream/pipeline/{id}"), ANN).send().await?;
-    assert_eq!(Follower::of(answer, None)?.placed().await?.name, "pipeline_start");
-    let list: Value = ask(Method::GET, "/executions", ANN).send().await?.json().await?;
+    let response = request_as(Method::GET, &format!("/stream/pipeline/{id}"), ANN).send().await?;
+    assert_eq!(Follower::from_response(response, None)?.next_stored_event().await?.name, "pipeline_start");
+    let list: Value = request_as(Method::GET, "/executions", ANN).send().await?.json().await?;
     assert_eq!(list["executions"][0]["execution_id"], json!(id), "{list}");
-    // One at a time, each.
-    let (code, body) = begin("mood", ANN, "good").await?;
+    // Each user may run one execution at a time.
+    let (code, body) = start_execution("mood", ANN, "good").await?;
     assert_eq!((code, &body["code"]), (429, &json!("too_many_executions")));
-    assert_eq!(begin("mood", BOB, "good").await?.0, 202);
-    assert_eq!(ask(Method::DELETE, &format!("/executions/{id}"), ANN).send().await?.status(), 200);
-    let ended: Value = ask(Method::GET, &format!("/executions/{id}"), ANN).send().await?.json().await?;
-    assert_eq!(ended["state"], "cancelled");
-    assert_eq!(ask(Method::GET, &format!("/executions/{id}"), BOB).send().await?.status(), 404);
+    assert_eq!(start_execution("mood", BOB, "good").await?.0, 202);
+    assert_eq!(request_as(Method::DELETE, &format!("/executions/{id}"), ANN).send().await?.status(), 200);
+    let execution: Value = request_as(Method::GET, &format!("/executions/{id}"), ANN).send().await?.json().await?;
+    assert_eq!(execution["state"], "cancelled");
+    assert_eq!(request_as(Method::GET, &format!("/executions/{id}"), BOB).send().await?.status(), 404);
     Ok(())
 }
 
@@ -431,36 +459,36 @@ async fn concurrent_executions_complete() -> Result<()> {
         "mood",
         json!([{"id": "chunk", "kind": "chunk", "chunk_size": 5}, {"id": "mood", "kind": "sentiment"}]),
     )])?;
-    let server = stub(&folder, &[]).await?;
+    let server = start_stub(&folder, &[]).await?;
     let ids = futures::future::try_join_all((0..100).map(|n| {
         let server = &server;
-        async move { begin(server, "mood", &json!(format!("good {n} bad good"))).await }
+        async move { start_execution(server, "mood", &json!(format!("good {n} bad good"))).await }
     }))
     .await?;
     for id in &ids {
-        assert_eq!(ended(&server, id).await?["state"], "completed");
+        assert_eq!(wait_until_ended(&server, id).await?["state"], "completed");
         let all = events(&server, id).await?;
-        check_whole(&all)?;
+        check_contiguous(&all)?;
         assert_eq!(all.last().map(|event| event.name.as_str()), Some("pipeline_complete"));
     }
     Ok(())
 }
 
 #[tokio::test]
-async fn unknown_pipeline_is_answered_with_the_nearest_that_the_user_may_start() -> Result<()> {
+async fn unknown_pipeline_suggests_the_nearest_that_the_user_may_start() -> Result<()> {
     let folder = Folder::new(&[("review", json!([{"id": "a", "kind": "map", "expression": "@"}]))])?;
     let dir = tempfile::tempdir()?;
-    let server = guarded(dir.path(), &folder.arguments()).await?;
+    let server = start_with_auth(dir.path(), &folder.arguments()).await?;
     let detail = async |method: Method, name: &str, key: &str| {
-        let answer = ask(&server, method, &format!("/pipelines/{name}"), key).json(&json!({})).send().await?;
-        ensure!(answer.status() == 404, "{name}: {}", answer.status());
-        let problem: Value = answer.json().await?;
+        let response = request_as(&server, method, &format!("/pipelines/{name}"), key).json(&json!({})).send().await?;
+        ensure!(response.status() == 404, "{name}: {}", response.status());
+        let problem: Value = response.json().await?;
         Ok(problem["detail"].as_str().context("a detail")?.to_owned())
     };
     for method in [Method::GET, Method::POST] {
         let known = detail(method.clone(), "reviw", ADMIN).await?;
         assert!(known.contains("`/pipelines/reviw`") && known.contains("(did you mean `review`?)"), "{known}");
-        // To a user who may start none, the one that there is reads like one that is not.
+        // To a user who may start no pipeline, an existing one reads as missing.
         let [hidden, missing] = [detail(method.clone(), "review", ANN).await?, detail(method, "reviw", ANN).await?];
         assert_eq!(hidden.replace("review", "x"), missing.replace("reviw", "x"));
     }

@@ -1,4 +1,5 @@
-//! Two instances on one Redis: an execution or a stored session is run by one of them at a time, whichever is killed or paused.
+//! Two instances of Weir on one Redis: each execution and each stored session is run by one of them at a time, also when one is killed or
+//! paused.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -10,9 +11,11 @@ use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpListener;
 use tokio::sync::watch;
-use weir_tests::client::{NDJSON, body_of, chunks_path, create_session, post_body};
-use weir_tests::follow::Event;
-use weir_tests::pipelines::{Folder, begin, check_whole, ended, events, follow, start, status};
+use weir_tests::client::{NDJSON, chunks_path, create_session, ndjson_body, post_body};
+use weir_tests::follow::{Event, Follower};
+use weir_tests::pipelines::{
+    Folder, check_contiguous, events, follow, start, start_execution, status, wait_until_ended,
+};
 use weir_tests::redis::Redis;
 use weir_tests::texts::Random;
 use weir_tests::{Duplex, PATIENCE, Server, ndjson, until};
@@ -20,7 +23,7 @@ use weir_tests::{Duplex, PATIENCE, Server, ndjson, until};
 /// `events.lease_ms` of these tests.
 const LEASE_MS: u64 = 2000;
 
-/// A service that steps call. It records each call, and answers a path when the test lets it.
+/// A service that steps call. It records each call, and responds at a path once the test has released it.
 struct Service {
     authority: String,
     calls: Arc<Mutex<Vec<(String, String)>>>,
@@ -41,7 +44,7 @@ impl Service {
                     let (mut read, mut buffer) = (Vec::new(), [0; 4096]);
                     let head = loop {
                         let text = String::from_utf8_lossy(&read).into_owned();
-                        // The body too: a socket that is closed before it is read is reset, and the answer with it.
+                        // The body has to be read too: a socket that is closed with unread bytes is reset, which drops the response.
                         if let Some((head, body)) = text.split_once("\r\n\r\n") {
                             let length = head.lines().find_map(|line| line.strip_prefix("content-length: "));
                             if body.len() >= length.and_then(|length| length.parse().ok()).unwrap_or(0) {
@@ -62,28 +65,28 @@ impl Service {
                     }
                     let body = format!("\"{path}\"");
                     let length = body.len();
-                    let answer = format!(
+                    let response = format!(
                         "HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: {length}\r\nconnection: close\r\n\r\n{body}"
                     );
-                    let _ = socket.write_all(answer.as_bytes()).await;
+                    let _ = socket.write_all(response.as_bytes()).await;
                 });
             }
         });
         Ok(Self { authority, calls, open })
     }
 
-    /// Answers the calls of a path, those that wait and those that come.
-    fn answer(&self, path: &str) {
+    /// Lets the service respond to the calls of a path, to waiting and to later ones.
+    fn release(&self, path: &str) {
         self.open.send_modify(|open| open.push(path.to_owned()));
     }
 
-    /// How many calls have come to a path.
+    /// The number of calls to a path.
     fn count(&self, path: &str) -> usize {
         self.calls.lock().unwrap_or_else(PoisonError::into_inner).iter().filter(|(other, _)| other == path).count()
     }
 
-    /// How many calls have come with each key: one key for each step of each execution.
-    fn by_key(&self) -> HashMap<String, usize> {
+    /// The number of calls with each idempotency key, which each step of each execution has one of.
+    fn counts_by_key(&self) -> HashMap<String, usize> {
         let mut counts = HashMap::new();
         for (_, key) in self.calls.lock().unwrap_or_else(PoisonError::into_inner).iter() {
             *counts.entry(key.clone()).or_insert(0) += 1;
@@ -91,7 +94,7 @@ impl Service {
         counts
     }
 
-    /// Steps that call it one after the other, at `/s0`, `/s1` and so on.
+    /// Sequential steps that call the service, at `/s0`, `/s1` and so on.
     fn steps(&self, count: usize) -> Value {
         let url = |n: usize| format!("http://{}/s{n}", self.authority);
         let step = |n: usize| json!({"id": format!("s{n}"), "kind": "http", "url": url(n), "timeout_ms": 120_000});
@@ -99,7 +102,7 @@ impl Service {
     }
 }
 
-/// What instances share: a Redis server, a service, and a folder with the pipeline `calls`.
+/// The resources that instances share: a Redis server, a service, and a folder with the pipeline `calls`.
 struct Shared {
     redis: Redis,
     service: Service,
@@ -117,40 +120,40 @@ impl Shared {
         let allow = format!("pipelines.http_allow=[\"{}\"]", self.service.authority);
         let lease = format!("events.lease_ms={LEASE_MS}");
         let more = ["--set", &allow, "--set", &lease];
-        self.redis.weir(&[&self.folder.arguments()[..], &more].concat()).await
+        self.redis.start_server(&[&self.folder.arguments()[..], &more].concat()).await
     }
 }
 
-/// Longer than an instance takes to look for executions without an owner, several times.
-async fn several_scans() {
+/// Waits for longer than several scans for executions without an owner take.
+async fn wait_for_several_scans() {
     tokio::time::sleep(Duration::from_millis(2 * LEASE_MS)).await;
 }
 
-/// A refusal of what another instance owns.
-async fn check_owned_elsewhere(answer: Response) -> Result<()> {
-    let (status, retry) = (answer.status(), answer.headers().get("retry-after").cloned());
-    let body: Value = answer.json().await?;
+/// Checks that a response refuses a request because another instance owns the execution or session.
+async fn check_owned_elsewhere(response: Response) -> Result<()> {
+    let (status, retry) = (response.status(), response.headers().get("retry-after").cloned());
+    let body: Value = response.json().await?;
     ensure!((status.as_u16(), &body["code"]) == (409, &json!("owned_elsewhere")), "{status}: {body}");
     let retry: u64 = retry.context("no Retry-After")?.to_str()?.parse()?;
     ensure!((1..=LEASE_MS / 1000 + 1).contains(&retry) && body["retryable"] == true, "{retry}: {body}");
     Ok(())
 }
 
-/// Each step was completed once, and the sequence is whole.
-fn check_once(all: &[Event], steps: usize) -> Result<()> {
-    check_whole(all)?;
+/// Checks that the events have no gap, and that each step and the execution was completed once.
+fn check_steps_completed_once(all: &[Event], steps: usize) -> Result<()> {
+    check_contiguous(all)?;
     for n in 0..steps {
-        let is_it = |event: &&Event| event.name == "step_complete" && event.data["step_id"] == format!("s{n}");
-        let completed = all.iter().filter(is_it).count();
+        let completes_step = |event: &&Event| event.name == "step_complete" && event.data["step_id"] == format!("s{n}");
+        let completed = all.iter().filter(completes_step).count();
         ensure!(completed == 1, "s{n} was completed {completed} times");
     }
-    let whole: Vec<_> =
+    let ends: Vec<_> =
         all.iter().filter(|event| event.name.starts_with("pipeline_")).map(|event| event.name.as_str()).collect();
-    ensure!(whole == ["pipeline_start", "pipeline_complete"], "{whole:?}");
+    ensure!(ends == ["pipeline_start", "pipeline_complete"], "{ends:?}");
     Ok(())
 }
 
-fn started(all: &[Event], step: &str) -> usize {
+fn start_count(all: &[Event], step: &str) -> usize {
     all.iter().filter(|event| event.name == "step_start" && event.data["step_id"] == step).count()
 }
 
@@ -158,28 +161,28 @@ fn started(all: &[Event], step: &str) -> usize {
 async fn execution_of_a_living_instance_is_not_run_by_another() -> Result<()> {
     let shared = Shared::new(2).await?;
     let one = shared.instance().await?;
-    let id = begin(&one, "calls", &json!({})).await?;
-    until("called", || async { Ok(shared.service.count("/s0") == 1) }).await?;
-    // The other starts while a step runs, and looks for what has no owner.
+    let id = start_execution(&one, "calls", &json!({})).await?;
+    until("the service is called", || async { Ok(shared.service.count("/s0") == 1) }).await?;
+    // The second instance starts while a step runs, and scans for executions without an owner.
     let two = shared.instance().await?;
-    several_scans().await;
+    wait_for_several_scans().await;
     assert_eq!(status(&two, &id).await?["state"], "running");
     check_owned_elsewhere(Client::new().delete(two.url(&format!("/executions/{id}"))).send().await?).await?;
-    shared.service.answer("/s0");
-    until("called", || async { Ok(shared.service.count("/s1") > 0) }).await?;
-    several_scans().await;
-    shared.service.answer("/s1");
-    assert_eq!(ended(&one, &id).await?["state"], "completed");
-    assert_eq!(ended(&two, &id).await?["state"], "completed");
+    shared.service.release("/s0");
+    until("the service is called", || async { Ok(shared.service.count("/s1") > 0) }).await?;
+    wait_for_several_scans().await;
+    shared.service.release("/s1");
+    assert_eq!(wait_until_ended(&one, &id).await?["state"], "completed");
+    assert_eq!(wait_until_ended(&two, &id).await?["state"], "completed");
     assert_eq!((shared.service.count("/s0"), shared.service.count("/s1")), (1, 1));
     let all = events(&two, &id).await?;
-    check_once(&all, 2)?;
-    assert_eq!((started(&all, "s0"), started(&all, "s1")), (1, 1));
+    check_steps_completed_once(&all, 2)?;
+    assert_eq!((start_count(&all, "s0"), start_count(&all, "s1")), (1, 1));
     Ok(())
 }
 
-/// What `GET /executions` lists at an instance: ids and states.
-async fn listed(server: &Server) -> Result<Vec<(String, String)>> {
+/// The ids and states that `GET /executions` lists.
+async fn list_executions(server: &Server) -> Result<Vec<(String, String)>> {
     let list: Value = reqwest::get(server.url("/executions")).await?.error_for_status()?.json().await?;
     let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
     let executions = list["executions"].as_array().context("a list")?;
@@ -190,25 +193,25 @@ async fn listed(server: &Server) -> Result<Vec<(String, String)>> {
 async fn executions_of_every_instance_are_listed_by_each_newest_first() -> Result<()> {
     let shared = Shared::new(1).await?;
     let (one, two) = (shared.instance().await?, shared.instance().await?);
-    let first = begin(&one, "calls", &json!({})).await?;
-    let second = begin(&two, "calls", &json!({})).await?;
-    let third = begin(&one, "calls", &json!({})).await?;
+    let first = start_execution(&one, "calls", &json!({})).await?;
+    let second = start_execution(&two, "calls", &json!({})).await?;
+    let third = start_execution(&one, "calls", &json!({})).await?;
     let all = |state: &str| [&third, &second, &first].map(|id| (id.clone(), state.to_owned())).to_vec();
     for server in [&one, &two] {
-        assert_eq!(listed(server).await?, all("running"));
+        assert_eq!(list_executions(server).await?, all("running"));
     }
-    shared.service.answer("*");
+    shared.service.release("*");
     for (server, id) in [(&one, &first), (&two, &second), (&one, &third)] {
-        assert_eq!(ended(server, id).await?["state"], "completed");
+        assert_eq!(wait_until_ended(server, id).await?["state"], "completed");
     }
     for server in [&one, &two] {
-        until("the ends are listed", || async { Ok(listed(server).await? == all("completed")) }).await?;
+        until("the ends are listed", || async { Ok(list_executions(server).await? == all("completed")) }).await?;
     }
-    // An instance that begins later lists them, too, and so does the one that stays.
+    // An instance that starts later lists them too, and so does the remaining one.
     drop(one);
-    let late = shared.instance().await?;
-    for server in [&two, &late] {
-        assert_eq!(listed(server).await?, all("completed"));
+    let third_instance = shared.instance().await?;
+    for server in [&two, &third_instance] {
+        assert_eq!(list_executions(server).await?, all("completed"));
     }
     Ok(())
 }
@@ -220,54 +223,54 @@ async fn execution_of_a_killed_instance_is_resumed_by_another() -> Result<()> {
     let key = [("idempotency-key", "k")];
     let first: Value = start(&one, "calls", &json!({}), &key).await?.json().await?;
     let id = first["execution_id"].as_str().context("an id")?.to_owned();
-    shared.service.answer("/s0");
-    until("called", || async { Ok(shared.service.count("/s1") == 1) }).await?;
-    // A key that was used at one instance begins nothing at the other.
-    let again: Value = start(&two, "calls", &json!({}), &key).await?.json().await?;
-    assert_eq!(again["execution_id"], json!(id));
+    shared.service.release("/s0");
+    until("the service is called", || async { Ok(shared.service.count("/s1") == 1) }).await?;
+    // A key that was used at one instance starts no execution at the other.
+    let repeated: Value = start(&two, "calls", &json!({}), &key).await?.json().await?;
+    assert_eq!(repeated["execution_id"], json!(id));
     one.signal("KILL")?;
     one.wait().await?;
     let killed = Instant::now();
-    until("taken over", || async { Ok(shared.service.count("/s1") == 2) }).await?;
-    // The machine may be busy; the bound is the lease.
+    until("the execution is taken over", || async { Ok(shared.service.count("/s1") == 2) }).await?;
+    // The bound is the lease, with a reserve for a busy machine.
     assert!(killed.elapsed() < Duration::from_millis(LEASE_MS) + PATIENCE / 4, "{:?}", killed.elapsed());
-    shared.service.answer("*");
-    let now = ended(&two, &id).await?;
-    assert_eq!((&now["state"], &now["resumed"]), (&json!("completed"), &json!(1)));
+    shared.service.release("*");
+    let status_at_end = wait_until_ended(&two, &id).await?;
+    assert_eq!((&status_at_end["state"], &status_at_end["resumed"]), (&json!("completed"), &json!(1)));
     assert_eq!((shared.service.count("/s0"), shared.service.count("/s1"), shared.service.count("/s2")), (1, 2, 1));
-    check_once(&events(&two, &id).await?, 3)
+    check_steps_completed_once(&events(&two, &id).await?, 3)
 }
 
 #[tokio::test]
 async fn paused_instance_is_fenced_after_a_takeover() -> Result<()> {
     let shared = Shared::new(3).await?;
     let (one, two) = (shared.instance().await?, shared.instance().await?);
-    let id = begin(&one, "calls", &json!({})).await?;
-    until("called", || async { Ok(shared.service.count("/s0") == 1) }).await?;
-    // The call and the event of its start are two writes; the count below is of both instances' events.
+    let id = start_execution(&one, "calls", &json!({})).await?;
+    until("the service is called", || async { Ok(shared.service.count("/s0") == 1) }).await?;
+    // The event of the start may be stored after the call; it has to be stored before the pause for the counts below.
     let mut follower = follow(&two, &id, None).await?;
-    while started(&[follower.placed().await?], "s0") == 0 {}
+    while start_count(&[follower.next_stored_event().await?], "s0") == 0 {}
     drop(follower);
     one.signal("STOP")?;
-    until("taken over", || async { Ok(shared.service.count("/s0") == 2) }).await?;
-    // Both calls are answered: that of the paused instance waits in its socket until it runs again.
-    shared.service.answer("/s0");
-    until("called", || async { Ok(shared.service.count("/s1") == 1) }).await?;
+    until("the execution is taken over", || async { Ok(shared.service.count("/s0") == 2) }).await?;
+    // Both calls get a response: that of the paused instance stays in its socket until the instance continues.
+    shared.service.release("/s0");
+    until("the service is called", || async { Ok(shared.service.count("/s1") == 1) }).await?;
     one.signal("CONT")?;
-    until("given up", || async { Ok(one.log().contains("is owned by another instance now")) }).await?;
-    several_scans().await;
+    until("the execution is given up", || async { Ok(one.log().contains("is owned by another instance now")) }).await?;
+    wait_for_several_scans().await;
     assert_eq!((shared.service.count("/s0"), shared.service.count("/s1"), shared.service.count("/s2")), (2, 1, 0));
     check_owned_elsewhere(Client::new().delete(one.url(&format!("/executions/{id}"))).send().await?).await?;
-    shared.service.answer("*");
+    shared.service.release("*");
     for server in [&two, &one] {
-        let now = ended(server, &id).await?;
-        assert_eq!((&now["state"], &now["resumed"]), (&json!("completed"), &json!(1)));
+        let status_at_end = wait_until_ended(server, &id).await?;
+        assert_eq!((&status_at_end["state"], &status_at_end["resumed"]), (&json!("completed"), &json!(1)));
     }
     assert_eq!((shared.service.count("/s1"), shared.service.count("/s2")), (1, 1));
     let all = events(&one, &id).await?;
     assert_eq!(all, events(&two, &id).await?);
-    check_once(&all, 3)?;
-    assert_eq!((started(&all, "s0"), started(&all, "s1"), started(&all, "s2")), (2, 1, 1));
+    check_steps_completed_once(&all, 3)?;
+    assert_eq!((start_count(&all, "s0"), start_count(&all, "s1"), start_count(&all, "s2")), (2, 1, 1));
     Ok(())
 }
 
@@ -281,7 +284,7 @@ async fn executions_run_once_across_kills_and_pauses_at_random() -> Result<()> {
     let mut instances = [shared.instance().await?, shared.instance().await?];
     let mut ids = Vec::new();
     for n in 0..EXECUTIONS {
-        ids.push(begin(&instances[n % 2], "calls", &json!({"n": n})).await?);
+        ids.push(start_execution(&instances[n % 2], "calls", &json!({"n": n})).await?);
     }
     for round in 0..ROUNDS {
         let victim = random.below(2);
@@ -296,22 +299,22 @@ async fn executions_run_once_across_kills_and_pauses_at_random() -> Result<()> {
             tokio::time::sleep(wait * 2).await;
             instances[victim].signal("CONT")?;
         }
-        // The calls of one more step are answered.
+        // The calls of one more step get a response.
         if round < STEPS {
-            shared.service.answer(&format!("/s{round}"));
+            shared.service.release(&format!("/s{round}"));
         }
         tokio::time::sleep(Duration::from_millis(random.below(300) as u64)).await;
     }
-    shared.service.answer("*");
+    shared.service.release("*");
     for id in &ids {
-        let now = ended(&instances[random.below(2)], id).await?;
-        ensure!(now["state"] == "completed", "{now}");
+        let status_at_end = wait_until_ended(&instances[random.below(2)], id).await?;
+        ensure!(status_at_end["state"] == "completed", "{status_at_end}");
         let all = events(&instances[random.below(2)], id).await?;
-        check_once(&all, STEPS).with_context(|| format!("{id}: {all:?}"))?;
+        check_steps_completed_once(&all, STEPS).with_context(|| format!("{id}: {all:?}"))?;
     }
-    several_scans().await;
+    wait_for_several_scans().await;
     // Each step was called, and again only after its owner was interrupted.
-    let counts = shared.service.by_key();
+    let counts = shared.service.counts_by_key();
     ensure!(counts.len() == EXECUTIONS * STEPS, "{counts:?}");
     ensure!(counts.values().all(|count| *count <= 1 + ROUNDS), "{counts:?}");
     let total: usize = counts.values().sum();
@@ -325,30 +328,30 @@ fn chunk(at: usize) -> Value {
 }
 
 async fn post_chunks(server: &Server, id: &str, chunks: &[Value]) -> Result<Response> {
-    post_body(server, &chunks_path(id), NDJSON, body_of(chunks)).await
+    post_body(server, &chunks_path(id), NDJSON, ndjson_body(chunks)).await
 }
 
-/// Feeds a session, again while another instance owns it.
+/// Feeds a session, with retries while another instance owns it.
 async fn feed(server: &Server, id: &str, chunks: &[Value]) -> Result<Vec<Value>> {
     let began = Instant::now();
     loop {
-        let answer = post_chunks(server, id, chunks).await?;
-        if answer.status() == 409 && began.elapsed() < PATIENCE {
-            check_owned_elsewhere(answer).await?;
+        let response = post_chunks(server, id, chunks).await?;
+        if response.status() == 409 && began.elapsed() < PATIENCE {
+            check_owned_elsewhere(response).await?;
             tokio::time::sleep(Duration::from_millis(50)).await;
             continue;
         }
-        ensure!(answer.status() == 200, "{}", answer.text().await?);
-        return ndjson(&answer.text().await?);
+        ensure!(response.status() == 200, "{}", response.text().await?);
+        return ndjson(&response.text().await?);
     }
 }
 
-/// The channel of a session has the partial segment of each chunk once, in order.
+/// Ends a session, and checks that its channel has the partial segment of each chunk once, in order.
 async fn check_channel(server: &Server, id: &str, chunks: usize) -> Result<()> {
-    let answer = Client::new().post(server.url(&format!("/sessions/{id}/end"))).send().await?;
-    ensure!(answer.status() == 200, "{}", answer.text().await?);
-    answer.text().await?;
-    let all = weir_tests::follow::Follower::open(server, &format!("/stream/session/{id}"), None).await?.rest().await?;
+    let response = Client::new().post(server.url(&format!("/sessions/{id}/end"))).send().await?;
+    ensure!(response.status() == 200, "{}", response.text().await?);
+    response.text().await?;
+    let all = Follower::open(server, &format!("/stream/session/{id}"), None).await?.remaining_events().await?;
     for (at, event) in all.iter().enumerate().take(all.len() - 1) {
         ensure!(event.data["event_id"] == at + 1, "{} is at {at}: {}", event.data["event_id"], event.data);
     }
@@ -367,14 +370,14 @@ async fn session_is_fed_at_one_of_two_instances() -> Result<()> {
     let (one, two) = (shared.instance().await?, shared.instance().await?);
     let id = create_session(&one, &json!({})).await?;
     let path = format!("/sessions/{id}");
-    // A session at rest is anybody's.
+    // A session without a feeder can be fed at any instance.
     feed(&two, &id, &[chunk(0)]).await?;
     feed(&one, &id, &[chunk(1)]).await?;
-    // While one instance feeds it, the other may read it and not change it.
+    // While one instance has the feeder, the other can read the session and not change it.
     let mut feeder = Duplex::open(&one, &format!("{path}/chunks")).await?;
     feeder.send(format!("{}\n", chunk(2)).as_bytes()).await?;
     feeder.raw.read_until("word2").await?;
-    several_scans().await;
+    wait_for_several_scans().await;
     check_owned_elsewhere(post_chunks(&two, &id, &[chunk(3)]).await?).await?;
     check_owned_elsewhere(Client::new().post(two.url(&format!("{path}/end"))).send().await?).await?;
     check_owned_elsewhere(Client::new().delete(two.url(&path)).send().await?).await?;
@@ -385,17 +388,17 @@ async fn session_is_fed_at_one_of_two_instances() -> Result<()> {
     .await?;
     feeder.send(format!("{}\n", chunk(3)).as_bytes()).await?;
     feeder.end().await?;
-    feeder.raw.read_to_end_of_answer().await?;
-    let said = feed(&two, &id, &[chunk(3), chunk(4)]).await?;
-    ensure!(said.iter().any(|event| event["type"] == "repeated"), "{said:?}");
-    // What one instance has in memory is read again after the other has changed it.
+    feeder.raw.read_to_end_of_response().await?;
+    let lines = feed(&two, &id, &[chunk(3), chunk(4)]).await?;
+    ensure!(lines.iter().any(|event| event["type"] == "repeated"), "{lines:?}");
+    // An instance reloads a session that the other has changed.
     for server in [&one, &two] {
         let state: Value = reqwest::get(server.url(&path)).await?.error_for_status()?.json().await?;
         assert_eq!(state["events"], 5, "{state}");
     }
     feed(&one, &id, &[chunk(5)]).await?;
     check_channel(&two, &id, 6).await?;
-    // It has ended for both, and is gone for both.
+    // The end and the deletion apply at both instances.
     assert_eq!(post_chunks(&one, &id, &[chunk(6)]).await?.json::<Value>().await?["code"], "session_ended");
     assert_eq!(Client::new().delete(one.url(&path)).send().await?.status(), 204);
     for server in [&one, &two] {
@@ -414,7 +417,7 @@ async fn session_of_a_killed_or_paused_instance_is_fed_at_another() -> Result<()
     feeder.send(format!("{}\n{}\n", chunk(0), chunk(1)).as_bytes()).await?;
     feeder.raw.read_until("word1").await?;
     one.signal("STOP")?;
-    // The client does not know what was taken, and submits everything again.
+    // The client does not know which chunks were accepted, and submits all again.
     feed(&two, &id, &[chunk(0), chunk(1), chunk(2)]).await?;
     feeder.send(format!("{}\n", json!({"start": 9, "end": 9, "text": "late", "seq": 90})).as_bytes()).await?;
     one.signal("CONT")?;
@@ -432,13 +435,13 @@ async fn session_of_a_killed_or_paused_instance_is_fed_at_another() -> Result<()
 #[tokio::test]
 async fn session_of_a_killed_instance_expires_at_another() -> Result<()> {
     let shared = Shared::new(1).await?;
-    // The other instance is there before the session is, and nobody asks it for the session.
+    // The other instance starts before the session is created, and gets no request for it.
     let (mut one, two) = (shared.instance().await?, shared.instance().await?);
     let id = create_session(&one, &json!({"idle": {"expire_ms": 3000, "warn_ms": 1500}})).await?;
     feed(&one, &id, &[chunk(0)]).await?;
     one.signal("KILL")?;
     one.wait().await?;
-    let all = weir_tests::follow::Follower::open(&two, &format!("/stream/session/{id}"), None).await?.rest().await?;
+    let all = Follower::open(&two, &format!("/stream/session/{id}"), None).await?.remaining_events().await?;
     let expired: Vec<_> = all.iter().filter(|event| event.name == "session_expired").collect();
     assert_eq!((expired.len(), all.last().map(|event| event.name.as_str())), (1, Some("session_expired")), "{all:?}");
     Ok(())

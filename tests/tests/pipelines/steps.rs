@@ -1,4 +1,4 @@
-//! Steps that leave Weir: components of the operator's, and calls to other services.
+//! Steps outside of Weir: components of the operator, and calls of HTTP services.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -9,7 +9,7 @@ use anyhow::{Context, Result};
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpListener;
-use weir_tests::pipelines::{Folder, begin, check_whole, ended, events, run};
+use weir_tests::pipelines::{Folder, check_contiguous, events, run, start_execution, wait_until_ended};
 use weir_tests::{Server, component, until};
 
 fn step(more: &Value) -> Value {
@@ -20,8 +20,8 @@ fn step(more: &Value) -> Value {
     json!([step])
 }
 
-/// A server with the guest `step_guest` as `own`, from a file that may be replaced.
-async fn with_own(folder: &Folder, file: &Path) -> Result<Server> {
+/// A server with the guest `step_guest` as the step component `own`, from a file that the test may replace.
+async fn start_with_step(folder: &Folder, file: &Path) -> Result<Server> {
     std::fs::copy(component("step_guest.wasm")?, file)?;
     let steps = format!("pipelines.steps=[\"own={}\"]", file.display());
     Server::start_stub(&[&folder.arguments()[..], &["--set", &steps]].concat()).await
@@ -34,9 +34,9 @@ async fn faulty_component_step_is_contained() -> Result<()> {
         ("missing", step(&json!({"path": "nobody"}))),
     ])?;
     let dir = tempfile::tempdir()?;
-    let server = with_own(&folder, &dir.path().join("own.wasm")).await?;
+    let server = start_with_step(&folder, &dir.path().join("own.wasm")).await?;
     let good = run(&server, "own", &json!({"a": [1, "é\n"]})).await?;
-    // An instance of its own each time.
+    // Each call has a new instance.
     for _ in 0..2 {
         assert_eq!(
             good["output"],
@@ -56,15 +56,19 @@ async fn faulty_component_step_is_contained() -> Result<()> {
         ("!text", "step_output"),
     ] {
         let began = Instant::now();
-        let over = run(&server, "own", &json!(input)).await?;
-        assert_eq!((&over["state"], &over["failure"]["code"]), (&json!("failed"), &json!(code)), "{input}: {over}");
+        let execution = run(&server, "own", &json!(input)).await?;
+        assert_eq!(
+            (&execution["state"], &execution["failure"]["code"]),
+            (&json!("failed"), &json!(code)),
+            "{input}: {execution}"
+        );
         assert!(began.elapsed() < Duration::from_secs(30), "{input} took {:?}", began.elapsed());
     }
     assert_eq!(run(&server, "missing", &json!(1)).await?["failure"]["code"], "unknown_step");
-    // While one spins, others go on.
-    let spinning = begin(&server, "own", &json!("!spin")).await?;
+    // Other executions run while one spins.
+    let spinning = start_execution(&server, "own", &json!("!spin")).await?;
     assert_eq!(run(&server, "own", &json!(1)).await?["state"], "completed");
-    assert_eq!(ended(&server, &spinning).await?["failure"]["code"], "step_deadline");
+    assert_eq!(wait_until_ended(&server, &spinning).await?["failure"]["code"], "step_deadline");
     assert!(server.metric("weir_step_calls_total").await? >= 11.0);
     assert_eq!(server.metric("weir_keeper_lost_total").await?, 0.0);
     Ok(())
@@ -75,56 +79,56 @@ async fn component_is_replaced_while_executions_run() -> Result<()> {
     let folder = Folder::new(&[("own", step(&json!({})))])?;
     let dir = tempfile::tempdir()?;
     let file = dir.path().join("own.wasm");
-    let server = with_own(&folder, &file).await?;
+    let server = start_with_step(&folder, &file).await?;
     let is_new = |status: &Value| status["output"]["INPUT"] == 1;
     assert_eq!(run(&server, "own", &json!(1)).await?["output"]["input"], 1);
-    // A file that is no component leaves the one before in place.
+    // A file that is not a component does not replace the earlier one.
     std::fs::write(&file, b"half of a file")?;
-    until("looked at", || async {
+    until("the file is rejected", || async {
         assert_eq!(run(&server, "own", &json!(1)).await?["output"]["input"], 1);
         Ok(server.log().contains("a component cannot be used"))
     })
     .await?;
-    // The same component, but that it says INPUT.
+    // The same component, with INPUT in place of input in its output.
     let old = std::fs::read(component("step_guest.wasm")?)?;
-    let at = old.windows(9).position(|bytes| bytes == b"{\"input\":").context("what it says")?;
+    let at = old.windows(9).position(|bytes| bytes == b"{\"input\":").context("the text to replace")?;
     let new = [&old[..at], b"{\"INPUT\":", &old[at + 9..]].concat();
     std::fs::write(dir.path().join("new.wasm"), new)?;
     std::fs::rename(dir.path().join("new.wasm"), &file)?;
-    let mut old_then_new = Vec::new();
+    let mut is_new_in_order = Vec::new();
     let began = Instant::now();
     loop {
         let input = json!(1);
         let all = futures::future::try_join_all((0..4).map(|_| run(&server, "own", &input))).await?;
         for status in &all {
             assert_eq!(status["state"], "completed", "{status}");
-            check_whole(&events(&server, status["execution_id"].as_str().context("an id")?).await?)?;
+            check_contiguous(&events(&server, status["execution_id"].as_str().context("an id")?).await?)?;
         }
-        old_then_new.extend(all.iter().map(is_new));
+        is_new_in_order.extend(all.iter().map(is_new));
         if all.iter().all(is_new) {
             break;
         }
-        assert!(began.elapsed() < weir_tests::PATIENCE, "not replaced");
+        assert!(began.elapsed() < weir_tests::PATIENCE, "the component is not replaced");
     }
-    assert!(old_then_new.is_sorted(), "{old_then_new:?}");
+    assert!(is_new_in_order.is_sorted(), "{is_new_in_order:?}");
     Ok(())
 }
 
-/// A service that answers by the path, and counts who comes.
-async fn service() -> Result<(String, Arc<AtomicUsize>, Arc<std::sync::Mutex<Vec<String>>>)> {
+/// Starts a service whose response depends on the path; its authority, its count of requests, and the requests.
+async fn start_service() -> Result<(String, Arc<AtomicUsize>, Arc<std::sync::Mutex<Vec<String>>>)> {
     let listener = TcpListener::bind("127.0.0.1:0").await?;
     let authority = listener.local_addr()?.to_string();
     let (count, heads) = (Arc::new(AtomicUsize::new(0)), Arc::new(std::sync::Mutex::new(Vec::new())));
-    let (counted, kept) = (count.clone(), heads.clone());
+    let (counted, requests) = (count.clone(), heads.clone());
     tokio::spawn(async move {
         while let Ok((mut socket, _)) = listener.accept().await {
             let n = counted.fetch_add(1, Ordering::SeqCst);
-            let kept = kept.clone();
+            let requests = requests.clone();
             tokio::spawn(async move {
                 let mut read = Vec::new();
                 let mut buffer = [0; 4096];
-                // The head, and a body as long as it says.
-                let whole = loop {
+                // Reads the head, and a body of its `content-length`.
+                let request = loop {
                     let text = String::from_utf8_lossy(&read).into_owned();
                     if let Some((head, body)) = text.split_once("\r\n\r\n") {
                         let length = head.lines().find_map(|line| line.strip_prefix("content-length: "));
@@ -137,10 +141,10 @@ async fn service() -> Result<(String, Arc<AtomicUsize>, Arc<std::sync::Mutex<Vec
                         Ok(bytes) => read.extend_from_slice(&buffer[..bytes]),
                     }
                 };
-                let path = whole.split(' ').nth(1).unwrap_or_default().to_owned();
-                let body = whole.split_once("\r\n\r\n").map(|(_, body)| body.to_owned()).unwrap_or_default();
-                if let Ok(mut kept) = kept.lock() {
-                    kept.push(whole);
+                let path = request.split(' ').nth(1).unwrap_or_default().to_owned();
+                let body = request.split_once("\r\n\r\n").map(|(_, body)| body.to_owned()).unwrap_or_default();
+                if let Ok(mut requests) = requests.lock() {
+                    requests.push(request);
                 }
                 let (status, kind, body) = match path.as_str() {
                     "/echo" => ("200 OK", "application/json", format!("{{\"got\": {body}}}")),
@@ -162,8 +166,8 @@ async fn service() -> Result<(String, Arc<AtomicUsize>, Arc<std::sync::Mutex<Vec
 
 #[tokio::test]
 async fn http_step_calls_allowed_services_only() -> Result<()> {
-    let (allowed, count, heads) = service().await?;
-    let (other, others, _) = service().await?;
+    let (allowed, count, requests) = start_service().await?;
+    let (other, other_count, _) = start_service().await?;
     let retry = json!({"max_attempts": 3, "base_backoff_ms": 1, "policy": "fixed_delay"});
     let call = |authority: &str, path: &str, more: Value| {
         let mut step =
@@ -193,15 +197,19 @@ async fn http_step_calls_allowed_services_only() -> Result<()> {
     let whole = run(&server, "whole", &json!({"a": "é"})).await?;
     assert_eq!(whole["output"], json!({"got": {"a": "é"}}), "{whole}");
     {
-        let heads = heads.lock().map_err(|_| anyhow::anyhow!("poisoned"))?;
+        let requests = requests.lock().map_err(|_| anyhow::anyhow!("poisoned"))?;
         let key =
             |text: &String| text.lines().find(|line| line.starts_with("idempotency-key: exec_")).map(str::to_owned);
         // Both attempts of a step have the same key, and another execution has another.
-        assert!(key(&heads[0]).is_some() && key(&heads[0]) == key(&heads[1]) && key(&heads[0]) != key(&heads[2]));
-        let post = heads[2].to_lowercase();
+        assert!(
+            key(&requests[0]).is_some()
+                && key(&requests[0]) == key(&requests[1])
+                && key(&requests[0]) != key(&requests[2])
+        );
+        let post = requests[2].to_lowercase();
         assert!(post.starts_with("post /echo http/1.1\r\n") && post.contains("\r\nx-own: yes\r\n"), "{post}");
         assert!(post.contains("\r\ncontent-type: application/json\r\n"), "{post}");
-        assert!(heads[3].starts_with("PUT "), "{}", heads[3]);
+        assert!(requests[3].starts_with("PUT "), "{}", requests[3]);
     }
     for (name, code) in [
         ("large", "output_too_large"),
@@ -211,9 +219,9 @@ async fn http_step_calls_allowed_services_only() -> Result<()> {
         ("refused", "http_not_allowed"),
         ("closed", "http_unreachable"),
     ] {
-        let over = run(&server, name, &json!({})).await?;
-        assert_eq!(over["failure"]["code"], code, "{name}: {over}");
+        let execution = run(&server, name, &json!({})).await?;
+        assert_eq!(execution["failure"]["code"], code, "{name}: {execution}");
     }
-    assert_eq!(others.load(Ordering::SeqCst), 0, "somebody came to a service that may not be called");
+    assert_eq!(other_count.load(Ordering::SeqCst), 0, "a service that is not allowed was called");
     Ok(())
 }

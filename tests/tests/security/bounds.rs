@@ -1,4 +1,4 @@
-//! Answers have bounds: what a client can make of a small request is in proportion to it.
+//! Bounds of responses: their size is in proportion to the size of the request.
 
 use anyhow::{Context, Result, ensure};
 use futures::StreamExt;
@@ -7,11 +7,12 @@ use serde_json::{Value, json};
 use weir_tests::Server;
 use weir_tests::client::{NDJSON, chunks_path, create_session, post_body};
 
-/// An answer has at most this many bytes for each byte of its body, and a mebibyte besides, and what is written before the bound shows.
+/// Bound of the bytes of a response for each byte of the request body, in addition to [`BYTES_FREE`].
 const BYTES_PER_BYTE: usize = 32;
+/// One mebibyte that every response may have, and what is written before the bound takes effect.
 const BYTES_FREE: usize = 2 << 20;
 
-/// A transcript of a speaker who never pauses, of at least this many bytes: every event repeats the segment so far.
+/// An NDJSON transcript of one speaker without a pause, of at least this many bytes: each event repeats the segment so far.
 fn monologue(bytes: usize) -> String {
     let mut body = String::new();
     for at in 0.. {
@@ -25,12 +26,12 @@ fn monologue(bytes: usize) -> String {
     body
 }
 
-/// Posts a body of lines and reads the whole answer: how long it is, its last line, and whether the server stayed within `resident_max`.
-async fn answer(server: &Server, path: &str, body: String) -> Result<(usize, Value)> {
-    let answer = post_body(server, path, NDJSON, body).await?;
-    ensure!(answer.status() == 200, "{}", answer.text().await?);
+/// Posts an NDJSON body; the size of the response in bytes, and its last line.
+async fn response_size_and_last_line(server: &Server, path: &str, body: String) -> Result<(usize, Value)> {
+    let response = post_body(server, path, NDJSON, body).await?;
+    ensure!(response.status() == 200, "{}", response.text().await?);
     let (mut bytes, mut tail) = (0, Vec::new());
-    let mut stream = answer.bytes_stream();
+    let mut stream = response.bytes_stream();
     while let Some(piece) = stream.next().await {
         let piece = piece?;
         bytes += piece.len();
@@ -45,26 +46,26 @@ async fn answer(server: &Server, path: &str, body: String) -> Result<(usize, Val
 }
 
 #[tokio::test]
-async fn transcript_of_one_mebibyte_is_answered_in_proportion() -> Result<()> {
+async fn response_to_a_transcript_of_one_mebibyte_is_bounded() -> Result<()> {
     let server = Server::start_stub(&["--set", "http.body_bytes_max=4194304"]).await?;
     let session = chunks_path(&create_session(&server, &json!({})).await?);
     for path in ["/v1/transcript", "/v1/transcript?annotate=none", session.as_str()] {
         let body = monologue(1 << 20);
         let bytes_max = body.len() * BYTES_PER_BYTE + BYTES_FREE;
-        let (bytes, last) = answer(&server, path, body).await?;
+        let (bytes, last) = response_size_and_last_line(&server, path, body).await?;
         ensure!(bytes <= bytes_max, "{path}: {bytes} bytes");
         assert_eq!(last["error"]["code"], "answer_too_large", "{path}: {last}");
         let message = last["error"]["message"].as_str().context("a message")?;
         ensure!(message.contains("bytes of the body") && message.contains("may have"), "{message}");
     }
-    // A short transcript is answered whole.
-    let (_, last) = answer(&server, "/v1/transcript", monologue(10_000)).await?;
+    // The response to a short transcript is complete.
+    let (_, last) = response_size_and_last_line(&server, "/v1/transcript", monologue(10_000)).await?;
     assert_eq!(last["type"], "final_segment");
     Ok(())
 }
 
 #[tokio::test]
-async fn query_of_8_kb_is_answered_with_a_bounded_list_of_errors() -> Result<()> {
+async fn query_of_8_kb_gets_a_bounded_list_of_errors() -> Result<()> {
     const ANSWER_BYTES_MAX: usize = 16 << 10;
     let server = Server::start_stub(&[]).await?;
     let query = |parameter: &str| parameter.repeat(8000 / parameter.len());
@@ -77,11 +78,11 @@ async fn query_of_8_kb_is_answered_with_a_bounded_list_of_errors() -> Result<()>
                     Client::new().post(&url).header("content-type", "application/json").body(r#"{"inputs":"good"}"#)
                 }
             };
-            let answer = request.send().await?;
-            if answer.status() == 200 {
+            let response = request.send().await?;
+            if response.status() == 200 {
                 continue;
             }
-            let bytes = answer.bytes().await?;
+            let bytes = response.bytes().await?;
             ensure!(bytes.len() <= ANSWER_BYTES_MAX, "{path}?{parameter}…: {} bytes", bytes.len());
             let problem: Value = serde_json::from_slice(&bytes)?;
             ensure!(problem["errors"].as_array().is_none_or(|errors| errors.len() <= 32), "{path}: {problem}");
@@ -91,7 +92,7 @@ async fn query_of_8_kb_is_answered_with_a_bounded_list_of_errors() -> Result<()>
 }
 
 #[tokio::test]
-async fn body_full_of_mistakes_is_answered_with_a_bounded_list_of_errors() -> Result<()> {
+async fn body_full_of_mistakes_gets_a_bounded_list_of_errors() -> Result<()> {
     const ANSWER_BYTES_MAX: usize = 64 << 10;
     let server = Server::start_stub(&[]).await?;
     let fields: String = (0..50_000).map(|n| format!(",\"f{n}\":0")).collect();
@@ -107,10 +108,10 @@ async fn body_full_of_mistakes_is_answered_with_a_bounded_list_of_errors() -> Re
         ("/predict", format!("{{\"inputs\":\"good\"{fields}}}")),
     ] {
         let request = Client::new().post(server.url(path)).header("content-type", "application/json").body(body);
-        let answer = request.send().await?;
-        let status = answer.status();
-        let bytes = answer.bytes().await?;
-        // Without keys there are no tickets, whatever is asked.
+        let response = request.send().await?;
+        let status = response.status();
+        let bytes = response.bytes().await?;
+        // Without authentication every request for a ticket is refused, with a status that may be 5xx.
         ensure!(status.is_client_error() || path == "/tickets", "{path}: {status}");
         ensure!(bytes.len() <= ANSWER_BYTES_MAX, "{path}: {} bytes", bytes.len());
     }

@@ -1,4 +1,4 @@
-//! Clients that take nothing, send nothing, or hold what others need: each costs itself only, and for a bounded time.
+//! Clients that do not read, do not send, or hold shared resources: each affects only itself, for a bounded time.
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::time::Duration;
@@ -26,7 +26,7 @@ async fn connect(server: &Server, from: Ipv4Addr) -> Result<TcpStream> {
     Ok(socket.connect(server.address().parse()?).await?)
 }
 
-/// A connection of HTTP/2 whose client gives every answer this window and no more.
+/// An HTTP/2 connection with this initial window for each response.
 async fn http2(server: &Server, from: Ipv4Addr, window_bytes: u32) -> Result<SendRequest<Bytes>> {
     let stream = connect(server, from).await?;
     let (send, connection) =
@@ -40,18 +40,22 @@ fn post_head(server: &Server, path: &str, content_type: &str) -> Result<Request<
     Ok(Request::post(server.url(path)).header("content-type", content_type).body(())?)
 }
 
-/// Sends a request with its body, and waits for the head of its answer.
-async fn ask(send: &mut SendRequest<Bytes>, request: Request<()>, body: &str) -> Result<(StatusCode, RecvStream)> {
-    let (answer, mut stream) = send.send_request(request, body.is_empty())?;
+/// Sends a request with its body; the status and the body of the response.
+async fn send_request(
+    send: &mut SendRequest<Bytes>,
+    request: Request<()>,
+    body: &str,
+) -> Result<(StatusCode, RecvStream)> {
+    let (response, mut stream) = send.send_request(request, body.is_empty())?;
     if !body.is_empty() {
         stream.send_data(Bytes::copy_from_slice(body.as_bytes()), true)?;
     }
-    let answer = tokio::time::timeout(PATIENCE, answer).await.context("no head")??;
-    Ok((answer.status(), answer.into_body()))
+    let response = tokio::time::timeout(PATIENCE, response).await.context("no head")??;
+    Ok((response.status(), response.into_body()))
 }
 
-/// Reads a stream until it is reset; how it was reset, and what came before.
-async fn reset(body: &mut RecvStream) -> Result<(Reason, Vec<u8>)> {
+/// Reads a stream until it is reset; the reason of the reset, and the bytes before it.
+async fn read_until_reset(body: &mut RecvStream) -> Result<(Reason, Vec<u8>)> {
     let mut all = Vec::new();
     let reading = async {
         loop {
@@ -61,7 +65,7 @@ async fn reset(body: &mut RecvStream) -> Result<(Reason, Vec<u8>)> {
                     all.extend_from_slice(&data);
                 }
                 Some(Err(error)) => return error.reason().context("no reset"),
-                None => bail!("it ended as if it were whole: {:?}", String::from_utf8_lossy(&all)),
+                None => bail!("the stream ended without a reset: {:?}", String::from_utf8_lossy(&all)),
             }
         }
     };
@@ -85,20 +89,20 @@ async fn stream_that_reads_nothing_is_reset_and_its_permit_returned() -> Result<
     let mut send = http2(&server, ONE, 0).await?;
     let mut open = Vec::new();
     for _ in 0..4 {
-        open.push(ask(&mut send, post_head(&server, "/v1/classify", "application/json")?, GOOD).await?);
+        open.push(send_request(&mut send, post_head(&server, "/v1/classify", "application/json")?, GOOD).await?);
         let lines = post_head(&server, "/v1/classify", "application/x-ndjson")?;
-        open.push(ask(&mut send, lines, "{\"text\":\"good\"}\n").await?);
+        open.push(send_request(&mut send, lines, "{\"text\":\"good\"}\n").await?);
     }
     for path in ["/readyz", "/metrics", "/nowhere"] {
-        open.push(ask(&mut send, Request::get(server.url(path)).body(())?, "").await?);
+        open.push(send_request(&mut send, Request::get(server.url(path)).body(())?, "").await?);
     }
     for (_, body) in &mut open {
-        assert_eq!(reset(body).await?, (Reason::CANCEL, Vec::new()));
+        assert_eq!(read_until_reset(body).await?, (Reason::CANCEL, Vec::new()));
     }
-    until("free", || async { Ok(server.metric("weir_http_requests_open").await? == 0.0) }).await?;
+    until("the permits are returned", || async { Ok(server.metric("weir_http_requests_open").await? == 0.0) }).await?;
     ensure!(server.metric("weir_http_stalled_total").await? >= open.len() as f64);
-    // The connection is as good as before.
-    let (status, _) = ask(&mut send, Request::head(server.url("/livez")).body(())?, "").await?;
+    // The connection is usable for another request.
+    let (status, _) = send_request(&mut send, Request::head(server.url("/livez")).body(())?, "").await?;
     assert_eq!(status, StatusCode::OK);
     Ok(())
 }
@@ -109,17 +113,17 @@ async fn stream_that_reads_slowly_is_served() -> Result<()> {
     let mut send = http2(&server, ONE, 8).await?;
     let inputs: Vec<_> = (0..8).map(|_| "good").collect();
     let body = json!({ "inputs": inputs }).to_string();
-    let (_, mut body) = ask(&mut send, post_head(&server, "/v1/classify", "application/json")?, &body).await?;
+    let (_, mut body) = send_request(&mut send, post_head(&server, "/v1/classify", "application/json")?, &body).await?;
     let mut all = Vec::new();
     while let Some(data) = tokio::time::timeout(PATIENCE, body.data()).await.context("no end")? {
-        let data = data.context("reset, though it took something all the time")?;
+        let data = data.context("reset although the client was reading")?;
         all.extend_from_slice(&data);
         tokio::time::sleep(Duration::from_millis(100)).await;
         body.flow_control().release_capacity(data.len())?;
     }
-    let answer: serde_json::Value = serde_json::from_slice(&all)?;
-    assert_eq!(answer["outputs"].as_array().map(Vec::len), Some(8));
-    ensure!(all.len() > 8 * 40, "it took no longer than the timeout");
+    let response: serde_json::Value = serde_json::from_slice(&all)?;
+    assert_eq!(response["outputs"].as_array().map(Vec::len), Some(8));
+    ensure!(all.len() > 8 * 40, "the response is too short to take longer than the timeout");
     Ok(())
 }
 
@@ -128,7 +132,7 @@ async fn http2_header_that_does_not_arrive_closes_the_connection() -> Result<()>
     let server = Server::start_stub(&["--set", "http.header_timeout_ms=300"]).await?;
     const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
     const SETTINGS: &[u8] = &[0, 0, 0, 4, 0, 0, 0, 0, 0];
-    // A header block whose end is left out, and one whose frame is left out but for its first bytes.
+    // A header block without its end. The last case sends only a part of this frame.
     const HEADERS: &[u8] = &[0, 0, 1, 1, 1, 0, 0, 0, 1, 0x82];
     for (what, sent) in [
         ("half a preface", PREFACE[..10].to_vec()),
@@ -146,13 +150,13 @@ async fn http2_header_that_does_not_arrive_closes_the_connection() -> Result<()>
     Ok(())
 }
 
-/// A new session: the path of its chunks.
-async fn session(server: &Server) -> Result<String> {
+/// Creates a session; the path of its chunks.
+async fn new_chunks_path(server: &Server) -> Result<String> {
     Ok(chunks_path(&create_session(server, &json!({})).await?))
 }
 
-/// Settings under which one long body ends an instance.
-const SMALL: [&str; 16] = [
+/// Settings with which one long body exceeds the memory of an instance.
+const SMALL_INSTANCES: [&str; 16] = [
     "--set",
     "http.requests_max=128",
     "--set",
@@ -171,21 +175,21 @@ const SMALL: [&str; 16] = [
     "gateway.idle_timeout_ms=600000",
 ];
 
-/// Ends the instance that answers a path.
+/// Ends the instance that serves a path, with a body that exceeds its memory.
 async fn end_instance(server: &Server, path: &str) -> Result<()> {
     let body = format!(r#"{{"inputs":"{}"}}"#, "x".repeat(40 << 20));
     let request = Client::new().post(server.url(path)).header("content-type", "application/json").body(body);
-    // Who is still sending when the instance ends may not get to read why.
-    if let Ok(answer) = request.send().await {
-        assert_eq!(answer.status(), 503);
-        assert_eq!(answer.json::<serde_json::Value>().await?["code"], "instance_lost");
+    // A client that is still sending when the instance ends may not read the response.
+    if let Ok(response) = request.send().await {
+        assert_eq!(response.status(), 503);
+        assert_eq!(response.json::<serde_json::Value>().await?["code"], "instance_lost");
     }
     Ok(())
 }
 
-/// Opens a stream of lines over HTTP/1.1 and over HTTP/2 and reads an answer on each, ends the instance, and looks at how the
-/// streams end.
-async fn lost_streams_are_cut(server: &Server, [path, path2]: [&str; 2], line: &str, ends: &str) -> Result<()> {
+/// Opens an NDJSON stream over HTTP/1.1 and over HTTP/2 and reads a response on each, ends the instance, and checks that the streams end
+/// with an error.
+async fn check_lost_streams_are_cut(server: &Server, [path, path2]: [&str; 2], line: &str, ends: &str) -> Result<()> {
     let mut raw = Raw::connect(server).await?;
     let head = format!(
         "POST {path} HTTP/1.1\r\nHost: {}\r\nContent-Type: application/x-ndjson\r\nTransfer-Encoding: chunked\r\n\r\n",
@@ -195,50 +199,50 @@ async fn lost_streams_are_cut(server: &Server, [path, path2]: [&str; 2], line: &
     raw.send(format!("{head}{chunk}").as_bytes()).await?;
     raw.read_until("\r\n\r\n").await?;
     let mut send = http2(server, ONE, 65_535).await?;
-    let (answer, mut lines) = send.send_request(post_head(server, path2, "application/x-ndjson")?, false)?;
+    let (response, mut lines) = send.send_request(post_head(server, path2, "application/x-ndjson")?, false)?;
     lines.send_data(Bytes::copy_from_slice(line.as_bytes()), false)?;
-    let answer = tokio::time::timeout(PATIENCE, answer).await.context("no head")??;
-    assert_eq!(answer.status(), 200);
-    let mut body = answer.into_body();
+    let response = tokio::time::timeout(PATIENCE, response).await.context("no head")??;
+    assert_eq!(response.status(), 200);
+    let mut body = response.into_body();
     end_instance(server, ends).await?;
     let read = raw.read_to_end().await?;
-    ensure!(read.starts_with("HTTP/1.1 200") && !read.ends_with("0\r\n\r\n"), "it looks whole:\n{read}");
-    assert_eq!(reset(&mut body).await?.0, Reason::INTERNAL_ERROR);
-    keep(&mut lines);
+    ensure!(read.starts_with("HTTP/1.1 200") && !read.ends_with("0\r\n\r\n"), "the response looks complete:\n{read}");
+    assert_eq!(read_until_reset(&mut body).await?.0, Reason::INTERNAL_ERROR);
+    hold_until_here(&mut lines);
     Ok(())
 }
 
-/// A request's body stays open until here.
-fn keep(_: &mut SendStream<Bytes>) {}
+/// Keeps the body of a request open up to this call.
+fn hold_until_here(_: &mut SendStream<Bytes>) {}
 
 #[tokio::test]
-async fn answer_of_a_lost_instance_is_cut_short() -> Result<()> {
-    let server = Server::start_stub(&SMALL).await?;
-    // What the host holds is no instance's.
-    let mut held = Raw::connect(&server).await?;
+async fn response_of_a_lost_instance_is_cut_short() -> Result<()> {
+    let server = Server::start_stub(&SMALL_INSTANCES).await?;
+    // Subscriptions that the host holds do not depend on an instance.
+    let mut subscription = Raw::connect(&server).await?;
     let head = format!("GET /stream/workflow/w HTTP/1.1\r\nHost: {}\r\n", server.address());
-    held.send(format!("{head}\r\n").as_bytes()).await?;
-    held.read_until("event: connected").await?;
-    let mut gzip = Raw::connect(&server).await?;
-    gzip.send(format!("{head}Accept-Encoding: gzip\r\n\r\n").as_bytes()).await?;
-    gzip.read_until("\r\n\r\n").await?;
-    lost_streams_are_cut(&server, ["/v1/classify"; 2], "{\"text\":\"good\"}\n", "/v1/classify").await?;
+    subscription.send(format!("{head}\r\n").as_bytes()).await?;
+    subscription.read_until("event: connected").await?;
+    let mut gzip_subscription = Raw::connect(&server).await?;
+    gzip_subscription.send(format!("{head}Accept-Encoding: gzip\r\n\r\n").as_bytes()).await?;
+    gzip_subscription.read_until("\r\n\r\n").await?;
+    check_lost_streams_are_cut(&server, ["/v1/classify"; 2], "{\"text\":\"good\"}\n", "/v1/classify").await?;
     until("the loss is counted", async || Ok(server.metric("weir_gateway_instances_lost_total").await? == 1.0)).await?;
     assert_eq!(server.metric("weir_http_connections_held").await?, 2.0);
     Ok(())
 }
 
 #[tokio::test]
-async fn answer_of_the_lost_keeper_is_cut_short() -> Result<()> {
-    let server = Server::start_stub(&SMALL).await?;
-    let (one, two) = (session(&server).await?, session(&server).await?);
+async fn response_of_the_lost_stateful_instance_is_cut_short() -> Result<()> {
+    let server = Server::start_stub(&SMALL_INSTANCES).await?;
+    let (one, two) = (new_chunks_path(&server).await?, new_chunks_path(&server).await?);
     let line = "{\"start\":0,\"end\":1,\"text\":\"hello there\",\"speaker_id\":\"a\",\"seq\":1}\n";
-    lost_streams_are_cut(&server, [&one, &two], line, "/sessions").await?;
+    check_lost_streams_are_cut(&server, [&one, &two], line, "/sessions").await?;
     until("the loss is counted", async || Ok(server.metric("weir_keeper_lost_total").await? == 1.0)).await
 }
 
-/// Sends the head of a request and its body but for the last byte; it is given back when the server has taken what it takes.
-async fn unfinished(server: &Server, from: Ipv4Addr, path: &str, bytes: usize) -> Result<TcpStream> {
+/// Sends the head of a request and its body without the last byte, as far as the server reads it within 200 ms; the connection.
+async fn open_unfinished(server: &Server, from: Ipv4Addr, path: &str, bytes: usize) -> Result<TcpStream> {
     let mut stream = connect(server, from).await?;
     let head = format!(
         "POST {path} HTTP/1.1\r\nHost: {}\r\nContent-Type: application/json\r\nContent-Length: {bytes}\r\n\r\n",
@@ -246,7 +250,7 @@ async fn unfinished(server: &Server, from: Ipv4Addr, path: &str, bytes: usize) -
     );
     stream.write_all(head.as_bytes()).await?;
     let body = vec![b' '; bytes - 1];
-    // Those that wait for room are not read.
+    // The server does not read bodies that wait for memory.
     let _ = tokio::time::timeout(Duration::from_millis(200), stream.write_all(&body)).await;
     Ok(stream)
 }
@@ -267,23 +271,24 @@ async fn unfinished_bodies_of_one_client_end_no_instance_and_leave_capacity() ->
     ])
     .await?;
     for path in ["/v1/classify", "/sessions"] {
-        let open = try_join_all((0..150).map(|_| unfinished(&server, ONE, path, 1 << 20))).await?;
-        // Another client's small request and its long one are answered at once.
+        let open = try_join_all((0..150).map(|_| open_unfinished(&server, ONE, path, 1 << 20))).await?;
+        // A small and a long request of another client are served.
         let other = Client::builder().local_address(Some(TWO.into())).build()?;
         for inputs in ["good".to_owned(), "x".repeat(900_000)] {
             let sent = other.post(server.url(path)).json(&json!({ "inputs": inputs })).send();
-            let answer = tokio::time::timeout(PATIENCE, sent).await.context("no answer")??;
-            ensure!(answer.status() != 503 && answer.status() != 429, "{}", answer.text().await?);
+            let response = tokio::time::timeout(PATIENCE, sent).await.context("no answer")??;
+            ensure!(response.status() != 503 && response.status() != 429, "{}", response.text().await?);
         }
         drop(open);
-        until("free", || async { Ok(server.metric("weir_http_requests_open").await? == 0.0) }).await?;
+        until("the requests are closed", || async { Ok(server.metric("weir_http_requests_open").await? == 0.0) })
+            .await?;
     }
     assert_eq!(server.metric("weir_gateway_instances_lost_total").await?, 0.0);
     assert_eq!(server.metric("weir_keeper_lost_total").await?, 0.0);
     Ok(())
 }
 
-/// As many unfinished bodies as once ended a front instance, and the stateful one.
+/// The numbers of bodies are those that exceeded the memory of an instance before bodies waited for memory.
 #[tokio::test(flavor = "multi_thread")]
 async fn unfinished_bodies_of_hundreds_of_mebibytes_fit_the_memory_formula() -> Result<()> {
     const MIB: u64 = 1 << 20;
@@ -302,18 +307,19 @@ async fn unfinished_bodies_of_hundreds_of_mebibytes_fit_the_memory_formula() -> 
     .concat();
     let server = Server::start_stub(&settings.iter().map(String::as_str).collect::<Vec<_>>()).await?;
     let models_bytes = server.resident_bytes()?;
-    // One instance in front, the stateful one, and the buffers of the connections.
+    // One stateless and the stateful instance, and the buffers of the connections.
     let formula = models_bytes + 2 * INSTANCE_BYTES_MAX + REQUESTS_MAX * CONNECTION_BYTES_MAX;
     for (path, bodies) in [("/v1/classify", 120), ("/sessions", 520)] {
-        let open = try_join_all((0..bodies).map(|_| unfinished(&server, ONE, path, 1 << 20))).await?;
+        let open = try_join_all((0..bodies).map(|_| open_unfinished(&server, ONE, path, 1 << 20))).await?;
         let other = Client::builder().local_address(Some(TWO.into())).build()?;
         let sent = other.post(server.url(path)).json(&json!({"inputs": "good"})).send();
-        let answer = tokio::time::timeout(PATIENCE, sent).await.context("no answer")??;
-        ensure!(answer.status() != 503 && answer.status() != 429, "{}", answer.text().await?);
+        let response = tokio::time::timeout(PATIENCE, sent).await.context("no answer")??;
+        ensure!(response.status() != 503 && response.status() != 429, "{}", response.text().await?);
         let resident = server.resident_bytes()?;
         ensure!(resident <= formula, "{bodies} bodies at {path}: {resident} bytes resident, {formula} at most");
         drop(open);
-        until("free", || async { Ok(server.metric("weir_http_requests_open").await? == 0.0) }).await?;
+        until("the requests are closed", || async { Ok(server.metric("weir_http_requests_open").await? == 0.0) })
+            .await?;
     }
     assert_eq!(server.metric("weir_gateway_instances_lost_total").await?, 0.0);
     assert_eq!(server.metric("weir_keeper_lost_total").await?, 0.0);
@@ -335,17 +341,17 @@ async fn instance_count_follows_the_memory_formula() -> Result<()> {
         let client = Client::new();
         let all =
             (0..requests_max).map(|_| client.post(server.url("/v1/classify")).json(&json!({"inputs": "good"})).send());
-        for answer in try_join_all(all).await? {
-            assert_eq!(answer.status(), 200);
+        for response in try_join_all(all).await? {
+            assert_eq!(response.status(), 200);
         }
-        let made = server.metric("weir_gateway_instances_total").await?;
+        let instances = server.metric("weir_gateway_instances_total").await?;
         let formula = f64::from(requests_max) / f64::from(instance_requests_max);
-        ensure!(made >= 1.0 && made <= formula, "{made} instances; {formula} at most");
+        ensure!(instances >= 1.0 && instances <= formula, "{instances} instances; {formula} at most");
     }
     Ok(())
 }
 
-/// A stream of lines that stays open.
+/// Opens an NDJSON stream that stays open; the head of the response, and the connection.
 async fn open_stream(server: &Server, from: Ipv4Addr) -> Result<(String, TcpStream)> {
     let mut stream = connect(server, from).await?;
     let head = format!(
@@ -353,12 +359,12 @@ async fn open_stream(server: &Server, from: Ipv4Addr) -> Result<(String, TcpStre
         server.address()
     );
     stream.write_all(head.as_bytes()).await?;
-    let mut answer = Vec::new();
-    while !answer.windows(4).any(|window| window == b"\r\n\r\n") {
-        let read = tokio::time::timeout(PATIENCE, stream.read_buf(&mut answer)).await.context("no answer")??;
+    let mut response = Vec::new();
+    while !response.windows(4).any(|window| window == b"\r\n\r\n") {
+        let read = tokio::time::timeout(PATIENCE, stream.read_buf(&mut response)).await.context("no answer")??;
         ensure!(read > 0, "closed");
     }
-    Ok((String::from_utf8_lossy(&answer).into_owned(), stream))
+    Ok((String::from_utf8_lossy(&response).into_owned(), stream))
 }
 
 #[tokio::test]
@@ -367,14 +373,15 @@ async fn client_over_its_share_of_permits_is_refused_and_another_is_served() -> 
     let first = [open_stream(&server, ONE).await?, open_stream(&server, ONE).await?];
     let (refused, _) = open_stream(&server, ONE).await?;
     ensure!(refused.starts_with("HTTP/1.1 429") && refused.contains("retry-after: 1"), "{refused}");
-    // The same over HTTP/2, where many requests share a connection.
+    // The same over HTTP/2, where requests share a connection.
     let mut send = http2(&server, ONE, 65_535).await?;
-    let (status, _) = ask(&mut send, post_head(&server, "/v1/classify", "application/json")?, GOOD).await?;
+    let (status, _) = send_request(&mut send, post_head(&server, "/v1/classify", "application/json")?, GOOD).await?;
     assert_eq!(status, 429);
     let (served, _stream) = open_stream(&server, TWO).await?;
     ensure!(served.starts_with("HTTP/1.1 200"), "{served}");
     drop(first);
-    until("served", || async { Ok(open_stream(&server, ONE).await?.0.starts_with("HTTP/1.1 200")) }).await
+    until("another stream is accepted", || async { Ok(open_stream(&server, ONE).await?.0.starts_with("HTTP/1.1 200")) })
+        .await
 }
 
 #[tokio::test]
@@ -382,14 +389,14 @@ async fn client_over_its_share_of_connections_is_closed_and_another_is_served() 
     let server = Server::launch_stub(&["--set", "http.connections_max=8"])?;
     let probe = Client::builder().local_address(Some(TWO.into())).pool_max_idle_per_host(0).build()?;
     let get = || probe.get(server.url("/livez")).send();
-    until("ready", || async { Ok(get().await.is_ok_and(|answer| answer.status() == 200)) }).await?;
+    until("ready", || async { Ok(get().await.is_ok_and(|response| response.status() == 200)) }).await?;
     let mut open = Vec::new();
     for _ in 0..4 {
         open.push(open_stream(&server, ONE).await?);
     }
     let mut refused = connect(&server, ONE).await?;
     let mut rest = Vec::new();
-    // It may be reset, for nothing that it sends is read.
+    // The write may fail, as the server closes the connection without reading.
     let _ = refused.write_all(b"GET /livez HTTP/1.1\r\nHost: weir\r\n\r\n").await;
     let read = tokio::time::timeout(PATIENCE, refused.read_to_end(&mut rest)).await.context("still open")?;
     ensure!(read.is_err() || rest.is_empty(), "{}", String::from_utf8_lossy(&rest));
@@ -408,7 +415,7 @@ fn line_routes(chunks: &str) -> [(&str, &str); 5] {
     ]
 }
 
-/// What the answer to a stream of blank lines says at its end.
+/// A part of the last line of the response to an idle stream.
 const IDLE: &str = "nothing arrived for 1000 ms";
 const BLANK: &[u8] = b" \r\n";
 const BLANK_EVERY: Duration = Duration::from_millis(50);
@@ -416,18 +423,18 @@ const BLANK_EVERY: Duration = Duration::from_millis(50);
 #[tokio::test]
 async fn http2_stream_of_blank_lines_is_idle() -> Result<()> {
     let server = Server::start_stub(&["--set", "http.body_timeout_ms=1000"]).await?;
-    let chunks = session(&server).await?;
+    let chunks = new_chunks_path(&server).await?;
     for (path, content_type) in line_routes(&chunks) {
         let mut send = http2(&server, ONE, 65_535).await?;
-        let (answer, mut lines) = send.send_request(post_head(&server, path, content_type)?, false)?;
+        let (response, mut lines) = send.send_request(post_head(&server, path, content_type)?, false)?;
         let blank = tokio::spawn(async move {
             while lines.send_data(Bytes::from_static(BLANK), false).is_ok() {
                 tokio::time::sleep(BLANK_EVERY).await;
             }
         });
-        let answer = tokio::time::timeout(PATIENCE, answer).await.context("no head")??;
-        assert_eq!(answer.status(), 200, "{path}");
-        let mut body = answer.into_body();
+        let response = tokio::time::timeout(PATIENCE, response).await.context("no head")??;
+        assert_eq!(response.status(), 200, "{path}");
+        let mut body = response.into_body();
         let mut all = Vec::new();
         let reading = async {
             while let Some(Ok(data)) = body.data().await {
@@ -445,7 +452,7 @@ async fn http2_stream_of_blank_lines_is_idle() -> Result<()> {
 #[tokio::test]
 async fn http1_stream_of_blank_lines_is_idle() -> Result<()> {
     let server = Server::start_stub(&["--set", "http.body_timeout_ms=1000"]).await?;
-    let chunks = session(&server).await?;
+    let chunks = new_chunks_path(&server).await?;
     for (path, content_type) in line_routes(&chunks) {
         let (mut read, mut write) = connect(&server, ONE).await?.into_split();
         let head = format!(
@@ -476,7 +483,7 @@ async fn http1_stream_of_blank_lines_is_idle() -> Result<()> {
 async fn websocket_with_blank_messages_is_idle() -> Result<()> {
     let server = Server::start_stub(&["--set", "http.body_timeout_ms=1000"]).await?;
     for blank in ["", " ", " \r\n \t"] {
-        let chunks = session(&server).await?;
+        let chunks = new_chunks_path(&server).await?;
         let path = chunks.replace("/sessions/", "/ws/session/").replace("/chunks", "");
         let WebSocket { mut reader, mut writer } = WebSocket::connect(&server, &path, None).await?;
         let sender = tokio::spawn(async move {

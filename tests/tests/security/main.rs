@@ -1,4 +1,4 @@
-//! Security: who may see what, what clients may hold, what users share, and the files of the operator.
+//! Security: access control, bounds of clients, shares of users, and the files of the operator.
 
 mod access;
 mod bounds;

@@ -1,5 +1,4 @@
-//! Files that an operator writes: keys, pipelines and the configuration, as editors and tools of every system save them, and with
-//! mistakes in them.
+//! Files of an operator, keys and pipelines: in the encodings and line ends of several editors, and with mistakes.
 
 use std::path::Path;
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -11,7 +10,7 @@ use weir_tests::pipelines::{Folder, run};
 use weir_tests::tokens::token;
 use weir_tests::{Server, root, until};
 
-/// A key whose hash is in [`API_KEYS`].
+/// An API key whose hash is in [`API_KEYS`].
 const ANN: &str = "weir_AQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQE";
 const API_KEYS: &str = "ann ann sha256:0c931af1becde644feaacb8c72cda351e1e5197468018114afcfb614aa558b37\n";
 const SECRET: &str = "a shared secret that is long enough for HS256";
@@ -19,15 +18,15 @@ const OPEN_SSH: &str =
     "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAINdamAGCsQq31Uv+08lkBzoO4XLz2qYjJa8CGmj3B1Ea ann@example.org\n";
 const JWK: &str = r#"{"kty":"OKP","crv":"Ed25519","x":"11qYAYKxCrfVS_7TyWQHOg7hcvPapiMlrwIaaPcHURo"}"#;
 
-/// A server that authenticates every request with the keys of a folder.
-async fn guarded(dir: &Path) -> Result<Server> {
-    let server = launch(dir)?;
+/// Starts a server that authenticates every request with the keys of a folder, and waits until it is ready.
+async fn start_with_keys(dir: &Path) -> Result<Server> {
+    let server = launch_with_keys(dir)?;
     server.ready().await?;
     Ok(server)
 }
 
-/// The same, which may never be ready.
-fn launch(dir: &Path) -> Result<Server> {
+/// [`start_with_keys`] without waiting for readiness.
+fn launch_with_keys(dir: &Path) -> Result<Server> {
     let keys = format!("auth.dir={}", dir.display());
     Server::launch_stub(&[
         "--set",
@@ -41,14 +40,14 @@ fn launch(dir: &Path) -> Result<Server> {
     ])
 }
 
-/// Puts a file in the place of another at once.
+/// Replaces a file atomically.
 fn replace(dir: &Path, name: &str, contents: &[u8]) -> Result<()> {
     let fresh = dir.join(format!("{name}.new"));
     std::fs::write(&fresh, contents)?;
     Ok(std::fs::rename(&fresh, dir.join(name))?)
 }
 
-/// A token of HS256 for the user ann, signed with these bytes, which must be text.
+/// A token of the user `ann`, signed with HS256.
 fn signed_with(secret: &str) -> Result<String> {
     let exp = SystemTime::now().duration_since(UNIX_EPOCH)?.as_secs() + 600;
     let claims = json!({"iss": "https://issuer.example", "aud": "weir", "sub": "ann", "exp": exp});
@@ -61,18 +60,18 @@ async fn classify(server: &Server, bearer: &str) -> Result<u16> {
 }
 
 async fn readyz(server: &Server) -> Result<(u16, Value)> {
-    let answer = reqwest::get(server.url("/readyz")).await?;
-    Ok((answer.status().as_u16(), answer.json().await?))
+    let response = reqwest::get(server.url("/readyz")).await?;
+    Ok((response.status().as_u16(), response.json().await?))
 }
 
 #[tokio::test]
 async fn public_key_in_any_form_is_never_a_shared_secret() -> Result<()> {
     let dir = tempfile::tempdir()?;
     std::fs::write(dir.path().join("api_keys"), API_KEYS)?;
-    let server = guarded(dir.path()).await?;
+    let server = start_with_keys(dir.path()).await?;
     let pem = std::fs::read_to_string(root().join("components/auth/tests/keys/ed25519.pub.pem"))?;
     let utf16: Vec<u8> = pem.encode_utf16().flat_map(u16::to_le_bytes).collect();
-    // Each with whether it is understood.
+    // Each form of the file, its contents, and whether it is accepted.
     let files: [(&str, Vec<u8>, bool); 8] = [
         ("a JWKS after a byte order mark", format!("\u{feff}{{\"keys\":[{JWK}]}}").into(), true),
         ("an array of JWKs", format!("[{JWK}]").into(), true),
@@ -87,19 +86,19 @@ async fn public_key_in_any_form_is_never_a_shared_secret() -> Result<()> {
         ),
         ("a comment before a JWK", format!("// {JWK}").into(), false),
     ];
-    for (form, contents, is_understood) in &files {
+    for (form, contents, is_valid) in &files {
         replace(dir.path(), "token_keys", contents)?;
-        let (state, status) = if *is_understood { ("ready", 401) } else { ("not ready", 503) };
+        let (state, status) = if *is_valid { ("ready", 401) } else { ("not ready", 503) };
         until(&format!("{state} with {form}"), || async {
-            Ok((readyz(&server).await?.0 == 200) == *is_understood && classify(&server, "e.e.e").await? == status)
+            Ok((readyz(&server).await?.0 == 200) == *is_valid && classify(&server, "e.e.e").await? == status)
         })
         .await?;
-        // What everybody knows signs nothing: the file, and each line of it.
+        // A token that is signed with the public file, or with a line of it, is refused.
         let text = String::from_utf8_lossy(contents).replace('\0', "");
         for secret in [text.as_str(), text.trim()].into_iter().chain(text.lines()).filter(|text| !text.is_empty()) {
             assert_eq!(classify(&server, &signed_with(secret)?).await?, status, "{form}: {secret}");
         }
-        // In the file of secrets none of them is accepted.
+        // As the file of secrets, each form is refused.
         std::fs::remove_file(dir.path().join("token_keys"))?;
         replace(dir.path(), "token_secrets", contents)?;
         until(&format!("not ready with {form} as a secret"), || async {
@@ -117,8 +116,8 @@ async fn secret_in_the_file_of_public_keys_is_refused_with_the_file_it_belongs_i
     let dir = tempfile::tempdir()?;
     std::fs::write(dir.path().join("api_keys"), API_KEYS)?;
     std::fs::write(dir.path().join("token_keys"), SECRET)?;
-    let server = launch(dir.path())?;
-    // The reason is in the log before anybody asks, and in the answer of the probe.
+    let server = launch_with_keys(dir.path())?;
+    // The reason is in the log before the first request, and in the response of `/readyz`.
     until("the log says where a secret belongs", async || Ok(server.log().contains("`token_secrets`"))).await?;
     let (status, body) = readyz(&server).await?;
     assert_eq!((status, &body["code"]), (503, &json!("auth_unavailable")), "{body}");
@@ -142,7 +141,7 @@ async fn key_that_is_not_understood_is_skipped_beside_a_usable_one() -> Result<(
     let rsa = r#"{"kty":"RSA","n":"AQ","e":"AQAB","kid":"1"}"#;
     let weak = r#"{"kty":"OKP","crv":"Ed25519","x":"AQAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA"}"#;
     std::fs::write(dir.path().join("token_keys"), format!("{{\"keys\":[{rsa},{weak},{{}},{oct}]}}"))?;
-    let server = guarded(dir.path()).await?;
+    let server = start_with_keys(dir.path()).await?;
     assert_eq!(classify(&server, &signed_with(SECRET)?).await?, 200);
     until("the log names every key that is skipped", async || {
         let log = server.log();
@@ -155,7 +154,7 @@ async fn key_that_is_not_understood_is_skipped_beside_a_usable_one() -> Result<(
 async fn pipeline_with_byte_order_mark_and_windows_line_ends_runs() -> Result<()> {
     let folder = Folder::new(&[])?;
     let definition = "\u{feff}{\r\n  \"name\": \"windows\",\r\n  \"steps\": [{\"id\": \"a\", \"kind\": \"map\", \"expression\": \"'ok'\"}]\r\n}\r\n";
-    folder.put_text("windows", definition)?;
+    folder.write_text("windows", definition)?;
     let server = Server::start_stub(&folder.arguments()).await?;
     assert_eq!(run(&server, "windows", &json!({})).await?["output"], "ok");
     Ok(())
@@ -164,14 +163,14 @@ async fn pipeline_with_byte_order_mark_and_windows_line_ends_runs() -> Result<()
 #[tokio::test]
 async fn wrong_pipeline_is_reported_at_the_start_in_the_list_and_in_the_answer() -> Result<()> {
     let folder = Folder::new(&[])?;
-    folder.put_text("torn", "{\n  \"name\": \"torn\",")?;
-    folder.put_text("members", r#"{"name": "members", "steps": [{"id": "a", "kind": "mop"}], "step": 1}"#)?;
-    folder.put_text("has space", "{}")?;
+    folder.write_text("torn", "{\n  \"name\": \"torn\",")?;
+    folder.write_text("members", r#"{"name": "members", "steps": [{"id": "a", "kind": "mop"}], "step": 1}"#)?;
+    folder.write_text("has space", "{}")?;
     let utf16: Vec<u8> = "{}".encode_utf16().flat_map(u16::to_le_bytes).collect();
     std::fs::write(folder.path().join("utf16.json"), utf16)?;
     let steps = format!("pipelines.steps=[\"own={}\"]", folder.path().join("missing.wasm").display());
     let server = Server::launch_stub(&[&folder.arguments()[..], &["--set", &steps]].concat())?;
-    // No request has been made yet.
+    // The reports are in the log before the first request.
     for name in ["torn.json", "members.json", "has space", "utf16.json", "missing.wasm"] {
         until(&format!("the log names {name}"), || async { Ok(server.log().contains(name)) }).await?;
     }
@@ -185,9 +184,9 @@ async fn wrong_pipeline_is_reported_at_the_start_in_the_list_and_in_the_answer()
         let name = pipeline["name"].as_str().context("a name")?;
         let path = format!("/pipelines/{name}");
         let started = Client::new().post(server.url(&path)).json(&json!({})).send().await?;
-        for answer in [started, reqwest::get(server.url(&path)).await?] {
-            assert_eq!(answer.status(), 503, "{name}");
-            let body: Value = answer.json().await?;
+        for response in [started, reqwest::get(server.url(&path)).await?] {
+            assert_eq!(response.status(), 503, "{name}");
+            let body: Value = response.json().await?;
             assert_eq!(body["code"], "pipeline_invalid", "{body}");
             ensure!(body["detail"].as_str().is_some_and(|detail| detail.contains(error)), "{error}: {body}");
             match name {
@@ -212,7 +211,7 @@ async fn key_files_with_byte_order_mark_and_windows_line_ends_are_read() -> Resu
     std::fs::write(dir.path().join("api_keys"), windows(&format!("# keys\n{API_KEYS}")))?;
     std::fs::write(dir.path().join("token_secrets"), windows(&format!("{SECRET}\n")))?;
     std::fs::write(dir.path().join("ticket_secrets"), windows("another secret, for tickets, also long enough\n"))?;
-    let server = guarded(dir.path()).await?;
+    let server = start_with_keys(dir.path()).await?;
     assert_eq!(classify(&server, ANN).await?, 200);
     assert_eq!(classify(&server, &signed_with(SECRET)?).await?, 200);
     Ok(())

@@ -1,5 +1,4 @@
-//! Stored transcript sessions over real sockets: their life, who may see them, two who feed one, crashes, and the vectors of the
-//! original.
+//! Stored transcript sessions over real sockets: lifecycle, ownership, competing feeders, crashes, and the vectors of slower-whisper.
 
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -13,14 +12,14 @@ use weir_tests::texts::Random;
 use weir_tests::{Duplex, Raw, Server, ndjson, root, until};
 
 async fn get(server: &Server, path: &str) -> Result<(u16, Value)> {
-    let answer = reqwest::get(server.url(path)).await?;
-    let status = answer.status().as_u16();
-    Ok((status, answer.json().await?))
+    let response = reqwest::get(server.url(path)).await?;
+    let status = response.status().as_u16();
+    Ok((status, response.json().await?))
 }
 
-/// The events of a session that has ended, in its channel.
-async fn replay(server: &Server, id: &str) -> Result<Vec<Event>> {
-    Follower::open(server, &format!("/stream/session/{id}"), None).await?.rest().await
+/// The events in the channel of a session that has ended.
+async fn channel_events(server: &Server, id: &str) -> Result<Vec<Event>> {
+    Follower::open(server, &format!("/stream/session/{id}"), None).await?.remaining_events().await
 }
 
 fn chunk(at: usize, text: &str, speaker: &str) -> Value {
@@ -33,8 +32,8 @@ fn conversation(chunks: usize, random: &mut Random) -> Vec<Value> {
     (0..chunks).map(|at| chunk(at, text[random.below(5)], ["a", "b", "c"][random.below(3)])).collect()
 }
 
-/// An event without what only a stored session says of it.
-fn plain(event: &Value) -> Value {
+/// An event without the members that only stored sessions have.
+fn without_stored_fields(event: &Value) -> Value {
     let mut event = event.clone();
     if let Some(event) = event.as_object_mut() {
         event.remove("seq");
@@ -43,23 +42,28 @@ fn plain(event: &Value) -> Value {
     event
 }
 
-/// What one request says of the same chunks, to the end.
-async fn reference(server: &Server, chunks: &[Value]) -> Result<Vec<Value>> {
+/// The events of the same chunks in one request to `/v1/transcript`.
+async fn one_shot_events(server: &Server, chunks: &[Value]) -> Result<Vec<Value>> {
     let body: String = chunks.iter().map(|chunk| format!("{chunk}\n")).collect();
     let path = "/v1/transcript?summary_every=5&summary_at_end=true";
-    let answer = Client::new().post(server.url(path)).header("content-type", NDJSON).body(body).send().await?;
-    ndjson(&answer.text().await?)
+    let response = Client::new().post(server.url(path)).header("content-type", NDJSON).body(body).send().await?;
+    ndjson(&response.text().await?)
 }
 
-/// The channel of a session that has ended has each event once, in order, as one request says them.
-fn agrees(channel: &[Event], reference: &[Value]) -> Result<()> {
+/// Checks that the channel of a session that has ended has the events of one request, each once and in order.
+fn check_agrees(channel: &[Event], expected: &[Value]) -> Result<()> {
     let (last, events) = channel.split_last().context("no events")?;
     ensure!(last.name == "session_ended", "{last:?}");
     for (at, event) in events.iter().enumerate() {
         ensure!(event.data["event_id"] == at + 1, "{} is at {at}: {}", event.data["event_id"], event.data);
-        ensure!(Some(&plain(&event.data)) == reference.get(at), "{}\n{:?}", event.data, reference.get(at));
+        ensure!(
+            Some(&without_stored_fields(&event.data)) == expected.get(at),
+            "{}\n{:?}",
+            event.data,
+            expected.get(at)
+        );
     }
-    ensure!(events.len() == reference.len(), "{} of {}", events.len(), reference.len());
+    ensure!(events.len() == expected.len(), "{} of {}", events.len(), expected.len());
     Ok(())
 }
 
@@ -71,7 +75,7 @@ async fn session_has_its_events_from_start_to_end() -> Result<()> {
     let events = feed(&server, &id, &[chunk(0, "can you send", "a"), chunk(1, "the price list?", "a")]).await?;
     assert_eq!(events[1]["segment"]["text"], "can you send the price list?");
     assert_eq!((&events[1]["seq"], &events[1]["event_id"]), (&json!(2), &json!(2)));
-    // Another request goes on where that ended; what is wrong is answered in its place, what has come is not taken again.
+    // A second request continues the session; an invalid chunk is an error at its line, and a repeated one is not ingested again.
     let wrong = json!({"start": 0, "end": -1, "text": "", "seq": 3});
     let events = feed(&server, &id, &[wrong, chunk(1, "the price list?", "a"), chunk(2, "yes", "b")]).await?;
     let kinds: Vec<&str> = events.iter().filter_map(|event| event["type"].as_str()).collect();
@@ -87,19 +91,22 @@ async fn session_has_its_events_from_start_to_end() -> Result<()> {
     let request = Client::new().get(server.url(&format!("{path}/context"))).header("accept", "text/plain");
     assert_eq!(request.send().await?.text().await?, context["text"].as_str().context("a text")?);
 
-    let ended = end_session(&server, &id).await?;
-    let kinds: Vec<&str> = ended.iter().filter_map(|event| event["type"].as_str()).collect();
+    let last_events = end_session(&server, &id).await?;
+    let kinds: Vec<&str> = last_events.iter().filter_map(|event| event["type"].as_str()).collect();
     assert_eq!(kinds, ["final_segment", "summary_due", "summary_due", "session_ended"]);
-    assert_eq!(ended[2]["summary"], "stub summary of 32 code points");
-    let channel = replay(&server, &id).await?;
+    assert_eq!(last_events[2]["summary"], "stub summary of 32 code points");
+    let channel = channel_events(&server, &id).await?;
     assert_eq!(channel.len(), 8);
     assert_eq!(channel[2].data, events[2]);
-    let again = Follower::open(&server, &format!("/stream/session/{id}"), Some(&channel[5].id)).await?.rest().await?;
-    assert_eq!(again, channel[6..]);
+    let rest = Follower::open(&server, &format!("/stream/session/{id}"), Some(&channel[5].id))
+        .await?
+        .remaining_events()
+        .await?;
+    assert_eq!(rest, channel[6..]);
     assert_eq!(get(&server, &path).await?.1["state"], "ended");
-    let answer = Client::new().post(server.url(&format!("{path}/end"))).send().await?;
+    let response = Client::new().post(server.url(&format!("{path}/end"))).send().await?;
     assert_eq!(
-        (answer.status().as_u16(), answer.json::<Value>().await?["code"].clone()),
+        (response.status().as_u16(), response.json::<Value>().await?["code"].clone()),
         (409, json!("session_ended"))
     );
 
@@ -110,12 +117,12 @@ async fn session_has_its_events_from_start_to_end() -> Result<()> {
 }
 
 #[tokio::test]
-async fn wrong_session_request_is_answered_with_its_reason() -> Result<()> {
+async fn invalid_session_request_is_refused_with_its_reason() -> Result<()> {
     let server = Server::start_stub(&["--set", "sessions.live_max=1"]).await?;
     let post = async |path: &str, content_type: &str, body: &str| -> Result<(u16, Value)> {
         let request = Client::new().post(server.url(path)).header("content-type", content_type).body(body.to_owned());
-        let answer = request.send().await?;
-        Ok((answer.status().as_u16(), answer.json().await?))
+        let response = request.send().await?;
+        Ok((response.status().as_u16(), response.json().await?))
     };
     for (path, content_type, body, status, code) in [
         ("/sessions", "application/json", "{\"gap\":1}", 422, "invalid_request"),
@@ -135,13 +142,13 @@ async fn wrong_session_request_is_answered_with_its_reason() -> Result<()> {
     assert_eq!(post(&chunks, "text/html", "").await?.0, 415);
     let (status, problem) = post("/sessions", "application/json", "{}").await?;
     assert_eq!((status, problem["code"].as_str()), (503, Some("sessions_full")));
-    // One that has gone makes room.
+    // Deleting a session frees its permit.
     Client::new().delete(server.url(&format!("/sessions/{id}"))).send().await?;
     create_session(&server, &json!({})).await?;
     Ok(())
 }
 
-/// Events come while chunks are sent, and whoever has them and asks for the session finds them there.
+/// The state of a session includes each chunk whose events were received.
 #[tokio::test]
 async fn state_has_the_acknowledged_chunks() -> Result<()> {
     let server = Server::start_stub(&[]).await?;
@@ -153,13 +160,16 @@ async fn state_has_the_acknowledged_chunks() -> Result<()> {
         duplex.raw.read_until(&format!(r#""event_id":{}}}"#, at + 1)).await?;
         let (_, state) = get(&server, &format!("/sessions/{id}")).await?;
         assert_eq!((&state["seq_last"], &state["feeding"]), (&json!(at + 1), &json!(true)));
-        assert_eq!(follower.placed().await?.data["event_id"], at + 1);
+        assert_eq!(follower.next_stored_event().await?.data["event_id"], at + 1);
     }
     duplex.send(b"nonsense\n").await?;
     duplex.raw.read_until("malformed_json").await?;
     duplex.end().await?;
     duplex.raw.read_until("\r\n0\r\n\r\n").await?;
-    until("at rest", || async { Ok(get(&server, &format!("/sessions/{id}")).await?.1["feeding"] == false) }).await?;
+    until("the session has no feeder", || async {
+        Ok(get(&server, &format!("/sessions/{id}")).await?.1["feeding"] == false)
+    })
+    .await?;
     Ok(())
 }
 
@@ -173,83 +183,89 @@ async fn newer_feeder_replaces_the_earlier_one() -> Result<()> {
     old.raw.read_until(r#""event_id":1}"#).await?;
     let mut new = Duplex::open(&server, &path).await?;
     new.send(format!("{}\n", chunk(1, "two", "a")).as_bytes()).await?;
-    let seen = new.raw.read_until(r#""event_id":2}"#).await?;
-    assert!(seen.contains("one two"), "{seen}");
-    let told = old.raw.read_until("\r\n0\r\n\r\n").await?;
-    assert!(told.contains(r#"{"type":"error","error":{"message":"another request feeds this session now"#), "{told}");
-    assert!(told.contains(r#""code":"superseded""#), "{told}");
+    let new_text = new.raw.read_until(r#""event_id":2}"#).await?;
+    assert!(new_text.contains("one two"), "{new_text}");
+    let old_text = old.raw.read_until("\r\n0\r\n\r\n").await?;
+    assert!(
+        old_text.contains(r#"{"type":"error","error":{"message":"another request feeds this session now"#),
+        "{old_text}"
+    );
+    assert!(old_text.contains(r#""code":"superseded""#), "{old_text}");
     new.end().await?;
     new.raw.read_until("\r\n0\r\n\r\n").await?;
     end_session(&server, &id).await?;
-    agrees(&replay(&server, &id).await?, &reference(&server, &[chunk(0, "one", "a"), chunk(1, "two", "a")]).await?)
+    check_agrees(
+        &channel_events(&server, &id).await?,
+        &one_shot_events(&server, &[chunk(0, "one", "a"), chunk(1, "two", "a")]).await?,
+    )
 }
 
-/// A feeder whose client does not read what it is answered is taken over all the same, at once.
+/// A feeder whose client does not read is replaced at once too.
 #[tokio::test]
 async fn feeder_that_does_not_read_is_replaced() -> Result<()> {
     const CHUNKS: usize = 20_000;
     let server = Server::start_stub(&[]).await?;
     let id = create_session(&server, &json!({"summary": {"every_finals": 0, "at_end": false}})).await?;
     let path = format!("/sessions/{id}/chunks");
-    let mut old = Duplex::send_head(Raw::connect_small(&server).await?, &path).await?;
+    let mut old = Duplex::send_head(Raw::connect_with_small_buffer(&server).await?, &path).await?;
     let chunks = conversation(CHUNKS, &mut Random(5));
     let body: String = chunks.iter().map(|chunk| format!("{chunk}\n")).collect();
-    // It is not read from either, once much is unsent.
+    // The server stops reading from this client once much of its response is unsent.
     let sending = tokio::spawn(async move {
         let sent = old.send(body.as_bytes()).await;
         (old, sent)
     });
-    let fed = async || -> Result<u64> {
+    let last_seq = async || -> Result<u64> {
         Ok(get(&server, &format!("/sessions/{id}")).await?.1["seq_last"].as_u64().unwrap_or(0))
     };
     let before = std::cell::Cell::new(0);
-    until("at a halt", || async {
+    until("the feeder is pushed back", || async {
         tokio::time::sleep(Duration::from_millis(300)).await;
-        let now = fed().await?;
+        let now = last_seq().await?;
         Ok(now > 0 && before.replace(now) == now)
     })
     .await?;
     let began = Instant::now();
-    let from = fed().await? as usize;
-    assert!(from < CHUNKS, "all of it was taken");
+    let from = last_seq().await? as usize;
+    assert!(from < CHUNKS, "all chunks were ingested");
     let mut events = Vec::new();
     for chunks in chunks[from..].chunks(4000) {
         events.extend(feed(&server, &id, chunks).await?);
     }
     assert!(began.elapsed() < Duration::from_secs(30), "{:?}", began.elapsed());
     assert!(events.iter().all(|event| event["type"] != "error"));
-    assert_eq!(fed().await?, CHUNKS as u64);
+    assert_eq!(last_seq().await?, CHUNKS as u64);
     sending.abort();
     Ok(())
 }
 
-/// Two clients submit the same chunks and take the session from each other all the time: nothing is lost, nothing is doubled.
+/// Three clients submit the same chunks and replace each other as feeder: no event is lost or repeated.
 #[tokio::test]
 async fn competing_feeders_lose_and_repeat_no_event() -> Result<()> {
     const CHUNKS: usize = 300;
     let server = Server::start_stub(&[]).await?;
     let chunks = conversation(CHUNKS, &mut Random(7));
     let id = create_session(&server, &json!({})).await?;
-    let fight = async |mut random: Random| -> Result<()> {
-        let mut answered = 0;
-        while answered < CHUNKS {
-            let to = (answered + 1 + random.below(60)).min(CHUNKS);
-            for line in feed(&server, &id, &chunks[answered..to]).await? {
+    let feed_repeatedly = async |mut random: Random| -> Result<()> {
+        let mut acknowledged = 0;
+        while acknowledged < CHUNKS {
+            let to = (acknowledged + 1 + random.below(60)).min(CHUNKS);
+            for line in feed(&server, &id, &chunks[acknowledged..to]).await? {
                 let seq = line["seq"].as_u64().unwrap_or(0) as usize;
                 ensure!(matches!(line["error"]["code"].as_str(), None | Some("superseded")), "{line}");
                 if matches!(line["type"].as_str(), Some("partial_segment" | "repeated")) {
-                    answered = answered.max(seq);
+                    acknowledged = acknowledged.max(seq);
                 }
             }
         }
         Ok(())
     };
-    futures::try_join!(fight(Random(1)), fight(Random(2)), fight(Random(3)))?;
+    futures::try_join!(feed_repeatedly(Random(1)), feed_repeatedly(Random(2)), feed_repeatedly(Random(3)))?;
     end_session(&server, &id).await?;
-    agrees(&replay(&server, &id).await?, &reference(&server, &chunks).await?)
+    check_agrees(&channel_events(&server, &id).await?, &one_shot_events(&server, &chunks).await?)
 }
 
-/// Sessions side by side, each cut into requests at random: each says what it says alone.
+/// Concurrent sessions, each fed in requests of random sizes: each has the events that it has alone.
 #[tokio::test]
 async fn concurrent_sessions_do_not_mix() -> Result<()> {
     let server = Server::start_stub(&[]).await?;
@@ -264,7 +280,7 @@ async fn concurrent_sessions_do_not_mix() -> Result<()> {
             from = to;
         }
         end_session(&server, &id).await?;
-        agrees(&replay(&server, &id).await?, &reference(&server, &chunks).await?)
+        check_agrees(&channel_events(&server, &id).await?, &one_shot_events(&server, &chunks).await?)
     };
     futures::future::try_join_all((1..=12).map(run)).await?;
     Ok(())
@@ -275,8 +291,8 @@ async fn on_disk(path: &Path) -> Result<Server> {
     Server::start_stub(&["--set", "events.store=disk", "--set", "events.durable=true", "--set", &path]).await
 }
 
-/// Killed in the middle of feeding, again and again: a client that submits again what has no answer finds each event once, and
-/// what it was answered before is what the channel has.
+/// The server is killed repeatedly while a session is fed: a client that submits unacknowledged chunks again finds each event once, and the
+/// events that it received are those of the channel.
 #[tokio::test]
 async fn kill_9_loses_and_repeats_no_event() -> Result<()> {
     const CHUNKS: usize = 400;
@@ -287,29 +303,29 @@ async fn kill_9_loses_and_repeats_no_event() -> Result<()> {
     let mut server = on_disk(&file).await?;
     let id = create_session(&server, &json!({})).await?;
     let path = format!("/sessions/{id}/chunks");
-    let (mut answered, mut lines) = (0, Vec::new());
+    let (mut acknowledged, mut lines) = (0, Vec::new());
     for round in 0..6 {
         let mut duplex = Duplex::open(&server, &path).await?;
-        // Some of what was answered is submitted again too.
-        let from = answered - random.below(answered.min(30) + 1);
-        let to = if round < 5 { (answered + 40 + random.below(60)).min(CHUNKS - 1) } else { CHUNKS };
+        // Some acknowledged chunks are submitted again too.
+        let from = acknowledged - random.below(acknowledged.min(30) + 1);
+        let to = if round < 5 { (acknowledged + 40 + random.below(60)).min(CHUNKS - 1) } else { CHUNKS };
         for piece in chunks[from..to].chunks(1 + random.below(9)) {
             let piece: String = piece.iter().map(|chunk| format!("{chunk}\n")).collect();
             duplex.send(piece.as_bytes()).await?;
         }
-        // Some answers are read, and others are on their way.
+        // Some events are read before the kill, and others are in transit.
         let wanted = if round < 5 { from + 1 + random.below(to - from) } else { CHUNKS };
-        let seen = duplex.raw.read_until(&format!(r#""seq":{wanted},"#)).await?;
+        let text = duplex.raw.read_until(&format!(r#""seq":{wanted},"#)).await?;
         if round < 5 {
             server.signal("KILL")?;
             server.wait().await?;
         } else {
             duplex.end().await?;
         }
-        let rest = duplex.raw.read_to_end_of_answer().await?;
-        for line in ndjson_of(&format!("{seen}{rest}")) {
+        let rest = duplex.raw.read_to_end_of_response().await?;
+        for line in complete_lines(&format!("{text}{rest}")) {
             if matches!(line["type"].as_str(), Some("partial_segment" | "repeated")) {
-                answered = answered.max(line["seq"].as_u64().unwrap_or(0) as usize);
+                acknowledged = acknowledged.max(line["seq"].as_u64().unwrap_or(0) as usize);
             }
             ensure!(line["type"] != "error", "{line}");
             lines.push(line);
@@ -318,10 +334,10 @@ async fn kill_9_loses_and_repeats_no_event() -> Result<()> {
             server = on_disk(&file).await?;
         }
     }
-    assert_eq!(answered, CHUNKS);
+    assert_eq!(acknowledged, CHUNKS);
     end_session(&server, &id).await?;
-    let channel = replay(&server, &id).await?;
-    agrees(&channel, &reference(&server, &chunks).await?)?;
+    let channel = channel_events(&server, &id).await?;
+    check_agrees(&channel, &one_shot_events(&server, &chunks).await?)?;
     for line in lines.iter().filter(|line| line["event_id"].is_u64()) {
         let at = line["event_id"].as_u64().context("a number")? as usize - 1;
         assert_eq!(&channel[at].data, line);
@@ -329,7 +345,7 @@ async fn kill_9_loses_and_repeats_no_event() -> Result<()> {
     Ok(())
 }
 
-/// Killed while so much pours in that the channel keeps only the end of it: the session is where it would be all the same.
+/// The server is killed under a load that exceeds the retention of the channel: the state of the session is that of an uninterrupted one.
 #[tokio::test]
 async fn kill_9_under_load_loses_and_repeats_no_event() -> Result<()> {
     const CHUNKS: usize = 6000;
@@ -339,17 +355,17 @@ async fn kill_9_under_load_loses_and_repeats_no_event() -> Result<()> {
     let config = json!({"summary": {"every_finals": 0, "at_end": false}});
     let mut server = on_disk(&file).await?;
     let id = create_session(&server, &config).await?;
-    let mut answered = 0;
+    let mut acknowledged = 0;
     for wanted in [1500, 3500, CHUNKS] {
         let mut duplex = Duplex::open(&server, &format!("/sessions/{id}/chunks")).await?;
-        let body: String = chunks[answered..].iter().map(|chunk| format!("{chunk}\n")).collect();
+        let body: String = chunks[acknowledged..].iter().map(|chunk| format!("{chunk}\n")).collect();
         let raw = &mut duplex.raw;
-        // What is sent and what is read are both more than fits between: side by side.
-        let seen = raw.send_while_reading(body.as_bytes(), &format!(r#""seq":{wanted},"#)).await?;
-        for line in ndjson_of(&seen) {
+        // Both directions exceed the buffers of the connection, so that sending and reading are concurrent.
+        let text = raw.send_while_reading(body.as_bytes(), &format!(r#""seq":{wanted},"#)).await?;
+        for line in complete_lines(&text) {
             ensure!(line["type"] != "error", "{line}");
             if matches!(line["type"].as_str(), Some("partial_segment" | "repeated")) {
-                answered = answered.max(line["seq"].as_u64().unwrap_or(0) as usize);
+                acknowledged = acknowledged.max(line["seq"].as_u64().unwrap_or(0) as usize);
             }
         }
         if wanted < CHUNKS {
@@ -358,9 +374,9 @@ async fn kill_9_under_load_loses_and_repeats_no_event() -> Result<()> {
             server = on_disk(&file).await?;
         }
     }
-    assert_eq!(answered, CHUNKS);
-    let whole = create_session(&server, &config).await?;
-    feed(&server, &whole, &chunks).await?;
+    assert_eq!(acknowledged, CHUNKS);
+    let uninterrupted = create_session(&server, &config).await?;
+    feed(&server, &uninterrupted, &chunks).await?;
     let state = async |id: &str| -> Result<Value> {
         let (_, state) = get(&server, &format!("/sessions/{id}")).await?;
         let metrics = &state["metrics"];
@@ -372,18 +388,18 @@ async fn kill_9_under_load_loses_and_repeats_no_event() -> Result<()> {
             metrics["segments_finalized"]
         ]))
     };
-    assert_eq!(state(&id).await?, state(&whole).await?);
+    assert_eq!(state(&id).await?, state(&uninterrupted).await?);
     let (_, context) = get(&server, &format!("/sessions/{id}/context")).await?;
-    assert_eq!(context, get(&server, &format!("/sessions/{whole}/context")).await?.1);
+    assert_eq!(context, get(&server, &format!("/sessions/{uninterrupted}/context")).await?.1);
     Ok(())
 }
 
-/// The whole lines of JSON in an answer that came in chunks and may have been cut.
-fn ndjson_of(answer: &str) -> Vec<Value> {
-    answer.lines().filter_map(|line| serde_json::from_str(line).ok()).filter(Value::is_object).collect()
+/// The complete lines of JSON in a chunked response that may have been cut.
+fn complete_lines(response: &str) -> Vec<Value> {
+    response.lines().filter_map(|line| serde_json::from_str(line).ok()).filter(Value::is_object).collect()
 }
 
-/// A session that ended, one that is idle and one that was killed while it was fed are found again after a restart.
+/// A session that has ended and an open one are found after a restart.
 #[tokio::test]
 async fn session_survives_a_restart() -> Result<()> {
     let dir = tempfile::tempdir()?;
@@ -411,22 +427,22 @@ async fn idle_session_is_warned_and_expires() -> Result<()> {
     let server = Server::start_stub(&["--set", "sessions.ended_ttl_ms=1500"]).await?;
     let id = create_session(&server, &json!({"idle": {"expire_ms": 3000, "warn_ms": 1500}})).await?;
     feed(&server, &id, &[chunk(0, "bye", "a")]).await?;
-    let channel = replay(&server, &id).await?;
+    let channel = channel_events(&server, &id).await?;
     let names: Vec<&str> = channel.iter().map(|event| event.name.as_str()).collect();
     assert_eq!(names, ["partial_segment", "session_expiring", "final_segment", "summary_due", "session_expired"]);
     assert!(channel[1].data["in_ms"].as_u64().is_some_and(|ms| ms <= 1500), "{:?}", channel[1]);
     assert_eq!(get(&server, &format!("/sessions/{id}")).await?.1["state"], "expired");
     let request = Client::new().post(server.url(&format!("/sessions/{id}/chunks"))).header("content-type", NDJSON);
-    let answer = request.body("").send().await?;
+    let response = request.body("").send().await?;
     assert_eq!(
-        (answer.status().as_u16(), answer.json::<Value>().await?["code"].clone()),
+        (response.status().as_u16(), response.json::<Value>().await?["code"].clone()),
         (409, json!("session_expired"))
     );
-    until("forgotten", || async { Ok(get(&server, &format!("/sessions/{id}")).await?.0 == 404) }).await?;
+    until("the session is removed", || async { Ok(get(&server, &format!("/sessions/{id}")).await?.0 == 404) }).await?;
     Ok(())
 }
 
-/// What models say is part of the events, in their order; a model that fails leaves its error and loses nothing.
+/// Outputs of models are part of the events, which keep their order; a failing model leaves its error in the event.
 #[tokio::test]
 async fn models_annotate_final_segments() -> Result<()> {
     let server = Server::start_stub(&[]).await?;
@@ -451,20 +467,20 @@ async fn models_annotate_final_segments() -> Result<()> {
     let summary = events.iter().find(|event| event["type"] == "summary_due").context("a summary")?;
     assert_eq!(summary["summary_error"]["code"], "engine_failed");
     assert!(summary["prompt"].as_str().is_some_and(|prompt| prompt.contains("Paris")), "{summary}");
-    let channel = replay(&server, &id).await?;
+    let channel = channel_events(&server, &id).await?;
     assert_eq!(channel.iter().map(|event| &event.data).collect::<Vec<_>>(), events.iter().collect::<Vec<_>>());
 
-    // In one request too.
+    // The same in one request.
     let path = "/v1/transcript?annotate=sentiment&summary_at_end=true";
     let body = format!("{}\n", chunk(0, "good", "a"));
-    let answer = Client::new().post(server.url(path)).header("content-type", NDJSON).body(body).send().await?;
-    let events = ndjson(&answer.text().await?)?;
+    let response = Client::new().post(server.url(path)).header("content-type", NDJSON).body(body).send().await?;
+    let events = ndjson(&response.text().await?)?;
     assert_eq!(events[1]["sentiment"]["label"], "positive");
     assert_eq!(events[2]["summary"], "stub summary of 4 code points");
     Ok(())
 }
 
-/// Keys whose hashes are in the file.
+/// An API key whose hash is in [`API_KEYS`].
 const ANN: &str = "weir_AQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQE";
 const BOB: &str = "weir_AgICAgICAgICAgICAgICAgICAgICAgICAgICAgICAgI";
 const API_KEYS: &str = "\
@@ -478,19 +494,19 @@ async fn session_belongs_to_the_user_that_created_it() -> Result<()> {
     std::fs::write(dir.path().join("api_keys"), API_KEYS)?;
     let keys = format!("auth.dir={}", dir.path().display());
     let server = Server::start_stub(&["--set", "auth.mode=required", "--set", &keys]).await?;
-    let ask = |method: Method, path: &str, key: &str| {
+    let request_as = |method: Method, path: &str, key: &str| {
         let request = Client::new().request(method, server.url(path)).bearer_auth(key);
         request.header("content-type", "application/json").body("{}")
     };
-    let answer = Client::new().post(server.url("/sessions")).json(&json!({})).send().await?;
-    assert_eq!(answer.status(), 401);
-    let answer = ask(Method::POST, "/sessions", ANN).send().await?;
-    assert_eq!(answer.status(), 201);
-    let id = answer.json::<Value>().await?["session_id"].as_str().context("an id")?.to_owned();
-    let told = |answer: Value| {
-        let mut answer = answer;
-        answer["request_id"] = Value::Null;
-        answer.to_string().replace(&id, "none")
+    let response = Client::new().post(server.url("/sessions")).json(&json!({})).send().await?;
+    assert_eq!(response.status(), 401);
+    let response = request_as(Method::POST, "/sessions", ANN).send().await?;
+    assert_eq!(response.status(), 201);
+    let id = response.json::<Value>().await?["session_id"].as_str().context("an id")?.to_owned();
+    let comparable = |response: Value| {
+        let mut response = response;
+        response["request_id"] = Value::Null;
+        response.to_string().replace(&id, "none")
     };
     for (method, rest) in [
         (Method::GET, ""),
@@ -499,24 +515,24 @@ async fn session_belongs_to_the_user_that_created_it() -> Result<()> {
         (Method::POST, "/end"),
         (Method::DELETE, ""),
     ] {
-        // Another's and one that is not there are answered alike.
-        let theirs = ask(method.clone(), &format!("/sessions/{id}{rest}"), BOB).send().await?;
-        let missing = ask(method.clone(), &format!("/sessions/none{rest}"), BOB).send().await?;
-        assert_eq!((theirs.status(), missing.status()), (404.try_into()?, 404.try_into()?), "{method} {rest}");
-        assert_eq!(told(theirs.json().await?), told(missing.json().await?));
+        // A session of another user reads as missing.
+        let foreign = request_as(method.clone(), &format!("/sessions/{id}{rest}"), BOB).send().await?;
+        let missing = request_as(method.clone(), &format!("/sessions/none{rest}"), BOB).send().await?;
+        assert_eq!((foreign.status(), missing.status()), (404.try_into()?, 404.try_into()?), "{method} {rest}");
+        assert_eq!(comparable(foreign.json().await?), comparable(missing.json().await?));
     }
     let channel = format!("/stream/session/{id}");
-    assert_eq!(ask(Method::GET, &channel, BOB).send().await?.status(), 404);
-    assert_eq!(ask(Method::GET, &format!("/sessions/{id}"), ANN).send().await?.status(), 200);
-    let ended = ask(Method::POST, &format!("/sessions/{id}/end"), ANN).send().await?.text().await?;
+    assert_eq!(request_as(Method::GET, &channel, BOB).send().await?.status(), 404);
+    assert_eq!(request_as(Method::GET, &format!("/sessions/{id}"), ANN).send().await?.status(), 200);
+    let ended = request_as(Method::POST, &format!("/sessions/{id}/end"), ANN).send().await?.text().await?;
     assert!(ended.contains("session_ended"), "{ended}");
-    let events = ask(Method::GET, &channel, ANN).send().await?.text().await?;
+    let events = request_as(Method::GET, &channel, ANN).send().await?.text().await?;
     assert!(events.contains("session_ended"), "{events}");
-    assert_eq!(ask(Method::DELETE, &format!("/sessions/{id}"), ANN).send().await?.status(), 204);
+    assert_eq!(request_as(Method::DELETE, &format!("/sessions/{id}"), ANN).send().await?.status(), 204);
     Ok(())
 }
 
-/// The vectors of the original, each as a stored session.
+/// Each vector of slower-whisper as a stored session.
 #[tokio::test]
 async fn stored_session_agrees_with_slower_whisper() -> Result<()> {
     let dir = std::env::var_os("WEIR_GOLDEN_DIR").map_or_else(|| root().join("tests/golden"), PathBuf::from);
@@ -530,11 +546,11 @@ async fn stored_session_agrees_with_slower_whisper() -> Result<()> {
         });
         let id = create_session(&server, &config).await?;
         let inputs = vector["input"].as_array().context("inputs")?;
-        let mut want = Vec::new();
+        let mut expected = Vec::new();
         for (at, output) in vector["output"].as_array().context("outputs")?.iter().enumerate() {
             match output {
-                Value::Array(events) => want.extend(events.iter().cloned()),
-                error => want.push(json!({"type": "error", "message": error["error"], "line": at + 1})),
+                Value::Array(events) => expected.extend(events.iter().cloned()),
+                error => expected.push(json!({"type": "error", "message": error["error"], "line": at + 1})),
             }
         }
         let got: Vec<Value> = feed(&server, &id, inputs)
@@ -547,14 +563,13 @@ async fn stored_session_agrees_with_slower_whisper() -> Result<()> {
                 _ => json!({"type": event["type"], "segment": event["segment"]}),
             })
             .collect();
-        ensure!(got == want, "{vector}\n{got:?}");
+        ensure!(got == expected, "{vector}\n{got:?}");
         Client::new().delete(server.url(&format!("/sessions/{id}"))).send().await?;
     }
     Ok(())
 }
 
-/// Many sessions live at once and are fed by turns for a while: each ends with all that it was given. The minute-long run is
-/// `weir-bench sessions`.
+/// Many open sessions are fed in turns for 5 s: each has all its chunks in the end. `weir-bench sessions` is the run of a minute.
 #[tokio::test]
 async fn many_sessions_are_fed_at_once() -> Result<()> {
     const SESSIONS: usize = 400;
@@ -568,8 +583,8 @@ async fn many_sessions_are_fed_at_once() -> Result<()> {
     let mut rounds = 0;
     while began.elapsed() < Duration::from_secs(5) {
         for ids in ids.chunks(40) {
-            let fed = ids.iter().map(async |id| feed(&server, id, &[chunk(rounds, "a word", "a")]).await);
-            for events in futures::future::try_join_all(fed).await? {
+            let responses = ids.iter().map(async |id| feed(&server, id, &[chunk(rounds, "a word", "a")]).await);
+            for events in futures::future::try_join_all(responses).await? {
                 ensure!(events.len() == 1 && events[0]["event_id"] == rounds + 1, "{events:?}");
             }
         }

@@ -313,7 +313,8 @@ impl Columns {
             return refusal("malformed_csv", reason);
         }
         let cell = |at: Option<usize>| at.map(|at| cells[at].clone().into_owned()).filter(|cell| !cell.is_empty());
-        let metadata = ItemMetadata { id: cell(self.id).map(Id::Text), language: cell(self.language), user: cell(self.user) };
+        let metadata =
+            ItemMetadata { id: cell(self.id).map(Id::Text), language: cell(self.language), user: cell(self.user) };
         Ok(Input { text: cells[self.text].clone().into_owned(), text_pair: cell(self.text_pair), metadata })
     }
 }

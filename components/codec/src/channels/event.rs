@@ -236,7 +236,8 @@ impl Object {
     }
 
     fn json(&mut self, value: &(impl Serialize + ?Sized)) {
-        serde_json::to_writer(&mut self.0, value).expect("strings, numbers and booleans serialize, and writing to a vector cannot fail");
+        serde_json::to_writer(&mut self.0, value)
+            .expect("strings, numbers and booleans serialize, and writing to a vector cannot fail");
     }
 
     fn value(&mut self, key: &str, value: &(impl Serialize + ?Sized)) {

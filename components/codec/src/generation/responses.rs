@@ -400,7 +400,8 @@ impl ResponseStream {
         self.emit("response.output_item.added", json!({ "output_index": output_index, "item": value }), out);
         if item == Item::Text {
             let part = json!({ "type": "output_text", "text": "", "annotations": [], "logprobs": [] });
-            let data = json!({ "item_id": message_id(&id), "output_index": output_index, "content_index": 0, "part": part });
+            let data =
+                json!({ "item_id": message_id(&id), "output_index": output_index, "content_index": 0, "part": part });
             self.emit("response.content_part.added", data, out);
         }
         output_index
@@ -421,7 +422,8 @@ impl ResponseStream {
                     "item_id": item_id, "output_index": output_index, "content_index": 0, "text": text, "logprobs": logprobs,
                 });
                 self.emit("response.output_text.done", data, out);
-                let data = json!({ "item_id": item_id, "output_index": output_index, "content_index": 0, "part": part });
+                let data =
+                    json!({ "item_id": item_id, "output_index": output_index, "content_index": 0, "part": part });
                 self.emit("response.content_part.done", data, out);
                 message_item(&id, state, &[part])
             }

@@ -34,14 +34,7 @@ pub struct Lines {
 impl Lines {
     /// Lines of at most `bytes_max` bytes, without their ends.
     pub fn new(bytes_max: usize) -> Self {
-        Self {
-            bytes_max,
-            buffer: Vec::new(),
-            is_returned: false,
-            too_long: false,
-            count: 0,
-            mark_bytes: Some(0),
-        }
+        Self { bytes_max, buffer: Vec::new(), is_returned: false, too_long: false, count: 0, mark_bytes: Some(0) }
     }
 
     /// The next complete line, which is removed from `bytes`. `None` when no line ends in `bytes`, which are consumed then.

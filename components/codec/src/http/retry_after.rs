@@ -40,8 +40,7 @@ fn date_unix_s(text: &str, now_s: u64) -> Option<u64> {
     let month = MONTHS.iter().position(|name| *name == month)? as u64 + 1;
     let day = number(day).filter(|day| (1..=31).contains(day))?;
     let mut parts = time.split(':');
-    let mut part =
-        |max: u64| parts.next().filter(|part| part.len() == 2).and_then(number).filter(|part| *part <= max);
+    let mut part = |max: u64| parts.next().filter(|part| part.len() == 2).and_then(number).filter(|part| *part <= max);
     // A leap second is the second 60.
     let (hour, minute, second) = (part(23)?, part(59)?, part(60)?);
     if parts.next().is_some() || year < 1970 {

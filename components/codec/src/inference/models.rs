@@ -74,16 +74,16 @@ pub struct ModelState<'a> {
 
 /// The response body of `GET /v1/models`.
 pub fn models_json(models: &[Model]) -> Vec<u8> {
-    let data = models.iter().map(|model| openai_model(&model.name)).collect();
+    let data = models.iter().map(|model| listed_model(&model.name)).collect();
     to_vec(&Models { models, object: "list", data })
 }
 
 /// The response body of `GET /v1/models/{model}`.
 pub fn model_json(model: &Model) -> Vec<u8> {
-    to_vec(&openai_model(&model.name))
+    to_vec(&listed_model(&model.name))
 }
 
-fn listed(name: &str) -> ListedModel<'_> {
+fn listed_model(name: &str) -> ListedModel<'_> {
     ListedModel { id: name, object: "model", created: 0, owned_by: "weir" }
 }
 

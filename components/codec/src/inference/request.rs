@@ -160,7 +160,12 @@ impl InputPosition {
 }
 
 /// Reads an input. On failure, the errors are in `errors` and the result is the id, if it can be read.
-fn input(node: Node<'_>, task: Task, position: InputPosition, errors: &mut Vec<FieldError>) -> Result<Input, Option<Id>> {
+fn input(
+    node: Node<'_>,
+    task: Task,
+    position: InputPosition,
+    errors: &mut Vec<FieldError>,
+) -> Result<Input, Option<Id>> {
     let members = match node {
         Node::Text(text) => return Ok(Input { text: text.into_owned(), text_pair: None, id: None }),
         Node::Object(members) => members,
@@ -184,7 +189,9 @@ fn input(node: Node<'_>, task: Task, position: InputPosition, errors: &mut Vec<F
                 let what = "have a length in bytes of";
                 errors.push(FieldError::bounded(position.field("id"), FieldReason::TooLong, what, bounds, length));
             }
-            ("id", other) => errors.push(FieldError::wrong_type(position.field("id"), "string or integer", other.name())),
+            ("id", other) => {
+                errors.push(FieldError::wrong_type(position.field("id"), "string or integer", other.name()))
+            }
             ("text", other) => errors.push(FieldError::wrong_type(position.field("text"), "string", other.name())),
             ("text_pair", other) if task == Task::Classify => {
                 errors.push(FieldError::wrong_type(position.field("text_pair"), "string", other.name()));

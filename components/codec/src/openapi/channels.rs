@@ -43,13 +43,16 @@ pub(super) fn add(paths: &mut Map<String, Value>, schemas: &mut Schemas) {
 fn problems(method: &str, path: &str) -> &'static [(&'static str, &'static str)] {
     const STORE: (&str, &str) = ("503", "The channel store is not available now, or is full, see `Retry-After`");
     const NOT_AUTHENTICATED: (&str, &str) = ("401", "The request has no valid credentials");
-    const NOT_LOOPBACK: (&str, &str) = ("403", "Without authentication, channels are served on a loopback address only");
+    const NOT_LOOPBACK: (&str, &str) =
+        ("403", "Without authentication, channels are served on a loopback address only");
     const NOT_FOUND: (&str, &str) = ("404", "There is no such channel, or this user has no access to it");
     const RATE_LIMITED: (&str, &str) =
         ("429", "This user sends too many requests, or has its share of the channel store, see `Retry-After`");
     match (method, path) {
         (_, "/stream/health") => &[],
-        (_, "/tickets") => &[NOT_AUTHENTICATED, ("422", "The body has invalid fields, or the ticket would be too long"), RATE_LIMITED],
+        (_, "/tickets") => {
+            &[NOT_AUTHENTICATED, ("422", "The body has invalid fields, or the ticket would be too long"), RATE_LIMITED]
+        }
         ("GET", _) => &[
             NOT_AUTHENTICATED,
             NOT_LOOPBACK,

@@ -120,7 +120,9 @@ fn operation_head(method: &str, path: &str) -> (&'static str, &'static str, Opti
             let body = other("`messages` as `useChat` of the AI SDK sends them");
             ("uiChat", "Chat, as the UI message stream of the AI SDK", body)
         }
-        ("GET", _) => ("generation", "A generation, in the dialect of its request, after the frames that the client has", None),
+        ("GET", _) => {
+            ("generation", "A generation, in the dialect of its request, after the frames that the client has", None)
+        }
         _ => ("cancelGeneration", "Cancel a generation", None),
     }
 }
@@ -170,8 +172,7 @@ fn parameters(method: &str, path: &str) -> Vec<Value> {
         ("GET", _) => {
             let number = json!({ "type": "integer", "minimum": 0 });
             parameters.push(parameter("stream", "query", flag, "Respond with a stream"));
-            let what =
-                "The number of the last frame that the client has; `Last-Event-ID` has the same meaning and takes precedence";
+            let what = "The number of the last frame that the client has; `Last-Event-ID` has the same meaning and takes precedence";
             parameters.push(parameter("starting_after", "query", number, what));
         }
         ("POST", "/v1/messages/count_tokens" | "/v1/responses/{response_id}/cancel") => {}

@@ -59,13 +59,20 @@ fn operation(method: &str, path: &str, schemas: &mut Schemas) -> (Value, Problem
             pipeline["properties"]["error"] = text();
             pipeline["properties"]["errors"] = array(schemas.response::<FieldError>());
             let list = object(&[("pipelines", array(pipeline))]);
-            (read("pipelines", "The pipelines that this user may start", list), &[NOT_AUTHENTICATED, NOT_LOOPBACK, RATE_LIMITED])
+            (
+                read("pipelines", "The pipelines that this user may start", list),
+                &[NOT_AUTHENTICATED, NOT_LOOPBACK, RATE_LIMITED],
+            )
         }
         ("POST", "/upload") => (upload(), UPLOAD_PROBLEMS),
         ("POST", _) => (start(), START_PROBLEMS),
         ("GET", "/pipelines/{name}") => {
-            let definition = json!({ "type": "object", "description": "All members, including those with default values" });
-            (read("pipeline", "The definition of a pipeline", definition), &[NOT_AUTHENTICATED, NOT_LOOPBACK, NOT_FOUND, RATE_LIMITED, INVALID])
+            let definition =
+                json!({ "type": "object", "description": "All members, including those with default values" });
+            (
+                read("pipeline", "The definition of a pipeline", definition),
+                &[NOT_AUTHENTICATED, NOT_LOOPBACK, NOT_FOUND, RATE_LIMITED, INVALID],
+            )
         }
         ("GET", "/executions") => {
             let summary_schema = object(&[
@@ -116,7 +123,10 @@ fn operation(method: &str, path: &str, schemas: &mut Schemas) -> (Value, Problem
             let what = "Success rate, compensation rate, mean tool latency and mean workflow time";
             (read("reliability", what, body), &[NOT_AUTHENTICATED, NOT_LOOPBACK, RATE_LIMITED])
         }
-        _ => (read("execution", "The status of an execution", status()), &[NOT_AUTHENTICATED, NOT_LOOPBACK, NOT_FOUND, RATE_LIMITED, STORE]),
+        _ => (
+            read("execution", "The status of an execution", status()),
+            &[NOT_AUTHENTICATED, NOT_LOOPBACK, NOT_FOUND, RATE_LIMITED, STORE],
+        ),
     }
 }
 
@@ -131,11 +141,20 @@ const UPLOAD_PROBLEMS: Problems = &[
         "429",
         "This user sends too many requests, or has reached the maximum executions or state of a user, see `Retry-After`",
     ),
-    ("503", "The server has reached its maximum number of executions, or the store is not available now, see `Retry-After`"),
+    (
+        "503",
+        "The server has reached its maximum number of executions, or the store is not available now, see `Retry-After`",
+    ),
 ];
 
-const CANCEL_PROBLEMS: Problems =
-    &[NOT_AUTHENTICATED, NOT_LOOPBACK, NOT_FOUND, ("409", "The execution has ended, is being compensated, or is owned by another instance"), RATE_LIMITED, STORE];
+const CANCEL_PROBLEMS: Problems = &[
+    NOT_AUTHENTICATED,
+    NOT_LOOPBACK,
+    NOT_FOUND,
+    ("409", "The execution has ended, is being compensated, or is owned by another instance"),
+    RATE_LIMITED,
+    STORE,
+];
 
 const START_PROBLEMS: Problems = &[
     ("400", "The body is not JSON"),

@@ -93,7 +93,9 @@ impl BatchCollector {
         }
         let step = event.step_id.as_deref().and_then(|id| STEPS.iter().position(|(step, _)| *step == id));
         match (&event.data, step) {
-            (Data::StepComplete { output, .. }, Some(at)) => self.steps[at] = Some(BatchStepState::Complete(output.clone())),
+            (Data::StepComplete { output, .. }, Some(at)) => {
+                self.steps[at] = Some(BatchStepState::Complete(output.clone()))
+            }
             (Data::StepError { failure, retry_in_ns: None, .. }, Some(at)) => {
                 self.steps[at] = Some(BatchStepState::Failed(failure.clone()));
             }
@@ -169,7 +171,10 @@ struct EntitiesOutput {
 }
 
 /// The output of a step, which this crate wrote; `None` for a step that was not requested.
-fn read<T: for<'de> Deserialize<'de>>(step: TextStep, state: Option<&BatchStepState>) -> Result<Option<T>, BatchFailure> {
+fn read<T: for<'de> Deserialize<'de>>(
+    step: TextStep,
+    state: Option<&BatchStepState>,
+) -> Result<Option<T>, BatchFailure> {
     let Some(BatchStepState::Complete(output)) = state else { return Ok(None) };
     let failed = |error: serde_json::Error| (Some(step), StepFailure::last("inference_failed", error.to_string()));
     serde_json::from_str(output.as_str()).map(Some).map_err(failed)

@@ -325,9 +325,11 @@ fn wire<'a>(event: &'a ProcessEvent, wire_entities: &'a WireEntities<'a>) -> Wir
         ProcessEvent::SummarizationComplete { summary, compression_ratio } => {
             Wire::SummarizationComplete { summary, compression_ratio: *compression_ratio }
         }
-        ProcessEvent::EntitiesComplete { .. } => {
-            Wire::EntitiesComplete { entities: wire_entities, entity_types: ByLabel(wire_entities), total_entities: wire_entities.len() }
-        }
+        ProcessEvent::EntitiesComplete { .. } => Wire::EntitiesComplete {
+            entities: wire_entities,
+            entity_types: ByLabel(wire_entities),
+            total_entities: wire_entities.len(),
+        },
         ProcessEvent::StepError { step: TextStep::Sentiment, failure } => Wire::SentimentError(failure.into()),
         ProcessEvent::StepError { step: TextStep::Summarization, failure } => Wire::SummarizationError(failure.into()),
         ProcessEvent::StepError { step: TextStep::Entities, failure } => Wire::EntitiesError(failure.into()),

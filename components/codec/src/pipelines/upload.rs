@@ -206,7 +206,8 @@ impl UploadProgress {
     /// The progress of an execution that begins or was resumed.
     pub fn new(status: &Status) -> Self {
         let has_ended = |state| matches!(state, StepState::Completed | StepState::Failed | StepState::Skipped);
-        let done = status.steps.iter().filter(|step| has_ended(step.state)).map(|step| (step.id.clone(), 1.0)).collect();
+        let done =
+            status.steps.iter().filter(|step| has_ended(step.state)).map(|step| (step.id.clone(), 1.0)).collect();
         Self {
             execution_id: status.execution_id.clone(),
             steps: status.steps.len(),

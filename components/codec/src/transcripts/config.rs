@@ -156,7 +156,8 @@ impl SessionRequest {
         let request = Self::from_query(query)?;
         if request.sentiment || request.entities {
             let message =
-                "`annotate` may have keywords and intent here; sentiment and entities are for transcripts only".to_owned();
+                "`annotate` may have keywords and intent here; sentiment and entities are for transcripts only"
+                    .to_owned();
             return Err(RequestError::Invalid(vec![FieldError::new("annotate", FieldReason::NotAllowed, message)]));
         }
         Ok(request)
@@ -385,9 +386,13 @@ mod tests {
 
     #[test]
     fn query_is_read_or_refused_with_the_parameter() {
-        let request = SessionRequest::from_query("max_gap_sec=0&overlap=true&annotate=keywords%2Cintent&summary_every=2")
-            .unwrap();
-        assert_eq!((request.config.max_gap_sec, request.config.summary.every_finals, request.config.overlap), (0.0, 2, true));
+        let request =
+            SessionRequest::from_query("max_gap_sec=0&overlap=true&annotate=keywords%2Cintent&summary_every=2")
+                .unwrap();
+        assert_eq!(
+            (request.config.max_gap_sec, request.config.summary.every_finals, request.config.overlap),
+            (0.0, 2, true)
+        );
         assert_eq!(request.parts(), SemanticParts::ALL);
         assert_eq!(
             SessionRequest::from_query("annotate=none").unwrap().parts(),

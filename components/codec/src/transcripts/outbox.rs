@@ -486,8 +486,9 @@ mod tests {
 
     #[test]
     fn enrichment_is_complete_before_events_are_stored() {
-        let request = SessionRequest::from_json(br#"{"annotate":["sentiment","entities"],"summary":{"every_finals":0}}"#)
-            .unwrap();
+        let request =
+            SessionRequest::from_json(br#"{"annotate":["sentiment","entities"],"summary":{"every_finals":0}}"#)
+                .unwrap();
         let mut outbox = EventOutbox::stored((&request).into(), Framing::Sse);
         run_session(&request, &mut outbox, &["good"]);
         outbox.handle_checkpoint(b"state".to_vec());

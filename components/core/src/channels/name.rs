@@ -180,7 +180,11 @@ impl fmt::Display for ChannelName {
 fn check_kind(kind: &str) -> Result<(), NameError> {
     let is_kind_byte = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-';
     let begins_with_letter = kind.bytes().next().is_some_and(|byte| byte.is_ascii_lowercase());
-    if begins_with_letter && kind.len() <= KIND_BYTES_MAX && kind.bytes().all(is_kind_byte) { Ok(()) } else { Err(NameError::Kind) }
+    if begins_with_letter && kind.len() <= KIND_BYTES_MAX && kind.bytes().all(is_kind_byte) {
+        Ok(())
+    } else {
+        Err(NameError::Kind)
+    }
 }
 
 #[cfg(test)]

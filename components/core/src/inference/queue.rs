@@ -378,8 +378,12 @@ impl<T> Queue<T> {
         let mut entries: Vec<Entry<T>> = self.slots.iter_mut().filter_map(Option::take).collect();
         entries.sort_by_key(|entry| entry.sequence);
         let config = self.config;
-        *self =
-            Self { sequence: self.sequence, virtual_time: self.virtual_time, service_time: self.service_time, ..Self::new(config) };
+        *self = Self {
+            sequence: self.sequence,
+            virtual_time: self.virtual_time,
+            service_time: self.service_time,
+            ..Self::new(config)
+        };
         entries.into_iter().map(|entry| entry.value).collect()
     }
 

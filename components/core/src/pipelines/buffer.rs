@@ -177,7 +177,9 @@ impl Buffer {
 
     fn is_due(&self, now_ns: u64) -> bool {
         let is_interval_over = self.due_ns().is_none_or(|due_ns| now_ns >= due_ns);
-        self.held.is_empty() && !self.open.is_empty() && (self.urgent > 0 || is_interval_over || self.refused || self.is_full(0))
+        self.held.is_empty()
+            && !self.open.is_empty()
+            && (self.urgent > 0 || is_interval_over || self.refused || self.is_full(0))
     }
 
     fn due_ns(&self) -> Option<u64> {

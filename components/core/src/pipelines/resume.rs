@@ -159,7 +159,10 @@ fn check(definition: &Definition, checkpoint: &Checkpoint) -> Result<(), ResumeE
         require(!early, "a step is over before those that it comes after")?;
         let fatal = matches!(checkpoint.steps[at], CheckpointStep::Failed(_))
             && definition.steps()[at].on_error != OnError::Continue;
-        require(!fatal || checkpoint.phase != CheckpointPhase::Running, "a step has failed permanently and the execution runs")?;
+        require(
+            !fatal || checkpoint.phase != CheckpointPhase::Running,
+            "a step has failed permanently and the execution runs",
+        )?;
     }
     match &checkpoint.phase {
         CheckpointPhase::Completed => require(settled == all(steps), "it is completed and a step is not over")?,

@@ -169,7 +169,10 @@ pub struct Annotator {
 
 impl std::fmt::Debug for Annotator {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Annotator").field("entries", &self.entries).field("actions", &self.actions).finish_non_exhaustive()
+        f.debug_struct("Annotator")
+            .field("entries", &self.entries)
+            .field("actions", &self.actions)
+            .finish_non_exhaustive()
     }
 }
 

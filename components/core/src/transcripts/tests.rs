@@ -300,18 +300,30 @@ fn inconsistent_checkpoint_is_refused() {
     let good = session.checkpoint(0).unwrap();
     type Change = fn(&mut Checkpoint);
     let changes: [(Change, &str); 6] = [
-        (|checkpoint| checkpoint.window = vec![checkpoint.window[0].clone(); 11], "the checkpoint's window is 11 and may be at most 10"),
+        (
+            |checkpoint| checkpoint.window = vec![checkpoint.window[0].clone(); 11],
+            "the checkpoint's window is 11 and may be at most 10",
+        ),
         (
             |checkpoint| checkpoint.queues[0] = vec![checkpoint.window[0].clone(); 65],
             "the checkpoint's queue is 65 and may be at most 64",
         ),
-        (|checkpoint| checkpoint.counters.segments_finalized = 1, "the checkpoint's final segments are more than were counted"),
-        (|checkpoint| checkpoint.current.as_mut().unwrap().end = f64::NAN, "the checkpoint's segments must end after they start"),
+        (
+            |checkpoint| checkpoint.counters.segments_finalized = 1,
+            "the checkpoint's final segments are more than were counted",
+        ),
+        (
+            |checkpoint| checkpoint.current.as_mut().unwrap().end = f64::NAN,
+            "the checkpoint's segments must end after they start",
+        ),
         (
             |checkpoint| checkpoint.current.as_mut().unwrap().text = "x".repeat(16_385),
             "the checkpoint's text is 16385 and may be at most 16384",
         ),
-        (|checkpoint| checkpoint.finals_since_end = 9, "the checkpoint's finals since the end are more than were counted"),
+        (
+            |checkpoint| checkpoint.finals_since_end = 9,
+            "the checkpoint's finals since the end are more than were counted",
+        ),
     ];
     let rules = || session.rules.clone();
     for (change, message) in changes {

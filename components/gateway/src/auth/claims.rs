@@ -53,7 +53,9 @@ async fn find_stored() -> Result<Option<String>, Problem> {
     let value = state::get(KEY.to_owned()).await.map_err(store::problem)?;
     // A label that was created here is always text.
     value
-        .map(|bytes| String::from_utf8(bytes).map_err(|_| Problem::internal("the stored label of the claims is not UTF-8")))
+        .map(|bytes| {
+            String::from_utf8(bytes).map_err(|_| Problem::internal("the stored label of the claims is not UTF-8"))
+        })
         .transpose()
 }
 

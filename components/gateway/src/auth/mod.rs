@@ -180,7 +180,11 @@ impl Access {
     }
 
     /// The CORS headers of the response to a preflight request, if this is one.
-    pub(crate) fn preflight(&self, credentials: &RequestCredentials<'_>, methods: &str) -> Result<Option<Headers>, Problem> {
+    pub(crate) fn preflight(
+        &self,
+        credentials: &RequestCredentials<'_>,
+        methods: &str,
+    ) -> Result<Option<Headers>, Problem> {
         match (credentials.text("origin"), credentials.text("access-control-request-method")) {
             (Some(_), method @ Some(_)) => Ok(Some(self.cors.preflight(&credentials.page(), method, methods)?)),
             _ => Ok(None),

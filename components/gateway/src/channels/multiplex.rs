@@ -276,8 +276,11 @@ impl Conversation<'_> {
                     return self.send(error_json("not_followed", message, Some(&channel), false));
                 };
                 self.followed.remove(index);
-                let event =
-                    StreamEvent::Disconnected { reason: "unsubscribed", message: "the client has unsubscribed", resumable: true };
+                let event = StreamEvent::Disconnected {
+                    reason: "unsubscribed",
+                    message: "the client has unsubscribed",
+                    resumable: true,
+                };
                 self.send_event(&channel, &event, None);
             }
             Ok(SocketMessage::Subscribe { channel, last_event_id, filter }) => {

@@ -157,7 +157,7 @@ async fn record(channel: &Channel, user: Option<&Channel>, identity: &Identity) 
 async fn append_to_store(channel: &Channel, event: Event, share: Option<&str>) -> Result<Cursor, Problem> {
     let share = share.map(str::to_owned);
     let cursors = events::append(channel.to_string(), vec![event], None, share).await.map_err(store::problem)?;
-    cursors.first().copy_id().ok_or_else(|| Problem::internal("the store returned no cursor"))
+    cursors.first().copied().ok_or_else(|| Problem::internal("the store returned no cursor"))
 }
 
 /// Whether the store accepts a text as a coalesce key.

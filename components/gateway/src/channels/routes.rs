@@ -120,7 +120,9 @@ impl RequestContext<'_> {
     async fn ticket(&self, body: &[u8], identity: &Identity) -> Result<BufferedResponse, Problem> {
         let access = Access::current()?;
         if !access.required() {
-            return Err(Problem::not_implemented("this server has no authentication (auth.mode), so there are no tickets"));
+            return Err(Problem::not_implemented(
+                "this server has no authentication (auth.mode), so there are no tickets",
+            ));
         }
         let TicketBody { path, scopes } = TicketBody::from_json(body)?;
         // A ticket is compared with the normalized path of the request that uses it.

@@ -10,12 +10,12 @@
 //! Generations belong to an instance, not to a request: with `detach` they continue when the client disconnects. If the
 //! host has a stateful instance (`WEIR_KEEPER`), that instance runs all of them.
 
-mod response;
 mod batch;
 pub(crate) mod client;
 mod convert;
 mod recovery;
 mod registry;
+mod response;
 mod routes;
 mod running;
 

@@ -25,9 +25,9 @@ use weir_codec::{
 };
 
 use super::{
-    response::{self, GenerationResponse, ChannelEvents, Source},
     client::{self, Computation},
     registry::{Registry, not_found},
+    response::{self, ChannelEvents, GenerationResponse, Source},
     running::{RunningGeneration, StartingGeneration, problem},
 };
 use crate::{
@@ -141,7 +141,8 @@ impl RequestContext<'_> {
         // After this wait, an error before the first token is an event of the stream. Dialects without comments have no
         // keep-alive, so their head waits longer.
         let is_without_comments = dialect.kind == DialectKind::Gemini || framing == StreamFraming::Text;
-        let head_ms = if is_without_comments { settings.request_timeout_ms } else { HEAD_MS.min(settings.request_timeout_ms) };
+        let head_ms =
+            if is_without_comments { settings.request_timeout_ms } else { HEAD_MS.min(settings.request_timeout_ms) };
         let response = GenerationResponse { dialect, framing, after: None, ends_with_client: !is_detached, settings };
         let head = Box::pin(Deadline::after(clock::now(), head_ms).passed());
         let source = match select(starting.run().boxed_local(), head).await {
@@ -191,7 +192,8 @@ impl RequestContext<'_> {
             };
             let share = settings.auth.required.then(|| identity.user().to_owned());
             let source = Source::Channel(ChannelEvents::follow(channel, share).await?);
-            let response = GenerationResponse { dialect: started.dialect, framing, after, ends_with_client: false, settings };
+            let response =
+                GenerationResponse { dialect: started.dialect, framing, after, ends_with_client: false, settings };
             return self.stream(response, source, id);
         }
         if is_response {

@@ -45,7 +45,12 @@ pub(super) type LoadResult = Result<Arc<Definition>, Rc<DefinitionFault>>;
 
 impl Definitions {
     pub(super) fn new(dir: &Path) -> Self {
-        Self { dir: dir.to_owned(), reloaded_ns: Cell::new(None), known: RefCell::default(), ignored: RefCell::default() }
+        Self {
+            dir: dir.to_owned(),
+            reloaded_ns: Cell::new(None),
+            known: RefCell::default(),
+            ignored: RefCell::default(),
+        }
     }
 
     /// A pipeline, or why its file cannot be used.

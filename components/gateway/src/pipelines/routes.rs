@@ -158,7 +158,9 @@ impl RequestContext<'_> {
             None => NewExecution { id: execution_id::from_random(request_id::random()), lease: None },
             Some(key) => match self.claim_key(pipelines, name, &key, &input, identity).await? {
                 StartDecision::New(new) => new,
-                StartDecision::Existing(id) => return self.existing_response(pipelines, &id, name, prefer, identity).await,
+                StartDecision::Existing(id) => {
+                    return self.existing_response(pipelines, &id, name, prefer, identity).await;
+                }
             },
         };
         let running = start_execution(pipelines, definition, &id, input, identity).await;
@@ -233,7 +235,8 @@ impl RequestContext<'_> {
         input: &Json,
         identity: &Identity,
     ) -> Result<StartDecision, Problem> {
-        let record_key = format!("start:{}", digest::of(&[identity.user().as_bytes(), name.as_bytes(), key.as_bytes()]));
+        let record_key =
+            format!("start:{}", digest::of(&[identity.user().as_bytes(), name.as_bytes(), key.as_bytes()]));
         let input_digest = digest::of(&[input.as_str().as_bytes()]);
         let end = Deadline::after(clock::now(), KEY_WAIT_MS);
         loop {
@@ -292,7 +295,8 @@ impl RequestContext<'_> {
         identity: &Identity,
     ) -> Result<BufferedResponse, Problem> {
         let channel = channel(id)?;
-        let may = |running: &Rc<RunningExecution>| identity.authorize(Action::Cancel, &channel, Some(&running.owner)).is_ok();
+        let may =
+            |running: &Rc<RunningExecution>| identity.authorize(Action::Cancel, &channel, Some(&running.owner)).is_ok();
         let over = || {
             let detail = "the execution has ended, or its compensations are running";
             Err(Problem::refused(409, "execution_over", "The execution is over", detail, None))
@@ -352,13 +356,21 @@ impl Pipelines {
             Err(Problem::refused(status, code, "Too many executions", detail, Some(BUSY_RETRY_MS)))
         };
         if self.is_full() {
-            return full(503, "executions_full", "this server runs as many executions as it may (pipelines.executions_max)");
+            return full(
+                503,
+                "executions_full",
+                "this server runs as many executions as it may (pipelines.executions_max)",
+            );
         }
         let starting = self.starting.borrow().of(Some(user));
         let own = starting + running.values().filter(|running| running.owner == user).count();
         // Without authentication all clients are the same user, who has the share of all.
         if self.settings.auth.required && own >= self.config.user_executions_max {
-            return full(429, "too_many_executions", "you have as many executions as one user may have (pipelines.user_executions_max)");
+            return full(
+                429,
+                "too_many_executions",
+                "you have as many executions as one user may have (pipelines.user_executions_max)",
+            );
         }
         self.starting.borrow_mut().add(Some(user), 1);
         Ok(StartPermit { pipelines: self, user: user.to_owned() })

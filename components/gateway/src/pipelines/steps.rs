@@ -111,7 +111,11 @@ impl Attempt<'_> {
                 match step_output {
                     StepOutput::Part(part) => {
                         sent += 1;
-                        self.running.progress(self.run, sent as f64 / count as f64, &format!("{sent} of {count} texts"));
+                        self.running.progress(
+                            self.run,
+                            sent as f64 / count as f64,
+                            &format!("{sent} of {count} texts"),
+                        );
                         if let Err(failure) = self.running.part(self.run, part).await {
                             return Some(Err(failure));
                         }

@@ -70,7 +70,10 @@ fn final_segment(segment: session::FinalSegment) -> core::Final {
 
 pub(super) fn annotation(annotation: session::Annotation) -> core::Annotation {
     let session::Annotation { keywords, risk_tags, matches, action, intent } = annotation;
-    let keyword_match = |keyword_match: session::KeywordMatch| KeywordMatch { risk: keyword_match.risk.into(), keyword: keyword_match.keyword.into() };
+    let keyword_match = |keyword_match: session::KeywordMatch| KeywordMatch {
+        risk: keyword_match.risk.into(),
+        keyword: keyword_match.keyword.into(),
+    };
     core::Annotation {
         keywords: keywords.into_iter().map(Into::into).collect(),
         risk_tags: risk_tags.into_iter().map(Into::into).collect(),

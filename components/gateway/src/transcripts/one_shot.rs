@@ -264,7 +264,10 @@ pub(crate) fn lost() -> Refusal {
 }
 
 /// Annotates texts and returns the whole response body.
-pub(crate) async fn annotate_whole(session_request: &SessionRequest, texts: Vec<TextInput>) -> Result<Vec<u8>, Problem> {
+pub(crate) async fn annotate_whole(
+    session_request: &SessionRequest,
+    texts: Vec<TextInput>,
+) -> Result<Vec<u8>, Problem> {
     let annotations = annotate(&config(session_request), texts.iter()).await;
     let annotations = annotations.ok_or_else(|| Problem::internal("the session component does not annotate"))?;
     Ok(blocks_json(session_request.parts(), &texts, &annotations))

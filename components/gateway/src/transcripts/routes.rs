@@ -115,7 +115,9 @@ impl RequestContext<'_> {
             return Err(Problem::not_acceptable(&["application/json"]));
         }
         let texts = read_texts(&self.json(body, settings).await?)?;
-        one_shot::annotate_whole(&session_request, texts).await.map(|body| RouteResponse::Whole(BufferedResponse::json(body)))
+        one_shot::annotate_whole(&session_request, texts)
+            .await
+            .map(|body| RouteResponse::Whole(BufferedResponse::json(body)))
     }
 }
 
@@ -189,7 +191,11 @@ async fn find(
 }
 
 /// Refreshes an entry from the store, which may have a newer state; 404 if the session was deleted.
-async fn refresh(request: &RequestContext<'_>, registry: &'static SessionRegistry, entry: &Entry) -> Result<(), Problem> {
+async fn refresh(
+    request: &RequestContext<'_>,
+    registry: &'static SessionRegistry,
+    entry: &Entry,
+) -> Result<(), Problem> {
     match registry.refresh(entry).await? {
         true => Ok(()),
         false => Err(gone(request)),

@@ -50,7 +50,8 @@ pub(crate) fn control_input(body: InputBody) -> Input {
 
 /// The checkpoint of a new session.
 pub(crate) async fn begin(session_request: &SessionRequest) -> Result<Vec<u8>, Problem> {
-    let config = String::from_utf8(session_request.to_json()).map_err(|_| Problem::internal("a configuration that is not UTF-8"))?;
+    let config = String::from_utf8(session_request.to_json())
+        .map_err(|_| Problem::internal("a configuration that is not UTF-8"))?;
     match query_session(Start::Config(config), InputBody::Checkpoint).await? {
         OutputBody::Checkpoint(bytes) => Ok(bytes),
         _ => Err(lost()),

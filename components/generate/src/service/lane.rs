@@ -380,7 +380,11 @@ impl Lane {
             Ok(Some(end)) => self.end_choice(id, index, end, events),
             Ok(None) if is_full => self.end_choice(id, index, End::of(FinishReason::Length), events),
             Ok(None) => {}
-            Err(reason) => self.fail(id, Failure::Engine(format!("the engine sampled a token that is not allowed: {reason}")), events),
+            Err(reason) => self.fail(
+                id,
+                Failure::Engine(format!("the engine sampled a token that is not allowed: {reason}")),
+                events,
+            ),
         }
     }
 

@@ -270,7 +270,9 @@ async fn feed(mut lists: mpsc::Receiver<Vec<(Line, u64)>>, destinations: Feed) -
                     }
                     sender.send(request.item(index, text, text_pair)).await.is_ok()
                 }
-                Line::Refused(id, error) => output_sender.send(vec![OutputLine::refused(index, id, &error)]).await.is_ok(),
+                Line::Refused(id, error) => {
+                    output_sender.send(vec![OutputLine::refused(index, id, &error)]).await.is_ok()
+                }
                 Line::Broken(reason) => {
                     let line = OutputLine::failure(index, None, &Failure::Other(reason));
                     output_sender.send(vec![line]).await.is_ok()

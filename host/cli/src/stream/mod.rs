@@ -136,7 +136,8 @@ impl ProgressView {
         let counters = self.status.counters();
         let seconds = self.start.elapsed().as_secs_f64().max(1e-3);
         let rate = self.completed() as f64 / seconds;
-        let (read, remaining) = (counters.record_bytes.load(Ordering::Relaxed), counters.remaining.load(Ordering::Relaxed));
+        let (read, remaining) =
+            (counters.record_bytes.load(Ordering::Relaxed), counters.remaining.load(Ordering::Relaxed));
         let remaining = match remaining {
             u64::MAX => String::new(),
             remaining if read > 0 => {
@@ -154,7 +155,9 @@ impl ProgressView {
             Some(bar) => {
                 let counters = self.status.counters();
                 let read = counters.record_bytes.load(Ordering::Relaxed);
-                if let Some(remaining) = Some(counters.remaining.load(Ordering::Relaxed)).filter(|remaining| *remaining != u64::MAX) {
+                if let Some(remaining) =
+                    Some(counters.remaining.load(Ordering::Relaxed)).filter(|remaining| *remaining != u64::MAX)
+                {
                     bar.set_length(read + remaining);
                     bar.set_position(read);
                 }

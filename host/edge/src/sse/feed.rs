@@ -251,7 +251,8 @@ impl Feed {
     fn push_entry(&mut self, out: &mut Vec<u8>, entry: &Entry) {
         if self.renderer.framing() == Framing::Ndjson {
             let id = entry.cursor.to_string();
-            return self.push_own(out, |renderer, out| renderer.push_event(out, &id, &entry.name, entry.data.as_bytes()));
+            return self
+                .push_own(out, |renderer, out| renderer.push_event(out, &id, &entry.name, entry.data.as_bytes()));
         }
         let rendered = entry.rendered_once(render);
         match &mut self.gzip {

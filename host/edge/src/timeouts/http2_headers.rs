@@ -98,7 +98,10 @@ impl ReadWatch for HeaderBlockTimer {
         if let Some(timer) = &mut self.timer
             && timer.as_mut().poll(cx).is_ready()
         {
-            return Poll::Ready(Err(io::Error::new(io::ErrorKind::TimedOut, "a header block was not complete in time")));
+            return Poll::Ready(Err(io::Error::new(
+                io::ErrorKind::TimedOut,
+                "a header block was not complete in time",
+            )));
         }
         read
     }

@@ -283,7 +283,8 @@ fn intern(names: &mut HashSet<Arc<str>>, name: &str) -> Arc<str> {
 /// belong to. An earlier version could assign a number twice after a failed commit.
 fn separate(transaction: &WriteTransaction, content: &mut FileContent) -> Result<(), redb::Error> {
     let mut ids = HashSet::new();
-    let shared_ids: HashSet<u64> = content.channels.values().map(|meta| meta.id).filter(|id| !ids.insert(*id)).collect();
+    let shared_ids: HashSet<u64> =
+        content.channels.values().map(|meta| meta.id).filter(|id| !ids.insert(*id)).collect();
     let next_id = content.channels.values().map(|meta| meta.id.saturating_add(1)).fold(content.next_id, u64::max);
     let mut events = transaction.open_table(EVENTS)?;
     let mut channels = transaction.open_table(CHANNELS)?;

@@ -235,7 +235,10 @@ impl Writer {
                 let _ = completion.send(Err(error.clone()));
             }
             Job::Sweep { claims, .. } => self.ended_claims.extend(claims),
-            Job::Put { completion, .. } | Job::Delete { completion, .. } | Job::Barrier { completion } | Job::Close { completion } => {
+            Job::Put { completion, .. }
+            | Job::Delete { completion, .. }
+            | Job::Barrier { completion }
+            | Job::Close { completion } => {
                 let _ = completion.send(Err(error.clone()));
             }
         }

@@ -255,8 +255,10 @@ impl Shared {
         // If the clock of another server is ahead, a greater epoch is needed; a third server may assign that one in the
         // meantime.
         for _ in 0..4 {
-            let reply: Vec<String> =
-                self.link.request(|server| async move { self.run_append(server, name, drafts, epoch, write).await }).await?;
+            let reply: Vec<String> = self
+                .link
+                .request(|server| async move { self.run_append(server, name, drafts, epoch, write).await })
+                .await?;
             let number = |at: usize| reply.get(at).and_then(|text| text.parse::<u64>().ok()).unwrap_or_default();
             match reply.first().map(String::as_str) {
                 Some("ok") => {

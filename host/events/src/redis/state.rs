@@ -48,7 +48,8 @@ impl State {
             (value_bytes_of(key, value.len()), &*self.config);
         let user_max = Shares::new(*state_bytes_max, *user_percent_max).user_max();
         put.arg(bytes).arg(write.user.unwrap_or_default()).arg(user_max).arg(*state_bytes_max);
-        let outcome: u8 = link.request(|mut server| async move { put.invoke_async(&mut server.connection).await }).await?;
+        let outcome: u8 =
+            link.request(|mut server| async move { put.invoke_async(&mut server.connection).await }).await?;
         match outcome {
             0 => Err(Error::Fenced),
             2 => Err(Error::state(ShareExceeded::User {
@@ -95,7 +96,8 @@ impl State {
             delete.key(name);
         }
         delete.key(lease).arg(key.as_str()).arg(token);
-        let outcome: u8 = link.request(|mut server| async move { delete.invoke_async(&mut server.connection).await }).await?;
+        let outcome: u8 =
+            link.request(|mut server| async move { delete.invoke_async(&mut server.connection).await }).await?;
         if outcome == 0 { Err(Error::Fenced) } else { Ok(()) }
     }
 

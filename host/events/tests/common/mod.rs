@@ -100,7 +100,8 @@ fn program() -> PathBuf {
         return path.into();
     }
     let path = std::env::var_os("PATH").unwrap_or_default();
-    let program_path = std::env::split_paths(&path).map(|folder| folder.join("redis-server")).find(|file| file.is_file());
+    let program_path =
+        std::env::split_paths(&path).map(|folder| folder.join("redis-server")).find(|file| file.is_file());
     program_path.expect("no redis-server on the PATH: set WEIR_TEST_REDIS to what `cargo xtask redis` prints")
 }
 

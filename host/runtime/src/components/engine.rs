@@ -96,7 +96,8 @@ impl Clock {
         while !self.is_stopped.load(Ordering::SeqCst) {
             // No guest runs, and none has run since the previous tick.
             if self.left.load(Ordering::SeqCst) == entered {
-                let has_work = || self.entered.load(Ordering::SeqCst) != entered || self.is_stopped.load(Ordering::SeqCst);
+                let has_work =
+                    || self.entered.load(Ordering::SeqCst) != entered || self.is_stopped.load(Ordering::SeqCst);
                 self.sleeper.sleep_unless(has_work);
             }
             entered = self.entered.load(Ordering::SeqCst);

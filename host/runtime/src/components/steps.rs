@@ -97,7 +97,9 @@ impl Steps {
         let deadline = Duration::from_millis(limits.deadline_ms.min(inner.config.deadline_ms_max));
         let deadline_error =
             || transient("step_deadline", format!("the component did not end within {} ms", deadline.as_millis()));
-        let permit = tokio::time::timeout(deadline, inner.permits.clone().acquire_owned()).await.map_err(|_| deadline_error())?;
+        let permit = tokio::time::timeout(deadline, inner.permits.clone().acquire_owned())
+            .await
+            .map_err(|_| deadline_error())?;
         let code = inner.code(&name, compiled).await?;
         // At least half of the deadline is left after compiling.
         let remaining = deadline.saturating_sub(start.elapsed()).max(deadline / 2);

@@ -576,7 +576,8 @@ impl Inner {
         let mut late: Vec<Job> = std::iter::from_fn(|| self.waiting.poll_expired(now)).collect();
         let is_late = |job: &Job| job.ticket.deadline_ns.is_some_and(|deadline_ns| deadline_ns <= now);
         if self.suspects.iter().any(is_late) {
-            let (removed, remaining): (Vec<Job>, Vec<Job>) = std::mem::take(&mut self.suspects).into_iter().partition(is_late);
+            let (removed, remaining): (Vec<Job>, Vec<Job>) =
+                std::mem::take(&mut self.suspects).into_iter().partition(is_late);
             self.suspects = VecDeque::from(remaining);
             late.extend(removed);
         }

@@ -51,7 +51,8 @@ fn start_pools(
     for (name, model) in models {
         let dir = ModelDir::open(&model.path).map_err(|source| StartError::Model { name: name.clone(), source })?;
         let load_error = |error: LoadError| StartError::Model { name: name.clone(), source: error.into() };
-        let selection = Selection::of(&model.path, model.engine, model.precision, registry.config()).map_err(load_error)?;
+        let selection =
+            Selection::of(&model.path, model.engine, model.precision, registry.config()).map_err(load_error)?;
         tracing::debug!(model = name, engine = %selection.engine, reason = selection.reason, "engine selected");
         registry.insert_selection(&name, &selection).map_err(load_error)?;
         let tokens_max = match config.infer.batch_tokens_max {

@@ -1,4 +1,4 @@
-//! An adapter with a format of its own: a record is `ID|TEXT`, and its result `ID|LABEL`. A record `trap` ends the instance.
+//! An adapter component with its own format: a record is `ID|TEXT`, and its result `ID|LABEL`. The record `trap` traps the instance.
 
 mod bindings {
     #![allow(missing_docs, clippy::all, unreachable_pub)]
@@ -15,16 +15,16 @@ use bindings::weir::stream::types::{ClassifyOptions, Item, Output, Overflow, Tas
 use bindings::wit_stream;
 use wit_bindgen::{StreamReader, StreamResult, StreamWriter};
 
-struct Bars;
-bindings::export!(Bars with_types_in bindings);
+struct BarAdapter;
+bindings::export!(BarAdapter with_types_in bindings);
 
-impl Guest for Bars {
+impl Guest for BarAdapter {
     async fn run(
         config: String,
         records: StreamReader<SourceRecord>,
     ) -> Result<StreamReader<ResultRecord>, StartFailure> {
         if !config.starts_with('{') {
-            return Err(StartFailure::InvalidConfig("it is not an object".to_owned()));
+            return Err(StartFailure::InvalidConfig("the configuration is not an object".to_owned()));
         }
         let (writer, results) = wit_stream::new();
         wit_bindgen::spawn(serve(records, writer));
@@ -32,12 +32,12 @@ impl Guest for Bars {
     }
 }
 
-/// Answers one record after another.
+/// Processes records one after the other.
 async fn serve(mut records: StreamReader<SourceRecord>, mut results: StreamWriter<ResultRecord>) {
     loop {
         let (status, read) = records.read(Vec::with_capacity(16)).await;
         for record in read {
-            let result = answer(record).await;
+            let result = process(record).await;
             if !results.write_all(vec![result]).await.is_empty() {
                 return;
             }
@@ -48,9 +48,9 @@ async fn serve(mut records: StreamReader<SourceRecord>, mut results: StreamWrite
     }
 }
 
-async fn answer(record: SourceRecord) -> ResultRecord {
+async fn process(record: SourceRecord) -> ResultRecord {
     let SourceRecord { payload, key, mut headers, origin, position } = record;
-    assert!(payload != b"trap", "a record asks for a trap");
+    assert!(payload != b"trap", "the record is `trap`");
     let text = String::from_utf8_lossy(&payload).into_owned();
     let (payload, destination) = match text.split_once('|') {
         Some((id, text)) => (format!("{id}|{}", label(text).await).into_bytes(), Destination::Output),
@@ -60,7 +60,7 @@ async fn answer(record: SourceRecord) -> ResultRecord {
             };
             add("weir-error-category", "client");
             add("weir-error-code", "no_bar");
-            add("weir-error-reason", "there is no | in it");
+            add("weir-error-reason", "the record has no `|`");
             (payload, Destination::Error)
         }
     };
@@ -83,8 +83,8 @@ async fn label(text: &str) -> String {
     };
     writer.write_all(vec![item]).await;
     drop(writer);
-    let (_, answered) = outcomes.read(Vec::with_capacity(1)).await;
-    match answered.into_iter().next().map(|outcome| outcome.result) {
+    let (_, received) = outcomes.read(Vec::with_capacity(1)).await;
+    match received.into_iter().next().map(|outcome| outcome.result) {
         Some(Ok(Output::Labels(labels))) => labels.into_iter().next().map(|best| best.label).unwrap_or_default(),
         other => format!("{other:?}"),
     }

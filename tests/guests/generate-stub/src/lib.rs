@@ -1,14 +1,14 @@
 //! A stand-in for the generate component with canned texts, for composing with the gateway.
 //!
-//! It has one model, `stub`, which generates `One two three four five.`, a word at a time; every other name is answered
+//! It has one model, `stub`, which generates `One two three four five.`, a word at a time; every other name is
 //! `unknown-model`. The second choice of a request begins with `Uno`, and so on. A piece has the log probability -0.5.
 //!
-//! A prompt may ask for trouble: `!fail` fails in the engine after two words, `!overloaded` is turned away for 2500 ms, `!down` finds
+//! A prompt injects a fault: `!fail` fails in the engine after two words, `!overloaded` is refused for 2500 ms, `!down` finds
 //! the model unavailable, `!template` finds the request invalid, `!too-long` finds the prompt too long, `!slow` waits 300 ms before
 //! each word, `!never` generates nothing until it is cancelled, `!tool` calls the tool `weather` twice, `!filtered` ends as filtered,
 //! `!umlaut` generates `Grüße 😀`, `!end` ends the events early, `!trap` ends the instance after a word.
 //!
-//! The model `counts` is no model: its reason says how many generations this instance has begun, ended and abandoned.
+//! The reason of the listed model `counts` has counters: the generations that this instance has begun, ended and abandoned.
 
 mod bindings {
     #![allow(missing_docs, clippy::all, unreachable_pub)]
@@ -44,9 +44,9 @@ use wit_bindgen::rt::async_support::{StreamReader, StreamResult, StreamWriter, s
 /// Most commands read at once.
 const COMMANDS_MAX: usize = 64;
 const SLOW_NS: u64 = 300_000_000;
-/// How long a round without an event waits for commands.
+/// Pause of a round without an event, after which commands are read again.
 const IDLE_NS: u64 = 5_000_000;
-/// Tokens of the context, for `!too-long`.
+/// Size of the context in tokens, for `!too-long`.
 const CONTEXT_TOKENS: u32 = 2048;
 
 static BEGUN: AtomicU64 = AtomicU64::new(0);
@@ -76,12 +76,12 @@ impl Guest for Stub {
     }
 }
 
-/// A generation: the events that it has not yet written.
+/// A generation, with the events that are not yet written.
 struct Generation {
     id: u64,
     events: VecDeque<EventKind>,
     is_slow: bool,
-    /// It waits for its cancel.
+    /// Whether it runs until it is cancelled.
     is_endless: bool,
     choices: u32,
 }
@@ -132,7 +132,7 @@ async fn serve(mut commands: StreamReader<Command>, mut events: StreamWriter<Eve
     }
 }
 
-/// Reads commands: waits for some, or takes what is there.
+/// Reads commands: waits for at least one, or returns those that have arrived.
 async fn read(commands: &mut StreamReader<Command>, wait: bool) -> (StreamResult, Vec<Command>) {
     let mut reading = pin!(commands.read(Vec::with_capacity(COMMANDS_MAX)));
     if wait {

@@ -1,20 +1,20 @@
-//! A stand-in for the infer component with canned answers, for composing with the gateway.
+//! A stand-in for the infer component with canned outputs, for composing with the gateway.
 //!
-//! It has no model: its answers are deterministic, plainly made up, and fit to check what the gateway does with them.
+//! It has no model: its outputs are functions of the text, so that tests can check what the gateway does with them.
 //!
-//! - `classify`: `positive` when the text says `good`, `negative` when it says `bad`, else `neutral`; the score is
+//! - `classify`: `positive` when the text contains `good`, `negative` when it contains `bad`, else `neutral`; the score is
 //!   0.75.
-//! - `tokens`: every word that begins with a capital is an entity; its label goes round PER, ORG, LOC, MISC, XYZ.
+//! - `tokens`: every word that begins with a capital is an entity; the labels cycle through PER, ORG, LOC, MISC, XYZ.
 //! - `summarize`: `stub summary of N code points`.
-//! - `embed`: four numbers.
+//! - `embed`: the vector `[0.5, -0.5, 0.5, -0.5]`.
 //!
-//! A text may ask for trouble: `!fail` fails in the engine, `!overloaded` is turned away for 2500 ms, `!down` finds
-//! the model unavailable, `!unknown` finds no such model, `!slow` is answered after 300 ms, `!never` only after ten
-//! minutes, `!end` ends the outcomes early, `!outside` puts an entity outside the text. What arrives together is
-//! answered in the reverse order. `!trap` ends the instance, `!hang` keeps it busy for ever.
+//! A text injects a fault: `!fail` fails in the engine, `!overloaded` is refused for 2500 ms, `!down` finds the model
+//! unavailable, `!unknown` finds no such model, `!slow` has its outcome after 300 ms, `!never` after ten minutes, `!end` ends
+//! the stream of outcomes early, `!outside` adds an entity outside of the text, `!trap` traps the instance, `!hang` loops for
+//! ever. Items that arrive together have their outcomes in the reverse order.
 //!
-//! The model `stub` among the models is no model: its labels say how many items this instance has answered, and how
-//! many calls were abandoned by a caller that left before all was answered.
+//! The labels of the listed model `stub` are counters: the items that this instance has answered, and the calls whose caller
+//! left before all outcomes were written.
 
 mod bindings {
     #![allow(missing_docs, clippy::all, unreachable_pub)]
@@ -42,7 +42,7 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use wit_bindgen::rt::async_support::{StreamReader, StreamResult, spawn};
 
-/// Most items taken at once.
+/// Most items read at once.
 const ITEMS_MAX: usize = 128;
 const SLOW_NS: u64 = 300_000_000;
 const NEVER_NS: u64 = 600_000_000_000;
@@ -73,7 +73,7 @@ impl Guest for Stub {
                     while item.text.contains("!hang") {
                         std::hint::spin_loop();
                     }
-                    let outcome = Outcome { id: item.id, tokens: 0, result: answer(&item) };
+                    let outcome = Outcome { id: item.id, tokens: 0, result: run_item(&item) };
                     if writer.write_one(outcome).await.is_some() {
                         ABANDONED.fetch_add(1, Relaxed);
                         return;
@@ -115,25 +115,25 @@ fn count(name: &str, counter: &AtomicU64) -> String {
 
 const LABELS: [&str; 5] = ["PER", "ORG", "LOC", "MISC", "XYZ"];
 
-fn answer(item: &Item) -> Result<Output, Failure> {
-    let says = |word: &str| item.text.contains(word);
-    if says("!fail") {
+fn run_item(item: &Item) -> Result<Output, Failure> {
+    let contains = |word: &str| item.text.contains(word);
+    if contains("!fail") {
         return Err(Failure::Engine("stub: asked to fail".to_owned()));
     }
-    if says("!overloaded") {
+    if contains("!overloaded") {
         return Err(Failure::Overloaded(2500));
     }
-    if says("!down") {
+    if contains("!down") {
         return Err(Failure::Unavailable("stub: asked to be down".to_owned()));
     }
-    if says("!unknown") {
+    if contains("!unknown") {
         return Err(Failure::UnknownModel(item.model.clone()));
     }
     Ok(match &item.task {
         Task::Classify(_) => {
-            let label = if says("good") {
+            let label = if contains("good") {
                 "positive"
-            } else if says("bad") {
+            } else if contains("bad") {
                 "negative"
             } else {
                 "neutral"
@@ -142,7 +142,7 @@ fn answer(item: &Item) -> Result<Output, Failure> {
         }
         Task::Tokens(_) => {
             let mut entities = capitals(&item.text);
-            if says("!outside") {
+            if contains("!outside") {
                 entities.push(entity("PER", String::new(), 100_000, 100_001));
             }
             Output::Entities(entities)

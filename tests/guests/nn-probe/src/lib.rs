@@ -1,4 +1,4 @@
-//! A guest that drives wasi:nn on behalf of the tests: see `wit/probe.wit`. Its test is `host/nn/tests/wasi_nn.rs`.
+//! A guest that calls wasi:nn for the tests of the host, by the functions of `wit/probe.wit`. Its test is `host/nn/tests/wasi_nn.rs`.
 #![allow(missing_docs, reason = "bindings; the WIT documents them")]
 #![allow(clippy::too_many_arguments, reason = "a generated function has as many parameters as its WIT flattens to")]
 

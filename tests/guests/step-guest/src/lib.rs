@@ -1,9 +1,9 @@
-//! A step of a pipeline that does what its input says, for testing how the host bears it.
+//! A step component whose behaviour its input selects, for tests of the host.
 //!
-//! The input is JSON text; what it contains decides: `!trap` ends the instance, `!spin` never ends, `!sleep` is idle for ten
-//! minutes, `!eat` takes memory until there is none, `!fail` fails and may be tried again, `!last` fails and may not, `!text` puts
-//! out what is no JSON, `!look` says what it sees of the world. Anything else is put out in an object with the configuration,
-//! and with how many calls this instance has had.
+//! The input is JSON text. One that contains `!trap` traps the instance, `!spin` loops for ever, `!sleep` waits for ten minutes, `!eat`
+//! allocates memory until none is left, `!fail` returns a retryable failure, `!last` a failure that is not retryable, `!text` an output that
+//! is not JSON, and `!look` an object with the files, variables, arguments and sockets that the component can access. The output for any
+//! other input is an object with the input, the configuration, and the number of calls of this instance.
 
 mod bindings {
     #![allow(missing_docs, clippy::all, unreachable_pub)]
@@ -40,36 +40,36 @@ bindings::export!(Step with_types_in bindings);
 
 impl Guest for Step {
     async fn run(input: String, config: String) -> Result<String, Failure> {
-        let has = |word: &str| input.contains(word);
-        if has("!trap") {
+        let contains = |word: &str| input.contains(word);
+        if contains("!trap") {
             std::process::abort();
         }
-        if has("!spin") {
+        if contains("!spin") {
             let mut turns = 0u64;
             loop {
                 turns = black_box(turns + 1);
             }
         }
-        if has("!sleep") {
+        if contains("!sleep") {
             monotonic_clock::wait_for(600_000_000_000).await;
         }
-        if has("!eat") {
-            let mut eaten: Vec<Vec<u8>> = Vec::new();
+        if contains("!eat") {
+            let mut blocks: Vec<Vec<u8>> = Vec::new();
             loop {
-                eaten.push(black_box(vec![1; 1 << 20]));
+                blocks.push(black_box(vec![1; 1 << 20]));
             }
         }
-        if has("!fail") {
+        if contains("!fail") {
             return Err(failure("not_today", true));
         }
-        if has("!last") {
+        if contains("!last") {
             return Err(failure("never", false));
         }
-        if has("!text") {
+        if contains("!text") {
             return Ok("{".to_owned());
         }
-        if has("!look") {
-            return Ok(look());
+        if contains("!look") {
+            return Ok(inspect());
         }
         let calls = CALLS.fetch_add(1, Ordering::Relaxed) + 1;
         Ok(format!("{{\"input\":{input},\"config\":{config},\"calls\":{calls}}}"))
@@ -77,11 +77,11 @@ impl Guest for Step {
 }
 
 fn failure(code: &str, retryable: bool) -> Failure {
-    Failure { code: code.to_owned(), message: "as it was asked".to_owned(), retryable }
+    Failure { code: code.to_owned(), message: "the input requested a failure".to_owned(), retryable }
 }
 
-/// What there is of files, variables, arguments and sockets.
-fn look() -> String {
+/// The numbers of accessible files, variables and arguments, and whether sockets are denied.
+fn inspect() -> String {
     let files = std::fs::read_dir("/").map_or(0, Iterator::count) + std::fs::read_dir(".").map_or(0, Iterator::count);
     let socket = TcpStream::connect_timeout(&([127, 0, 0, 1], 80).into(), Duration::from_secs(1));
     let denied = socket.is_err_and(|error| error.kind() != std::io::ErrorKind::ConnectionRefused);

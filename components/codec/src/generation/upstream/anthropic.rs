@@ -47,7 +47,8 @@ pub(super) fn request(model: &str, request: &GenerateRequest) -> Result<Upstream
                 }
                 for call in message["tool_calls"].as_array().into_iter().flatten() {
                     let function = &call["function"];
-                    let input = parse_json(function["arguments"].as_str().unwrap_or("{}")).unwrap_or_else(|_| json!({}));
+                    let input =
+                        parse_json(function["arguments"].as_str().unwrap_or("{}")).unwrap_or_else(|_| json!({}));
                     let (id, name) = (&call["id"], &function["name"]);
                     blocks.push(json!({ "type": "tool_use", "id": id, "name": name, "input": input }));
                 }

@@ -31,7 +31,8 @@ pub(super) fn request(model: &str, request: &GenerateRequest) -> Result<Upstream
             Some("system") => system.push(json!({ "text": text })),
             Some("tool") => {
                 let name = message["name"].as_str().or(message["tool_call_id"].as_str()).unwrap_or_default();
-                let result = parse_json(text).ok().filter(Value::is_object).unwrap_or_else(|| json!({ "result": text }));
+                let result =
+                    parse_json(text).ok().filter(Value::is_object).unwrap_or_else(|| json!({ "result": text }));
                 let part = json!({ "functionResponse": { "name": name, "response": result } });
                 contents.push(json!({ "role": "user", "parts": [part] }));
             }

@@ -151,7 +151,9 @@ impl<T: Clone, R> Stream<T, R> {
 
         // A window consists of first attempts only, so retries are not mixed with them.
         let mixes = retries == 0 || forced || self.config.batching == Batching::Adaptive;
-        let Some(first) = self.first_attempts().filter(|first| mixes && first.due_ns <= now) else { return retries_only };
+        let Some(first) = self.first_attempts().filter(|first| mixes && first.due_ns <= now) else {
+            return retries_only;
+        };
         // The batch of a window can be larger than that of a free slot.
         let count = if retries == 0 { first.count } else { first.count.min(items_max - retries) };
         if count == 0 {

@@ -134,7 +134,8 @@ fn flushes_keep_their_reasons_and_their_bound() {
     assert_eq!(stream.flush(FlushReason::Manual), 150);
     push(&mut stream, 0, 150..160);
     assert_eq!(stream.flush(FlushReason::Scheduled), 10);
-    let sizes: Vec<_> = std::iter::from_fn(|| batch(&mut stream, 0)).map(|(reason, seqs, _)| (reason, seqs.len())).collect();
+    let sizes: Vec<_> =
+        std::iter::from_fn(|| batch(&mut stream, 0)).map(|(reason, seqs, _)| (reason, seqs.len())).collect();
     assert_eq!(sizes, [(FlushReason::Manual, 128), (FlushReason::Manual, 22), (FlushReason::Scheduled, 10)]);
 }
 
@@ -397,7 +398,8 @@ fn commands_are_legal_in_their_states_only() {
         }
         table.push_str(&format!("{:<11} ", prepared.state()));
         for command in commands {
-            let mut stream = Stream { random: prepared.random.clone(), ..Stream::new(prepared.config.clone(), 0, 0).unwrap() };
+            let mut stream =
+                Stream { random: prepared.random.clone(), ..Stream::new(prepared.config.clone(), 0, 0).unwrap() };
             stream.state = prepared.state;
             stream.waiting = prepared.waiting.clone();
             let next = command(&mut stream).map_or("-", |()| stream.state().name());

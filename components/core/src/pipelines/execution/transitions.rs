@@ -7,7 +7,7 @@ use super::{
         run::{Outcome, Run},
         slot::SlotState,
     },
-    Execution, NS_PER_MS, Phase, step_index, compensation_list,
+    Execution, NS_PER_MS, Phase, compensation_list, step_index,
 };
 use crate::time::Now;
 
@@ -92,7 +92,8 @@ impl Execution {
             }
             Phase::Failing { failure, step } if self.running == 0 => {
                 let (failure, step) = (failure.clone(), *step);
-                let compensations = self.compensations.get_or_insert_with(|| compensation_list(&self.definition, &self.completed));
+                let compensations =
+                    self.compensations.get_or_insert_with(|| compensation_list(&self.definition, &self.completed));
                 if self.compensations_over >= compensations.len() {
                     self.end(now, failure, Some(step), false);
                 }

@@ -114,7 +114,12 @@ fn on_error_fail_stops_running_steps() {
 fn on_error_compensate_finishes_steps_and_compensates_in_reverse() {
     let mut c = step_with_compensation("c", &["undo-c"]);
     c.on_error = OnError::Compensate;
-    let steps = vec![step_with_compensation("a", &["undo-a-1", "undo-a-2"]), step_with_compensation("b", &["undo-b"]), c, after("d", &["a", "b"])];
+    let steps = vec![
+        step_with_compensation("a", &["undo-a-1", "undo-a-2"]),
+        step_with_compensation("b", &["undo-b"]),
+        c,
+        after("d", &["a", "b"]),
+    ];
     let mut world = World::new(draft(steps), "0");
     let all = world.start(at(0));
     world.finish(at(1), all[1].run, r#""B""#);

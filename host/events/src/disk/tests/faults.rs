@@ -93,7 +93,10 @@ impl Users {
             let events = contents(store, &channel, Cursor::START).await.unwrap();
             events.iter().for_each(|(cursor, data)| self.history.record(&channel, *cursor, data));
             for cursor in self.acknowledged.get(&channel).into_iter().flatten().filter(|_| whole) {
-                assert!(events.iter().any(|(stored, _)| stored == cursor), "{channel} {cursor} was acknowledged and is missing");
+                assert!(
+                    events.iter().any(|(stored, _)| stored == cursor),
+                    "{channel} {cursor} was acknowledged and is missing"
+                );
                 // A reader that resumes from it gets all later events.
                 let rest = contents(store, &channel, *cursor).await.unwrap();
                 assert!(rest.iter().eq(events.iter().filter(|(stored, _)| stored > cursor)));

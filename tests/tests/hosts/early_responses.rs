@@ -1,4 +1,4 @@
-//! Answers that are complete before the request's body is: the client always reads the whole answer, however much it still sends.
+//! Responses that are complete before the body of the request: the client reads the whole response, however much it still sends.
 
 use std::time::Duration;
 
@@ -8,14 +8,14 @@ use futures::future::try_join_all;
 use serde_json::json;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
-use weir_tests::auth::{ANN, guarded};
+use weir_tests::auth::{ANN, start_with_auth};
 use weir_tests::{PATIENCE, Raw, Server, until};
 
-/// A request with a body that the server does not need for its answer.
+/// A request with a body that the server does not need for its response.
 struct Case {
     /// The method, the path and the headers, without the length.
     head: &'static str,
-    /// Bytes of the body.
+    /// The size of the body in bytes.
     size: usize,
     status: &'static str,
 }
@@ -28,7 +28,7 @@ const JSON: &str = "POST /process-stream HTTP/1.1\r\nHost: localhost\r\nContent-
 const NOWHERE: &str = "POST /nowhere HTTP/1.1\r\nHost: localhost\r\n";
 const WEBSOCKET: &str = "GET /ws HTTP/1.1\r\nHost: localhost\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n";
 
-/// Refusals of the edge, of a stateless instance and of the stateful one.
+/// Refusals of the edge, of a stateless gateway instance and of the stateful one.
 const CASES: [Case; 17] = [
     case(JSON, 2 << 20, "413"),
     case(JSON, 8 << 20, "413"),
@@ -55,13 +55,13 @@ enum Pace {
     Slow,
 }
 
-/// The first head and the body of an answer.
-struct Answer {
+/// The head and the body of a response.
+struct RawResponse {
     head: String,
     body: String,
 }
 
-impl Answer {
+impl RawResponse {
     fn status(&self) -> &str {
         self.head.split(' ').nth(1).unwrap_or_default()
     }
@@ -71,8 +71,8 @@ impl Answer {
     }
 }
 
-/// Sends a request as a client that reads nothing before it has sent everything, and reads the answer.
-async fn exchange(address: &str, head: &str, size: usize, pace: Pace, chunked: bool) -> Result<Answer> {
+/// Sends a whole request before reading anything, and reads the response.
+async fn exchange(address: &str, head: &str, size: usize, pace: Pace, chunked: bool) -> Result<RawResponse> {
     let mut stream = TcpStream::connect(address).await?;
     let framing = if chunked { "Transfer-Encoding: chunked".to_owned() } else { format!("Content-Length: {size}") };
     stream.write_all(format!("{head}{framing}\r\n\r\n").as_bytes()).await.context("the head")?;
@@ -92,21 +92,24 @@ async fn exchange(address: &str, head: &str, size: usize, pace: Pace, chunked: b
     if chunked {
         stream.write_all(b"0\r\n\r\n").await.context("the end of the body")?;
     }
-    let answer = tokio::time::timeout(PATIENCE, read_answer(&mut stream)).await.context("an answer in time")??;
-    if answer.has("connection: close") {
+    let response =
+        tokio::time::timeout(PATIENCE, read_response(&mut stream)).await.context("no response in time")??;
+    if response.has("connection: close") {
         let mut rest = Vec::new();
-        tokio::time::timeout(PATIENCE, stream.read_to_end(&mut rest)).await.context("an end in time")??;
-        ensure!(rest.is_empty(), "after the answer: {}", String::from_utf8_lossy(&rest));
+        tokio::time::timeout(PATIENCE, stream.read_to_end(&mut rest)).await.context("no end in time")??;
+        ensure!(rest.is_empty(), "bytes after the response: {}", String::from_utf8_lossy(&rest));
     } else {
-        // The connection carries another request.
-        stream.write_all(b"GET /livez HTTP/1.1\r\nHost: localhost\r\n\r\n").await.context("another request")?;
-        let next = tokio::time::timeout(PATIENCE, read_answer(&mut stream)).await.context("another answer")??;
-        ensure!(next.status() == "200", "another answer: {}", next.head);
+        // The connection is usable for another request.
+        stream.write_all(b"GET /livez HTTP/1.1\r\nHost: localhost\r\n\r\n").await.context("a second request")?;
+        let next = tokio::time::timeout(PATIENCE, read_response(&mut stream))
+            .await
+            .context("no second response in time")??;
+        ensure!(next.status() == "200", "the second response: {}", next.head);
     }
-    Ok(answer)
+    Ok(response)
 }
 
-async fn read_answer(stream: &mut TcpStream) -> Result<Answer> {
+async fn read_response(stream: &mut TcpStream) -> Result<RawResponse> {
     let mut read = Vec::new();
     let mut buffer = vec![0; 1 << 14];
     loop {
@@ -116,39 +119,39 @@ async fn read_answer(stream: &mut TcpStream) -> Result<Answer> {
             let length: Option<usize> =
                 lower.split("\r\n").find_map(|line| line.strip_prefix("content-length: ")?.parse().ok());
             let body = &read[end + 4..];
-            let whole = match length {
+            let is_complete = match length {
                 Some(length) => body.len() == length,
                 None => body.ends_with(b"0\r\n\r\n"),
             };
-            if whole {
-                return Ok(Answer { head, body: String::from_utf8(body.to_vec())? });
+            if is_complete {
+                return Ok(RawResponse { head, body: String::from_utf8(body.to_vec())? });
             }
         }
-        match stream.read(&mut buffer).await.context("the answer")? {
-            0 => bail!("the connection ended inside of the answer: {}", String::from_utf8_lossy(&read)),
+        match stream.read(&mut buffer).await.context("the response")? {
+            0 => bail!("the connection ended within the response: {}", String::from_utf8_lossy(&read)),
             count => read.extend_from_slice(&buffer[..count]),
         }
     }
 }
 
 #[tokio::test]
-async fn early_answer_is_read_whole_by_a_client_that_sends_its_whole_body_first() -> Result<()> {
+async fn early_response_is_read_whole_by_a_client_that_sends_its_whole_body_first() -> Result<()> {
     let server = Server::start_stub(&["--set", "http.hosts=[]"]).await?;
     for round in 0..10 {
         for pace in [Pace::Fast, Pace::Slow] {
             let exchanges = CASES.iter().map(|case| {
                 let address = server.address();
                 async move {
-                    // A malformed head has no framing that could be chunked.
+                    // A malformed head is refused before its framing is known.
                     let chunked = round % 3 == 2 && case.head != WEBSOCKET && !case.head.contains("bad header");
-                    let answer = exchange(address, case.head, case.size, pace, chunked)
+                    let response = exchange(address, case.head, case.size, pace, chunked)
                         .await
                         .with_context(|| format!("round {round}, {pace:?}, {} bytes: {}", case.size, case.head))?;
-                    let about = format!("{} {} {}", case.head, answer.head, answer.body);
-                    assert!(answer.head.starts_with("HTTP/1.1 4"), "{about}");
-                    assert!(case.status.is_empty() || answer.status() == case.status, "{about}");
+                    let about = format!("{} {} {}", case.head, response.head, response.body);
+                    assert!(response.head.starts_with("HTTP/1.1 4"), "{about}");
+                    assert!(case.status.is_empty() || response.status() == case.status, "{about}");
                     if !case.head.contains("bad header") {
-                        assert!(answer.body.contains("\"code\":"), "{about}");
+                        assert!(response.body.contains("\"code\":"), "{about}");
                     }
                     anyhow::Ok(())
                 }
@@ -160,40 +163,40 @@ async fn early_answer_is_read_whole_by_a_client_that_sends_its_whole_body_first(
 }
 
 #[tokio::test]
-async fn early_answer_says_whether_its_connection_is_closed() -> Result<()> {
+async fn early_response_says_whether_its_connection_is_closed() -> Result<()> {
     let server = Server::start_stub(&[]).await?;
     for _ in 0..20 {
-        // A small body that has arrived is discarded, and the connection stays. `exchange` sends another request over it.
+        // A small body that has arrived is discarded, and the connection stays open for another request.
         let mut raw = Raw::connect(&server).await?;
         raw.send(format!("{NOWHERE}Content-Length: 5\r\n\r\nabcde").as_bytes()).await?;
-        let answer = raw.read_until("not_found").await?;
-        assert!(!answer.to_ascii_lowercase().contains("connection: close"), "{answer}");
+        let response = raw.read_until("not_found").await?;
+        assert!(!response.to_ascii_lowercase().contains("connection: close"), "{response}");
         raw.send(format!("{NOWHERE}Content-Length: 0\r\n\r\n").as_bytes()).await?;
         raw.read_until_nth("HTTP/1.1 404", 2).await?;
-        // A large one is not awaited.
+        // The server does not wait for a large body.
         let large = exchange(server.address(), NOWHERE, 1 << 20, Pace::Slow, false).await?;
         assert!(large.has("connection: close"), "{}", large.head);
-        // A client that waits for `100 Continue` gets the answer in its place.
-        let mut waits = Raw::connect(&server).await?;
-        waits.send(format!("{NOWHERE}Expect: 100-continue\r\nContent-Length: 5\r\n\r\n").as_bytes()).await?;
-        let answer = waits.read_to_end().await?;
-        assert!(answer.starts_with("HTTP/1.1 404") && answer.contains("connection: close"), "{answer}");
+        // A client that waits for `100 Continue` gets the final response instead.
+        let mut expecting = Raw::connect(&server).await?;
+        expecting.send(format!("{NOWHERE}Expect: 100-continue\r\nContent-Length: 5\r\n\r\n").as_bytes()).await?;
+        let response = expecting.read_to_end().await?;
+        assert!(response.starts_with("HTTP/1.1 404") && response.contains("connection: close"), "{response}");
     }
     Ok(())
 }
 
 #[tokio::test]
-async fn early_answer_of_a_full_or_guarded_server_is_read_whole() -> Result<()> {
+async fn early_response_of_a_full_or_guarded_server_is_read_whole() -> Result<()> {
     let full = Server::start_stub(&["--set", "http.requests_max=1"]).await?;
     let body = json!({"text": "this one is !never answered", "include_summary": false}).to_string();
-    let mut held = Raw::post(&full, "/process-stream", &body).await?;
-    held.read_until("sentiment_processing").await?;
+    let mut occupying = Raw::post(&full, "/process-stream", &body).await?;
+    occupying.read_until("sentiment_processing").await?;
     let dir = tempfile::tempdir()?;
     let few = ["--set", "auth.requests_per_s=1", "--set", "auth.requests_burst=1"];
-    let guarded = guarded(dir.path(), &few).await?;
+    let authenticated = start_with_auth(dir.path(), &few).await?;
     let ann = format!("{JSON}Authorization: Bearer {ANN}\r\n");
-    let address = guarded.address();
-    until("ann has used her rate", || {
+    let address = authenticated.address();
+    until("the rate of ann is used up", || {
         let ann = &ann;
         async move { Ok(exchange(address, ann, 2 << 20, Pace::Fast, false).await?.status() == "429") }
     })
@@ -213,27 +216,27 @@ async fn early_answer_of_a_full_or_guarded_server_is_read_whole() -> Result<()> 
 }
 
 #[tokio::test]
-async fn early_answer_of_a_draining_server_is_read_whole() -> Result<()> {
+async fn early_response_of_a_draining_server_is_read_whole() -> Result<()> {
     let server = Server::start_stub(&["--set", "http.drain_timeout_ms=20000"]).await?;
     let body = json!({"text": "this one is !never answered", "include_summary": false}).to_string();
-    let mut held = Raw::post(&server, "/process-stream", &body).await?;
-    held.read_until("sentiment_processing").await?;
+    let mut occupying = Raw::post(&server, "/process-stream", &body).await?;
+    occupying.read_until("sentiment_processing").await?;
     server.signal("TERM")?;
-    until("it drains", || async {
+    until("draining", || async {
         Ok(exchange(server.address(), JSON, 2 << 20, Pace::Fast, false).await?.status() == "503")
     })
     .await?;
     for pace in [Pace::Fast, Pace::Slow] {
         for _ in 0..10 {
-            let answer = exchange(server.address(), JSON, 2 << 20, pace, false).await?;
-            assert!(answer.body.contains("\"draining\"") && answer.has("connection: close"), "{}", answer.head);
+            let response = exchange(server.address(), JSON, 2 << 20, pace, false).await?;
+            assert!(response.body.contains("\"draining\"") && response.has("connection: close"), "{}", response.head);
         }
     }
     Ok(())
 }
 
 #[tokio::test]
-async fn body_that_stops_arriving_is_answered_and_the_answer_is_read() -> Result<()> {
+async fn body_that_stops_arriving_is_408_and_the_response_is_read() -> Result<()> {
     let server = Server::start_stub(&["--set", "http.body_timeout_ms=200"]).await?;
     for _ in 0..5 {
         let mut stream = TcpStream::connect(server.address()).await?;
@@ -241,11 +244,11 @@ async fn body_that_stops_arriving_is_answered_and_the_answer_is_read() -> Result
         stream.write_all(&[b' '; 1000]).await?;
         let mut byte = [0];
         stream.peek(&mut byte).await?;
-        // The rest comes after the answer, and before the client reads it.
+        // The rest is sent after the response has arrived and before the client reads it.
         stream.write_all(&vec![b' '; 999_000]).await?;
-        let answer = read_answer(&mut stream).await?;
-        assert_eq!(answer.status(), "408");
-        assert!(answer.has("connection: close"), "{}", answer.head);
+        let response = read_response(&mut stream).await?;
+        assert_eq!(response.status(), "408");
+        assert!(response.has("connection: close"), "{}", response.head);
     }
     Ok(())
 }
@@ -253,7 +256,7 @@ async fn body_that_stops_arriving_is_answered_and_the_answer_is_read() -> Result
 #[tokio::test]
 async fn client_that_sends_for_ever_is_disconnected() -> Result<()> {
     let server = Server::start_stub(&["--set", "http.connections_max=8"]).await?;
-    // One byte at a time, as one that holds a place would send.
+    // Clients that send one byte at a time to keep their connection.
     let mut slow = Vec::new();
     for _ in 0..4 {
         let mut stream = TcpStream::connect(server.address()).await?;
@@ -263,26 +266,27 @@ async fn client_that_sends_for_ever_is_disconnected() -> Result<()> {
     let began = std::time::Instant::now();
     let ends = slow.into_iter().map(|mut stream| async move {
         while stream.write_all(b"1").await.is_ok() {
-            ensure!(began.elapsed() < Duration::from_secs(20), "it is still connected");
+            ensure!(began.elapsed() < Duration::from_secs(20), "the client is still connected");
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
         Ok(())
     });
     try_join_all(ends).await?;
-    until("all places are free", || async { Ok(server.metric("weir_http_connections_open").await? <= 1.0) }).await?;
-    // And one that sends as fast as it can is, after a bounded number of bytes.
+    until("the connections are closed", || async { Ok(server.metric("weir_http_connections_open").await? <= 1.0) })
+        .await?;
+    // A client that sends as fast as possible is disconnected after a bounded number of bytes.
     let mut fast = TcpStream::connect(server.address()).await?;
     fast.write_all(format!("{NOWHERE}Content-Length: 100000000000\r\n\r\n").as_bytes()).await?;
     let (piece, mut sent) = (vec![b'1'; 1 << 20], 0_usize);
     while fast.write_all(&piece).await.is_ok() {
         sent += piece.len();
-        ensure!(sent < 256 << 20, "it takes all of it");
+        ensure!(sent < 256 << 20, "the server reads the whole body");
     }
     Ok(())
 }
 
 #[tokio::test]
-async fn early_answers_of_many_streams_of_http2_are_all_read() -> Result<()> {
+async fn early_responses_of_many_http2_streams_are_all_read() -> Result<()> {
     let server = Server::start_stub(&[]).await?;
     for round in 0..10 {
         let stream = TcpStream::connect(server.address()).await?;
@@ -295,7 +299,7 @@ async fn early_answers_of_many_streams_of_http2_are_all_read() -> Result<()> {
             let request = http::Request::post(format!("http://{}/nowhere", server.address())).body(())?;
             let (response, mut body) = sender.send_request(request, false)?;
             streams.push(async move {
-                // All that the windows take, whether or not the answer is there.
+                // Sends as much as the flow control windows allow, also after the response.
                 let mut rest = Bytes::from(vec![b'1'; size]);
                 while !rest.is_empty() {
                     body.reserve_capacity(rest.len().min(16 << 10));
@@ -307,20 +311,20 @@ async fn early_answers_of_many_streams_of_http2_are_all_read() -> Result<()> {
                         break;
                     }
                 }
-                let answer = response.await.with_context(|| format!("stream {number}"))?;
-                ensure!(answer.status() == 404, "{}", answer.status());
-                let mut body = answer.into_body();
-                let mut whole = Vec::new();
+                let response = response.await.with_context(|| format!("stream {number}"))?;
+                ensure!(response.status() == 404, "{}", response.status());
+                let mut body = response.into_body();
+                let mut received = Vec::new();
                 while let Some(data) = body.data().await {
                     let data = data.with_context(|| format!("the body of stream {number}"))?;
                     let _ = body.flow_control().release_capacity(data.len());
-                    whole.extend_from_slice(&data);
+                    received.extend_from_slice(&data);
                 }
-                ensure!(whole.ends_with(b"}\n"), "{}", String::from_utf8_lossy(&whole));
+                ensure!(received.ends_with(b"}\n"), "{}", String::from_utf8_lossy(&received));
                 Ok(())
             });
         }
-        tokio::time::timeout(PATIENCE, try_join_all(streams)).await.context("in time")??;
+        tokio::time::timeout(PATIENCE, try_join_all(streams)).await.context("no responses in time")??;
         drop(sender);
         driving.abort();
     }
@@ -333,7 +337,7 @@ fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
     [&length[1..], &[kind, flags], &stream.to_be_bytes(), payload].concat()
 }
 
-/// Reads frames until one has this kind at most, this flag and this stream; an error where the connection ends.
+/// Reads frames until one has at most this type, has this flag, and belongs to this stream; an error where the connection ends.
 async fn read_frame(stream: &mut TcpStream, kind_max: u8, flag: u8, wanted: u32) -> Result<()> {
     const GOAWAY: u8 = 7;
     let reading = async {
@@ -350,11 +354,11 @@ async fn read_frame(stream: &mut TcpStream, kind_max: u8, flag: u8, wanted: u32)
             }
         }
     };
-    tokio::time::timeout(PATIENCE, reading).await.context("a frame in time")?
+    tokio::time::timeout(PATIENCE, reading).await.context("no frame in time")?
 }
 
 #[tokio::test]
-async fn data_of_answered_streams_of_http2_does_not_end_the_connection() -> Result<()> {
+async fn data_of_completed_http2_streams_does_not_end_the_connection() -> Result<()> {
     let (data, headers, settings, ping) = (0, 1, 4, 6);
     let (end_headers, end_stream, ack) = (4, 1, 1);
     let server = Server::start_stub(&[]).await?;
@@ -367,15 +371,15 @@ async fn data_of_answered_streams_of_http2_does_not_end_the_connection() -> Resu
     let streams: Vec<u32> = (0..200).map(|number| 2 * number + 1).collect();
     for id in &streams {
         stream.write_all(&frame(headers, end_headers, *id, post)).await?;
-        read_frame(&mut stream, headers, end_stream, *id).await.context("an answer")?;
+        read_frame(&mut stream, headers, end_stream, *id).await.context("a response")?;
     }
-    // What a client with a long way to the server has sent before it knows that the streams are reset.
+    // Data that a client with a long round trip sends before it receives the resets of its streams.
     for id in &streams {
-        // After the answer to the ping the window of the connection is open again.
+        // After the reply to the ping the window of the connection is open again.
         let further = [frame(data, 0, *id, &[b'1'; 600]).repeat(16), frame(ping, 0, 0, &[0; 8])].concat();
         stream.write_all(&further).await.context("further data")?;
         read_frame(&mut stream, ping, ack, 0).await.with_context(|| format!("after the data of stream {id}"))?;
     }
     stream.write_all(&frame(headers, end_headers | end_stream, 401, get)).await?;
-    read_frame(&mut stream, headers, end_stream, 401).await.context("another answer")
+    read_frame(&mut stream, headers, end_stream, 401).await.context("another response")
 }

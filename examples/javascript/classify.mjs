@@ -2,7 +2,7 @@
 //
 //   printf '%s\n' 'What a night!' 'The train was late.' | node classify.mjs [http://localhost:8080]
 //
-// Node.js 18 or later, no packages.
+// Node.js 20.6 or later (`ReadableStream.from`), no packages.
 import { createInterface } from "node:readline";
 
 const server = process.argv[2] ?? "http://localhost:8080";

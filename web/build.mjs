@@ -1,5 +1,5 @@
-// node build.mjs OUT: makes the page, one HTML file without references. Its second line has the content security policy under which
-// the gateway serves it, with the hashes of its script and style.
+// node build.mjs OUT: builds the page, one HTML file without external references. Its second line has the content security policy with
+// which the gateway serves it, including the hashes of its script and style.
 import { createHash } from "node:crypto";
 import { writeFileSync } from "node:fs";
 import { build } from "esbuild";

@@ -1,4 +1,4 @@
-// node dev.mjs [SERVER] [PORT]: serves the page as it is built from the sources at each reload, and forwards everything else to a
+// node dev.mjs [SERVER] [PORT]: serves the page, which is built from the sources at each reload, and forwards all other requests to a
 // running `weir serve`.
 import { execFileSync } from "node:child_process";
 import { readFileSync } from "node:fs";

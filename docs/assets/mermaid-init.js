@@ -1,5 +1,5 @@
-// Renders the Mermaid blocks of a page. `cargo xtask docs` puts mermaid.min.js beside the book where npm is there; without it
-// the blocks stay text.
+// Renders the Mermaid blocks of a page. `cargo xtask docs` copies mermaid.min.js into the book if npm is installed; without it
+// the blocks remain text.
 (() => {
   const blocks = [...document.querySelectorAll("code.language-mermaid")];
   if (blocks.length === 0) return;

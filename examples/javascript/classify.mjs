@@ -1,8 +1,8 @@
-// Labels the lines of standard input as they come: a stream in both directions over one request.
+// Labels the lines of standard input as they arrive, over one request with a full-duplex stream.
 //
 //   printf '%s\n' 'What a night!' 'The train was late.' | node classify.mjs [http://localhost:8080]
 //
-// Node.js 18 or later, no packages.
+// Node.js 20.6 or later (`ReadableStream.from`), no packages.
 import { createInterface } from "node:readline";
 
 const server = process.argv[2] ?? "http://localhost:8080";

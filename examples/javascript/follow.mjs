@@ -2,14 +2,14 @@
 //
 //   node follow.mjs workflow/42 [http://localhost:8080]
 //
-// Node.js 18 or later, no packages. In a browser, `EventSource` does the same.
+// Node.js 18 or later, no packages. Browsers have `EventSource` for this.
 const [channel, server = "http://localhost:8080"] = process.argv.slice(2);
 if (!channel) throw new Error("usage: node follow.mjs KIND/ID [SERVER]");
 
 const RETRY_MS = 1000;
-let last; // the id of the newest event
+let last; // the id of the latest event
 
-/** Reads one connection to its end. Answers whether the channel is finished. */
+/** Reads one connection to its end. Returns whether the channel is finished. */
 async function follow() {
   const headers = { accept: "application/x-ndjson", ...(last && { "last-event-id": last }) };
   const response = await fetch(`${server}/stream/${channel}`, { headers });

@@ -1,4 +1,4 @@
-"""Processes a document step by step and prints each event when it arrives.
+"""Processes a document and prints an event for each step as it arrives.
 
     python3 process.py FILE [http://localhost:8080]
 

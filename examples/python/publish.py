@@ -1,4 +1,4 @@
-"""Publishes the progress of a workflow as a worker would, and finishes it.
+"""Publishes the progress of a workflow and its completion, as a worker does.
 
     python3 publish.py WORKFLOW_ID [http://localhost:8080]
 
@@ -17,7 +17,7 @@ RETRIES_MAX = 5
 
 
 def publish(event):
-    """Publishes an event and returns its id; waits and tries again where the server says so."""
+    """Publishes an event and returns its id. Retries after the time in `Retry-After`."""
     request = urllib.request.Request(
         f"{server}/stream/publish/workflow/{workflow}",
         json.dumps(event).encode(),

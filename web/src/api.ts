@@ -1,4 +1,4 @@
-// The client of this tab, the channels that it follows, and the state of their connections.
+// The client of this tab, its followed channels, and the state of their connections.
 import { useEffect, useReducer, useState } from "preact/hooks";
 import { createClient, type WeirClient, WeirError } from "../../clients/typescript/src/index";
 import type { ChannelKind } from "../../clients/typescript/src/events";
@@ -16,7 +16,7 @@ function make(): WeirClient {
   return createClient(location.origin, { ...options, transport: "ws" });
 }
 
-/** Takes another token for every request from now on; it is kept for this tab only. */
+/** Sets the token of all later requests. It is stored for this tab only. */
 export function setToken(text: string): void {
   if (text === "") sessionStorage.removeItem(TOKEN);
   else sessionStorage.setItem(TOKEN, text);
@@ -32,7 +32,7 @@ function announce(): void {
   for (const listener of changed) listener();
 }
 
-/** One render a frame; none in a tab that is hidden. */
+/** Renders at most once per frame, and not in a hidden tab. */
 const frame = (flush: () => void): void => void requestAnimationFrame(flush);
 
 const stores = new Map<string, ChannelStore>();
@@ -49,20 +49,20 @@ export function storeOf(kind: ChannelKind, id: string, options: Options = {}): C
   return store;
 }
 
-/** Forgets a channel, so that it is followed from the start the next time. */
+/** Removes a channel, so that it is followed from its first event the next time. */
 export function forget(kind: ChannelKind, id: string): void {
   stores.get(`${kind}:${id}`)?.stop();
   stores.delete(`${kind}:${id}`);
 }
 
-/** The state of a channel while a component shows it. */
+/** The state of a channel, which is followed while the component is mounted. */
 export function useStore(store: ChannelStore | undefined): ChannelSnapshot {
   const [, render] = useReducer((count: number) => count + 1, 0);
   useEffect(() => {
     if (store === undefined) return;
     let leave: (() => void) | undefined;
     const show = (): void => {
-      // A tab that is not seen follows nothing; what it misses it gets when it is seen again.
+      // A hidden tab follows nothing. When it is visible again, it resumes after its last event.
       if (document.hidden) {
         leave?.();
         leave = undefined;
@@ -92,7 +92,7 @@ export function useFollow(kind: ChannelKind, id: string | null, options: Options
 }
 
 let clientVersion = 0;
-/** Changes with the token. */
+/** Renders again after every change of a connection and of the token. The returned number is constant. */
 export function useClientVersion(): [number] {
   const [, render] = useReducer((count: number) => count + 1, 0);
   useEffect(() => {
@@ -103,7 +103,7 @@ export function useClientVersion(): [number] {
   return [clientVersion];
 }
 
-/** The words for the state of a connection. */
+/** The state of a connection in words. */
 export function connectionWord({ connection, isFinished, attempt }: ChannelSnapshot): string {
   if (isFinished) return "finished";
   switch (connection) {
@@ -120,7 +120,7 @@ export function connectionWord({ connection, isFinished, attempt }: ChannelSnaps
   }
 }
 
-/** The worst state of the channels that are shown; announced when it changes. */
+/** The worst connection state of all followed channels. */
 export function useOverall(): string {
   useClientVersion();
   const shown = [...stores.values()].filter((store) => store.isUsed).map(({ snapshot }) => snapshot);
@@ -134,7 +134,7 @@ export interface Loaded<T> {
   again(): void;
 }
 
-/** A value that is read once, and again on `again` or when `inputs` change. */
+/** Loads a value, and loads it again on `again` or when `inputs` change. */
 export function useLoad<T>(load: (signal: AbortSignal) => Promise<T>, inputs: readonly unknown[]): Loaded<T> {
   const [count, again] = useReducer((count: number) => count + 1, 0);
   const [state, put] = useState<{ value?: T; error?: Error }>({});

@@ -1,4 +1,4 @@
-// The page: its frame, its paths and its keys.
+// The page: its header, its routes and its keys.
 import { render } from "preact";
 import { useEffect, useReducer, useRef, useState } from "preact/hooks";
 import { client, hasToken, setToken, useClientVersion, useLoad, useOverall } from "./api";
@@ -91,7 +91,7 @@ function Theme() {
   );
 }
 
-/** A token for servers that authenticate; kept for this tab. */
+/** A form for the token of servers with authentication. It is stored for this tab only. */
 function Token() {
   const [isOpen, open] = useState(false);
   const [text, type] = useState("");

@@ -1,11 +1,11 @@
-// Parts that several views use.
+// Components and functions that several views share.
 import type { ComponentChildren } from "preact";
 import { useEffect, useRef, useState } from "preact/hooks";
 import type { ChannelEvent } from "../../clients/typescript/src/events";
 import type { ChannelSnapshot, ChannelStore } from "../../clients/typescript/src/store";
 import { explain } from "./api";
 
-/** `1 m 04 s`, `1.4 s`, `12 ms`. */
+/** Formats a duration: `1 m 04 s`, `1.4 s`, `12 ms`. */
 export function duration(ms: number): string {
   if (ms < 1) return `${ms.toFixed(1)} ms`;
   if (ms < 1000) return `${Math.round(ms)} ms`;
@@ -19,7 +19,7 @@ export function duration(ms: number): string {
 export const number = (value: number): string => value.toLocaleString("en", { maximumFractionDigits: 1 });
 export const clock = (rfc3339: string | undefined): string => rfc3339?.slice(11, 23) ?? "";
 
-/** A state as a word and a shape. */
+/** A state as a symbol and a word. */
 export function State({ word }: { word: string }) {
   const [shape, tone] = STATES[word.split(" ")[0]!] ?? ["·", "dim"];
   return (
@@ -76,7 +76,7 @@ export function Tabs({ names, chosen, choose, label }: { names: readonly string[
   );
 }
 
-/** What went wrong with a request. */
+/** The error of a request. */
 export function Trouble({ error, children }: { error: Error | undefined; children?: ComponentChildren }) {
   if (error === undefined) return null;
   return (
@@ -87,7 +87,7 @@ export function Trouble({ error, children }: { error: Error | undefined; childre
   );
 }
 
-/** A lost connection, and events that are gone. */
+/** Banners for a lost connection and for events that are no longer stored. */
 export function Banners({ snapshot, store, onGap }: { snapshot: ChannelSnapshot; store: ChannelStore | undefined; onGap?: string }) {
   const { connection, attempt, retryInMs, error, gap } = snapshot;
   const [lostAt, setLostAt] = useState<string>();
@@ -125,12 +125,12 @@ function gapSize(from: string, to: string): string {
   return fromEpoch === toEpoch && count > 0 ? `${number(count)} event${count === 1 ? " is" : "s are"}` : "Events are";
 }
 
-/** Rows of a log that follows its end: a few more than are seen. */
+/** Rows of a log that follows its end: a few more than are visible. */
 const ROWS_FOLLOWING = 30;
-/** Rows of a log that is paused; older ones on demand, up to what the store keeps. */
+/** Rows of a paused log. A button shows older ones, up to the events in the store. */
 const ROWS = 200;
 
-/** A log that follows its end while it is seen. */
+/** A log of events, which follows its end unless the user scrolls up. */
 export function Log({ snapshot, name, initialFilter = "" }: { snapshot: ChannelSnapshot; name: string; initialFilter?: string }) {
   const [filter, setFilter] = useState(initialFilter);
   const [onlyErrors, setOnlyErrors] = useState(false);
@@ -216,7 +216,7 @@ const stepOf = (event: ChannelEvent): string => {
   return data.step_id ?? data.step ?? "";
 };
 
-/** What an event says, in a line. */
+/** A summary of an event in one line. */
 export function summary(event: ChannelEvent): string {
   const data = event.data as any;
   if (event.type === "gap") return `events ${data.missing_from} to ${data.missing_to} cannot be had any more`;
@@ -242,7 +242,7 @@ export function Meter({ label, value, tone = "", text }: { label: string; value:
   );
 }
 
-/** A line of the latest values; the table beside it has the number. */
+/** A line chart of the latest values. The table beside it has the number. */
 export function Spark({ values, label }: { values: number[]; label: string }) {
   const top = Math.max(1, ...values);
   const points = values.map((value, at) => `${(at / Math.max(1, values.length - 1)) * 100},${22 - (value / top) * 20}`).join(" ");

@@ -7,14 +7,14 @@ interface Place {
 
 const here = (): Place => ({ path: location.pathname.replace(/(.)\/$/, "$1"), query: new URLSearchParams(location.search) });
 
-/** Goes to a path of the page. */
+/** Navigates to a path of the page. */
 export function go(path: string, replaces = false): void {
   history[replaces ? "replaceState" : "pushState"](null, "", path);
   dispatchEvent(new Event("weir-go"));
   if (!replaces) scrollTo(0, 0);
 }
 
-/** Where the page is; links to its own paths load nothing. */
+/** The current path and query. Clicks on links to the same origin navigate without loading a page. */
 export function useLocation(): Place {
   const [place, put] = useState(here);
   useEffect(() => {

@@ -1,4 +1,4 @@
-// The page in a browser, served by a real server: every view, and what a bad day brings.
+// The page in a browser, served by `weir serve`: every view, and failures of connections and of the server.
 import assert from "node:assert/strict";
 import { after, test } from "node:test";
 import { closeBrowser, inspect, open, options, post, scratch, serve, slowService, tasksOf, until } from "./support.mjs";
@@ -15,7 +15,7 @@ const REVIEW = {
 };
 const text = (page, selector) => page.locator(selector).innerText();
 const publish = (server, id, progress, more = {}) => post(`${server.url}/stream/publish/workflow/${id}`, { step: `step ${progress}`, progress, ...more });
-/** The numbers of the stored events that a page has, from its download. */
+/** The events of a page's log, from its download. */
 async function eventsOf(page) {
   const [file] = await Promise.all([page.waitForEvent("download"), page.getByRole("button", { name: "Download .ndjson" }).click()]);
   const chunks = [];
@@ -23,9 +23,9 @@ async function eventsOf(page) {
   return Buffer.concat(chunks).toString().trim().split("\n").map((line) => JSON.parse(line));
 }
 
-test("home runs every task, shows the same call as code, and loads nothing else", options, async (t) => {
+test("home runs every task, shows the request as code, and loads nothing else", options, async (t) => {
   const server = await serve(t, { pipelines: { review: REVIEW } });
-  const { page, seen } = await open(t, server.page);
+  const { page, activity } = await open(t, server.page);
   await page.getByRole("button", { name: /^Run/ }).click();
   await page.getByText("positive", { exact: true }).waitFor();
   assert.match(await text(page, "[data-times]"), /ms to the first event, .* in all/);
@@ -43,8 +43,8 @@ test("home runs every task, shows the same call as code, and loads nothing else"
   assert.match(await text(page, "section[aria-labelledby=same] > pre"), /urllib/);
   assert.equal(await page.getByRole("radio", { name: /Generate/ }).isDisabled(), !(await page.getByText("text-generation").count()) && true);
   await page.getByRole("link", { name: "review" }).waitFor();
-  const strangers = seen.requests.filter((url) => !url.startsWith(server.page) && !url.startsWith("data:"));
-  assert.deepEqual(strangers, []);
+  const external = activity.requests.filter((url) => !url.startsWith(server.page) && !url.startsWith("data:"));
+  assert.deepEqual(external, []);
 });
 
 test("runs: a pipeline is started, followed to its end and found in the list", options, async (t) => {
@@ -84,7 +84,7 @@ test("runs: a pipeline is started, followed to its end and found in the list", o
 test("channels are followed over one socket, and published to", options, async (t) => {
   const server = await serve(t);
   await publish(server, "42", 10);
-  const { page, seen } = await open(t, `${server.page}/channels?c=workflow:42&c=user:ann`);
+  const { page, activity } = await open(t, `${server.page}/channels?c=workflow:42&c=user:ann`);
   await page.locator(".log li", { hasText: "step 10" }).waitFor();
   await page.getByRole("spinbutton", { name: "progress" }).fill("55");
   await page.getByLabel("user_id").fill("ann");
@@ -99,7 +99,7 @@ test("channels are followed over one socket, and published to", options, async (
   await page.getByText("3 of 64 on one socket").waitFor();
   await publish(server, "43", 5);
   await page.locator(".log li", { hasText: "step 5" }).waitFor();
-  assert.equal(seen.sockets, 1);
+  assert.equal(activity.sockets, 1);
   await page.getByRole("button", { name: "Unfollow workflow:43" }).click();
   await page.getByText("2 of 64 on one socket").waitFor();
 });
@@ -109,14 +109,14 @@ test("page whose socket cannot be opened follows by server-sent events", options
   const block = (page) => page.addInitScript(() => {
     window.WebSocket = class { static OPEN = 1; constructor() { setTimeout(() => this.onclose?.()); } };
   });
-  const { page, seen } = await open(t, `${server.page}/channels?c=workflow:42`, { block });
+  const { page, activity } = await open(t, `${server.page}/channels?c=workflow:42`, { block });
   await publish(server, "42", 7);
   await page.locator(".log li", { hasText: "step 7" }).waitFor();
-  assert.equal(seen.sockets, 0);
-  assert.ok(seen.requests.some((url) => url.endsWith("/stream/workflow/42")));
+  assert.equal(activity.sockets, 0);
+  assert.ok(activity.requests.some((url) => url.endsWith("/stream/workflow/42")));
 });
 
-test("page survives kill -9 of the server with every event once", options, async (t) => {
+test("page has every event once after kill -9 of the server", options, async (t) => {
   const settings = ["events.store=disk", "events.durable=true"];
   const folder = scratch(t);
   const first = await serve(t, { settings: [...settings, `events.path=${folder}/events.redb`] });
@@ -137,7 +137,7 @@ test("page survives kill -9 of the server with every event once", options, async
   assert.equal(await page.locator("[data-banner=lost]").count(), 0);
 });
 
-test("events that are gone are told as a gap", options, async (t) => {
+test("events that are no longer stored are shown as a gap", options, async (t) => {
   const server = await serve(t, { settings: ["events.events_max=50"] });
   const { id } = await publish(server, "42", 0);
   for (let seq = 1; seq <= 100; seq++) await publish(server, "42", seq / 10);
@@ -156,7 +156,7 @@ test("10,000 events cause no long task and at most 500 rows", options, async (t)
   const server = await serve(t, { settings: ["events.events_max=20000", "events.bytes_max=67108864"] });
   const total = 10_000;
   const queue = Array.from({ length: total }, (_, seq) => seq);
-  // One after the other for the channel's order, many at once for the time it takes.
+  // Published by 16 concurrent tasks, because one after the other takes too long.
   await Promise.all(Array.from({ length: 16 }, async () => {
     for (let seq = queue.shift(); seq !== undefined; seq = queue.shift()) await publish(server, "42", (seq % 1000) / 10);
   }));
@@ -181,7 +181,7 @@ test("10,000 events cause no long task and at most 500 rows", options, async (t)
   await page.locator(".log li", { hasText: "step 2" }).last().waitFor();
 });
 
-test("tab that is hidden follows nothing and gets what it missed when it is seen", options, async (t) => {
+test("hidden tab follows nothing and gets the missed events when it is visible", options, async (t) => {
   const server = await serve(t);
   await publish(server, "42", 1);
   const { page } = await open(t, `${server.page}/channels?c=workflow:42`);
@@ -260,7 +260,7 @@ test("demo uploads a text, follows its analysis, and resumes after a cut", optio
   await inspect(page, "demo");
 });
 
-test("demo analyzes with the built-in pipeline and refuses what is too large", options, async (t) => {
+test("demo analyzes with the built-in pipeline and refuses a file that is too large", options, async (t) => {
   const server = await serve(t);
   const { page } = await open(t, `${server.page}/demo/streaming`);
   const choose = (name, text) => page.locator("input[type=file]").setInputFiles({ name, mimeType: "text/plain", buffer: Buffer.from(text) });
@@ -289,7 +289,7 @@ test("keys reach every view, and ? lists them", options, async (t) => {
 test("first paint is within 100 ms and the page within its budget", options, async (t) => {
   const server = await serve(t);
   const { page } = await open(t, server.page);
-  // The fastest of some loads: what other programs of the machine take is not the page's.
+  // The fastest of several loads, because other programs of the machine slow some of them.
   const paints = [];
   do {
     await page.reload();

@@ -1,4 +1,4 @@
-// A `weir serve`, and pages of it in a browser whose errors fail the test.
+// Starts `weir serve` and opens its pages in a browser. Errors of a page fail the test.
 import assert from "node:assert/strict";
 import { spawn } from "node:child_process";
 import { once } from "node:events";
@@ -9,13 +9,13 @@ import { chromium } from "playwright-core";
 
 export const WEIR = process.env.WEIR_TEST_PROGRAM;
 export const BROWSER = process.env.WEIR_TEST_BROWSER;
-/** Where screenshots are kept; none are made without it. */
+/** The folder of screenshots; without it there are none. */
 const SCREENSHOTS = process.env.WEIR_TEST_SCREENSHOTS;
 const axe = readFileSync(new URL("../node_modules/axe-core/axe.min.js", import.meta.url), "utf8");
 
 export const options = { skip: WEIR === undefined ? "WEIR_TEST_PROGRAM is not set" : BROWSER === undefined ? "WEIR_TEST_BROWSER is not set" : false };
 
-/** Waits until a condition holds. */
+/** Waits until a condition returns a true value, and returns it. Fails after `limitMs`. */
 export async function until(condition, limitMs = 20_000) {
   const end = Date.now() + limitMs;
   for (;;) {
@@ -26,21 +26,21 @@ export async function until(condition, limitMs = 20_000) {
   }
 }
 
-/** A folder that is removed at the end. */
+/** A folder that is removed at the end of the test. */
 export function scratch(t) {
   const folder = mkdtempSync(`${tmpdir()}/weir-page-`);
   t.after(() => rmSync(folder, { recursive: true, force: true }));
   return folder;
 }
 
-/** A service whose answers wait until `release` is called. */
+/** A service whose responses wait until `release` is called. */
 export async function slowService(t) {
   const waiting = [];
   let isReleased = false;
   const server = createServer((_, response) => {
-    const answer = () => response.writeHead(200, { "content-type": "application/json" }).end('{"answered":true}');
-    if (isReleased) answer();
-    else waiting.push(answer);
+    const respond = () => response.writeHead(200, { "content-type": "application/json" }).end('{"answered":true}');
+    if (isReleased) respond();
+    else waiting.push(respond);
   }).listen(0, "127.0.0.1");
   await once(server, "listening");
   t.after(() => server.closeAllConnections() ?? server.close());
@@ -49,7 +49,7 @@ export async function slowService(t) {
     waiting,
     release() {
       isReleased = true;
-      for (const answer of waiting.splice(0)) answer();
+      for (const respond of waiting.splice(0)) respond();
     },
   };
 }
@@ -64,13 +64,13 @@ export async function serve(t, { settings = [], pipelines = {}, port = 0 } = {})
   const child = spawn(WEIR, args, { cwd: folder, stdio: ["ignore", "pipe", "pipe"], env: { ...process.env, NO_COLOR: "1" } });
   let output = "";
   const listening = await new Promise((resolve, reject) => {
-    const take = (bytes) => {
+    const readPort = (bytes) => {
       output += bytes;
-      const found = /127\.0\.0\.1:(\d+)/.exec(output);
-      if (found) resolve(Number(found[1]));
+      const match = /127\.0\.0\.1:(\d+)/.exec(output);
+      if (match) resolve(Number(match[1]));
     };
-    child.stdout.on("data", take);
-    child.stderr.on("data", take);
+    child.stdout.on("data", readPort);
+    child.stderr.on("data", readPort);
     child.on("exit", (code) => reject(new Error(`weir ended with ${code}:\n${output}`)));
   });
   let dev;
@@ -109,24 +109,24 @@ export async function open(t, url, { block, ...context } = {}) {
   browser ??= await chromium.launch({ executablePath: BROWSER, args: ["--no-sandbox"] });
   const tab = await browser.newContext({ viewport: { width: 1200, height: 800 }, ...context });
   const page = await tab.newPage();
-  const seen = { sockets: 0, requests: [], errors: [] };
-  page.on("websocket", () => (seen.sockets += 1));
-  page.on("request", (request) => seen.requests.push(request.url()));
-  page.on("pageerror", (error) => seen.errors.push(String(error)));
+  const activity = { sockets: 0, requests: [], errors: [] };
+  page.on("websocket", () => (activity.sockets += 1));
+  page.on("request", (request) => activity.requests.push(request.url()));
+  page.on("pageerror", (error) => activity.errors.push(String(error)));
   page.on("console", (message) => {
-    // A server that was killed is an error of the network, which the page tells of itself.
-    if (message.type() === "error" && !/Failed to load resource|WebSocket connection|ERR_|net::/.test(message.text())) seen.errors.push(message.text());
+    // Errors of the network are expected where a test kills the server; the page reports them.
+    if (message.type() === "error" && !/Failed to load resource|WebSocket connection|ERR_|net::/.test(message.text())) activity.errors.push(message.text());
   });
   if (block) await block(page);
   await page.goto(url);
   t.after(() => tab.close());
-  t.after(() => assert.deepEqual(seen.errors, [], "errors of the page"));
-  return { page, seen };
+  t.after(() => assert.deepEqual(activity.errors, [], "errors of the page"));
+  return { page, activity };
 }
 
 /**
- * The tasks of the page's main thread while `work` runs, in milliseconds of its own processor time: what other programs of the machine
- * take is not the page's.
+ * The processor times of the tasks of the page's main thread while `work` runs, in milliseconds. Processor time is independent of other
+ * programs of the machine.
  */
 export async function tasksOf(page, work) {
   await browser.startTracing(page, { categories: ["disabled-by-default-devtools.timeline", "toplevel", "__metadata"] });
@@ -142,7 +142,7 @@ export async function closeBrowser() {
   browser = undefined;
 }
 
-/** Fails for violations of accessibility in the light and the dark theme, and keeps screenshots. */
+/** Checks accessibility in the light and the dark theme, and takes screenshots. */
 export async function inspect(page, name) {
   for (const theme of ["light", "dark"]) {
     await page.getByLabel("Theme").selectOption(theme);

@@ -7,25 +7,25 @@ import { openSession, type Session } from "./session.js";
 import { SocketHub, SocketUnavailableError } from "./socket.js";
 import type * as t from "./types.js";
 
-/** Tells from which channel on `transport: "auto"` takes the socket: browsers open six connections to a host. */
+/** Most channels over server-sent events with `transport: "auto"`, because browsers open at most six connections to a host. */
 const SSE_CHANNELS_MAX = 2;
 
 export interface ClientOptions {
-  /** Sent as `Authorization: Bearer`; a function is asked again after a 401. */
+  /** Sent as `Authorization: Bearer`. A function is called for every request, and once more after a 401. */
   token?: string | (() => string | Promise<string>) | undefined;
   fetch?: typeof fetch | undefined;
   /**
-   * `auto`, the default: server-sent events, and one WebSocket from the third channel on. `ws`: one WebSocket for every channel. Both take
-   * server-sent events where no WebSocket can be opened.
+   * `auto`, the default: server-sent events for two channels, and one WebSocket for further ones. `ws`: one WebSocket for all channels. Both
+   * use server-sent events if no WebSocket can be opened.
    */
   transport?: "auto" | "sse" | "ws" | undefined;
   headers?: HeadersInit | undefined;
-  /** The time that an answer which is not a stream may take. */
+  /** The timeout of requests whose response is not a stream. */
   timeoutMs?: number | undefined;
 }
 
 export interface ModelOption {
-  /** The model; by default the one that is configured for the task. */
+  /** The name of the model. Default: the model of the task in the server's configuration. */
   model?: string | undefined;
 }
 
@@ -34,35 +34,35 @@ export interface UploadOptions extends CallOptions {
   pipeline?: string | undefined;
   /** The name of the file. */
   name?: string | undefined;
-  /** Bytes sent; called where the browser reports them. */
+  /** Reports the bytes that were sent. Browsers call it repeatedly, other runtimes once at the end. */
   onProgress?(sent: number, total: number): void;
 }
 
 export interface WeirClient {
   readonly baseUrl: string;
-  /** The label scores of each text, best first. One text that cannot be answered rejects. */
+  /** The label scores of each text, best first. Rejects if one of the texts fails. */
   classify(inputs: string | string[], parameters?: t.ClassifyParameters & CallOptions & ModelOption): Promise<t.LabelScore[][]>;
   tokens(inputs: string | string[], parameters?: t.TokensParameters & CallOptions & ModelOption): Promise<t.TokenEntity[][]>;
   embed(inputs: string | string[], parameters?: t.EmbedParameters & CallOptions & ModelOption): Promise<number[][]>;
-  /** A line for each text, as it is computed. */
+  /** A line for each text, in the order of completion. */
   classifyStream(texts: Texts, parameters?: t.ClassifyParameters & CallOptions & ModelOption): AsyncIterable<t.ItemLine>;
   tokensStream(texts: Texts, parameters?: t.TokensParameters & CallOptions & ModelOption): AsyncIterable<t.ItemLine>;
   embedStream(texts: Texts, parameters?: t.EmbedParameters & CallOptions & ModelOption): AsyncIterable<t.ItemLine>;
   annotate(inputs: string | string[], options?: CallOptions): Promise<t.AnnotateAnswer>;
   process(request: t.ProcessRequest, options?: CallOptions): AsyncIterable<t.ProcessEvent>;
   processBatch(request: t.ProcessRequest, options?: CallOptions): Promise<t.BatchAnswer>;
-  /** The pieces of the generated text. */
+  /** The generated text, in parts. */
   generate(request: t.GenerateRequest, options?: CallOptions): AsyncIterable<string>;
   /** A transcript in one request. */
   transcript(lines: Iterable<t.TranscriptLine> | AsyncIterable<t.TranscriptLine>, options?: CallOptions): AsyncIterable<TranscriptEvent>;
   upload(file: Blob | string, options?: UploadOptions): Promise<t.Uploaded>;
-  /** The events of a channel, resumed after a broken connection exactly where it was, or with a `gap`. */
+  /** The events of a channel. After a broken connection it resumes with the next event, or yields a `gap`. */
   follow<K extends ChannelKind>(kind: K, id: string, options?: FollowOptions): AsyncIterable<ChannelEvent<K>>;
   publish<K extends keyof t.PublishBodies>(kind: K, id: string, event: t.PublishBodies[K], options?: CallOptions): Promise<t.Published>;
   pipelines: {
     list(options?: CallOptions): Promise<t.PipelineListed[]>;
     get(name: string, options?: CallOptions): Promise<t.PipelineDefinition>;
-    /** With `waitS` the answer is awaited for that time. */
+    /** With `waitS`, the server waits for the result for at most this time, in seconds. */
     start(name: string, input: unknown, options?: CallOptions & { idempotencyKey?: string; waitS?: number }): Promise<t.Execution>;
   };
   executions: {
@@ -74,7 +74,7 @@ export interface WeirClient {
   sessions: { create(config?: t.SessionConfig, options?: CallOptions): Promise<Session>; open(id: string): Session };
   index(options?: CallOptions): Promise<t.Index>;
   models(options?: CallOptions): Promise<t.Model[]>;
-  /** The state of the server, also while it is not ready. */
+  /** The readiness of the server; does not reject for a 503. */
   ready(options?: CallOptions): Promise<t.Readiness>;
   health(options?: CallOptions): Promise<t.StreamHealth>;
   reliability(options?: CallOptions): Promise<t.Reliability>;
@@ -82,14 +82,14 @@ export interface WeirClient {
   /** A snapshot every second. */
   watchStats(options?: FollowOptions): AsyncIterable<t.Stats>;
   ticket(path: string, options?: CallOptions): Promise<t.Ticket>;
-  /** Sends any request, with the token and headers of this client. @throws {@link WeirError} for a status of 400 and above. */
+  /** Sends any request, with the token and headers of this client. @throws {@link WeirError} for a status of 400 or above. */
   request(path: string, send?: Send): Promise<Response>;
 }
 
-/** Texts of a stream. */
+/** The texts of a stream of items. */
 export type Texts = Iterable<string | t.InputObject> | AsyncIterable<string | t.InputObject>;
 
-/** A client of the server at `baseUrl`; in a browser by default the page's own. */
+/** Creates a client of the server at `baseUrl`. Default in a browser: the origin of the page. */
 export function createClient(baseUrl = "", options: ClientOptions = {}): WeirClient {
   const base = baseUrl.replace(/\/+$/, "");
   const send = sender(base, options);
@@ -139,7 +139,7 @@ export function createClient(baseUrl = "", options: ClientOptions = {}): WeirCli
         try {
           return yield* hub.connect(channel, how)(request);
         } catch (error) {
-          // A server that had one before is away, and not without WebSockets.
+          // If a socket was open before, the server supports WebSockets and is only unreachable.
           if (!(error instanceof SocketUnavailableError) || hub.hasOpened || request.signal.aborted) throw error;
           socketFailed = true;
         }
@@ -252,7 +252,7 @@ async function upload(
     how.onProgress?.(total, total);
     return (await response.json()) as t.Uploaded;
   }
-  // `fetch` does not report what was sent.
+  // `fetch` does not report upload progress.
   const token = typeof options.token === "function" ? await options.token() : options.token;
   return new Promise((resolve, reject) => {
     const request = new XMLHttpRequest();

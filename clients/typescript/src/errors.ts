@@ -3,7 +3,7 @@ import type { components } from "./openapi.js";
 export type FieldError = components["schemas"]["FieldError"];
 export type Problem = components["schemas"]["Problem"];
 
-/** What a {@link WeirError} has beside its message. */
+/** The properties of a {@link WeirError} besides its message. */
 export interface WeirErrorInit {
   status: number;
   code: string;
@@ -14,10 +14,10 @@ export interface WeirErrorInit {
   cause?: unknown;
 }
 
-/** A request that the server refused or could not answer. */
+/** An error response, or a failed connection. */
 export class WeirError extends Error {
   override name = "WeirError";
-  /** The HTTP status; 0 where there was none. */
+  /** The HTTP status; 0 if there was no response. */
   readonly status: number;
   /** A constant for programs, such as `not_found`. */
   readonly code: string;
@@ -25,7 +25,7 @@ export class WeirError extends Error {
   readonly retryable: boolean;
   readonly retryAfterMs: number | undefined;
   readonly requestId: string | undefined;
-  /** The fields that are wrong. */
+  /** The invalid fields of the request. */
   readonly errors: FieldError[] | undefined;
 
   constructor(message: string, init: WeirErrorInit) {
@@ -39,7 +39,7 @@ export class WeirError extends Error {
   }
 }
 
-/** The error of a response whose status is not 2xx; reads its body. */
+/** Reads the body of a response whose status is not 2xx, and returns its error. */
 export async function errorOf(response: Response): Promise<WeirError> {
   const problem = (await response.json().catch(() => ({}))) as Partial<Problem> & { error?: string };
   const after = Number(response.headers.get("retry-after") ?? NaN);

@@ -1,11 +1,11 @@
-/** The kinds of channels: what `GET /stream/{kind}/{id}` follows. */
+/** The kinds of channels, as in `GET /stream/{kind}/{id}`. */
 export type ChannelKind = "workflow" | "file" | "user" | "pipeline" | "session" | "generation";
 
 interface Stamped {
   timestamp: string;
 }
 
-/** What every report of progress has. */
+/** The data of all progress events. */
 export interface ProgressData extends Stamped {
   step: string;
   /** 0 to 100. */
@@ -95,7 +95,7 @@ export type PipelineEvent = Event<
   }
 >;
 
-/** A segment of a transcript; times in seconds. */
+/** A segment of a transcript. Times are in seconds. */
 export interface Segment {
   start: number;
   end: number;
@@ -109,7 +109,7 @@ export interface Semantic {
   actions?: { text: string; speaker_id?: string | null }[];
   matches?: { risk: string; keyword: string }[];
 }
-/** An event of a transcript session: a line of a feed, or the data of an event of its channel. */
+/** An event of a transcript session: a line of a response, or the data of an event of its channel. */
 export type TranscriptEvent =
   | { type: "partial_segment"; segment: Segment; seq?: number; event_id?: number }
   | {
@@ -147,7 +147,7 @@ interface EventsOf {
   session: SessionEvent;
   generation: GenerationEvent;
 }
-/** The events of a channel of a kind, those of the subscription included. */
+/** The events of a channel of a kind, including those of the subscription. */
 export type ChannelEvent<K extends ChannelKind = ChannelKind> = EventsOf[K] | SubscriptionEvent;
 /** Any event of any channel. */
 export type StreamEvent = ChannelEvent;

@@ -11,51 +11,51 @@ export interface StateInfo {
   cause?: unknown;
 }
 
-/** Which events of a channel a subscription gets; what is left out is no gap. */
+/** The events of a channel that a subscription gets. Omitted events are not a gap. */
 export interface EventFilter {
   /** Names of events, such as `step_complete`. */
   events?: readonly string[] | undefined;
   /** Ids of steps. */
   steps?: readonly string[] | undefined;
-  /** Progress of one key comes at most once in this time; the newest is kept. */
+  /** The interval of progress events with the same key, in milliseconds; older ones are omitted. */
   throttleMs?: number | undefined;
 }
 
 export interface FollowOptions extends EventFilter {
-  /** The id of the last event that the caller has: what follows it comes next. */
+  /** The id of the last event that the caller has. The stream begins after it. */
   lastEventId?: string | undefined;
   signal?: AbortSignal | undefined;
   /** Default true. */
   reconnect?: boolean | undefined;
-  /** Default 5: attempts without an event between them. */
+  /** Most consecutive attempts without an event. Default 5. */
   maxReconnectAttempts?: number | undefined;
-  /** Default 3000, until the server sends another time. */
+  /** Delay before the first attempt, in milliseconds. Default 3000, until the server sends another value. */
   reconnectInterval?: number | undefined;
-  /** Default 45,000: a connection on which nothing comes for this time is taken for dead. */
+  /** A connection that receives nothing for this time is closed, in milliseconds. Default 45,000. */
   stallMs?: number | undefined;
   onState?(state: ConnectionState, info: StateInfo): void;
 }
 
-/** An event as it is on the wire. */
+/** An event in its wire format. */
 export interface RawEvent {
   type: string;
   id?: string | undefined;
   data: any;
 }
 
-/** One connection. */
+/** The parameters of one connection. */
 export interface ConnectionRequest {
   lastEventId: string | undefined;
   signal: AbortSignal;
-  /** The connection holds. */
+  /** Called when the connection is established. */
   onOpen(): void;
-  /** Something came, a heartbeat too. */
+  /** Called when data is received, including heartbeats. */
   onAlive(): void;
-  /** The time to wait before the next connection, in milliseconds. */
+  /** Called with the delay before the next connection, in milliseconds, that the server sent. */
   onRetry(ms: number): void;
 }
 
-/** Opens connections to one channel. The stream ends where the connection does; it returns "finished" where nothing can come any more. */
+/** Opens one connection to a channel. The stream ends with the connection; it returns "finished" if the channel will have no more events. */
 export type Connect = (request: ConnectionRequest) => AsyncGenerator<RawEvent, "finished" | "ended", void>;
 
 const RETRY_MS = 3000;
@@ -64,10 +64,10 @@ const STALL_MS = 45_000;
 const ATTEMPTS_MAX = 5;
 
 /**
- * The events of a channel, over as many connections as it takes: each begins after the last event of the one before. Ends when the
+ * The events of a channel over consecutive connections, each of which resumes after the last event of the previous one. Ends when the
  * channel is finished or `signal` aborts.
  *
- * @throws {@link WeirError} when the server refuses, or the last cause when the attempts are used up.
+ * @throws {@link WeirError} if the server refuses the request, or the last cause after the last attempt.
  */
 export async function* resume(connect: Connect, options: FollowOptions = {}): AsyncGenerator<RawEvent, void, void> {
   const { signal } = options;
@@ -112,7 +112,7 @@ export async function* resume(connect: Connect, options: FollowOptions = {}): As
         }
         attempt = 0;
         if (value.id !== undefined) lastEventId = value.id;
-        // The consumer's time is not the connection's.
+        // The time that the consumer takes does not count as a stall of the connection.
         clearTimeout(stall);
         yield value;
         onAlive();
@@ -152,7 +152,7 @@ export async function* resume(connect: Connect, options: FollowOptions = {}): As
   say("closed");
 }
 
-/** Connections by server-sent events over `fetch`. `open` sends the request. */
+/** Connections with server-sent events over `fetch`. `open` sends the request. */
 export function sse(open: (headers: Record<string, string>, signal: AbortSignal) => Promise<Response>): Connect {
   return async function* (request) {
     const headers: Record<string, string> = { accept: "text/event-stream" };

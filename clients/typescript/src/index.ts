@@ -1,5 +1,5 @@
 /**
- * Client of Weir: every route, and channels that resume.
+ * Client of Weir: its routes, and channels that resume.
  *
  * @module
  */

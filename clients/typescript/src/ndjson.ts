@@ -1,8 +1,8 @@
-/** Most characters of one line. */
+/** Maximum length of a line, in characters. */
 export const LINE_CHARS_MAX = 1 << 22;
 
 /**
- * The values of a stream of NDJSON, one for each line; blank lines are skipped. Leaving the loop cancels the stream.
+ * The values of an NDJSON stream, one for each line; blank lines are skipped. Ending the iteration cancels the stream.
  *
  * @throws SyntaxError for a line that is not JSON, Error for a line of more than `maxChars` characters.
  */
@@ -20,7 +20,7 @@ export async function* parseNdjson<T = unknown>(
   if (rest.trim() !== "") yield JSON.parse(rest) as T;
 }
 
-/** The text of a stream of UTF-8, in pieces as they arrive. Not every browser iterates a stream, so it is read by its reader. */
+/** Decodes a UTF-8 stream, in parts as they arrive. It uses the reader of the stream, because not all browsers can iterate streams. */
 export async function* decode(stream: ReadableStream<Uint8Array>): AsyncGenerator<string, void, void> {
   const decoder = new TextDecoder();
   const reader = stream.getReader();

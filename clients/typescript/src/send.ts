@@ -7,22 +7,22 @@ export interface CallOptions {
   headers?: HeadersInit | undefined;
 }
 
-/** How to send a request. */
+/** The parameters of a request. */
 export interface Send extends CallOptions {
   method?: string;
   body?: BodyInit | ReadableStream<Uint8Array> | undefined;
   json?: unknown;
   accept?: string;
-  /** The answer is a stream: `timeoutMs` does not apply. */
+  /** The response is a stream, so `timeoutMs` does not apply. */
   isStream?: boolean;
-  /** A status of 400 and above that is an answer too. */
+  /** A status of 400 or above that does not reject. */
   allowStatus?: number;
 }
 
-/** Sends a request; a status of 400 and above is a {@link WeirError}. */
+/** Sends a request. Rejects with a {@link WeirError} for a status of 400 or above. */
 export type Sender = (path: string, send?: Send) => Promise<Response>;
 
-/** Sends requests with the token and headers of a client. */
+/** Creates a {@link Sender} with the token and headers of a client. */
 export function sender(base: string, options: ClientOptions): Sender {
   const attempt = async (path: string, how: Send): Promise<Response> => {
     const headers = new Headers(options.headers);
@@ -57,7 +57,7 @@ function anySignal(signals: AbortSignal[]): AbortSignal | undefined {
   return signals.length < 2 ? signals[0] : AbortSignal.any(signals);
 }
 
-/** Sends lines of JSON and reads lines of JSON; both at once where the runtime streams request bodies, as Node does. */
+/** Sends lines of JSON and yields lines of JSON; in full duplex if the runtime can stream request bodies, such as Node. */
 export async function* lines<T>(
   send: Sender,
   path: string,
@@ -71,7 +71,7 @@ export async function* lines<T>(
   yield* parseNdjson<T>(bodyOf(response));
 }
 
-/** Browsers send a stream over HTTP/2 only, which a plain `http:` server has not; Node and Deno do over HTTP/1.1. */
+/** Browsers stream request bodies only over HTTP/2, which they do not use without TLS; Node and Deno stream over HTTP/1.1. */
 function streamsBodies(): boolean {
   return typeof document === "undefined" && typeof ReadableStream === "function";
 }

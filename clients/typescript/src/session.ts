@@ -5,12 +5,12 @@ import { parseNdjson } from "./ndjson.js";
 import { bodyOf, type CallOptions, lines, type Sender } from "./send.js";
 import type { Chunk, ContextWire, StateWire } from "./types.js";
 
-/** A transcript session that the server stores. Disposing of it ends it. */
+/** A stored transcript session. Disposing of it ends the session. */
 export interface Session extends AsyncDisposable {
   readonly id: string;
-  /** Feeds a chunk; the events that it leads to. */
+  /** Sends a chunk. Returns the events of the response. */
   push(chunk: Chunk, options?: CallOptions): Promise<TranscriptEvent[]>;
-  /** Feeds many chunks in one request; events as they come. */
+  /** Sends chunks in one request. Yields events as they arrive. */
   feed(chunks: Iterable<Chunk> | AsyncIterable<Chunk>, options?: CallOptions): AsyncIterable<TranscriptEvent>;
   end(options?: CallOptions): Promise<TranscriptEvent[]>;
   delete(options?: CallOptions): Promise<void>;

@@ -1,12 +1,12 @@
 import { WeirError } from "./errors.js";
 import type { Connect, EventFilter, RawEvent } from "./follow.js";
 
-/** Events of one channel that wait for their consumer; past it the channel is unsubscribed until they are consumed. */
+/** Most queued events of one channel. Beyond it the channel is unsubscribed until they are consumed. */
 const QUEUE_MAX = 1000;
-/** Channels of one socket; the server's bound. */
+/** Most channels of one socket, as the server allows. */
 export const SOCKET_CHANNELS_MAX = 64;
 
-/** The socket could not be opened: server-sent events may work where it does not. */
+/** The socket could not be opened. Server-sent events may still work. */
 export class SocketUnavailableError extends WeirError {
   constructor(cause?: unknown) {
     super("the WebSocket cannot be opened", { status: 0, code: "websocket_unavailable", retryable: true, cause });
@@ -33,23 +33,23 @@ interface Subscription {
   wake(): void;
 }
 
-/** One WebSocket for every channel that a client follows; it is open while a channel is followed. */
+/** One WebSocket for the channels that a client follows. It is open while a channel is followed. */
 export class SocketHub {
   private socket: WebSocket | undefined;
   private opening: Promise<WebSocket> | undefined;
-  /** Whether a socket has been open: WebSockets work. */
+  /** Whether a socket has been open before, so the server supports WebSockets. */
   hasOpened = false;
   private readonly subscriptions = new Map<string, Subscription>();
 
-  /** `url` gives the address for the next socket, with a ticket where one is needed. */
+  /** `url` returns the address for the next socket, with a ticket if the client has a token. */
   constructor(private readonly url: () => Promise<string>) {}
 
-  /** How many channels are followed. */
+  /** The number of followed channels. */
   get size(): number {
     return this.subscriptions.size;
   }
 
-  /** Whether another channel fits, and this one is not followed yet. */
+  /** Whether the socket has room for this channel, and does not follow it yet. */
   accepts(channel: string): boolean {
     return this.subscriptions.size < SOCKET_CHANNELS_MAX && !this.subscriptions.has(channel);
   }
@@ -125,7 +125,7 @@ export class SocketHub {
     socket.onerror = null;
     socket.onmessage = ({ data }) => this.receive(String(data));
     socket.onclose = () => this.lose(socket);
-    // Everything that waited for it may have left.
+    // All subscriptions that waited for the socket may have ended.
     if (this.subscriptions.size === 0) socket.close();
     return socket;
   }
@@ -145,7 +145,7 @@ export class SocketHub {
     const message = JSON.parse(text) as Envelope;
     for (const subscription of this.subscriptions.values()) subscription.onAlive();
     if (message.error !== undefined && message.channel === undefined) {
-      // A message that the server does not understand is answered without a channel: it was a subscription that is not open.
+      // An error without a channel answers an invalid message: the subscriptions that are not open have failed.
       const { code, message: detail, retryable } = message.error;
       for (const waiting of this.subscriptions.values()) {
         if (!waiting.isOpen) this.finish(waiting, new WeirError(detail, { status: 0, code, retryable }));
@@ -161,7 +161,7 @@ export class SocketHub {
     }
     const { type, id, data } = message;
     if (subscription.isPaused) {
-      // Until the server has confirmed, events of before may come; they come again after the pause.
+      // Events that arrive before the server confirms are dropped; they are sent again after the pause.
       if (type === "disconnected" && data?.reason === "unsubscribed") {
         subscription.pausedAfter = subscription.lastEventId ?? "";
         subscription.wake();

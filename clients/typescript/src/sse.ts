@@ -1,11 +1,11 @@
-/** A message of a stream of server-sent events. `id` is of this message alone: it does not persist to the next one. */
+/** A message of a stream of server-sent events. `id` belongs to this message only and is not inherited by later ones. */
 export interface SseMessage {
   id: string | undefined;
   event: string | undefined;
   data: string;
 }
 
-/** Receives what a parser reads. */
+/** The callbacks of a parser. */
 export interface SseHandlers {
   onMessage(message: SseMessage): void;
   /** A `retry:` field, in milliseconds. */
@@ -13,21 +13,21 @@ export interface SseHandlers {
   onComment?(text: string): void;
 }
 
-/** A message is longer than the parser accepts. */
+/** A message exceeds the maximum length of the parser. */
 export class SseTooLongError extends Error {
   override name = "SseTooLongError";
 }
 
 export interface SseParser {
-  /** Parses the next characters of the stream; where they are cut does not matter. */
+  /** Parses the next characters of the stream, which may be split at any place. */
   feed(chunk: string): void;
 }
 
-/** Most characters of one message. */
+/** Maximum length of a message, in characters. */
 export const SSE_CHARS_MAX = 1 << 20;
 
 /**
- * A parser of server-sent events as the HTML standard (9.2.6) defines them, with bounded memory.
+ * A parser of server-sent events according to the HTML standard (9.2.6), with bounded memory.
  *
  * @throws {@link SseTooLongError} from `feed` for a message of more than `maxChars` characters.
  */

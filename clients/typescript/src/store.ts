@@ -2,14 +2,14 @@ import type { WeirClient } from "./client.js";
 import type { ChannelEvent, ChannelKind, Gap, Segment, TranscriptEvent } from "./events.js";
 import type { ConnectionState, FollowOptions } from "./follow.js";
 
-/** Most events that a store keeps. */
+/** Most events that a store retains. */
 export const EVENTS_MAX = 500;
-/** How long the connection stays after the last listener has left: a component that is mounted again takes it over. */
+/** How long the connection stays open after the last listener is removed, so that a remounted component can use it again. */
 export const LINGER_MS = 250;
-/** Ended stores whose state is kept. */
+/** Stores of one client above which unused ones are removed. */
 const STORES_MAX = 200;
 
-/** How far a step of an execution is, by its events. */
+/** The state of a step of an execution, from its events. */
 export interface StepView {
   id: string;
   state: "running" | "waiting" | "completed" | "failed";
@@ -27,7 +27,7 @@ export interface StepView {
   retryInMs?: number | null | undefined;
 }
 
-/** What is known of a channel: the latest events, and the state that they add up to. */
+/** The latest events of a channel, and the state that is reduced from all of them. */
 export interface ChannelSnapshot {
   connection: ConnectionState;
   attempt: number;
@@ -36,39 +36,39 @@ export interface ChannelSnapshot {
   error: Error | null;
   lastEventId: string | undefined;
   gap: Gap | null;
-  /** The channel has had its last event. */
+  /** Whether the channel has had its last event. */
   isFinished: boolean;
   /** The latest events, at most 500. */
   events: ChannelEvent[];
-  /** How many events came in all. */
+  /** The number of all received events. */
   count: number;
   last: ChannelEvent | undefined;
 
-  /** 0 to 100, of a workflow, file or execution. */
+  /** The progress of a workflow, file or execution, 0 to 100. */
   progress: number;
   step: string | null;
   message: string | undefined;
   status: any;
   result: unknown;
   isComplete: boolean;
-  /** What is followed has failed; an error of the connection is `error`. */
+  /** Whether the workflow, file or execution has failed; an error of the connection is `error`. */
   hasError: boolean;
   failure: Error | null;
   isCanceled: boolean;
 
-  /** Of an execution. */
+  /** For executions. */
   steps: StepView[];
   executionState: "pending" | "running" | "completed" | "failed" | "cancelled";
   output: unknown;
 
-  /** Of a transcript session. */
+  /** For transcript sessions. */
   segments: Extract<TranscriptEvent, { type: "final_segment" }>[];
   partial: Segment | null;
   keywords: Record<string, number>;
   summary: string | undefined;
 }
 
-/** The state before the first event; also what is rendered on a server. */
+/** The state before the first event, and during server-side rendering. */
 export const INITIAL: ChannelSnapshot = Object.freeze({
   connection: "idle",
   attempt: 0,
@@ -98,11 +98,11 @@ export const INITIAL: ChannelSnapshot = Object.freeze({
   summary: undefined,
 });
 
-/** Follows one channel for any number of listeners over one connection. It is open while it has listeners. */
+/** Follows one channel for any number of listeners over one connection, which is open while there are listeners. */
 export class ChannelStore {
   snapshot: ChannelSnapshot = INITIAL;
   private readonly listeners = new Set<() => void>();
-  /** Events that are not in the snapshot yet: many that come at once are added at once. */
+  /** Events that are not in the snapshot yet; they are reduced in batches. */
   private pending: ChannelEvent[] = [];
   private stopper: AbortController | undefined;
   private linger: ReturnType<typeof setTimeout> | undefined;
@@ -117,7 +117,7 @@ export class ChannelStore {
     private readonly schedule: (flush: () => void) => void = (flush) => queueMicrotask(flush),
   ) {}
 
-  /** Options of connections that begin from now on. */
+  /** Sets the options of later connections. */
   configure(options: Omit<FollowOptions, "signal" | "onState">): void {
     this.options = options;
   }
@@ -132,12 +132,12 @@ export class ChannelStore {
     };
   };
 
-  /** Whether it has listeners or a connection. */
+  /** Whether the store has listeners or a connection. */
   get isUsed(): boolean {
     return this.listeners.size > 0 || this.stopper !== undefined;
   }
 
-  /** Connects anew, after the last event. */
+  /** Reconnects after the last event. */
   readonly reconnect = (): void => {
     this.isStopped = false;
     if (this.snapshot.isFinished) return;
@@ -145,7 +145,7 @@ export class ChannelStore {
     void this.open();
   };
 
-  /** Ends the connection until {@link reconnect}. */
+  /** Closes the connection until {@link reconnect}. */
   readonly stop = (): void => {
     this.isStopped = true;
     this.close();
@@ -208,7 +208,7 @@ export class ChannelStore {
   }
 }
 
-/** The state after events. */
+/** Reduces events to the next state. */
 export function reduce(before: ChannelSnapshot, events: ChannelEvent[]): ChannelSnapshot {
   const next = { ...before };
   for (const event of events) Object.assign(next, changeOf(next, event));
@@ -218,7 +218,7 @@ export function reduce(before: ChannelSnapshot, events: ChannelEvent[]): Channel
   return next;
 }
 
-/** What an event changes. */
+/** The changes of an event. */
 function changeOf(before: ChannelSnapshot, event: ChannelEvent): Partial<ChannelSnapshot> {
   const change: Partial<ChannelSnapshot> = {};
   if (event.id !== undefined) change.lastEventId = event.id;
@@ -337,7 +337,7 @@ function reduceTranscript(before: ChannelSnapshot, event: TranscriptEvent): Part
 
 const stores = new WeakMap<WeirClient, Map<string, ChannelStore>>();
 
-/** The one store of a channel for a client; equal `variant`s share it. */
+/** The store of a channel for a client. Callers with the same `variant` share it. */
 export function channelStore(client: WeirClient, kind: ChannelKind, id: string, variant = ""): ChannelStore {
   let ofClient = stores.get(client);
   if (ofClient === undefined) stores.set(client, (ofClient = new Map()));

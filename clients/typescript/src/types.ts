@@ -23,7 +23,7 @@ export type ContextWire = Schemas["ContextWire"];
 export type AnnotateInput = Schemas["AnnotateInput"];
 export type AnnotateAnswer = Schemas["AnnotateAnswer"];
 
-/** Text to generate. */
+/** A request for generated text. */
 export interface GenerateRequest {
   prompt?: string;
   messages?: { role: string; content: string }[];
@@ -36,7 +36,7 @@ export interface GenerateRequest {
   [parameter: string]: unknown;
 }
 
-/** The answer to a publication. */
+/** The response to a published event. */
 export interface Published {
   status: "published";
   channel: string;
@@ -56,7 +56,7 @@ interface ProgressBody {
   metadata?: Record<string, unknown>;
   result?: unknown;
   user_id?: string;
-  /** The channel's last event. */
+  /** Whether this is the last event of the channel. */
   last?: boolean;
 }
 interface TemporalBody {
@@ -75,7 +75,7 @@ interface NotificationBody {
   level?: "info" | "success" | "warning" | "error";
   metadata?: Record<string, unknown>;
 }
-/** What can be published, by the kind of channel. */
+/** The events that can be published, by route. */
 export interface PublishBodies {
   workflow: ProgressBody | TemporalBody;
   analysis: ProgressBody;
@@ -91,7 +91,7 @@ interface ExecutionLinks {
   events: string;
   websocket: string;
 }
-/** How far a step is. */
+/** The state of a step. */
 export interface ExecutionStep {
   id: string;
   state: StepState;
@@ -107,7 +107,7 @@ export interface ExecutionStep {
   code?: string;
   retryable?: boolean;
 }
-/** How far an execution is; `POST /pipelines/{name}` that does not wait answers without the optional members. */
+/** The state of an execution. The response of `POST /pipelines/{name}` without waiting has no optional members. */
 export interface Execution {
   execution_id: string;
   pipeline: string;
@@ -179,7 +179,7 @@ export interface SessionConfig {
   idle?: { expire_ms?: number };
   [member: string]: unknown;
 }
-/** The answer to an upload. */
+/** The response to an upload. */
 export interface Uploaded {
   file_id: string;
   workflow_id: string;

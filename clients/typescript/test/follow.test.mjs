@@ -1,23 +1,25 @@
-// Following a channel over connections that break: against a server that plays them.
+// `follow` over broken connections, against a server with scripted connections.
 import assert from "node:assert/strict";
 import { test } from "node:test";
 import { createClient, WeirError } from "weir-client";
 import { CONNECTED, FINISHED, progress, serve, until } from "./support.mjs";
 
-/** Plays one list of texts for each connection; `null` in a list cuts it, and a connection past the last is a 500. */
-async function playing(connections, use, options = {}) {
+/**
+ * Serves one list of texts for each connection. `null` in a list destroys the connection, and further connections are answered 410.
+ */
+async function withConnections(connections, use, options = {}) {
   const requests = [];
   const server = await serve(async (request, response) => {
     requests.push(request.headers);
-    const play = connections[requests.length - 1];
-    if (typeof play === "function") return play(response);
-    if (play === undefined) return response.writeHead(410).end();
+    const script = connections[requests.length - 1];
+    if (typeof script === "function") return script(response);
+    if (script === undefined) return response.writeHead(410).end();
     response.writeHead(200, { "content-type": "text/event-stream" });
-    for (const text of play) {
+    for (const text of script) {
       if (text === null) return response.destroy();
       await new Promise((resolve) => response.write(text, resolve));
     }
-    if (play.holds) return;
+    if (script.staysOpen) return;
     response.end();
   });
   try {
@@ -30,13 +32,13 @@ async function playing(connections, use, options = {}) {
 const quick = { reconnectInterval: 10 };
 
 async function read(events) {
-  const got = [];
-  for await (const event of events) got.push(event.id ?? event.type);
-  return got;
+  const names = [];
+  for await (const event of events) names.push(event.id ?? event.type);
+  return names;
 }
 
 test("follow over cut connections resumes after the last event", () =>
-  playing(
+  withConnections(
     [
       [CONNECTED, progress(1), progress(2), progress(3).slice(0, 20), null],
       [CONNECTED, progress(3), null],
@@ -56,15 +58,15 @@ test("follow over cut connections resumes after the last event", () =>
   ));
 
 test("follow of a finished channel ends at 204", () =>
-  playing([(response) => response.writeHead(204).end()], async (client, requests) => {
+  withConnections([(response) => response.writeHead(204).end()], async (client, requests) => {
     const states = [];
     assert.deepEqual(await read(client.follow("workflow", "42", { lastEventId: "7-9", onState: (state) => states.push(state) })), []);
     assert.deepEqual(states, ["connecting", "closed"]);
     assert.equal(requests[0]["last-event-id"], "7-9");
   }));
 
-test("retry field sets the time to the next connection", () =>
-  playing([["retry: 20\n\n", CONNECTED], [CONNECTED, FINISHED]], async (client) => {
+test("retry field sets the delay before the next connection", () =>
+  withConnections([["retry: 20\n\n", CONNECTED], [CONNECTED, FINISHED]], async (client) => {
     const waits = [];
     const options = { reconnectInterval: 60_000, onState: (_, { retryInMs }) => retryInMs !== undefined && waits.push(retryInMs) };
     assert.equal((await read(client.follow("workflow", "42", options))).length, 3);
@@ -72,8 +74,8 @@ test("retry field sets the time to the next connection", () =>
     assert.ok(waits[0] >= 10 && waits[0] <= 20, `${waits[0]}`);
   }));
 
-test("retry-after of a refusal is waited for", () =>
-  playing(
+test("follow waits for the retry-after of a refusal", () =>
+  withConnections(
     [
       (response) => response.writeHead(503, { "content-type": "application/problem+json" }).end(JSON.stringify({ code: "unavailable", detail: "no store", retryable: true, retry_after_ms: 120 })),
       [CONNECTED, FINISHED],
@@ -85,8 +87,8 @@ test("retry-after of a refusal is waited for", () =>
     },
   ));
 
-test("follow that is refused for good throws the problem", () =>
-  playing(
+test("follow that is refused permanently throws the problem", () =>
+  withConnections(
     [(response) => response.writeHead(404, { "content-type": "application/problem+json", "x-request-id": "r1" }).end(JSON.stringify({ code: "not_found", detail: "no such channel", retryable: false, request_id: "r1" }))],
     async (client) => {
       const error = await read(client.follow("workflow", "42", quick)).catch((error) => error);
@@ -95,8 +97,8 @@ test("follow that is refused for good throws the problem", () =>
     },
   ));
 
-test("follow gives up after its attempts", () =>
-  playing([[CONNECTED, progress(1)], ...Array.from({ length: 9 }, () => [])], async (client, requests) => {
+test("follow fails after its attempts", () =>
+  withConnections([[CONNECTED, progress(1)], ...Array.from({ length: 9 }, () => [])], async (client, requests) => {
     const states = [];
     const options = { reconnectInterval: 1, maxReconnectAttempts: 3, onState: (state, { attempt }) => states.push(`${state} ${attempt}`) };
     await assert.rejects(read(client.follow("workflow", "42", options)), { code: "connection_lost" });
@@ -105,33 +107,33 @@ test("follow gives up after its attempts", () =>
   }));
 
 test("follow without reconnection ends with the connection", () =>
-  playing([[CONNECTED]], async (client, requests) => {
+  withConnections([[CONNECTED]], async (client, requests) => {
     await assert.rejects(read(client.follow("workflow", "42", { reconnect: false })), { code: "connection_lost" });
     assert.equal(requests.length, 1);
   }));
 
-test("connection on which nothing comes is taken for dead", () => {
-  const silent = Object.assign([CONNECTED, progress(1)], { holds: true });
-  return playing([silent, [CONNECTED, progress(2), FINISHED]], async (client, requests) => {
+test("silent connection is replaced after stallMs", () => {
+  const silent = Object.assign([CONNECTED, progress(1)], { staysOpen: true });
+  return withConnections([silent, [CONNECTED, progress(2), FINISHED]], async (client, requests) => {
     assert.deepEqual(await read(client.follow("workflow", "42", { ...quick, stallMs: 100 })), ["connected", "7-1", "connected", "7-2", "disconnected"]);
     assert.equal(requests[1]["last-event-id"], "7-1");
   });
 });
 
 test("abort ends the stream and its connection", () => {
-  const silent = Object.assign([CONNECTED, progress(1)], { holds: true });
-  return playing([silent], async (client) => {
+  const silent = Object.assign([CONNECTED, progress(1)], { staysOpen: true });
+  return withConnections([silent], async (client) => {
     const stop = new AbortController();
-    const got = [];
+    const types = [];
     for await (const event of client.follow("workflow", "42", { signal: stop.signal })) {
-      got.push(event.type);
+      types.push(event.type);
       if (event.id === "7-1") stop.abort();
     }
-    assert.deepEqual(got, ["connected", "workflow_progress"]);
+    assert.deepEqual(types, ["connected", "workflow_progress"]);
   });
 });
 
-test("leaving the loop closes the connection", async () => {
+test("end of the iteration closes the connection", async () => {
   let closed = 0;
   const server = await serve((request, response) => {
     response.writeHead(200, { "content-type": "text/event-stream" }).write(CONNECTED);
@@ -145,9 +147,9 @@ test("leaving the loop closes the connection", async () => {
   await server.close();
 });
 
-test("token function is asked again after 401", async () => {
+test("token function is called again after 401", async () => {
   let tokens = 0;
-  await playing(
+  await withConnections(
     [(response) => response.writeHead(401).end("{}"), [CONNECTED, FINISHED]],
     async (client, requests) => {
       await read(client.follow("workflow", "42", quick));
@@ -169,7 +171,7 @@ test("filters are in the query", async () => {
   await server.close();
 });
 
-test("error of fields lists them", async () => {
+test("error of invalid fields lists them", async () => {
   const server = await serve((_, response) =>
     response.writeHead(422, { "content-type": "application/problem+json" }).end(
       JSON.stringify({ code: "invalid_fields", detail: "the fields are wrong", retryable: false, errors: [{ field: "text", reason: "missing", message: "`text` is required" }] }),

@@ -10,7 +10,7 @@ const calls = (window.calls = { complete: 0, error: [], connect: 0, disconnect: 
 window.views = {};
 
 function options(extra) {
-  // New functions with every render.
+  // Every render creates new functions.
   return {
     reconnectInterval: 20,
     onComplete: () => (calls.complete += 1),

@@ -1,4 +1,4 @@
-// The hooks in a browser, under StrictMode, against a server that plays its connections; and on a server.
+// The hooks in a browser, under StrictMode, against a server with scripted connections; and server-side rendering.
 import assert from "node:assert/strict";
 import { after, before, test } from "node:test";
 import { build } from "esbuild";
@@ -12,7 +12,7 @@ const executablePath = process.env.WEIR_TEST_BROWSER;
 const needsBrowser = { skip: executablePath === undefined ? "WEIR_TEST_BROWSER is not set" : false };
 
 let browser, server, page;
-/** Requests for channels, and the handlers that answer them in order; the last one answers all that follow. */
+/** Requests, the handlers that answer them in order (the last one answers all further ones), and the number of open responses. */
 let requests = [], handlers = [], open = 0;
 
 before(async () => {
@@ -38,7 +38,7 @@ after(async () => {
   await server?.close();
 });
 
-/** An answer of server-sent events that stays open, unless `ends` or `cut`. */
+/** A response with server-sent events that stays open, unless it has a text `end` or `cut`. */
 function events(...texts) {
   return (response) => {
     response.writeHead(200, { "content-type": "text/event-stream" });
@@ -50,8 +50,8 @@ function events(...texts) {
   };
 }
 
-async function mounted(play, parts) {
-  [requests, handlers, open] = [[], play, 0];
+async function mount(script, parts) {
+  [requests, handlers, open] = [[], script, 0];
   await page?.close();
   page = await browser.newPage();
   const errors = [];
@@ -64,12 +64,12 @@ const view = (name = "view") => page.evaluate((name) => window.views[name] && JS
 const calls = () => page.evaluate(() => window.calls);
 const show = (parts) => page.evaluate((parts) => window.show(parts), parts);
 
-test("two components under StrictMode share one connection, and a cut one resumes", needsBrowser, async () => {
-  const play = [
+test("two components under StrictMode share one connection, which resumes after a cut", needsBrowser, async () => {
+  const script = [
     events(CONNECTED, progress(1), progress(2), progress(3), "cut"),
     events(CONNECTED, progress(4), progress(100, { result: { ok: true } })),
   ];
-  const { errors } = await mounted(play, [
+  const { errors } = await mount(script, [
     { part: "workflow", id: "42", name: "a" },
     { part: "plainWorkflow", id: "42", name: "b" },
   ]);
@@ -81,16 +81,16 @@ test("two components under StrictMode share one connection, and a cut one resume
   const { progress: done, currentStep, status, isConnected, hasError, lastEventId, result } = await view("a");
   assert.deepEqual([done, currentStep, status.step, isConnected, hasError, lastEventId], [100, "step 100", "step 100", true, false, "7-100"]);
   assert.deepEqual(result, { ok: true });
-  const said = await calls();
-  assert.deepEqual([said.complete, said.connect, said.disconnect, said.error], [1, 2, 1, []]);
+  const callbacks = await calls();
+  assert.deepEqual([callbacks.complete, callbacks.connect, callbacks.disconnect, callbacks.error], [1, 2, 1, []]);
   assert.equal(open, 1);
   await show([]);
   await until(() => open === 0);
   assert.deepEqual(errors, []);
 });
 
-test("component that is mounted again at once keeps the connection", needsBrowser, async () => {
-  await mounted([events(CONNECTED, progress(1))], [{ part: "workflow", id: "42" }]);
+test("component that is remounted at once keeps the connection", needsBrowser, async () => {
+  await mount([events(CONNECTED, progress(1))], [{ part: "workflow", id: "42" }]);
   await until(async () => (await view())?.progress === 1);
   await page.evaluate(async () => {
     window.show([]);
@@ -102,8 +102,8 @@ test("component that is mounted again at once keeps the connection", needsBrowse
   assert.deepEqual([requests.length, open], [1, 1]);
 });
 
-test("no id, or enabled false, opens nothing; an id later does", needsBrowser, async () => {
-  await mounted([events(CONNECTED, progress(5))], [{ part: "workflow", id: null }, { part: "workflow", id: "42", name: "off", more: { enabled: false } }]);
+test("hook without an id, or with enabled false, connects only when it gets an id", needsBrowser, async () => {
+  await mount([events(CONNECTED, progress(5))], [{ part: "workflow", id: null }, { part: "workflow", id: "42", name: "off", more: { enabled: false } }]);
   await until(view);
   const { connection, isConnected, progress: percent } = await view();
   assert.deepEqual([connection, isConnected, percent], ["idle", false, 0]);
@@ -117,17 +117,17 @@ test("no id, or enabled false, opens nothing; an id later does", needsBrowser, a
 });
 
 test("failed step is hasError, without an error of the connection", needsBrowser, async () => {
-  await mounted([events(CONNECTED, progress(40, { error: "page 3 cannot be read" }))], [{ part: "workflow", id: "42" }]);
+  await mount([events(CONNECTED, progress(40, { error: "page 3 cannot be read" }))], [{ part: "workflow", id: "42" }]);
   await until(async () => (await view())?.hasError);
   const { error, isConnected, isComplete } = await view();
   assert.deepEqual([error, isConnected, isComplete], ["page 3 cannot be read", true, false]);
   assert.deepEqual((await calls()).error, ["page 3 cannot be read"]);
 });
 
-test("connection that fails for good is reported, and reconnect tries again", needsBrowser, async () => {
+test("connection that fails permanently is reported, and reconnect retries", needsBrowser, async () => {
   const gone = events("end");
-  const play = [gone, gone, gone, events(CONNECTED, progress(9))];
-  await mounted(play, [{ part: "workflow", id: "42", more: { maxReconnectAttempts: 2, reconnectInterval: 5 } }]);
+  const script = [gone, gone, gone, events(CONNECTED, progress(9))];
+  await mount(script, [{ part: "workflow", id: "42", more: { maxReconnectAttempts: 2, reconnectInterval: 5 } }]);
   await until(async () => (await view())?.connection === "failed");
   assert.deepEqual((await calls()).error, ["the connection ended"]);
   assert.equal((await view()).hasError, true);
@@ -136,15 +136,15 @@ test("connection that fails for good is reported, and reconnect tries again", ne
   assert.equal((await view()).hasError, false);
 });
 
-test("channel that is over at the first look is closed, not complete", needsBrowser, async () => {
-  await mounted([(response) => response.writeHead(204).end()], [{ part: "workflow", id: "42" }]);
+test("channel that is finished at the first request is closed, not complete", needsBrowser, async () => {
+  await mount([(response) => response.writeHead(204).end()], [{ part: "workflow", id: "42" }]);
   await until(async () => (await view())?.connection === "closed");
   assert.deepEqual([(await view()).isComplete, (await calls()).complete, requests.length], [false, 0, 1]);
 });
 
-test("gap is told, and stop ends the connection", needsBrowser, async () => {
+test("gap is reported, and stop closes the connection", needsBrowser, async () => {
   const gap = `id: 8-1\nevent: gap\ndata: {"workflow_id":"42","missing_from":"7-1","missing_to":"8-1","timestamp":"t"}\n\n`;
-  await mounted([events(CONNECTED, gap, progress(3))], [{ part: "workflow", id: "42" }]);
+  await mount([events(CONNECTED, gap, progress(3))], [{ part: "workflow", id: "42" }]);
   await until(async () => (await view())?.progress === 3);
   assert.deepEqual((await view()).gap, { from: "7-1", to: "8-1" });
   assert.deepEqual((await calls()).gap, [{ from: "7-1", to: "8-1" }]);
@@ -153,15 +153,15 @@ test("gap is told, and stop ends the connection", needsBrowser, async () => {
   assert.equal((await view()).connection, "closed");
 });
 
-test("file, channel, execution and transcript", needsBrowser, async () => {
+test("file, channel, execution and transcript hooks have their state", needsBrowser, async () => {
   const event = (type, data, seq) => `id: 7-${seq}\nevent: ${type}\ndata: ${JSON.stringify(data)}\n\n`;
-  await mounted([events(CONNECTED, event("analysis_progress", { file_id: "f", step: "done", progress: 100, result: { pages: 5 } }, 1), FINISHED)], [{ part: "file", id: "f" }]);
+  await mount([events(CONNECTED, event("analysis_progress", { file_id: "f", step: "done", progress: 100, result: { pages: 5 } }, 1), FINISHED)], [{ part: "file", id: "f" }]);
   await until(async () => (await view())?.isComplete);
   const file = await view();
   assert.deepEqual([file.analysisStep, file.result, (await calls()).complete], ["done", { pages: 5 }, 1]);
   await until(async () => (await view()).connection === "closed");
 
-  await mounted([events(CONNECTED, ...Array.from({ length: 700 }, (_, seq) => event("notification", { user_id: "ann", message: `m${seq}`, level: "info" }, seq)))], [{ part: "channel", id: "ann" }]);
+  await mount([events(CONNECTED, ...Array.from({ length: 700 }, (_, seq) => event("notification", { user_id: "ann", message: `m${seq}`, level: "info" }, seq)))], [{ part: "channel", id: "ann" }]);
   await until(async () => (await view())?.count === 701);
   const channel = await view();
   assert.deepEqual([channel.events.length, channel.last.data.message, channel.events[0].data.message], [500, "m699", "m200"]);
@@ -176,7 +176,7 @@ test("file, channel, execution and transcript", needsBrowser, async () => {
     step("step_complete", "score", { kind: "http", output: { label: "positive" }, duration_ms: 12.5 }, { attempt: 2 }),
     step("pipeline_complete", null, { output: { label: "positive" }, duration_ms: 20 }),
   ];
-  await mounted([events(CONNECTED, ...run.map((data, seq) => event(data.event_type, data, seq)), FINISHED)], [{ part: "execution", id: "exec_1" }]);
+  await mount([events(CONNECTED, ...run.map((data, seq) => event(data.event_type, data, seq)), FINISHED)], [{ part: "execution", id: "exec_1" }]);
   await until(async () => (await view())?.state === "completed");
   const execution = await view();
   assert.equal(requests[0].url, "/stream/pipeline/exec_1");
@@ -192,17 +192,17 @@ test("file, channel, execution and transcript", needsBrowser, async () => {
     { type: "summary_due", kind: "incremental", finals: 1, keywords: ["price"], context: "", prompt: "", summary: "A price list.", event_id: 3 },
     { type: "partial_segment", segment: { ...segment, text: "I will." }, event_id: 4 },
   ];
-  await mounted([events(CONNECTED, ...lines.map((data, seq) => event(data.type, data, seq)))], [{ part: "transcript", id: "sess_1" }]);
+  await mount([events(CONNECTED, ...lines.map((data, seq) => event(data.type, data, seq)))], [{ part: "transcript", id: "sess_1" }]);
   await until(async () => (await view())?.partial?.text === "I will.");
   const transcript = await view();
   assert.deepEqual([transcript.segments.length, transcript.keywords, transcript.summary], [1, { price: 1 }, "A price list."]);
 });
 
-test("streams of texts and of generated text run, stop and fail", needsBrowser, async () => {
+test("process and generation hooks run, stop and fail", needsBrowser, async () => {
   const lines = (response) => response.writeHead(200, { "content-type": "application/x-ndjson" }).end('{"status":"started"}\n{"status":"completed"}\n');
   const refused = (response) => response.writeHead(422, { "content-type": "application/problem+json" }).end('{"code":"invalid_fields","detail":"too short","retryable":false}');
   const endless = (response) => response.writeHead(200, { "content-type": "text/plain" }).write("Once upon");
-  await mounted([lines, refused], [{ part: "process" }]);
+  await mount([lines, refused], [{ part: "process" }]);
   await until(view);
   await page.evaluate(() => window.views.view.run({ text: "What a lovely day." }));
   await until(async () => (await view()).status === "ready" && (await view()).events.length === 2);
@@ -210,7 +210,7 @@ test("streams of texts and of generated text run, stop and fail", needsBrowser, 
   await until(async () => (await view()).status === "error");
   assert.deepEqual([(await view()).error, (await calls()).error], ["too short", ["too short"]]);
 
-  await mounted([endless], [{ part: "generation" }]);
+  await mount([endless], [{ part: "generation" }]);
   await until(view);
   await page.evaluate(() => window.views.view.run({ prompt: "Once" }));
   await until(async () => (await view()).text === "Once upon");
@@ -220,7 +220,7 @@ test("streams of texts and of generated text run, stop and fail", needsBrowser, 
   assert.deepEqual([(await view()).status, (await view()).text], ["ready", "Once upon"]);
 });
 
-test("rendering on a server opens nothing", () => {
+test("server-side rendering opens no connection", () => {
   const fetch = globalThis.fetch;
   globalThis.fetch = () => assert.fail("a request");
   try {

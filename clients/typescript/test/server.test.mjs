@@ -1,4 +1,4 @@
-// Every route of a real `weir serve`, and channels through a proxy that cuts connections.
+// The methods of the client against `weir serve`, and channels through a proxy that cuts connections.
 import assert from "node:assert/strict";
 import { after, before, test } from "node:test";
 import { createClient, createPipAIClient, WeirError } from "weir-client";
@@ -29,7 +29,7 @@ after(async () => {
   if (folder !== undefined) rmSync(folder, { recursive: true });
 });
 
-test("texts: classify, tokens, embed, annotate, streams", needsWeir, async () => {
+test("classify, tokens, embed, annotate and streams return results", needsWeir, async () => {
   const [[best], second] = await client.classify(["What a lovely day", "A dreadful night"], { top_k: 1 });
   assert.equal(best.label, "positive");
   assert.equal(second[0].label, "negative");
@@ -44,7 +44,7 @@ test("texts: classify, tokens, embed, annotate, streams", needsWeir, async () =>
   await assert.rejects(client.classify("x", { model: "nosuch" }), (error) => error instanceof WeirError && error.status === 404);
 });
 
-test("stream in both directions answers before it ends", needsWeir, async () => {
+test("full-duplex stream has outcomes before its input ends", needsWeir, async () => {
   let release;
   const gate = new Promise((resolve) => (release = resolve));
   async function* texts() {
@@ -52,15 +52,15 @@ test("stream in both directions answers before it ends", needsWeir, async () => 
     await gate;
     yield "And what a day.";
   }
-  const got = [];
+  const indices = [];
   for await (const { index } of client.classifyStream(texts())) {
-    got.push(index);
+    indices.push(index);
     release();
   }
-  assert.deepEqual(got, [0, 1]);
+  assert.deepEqual(indices, [0, 1]);
 });
 
-test("documents: process and processBatch", needsWeir, async () => {
+test("process and processBatch return the steps of a document", needsWeir, async () => {
   const text = "The concert in Geneva was wonderful. The train home was late.";
   const events = await collect(client.process({ text, include_entities: true }));
   assert.equal(events[0].status, "started");
@@ -70,7 +70,7 @@ test("documents: process and processBatch", needsWeir, async () => {
   assert.deepEqual([error.status, error.errors[0].field], [422, "text"]);
 });
 
-test("server: index, models, ready, health, reliability", needsWeir, async () => {
+test("index, models, ready, health and reliability describe the server", needsWeir, async () => {
   assert.equal((await client.index()).name, "weir");
   assert.ok((await client.models()).some(({ name }) => name === "sentiment"));
   assert.equal((await client.ready()).status, "ready");
@@ -78,7 +78,7 @@ test("server: index, models, ready, health, reliability", needsWeir, async () =>
   assert.ok("window" in (await client.reliability()));
 });
 
-test("pipelines and executions", needsWeir, async () => {
+test("pipeline is started, followed and listed", needsWeir, async () => {
   assert.deepEqual((await client.pipelines.list()).map(({ name }) => name), ["review"]);
   assert.equal((await client.pipelines.get("review")).steps.length, 3);
   const ended = await client.pipelines.start("review", { text: "What a lovely day." }, { waitS: 30 });
@@ -92,7 +92,7 @@ test("pipelines and executions", needsWeir, async () => {
   await assert.rejects(client.executions.cancel(id), { status: 409 });
 });
 
-test("sessions", needsWeir, async () => {
+test("stored session is fed, read and ended", needsWeir, async () => {
   const session = await client.sessions.create({ annotate: ["keywords", "intent"] });
   const first = await session.push({ start: 0, end: 1.5, text: "Can you send", speaker_id: "ann", seq: 1 });
   assert.equal(first[0].type, "partial_segment");
@@ -110,7 +110,7 @@ test("sessions", needsWeir, async () => {
   await session.delete();
 });
 
-test("transcript in one request", needsWeir, async () => {
+test("transcript in one request has annotated segments", needsWeir, async () => {
   const events = await collect(client.transcript([{ start: 0, end: 1, text: "I want to cancel.", speaker_id: "ann" }, { op: "end" }]));
   assert.ok(events.find(({ type }) => type === "final_segment").semantic.risk_tags.includes("churn_risk"));
 });
@@ -122,11 +122,11 @@ for (const transport of ["sse", "ws"]) {
     const total = 300;
     const proxy = await cuttingProxy(server.port, 3000);
     const follower = createPipAIClient(proxy.url, { transport });
-    const got = [];
+    const values = [];
     const reading = (async () => {
       for await (const event of follower.follow("workflow", id, { reconnectInterval: 5, maxReconnectAttempts: 50, onState: (state) => state === "reconnecting" && (proxy.cutAfter = 2000 + 500 * proxy.connections) })) {
         assert.notEqual(event.type, "gap");
-        if (event.type === "workflow_progress") got.push(event.data.progress);
+        if (event.type === "workflow_progress") values.push(event.data.progress);
       }
     })();
     for (let seq = 0; seq < total; seq++) {
@@ -134,7 +134,7 @@ for (const transport of ["sse", "ws"]) {
     }
     await reading;
     await proxy.close();
-    assert.deepEqual(got, Array.from({ length: total }, (_, seq) => seq / 10));
+    assert.deepEqual(values, Array.from({ length: total }, (_, seq) => seq / 10));
     assert.ok(proxy.connections > 5, `${proxy.connections} connections`);
     const last = (await collect(client.follow("workflow", id))).filter((event) => event.id).at(-1).id;
     assert.deepEqual(await collect(client.follow("workflow", id, { lastEventId: last })), [], "204");
@@ -163,24 +163,24 @@ for (const transport of ["sse", "ws"]) {
 
   test(`throttle over ${transport} gives the newest progress in order`, needs, async () => {
     const id = `throttle-${transport}`;
-    const got = [];
+    const values = [];
     let connected;
     const ready = new Promise((resolve) => (connected = resolve));
     const reading = (async () => {
       for await (const event of createClient(server.url, { transport }).follow("workflow", id, { throttleMs: 200 })) {
         if (event.type === "connected") connected();
-        else if (event.type !== "disconnected") got.push(event.data.progress ?? event.data.status);
+        else if (event.type !== "disconnected") values.push(event.data.progress ?? event.data.status);
       }
     })();
     await ready;
     for (let seq = 1; seq <= 50; seq++) await client.publish("workflow", id, { step: "parse", progress: seq });
-    await until(() => got.at(-1) === 50);
+    await until(() => values.at(-1) === 50);
     await client.publish("workflow", id, { event: "temporal_status", status: "COMPLETED" });
     await reading;
-    assert.equal(got[0], 1);
-    assert.deepEqual(got.slice(-2), [50, "COMPLETED"]);
-    assert.ok(got.length < 40, `${got.length} events`);
-    assert.deepEqual(got.slice(0, -1), [...got.slice(0, -1)].sort((a, b) => a - b));
+    assert.equal(values[0], 1);
+    assert.deepEqual(values.slice(-2), [50, "COMPLETED"]);
+    assert.ok(values.length < 40, `${values.length} events`);
+    assert.deepEqual(values.slice(0, -1), [...values.slice(0, -1)].sort((a, b) => a - b));
   });
 }
 
@@ -195,8 +195,8 @@ test("upload is analyzed, with progress of the file and of the workflow", needsW
   assert.ok(last.result.entities.some(({ text }) => text.includes("Lovelace")), JSON.stringify(last.result.entities));
   const percents = events.map(({ data }) => data.progress);
   assert.deepEqual(percents, [...percents].sort((a, b) => a - b));
-  const told = await collect(client.follow("workflow", workflow));
-  assert.equal(told.filter(({ type }) => type === "workflow_progress").at(-1).data.progress, 100);
+  const workflowEvents = await collect(client.follow("workflow", workflow));
+  assert.equal(workflowEvents.filter(({ type }) => type === "workflow_progress").at(-1).data.progress, 100);
   const status = await client.executions.get(execution);
   assert.equal(status.pipeline, "analyze");
   const sentiment = status.steps.find(({ id }) => id === "sentiment");
@@ -204,9 +204,9 @@ test("upload is analyzed, with progress of the file and of the workflow", needsW
   assert.ok(sentiment.duration_ms > 0 && Date.parse(sentiment.started_at) > 0);
   const form = new FormData();
   form.append("file", new Blob(["What a lovely day it was in Vienna."]), "day.txt");
-  const answer = await fetch(`${server.url}/upload?pipeline=review`, { method: "POST", body: form });
-  assert.equal(answer.status, 202);
-  assert.equal((await answer.json()).pipeline, "review");
+  const response = await fetch(`${server.url}/upload?pipeline=review`, { method: "POST", body: form });
+  assert.equal(response.status, 202);
+  assert.equal((await response.json()).pipeline, "review");
   await assert.rejects(client.upload(new Blob([new Uint8Array([0xff])])), { status: 422 });
   await assert.rejects(client.upload("x".repeat(300_000)), { status: 413 });
 });
@@ -224,17 +224,17 @@ test("list of executions is filtered and paged", needsWeir, async () => {
   await assert.rejects(client.executions.list({ limit: 1000 }), { status: 422 });
 });
 
-test("stats once and every second", needsWeir, async () => {
+test("stats are read once and every second", needsWeir, async () => {
   await client.classify("What a lovely day");
   const stats = await client.stats();
   const sentiment = stats.models.find(({ name }) => name === "sentiment");
   assert.ok(sentiment.ready && sentiment.tokens_total > 0 && sentiment.batch_items_mean >= 1 && sentiment.p50_ms > 0);
-  const seen = [];
-  for await (const one of client.watchStats()) {
-    seen.push(one);
-    if (seen.length === 2) break;
+  const snapshots = [];
+  for await (const snapshot of client.watchStats()) {
+    snapshots.push(snapshot);
+    if (snapshots.length === 2) break;
   }
-  assert.ok(Date.parse(seen[1].timestamp) - Date.parse(seen[0].timestamp) >= 900);
+  assert.ok(Date.parse(snapshots[1].timestamp) - Date.parse(snapshots[0].timestamp) >= 900);
 });
 
 test("browser gets the page, and a program gets JSON, at the same path", needsWeir, async () => {
@@ -256,7 +256,7 @@ test("browser gets the page, and a program gets JSON, at the same path", needsWe
   await off.kill();
 });
 
-test("cursor of another life is answered with a gap", needsWeir, async () => {
+test("cursor of another epoch is answered with a gap", needsWeir, async () => {
   await client.publish("user", "ann", { message: "hello" });
   for await (const event of client.follow("user", "ann", { lastEventId: "1-5" })) {
     if (event.type === "connected") continue;

@@ -1,4 +1,4 @@
-// The vectors of tests/golden/sse_parser.jsonl, made by an independent parser, whole and cut at every place.
+// The vectors of tests/golden/sse_parser.jsonl, made by an independent parser, undivided and split at every place.
 import assert from "node:assert/strict";
 import { readFileSync } from "node:fs";
 import { test } from "node:test";
@@ -8,17 +8,17 @@ const golden = process.env.WEIR_TEST_GOLDEN ?? new URL("../../../tests/golden", 
 const vectors = readFileSync(`${golden}/sse_parser.jsonl`, "utf8").trim().split("\n").map((line) => JSON.parse(line));
 
 function parse(pieces) {
-  const got = { ev: [], retry: [], com: [] };
+  const result = { ev: [], retry: [], com: [] };
   const parser = createSseParser({
-    onMessage: ({ id, event, data }) => got.ev.push({ id: id ?? null, event: event ?? null, data }),
-    onRetry: (ms) => got.retry.push(ms),
-    onComment: (text) => got.com.push(text),
+    onMessage: ({ id, event, data }) => result.ev.push({ id: id ?? null, event: event ?? null, data }),
+    onRetry: (ms) => result.retry.push(ms),
+    onComment: (text) => result.com.push(text),
   });
   for (const piece of pieces) parser.feed(piece);
-  return got;
+  return result;
 }
 
-test("every vector, whole and in single characters", () => {
+test("each vector parses undivided and in single characters", () => {
   assert.equal(vectors.length, 300);
   let cases = 0;
   for (const { name, input, ev, retry, com } of vectors) {
@@ -30,7 +30,7 @@ test("every vector, whole and in single characters", () => {
   assert.equal(cases, 600);
 });
 
-test("every vector, cut in two at every place and where the vector says", () => {
+test("each vector parses when split at every place and at its own cuts", () => {
   for (const { name, input, cuts = [], ev, retry, com } of vectors) {
     for (let at = 0; at <= input.length; at++) {
       assert.deepEqual(parse([input.slice(0, at), input.slice(at)]), { ev, retry, com }, `${name} cut at ${at}`);
@@ -47,7 +47,7 @@ test("parser with a message that is too long throws", () => {
   assert.throws(() => parser.feed(`data: ${"x".repeat(80)}`), SseTooLongError);
 });
 
-test("ndjson cut at every byte gives every value", async () => {
+test("ndjson split at every byte has all values", async () => {
   const bytes = new TextEncoder().encode('{"a":"é🙂"}\n\n[1,2]\r\n"last"');
   for (let at = 0; at <= bytes.length; at++) {
     const stream = new ReadableStream({

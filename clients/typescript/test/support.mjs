@@ -1,4 +1,4 @@
-// A server of one channel for tests of a client: it plays connections from a list, and records the requests.
+// Servers, proxies and helpers for the tests.
 import { spawn } from "node:child_process";
 import { once } from "node:events";
 import { createServer } from "node:http";
@@ -25,7 +25,7 @@ export async function serve(handle) {
   };
 }
 
-/** A progress event as server-sent event. */
+/** A progress event as a server-sent event. */
 export function progress(seq, extra = {}) {
   const data = { workflow_id: "42", step: `step ${seq}`, progress: seq, timestamp: "2025-10-22T10:30:00.000Z", ...extra };
   return `id: 7-${seq}\nevent: workflow_progress\ndata: ${JSON.stringify(data)}\n\n`;
@@ -41,7 +41,7 @@ export async function collect(events) {
   return all;
 }
 
-/** Waits until a condition holds; fails after `limitMs`. */
+/** Waits until a condition returns a true value, and returns it. Fails after `limitMs`. */
 export async function until(condition, limitMs = 10_000) {
   const end = Date.now() + limitMs;
   for (;;) {
@@ -52,7 +52,7 @@ export async function until(condition, limitMs = 10_000) {
   }
 }
 
-/** Forwards TCP to a port; `cutAfter` bytes of answers a connection is destroyed. */
+/** Forwards TCP to a port. A connection is closed after `cutAfter` bytes from the server. */
 export async function cuttingProxy(port, cutAfter) {
   const state = { connections: 0, cutAfter };
   const open = new Set();
@@ -60,13 +60,13 @@ export async function cuttingProxy(port, cutAfter) {
     state.connections += 1;
     const upstream = net.connect(port, "127.0.0.1");
     open.add(client).add(upstream);
-    let left = state.cutAfter;
+    let remaining = state.cutAfter;
     client.pipe(upstream);
     upstream.on("data", (bytes) => {
-      left -= bytes.length;
-      if (left > 0) client.write(bytes);
+      remaining -= bytes.length;
+      if (remaining > 0) client.write(bytes);
       else {
-        client.end(bytes.subarray(0, bytes.length + left));
+        client.end(bytes.subarray(0, bytes.length + remaining));
         upstream.destroy();
       }
     });
@@ -91,23 +91,23 @@ export async function cuttingProxy(port, cutAfter) {
   });
 }
 
-/** The program under test; tests that need it are skipped without it. */
+/** The program under test. Tests that need it are skipped if it is not set. */
 export const WEIR = process.env.WEIR_TEST_PROGRAM;
 
-/** Starts `weir serve` with settings `KEY=VALUE`; ready when `/readyz` says so. */
+/** Starts `weir serve` with settings `KEY=VALUE`, and waits until `/readyz` is 200. */
 export async function weir(settings = [], port = 0) {
   const args = ["serve", "--listen", `127.0.0.1:${port}`];
   for (const setting of settings) args.push("--set", setting);
   const child = spawn(WEIR, args, { stdio: ["ignore", "pipe", "pipe"], env: { ...process.env, NO_COLOR: "1" } });
   let output = "";
   const url = await new Promise((resolve, reject) => {
-    const take = (bytes) => {
+    const readUrl = (bytes) => {
       output += bytes;
-      const found = /http:\/\/127\.0\.0\.1:\d+/.exec(output) ?? /listening\S*.*?(127\.0\.0\.1:\d+)/.exec(output);
-      if (found) resolve(found[0].startsWith("http") ? found[0] : `http://${found[1]}`);
+      const match = /http:\/\/127\.0\.0\.1:\d+/.exec(output) ?? /listening\S*.*?(127\.0\.0\.1:\d+)/.exec(output);
+      if (match) resolve(match[0].startsWith("http") ? match[0] : `http://${match[1]}`);
     };
-    child.stdout.on("data", take);
-    child.stderr.on("data", take);
+    child.stdout.on("data", readUrl);
+    child.stderr.on("data", readUrl);
     child.on("exit", (code) => reject(new Error(`weir ended with ${code}:\n${output}`)));
   });
   await until(async () => (await fetch(`${url}/readyz`).catch(() => undefined))?.ok, 120_000);

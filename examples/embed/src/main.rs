@@ -1,4 +1,4 @@
-//! Weir's engine in a program of your own: texts pushed into a stream, results by callback, no socket.
+//! Embeds Weir's engine: texts are pushed to a stream, and results are passed to a callback, without sockets.
 //!
 //! ```sh
 //! cargo xtask build                                # the components and models that the program loads
@@ -30,7 +30,7 @@ async fn main() -> anyhow::Result<()> {
     stream.start()?;
     stream.push(Text::from("What a wonderful evening!")).await?;
     stream.push_batch(["The tea was cold and nobody said sorry.", "The train leaves at nine."].map(Text::from)).await?;
-    stream.stop().await?; // what was pushed is answered first
+    stream.stop().await?; // delivers the results of all pushed texts first
     println!("{} texts delivered", stream.get_stats().delivered);
     results.unsubscribe();
     errors.unsubscribe();

@@ -1,4 +1,4 @@
-//! The program prints a label for each of its texts.
+//! Runs the program, which prints a label for each of its texts.
 
 use std::path::PathBuf;
 use std::process::Command;

@@ -10,7 +10,7 @@ export function App() {
   );
 }
 
-/** Follows a workflow; a worker publishes to it with `POST /stream/publish/workflow/42`. */
+/** Follows a workflow. Workers publish its progress with `POST /stream/publish/workflow/42`. */
 function Workflow() {
   const [id, setId] = useState("42");
   const { progress, currentStep, connection, gap, error, isComplete, reconnect } = useWorkflowProgress(id, undefined, {
@@ -35,7 +35,7 @@ function Workflow() {
   );
 }
 
-/** Processes a text, with an event for each step. */
+/** Processes a text and lists the events of its steps. */
 function Text() {
   const [text, setText] = useState("The concert in Geneva was wonderful. The train home was late.");
   const { run, stop, status, events, error } = useProcessStream();

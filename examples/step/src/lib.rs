@@ -1,4 +1,4 @@
-//! A step of a pipeline as a component: masks digits and e-mail addresses in every text of its input, a JSON value.
+//! A pipeline step as a component: masks digits and e-mail addresses in all texts of its input, a JSON value.
 //!
 //! ```sh
 //! cargo build --release --target wasm32-wasip2 -p step-example
@@ -37,7 +37,7 @@ fn failure(code: &str, message: &str) -> Failure {
     Failure { code: code.to_owned(), message: message.to_owned(), retryable: false }
 }
 
-/// Masks every text of a value, wherever it is.
+/// Masks all texts of a value, at any depth.
 fn mask_texts(value: &mut Value, mask: &str) {
     match value {
         Value::String(text) => *text = masked(text, mask),
@@ -47,7 +47,7 @@ fn mask_texts(value: &mut Value, mask: &str) {
     }
 }
 
-/// A word with an `@` is masked whole, a digit by itself.
+/// Masks words that contain an `@`, and digits in other words.
 fn masked(text: &str, mask: &str) -> String {
     let words = text.split(' ').map(|word| {
         if word.contains('@') {

@@ -7,7 +7,7 @@ import { go } from "../router";
 const KINDS: ChannelKind[] = ["workflow", "file", "user", "pipeline", "session", "generation"];
 const CHANNELS_MAX = 64;
 
-/** Follows the channels that the query names: `?c=workflow:42&c=user:ann`. */
+/** Follows the channels of the query: `?c=workflow:42&c=user:ann`. */
 export function Channels({ query }: { query: URLSearchParams }) {
   const followed = query.getAll("c").filter((name) => /^[a-z]+:./.test(name)).slice(0, CHANNELS_MAX);
   const [kind, setKind] = useState<ChannelKind>("workflow");

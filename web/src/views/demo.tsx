@@ -10,7 +10,7 @@ At Malmö the heating failed. The passengers were cold until Hamburg, and nobody
 
 In Berlin the company apologized, and paid for breakfast at the station. It was delicious.`;
 
-/** Uploads a file and follows its analysis, and cuts the connection on request. */
+/** Uploads a file and follows its analysis. A button closes the connection to show that it resumes. */
 export function Demo() {
   const [uploaded, setUploaded] = useState<Uploaded>();
   const [sent, setSent] = useState<{ name: string; sent: number; total: number }>();

@@ -56,7 +56,7 @@ export function Home() {
       current = { ...current, ...change };
       if (isScheduled) return;
       isScheduled = true;
-      // One render a frame, however fast the events come.
+      // Renders at most once per frame, regardless of the rate of events.
       requestAnimationFrame(() => {
         isScheduled = false;
         if (running.current === stop) put(current);
@@ -203,7 +203,7 @@ function Result({ task, text, outcome: { events, text: generated } }: { task: Ta
   );
 }
 
-/** Offsets count code points. */
+/** Marks spans of a text. Their offsets count code points. */
 function Marked({ text, spans }: { text: string; spans: Span[] }) {
   const points = [...text];
   let at = 0;

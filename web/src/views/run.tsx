@@ -8,7 +8,7 @@ import { Timeline, type Bar } from "./timeline";
 
 const TABS = ["Timeline", "Log", "Output", "Definition"] as const;
 
-/** An execution: its steps from the server at once, then its events. */
+/** An execution: its steps from the server, updated by its events. */
 export function Run({ id }: { id: string }) {
   const [version] = useClientVersion();
   const status = useLoad((signal) => client.executions.get(id, { signal }), [id, version]);
@@ -19,7 +19,7 @@ export function Run({ id }: { id: string }) {
   const [chosen, choose] = useState<string | null>(null);
   const [refusal, refuse] = useState<Error>();
 
-  // After a gap the events do not add up to the state: it is read again. At the end the output is.
+  // After a gap the events do not give the complete state, so it is read again. At the end the output is read.
   useEffect(() => {
     if (snapshot.gap !== null || snapshot.executionState === "completed" || snapshot.executionState === "failed" || snapshot.executionState === "cancelled") status.again();
   }, [snapshot.gap, snapshot.executionState]);
@@ -92,13 +92,13 @@ function liveState(status: Execution | undefined, byEvents: string): string {
 const checkpoints = (events: { type: string; data: any }[]): string[] =>
   events.filter(({ type }) => type === "checkpoint_saved").map(({ data }) => data.timestamp);
 
-/** What the server says of each step, with what has come since. */
+/** The steps of a status from the server, updated by later events. */
 function merge(status: Execution | undefined, live: StepView[]): Bar[] {
   const bars = (status?.steps ?? []).map((step) => ofStatus(step));
   for (const view of live) {
     const at = bars.findIndex(({ id }) => id === view.id);
     const old = at < 0 ? undefined : bars[at]!;
-    // A status that was read after the events knows more.
+    // The status may be newer than the events.
     const isOver = old !== undefined && /completed|failed|skipped/.test(old.state) && view.state === "running";
     const next: Bar = {
       id: view.id,

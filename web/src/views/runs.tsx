@@ -6,7 +6,7 @@ import { go } from "../router";
 const LIMIT = 50;
 const STATES = ["", "running", "compensating", "completed", "failed", "cancelled"];
 
-/** The executions of this user. */
+/** The list of the user's executions. */
 export function Runs({ query }: { query: URLSearchParams }) {
   const [version] = useClientVersion();
   const [limit, setLimit] = useState(LIMIT);

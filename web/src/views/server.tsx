@@ -19,7 +19,7 @@ interface ModelStats {
   circuit?: string;
 }
 
-/** A snapshot every second, while the tab is seen. */
+/** A snapshot of the server every second, while the tab is visible. */
 function useStats(): [Stats[], Error | undefined] {
   const [version] = useClientVersion();
   const [samples, put] = useState<Stats[]>([]);

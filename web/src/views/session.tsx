@@ -107,7 +107,7 @@ function Choice({ label, values, value, choose }: { label: string; values: strin
   );
 }
 
-/** An initial, a colour and a border: never colour alone. */
+/** A speaker as letters with a colour and a border style, so that colour is not the only distinction. */
 function Speaker({ name, all }: { name: string | null; all: string[] }) {
   const at = Math.max(0, all.indexOf(name ?? ""));
   return (

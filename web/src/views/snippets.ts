@@ -1,4 +1,4 @@
-// The call of the try-it box as a program.
+// The request of the try-it form as code in several languages.
 import type { Task } from "./home";
 
 export const LANGUAGES = ["curl", "Python", "JavaScript"] as const;

@@ -19,11 +19,11 @@ export interface Bar {
   retryInMs?: number | null | undefined;
 }
 
-/** Quiet stretches longer than this share of the busy time are cut. */
+/** Idle periods longer than this share of the busy time are omitted from the axis. */
 const QUIET_SHARE = 0.5;
 const QUIET_MS_MIN = 2000;
 
-/** Places times on an axis from 0 to 1 on which quiet stretches are cut to nothing. */
+/** Maps times to an axis from 0 to 1, without long idle periods. */
 export function axis(spans: [number, number][]): (ms: number) => number {
   const sorted = [...spans].sort(([a], [b]) => a - b);
   const cuts: [number, number][] = [];
@@ -52,7 +52,7 @@ interface Given {
 
 export function Timeline({ bars, began, isLive, chosen, choose, checkpoints }: Given) {
   const [now, tick] = useState(Date.now);
-  // A lost connection stops the clock: what is shown is of before.
+  // Without a connection the clock stops, because the state may be out of date.
   useEffect(() => {
     if (!isLive) return;
     const timer = setInterval(() => !document.hidden && tick(Date.now()), 100);

@@ -4,21 +4,21 @@ import type { ConnectionState, FollowOptions } from "../follow.js";
 import { type ChannelSnapshot, type ChannelStore, channelStore, INITIAL } from "../store.js";
 import { useClient } from "./context.js";
 
-/** Options of the hooks. Callbacks may change with every render: that opens no connection. */
+/** Options of the hooks. Callbacks may change with every render without a new connection. */
 export interface ProgressOptions<S = unknown> extends Omit<FollowOptions, "signal" | "onState"> {
   token?: string | undefined;
-  /** False: nothing is followed. */
+  /** If false, nothing is followed. Default true. */
   enabled?: boolean | undefined;
-  /** The connection has failed, or what is followed. */
+  /** Called when the connection fails, or the workflow, file or execution. */
   onError?(error: Error): void;
-  /** What is followed is complete; once for an id. */
+  /** Called once per id, when the workflow, file or execution is complete. */
   onComplete?(status: S): void;
   onConnect?(): void;
   onDisconnect?(): void;
   onGap?(gap: Gap): void;
 }
 
-/** What every hook says of its connection. */
+/** The state of a hook's connection. */
 export interface Connection {
   isConnected: boolean;
   connection: ConnectionState;
@@ -34,7 +34,7 @@ export interface Connection {
 const nothing = (): (() => void) => () => undefined;
 const initial = (): ChannelSnapshot => INITIAL;
 
-/** The state of a channel; every component with the same one shares a connection. */
+/** The state of a channel. Components with the same channel share a connection. */
 export function useChannelStore(
   kind: ChannelKind,
   id: string | null | undefined,
@@ -90,7 +90,7 @@ export function useChannelStore(
   useEffect(() => {
     if (gap !== null) latest.current.onGap?.(gap);
   }, [gap]);
-  // Once for an id: a component that is mounted twice, as under StrictMode, keeps its refs.
+  // Called once per id: a component that StrictMode mounts twice keeps its refs.
   const completed = useRef<ChannelStore | undefined>(undefined);
   const { isComplete } = snapshot;
   useEffect(() => {
@@ -109,7 +109,7 @@ export interface Channel<K extends ChannelKind> extends Connection {
   /** The latest events, at most 500. */
   events: ChannelEvent<K>[];
   last: ChannelEvent<K> | undefined;
-  /** How many events came in all. */
+  /** The number of all received events. */
   count: number;
   isFinished: boolean;
 }

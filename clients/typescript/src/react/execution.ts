@@ -5,7 +5,7 @@ import { useClient } from "./context.js";
 
 export interface ExecutionView extends Connection {
   state: ChannelSnapshot["executionState"];
-  /** In the order in which they began. */
+  /** The steps, in the order of their start. */
   steps: StepView[];
   output: unknown;
   failure: Error | null;
@@ -13,7 +13,7 @@ export interface ExecutionView extends Connection {
   cancel(): Promise<void>;
 }
 
-/** An execution of a pipeline, by its events. */
+/** The state of an execution of a pipeline, from its events. */
 export function useExecution(executionId: string | null | undefined, apiUrl?: string, options: ProgressOptions = {}): ExecutionView {
   const client = useClient(apiUrl, options.token);
   const [snapshot, connection] = useChannelStore("pipeline", executionId, apiUrl, options);
@@ -25,17 +25,17 @@ export function useExecution(executionId: string | null | undefined, apiUrl?: st
 }
 
 export interface TranscriptView extends Connection {
-  /** Final segments, the latest 500. */
+  /** The latest 500 final segments. */
   segments: ChannelSnapshot["segments"];
-  /** The segment in flight. */
+  /** The partial segment. */
   partial: ChannelSnapshot["partial"];
-  /** How often each keyword came. */
+  /** The number of final segments with each keyword. */
   keywords: Record<string, number>;
   summary: string | undefined;
   isComplete: boolean;
 }
 
-/** A stored transcript session, by its events. */
+/** The state of a stored transcript session, from its events. */
 export function useTranscript(sessionId: string | null | undefined, apiUrl?: string, options: ProgressOptions = {}): TranscriptView {
   const [snapshot, connection] = useChannelStore("session", sessionId, apiUrl, options);
   const { segments, partial, keywords, summary, isComplete } = snapshot;

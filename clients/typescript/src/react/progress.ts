@@ -7,7 +7,7 @@ interface Progress extends Connection {
   progress: number;
   message: string | undefined;
   isComplete: boolean;
-  /** What is followed has failed, or the connection for good. */
+  /** Whether the workflow or analysis has failed, or the connection is not retried any more. */
   hasError: boolean;
   isCanceled: boolean;
   result: unknown;
@@ -28,7 +28,7 @@ function progressOf(snapshot: ChannelSnapshot, connection: Connection): Progress
   return { ...connection, progress, message, isComplete, hasError: hasError || snapshot.error !== null, isCanceled, result };
 }
 
-/** The progress of a workflow. `null` as its id means that there is none yet. */
+/** The progress of a workflow. With `null` as its id, nothing is followed. */
 export function useWorkflowProgress(
   workflowId: string | null | undefined,
   apiUrl?: string,

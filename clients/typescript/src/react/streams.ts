@@ -3,7 +3,7 @@ import type { WeirClient } from "../client.js";
 import type { GenerateRequest, ProcessEvent, ProcessRequest } from "../types.js";
 import { useClient } from "./context.js";
 
-/** `ready`: nothing runs; `submitted`: no answer yet. */
+/** `ready`: no request is running. `submitted`: the request has no response yet. */
 export type StreamStatus = "ready" | "submitted" | "streaming" | "error";
 
 export interface StreamOptions {
@@ -20,7 +20,7 @@ interface StreamState<T> {
   elapsedMs: number | undefined;
 }
 
-/** Runs one stream at a time: a new one stops the one before, and so does unmounting. */
+/** Runs one stream at a time. A new stream or unmounting stops the previous one. */
 function useStream<R, E, T>(
   client: WeirClient,
   initial: T,
@@ -86,7 +86,7 @@ interface Stream<R> {
   stop(): void;
   status: StreamStatus;
   error: Error | null;
-  /** From the request to the first event, in milliseconds. */
+  /** The time from the request to the first event, in milliseconds. */
   firstMs: number | undefined;
   elapsedMs: number | undefined;
 }
@@ -110,7 +110,7 @@ export function useProcessStream(apiUrl?: string, options: StreamOptions = {}): 
 
 export interface Generation extends Stream<GenerateRequest> {
   text: string;
-  /** Pieces of the text so far. */
+  /** The number of parts of the text so far. */
   pieces: number;
 }
 

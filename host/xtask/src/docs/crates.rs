@@ -15,10 +15,10 @@ const PAGE: &str = "\
 
 <!-- Generated from the metadata of cargo: UPDATE_EXPECT=1 cargo test -p xtask -->
 
-An arrow leads from a crate to one that it depends on. The picture leaves out arrows that follow from others, and both picture and table
-leave out dependencies that only tests have. Crates of the host never
-depend on the `gateway`, `infer` and `session` components: those are loaded as WebAssembly. `host/xtask/src/rules.rs` states which
-dependencies are allowed and fails on any other.
+An arrow leads from a crate to one that it depends on. The picture omits arrows that follow from others, and both picture and table
+omit dependencies of tests only. Crates of the host do not
+depend on the components `gateway`, `infer`, `session`, `generate` and `adapter`, which are loaded as WebAssembly. `host/xtask/src/rules.rs` lists
+the allowed dependencies.
 
 ";
 

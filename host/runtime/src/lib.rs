@@ -47,6 +47,7 @@ pub use components::gateway;
 pub use components::guest_log::TARGET as GUEST_LOG_TARGET;
 pub use inference::call::{CallOpener, CallSender, Outcomes};
 pub use inference::pool::PoolStats;
+pub use interfaces::convert::core_failure;
 pub use runtime::Runtime;
 pub use start::{Builtin, StartError};
 pub use weir_nn::stages;

@@ -75,6 +75,11 @@ impl Runtime {
         &self.calls
     }
 
+    /// The language models; opens calls that generate text.
+    pub fn generations(&self) -> &Generations {
+        &self.generations
+    }
+
     /// Adapter components, which share the models' queues with all other callers.
     pub fn adapters(&self) -> &Adapters {
         &self.adapters

@@ -75,19 +75,24 @@ impl Call {
 }
 
 /// The receiver of the events was dropped.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct CallAbandoned;
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("the receiver of the events was dropped")]
+pub struct CallAbandoned;
 
 /// The sending end of a call. The commands end when the last clone is dropped.
 #[derive(Clone)]
-pub(crate) struct CommandSender {
+pub struct CommandSender {
     call: Arc<Call>,
     tx: mpsc::UnboundedSender<Event>,
 }
 
 impl CommandSender {
     /// Sends a command; waits while the model's queue is full.
-    pub(crate) async fn send(&self, command: Command) -> Result<(), CallAbandoned> {
+    ///
+    /// # Errors
+    ///
+    /// The receiver of the events was dropped.
+    pub async fn send(&self, command: Command) -> Result<(), CallAbandoned> {
         match self.try_send(command)? {
             None => Ok(()),
             Some(Waiting { pool, request, since }) => {
@@ -173,12 +178,17 @@ struct Waiting {
 }
 
 /// The receiving end of a call. Dropping it cancels the generations of the call.
-pub(crate) struct EventReceiver {
+pub struct EventReceiver {
     rx: mpsc::UnboundedReceiver<Event>,
     call: Arc<Call>,
 }
 
 impl EventReceiver {
+    /// Waits for an event, and takes up to `max` of those that are there; empty once the sender is dropped and every generation has ended.
+    pub async fn recv_many(&mut self, max: usize) -> Vec<Event> {
+        std::future::poll_fn(|cx| self.poll_recv_many(cx, max)).await
+    }
+
     /// Up to `max` events; empty once the sender is dropped and every generation has ended.
     pub(crate) fn poll_recv_many(&mut self, cx: &mut Context<'_>, max: usize) -> Poll<Vec<Event>> {
         let mut events = Vec::with_capacity(max.min(64));

@@ -20,7 +20,8 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-pub(crate) use self::call::{CommandSender, EventReceiver, GenerationHandle};
+pub(crate) use self::call::GenerationHandle;
+pub use self::call::{CallAbandoned, CommandSender, EventReceiver};
 use self::engine::Load;
 pub(crate) use self::instance::GenerateFactory;
 use self::pool::ModelPool;
@@ -55,6 +56,11 @@ impl Generations {
             pools.insert(name, pool);
         }
         Ok(Self { pools: Arc::new(pools), tenants: Arc::default() })
+    }
+
+    /// Opens a call: a sender of commands and the stream of events.
+    pub fn open(&self) -> (CommandSender, EventReceiver) {
+        self.open_for(0)
     }
 
     /// Opens a call for one of several owners: a sender of commands and the stream of events.

@@ -109,7 +109,7 @@ pub(crate) fn failure(error: Error) -> Failure {
 }
 
 /// Converts an item's failure to the type of core.
-pub(crate) fn core_failure(failure: types::Failure) -> core::Failure {
+pub fn core_failure(failure: types::Failure) -> core::Failure {
     use types::Failure as Wire;
     match failure {
         Wire::InvalidInput(reason) => core::Failure::InvalidInput(reason),

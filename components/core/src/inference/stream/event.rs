@@ -133,6 +133,8 @@ pub struct ItemResult<R> {
     pub seq: u64,
     /// The time from the push to the outcome, in nanoseconds, without the wait for earlier results.
     pub latency_ns: u64,
+    /// The number of attempts.
+    pub attempts: u32,
     /// The result of inference.
     pub result: R,
 }

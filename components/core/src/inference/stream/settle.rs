@@ -8,7 +8,8 @@ impl<T: Clone, R> Stream<T, R> {
     pub(super) fn deliver(&mut self, now: u64, pending: &Pending<T>, result: R) {
         let latency_ns = now.saturating_sub(pending.pushed_ns);
         self.counters.latency.record(latency_ns);
-        let output = PendingOutput { bytes: pending.bytes, value: ItemResult { seq: pending.seq, latency_ns, result } };
+        let (seq, attempts) = (pending.seq, pending.attempts_made);
+        let output = PendingOutput { bytes: pending.bytes, value: ItemResult { seq, latency_ns, attempts, result } };
         match &mut self.ordered {
             Some(ordered) => {
                 let inserted = ordered.insert(pending.seq, output);

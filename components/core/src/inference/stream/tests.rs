@@ -428,7 +428,7 @@ fn pause_releases_no_batch_and_delivers_outcomes() {
     push(&mut stream, 0, 1..3);
     assert_eq!((batch(&mut stream, 0), stream.poll_timeout()), (None, None));
     stream.handle_outcome(7, ids[0], Ok(0));
-    assert_eq!(stream.poll_result(), Some(ItemResult { seq: 0, latency_ns: 7, result: 0 }));
+    assert_eq!(stream.poll_result(), Some(ItemResult { seq: 0, latency_ns: 7, attempts: 1, result: 0 }));
     stream.resume().unwrap();
     assert_eq!(batch(&mut stream, 0).unwrap().1, [1, 2]);
 }

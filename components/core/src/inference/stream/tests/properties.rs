@@ -204,7 +204,7 @@ impl Driver {
     }
 
     fn poll_result(&mut self) -> bool {
-        let Some(ItemResult { seq, latency_ns, result }) = self.stream.poll_result() else { return false };
+        let Some(ItemResult { seq, latency_ns, result, .. }) = self.stream.poll_result() else { return false };
         assert_eq!(u64::from(result), seq * 2);
         assert!(latency_ns <= self.now - self.pushed[seq as usize].0);
         self.end(seq, Some(result));

@@ -8,7 +8,9 @@ use anyhow::{Result, bail};
 use crate::args::Args;
 use crate::house::{COMPONENTS, GUESTS, House, LIGHT_PACKAGES, PLUGS, SEPARATE_PACKAGES};
 use crate::ui::{Step, seconds};
-use crate::{browser, build, debian, dist, lm, nginx, node, pushpin, python, redis, setup, sh, typescript, web, wit};
+use crate::{
+    browser, build, debian, dist, lm, nginx, node, pushpin, python, redis, setup, sh, typescript, web, wheels, wit,
+};
 
 pub(crate) const USAGE: &str = "\
 Builds everything, then: formatting, lints, documentation, vendored WIT, tests of every crate (end-to-end included), and
@@ -61,6 +63,7 @@ pub(crate) fn task(house: &House, mut args: Args) -> Result<()> {
             report.whole("web", || web::test(house, &program, browser));
         }
     }
+    report.whole("python", || wheels::test(house, &house.weir()));
     let mut test = |name: &str, what: &str, command: &mut Command| {
         command.env("WEIR_COMPONENTS_DIR", house.components());
         command.env("WEIR_TEST_PYTHON", &python.python).env("WEIR_TEST_WASMTIME", &python.wasmtime);

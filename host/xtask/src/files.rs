@@ -88,6 +88,22 @@ impl Key {
         Ok(self)
     }
 
+    /// Every file of a folder, with its path in it.
+    pub(crate) fn tree(self, folder: &Path) -> Result<Self> {
+        let (mut folders, mut files) = (vec![folder.to_path_buf()], Vec::new());
+        while let Some(next) = folders.pop() {
+            for entry in fs::read_dir(&next).with_context(|| format!("cannot read {}", next.display()))? {
+                let path = entry?.path();
+                if path.is_dir() { folders.push(path) } else { files.push(path) }
+            }
+        }
+        files.sort();
+        files.iter().try_fold(self, |key, file| {
+            let name = file.strip_prefix(folder).unwrap_or(file).to_string_lossy();
+            key.text(&name).file(file)
+        })
+    }
+
     fn hex(self) -> String {
         self.0.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
     }

@@ -9,7 +9,7 @@
 //! - [`demo`], [`checks`] (`cargo xtask test`), [`docs`], [`fuzz`], [`mod@bench`]: the commands of the same names
 //! - [`redis`], [`pushpin`], [`browser`]: a Redis server, a proxy that holds connections, a Chromium, for the tests
 //! - [`nginx`]: a proxy for the tests, and the server that the fan-out is compared with
-//! - [`npm`], [`typescript`], [`web`]: the TypeScript client and the page of the gateway
+//! - [`npm`], [`typescript`], [`web`]: the TypeScript client and the page of the gateway; [`wheels`]: the Python package
 //! - [`wit`]: the vendored WIT packages
 #![allow(clippy::print_stdout, reason = "a command line program answers on standard output")]
 
@@ -44,6 +44,7 @@ mod sh;
 mod typescript;
 mod ui;
 mod web;
+mod wheels;
 mod wit;
 
 use std::process::ExitCode;
@@ -111,6 +112,12 @@ const TASKS: &[Task] = &[
         about: "regenerate, check or test the TypeScript client",
         usage: typescript::USAGE,
         run: typescript::task,
+    },
+    Task {
+        name: "python",
+        about: "build or test the wheels of the Python package",
+        usage: wheels::USAGE,
+        run: wheels::task,
     },
     Task { name: "web", about: "make, check or test the page of the gateway", usage: web::USAGE, run: web::task },
     Task { name: "wit", about: "refresh or check the vendored WIT packages", usage: wit::USAGE, run: wit::task },

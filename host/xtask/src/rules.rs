@@ -78,6 +78,7 @@ const RULES: &[Rule] = &[
     Rule { package: "step-guest", house: &[], others: None },
     Rule { package: "adapter-guest", house: &[], others: None },
     Rule { package: "step-example", house: &[], others: None },
+    Rule { package: "weir-python", house: &["weir-config", "weir-core", "weir-edge", "weir-runtime"], others: None },
     Rule { package: "embed-example", house: &["weir-config", "weir-runtime"], others: None },
 ];
 
@@ -86,7 +87,19 @@ const RESERVED: &[(&str, &[&str])] = &[
     ("wasmtime", &["weir-nn", "weir-runtime"]),
     ("tract", &["weir-nn"]),
     ("ort", &["weir-nn"]),
-    ("tokio", &["embed-example", "weir", "weir-adapters", "weir-edge", "weir-events", "weir-runtime", "weir-tests"]),
+    (
+        "tokio",
+        &[
+            "embed-example",
+            "weir",
+            "weir-adapters",
+            "weir-edge",
+            "weir-events",
+            "weir-python",
+            "weir-runtime",
+            "weir-tests",
+        ],
+    ),
     ("redb", &["weir-events"]),
     ("redis", &["weir-adapters", "weir-events"]),
     ("hyper", &["weir-edge"]),
@@ -112,6 +125,7 @@ const RESERVED: &[(&str, &[&str])] = &[
     ("tokenizers", &["weir-generate", "weir-infer"]),
     ("minijinja", &["weir-generate"]),
     ("llguidance", &["weir-generate"]),
+    ("pyo3", &["weir-python"]),
     ("anyhow", &["embed-example", "weir", "weir-tests", "xtask"]),
 ];
 

@@ -1,0 +1,156 @@
+"""Server-Sent Events of another server."""
+
+from __future__ import annotations
+
+import http.client
+import random
+import threading
+import urllib.parse
+from typing import Any, Callable, Dict, Iterator, List, Mapping, Optional, Tuple
+
+from ._base import Adapter, Push, from_thread, item_of
+
+#: The longest line of a stream, in bytes.
+_LINE_BYTES_MAX = 1 << 20
+#: The longest delay before a connection is made again, in seconds.
+_DELAY_MAX_S = 30.0
+
+
+class HttpSseAdapter(Adapter):
+    """Texts from a stream of Server-Sent Events. A broken connection is made again from the last id; results go to the callbacks.
+
+    Args:
+        url: the stream.
+        events: the types of the events that are read; ``None``: all.
+        text_field: the member of the data with the text; data that is not JSON is the text.
+        id_field: the member with the id; else the id of the event.
+        headers: further headers of the request.
+        token: a bearer token.
+        attempts_max: connections that may fail one after another.
+        timeout_s: the longest time without a byte; a comment counts.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        events: Optional[List[str]] = None,
+        text_field: str = "text",
+        id_field: str = "id",
+        headers: Optional[Mapping[str, str]] = None,
+        token: Optional[str] = None,
+        attempts_max: int = 5,
+        timeout_s: float = 60.0,
+    ) -> None:
+        self._url, self._types = url, None if events is None else set(events)
+        self._text_field, self._id_field = text_field, id_field
+        self._headers = dict(headers or {}, Accept="text/event-stream")
+        if token is not None:
+            self._headers["Authorization"] = f"Bearer {token}"
+        self._attempts_max, self._timeout_s = attempts_max, timeout_s
+        #: The id of the last event.
+        self.last_event_id: Optional[str] = None
+
+    async def run(self, push: Push) -> None:
+        async for item in from_thread(self._items):
+            await push(item)
+
+    def _items(self, stopped: threading.Event) -> Iterator[Dict[str, Any]]:
+        parser = SseParser()
+        failures = 0
+        while not stopped.is_set():
+            try:
+                for kind, data, event_id in self._connect(parser, stopped):
+                    failures = 0
+                    self.last_event_id = event_id or self.last_event_id
+                    if self._types is not None and kind not in self._types:
+                        continue
+                    item = item_of(data, self._text_field, self._id_field)
+                    if item is not None:
+                        if item.get("id") is None:
+                            item["id"] = event_id
+                        yield item
+                if self._is_over:
+                    return
+                error: Exception = ConnectionError("the stream ended")
+            except (OSError, http.client.HTTPException) as failed:
+                error = failed
+            failures += 1
+            if failures > self._attempts_max:
+                raise ConnectionError(f"{self._url}: {error} (after {failures} attempts)") from error
+            base = parser.retry_ms / 1000 if parser.retry_ms is not None else 1.0
+            delay = min(_DELAY_MAX_S, base * 2 ** (failures - 1))
+            stopped.wait(delay * random.uniform(0.5, 1.0))
+
+    _is_over = False
+
+    def _connect(self, parser: "SseParser", stopped: threading.Event) -> Iterator[Tuple[str, str, Optional[str]]]:
+        parts = urllib.parse.urlsplit(self._url)
+        kind: Callable[..., http.client.HTTPConnection] = (
+            http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
+        )
+        connection = kind(parts.hostname or "", parts.port, timeout=self._timeout_s)
+        try:
+            headers = dict(self._headers)
+            if self.last_event_id is not None:
+                headers["Last-Event-ID"] = self.last_event_id
+            connection.request("GET", urllib.parse.urlunsplit(("", "", parts.path or "/", parts.query, "")), headers=headers)
+            response = connection.getresponse()
+            if response.status == 204:
+                # The server says that there is nothing more.
+                self._is_over = True
+                return
+            if response.status != 200:
+                raise ConnectionError(f"the answer is {response.status} {response.reason}")
+            parser.reset()
+            while not stopped.is_set():
+                line = response.readline(_LINE_BYTES_MAX + 1)
+                if len(line) > _LINE_BYTES_MAX:
+                    raise ConnectionError(f"a line has more than {_LINE_BYTES_MAX} bytes")
+                if not line:
+                    return
+                for one in lines_of(line):
+                    event = parser.feed(one)
+                    if event is not None:
+                        yield event
+        finally:
+            connection.close()
+
+
+def lines_of(line: bytes) -> List[str]:
+    """The lines of bytes up to a line feed: a carriage return ends one as well."""
+    text = line.decode("utf-8", "replace")
+    text = text[:-1] if text.endswith("\n") else text
+    return (text[:-1] if text.endswith("\r") else text).split("\r")
+
+
+class SseParser:
+    """Lines of a stream into events, by the rules of the HTML standard."""
+
+    def __init__(self) -> None:
+        self.retry_ms: Optional[int] = None
+        self.reset()
+
+    def reset(self) -> None:
+        """Forgets an unfinished event."""
+        self._data: List[str] = []
+        self._kind = ""
+        self._id: Optional[str] = None
+
+    def feed(self, line: str) -> Optional[Tuple[str, str, Optional[str]]]:
+        """Takes a line without its end; returns the event ``(type, data, id)`` that it completes."""
+        if not line:
+            data, kind, event_id = self._data, self._kind, self._id
+            self._data, self._kind = [], ""
+            return (kind or "message", "\n".join(data), event_id) if data else None
+        name, _, value = line.partition(":")
+        value = value[1:] if value.startswith(" ") else value
+        if name == "data":
+            self._data.append(value)
+        elif name == "event":
+            self._kind = value
+        elif name == "id" and "\0" not in value:
+            self._id = value
+        elif name == "retry" and value.isascii() and value.isdigit():
+            self.retry_ms = int(value)
+        return None

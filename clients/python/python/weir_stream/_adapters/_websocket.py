@@ -1,0 +1,181 @@
+"""Messages of a WebSocket."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import hashlib
+import json
+import os
+import ssl
+import struct
+import urllib.parse
+from typing import AsyncIterator, Dict, Mapping, Optional, Tuple, Union
+
+from .._events import ErrorEvent, ResultEvent
+from ._base import Adapter, Push, item_of, record_of
+
+#: The largest message, in bytes.
+_MESSAGE_BYTES_MAX = 1 << 20
+_GUID = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"
+_CONTINUATION, _TEXT, _BINARY, _CLOSE, _PING, _PONG = 0, 1, 2, 8, 9, 10
+
+
+class WebSocketAdapter(Adapter):
+    """Texts from the messages of a WebSocket; their results are sent back as JSON.
+
+    Args:
+        url: a server that sends texts, ``ws://`` or ``wss://``.
+        text_field: the member of a JSON message with the text; another message is the text.
+        id_field: the member with the id.
+        reply: send results back.
+        headers: further headers of the request.
+        token: a bearer token.
+        attempts_max: connections that may fail one after another.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        text_field: str = "text",
+        id_field: str = "id",
+        reply: bool = True,
+        headers: Optional[Mapping[str, str]] = None,
+        token: Optional[str] = None,
+        attempts_max: int = 5,
+    ) -> None:
+        if urllib.parse.urlsplit(url).scheme not in ("ws", "wss"):
+            raise ValueError(f"{url!r} is not ws:// or wss://")
+        self._url, self._text_field, self._id_field, self._reply = url, text_field, id_field, reply
+        self._headers = dict(headers or {})
+        if token is not None:
+            self._headers["Authorization"] = f"Bearer {token}"
+        self._attempts_max = attempts_max
+        self._socket: Optional[WebSocket] = None
+
+    async def run(self, push: Push) -> None:
+        failures = 0
+        while True:
+            try:
+                self._socket = await WebSocket.connect(self._url, self._headers)
+                async for message in self._socket.messages():
+                    failures = 0
+                    item = item_of(message, self._text_field, self._id_field)
+                    if item is not None:
+                        await push(item)
+                # The server has closed: there is nothing more. Results are still sent while it reads.
+                return
+            except (OSError, asyncio.IncompleteReadError, EOFError) as error:
+                failures += 1
+                if failures > self._attempts_max:
+                    raise ConnectionError(f"{self._url}: {error} (after {failures} attempts)") from error
+                await asyncio.sleep(min(30.0, 0.5 * 2 ** (failures - 1)))
+
+    async def deliver(self, event: Union[ResultEvent, ErrorEvent]) -> None:
+        if self._reply and self._socket is not None:
+            await self._socket.send(json.dumps(record_of(event), ensure_ascii=False))
+
+    async def close(self) -> None:
+        if self._socket is not None:
+            await self._socket.close()
+
+
+class WebSocket:
+    """The client's end of a WebSocket (RFC 6455), without extensions."""
+
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._reader, self._writer = reader, writer
+        self._is_closed = False
+
+    @classmethod
+    async def connect(cls, url: str, headers: Mapping[str, str]) -> "WebSocket":
+        """Opens a connection.
+
+        Raises:
+            ConnectionError: the server does not agree.
+        """
+        parts = urllib.parse.urlsplit(url)
+        is_secure = parts.scheme == "wss"
+        port = parts.port or (443 if is_secure else 80)
+        context = ssl.create_default_context() if is_secure else None
+        reader, writer = await asyncio.open_connection(parts.hostname, port, ssl=context)
+        try:
+            key = base64.b64encode(os.urandom(16))
+            target = urllib.parse.urlunsplit(("", "", parts.path or "/", parts.query, ""))
+            lines = [f"GET {target} HTTP/1.1", f"Host: {parts.netloc.rpartition('@')[2]}", "Upgrade: websocket"]
+            lines += ["Connection: Upgrade", f"Sec-WebSocket-Key: {key.decode()}", "Sec-WebSocket-Version: 13"]
+            lines += [f"{name}: {value}" for name, value in headers.items()]
+            writer.write(("\r\n".join(lines) + "\r\n\r\n").encode("latin-1"))
+            head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1").split("\r\n")
+            if head[0].split(" ")[1:2] != ["101"]:
+                raise ConnectionError(f"the answer is {head[0]}")
+            answer: Dict[str, str] = {}
+            for line in head[1:]:
+                name, _, value = line.partition(":")
+                answer[name.strip().lower()] = value.strip()
+            accept = base64.b64encode(hashlib.sha1(key + _GUID).digest()).decode()
+            if answer.get("sec-websocket-accept") != accept:
+                raise ConnectionError("the answer has not the key of the request")
+        except BaseException:
+            writer.close()
+            raise
+        return cls(reader, writer)
+
+    async def messages(self) -> AsyncIterator[str]:
+        """The messages, until the server closes."""
+        parts = bytearray()
+        while True:
+            is_last, kind, payload = await self._frame(_MESSAGE_BYTES_MAX - len(parts))
+            if kind == _CLOSE:
+                await self._write(_CLOSE, payload[:2])
+                self._is_closed = True
+                return
+            if kind == _PING:
+                await self._write(_PONG, payload)
+            elif kind in (_CONTINUATION, _TEXT, _BINARY):
+                parts += payload
+                if is_last:
+                    yield parts.decode("utf-8", "replace")
+                    parts = bytearray()
+
+    async def _frame(self, bytes_max: int) -> Tuple[bool, int, bytes]:
+        first, second = await self._reader.readexactly(2)
+        length = second & 127
+        if length == 126:
+            (length,) = struct.unpack("!H", await self._reader.readexactly(2))
+        elif length == 127:
+            (length,) = struct.unpack("!Q", await self._reader.readexactly(8))
+        if length > bytes_max:
+            raise ConnectionError(f"a message has more than {_MESSAGE_BYTES_MAX} bytes")
+        return bool(first & 128), first & 15, await self._reader.readexactly(length)
+
+    async def send(self, message: str) -> None:
+        """Sends a message; dropped when the connection is closed."""
+        if not self._is_closed:
+            await self._write(_TEXT, message.encode())
+
+    async def _write(self, kind: int, payload: bytes) -> None:
+        length = len(payload)
+        head = bytearray([128 | kind])
+        if length < 126:
+            head.append(128 | length)
+        elif length < 1 << 16:
+            head += struct.pack("!BH", 128 | 126, length)
+        else:
+            head += struct.pack("!BQ", 128 | 127, length)
+        mask = os.urandom(4)
+        repeated = (mask * (length // 4 + 1))[:length]
+        masked = int.from_bytes(payload, "big") ^ int.from_bytes(repeated, "big")
+        self._writer.write(bytes(head) + mask + masked.to_bytes(length, "big"))
+        await self._writer.drain()
+
+    async def close(self) -> None:
+        """Closes the connection."""
+        if not self._is_closed:
+            self._is_closed = True
+            try:
+                await self._write(_CLOSE, struct.pack("!H", 1000))
+            except OSError:
+                pass
+        self._writer.close()

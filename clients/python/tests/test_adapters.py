@@ -1,0 +1,298 @@
+"""Adapters: files, Server-Sent Events, WebSockets, Kafka."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import hashlib
+import json
+import struct
+import sys
+import tempfile
+import threading
+import types
+import unittest
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any, Dict, List, Optional, Tuple
+from unittest import mock
+
+from weir_stream import (
+    Adapter,
+    FileAdapter,
+    HttpSseAdapter,
+    KafkaAdapter,
+    ResultEvent,
+    StreamingSentimentPipeline,
+    WebSocketAdapter,
+)
+from weir_stream._adapters._kafka import Positions
+from weir_stream._adapters._sse import SseParser, lines_of
+
+
+async def read_all(*adapters: Adapter) -> List[ResultEvent]:
+    """The results of adapters whose sources end."""
+    events: List[ResultEvent] = []
+    pipeline = StreamingSentimentPipeline("sentiment")
+    pipeline.subscribe_result_callback(events.append)
+    for adapter in adapters:
+        pipeline.add_adapter(adapter)
+    async with pipeline:
+        await pipeline.wait_adapters()
+    return events
+
+
+class Files(unittest.TestCase):
+    def setUp(self) -> None:
+        folder = tempfile.TemporaryDirectory()
+        self.addCleanup(folder.cleanup)
+        self.folder = Path(folder.name)
+
+    def test_lines_of_each_format_are_answered_into_the_output(self) -> None:
+        (self.folder / "a.txt").write_text("What a wonderful evening!\n\nIt was terrible.", "utf-8")
+        (self.folder / "b.jsonl").write_text('{"text": "A fine day.", "id": 7}\n"It rained."\n', "utf-8")
+        (self.folder / "c.csv").write_text('id,text\n9,"A day, a fine one"\n', "utf-8")
+        output = self.folder / "out.ndjson"
+        paths = [self.folder / name for name in ("a.txt", "b.jsonl", "c.csv")]
+        asyncio.run(read_all(FileAdapter(paths, output)))
+        records = {one["id"]: one for one in map(json.loads, output.read_text("utf-8").splitlines())}
+        expected = {f"{paths[0]}:1", f"{paths[0]}:3", "7", f"{paths[1]}:2", "9"}
+        self.assertEqual(set(records), expected)
+        self.assertEqual(records[f"{paths[0]}:3"]["label"], "negative")
+
+    def test_pattern_names_several_files(self) -> None:
+        for number in range(3):
+            (self.folder / f"{number}.txt").write_text("A fine day.\n", "utf-8")
+        events = asyncio.run(read_all(FileAdapter(str(self.folder / "*.txt"))))
+        self.assertEqual(len(events), 3)
+
+    def test_lines_that_are_added_are_read(self) -> None:
+        path = self.folder / "log.txt"
+        path.write_text("A fine day.\nIt rai", "utf-8")
+
+        async def run() -> List[str]:
+            texts: List[str] = []
+            pipeline = StreamingSentimentPipeline("sentiment")
+            pipeline.subscribe_result_callback(lambda event: texts.append(event.result.metadata["model_input"]))
+            pipeline.add_adapter(FileAdapter(path, follow=True))
+            async with pipeline:
+                while len(texts) < 1:
+                    await asyncio.sleep(0.01)
+                with open(path, "a", encoding="utf-8") as file:
+                    file.write("ned.\n")
+                while len(texts) < 2:
+                    await asyncio.sleep(0.01)
+            return texts
+
+        self.assertEqual(asyncio.run(run()), ["A fine day.", "It rained."])
+
+    def test_missing_file_is_logged_and_the_pipeline_continues(self) -> None:
+        async def run() -> int:
+            pipeline = StreamingSentimentPipeline("sentiment")
+            pipeline.add_adapter(FileAdapter(self.folder / "none.txt"))
+            async with pipeline:
+                await pipeline.wait_adapters()
+                await pipeline.push("A fine day.")
+            return (await pipeline.get_stats()).delivered
+
+        with self.assertLogs("streaming_sentiment_pipeline") as logged:
+            self.assertEqual(asyncio.run(run()), 1)
+        self.assertIn("FileAdapter has ended", logged.output[0])
+
+
+class Sse(unittest.TestCase):
+    def test_parser_agrees_with_the_vectors(self) -> None:
+        path = Path(__file__).resolve().parents[3] / "tests" / "golden" / "sse_parser.jsonl"
+        count = 0
+        for line in path.read_text("utf-8").splitlines():
+            vector = json.loads(line)
+            given = vector["input"].encode()
+            if given.startswith(b"\xef\xbb\xbf"):
+                continue
+            parser = SseParser()
+            feed = [one for part in given[: given.rfind(b"\n") + 1].split(b"\n")[:-1] for one in lines_of(part + b"\n")]
+            got = [event for one in feed for event in [parser.feed(one)] if event]
+            expected = [(one["event"] or "message", one["data"]) for one in vector["ev"]]
+            # Carriage returns at the end are a line that a line feed may still follow.
+            self.assertEqual([(kind, data) for kind, data, _ in got], expected[: len(got)], vector)
+            self.assertGreaterEqual(len(got) + given[given.rfind(b"\n") + 1 :].count(b"\r"), len(expected), vector)
+            count += 1
+        self.assertGreater(count, 250)
+
+    def test_broken_stream_continues_after_the_last_id(self) -> None:
+        requests: List[Optional[str]] = []
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_GET(self) -> None:
+                requests.append(self.headers["last-event-id"])
+                first = int(requests[-1] or -1) + 1
+                if first >= 4:
+                    self.send_response(204)
+                    self.end_headers()
+                    return
+                self.send_response(200)
+                self.send_header("content-type", "text/event-stream")
+                self.end_headers()
+                self.wfile.write(b"retry: 1\n: comment\n\n")
+                for number in range(first, first + 2):
+                    data = json.dumps({"text": f"Day {number} was fine."})
+                    self.wfile.write(f"id: {number}\nevent: line\ndata: {data}\n\nevent: other\ndata: no\n\n".encode())
+                # Cut in the middle of an event.
+                self.wfile.write(b"id: 99\ndata: half")
+
+            def log_message(self, format: str, *arguments: Any) -> None:
+                pass
+
+        server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        adapter = HttpSseAdapter(f"http://127.0.0.1:{server.server_port}/", events=["line"])
+        events = asyncio.run(read_all(adapter))
+        server.shutdown()
+        server.server_close()
+        self.assertEqual(sorted(str(event.id) for event in events), ["0", "1", "2", "3"])
+        self.assertEqual(requests, [None, "1", "3"])
+
+
+class WebSockets(unittest.TestCase):
+    def test_messages_are_answered_on_the_same_socket(self) -> None:
+        async def run() -> Tuple[List[Dict[str, Any]], bool]:
+            answers: List[Dict[str, Any]] = []
+            pong = False
+
+            async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+                nonlocal pong
+                head = (await reader.readuntil(b"\r\n\r\n")).decode()
+                key = next(line.split(": ")[1] for line in head.split("\r\n") if line.startswith("Sec-WebSocket-Key"))
+                digest = hashlib.sha1((key + "258EAFA5-E914-47DA-95CA-C5AB0DC85B11").encode()).digest()
+                accept = base64.b64encode(digest).decode()
+                writer.write(
+                    f"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+                    f"Sec-WebSocket-Accept: {accept}\r\n\r\n".encode()
+                )
+                long = json.dumps({"text": "It was terrible. " * 20, "id": "b"}).encode()
+                writer.write(b"\x81\x0bA fine day." + b"\x89\x02hi")
+                # In two frames.
+                writer.write(b"\x01" + bytes([126]) + struct.pack("!H", 100) + long[:100])
+                rest = long[100:]
+                writer.write(b"\x80" + bytes([126]) + struct.pack("!H", len(rest)) + rest)
+                while len(answers) < 2:
+                    first, second = await reader.readexactly(2)
+                    length = second & 127
+                    if length == 126:
+                        (length,) = struct.unpack("!H", await reader.readexactly(2))
+                    mask = await reader.readexactly(4)
+                    payload = bytes(byte ^ mask[at % 4] for at, byte in enumerate(await reader.readexactly(length)))
+                    if first & 15 == 10:
+                        pong = payload == b"hi"
+                    else:
+                        answers.append(json.loads(payload))
+                writer.write(b"\x88\x02" + struct.pack("!H", 1000))
+                await reader.read()
+                writer.close()
+                closed.set()
+
+            closed = asyncio.Event()
+            server = await asyncio.start_server(serve, "127.0.0.1", 0)
+            port = server.sockets[0].getsockname()[1]
+            await read_all(WebSocketAdapter(f"ws://127.0.0.1:{port}/texts"))
+            await asyncio.wait_for(closed.wait(), 60)
+            server.close()
+            return answers, pong
+
+        answers, pong = asyncio.run(run())
+        self.assertTrue(pong)
+        labels = {answer.get("id"): answer["label"] for answer in answers}
+        self.assertEqual(labels, {None: "positive", "b": "negative"})
+
+
+class Record:
+    """A record of a topic."""
+
+    def __init__(self, offset: int, value: str) -> None:
+        self._offset, self._value = offset, value
+
+    def topic(self) -> str:
+        return "texts"
+
+    def partition(self) -> int:
+        return 0
+
+    def offset(self) -> int:
+        return self._offset
+
+    def key(self) -> bytes:
+        return b"key"
+
+    def value(self) -> bytes:
+        return self._value.encode()
+
+    def error(self) -> None:
+        return None
+
+
+class Kafka(unittest.TestCase):
+    """The adapter against the interface of confluent_kafka; a broker is not here."""
+
+    def test_positions_are_committed_after_every_record_before_them(self) -> None:
+        positions, partition = Positions(), ("texts", 0)
+        for offset in (5, 6, 8):
+            positions.add(partition, offset)
+        self.assertIsNone(positions.finish(partition, 6))
+        self.assertEqual(positions.finish(partition, 5), 7)
+        self.assertEqual(positions.finish(partition, 8), 9)
+
+    def test_results_are_produced_and_then_committed(self) -> None:
+        class Consumer:
+            def __init__(self) -> None:
+                self.records = [Record(0, "A fine day."), Record(1, " "), Record(2, '{"text": "It was terrible.", "id": "x"}')]
+                self.committed: List[int] = []
+                self.is_closed = False
+
+            def poll(self, timeout: float) -> Optional[Record]:
+                return self.records.pop(0) if self.records else None
+
+            def commit(self, offsets: List[Any], asynchronous: bool) -> None:
+                self.committed += [one.offset for one in offsets]
+
+            def close(self) -> None:
+                self.is_closed = True
+
+        class Producer:
+            def __init__(self) -> None:
+                self.produced: List[Dict[str, Any]] = []
+
+            def produce(self, topic: str, value: bytes, key: bytes, on_delivery: Any) -> None:
+                self.produced.append(json.loads(value))
+                on_delivery(None, None)
+
+            def poll(self, timeout: float) -> int:
+                return 0
+
+            def flush(self, timeout: float) -> int:
+                return 0
+
+        consumer, producer = Consumer(), Producer()
+        module = types.ModuleType("confluent_kafka")
+        module.TopicPartition = lambda topic, partition, offset: types.SimpleNamespace(offset=offset)  # type: ignore[attr-defined]
+
+        async def run() -> None:
+            pipeline = StreamingSentimentPipeline("sentiment")
+            pipeline.add_adapter(KafkaAdapter("texts", output_topic="results", consumer=consumer, producer=producer))
+            async with pipeline:
+                while len(producer.produced) < 2:
+                    await asyncio.sleep(0.01)
+
+        with mock.patch.dict(sys.modules, {"confluent_kafka": module}):
+            asyncio.run(run())
+        self.assertEqual({one["id"] for one in producer.produced}, {"texts/0/0", "x"})
+        self.assertEqual(consumer.committed[-1], 3)
+        self.assertTrue(consumer.is_closed)
+
+    def test_missing_client_is_named(self) -> None:
+        with mock.patch.dict(sys.modules, {"confluent_kafka": None}):
+            with self.assertRaisesRegex(ImportError, r"pip install weir-stream\[kafka\]"):
+                KafkaAdapter("texts")
+
+
+if __name__ == "__main__":
+    unittest.main()

@@ -1,0 +1,223 @@
+"""The same calls to a server: `weir serve`, started here from WEIR_TEST_PROGRAM."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import subprocess
+import threading
+import unittest
+import urllib.request
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any, Dict, List, Optional, Tuple
+
+import test_streaming
+from weir_stream import (
+    ErrorEvent,
+    InferenceError,
+    ModelNotFoundError,
+    RetryConfig,
+    ServerError,
+    StreamingConfig,
+    StreamingSentimentPipeline,
+    pipeline,
+)
+
+PROGRAM = os.environ.get("WEIR_TEST_PROGRAM")
+ROOT = Path(__file__).resolve().parents[3]
+
+
+class Server:
+    """A server on a free port."""
+
+    def __init__(self) -> None:
+        assert PROGRAM is not None
+        models = ["--models-dir", str(ROOT / "host" / "nn" / "models")]
+        language_model = os.environ.get("WEIR_TEST_LM")
+        if language_model:
+            models += ["--model", f"lm={Path(language_model).parent}"]
+        command = [PROGRAM, "serve", "--listen", "127.0.0.1:0", *models]
+        self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+        assert self.process.stdout is not None
+        self.url = ""
+        for line in self.process.stdout:
+            if "http://" in line:
+                self.url = line[line.index("http://") :].split()[0]
+                break
+
+    def stop(self) -> None:
+        self.process.terminate()
+        self.process.communicate(timeout=60)
+
+
+@unittest.skipUnless(PROGRAM, "WEIR_TEST_PROGRAM is not set")
+class Remote(unittest.TestCase):
+    """Pipelines and streams of a server answer as those of this process."""
+
+    server: Server
+    url: str
+
+    @classmethod
+    def setUpClass(cls) -> None:
+        cls.server = Server()
+        cls.url = cls.server.url
+        # A language model takes longer than the others; each pipeline waits for its own by retrying.
+        for model in ("sentiment", "entities", "embeddings"):
+            cls.wait(model)
+
+    @classmethod
+    def wait(cls, model: str) -> None:
+        while True:
+            with urllib.request.urlopen(f"{cls.url}/v1/models", timeout=60) as answer:
+                models = {one["name"]: one["ready"] for one in json.load(answer)["models"]}
+            if models[model]:
+                return
+
+    @classmethod
+    def tearDownClass(cls) -> None:
+        cls.server.stop()
+
+    def test_answers_are_those_of_this_process(self) -> None:
+        texts = ["What a wonderful evening!", "The tea was cold.", "Ada met Grace in Berlin."]
+        cases: List[Tuple[str, Dict[str, Any]]] = [
+            ("sentiment-analysis", {"top_k": None}),
+            ("sentiment-analysis", {}),
+            ("ner", {"aggregation_strategy": "simple"}),
+            ("ner", {}),
+            ("feature-extraction", {"normalize": True}),
+        ]
+        for task, parameters in cases:
+            with self.subTest(task=task, parameters=parameters):
+                here, there = pipeline(task), pipeline(task, base_url=self.url)
+                self.near(here(texts, **parameters), there(texts, **parameters))
+                self.near(here(texts[0], **parameters), there(texts[0], **parameters))
+                self.near(list(here(iter(texts), **parameters)), list(there(iter(texts), **parameters)))
+
+    def near(self, one: Any, other: Any) -> None:
+        if isinstance(one, float):
+            # Batches differ, and with them the last digits.
+            self.assertAlmostEqual(one, other, delta=2e-3)
+        elif isinstance(one, list):
+            self.assertEqual(len(one), len(other))
+            for first, second in zip(one, other):
+                self.near(first, second)
+        elif isinstance(one, dict):
+            self.assertEqual(set(one), set(other))
+            for key in one:
+                self.near(one[key], other[key])
+        else:
+            self.assertEqual(one, other)
+
+    def test_errors_of_the_server_are_raised(self) -> None:
+        with self.assertRaisesRegex(InferenceError, "text 1: .*tokens") as raised:
+            pipeline("sentiment-analysis", base_url=self.url)(["a", "word " * 5000])
+        self.assertEqual((raised.exception.code, raised.exception.category), ("too_long", "client"))
+        with self.assertRaisesRegex(ModelNotFoundError, "there are embeddings, entities"):
+            pipeline("ner", "nosuch", base_url=self.url)
+        with self.assertRaisesRegex(ServerError, "cannot be reached"):
+            pipeline("ner", base_url="http://127.0.0.1:9")
+        with self.assertRaisesRegex(ValueError, "http://HOST:PORT"):
+            pipeline("ner", base_url="localhost:8080")
+
+    def test_more_texts_than_a_request_takes_are_answered(self) -> None:
+        got = pipeline("sentiment-analysis", base_url=self.url)(["A fine day."] * 1100)
+        self.assertEqual(len(got), 1100)
+
+    @unittest.skipUnless(os.environ.get("WEIR_TEST_LM"), "there is no language model")
+    def test_texts_are_generated(self) -> None:
+        self.wait("lm")
+        pipe = pipeline("text-generation", "lm", base_url=self.url)
+        [text] = pipe("The capital of France is", max_new_tokens=5)
+        self.assertIn("Paris", text["generated_text"])
+        chat = [{"role": "user", "content": "Name a colour."}]
+        [answer] = pipe(chat, max_new_tokens=8)
+        self.assertEqual(answer["generated_text"][1]["role"], "assistant")
+        self.assertTrue(answer["generated_text"][1]["content"])
+        self.assertEqual("".join(pipe.stream(chat, max_new_tokens=8)), answer["generated_text"][1]["content"])
+
+    def test_streams_keep_the_same_promises(self) -> None:
+        """The tests of streams in this process, against the server."""
+        test_streaming.BASE_URL = self.url
+        try:
+            loader = unittest.defaultTestLoader
+            suite = unittest.TestSuite(
+                loader.loadTestsFromTestCase(case) for case in (test_streaming.Results, test_streaming.Life)
+            )
+            result = unittest.TestResult()
+            suite.run(result)
+        finally:
+            test_streaming.BASE_URL = ""
+        self.assertEqual([text for _, text in result.failures + result.errors], [])
+        self.assertGreater(result.testsRun, 15)
+
+
+class Failing(BaseHTTPRequestHandler):
+    """A server that fails a number of requests."""
+
+    failures = 0
+    requests: List[str] = []
+
+    def do_GET(self) -> None:
+        self.answer(200, b'{"models": [{"name": "sentiment", "kind": "text-classification"}]}')
+
+    def do_POST(self) -> None:
+        body: Dict[str, Any] = json.loads(self.rfile.read(int(self.headers["content-length"])))
+        Failing.requests.append(self.path)
+        if Failing.failures > 0:
+            Failing.failures -= 1
+            problem = {"status": 503, "code": "overloaded", "detail": "too much", "retryable": True}
+            return self.answer(503, json.dumps(problem).encode())
+        outputs = [[{"label": "positive", "score": 0.5}] for _ in body["inputs"]]
+        return self.answer(200, json.dumps({"model": "sentiment", "outputs": outputs}).encode())
+
+    def answer(self, status: int, content: bytes) -> None:
+        self.send_response(status)
+        self.send_header("content-length", str(len(content)))
+        self.end_headers()
+        self.wfile.write(content)
+
+    def log_message(self, format: str, *arguments: Any) -> None:
+        pass
+
+
+class Retries(unittest.TestCase):
+    """What fails in passing is retried, and what fails for good is an error."""
+
+    def setUp(self) -> None:
+        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Failing)
+        self.thread = threading.Thread(target=self.server.serve_forever, daemon=True)
+        self.thread.start()
+        self.url = f"http://127.0.0.1:{self.server.server_port}"
+
+    def tearDown(self) -> None:
+        self.server.shutdown()
+        self.server.server_close()
+
+    def errors(self, failures: int, attempts: int, texts: Optional[List[str]] = None) -> List[ErrorEvent]:
+        Failing.failures = failures
+
+        async def run() -> List[ErrorEvent]:
+            errors: List[ErrorEvent] = []
+            config = StreamingConfig(retry=RetryConfig(max_attempts=attempts, base_backoff_ms=1))
+            async with StreamingSentimentPipeline("sentiment", config, base_url=self.url) as stream:
+                stream.subscribe_error_callback(errors.append)
+                await stream.push_batch(texts or ["one"])
+            self.stats = await stream.get_stats()
+            return errors
+
+        return asyncio.run(run())
+
+    def test_failure_that_passes_is_retried(self) -> None:
+        self.assertEqual(self.errors(2, 3), [])
+        self.assertEqual((self.stats.retried, self.stats.delivered), (2, 1))
+
+    def test_failure_that_lasts_is_an_error(self) -> None:
+        [event] = self.errors(100, 3)
+        self.assertEqual((event.attempts, event.error.code, event.error.category.value), (3, "overloaded", "system"))
+        self.assertTrue(event.error.retryable)
+
+
+if __name__ == "__main__":
+    unittest.main()

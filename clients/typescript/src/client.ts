@@ -1,11 +1,12 @@
-import { errorOf, WeirError } from "./errors.js";
+import { WeirError } from "./errors.js";
 import type { ChannelEvent, ChannelKind, PipelineEvent, SubscriptionEvent, TranscriptEvent } from "./events.js";
 import { type Connect, type EventFilter, type FollowOptions, resume, sse } from "./follow.js";
 import { decode, parseNdjson } from "./ndjson.js";
-import { bodyOf, type CallOptions, lines, type Send, sender, type Sender } from "./send.js";
+import { bodyOf, type CallOptions, lines, queryOf, type Send, sender } from "./send.js";
 import { openSession, type Session } from "./session.js";
 import { SocketHub, SocketUnavailableError } from "./socket.js";
 import type * as t from "./types.js";
+import { upload, type UploadOptions } from "./upload.js";
 
 /** Most channels over server-sent events with `transport: "auto"`, because browsers open at most six connections to a host. */
 const SSE_CHANNELS_MAX = 2;
@@ -27,15 +28,6 @@ export interface ClientOptions {
 export interface ModelOption {
   /** The name of the model. Default: the model of the task in the server's configuration. */
   model?: string | undefined;
-}
-
-export interface UploadOptions extends CallOptions {
-  /** Default: the built-in pipeline `analyze`. */
-  pipeline?: string | undefined;
-  /** The name of the file. */
-  name?: string | undefined;
-  /** Reports the bytes that were sent. Browsers call it repeatedly, other runtimes once at the end. */
-  onProgress?(sent: number, total: number): void;
 }
 
 export interface WeirClient {
@@ -174,7 +166,7 @@ export function createClient(baseUrl = "", options: ClientOptions = {}): WeirCli
       yield* decode(bodyOf(response));
     },
     transcript: (chunks, how) => lines<TranscriptEvent>(send, "/v1/transcript", chunks, how),
-    upload: (file, how) => upload(base, options, send, file, how),
+    upload: (file, how) => upload(send, options.fetch === undefined, file, how),
     follow,
     publish: (kind, id, event, how) => json(`/stream/publish/${kind}/${encodeURIComponent(id)}`, { json: event, ...how }),
     pipelines: {
@@ -221,57 +213,6 @@ export function createClient(baseUrl = "", options: ClientOptions = {}): WeirCli
   };
 }
 
-function queryOf(parameters: object): string {
-  const query = new URLSearchParams();
-  for (const [name, value] of Object.entries(parameters)) {
-    for (const one of Array.isArray(value) ? value : [value]) if (one != null) query.append(name, String(one));
-  }
-  const text = query.toString();
-  return text === "" ? "" : `?${text}`;
-}
-
 function filterQuery({ events, steps, throttleMs }: EventFilter): string {
   return queryOf({ events: events?.join(","), steps: steps?.join(","), throttle_ms: throttleMs });
-}
-
-async function upload(
-  base: string,
-  options: ClientOptions,
-  send: Sender,
-  file: Blob | string,
-  how: UploadOptions = {},
-): Promise<t.Uploaded> {
-  const name = how.name ?? (typeof File === "function" && file instanceof File ? file.name : undefined);
-  const path = `/upload${queryOf({ pipeline: how.pipeline, name })}`;
-  const type = (typeof file === "string" ? "" : file.type) || "text/plain; charset=utf-8";
-  if (how.onProgress === undefined || typeof XMLHttpRequest !== "function" || options.fetch !== undefined) {
-    const headers = new Headers(how.headers);
-    headers.set("content-type", type);
-    const total = typeof file === "string" ? new TextEncoder().encode(file).length : file.size;
-    const response = await send(path, { body: file, headers, signal: how.signal });
-    how.onProgress?.(total, total);
-    return (await response.json()) as t.Uploaded;
-  }
-  // `fetch` does not report upload progress.
-  const token = typeof options.token === "function" ? await options.token() : options.token;
-  return new Promise((resolve, reject) => {
-    const request = new XMLHttpRequest();
-    request.open("POST", base + path);
-    const headers = new Headers(options.headers);
-    new Headers(how.headers).forEach((value, header) => headers.set(header, value));
-    headers.set("content-type", type);
-    headers.set("accept", "application/json");
-    if (token) headers.set("authorization", `Bearer ${token}`);
-    headers.forEach((value, header) => request.setRequestHeader(header, value));
-    request.upload.onprogress = ({ loaded, total }) => how.onProgress?.(loaded, total);
-    request.onload = () => {
-      const response = new Response(request.responseText, { status: request.status });
-      if (response.ok) void response.json().then(resolve, reject);
-      else void errorOf(response).then(reject);
-    };
-    request.onerror = () => reject(new TypeError("the upload failed"));
-    request.onabort = () => reject(how.signal?.reason ?? new DOMException("aborted", "AbortError"));
-    how.signal?.addEventListener("abort", () => request.abort());
-    request.send(file);
-  });
 }

@@ -9,7 +9,6 @@ export {
   type ClientOptions,
   type ModelOption,
   type Texts,
-  type UploadOptions,
   type WeirClient,
 } from "./client.js";
 export { WeirError, type FieldError, type Problem } from "./errors.js";
@@ -21,4 +20,5 @@ export type { Session } from "./session.js";
 export { createSseParser, SseTooLongError, type SseHandlers, type SseMessage, type SseParser } from "./sse.js";
 export { ChannelStore, channelStore, type ChannelSnapshot, type StepView } from "./store.js";
 export type * from "./types.js";
+export type { UploadOptions } from "./upload.js";
 export type { components, operations, paths } from "./openapi.js";

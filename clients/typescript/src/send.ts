@@ -17,6 +17,8 @@ export interface Send extends CallOptions {
   isStream?: boolean;
   /** A status of 400 or above that does not reject. */
   allowStatus?: number;
+  /** Sends this request instead of the `fetch` of the client. */
+  fetch?: typeof fetch | undefined;
 }
 
 /** Sends a request. Rejects with a {@link WeirError} for a status of 400 or above. */
@@ -40,7 +42,7 @@ export function sender(base: string, options: ClientOptions): Sender {
     const signals = [how.signal, options.timeoutMs !== undefined && !how.isStream ? AbortSignal.timeout(options.timeoutMs) : undefined];
     const signal = anySignal(signals.filter((signal) => signal != null));
     if (signal !== undefined) init.signal = signal;
-    return (options.fetch ?? globalThis.fetch)(base + path, init);
+    return (how.fetch ?? options.fetch ?? globalThis.fetch)(base + path, init);
   };
   return async (path, how = {}) => {
     let response = await attempt(path, how);
@@ -51,6 +53,16 @@ export function sender(base: string, options: ClientOptions): Sender {
     if (!response.ok && response.status !== how.allowStatus) throw await errorOf(response);
     return response;
   };
+}
+
+/** Parameters as a query string; an array has a pair for each of its values. */
+export function queryOf(parameters: object): string {
+  const query = new URLSearchParams();
+  for (const [name, value] of Object.entries(parameters)) {
+    for (const one of Array.isArray(value) ? value : [value]) if (one != null) query.append(name, String(one));
+  }
+  const text = query.toString();
+  return text === "" ? "" : `?${text}`;
 }
 
 function anySignal(signals: AbortSignal[]): AbortSignal | undefined {

@@ -104,7 +104,10 @@ fn script(page: &str, markdown: &str, node: bool) -> String {
         let interpreter = match block.language.as_str() {
             "python" => "python3 -",
             "js" if node => "node --input-type=module -",
-            "js" => continue,
+            "js" => {
+                script.push_str(&format!("echo '=== {page}, line {}: not run without Node.js'\n", block.line));
+                continue;
+            }
             _ => "",
         };
         script.push_str(&format!("echo '=== {page}, line {}'\n", block.line));
@@ -117,7 +120,12 @@ fn script(page: &str, markdown: &str, node: bool) -> String {
     script
 }
 
-/// Runs the blocks of a page; their output. `tools` are variables that name programs, or folders of programs, that the page needs on the
+/// Whether Node.js, which runs the `js` blocks, is on the `PATH`.
+pub fn has_node() -> bool {
+    Command::new("node").arg("--version").stdout(Stdio::null()).stderr(Stdio::null()).status().is_ok()
+}
+
+/// Runs the blocks of a page; their output. Without Node.js, `js` blocks are not run. `tools` are variables that name programs, or folders of programs, that the page needs on the
 /// `PATH`.
 ///
 /// # Errors
@@ -129,9 +137,10 @@ pub fn run_page(page: &str, tools: &[&str]) -> Result<String> {
     let ports: Vec<String> =
         listeners.iter().map(|listener| Ok(listener.local_addr()?.port().to_string())).collect::<Result<_>>()?;
     let markdown = std::fs::read_to_string(root().join(page))?;
-    let has_node = Command::new("node").arg("--version").stdout(Stdio::null()).stderr(Stdio::null()).status().is_ok();
-    let script =
-        PORTS.iter().zip(&ports).fold(script(page, &markdown, has_node), |text, (port, free)| text.replace(port, free));
+    let script = PORTS
+        .iter()
+        .zip(&ports)
+        .fold(script(page, &markdown, has_node()), |text, (port, free)| text.replace(port, free));
 
     let shims = tempfile::tempdir()?;
     let path = std::env::var_os("PATH").context("PATH is not set")?;

@@ -137,7 +137,10 @@ pub(crate) fn task(house: &House, mut args: Args) -> Result<()> {
         report.skipped("model", &format!("there is no language model: {error:#}"));
     }
     if node_packages.is_none() {
-        report.skipped("npm clients", "Node.js and npm are not here, or their packages were not fetched");
+        report.skipped(
+            "npm clients",
+            "Node.js and npm are not here, or their packages were not fetched; `js` blocks of documents are not run",
+        );
     }
     if browser.is_none() {
         report.skipped("browser", "there is no Chromium here, and no apt to fetch one with");

@@ -244,6 +244,28 @@ fn guests_leave_json_to_codec() {
     }
 }
 
+/// A plain `cargo test` builds the native crates: all but those that become components, the guest programs and the fuzz targets.
+#[test]
+fn default_members_are_the_native_crates() {
+    let mut cargo = sh::cargo(&House::find());
+    cargo.args(["metadata", "--no-deps", "--format-version", "1"]);
+    let metadata: Value = serde_json::from_str(&sh::stdout_of(&mut cargo).unwrap()).unwrap();
+    let ids = |list: &str| -> BTreeSet<String> {
+        metadata[list].as_array().unwrap().iter().map(|id| id.as_str().unwrap().to_owned()).collect()
+    };
+    let mut expected = ids("workspace_members");
+    for package in metadata["packages"].as_array().unwrap() {
+        let is_component =
+            package["targets"].as_array().unwrap().iter().any(|target| {
+                target["crate_types"].as_array().unwrap().iter().any(|crate_type| crate_type == "cdylib")
+            });
+        if is_component || package["name"] == "weir-fuzz" {
+            expected.remove(package["id"].as_str().unwrap());
+        }
+    }
+    assert_eq!(ids("workspace_default_members"), expected);
+}
+
 /// The form of `Debug` is for developers: it shows names of Rust types and Rust's escapes. A line of code outside of tests formats it only
 /// where the form is turned into words.
 #[test]

@@ -4,7 +4,7 @@
 //! `<!-- from: FILE -->`.
 
 use anyhow::{Result, ensure};
-use weir_tests::documents::{PROGRAMS, blocks, pages, run_page};
+use weir_tests::documents::{PROGRAMS, blocks, has_node, pages, run_page};
 use weir_tests::root;
 
 /// The pages with blocks that run: a test for each, the variables that name the programs it needs, and parts of what it prints.
@@ -53,6 +53,22 @@ fn each_page_with_commands_has_a_test() -> Result<()> {
         }
     }
     ensure!(missing.is_empty(), "PAGES of tests/tests/cli/documents.rs against the pages with commands: {missing:?}");
+    Ok(())
+}
+
+/// Without Node.js the other tests pass, and their pages' `js` blocks are not run.
+#[test]
+fn javascript_blocks_have_a_program_that_runs_them() -> Result<()> {
+    let mut skipped = Vec::new();
+    for page in pages()? {
+        for block in blocks(&std::fs::read_to_string(&page)?) {
+            if block.language == "js" && block.runs() {
+                skipped.push(format!("{}, line {}", page.strip_prefix(root())?.display(), block.line));
+            }
+        }
+    }
+    ensure!(!skipped.is_empty(), "no page has a `js` block that is run");
+    ensure!(has_node(), "`node` is not on the PATH; these blocks are not run: {}", skipped.join("; "));
     Ok(())
 }
 

@@ -33,7 +33,7 @@ const page = `<!doctype html>
 <style>${css}</style>
 <body>
 <div id="app"></div>
-<noscript>This page needs JavaScript. The server is used without it too: GET / with Accept: application/json lists its routes.</noscript>
+<noscript>This page needs JavaScript. The API does not: GET / with Accept: application/json lists its routes.</noscript>
 <script>${js}</script>
 `;
 writeFileSync(process.argv[2], page);

@@ -21,6 +21,7 @@ export function setToken(text: string): void {
   if (text === "") sessionStorage.removeItem(TOKEN);
   else sessionStorage.setItem(TOKEN, text);
   client = make();
+  clientVersion += 1;
   for (const store of stores.values()) store.stop();
   stores.clear();
   announce();
@@ -92,7 +93,7 @@ export function useFollow(kind: ChannelKind, id: string | null, options: Options
 }
 
 let clientVersion = 0;
-/** Renders again after every change of a connection and of the token. The returned number is constant. */
+/** Renders again after every change of a connection and of the token. The returned number changes with the token. */
 export function useClientVersion(): [number] {
   const [, render] = useReducer((count: number) => count + 1, 0);
   useEffect(() => {

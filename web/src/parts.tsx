@@ -100,8 +100,8 @@ export function Banners({ snapshot, store, onGap }: { snapshot: ChannelSnapshot;
         <div class="banner" data-banner="lost">
           <span>
             <span aria-hidden="true">⚠ </span>
-            {connection === "failed" ? `The connection failed: ${error === null ? "" : explain(error)}.` : `Connection lost at ${lostAt ?? ""}.`} What you see
-            may be old. {connection === "reconnecting" && `Attempt ${Math.max(1, attempt)}${retryInMs ? `, next in ${duration(retryInMs)}` : ""}.`}
+            {connection === "failed" ? `The connection failed: ${error === null ? "" : explain(error)}.` : `Connection lost at ${lostAt ?? ""}.`} The data
+            shown may be out of date. {connection === "reconnecting" && `Attempt ${Math.max(1, attempt)}${retryInMs ? `, next in ${duration(retryInMs)}` : ""}.`}
           </span>
           <button onClick={() => store?.reconnect()}>Reconnect now</button>
         </div>
@@ -110,7 +110,7 @@ export function Banners({ snapshot, store, onGap }: { snapshot: ChannelSnapshot;
         <div class="banner" data-banner="gap">
           <span>
             <span aria-hidden="true">⚠ </span>
-            {gapSize(gap.from, gap.to)} gone ({gap.from} to {gap.to}): the channel no longer stores them. {onGap}
+            {gapSize(gap.from, gap.to)} no longer stored: {gap.from} to {gap.to}. {onGap}
           </span>
           <button aria-label="Close" onClick={() => closeGap(gap)}>✕</button>
         </div>
@@ -219,7 +219,7 @@ const stepOf = (event: ChannelEvent): string => {
 /** A summary of an event in one line. */
 export function summary(event: ChannelEvent): string {
   const data = event.data as any;
-  if (event.type === "gap") return `events ${data.missing_from} to ${data.missing_to} cannot be had any more`;
+  if (event.type === "gap") return `events ${data.missing_from} to ${data.missing_to} are no longer stored`;
   if (data.event_type !== undefined) {
     const { progress, message, error, retry_in_ms: retry, duration_ms: ms } = data.data ?? {};
     const parts = [data.step_id, progress?.toFixed?.(2), message, error, retry != null && `retry in ${duration(retry)}`, ms != null && duration(ms)];

@@ -1,5 +1,7 @@
 // The page in a browser, served by `weir serve`: every view, and failures of connections and of the server.
 import assert from "node:assert/strict";
+import { createHash } from "node:crypto";
+import { writeFileSync } from "node:fs";
 import { after, test } from "node:test";
 import { closeBrowser, inspect, open, options, post, scratch, serve, slowService, tasksOf, until } from "./support.mjs";
 
@@ -28,7 +30,7 @@ test("home runs every task, shows the request as code, and loads nothing else", 
   const { page, activity } = await open(t, server.page);
   await page.getByRole("button", { name: /^Run/ }).click();
   await page.getByText("positive", { exact: true }).waitFor();
-  assert.match(await text(page, "[data-times]"), /ms to the first event, .* in all/);
+  assert.match(await text(page, "[data-times]"), /ms to the first event, .* in total/);
   await inspect(page, "home");
   await page.getByRole("radio", { name: "Entities" }).check();
   await page.getByRole("button", { name: "news" }).click();
@@ -104,6 +106,25 @@ test("channels are followed over one socket, and published to", options, async (
   await page.getByText("2 of 64 on one socket").waitFor();
 });
 
+test("token that is set or removed reloads the view", options, async (t) => {
+  const keys = scratch(t);
+  const key = `weir_${"k".repeat(43)}`;
+  writeFileSync(`${keys}/api_keys`, `test ann sha256:${createHash("sha256").update(key).digest("hex")} admin\n`);
+  const server = await serve(t, { settings: ["auth.mode=required", `auth.dir=${keys}`], pipelines: { review: REVIEW } });
+  const { page } = await open(t, server.page);
+  const set = async (name, text, button) => {
+    await page.getByRole("button", { name, exact: true }).click();
+    await page.getByLabel("Token").fill(text);
+    await page.getByRole("button", { name: button, exact: true }).click();
+  };
+  await page.getByRole("alert").first().waitFor();
+  await set("Token", key, "Set");
+  await page.getByRole("link", { name: "review" }).waitFor();
+  await until(async () => (await page.getByRole("alert").count()) === 0);
+  await set("Token set", "", "Remove");
+  await page.getByRole("alert").first().waitFor();
+});
+
 test("page whose socket cannot be opened follows by server-sent events", options, async (t) => {
   const server = await serve(t);
   const block = (page) => page.addInitScript(() => {
@@ -147,7 +168,7 @@ test("events that are no longer stored are shown as a gap", options, async (t) =
   await page.getByLabel("After the id").fill(id);
   await page.getByRole("button", { name: "Follow", exact: true }).click();
   await page.locator("[data-banner=gap]").waitFor();
-  assert.match(await text(page, "[data-banner=gap]"), /50 events are gone/);
+  assert.match(await text(page, "[data-banner=gap]"), /50 events are no longer stored/);
   await page.locator(".log li", { hasText: "step 10" }).first().waitFor();
   await inspect(page, "gap");
 });
@@ -207,8 +228,8 @@ test("session shows segments as they become final", options, async (t) => {
   const { page } = await open(t, `${server.page}/sessions/${id}`);
   const feed = async (who, words) => {
     await page.getByLabel("Speaker", { exact: true }).last().fill(who);
-    await page.getByPlaceholder("Feed a chunk").fill(words);
-    await page.getByRole("button", { name: "Feed" }).click();
+    await page.getByPlaceholder("Text of a chunk").fill(words);
+    await page.getByRole("button", { name: "Send chunk" }).click();
     await page.getByText(words).first().waitFor();
   };
   await feed("ann", "Can you send the price list?");
@@ -246,7 +267,7 @@ test("demo uploads a text, follows its analysis, and resumes after a cut", optio
   };
   const server = await serve(t, { pipelines: { analyze: slow }, settings: [`pipelines.http_allow=["${service.url.slice(7)}"]`] });
   const { page } = await open(t, `${server.page}/demo/streaming`);
-  await page.getByRole("button", { name: "use night-train.txt" }).click();
+  await page.getByRole("button", { name: "use the example night-train.txt" }).click();
   await until(() => service.waiting.length === 1);
   await page.getByRole("button", { name: "Simulate a cut" }).click();
   await page.getByText(/^cut after .*resumed at the next event$/).waitFor();
@@ -265,7 +286,7 @@ test("demo analyzes with the built-in pipeline and refuses a file that is too la
   const { page } = await open(t, `${server.page}/demo/streaming`);
   const choose = (name, text) => page.locator("input[type=file]").setInputFiles({ name, mimeType: "text/plain", buffer: Buffer.from(text) });
   await choose("large.txt", "x".repeat(300 * 1024));
-  await page.getByRole("alert").getByText(/at most 262,144/).waitFor();
+  await page.getByRole("alert").getByText(/the limit is 262,144 bytes/).waitFor();
   await choose("small.txt", "Ada Lovelace was delighted in London. It was a wonderful day for everybody who came to see the machine.");
   await page.getByRole("button", { name: "Download JSON" }).waitFor({ timeout: 60_000 });
   assert.match(await text(page, "[data-result]"), /POSITIVE .*entities/s);

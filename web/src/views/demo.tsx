@@ -24,7 +24,7 @@ export function Demo() {
     fail(undefined);
     setUploaded(undefined);
     setCuts([]);
-    if (blob.size > BYTES_MAX) return fail(new Error(`${name} has ${number(blob.size)} bytes; at most ${number(BYTES_MAX)} are taken`));
+    if (blob.size > BYTES_MAX) return fail(new Error(`${name} has ${number(blob.size)} bytes; the limit is ${number(BYTES_MAX)} bytes`));
     setSent({ name, sent: 0, total: blob.size });
     try {
       setUploaded(await client.upload(blob, { name, onProgress: (bytes, total) => setSent({ name, sent: bytes, total }) }));
@@ -56,7 +56,7 @@ export function Demo() {
         <label>
           choose one <input type="file" accept=".txt,.md,.srt,.vtt,.jsonl,text/plain" onChange={(event) => { const [chosen] = event.currentTarget.files ?? []; if (chosen) void upload(chosen, chosen.name); }} />
         </label>{" "}
-        or <button onClick={() => void upload(new Blob([EXAMPLE], { type: "text/plain" }), "night-train.txt")}>use night-train.txt</button>
+        or <button onClick={() => void upload(new Blob([EXAMPLE], { type: "text/plain" }), "night-train.txt")}>use the example night-train.txt</button>
         <p class="dim">At most 256 KiB</p>
       </div>
       <Trouble error={error} />
@@ -65,7 +65,7 @@ export function Demo() {
         <>
           <Meter label="Analysis" value={file.progress / 100} text={`${Math.round(file.progress)} %`} tone="live" />
           <div class="row">
-            <span data-step>{file.step ?? "not begun"} {file.message ?? ""}</span>
+            <span data-step>{file.step ?? "not started"} {file.message ?? ""}</span>
             <span class="grow" />
             <State word={connectionWord(file)} />
             <button onClick={() => store?.reconnect()} disabled={file.isFinished}>Reconnect</button>
@@ -90,7 +90,7 @@ export function Demo() {
 
 function Outcome({ result, failure }: { result: any; failure: Error | null }) {
   if (failure !== null) return <p class="bad">{failure.message}</p>;
-  if (result == null) return <p class="dim">Not yet.</p>;
+  if (result == null) return <p class="dim">No result yet.</p>;
   return (
     <>
       <p data-result>

@@ -125,7 +125,7 @@ export function Home() {
           <h2 id="result">Result</h2>
           <p class="dim" data-times>
             {outcome.firstMs !== undefined && `${duration(outcome.firstMs)} to the first event`}
-            {outcome.allMs !== undefined && `, ${duration(outcome.allMs)} in all`}
+            {outcome.allMs !== undefined && `, ${duration(outcome.allMs)} in total`}
             {outcome.pieces > 0 && `, ${outcome.pieces} pieces`}
           </p>
           <Trouble error={outcome.error} />
@@ -177,7 +177,7 @@ interface Span {
 
 function Result({ task, text, outcome: { events, text: generated } }: { task: Task; text: string; outcome: Outcome }) {
   if (task === "generate") return <pre aria-live="off">{generated}</pre>;
-  if (events.length === 0) return <p class="dim">Nothing yet.</p>;
+  if (events.length === 0) return <p class="dim">No result yet.</p>;
   if (task === "sentiment") {
     return (
       <>
@@ -230,7 +230,7 @@ function Same({ task, text, model, events }: { task: Task; text: string; model: 
   const code = useMemo(() => codeFor(language, task, text, model), [language, task, text, model]);
   return (
     <section aria-labelledby="same">
-      <h2 id="same">The same with</h2>
+      <h2 id="same">The same request with</h2>
       <Tabs names={LANGUAGES} chosen={language} choose={(name) => choose(name as Language)} label="Language" />
       <pre tabIndex={0}>{code}</pre>
       <Copy text={code} />

@@ -36,7 +36,7 @@ export function Pipeline({ name }: { name: string }) {
 }
 
 export function Definition({ value }: { value: { steps: { id: string; kind: string; after?: string[] }[] } | undefined }) {
-  if (value === undefined) return <p class="dim">Not read yet.</p>;
+  if (value === undefined) return <p class="dim">Loading.</p>;
   return (
     <>
       <table>

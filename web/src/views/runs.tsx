@@ -45,7 +45,7 @@ export function Runs({ query }: { query: URLSearchParams }) {
           ))}
         </tbody>
       </table>
-      {value?.length === 0 && <p class="dim">None. A pipeline is started on its own page, or with <code>POST /pipelines/NAME</code>.</p>}
+      {value?.length === 0 && <p class="dim">No executions. Start a pipeline on its page, or with <code>POST /pipelines/NAME</code>.</p>}
       {(value?.length ?? 0) >= limit && limit < 500 && <button onClick={() => setLimit(500)}>Load older</button>}
     </>
   );

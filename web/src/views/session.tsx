@@ -83,7 +83,7 @@ export function SessionView({ id }: { id: string }) {
             <span class="mono">{time(partial.start)}</span>
             <Speaker name={partial.speaker_id} all={speakers} />
             <span>{partial.text}</span>
-            <span>in flight</span>
+            <span>partial</span>
           </li>
         )}
       </ol>
@@ -127,8 +127,8 @@ function Say({ feed }: { feed(text: string, who: string): Promise<void> }) {
   return (
     <div class="row">
       <label>Speaker <input size={8} value={who} onInput={(event) => setWho(event.currentTarget.value)} /></label>
-      <input class="grow" aria-label="Text" placeholder="Feed a chunk" value={text} onInput={(event) => setText(event.currentTarget.value)} onKeyDown={(event) => event.key === "Enter" && say()} />
-      <button onClick={say}>Feed</button>
+      <input class="grow" aria-label="Text" placeholder="Text of a chunk" value={text} onInput={(event) => setText(event.currentTarget.value)} onKeyDown={(event) => event.key === "Enter" && say()} />
+      <button onClick={say}>Send chunk</button>
     </div>
   );
 }

@@ -80,7 +80,7 @@ export function Timeline({ bars, began, isLive, chosen, choose, checkpoints }: G
           </>
         )}
       </div>
-      {Number.isFinite(ends) && ends > 0 && <p class="dim">0 to {duration(ends)}; quiet stretches are cut out</p>}
+      {Number.isFinite(ends) && ends > 0 && <p class="dim">0 to {duration(ends)}; long idle periods are omitted</p>}
     </section>
   );
 }

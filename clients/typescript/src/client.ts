@@ -1,7 +1,8 @@
 import { WeirError } from "./errors.js";
-import type { ChannelEvent, ChannelKind, PipelineEvent, SubscriptionEvent, TranscriptEvent } from "./events.js";
+import type { ChannelEvent, ChannelKind, GapEvent, GenerationEvent, PipelineEvent, SubscriptionEvent, TranscriptEvent } from "./events.js";
 import { type Connect, type EventFilter, type FollowOptions, resume, sse } from "./follow.js";
-import { decode, parseNdjson } from "./ndjson.js";
+import { cancelGeneration, chatStream, generate, generateEvents, type GenerateOptions } from "./generation.js";
+import { parseNdjson } from "./ndjson.js";
 import { bodyOf, type CallOptions, lines, queryOf, type Send, sender } from "./send.js";
 import { openSession, type Session } from "./session.js";
 import { SocketHub, SocketUnavailableError } from "./socket.js";
@@ -43,8 +44,20 @@ export interface WeirClient {
   annotate(inputs: string | string[], options?: CallOptions): Promise<t.AnnotateAnswer>;
   process(request: t.ProcessRequest, options?: CallOptions): AsyncIterable<t.ProcessEvent>;
   processBatch(request: t.ProcessRequest, options?: CallOptions): Promise<t.BatchAnswer>;
-  /** The generated text, in parts. */
-  generate(request: t.GenerateRequest, options?: CallOptions): AsyncIterable<string>;
+  /** The generated text of the first choice, in parts. After a broken connection it resumes. Rejects if the generation fails. */
+  generate(request: t.GenerateRequest, options?: GenerateOptions): AsyncIterable<string>;
+  /** The events of generated text: `started`, `token`, `tool_call`, `done` and `error`. */
+  generateEvents(request: t.GenerateRequest, options?: GenerateOptions): AsyncIterable<GenerationEvent | GapEvent>;
+  /** A chat completion in the form of OpenAI's API. */
+  chat(request: t.ChatRequest, options?: CallOptions): Promise<t.ChatCompletion>;
+  /** The chunks of a chat completion. After a broken connection it resumes. Rejects if the generation fails. */
+  chatStream(request: t.ChatRequest, options?: GenerateOptions): AsyncIterable<t.ChatChunk>;
+  generations: {
+    /** The response of a generation when it has ended, in the form of the route of its request. */
+    get<T = unknown>(id: string, options?: CallOptions): Promise<T>;
+    cancel(id: string, options?: CallOptions): Promise<void>;
+    follow(id: string, options?: FollowOptions): AsyncIterable<GenerationEvent | SubscriptionEvent>;
+  };
   /** A transcript in one request. */
   transcript(lines: Iterable<t.TranscriptLine> | AsyncIterable<t.TranscriptLine>, options?: CallOptions): AsyncIterable<TranscriptEvent>;
   upload(file: Blob | string, options?: UploadOptions): Promise<t.Uploaded>;
@@ -161,9 +174,14 @@ export function createClient(baseUrl = "", options: ClientOptions = {}): WeirCli
       yield* parseNdjson<t.ProcessEvent>(bodyOf(response));
     },
     processBatch: (request, how) => json("/process-batch", { json: request, ...how }),
-    async *generate(request, how) {
-      const response = await send("/generate-stream", { json: request, accept: "text/plain", isStream: true, ...how });
-      yield* decode(bodyOf(response));
+    generate: (request, how) => generate(send, request, how),
+    generateEvents: (request, how) => generateEvents(send, request, how),
+    chat: (request, how) => json("/v1/chat/completions", { json: { ...request, stream: false }, ...how }),
+    chatStream: (request, how) => chatStream(send, request, how),
+    generations: {
+      get: (id, how) => json(`/v1/generations/${encodeURIComponent(id)}`, how),
+      cancel: (id, how) => cancelGeneration(send, id, how),
+      follow: (id, how) => follow("generation", id, how),
     },
     transcript: (chunks, how) => lines<TranscriptEvent>(send, "/v1/transcript", chunks, how),
     upload: (file, how) => upload(send, options.fetch === undefined, file, how),

@@ -137,7 +137,15 @@ export type GenerationEvent =
   | Event<"started", { type: "started"; generation_id: string; model: string; prompt_tokens: number; choices: number }>
   | Event<"token", { type: "token"; index: number; text: string }>
   | Event<"tool_call", { type: "tool_call"; index: number; call: number; id?: string; name?: string; arguments: string }>
-  | Event<"done", { type: "done"; index: number; finish_reason: string; usage?: Record<string, number> }>;
+  | Event<"done", { type: "done"; index: number; finish_reason: string; stop?: string | null; usage?: GenerationUsage | null }>
+  | Event<"error", { type: "error"; code: string; message: string; status: number; retryable: boolean }>;
+
+/** The token counts of a generation. */
+export interface GenerationUsage {
+  prompt_tokens: number;
+  cached_tokens: number;
+  completion_tokens: number;
+}
 
 interface EventsOf {
   workflow: WorkflowProgressEvent | TemporalStatusEvent;

@@ -152,8 +152,11 @@ export async function* resume(connect: Connect, options: FollowOptions = {}): As
   say("closed");
 }
 
-/** Connections with server-sent events over `fetch`. `open` sends the request. */
-export function sse(open: (headers: Record<string, string>, signal: AbortSignal) => Promise<Response>): Connect {
+/** Connections with server-sent events over `fetch`. `open` sends the request, `parse` reads the data of an event. */
+export function sse(
+  open: (headers: Record<string, string>, signal: AbortSignal) => Promise<Response>,
+  parse: (data: string) => any = JSON.parse,
+): Connect {
   return async function* (request) {
     const headers: Record<string, string> = { accept: "text/event-stream" };
     if (request.lastEventId !== undefined) headers["last-event-id"] = request.lastEventId;
@@ -164,7 +167,7 @@ export function sse(open: (headers: Record<string, string>, signal: AbortSignal)
     const events: RawEvent[] = [];
     const parser = createSseParser({
       onRetry: request.onRetry,
-      onMessage: ({ id, event, data }) => events.push({ type: event ?? "message", id, data: JSON.parse(data) }),
+      onMessage: ({ id, event, data }) => events.push({ type: event ?? "message", id, data: parse(data) }),
     });
     for await (const text of decode(response.body)) {
       request.onAlive();

@@ -13,6 +13,7 @@ export {
 } from "./client.js";
 export { WeirError, type FieldError, type Problem } from "./errors.js";
 export type * from "./events.js";
+export type { GenerateOptions } from "./generation.js";
 export type { ConnectionState, EventFilter, FollowOptions, StateInfo } from "./follow.js";
 export { parseNdjson } from "./ndjson.js";
 export type { CallOptions, Send } from "./send.js";

@@ -26,7 +26,7 @@ export type AnnotateAnswer = Schemas["AnnotateAnswer"];
 /** A request for generated text. */
 export interface GenerateRequest {
   prompt?: string;
-  messages?: { role: string; content: string }[];
+  messages?: ChatMessage[];
   model?: string;
   max_tokens?: number;
   temperature?: number;
@@ -34,6 +34,45 @@ export interface GenerateRequest {
   seed?: number;
   stop?: string | string[];
   [parameter: string]: unknown;
+}
+
+/** A message of a chat. */
+export interface ChatMessage {
+  role: "system" | "user" | "assistant" | "tool" | (string & {});
+  content: string | null;
+  [member: string]: unknown;
+}
+/** A request for a chat completion, as in OpenAI's API. */
+export interface ChatRequest {
+  messages: ChatMessage[];
+  /** Default: the model of the server's configuration. */
+  model?: string;
+  max_tokens?: number;
+  temperature?: number;
+  top_p?: number;
+  seed?: number;
+  stop?: string | string[];
+  tools?: unknown[];
+  [parameter: string]: unknown;
+}
+interface ChatUsage {
+  prompt_tokens: number;
+  completion_tokens: number;
+  total_tokens: number;
+}
+export interface ChatCompletion {
+  id: string;
+  model: string;
+  created: number;
+  choices: { index: number; message: ChatMessage; finish_reason: string }[];
+  usage: ChatUsage;
+}
+export interface ChatChunk {
+  id: string;
+  model: string;
+  created: number;
+  choices: { index: number; delta: Partial<ChatMessage>; finish_reason: string | null }[];
+  usage?: ChatUsage | null;
 }
 
 /** The response to a published event. */

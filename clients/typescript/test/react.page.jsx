@@ -53,7 +53,7 @@ const parts = {
     return <p>{view.status}</p>;
   },
   generation() {
-    const view = (window.views.view = useGeneration());
+    const view = (window.views.view = useGeneration(undefined, { reconnectInterval: 20, onError: (error) => calls.error.push(error.message) }));
     return <p>{view.text}</p>;
   },
 };

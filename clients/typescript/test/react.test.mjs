@@ -201,7 +201,10 @@ test("file, channel, execution and transcript hooks have their state", needsBrow
 test("process and generation hooks run, stop and fail", needsBrowser, async () => {
   const lines = (response) => response.writeHead(200, { "content-type": "application/x-ndjson" }).end('{"status":"started"}\n{"status":"completed"}\n');
   const refused = (response) => response.writeHead(422, { "content-type": "application/problem+json" }).end('{"code":"invalid_fields","detail":"too short","retryable":false}');
-  const endless = (response) => response.writeHead(200, { "content-type": "text/plain" }).write("Once upon");
+  const event = (type, data, seq) => `id: 7-${seq}\nevent: ${type}\ndata: ${JSON.stringify({ type, ...data })}\n\n`;
+  const STARTED = event("started", { generation_id: "g1", model: "stub", prompt_tokens: 1, choices: 1 }, 1);
+  const token = (text, seq) => event("token", { index: 0, text }, seq);
+  const deleted = (response) => response.writeHead(204).end();
   await mount([lines, refused], [{ part: "process" }]);
   await until(view);
   await page.evaluate(() => window.views.view.run({ text: "What a lovely day." }));
@@ -210,13 +213,30 @@ test("process and generation hooks run, stop and fail", needsBrowser, async () =
   await until(async () => (await view()).status === "error");
   assert.deepEqual([(await view()).error, (await calls()).error], ["too short", ["too short"]]);
 
-  await mount([endless], [{ part: "generation" }]);
+  const usage = { prompt_tokens: 1, cached_tokens: 0, completion_tokens: 2 };
+  const done = event("done", { index: 0, finish_reason: "stop", usage }, 4);
+  await mount([events(STARTED, token("Once", 2), "cut"), events(CONNECTED, token(" upon", 3), done)], [{ part: "generation" }]);
+  await until(view);
+  await page.evaluate(() => window.views.view.run({ prompt: "Once" }));
+  await until(async () => (await view()).status === "ready" && (await view()).text !== "");
+  const { text, pieces, generationId, finishReason, usage: counts } = await view();
+  assert.deepEqual([text, pieces, generationId, finishReason, counts], ["Once upon", 2, "g1", "stop", usage]);
+  assert.deepEqual(requests, [{ url: "/generate-stream?detach=true", lastEventId: undefined }, { url: "/stream/generation/g1", lastEventId: "7-2" }]);
+
+  await mount([events(STARTED, event("error", { code: "engine_failed", message: "the engine failed", status: 502, retryable: false }, 2))], [{ part: "generation" }]);
+  await until(view);
+  await page.evaluate(() => window.views.view.run({ prompt: "Once" }));
+  await until(async () => (await view()).status === "error");
+  assert.deepEqual([(await view()).error, (await calls()).error], ["the engine failed", ["the engine failed"]]);
+
+  await mount([events(STARTED, token("Once upon", 2)), deleted], [{ part: "generation" }]);
   await until(view);
   await page.evaluate(() => window.views.view.run({ prompt: "Once" }));
   await until(async () => (await view()).text === "Once upon");
   assert.equal((await view()).status, "streaming");
   await page.evaluate(() => window.views.view.stop());
-  await until(() => open === 0);
+  await until(() => open === 0 && requests.length === 2);
+  assert.equal(requests[1].url, "/v1/generations/g1");
   assert.deepEqual([(await view()).status, (await view()).text], ["ready", "Once upon"]);
 });
 

@@ -94,9 +94,9 @@ export async function cuttingProxy(port, cutAfter) {
 /** The program under test. Tests that need it are skipped if it is not set. */
 export const WEIR = process.env.WEIR_TEST_PROGRAM;
 
-/** Starts `weir serve` with settings `KEY=VALUE`, and waits until `/readyz` is 200. */
-export async function weir(settings = [], port = 0) {
-  const args = ["serve", "--listen", `127.0.0.1:${port}`];
+/** Starts `weir serve` with settings `KEY=VALUE` and further arguments, and waits until `/readyz` is 200. */
+export async function weir(settings = [], port = 0, more = []) {
+  const args = ["serve", "--listen", `127.0.0.1:${port}`, ...more];
   for (const setting of settings) args.push("--set", setting);
   const child = spawn(WEIR, args, { stdio: ["ignore", "pipe", "pipe"], env: { ...process.env, NO_COLOR: "1" } });
   let output = "";

@@ -1,5 +1,8 @@
 import { useCallback, useEffect, useRef, useState } from "react";
 import type { WeirClient } from "../client.js";
+import type { GenerationEvent, GenerationUsage } from "../events.js";
+import { type GenerateOptions, successful } from "../generation.js";
+import type { CallOptions } from "../send.js";
 import type { GenerateRequest, ProcessEvent, ProcessRequest } from "../types.js";
 import { useClient } from "./context.js";
 
@@ -108,21 +111,50 @@ export function useProcessStream(apiUrl?: string, options: StreamOptions = {}): 
   return { run, stop, status, error, events, firstMs, elapsedMs };
 }
 
+interface Generated {
+  text: string;
+  pieces: number;
+  generationId: string | undefined;
+  finishReason: string | undefined;
+  usage: GenerationUsage | undefined;
+}
+const NOTHING: Generated = { text: "", pieces: 0, generationId: undefined, finishReason: undefined, usage: undefined };
+
 export interface Generation extends Stream<GenerateRequest> {
+  /** The text of the first choice so far. */
   text: string;
   /** The number of parts of the text so far. */
   pieces: number;
+  generationId: string | undefined;
+  /** Why the text ended, such as `stop` or `length`. */
+  finishReason: string | undefined;
+  /** The token counts, at the end. */
+  usage: GenerationUsage | undefined;
 }
 
-/** `POST /generate-stream`. */
-export function useGeneration(apiUrl?: string, options: StreamOptions = {}): Generation {
+/** `POST /generate-stream`, which resumes after a broken connection. `stop` and unmounting cancel the generation. */
+export function useGeneration(apiUrl?: string, options: StreamOptions & Omit<GenerateOptions, keyof CallOptions> = {}): Generation {
   const client = useClient(apiUrl, options.token);
-  const [{ value, status, error, firstMs, elapsedMs }, run, stop] = useStream<GenerateRequest, string, { text: string; pieces: number }>(
+  const { reconnect, maxReconnectAttempts, reconnectInterval } = options;
+  const [{ value, status, error, firstMs, elapsedMs }, run, stop] = useStream<GenerateRequest, GenerationEvent, Generated>(
     client,
-    { text: "", pieces: 0 },
-    (client, request, signal) => client.generate(request, { signal }),
-    ({ text, pieces }, piece) => ({ text: text + piece, pieces: pieces + 1 }),
+    NOTHING,
+    (client, request, signal) => successful(client.generateEvents(request, { reconnect, maxReconnectAttempts, reconnectInterval, signal })),
+    addGenerated,
     options,
   );
   return { run, stop, status, error, ...value, firstMs, elapsedMs };
+}
+
+function addGenerated(value: Generated, { type, data }: GenerationEvent): Generated {
+  switch (type) {
+    case "started":
+      return { ...value, generationId: data.generation_id };
+    case "token":
+      return data.index === 0 ? { ...value, text: value.text + data.text, pieces: value.pieces + 1 } : value;
+    case "done":
+      return { ...value, finishReason: data.index === 0 ? data.finish_reason : value.finishReason, usage: data.usage ?? value.usage };
+    default:
+      return value;
+  }
 }

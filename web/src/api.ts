@@ -39,8 +39,8 @@ const frame = (flush: () => void): void => void requestAnimationFrame(flush);
 const stores = new Map<string, ChannelStore>();
 export type Options = Omit<FollowOptions, "signal" | "onState">;
 
-export function storeOf(kind: ChannelKind, id: string, options: Options = {}): ChannelStore {
-  const key = `${kind}:${id}`;
+/** The store of a channel. Subscriptions with different options have different keys. */
+export function storeOf(kind: ChannelKind, id: string, options: Options = {}, key = `${kind}:${id}`): ChannelStore {
   let store = stores.get(key);
   if (store === undefined) {
     store = new ChannelStore(client, kind, id, frame);
@@ -51,9 +51,9 @@ export function storeOf(kind: ChannelKind, id: string, options: Options = {}): C
 }
 
 /** Removes a channel, so that it is followed from its first event the next time. */
-export function forget(kind: ChannelKind, id: string): void {
-  stores.get(`${kind}:${id}`)?.stop();
-  stores.delete(`${kind}:${id}`);
+export function forget(key: string): void {
+  stores.get(key)?.stop();
+  stores.delete(key);
 }
 
 /** The state of a channel, which is followed while the component is mounted. */

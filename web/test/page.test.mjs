@@ -49,6 +49,32 @@ test("home runs every task, shows the request as code, and loads nothing else", 
   assert.deepEqual(external, []);
 });
 
+const STUB = process.env.WEIR_TEST_GENERATE_STUB;
+const MODEL = process.env.WEIR_TEST_GENERATE_MODEL;
+const needsStub = { skip: options.skip || (STUB === undefined ? "WEIR_TEST_GENERATE_STUB is not set" : false) };
+
+test("home generates text with a language model, and stops", needsStub, async (t) => {
+  const server = await serve(t, { settings: [`generate.component=${STUB}`, `model.stub.path=${MODEL}`] });
+  const { page, activity } = await open(t, server.page);
+  await page.getByRole("radio", { name: "Generate" }).check();
+  await page.getByRole("textbox", { name: "Text" }).fill("Count to five.");
+  await page.getByRole("button", { name: /^Run/ }).click();
+  await page.locator("pre[aria-live=off]", { hasText: "One two three four five." }).waitFor();
+  await page.locator("[data-times]", { hasText: /in total, 5 tokens/ }).waitFor();
+  assert.match(await text(page, "section[aria-labelledby=same] > pre"), /curl -N .*\/generate-stream/);
+  await inspect(page, "generate");
+  await page.getByRole("textbox", { name: "Text" }).fill("!never");
+  await page.getByRole("button", { name: /^Run/ }).click();
+  await until(() => activity.requests.filter((url) => url.includes("/generate-stream")).length === 2);
+  await page.getByText("Raw events (1)").waitFor();
+  const cancelled = page.waitForRequest((request) => request.method() === "DELETE" && request.url().includes("/v1/generations/"));
+  await page.getByRole("button", { name: "Stop" }).click();
+  await cancelled;
+  await page.getByRole("textbox", { name: "Text" }).fill("!fail");
+  await page.getByRole("button", { name: /^Run/ }).click();
+  await page.getByRole("alert").getByText(/the engine failed/).waitFor();
+});
+
 test("runs: a pipeline is started, followed to its end and found in the list", options, async (t) => {
   const service = await slowService(t);
   const slow = { steps: [{ id: "quick", kind: "map", expression: "`1`" }, { id: "call", kind: "http", after: ["quick"], url: service.url }] };
@@ -104,6 +130,40 @@ test("channels are followed over one socket, and published to", options, async (
   assert.equal(activity.sockets, 1);
   await page.getByRole("button", { name: "Unfollow workflow:43" }).click();
   await page.getByText("2 of 64 on one socket").waitFor();
+});
+
+test("channel is followed from now with a filter, and resumes with it", options, async (t) => {
+  const server = await serve(t);
+  await publish(server, "42", 1, { step: "parse" });
+  const { page } = await open(t, `${server.page}/channels`);
+  await page.getByLabel("Id", { exact: true }).fill("42");
+  await page.getByLabel("from").selectOption("now");
+  await page.getByLabel("steps").fill("parse, load");
+  await page.getByRole("button", { name: "Follow", exact: true }).click();
+  await page.locator(".log li", { hasText: "connected" }).waitFor();
+  await publish(server, "42", 2, { step: "parse" });
+  await publish(server, "42", 3, { step: "render" });
+  await publish(server, "42", 4, { step: "load" });
+  await page.locator(".log li", { hasText: "4 %" }).waitFor();
+  const hide = (hidden) => page.evaluate((hidden) => {
+    Object.defineProperty(document, "hidden", { value: hidden, configurable: true });
+    document.dispatchEvent(new Event("visibilitychange"));
+  }, hidden);
+  await hide(true);
+  await until(async () => (await (await fetch(`${server.url}/stream/health`)).json()).active_streams === 0);
+  await publish(server, "42", 5, { step: "render" });
+  await publish(server, "42", 6, { step: "load" });
+  await hide(false);
+  await page.locator(".log li", { hasText: "6 %" }).waitFor();
+  const shown = async () => (await eventsOf(page)).filter(({ id }) => id).map(({ data }) => data.progress);
+  assert.deepEqual(await shown(), [2, 4, 6]);
+  // The address has the options: another tab follows with the same filter, from its own time.
+  const { page: other } = await open(t, page.url());
+  await other.locator(".log li", { hasText: "connected" }).waitFor();
+  await publish(server, "42", 7, { step: "render" });
+  await publish(server, "42", 8, { step: "load" });
+  await other.locator(".log li", { hasText: "8 %" }).waitFor();
+  assert.deepEqual((await eventsOf(other)).filter(({ id }) => id).map(({ data }) => data.progress), [8]);
 });
 
 test("token that is set or removed reloads the view", options, async (t) => {

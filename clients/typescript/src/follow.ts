@@ -24,6 +24,11 @@ export interface EventFilter {
 export interface FollowOptions extends EventFilter {
   /** The id of the last event that the caller has. The stream begins after it. */
   lastEventId?: string | undefined;
+  /**
+   * Omits events of before this time, RFC 3339 by the server's clock; `now` is the time of the first connection. Events without a timestamp,
+   * which are those of sessions and generations, are not omitted.
+   */
+  since?: "now" | (string & {}) | undefined;
   signal?: AbortSignal | undefined;
   /** Default true. */
   reconnect?: boolean | undefined;
@@ -76,6 +81,7 @@ export async function* resume(connect: Connect, options: FollowOptions = {}): As
   let retryMs = options.reconnectInterval ?? RETRY_MS;
   let attempt = 0;
   let isFirst = true;
+  let { since } = options;
   const say = (state: ConnectionState, info: Partial<StateInfo> = {}): void => options.onState?.(state, { attempt, ...info });
 
   while (!signal?.aborted) {
@@ -112,6 +118,11 @@ export async function* resume(connect: Connect, options: FollowOptions = {}): As
         }
         attempt = 0;
         if (value.id !== undefined) lastEventId = value.id;
+        if (since === "now" && value.type === "connected") since = value.data?.timestamp;
+        else if (since !== undefined && isBefore(value, since)) {
+          onAlive();
+          continue;
+        }
         // The time that the consumer takes does not count as a stall of the connection.
         clearTimeout(stall);
         yield value;
@@ -150,6 +161,11 @@ export async function* resume(connect: Connect, options: FollowOptions = {}): As
     await sleep(waitMs, signal);
   }
   say("closed");
+}
+
+/** Whether an event was appended before a time. A gap is not an event. */
+function isBefore({ id, type, data }: RawEvent, since: string): boolean {
+  return id !== undefined && type !== "gap" && Date.parse(data?.timestamp) < Date.parse(since);
 }
 
 /** Connections with server-sent events over `fetch`. `open` sends the request, `parse` reads the data of an event. */

@@ -108,6 +108,8 @@ export class ChannelStore {
   private linger: ReturnType<typeof setTimeout> | undefined;
   private isScheduled = false;
   private isStopped = false;
+  /** The time from which events are followed, after the first connection with `since: "now"`. */
+  private since: string | undefined;
   private options: Omit<FollowOptions, "signal" | "onState"> = {};
 
   constructor(
@@ -167,12 +169,14 @@ export class ChannelStore {
         if (isCurrent()) this.put({ connection, attempt, retryInMs, ...(connection === "open" ? { error: null } : {}) });
       },
     };
+    if (this.since !== undefined) follow.since = this.since;
     this.fold();
     const { lastEventId } = this.snapshot;
     if (lastEventId !== undefined) follow.lastEventId = lastEventId;
     try {
       for await (const event of this.client.follow(this.kind, this.id, follow)) {
         if (!isCurrent()) return;
+        if (event.type === "connected" && this.options.since === "now") this.since ??= event.data.timestamp;
         this.pending.push(event);
         if (this.pending.length >= EVENTS_MAX) this.fold();
         this.announce();

@@ -2,7 +2,7 @@
 import assert from "node:assert/strict";
 import { test } from "node:test";
 import { createClient, WeirError } from "weir-client";
-import { CONNECTED, FINISHED, progress, serve, until } from "./support.mjs";
+import { CONNECTED, FINISHED, progress, serve, until, collect } from "./support.mjs";
 
 /**
  * Serves one list of texts for each connection. `null` in a list destroys the connection, and further connections are answered 410.
@@ -169,6 +169,24 @@ test("filters are in the query", async () => {
   await read(createClient(server.url).executions.follow("exec_1", filter));
   assert.equal(url, "/stream/pipeline/exec_1?events=step_complete%2Cstep_error&steps=a%2Cb&throttle_ms=100");
   await server.close();
+});
+
+test("since omits older events, and now is the time of the first connection", async () => {
+  const at = (seconds) => ({ timestamp: new Date(Date.UTC(2025, 9, 22, 10, 30, seconds)).toISOString() });
+  const gap = `id: 7-1\nevent: gap\ndata: {"missing_from":"7-1","missing_to":"7-1","timestamp":"${at(0).timestamp}"}\n\n`;
+  const script = [
+    [CONNECTED, progress(1, at(-60)), progress(2, at(-1)), null],
+    [CONNECTED.replace("10:30:00", "10:31:00"), gap, progress(3, at(5)), progress(4, at(70)), FINISHED],
+  ];
+  await withConnections(script, async (client, requests) => {
+    const events = await collect(client.follow("workflow", "42", { ...quick, since: "now" }));
+    assert.deepEqual(events.map(({ type, data }) => data.progress ?? type), ["connected", "connected", "gap", 3, 4, "disconnected"]);
+    assert.deepEqual(requests.map((headers) => headers["last-event-id"]), [undefined, "7-2"]);
+  });
+  await withConnections([[CONNECTED, progress(1, at(0)), progress(2, at(1)), FINISHED]], async (client) => {
+    const events = await collect(client.follow("workflow", "42", { ...quick, since: at(1).timestamp }));
+    assert.deepEqual(events.map(({ type, data }) => data.progress ?? type), ["connected", 2, "disconnected"]);
+  });
 });
 
 test("error of invalid fields lists them", async () => {

@@ -21,6 +21,7 @@ Starts `weir serve` on a free port, streams demo/night-train.txt through POST /p
 `weir run` on a few lines, and stops the server.
 
 Options:
+  --serve            do not stop the server at the end; its page can be opened in a browser until Ctrl-C
   --text FILE        stream this file instead (10 to 5000 characters)
   --raw              print the events unchanged: one JSON object per line
   --record FILE.svg  record the output as an animated picture, as in README.md
@@ -37,10 +38,14 @@ pub(crate) fn task(house: &House, mut args: Args) -> Result<()> {
     let text_file = args.value("--text")?.unwrap_or_else(|| DOCUMENT.to_owned());
     let raw = args.flag("--raw");
     let record = args.value("--record")?;
+    let serves = args.flag("--serve");
     let server = args.value("--server")?;
     args.finish()?;
     let path = house.root.join(&text_file);
     let text = std::fs::read_to_string(&path).with_context(|| format!("cannot read {text_file}"))?;
+    if serves && server.is_some() {
+        bail!("--serve starts a server, and --server uses another one");
+    }
     if let Some(address) = server {
         let address = address.parse().with_context(|| format!("--server {address}: expected ADDRESS:PORT"))?;
         return show(house, address, &text_file, text.trim(), raw, record.as_deref());
@@ -61,10 +66,15 @@ pub(crate) fn task(house: &House, mut args: Args) -> Result<()> {
     step.done(&ready);
     show(house, server.address, &text_file, text.trim(), raw, record.as_deref())?;
     lines(house)?;
+    if serves {
+        println!("\nThe server is running. Its page: http://{}/\nCtrl-C stops it.", server.address);
+        return server.wait();
+    }
     server.stop()?;
     println!(
         "\nThe server has been stopped. Next steps:\n  \
-         cargo xtask serve --listen 127.0.0.1:8080        then, elsewhere:\n  \
+         cargo xtask demo --serve                         keeps the server running: open its page in a browser\n  \
+         cargo xtask serve --listen 127.0.0.1:8080        serves http://127.0.0.1:8080/; then, elsewhere:\n  \
          curl -N 127.0.0.1:8080/process-stream -H 'content-type: application/json' \\\n       \
          -d '{{\"text\": \"A text of your own.\", \"include_entities\": true}}'\n  \
          target/release/weir run --task sentiment FILE    one text per line, one JSON line out\n  \

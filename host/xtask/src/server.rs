@@ -89,6 +89,14 @@ impl Server {
         self.child.id()
     }
 
+    /// Waits for its end. Ctrl-C on a terminal is sent to this process and to the server.
+    pub(crate) fn wait(mut self) -> Result<()> {
+        match self.child.wait()? {
+            status if status.success() => Ok(()),
+            status => bail!("weir ended badly: {status}"),
+        }
+    }
+
     /// Stops it with SIGTERM and waits for its end.
     pub(crate) fn stop(mut self) -> Result<()> {
         let pid = self.child.id().to_string();

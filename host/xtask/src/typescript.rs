@@ -29,6 +29,9 @@ const TYPES: &str = "src/openapi.ts";
 /// The variables of the tests.
 pub(crate) const PROGRAM: &str = "WEIR_TEST_PROGRAM";
 const GOLDEN: &str = "WEIR_TEST_GOLDEN";
+/// The stub of the generate component, and the folder of a model for it.
+const GENERATE_STUB: &str = "WEIR_TEST_GENERATE_STUB";
+const GENERATE_MODEL: &str = "WEIR_TEST_GENERATE_MODEL";
 
 pub(crate) fn task(house: &House, mut args: Args) -> Result<()> {
     let (checks, tests) = (args.flag("--check"), args.flag("--test"));
@@ -79,7 +82,7 @@ pub(crate) fn test(house: &House, program: &Path, browser: Option<&Path>) -> Res
     let client = Project::ensure(house, CLIENT)?;
     run("typescript", "tests clients/typescript", || {
         let mut test = client.script(house, "test");
-        test.env(PROGRAM, program).env(GOLDEN, house.root.join("tests/golden"));
+        test.env(PROGRAM, program).env(GOLDEN, house.root.join("tests/golden")).envs(generate_stub(house));
         if let Some(browser) = browser {
             test.env(browser::VARIABLE, browser);
         }
@@ -97,6 +100,15 @@ pub(crate) fn test(house: &House, program: &Path, browser: Option<&Path>) -> Res
     })?;
     let example = Project::ensure(house, EXAMPLE)?;
     run("typescript", "builds examples/react", || example.script(house, "build"))
+}
+
+/// The variables of the tests that generate text. Without the stub, which `cargo xtask test` and `build --guests` build, they are skipped.
+pub(crate) fn generate_stub(house: &House) -> Vec<(&'static str, PathBuf)> {
+    let stub = house.components().join("generate_stub.wasm");
+    if !stub.is_file() {
+        return Vec::new();
+    }
+    vec![(GENERATE_STUB, stub), (GENERATE_MODEL, house.root.join("tests/data/language-model"))]
 }
 
 /// Runs a program as a step.

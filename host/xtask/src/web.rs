@@ -21,21 +21,28 @@ package-lock.json.
 
 Options:
   --check   fail if it would change
-  --test    open each view in a headless Chromium, served by `weir serve`; screenshots are kept in target/screenshots";
+  --test    open each view in a headless Chromium, served by `weir serve`; screenshots are kept in target/screenshots
+  --images  with --test: replace the pictures of the page in docs/images by these screenshots";
 
 const WEB: &str = "web";
 const CLIENT: &str = "clients/typescript";
 const PAGE: &str = "components/gateway/page.html";
+/// The screenshots of the tests that documents show as `docs/images/page-NAME.png`.
+const IMAGES: [&str; 8] = ["home", "generate", "runs", "run", "channels", "session", "server", "demo"];
 
 pub(crate) fn task(house: &House, mut args: Args) -> Result<()> {
-    let (checks, tests) = (args.flag("--check"), args.flag("--test"));
+    let (checks, tests, images) = (args.flag("--check"), args.flag("--test"), args.flag("--images"));
     args.finish()?;
     if !node::is_available() {
         bail!("`node` and `npm` are not on the PATH; Node.js 20 or later has both");
     }
     if tests {
         let program = build::program(house)?;
-        return test(house, &program, &browser::browser(house)?);
+        test(house, &program, &browser::browser(house)?)?;
+        return if images { replace_images(house) } else { Ok(()) };
+    }
+    if images {
+        bail!("--images needs --test, which takes the screenshots");
     }
     let page = page(house)?;
     if checks {
@@ -43,6 +50,18 @@ pub(crate) fn task(house: &House, mut args: Args) -> Result<()> {
     }
     let changed = write_if_changed(&house.root.join(PAGE), &page)?;
     println!("{PAGE} {}", if changed { "is regenerated" } else { "is up to date" });
+    Ok(())
+}
+
+/// Copies the screenshots of the light theme that documents show.
+fn replace_images(house: &House) -> Result<()> {
+    let screenshots = typescript::screenshots(house)?;
+    for view in IMAGES {
+        let from = screenshots.join(format!("{view}-light.png"));
+        let to = house.root.join(format!("docs/images/page-{view}.png"));
+        fs::copy(&from, &to).with_context(|| format!("cannot copy {} to {}", from.display(), to.display()))?;
+    }
+    println!("docs/images has {} pictures of the page", IMAGES.len());
     Ok(())
 }
 
@@ -76,6 +95,23 @@ pub(crate) fn test(house: &House, program: &Path, browser: &Path) -> Result<()> 
     run("web", "tests the page in a browser", || {
         let mut test = web.script(house, "test");
         test.env(PROGRAM, program).env(browser::VARIABLE, browser).env("WEIR_TEST_SCREENSHOTS", &screenshots);
+        test.envs(typescript::generate_stub(house));
         test
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_picture_of_a_view_is_shown_by_the_guide() {
+        let root = House::find().root;
+        let guide = fs::read_to_string(root.join("docs/guides/page.md")).unwrap();
+        for view in IMAGES {
+            let image = format!("images/page-{view}.png");
+            assert!(root.join("docs").join(&image).is_file(), "docs/{image} does not exist");
+            assert!(guide.contains(&image), "docs/guides/page.md does not show {image}");
+        }
+    }
 }

@@ -1,19 +1,23 @@
 import { useState } from "preact/hooks";
 import type { ChannelKind } from "../../../clients/typescript/src/events";
-import { client, connectionWord, forget, storeOf, useStore } from "../api";
+import type { ChannelStore } from "../../../clients/typescript/src/store";
+import { client, connectionWord, forget, type Options, storeOf, useStore } from "../api";
 import { Banners, Copy, Log, Meter, State, Trouble } from "../parts";
 import { go } from "../router";
 
 const KINDS: ChannelKind[] = ["workflow", "file", "user", "pipeline", "session", "generation"];
 const CHANNELS_MAX = 64;
 
-/** Follows the channels of the query: `?c=workflow:42&c=user:ann`. */
+/** Follows the channels of the query: `?c=workflow:42&c=user:ann`. A channel may have options: `?c=pipeline:ID?steps=a,b%26since=now`. */
 export function Channels({ query }: { query: URLSearchParams }) {
   const followed = query.getAll("c").filter((name) => /^[a-z]+:./.test(name)).slice(0, CHANNELS_MAX);
   const [kind, setKind] = useState<ChannelKind>("workflow");
   const [id, setId] = useState("");
-  const [from, setFrom] = useState<"start" | "id">("start");
+  const [from, setFrom] = useState<"start" | "now" | "id">("start");
   const [after, setAfter] = useState("");
+  const [events, setEvents] = useState("");
+  const [steps, setSteps] = useState("");
+  const hasTimes = kind !== "session" && kind !== "generation";
   const [chosen, choose] = useState<string>();
   const shown = chosen !== undefined && followed.includes(chosen) ? chosen : followed[0];
   const show = (names: string[]): void => {
@@ -21,12 +25,15 @@ export function Channels({ query }: { query: URLSearchParams }) {
     go(names.length === 0 ? "/channels" : `/channels?${next}`, true);
   };
   const follow = (): void => {
-    const name = `${kind}:${id.trim()}`;
     if (id.trim() === "") return;
-    if (from === "id") {
-      forget(kind, id.trim());
-      storeOf(kind, id.trim(), { lastEventId: after.trim() });
-    }
+    const options = new URLSearchParams();
+    if (list(events) !== undefined) options.set("events", list(events)!.join(","));
+    if (list(steps) !== undefined) options.set("steps", list(steps)!.join(","));
+    if (from === "now" && hasTimes) options.set("since", "now");
+    if (from === "id" && after.trim() !== "") options.set("after", after.trim());
+    const name = `${kind}:${id.trim()}${options.size === 0 ? "" : `?${options}`}`;
+    // A channel that is followed again begins again.
+    if (!followed.includes(name)) forget(name);
     choose(name);
     show([...followed.filter((old) => old !== name), name]);
   };
@@ -42,15 +49,18 @@ export function Channels({ query }: { query: URLSearchParams }) {
           from{" "}
           <select value={from} onChange={(event) => setFrom(event.currentTarget.value as "start")}>
             <option value="start">the start</option>
+            <option value="now" disabled={!hasTimes}>now</option>
             <option value="id">after an id</option>
           </select>
         </label>
         {from === "id" && <input aria-label="After the id" value={after} onInput={(event) => setAfter(event.currentTarget.value)} />}
+        <label>events <input size={14} placeholder="all" value={events} onInput={(event) => setEvents(event.currentTarget.value)} /></label>
+        <label>steps <input size={14} placeholder="all" value={steps} onInput={(event) => setSteps(event.currentTarget.value)} /></label>
         <button class="main" onClick={follow}>Follow</button>
       </div>
       <ul class="row" aria-label="Followed channels">
         {followed.map((name) => (
-          <Entry key={name} name={name} isShown={name === shown} show={() => choose(name)} leave={() => { forget(...split(name)); show(followed.filter((old) => old !== name)); }} />
+          <Entry key={name} name={name} isShown={name === shown} show={() => choose(name)} leave={() => { forget(name); show(followed.filter((old) => old !== name)); }} />
         ))}
       </ul>
       {followed.length > 0 && <p class="dim">{followed.length} of {CHANNELS_MAX} on one socket</p>}
@@ -59,10 +69,28 @@ export function Channels({ query }: { query: URLSearchParams }) {
   );
 }
 
-const split = (name: string): [ChannelKind, string] => [name.slice(0, name.indexOf(":")) as ChannelKind, name.slice(name.indexOf(":") + 1)];
+/** Words that are separated by commas or spaces; none for an empty text. */
+function list(text: string): string[] | undefined {
+  const words = text.split(/[\s,]+/).filter(Boolean);
+  return words.length === 0 ? undefined : words;
+}
+
+const split = (name: string): [ChannelKind, string, string] => {
+  const [channel = "", ...query] = name.split("?");
+  const colon = channel.indexOf(":");
+  return [channel.slice(0, colon) as ChannelKind, channel.slice(colon + 1), query.join("?")];
+};
+
+function storeOfName(name: string): ChannelStore {
+  const [kind, id, query] = split(name);
+  const options = new URLSearchParams(query);
+  const given = (key: string): string | undefined => options.get(key) ?? undefined;
+  const follow: Options = { events: list(given("events") ?? ""), steps: list(given("steps") ?? ""), since: given("since"), lastEventId: given("after") };
+  return storeOf(kind, id, follow, name);
+}
 
 function Entry({ name, isShown, show, leave }: { name: string; isShown: boolean; show(): void; leave(): void }) {
-  const snapshot = useStore(storeOf(...split(name)));
+  const snapshot = useStore(storeOfName(name));
   return (
     <li class="tag">
       <button aria-pressed={isShown} onClick={show}>{name}</button> <State word={connectionWord(snapshot)} /> {snapshot.count.toLocaleString("en")} events{" "}
@@ -72,8 +100,8 @@ function Entry({ name, isShown, show, leave }: { name: string; isShown: boolean;
 }
 
 function Channel({ name }: { name: string }) {
-  const [kind, id] = split(name);
-  const store = storeOf(kind, id);
+  const [kind, id, query] = split(name);
+  const store = storeOfName(name);
   const snapshot = useStore(store);
   return (
     <section aria-label={name}>
@@ -82,13 +110,23 @@ function Channel({ name }: { name: string }) {
       {snapshot.message && <p>{snapshot.message}</p>}
       <Banners snapshot={snapshot} store={store} />
       <Trouble error={snapshot.connection === "failed" ? undefined : (snapshot.failure ?? undefined)} />
-      <Log snapshot={snapshot} name={name.replace(":", "-")} />
+      <Log snapshot={snapshot} name={`${kind}-${id}`} />
       <div class="row">
-        <Copy label="Copy curl" text={`curl -N ${location.origin}/stream/${kind}/${encodeURIComponent(id)}`} />
+        <Copy label="Copy curl" text={`curl -N '${location.origin}/stream/${kind}/${encodeURIComponent(id)}${curlQuery(query)}'`} />
       </div>
       {(kind === "workflow" || kind === "file" || kind === "user") && <Publish kind={kind} id={id} />}
     </section>
   );
+}
+
+/** The parameters of the server among the options of a channel. */
+function curlQuery(query: string): string {
+  const options = new URLSearchParams(query);
+  const after = options.get("after");
+  if (after !== null) options.set("last_event_id", after);
+  options.delete("after");
+  options.delete("since");
+  return options.size === 0 ? "" : `?${options}`;
 }
 
 function Publish({ kind, id }: { kind: "workflow" | "file" | "user"; id: string }) {

@@ -1,7 +1,7 @@
 import { useEffect, useMemo, useRef, useState } from "preact/hooks";
 import type { Model } from "../../../clients/typescript/src/index";
 import { client, useClientVersion, useLoad } from "../api";
-import { Copy, duration, Meter, State, Tabs, Trouble } from "../parts";
+import { Copy, duration, Meter, number, State, Tabs, Trouble } from "../parts";
 import { codeFor, LANGUAGES, type Language } from "./snippets";
 
 export type Task = "sentiment" | "entities" | "summary" | "everything" | "generate";
@@ -126,7 +126,7 @@ export function Home() {
           <p class="dim" data-times>
             {outcome.firstMs !== undefined && `${duration(outcome.firstMs)} to the first event`}
             {outcome.allMs !== undefined && `, ${duration(outcome.allMs)} in total`}
-            {outcome.pieces > 0 && `, ${outcome.pieces} pieces`}
+            {task === "generate" && outcome.pieces > 0 && tokenCounts(outcome)}
           </p>
           <Trouble error={outcome.error} />
           <Result task={task} text={text} outcome={outcome} />
@@ -161,11 +161,22 @@ async function* stream(task: Task, text: string, model: string | undefined, sign
       yield (await client.tokens(text, { signal, aggregation_strategy: "simple", ...given }))[0];
       return;
     case "generate":
-      yield* client.generate({ prompt: text, ...given }, { signal });
+      for await (const event of client.generateEvents({ messages: [{ role: "user", content: text }], ...given }, { signal })) {
+        if (event.type === "error") throw new Error(event.data.message);
+        yield event.type === "token" && event.data.index === 0 ? event.data.text : event;
+      }
       return;
     default:
       yield* client.process({ text, include_sentiment: task === "everything", include_summary: true, include_entities: task === "everything" }, { signal });
   }
+}
+
+/** The number of generated tokens and their rate after the first one. The server counts tokens at the end, until then parts are counted. */
+function tokenCounts({ events, pieces, firstMs = 0, allMs }: Outcome): string {
+  const usage = (events as any[]).find((event) => event.type === "done" && event.data.usage != null)?.data.usage;
+  const tokens: number = usage?.completion_tokens ?? pieces;
+  const rate = allMs !== undefined && pieces > 1 && allMs > firstMs ? `, ${number(((tokens - 1) * 1000) / (allMs - firstMs))} tokens/s` : "";
+  return `, ${number(tokens)} ${usage === undefined ? "parts" : "tokens"}${rate}`;
 }
 
 interface Span {

@@ -12,7 +12,7 @@ function call(task: Task, text: string, model: string): [string, Record<string, 
     case "entities":
       return ["/v1/tokens", { inputs: text, parameters: { aggregation_strategy: "simple" }, ...given }];
     case "generate":
-      return ["/generate-stream", { prompt: text, ...given }];
+      return ["/generate-stream", { messages: [{ role: "user", content: text }], ...given }];
     default:
       return ["/process-stream", { text, include_sentiment: task === "everything", include_summary: true, include_entities: task === "everything" }];
   }

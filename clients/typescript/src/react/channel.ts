@@ -42,8 +42,8 @@ export function useChannelStore(
   options: ProgressOptions<any>,
 ): [ChannelSnapshot, Connection] {
   const client = useClient(apiUrl, options.token);
-  const { events, steps, throttleMs, lastEventId } = options;
-  const variant = JSON.stringify([events, steps, throttleMs, lastEventId]);
+  const { events, steps, throttleMs, lastEventId, since } = options;
+  const variant = JSON.stringify([events, steps, throttleMs, lastEventId, since]);
   const isFollowed = id != null && options.enabled !== false;
   const latest = useRef(options);
   useEffect(() => {
@@ -68,6 +68,7 @@ export function useChannelStore(
               steps: filter.steps,
               throttleMs: filter.throttleMs,
               lastEventId: filter.lastEventId,
+              since: filter.since,
             });
             return store.subscribe(listener);
           },

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import warnings
-from typing import Any, Dict, Iterator, List, Mapping, Optional, Set, Tuple, Type
+from typing import Any, Dict, Iterator, List, Literal, Mapping, Optional, Set, Tuple, Type, overload
 
 from ._backend import Backend, GenerateRequest, Outcome, Piece, Task, TextPair
 from ._errors import InferenceError
@@ -361,6 +361,38 @@ _TASKS: Dict[str, Tuple[Type[Pipeline], Optional[str]]] = {
 }
 
 
+@overload
+def pipeline(
+    task: Literal["sentiment-analysis", "text-classification"],
+    model: Optional[PathLike] = None,
+    **kwargs: Any,
+) -> TextClassificationPipeline: ...
+@overload
+def pipeline(
+    task: Literal["ner", "token-classification"],
+    model: Optional[PathLike] = None,
+    **kwargs: Any,
+) -> TokenClassificationPipeline: ...
+@overload
+def pipeline(
+    task: Literal["feature-extraction"],
+    model: Optional[PathLike] = None,
+    **kwargs: Any,
+) -> FeatureExtractionPipeline: ...
+@overload
+def pipeline(
+    task: Literal["summarization"],
+    model: Optional[PathLike] = None,
+    **kwargs: Any,
+) -> SummarizationPipeline: ...
+@overload
+def pipeline(
+    task: Literal["text-generation"],
+    model: Optional[PathLike] = None,
+    **kwargs: Any,
+) -> TextGenerationPipeline: ...
+@overload
+def pipeline(task: Optional[str] = None, model: Optional[PathLike] = None, **kwargs: Any) -> Pipeline: ...
 def pipeline(
     task: Optional[str] = None,
     model: Optional[PathLike] = None,
@@ -372,7 +404,7 @@ def pipeline(
     engine: Optional[str] = None,
     replicas: int = 0,
     **kwargs: Any,
-) -> Any:
+) -> Pipeline:
     """A pipeline, as ``transformers.pipeline`` makes one.
 
     Args:

@@ -194,10 +194,7 @@ class StreamingSentimentPipeline:
 
     def _open(self) -> TextClassificationPipeline:
         if self._pipeline is None:
-            opened = pipeline("sentiment-analysis", self.model, **self._arguments)
-            if not isinstance(opened, TextClassificationPipeline):
-                raise TypeError(f"{opened!r} does not classify texts")
-            self._pipeline = opened
+            self._pipeline = pipeline("sentiment-analysis", self.model, **self._arguments)
         return self._pipeline
 
     async def start(self) -> None:

@@ -35,7 +35,7 @@ pub(crate) async fn read(
 
 async fn collect(request: types::Request, announced: Option<u64>, bytes_max: u64) -> Result<Vec<u8>, Problem> {
     let mut reader = BodyReader::open(request);
-    // One byte more than announced, so that the end is found without growing the buffer.
+    // One byte more than announced, so that a longer body is found without growing the buffer.
     let capacity = announced.map_or(READ_BYTES, |bytes| bytes.min(ANNOUNCED_BYTES_MAX) as usize + 1);
     let mut body = Vec::with_capacity(capacity);
     loop {
@@ -46,6 +46,10 @@ async fn collect(request: types::Request, announced: Option<u64>, bytes_max: u64
         body = read;
         if body.len() as u64 > bytes_max {
             return Err(Problem::body_too_large(bytes_max));
+        }
+        // The host gives no more than was announced, so neither the end nor the trailers need to be awaited.
+        if announced == Some(body.len() as u64) {
+            return Ok(body);
         }
         if !matches!(result, StreamResult::Complete(_)) {
             break;

@@ -5,6 +5,7 @@
 //! - [`adapter`]: adapter components, one instance for each running adapter.
 //! - [`gateway`]: the instances of the gateway component.
 //! - `steps`: components of the operator that are steps of pipelines.
+//! - `woken`: a future that is polled only when it was woken.
 //! - `guest_log`, `limits`, `outgoing`: the log lines, the resource limits and the outgoing requests of a guest.
 
 pub mod adapter;
@@ -15,3 +16,4 @@ pub(crate) mod guest_log;
 pub(crate) mod limits;
 pub(crate) mod outgoing;
 pub(crate) mod steps;
+pub(crate) mod woken;

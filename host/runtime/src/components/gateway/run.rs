@@ -19,6 +19,7 @@ use crate::components::gateway::admission::{
     AdmittedRequest, HandleResult, Occupancy, OpenRequest, Request, RequestQueue, Reservation,
 };
 use crate::components::gateway::state::{GatewayFactory, GatewayState, Role};
+use crate::components::woken::poll_when_woken;
 use crate::stages::{self, Stage};
 
 /// Heartbeats of an instance's event loop per `hang_timeout`.
@@ -109,7 +110,7 @@ impl InstanceRun<'_> {
         let mut accepts = true;
         let mut heartbeat = pin!(tokio::time::sleep(Duration::ZERO));
         let mut idle: Option<Pin<Box<Sleep>>> = None;
-        std::future::poll_fn(|cx| {
+        let serve = std::future::poll_fn(|cx| {
             loop {
                 match open.poll_next_unpin(cx) {
                     Poll::Ready(Some(Ok(true))) => continue,
@@ -150,8 +151,8 @@ impl InstanceRun<'_> {
                 let timer = idle.get_or_insert_with(|| Box::pin(tokio::time::sleep(idle_timeout)));
                 return timer.as_mut().poll(cx).map(Ok);
             }
-        })
-        .await
+        });
+        poll_when_woken(serve).await
     }
 }
 

@@ -25,6 +25,7 @@ pub(crate) use self::factory::InferFactory;
 use self::instance::Instance;
 use self::metrics::PoolMetrics;
 use self::streams::{ItemSource, NotifyOnDrop, OutcomeSink, WatchedSink};
+use crate::components::woken::poll_when_woken;
 use crate::inference::queue::{Job, Queue, QueueSettings};
 use crate::inference::reply::OutcomeSender;
 use crate::types::{
@@ -403,10 +404,13 @@ impl Pool {
             let outcomes = component.weir_stream_infer().call_run(accessor, items).await?;
             let consumer = WatchedSink { sink, _ended: NotifyOnDrop(ended.clone()) };
             accessor.with(|mut access| outcomes.pipe(&mut access, consumer))?;
-            tokio::select! {
-                () = ended.notified() => Ok(()),
-                reason = instance.health.failed() => Err(wasmtime::Error::msg(reason)),
-            }
+            poll_when_woken(async {
+                tokio::select! {
+                    () = ended.notified() => Ok(()),
+                    reason = instance.health.failed() => Err(wasmtime::Error::msg(reason)),
+                }
+            })
+            .await
         });
         // Awaited outside of the store, since a guest that never yields blocks every future inside of it.
         let result = tokio::select! {

@@ -86,6 +86,14 @@ pub struct Http {
     /// a user holds no longer counts for the address. Behind a proxy all clients have one address: set `100` there, if
     /// there are no users.
     pub client_share_percent: u32,
+    /// Whether requests are refused before the component reads them while it refuses requests of the same client,
+    /// target and model because the model is overloaded. Otherwise refusals take the processor time of answers.
+    pub shed: Switch,
+    /// The time over which the outcomes of such requests are counted, ms.
+    pub shed_window_ms: u64,
+    /// Requests that are passed on beyond those that are accepted, in percent of them: how fast more requests are
+    /// passed on when a model has more capacity.
+    pub shed_probe_percent: u32,
     /// Most bytes in a request body; a longer one is answered 413.
     pub body_bytes_max: u64,
     /// Time for the head of a request to arrive, ms, from its first byte, or from the start of a new connection. HTTP/2
@@ -112,6 +120,9 @@ impl Default for Http {
             connections_max: 16_384,
             requests_max: 1024,
             client_share_percent: 50,
+            shed: Switch::On,
+            shed_window_ms: 1000,
+            shed_probe_percent: 10,
             body_bytes_max: 1 << 20,
             header_timeout_ms: 10_000,
             idle_timeout_ms: 75_000,

@@ -71,6 +71,8 @@ fn check(config: &Config) -> Result<(), ConfigError> {
         ("http.connections_max", u64::from(config.http.connections_max)),
         ("http.requests_max", u64::from(config.http.requests_max)),
         ("http.client_share_percent", u64::from(config.http.client_share_percent)),
+        ("http.shed_window_ms", config.http.shed_window_ms),
+        ("http.shed_probe_percent", u64::from(config.http.shed_probe_percent)),
         ("http.body_bytes_max", config.http.body_bytes_max),
         ("http.header_timeout_ms", config.http.header_timeout_ms),
         ("http.idle_timeout_ms", config.http.idle_timeout_ms),

@@ -15,9 +15,9 @@ use crate::sse::subscribers::UserPermit;
 use crate::stats::StatsStream;
 
 /// The body of a request, of either version of HTTP.
-pub(crate) trait RequestBody: Body<Data = Bytes, Error: Into<BodyError>> + Send + 'static {}
+pub(crate) trait RequestBody: Body<Data = Bytes, Error: Into<BodyError>> + Send + Unpin + 'static {}
 
-impl<B> RequestBody for B where B: Body<Data = Bytes, Error: Into<BodyError>> + Send + 'static {}
+impl<B> RequestBody for B where B: Body<Data = Bytes, Error: Into<BodyError>> + Send + Unpin + 'static {}
 
 /// The body of a response.
 pub(crate) enum ResponseBody {
@@ -63,6 +63,14 @@ impl ResponseBody {
         let mut body = Box::new(body);
         let first = std::future::poll_fn(|cx| Pin::new(body.as_mut()).poll_frame(cx)).await;
         Self::Streamed { body, first, _open: open }
+    }
+
+    /// The first bytes of a body of the component, if they are known and not sent.
+    pub(crate) fn first_bytes(&self) -> Option<&Bytes> {
+        match self {
+            Self::Streamed { first: Some(Ok(frame)), .. } => frame.data_ref(),
+            _ => None,
+        }
     }
 
     pub(crate) fn held(first: Bytes, feed: Feed) -> Self {

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use http::header::{ACCEPT, CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE, VARY};
+use http::header::{ACCEPT, CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE, EXPECT, VARY};
 use http::{HeaderValue, Method, Request, Response, StatusCode, response};
 use http_body::Body;
 use http_body_util::{BodyExt, Limited};
@@ -20,6 +20,7 @@ use weir_runtime::stages::{self, Stage};
 
 use crate::body::{OpenRequest, RequestBody, ResponseBody};
 use crate::head_checks::{self, METRICS_ALLOW, METRICS_PATH, STATS_PATH};
+use crate::peeked::PeekedBody;
 use crate::request_id;
 use crate::response::{self as edge_response, EdgeProblem, EdgeResponse, edge_problem, problem_response};
 use crate::share::{ClientKey, Permit, PermitRefusal};
@@ -36,6 +37,10 @@ const PROBE_BYTES_MAX: usize = 1 << 20;
 const PROBE_TIMEOUT: Duration = Duration::from_secs(10);
 /// The memory of a body in an instance that reads it line by line: the longest line, and the bytes that are read ahead.
 const STREAMED_BODY_BYTES: u64 = 256 << 10;
+
+/// The longest body of which the first frame is read before the request is dispatched. Others are read by the component
+/// alone.
+const FIRST_READ_BYTES_MAX: u64 = 64 << 10;
 
 /// A request's client, by address, and the request's id.
 #[derive(Clone, Copy)]
@@ -98,11 +103,35 @@ async fn route<B: RequestBody>(
             Err(refusal) => refuse(refusal, source),
         },
         _ if state.is_draining() => EdgeResponse::Http(edge_problem(EdgeProblem::Draining, source.request_id)),
-        _ => match state.requests.try_take(source.client) {
-            Ok(permit) => forward(state, request, Some(OpenRequest::new(permit)), source).await,
-            Err(refusal) => refuse(refusal, source),
-        },
+        _ => forward_or_shed(state, request.map(PeekedBody::new), source).await,
     }
+}
+
+/// Passes a request to the gateway component, unless the component would probably refuse it or no permit is free.
+async fn forward_or_shed<B: RequestBody>(
+    state: &EdgeState,
+    mut request: Request<PeekedBody<B>>,
+    source: RequestSource<'_>,
+) -> EdgeResponse {
+    let length = request.body().size_hint().exact().unwrap_or(0);
+    if (1..=FIRST_READ_BYTES_MAX).contains(&length) && !request.headers().contains_key(EXPECT) {
+        request.body_mut().read_arrived().await;
+    }
+    let kind = state.shedder.kind_of(&request, source.client);
+    // While no item waits, the next one is accepted.
+    if let Some(kind) = kind
+        && state.runtime.has_waiting_items()
+        && let Some(response) = state.shedder.refuse(kind, source.request_id)
+    {
+        return EdgeResponse::Http(response);
+    }
+    let permit = match state.requests.try_take(source.client) {
+        Ok(permit) => permit,
+        Err(refusal) => return refuse(refusal, source),
+    };
+    let response = forward(state, request, Some(OpenRequest::new(permit)), source).await;
+    state.shedder.record(kind, &response, source.request_id);
+    response
 }
 
 /// Answers `/metrics` and `/v1/stats`. If a token is required, the gateway authorizes the request, since it has the

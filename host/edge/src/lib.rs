@@ -5,10 +5,11 @@
 //! - `linger`: closes a connection whose client may still be sending.
 //! - `dispatch`: dispatches a request to the host itself or to the gateway component.
 //! - `head_checks`: the checks of the head of every request: transfer coding, host, path, origin.
-//! - `response`, `body`, `request_id`: responses, including those of the host itself.
+//! - `response`, `body`, `peeked`, `request_id`: responses, including those of the host itself.
 //! - `sse`: connections that are held for subscribers, and fed without a guest.
 //! - `websocket`: WebSockets, which the component sees as requests with a line for each message.
 //! - `share`: pools of permits with a share for each client.
+//! - `shedding`: refuses requests that the component would refuse, while a model is overloaded.
 //! - `timeouts`: timeouts for clients that do not send or do not read.
 //! - `stats`: the statistics of the server, `/v1/stats`.
 //! - [`observe`]: the metrics of the process; `metric`: their names, labels and help texts.
@@ -31,10 +32,12 @@ mod http2;
 mod linger;
 mod metric;
 pub mod observe;
+mod peeked;
 mod request_id;
 mod response;
 pub mod server;
 mod share;
+mod shedding;
 mod sse;
 mod state;
 mod stats;

@@ -76,6 +76,7 @@ pub(crate) const METRICS: &[Metric] = &[
     counter("weir_http_rejected_total", &[], "requests answered 503 because the server was full"),
     gauge("weir_http_requests_open", &[], "requests in progress, bodies included"),
     counter("weir_http_requests_total", &["method", "status"], "requests answered"),
+    counter("weir_http_shed_total", &[], "requests refused like others of their kind, without the component"),
     counter("weir_http_stalled_total", &[], "connections and streams closed because the client did not send or read"),
     histogram("weir_infer_batch_items", &["model"], "items whose outcomes a replica returned together"),
     gauge("weir_infer_circuit_open", &["model"], "1 while the circuit breaker is open"),

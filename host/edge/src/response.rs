@@ -36,6 +36,13 @@ impl EdgeResponse {
         }
     }
 
+    pub(crate) fn headers(&self) -> &HeaderMap {
+        match self {
+            Self::Http(response) | Self::WebSocket(response, _) => response.headers(),
+            Self::Held(held) => &held.head.headers,
+        }
+    }
+
     pub(crate) fn headers_mut(&mut self) -> &mut HeaderMap {
         match self {
             Self::Http(response) | Self::WebSocket(response, _) => response.headers_mut(),

@@ -14,6 +14,7 @@ use crate::error::ServeError;
 use crate::head_checks::HeadChecks;
 use crate::observe::Observer;
 use crate::share::SharedPool;
+use crate::shedding::Shedder;
 use crate::sse::subscribers::Subscribers;
 
 /// Most concurrent requests to `/livez` and `/readyz`: more than any prober sends.
@@ -38,6 +39,7 @@ pub(crate) struct EdgeState {
     /// Connections that discard what their client sends after its last response.
     pub(crate) lingering: Arc<SharedPool>,
     pub(crate) requests: Arc<SharedPool>,
+    pub(crate) shedder: Shedder,
     pub(crate) probes: Arc<SharedPool>,
     pub(crate) scrapes: Arc<SharedPool>,
     /// Streams of `/v1/stats`.
@@ -48,6 +50,8 @@ pub(crate) struct EdgeState {
     /// Whether events are compressed for clients that accept gzip.
     pub(crate) gzip: bool,
     next_id: AtomicU64,
+    /// Asking the system for it takes a system call.
+    process_id: u32,
     draining: AtomicBool,
     /// Set to true to close WebSockets, which do not end by themselves.
     pub(crate) closing: watch::Sender<bool>,
@@ -73,6 +77,7 @@ impl EdgeState {
             connections: SharedPool::new(http.connections_max, share),
             lingering: SharedPool::new((http.connections_max / LINGERING_DIVISOR).max(1), share),
             requests: SharedPool::new(http.requests_max, share),
+            shedder: Shedder::new(http),
             probes: SharedPool::new(PROBES_MAX, share),
             scrapes: SharedPool::new(SCRAPES_MAX, share),
             watchers: SharedPool::new(WATCHERS_MAX, share),
@@ -81,6 +86,7 @@ impl EdgeState {
             gzip: config.events.gzip == Switch::On,
             config: http.clone(),
             next_id: AtomicU64::new(0),
+            process_id: std::process::id(),
             draining: AtomicBool::new(false),
             closing: watch::Sender::new(false),
         })
@@ -98,6 +104,6 @@ impl EdgeState {
 
     /// A request id that is unique in this process.
     pub(crate) fn new_request_id(&self) -> String {
-        format!("edge-{:x}-{:x}", std::process::id(), self.next_id.fetch_add(1, Ordering::Relaxed))
+        format!("edge-{:x}-{:x}", self.process_id, self.next_id.fetch_add(1, Ordering::Relaxed))
     }
 }

@@ -110,6 +110,11 @@ impl Runtime {
         self.calls.pools().get(name).map(|pool| pool.stats())
     }
 
+    /// Whether an item waits in the queue of a model.
+    pub fn has_waiting_items(&self) -> bool {
+        self.calls.pools().values().any(|pool| pool.queue().depth().0 > 0)
+    }
+
     /// Releases the items that a window holds back for a model. Returns their number.
     pub fn flush(&self, name: &str) -> usize {
         self.calls.pools().get(name).map_or(0, |pool| pool.flush())

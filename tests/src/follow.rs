@@ -16,6 +16,7 @@ use crate::{PATIENCE, Server};
 pub struct Event {
     /// The id of the last event that had one, which may be an earlier event.
     pub id: String,
+    /// The name of the event.
     pub name: String,
     /// The data, as JSON.
     pub data: Value,

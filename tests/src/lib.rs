@@ -283,6 +283,7 @@ pub struct Raw {
 }
 
 impl Raw {
+    /// Connects to a server.
     pub async fn connect(server: &Server) -> Result<Self> {
         let stream = TcpStream::connect(server.address()).await?;
         Ok(Self { stream, read: Vec::new() })

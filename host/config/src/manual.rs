@@ -82,6 +82,7 @@ fn visit(root: &Value, property: &Value, default: &Value, path: &str, keys: &mut
     let target = resolve(root, optional(property));
     if path == "adapter.errors" {
         let meaning = property.get("description").and_then(Value::as_str).unwrap_or_default();
+        let meaning = meaning.split_whitespace().collect::<Vec<_>>().join(" ");
         let meaning = format!("{meaning} Its keys are those of `adapter.sink`.");
         keys.push(Key { name: path.to_owned(), variable: String::new(), default: String::new(), meaning });
     } else if let Some(kinds) = target.get("oneOf").and_then(Value::as_array)

@@ -164,7 +164,8 @@ async fn websocket_path_names_the_first_channel() -> Result<()> {
         responses.push(socket.message().await?);
     }
     assert_eq!(responses.iter().filter(|response| response["type"] == "connected").count(), 62);
-    assert_eq!(responses[62]["error"]["code"], "too_many_channels");
+    // A refusal may be sent before the confirmation of an earlier subscription, which waits for the store.
+    assert_eq!(responses.iter().filter(|response| response["error"]["code"] == "too_many_channels").count(), 1);
     socket.send("!binary").await?;
     assert_eq!(socket.next().await?["close"], 1003);
     Ok(())

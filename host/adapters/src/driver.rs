@@ -13,6 +13,7 @@
 
 use std::pin::Pin;
 
+use weir_codec::adapter::decode::{CSV_COLUMNS_HEADER, REFUSAL_HEADER};
 use weir_core::adapter::{Commit, Position, ResultRecord, SourceRecord};
 
 /// A future of a driver.
@@ -62,10 +63,19 @@ pub enum Read {
     End,
 }
 
+/// The headers with which a driver describes a record to the component.
+pub const CONTROL_HEADERS: [&str; 2] = [CSV_COLUMNS_HEADER, REFUSAL_HEADER];
+
 /// The reading side of a driver.
 pub trait Source: Send {
     /// Waits for records and returns at most `max` of them. The future is dropped only together with the source.
     fn read(&mut self, max: usize) -> BoxFuture<'_, Result<Read, DriverError>>;
+
+    /// Whether it sets the headers [`CONTROL_HEADERS`] itself. Otherwise they are removed from its records, since they
+    /// come from the writers of the source.
+    fn sets_control_headers(&self) -> bool {
+        false
+    }
 
     /// What remains to be read, if known: the bytes of a file, or the lag of a topic in records.
     fn remaining(&self) -> Option<u64> {

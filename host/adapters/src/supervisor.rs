@@ -13,7 +13,9 @@ use weir_core::adapter::{
 };
 use weir_core::random::SplitMix64;
 
-use crate::driver::{BoxFuture, Committer, Connection, Driver, DriverError, Marks, Read, Safe, Sink, Source};
+use crate::driver::{
+    BoxFuture, CONTROL_HEADERS, Committer, Connection, Driver, DriverError, Marks, Read, Safe, Sink, Source,
+};
 use crate::status::{State, Status};
 
 /// The most records of a read.
@@ -216,7 +218,14 @@ async fn read(
         let more = permits.available_permits().min(READ_RECORDS_MAX - 1);
         let rest = permits.try_acquire_many(u32::try_from(more).unwrap_or(0)).ok();
         let max = 1 + rest.as_ref().map_or(0, |_| more);
-        let read = source.read(max).await;
+        let mut read = source.read(max).await;
+        if let Ok(Read::Records(records) | Read::Dead(records, _)) = &mut read
+            && !source.sets_control_headers()
+        {
+            for record in records {
+                record.headers.retain(|header| !CONTROL_HEADERS.contains(&header.name.as_str()));
+            }
+        }
         let count = match &read {
             Ok(Read::Records(records) | Read::Dead(records, _)) => records.len(),
             _ => 0,

@@ -325,7 +325,9 @@ impl Redis {
         let client = redis::Client::open(self.url())?;
         let start = Instant::now();
         loop {
-            match client.get_multiplexed_async_connection().await {
+            // On a busy machine an answer takes longer than the half second of the default.
+            let config = redis::AsyncConnectionConfig::new().set_response_timeout(Some(PATIENCE));
+            match client.get_multiplexed_async_connection_with_config(&config).await {
                 Ok(connection) => return Ok(connection),
                 Err(error) => ensure!(start.elapsed() < PATIENCE, "{error}"),
             }
@@ -489,6 +491,25 @@ async fn entry_that_is_delivered_too_often_goes_to_the_error_stream() -> Result<
         redis::cmd("XRANGE").arg("sentiment-errors").arg("-").arg("+").query_async(&mut connection).await?;
     assert_eq!(errors.ids[0].get::<String>("weir-error-code").as_deref(), Some("deliveries_exhausted"));
     assert_eq!((errors.ids[0].get::<String>("payload").as_deref(), pending(&mut connection).await?), (Some("0"), 0));
+    Ok(())
+}
+
+#[tokio::test]
+async fn control_headers_of_a_writer_are_removed() -> Result<()> {
+    let redis = Redis::start()?;
+    let mut connection = redis.connection().await?;
+    let mut add = redis::cmd("XADD");
+    add.arg("text-input").arg("*").arg("payload").arg("a").arg("trace").arg("t1");
+    add.arg("weir-refusal").arg("forged").arg("weir-csv-columns").arg("forged");
+    add.query_async::<redis::Value>(&mut connection).await?;
+    let running = start(&redis.adapter("one"), Echo::default())?;
+    until("written", async || Ok(!counts(&mut connection.clone(), "sentiment-output").await?.is_empty())).await?;
+    running.stop().await?;
+    let written: redis::streams::StreamRangeReply =
+        redis::cmd("XRANGE").arg("sentiment-output").arg("-").arg("+").query_async(&mut connection).await?;
+    let fields: Vec<&String> = written.ids[0].map.keys().collect();
+    assert!(fields.iter().all(|field| !field.starts_with("weir-")), "{fields:?}");
+    assert_eq!(written.ids[0].get::<String>("trace").as_deref(), Some("t1"));
     Ok(())
 }
 

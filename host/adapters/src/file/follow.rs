@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use weir_core::adapter::SourceRecord;
 
 use super::frames::{Frames, Framing};
-use super::progress::{FileKey, Progress};
+use super::progress::{AfterEnd, FileKey, Progress};
 use super::source::record;
 
 /// The interval at which the patterns are matched again.
@@ -50,6 +50,11 @@ impl Followed {
         Ok(Self { path: path.to_owned(), key, partition, frames, offset })
     }
 
+    /// Marks a file that another has replaced as read to its end.
+    fn close(&self, progress: &Progress) {
+        progress.close(self.partition, self.offset, AfterEnd::Forgotten);
+    }
+
     /// Appends records until there are `max`, or no more.
     fn read(&mut self, max: usize, is_final: bool, records: &mut Vec<SourceRecord>) -> io::Result<()> {
         while records.len() < max
@@ -79,6 +84,7 @@ impl Follower {
             if records.len() >= max {
                 return Ok(records);
             }
+            file.close(&self.progress);
             self.rotated.pop();
         }
         for path in self.files.keys().cloned().collect::<Vec<_>>() {
@@ -96,6 +102,7 @@ impl Follower {
                         break;
                     }
                     let next = Followed::open(&path, next, key, self.framing, &self.progress)?;
+                    file.close(&self.progress);
                     self.files.insert(path, next);
                 }
                 Some(Successor::Truncated) => {
@@ -191,7 +198,10 @@ pub(super) fn matches(patterns: &[String]) -> io::Result<Vec<PathBuf>> {
 mod tests {
     use std::io::Write as _;
 
+    use weir_core::adapter::Commit;
+
     use super::*;
+    use crate::driver::Safe;
 
     fn append(path: &Path, text: &str) {
         let mut file = std::fs::OpenOptions::new().append(true).create(true).open(path).unwrap();
@@ -228,6 +238,52 @@ mod tests {
         append(&path, "h\n");
         assert_eq!(texts(&mut follower), Vec::<String>::new());
         assert_eq!(texts(&mut follower), ["h"]);
+    }
+
+    /// Commits everything that the records complete.
+    fn commit(progress: &Progress, records: &[SourceRecord]) {
+        let commits = records
+            .iter()
+            .map(|record| Commit { partition: record.position.partition, offset: record.position.offset });
+        progress.handle_safe(&Safe { commits: commits.collect(), is_exact: true, ..Safe::default() });
+    }
+
+    #[test]
+    fn rotated_file_is_forgotten_once_it_is_committed() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("log");
+        let progress = Arc::new(Progress::load(None).unwrap());
+        append(&path, "0\n");
+        let mut follower = Follower::new(vec![path.display().to_string()], Framing::Lines, progress.clone());
+        let mut last = Vec::new();
+        for round in 1..=20 {
+            let records = follower.read(100).unwrap();
+            assert_eq!(records.len(), 1, "in round {round}");
+            commit(&progress, &last);
+            last = records;
+            std::fs::rename(&path, dir.path().join(format!("log.{round}"))).unwrap();
+            append(&path, &format!("{round}\n"));
+            // It finds the new file.
+            assert!(follower.read(100).unwrap().is_empty());
+        }
+        let (partitions, offsets) = progress.sizes();
+        assert!(partitions <= 2 && offsets <= 2, "{partitions} partitions and {offsets} offsets after 20 rotations");
+    }
+
+    #[test]
+    fn commit_of_records_before_a_truncation_is_ignored() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("log");
+        let progress = Arc::new(Progress::load(None).unwrap());
+        append(&path, "a long first line\n");
+        let mut follower = Follower::new(vec![path.display().to_string()], Framing::Lines, progress.clone());
+        let before = follower.read(100).unwrap();
+        std::fs::write(&path, "").unwrap();
+        assert!(follower.read(100).unwrap().is_empty());
+        commit(&progress, &before);
+        append(&path, "b\nc\nd and more than was there before\n");
+        let mut later = Follower::new(vec![path.display().to_string()], Framing::Lines, progress);
+        assert_eq!(texts(&mut later), ["b", "c", "d and more than was there before"]);
     }
 
     #[test]

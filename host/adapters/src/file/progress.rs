@@ -49,8 +49,8 @@ pub struct Progress {
 
 #[derive(Debug, Default)]
 struct State {
-    /// The file of each partition.
-    partitions: BTreeMap<u32, FileKey>,
+    /// The partitions that can still be committed.
+    partitions: BTreeMap<u32, Partition>,
     partition_next: u32,
     /// The committed offset in each file.
     offsets: BTreeMap<FileKey, u64>,
@@ -59,6 +59,24 @@ struct State {
     pending: BTreeMap<u32, u64>,
     is_dirty: bool,
     written: Option<Instant>,
+}
+
+/// A partition: one file from its opening to its end.
+#[derive(Debug)]
+struct Partition {
+    key: FileKey,
+    /// The offset of the last record, and whether the position in the file is needed after it is committed; `None`
+    /// until the file is closed.
+    end: Option<(u64, AfterEnd)>,
+}
+
+/// Whether the position in a file is needed after its last record is committed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum AfterEnd {
+    /// The file may be read again.
+    Remembered,
+    /// Another file has replaced it.
+    Forgotten,
 }
 
 /// The checkpoint file.
@@ -80,6 +98,20 @@ struct FileOffset {
     device: u64,
     inode: u64,
     offset: u64,
+}
+
+impl State {
+    /// Removes a closed partition whose last record is committed.
+    fn remove_if_complete(&mut self, partition: u32) {
+        let Some(Partition { key, end: Some((end, after_end)) }) = self.partitions.get(&partition) else { return };
+        if self.offsets.get(key).copied().unwrap_or(0) < *end {
+            return;
+        }
+        if *after_end == AfterEnd::Forgotten {
+            self.offsets.remove(key);
+        }
+        self.partitions.remove(&partition);
+    }
 }
 
 impl Progress {
@@ -144,18 +176,43 @@ impl Progress {
         self.write().await
     }
 
+    /// Drops what an earlier connection has not committed: its records are read again.
+    pub(super) fn begin_connection(&self) {
+        let mut state = self.lock();
+        state.partitions.clear();
+        state.pending.clear();
+    }
+
+    /// The numbers of partitions and of files with a committed offset.
+    #[cfg(test)]
+    pub(super) fn sizes(&self) -> (usize, usize) {
+        let state = self.lock();
+        (state.partitions.len(), state.offsets.len())
+    }
+
     /// Creates a partition for a file. Returns its number, and the offset at which reading begins.
     pub(super) fn open(&self, key: &FileKey) -> (u32, u64) {
         let mut state = self.lock();
         let partition = state.partition_next;
         state.partition_next += 1;
-        state.partitions.insert(partition, key.clone());
+        state.partitions.insert(partition, Partition { key: key.clone(), end: None });
         (partition, state.offsets.get(key).copied().unwrap_or(0))
     }
 
-    /// Drops the position in a file that was truncated.
+    /// Records that a file was read to its end, after a record at `offset`.
+    pub(super) fn close(&self, partition: u32, offset: u64, after_end: AfterEnd) {
+        let mut state = self.lock();
+        if let Some(closed) = state.partitions.get_mut(&partition) {
+            closed.end = Some((offset, after_end));
+            state.remove_if_complete(partition);
+        }
+    }
+
+    /// Drops the position in a file that was truncated: what was read of it before is not committed.
     pub(super) fn reset(&self, key: &FileKey) {
-        self.lock().offsets.remove(key);
+        let mut state = self.lock();
+        state.offsets.remove(key);
+        state.partitions.retain(|_, partition| partition.key != *key);
     }
 
     /// The committed files of a path that another file has replaced.
@@ -172,8 +229,9 @@ impl Progress {
             return false;
         }
         for (partition, offset) in std::mem::take(&mut state.pending) {
-            if let Some(key) = state.partitions.get(&partition).cloned() {
+            if let Some(key) = state.partitions.get(&partition).map(|partition| partition.key.clone()) {
                 state.offsets.insert(key, offset);
+                state.remove_if_complete(partition);
             }
         }
         state.marks = safe.marks.clone();

@@ -11,7 +11,7 @@ use weir_core::adapter::{Position, SourceRecord};
 
 use super::follow::{Follower, matches};
 use super::frames::{Frame, Frames, Framing, is_packed};
-use super::progress::{FileKey, Progress};
+use super::progress::{AfterEnd, FileKey, Progress};
 use super::{FileSettings, file_error};
 use crate::driver::{BoxFuture, DriverError, Read, Source};
 
@@ -57,6 +57,7 @@ impl FileSource {
     /// Finds the files and checks that they can be read.
     pub(super) fn open(settings: &FileSettings, progress: Arc<Progress>) -> Result<Self, DriverError> {
         let FileSettings { paths, framing, follow, .. } = settings;
+        progress.begin_connection();
         if paths.is_empty() {
             return Err(DriverError::Config("there is no path; give files or patterns".to_owned()));
         }
@@ -127,7 +128,10 @@ impl Sequence {
                     current.offset = frame.offset;
                     records.push(record(frame, &current.path.display().to_string(), current.partition));
                 }
-                Ok(None) => self.current = None,
+                Ok(None) => {
+                    self.progress.close(current.partition, current.offset, AfterEnd::Remembered);
+                    self.current = None;
+                }
                 // The records before the error are returned first; the next read returns the error.
                 Err(_) if !records.is_empty() => break,
                 Err(error) => {
@@ -187,6 +191,10 @@ impl Source for FileSource {
                 tokio::time::sleep(FOLLOW_INTERVAL).await;
             }
         })
+    }
+
+    fn sets_control_headers(&self) -> bool {
+        true
     }
 
     fn remaining(&self) -> Option<u64> {

@@ -162,14 +162,20 @@ impl RedisSource {
             let shared = lock(&self.shared);
             entries.into_iter().filter(|entry| !shared.open.contains(&entry.id)).collect()
         };
-        let (Some(first), Some(last)) = (entries.first(), entries.last()) else { return Ok(()) };
-        let mut pending = redis::cmd("XPENDING");
-        pending.arg(&self.config.stream).arg(&self.config.group).arg(&first.id).arg(&last.id);
-        // Other consumers may have entries between these.
-        pending.arg(10_000).arg(&self.consumer);
-        let pending: Vec<(String, String, u64, u64)> =
+        if entries.is_empty() {
+            return Ok(());
+        }
+        // One command for each entry: a range may have any number of other entries between these, so its answer could
+        // omit some of these, which would be taken for acknowledged.
+        let mut pending = redis::pipe();
+        for entry in &entries {
+            pending.cmd("XPENDING").arg(&self.config.stream).arg(&self.config.group);
+            pending.arg(&entry.id).arg(&entry.id).arg(1).arg(&self.consumer);
+        }
+        let pending: Vec<Vec<(String, String, u64, u64)>> =
             pending.query_async(&mut self.commands).await.map_err(|error| failure(&error))?;
-        let deliveries: BTreeMap<String, u64> = pending.into_iter().map(|(id, _, _, count)| (id, count)).collect();
+        let deliveries: BTreeMap<String, u64> =
+            pending.into_iter().flatten().map(|(id, _, _, count)| (id, count)).collect();
         // An entry that is not pending any more was acknowledged meanwhile.
         let entries: Vec<StreamId> = entries.into_iter().filter(|entry| deliveries.contains_key(&entry.id)).collect();
         // An entry that was removed from the stream has no fields and cannot be processed.

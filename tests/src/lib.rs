@@ -321,14 +321,19 @@ impl Raw {
     /// Reads until the text contains `needle`; returns all that was read so far.
     pub async fn read_until(&mut self, needle: &str) -> Result<String> {
         let reading = async {
+            // Only new bytes are searched, since an answer may be long.
+            let mut from = 0;
             loop {
-                let text = String::from_utf8_lossy(&self.read).into_owned();
-                if text.contains(needle) {
-                    return Ok(text);
+                if self.read[from..].windows(needle.len()).any(|window| window == needle.as_bytes()) {
+                    return Ok(String::from_utf8_lossy(&self.read).into_owned());
                 }
+                from = self.read.len().saturating_sub(needle.len());
                 let mut buffer = [0; 4096];
                 match self.stream.read(&mut buffer).await? {
-                    0 => bail!("the connection ended before {needle:?}, after:\n{text}"),
+                    0 => {
+                        let text = String::from_utf8_lossy(&self.read);
+                        bail!("the connection ended before {needle:?}; it brought:\n{text}");
+                    }
                     read => self.read.extend_from_slice(&buffer[..read]),
                 }
             }

@@ -8,7 +8,7 @@ use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader, Lines};
 use tokio::process::{Child, ChildStdin, ChildStdout, Command};
 use weir_tests::client::{self, create_session, post};
 use weir_tests::follow::Follower;
-use weir_tests::{Duplex, PATIENCE, Server, ndjson, root, tool, until};
+use weir_tests::{Duplex, PATIENCE, Raw, Server, ndjson, root, tool, until};
 
 /// A WebSocket of the package `ws`, in a process of Node.js.
 struct Socket {
@@ -243,6 +243,38 @@ async fn request_that_is_no_websocket_handshake_is_refused() -> Result<()> {
     let whole = reqwest::Client::new().post(server.url("/ws")).header("content-type", "application/x-ndjson");
     let whole = whole.body(format!("{}\n", subscribe("workflow:w", None))).send().await?.text().await?;
     assert_eq!(ndjson(&whole)?[0]["type"], "connected");
+    Ok(())
+}
+
+#[tokio::test]
+async fn unsubscribing_sends_the_throttled_progress_first() -> Result<()> {
+    let server = Server::start_stub(&[]).await?;
+    let mut socket = Socket::connected(&server, "/ws").await?;
+    socket.say(json!({"type": "subscribe", "channel": "workflow:w", "throttle_ms": 60_000})).await?;
+    assert_eq!(socket.message().await?["type"], "connected");
+    publish(&server, "w", 1).await?;
+    assert_eq!(socket.message().await?["data"]["message"], "n1");
+    let last = publish(&server, "w", 2).await?;
+    socket.say(json!({"type": "unsubscribe", "channel": "workflow:w"})).await?;
+    assert_eq!(socket.message().await?["id"], last);
+    assert_eq!(socket.message().await?["data"]["reason"], "unsubscribed");
+    Ok(())
+}
+
+/// A client that sends without pause and reads slowly gets events between the answers to its messages.
+#[tokio::test]
+async fn messages_of_a_client_do_not_delay_its_events() -> Result<()> {
+    const MESSAGES: usize = 75_000;
+    let server = Server::start_stub(&[]).await?;
+    let mut lines = Duplex::send_head(Raw::connect_small(&server).await?, "/ws").await?;
+    lines.send(format!("{}\n", subscribe("workflow:w", None)).as_bytes()).await?;
+    lines.raw.read_until("\"connected\"").await?;
+    lines.send("x\n".repeat(MESSAGES).as_bytes()).await?;
+    lines.raw.read_until("invalid_message").await?;
+    publish(&server, "w", 1).await?;
+    let before = lines.raw.read_until("\"message\":\"n1\"").await?;
+    let answers = before.matches("invalid_message").count();
+    ensure!(answers < MESSAGES * 4 / 5, "the event comes after {answers} of {MESSAGES} answers");
     Ok(())
 }
 

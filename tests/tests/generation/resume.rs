@@ -1,9 +1,9 @@
 //! A generation is a channel: streams are resumed, several clients read one generation, and a crash ends it with an error.
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use reqwest::Client;
 use serde_json::{Value, json};
-use weir_tests::{Server, auth, follow::Follower};
+use weir_tests::{Server, auth, follow::Follower, redis::Redis};
 
 use crate::{GENERATED_TEXT, chat, frames, send, streamed, text_of, until};
 
@@ -148,6 +148,36 @@ async fn generation_interrupted_by_kill_9_keeps_its_prefix_and_ends_with_an_erro
         assert_eq!(whole.json::<Value>().await?["code"], "interrupted");
     }
     assert!(interrupted > 0);
+    Ok(())
+}
+
+/// The store refuses the events of a generation for a while: its channel ends nevertheless.
+#[tokio::test]
+async fn generation_whose_events_are_refused_ends_once_they_are_accepted() -> Result<()> {
+    let redis = Redis::start()?;
+    until("up", async || Ok(redis.command(&["PING"]).is_ok())).await?;
+    let url = format!("events.redis_url={}", redis.url());
+    let arguments = ["--set", "events.store=redis", "--set", &url, "--set", "events.redis_prefix=p:"];
+    let arguments = [&arguments[..], &["--set", "events.lease_ms=1000"]].concat();
+    let server = Server::start_generate_stub(&arguments).await?;
+    let answer = send(&server, "/v1/chat/completions?detach=true", &streamed("!never")).await?;
+    let id = answer.headers()["x-weir-generation"].to_str()?.to_owned();
+    let (key, aside) = (format!("p:generation:{id}"), "aside");
+    redis.command(&["RENAME", &key, aside])?;
+    // A value of another type, which nothing can be appended to.
+    redis.command(&["SET", &key, "x"])?;
+    let deleted = Client::new().delete(server.url(&format!("/v1/generations/{id}")));
+    let deleting = tokio::spawn(deleted.send());
+    let state = format!("p:@@state:generation:{id}");
+    until("given up", async || Ok(server.log().contains("were not stored"))).await?;
+    ensure!(redis.command(&["EXISTS", &state])?.trim() == ":1", "the key of the generation shows that it has no end");
+    redis.command(&["DEL", &key])?;
+    redis.command(&["RENAME", aside, &key])?;
+    let path = format!("/v1/generations/{id}?stream=true");
+    let text = get(&server, &path).await?.text().await?;
+    assert_eq!(frames(&text)?.last().context("a frame")?["error"]["code"], "interrupted", "{text}");
+    until("forgotten", async || Ok(redis.command(&["EXISTS", &state])?.trim() == ":0")).await?;
+    deleting.abort();
     Ok(())
 }
 

@@ -80,7 +80,8 @@ pub(crate) async fn run_socket(
     let settings = socket.settings;
     let duplex = Duplex::new(SocketOutput::default(), settings, began);
     let run = async {
-        let mut conversation = Conversation { socket, duplex: &duplex, followed: Vec::new(), due: None };
+        let mut conversation =
+            Conversation { socket, duplex: &duplex, followed: Vec::new(), due: None, part_was_last: false };
         if let Some((channel, after, filter)) = first {
             conversation.follow(channel, after, filter).await;
         }
@@ -153,6 +154,8 @@ struct Conversation<'a> {
     followed: Vec<FollowedChannel>,
     /// When throttled progress is due, in nanoseconds of the monotonic clock, and its timer.
     due: Option<(u64, Timer)>,
+    /// Whether the last input was a part of the request body.
+    part_was_last: bool,
 }
 
 /// Resolves at a point in time.
@@ -212,14 +215,9 @@ impl Conversation<'_> {
         part: &mut NextPart,
         timer: &mut Pin<Box<dyn Future<Output = ()>>>,
     ) -> Poll<ConversationInput> {
-        if let Poll::Ready((body, part)) = part.as_mut().poll(context) {
-            return Poll::Ready(ConversationInput::Part(body, part));
-        }
-        for (index, followed) in self.followed.iter_mut().enumerate() {
-            if let Poll::Ready(read) = followed.reading.as_mut().poll(context) {
-                // `handle_deliveries` moves the channel to the end of the list, so that all take turns.
-                return Poll::Ready(ConversationInput::Read(index, read));
-            }
+        // Timers are seldom due, so they delay nothing.
+        if timer.as_mut().poll(context).is_ready() {
+            return Poll::Ready(ConversationInput::Timer);
         }
         if let Some((_, due)) = &mut self.due
             && due.as_mut().poll(context).is_ready()
@@ -227,7 +225,26 @@ impl Conversation<'_> {
             self.due = None;
             return Poll::Ready(ConversationInput::Due);
         }
-        timer.as_mut().poll(context).map(|()| ConversationInput::Timer)
+        // The client and the channels take turns, so that a client that sends without pause gets its deliveries.
+        let deliveries_are_first = std::mem::take(&mut self.part_was_last);
+        if deliveries_are_first && let Poll::Ready(input) = self.poll_deliveries(context) {
+            return Poll::Ready(input);
+        }
+        if let Poll::Ready((body, part)) = part.as_mut().poll(context) {
+            self.part_was_last = true;
+            return Poll::Ready(ConversationInput::Part(body, part));
+        }
+        if deliveries_are_first { Poll::Pending } else { self.poll_deliveries(context) }
+    }
+
+    fn poll_deliveries(&mut self, context: &mut Context<'_>) -> Poll<ConversationInput> {
+        for (index, followed) in self.followed.iter_mut().enumerate() {
+            if let Poll::Ready(read) = followed.reading.as_mut().poll(context) {
+                // `handle_deliveries` moves the channel to the end of the list, so that all take turns.
+                return Poll::Ready(ConversationInput::Read(index, read));
+            }
+        }
+        Poll::Pending
     }
 
     /// Sets the timer of throttled progress.
@@ -275,7 +292,10 @@ impl Conversation<'_> {
                     let message = "this channel is not followed";
                     return self.send(error_json("not_followed", message, Some(&channel), false));
                 };
-                self.followed.remove(index);
+                let mut followed = self.followed.remove(index);
+                let mut due = Vec::new();
+                followed.throttle.drain(&mut due);
+                due.iter().for_each(|entry| self.send_entry(&channel, entry));
                 let event = StreamEvent::Disconnected {
                     reason: "unsubscribed",
                     message: "the client has unsubscribed",

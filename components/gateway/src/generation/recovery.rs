@@ -38,18 +38,27 @@ async fn recover() {
     }
 }
 
+/// Interrupts every generation without an owner. A generation that fails does not prevent the later ones; the first
+/// such failure is returned.
 async fn interrupt_unowned() -> Result<(), Failure> {
-    let mut after = String::new();
+    let (mut after, mut failed) = (String::new(), None);
     loop {
         let keys = state::keys(KIND.to_owned(), after, KEYS_MAX).await?;
         for key in &keys {
             let id = key.split_once(':').map_or("", |(_, id)| id);
             if !Registry::current().has(id) {
-                interrupt(key).await?;
+                match interrupt(key).await {
+                    Ok(()) => {}
+                    // The store answers no request.
+                    Err(failure @ Failure::Unavailable(_)) => return Err(failure),
+                    Err(failure) => {
+                        failed.get_or_insert(failure);
+                    }
+                }
             }
         }
         if keys.len() < KEYS_MAX as usize {
-            return Ok(());
+            return failed.map_or(Ok(()), Err);
         }
         after = keys.last().cloned().unwrap_or_default();
     }

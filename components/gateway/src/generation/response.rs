@@ -33,6 +33,8 @@ const DELIVERIES_MAX: usize = 64;
 const PAGE_EVENTS: u32 = 1000;
 /// The interval in which the client is probed while there is nothing to write, in milliseconds.
 const PROBE_MS: u64 = 500;
+/// The delay before a channel is followed again whose deliveries ended without an event, in milliseconds.
+const FOLLOW_AGAIN_MS: u64 = 100;
 const START: Cursor = Cursor { epoch: 0, seq: 0 };
 
 /// The events of a channel in order, up to its last.
@@ -74,6 +76,9 @@ impl ChannelEvents {
                 }
             }
             if is_slow {
+                if entries.is_empty() {
+                    Deadline::after(clock::now(), FOLLOW_AGAIN_MS).passed().await;
+                }
                 // The channel retains the events that were not read.
                 let followed = events::follow(self.channel.to_string(), self.last, self.user.clone()).await;
                 self.deliveries = followed.map_err(|_| EventsLost)?;

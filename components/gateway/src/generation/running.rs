@@ -46,8 +46,8 @@ use crate::{
 
 /// How long a cancelled generation may take to end, in milliseconds.
 const CANCEL_MS: u64 = 2000;
-/// The first and the longest delay between attempts to append, and the time after which they end, in milliseconds.
-const RETRY_MS: (u64, u64, u64) = (100, 2000, 30_000);
+/// The first and the longest delay between attempts to append, in milliseconds. They end after [`lease::patience_ms`].
+const RETRY_MS: (u64, u64) = (100, 2000);
 const NS_PER_S: u64 = 1_000_000_000;
 
 /// A generation that runs in this instance.
@@ -193,8 +193,8 @@ impl RunningGeneration {
 
     /// Appends events, with retries for a bounded time; false if they cannot be appended.
     async fn store(&self, batch: &[GenerationEvent]) -> bool {
-        let (mut delay_ms, delay_ms_max, for_ms) = RETRY_MS;
-        let until = Deadline::after(clock::now(), for_ms);
+        let (mut delay_ms, delay_ms_max) = RETRY_MS;
+        let until = Deadline::after(clock::now(), lease::patience_ms());
         loop {
             match self.append(batch).await {
                 Ok(()) => return true,
@@ -214,19 +214,25 @@ impl RunningGeneration {
 
     /// Appends the events of a computation until the last. No task awaits this.
     async fn drive(self: Rc<Self>, computation: Computation, progress: Progress) {
-        {
+        let is_complete = {
             let run = pin!(self.events(computation, progress));
             // If the lease is lost, another instance has ended the generation.
             let lease = pin!(self.lease.renew_until_lost(|| {}));
-            select(run, lease).await;
-        }
+            matches!(select(run, lease).await, Either::Left((true, _)))
+        };
         self.has_ended.set(true);
         self.end.notify();
-        self.close().await;
+        if is_complete {
+            self.close().await;
+        } else {
+            // The key remains, so that recovery appends a last event once the store accepts one.
+            self.lease.release().await;
+        }
         Registry::current().remove(&self.id);
     }
 
-    async fn events(&self, computation: Computation, mut progress: Progress) {
+    /// Appends the events of a computation; true if the last one is appended.
+    async fn events(&self, computation: Computation, mut progress: Progress) -> bool {
         let Computation { mut commands, mut events } = computation;
         let events_max = Settings::current().map_or(1000, |settings| settings.sessions.channel_events_max);
         let mut batch = EventBatch::new(events_max);
@@ -257,18 +263,21 @@ impl RunningGeneration {
                 let last =
                     if cancelled_at.is_some() { client::cancelled() } else { failed(&Problem::item(&client::lost())) };
                 batch.push(last);
-                if let Some(events) = batch.take() {
-                    self.store(&events).await;
-                }
-                return;
+                return match batch.take() {
+                    Some(events) => self.store(&events).await,
+                    None => false,
+                };
             };
             for event in kinds.into_iter().filter_map(|kind| progress.event(kind)) {
                 batch.push(event.unwrap_or_else(|failure| failed(&Problem::item(&failure))));
             }
             if let Some(events) = batch.take() {
                 let is_last = events.last().is_some_and(GenerationEvent::is_last);
-                if !self.store(&events).await || is_last {
-                    return;
+                if !self.store(&events).await {
+                    return false;
+                }
+                if is_last {
+                    return true;
                 }
             }
         }

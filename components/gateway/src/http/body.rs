@@ -55,7 +55,7 @@ async fn collect(request: types::Request, announced: Option<u64>, bytes_max: u64
             break;
         }
     }
-    match reader.is_complete().await {
+    match reader.check_complete().await {
         true => Ok(body),
         false => Err(Problem::body_incomplete()),
     }
@@ -105,7 +105,7 @@ impl BodyReader {
     }
 
     /// Whether the body is complete; to be called after its last part.
-    pub(crate) async fn is_complete(self) -> bool {
+    pub(crate) async fn check_complete(self) -> bool {
         self.trailers.await.is_ok()
     }
 }

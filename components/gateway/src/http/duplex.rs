@@ -191,7 +191,7 @@ impl<'a, S: OutputSource> Duplex<'a, S> {
                 break;
             }
         }
-        if body.is_complete().await { Ok(lines) } else { Err(ItemError::body_incomplete().into()) }
+        if body.check_complete().await { Ok(lines) } else { Err(ItemError::body_incomplete().into()) }
     }
 
     /// Writes output as soon as there is some, until the last line or until the reader is gone.

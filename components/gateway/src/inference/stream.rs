@@ -162,7 +162,7 @@ impl Stream<'_> {
             }
         }
         // The last line of an incomplete body is dropped.
-        if !body.is_complete().await {
+        if !body.check_complete().await {
             return Some(ItemError::body_incomplete());
         }
         let last = lines.last_line().and_then(|line| self.take_line(&line));

@@ -20,7 +20,7 @@ use weir_core::{
 
 use super::{
     Pipelines,
-    persistence::{self, OwnershipLost},
+    persistence::{self, WriteRefused},
     running::RunningExecution,
     steps, upload,
 };
@@ -41,13 +41,13 @@ pub(super) struct Runs {
 /// Drives an execution to its end. No task awaits this: it ends with the execution, or with the instance.
 pub(super) async fn drive(pipelines: &'static Pipelines, running: Rc<RunningExecution>) {
     let mut runs = Runs::default();
-    let mut save: Option<LocalBoxFuture<'static, Result<u64, OwnershipLost>>> = None;
-    let mut append: Option<LocalBoxFuture<'static, Result<(Batch, u64), OwnershipLost>>> = None;
+    let mut save: Option<LocalBoxFuture<'static, Result<u64, WriteRefused>>> = None;
+    let mut append: Option<LocalBoxFuture<'static, Result<(Batch, u64), WriteRefused>>> = None;
     let mut timer: Option<(u64, LocalBoxFuture<'static, ()>)> = None;
     let mut cancelled = pin!(running.cancelled().fuse());
     let mut lease = pin!(running.keep_lease().fuse());
     loop {
-        if running.is_lost() {
+        if running.is_lost() || running.is_refused() {
             break;
         }
         let now = clock::now();
@@ -117,11 +117,18 @@ pub(super) async fn drive(pipelines: &'static Pipelines, running: Rc<RunningExec
     }
     // The execution has ended: the remaining runs and writes are dropped.
     drop((runs, save, append));
-    if !running.is_lost() {
+    let is_ended = !running.is_lost() && !running.is_refused() && {
         upload::report_end(&running).await;
-    }
-    if running.is_lost() || persistence::end(pipelines, &running).await.is_err() {
-        eprintln!("warn: {} is owned by another instance now", running.execution.borrow().id());
+        persistence::end(pipelines, &running).await.is_ok()
+    };
+    if !is_ended {
+        match running.refusal() {
+            Some(reason) if !running.is_lost() => {
+                persistence::end_refused(&running, &reason).await;
+                running.release().await;
+            }
+            _ => eprintln!("warn: {} is owned by another instance now", running.execution.borrow().id()),
+        }
         pipelines.abandon(&running);
         return;
     }

@@ -72,8 +72,6 @@ pub(crate) struct Pipelines {
     damaged: RefCell<BTreeSet<String>>,
     /// Whether the executions in the store have been counted.
     restoration: Restoration,
-    /// True once resuming has started.
-    is_woken: Cell<bool>,
 }
 
 impl Pipelines {
@@ -99,7 +97,6 @@ impl Pipelines {
             opening: RefCell::default(),
             damaged: RefCell::default(),
             restoration: Restoration::default(),
-            is_woken: Cell::new(false),
         }));
         PIPELINES.set(Some(pipelines));
         Ok(pipelines)
@@ -113,11 +110,10 @@ impl Pipelines {
             return;
         }
         if let Ok(pipelines) = Self::current()
-            && !pipelines.is_woken.replace(true)
+            && pipelines.restoration.begin()
         {
             // Errors in definitions are logged when the server starts.
             pipelines.definitions.reload();
-            pipelines.restoration.begin();
             spawn(resume::resume(pipelines));
         }
     }

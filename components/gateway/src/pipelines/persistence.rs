@@ -22,7 +22,9 @@ use weir_codec::{
 };
 use weir_core::{
     channels::Cursor,
-    pipelines::{Batch, Checkpoint, Definition},
+    pipelines::{
+        Batch, Checkpoint, Data, Definition, Event as PipelineEvent, Metadata, PipelineFailure, Sequenced, StepFailure,
+    },
 };
 
 use super::{Pipelines, listing, running::RunningExecution};
@@ -40,6 +42,8 @@ use crate::{
 
 /// Maximum size of a part of a checkpoint; the store accepts values of up to a mebibyte.
 const PART_BYTES: usize = 1_000_000;
+/// Maximum number of parts of a checkpoint.
+const PARTS_MAX: usize = checkpoint::CHECKPOINT_BYTES_MAX.div_ceil(PART_BYTES);
 /// Maximum size of one event in the store, and of all events of one append.
 const EVENT_BYTES_MAX: usize = 262_144;
 const APPEND_BYTES_MAX: usize = 1 << 20;
@@ -81,22 +85,35 @@ pub(super) struct StoredExecution {
     pub(super) checkpoint: Checkpoint,
 }
 
-/// Another instance owns the execution: this instance may store nothing more of it.
+/// This instance can store nothing more of an execution: another one owns it, or the store refuses the state for good.
 #[derive(Debug)]
-pub(super) struct OwnershipLost;
+pub(super) struct WriteRefused;
+
+/// Whether a write that has failed may succeed later.
+fn is_retried(failure: &Failure) -> bool {
+    !matches!(failure, Failure::Fenced | Failure::TooLarge(_) | Failure::Invalid(_))
+}
+
+/// Marks an execution whose write cannot succeed, so that its driver ends.
+fn refuse(running: &RunningExecution, failure: &Failure) -> WriteRefused {
+    match failure {
+        Failure::Fenced => running.lose(),
+        failure => running.refuse(store::reason(failure)),
+    }
+    WriteRefused
+}
 
 /// Saves a checkpoint, retrying until it succeeds; returns its number.
 pub(super) async fn save(
     pipelines: &'static Pipelines,
     running: Rc<RunningExecution>,
     checkpoint: Checkpoint,
-) -> Result<u64, OwnershipLost> {
+) -> Result<u64, WriteRefused> {
     let number = checkpoint.number;
     let mut delay_ms = RETRY_MS.0;
     while let Err(failure) = try_save(pipelines, &running, &checkpoint).await {
-        if let Failure::Fenced = failure {
-            running.lose();
-            return Err(OwnershipLost);
+        if !is_retried(&failure) {
+            return Err(refuse(&running, &failure));
         }
         eprintln!("warn: a checkpoint of {} was not saved: {}", checkpoint.execution_id, store::reason(&failure));
         Deadline::after(clock::now(), delay_ms).passed().await;
@@ -137,16 +154,16 @@ pub(super) async fn assign_channel_owner(running: &RunningExecution) -> Result<(
     let Some((channel, user)) = channel.zip(user) else {
         return Err(Failure::Invalid("the name of the user is not valid as a channel".to_owned()));
     };
-    // The reason is dropped here; callers retry.
-    ownership::assign(&channel, &user, ownership::PastEvents::Owned)
-        .await
-        .map(drop)
-        .map_err(|_| Failure::Unavailable(1000))
+    let assigned = ownership::assign(&channel, &user, ownership::PastEvents::Owned).await;
+    assigned.map(drop).map_err(|problem| {
+        eprintln!("warn: the owner of {channel} was not recorded: {}", problem.detail);
+        Failure::Unavailable(problem.retry_after_ms.unwrap_or(1000))
+    })
 }
 
 /// Appends events to the channel, retrying until it succeeds. Returns the batch and the number of the last stored
 /// event.
-pub(super) async fn store(running: Rc<RunningExecution>, batch: Batch) -> Result<(Batch, u64), OwnershipLost> {
+pub(super) async fn store(running: Rc<RunningExecution>, batch: Batch) -> Result<(Batch, u64), WriteRefused> {
     let id = running.execution.borrow().id().clone();
     let channel = format!("pipeline:{id}");
     let (mut wire, mut bytes, mut seq) = (Vec::new(), 0, 0);
@@ -179,10 +196,7 @@ pub(super) async fn store(running: Rc<RunningExecution>, batch: Batch) -> Result
                 running.stored.set(all);
                 return Ok((batch, all));
             }
-            Err(Failure::Fenced) => {
-                running.lose();
-                return Err(OwnershipLost);
-            }
+            Err(failure) if !is_retried(&failure) => return Err(refuse(&running, &failure)),
             Err(failure) => eprintln!("warn: events of {id} were not stored: {}", store::reason(&failure)),
         }
         Deadline::after(clock::now(), delay_ms).passed().await;
@@ -223,7 +237,7 @@ pub(super) async fn tail_after(channel: &str, last: Cursor, stored: u64) -> Resu
 
 /// Stores the end of an execution and deletes its running state. While the store refuses the write, the running state
 /// remains, and the execution ends again after a restart.
-pub(super) async fn end(pipelines: &Pipelines, running: &RunningExecution) -> Result<(), OwnershipLost> {
+pub(super) async fn end(pipelines: &Pipelines, running: &RunningExecution) -> Result<(), WriteRefused> {
     let Some(mut checkpoint) = running.checkpoint.take() else { return Ok(()) };
     // Its events are stored.
     checkpoint.outbox.clear();
@@ -235,10 +249,7 @@ pub(super) async fn end(pipelines: &Pipelines, running: &RunningExecution) -> Re
     let mut is_deleted = false;
     while let Err(failure) = put_end(&id, running, bytes.clone(), ttl_ms).await {
         match failure {
-            Failure::Fenced => {
-                running.lose();
-                return Err(OwnershipLost);
-            }
+            failure if !is_retried(&failure) => return Err(refuse(running, &failure)),
             // Both states do not fit at once: the running state is deleted first. After a crash in between, only the
             // channel shows how the execution ended.
             Failure::ShareExceeded(_) | Failure::Full(_) if !is_deleted => {
@@ -260,6 +271,29 @@ pub(super) async fn end(pipelines: &Pipelines, running: &RunningExecution) -> Re
         delete_running_state(&id, running).await;
     }
     Ok(())
+}
+
+/// Ends an execution whose state the store refuses for good: appends a last event and deletes its running state.
+pub(super) async fn end_refused(running: &RunningExecution, reason: &str) {
+    let id = running.execution.borrow().id().clone();
+    eprintln!("error: {id} cannot be stored, and ends: {reason}");
+    let failure = StepFailure::last("state_refused", "the state of the execution cannot be stored");
+    let failure = PipelineFailure { failure, step_id: None, cancelled: false, compensated: 0, compensations_failed: 0 };
+    let event = PipelineEvent {
+        step_id: None,
+        unix_ns: clock::now().unix_ns,
+        data: Data::PipelineError { failure, duration_ns: 0 },
+        metadata: Metadata::default(),
+    };
+    let last = Sequenced { seq: running.stored.get().saturating_add(1), event };
+    let data = event::numbered_json(&id, &last, EVENT_BYTES_MAX);
+    let name = last.event.event_type().name().to_owned();
+    let last = Event { name, data, coalesce: None, finishes: true };
+    match events::append(format!("pipeline:{id}"), vec![last], running.fence(), running.share()).await {
+        Ok(_) | Err(Failure::Finished) => delete_running_state(&id, running).await,
+        // After a restart it is tried again.
+        Err(failure) => eprintln!("warn: the end of {id} is not stored: {}", store::reason(&failure)),
+    }
 }
 
 async fn put_end(id: &str, running: &RunningExecution, bytes: Vec<u8>, ttl_ms: u64) -> Result<(), Failure> {
@@ -325,6 +359,7 @@ fn split(value: &[u8]) -> Option<(usize, &str, &str, &[u8])> {
     let mut words = std::str::from_utf8(line).ok()?.split(' ');
     let known = words.next()? == "weir-execution" && words.next()? == VERSION;
     let (parts, slot, owner) = (words.next()?.parse().ok()?, words.next()?, words.next()?);
+    let known = known && parts <= PARTS_MAX;
     (known && words.next().is_none()).then_some((parts, slot, owner, &rest[1..]))
 }
 
@@ -344,9 +379,6 @@ pub(super) async fn get(key_kind: ExecutionKey, id: &str) -> Result<Option<Store
     let damaged = |what: &str| Failure::Other(format!("the stored state of {id} is damaged: {what}"));
     let (parts, slot, owner, rest) = split(&value).ok_or_else(|| damaged("its first line"))?;
     let mut bytes = Vec::new();
-    if parts * PART_BYTES > checkpoint::CHECKPOINT_BYTES_MAX + PART_BYTES {
-        return Err(damaged("too many parts"));
-    }
     for part in 0..parts {
         let part = state::get(part_key(id, slot, part)).await?;
         bytes.extend(part.ok_or_else(|| damaged("a part is missing"))?);
@@ -371,8 +403,23 @@ mod tests {
             "weir-execution 2 0 a ann\n",
             "x 1 0 a ann\n",
             "weir-execution 1 0 a b c\n",
+            // 4295 parts of 1,000,000 bytes are more than a u32 of bytes.
+            "weir-execution 1 4295 a ann\n",
+            "weir-execution 1 4294967295 a ann\n",
         ] {
             assert_eq!(split(other.as_bytes()), None, "{other:?}");
+        }
+    }
+
+    #[test]
+    fn write_that_can_never_succeed_is_not_retried() {
+        for failure in [Failure::TooLarge(String::new()), Failure::Invalid(String::new()), Failure::Fenced] {
+            assert!(!is_retried(&failure), "{failure:?}");
+        }
+        for failure in
+            [Failure::Unavailable(1), Failure::Full(1), Failure::ShareExceeded(1), Failure::Other(String::new())]
+        {
+            assert!(is_retried(&failure), "{failure:?}");
         }
     }
 }

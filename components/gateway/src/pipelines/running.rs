@@ -48,6 +48,8 @@ pub(super) struct RunningExecution {
     /// Notified when events were stored, and when the execution has ended.
     pub(super) progress_notify: TaskNotify,
     is_finished: Cell<bool>,
+    /// Why the store refuses its state for good.
+    refusal: RefCell<Option<String>>,
     /// The progress to report, for the execution of an upload.
     pub(super) upload: RefCell<Option<UploadProgress>>,
 }
@@ -72,6 +74,7 @@ impl RunningExecution {
             cancelled: Cell::new(false),
             progress_notify: TaskNotify::default(),
             is_finished: Cell::new(false),
+            refusal: RefCell::default(),
         }
     }
 
@@ -102,6 +105,22 @@ impl RunningExecution {
             lease.lose();
         }
         self.changed.notify();
+    }
+
+    /// Marks that the store refuses its state for good. The driver ends.
+    pub(super) fn refuse(&self, reason: String) {
+        self.refusal.replace(Some(reason));
+        self.changed.notify();
+    }
+
+    /// Whether the store refuses its state for good.
+    pub(super) fn is_refused(&self) -> bool {
+        self.refusal.borrow().is_some()
+    }
+
+    /// Why the store refuses its state for good.
+    pub(super) fn refusal(&self) -> Option<String> {
+        self.refusal.borrow().clone()
     }
 
     /// Resolves when a step may call another service: while the lease is fresh. Never resolves if the execution is

@@ -22,7 +22,7 @@ use weir_core::pipelines::{Batch, Data, Event, Metadata, Outcome};
 use super::{
     Pipelines,
     definitions::LoadResult,
-    persistence::{self, OwnershipLost},
+    persistence::{self, WriteRefused},
     routes::start_execution,
     running::RunningExecution,
 };
@@ -81,7 +81,7 @@ impl RequestContext<'_> {
 }
 
 /// Stores events of an execution, and reports the progress of an upload.
-pub(super) async fn store(running: Rc<RunningExecution>, batch: Batch) -> Result<(Batch, u64), OwnershipLost> {
+pub(super) async fn store(running: Rc<RunningExecution>, batch: Batch) -> Result<(Batch, u64), WriteRefused> {
     let (batch, count) = persistence::store(running.clone(), batch).await?;
     for sequenced in batch.events.iter().filter(|sequenced| sequenced.seq <= count) {
         report_event(&running, &sequenced.event).await;

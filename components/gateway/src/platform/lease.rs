@@ -49,6 +49,11 @@ pub(crate) fn scan_ms() -> u64 {
     (lease_ms() / 4).max(1)
 }
 
+/// How long an instance retries a write to what it owns before it leaves it to recovery, in milliseconds.
+pub(crate) fn patience_ms() -> u64 {
+    lease_ms().saturating_mul(3)
+}
+
 fn lease_ms() -> u64 {
     Settings::current().map_or(DEFAULT_MS, |settings| settings.lease_ms)
 }

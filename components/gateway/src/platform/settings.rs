@@ -27,7 +27,8 @@ pub(crate) struct Settings {
     pub(crate) retry_ms: u32,
     /// `WEIR_GRIP`: the holder of connections, `off` by default.
     pub(crate) grip: Grip,
-    /// `WEIR_KEEPER`: `1` in the stateful gateway instance, which resumes executions and sessions after a crash.
+    /// `WEIR_KEEPER`: `1` in the stateful gateway instance, which resumes executions and sessions after a crash; `0` by
+    /// default.
     pub(crate) keeper: bool,
     /// `WEIR_EVENTS_LEASE_MS`: the time after which the state of a dead instance is taken over, 10000 by default.
     pub(crate) lease_ms: u64,
@@ -182,10 +183,10 @@ impl Settings {
                 Some("proxy") => Grip::Proxy,
                 Some(text) => return Err(format!("`WEIR_GRIP` must be `off`, `host` or `proxy`, and is `{text}`")),
             },
-            keeper: variable("WEIR_KEEPER").is_some_and(|text| text == "1"),
+            keeper: choice(&variable, "WEIR_KEEPER", ["0", "1"])?.unwrap_or(false),
             lease_ms: number("WEIR_EVENTS_LEASE_MS", 10_000)?,
             instance: variable("WEIR_INSTANCE").filter(|name| !name.is_empty()),
-            shared: variable("WEIR_EVENTS_SHARED").is_none_or(|text| text != "false"),
+            shared: choice(&variable, "WEIR_EVENTS_SHARED", ["false", "true"])?.unwrap_or(true),
             ui: match variable("WEIR_GATEWAY_UI").as_deref() {
                 None | Some("on") => true,
                 Some("off") => false,
@@ -236,12 +237,7 @@ impl Pipelines {
 
 impl Auth {
     fn read(variable: &impl Fn(&str) -> Option<String>) -> Result<Self, String> {
-        let choice = |name: &str, choices: [&str; 2]| match variable(name) {
-            None => Ok(false),
-            Some(text) if text == choices[0] => Ok(false),
-            Some(text) if text == choices[1] => Ok(true),
-            Some(text) => Err(format!("`{name}` must be `{}` or `{}`, and is `{text}`", choices[0], choices[1])),
-        };
+        let choice = |name: &str, choices: [&str; 2]| choice(variable, name, choices).map(|set| set.unwrap_or(false));
         let list = |name: &str| -> Vec<String> {
             variable(name).unwrap_or_default().split_ascii_whitespace().map(str::to_owned).collect()
         };
@@ -275,6 +271,16 @@ impl Auth {
             },
             connections_max: positive("WEIR_AUTH_CONNECTIONS_MAX", 100)?.get() as usize,
         })
+    }
+}
+
+/// Whether a variable has the second of two values; none if it is not set.
+fn choice(variable: impl Fn(&str) -> Option<String>, name: &str, [no, yes]: [&str; 2]) -> Result<Option<bool>, String> {
+    match variable(name) {
+        None => Ok(None),
+        Some(text) if text == no => Ok(Some(false)),
+        Some(text) if text == yes => Ok(Some(true)),
+        Some(text) => Err(format!("`{name}` must be `{no}` or `{yes}`, and is `{text}`")),
     }
 }
 
@@ -321,6 +327,8 @@ mod tests {
             ("WEIR_GATEWAY_UI", "yes"),
             ("WEIR_AUTH_MODE", "optional"),
             ("WEIR_AUTH_LOOPBACK", "yes"),
+            ("WEIR_KEEPER", "yes"),
+            ("WEIR_EVENTS_SHARED", "0"),
             ("WEIR_AUTH_REQUESTS_PER_S", "0"),
             ("WEIR_AUTH_LEEWAY_S", "-1"),
         ] {

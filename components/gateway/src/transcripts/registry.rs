@@ -55,6 +55,8 @@ pub(crate) struct SessionRegistry {
     pub(crate) restoration: Restoration,
     /// True when the sweep task runs.
     pub(crate) swept: Cell<bool>,
+    /// The number of uses of checkpoints so far.
+    uses: Cell<u64>,
 }
 
 /// The entry of a session.
@@ -67,6 +69,8 @@ struct State {
     head: Head,
     /// The last checkpoint; none if only the store has it.
     checkpoint: Option<Box<[u8]>>,
+    /// The number of the last use of the checkpoint: those used least recently are evicted first.
+    used: u64,
     /// The store does not have the newest checkpoint.
     dirty: bool,
     /// The checkpoint covers all events of the channel.
@@ -123,7 +127,8 @@ impl SessionRegistry {
                 let (entries, bytes, swept) = (RefCell::default(), Cell::new(0), Cell::new(false));
                 let [users, beginning] = [(); 2].map(|()| RefCell::new(Shares::new(usize::MAX, 100)));
                 let restoration = Restoration::default();
-                Box::leak(Box::new(Self { settings, entries, users, beginning, bytes, restoration, swept }))
+                let uses = Cell::new(0);
+                Box::leak(Box::new(Self { settings, entries, users, beginning, bytes, restoration, swept, uses }))
             })
         }))
     }
@@ -153,9 +158,14 @@ impl SessionRegistry {
         Ok(SessionReservation { registry: self, owner: owner.map(str::to_owned) })
     }
 
-    /// All sessions in memory.
-    pub(crate) fn all(&self) -> Vec<Rc<Entry>> {
-        self.entries.borrow().values().cloned().collect()
+    /// The sessions in memory for which a condition holds.
+    pub(crate) fn select(&self, condition: impl Fn(&Entry) -> bool) -> Vec<Rc<Entry>> {
+        self.entries.borrow().values().filter(|entry| condition(entry)).cloned().collect()
+    }
+
+    /// The number of the next use of a checkpoint.
+    fn next_use(&self) -> u64 {
+        self.uses.replace(self.uses.get() + 1)
     }
 
     /// Adds a session, and returns its entry. If there is one of this id already, returns that one unchanged.
@@ -175,8 +185,19 @@ impl SessionRegistry {
         self.users.borrow_mut().add(head.owner.as_deref(), 1);
         let due_ms = head.due_ms();
         let checkpoint = Some(checkpoint.into_boxed_slice());
-        let state =
-            State { head, checkpoint, dirty, clean, due_ms, last: None, leases: 0, store_lease: None, deleted: false };
+        let used = self.next_use();
+        let state = State {
+            head,
+            checkpoint,
+            used,
+            dirty,
+            clean,
+            due_ms,
+            last: None,
+            leases: 0,
+            store_lease: None,
+            deleted: false,
+        };
         let entry = Rc::new(Entry { channel: channel.clone(), state: RefCell::new(state) });
         entries.insert(channel.id().into(), entry.clone());
         entry
@@ -276,7 +297,7 @@ impl SessionRegistry {
         let previous = state.checkpoint.as_ref().map_or(0, |bytes| bytes.len());
         self.bytes.set((self.bytes.get() + checkpoint.len()).saturating_sub(previous));
         state.due_ms = head.due_ms();
-        (state.head, state.checkpoint) = (head, Some(checkpoint.into()));
+        (state.head, state.checkpoint, state.used) = (head, Some(checkpoint.into()), self.next_use());
         // The channel may have events after the checkpoint.
         (state.dirty, state.clean) = (false, false);
         Ok(())
@@ -284,8 +305,12 @@ impl SessionRegistry {
 
     /// The checkpoint of a session, from memory or from the store.
     pub(crate) async fn checkpoint(&self, entry: &Entry) -> Result<Vec<u8>, Problem> {
-        if let Some(bytes) = &entry.state.borrow().checkpoint {
-            return Ok(bytes.to_vec());
+        {
+            let mut state = entry.state.borrow_mut();
+            state.used = self.next_use();
+            if let Some(bytes) = &state.checkpoint {
+                return Ok(bytes.to_vec());
+            }
         }
         let bytes = persistence::get(&entry.channel).await?;
         let lost = || Problem::internal("the stored state of the session is missing");
@@ -299,7 +324,7 @@ impl SessionRegistry {
         let mut state = entry.state.borrow_mut();
         let previous = state.checkpoint.as_ref().map_or(0, |bytes| bytes.len());
         self.bytes.set((self.bytes.get() + checkpoint.len()).saturating_sub(previous));
-        state.checkpoint = Some(checkpoint.into_boxed_slice());
+        (state.checkpoint, state.used) = (Some(checkpoint.into_boxed_slice()), self.next_use());
         change(&mut state.head);
         state.due_ms = state.head.due_ms();
         (state.dirty, state.clean) = (true, true);
@@ -379,25 +404,33 @@ impl SessionRegistry {
         }
     }
 
-    /// Evicts stored checkpoints from memory until they are within their bound.
+    /// Evicts stored checkpoints from memory until they are within their bound, those used least recently first.
     pub(crate) fn evict(&self) {
-        let bytes_max = self.settings.sessions.memory_bytes_max as usize;
+        let bytes_max = usize::try_from(self.settings.sessions.memory_bytes_max).unwrap_or(usize::MAX);
         if self.bytes.get() <= bytes_max {
             return;
         }
-        for entry in self.entries.borrow().values() {
-            let mut state = entry.state.borrow_mut();
-            if state.last.is_none()
-                && !state.dirty
-                && let Some(bytes) = state.checkpoint.take()
-            {
-                self.bytes.set(self.bytes.get().saturating_sub(bytes.len()));
-            }
-            if self.bytes.get() <= bytes_max - bytes_max / 8 {
+        let target = bytes_max - bytes_max / 8;
+        for entry in eviction_order(self.entries.borrow().values()) {
+            if self.bytes.get() <= target {
                 return;
+            }
+            if let Some(bytes) = entry.state.borrow_mut().checkpoint.take() {
+                self.bytes.set(self.bytes.get().saturating_sub(bytes.len()));
             }
         }
     }
+}
+
+/// The sessions whose checkpoints can be evicted, the one used least recently first.
+fn eviction_order<'a>(entries: impl Iterator<Item = &'a Rc<Entry>>) -> Vec<&'a Rc<Entry>> {
+    let is_evictable = |entry: &&Rc<Entry>| {
+        let state = entry.state.borrow();
+        state.last.is_none() && !state.dirty && state.checkpoint.is_some()
+    };
+    let mut order: Vec<_> = entries.filter(is_evictable).collect();
+    order.sort_by_cached_key(|entry| entry.state.borrow().used);
+    order
 }
 
 /// Whether the store has no capacity for the session, in the share of its owner or in total.
@@ -409,6 +442,11 @@ impl Entry {
     /// The head of its stored record.
     pub(crate) fn head(&self) -> Head {
         self.state.borrow().head.clone()
+    }
+
+    /// When its checkpoint was taken, in milliseconds since 1970.
+    pub(crate) fn kept_ms(&self) -> u64 {
+        self.state.borrow().head.kept_ms
     }
 
     /// The user that owns the session, if users are identified.
@@ -543,5 +581,43 @@ impl SessionLease {
 impl Drop for SessionLease {
     fn drop(&mut self) {
         self.release();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use weir_codec::transcripts::config::SessionRequest;
+
+    use super::*;
+
+    fn entry(id: &str, used: u64, dirty: bool, checkpoint: Option<&[u8]>) -> Rc<Entry> {
+        let request = SessionRequest::from_query("").expect("the default settings");
+        let state = State {
+            head: Head::new(None, 0, &request),
+            checkpoint: checkpoint.map(Into::into),
+            used,
+            dirty,
+            clean: true,
+            due_ms: 0,
+            last: None,
+            leases: 0,
+            store_lease: None,
+            deleted: false,
+        };
+        let channel = Channel::new(ChannelKind::Session, id).expect("a channel");
+        Rc::new(Entry { channel, state: RefCell::new(state) })
+    }
+
+    #[test]
+    fn checkpoint_used_least_recently_is_evicted_first() {
+        let entries = [
+            entry("c", 3, false, Some(b"x")),
+            entry("unstored", 0, true, Some(b"x")),
+            entry("a", 1, false, Some(b"x")),
+            entry("evicted", 0, false, None),
+            entry("b", 2, false, Some(b"x")),
+        ];
+        let order: Vec<&str> = eviction_order(entries.iter()).iter().map(|entry| entry.channel.id()).collect();
+        assert_eq!(order, ["a", "b", "c"]);
     }
 }

@@ -121,13 +121,13 @@ impl RequestContext<'_> {
     }
 }
 
-/// Called when the host has started this instance: starts the sweep of stored sessions.
+/// Called when the host has started this instance: starts the sweep of stored sessions, once.
 pub(crate) fn wake() {
-    if std::env::var_os("WEIR_KEEPER").is_none() {
-        return;
-    }
-    if let Ok(registry) = SessionRegistry::current() {
-        registry.restoration.begin();
+    // Invalid settings are reported to each request.
+    if let Ok(registry) = SessionRegistry::current()
+        && registry.settings.keeper
+        && registry.restoration.begin()
+    {
         spawn(sweep::restore(registry));
     }
 }

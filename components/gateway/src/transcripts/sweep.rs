@@ -81,8 +81,19 @@ async fn restore_once(registry: &'static SessionRegistry) {
 
 async fn sweep(registry: &'static SessionRegistry) {
     let now_ms = now_ms();
-    let is_at_rest = |entry: &Rc<Entry>| !entry.is_held() && !entry.is_deleted();
-    for entry in registry.all().into_iter().filter(is_at_rest) {
+    let needs_work = |entry: &Entry| {
+        let is_at_rest = !entry.is_held() && !entry.is_deleted();
+        is_at_rest
+            && match entry.phase() {
+                Phase::Open => entry.is_due(now_ms) || entry.is_dirty(),
+                Phase::Expired | Phase::Ended => is_over(registry, entry, now_ms) || entry.is_dirty(),
+            }
+    };
+    for entry in registry.select(needs_work) {
+        // A request may have taken it since.
+        if entry.is_held() || entry.is_deleted() {
+            continue;
+        }
         let result = match entry.phase() {
             Phase::Open if entry.is_due(now_ms) => advance_clock(registry, &entry).await,
             Phase::Expired | Phase::Ended if is_over(registry, &entry, now_ms) => delete(registry, &entry).await,
@@ -128,7 +139,7 @@ async fn put(registry: &'static SessionRegistry, entry: &Rc<Entry>) -> Result<()
 }
 
 fn is_over(registry: &SessionRegistry, entry: &Entry, now_ms: u64) -> bool {
-    now_ms >= entry.head().kept_ms.saturating_add(registry.settings.sessions.ended_ttl_ms)
+    now_ms >= entry.kept_ms().saturating_add(registry.settings.sessions.ended_ttl_ms)
 }
 
 /// Advances the clock of an idle session, which may warn or expire it.

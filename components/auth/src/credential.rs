@@ -41,6 +41,8 @@ const SECRETS: [&str; 10] = [
 #[derive(Clone, Default, PartialEq, Eq)]
 pub struct Credentials {
     pub(crate) bearer: Option<String>,
+    /// The API key in a header of its own, beside a token in `Authorization`. Alone it is the bearer token.
+    pub(crate) api_key: Option<String>,
     pub(crate) cookie: Option<String>,
     pub(crate) ticket: Option<String>,
 }
@@ -59,6 +61,9 @@ pub enum CredentialError {
     /// `Authorization` appears twice.
     #[error("`Authorization` appears twice")]
     AuthorizationTwice,
+    /// An API key appears twice.
+    #[error("the header of an API key appears twice")]
+    ApiKeyTwice,
     /// `Authorization` has another scheme.
     #[error("`Authorization` must be of the scheme Bearer")]
     Scheme,
@@ -107,7 +112,9 @@ impl Credentials {
                     return Err(CredentialError::AuthorizationTwice);
                 }
             } else if API_KEY_HEADERS.iter().any(|header| name.eq_ignore_ascii_case(header)) {
-                api_key = Some(token68(value, "the header of an API key", TOKEN_BYTES_MAX)?);
+                if api_key.replace(token68(value, "the header of an API key", TOKEN_BYTES_MAX)?).is_some() {
+                    return Err(CredentialError::ApiKeyTwice);
+                }
             } else if name.eq_ignore_ascii_case("cookie") {
                 cookies_bytes += value.len();
                 if cookies_bytes > COOKIES_BYTES_MAX {
@@ -117,7 +124,10 @@ impl Credentials {
                 cookie(value, &mut credentials.cookie)?;
             }
         }
-        credentials.bearer = credentials.bearer.or(api_key);
+        match &credentials.bearer {
+            None => credentials.bearer = api_key,
+            Some(_) => credentials.api_key = api_key,
+        }
         Ok(credentials)
     }
 
@@ -213,7 +223,7 @@ mod tests {
     fn check(headers: &[(&str, &str)], query: &str, want: Expect) {
         let headers = headers.iter().map(|(name, value)| (*name, value.as_bytes()));
         want.assert_eq(&match Credentials::find(headers, query) {
-            Ok(Credentials { bearer, cookie, ticket }) => format!("{bearer:?} {cookie:?} {ticket:?}"),
+            Ok(Credentials { bearer, cookie, ticket, .. }) => format!("{bearer:?} {cookie:?} {ticket:?}"),
             Err(error) => error.to_string(),
         });
     }
@@ -246,6 +256,13 @@ mod tests {
             "",
             expect!["the token in the header of an API key has characters that no token has, or is empty or too long"],
         );
+    }
+
+    #[test]
+    fn second_api_key_is_refused() {
+        for headers in [[("x-api-key", "a"), ("x-api-key", "a")], [("x-api-key", "a"), ("x-goog-api-key", "b")]] {
+            check(&headers, "", expect!["the header of an API key appears twice"]);
+        }
     }
 
     #[test]

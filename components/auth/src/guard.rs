@@ -124,6 +124,7 @@ impl Guard {
             };
         }
         let bearer = credentials.bearer.as_deref().map(|token| self.verify_token(token, now_s)).transpose()?;
+        let key = credentials.api_key.as_deref().map(|token| self.verify_token(token, now_s)).transpose()?;
         let cookie = credentials.cookie.as_deref().map(|token| self.verify_token(token, now_s)).transpose()?;
         let ticket = match (&credentials.ticket, &self.tickets) {
             (None, _) => None,
@@ -132,6 +133,7 @@ impl Guard {
         };
         let users = [
             bearer.as_ref().map(Identity::user),
+            key.as_ref().map(Identity::user),
             cookie.as_ref().map(Identity::user),
             ticket.as_ref().map(UnclaimedTicket::user),
         ];

@@ -25,6 +25,7 @@ impl From<AuthError> for Problem {
             }
             AuthError::Ticket(TicketError::Path | TicketError::TooLong) => (422, "invalid_ticket", "No such ticket"),
             AuthError::Ticket(TicketError::Limited) | AuthError::HostNotLoopback => (403, "forbidden", FORBIDDEN),
+            AuthError::Ticket(TicketError::Label) => return Self::internal(&error.to_string()),
             AuthError::Ticket(_) => (401, "invalid_ticket", UNAUTHORIZED),
             AuthError::TwoUsers => (400, "two_users", "The request has credentials of two users"),
         };

@@ -56,6 +56,9 @@ pub enum TicketError {
     /// It was not issued by this server, or was changed.
     #[error("the ticket is invalid")]
     Forged,
+    /// The label of the store's claims does not fit into a ticket.
+    #[error("the server cannot issue tickets: the label of the channel store has a line break")]
+    Label,
     /// It has expired.
     #[error("the ticket has expired")]
     Expired,
@@ -157,7 +160,7 @@ impl TicketKeys {
     ) -> Result<IssuedTicket, TicketError> {
         let fit = |byte: u8| byte.is_ascii_graphic() && byte != b'?' && byte != b'#';
         if claims_label.contains('\n') {
-            return Err(TicketError::Forged);
+            return Err(TicketError::Label);
         }
         if path.len() > PATH_BYTES_MAX || !path.starts_with('/') || !path.bytes().all(fit) {
             return Err(TicketError::Path);
@@ -172,7 +175,7 @@ impl TicketKeys {
         let (id, user, scopes) = (base64url::encode(random), &identity.user, &identity.scopes);
         let fields = format!("{id}\n{user}\n{path}\n{expires_s}\n{expires_at_s}\n{scopes}\n{limit}\n{claims_label}");
         let signed = format!("{VERSION}{}", base64url::encode(fields.as_bytes()));
-        let secret = self.secrets.first().ok_or(TicketError::Forged)?;
+        let secret = self.secrets.first().expect("`new` refuses an empty list");
         let signature = mac(secret, &[DOMAIN, signed.as_bytes()]).finalize().into_bytes();
         let ticket = format!("{signed}.{}", base64url::encode(&signature));
         match ticket.len() {

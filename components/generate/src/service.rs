@@ -11,6 +11,7 @@ use std::future::{Future, poll_fn};
 use std::pin::pin;
 use std::rc::Rc;
 use std::task::Poll;
+use std::time::Instant;
 
 use wit_bindgen::{StreamReader, StreamResult, StreamWriter};
 
@@ -59,9 +60,7 @@ async fn serve(mut commands: StreamReader<Command>, mut events: StreamWriter<Eve
                 }
             }
         }
-        if let Some(request) = call.blocked.pop_front() {
-            call.start(request).await;
-        }
+        call.start_blocked().await;
         for lane in &mut call.lanes {
             lane.step(&mut call.events).await;
         }
@@ -94,9 +93,27 @@ struct RunCall {
     models: Rc<Models>,
     /// The models that its requests name.
     lanes: Vec<Lane>,
-    /// Requests that wait for capacity in a queue. No command is read while there is one.
-    blocked: VecDeque<Request>,
+    /// Requests that wait for capacity in a queue, in order. No command is read while there is one.
+    blocked: VecDeque<BlockedRequest>,
     events: Vec<Event>,
+}
+
+/// A request that waits for capacity in the queue of its model.
+struct BlockedRequest {
+    request: Request,
+    since: Instant,
+}
+
+impl BlockedRequest {
+    /// The request, with the time that remains until its deadline.
+    fn into_request(self) -> Result<Request, Failure> {
+        let Self { mut request, since } = self;
+        let waited_ms = u32::try_from(since.elapsed().as_millis()).unwrap_or(u32::MAX);
+        if let Some(deadline_ms) = &mut request.deadline_ms {
+            *deadline_ms = deadline_ms.checked_sub(waited_ms).filter(|ms| *ms > 0).ok_or(Failure::DeadlineExceeded)?;
+        }
+        Ok(request)
+    }
 }
 
 impl RunCall {
@@ -106,13 +123,33 @@ impl RunCall {
 
     async fn start(&mut self, request: Request) {
         let id = request.id;
-        if let Err(failure) = self.try_start(request).await {
-            self.events.push(Event { id, kind: EventKind::Failed(failure) });
+        match self.try_start(request).await {
+            Ok(None) => {}
+            Ok(Some(request)) => self.blocked.push_back(BlockedRequest { request, since: Instant::now() }),
+            Err(failure) => self.events.push(Event { id, kind: EventKind::Failed(failure) }),
         }
     }
 
-    async fn try_start(&mut self, request: Request) -> Result<(), Failure> {
-        if self.lanes.iter().any(|lane| lane.has(request.id)) {
+    /// Starts the blocked requests for which there is capacity now; the others keep their order.
+    async fn start_blocked(&mut self) {
+        for blocked in std::mem::take(&mut self.blocked) {
+            let (id, since) = (blocked.request.id, Instant::now());
+            let started = match blocked.into_request() {
+                Ok(request) => self.try_start(request).await,
+                Err(failure) => Err(failure),
+            };
+            match started {
+                Ok(None) => {}
+                Ok(Some(request)) => self.blocked.push_back(BlockedRequest { request, since }),
+                Err(failure) => self.events.push(Event { id, kind: EventKind::Failed(failure) }),
+            }
+        }
+    }
+
+    /// Starts a request; returns it if it has to wait for capacity in the queue.
+    async fn try_start(&mut self, request: Request) -> Result<Option<Request>, Failure> {
+        let is_blocked = self.blocked.iter().any(|blocked| blocked.request.id == request.id);
+        if is_blocked || self.lanes.iter().any(|lane| lane.has(request.id)) {
             let id = request.id;
             return Err(Failure::InvalidInput(format!("the id {id} belongs to a generation that has not ended")));
         }
@@ -125,15 +162,12 @@ impl RunCall {
                 &mut self.lanes[last]
             }
         };
-        if let Some(request) = lane.start(request)? {
-            self.blocked.push_back(request);
-        }
-        Ok(())
+        lane.start(request)
     }
 
     fn cancel(&mut self, id: u64) {
-        if let Some(at) = self.blocked.iter().position(|request| request.id == id) {
-            let choices = self.blocked.remove(at).map_or(0, |request| request.choices);
+        if let Some(at) = self.blocked.iter().position(|blocked| blocked.request.id == id) {
+            let choices = self.blocked.remove(at).map_or(0, |blocked| blocked.request.choices);
             self.events.extend((0..choices).map(|index| lane::cancelled(id, index)));
         }
         self.lanes.iter_mut().for_each(|lane| lane.cancel(id, &mut self.events));

@@ -241,9 +241,9 @@ impl ToolParser {
         if is_text && !pending.is_empty() { vec![Part::Text(pending)] } else { Vec::new() }
     }
 
-    /// Whether a bare object may still be text.
+    /// Whether an object without a name so far is pending.
     fn is_undecided(&self) -> bool {
-        matches!(&self.state, State::Object(scanner) if self.format == ToolFormat::Llama && !scanner.has_name && !self.pending.is_empty())
+        matches!(&self.state, State::Object(scanner) if !scanner.has_name && !self.pending.is_empty())
     }
 
     fn push_char(&mut self, char: char, parts: &mut Vec<Part>) {
@@ -253,6 +253,8 @@ impl ToolParser {
                 if char == '{' {
                     let mut scanner = ObjectScanner::default();
                     scanner.push(char);
+                    self.pending.clear();
+                    self.pending.push(char);
                     self.state = State::Object(scanner);
                     return;
                 }
@@ -312,6 +314,9 @@ impl ToolParser {
                         }
                         self.calls += 1;
                         self.complete += 1;
+                    } else {
+                        // An object without a name is not a call.
+                        parts.push(Part::Text(std::mem::take(&mut self.pending)));
                     }
                     self.pending.clear();
                     self.state = State::Calls;
@@ -549,6 +554,20 @@ mod tests {
         fn any_text_is_parsed(text in "[\\[\\]{}<>/tolca_\": ;,a]{0,40}") {
             for format in [ToolFormat::Hermes, ToolFormat::Mistral, ToolFormat::Llama] {
                 all(format, &text, &[3]);
+            }
+        }
+    }
+
+    #[test]
+    fn object_without_a_name_is_text() {
+        for (text, shown) in [
+            ("<tool_call>{\"a\": 1}</tool_call>", "{\"a\": 1}"),
+            ("<tool_call>\n{\"a\": {\"b\": 1}}\n</tool_call>", "{\"a\": {\"b\": 1}}"),
+            ("<tool_call>{\"a\": ", "{\"a\": "),
+        ] {
+            for sizes in [&[1][..], &[usize::MAX]] {
+                let (found, calls) = all(ToolFormat::Hermes, text, sizes);
+                assert_eq!((found.as_str(), calls.is_empty()), (shown, true), "{text}");
             }
         }
     }

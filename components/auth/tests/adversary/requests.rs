@@ -39,6 +39,11 @@ fn credentials_of_two_users_are_refused() {
     let query = format!("ticket={ticket}");
     assert_eq!(enter(&guard, &both[..1], &query), Err(AuthError::TwoUsers));
     assert_eq!(user(enter(&guard, &both[1..], &query).unwrap()), "bob");
+    let keys = [("authorization", bearer.as_str()), ("x-api-key", bob.as_str())];
+    assert_eq!(enter(&guard, &keys, ""), Err(AuthError::TwoUsers));
+    assert_eq!(user(enter(&guard, &[keys[0], ("x-api-key", ann.as_str())], "").unwrap()), "ann");
+    let forged = [keys[0], ("x-api-key", "weir_AAAA")];
+    assert!(matches!(enter(&guard, &forged, ""), Err(AuthError::ApiKey(_))));
     // A forged credential beside a valid one.
     let forged = [("authorization", bearer.as_str()), ("cookie", "__Host-weir=eyJhbGciOiJub25lIn0.e30.x")];
     assert!(matches!(enter(&guard, &forged, ""), Err(AuthError::Token(_))));

@@ -1,5 +1,7 @@
 //! Where a client that reconnects to a generation continues.
 
+use std::borrow::Cow;
+
 use crate::{
     channels::route::Channel,
     inference::query::decode,
@@ -24,14 +26,11 @@ impl Resume {
     /// One of them has an invalid value.
     pub fn read(query: &str, last_event_id: Option<&str>) -> Result<Self, RequestError> {
         let mut resume = Self::default();
-        for pair in query.split('&') {
-            let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
-            let value = decode(value);
-            match &*decode(name) {
-                "stream" => resume.stream = flag("stream", &value)?,
-                "starting_after" => resume.after = Some(number("starting_after", &value)?),
-                _ => {}
-            }
+        if let Some(value) = parameter(query, "stream")? {
+            resume.stream = flag("stream", &value)?;
+        }
+        if let Some(value) = parameter(query, "starting_after")? {
+            resume.after = Some(number("starting_after", &value)?);
         }
         if let Some(id) = last_event_id.map(str::trim).filter(|id| !id.is_empty()) {
             resume.after = Some(number("Last-Event-ID", id)?);
@@ -44,16 +43,20 @@ impl Resume {
 ///
 /// # Errors
 ///
-/// `detach` is neither `true` nor `false`.
+/// `detach` is neither `true` nor `false`, or appears twice.
 pub fn detach(query: &str) -> Result<Option<bool>, RequestError> {
-    let mut detach = None;
-    for pair in query.split('&') {
-        let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
-        if decode(name) == "detach" {
-            detach = Some(flag("detach", &decode(value))?);
-        }
+    parameter(query, "detach")?.map(|value| flag("detach", &value)).transpose()
+}
+
+/// The value of a parameter, which may appear once; without `=` it is empty.
+fn parameter<'q>(query: &'q str, wanted: &'static str) -> Result<Option<Cow<'q, str>>, RequestError> {
+    let pairs = query.split('&').map(|pair| pair.split_once('=').unwrap_or((pair, "")));
+    let mut values = pairs.filter(|(name, _)| decode(name) == wanted).map(|(_, value)| decode(value));
+    let first = values.next();
+    match values.next() {
+        None => Ok(first),
+        Some(_) => Err(invalid(wanted, "must be given once")),
     }
-    Ok(detach)
 }
 
 /// True when a query requests server-sent events with `alt=sse`, as for Gemini's streams.
@@ -89,4 +92,20 @@ fn number(name: &'static str, value: &str) -> Result<u64, RequestError> {
 
 fn invalid(name: &'static str, what: &str) -> RequestError {
     RequestError::Invalid(vec![FieldError::new(name, FieldReason::NotAllowed, format!("`{name}` {what}"))])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn parameter_that_appears_twice_is_refused() {
+        let once = Resume::read("a=1&stream=true&starting_after=3", None).unwrap();
+        assert_eq!(once, Resume { stream: true, after: Some(3) });
+        for query in ["stream=true&stream=false", "starting_after=1&x&starting_after=1", "%73tream=1&stream"] {
+            assert!(matches!(Resume::read(query, None), Err(RequestError::Invalid(_))), "{query}");
+        }
+        assert!(detach("detach=true&detach=true").is_err());
+        assert_eq!((detach("detach").unwrap(), detach("x=1").unwrap()), (Some(true), None));
+    }
 }

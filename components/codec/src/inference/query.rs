@@ -42,6 +42,9 @@ impl Query {
 
     fn take(&mut self, name: &str, value: Cow<'_, str>, task: Task) -> Result<(), FieldError> {
         if name == "model" {
+            if self.model.is_some() {
+                return Err(twice("model"));
+            }
             self.model = Some(model(value.into_owned())?);
             return Ok(());
         }
@@ -52,6 +55,11 @@ impl Query {
         }
         self.parameters.take_text(name, value)
     }
+}
+
+/// The error of a parameter that may appear once.
+pub(crate) fn twice(name: &str) -> FieldError {
+    FieldError::new(name.to_owned(), FieldReason::NotAllowed, format!("`{name}` must be given once"))
 }
 
 /// Checks the length of the name of a model.
@@ -145,6 +153,7 @@ mod tests {
                 "`top_k` must be 1 to 4294967295, and is 0; `function_to_apply` must be one of softmax, sigmoid, none; `truncation` must be a boolean, and is a string; `normalize` is not known here; there are model, top_k, function_to_apply, truncation, truncation_direction, timeout_ms; `model` must have a length in bytes of 1 to 256, and is 0; `timeout_ms` must be an integer, and is a string"
             ],
         );
+        check("model=a&top_k=1&model=b", Task::Classify, expect!["`model` must be given once"]);
         let many = "ignore_labels=O&".repeat(65);
         check(&many, Task::Tokens, expect!["`ignore_labels` must have a length of 0 to 64, and is 65"]);
     }

@@ -152,13 +152,24 @@ fn file_of_form<'a>(boundary: &str, body: &'a [u8]) -> Option<(Option<String>, &
         let head = String::from_utf8_lossy(&part[..head_end]).into_owned();
         let name = head.lines().find_map(|line| {
             let (_, after) = line.split_once("filename=\"")?;
-            after.split('"').next().map(|name| name.chars().take(FILE_NAME_BYTES_MAX / 4).collect::<String>())
+            Some(quoted(after).take(FILE_NAME_BYTES_MAX / 4).collect::<String>())
         });
         parts.push((name, &part[head_end + 4..end]));
         rest = &part[end + 2 + delimiter.len()..];
     }
     let at = parts.iter().position(|(name, _)| name.is_some()).unwrap_or(0);
     (at < parts.len()).then(|| parts.swap_remove(at))
+}
+
+/// The characters of a quoted string up to its closing quote (RFC 9110, section 5.6.4). A backslash before any other
+/// character than a quote or a backslash is part of a Windows path.
+fn quoted(text: &str) -> impl Iterator<Item = char> {
+    let mut chars = text.chars().peekable();
+    std::iter::from_fn(move || match chars.next()? {
+        '"' => None,
+        '\\' => chars.next_if(|next| matches!(next, '"' | '\\')).or(Some('\\')),
+        char => Some(char),
+    })
 }
 
 fn find(haystack: &[u8], needle: &[u8]) -> Option<usize> {
@@ -287,6 +298,15 @@ mod tests {
     fn definition_of_the_built_in_pipeline_is_valid() {
         let definition = definition_file::read(DEFINITION.as_bytes(), PIPELINE).unwrap();
         assert_eq!(definition.steps().len(), 5);
+    }
+
+    #[test]
+    fn quote_in_a_file_name_is_part_of_the_name() {
+        for (written, name) in
+            [(r#"a\"b\\.txt"#, r#"a"b\.txt"#), (r"C:\files\a.txt", r"C:\files\a.txt"), ("plain", "plain")]
+        {
+            assert_eq!(quoted(&format!("{written}\"; x=\"y\"")).collect::<String>(), name);
+        }
     }
 
     #[test]

@@ -191,7 +191,15 @@ fn text(node: Node<'_>, path: &str, errors: &mut Vec<FieldError>) -> Option<Text
                 "text_too_long" | "speaker_too_long" => FieldReason::TooLong,
                 _ => FieldReason::WrongType,
             };
-            let field = field.map_or(path.to_owned(), |field| format!("{path}.{field}"));
+            let (field, message) = match field {
+                // The message names the field as the client wrote it.
+                Some(field) => {
+                    let whole = format!("{path}.{field}");
+                    let message = message.replace(&format!("`{field}`"), &format!("`{whole}`"));
+                    (whole, message)
+                }
+                None => (path.to_owned(), message),
+            };
             errors.push(FieldError::new(field, reason, message));
             None
         }
@@ -261,7 +269,7 @@ mod tests {
         check("[]", "the body is an array; a JSON object was expected");
         check(
             r#"{"inputs":["a",{"text":1},{}],"model":"x"}"#,
-            "`text` must be a string, and is an integer; `text` is required; `model` is not known here; there are inputs",
+            "`inputs[1].text` must be a string, and is an integer; `inputs[2].text` is required; `model` is not known here; there are inputs",
         );
         let many = format!(r#"{{"inputs":[{}""]}}"#, r#""","#.repeat(TEXTS_MAX));
         check(&many, "`inputs` must have a length of 0 to 1024, and is 1025");

@@ -1,5 +1,7 @@
 //! The configuration of a session: a JSON object, or a query string.
 
+use std::collections::BTreeSet;
+
 use serde::Serialize;
 use weir_core::transcripts::{
     Annotator, ConfigError, IdleConfig, RoutingConfig, SessionConfig, SummaryConfig, Workflow,
@@ -8,7 +10,7 @@ use weir_core::transcripts::{
 
 use super::semantic::SemanticParts;
 use crate::{
-    inference::query::decode,
+    inference::query::{decode, twice},
     json::{
         field::{ERRORS_MAX, FieldError, FieldReason, RequestError, unknown},
         members::{Errors, Members},
@@ -124,13 +126,15 @@ impl SessionRequest {
     /// [`RequestError::Invalid`] with every invalid parameter.
     pub fn from_query(query: &str) -> Result<Self, RequestError> {
         let mut request = Self::one_shot();
-        let mut errors = Vec::new();
+        let (mut errors, mut names) = (Vec::new(), BTreeSet::new());
         for pair in query.split('&').filter(|pair| !pair.is_empty()) {
             let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
             let (name, value) = (decode(name), decode(value));
-            if let Err(error) = request.take_text(&name, &value) {
-                errors.push(error);
-            }
+            let taken = request.take_text(&name, &value).and_then(|()| match names.insert(name.clone()) {
+                true => Ok(()),
+                false => Err(twice(&name)),
+            });
+            errors.extend(taken.err());
             if errors.len() > ERRORS_MAX {
                 break;
             }
@@ -412,6 +416,9 @@ mod tests {
         assert_eq!(other, "`max_gap_sec` is not known here; there are annotate");
         assert!(!SessionRequest::annotate_from_query("annotate=intent").unwrap().parts().keywords);
         assert!(SessionRequest::from_query("annotate=sentiment").unwrap().sentiment);
+        let repeated =
+            SessionRequest::from_query("overlap=true&max_gap_sec=1&over%6cap=false").unwrap_err().to_string();
+        assert_eq!(repeated, "`overlap` must be given once");
         assert!(SessionRequest::annotate_from_query("annotate=entities").is_err());
     }
 

@@ -131,6 +131,13 @@ impl PrefixCache {
             on_path.push(node);
         }
         if on_path.len() == path.len() {
+            // It was computed again, so the cached sequence is in use.
+            let cached = self.nodes.get(&node).map(|node| &node.sequences).into_iter().flatten();
+            let newest = cached.copied().max_by_key(|sequence| self.entries.get(sequence).map(|entry| entry.last_use));
+            self.clock += 1;
+            if let Some(entry) = newest.and_then(|newest| self.entries.get_mut(&newest)) {
+                entry.last_use = self.clock;
+            }
             return Insertion::Refused;
         }
         // Sequences that end on the path are prefixes of the new one.

@@ -446,3 +446,14 @@ fn deadlines_of_queued_and_running_requests_expire() {
     assert_eq!(scheduler.poll_expired(20), [2]);
     assert_eq!(scheduler.poll_expired(60), [1, 2]);
 }
+
+#[test]
+fn sequence_that_is_cached_already_is_used_by_a_duplicate() {
+    let mut cache = PrefixCache::new(2, 2);
+    let owned = |tokens: &'static [u32]| OwnedTokens { tenant: 1, tokens, shared_tokens: 0 };
+    for (sequence, tokens) in [(1, &[1, 1][..]), (2, &[2, 2])] {
+        assert!(matches!(cache.insert(sequence, owned(tokens)), Insertion::Cached { .. }));
+    }
+    assert_eq!(cache.insert(3, owned(&[1, 1])), Insertion::Refused);
+    assert_eq!(cache.evict(None), Some(2), "the first sequence was used later");
+}

@@ -40,9 +40,9 @@ impl Models {
         if let Some(Err(reason)) = &language.template {
             eprintln!("model {name}: {reason}");
         }
-        let open = Rc::new(OpenModel { host, language });
-        self.open.borrow_mut().insert(name.to_owned(), open.clone());
-        Ok(open)
+        // Another call may have opened it meanwhile; all calls share the first.
+        let mut all = self.open.borrow_mut();
+        Ok(all.entry(name.to_owned()).or_insert_with(|| Rc::new(OpenModel { host, language })).clone())
     }
 
     /// The models of the host. Opens each of them.

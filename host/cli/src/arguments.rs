@@ -216,9 +216,8 @@ impl Setup {
             overrides.push(("models.dir".into(), dir.display().to_string()));
         }
         overrides.extend(more.iter().map(|(key, value)| (key.to_string(), value.clone())));
-        let environment = std::env::vars_os()
-            .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)))
-            .filter(|(name, _)| name.starts_with("WEIR_"));
+        let environment =
+            std::env::vars_os().filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)));
         let mut config = weir_config::load(self.config.as_deref(), environment, &overrides)?;
         if config.models.dir.as_os_str().is_empty() {
             config.models.dir = beside_program().unwrap_or_default();

@@ -75,15 +75,19 @@ async fn serve(config: weir_config::Config) -> anyhow::Result<ExitCode> {
     let listener = Listener::bind(&config.http.listen).await?;
     let address = listener.address();
     let new_files = NewFiles::of(&config.events);
-    let runtime = match Runtime::serve(&config, BUILTIN).await {
-        Ok(runtime) => Arc::new(runtime),
+    let started = async {
+        let runtime = Arc::new(Runtime::serve(&config, BUILTIN).await?);
+        let adapters = RunningAdapters::start(&runtime, &config.adapter)?;
+        let server = Server::new(&config, listener, runtime.clone(), observer)?;
+        anyhow::Ok((runtime, adapters, server))
+    };
+    let (runtime, mut adapters, server) = match started.await {
+        Ok(started) => started,
         Err(error) => {
             new_files.remove();
-            return Err(error.into());
+            return Err(error);
         }
     };
-    let mut adapters = RunningAdapters::start(&runtime, &config.adapter)?;
-    let server = Server::new(&config, listener, runtime.clone(), observer)?;
     {
         let mut out = std::io::stdout().lock();
         writeln!(out, "listening on http://{address}")?;

@@ -15,8 +15,13 @@ use crate::{AuthMode, Config, values};
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
     /// The file does not exist or cannot be read.
-    #[error("configuration file {0} cannot be read")]
-    Unreadable(PathBuf),
+    #[error("configuration file {} cannot be read: {source}", path.display())]
+    Unreadable {
+        /// The file.
+        path: PathBuf,
+        /// The reason of the operating system.
+        source: std::io::Error,
+    },
     /// A key is unknown, or a value has the wrong type or is out of range.
     #[error("{0}")]
     Invalid(String),
@@ -39,10 +44,12 @@ pub fn load(
 ) -> Result<Config, ConfigError> {
     let mut figment = Figment::from(Serialized::defaults(Config::default()));
     if let Some(path) = file {
-        if !path.is_file() {
-            return Err(ConfigError::Unreadable(path.to_path_buf()));
+        let unreadable = |source| ConfigError::Unreadable { path: path.to_path_buf(), source };
+        // It is read twice, which a pipe does not allow.
+        if !std::fs::metadata(path).map_err(unreadable)?.is_file() {
+            return Err(unreadable(std::io::Error::other("it is not a file")));
         }
-        let contents = std::fs::read(path).map_err(|_| ConfigError::Unreadable(path.to_path_buf()))?;
+        let contents = std::fs::read(path).map_err(unreadable)?;
         // The TOML parser accepts a byte order mark, but its error about UTF-16 does not name the cause.
         weir_core::text_file::text(&contents)
             .map_err(|error| ConfigError::Invalid(format!("configuration file {}: {error}", path.display())))?;
@@ -77,12 +84,16 @@ fn check(config: &Config) -> Result<(), ConfigError> {
         ("http.header_timeout_ms", config.http.header_timeout_ms),
         ("http.idle_timeout_ms", config.http.idle_timeout_ms),
         ("http.body_timeout_ms", config.http.body_timeout_ms),
+        ("http.write_timeout_ms", config.http.write_timeout_ms),
         ("http.request_timeout_ms", config.http.request_timeout_ms),
         ("models.plans_max", u64::from(config.models.plans_max)),
         ("models.tensor_bytes_max", config.models.tensor_bytes_max),
         ("gateway.instance_requests_max", u64::from(config.gateway.instance_requests_max)),
+        ("gateway.memory_bytes_max", config.gateway.memory_bytes_max),
         ("gateway.body_bytes_max", config.gateway.body_bytes_max),
+        ("gateway.keeper_memory_bytes_max", config.gateway.keeper_memory_bytes_max),
         ("gateway.keeper_body_bytes_max", config.gateway.keeper_body_bytes_max),
+        ("infer.memory_bytes_max", config.infer.memory_bytes_max),
         ("infer.queue_items_max", u64::from(config.infer.queue_items_max)),
         ("infer.queue_tokens_max", u64::from(config.infer.queue_tokens_max)),
         ("infer.caller_items_max", u64::from(config.infer.caller_items_max)),
@@ -94,6 +105,7 @@ fn check(config: &Config) -> Result<(), ConfigError> {
         ("infer.retry_max_attempts", u64::from(config.infer.retry_max_attempts)),
         ("infer.circuit_failures", u64::from(config.infer.circuit_failures)),
         ("infer.circuit_successes", u64::from(config.infer.circuit_successes)),
+        ("generate.memory_bytes_max", config.generate.memory_bytes_max),
         ("generate.step_ms", u64::from(config.generate.step_ms)),
         ("generate.running_max", u64::from(config.generate.running_max)),
         ("generate.queue_requests_max", u64::from(config.generate.queue_requests_max)),
@@ -112,6 +124,8 @@ fn check(config: &Config) -> Result<(), ConfigError> {
         ("events.outbox_bytes_max", config.events.outbox_bytes_max),
         ("events.state_bytes_max", config.events.state_bytes_max),
         ("events.user_percent_max", u64::from(config.events.user_percent_max)),
+        ("events.file_bytes_max", config.events.file_bytes_max),
+        ("events.file_count_max", u64::from(config.events.file_count_max)),
         ("events.heartbeat_ms", config.events.heartbeat_ms),
         ("sessions.live_max", u64::from(config.sessions.live_max)),
         ("sessions.user_live_max", u64::from(config.sessions.user_live_max)),
@@ -451,6 +465,29 @@ mod tests {
                 "events.store: unknown variant: found `dsk`, expected one of `memory`, `disk`, `redis` (in FILE); did you mean `disk`?"
             ],
         );
-        assert!(matches!(load(Some(Path::new("/nowhere.toml")), [], &[]), Err(ConfigError::Unreadable(_))));
+    }
+
+    #[test]
+    fn unreadable_file_is_an_error_with_its_reason() {
+        let message = |path: &Path| load(Some(path), [], &[]).unwrap_err().to_string();
+        expect!["configuration file /nowhere.toml cannot be read: No such file or directory (os error 2)"]
+            .assert_eq(&message(Path::new("/nowhere.toml")));
+        expect!["configuration file / cannot be read: it is not a file"].assert_eq(&message(Path::new("/")));
+    }
+
+    #[test]
+    fn bound_of_zero_is_refused() {
+        for key in [
+            "http.write_timeout_ms",
+            "gateway.memory_bytes_max",
+            "gateway.keeper_memory_bytes_max",
+            "infer.memory_bytes_max",
+            "generate.memory_bytes_max",
+            "events.file_bytes_max",
+            "events.file_count_max",
+        ] {
+            let error = load(None, [], &[(key.into(), "0".into())]).expect_err(key).to_string();
+            assert_eq!(error, format!("{key} must be at least 1"));
+        }
     }
 }

@@ -69,6 +69,7 @@ impl Server {
     /// connections of subscribers.
     pub async fn serve(self, stop: impl Future<Output = ()>) -> usize {
         let Self { listener, state } = self;
+        let _upkeep = state.observer.start_upkeep();
         let connections = Arc::new(Semaphore::new(state.config.connections_max as usize));
         let (stopping, stopped) = watch::channel(false);
         let mut tasks = JoinSet::new();

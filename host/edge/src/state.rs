@@ -16,6 +16,7 @@ use crate::observe::Observer;
 use crate::share::SharedPool;
 use crate::shedding::Shedder;
 use crate::sse::subscribers::Subscribers;
+use crate::stats::SharedSnapshot;
 
 /// Most concurrent requests to `/livez` and `/readyz`: more than any prober sends.
 const PROBES_MAX: u32 = 64;
@@ -44,6 +45,8 @@ pub(crate) struct EdgeState {
     pub(crate) scrapes: Arc<SharedPool>,
     /// Streams of `/v1/stats`.
     pub(crate) watchers: Arc<SharedPool>,
+    /// The last snapshot of these streams.
+    pub(crate) shared_stats: SharedSnapshot,
     /// When the server was created.
     pub(crate) start_time: Instant,
     pub(crate) subscribers: Subscribers,
@@ -81,6 +84,7 @@ impl EdgeState {
             probes: SharedPool::new(PROBES_MAX, share),
             scrapes: SharedPool::new(SCRAPES_MAX, share),
             watchers: SharedPool::new(WATCHERS_MAX, share),
+            shared_stats: SharedSnapshot::default(),
             start_time: Instant::now(),
             subscribers: Subscribers::new(config.events.subscribers_max, share, config.auth.connections_max),
             gzip: config.events.gzip == Switch::On,

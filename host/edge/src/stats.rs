@@ -3,9 +3,9 @@
 
 use std::collections::BTreeMap;
 use std::pin::Pin;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll, ready};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
 use serde_json::{Map, Value, json};
@@ -168,6 +168,24 @@ pub(crate) fn body(state: &EdgeState) -> Bytes {
     Bytes::from(format!("{stats}\n"))
 }
 
+/// How old a snapshot may be that several streams share.
+const SHARED_FOR: Duration = Duration::from_millis(500);
+
+/// The last snapshot for streams. However many streams there are, the metrics are rendered twice a second.
+#[derive(Default)]
+pub(crate) struct SharedSnapshot(Mutex<Option<(Instant, Bytes)>>);
+
+impl SharedSnapshot {
+    /// The last snapshot, or a new one if that is too old.
+    fn get(&self, now: Instant, render: impl FnOnce() -> Bytes) -> Bytes {
+        let mut last = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        match &*last {
+            Some((at, body)) if now.saturating_duration_since(*at) < SHARED_FOR => body.clone(),
+            _ => last.insert((now, render())).1.clone(),
+        }
+    }
+}
+
 /// A snapshot every second, as server-sent events named `stats`.
 pub(crate) struct StatsStream {
     state: Arc<EdgeState>,
@@ -196,7 +214,8 @@ impl StatsStream {
         ready!(self.interval.poll_tick(cx));
         self.sent += 1;
         let mut event = b"event: stats\ndata: ".to_vec();
-        event.extend_from_slice(&body(&self.state));
+        let state = &self.state;
+        event.extend_from_slice(&state.shared_stats.get(Instant::now(), || body(state)));
         event.push(b'\n');
         Poll::Ready(Some(event.into()))
     }
@@ -239,5 +258,19 @@ not a sample
         assert_eq!(quantile(&buckets, 0.99), Some(2.0));
         assert_eq!(quantile(&[], 0.5), None);
         assert_eq!(quantile(&[(1.0, 0.0)], 0.5), None);
+    }
+
+    #[test]
+    fn streams_share_a_snapshot_until_it_is_old() {
+        let (shared, start) = (SharedSnapshot::default(), Instant::now());
+        let rendered = std::cell::Cell::new(0);
+        let get = |after_ms| {
+            shared.get(start + Duration::from_millis(after_ms), || {
+                rendered.set(rendered.get() + 1);
+                Bytes::from(rendered.get().to_string())
+            })
+        };
+        assert_eq!((0..256).map(&get).filter(|body| body == "1").count(), 256);
+        assert_eq!((get(499), get(500), get(999), get(1000)), ("1".into(), "2".into(), "2".into(), "3".into()));
     }
 }

@@ -254,12 +254,18 @@ struct RotatedFile {
     config: FileConfig,
     /// None after the newest file was renamed, until a new one is opened.
     file: Option<File>,
+    /// The number of the next file to create by renaming, in a rotation that has failed.
+    to_rename: Option<u32>,
+    /// Renames a file; replaced in tests.
+    rename: Rename,
 }
+
+type Rename = Box<dyn FnMut(&Path, &Path) -> io::Result<()> + Send>;
 
 impl RotatedFile {
     fn open(config: FileConfig) -> io::Result<Self> {
         let file = Some(append_to(&config.path)?);
-        Ok(Self { config, file })
+        Ok(Self { config, file, to_rename: None, rename: Box::new(|from, to| fs::rename(from, to)) })
     }
 
     fn file(&mut self) -> io::Result<&mut File> {
@@ -280,10 +286,16 @@ impl Files for RotatedFile {
         // If only opening the new file failed, the files were renamed already.
         if self.file.is_some() {
             let path = &self.config.path;
-            for older in (1..self.config.files_max).rev() {
-                let from = if older == 1 { path.clone() } else { numbered(path, older - 1) };
-                match fs::rename(from, numbered(path, older)) {
-                    Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            // From the oldest on. A rotation that failed continues where it stopped: files that were renamed are not
+            // renamed again.
+            let first = self.to_rename.take().unwrap_or(self.config.files_max.saturating_sub(1));
+            for number in (1..=first).rev() {
+                let from = if number == 1 { path.clone() } else { numbered(path, number - 1) };
+                match (self.rename)(&from, &numbered(path, number)) {
+                    Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                        self.to_rename = Some(number);
+                        return Err(error);
+                    }
                     _ => {}
                 }
             }
@@ -414,6 +426,35 @@ mod tests {
             }
         }
         numbers
+    }
+
+    #[test]
+    fn rotation_that_fails_midway_continues_where_it_stopped() {
+        for failing in 0..3 {
+            let dir = tempfile::tempdir().unwrap();
+            let path = dir.path().join("log");
+            let config = FileConfig { path: path.clone(), bytes_max: 10, files_max: 4 };
+            let mut files = RotatedFile::open(config).unwrap();
+            files.append(b"new").unwrap();
+            for (number, text) in [(1, "one"), (2, "two"), (3, "three")] {
+                fs::write(numbered(&path, number), text).unwrap();
+            }
+            let mut attempts = 0;
+            files.rename = Box::new(move |from, to| {
+                attempts += 1;
+                if (failing..failing + 3).contains(&(attempts - 1)) {
+                    return Err(io::ErrorKind::StorageFull.into());
+                }
+                fs::rename(from, to)
+            });
+            for _ in 0..3 {
+                files.rotate().unwrap_err();
+            }
+            files.rotate().unwrap();
+            let texts = [1, 2, 3].map(|number| fs::read_to_string(numbered(&path, number)).unwrap());
+            assert_eq!(texts, ["new", "one", "two"], "after a failure of rename {failing}");
+            assert_eq!(fs::read_to_string(&path).unwrap(), "");
+        }
     }
 
     #[test]

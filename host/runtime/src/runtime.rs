@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use weir_config::Config;
 use weir_events::Store;
@@ -59,7 +60,8 @@ impl Runtime {
         let pools = Arc::new(pools::start(config, builtin, &host)?);
         let calls = CallOpener::new(pools, config.infer.call_items_max as usize);
         let generations = generations::start(config, builtin, &host)?;
-        let adapters = Adapters::new(host.engine(), &calls, builtin, config.gateway.memory_bytes_max);
+        let hang_timeout = Duration::from_millis(config.infer.hang_timeout_ms);
+        let adapters = Adapters::new(&host, &calls, builtin, config.gateway.memory_bytes_max, hang_timeout);
         let serving = match events {
             Some(events) => {
                 let gateway = gateway::start(config, builtin, &host, (&calls, &generations), &events, &draining)?;

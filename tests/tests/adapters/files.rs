@@ -158,8 +158,28 @@ fn record_that_traps_the_component_is_written_as_an_error() -> Result<()> {
 }
 
 #[test]
-fn invalid_stream_arguments_exit_with_2_and_name_the_mistake() -> Result<()> {
-    for (arguments, message) in [
+fn record_at_which_the_component_never_yields_goes_to_the_errors() -> Result<()> {
+    let dir = tempfile::tempdir()?;
+    let input = path(dir.path(), "in.txt");
+    std::fs::write(&input, "1|I love this\nspin\n2|I hate this\n")?;
+    let guest = component("adapter_guest.wasm")?.display().to_string();
+    let output = path(dir.path(), "out");
+    let mut arguments = vec!["file", &input, "--adapter", &guest, "--output-file", &output, "--quiet"];
+    arguments.extend(["--reconnect-delay", "0.001", "--set", "infer.hang_timeout_ms=1000"]);
+    let ran = run(stub_stream(&arguments)?, b"")?;
+    let text = std::fs::read_to_string(&output).with_context(|| format!("{ran:?}"))?;
+    let lines: Vec<&str> = text.lines().collect();
+    assert_eq!(lines.len(), 3, "{text}");
+    assert!(lines[0].starts_with("1|") && lines[2].starts_with("2|"), "{text}");
+    assert!(lines[1].contains(r#""payload":"spin""#), "{text}");
+    let said = String::from_utf8(ran.stderr)?;
+    assert!(said.contains("without yielding"), "{said}");
+    Ok(())
+}
+
+#[test]
+fn wrong_arguments_are_one_sentence() -> Result<()> {
+    for (arguments, says) in [
         (vec!["file", "/nowhere/*.ndjson"], "no file matches /nowhere/*.ndjson"),
         (vec!["file", "a.csv", "b.txt"], "the files have the formats csv and text"),
         (vec!["file", "-", "--follow"], "- cannot be followed"),

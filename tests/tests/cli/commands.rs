@@ -180,6 +180,17 @@ fn invalid_argument_is_reported_in_one_line() -> Result<()> {
 }
 
 #[test]
+fn documented_alias_in_the_environment_sets_its_key() -> Result<()> {
+    for (alias, key) in [("STREAM_MAX_ENTRIES", "events.events_max"), ("STREAM_BLOCK_TIME", "events.redis_block_ms")] {
+        let output = Command::new(weir()?).args(["serve", "--listen", "127.0.0.1:0"]).env(alias, "0").output()?;
+        let (_, err) = outputs(&output);
+        assert_eq!(output.status.code(), Some(2), "{err}");
+        assert!(err.contains(&format!("{key} must be at least 1")), "{err}");
+    }
+    Ok(())
+}
+
+#[test]
 fn flag_that_is_a_key_of_the_configuration_is_suggested() -> Result<()> {
     let output = run(&["serve", "--requests-max", "5"])?;
     let (_, err) = outputs(&output);

@@ -51,18 +51,29 @@ fn read_texts(path: &Path) -> anyhow::Result<Vec<String>> {
     } else {
         Box::new(BufReader::new(File::open(path).with_context(|| format!("{} cannot be opened", path.display()))?))
     };
+    texts_of(&mut reader).with_context(|| path.display().to_string()).and_then(|texts| {
+        ensure!(!texts.is_empty(), "{} has no texts: give one on each line", path.display());
+        Ok(texts)
+    })
+}
+
+/// The texts on the first lines.
+fn texts_of(reader: &mut impl BufRead) -> anyhow::Result<Vec<String>> {
     let mut texts = Vec::new();
-    while texts.len() < TEXTS_MAX {
+    for number in 1.. {
         let mut line = Vec::new();
-        if std::io::Read::take(&mut reader, LINE_BYTES_MAX).read_until(b'\n', &mut line)? == 0 {
+        let is_end = texts.len() >= TEXTS_MAX
+            || std::io::Read::take(&mut *reader, LINE_BYTES_MAX + 1).read_until(b'\n', &mut line)? == 0;
+        if is_end {
             break;
         }
+        line.pop_if(|last| *last == b'\n');
+        ensure!(line.len() as u64 <= LINE_BYTES_MAX, "line {number} has more than {LINE_BYTES_MAX} bytes");
         let text = String::from_utf8_lossy(&line).trim().to_owned();
         if !text.is_empty() {
             texts.push(text);
         }
     }
-    ensure!(!texts.is_empty(), "{} has no texts: give one on each line", path.display());
     Ok(texts)
 }
 
@@ -249,5 +260,20 @@ impl std::fmt::Display for Agreement {
             }
             Self::Cosine { least, mean } => write!(f, "cosine {least:.5} at least, {mean:.5} in the mean"),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn line_over_the_bound_is_refused_with_its_number() -> anyhow::Result<()> {
+        let longest = "x".repeat(LINE_BYTES_MAX as usize);
+        let texts = texts_of(&mut format!("a\n\n{longest}\nb").as_bytes())?;
+        assert_eq!((texts.len(), texts[1].len(), texts[2].as_str()), (3, longest.len(), "b"));
+        let error = texts_of(&mut format!("a\n{longest}x\nb").as_bytes()).unwrap_err().to_string();
+        assert_eq!(error, "line 2 has more than 1048576 bytes");
+        Ok(())
     }
 }

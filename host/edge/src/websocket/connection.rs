@@ -20,6 +20,8 @@ use crate::body::OpenRequest;
 
 /// Most bytes in a message of a client; the gateway's own messages are smaller.
 const MESSAGE_BYTES_MAX: usize = 256 << 10;
+/// Most bytes in a message of the gateway: an event with its envelope is smaller.
+const LINE_BYTES_MAX: usize = 4 << 20;
 /// The read buffer of a WebSocket: small, since most messages are small and there may be many WebSockets.
 const READ_BYTES: usize = 4096;
 /// How often a client is pinged; one that sends nothing for twice as long is disconnected.
@@ -188,7 +190,10 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
     async fn send(&mut self, frame: Frame<Bytes>) -> Result<(), SocketError> {
         let Ok(piece) = frame.into_data() else { return Ok(()) };
         let mut any = false;
-        self.lines.push(&piece);
+        if self.lines.push(&piece).is_err() {
+            let reason = format!("the gateway's message has more than {LINE_BYTES_MAX} bytes");
+            return Err(SocketError::Io(std::io::Error::new(std::io::ErrorKind::InvalidData, reason)));
+        }
         while let Some(line) = self.lines.next_line() {
             self.socket.feed(Message::text(line)).await?;
             any = true;
@@ -212,17 +217,33 @@ fn line(message: &str) -> Option<Bytes> {
 #[derive(Default)]
 struct Lines {
     partial: BytesMut,
+    /// The bytes at the beginning that have no line end.
+    scanned: usize,
 }
 
+/// A line is longer than [`LINE_BYTES_MAX`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct LineTooLong;
+
 impl Lines {
-    fn push(&mut self, piece: &[u8]) {
+    /// Adds a piece. All lines of earlier pieces must have been taken.
+    fn push(&mut self, piece: &[u8]) -> Result<(), LineTooLong> {
+        let rest = piece.iter().position(|byte| *byte == b'\n').unwrap_or(piece.len());
+        if self.partial.len() + rest > LINE_BYTES_MAX {
+            return Err(LineTooLong);
+        }
         self.partial.extend_from_slice(piece);
+        Ok(())
     }
 
     fn next_line(&mut self) -> Option<String> {
-        let end = self.partial.iter().position(|byte| *byte == b'\n')?;
-        let line = self.partial.split_to(end);
+        let Some(end) = self.partial[self.scanned..].iter().position(|byte| *byte == b'\n') else {
+            self.scanned = self.partial.len();
+            return None;
+        };
+        let line = self.partial.split_to(self.scanned + end);
         self.partial.advance(1);
+        self.scanned = 0;
         // The gateway writes JSON, which is UTF-8.
         Some(String::from_utf8_lossy(&line).into_owned())
     }
@@ -246,11 +267,26 @@ mod tests {
     #[test]
     fn lines_are_joined_from_pieces() {
         let mut lines = Lines::default();
-        lines.push(b"{\"a\"");
+        lines.push(b"{\"a\"").unwrap();
         assert_eq!(lines.next_line(), None);
-        lines.push(b":1}\n{}\n{");
+        lines.push(b":1}\n{}\n{").unwrap();
         assert_eq!(lines.next_line().as_deref(), Some("{\"a\":1}"));
         assert_eq!(lines.next_line().as_deref(), Some("{}"));
         assert_eq!(lines.next_line(), None);
+    }
+
+    #[test]
+    fn line_without_an_end_is_bounded() {
+        let mut lines = Lines::default();
+        let piece = vec![b'x'; LINE_BYTES_MAX / 4];
+        for _ in 0..4 {
+            lines.push(&piece).unwrap();
+            assert_eq!(lines.next_line(), None);
+            assert_eq!(lines.scanned, lines.partial.len(), "no byte is scanned twice");
+        }
+        assert_eq!(lines.push(b"x"), Err(LineTooLong));
+        lines.push(b"\nb\n").unwrap();
+        assert_eq!(lines.next_line().map(|line| line.len()), Some(LINE_BYTES_MAX));
+        assert_eq!(lines.next_line().as_deref(), Some("b"));
     }
 }

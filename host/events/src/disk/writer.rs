@@ -231,7 +231,8 @@ impl Writer {
                 let _ = completion.send(Err(error.clone()));
             }
             Job::Claim { key, completion, .. } => {
-                self.release(key);
+                // The file does not have it, so it is not added to `ended_claims`, which would grow with every attempt.
+                lock(&self.shared.claims).release(&key);
                 let _ = completion.send(Err(error.clone()));
             }
             Job::Sweep { claims, .. } => self.ended_claims.extend(claims),
@@ -244,7 +245,7 @@ impl Writer {
         }
     }
 
-    /// Releases a claim that was not committed, so that the next caller can get it.
+    /// Releases a claim whose commit has failed, so that the next caller can get it.
     fn release(&mut self, key: Arc<str>) {
         lock(&self.shared.claims).release(&key);
         // The claim may be in the file nevertheless.

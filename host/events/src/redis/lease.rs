@@ -15,6 +15,8 @@ use crate::redis::link::Link;
 /// The most keys that have acquisitions without an answer, and the most such owners of one key.
 const UNANSWERED_KEYS_MAX: usize = 4096;
 const UNANSWERED_OWNERS_MAX: usize = 16;
+/// The least number of leases at which expired ones are removed.
+const TOKENS_MIN: usize = 1024;
 /// How long after the end of its lease a delayed acquisition may still reach the server.
 const LATE: Duration = Duration::from_secs(60);
 
@@ -22,11 +24,42 @@ const LATE: Duration = Duration::from_secs(60);
 pub(crate) struct RedisLeases {
     script: Script,
     /// Leases that were acquired here and not released, so that they can be released when the store is closed.
-    tokens: Mutex<HashMap<ChannelName, u64>>,
+    tokens: Mutex<Tokens>,
     /// Acquisitions that the server may have performed although their owners got no answer. The next acquisition of the
     /// key names these owners, so that their leases do not delay it.
     unanswered: Mutex<HashMap<ChannelName, Vec<Unanswered>>>,
     closed: AtomicBool,
+}
+
+/// Leases and their tokens. Those that expire without a release are removed from time to time.
+#[derive(Debug, Default)]
+struct Tokens {
+    /// The token of each lease, and its end by the clock of this process.
+    held: HashMap<ChannelName, (u64, Instant)>,
+    /// The number of leases at which expired ones are removed.
+    expire_at: usize,
+}
+
+impl Tokens {
+    fn insert(&mut self, key: ChannelName, token: u64, ttl_ms: u64) {
+        let now = Instant::now();
+        if self.held.len() >= self.expire_at {
+            self.held.retain(|_, (_, end)| *end > now);
+            self.expire_at = (self.held.len() * 2).max(TOKENS_MIN);
+        }
+        // The longest lease is an hour.
+        self.held.insert(key, (token, now + Duration::from_millis(ttl_ms)));
+    }
+
+    fn remove(&mut self, fence: &Fence) {
+        if self.held.get(&fence.key).is_some_and(|(token, _)| *token == fence.token) {
+            self.held.remove(&fence.key);
+        }
+    }
+
+    fn fences(&self) -> Vec<Fence> {
+        self.held.iter().map(|(key, (token, _))| Fence { key: key.clone(), token: *token }).collect()
+    }
 }
 
 /// An owner whose acquisition has no answer.
@@ -79,7 +112,7 @@ impl RedisLeases {
         if outcome == "held" {
             return Ok(Acquisition::Held { remaining_ms: number });
         }
-        lock(&self.tokens).insert(key.clone(), number);
+        lock(&self.tokens).insert(key.clone(), number, ttl_ms);
         Ok(Acquisition::Acquired(number))
     }
 
@@ -89,7 +122,7 @@ impl RedisLeases {
             self.forget(fence);
             return Err(Error::Fenced);
         }
-        lock(&self.tokens).insert(fence.key.clone(), fence.token);
+        lock(&self.tokens).insert(fence.key.clone(), fence.token, ttl_ms);
         Ok(())
     }
 
@@ -103,9 +136,8 @@ impl RedisLeases {
     /// they expire.
     pub(crate) async fn release_all(&self, link: &Link) {
         self.closed.store(true, Ordering::Relaxed);
-        let tokens: Vec<Fence> =
-            lock(&self.tokens).iter().map(|(key, token)| Fence { key: key.clone(), token: *token }).collect();
-        for fence in tokens {
+        let fences = lock(&self.tokens).fences();
+        for fence in fences {
             if let Err(Error::Unavailable { .. }) = self.release(link, &fence).await {
                 return;
             }
@@ -151,10 +183,7 @@ impl RedisLeases {
     }
 
     fn forget(&self, fence: &Fence) {
-        let mut tokens = lock(&self.tokens);
-        if tokens.get(&fence.key) == Some(&fence.token) {
-            tokens.remove(&fence.key);
-        }
+        lock(&self.tokens).remove(fence);
     }
 
     async fn run(
@@ -187,4 +216,23 @@ pub(crate) fn lease_key(link: &Link, key: &ChannelName) -> String {
 /// The lease key and the token with which a script checks a write; two empty strings if the write is not fenced.
 pub(crate) fn fence_arguments(link: &Link, fence: Option<&Fence>) -> (String, String) {
     fence.map_or_else(Default::default, |fence| (lease_key(link, &fence.key), fence.token.to_string()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn leases_that_expire_without_a_release_are_removed() {
+        let mut tokens = Tokens::default();
+        let key = |number: u64| format!("execution:{number}").parse::<ChannelName>().unwrap();
+        tokens.insert(key(0), 1, 3_600_000);
+        for number in 1..10_000 {
+            tokens.insert(key(number), number, 0);
+            assert!(tokens.held.len() <= TOKENS_MIN + 1, "{} leases, of which one is held", tokens.held.len());
+        }
+        assert!(tokens.fences().iter().any(|fence| fence.key == key(0) && fence.token == 1));
+        tokens.remove(&Fence { key: key(0), token: 1 });
+        assert!(tokens.fences().iter().all(|fence| fence.key != key(0)));
+    }
 }

@@ -128,7 +128,12 @@ fn read_file(path: &Path, bytes_max: u64) -> Result<Vec<u8>, LoadError> {
         return Err(LoadError::TooLarge { origin: path.display().to_string(), reason });
     }
     let mut bytes = Vec::with_capacity(metadata.len() as usize);
-    file.take(bytes_max).read_to_end(&mut bytes).map_err(unreadable)?;
+    // One byte more: a file that is being written may have grown.
+    file.take(bytes_max.saturating_add(1)).read_to_end(&mut bytes).map_err(unreadable)?;
+    if bytes.len() as u64 > bytes_max {
+        let reason = format!("has more than the {bytes_max} bytes allowed");
+        return Err(LoadError::TooLarge { origin: path.display().to_string(), reason });
+    }
     Ok(bytes)
 }
 
@@ -320,17 +325,85 @@ pub(crate) fn external_files(path: &Path, bytes_max: u64) -> Result<BTreeSet<Str
     if let Some(graph) = &model.graph {
         collect_locations(graph, &mut files);
     }
+    for function in &model.functions {
+        collect_locations_of_nodes(&function.node, &mut files);
+    }
     Ok(files)
 }
 
+/// Adds the locations of all tensors that [`WeightWalk`] reads.
 fn collect_locations(graph: &GraphProto, files: &mut BTreeSet<String>) {
-    let attributes = || graph.node.iter().flat_map(|node| &node.attribute);
-    let in_attributes = attributes().flat_map(|attribute| attribute.t.iter().chain(&attribute.tensors));
-    let external = |tensor: &&TensorProto| tensor.data_location == Some(DataLocation::External as i32);
-    for tensor in graph.initializer.iter().chain(in_attributes).filter(external) {
-        files.extend(tensor.external_data.iter().filter(|e| e.key == "location").map(|e| e.value.clone()));
+    let sparse = graph.sparse_initializer.iter().flat_map(tensors_of);
+    graph.initializer.iter().chain(sparse).for_each(|tensor| collect_location(tensor, files));
+    collect_locations_of_nodes(&graph.node, files);
+}
+
+fn collect_locations_of_nodes(nodes: &[NodeProto], files: &mut BTreeSet<String>) {
+    for attribute in nodes.iter().flat_map(|node| &node.attribute) {
+        let sparse = attribute.sparse_tensor.iter().chain(&attribute.sparse_tensors).flat_map(tensors_of);
+        attribute.t.iter().chain(&attribute.tensors).chain(sparse).for_each(|tensor| collect_location(tensor, files));
+        // prost bounds the nesting of messages, so this recursion is bounded too.
+        attribute.g.iter().chain(&attribute.graphs).for_each(|graph| collect_locations(graph, files));
     }
-    for graph in attributes().flat_map(|attribute| attribute.g.iter().chain(&attribute.graphs)) {
-        collect_locations(graph, files);
+}
+
+fn tensors_of(sparse: &SparseTensorProto) -> impl Iterator<Item = &TensorProto> {
+    sparse.values.iter().chain(&sparse.indices)
+}
+
+fn collect_location(tensor: &TensorProto, files: &mut BTreeSet<String>) {
+    if tensor.data_location == Some(DataLocation::External as i32) {
+        files.extend(
+            tensor.external_data.iter().filter(|entry| entry.key == "location").map(|entry| entry.value.clone()),
+        );
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tract_onnx::pb::{AttributeProto, FunctionProto, StringStringEntryProto};
+
+    use super::*;
+
+    fn external(file: &str) -> TensorProto {
+        let location = StringStringEntryProto { key: "location".to_owned(), value: file.to_owned() };
+        TensorProto {
+            data_location: Some(DataLocation::External as i32),
+            external_data: vec![location],
+            ..TensorProto::default()
+        }
+    }
+
+    fn sparse(file: &str) -> SparseTensorProto {
+        SparseTensorProto { values: Some(external(file)), ..SparseTensorProto::default() }
+    }
+
+    fn node(attribute: AttributeProto) -> NodeProto {
+        NodeProto { attribute: vec![attribute], ..NodeProto::default() }
+    }
+
+    #[test]
+    fn external_files_of_every_part_of_a_model_are_found() {
+        let inner = GraphProto { initializer: vec![external("d")], ..GraphProto::default() };
+        let graph = GraphProto {
+            initializer: vec![external("a")],
+            sparse_initializer: vec![sparse("b")],
+            node: vec![
+                node(AttributeProto { sparse_tensors: vec![sparse("c")], ..AttributeProto::default() }),
+                node(AttributeProto { g: Some(inner), ..AttributeProto::default() }),
+            ],
+            ..GraphProto::default()
+        };
+        let function = FunctionProto {
+            node: vec![node(AttributeProto { t: Some(external("e")), ..AttributeProto::default() })],
+            ..FunctionProto::default()
+        };
+        let model = ModelProto { graph: Some(graph), functions: vec![function], ..ModelProto::default() };
+        let file = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(file.path(), model.encode_to_vec()).unwrap();
+        let files = external_files(file.path(), 1 << 20).unwrap_or_else(|error| panic!("{error}"));
+        assert_eq!(files.into_iter().collect::<Vec<_>>(), ["a", "b", "c", "d", "e"]);
+        let long = read_file(file.path(), model.encoded_len() as u64 - 1);
+        assert!(matches!(long, Err(LoadError::TooLarge { .. })));
     }
 }

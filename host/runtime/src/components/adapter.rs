@@ -2,17 +2,20 @@
 //! task of its own, so that a trap ends only the adapter that trapped.
 
 use std::path::Path;
-use std::pin::Pin;
+use std::pin::{Pin, pin};
 use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
 use std::task::{Context, Poll};
+use std::time::Duration;
 
+use futures::future::{Either, select};
 use tokio::sync::{Notify, mpsc};
 use tokio_util::task::AbortOnDropHandle;
 use wasmtime::component::{
     Accessor, Component, Destination, HasSelf, Linker, ResourceTable, Source, StreamConsumer, StreamProducer,
     StreamReader, StreamResult, VecBuffer,
 };
-use wasmtime::{Engine, Store, StoreContextMut, StoreLimits};
+use wasmtime::{Store, StoreContextMut, StoreLimits};
 use wasmtime_wasi::{WasiCtx, WasiCtxView, WasiView};
 use weir_core::adapter as core;
 
@@ -20,7 +23,9 @@ use crate::bindings::adapter::AdapterExportsPre;
 use crate::bindings::adapter::exports::weir::stream::adapter as wire;
 use crate::bindings::gateway::weir::stream::infer;
 use crate::components::code::{self, ComponentError};
+use crate::components::engine::Host;
 use crate::components::guest_log::GuestLog;
+use crate::components::heartbeat::{beat, silence};
 use crate::components::limits::limits;
 use crate::inference::call::CallOpener;
 use crate::start::{Builtin, component_source};
@@ -33,10 +38,11 @@ const RESULTS_MAX: usize = 256;
 /// Opens calls of adapter components; cheap to clone.
 #[derive(Clone)]
 pub struct Adapters {
-    engine: Engine,
+    host: Host,
     calls: CallOpener,
     builtin: Option<&'static [u8]>,
     memory_bytes_max: u64,
+    hang_timeout: Duration,
 }
 
 /// Why a call of an adapter component cannot start.
@@ -88,8 +94,15 @@ impl AdapterInstance {
 }
 
 impl Adapters {
-    pub(crate) fn new(engine: &Engine, calls: &CallOpener, builtin: Builtin, memory_bytes_max: u64) -> Self {
-        Self { engine: engine.clone(), calls: calls.clone(), builtin: builtin.adapter, memory_bytes_max }
+    /// An instance is lost when it does not yield to the host for `hang_timeout`.
+    pub(crate) fn new(
+        host: &Host,
+        calls: &CallOpener,
+        builtin: Builtin,
+        memory_bytes_max: u64,
+        hang_timeout: Duration,
+    ) -> Self {
+        Self { host: host.clone(), calls: calls.clone(), builtin: builtin.adapter, memory_bytes_max, hang_timeout }
     }
 
     /// Loads and links the component of a file, or the built-in one if the path is empty.
@@ -99,13 +112,13 @@ impl Adapters {
     /// [`AdapterError::Component`], [`AdapterError::Link`]
     pub fn load(&self, file: &Path) -> Result<AdapterComponent, AdapterError> {
         let source = component_source("adapter", file, self.builtin)?;
-        let component = code::load(&self.engine, &source)?;
+        let component = code::load(self.host.engine(), &source)?;
         let pre = self.link(&component).map_err(AdapterError::Link)?;
         Ok(AdapterComponent { pre, adapters: self.clone() })
     }
 
     fn link(&self, component: &Component) -> wasmtime::Result<AdapterExportsPre<AdapterState>> {
-        let mut linker = Linker::<AdapterState>::new(&self.engine);
+        let mut linker = Linker::<AdapterState>::new(self.host.engine());
         wasmtime_wasi::p2::add_to_linker_async(&mut linker)?;
         wasmtime_wasi::p3::add_to_linker(&mut linker)?;
         infer::add_to_linker::<_, HasSelf<AdapterState>>(&mut linker, |state| state)?;
@@ -157,11 +170,12 @@ async fn run(
         limits: limits(adapters.memory_bytes_max),
         calls: adapters.calls.clone(),
     };
-    let mut store = Store::new(&adapters.engine, state);
+    let mut store = Store::new(adapters.host.engine(), state);
     store.limiter(|state| &mut state.limits);
     store.set_epoch_deadline(1);
     store.epoch_deadline_async_yield_and_update(1);
-    let instance = component.pre.instantiate_async(&mut store).await?;
+    let host = &adapters.host;
+    let instance = host.run_guest(component.pre.instantiate_async(&mut store)).await?;
     let ended = Arc::new(Notify::new());
     let call = async |accessor: &Accessor<AdapterState>| {
         let records = accessor.with(|access| StreamReader::new(access, Records(records)))?;
@@ -180,7 +194,21 @@ async fn run(
         ended.notified().await;
         Ok(())
     };
-    store.run_concurrent(call).await?
+    let heartbeats = AtomicU64::new(0);
+    let run = store.run_concurrent(async |accessor: &Accessor<AdapterState>| {
+        let call = pin!(call(accessor));
+        match select(call, pin!(beat(&heartbeats, adapters.hang_timeout))).await {
+            Either::Left((result, _)) => result,
+            Either::Right((never, _)) => match never {},
+        }
+    });
+    tokio::select! {
+        result = host.run_guest(run) => result?,
+        () = silence(&heartbeats, adapters.hang_timeout) => {
+            let waited_ms = adapters.hang_timeout.as_millis();
+            Err(wasmtime::format_err!("it has computed for {waited_ms} ms without yielding"))
+        }
+    }
 }
 
 /// The data of an adapter instance's store.

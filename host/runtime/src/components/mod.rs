@@ -6,6 +6,7 @@
 //! - [`gateway`]: the instances of the gateway component.
 //! - `steps`: components of the operator that are steps of pipelines.
 //! - `woken`: a future that is polled only when it was woken.
+//! - `heartbeat`: detects guests that compute without yielding.
 //! - `guest_log`, `limits`, `outgoing`: the log lines, the resource limits and the outgoing requests of a guest.
 
 pub mod adapter;
@@ -13,6 +14,7 @@ pub mod code;
 pub(crate) mod engine;
 pub mod gateway;
 pub(crate) mod guest_log;
+pub(crate) mod heartbeat;
 pub(crate) mod limits;
 pub(crate) mod outgoing;
 pub(crate) mod steps;

@@ -1,6 +1,7 @@
 //! One caller's pair of streams: commands in, events out. A call ends when its commands and all its generations have
 //! ended, and is abandoned when its caller drops the events.
 
+use std::collections::hash_map::Entry;
 use std::collections::{BTreeMap, HashMap};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
@@ -128,8 +129,7 @@ impl CommandSender {
             return None;
         };
         if self.call.open().contains_key(&request.id) {
-            let text = format!("the id {} is that of a generation that has not ended", request.id);
-            self.refuse(request.id, Failure::InvalidInput(text));
+            self.refuse_duplicate(request.id);
             return None;
         }
         match pool.room().clone().try_acquire_owned() {
@@ -152,12 +152,26 @@ impl CommandSender {
         let (caller_id, detached) = (request.id, request.detached);
         let id = pool.next_id(self.call.tenant);
         // Inserted before it is submitted, since the end of the generation removes it.
-        self.call.open().insert(caller_id, OpenGeneration { pool: pool.clone(), id, detached });
+        // Another command with the id may have been submitted while this one waited for room.
+        let is_new = match self.call.open().entry(caller_id) {
+            Entry::Vacant(vacant) => {
+                vacant.insert(OpenGeneration { pool: pool.clone(), id, detached });
+                true
+            }
+            Entry::Occupied(_) => false,
+        };
+        if !is_new {
+            return self.refuse_duplicate(caller_id);
+        }
         let route = Route::new(caller_id, self.call.clone(), self.tx.clone(), request.choices, permit);
         pool.submit(Request { id, deadline_ms, ..request }, route);
         if !self.call.allows(detached) {
             pool.cancel(id);
         }
+    }
+
+    fn refuse_duplicate(&self, id: u64) {
+        self.refuse(id, Failure::InvalidInput(format!("the id {id} is that of a generation that has not ended")));
     }
 
     fn refuse(&self, id: u64, failure: Failure) {
@@ -212,6 +226,11 @@ impl Drop for EventReceiver {
 pub(crate) struct GenerationHandle(Weak<Call>);
 
 impl GenerationHandle {
+    /// Whether the call has ended.
+    pub(crate) fn has_ended(&self) -> bool {
+        self.0.strong_count() == 0
+    }
+
     /// Cancels the generations of the call that are not detached: the request that made it has ended.
     pub(crate) fn end_attached(&self) {
         if let Some(call) = self.0.upgrade() {

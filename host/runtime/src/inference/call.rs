@@ -227,6 +227,11 @@ impl Drop for Outcomes {
 pub(crate) struct CallHandle(Weak<CallState>);
 
 impl CallHandle {
+    /// Whether the call has ended.
+    pub(crate) fn has_ended(&self) -> bool {
+        self.0.strong_count() == 0
+    }
+
     /// Abandons the call, if it is still open: its items that are not yet computed are skipped.
     pub(crate) fn abandon(&self) {
         if let Some(call) = self.0.upgrade() {

@@ -521,6 +521,7 @@ impl Queue {
             waiting = inner.waiting.clear();
             waiting.extend(std::mem::take(&mut inner.suspects));
             waiting.extend(std::mem::take(&mut inner.delayed).into_iter().map(|Reverse(retry)| retry.job));
+            waiting.iter().for_each(|job| inner.return_permit(job));
         }
         drop(inner);
         if let Some(reason) = reason {

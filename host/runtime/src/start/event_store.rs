@@ -48,7 +48,15 @@ fn start_consumers(config: &Events, events: &Store) -> Result<(), StartError> {
     tokio::spawn(async move {
         let mut names = HashSet::new();
         while let Some(item) = tap.next().await {
-            let TapItem::Event { channel, entry } = item else { continue };
+            let (channel, entry) = match item {
+                TapItem::Event { channel, entry } => (channel, entry),
+                // Their channels and names are not known; the sum of all counters is complete.
+                TapItem::Missed(missed) => {
+                    metrics::counter!("weir_events_published_total", "kind" => "other", "event" => "other")
+                        .increment(missed);
+                    continue;
+                }
+            };
             if channel.kind() == "pipeline" {
                 pipeline_metrics::count(&entry.name, &entry.data);
             }

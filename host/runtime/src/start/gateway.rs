@@ -43,7 +43,11 @@ pub(crate) fn start(
         client_share_percent: config.http.client_share_percent,
         idle_timeout: Duration::from_millis(config.gateway.idle_timeout_ms),
         head_timeout: Duration::from_millis(
-            config.http.body_timeout_ms + config.http.request_timeout_ms + HEAD_TIMEOUT_MARGIN_MS,
+            config
+                .http
+                .body_timeout_ms
+                .saturating_add(config.http.request_timeout_ms)
+                .saturating_add(HEAD_TIMEOUT_MARGIN_MS),
         ),
         environment: guest_env::gateway(config),
         folders: folders(config)?,

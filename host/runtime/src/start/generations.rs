@@ -27,7 +27,7 @@ pub(crate) fn start(config: &Config, builtin: Builtin, host: &Host) -> Result<Ge
     let factory = GenerateFactory::new(host, &component, generate.memory_bytes_max, environment)
         .map_err(|error| StartError::Link("generate", error))?;
     let bounds = PoolBounds {
-        requests_max: (generate.running_max + generate.queue_requests_max) as usize,
+        requests_max: generate.running_max.saturating_add(generate.queue_requests_max) as usize,
         hang_timeout: Duration::from_millis(generate.hang_timeout_ms),
     };
     let models: BTreeMap<String, Load> = models.into_iter().map(|(name, path)| (name, load(config, path))).collect();

@@ -1,4 +1,5 @@
-//! An adapter component with its own format: a record is `ID|TEXT`, and its result `ID|LABEL`. The record `trap` traps the instance.
+//! An adapter with a format of its own: a record is `ID|TEXT`, and its result `ID|LABEL`. A record `trap` ends the instance,
+//! and a record `spin` makes it compute without end.
 
 mod bindings {
     #![allow(missing_docs, clippy::all, unreachable_pub)]
@@ -50,7 +51,10 @@ async fn serve(mut records: StreamReader<SourceRecord>, mut results: StreamWrite
 
 async fn process(record: SourceRecord) -> ResultRecord {
     let SourceRecord { payload, key, mut headers, origin, position } = record;
-    assert!(payload != b"trap", "the record is `trap`");
+    assert!(payload != b"trap", "a record asks for a trap");
+    while payload == b"spin" {
+        std::hint::spin_loop();
+    }
     let text = String::from_utf8_lossy(&payload).into_owned();
     let (payload, destination) = match text.split_once('|') {
         Some((id, text)) => (format!("{id}|{}", label(text).await).into_bytes(), Destination::Output),

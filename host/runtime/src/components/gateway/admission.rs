@@ -92,13 +92,25 @@ impl OpenRequest {
 
     /// Adds a call that ends with the request.
     pub(crate) fn add_call(&self, call: CallHandle) {
-        self.calls.lock().unwrap_or_else(PoisonError::into_inner).push(call);
+        let mut calls = self.calls.lock().unwrap_or_else(PoisonError::into_inner);
+        push_pruned(&mut calls, call, CallHandle::has_ended);
     }
 
     /// Adds a call of generations; those that are not detached end with the request.
     pub(crate) fn add_generations(&self, call: GenerationHandle) {
-        self.generations.lock().unwrap_or_else(PoisonError::into_inner).push(call);
+        let mut generations = self.generations.lock().unwrap_or_else(PoisonError::into_inner);
+        push_pruned(&mut generations, call, GenerationHandle::has_ended);
     }
+}
+
+/// Adds a handle. Handles of ended calls are removed each time the list would grow, so that a long request with many
+/// calls has at most twice as many handles as open calls.
+fn push_pruned<T>(handles: &mut Vec<T>, handle: T, has_ended: impl Fn(&T) -> bool) {
+    if handles.len() == handles.capacity() {
+        handles.retain(|handle| !has_ended(handle));
+        handles.shrink_to(handles.len() * 2);
+    }
+    handles.push(handle);
 }
 
 impl Drop for OpenRequest {
@@ -422,6 +434,20 @@ mod tests {
             Poll::Ready(admitted) => Some(admitted),
             Poll::Pending => None,
         }
+    }
+
+    #[test]
+    fn handles_of_ended_calls_do_not_accumulate() {
+        let mut handles = Vec::new();
+        let open: Vec<_> = (0..10).map(Arc::new).collect();
+        open.iter().for_each(|call| push_pruned(&mut handles, Arc::downgrade(call), |call| call.strong_count() == 0));
+        for number in 10..10_000 {
+            let ended = Arc::downgrade(&Arc::new(number));
+            push_pruned(&mut handles, ended, |call| call.strong_count() == 0);
+            assert!(handles.len() <= 64, "{} handles of 10 open calls", handles.len());
+        }
+        let remaining = handles.iter().filter(|call| call.strong_count() > 0).count();
+        assert_eq!(remaining, open.len());
     }
 
     #[test]

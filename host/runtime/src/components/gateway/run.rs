@@ -19,11 +19,9 @@ use crate::components::gateway::admission::{
     AdmittedRequest, HandleResult, Occupancy, OpenRequest, Request, RequestQueue, Reservation,
 };
 use crate::components::gateway::state::{GatewayFactory, GatewayState, Role};
+use crate::components::heartbeat::{HEARTBEATS, silence};
 use crate::components::woken::poll_when_woken;
 use crate::stages::{self, Stage};
-
-/// Heartbeats of an instance's event loop per `hang_timeout`.
-const HEARTBEATS: u32 = 4;
 
 /// An admitted request, and the reserved bytes of its body.
 type Admission = (Arc<OpenRequest>, Arc<Reservation>);
@@ -164,18 +162,5 @@ impl Drop for LossGuard<'_> {
         if let Some(occupancy) = self.0 {
             occupancy.mark_lost();
         }
-    }
-}
-
-/// Resolves when the counter has not changed for `timeout`.
-async fn silence(heartbeats: &AtomicU64, timeout: Duration) {
-    let mut previous = 0;
-    loop {
-        tokio::time::sleep(timeout).await;
-        let now = heartbeats.load(Ordering::Relaxed);
-        if now == previous {
-            return;
-        }
-        previous = now;
     }
 }

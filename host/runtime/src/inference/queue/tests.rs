@@ -187,6 +187,27 @@ async fn circuit_opens_for_failures_in_a_row_and_not_for_single_ones() {
 }
 
 #[tokio::test]
+async fn probes_of_an_unavailable_queue_return_their_permits() {
+    let breaker = BreakerConfig { failures_to_open: 1, open_ns: 300_000_000, ..BreakerConfig::default() };
+    let queue = Queue::new(QueueSettings { breaker: Some(breaker), ..settings() }, 1);
+    for _ in 0..2 {
+        let _outcomes = push(&queue, 0);
+        let job = take(&queue, 0, false).expect("an admitted item").remove(0);
+        drop(queue.settle(job, Some(&Failure::Engine(String::new()))));
+    }
+    assert!(!queue.depth().2, "two failures in a row, of which the first is not counted");
+    tokio::time::sleep(std::time::Duration::from_millis(310)).await;
+    let mut probes = [push(&queue, 1), push(&queue, 2)];
+    queue.set_unavailable(Some("the replica is lost".into()));
+    for outcomes in &mut probes {
+        assert!(matches!(failure(outcomes).await, Failure::Unavailable(_)));
+    }
+    queue.set_unavailable(None);
+    let _receiver = push(&queue, 3);
+    assert_eq!(ids(take(&queue, 0, false)), Some(vec![3]), "the next probe is admitted");
+}
+
+#[tokio::test]
 async fn full_queue_refuses_items_with_a_retry_delay() {
     let mut small = settings();
     small.bounds.items_max = 2;

@@ -178,8 +178,8 @@ fn record_at_which_the_component_never_yields_goes_to_the_errors() -> Result<()>
 }
 
 #[test]
-fn wrong_arguments_are_one_sentence() -> Result<()> {
-    for (arguments, says) in [
+fn invalid_stream_arguments_exit_with_2_and_name_the_mistake() -> Result<()> {
+    for (arguments, message) in [
         (vec!["file", "/nowhere/*.ndjson"], "no file matches /nowhere/*.ndjson"),
         (vec!["file", "a.csv", "b.txt"], "the files have the formats csv and text"),
         (vec!["file", "-", "--follow"], "- cannot be followed"),

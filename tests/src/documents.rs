@@ -167,6 +167,7 @@ pub fn run_page(page: &str, tools: &[&str]) -> Result<String> {
         .env("PATH", std::env::join_paths(folders)?)
         // The defaults of the addresses, with the replaced ports.
         .env("WEIR_HTTP_LISTEN", format!("127.0.0.1:{}", ports[0]))
+        .env("WEIR_URL", format!("http://127.0.0.1:{}", ports[0]))
         .env("WEIR_EVENTS_REDIS_URL", format!("redis://127.0.0.1:{}/0", ports[3]))
         .stdin(Stdio::null())
         .stdout(file.try_clone()?)

@@ -7,11 +7,14 @@ use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use weir_config::{Config, Model};
 
+use crate::examples;
+use crate::man::ManPages;
+use crate::pipelines::Pipelines;
 use crate::stream::arguments::Stream;
 
 /// A streaming inference server for text whose logic is WebAssembly.
 #[derive(Debug, Parser)]
-#[command(name = "weir", version, max_term_width = 100)]
+#[command(name = "weir", version, max_term_width = 100, after_help = examples::WEIR)]
 pub(crate) struct Arguments {
     #[command(subcommand)]
     pub(crate) command: Command,
@@ -27,6 +30,8 @@ pub(crate) enum Command {
     Stream(Box<Stream>),
     /// List, check and fetch models
     Models(Models),
+    /// List, start and check pipelines
+    Pipelines(Pipelines),
     /// Print every key of the configuration with its default and meaning
     Config(Manual),
     /// Print the completion script of a shell
@@ -35,6 +40,8 @@ pub(crate) enum Command {
         #[arg(value_enum)]
         shell: clap_complete::Shell,
     },
+    /// Print the manual page, or write the pages of all commands
+    Man(ManPages),
 }
 
 /// The arguments of every command that runs models.
@@ -55,6 +62,7 @@ pub(crate) struct Setup {
 }
 
 #[derive(Debug, Args)]
+#[command(after_help = examples::SERVE)]
 pub(crate) struct Serve {
     /// Address to listen on, or a port of 127.0.0.1; port 0 takes a free port [default: 127.0.0.1:8080]
     #[arg(long, value_name = "ADDR", alias = "port")]
@@ -70,6 +78,7 @@ pub(crate) struct Serve {
 }
 
 #[derive(Debug, Args)]
+#[command(after_help = examples::RUN)]
 pub(crate) struct Run {
     /// Task to run on each line
     #[arg(long, value_enum)]
@@ -133,6 +142,7 @@ pub(crate) enum Aggregation {
 }
 
 #[derive(Debug, Args)]
+#[command(after_help = examples::MODELS)]
 pub(crate) struct Models {
     #[command(subcommand)]
     pub(crate) command: ModelsCommand,
@@ -144,7 +154,11 @@ pub(crate) struct Models {
 #[derive(Debug, Subcommand)]
 pub(crate) enum ModelsCommand {
     /// List the models of the folder
-    List,
+    List {
+        /// Print a JSON object for each model
+        #[arg(long)]
+        json: bool,
+    },
     /// Load models and run each one once
     Check {
         /// Names or folders [default: all models of the folder]
@@ -156,6 +170,9 @@ pub(crate) enum ModelsCommand {
         /// Compare the precisions of the engine `builtin` on the lines of FILE [default: of the standard input]
         #[arg(long, value_name = "FILE", num_args = 0..=1, require_equals = true, default_missing_value = "-", conflicts_with = "engine")]
         precision: Option<PathBuf>,
+        /// Print a JSON object for each model
+        #[arg(long, conflicts_with = "precision")]
+        json: bool,
     },
     /// Fetch a model into the folder
     Pull {
@@ -185,7 +202,11 @@ pub(crate) enum FetchedEngine {
 }
 
 #[derive(Debug, Args)]
+#[command(after_help = examples::CONFIG)]
 pub(crate) struct Manual {
+    /// Print a JSON object for each key
+    #[arg(long, conflicts_with_all = ["markdown", "effective"])]
+    pub(crate) json: bool,
     /// Print the keys as a Markdown table
     #[arg(long)]
     pub(crate) markdown: bool,

@@ -2,14 +2,18 @@
 
 mod adapters;
 mod arguments;
+mod examples;
 mod logs;
+mod man;
 mod manual;
 mod models;
+mod pipelines;
 #[cfg(test)]
 mod reference;
 mod run;
 mod serve;
 mod start_files;
+mod start_lines;
 mod stream;
 
 use std::io::Write;
@@ -31,8 +35,10 @@ fn main() -> ExitCode {
         Command::Run(run) => run::main(&run),
         Command::Stream(stream) => stream::main(&stream),
         Command::Models(models) => models::main(&models),
+        Command::Pipelines(pipelines) => pipelines::main(&pipelines),
         Command::Config(config) => manual::main(&config),
         Command::Completions { shell } => completions(shell),
+        Command::Man(man) => man::main(&man),
     };
     match result {
         Ok(code) => code,

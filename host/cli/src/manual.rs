@@ -3,6 +3,8 @@
 use std::io::Write;
 use std::process::ExitCode;
 
+use serde_json::json;
+
 use crate::arguments::{Manual, Setup};
 
 pub(crate) fn main(arguments: &Manual) -> anyhow::Result<ExitCode> {
@@ -10,6 +12,11 @@ pub(crate) fn main(arguments: &Manual) -> anyhow::Result<ExitCode> {
     if let Some(file) = &arguments.effective {
         let setup = Setup { config: file.clone(), models_dir: None, components: Vec::new(), keys: Vec::new() };
         writeln!(out, "{}", serde_json::to_string_pretty(&setup.load(&[])?)?)?;
+    } else if arguments.json {
+        for weir_config::Key { name, variable, default, meaning } in weir_config::keys() {
+            let key = json!({ "name": name, "variable": variable, "default": default, "meaning": meaning });
+            writeln!(out, "{key}")?;
+        }
     } else if arguments.markdown {
         write!(out, "{}", weir_config::table_markdown())?;
     } else {

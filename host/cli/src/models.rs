@@ -9,6 +9,7 @@ use std::process::ExitCode;
 
 use anyhow::{Context, bail};
 use indicatif::{HumanBytes, ProgressBar, ProgressStyle};
+use serde_json::{Value, json};
 use weir_nn::model::{self, Progress, Report};
 use weir_nn::{EngineChoice, Isa, RegistryConfig, Selection};
 
@@ -17,9 +18,9 @@ use crate::arguments::{FetchedEngine, Models, ModelsCommand, beside_program};
 pub(crate) fn main(arguments: &Models) -> anyhow::Result<ExitCode> {
     let root = arguments.models_dir.clone().or_else(beside_program);
     match &arguments.command {
-        ModelsCommand::List => list(&root.context(NO_FOLDER)?),
-        ModelsCommand::Check { models, engine, precision } => {
-            check(root.as_deref(), models, *engine, precision.as_deref())
+        ModelsCommand::List { json } => list(&root.context(NO_FOLDER)?, *json),
+        ModelsCommand::Check { models, engine, precision, json } => {
+            check(root.as_deref(), models, *engine, precision.as_deref(), *json)
         }
         ModelsCommand::Pull { source } => {
             // Fetching the first model creates the folder.
@@ -41,12 +42,17 @@ fn registry_config() -> anyhow::Result<RegistryConfig> {
 
 const NO_FOLDER: &str = "there is no folder `models` beside the program: give one with --models-dir";
 
-fn list(root: &Path) -> anyhow::Result<ExitCode> {
+fn list(root: &Path, json: bool) -> anyhow::Result<ExitCode> {
     let mut out = std::io::stdout().lock();
     let entries = model::list(root, &registry_config()?)?;
     let width = entries.iter().map(|entry| entry.name.len()).max().unwrap_or(0);
     let mut code = ExitCode::SUCCESS;
     for entry in entries {
+        if json {
+            writeln!(out, "{}", listed(&entry))?;
+            code = if entry.model.is_ok() { code } else { ExitCode::FAILURE };
+            continue;
+        }
         match entry.model {
             Ok(model) => {
                 writeln!(
@@ -68,8 +74,19 @@ fn list(root: &Path) -> anyhow::Result<ExitCode> {
             }
         }
     }
-    language::list(&mut out, root)?;
+    language::list(&mut out, root, json)?;
     Ok(code)
+}
+
+/// A model of the list as JSON.
+fn listed(entry: &model::ModelListing) -> Value {
+    match &entry.model {
+        Ok(model) => json!({
+            "name": entry.name, "task": model.task.to_string(), "labels": model.labels, "tokens_max": model.tokens_max,
+            "bytes": entry.bytes, "engine": entry.selection.as_ref().map(engine_of),
+        }),
+        Err(error) => json!({ "name": entry.name, "error": error.to_string() }),
+    }
 }
 
 /// The engine and the precision with the reasons of their selection, and the instruction set.
@@ -86,6 +103,7 @@ fn check(
     names: &[String],
     engine: EngineChoice,
     texts: Option<&Path>,
+    json: bool,
 ) -> anyhow::Result<ExitCode> {
     let config = registry_config()?;
     let mut dirs: Vec<PathBuf> = names.iter().map(|name| find(root, name)).collect::<Result<_, _>>()?;
@@ -105,26 +123,45 @@ fn check(
     let mut code = ExitCode::SUCCESS;
     for dir in dirs {
         if language::is_folder(&dir) {
-            if !language::check(&mut out, &dir)? {
+            if !language::check(&mut out, &dir, json)? {
                 code = ExitCode::FAILURE;
             }
             continue;
         }
         match model::check(&dir, engine, &config) {
+            Ok(report) if json => writeln!(out, "{}", checked(&dir, &report))?,
             Ok(report) => describe(&mut out, &dir, &report)?,
             Err(model::ModelError::NoDirectory(_)) if root.is_some_and(|root| root.is_dir()) => {
                 let root = root.unwrap_or(Path::new("."));
                 let names = names_in(root, &dir.file_name().unwrap_or_default().to_string_lossy());
-                writeln!(out, "{}: there is no such directory, and {} has {names}", dir.display(), root.display())?;
+                let reason = format!("there is no such directory, and {} has {names}", root.display());
+                failed(&mut out, &dir, &reason, json)?;
                 code = ExitCode::FAILURE;
             }
             Err(error) => {
-                writeln!(out, "{}: {error}", dir.display())?;
+                failed(&mut out, &dir, &error.to_string(), json)?;
                 code = ExitCode::FAILURE;
             }
         }
     }
     Ok(code)
+}
+
+/// Writes why a model does not work.
+fn failed(out: &mut impl Write, dir: &Path, reason: &str, json: bool) -> std::io::Result<()> {
+    match json {
+        true => writeln!(out, "{}", json!({ "folder": dir.display().to_string(), "works": false, "error": reason })),
+        false => writeln!(out, "{}: {reason}", dir.display()),
+    }
+}
+
+/// A model that works as JSON.
+fn checked(dir: &Path, report: &Report) -> Value {
+    json!({
+        "folder": dir.display().to_string(), "works": true, "task": report.model.task.to_string(),
+        "tokens_max": report.model.tokens_max, "labels": report.model.labels, "engine": engine_of(&report.selection),
+        "parameter_bytes": report.parameter_bytes, "load_ms": report.load_ms, "first_run_ms": report.trial_ms,
+    })
 }
 
 /// The names of the models in a folder and a suggestion, for an error about a name that is not among them.

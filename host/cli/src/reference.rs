@@ -64,6 +64,10 @@ fn command(page: &mut String, path: &str, command: &Command) {
         }
         page.push('\n');
     }
+    if let Some(examples) = command.get_after_help() {
+        let lines: Vec<String> = examples.to_string().lines().filter(|line| *line != "Examples:").map(cell).collect();
+        writeln!(page, "Examples:\n\n```text\n{}\n```\n", lines.join("\n")).unwrap();
+    }
     for argument in arguments {
         let values = argument.get_possible_values();
         if values.iter().any(|value| value.get_help().is_some()) {

@@ -1,6 +1,6 @@
 //! `weir serve`.
 
-use std::io::Write;
+use std::io::{IsTerminal, Write};
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -17,6 +17,7 @@ use weir_runtime::types::{ModelInfo, ModelKind};
 use crate::adapters::RunningAdapters;
 use crate::arguments::{Serve, add_models, set_adapters};
 use crate::start_files::NewFiles;
+use crate::start_lines::start_lines;
 use crate::{BUILTIN, logs};
 
 pub(crate) fn main(arguments: &Serve) -> anyhow::Result<ExitCode> {
@@ -90,7 +91,14 @@ async fn serve(config: weir_config::Config) -> anyhow::Result<ExitCode> {
     };
     {
         let mut out = std::io::stdout().lock();
-        writeln!(out, "listening on http://{address}")?;
+        if out.is_terminal() {
+            let models = runtime.models().into_iter().map(|model| model.name);
+            let language_models = runtime.language_models().into_iter().map(|model| model.name);
+            let names: Vec<String> = models.chain(language_models).collect();
+            write!(out, "{}", start_lines(address, &config, &names))?;
+        } else {
+            writeln!(out, "listening on http://{address}")?;
+        }
         out.flush()?;
     }
     if !address.ip().to_canonical().is_loopback() && config.auth.mode == AuthMode::None {

@@ -14,7 +14,7 @@ use crate::ui::Step;
 use crate::{setup, sh};
 
 pub(crate) const USAGE: &str = "\
-Builds target/dist/weir-VERSION-TARGET.tar.gz: the program, the bundled models, completions for bash, zsh and fish, README.md,
+Builds target/dist/weir-VERSION-TARGET.tar.gz: the program, the bundled models, completions for bash, zsh and fish, manual pages, README.md,
 CHANGELOG.md, LICENSE and docs, without links. Then unpacks it into another folder and runs it there; an archive that does not run
 is removed.";
 
@@ -84,6 +84,8 @@ fn pack(house: &House, step: &mut Step) -> Result<PathBuf> {
         fs::create_dir_all(folder.join("completions"))?;
         fs::write(&path, format!("{script}\n")).with_context(|| format!("cannot write {}", path.display()))?;
     }
+    step.show_progress("manual pages");
+    sh::check(step, sh::program(house, house.weir()).arg("man").arg(folder.join("man/man1")))?;
     step.show_progress("compresses");
     let archive = dist.join(format!("{name}.tar.gz"));
     let mut tar = sh::program(house, "tar");

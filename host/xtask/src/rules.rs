@@ -54,7 +54,7 @@ const RULES: &[Rule] = &[
     },
     // Of codec: the settings of the adapter component, the rows of CSV, captions.
     Rule { package: "weir-adapters", house: &["weir-codec", "weir-config", "weir-core"], others: None },
-    // Of codec: captions, and lines of inputs.
+    // Of codec: captions, lines of inputs, and the definitions of pipelines.
     Rule {
         package: "weir",
         house: &["weir-adapters", "weir-codec", "weir-config", "weir-edge", "weir-lm", "weir-nn", "weir-runtime"],
@@ -102,7 +102,7 @@ const RESERVED: &[(&str, &[&str])] = &[
     ),
     ("redb", &["weir-events"]),
     ("redis", &["weir-adapters", "weir-events"]),
-    ("hyper", &["weir-edge"]),
+    ("hyper", &["weir", "weir-edge"]),
     (
         "wit-bindgen",
         &[

@@ -3,4 +3,5 @@
 mod commands;
 mod documents;
 mod examples;
+mod pipelines;
 mod run;

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use indicatif::HumanBytes;
+use serde_json::json;
 use weir_lm::{Cancel, Engine, EngineConfig, Model, Row, Sample, Sampler};
 use weir_nn::model::LANGUAGE_MODEL;
 
@@ -31,24 +32,36 @@ pub(super) fn names(root: &Path) -> Vec<String> {
 }
 
 /// Lists the language models in a folder, without loading them.
-pub(super) fn list(out: &mut impl Write, root: &Path) -> std::io::Result<()> {
+pub(super) fn list(out: &mut impl Write, root: &Path, json: bool) -> std::io::Result<()> {
     for name in names(root) {
         let bytes = std::fs::metadata(root.join(&name).join(LANGUAGE_MODEL)).map_or(0, |file| file.len());
-        writeln!(out, "{name}  text-generation, {}", HumanBytes(bytes))?;
+        match json {
+            true => writeln!(out, "{}", json!({ "name": name, "task": "text-generation", "bytes": bytes }))?,
+            false => writeln!(out, "{name}  text-generation, {}", HumanBytes(bytes))?,
+        }
     }
     Ok(())
 }
 
 /// Loads a language model and computes a token; returns whether that succeeded.
-pub(super) fn check(out: &mut impl Write, dir: &Path) -> std::io::Result<bool> {
+pub(super) fn check(out: &mut impl Write, dir: &Path, json: bool) -> std::io::Result<bool> {
     match trial(dir) {
+        Ok(lines) if json => {
+            let folder = dir.display().to_string();
+            writeln!(
+                out,
+                "{}",
+                json!({ "folder": folder, "works": true, "task": "text-generation", "details": lines })
+            )?;
+            Ok(true)
+        }
         Ok(lines) => {
             writeln!(out, "{}: works", dir.display())?;
             lines.iter().try_for_each(|line| writeln!(out, "  {line}"))?;
             Ok(true)
         }
         Err(error) => {
-            writeln!(out, "{}: {error}", dir.display())?;
+            super::failed(out, dir, &error, json)?;
             Ok(false)
         }
     }

@@ -1,0 +1,81 @@
+//! The lines of `weir serve` on a terminal: the URL to open, the models, and the places of stored data.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+
+use weir_config::{Config, EventsStore};
+
+/// The lines. The first one is that of the start without a terminal, with a note.
+pub(crate) fn start_lines(address: SocketAddr, config: &Config, models: &[String]) -> String {
+    let url = format!("http://{}", reachable(address));
+    let page = if config.gateway.ui == weir_config::Switch::On { format!(" (page: {url}/)") } else { String::new() };
+    let names = if models.is_empty() { "none".to_owned() } else { models.join(", ") };
+    let from = match config.models.dir.as_os_str().is_empty() {
+        true => String::new(),
+        false => format!(" from {}", config.models.dir.display()),
+    };
+    format!("listening on http://{address}{page}\nmodels: {names}{from}\nstored data: {}\n", places(config))
+}
+
+/// The address by which this machine reaches a listener.
+fn reachable(address: SocketAddr) -> SocketAddr {
+    let ip = match address.ip() {
+        IpAddr::V4(ip) if ip.is_unspecified() => Ipv4Addr::LOCALHOST.into(),
+        IpAddr::V6(ip) if ip.is_unspecified() => Ipv6Addr::LOCALHOST.into(),
+        ip => ip,
+    };
+    SocketAddr::new(ip, address.port())
+}
+
+/// Where channels, sessions and executions are stored. A URL is shown without its user and password.
+fn places(config: &Config) -> String {
+    let events = &config.events;
+    let store = match events.store {
+        EventsStore::Memory => "in memory until the end of this process (events.store)".to_owned(),
+        EventsStore::Disk => events.path.display().to_string(),
+        EventsStore::Redis => {
+            let (scheme, rest) = events.redis_url.split_once("://").unwrap_or(("redis", events.redis_url.as_str()));
+            format!("{scheme}://{}", rest.rsplit_once('@').map_or(rest, |(_, host)| host))
+        }
+    };
+    match events.file.as_os_str().is_empty() {
+        true => store,
+        false => format!("{store}; a copy of all events in {}", events.file.display()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lines_name_the_page_the_models_and_the_store() {
+        let mut config = Config::default();
+        let models = ["entities".to_owned(), "sentiment".to_owned()];
+        let lines = |config: &Config, address: &str, models: &[String]| {
+            start_lines(address.parse().unwrap(), config, models).lines().map(str::to_owned).collect::<Vec<_>>()
+        };
+        config.models.dir = "models".into();
+        assert_eq!(
+            lines(&config, "0.0.0.0:8080", &models),
+            [
+                "listening on http://0.0.0.0:8080 (page: http://127.0.0.1:8080/)",
+                "models: entities, sentiment from models",
+                "stored data: in memory until the end of this process (events.store)",
+            ]
+        );
+        config.events.store = EventsStore::Redis;
+        config.events.redis_url = "rediss://user:p@ss@redis.example:6380/1".to_owned();
+        config.gateway.ui = weir_config::Switch::Off;
+        config.models.dir = std::path::PathBuf::new();
+        let redis = lines(&config, "[::1]:80", &[]);
+        assert_eq!(
+            redis,
+            ["listening on http://[::1]:80", "models: none", "stored data: rediss://redis.example:6380/1"]
+        );
+        config.events.store = EventsStore::Disk;
+        config.events.path = "events.redb".into();
+        config.events.file = "events.ndjson".into();
+        let disk = lines(&config, "127.0.0.1:80", &[]);
+        assert_eq!(disk[2], "stored data: events.redb; a copy of all events in events.ndjson");
+    }
+}

@@ -236,8 +236,8 @@ impl ToolParser {
 
     /// Ends the text. Pending text that is not part of a call is returned.
     pub fn finish(&mut self) -> Vec<Part> {
-        let pending = std::mem::take(&mut self.pending);
         let is_text = matches!(self.state, State::Begin | State::Text) || self.is_undecided();
+        let pending = std::mem::take(&mut self.pending);
         if is_text && !pending.is_empty() { vec![Part::Text(pending)] } else { Vec::new() }
     }
 

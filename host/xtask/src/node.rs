@@ -14,12 +14,13 @@ use crate::ui::Step;
 /// The variable that tests read the folder of `node_modules` from.
 pub(crate) const VARIABLE: &str = "WEIR_TEST_NPM";
 /// The tests that need Node.js or its packages.
-pub(crate) const TESTS: [&str; 11] = [
+pub(crate) const TESTS: [&str; 12] = [
     "sse_clients_with_cut_connections_get_every_event_once",
     "websocket_follows_many_channels_and_resumes",
     "websocket_path_names_the_first_channel",
     "websocket_of_a_session_accepts_chunks_and_sends_events",
     "request_that_is_no_websocket_handshake_is_refused",
+    "unsubscribing_sends_the_throttled_progress_first",
     "websocket_that_is_cut_or_drained_is_released",
     "javascript_example_labels_lines",
     "javascript_example_follows_to_the_end_of_a_channel",

@@ -249,13 +249,13 @@ async fn request_that_is_no_websocket_handshake_is_refused() -> Result<()> {
 #[tokio::test]
 async fn unsubscribing_sends_the_throttled_progress_first() -> Result<()> {
     let server = Server::start_stub(&[]).await?;
-    let mut socket = Socket::connected(&server, "/ws").await?;
-    socket.say(json!({"type": "subscribe", "channel": "workflow:w", "throttle_ms": 60_000})).await?;
+    let mut socket = Socket::connect(&server, "/ws").await?;
+    socket.send(json!({"type": "subscribe", "channel": "workflow:w", "throttle_ms": 60_000})).await?;
     assert_eq!(socket.message().await?["type"], "connected");
     publish(&server, "w", 1).await?;
     assert_eq!(socket.message().await?["data"]["message"], "n1");
     let last = publish(&server, "w", 2).await?;
-    socket.say(json!({"type": "unsubscribe", "channel": "workflow:w"})).await?;
+    socket.send(json!({"type": "unsubscribe", "channel": "workflow:w"})).await?;
     assert_eq!(socket.message().await?["id"], last);
     assert_eq!(socket.message().await?["data"]["reason"], "unsubscribed");
     Ok(())
@@ -266,7 +266,7 @@ async fn unsubscribing_sends_the_throttled_progress_first() -> Result<()> {
 async fn messages_of_a_client_do_not_delay_its_events() -> Result<()> {
     const MESSAGES: usize = 75_000;
     let server = Server::start_stub(&[]).await?;
-    let mut lines = Duplex::send_head(Raw::connect_small(&server).await?, "/ws").await?;
+    let mut lines = Duplex::send_head(Raw::connect_with_small_buffer(&server).await?, "/ws").await?;
     lines.send(format!("{}\n", subscribe("workflow:w", None)).as_bytes()).await?;
     lines.raw.read_until("\"connected\"").await?;
     lines.send("x\n".repeat(MESSAGES).as_bytes()).await?;

@@ -5,6 +5,7 @@
 
 pub mod auth;
 pub mod client;
+pub mod conformance;
 pub mod cutting_proxy;
 pub mod documents;
 mod duplex;

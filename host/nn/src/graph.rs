@@ -10,9 +10,11 @@ use std::sync::Arc;
 use crate::builtin::Builtin;
 use crate::engine::{Backend, BackendContext, BackendGraph, Dimension, Engine, GraphSource, Precision, TensorInfo};
 use crate::error::{LoadError, NnError};
+#[cfg(not(target_arch = "wasm32"))]
 use crate::onnxruntime::OnnxRuntime;
 use crate::registry::RegistryConfig;
 use crate::tensor::Tensor;
+#[cfg(not(target_arch = "wasm32"))]
 use crate::tract::Tract;
 use crate::wording::{listed, quoted};
 
@@ -33,9 +35,26 @@ impl fmt::Debug for Graph {
 /// The implementation of an engine.
 pub(crate) fn backend(engine: Engine) -> &'static dyn Backend {
     match engine {
-        Engine::Tract => &Tract,
-        Engine::OnnxRuntime => &OnnxRuntime,
         Engine::Builtin => &Builtin,
+        #[cfg(not(target_arch = "wasm32"))]
+        Engine::Tract => &Tract,
+        #[cfg(not(target_arch = "wasm32"))]
+        Engine::OnnxRuntime => &OnnxRuntime,
+        #[cfg(target_arch = "wasm32")]
+        Engine::Tract => &Absent("tract"),
+        #[cfg(target_arch = "wasm32")]
+        Engine::OnnxRuntime => &Absent("onnxruntime"),
+    }
+}
+
+/// An engine that a component does not have.
+#[cfg(target_arch = "wasm32")]
+struct Absent(&'static str);
+
+#[cfg(target_arch = "wasm32")]
+impl Backend for Absent {
+    fn load(&self, _: GraphSource<'_>, _: Precision, _: &RegistryConfig) -> Result<Arc<dyn BackendGraph>, LoadError> {
+        Err(LoadError::NoEngine { engine: self.0, reason: "a component has the engine builtin alone".to_owned() })
     }
 }
 

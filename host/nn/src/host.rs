@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use wasmtime::component::{HasData, Linker, Resource, ResourceTable};
 
-use crate::engine::{Engine, GraphSource, Precision};
+use crate::engine::Engine;
 use crate::error::{ErrorCode, NnError};
 use crate::graph::{Context, Graph};
 use crate::registry::Registry;
@@ -219,7 +219,7 @@ impl NnView<'_> {
                 config.guest_graph_bytes_max
             )));
         }
-        Ok(Arc::new(Graph::load("", GraphSource::Bytes(builder), Engine::default(), Precision::default(), config)?))
+        Ok(self.ctx.registry.load_bytes(builder, Engine::default())?)
     }
 }
 

@@ -7,6 +7,9 @@
 //! - [`stages`]: timestamps of the stages that an item passes.
 //! - [`model`]: models on disk in the Hugging Face layout, listed, checked and fetched.
 //!
+//! Compiled for wasm32 it has the engine `builtin` alone, and neither wasmtime nor downloads: `components/nn` makes a component of it that
+//! exports `wasi:nn`.
+//!
 //! ```no_run
 //! use std::path::Path;
 //! use weir_nn::{Engine, Registry, RegistryConfig, Tensor};
@@ -22,19 +25,28 @@
 //! # }
 //! ```
 
+#![cfg_attr(target_arch = "wasm32", allow(dead_code, reason = "parts of the engines that a component does not have"))]
+
 mod builtin;
 mod engine;
 mod error;
 mod fit;
 mod graph;
+#[cfg(not(target_arch = "wasm32"))]
 mod host;
+#[cfg(not(target_arch = "wasm32"))]
 pub mod model;
+#[cfg(not(target_arch = "wasm32"))]
 mod onnx;
+#[cfg(not(target_arch = "wasm32"))]
 mod onnxruntime;
 mod registry;
 mod selection;
+#[cfg(not(target_arch = "wasm32"))]
 pub mod stages;
+mod structure;
 mod tensor;
+#[cfg(not(target_arch = "wasm32"))]
 mod tract;
 mod wording;
 
@@ -54,7 +66,9 @@ pub use engine::{
 };
 pub use error::{ErrorCode, LoadError, NnError};
 pub use graph::{Context, Graph};
+#[cfg(not(target_arch = "wasm32"))]
 pub use host::{ContextHandle, ErrorHandle, GraphAccess, GraphHandle, NnCtx, NnView, TensorHandle, add_to_linker};
+#[cfg(not(target_arch = "wasm32"))]
 pub use onnxruntime::library_folders;
 pub use registry::{Registry, RegistryConfig};
 pub use selection::Selection;

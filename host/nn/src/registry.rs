@@ -10,8 +10,7 @@ use weir_kernels::Isa;
 use crate::engine::{Engine, GraphSource, Precision};
 use crate::error::LoadError;
 use crate::graph::{Graph, backend};
-use crate::model::onnx_file;
-use crate::selection::Selection;
+use crate::selection::{Selection, onnx_file};
 
 /// The bounds within which graphs are loaded and run.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -138,6 +137,16 @@ impl Registry {
         let entry = self.entries.lock().unwrap_or_else(PoisonError::into_inner).get(name).cloned();
         let entry = entry.ok_or_else(|| LoadError::UnknownName(name.to_owned()))?;
         entry.loaded.get_or_init(|| self.load(name, &entry)).clone()
+    }
+
+    /// A graph that is no part of the registry, from the content of its file, without external data.
+    ///
+    /// # Errors
+    /// When it cannot be loaded.
+    pub fn load_bytes(&self, content: &[u8], engine: Engine) -> Result<Arc<Graph>, LoadError> {
+        backend(engine).prepare(&self.config)?;
+        let precision = Precision::default();
+        Ok(Arc::new(Graph::load("", GraphSource::Bytes(content), engine, precision, &self.config)?))
     }
 
     /// The registered names, in order.

@@ -7,7 +7,6 @@ use weir_kernels::Isa;
 use crate::builtin::{self, SAFETENSORS};
 use crate::engine::{Engine, EngineChoice, Precision, PrecisionChoice};
 use crate::error::LoadError;
-use crate::model::onnx_file;
 use crate::registry::RegistryConfig;
 
 /// The graph of texts end to end, beside `model.onnx`.
@@ -105,4 +104,14 @@ impl Selection {
         let (precision, isa) = (None, None);
         Ok(Self { engine, file, precision, isa, packed: is_packed, reason, precision_reason: String::new() })
     }
+}
+
+/// The ONNX file of a model directory, or the path itself when it is a file.
+pub(crate) fn onnx_file(path: &Path) -> Result<PathBuf, LoadError> {
+    if path.is_file() {
+        return Ok(path.to_owned());
+    }
+    let candidates = [path.join("model.onnx"), path.join("onnx").join("model.onnx")];
+    let found = candidates.into_iter().find(|candidate| candidate.is_file());
+    found.ok_or_else(|| LoadError::Missing { dir: path.to_owned(), file: "model.onnx (or onnx/model.onnx)".to_owned() })
 }

@@ -65,7 +65,7 @@ const RUN_LINES: usize = 1_000;
 fn build_programs(house: &House, as_built: bool) -> Result<std::path::PathBuf> {
     if !as_built {
         setup::ensure(house)?;
-        build::components(house, false)?;
+        build::components(house, &[])?;
         build::weir(house)?;
     }
     compare::generator(house)
@@ -98,7 +98,7 @@ pub(crate) fn task(house: &House, mut args: Args) -> Result<()> {
     };
     args.finish()?;
     setup::ensure(house)?;
-    build::components(house, false)?;
+    build::components(house, &[])?;
     build::weir(house)?;
 
     let path = house.root.join(DOCUMENT);

@@ -1,7 +1,7 @@
 //! `cargo xtask build`: components, their precompiled forms, and `weir` with both inside.
 
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context, Result, bail};
@@ -12,12 +12,12 @@ use wac_graph::{CompositionGraph, EncodeOptions};
 use crate::args::Args;
 use crate::files::{Key, Stamp, copy_if_changed, copy_tree, write_if_changed};
 use crate::house::{
-    COMPONENT_CONFIG, COMPONENTS, Component, GUESTS, HOST_PACKAGES, House, PLUGS, SEPARATE_PACKAGES, SHIPPED_MODELS,
-    WASM_TARGET,
+    COMPONENT_CONFIG, COMPONENTS, Component, GUESTS, HOST_PACKAGES, House, PLUGS, PORTABLE_PARTS, SEPARATE_PACKAGES,
+    SHIPPED_MODELS, WASM_TARGET,
 };
 use crate::sh;
 use crate::ui::Step;
-use crate::{debian, first_build, setup};
+use crate::{debian, first_build, portable, setup};
 
 pub(crate) const USAGE: &str = "\
 Builds target/components/NAME.wasm, NAME.cwasm (precompiled for this machine) and target/release/weir, with the bundled
@@ -25,26 +25,34 @@ models beside it (target/release/models).
 
 Options:
   --components   stop after the components' .wasm files
-  --guests       also build the guest programs of the tests";
+  --guests       also build the guest programs of the tests
+  --portable     compose the components for other WASI 0.3 hosts, and stop: target/components/weir.wasm (everything inside;
+                 models in /models), weir-thin.wasm (asks another weir) and weir-open.wasm (infer is left open)";
 
 pub(crate) fn task(house: &House, mut args: Args) -> Result<()> {
     let only_components = args.flag("--components");
     let guests = args.flag("--guests");
+    let is_portable = args.flag("--portable");
     args.finish()?;
     setup::ensure(house)?;
-    components(house, guests)?;
-    if only_components {
+    let (guests, parts) = (guests.then_some(GUESTS), is_portable.then_some(PORTABLE_PARTS));
+    components(house, &guests.into_iter().chain(parts).collect::<Vec<_>>())?;
+    if is_portable {
+        portable::compose(house)?;
+    }
+    if only_components || is_portable {
         return Ok(());
     }
     weir(house)
 }
 
-/// Builds the components, and the guests on request, for wasm32-wasip2, into target/components. Those of [`PLUGS`] are also
-/// plugged into their socket component.
-pub(crate) fn components(house: &House, guests: bool) -> Result<()> {
+/// Builds the components and those of other tables (guests, parts for other hosts) for wasm32-wasip2, into target/components. Those of
+/// [`PLUGS`] are also plugged into their socket component.
+pub(crate) fn components(house: &House, others: &[&'static [Component]]) -> Result<()> {
     first_build::announce(house);
     let plugs = PLUGS.iter().map(|(plug, _)| plug);
-    let what: Vec<&Component> = COMPONENTS.iter().chain(plugs).chain(GUESTS.iter().filter(|_| guests)).collect();
+    let others = others.iter().flat_map(|table| table.iter());
+    let what: Vec<&Component> = COMPONENTS.iter().chain(plugs).chain(others).collect();
     let names: Vec<&str> = what.iter().map(|component| component.name).collect();
     let mut step = Step::begin("components", &format!("builds {} for {WASM_TARGET}", names.join(", ")));
     let names = what.iter().map(|component| component.package);
@@ -74,19 +82,29 @@ pub(crate) fn components(house: &House, guests: bool) -> Result<()> {
 
 /// A component with others plugged into it, which satisfy its imports.
 fn compose(house: &House, socket: &Component, plugs: &[&Component]) -> Result<Vec<u8>> {
-    let mut graph = CompositionGraph::new();
-    let mut package = |component: &Component| {
+    let content = |component: &Component| {
         let path = component.built(house);
         let bytes = fs::read(&path).with_context(|| format!("cannot read {}", path.display()))?;
-        let package = Package::from_bytes(&format!("weir:{}", component.name), None, bytes, graph.types_mut())?;
+        Ok::<_, anyhow::Error>((component.name, bytes))
+    };
+    let plugs = plugs.iter().map(|plug| content(plug)).collect::<Result<Vec<_>>>()?;
+    plug(content(socket)?, plugs)
+}
+
+/// Components plugged into another, by their names and contents.
+pub(crate) fn plug(socket: (&str, Vec<u8>), plugs: Vec<(&str, Vec<u8>)>) -> Result<Vec<u8>> {
+    let mut graph = CompositionGraph::new();
+    let mut package = |(name, bytes): (&str, Vec<u8>)| {
+        let package = Package::from_bytes(&format!("weir:{}", name.replace('_', "-")), None, bytes, graph.types_mut())?;
         Ok::<_, anyhow::Error>(graph.register_package(package)?)
     };
-    let plugs: Vec<_> = plugs.iter().map(|plug| package(plug)).collect::<Result<_>>()?;
+    let name = socket.0;
+    let plugs: Vec<_> = plugs.into_iter().map(&mut package).collect::<Result<_>>()?;
     let package = package(socket)?;
     let composed = wac_graph::plug(&mut graph, plugs, package).map_err(anyhow::Error::from);
     composed
         .and_then(|()| Ok(graph.encode(EncodeOptions::default())?))
-        .with_context(|| format!("cannot plug components into {}", socket.name))
+        .with_context(|| format!("cannot plug components into {name}"))
 }
 
 /// Builds `weir` with the components of target/components inside.
@@ -100,22 +118,23 @@ pub(crate) fn weir(house: &House) -> Result<()> {
     finish(step, precompiled.map(|changed| changed_names(&changed, "in target/components")))?;
 
     let mut step = Step::begin("weir", "builds target/release/weir with the components inside");
-    let built = sh::check(&mut step, host_cargo(house, "build").arg("--bins")).and_then(|_| copy_models(house));
+    // The default folder of `weir` is `models` beside the program.
+    let models = house.target.join("release").join("models");
+    let built =
+        sh::check(&mut step, host_cargo(house, "build").arg("--bins")).and_then(|_| copy_models(house, &models));
     finish(step, built.map(|models| format!("target/release/weir, models/{{{}}} beside it", models.join(","))))
 }
 
 /// Builds the components and `weir`; returns the program.
 pub(crate) fn program(house: &House) -> Result<PathBuf> {
     setup::ensure(house)?;
-    components(house, false)?;
+    components(house, &[])?;
     weir(house)?;
     Ok(house.weir())
 }
 
-/// Copies the bundled models to the default folder of `weir`: `models` beside the program. Copies, so that the folder can be moved
-/// and `weir models pull` does not write into the sources.
-fn copy_models(house: &House) -> Result<Vec<String>> {
-    let folder = house.target.join("release").join("models");
+/// Copies the bundled models to a folder. Copies, so that the folder can be moved and `weir models pull` does not write into the sources.
+pub(crate) fn copy_models(house: &House, folder: &Path) -> Result<Vec<String>> {
     let names = shipped_models(house)?;
     for name in &names {
         copy_tree(&house.root.join(SHIPPED_MODELS).join(name), &folder.join(name))?;

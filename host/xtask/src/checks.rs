@@ -6,10 +6,11 @@ use std::time::{Duration, Instant};
 use anyhow::{Result, bail};
 
 use crate::args::Args;
-use crate::house::{COMPONENTS, GUESTS, House, LIGHT_PACKAGES, PLUGS, SEPARATE_PACKAGES};
+use crate::house::{COMPONENTS, GUESTS, House, LIGHT_PACKAGES, NN, PLUGS, PORTABLE_PARTS, SEPARATE_PACKAGES};
 use crate::ui::{Step, seconds};
 use crate::{
-    browser, build, debian, dist, lm, nginx, node, pushpin, python, redis, setup, sh, typescript, web, wheels, wit,
+    browser, build, debian, dist, lm, nginx, node, portable, pushpin, python, redis, setup, sh, typescript, web,
+    wheels, wit,
 };
 
 pub(crate) const USAGE: &str = "\
@@ -33,7 +34,8 @@ pub(crate) fn task(house: &House, mut args: Args) -> Result<()> {
     let mut report = Report::default();
     let built = report.whole("build", || {
         setup::ensure(house)?;
-        build::components(house, true)?;
+        build::components(house, &[GUESTS, PORTABLE_PARTS])?;
+        portable::compose(house)?;
         build::weir(house)?;
         python::ensure(house)
     });
@@ -171,7 +173,8 @@ fn lints(house: &House, report: &mut Report) -> Result<()> {
         return Ok(());
     }
     let mut wasm = build::component_cargo(house, "clippy");
-    for component in COMPONENTS.iter().chain(PLUGS.iter().map(|(plug, _)| plug)).chain(GUESTS) {
+    let parts = PORTABLE_PARTS.iter().chain([&NN]);
+    for component in COMPONENTS.iter().chain(PLUGS.iter().map(|(plug, _)| plug)).chain(GUESTS).chain(parts) {
         wasm.args(["-p", component.package]);
     }
     report.check("wasm lint", "clippy for the components and guests", wasm.args(STRICT));

@@ -51,7 +51,7 @@ pub(crate) fn task(house: &House, mut args: Args) -> Result<()> {
         return show(house, address, &text_file, text.trim(), raw, record.as_deref());
     }
     setup::ensure(house)?;
-    build::components(house, false)?;
+    build::components(house, &[])?;
     build::weir(house)?;
 
     let step = Step::begin("start", "weir serve --listen 127.0.0.1:0");

@@ -26,7 +26,7 @@ const DOCUMENTS: [&str; 3] = ["README.md", "CHANGELOG.md", "LICENSE"];
 pub(crate) fn task(house: &House, args: Args) -> Result<()> {
     args.finish()?;
     setup::ensure(house)?;
-    build::components(house, false)?;
+    build::components(house, &[])?;
     build::weir(house)?;
     let archive = check(house)?;
     println!("{}", archive.display());

@@ -26,11 +26,23 @@ pub(crate) const SEPARATE_PACKAGES: &[&str] = &["weir-generate"];
 /// The components that are plugged into another when they are built, and satisfy its imports.
 pub(crate) const PLUGS: &[(Component, &str)] = &[(Component { package: "weir-session", name: "session" }, "gateway")];
 
+/// What other hosts need besides the gateway and infer: the parts of [`crate::portable`], one line each.
+pub(crate) const PORTABLE_PARTS: &[Component] = &[
+    Component { package: "weir-store", name: "store" },
+    Component { package: "weir-no-generate", name: "no_generate" },
+    Component { package: "weir-infer-remote", name: "infer_remote" },
+];
+
+/// `wasi:nn` for hosts that have none. Cargo builds it by a command of its own, because it is compiled for the vectors of wasm.
+pub(crate) const NN: Component = Component { package: "weir-nn-component", name: "nn" };
+
+/// The flags of [`NN`]. Without relaxed SIMD, which gains nothing: every host has these vectors, and results are the same on all.
+pub(crate) const NN_RUSTFLAGS: &str = "-C target-feature=+simd128";
+
 /// The guest programs of the tests (folders of tests/guests, and the component of examples/step): one line each.
 pub(crate) const GUESTS: &[Component] = &[
     Component { package: "nn-probe", name: "nn_probe" },
     Component { package: "infer-stub", name: "infer_stub" },
-    Component { package: "events-stub", name: "events_stub" },
     Component { package: "generate-stub", name: "generate_stub" },
     Component { package: "step-guest", name: "step_guest" },
     Component { package: "adapter-guest", name: "adapter_guest" },

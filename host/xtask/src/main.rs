@@ -3,7 +3,7 @@
 //! - [`args`], [`ui`], [`sh`], [`files`]: the command line, progress, other programs, files and stamps
 //! - [`house`]: the workspace's folders, and the tables of components, guests and packages
 //! - [`setup`] and [`debian`]: the wasm32-wasip2 target; [`apt`]: packages of Debian, fetched and unpacked without being installed
-//! - [`build`]: components, their precompiled forms, `weir`
+//! - [`build`]: components, their precompiled forms, `weir`; [`portable`]: the same components composed for other hosts
 //! - [`server`] and [`http`]: a `weir serve` for the demo and the measurements, and a client for it
 //! - [`first_build`]: the estimate of the first build; [`dist`]: the archive for distribution
 //! - [`demo`], [`checks`] (`cargo xtask test`), [`docs`], [`fuzz`], [`mod@bench`]: the commands of the same names
@@ -33,6 +33,7 @@ mod lm;
 mod nginx;
 mod node;
 mod npm;
+mod portable;
 mod pushpin;
 mod python;
 mod redis;

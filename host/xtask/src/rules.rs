@@ -35,6 +35,16 @@ const RULES: &[Rule] = &[
     Rule { package: "weir-generate", house: &["weir-core"], others: None },
     Rule { package: "weir-session", house: &["weir-core", "weir-codec"], others: None },
     Rule { package: "weir-adapter", house: &["weir-core", "weir-codec"], others: None },
+    // The host's crate, which has the engine builtin alone when it is compiled for wasm32.
+    Rule { package: "weir-nn-component", house: &["weir-nn"], others: Some(&["wit-bindgen"]) },
+    // The state machines of the host's store, for the same guarantees.
+    Rule { package: "weir-store", house: &["weir-core"], others: Some(&["wit-bindgen"]) },
+    Rule { package: "weir-no-generate", house: &[], others: Some(&["wit-bindgen"]) },
+    Rule {
+        package: "weir-infer-remote",
+        house: &["weir-core", "weir-codec"],
+        others: Some(&["futures", "wit-bindgen"]),
+    },
     Rule { package: "weir-config", house: &["weir-core"], others: None },
     Rule { package: "weir-nn", house: &["weir-core", "weir-kernels"], others: None },
     // Files and threads, but no async and no engine of WebAssembly: it is tested in the dev profile.
@@ -72,8 +82,6 @@ const RULES: &[Rule] = &[
     Rule { package: "xtask", house: &[], others: None },
     Rule { package: "nn-probe", house: &[], others: None },
     Rule { package: "infer-stub", house: &[], others: None },
-    // The store's own state machines, so that the stub has the same guarantees.
-    Rule { package: "events-stub", house: &["weir-core"], others: None },
     Rule { package: "generate-stub", house: &[], others: None },
     Rule { package: "step-guest", house: &[], others: None },
     Rule { package: "adapter-guest", house: &[], others: None },
@@ -110,10 +118,13 @@ const RESERVED: &[(&str, &[&str])] = &[
             "weir-gateway",
             "weir-generate",
             "weir-infer",
+            "weir-infer-remote",
+            "weir-nn-component",
+            "weir-no-generate",
             "weir-session",
+            "weir-store",
             "nn-probe",
             "infer-stub",
-            "events-stub",
             "generate-stub",
             "step-guest",
             "adapter-guest",
@@ -236,7 +247,7 @@ fn sources(folder: &std::path::Path) -> Vec<(String, String)> {
 #[test]
 fn guests_leave_json_to_codec() {
     let house = House::find();
-    for folder in ["core", "kernels", "auth", "gateway", "session", "adapter"] {
+    for folder in ["core", "kernels", "auth", "gateway", "session", "adapter", "store", "infer-remote"] {
         for (name, text) in sources(&house.root.join("components").join(folder).join("src")) {
             let code = text.split("#[cfg(test)]").next().unwrap();
             assert!(!code.contains("serde_json"), "components/{folder}/src/{name} uses serde_json");

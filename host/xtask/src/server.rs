@@ -25,7 +25,7 @@ const POLL: Duration = Duration::from_millis(5);
 
 pub(crate) fn task(house: &House, mut args: Args) -> Result<()> {
     setup::ensure(house)?;
-    build::components(house, false)?;
+    build::components(house, &[])?;
     build::weir(house)?;
     let mut command = sh::program(house, house.weir());
     command.stdin(Stdio::inherit()).arg("serve").args(args.take_rest());

@@ -2,7 +2,7 @@
 
 use std::process::{Command, Output};
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use weir_tests::{models, root, weir};
 
 fn run(arguments: &[&str]) -> Result<Output> {
@@ -278,22 +278,46 @@ async fn public_address_without_authentication_logs_a_warning() -> Result<()> {
     Ok(())
 }
 
-#[test]
-fn spin_manifest_names_the_component_and_its_build() -> Result<()> {
-    let manifest = std::fs::read_to_string(root().join("spin.toml"))?;
-    let manifest: toml::Table = manifest.parse()?;
-    assert_eq!(manifest["spin_manifest_version"].as_integer(), Some(2));
-    assert!(manifest["application"]["name"].is_str());
+/// A manifest of Spin with its one component.
+fn spin_component(path: &str) -> Result<toml::Table> {
+    let manifest: toml::Table = std::fs::read_to_string(root().join(path))?.parse()?;
+    assert_eq!(manifest["spin_manifest_version"].as_integer(), Some(2), "{path}");
+    assert!(manifest["application"]["name"].is_str(), "{path}");
     let trigger = &manifest["trigger"]["http"][0];
-    assert_eq!(trigger["route"].as_str(), Some("/..."));
+    assert_eq!(trigger["route"].as_str(), Some("/..."), "{path}");
     let component = &manifest["component"][trigger["component"].as_str().unwrap_or_default()];
-    assert_eq!(component["source"].as_str(), Some("target/components/gateway.wasm"));
-    assert_eq!(component["build"]["command"].as_str(), Some("cargo xtask build --components"));
+    assert_eq!(component["build"]["command"].as_str(), Some("cargo xtask build --portable"), "{path}");
+    component.as_table().cloned().context("a table")
+}
+
+#[test]
+fn spin_manifests_name_built_components_and_their_files() -> Result<()> {
+    let component = spin_component("spin.toml")?;
+    assert_eq!(component["source"].as_str(), Some("target/components/weir.wasm"));
+    weir_tests::component("weir.wasm")?;
+    let mount = &component["files"][0];
+    assert_eq!(
+        (mount["source"].as_str(), mount["destination"].as_str()),
+        (Some("target/components/models"), Some("/models"))
+    );
+    // Of the models that ship, each is a folder of real files.
+    let built = weir_tests::component("weir.wasm")?.with_file_name("models");
+    for name in ["sentiment", "entities", "embeddings"] {
+        for entry in std::fs::read_dir(built.join(name))? {
+            let entry = entry?;
+            assert!(!entry.file_type()?.is_symlink(), "{} is a link", entry.path().display());
+        }
+    }
     // The variables of the manifest are keys of the configuration in their environment form.
     let (keys, _) = outputs(&run(&["config", "--markdown"])?);
     for name in component["environment"].as_table().into_iter().flat_map(|table| table.keys()) {
         let key = name.trim_start_matches("WEIR_").to_lowercase().replacen('_', ".", 1);
         assert!(keys.contains(&format!("`{key}`")), "{name} is not a key of the configuration");
     }
+    let thin = spin_component("deploy/spin/thin.toml")?;
+    assert_eq!(thin["source"].as_str(), Some("../../target/components/weir-thin.wasm"));
+    weir_tests::component("weir-thin.wasm")?;
+    let url = thin["environment"]["WEIR_REMOTE_URL"].as_str().context("the server")?;
+    assert_eq!(thin["allowed_outbound_hosts"][0].as_str(), Some(url), "the one server that may be asked");
     Ok(())
 }

@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 use wac_graph::types::Package;
 use wac_graph::{CompositionGraph, EncodeOptions};
 use weir_tests::client::post;
-use weir_tests::follow::Follower;
+use weir_tests::conformance::publish_and_resume;
 use weir_tests::pipelines::{Folder, run};
 use weir_tests::{Server, component, ndjson, statuses, tool, until};
 
@@ -30,14 +30,14 @@ fn plug(socket: &[u8], plugs: &[&[u8]]) -> Result<Vec<u8>> {
     Ok(graph.encode(EncodeOptions::default())?)
 }
 
-/// Starts the gateway with stand-ins for infer, generate and the channel store under `wasmtime serve`.
+/// Starts the gateway with stand-ins for infer and generate, and the store, under `wasmtime serve`.
 async fn start_composed(arguments: &[&str]) -> Result<(Server, tempfile::TempDir)> {
     let gateway = std::fs::read(component("gateway.wasm")?)?;
     let stub = |name: &str| Ok::<_, anyhow::Error>(std::fs::read(component(name)?)?);
-    let (infer, generate, events) = (stub("infer_stub.wasm")?, stub("generate_stub.wasm")?, stub("events_stub.wasm")?);
+    let (infer, generate, store) = (stub("infer_stub.wasm")?, stub("generate_stub.wasm")?, stub("store.wasm")?);
     let dir = tempfile::tempdir()?;
     let composed = dir.path().join("composed.wasm");
-    std::fs::write(&composed, plug(&gateway, &[&infer, &generate, &events])?)?;
+    std::fs::write(&composed, plug(&gateway, &[&infer, &generate, &store])?)?;
     let mut command = Command::new(tool("WEIR_TEST_WASMTIME")?);
     command.args(["serve", "-Sp3,cli", "-Wcomponent-model-async", "--addr", "127.0.0.1:0"]).args(arguments);
     command.arg(&composed);
@@ -77,30 +77,6 @@ async fn gateway_answers_under_wasmtime_serve() -> Result<()> {
     assert_eq!(events[2]["semantic"]["intent"], "commitment", "{events:?}");
     let api: Value = reqwest::get(server.url("/openapi.json")).await?.json().await?;
     assert!(api["openapi"].as_str().context("a version")?.starts_with("3."));
-    Ok(())
-}
-
-/// Follows a workflow channel while publishing to it, then resumes the channel of its user.
-async fn publish_and_resume(server: &Server, id: &str) -> Result<()> {
-    let (workflow, user) = (format!("/stream/workflow/{id}"), format!("/stream/user/{id}"));
-    let mut live = Follower::open(server, &workflow, None).await?;
-    ensure!(live.next_event().await?.name == "connected");
-    for n in 0..10 {
-        let body = json!({"step": "s", "progress": n, "user_id": id});
-        let (status, response) = post(server, &format!("/stream/publish/workflow/{id}"), &body).await?;
-        ensure!(status == 200, "{response}");
-        let event = live.next_stored_event().await?;
-        ensure!((&event.data["progress"], &json!(event.id)) == (&json!(n), &response["id"]), "{event:?}");
-    }
-    let mut user_events = Follower::open(server, &user, None).await?;
-    let third = (
-        user_events.next_stored_event().await?,
-        user_events.next_stored_event().await?,
-        user_events.next_stored_event().await?,
-    )
-        .2;
-    let mut resumed = Follower::open(server, &user, Some(&third.id)).await?;
-    ensure!(resumed.next_stored_event().await?.data["progress"] == 3);
     Ok(())
 }
 

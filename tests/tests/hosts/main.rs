@@ -5,5 +5,6 @@ mod early_responses;
 mod embed;
 mod http;
 mod lifecycle;
+mod portable;
 mod problems;
 mod threads;

@@ -4,6 +4,7 @@
 //! - [`request`]: the JSON body and the lines of `/v1/classify`, `/v1/tokens` and `/v1/embed`; [`query`]: the parameters of a stream.
 //! - [`output`]: the result of an item; [`item_stream`]: a stream of items, line by line.
 //! - [`embeddings`], [`moderation`], [`rerank`]: the same tasks in the dialects of OpenAI's API and text-embeddings-inference.
+//! - [`remote`]: a stream of items and the list of models, as a client of another server writes and reads them.
 //! - [`hub`], [`tei`]: the dialects of the Hugging Face inference API and of text-embeddings-inference.
 //! - [`models`], [`readiness`]: the list of models, and whether the models of the configured steps are served.
 
@@ -15,6 +16,7 @@ pub mod moderation;
 pub mod output;
 pub mod query;
 pub mod readiness;
+pub mod remote;
 pub mod request;
 pub mod rerank;
 pub mod task;

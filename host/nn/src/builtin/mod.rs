@@ -3,6 +3,9 @@
 //! It loads `model_packed.onnx` graphs that [`recognize`] knows node by node, and `model.safetensors` files whose `config.json`
 //! names an architecture of [`hub`]. Both take several texts end to end. A text's result has the same bits in every batch.
 
+#[cfg_attr(target_arch = "wasm32", path = "file_in_memory.rs")]
+#[cfg_attr(not(target_arch = "wasm32"), path = "mapped_file.rs")]
+mod file;
 mod hub;
 mod mapping;
 mod network;
@@ -18,14 +21,17 @@ use weir_kernels::{Isa, Rows, Scratch, Texts};
 use crate::engine::{Backend, BackendContext, BackendGraph, GraphSource, Precision, TensorInfo};
 use crate::error::{LoadError, NnError};
 use crate::fit::{TensorInteger as _, fitting};
-use crate::onnx;
 use crate::registry::RegistryConfig;
+use crate::structure;
 use crate::tensor::Tensor;
 use network::{AnyEncoder, Readout, RowSelection};
 use weights::GraphTensors;
 
 /// The file of weights in the layout of the Hugging Face hub.
 pub(crate) const SAFETENSORS: &str = "model.safetensors";
+
+/// What to do with a graph that this engine does not know.
+const OTHER_ENGINE: &str = if cfg!(target_arch = "wasm32") { "" } else { "; use the engine tract" };
 
 /// The engine `builtin`.
 pub(crate) struct Builtin;
@@ -64,12 +70,12 @@ fn load_onnx(
     let origin = source.origin();
     let unsupported = |reason: String| LoadError::Unsupported { origin: origin.clone(), reason };
     let (model, directory) = match source {
-        GraphSource::File(file) => (onnx::read_structure(file, config)?, file.parent()),
-        GraphSource::Bytes(_) => return Err(unsupported("the built-in engine loads files alone".to_owned())),
+        GraphSource::File(file) => (structure::read(file, config)?, file.parent()),
+        GraphSource::Bytes(content) => (structure::parse(content, &origin)?, None),
     };
     let graph = model.graph.as_ref().ok_or_else(|| unsupported("has no graph".to_owned()))?;
     let shape = recognize::shape(graph).map_err(|reason| {
-        unsupported(format!("is no encoder that the built-in engine knows ({reason}); use the engine tract"))
+        unsupported(format!("is no encoder that the built-in engine knows ({reason}){OTHER_ENGINE}"))
     })?;
     let stored = GraphTensors::read(graph, directory, config.graph_bytes_max).map_err(unsupported)?;
     let loaded = weights::load(&stored, &shape, isa, precision).map_err(unsupported)?;
@@ -130,7 +136,7 @@ pub(crate) fn recognize(file: &Path, config: &RegistryConfig) -> Result<Recogniz
     if is_safetensors(file) {
         return Ok(RecognizedModel { description: hub::recognize(file, config)?, is_int8_classifier: false });
     }
-    let model = onnx::read_structure(file, config).map_err(|error| error.to_string())?;
+    let model = structure::read(file, config).map_err(|error| error.to_string())?;
     let graph = model.graph.as_ref().ok_or("it has no graph")?;
     let recognize::Shape { layers, hidden, heads, has_head, .. } = recognize::shape(graph)?;
     Ok(RecognizedModel {

@@ -7,10 +7,9 @@
 use std::collections::HashMap;
 use std::fmt::Write as _;
 
-use tract_onnx::pb::tensor_proto::DataType;
-use tract_onnx::pb::{GraphProto, NodeProto, TensorProto, ValueInfoProto, tensor_shape_proto, type_proto};
-
 use crate::engine::{Dimension, ElementType, TensorInfo};
+use crate::structure::proto::tensor_proto::DataType;
+use crate::structure::proto::{GraphProto, NodeProto, TensorProto, ValueInfoProto, tensor_shape_proto, type_proto};
 use crate::tensor::TensorType;
 use crate::wording::listed;
 

@@ -6,8 +6,6 @@ use std::ops::Range;
 use std::path::Path;
 use std::sync::Arc;
 
-use tract_onnx::pb::tensor_proto::DataType;
-use tract_onnx::pb::{GraphProto, TensorProto};
 use weir_kernels::{
     Activation, Embeddings, Encoder, EncoderConfig, Isa, LayerWeights, Linear, Matrix, Norm, Precision, Table,
     TableRows, Values, Variant,
@@ -17,7 +15,9 @@ use super::mapping::{MappedIntegers, Mapping, TensorBytes};
 use super::network::{HeadActivation, Stage};
 use super::recognize::Shape;
 use super::safetensors::Dtype;
-use crate::onnx::External;
+use crate::structure::External;
+use crate::structure::proto::tensor_proto::DataType;
+use crate::structure::proto::{GraphProto, TensorProto};
 use crate::wording::quoted;
 
 /// The packed weights of a graph.

@@ -17,6 +17,7 @@ pub use pull::{ONNXRUNTIME_VERSION, Progress, PullError, pull, pull_onnxruntime}
 
 use crate::builtin::SAFETENSORS;
 use crate::error::LoadError;
+use crate::selection::onnx_file;
 
 /// The file that marks a folder as that of a language model, for `weir-lm`.
 pub const LANGUAGE_MODEL: &str = "model.gguf";
@@ -137,16 +138,6 @@ impl ModelDir {
         config.has_architecture().map_err(contradiction)?;
         Ok(opened)
     }
-}
-
-/// The ONNX file of a model directory, or the path itself when it is a file.
-pub(crate) fn onnx_file(path: &Path) -> Result<PathBuf, LoadError> {
-    if path.is_file() {
-        return Ok(path.to_owned());
-    }
-    let candidates = [path.join("model.onnx"), path.join("onnx").join("model.onnx")];
-    let found = candidates.into_iter().find(|candidate| candidate.is_file());
-    found.ok_or_else(|| LoadError::Missing { dir: path.to_owned(), file: "model.onnx (or onnx/model.onnx)".to_owned() })
 }
 
 /// The files of weights, of which a model must have one.

@@ -1,4 +1,4 @@
-//! Reads ONNX protobufs for all engines: within bounds, with external data loaded from the model's own directory, stored int8 weights
+//! Reads ONNX protobufs for the engines that run any graph: within bounds, with external data loaded from the model's own directory, stored int8 weights
 //! folded, and bf16, which the engines lack on the CPU, widened to f32 (lossless for stored values; computed values are more
 //! precise).
 
@@ -6,9 +6,8 @@ mod dequantize;
 
 use std::collections::{BTreeSet, HashSet};
 use std::fs::File;
-use std::io::Read;
 use std::os::unix::fs::FileExt;
-use std::path::{Component, Path};
+use std::path::Path;
 
 use half::bf16;
 use prost::Message;
@@ -18,6 +17,7 @@ use tract_onnx::pb::{GraphProto, ModelProto, NodeProto, SparseTensorProto, Tenso
 use crate::engine::GraphSource;
 use crate::error::LoadError;
 use crate::registry::RegistryConfig;
+use crate::structure::{External, read_file};
 use crate::wording::quoted;
 
 const BF16: i32 = DataType::Bfloat16 as i32;
@@ -101,42 +101,6 @@ fn read_stored(source: GraphSource<'_>, config: &RegistryConfig) -> Result<Store
     Ok(StoredGraph { model, operators, parameter_bytes })
 }
 
-/// Reads the structure of a graph, without external data.
-pub(crate) fn read_structure(path: &Path, config: &RegistryConfig) -> Result<ModelProto, LoadError> {
-    let bytes = read_file(path, config.graph_bytes_max)?;
-    ModelProto::decode(bytes.as_slice()).map_err(|e| LoadError::Broken {
-        origin: path.display().to_string(),
-        reason: format!("truncated or not ONNX: {e}"),
-    })
-}
-
-fn read_file(path: &Path, bytes_max: u64) -> Result<Vec<u8>, LoadError> {
-    let unreadable = |e: std::io::Error| match e.kind() {
-        std::io::ErrorKind::NotFound => LoadError::Missing {
-            dir: path.parent().unwrap_or(Path::new(".")).to_owned(),
-            file: path.file_name().unwrap_or_default().to_string_lossy().into_owned(),
-        },
-        _ => LoadError::Unreadable { path: path.to_owned(), reason: e.to_string() },
-    };
-    let file = File::open(path).map_err(unreadable)?;
-    let metadata = file.metadata().map_err(unreadable)?;
-    if !metadata.is_file() {
-        return Err(LoadError::Unreadable { path: path.to_owned(), reason: "it is not a file".to_owned() });
-    }
-    if metadata.len() > bytes_max {
-        let reason = format!("has {} bytes, more than the {bytes_max} allowed", metadata.len());
-        return Err(LoadError::TooLarge { origin: path.display().to_string(), reason });
-    }
-    let mut bytes = Vec::with_capacity(metadata.len() as usize);
-    // One byte more: a file that is being written may have grown.
-    file.take(bytes_max.saturating_add(1)).read_to_end(&mut bytes).map_err(unreadable)?;
-    if bytes.len() as u64 > bytes_max {
-        let reason = format!("has more than the {bytes_max} bytes allowed");
-        return Err(LoadError::TooLarge { origin: path.display().to_string(), reason });
-    }
-    Ok(bytes)
-}
-
 enum Fault {
     Missing(String),
     Broken(String),
@@ -208,9 +172,8 @@ impl WeightWalk<'_> {
     /// Reads a tensor's external data.
     fn load_external(&mut self, tensor: &mut TensorProto) -> Result<(), Fault> {
         let name = tensor.name.clone();
-        let Some(External { location, offset, length }) = External::of(tensor).map_err(Fault::Broken)? else {
-            return Ok(());
-        };
+        let entry = |key: &str| tensor.external_data.iter().find(|e| e.key == key).map(|e| e.value.as_str());
+        let External { location, offset, length } = External::parse(&name, entry).map_err(Fault::Broken)?;
         let Some(directory) = self.directory else {
             let text = "a graph passed as bytes cannot have external data: load it by name or put the weights inside";
             return Err(Fault::Broken(format!(
@@ -250,50 +213,6 @@ impl WeightWalk<'_> {
         tensor.data_location = None;
         tensor.external_data.clear();
         Ok(())
-    }
-}
-
-/// The location of a tensor's data in a file beside the graph.
-pub(crate) struct External {
-    /// The file, within the graph's directory.
-    pub(crate) location: String,
-    /// Its first byte in the file.
-    pub(crate) offset: u64,
-    /// The length in bytes; `None` for the rest of the file.
-    pub(crate) length: Option<u64>,
-}
-
-impl External {
-    /// The location of a tensor's data; `None` when it is stored in the graph. A graph may name only files of its own directory, so
-    /// that a model cannot read other files; symbolic links in that directory were created by its owner and are followed.
-    ///
-    /// # Errors
-    /// When the location is outside of the directory, or missing.
-    pub(crate) fn of(tensor: &TensorProto) -> Result<Option<Self>, String> {
-        if tensor.data_location != Some(DataLocation::External as i32) {
-            return Ok(None);
-        }
-        let name = &tensor.name;
-        let entry = |key: &str| tensor.external_data.iter().find(|e| e.key == key).map(|e| e.value.as_str());
-        let number = |key: &str| {
-            let parse = |text: &str| text.trim().parse::<u64>();
-            entry(key)
-                .map(parse)
-                .transpose()
-                .map_err(|_| format!("tensor {name}: {key} is no number", name = quoted(&name)))
-        };
-        let location = entry("location")
-            .ok_or_else(|| format!("tensor {name} is external but does not say where", name = quoted(&name)))?;
-        let inside = |part: Component<'_>| matches!(part, Component::Normal(_) | Component::CurDir);
-        if location.is_empty() || !Path::new(location).components().all(inside) {
-            return Err(format!(
-                "tensor {name} lies in {location}, which is not inside the model's directory",
-                name = quoted(&name),
-                location = quoted(&location)
-            ));
-        }
-        let (offset, length) = (number("offset")?.unwrap_or(0), number("length")?);
-        Ok(Some(Self { location: location.to_owned(), offset, length }))
     }
 }
 

@@ -18,7 +18,7 @@ pub(super) fn task(house: &House, args: Args) -> Result<()> {
     args.finish()?;
     if !as_built {
         setup::ensure(house)?;
-        build::components(house, false)?;
+        build::components(house, &[])?;
         build::weir(house)?;
         let mut step = Step::begin("path", "builds the server with its client");
         let built = sh::check(&mut step, build::host_cargo(house, "build").args(["--example", "path"]));

@@ -1,14 +1,20 @@
-//! A channel store in the memory of a component: core's log, subscriber, claims and values behind `weir:stream/events` and
-//! `weir:stream/state`. With it the gateway has both under any WASI 0.3 host, for as long as the host keeps one instance.
+//! The channel store for hosts other than `weir`: core's log, subscribers, claims, values and leases behind `weir:stream/events` and
+//! `weir:stream/state`, in the memory of the component.
 //!
-//! A follower looks for what is new every 20 ms, since one task of a component does not wake another.
+//! What it stores is as old as its instance, and two instances share nothing. A host that makes an instance for each request, or ends idle
+//! ones, loses everything with them: channels, sessions and executions. `docs/guides/hosts.md` says what each host needs so that there is
+//! one instance; `GET /stream/health` names the store `memory`.
+//!
+//! A follower looks for new events every 20 ms, since one task of a component does not wake another.
+//!
+//! It also has `weir:stream/steps`: such a host runs no components of its operator, so every step is unknown.
 
 mod bindings {
     #![allow(missing_docs, clippy::all, unreachable_pub)]
     wit_bindgen::generate!({
         inline: "
-            package weir:events-stub;
-            world events-stub {
+            package weir:store;
+            world store {
                 import wasi:clocks/monotonic-clock@0.3.0;
                 import wasi:clocks/system-clock@0.3.0;
                 export weir:%stream/events@0.1.0;
@@ -16,8 +22,8 @@ mod bindings {
                 export weir:%stream/steps@0.1.0;
             }
         ",
-        path: "../../../wit",
-        world: "weir:events-stub/events-stub",
+        path: "../../wit",
+        world: "weir:store/store",
         generate_all,
         with: {
             "weir:stream/events@0.1.0/cursor": weir_core::channels::Cursor,
@@ -42,6 +48,7 @@ use weir_core::channels::{
 };
 use wit_bindgen::rt::async_support::{StreamReader, spawn};
 
+/// How often a follower looks for new events.
 const LOOK_NS: u64 = 20_000_000;
 const CHANNELS_MAX: usize = 1000;
 const CLAIMS_MAX: usize = 1000;
@@ -70,10 +77,10 @@ thread_local! {
     static STATE: RefCell<State> = RefCell::default();
 }
 
-struct Stub;
-bindings::export!(Stub with_types_in bindings);
+struct Store;
+bindings::export!(Store with_types_in bindings);
 
-impl Guest for Stub {
+impl Guest for Store {
     async fn append(
         channel: String,
         events: Vec<Event>,
@@ -161,7 +168,7 @@ impl Guest for Stub {
     }
 }
 
-impl state::Guest for Stub {
+impl state::Guest for Store {
     async fn put(
         key: String,
         value: Vec<u8>,
@@ -324,8 +331,8 @@ fn wire(delivery: channels::Delivery) -> Delivery {
     }
 }
 
-/// A host of this kind runs no components of its operator's.
-impl steps::Guest for Stub {
+/// Such a host runs no components of its operator.
+impl steps::Guest for Store {
     async fn run(name: String, _: String, _: String, _: steps::Limits) -> Result<String, steps::Failure> {
         let message = format!("this server has no component `{name}`");
         Err(steps::Failure { code: "unknown_step".to_owned(), message, retryable: false })

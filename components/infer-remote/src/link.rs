@@ -1,0 +1,205 @@
+//! One request to the server: the texts that it carries, their answers, and what goes wrong with all of them.
+
+use std::cell::{Cell, RefCell};
+use std::collections::BTreeMap;
+use std::future::pending;
+use std::pin::pin;
+
+use futures::future::{Either, select};
+use weir_codec::http::lines::Lines;
+use weir_codec::inference::remote::{self, ANSWER_BYTES_MAX, Answer};
+use weir_core::failure::Failure;
+use wit_bindgen::rt::async_support::StreamWriter;
+
+use crate::bindings::wasi::clocks::monotonic_clock;
+use crate::bindings::weir::stream::types::Output;
+use crate::exchange::{self, AnswerBody, Head, Prepared};
+use crate::plan;
+use crate::service::Call;
+
+/// How often deadlines and the silence of the server are looked at.
+const TICK_NS: u64 = 50_000_000;
+/// The longest body of an answer that is no stream.
+const PROBLEM_BYTES_MAX: usize = 64 << 10;
+
+/// What a request carries.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Form {
+    /// Lines in both directions, as many as come.
+    Lines,
+    /// A JSON body with one text.
+    Whole,
+    /// A JSON body with one text to be summarized.
+    Summary,
+}
+
+/// A text without an answer.
+struct Open {
+    /// The id of the item.
+    id: u64,
+    deadline_ns: Option<u64>,
+}
+
+/// A request.
+pub(crate) struct Link {
+    pub(crate) form: Form,
+    pub(crate) target: String,
+    outgoing: RefCell<Vec<u8>>,
+    /// By the ids of the lines.
+    open: RefCell<BTreeMap<u64, Open>>,
+    /// When the server last sent something, or began to owe an answer.
+    heard_ns: Cell<u64>,
+    is_over: Cell<bool>,
+}
+
+impl Link {
+    pub(crate) fn new(form: Form, target: String) -> Self {
+        Self {
+            form,
+            target,
+            outgoing: RefCell::default(),
+            open: RefCell::default(),
+            heard_ns: Cell::new(monotonic_clock::now()),
+            is_over: Cell::new(false),
+        }
+    }
+
+    /// Takes a text, as the line or body that `bytes` is.
+    pub(crate) fn take(&self, line: u64, id: u64, deadline_ns: Option<u64>, bytes: &[u8]) {
+        if self.open.borrow().is_empty() {
+            self.heard_ns.set(monotonic_clock::now());
+        }
+        self.open.borrow_mut().insert(line, Open { id, deadline_ns });
+        self.outgoing.borrow_mut().extend_from_slice(bytes);
+    }
+
+    /// Whether it carries more texts.
+    pub(crate) fn has_room(&self) -> bool {
+        self.form == Form::Lines && !self.is_over.get()
+    }
+
+    /// Texts without an answer.
+    pub(crate) fn open(&self) -> usize {
+        self.open.borrow().len()
+    }
+
+    /// Runs the request; every text has its answer then.
+    pub(crate) async fn run(&self, call: &Call) {
+        let result = match select(pin!(self.exchange(call)), pin!(self.watch(call))).await {
+            Either::Left((result, _)) => result,
+            Either::Right((failure, _)) => Err(failure),
+        };
+        self.is_over.set(true);
+        let name = call.settings.name();
+        let incomplete = || Failure::Unavailable(format!("{name} ended its answer before it had answered this text"));
+        let failure = result.err().unwrap_or_else(incomplete);
+        for (_, open) in self.open.take() {
+            call.answer(open.id, Err(failure.clone()));
+        }
+        call.changed.notify();
+    }
+
+    async fn exchange(&self, call: &Call) -> Result<(), Failure> {
+        let content_type = if self.form == Form::Lines { "application/x-ndjson" } else { "application/json" };
+        let head = Head { target: &self.target, content_type: Some(content_type), accept: "application/x-ndjson" };
+        let (request, writer) = exchange::request(&call.settings, &head)?;
+        let write = pin!(async {
+            self.write(call, writer).await;
+            // What was not taken is answered by the server's response, or by its absence.
+            pending::<()>().await
+        });
+        match select(pin!(self.read(call, request)), write).await {
+            Either::Left((result, _)) => result,
+            Either::Right(((), read)) => read.await,
+        }
+    }
+
+    /// Writes the body until there are no more texts.
+    async fn write(&self, call: &Call, mut writer: StreamWriter<u8>) {
+        loop {
+            let is_last = || self.form != Form::Lines || call.ended.get();
+            call.changed.until(|| !self.outgoing.borrow().is_empty() || is_last()).await;
+            let bytes = self.outgoing.take();
+            if bytes.is_empty() || !writer.write_all(bytes).await.is_empty() {
+                return;
+            }
+        }
+    }
+
+    async fn read(&self, call: &Call, request: Prepared) -> Result<(), Failure> {
+        let settings = &call.settings;
+        let response = exchange::send(settings, request).await?;
+        let (status, retry_after_ms) = (response.status(), response.retry_after_ms());
+        let mut body = AnswerBody::of(response);
+        if status != 200 {
+            let problem = body.collect(settings, PROBLEM_BYTES_MAX).await.unwrap_or_default();
+            return Err(remote::refusal(status, &problem, retry_after_ms));
+        }
+        let mut lines = Lines::new(ANSWER_BYTES_MAX);
+        while let Some(piece) = body.piece().await {
+            self.heard_ns.set(monotonic_clock::now());
+            let mut rest = piece;
+            while let Some(line) = lines.next_line(&mut rest) {
+                self.take_line(call, line.content)?;
+            }
+        }
+        body.end(settings).await?;
+        // Every line has an end, so one without it is half of a line.
+        match lines.last_line() {
+            None => Ok(()),
+            Some(_) => Err(Failure::Unavailable(format!("the answer of {} broke off", settings.name()))),
+        }
+    }
+
+    fn take_line(&self, call: &Call, content: Option<&[u8]>) -> Result<(), Failure> {
+        let wrong = |why: &str| Failure::Other(format!("{} sent what is no answer: {why}", call.settings.name()));
+        let content = content.ok_or_else(|| wrong("a line is too long"))?;
+        if self.form == Form::Summary {
+            if let Some(summary) = remote::summary(content).map_err(|why| wrong(&why))? {
+                let first = self.open.borrow_mut().pop_first();
+                if let Some((_, open)) = first {
+                    call.answer(open.id, summary.map(Output::Summary));
+                }
+            }
+            return Ok(());
+        }
+        match remote::answer(content).map_err(|why| wrong(&why))? {
+            Answer::Item(line, result) => {
+                // One whose deadline has passed is answered already.
+                let open = self.open.borrow_mut().remove(&line);
+                if let Some(open) = open {
+                    call.answer(open.id, result.map(plan::output));
+                }
+                Ok(())
+            }
+            Answer::Stream(failure) => Err(failure),
+            Answer::Done => Ok(()),
+        }
+    }
+
+    /// Answers texts whose deadline has passed; resolves when the server has been silent for too long.
+    async fn watch(&self, call: &Call) -> Failure {
+        loop {
+            monotonic_clock::wait_for(TICK_NS).await;
+            let now_ns = monotonic_clock::now();
+            let mut late = Vec::new();
+            self.open.borrow_mut().retain(|_, open| {
+                let is_late = open.deadline_ns.is_some_and(|deadline_ns| deadline_ns <= now_ns);
+                if is_late {
+                    late.push(open.id);
+                }
+                !is_late
+            });
+            for id in late {
+                call.answer(id, Err(Failure::DeadlineExceeded));
+            }
+            if self.open.borrow().is_empty() && !call.ended.get() {
+                self.heard_ns.set(now_ns);
+            }
+            if now_ns.saturating_sub(self.heard_ns.get()) >= call.settings.timeout_ns {
+                let (name, ms) = (call.settings.name(), call.settings.timeout_ns / 1_000_000);
+                return Failure::Unavailable(format!("{name} has sent nothing for {ms} ms"));
+            }
+        }
+    }
+}

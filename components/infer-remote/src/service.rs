@@ -1,0 +1,227 @@
+//! The calls of `weir:stream/infer`. A call is one task: what it waits for is polled together.
+
+use std::cell::{Cell, RefCell};
+use std::future::{Future, pending, poll_fn};
+use std::pin::{Pin, pin};
+use std::rc::Rc;
+use std::task::Poll;
+
+use futures::future::{Either, select};
+use weir_codec::inference::remote::{self, SUMMARY_TARGET};
+use weir_core::failure::Failure;
+use wit_bindgen::rt::async_support::{StreamReader, StreamResult, StreamWriter, spawn};
+
+use crate::bindings::exports::weir::stream::infer::Guest;
+use crate::bindings::wasi::clocks::monotonic_clock;
+use crate::bindings::weir::stream::types::{Item, ModelInfo, Outcome, Output};
+use crate::bindings::{self, wit_stream};
+use crate::exchange::{self, AnswerBody, Head};
+use crate::link::{Form, Link};
+use crate::notify::LocalNotify;
+use crate::plan::{self, Ask};
+use crate::settings::Settings;
+
+/// The most items in one read.
+const ITEMS_MAX: usize = 32;
+/// The most items of a call without an outcome that was taken.
+const OPEN_MAX: usize = 256;
+/// The most requests of a call at once; the items of one read may each add one.
+const LINKS_MAX: usize = 16;
+/// The longest list of models, in bytes.
+const MODELS_BYTES_MAX: usize = 1 << 20;
+const NS_PER_MS: u64 = 1_000_000;
+
+thread_local! {
+    /// The models as they were last listed.
+    static LISTED: RefCell<Vec<ModelInfo>> = const { RefCell::new(Vec::new()) };
+}
+
+struct Service;
+
+bindings::export!(Service with_types_in bindings);
+
+impl Guest for Service {
+    async fn run(items: StreamReader<Item>) -> StreamReader<Outcome> {
+        let (writer, reader) = wit_stream::new();
+        match Settings::read() {
+            Ok(settings) => spawn(relay(items, writer, settings)),
+            Err(reason) => spawn(refuse(items, writer, reason)),
+        }
+        reader
+    }
+
+    /// The models of the server; when it cannot be asked, those that it had, and none is ready.
+    async fn models() -> Vec<ModelInfo> {
+        let listed = match Settings::read() {
+            Ok(settings) => models(&settings).await,
+            Err(reason) => Err(Failure::Other(reason)),
+        };
+        match listed {
+            Ok(models) => {
+                LISTED.set(models.clone());
+                models
+            }
+            Err(failure) => {
+                eprintln!("infer-remote: the models cannot be listed: {failure}");
+                let unready = |model: &ModelInfo| ModelInfo { ready: false, ..model.clone() };
+                LISTED.with_borrow(|models| models.iter().map(unready).collect())
+            }
+        }
+    }
+}
+
+async fn models(settings: &Settings) -> Result<Vec<ModelInfo>, Failure> {
+    let ask = async {
+        let head = Head { target: "/v1/models", content_type: None, accept: "application/json" };
+        let (request, _) = exchange::request(settings, &head)?;
+        let response = exchange::send(settings, request).await?;
+        let (status, retry_after_ms) = (response.status(), response.retry_after_ms());
+        let body = AnswerBody::of(response).collect(settings, MODELS_BYTES_MAX).await?;
+        if status != 200 {
+            return Err(remote::refusal(status, &body, retry_after_ms));
+        }
+        let models = remote::models(&body);
+        let models = models.map_err(|why| Failure::Other(format!("{} lists no models: {why}", settings.name())))?;
+        Ok(models.into_iter().map(plan::model).collect())
+    };
+    match select(pin!(ask), pin!(monotonic_clock::wait_for(settings.timeout_ns))).await {
+        Either::Left((listed, _)) => listed,
+        Either::Right(_) => Err(Failure::Unavailable(format!("{} does not answer", settings.name()))),
+    }
+}
+
+/// Answers every item of a call that cannot be made.
+async fn refuse(mut items: StreamReader<Item>, mut outcomes: StreamWriter<Outcome>, reason: String) {
+    loop {
+        let (result, batch) = items.read(Vec::with_capacity(ITEMS_MAX)).await;
+        let refused = |item: Item| plan::outcome(item.id, Err(Failure::Other(reason.clone())));
+        let refused: Vec<Outcome> = batch.into_iter().map(refused).collect();
+        let is_open = refused.is_empty() || outcomes.write_all(refused).await.is_empty();
+        if !is_open || !matches!(result, StreamResult::Complete(_)) {
+            return;
+        }
+    }
+}
+
+/// Passes items to the server and its answers to the caller, until all are answered or the caller is gone.
+async fn relay(items: StreamReader<Item>, outcomes: StreamWriter<Outcome>, settings: Settings) {
+    let call = Rc::new(Call {
+        settings,
+        changed: LocalNotify::default(),
+        ended: Cell::new(false),
+        done: RefCell::default(),
+        links: RefCell::default(),
+        running: RefCell::default(),
+        lines: Cell::new(0),
+    });
+    let feed = pin!(async {
+        call.feed(items).await;
+        pending::<()>().await
+    });
+    let drive = pin!(call.drive());
+    select(select(feed, drive), pin!(call.deliver(outcomes))).await;
+    // Requests hold the call.
+    call.running.take();
+}
+
+type Running = Pin<Box<dyn Future<Output = ()>>>;
+
+/// One call of `run`.
+pub(crate) struct Call {
+    pub(crate) settings: Settings,
+    /// Something has changed that a part of the call may wait for.
+    pub(crate) changed: LocalNotify,
+    /// No more items come.
+    pub(crate) ended: Cell<bool>,
+    /// Outcomes that were not delivered.
+    done: RefCell<Vec<Outcome>>,
+    links: RefCell<Vec<Rc<Link>>>,
+    running: RefCell<Vec<Running>>,
+    /// Lines so far.
+    lines: Cell<u64>,
+}
+
+impl Call {
+    /// Keeps the outcome of an item for its delivery.
+    pub(crate) fn answer(&self, id: u64, result: Result<Output, Failure>) {
+        self.done.borrow_mut().push(plan::outcome(id, result));
+        self.changed.notify();
+    }
+
+    async fn feed(self: &Rc<Self>, mut items: StreamReader<Item>) {
+        loop {
+            self.changed.until(|| self.has_room()).await;
+            let (result, batch) = items.read(Vec::with_capacity(ITEMS_MAX)).await;
+            batch.into_iter().for_each(|item| self.take(&item));
+            if !matches!(result, StreamResult::Complete(_)) {
+                break;
+            }
+        }
+        self.ended.set(true);
+        self.changed.notify();
+    }
+
+    fn has_room(&self) -> bool {
+        let open: usize = self.links.borrow().iter().map(|link| link.open()).sum();
+        open + self.done.borrow().len() < OPEN_MAX && self.running.borrow().len() < LINKS_MAX
+    }
+
+    /// Takes an item: onto the stream of its model and options, or into a request of its own.
+    fn take(self: &Rc<Self>, item: &Item) {
+        let line = self.lines.replace(self.lines.get() + 1);
+        let deadline_ns = item.deadline_ms.map(|ms| monotonic_clock::now().saturating_add(u64::from(ms) * NS_PER_MS));
+        match plan::ask(line, item) {
+            Err(failure) => self.answer(item.id, Err(failure)),
+            Ok((Ask::Line(target), bytes)) => {
+                let is_its = |link: &&Rc<Link>| link.target == target && link.has_room();
+                let found = self.links.borrow().iter().find(is_its).cloned();
+                let link = found.unwrap_or_else(|| self.open(Form::Lines, target));
+                link.take(line, item.id, deadline_ns, &bytes);
+            }
+            Ok((Ask::Whole(target, body), _)) => {
+                self.open(Form::Whole, target).take(line, item.id, deadline_ns, &body);
+            }
+            Ok((Ask::Summary(body), _)) => {
+                self.open(Form::Summary, SUMMARY_TARGET.to_owned()).take(line, item.id, deadline_ns, &body);
+            }
+        }
+        self.changed.notify();
+    }
+
+    /// Begins a request.
+    fn open(self: &Rc<Self>, form: Form, target: String) -> Rc<Link> {
+        let link = Rc::new(Link::new(form, target));
+        self.links.borrow_mut().push(link.clone());
+        let (call, run) = (self.clone(), link.clone());
+        self.running.borrow_mut().push(Box::pin(async move {
+            run.run(&call).await;
+            call.links.borrow_mut().retain(|other| !Rc::ptr_eq(other, &run));
+        }));
+        link
+    }
+
+    /// Polls the requests. Never resolves.
+    async fn drive(&self) {
+        poll_fn(|context| {
+            let mut running = self.running.take();
+            running.retain_mut(|request| request.as_mut().poll(context).is_pending());
+            // Polling begins no request, but nothing is lost if it did.
+            running.append(&mut self.running.borrow_mut());
+            self.running.replace(running);
+            Poll::<()>::Pending
+        })
+        .await;
+    }
+
+    /// Delivers outcomes until there are no more, or the caller is gone.
+    async fn deliver(&self, mut outcomes: StreamWriter<Outcome>) {
+        loop {
+            let is_finished = || self.ended.get() && self.running.borrow().is_empty();
+            self.changed.until(|| !self.done.borrow().is_empty() || is_finished()).await;
+            let done = self.done.take();
+            if done.is_empty() || !outcomes.write_all(done).await.is_empty() {
+                return;
+            }
+        }
+    }
+}

@@ -1,0 +1,90 @@
+//! The graphs of this instance: loaded at first use, and never unloaded.
+
+use std::cell::Cell;
+use std::path::Path;
+use std::sync::Arc;
+
+use weir_nn::{Engine, EngineChoice, Graph, LoadError, NnError, PrecisionChoice, Registry, RegistryConfig, Selection};
+
+/// Where the model folders are, read-only.
+const MODELS_DIR: &str = "/models";
+/// The longest name of a model.
+const NAME_BYTES_MAX: usize = 128;
+/// The weights of all graphs of an instance, in bytes as they are stored. In f32 those of int8 take four times as much, and the memory of
+/// an instance ends at 4 GiB.
+const WEIGHT_BYTES_MAX: u64 = 512 << 20;
+/// The largest tensor, in bytes; `models.tensor_bytes_max` of the native host.
+pub(crate) const TENSOR_BYTES_MAX: usize = 64 << 20;
+/// How many tensors, contexts, graphs and errors there may be at once.
+pub(crate) const RESOURCES_MAX: usize = 10_000;
+/// How many bytes of tensors there may be at once.
+pub(crate) const RESOURCE_BYTES_MAX: usize = 256 << 20;
+/// The largest graph that a caller may bring itself, in bytes.
+const CALLER_GRAPH_BYTES_MAX: u64 = 64 << 20;
+
+/// The graphs by name.
+pub(crate) struct Graphs {
+    registry: Registry,
+    precision: PrecisionChoice,
+    weight_bytes: Cell<u64>,
+}
+
+impl Graphs {
+    /// No graphs yet.
+    pub(crate) fn new() -> Self {
+        let config = RegistryConfig {
+            tensor_bytes_max: TENSOR_BYTES_MAX,
+            graph_bytes_max: WEIGHT_BYTES_MAX,
+            guest_graph_bytes_max: CALLER_GRAPH_BYTES_MAX,
+            resources_max: RESOURCES_MAX,
+            resource_bytes_max: RESOURCE_BYTES_MAX,
+            ..RegistryConfig::default()
+        };
+        let precision = std::env::var("WEIR_MODELS_PRECISION").ok().and_then(|name| name.parse().ok());
+        Self { registry: Registry::new(config), precision: precision.unwrap_or_default(), weight_bytes: Cell::new(0) }
+    }
+
+    /// The graph of a name, loaded if need be. One that could not be loaded is tried again by the next call.
+    pub(crate) fn by_name(&self, name: &str) -> Result<Arc<Graph>, NnError> {
+        let is_plain = !name.is_empty() && !name.starts_with('.') && !name.contains(['/', '\\', '\0']);
+        let path = Path::new(MODELS_DIR).join(name);
+        if !is_plain || name.len() > NAME_BYTES_MAX || !path.is_dir() {
+            return Err(LoadError::UnknownName(name.chars().take(NAME_BYTES_MAX).collect()).into());
+        }
+        if let Ok(loaded) = self.registry.graph(name) {
+            return Ok(loaded);
+        }
+        self.registry.remove(name);
+        let engine = EngineChoice::Only(Engine::Builtin);
+        let selection = Selection::of(&path, engine, self.precision, self.registry.config())?;
+        self.registry.insert_selection(name, &selection)?;
+        let loaded = self.registry.graph(name).map_err(NnError::from).and_then(|graph| self.counted(graph));
+        if loaded.is_err() {
+            self.registry.remove(name);
+        }
+        loaded
+    }
+
+    /// A graph that a caller brings.
+    pub(crate) fn by_content(&self, content: &[u8]) -> Result<Arc<Graph>, NnError> {
+        if content.len() as u64 > CALLER_GRAPH_BYTES_MAX {
+            return Err(NnError::too_large(format!(
+                "the graph has {} bytes, more than the {CALLER_GRAPH_BYTES_MAX} allowed",
+                content.len()
+            )));
+        }
+        Ok(self.registry.load_bytes(content, Engine::Builtin)?)
+    }
+
+    /// A graph of `/models`, unless there are too many weights with it.
+    fn counted(&self, graph: Arc<Graph>) -> Result<Arc<Graph>, NnError> {
+        let bytes = self.weight_bytes.get().saturating_add(graph.parameter_bytes());
+        if bytes > WEIGHT_BYTES_MAX {
+            return Err(NnError::too_large(format!(
+                "the weights of all models have {bytes} bytes, more than the {WEIGHT_BYTES_MAX} of a component"
+            )));
+        }
+        self.weight_bytes.set(bytes);
+        Ok(graph)
+    }
+}

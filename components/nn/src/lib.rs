@@ -1,0 +1,35 @@
+//! `wasi:nn` as a component, for hosts that have none: the engine `builtin` of `weir-nn`, compiled for wasm32 with its vectors.
+//!
+//! A graph is loaded by the name of its folder in `/models`, which is laid out as `weir models` lays it out, or from the bytes of an ONNX
+//! file that has its weights inside. Graphs that the engine does not know are refused with the reason.
+//!
+//! What a caller passes is checked as by the native host: a bad graph, name or tensor is an error. A panic would end the instance, because
+//! a component cannot catch one; `host/nn/tests/hostile_graphs.rs` looks for graphs that panic.
+//!
+//! | variable | default | |
+//! |---|---|---|
+//! | `WEIR_MODELS_PRECISION` | `auto` | `int8`, `f32`, or `auto`: `int8` for classifiers whose weights are stored so, else `f32` |
+
+#[cfg(target_arch = "wasm32")]
+mod bindings {
+    #![allow(missing_docs, clippy::all, unreachable_pub)]
+    wit_bindgen::generate!({
+        inline: "
+            package weir:nn;
+            world nn {
+                export wasi:nn/errors@0.2.0-rc-2024-10-28;
+                export wasi:nn/tensor@0.2.0-rc-2024-10-28;
+                export wasi:nn/inference@0.2.0-rc-2024-10-28;
+                export wasi:nn/graph@0.2.0-rc-2024-10-28;
+            }
+        ",
+        path: "../../wit/deps/nn.wit",
+        world: "weir:nn/nn",
+        generate_all,
+    });
+}
+
+#[cfg(target_arch = "wasm32")]
+mod graphs;
+#[cfg(target_arch = "wasm32")]
+mod service;

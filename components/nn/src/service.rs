@@ -1,0 +1,237 @@
+//! The interfaces of `wasi:nn` over [`Graphs`].
+
+use std::cell::{Cell, RefCell};
+use std::sync::Arc;
+
+use weir_nn::{ErrorCode as Code, NnError};
+
+use crate::bindings::{
+    self,
+    exports::wasi::nn::{errors, graph, inference, tensor},
+};
+use crate::graphs::{Graphs, RESOURCE_BYTES_MAX, RESOURCES_MAX};
+
+/// The most dimensions of a tensor, as in the native host.
+const RANK_MAX: usize = 64;
+
+thread_local! {
+    static GRAPHS: Graphs = Graphs::new();
+    static HELD: Held = const { Held { resources: Cell::new(0), bytes: Cell::new(0) } };
+}
+
+/// What callers hold at once.
+struct Held {
+    resources: Cell<usize>,
+    bytes: Cell<usize>,
+}
+
+/// A resource of a caller, counted until it is dropped.
+struct Counted<T> {
+    value: T,
+    bytes: usize,
+}
+
+impl<T> Counted<T> {
+    /// Counts a resource with so many bytes of a tensor.
+    fn new(value: T, bytes: usize) -> Self {
+        HELD.with(|held| {
+            held.resources.set(held.resources.get() + 1);
+            held.bytes.set(held.bytes.get() + bytes);
+        });
+        Self { value, bytes }
+    }
+}
+
+impl<T> Drop for Counted<T> {
+    fn drop(&mut self) {
+        HELD.with(|held| {
+            held.resources.set(held.resources.get().saturating_sub(1));
+            held.bytes.set(held.bytes.get().saturating_sub(self.bytes));
+        });
+    }
+}
+
+/// Whether a caller may hold one resource more, with so many bytes.
+fn room(bytes: usize) -> Result<(), NnError> {
+    HELD.with(|held| {
+        if held.resources.get() >= RESOURCES_MAX {
+            let text = format!("there may be {RESOURCES_MAX} tensors, contexts, graphs and errors at once");
+            return Err(NnError::too_large(text));
+        }
+        if held.bytes.get().saturating_add(bytes) > RESOURCE_BYTES_MAX {
+            return Err(NnError::too_large(format!("there may be {RESOURCE_BYTES_MAX} bytes of tensors at once")));
+        }
+        Ok(())
+    })
+}
+
+struct Nn;
+
+bindings::export!(Nn with_types_in bindings);
+
+/// An error, as the caller holds it.
+struct Error(Counted<NnError>);
+
+fn failed(error: NnError) -> errors::Error {
+    errors::Error::new(Error(Counted::new(error, 0)))
+}
+
+impl errors::Guest for Nn {
+    type Error = Error;
+}
+
+impl errors::GuestError for Error {
+    fn code(&self) -> errors::ErrorCode {
+        use errors::ErrorCode as Wit;
+        match self.0.value.code {
+            Code::InvalidArgument => Wit::InvalidArgument,
+            Code::InvalidEncoding => Wit::InvalidEncoding,
+            Code::Timeout => Wit::Timeout,
+            Code::RuntimeError => Wit::RuntimeError,
+            Code::UnsupportedOperation => Wit::UnsupportedOperation,
+            Code::TooLarge => Wit::TooLarge,
+            Code::NotFound => Wit::NotFound,
+            Code::Security => Wit::Security,
+            Code::Unknown => Wit::Unknown,
+        }
+    }
+
+    fn data(&self) -> String {
+        self.0.value.text.clone()
+    }
+}
+
+/// A tensor, as the caller holds it. Making one cannot fail, so what is wrong with it is reported when it is used.
+struct Tensor {
+    tensor: RefCell<Counted<weir_nn::Tensor>>,
+    refused: Option<NnError>,
+}
+
+impl Tensor {
+    fn of(tensor: weir_nn::Tensor, refused: Option<NnError>) -> Self {
+        let bytes = tensor.data.len();
+        Self { tensor: RefCell::new(Counted::new(tensor, bytes)), refused }
+    }
+}
+
+impl tensor::Guest for Nn {
+    type Tensor = Tensor;
+}
+
+impl tensor::GuestTensor for Tensor {
+    fn new(dimensions: Vec<u32>, ty: tensor::TensorType, data: Vec<u8>) -> Self {
+        let refused = match room(data.len()) {
+            Ok(()) if dimensions.len() > RANK_MAX => {
+                Some(NnError::invalid(format!("a tensor has at most {RANK_MAX} dimensions, not {}", dimensions.len())))
+            }
+            other => other.err(),
+        };
+        let ty = element(ty);
+        match refused {
+            None => Self::of(weir_nn::Tensor { dimensions, ty, data }, None),
+            refused => Self::of(weir_nn::Tensor { dimensions: Vec::new(), ty, data: Vec::new() }, refused),
+        }
+    }
+
+    fn dimensions(&self) -> Vec<u32> {
+        self.tensor.borrow().value.dimensions.clone()
+    }
+
+    fn ty(&self) -> tensor::TensorType {
+        use weir_nn::TensorType as Ours;
+        match self.tensor.borrow().value.ty {
+            Ours::Fp16 => tensor::TensorType::Fp16,
+            Ours::Fp32 => tensor::TensorType::Fp32,
+            Ours::Fp64 => tensor::TensorType::Fp64,
+            Ours::Bf16 => tensor::TensorType::Bf16,
+            Ours::U8 => tensor::TensorType::U8,
+            Ours::I32 => tensor::TensorType::I32,
+            Ours::I64 => tensor::TensorType::I64,
+        }
+    }
+
+    fn data(&self) -> Vec<u8> {
+        self.tensor.borrow().value.data.clone()
+    }
+}
+
+fn element(ty: tensor::TensorType) -> weir_nn::TensorType {
+    use weir_nn::TensorType as Ours;
+    match ty {
+        tensor::TensorType::Fp16 => Ours::Fp16,
+        tensor::TensorType::Fp32 => Ours::Fp32,
+        tensor::TensorType::Fp64 => Ours::Fp64,
+        tensor::TensorType::Bf16 => Ours::Bf16,
+        tensor::TensorType::U8 => Ours::U8,
+        tensor::TensorType::I32 => Ours::I32,
+        tensor::TensorType::I64 => Ours::I64,
+    }
+}
+
+/// A graph, as the caller holds it.
+struct Graph(Counted<Arc<weir_nn::Graph>>);
+
+impl graph::Guest for Nn {
+    type Graph = Graph;
+
+    fn load(
+        builders: Vec<Vec<u8>>,
+        encoding: graph::GraphEncoding,
+        target: graph::ExecutionTarget,
+    ) -> Result<graph::Graph, errors::Error> {
+        if !matches!(target, graph::ExecutionTarget::Cpu) {
+            return Err(failed(NnError::unsupported("graphs run on the CPU here")));
+        }
+        if !matches!(encoding, graph::GraphEncoding::Onnx | graph::GraphEncoding::Autodetect) {
+            return Err(failed(NnError::new(Code::InvalidEncoding, "graphs are ONNX here")));
+        }
+        let [builder] = builders.as_slice() else {
+            return Err(failed(NnError::invalid(format!("an ONNX graph is one builder, not {}", builders.len()))));
+        };
+        held(GRAPHS.with(|graphs| graphs.by_content(builder)))
+    }
+
+    fn load_by_name(name: String) -> Result<graph::Graph, errors::Error> {
+        held(GRAPHS.with(|graphs| graphs.by_name(&name)))
+    }
+}
+
+fn held(loaded: Result<Arc<weir_nn::Graph>, NnError>) -> Result<graph::Graph, errors::Error> {
+    let loaded = loaded.and_then(|graph| room(0).map(|()| graph)).map_err(failed)?;
+    Ok(graph::Graph::new(Graph(Counted::new(loaded, 0))))
+}
+
+impl graph::GuestGraph for Graph {
+    fn init_execution_context(&self) -> Result<inference::GraphExecutionContext, errors::Error> {
+        let context = room(0).and_then(|()| self.0.value.context()).map_err(failed)?;
+        Ok(inference::GraphExecutionContext::new(Context(RefCell::new(Counted::new(context, 0)))))
+    }
+}
+
+/// An execution context, as the caller holds it.
+struct Context(RefCell<Counted<weir_nn::Context>>);
+
+impl inference::Guest for Nn {
+    type GraphExecutionContext = Context;
+}
+
+impl inference::GuestGraphExecutionContext for Context {
+    fn compute(&self, inputs: Vec<(String, tensor::Tensor)>) -> Result<Vec<(String, tensor::Tensor)>, errors::Error> {
+        let mut tensors = Vec::with_capacity(inputs.len());
+        let mut refused = None;
+        for (name, input) in inputs {
+            let Tensor { tensor, refused: why } = input.into_inner::<Tensor>();
+            refused = refused.or(why);
+            let empty = weir_nn::Tensor { dimensions: Vec::new(), ty: weir_nn::TensorType::U8, data: Vec::new() };
+            tensors.push((name, std::mem::replace(&mut tensor.borrow_mut().value, empty)));
+        }
+        if let Some(error) = refused {
+            return Err(failed(error));
+        }
+        let outputs = self.0.borrow_mut().value.compute(tensors).map_err(failed)?;
+        let bytes = outputs.iter().map(|(_, output)| output.data.len()).sum();
+        room(bytes).map_err(failed)?;
+        let handle = |(name, output)| (name, tensor::Tensor::new(Tensor::of(output, None)));
+        Ok(outputs.into_iter().map(handle).collect())
+    }
+}

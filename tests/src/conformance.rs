@@ -1,0 +1,325 @@
+//! The cases by which hosts of the components are compared: what a client may expect of Weir under any of them, over HTTP. The table of
+//! `docs/guides/hosts.md` is made of [`HOSTS`]; a test of each host checks that its row is true.
+
+use std::collections::VecDeque;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use serde_json::{Value, json};
+
+use crate::client::{NDJSON, post, post_lines};
+use crate::follow::Follower;
+use crate::{Duplex, Server, ndjson, statuses, until};
+
+/// How much a score may differ from that of `weir serve`.
+pub const SCORE_DIFFERENCE_MAX: f64 = 1e-4;
+
+/// What a host is tested for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Case {
+    /// Probes answer, and every model is ready.
+    Ready,
+    /// `/v1/classify` gives the scores of `weir serve`.
+    Scores,
+    /// `/v1/tokens` gives its entities.
+    Entities,
+    /// `/v1/embed` gives its vectors.
+    Embeddings,
+    /// `/process-stream` runs every step.
+    Process,
+    /// Results leave while others are computed.
+    Progress,
+    /// A line is answered before the next one is sent.
+    Duplex,
+    /// Server-sent events.
+    Events,
+    /// Clients that leave take nothing with them.
+    Disconnect,
+    /// A transcript session in one request.
+    Transcript,
+    /// Events of a channel are stored, followed and resumed across requests.
+    Channels,
+    /// Wrong requests have the same problems.
+    Problems,
+}
+
+/// Every case with its title in the table.
+pub const CASES: [(Case, &str); 12] = [
+    (Case::Ready, "`/livez`, `/readyz`"),
+    (Case::Scores, "`/v1/classify`: the scores of `weir serve`, within 1e-4"),
+    (Case::Entities, "`/v1/tokens`: its entities"),
+    (Case::Embeddings, "`/v1/embed`: its vectors"),
+    (Case::Process, "`/process-stream`: every step"),
+    (Case::Progress, "`/process-stream`: results leave while others are computed"),
+    (Case::Duplex, "NDJSON in both directions: a line is answered before the next one is sent"),
+    (Case::Events, "server-sent events"),
+    (Case::Disconnect, "clients that leave take nothing with them"),
+    (Case::Transcript, "`/v1/transcript`"),
+    (Case::Channels, "channels across requests: publish, follow, resume"),
+    (Case::Problems, "problems of wrong requests"),
+];
+
+/// A host, and the cases that it does not pass.
+pub struct Host {
+    /// Its title in the table.
+    pub name: &'static str,
+    /// What it does not pass, and why.
+    pub fails: &'static [(Case, &'static str)],
+}
+
+/// The hosts of the table.
+pub const HOSTS: &[Host] =
+    &[Host { name: "`weir serve`", fails: &[] }, Host { name: "`wasmtime serve` 49", fails: &[] }];
+
+/// Runs every case; an error says which cases differ from what the table has.
+pub async fn check(host: &str, server: &Server, reference: &Server) -> Result<()> {
+    let host = HOSTS.iter().find(|it| it.name == host).with_context(|| format!("{host} is not in the table"))?;
+    let mut wrong = Vec::new();
+    for (case, title) in CASES {
+        let passed = run(case, server, reference).await;
+        let fails = host.fails.iter().any(|(other, _)| *other == case);
+        match passed {
+            Ok(()) if fails => wrong.push(format!("{title}: passes, and the table says that it does not")),
+            Err(error) if !fails => wrong.push(format!("{title}: {error:#}")),
+            _ => {}
+        }
+    }
+    ensure!(wrong.is_empty(), "{}:\n{}\n{}", host.name, wrong.join("\n"), server.log());
+    Ok(())
+}
+
+/// The table in Markdown.
+pub fn table() -> String {
+    let mut table = String::from("| |");
+    HOSTS.iter().for_each(|host| table += &format!(" {} |", host.name));
+    table += "\n|---|";
+    HOSTS.iter().for_each(|_| table += "---|");
+    table.push('\n');
+    let mut notes: Vec<&str> = Vec::new();
+    for (case, title) in CASES {
+        table += &format!("| {title} |");
+        for host in HOSTS {
+            let cell = match host.fails.iter().find(|(other, _)| *other == case) {
+                None => "yes".to_owned(),
+                Some((_, why)) => {
+                    let at = notes.iter().position(|note| note == why).unwrap_or_else(|| {
+                        notes.push(why);
+                        notes.len() - 1
+                    });
+                    format!("no ({})", at + 1)
+                }
+            };
+            table += &format!(" {cell} |");
+        }
+        table.push('\n');
+    }
+    for (at, note) in notes.iter().enumerate() {
+        table += &format!("\n{}. {note}", at + 1);
+    }
+    table
+}
+
+async fn run(case: Case, server: &Server, reference: &Server) -> Result<()> {
+    match case {
+        Case::Ready => ready(server).await,
+        Case::Scores => same(server, reference, "/v1/classify", TEXTS).await,
+        Case::Entities => same(server, reference, "/v1/tokens", TEXTS).await,
+        Case::Embeddings => same(server, reference, "/v1/embed", TEXTS).await,
+        Case::Process => process(server, reference).await,
+        Case::Progress => progress(server).await,
+        Case::Duplex => duplex(server).await,
+        Case::Events => events(server).await,
+        Case::Disconnect => disconnect(server).await,
+        Case::Transcript => transcript(server).await,
+        Case::Channels => channels(server).await,
+        Case::Problems => problems(server, reference).await,
+    }
+}
+
+const TEXTS: &[&str] = &[
+    "What a wonderful evening, and what a view!",
+    "The tea was cold and nobody said sorry.",
+    "The train leaves at nine from Geneva.",
+    "Maria Schmidt of Siemens met the mayor of Paris in Rome; they were not impressed.",
+    "",
+    "Ω, 日本語, and some plain words after them.",
+];
+
+const DOCUMENT: &str = "Weir is a wonderful piece of work, and the team in Geneva is proud of it. The train from Paris was late \
+    again and the coffee was terrible. Maria Schmidt of Siemens said that she would come back next year. ";
+
+async fn ready(server: &Server) -> Result<()> {
+    for path in ["/livez", "/readyz"] {
+        let answer = reqwest::get(server.url(path)).await?;
+        ensure!(answer.status() == 200, "{path}: {}", answer.text().await?);
+    }
+    let models: Value = reqwest::get(server.url("/v1/models")).await?.json().await?;
+    let names: Vec<&str> =
+        models["models"].as_array().context("models")?.iter().filter_map(|m| m["name"].as_str()).collect();
+    ensure!(names == ["embeddings", "entities", "sentiment"], "{models}");
+    Ok(())
+}
+
+/// The same answer as the reference, but for small differences of numbers.
+async fn same(server: &Server, reference: &Server, path: &str, texts: &[&str]) -> Result<()> {
+    let body = json!({"inputs": texts});
+    let (ours, theirs) = (post(server, path, &body).await?, post(reference, path, &body).await?);
+    ensure!(ours.0 == theirs.0, "{} against {}", ours.0, theirs.0);
+    compare(&ours.1, &theirs.1, path)
+}
+
+/// Compares two values; `at` names the place in errors.
+fn compare(ours: &Value, theirs: &Value, at: &str) -> Result<()> {
+    match (ours, theirs) {
+        (Value::Number(a), Value::Number(b)) => {
+            let (a, b) = (a.as_f64().unwrap_or(f64::NAN), b.as_f64().unwrap_or(f64::NAN));
+            ensure!((a - b).abs() <= SCORE_DIFFERENCE_MAX, "{at}: {a} against {b}");
+        }
+        (Value::Array(a), Value::Array(b)) if a.len() == b.len() => {
+            let pairs = a.iter().zip(b).enumerate();
+            pairs.into_iter().try_for_each(|(index, (a, b))| compare(a, b, &format!("{at}[{index}]")))?;
+        }
+        (Value::Object(a), Value::Object(b)) if a.keys().eq(b.keys()) => {
+            a.iter().try_for_each(|(key, value)| compare(value, &b[key], &format!("{at}.{key}")))?;
+        }
+        _ => ensure!(ours == theirs, "{at}: {ours} against {theirs}"),
+    }
+    Ok(())
+}
+
+async fn process(server: &Server, reference: &Server) -> Result<()> {
+    let body = json!({"text": DOCUMENT, "include_entities": true, "chunk_size": 100});
+    let stream =
+        async |server: &Server| post_lines(server, "/process-stream", "application/json", body.to_string()).await;
+    let (mut ours, mut theirs) = (stream(server).await?, stream(reference).await?);
+    ensure!(statuses(&ours) == statuses(&theirs), "{:?} against {:?}", statuses(&ours), statuses(&theirs));
+    for event in ours.iter_mut().chain(&mut theirs) {
+        for time in ["timestamp", "total_processing_time", "processing_time"] {
+            event.as_object_mut().context("an object")?.remove(time);
+        }
+    }
+    compare(&Value::Array(ours), &Value::Array(theirs), "events")
+}
+
+/// Many small chunks: the first result must be there long before the last one. A host that keeps results until all are computed delivers
+/// them at once.
+async fn progress(server: &Server) -> Result<()> {
+    let text: String = DOCUMENT.chars().cycle().take(5000).collect();
+    let body = json!({"text": text, "include_summary": false, "chunk_size": 50});
+    let began = Instant::now();
+    let mut answer = reqwest::Client::new().post(server.url("/process-stream")).json(&body).send().await?;
+    ensure!(answer.status() == 200, "{}", answer.status());
+    let (mut first, mut last, mut text) = (None, None, String::new());
+    while let Some(piece) = answer.chunk().await? {
+        text += std::str::from_utf8(&piece)?;
+        let at = began.elapsed();
+        if text.contains("\"sentiment_progress\"") {
+            first = first.or(Some(at));
+        }
+        if text.contains("\"sentiment_complete\"") {
+            last = last.or(Some(at));
+        }
+    }
+    let (first, last) = (first.context("a result")?, last.context("the last result")?);
+    ensure!(text.matches("\"sentiment_progress\"").count() == 100, "{text}");
+    ensure!(last - first >= last / 4, "the first result came after {first:?}, the last after {last:?}");
+    Ok(())
+}
+
+async fn duplex(server: &Server) -> Result<()> {
+    let mut duplex = Duplex::open(server, "/v1/classify").await?;
+    for id in 0..5 {
+        duplex.send(format!("{{\"text\":\"a good day\",\"id\":{id}}}\n").as_bytes()).await?;
+        duplex.raw.read_until(&format!("\"id\":{id},\"scores\"")).await?;
+    }
+    duplex.send(b"nonsense\n").await?;
+    duplex.raw.read_until("malformed_json").await?;
+    duplex.end().await?;
+    duplex.raw.read_until(r#"{"done":true,"ok":5,"failed":1}"#).await?;
+    Ok(())
+}
+
+async fn events(server: &Server) -> Result<()> {
+    let answer = reqwest::Client::new().post(server.url("/v1/classify")).header("accept", "text/event-stream");
+    let answer = answer.json(&json!({"inputs": ["good", "bad"]})).send().await?;
+    ensure!(answer.headers()["content-type"] == "text/event-stream", "{answer:?}");
+    let mut follower = Follower::from_response(answer, None)?;
+    let mut names = VecDeque::new();
+    while let Some(event) = follower.next().await? {
+        names.push_back(event.name);
+    }
+    ensure!(names == ["result", "result", "done"], "{names:?}");
+    Ok(())
+}
+
+async fn disconnect(server: &Server) -> Result<()> {
+    for _ in 0..10 {
+        let mut duplex = Duplex::open(server, "/v1/classify").await?;
+        duplex.send(b"\"a good day\"\n").await?;
+        duplex.raw.read_until("\"index\":0").await?;
+        duplex.send(b"\"another good day\"\n\"and another\"\n").await?;
+    }
+    let (status, answer) = post(server, "/v1/classify", &json!({"inputs": "a good day"})).await?;
+    ensure!(status == 200, "{answer}");
+    Ok(())
+}
+
+async fn transcript(server: &Server) -> Result<()> {
+    let chunks = "{\"start\":0,\"end\":1,\"text\":\"I'll check\"}\n{\"op\":\"end\"}\n";
+    let events = post_lines(server, "/v1/transcript", NDJSON, chunks).await?;
+    let types: Vec<&Value> = events.iter().map(|event| &event["type"]).collect();
+    ensure!(types == ["partial_segment", "final_segment"], "{events:?}");
+    Ok(())
+}
+
+/// The store of a component is as old as its instance, and a host may make a second one all the same: then another channel is tried.
+async fn channels(server: &Server) -> Result<()> {
+    let tries = AtomicU32::new(0);
+    let tried = until("all in one instance", || async {
+        let id = format!("w{}", tries.fetch_add(1, Ordering::Relaxed));
+        let done = tokio::time::timeout(Duration::from_secs(3), publish_and_resume(server, &id)).await;
+        Ok(done.is_ok_and(|done| done.is_ok()))
+    });
+    tokio::time::timeout(Duration::from_secs(20), tried).await.context("never in one instance")?
+}
+
+/// Follows a channel and its user's, publishes, and resumes.
+pub async fn publish_and_resume(server: &Server, id: &str) -> Result<()> {
+    let (workflow, user) = (format!("/stream/workflow/{id}"), format!("/stream/user/{id}"));
+    let mut live = Follower::open(server, &workflow, None).await?;
+    ensure!(live.next_event().await?.name == "connected");
+    for n in 0..10 {
+        let body = json!({"step": "s", "progress": n, "user_id": id});
+        let (status, answer) = post(server, &format!("/stream/publish/workflow/{id}"), &body).await?;
+        ensure!(status == 200, "{answer}");
+        let event = live.next_stored_event().await?;
+        ensure!((&event.data["progress"], &json!(event.id)) == (&json!(n), &answer["id"]), "{event:?}");
+    }
+    let mut whole = Follower::open(server, &user, None).await?;
+    let third =
+        (whole.next_stored_event().await?, whole.next_stored_event().await?, whole.next_stored_event().await?).2;
+    let mut again = Follower::open(server, &user, Some(&third.id)).await?;
+    ensure!(again.next_stored_event().await?.data["progress"] == 3);
+    Ok(())
+}
+
+async fn problems(server: &Server, reference: &Server) -> Result<()> {
+    for (path, body) in [
+        ("/v1/classify", json!({"inputs": 5})),
+        ("/v1/classify", json!({"inputs": "a", "model": "none"})),
+        ("/process-stream", json!({"text": "short"})),
+        ("/v1/chat/completions", json!({"model": "none", "messages": [{"role": "user", "content": "a"}]})),
+        ("/nothing", json!({})),
+    ] {
+        let ours = post(server, path, &body).await?;
+        let theirs = post(reference, path, &body).await?;
+        ensure!((ours.0, &ours.1["code"]) == (theirs.0, &theirs.1["code"]), "{path}: {ours:?} against {theirs:?}");
+    }
+    let answer =
+        reqwest::Client::new().post(server.url("/v1/classify")).body("{").header("content-type", "application/json");
+    let answer = answer.send().await?;
+    ensure!(answer.status() == 400, "{answer:?}");
+    ensure!(ndjson(&answer.text().await?)?[0]["code"] == "malformed_json");
+    Ok(())
+}

@@ -1,0 +1,246 @@
+//! The composed components of `cargo xtask build --portable` under an unmodified `wasmtime serve`: with models inside of the component's
+//! reach, and as a thin instance that asks another server.
+
+use std::net::TcpListener;
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use expect_test::expect_file;
+use serde_json::{Value, json};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+use wac_graph::CompositionGraph;
+use wac_graph::types::Package;
+use weir_tests::client::{post, post_lines};
+use weir_tests::conformance::{self, table};
+use weir_tests::{Duplex, Server, component, models, root, tool};
+
+/// The flags of `docs/guides/wasmtime.md`, where they are explained.
+const FLAGS: [&str; 5] = [
+    "-Sp3,cli",
+    "-Wcomponent-model-async",
+    "--max-instance-reuse-count=100000",
+    "--max-instance-concurrent-reuse-count=1000",
+    "--idle-instance-timeout=3600s",
+];
+
+/// A component under `wasmtime serve`, not ready yet.
+fn serve(name: &str, arguments: &[&str]) -> Result<Server> {
+    let mut command = Command::new(tool("WEIR_TEST_WASMTIME")?);
+    command.arg("serve").args(FLAGS).args(["--addr", "127.0.0.1:0"]).args(arguments).arg(component(name)?);
+    Server::spawn(command, "Serving HTTP on http://")
+}
+
+#[tokio::test]
+async fn weir_wasm_under_wasmtime_serve_does_what_weir_serve_does() -> Result<()> {
+    // A component has no bf16 instructions, so embeddings are compared with those of a processor without them.
+    let reference = Server::start(&["--set", "models.isa=portable"]).await?;
+    let folder = format!("{}::/models", models().display());
+    let server = serve("weir.wasm", &["--dir", &folder, "--env", "WEIR_AUTH_LOOPBACK=true"])?;
+    server.ready().await?;
+    conformance::check("`wasmtime serve` 49", &server, &reference).await?;
+    conformance::check("`weir serve`", &reference, &reference).await
+}
+
+#[test]
+fn guide_has_the_table_and_the_flags() -> Result<()> {
+    let guide = std::fs::read_to_string(root().join("docs/guides/hosts.md"))?;
+    let (before, rest) = guide.split_once("<!-- conformance -->\n\n").context("a mark before the table")?;
+    let (_, after) = rest.split_once("\n\n<!-- /conformance -->").context("a mark after the table")?;
+    let wanted = format!("{before}<!-- conformance -->\n\n{}\n\n<!-- /conformance -->{after}", table().trim_end());
+    expect_file!["../../../docs/guides/hosts.md"].assert_eq(&wanted);
+    let page = std::fs::read_to_string(root().join("docs/guides/wasmtime.md"))?;
+    for flag in FLAGS {
+        ensure!(page.contains(flag), "docs/guides/wasmtime.md does not name {flag}");
+    }
+    Ok(())
+}
+
+#[test]
+fn composed_components_import_only_wasi() -> Result<()> {
+    for (name, open) in [("weir", None), ("weir-thin", None), ("weir-open", Some("weir:stream/infer@0.1.0"))] {
+        let mut graph = CompositionGraph::new();
+        let content = std::fs::read(component(&format!("{name}.wasm"))?)?;
+        let package = Package::from_bytes("weir:composed", None, content, graph.types_mut())?;
+        let world = &graph.types()[package.ty()];
+        // Interfaces of types alone need nothing of a host.
+        let has_types_alone = |import: &str| import.starts_with("weir:stream/") && import.ends_with("types@0.1.0");
+        let others: Vec<&str> = world
+            .imports
+            .keys()
+            .map(String::as_str)
+            .filter(|import| !import.starts_with("wasi:") && !has_types_alone(import))
+            .collect();
+        assert_eq!(others, Vec::from_iter(open), "{name}");
+        assert!(!world.imports.keys().any(|import| import.starts_with("wasi:nn/")), "{name} imports wasi:nn");
+        assert!(world.exports.keys().any(|export| export.starts_with("wasi:http/handler@0.3")), "{name}");
+    }
+    Ok(())
+}
+
+/// A graph that the engine does not know is a failure of the item, and the instance serves the others.
+#[tokio::test]
+async fn model_with_a_bad_graph_is_a_failure_that_says_so() -> Result<()> {
+    let folder = tempfile::tempdir()?;
+    for (from, to) in [("sentiment", "good"), ("sentiment", "cut"), ("sentiment", "unknown")] {
+        let to = folder.path().join(to);
+        std::fs::create_dir(&to)?;
+        for entry in std::fs::read_dir(models().join(from))? {
+            let entry = entry?;
+            std::fs::copy(entry.path(), to.join(entry.file_name()))?;
+        }
+    }
+    let cut = folder.path().join("cut/model.onnx.data");
+    let whole = std::fs::read(&cut)?;
+    std::fs::write(&cut, &whole[..whole.len() / 2])?;
+    std::fs::write(folder.path().join("unknown/model_packed.onnx"), b"not a graph")?;
+    let mount = format!("{}::/models", folder.path().display());
+    let server = serve("weir.wasm", &["--dir", &mount, "--env", "WEIR_STEPS_SENTIMENT=good"])?;
+    weir_tests::until("listening", || async {
+        Ok(reqwest::get(server.url("/livez")).await.is_ok_and(|answer| answer.status() == 200))
+    })
+    .await?;
+    for (model, reason) in [("cut", "more"), ("unknown", "ONNX")] {
+        let (status, answer) = post(&server, "/v1/classify", &json!({"inputs": "a good day", "model": model})).await?;
+        let said = answer.to_string();
+        ensure!(said.contains("model_unavailable") && said.contains(reason), "{status} {said}");
+    }
+    let (status, answer) = post(&server, "/v1/classify", &json!({"inputs": "a good day", "model": "good"})).await?;
+    ensure!(status == 200 && answer["outputs"][0][0]["score"].is_number(), "{answer}");
+    Ok(())
+}
+
+/// A server in front of another that misbehaves for some models, and passes all else on.
+struct Middleman {
+    address: String,
+}
+
+impl Middleman {
+    async fn start(server: &Server) -> Result<Self> {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await?;
+        let address = listener.local_addr()?.to_string();
+        let behind = server.address().to_owned();
+        tokio::spawn(async move {
+            while let Ok((client, _)) = listener.accept().await {
+                tokio::spawn(answer(client, behind.clone()));
+            }
+        });
+        Ok(Self { address })
+    }
+}
+
+async fn answer(mut client: TcpStream, behind: String) -> Result<()> {
+    let mut head = Vec::new();
+    while !head.windows(4).any(|window| window == b"\r\n\r\n") {
+        let mut buffer = [0; 4096];
+        let read = client.read(&mut buffer).await?;
+        ensure!(read > 0, "the connection ended");
+        head.extend_from_slice(&buffer[..read]);
+    }
+    let text = String::from_utf8_lossy(&head).into_owned();
+    let is_for = |model: &str| text.contains(&format!("model={model}"));
+    let chunked = "HTTP/1.1 200 OK\r\ncontent-type: application/x-ndjson\r\ntransfer-encoding: chunked\r\n\r\n";
+    if is_for("silent") {
+        // The request is read, and never answered.
+        let mut buffer = [0; 4096];
+        while client.read(&mut buffer).await? > 0 {}
+    } else if is_for("busy") {
+        let body = "{\"code\":\"rate_limited\",\"detail\":\"slow down\",\"retryable\":true}";
+        let answer = format!(
+            "HTTP/1.1 429 Too Many Requests\r\nretry-after: 7\r\ncontent-type: application/problem+json\r\n\
+             content-length: {}\r\n\r\n{body}",
+            body.len()
+        );
+        client.write_all(answer.as_bytes()).await?;
+    } else if is_for("cut") {
+        let piece = "{\"index\":0,\"id\":0,\"sco";
+        client.write_all(format!("{chunked}{:x}\r\n{piece}\r\n", piece.len()).as_bytes()).await?;
+    } else if is_for("nonsense") {
+        let piece = "<html>hello</html>\n";
+        client.write_all(format!("{chunked}{:x}\r\n{piece}\r\n0\r\n\r\n", piece.len()).as_bytes()).await?;
+    } else {
+        let mut server = TcpStream::connect(behind).await?;
+        server.write_all(&head).await?;
+        tokio::io::copy_bidirectional(&mut client, &mut server).await?;
+    }
+    Ok(())
+}
+
+/// The error of a single text.
+async fn failure(server: &Server, model: &str) -> Result<Value> {
+    let events =
+        post_lines(server, &format!("/v1/classify?model={model}"), "application/x-ndjson", "\"a good day\"\n").await?;
+    ensure!(events.len() == 2, "{events:?}");
+    Ok(events[0]["error"].clone())
+}
+
+#[tokio::test]
+async fn thin_instance_asks_another_server_and_says_what_is_wrong_with_it() -> Result<()> {
+    let models = Server::start(&[]).await?;
+    let middleman = Middleman::start(&models).await?;
+    let url = format!("WEIR_REMOTE_URL=http://{}", middleman.address);
+    let server = serve("weir-thin.wasm", &["--env", &url, "--env", "WEIR_REMOTE_TIMEOUT_MS=1500"])?;
+    server.ready().await?;
+
+    // The same answers as the server itself gives.
+    for path in ["/v1/classify", "/v1/tokens", "/v1/embed"] {
+        let body = json!({"inputs": ["What a wonderful evening in Rome!", "The tea was cold."]});
+        assert_eq!(post(&server, path, &body).await?, post(&models, path, &body).await?, "{path}");
+    }
+    let long = "a good day ".repeat(20_000);
+    let body = json!({"inputs": long, "parameters": {"truncation": true}});
+    assert_eq!(post(&server, "/v1/classify", &body).await?, post(&models, "/v1/classify", &body).await?);
+    let text = "The train from Paris was late again and the coffee was terrible. Maria Schmidt of Siemens said that she would \
+                come back next year. The team in Geneva is proud of its work.";
+    let body = json!({"text": text, "include_entities": true}).to_string();
+    let events = post_lines(&server, "/process-stream", "application/json", body.clone()).await?;
+    let theirs = post_lines(&models, "/process-stream", "application/json", body).await?;
+    assert_eq!(weir_tests::statuses(&events), weir_tests::statuses(&theirs));
+    let summary = |events: &[Value]| events.iter().find_map(|event| event["summary"].as_str().map(str::to_owned));
+    assert_eq!(summary(&events).context("a summary")?, summary(&theirs).context("a summary")?);
+
+    // Lines travel one by one.
+    let mut duplex = Duplex::open(&server, "/v1/classify").await?;
+    for id in 0..3 {
+        duplex.send(format!("{{\"text\":\"a good day\",\"id\":{id}}}\n").as_bytes()).await?;
+        duplex.raw.read_until(&format!("\"id\":{id},\"scores\"")).await?;
+    }
+    duplex.end().await?;
+    duplex.raw.read_until(r#"{"done":true,"ok":3,"failed":0}"#).await?;
+
+    // What goes wrong is said to the item.
+    let error = failure(&server, "none").await?;
+    assert_eq!(error["code"], "unknown_model", "{error}");
+    let error = failure(&server, "busy").await?;
+    assert_eq!((&error["code"], &error["retry_after_ms"]), (&json!("throttled"), &json!(7000)), "{error}");
+    let error = failure(&server, "cut").await?;
+    assert_eq!((&error["code"], &error["retryable"]), (&json!("model_unavailable"), &json!(true)), "{error}");
+    let error = failure(&server, "nonsense").await?;
+    assert!(error["message"].as_str().unwrap_or_default().contains("sent what is no answer"), "{error}");
+    let began = Instant::now();
+    let error = failure(&server, "silent").await?;
+    assert!(error["message"].as_str().unwrap_or_default().contains("has sent nothing for 1500 ms"), "{error}");
+    assert!(began.elapsed() < Duration::from_secs(30), "{:?}", began.elapsed());
+    let late =
+        post_lines(&server, "/v1/classify?model=silent&timeout_ms=200", "application/x-ndjson", "\"a\"\n").await?;
+    assert_eq!(late[0]["error"]["code"], "deadline_exceeded", "{late:?}");
+    Ok(())
+}
+
+#[tokio::test]
+async fn thin_instance_with_a_wrong_address_is_not_ready_and_says_why() -> Result<()> {
+    let port = TcpListener::bind("127.0.0.1:0")?.local_addr()?.port();
+    let url = format!("WEIR_REMOTE_URL=http://127.0.0.1:{port}");
+    let server = serve("weir-thin.wasm", &["--env", &url])?;
+    weir_tests::until("listening", || async {
+        Ok(reqwest::get(server.url("/livez")).await.is_ok_and(|answer| answer.status() == 200))
+    })
+    .await?;
+    assert_eq!(reqwest::get(server.url("/readyz")).await?.status(), 503);
+    let error = failure(&server, "sentiment").await?;
+    let message = error["message"].as_str().unwrap_or_default();
+    assert!(message.contains(&format!("http://127.0.0.1:{port} cannot be reached")), "{error}");
+    assert_eq!((&error["code"], &error["retryable"]), (&json!("model_unavailable"), &json!(true)), "{error}");
+    Ok(())
+}

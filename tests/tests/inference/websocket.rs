@@ -73,7 +73,8 @@ async fn client_that_does_not_read_is_not_read_from() -> Result<()> {
     const MESSAGES_MAX: usize = 20_000;
     let server = Server::start_stub(&[]).await?;
     let WebSocket { mut reader, mut writer } = WebSocket::connect(&server, "/v1/tokens", None).await?;
-    let text = json!("Aa ".repeat(300)).to_string();
+    // Large in both directions, so that the buffers of the kernel are soon full.
+    let text = json!(format!("{}{}", "Aa ".repeat(40), "b".repeat(4000))).to_string();
     // A message that is cut by the timeout would leave half a frame: the writer is on a task of its own.
     let (sent, mut count) = tokio::sync::watch::channel(0);
     let (resume, mut resumed) = tokio::sync::watch::channel(false);

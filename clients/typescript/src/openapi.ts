@@ -4629,6 +4629,20 @@ export interface operations {
                 content: {
                     "application/json": {
                         active_streams: number;
+                        adapters?: {
+                            errors: number;
+                            /** @description Only where no authentication is required */
+                            failure?: string;
+                            in_flight: number;
+                            name: string;
+                            reconnects: number;
+                            records: number;
+                            results: number;
+                            sink: string;
+                            source: string;
+                            /** @enum {unknown} */
+                            state: "starting" | "running" | "reconnecting" | "stopping" | "stopped" | "failed";
+                        }[];
                         details?: {
                             [key: string]: string;
                         };
@@ -4650,6 +4664,20 @@ export interface operations {
                 content: {
                     "application/json": {
                         active_streams: number;
+                        adapters?: {
+                            errors: number;
+                            /** @description Only where no authentication is required */
+                            failure?: string;
+                            in_flight: number;
+                            name: string;
+                            reconnects: number;
+                            records: number;
+                            results: number;
+                            sink: string;
+                            source: string;
+                            /** @enum {unknown} */
+                            state: "starting" | "running" | "reconnecting" | "stopping" | "stopped" | "failed";
+                        }[];
                         details?: {
                             [key: string]: string;
                         };

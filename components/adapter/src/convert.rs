@@ -37,7 +37,8 @@ pub fn item(config: &AdapterConfig, attempt: u64, input: Input) -> wire::Item {
             (wire::Overflow::Split, wire::Task::Tokens(options))
         }
         TaskKind::Embed => (when_too_long, wire::Task::Embed(wire::EmbedOptions { normalize: true })),
-        TaskKind::Summarize => {
+        // `annotate` is computed without a model, and has no items.
+        TaskKind::Summarize | TaskKind::Annotate => {
             let (tokens_min, tokens_max) = SUMMARY_TOKENS;
             (wire::Overflow::Split, wire::Task::Summarize(wire::SummaryOptions { tokens_min, tokens_max }))
         }

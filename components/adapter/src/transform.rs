@@ -1,7 +1,7 @@
 //! The state of one call: decodes records, hands out their items for inference, encodes results.
 
 use weir_codec::adapter::{
-    config::AdapterConfig,
+    config::{AdapterConfig, TaskKind},
     decode::{CSV_COLUMNS_HEADER, Decoded, Input, REFUSAL_HEADER, Refusal, decode},
     encode::{Output, encode},
 };
@@ -11,6 +11,7 @@ use weir_core::{
         FlowConfig, Header, Part, Position, ResultRecord, SourceRecord,
     },
     failure::Failure,
+    transcripts::annotate::{AnnotateBuffer, AnnotateConfig, Annotator},
 };
 
 /// The header of a result with the name of the model.
@@ -21,6 +22,8 @@ pub const MODEL_HEADER: &str = "weir-model";
 pub struct Transform {
     config: AdapterConfig,
     flow: Flow<OpenRecord, Input, Output>,
+    /// Of the task `annotate`, which no model computes.
+    annotator: Option<Annotator>,
 }
 
 /// A record without all of its results.
@@ -50,7 +53,11 @@ impl Transform {
     pub fn new(config: &str, seed: u64) -> Result<Self, String> {
         let config = AdapterConfig::from_json(config)?;
         let flow = FlowConfig { ordering: config.order(), retry: config.retry() };
-        Ok(Self { flow: Flow::new(flow, seed), config })
+        let annotator = match config.task {
+            TaskKind::Annotate => Some(Annotator::new(&AnnotateConfig::default()).map_err(|error| error.to_string())?),
+            _ => None,
+        };
+        Ok(Self { flow: Flow::new(flow, seed), config, annotator })
     }
 
     /// The settings.
@@ -84,6 +91,17 @@ impl Transform {
             parts.push(OpenPart { bytes, refusal });
         }
         self.flow.handle_record(position, OpenRecord { payload, key, headers, origin, position, parts }, inputs);
+        self.annotate();
+    }
+
+    /// Annotates the items that wait, where no model is asked.
+    fn annotate(&mut self) {
+        let Some(annotator) = &self.annotator else { return };
+        let mut buffer = AnnotateBuffer::default();
+        while let Some((attempt, input)) = self.flow.poll_item(0) {
+            let annotation = annotator.annotate(&input.text, &mut buffer);
+            self.flow.handle_outcome(0, attempt, Ok(Output::Annotation(annotation)));
+        }
     }
 
     /// Records the outcome of an attempt.
@@ -225,6 +243,18 @@ mod tests {
         assert_eq!(results[0].payload, br#"{"text":"a"}"#);
         assert_eq!(results[0].header(ERROR_CATEGORY_HEADER), Some("model"));
         assert_eq!(results[0].header(ERROR_CODE_HEADER), Some("engine_failed"));
+    }
+
+    #[test]
+    fn text_is_annotated_without_a_model() {
+        let mut transform = Transform::new(r#"{"task":"annotate","model":"rules"}"#, 1).unwrap();
+        transform.handle_record(record(1, r#"{"text":"Cancel it, or I want your supervisor.","id":7}"#));
+        assert_eq!(transform.poll_item(0), None);
+        let results = run(&mut transform);
+        let text = String::from_utf8(results[0].payload.clone()).unwrap();
+        assert!(text.starts_with(r#"{"id":7,"semantic":{"keywords":["cancel","supervisor"],"#), "{text}");
+        assert!(text.contains(r#""risk_tags":["churn_risk","escalation"]"#), "{text}");
+        assert_eq!(results[0].header(MODEL_HEADER), Some("rules"));
     }
 
     #[test]

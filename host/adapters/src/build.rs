@@ -2,17 +2,19 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
 use weir_codec::adapter::config::{AdapterConfig, Format, OrderingName, OutputFormat, TaskKind};
 use weir_codec::adapter::decode::Fields;
 use weir_codec::adapter::encode::csv_columns;
 use weir_config::{Adapter, AdapterSink, AdapterSource};
 use weir_core::adapter::ReconnectConfig;
+use weir_events::Store;
 
 use crate::driver::{BoxFuture, Connection, Driver, DriverError, Marks, Sink, SinkMark};
 use crate::file::{self, FileSettings, Framing, LineSink, Progress, SinkFormat, SinkTarget};
-use crate::redis;
 use crate::supervisor::Bounds;
+use crate::{channel, http, redis, websocket};
 
 /// An adapter of the configuration, ready to run.
 pub struct Plan {
@@ -20,10 +22,12 @@ pub struct Plan {
     pub name: String,
     /// The component file; empty for the built-in one.
     pub component: PathBuf,
-    /// The model that it needs.
+    /// The model that it needs; empty: none.
     pub model: String,
     /// The settings of the component: a JSON object.
     pub settings: String,
+    /// The pipeline that takes the place of the component.
+    pub pipeline: Option<PipelinePlan>,
     /// Opens its source and sinks.
     pub driver: Arc<dyn Driver>,
     /// Its bounds.
@@ -34,6 +38,51 @@ pub struct Plan {
     pub sink: &'static str,
 }
 
+/// A pipeline whose executions process the records of an adapter.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PipelinePlan {
+    /// Its name.
+    pub name: String,
+    /// A file with a token; empty: none.
+    pub token_file: PathBuf,
+    /// Payloads are texts, and not JSON.
+    pub is_text: bool,
+    /// The JSON pointer of the id, which results repeat.
+    pub id: String,
+    /// Requests for one execution.
+    pub attempts_max: u32,
+}
+
+/// The pipeline of an adapter, if its task is one.
+fn pipeline(adapter: &Adapter) -> Result<Option<PipelinePlan>, String> {
+    if adapter.task != "pipeline" {
+        return Ok(None);
+    }
+    if adapter.pipeline.is_empty() {
+        return Err("pipeline is empty; name a pipeline of the server".to_owned());
+    }
+    let line_format = match &adapter.sink {
+        AdapterSink::Stdout(sink) => sink.format.as_str(),
+        AdapterSink::File(sink) => sink.format.as_str(),
+        _ => "",
+    };
+    if adapter.output_format != "json" || matches!(line_format, "csv" | "text" | "table") {
+        return Err("the outputs of a pipeline are JSON; use the formats json or ndjson for results".to_owned());
+    }
+    let is_text = match adapter.format.as_str() {
+        "text" => true,
+        "json" | "ndjson" | "auto" => false,
+        other => return Err(format!("format `{other}` is not an input of a pipeline; use json, ndjson or text")),
+    };
+    Ok(Some(PipelinePlan {
+        name: adapter.pipeline.clone(),
+        token_file: adapter.token_file.clone(),
+        is_text,
+        id: adapter.id.clone(),
+        attempts_max: adapter.retry_max_attempts,
+    }))
+}
+
 impl Plan {
     /// Checks an adapter of the configuration.
     ///
@@ -41,8 +90,26 @@ impl Plan {
     ///
     /// A sentence that names the adapter, the key and the valid values.
     pub fn new(adapter: &Adapter, seed: u64) -> Result<Self, String> {
+        Self::with_store(adapter, seed, None)
+    }
+
+    /// [`Plan::new`] in a server, whose store has the channels that may be sources and sinks.
+    ///
+    /// # Errors
+    ///
+    /// A sentence that names the adapter, the key and what is valid.
+    pub fn with_store(adapter: &Adapter, seed: u64, store: Option<Store>) -> Result<Self, String> {
         let wrong = |reason: String| format!("adapter `{}`: {reason}", adapter.name);
-        let (settings, framing) = settings(adapter).map_err(wrong)?;
+        let pipeline = pipeline(adapter).map_err(wrong)?;
+        if pipeline.is_some() && store.is_none() {
+            return Err(wrong(
+                "a pipeline is of a server: put the adapter into the configuration of `weir serve`".to_owned(),
+            ));
+        }
+        // The component's settings are not used then, but those of files and sinks.
+        let task = if pipeline.is_some() { "classify" } else { adapter.task.as_str() }.to_owned();
+        let (settings, framing) = settings(&Adapter { task, ..adapter.clone() }).map_err(wrong)?;
+        check_channels(adapter, store.is_some()).map_err(wrong)?;
         let progress = match &adapter.source {
             AdapterSource::File(file) => {
                 let checkpoint = (!file.checkpoint.as_os_str().is_empty()).then(|| file.checkpoint.clone());
@@ -51,29 +118,37 @@ impl Plan {
             _ => Progress::load(None),
         };
         let progress = Arc::new(progress.map_err(|error| wrong(error.to_string()))?);
+        let reconnect = ReconnectConfig {
+            attempts_max: adapter.reconnect_attempts_max,
+            delay_ms: adapter.reconnect_delay_ms,
+            delay_ms_max: adapter.reconnect_delay_ms_max,
+            ..ReconnectConfig::default()
+        };
         let format = |sink: &AdapterSink| sink_format(sink, &settings).map_err(wrong);
         let driver = ConfiguredDriver {
+            name: adapter.name.clone(),
+            store,
             source: adapter.source.clone(),
             framing,
             sink: (adapter.sink.clone(), format(&adapter.sink)?),
             // Errors are lines of JSON, whatever the format of results.
             errors: adapter.errors.as_ref().map(|errors| (errors.clone(), SinkFormat::Ndjson)),
             progress,
+            http: Arc::default(),
+            reconnect,
+            seed,
         };
         Ok(Self {
             name: adapter.name.clone(),
             component: adapter.component.clone(),
-            model: settings.model.clone(),
+            model: if settings.task == TaskKind::Annotate { String::new() } else { settings.model.clone() },
             settings: settings.to_json(),
+            pipeline,
             driver: Arc::new(driver),
             bounds: Bounds {
                 in_flight_max: adapter.in_flight_max as usize,
-                reconnect: ReconnectConfig {
-                    attempts_max: adapter.reconnect_attempts_max,
-                    delay_ms: adapter.reconnect_delay_ms,
-                    delay_ms_max: adapter.reconnect_delay_ms_max,
-                    ..ReconnectConfig::default()
-                },
+                reconnect,
+                stall_timeout: (adapter.stall_timeout_ms > 0).then(|| Duration::from_millis(adapter.stall_timeout_ms)),
                 seed,
             },
             source: source_kind(&adapter.source),
@@ -86,6 +161,9 @@ fn source_kind(source: &AdapterSource) -> &'static str {
     match source {
         AdapterSource::File(_) => "file",
         AdapterSource::Redis(_) => "redis",
+        AdapterSource::Http(_) => "http",
+        AdapterSource::WebSocket(_) => "websocket",
+        AdapterSource::Channel(_) => "channel",
     }
 }
 
@@ -94,6 +172,33 @@ fn sink_kind(sink: &AdapterSink) -> &'static str {
         AdapterSink::Stdout(_) => "stdout",
         AdapterSink::File(_) => "file",
         AdapterSink::Redis(_) => "redis",
+        AdapterSink::Http(_) => "http",
+        AdapterSink::Channel(_) => "channel",
+    }
+}
+
+/// Checks the channels of an adapter.
+fn check_channels(adapter: &Adapter, has_store: bool) -> Result<(), String> {
+    let source = match &adapter.source {
+        AdapterSource::Channel(source) => Some(channel::channel_name("source.channel", &source.channel)?),
+        _ => None,
+    };
+    let errors = adapter.errors.as_ref().map(|errors| ("errors.channel", errors));
+    let sinks =
+        [Some(("sink.channel", &adapter.sink)), errors].into_iter().flatten().filter_map(|(key, sink)| match sink {
+            AdapterSink::Channel(sink) => Some((key, sink)),
+            _ => None,
+        });
+    let mut has_channel = source.is_some();
+    for (key, sink) in sinks {
+        has_channel = true;
+        if Some(channel::channel_name(key, &sink.channel)?) == source {
+            return Err(format!("{key} `{}` is the source too: each result would be a record again", sink.channel));
+        }
+    }
+    match has_channel && !has_store {
+        true => Err("a channel is of a server: put the adapter into the configuration of `weir serve`".to_owned()),
+        false => Ok(()),
     }
 }
 
@@ -109,6 +214,7 @@ fn settings(adapter: &Adapter) -> Result<(AdapterConfig, Framing), String> {
         ("", TaskKind::Classify) => "sentiment",
         ("", TaskKind::Tokens) => "entities",
         ("", TaskKind::Embed | TaskKind::Summarize) => "embeddings",
+        (_, TaskKind::Annotate) => "rules",
         (model, _) => model,
     };
     let (format, framing) = formats(adapter)?;
@@ -121,7 +227,9 @@ fn settings(adapter: &Adapter) -> Result<(AdapterConfig, Framing), String> {
     let line_format = match &adapter.sink {
         AdapterSink::Stdout(sink) => sink.format.as_str(),
         AdapterSink::File(sink) => sink.format.as_str(),
-        AdapterSink::Redis(_) => "",
+        // The data of an event is JSON.
+        AdapterSink::Channel(_) => "json",
+        AdapterSink::Redis(_) | AdapterSink::Http(_) => "",
     };
     let is_table = line_format == "table";
     match line_format {
@@ -206,7 +314,7 @@ fn sink_format(sink: &AdapterSink, settings: &AdapterConfig) -> Result<SinkForma
     let name = match sink {
         AdapterSink::Stdout(sink) => sink.format.as_str(),
         AdapterSink::File(sink) => sink.format.as_str(),
-        AdapterSink::Redis(_) => "",
+        AdapterSink::Redis(_) | AdapterSink::Http(_) | AdapterSink::Channel(_) => "",
     };
     Ok(match name {
         "json" => SinkFormat::Json,
@@ -224,11 +332,16 @@ fn sink_format(sink: &AdapterSink, settings: &AdapterConfig) -> Result<SinkForma
 }
 
 struct ConfiguredDriver {
+    name: String,
+    store: Option<Store>,
     source: AdapterSource,
     framing: Framing,
     sink: (AdapterSink, SinkFormat),
     errors: Option<(AdapterSink, SinkFormat)>,
     progress: Arc<Progress>,
+    http: Arc<http::HttpProgress>,
+    reconnect: ReconnectConfig,
+    seed: u64,
 }
 
 impl ConfiguredDriver {
@@ -248,11 +361,24 @@ impl ConfiguredDriver {
                     let (source, committer) = redis::open(config).await?;
                     (Box::new(source), Box::new(committer))
                 }
+                AdapterSource::Http(config) => {
+                    let (source, committer) = http::open(config, self.reconnect, self.seed, &self.http).await?;
+                    (Box::new(source), Box::new(committer))
+                }
+                AdapterSource::Channel(config) => {
+                    let (source, committer) = channel::open(self.store()?, &self.name, config).await?;
+                    (Box::new(source), Box::new(committer))
+                }
+                AdapterSource::WebSocket(config) => {
+                    let delay_ms_max = self.reconnect.delay_ms_max;
+                    let (source, committer) = websocket::open(config, delay_ms_max, self.seed).await?;
+                    (Box::new(source), Box::new(committer))
+                }
             };
         let marks = self.progress.marks();
-        let sink = open_sink(&self.sink, marks.output.as_ref()).await?;
+        let sink = self.open_sink(&self.sink, marks.output.as_ref()).await?;
         let errors = match &self.errors {
-            Some(errors) => Some(open_sink(errors, marks.errors.as_ref()).await?),
+            Some(errors) => Some(self.open_sink(errors, marks.errors.as_ref()).await?),
             None => None,
         };
         if is_file {
@@ -261,18 +387,28 @@ impl ConfiguredDriver {
         }
         Ok(Connection { source, committer, sink, errors })
     }
-}
 
-async fn open_sink(sink: &(AdapterSink, SinkFormat), mark: Option<&SinkMark>) -> Result<Box<dyn Sink>, DriverError> {
-    let (config, format) = sink;
-    Ok(match config {
-        AdapterSink::Stdout(_) => Box::new(LineSink::open(&SinkTarget::Stdout, format.clone(), None)?),
-        AdapterSink::File(file) => {
-            let target = SinkTarget::File { path: file.path.clone(), append: file.append };
-            Box::new(LineSink::open(&target, format.clone(), mark)?)
-        }
-        AdapterSink::Redis(config) => Box::new(redis::RedisSink::open(config).await?),
-    })
+    fn store(&self) -> Result<&Store, DriverError> {
+        self.store.as_ref().ok_or_else(|| DriverError::Config("there are no channels here".to_owned()))
+    }
+
+    async fn open_sink(
+        &self,
+        sink: &(AdapterSink, SinkFormat),
+        mark: Option<&SinkMark>,
+    ) -> Result<Box<dyn Sink>, DriverError> {
+        let (config, format) = sink;
+        Ok(match config {
+            AdapterSink::Stdout(_) => Box::new(LineSink::open(&SinkTarget::Stdout, format.clone(), None)?),
+            AdapterSink::File(file) => {
+                let target = SinkTarget::File { path: file.path.clone(), append: file.append };
+                Box::new(LineSink::open(&target, format.clone(), mark)?)
+            }
+            AdapterSink::Redis(config) => Box::new(redis::RedisSink::open(config).await?),
+            AdapterSink::Http(config) => Box::new(http::HttpSink::open(config, self.seed)?),
+            AdapterSink::Channel(config) => Box::new(channel::ChannelSink::open(self.store()?, config)?),
+        })
+    }
 }
 
 impl Driver for ConfiguredDriver {

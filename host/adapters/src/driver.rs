@@ -127,10 +127,19 @@ pub trait Committer: Send {
     }
 }
 
+/// A result that a sink refuses for good: it goes to the error destination.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Rejected {
+    /// Its index among the results that were to be written.
+    pub index: usize,
+    /// Why.
+    pub reason: String,
+}
+
 /// The writing side of a driver.
 pub trait Sink: Send {
-    /// Writes results in order. They are safe when the future resolves.
-    fn write<'a>(&'a mut self, results: &'a [ResultRecord]) -> BoxFuture<'a, Result<(), DriverError>>;
+    /// Writes results in order. They are safe when the future resolves, except for those that it returns.
+    fn write<'a>(&'a mut self, results: &'a [ResultRecord]) -> BoxFuture<'a, Result<Vec<Rejected>, DriverError>>;
 
     /// The current position, if the sink can be truncated to it.
     fn mark(&self) -> Option<SinkMark> {

@@ -10,7 +10,8 @@
 //! - [`supervisor`]: runs one adapter: it tracks records in flight, writes results, commits positions and reconnects.
 //! - [`status`]: the state and the counters of each adapter.
 //! - [`build`]: drivers from the configuration.
-//! - [`mod@file`], [`redis`]: the drivers.
+//! - [`mod@file`], [`redis`], [`http`], [`websocket`], [`channel`]: the drivers.
+//! - [`check`]: checks of connections, one by one.
 //!
 //! This crate does not depend on wasmtime: the supervisor starts calls of a [`Component`](supervisor::Component), which the command
 //! line implements with the runtime.
@@ -22,8 +23,17 @@
 //! - A failing adapter stops or reconnects without affecting other adapters.
 
 pub mod build;
+pub mod channel;
+pub mod check;
 pub mod driver;
 pub mod file;
+pub mod http;
 pub mod redis;
 pub mod status;
 pub mod supervisor;
+pub mod websocket;
+
+pub use redis::secret;
+
+/// The header of a record: an id that is the same at each delivery. Results repeat it, so that a receiver can recognize repeated ones.
+pub const RECORD_ID_HEADER: &str = "weir-record-id";

@@ -3,6 +3,8 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
+use weir_codec::adapter::health::AdapterReport;
+
 /// The state of an adapter.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum State {
@@ -75,32 +77,6 @@ struct Inner {
     state: Mutex<(State, Option<String>)>,
 }
 
-/// A snapshot of a status.
-#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
-pub struct StatusReport {
-    /// The adapter's name.
-    pub name: String,
-    /// The kind of its source.
-    pub source: &'static str,
-    /// The kind of its sink.
-    pub sink: &'static str,
-    /// Its state.
-    pub state: &'static str,
-    /// The last failure, until the adapter runs again.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub failure: Option<String>,
-    /// Records read.
-    pub records: u64,
-    /// Results written.
-    pub results: u64,
-    /// Errors written.
-    pub errors: u64,
-    /// Records that were read and are not written.
-    pub in_flight: u64,
-    /// Connections lost or failed.
-    pub reconnects: u64,
-}
-
 impl Status {
     /// The status of an adapter that has not started.
     pub fn new(name: &str, source: &'static str, sink: &'static str) -> Self {
@@ -128,11 +104,11 @@ impl Status {
     }
 
     /// A snapshot of the state and the counters.
-    pub fn report(&self) -> StatusReport {
+    pub fn report(&self) -> AdapterReport {
         let (state, failure) = self.state();
         let counters = self.counters();
         let read = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
-        StatusReport {
+        AdapterReport {
             name: self.0.name.clone(),
             source: self.0.source,
             sink: self.0.sink,

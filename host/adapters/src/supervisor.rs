@@ -9,12 +9,13 @@ use futures::future::OptionFuture;
 use tokio::sync::{Semaphore, mpsc, watch};
 use tokio_util::task::AbortOnDropHandle;
 use weir_core::adapter::{
-    Destination, ErrorCategory, Reconnect, ReconnectConfig, ResultRecord, SourceRecord, Watermarks,
+    Destination, ERROR_CATEGORY_HEADER, ERROR_CODE_HEADER, ERROR_REASON_HEADER, ErrorCategory, Header, Reconnect,
+    ReconnectConfig, ResultRecord, SourceRecord, Watermarks,
 };
 use weir_core::random::SplitMix64;
 
 use crate::driver::{
-    BoxFuture, CONTROL_HEADERS, Committer, Connection, Driver, DriverError, Marks, Read, Safe, Sink, Source,
+    BoxFuture, CONTROL_HEADERS, Committer, Connection, Driver, DriverError, Marks, Read, Rejected, Safe, Sink, Source,
 };
 use crate::status::{State, Status};
 
@@ -95,6 +96,8 @@ pub struct Bounds {
     pub in_flight_max: usize,
     /// The attempts to reconnect and their delays.
     pub reconnect: ReconnectConfig,
+    /// How long the component may have records without giving a result; `None`: any time.
+    pub stall_timeout: Option<Duration>,
     /// The seed of the jitter.
     pub seed: u64,
 }
@@ -195,6 +198,8 @@ impl Supervisor {
             safe: Safe::default(),
             marks: Watermarks::new(),
             has_ended: false,
+            stall_timeout: self.bounds.stall_timeout,
+            progressed: Instant::now(),
         };
         flight.run(Writer { sink, errors, committer }, call.end, stop).await
     }
@@ -279,12 +284,32 @@ impl Writer {
     /// Writes runs of results with the same destination.
     async fn write(&mut self, batch: &[ResultRecord]) -> Result<(), DriverError> {
         for run in batch.chunk_by(|one, other| one.destination == other.destination) {
-            let sink = match run[0].destination {
-                Destination::Error => self.errors.as_mut().unwrap_or(&mut self.sink),
-                Destination::Output => &mut self.sink,
-                Destination::None => continue,
+            let rejected = match (run[0].destination, &mut self.errors) {
+                (Destination::None, _) => continue,
+                (Destination::Error, Some(errors)) => errors.write(run).await?,
+                _ => self.sink.write(run).await?,
             };
-            sink.write(run).await?;
+            for Rejected { index, reason } in rejected {
+                self.refuse(&run[index], &reason).await?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Writes a result that the sink refuses to the error destination; without one it can only be logged.
+    async fn refuse(&mut self, result: &ResultRecord, reason: &str) -> Result<(), DriverError> {
+        let Some(errors) = self.errors.as_mut().filter(|_| result.destination == Destination::Output) else {
+            let payload = String::from_utf8_lossy(&result.payload);
+            tracing::error!(origin = result.origin, reason, %payload, "the sink refuses a result, and there is no error destination");
+            return Ok(());
+        };
+        let mut refused = ResultRecord { destination: Destination::Error, completes: Vec::new(), ..result.clone() };
+        refused.headers.push(Header::new(ERROR_CATEGORY_HEADER, ErrorCategory::Client.name()));
+        refused.headers.push(Header::new(ERROR_CODE_HEADER, "sink_refused"));
+        refused.headers.push(Header::new(ERROR_REASON_HEADER, reason));
+        let again = errors.write(std::slice::from_ref(&refused)).await?;
+        for Rejected { reason, .. } in again {
+            tracing::error!(origin = refused.origin, reason, "the error destination refuses an error");
         }
         Ok(())
     }
@@ -348,6 +373,9 @@ struct Flight<'a> {
     marks: Watermarks,
     /// Whether reading has ended.
     has_ended: bool,
+    stall_timeout: Option<Duration>,
+    /// When the component last gave a result, or was given records while it had none.
+    progressed: Instant,
 }
 
 impl Flight<'_> {
@@ -379,11 +407,14 @@ impl Flight<'_> {
             }
             self.status.counters().in_flight.store(self.marks.open() as u64, Ordering::Relaxed);
             let is_busy = idle.is_none();
+            // While results are written, the component may wait for that.
+            let stall = self.stall_timeout.filter(|_| !is_busy && self.marks.open() > 0);
             tokio::select! {
                 Some((writer, batch, written)) = &mut busy, if is_busy => {
                     busy = OptionFuture::default();
                     written?;
                     self.handle_written(&batch);
+                    self.progressed = Instant::now();
                     idle = Some(writer);
                 }
                 read = self.reads.recv(), if !self.has_ended && self.unsent.is_empty() => match read {
@@ -405,10 +436,16 @@ impl Flight<'_> {
                     }
                 }
                 result = receive(&mut self.results), if self.results.is_some() && self.pending.len() < PENDING_MAX => {
+                    self.progressed = Instant::now();
                     match result {
                         Some(result) => self.pending.push(result),
                         None => self.results = None,
                     }
+                }
+                () = stalled(self.progressed, stall), if stall.is_some() => {
+                    let (open, waited_ms) = (self.marks.open(), self.progressed.elapsed().as_millis());
+                    self.poison.handle_lost(open, alone);
+                    return Err(AdapterFailure::Lost { open, reason: format!("it has given no result for {waited_ms} ms") });
                 }
                 () = stopped(stop), if !self.has_ended => {
                     self.status.set(State::Stopping, None);
@@ -459,6 +496,9 @@ impl Flight<'_> {
                 return Ok(());
             }
         };
+        if self.marks.open() == 0 {
+            self.progressed = Instant::now();
+        }
         for record in records {
             counters.records.fetch_add(1, Ordering::Relaxed);
             counters.record_bytes.fetch_add(record.payload.len() as u64, Ordering::Relaxed);
@@ -511,6 +551,14 @@ impl Flight<'_> {
             self.safe.commits.push(commit);
         }
         self.safe.is_exact = !self.marks.has_gaps();
+    }
+}
+
+/// Resolves when the component has given no result for too long.
+async fn stalled(progressed: Instant, stall_timeout: Option<Duration>) {
+    match stall_timeout {
+        Some(timeout) => tokio::time::sleep_until((progressed + timeout).into()).await,
+        None => std::future::pending().await,
     }
 }
 

@@ -13,6 +13,8 @@ use weir_config::Adapter;
 use weir_runtime::Runtime;
 use weir_runtime::components::adapter::{AdapterCall, AdapterComponent, AdapterError};
 
+use crate::pipeline_adapter::PipelineComponent;
+
 /// How often the counters of adapters are published as metrics.
 const METRICS_INTERVAL: Duration = Duration::from_secs(1);
 
@@ -35,14 +37,17 @@ impl RunningAdapters {
         for adapter in adapters {
             // A random seed, so that two adapters do not retry at the same times.
             let seed = std::hash::BuildHasher::hash_one(&std::collections::hash_map::RandomState::new(), &adapter.name);
-            let plan = Plan::new(adapter, seed).map_err(anyhow::Error::msg)?;
-            let component = Arc::new(RuntimeComponent {
-                component: runtime.adapters().load(&plan.component)?,
-                runtime: runtime.clone(),
-                name: plan.name.clone(),
-                model: plan.model.clone(),
-                settings: plan.settings.clone(),
-            });
+            let plan = Plan::with_store(adapter, seed, runtime.events().cloned()).map_err(anyhow::Error::msg)?;
+            let component: Arc<dyn Component> = match plan.pipeline.clone() {
+                Some(pipeline) => Arc::new(PipelineComponent::new(runtime.clone(), &plan.name, pipeline)?),
+                None => Arc::new(RuntimeComponent {
+                    component: runtime.adapters().load(&plan.component)?,
+                    runtime: runtime.clone(),
+                    name: plan.name.clone(),
+                    model: plan.model.clone(),
+                    settings: plan.settings.clone(),
+                }),
+            };
             prepared.push((plan, component));
         }
         let (stop, stopped) = watch::channel(false);
@@ -114,11 +119,13 @@ struct RuntimeComponent {
 impl Component for RuntimeComponent {
     fn open(&self) -> BoxFuture<'_, Result<Call, ComponentError>> {
         Box::pin(async move {
-            if !self.runtime.models().iter().any(|model| model.name == self.model) {
-                return Err(ComponentError::Config(format!("no model named `{}` is served", self.model)));
+            if !self.model.is_empty() {
+                if !self.runtime.models().iter().any(|model| model.name == self.model) {
+                    return Err(ComponentError::Config(format!("no model named `{}` is served", self.model)));
+                }
+                // Texts for a model that is still loading would exhaust their attempts.
+                self.runtime.settled(&self.model).await.map_err(ComponentError::Ended)?;
             }
-            // Texts for a model that is still loading would exhaust their attempts.
-            self.runtime.settled(&self.model).await.map_err(ComponentError::Ended)?;
             let opened = self.component.open(&self.name, self.settings.clone()).await;
             let AdapterCall { records, results, instance } = opened.map_err(|error| match error {
                 AdapterError::Ended(reason) => ComponentError::Ended(reason),

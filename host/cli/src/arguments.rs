@@ -8,9 +8,15 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use weir_config::{Config, Model};
 
 use crate::examples;
+use crate::init_config::InitConfig;
 use crate::man::ManPages;
 use crate::pipelines::Pipelines;
+use crate::remote::{Metrics, Status};
 use crate::stream::arguments::Stream;
+use crate::test_connection::TestConnection;
+
+/// An alias of `WEIR_CONFIG`.
+const CONFIG_FILE_ALIAS: &str = "STREAMING_CONFIG_FILE";
 
 /// A streaming inference server for text whose logic is WebAssembly.
 #[derive(Debug, Parser)]
@@ -26,7 +32,7 @@ pub(crate) enum Command {
     Serve(Serve),
     /// Run a model over the lines of files or of standard input
     Run(Run),
-    /// Read records of files or of Redis, run a model over their texts, and write the results
+    /// Read records of files, Redis, HTTP or a WebSocket, run a model over their texts, and write the results
     Stream(Box<Stream>),
     /// List, check and fetch models
     Models(Models),
@@ -34,6 +40,14 @@ pub(crate) enum Command {
     Pipelines(Pipelines),
     /// Print every key of the configuration with its default and meaning
     Config(Manual),
+    /// Write a configuration file with every key, its default and its meaning
+    InitConfig(InitConfig),
+    /// Check the systems that adapters connect to
+    TestConnection(Box<TestConnection>),
+    /// Print the health of a running server, of its models and of its adapters
+    Status(Status),
+    /// Print the metrics of a running server
+    Metrics(Metrics),
     /// Print the completion script of a shell
     Completions {
         /// The shell
@@ -239,7 +253,9 @@ impl Setup {
         overrides.extend(more.iter().map(|(key, value)| (key.to_string(), value.clone())));
         let environment =
             std::env::vars_os().filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)));
-        let mut config = weir_config::load(self.config.as_deref(), environment, &overrides)?;
+        let alias = || std::env::var_os(CONFIG_FILE_ALIAS).filter(|file| !file.is_empty()).map(PathBuf::from);
+        let file = self.config.clone().or_else(alias);
+        let mut config = weir_config::load(file.as_deref(), environment, &overrides)?;
         if config.models.dir.as_os_str().is_empty() {
             config.models.dir = beside_program().unwrap_or_default();
         }

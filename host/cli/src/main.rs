@@ -3,18 +3,22 @@
 mod adapters;
 mod arguments;
 mod examples;
+mod init_config;
 mod logs;
 mod man;
 mod manual;
 mod models;
+mod pipeline_adapter;
 mod pipelines;
 #[cfg(test)]
 mod reference;
+mod remote;
 mod run;
 mod serve;
 mod start_files;
 mod start_lines;
 mod stream;
+mod test_connection;
 
 use std::io::Write;
 use std::process::ExitCode;
@@ -37,6 +41,10 @@ fn main() -> ExitCode {
         Command::Models(models) => models::main(&models),
         Command::Pipelines(pipelines) => pipelines::main(&pipelines),
         Command::Config(config) => manual::main(&config),
+        Command::InitConfig(init) => init_config::main(&init),
+        Command::TestConnection(test) => test_connection::main(&test),
+        Command::Status(status) => remote::status(&status),
+        Command::Metrics(metrics) => remote::metrics(&metrics),
         Command::Completions { shell } => completions(shell),
         Command::Man(man) => man::main(&man),
     };

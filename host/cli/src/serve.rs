@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use tokio::signal::unix::{SignalKind, signal};
+use weir_adapters::status::Status;
 use weir_codec::inference::models::Model;
 use weir_codec::inference::readiness::StepModels;
 use weir_config::AuthMode;
@@ -79,7 +80,11 @@ async fn serve(config: weir_config::Config) -> anyhow::Result<ExitCode> {
     let started = async {
         let runtime = Arc::new(Runtime::serve(&config, BUILTIN).await?);
         let adapters = RunningAdapters::start(&runtime, &config.adapter)?;
-        let server = Server::new(&config, listener, runtime.clone(), observer)?;
+        let mut server = Server::new(&config, listener, runtime.clone(), observer)?;
+        let statuses = adapters.statuses();
+        if !statuses.is_empty() {
+            server = server.with_adapters(move || statuses.iter().map(Status::report).collect());
+        }
         anyhow::Ok((runtime, adapters, server))
     };
     let (runtime, mut adapters, server) = match started.await {

@@ -14,8 +14,13 @@ pub struct Adapter {
     pub name: String,
     /// A component file that decodes and encodes in place of the built-in one.
     pub component: PathBuf,
-    /// What the model computes: `classify`, `tokens`, `embed` or `summarize`.
+    /// What is computed: `classify`, `tokens`, `embed` or `summarize`, by a model; `annotate`, by rules; or `pipeline`, by an execution of a
+    /// pipeline of the server.
     pub task: String,
+    /// Of `pipeline`: its name. The record is the input, the output is the result.
+    pub pipeline: String,
+    /// Of `pipeline`: a file with a token that may start it, where authentication is required.
+    pub token_file: PathBuf,
     /// The model; empty: the bundled model of the task.
     pub model: String,
     /// The format of records: `json`, `ndjson`, `json_array`, `text` or `csv`; `auto` for files: by the extension.
@@ -57,6 +62,8 @@ pub struct Adapter {
     pub reconnect_delay_ms: u64,
     /// The longest of these delays, ms.
     pub reconnect_delay_ms_max: u64,
+    /// A component that has records and gives no result for this time is ended, and its records are read again, ms; 0: it may take any time.
+    pub stall_timeout_ms: u64,
     /// Where records come from.
     pub source: AdapterSource,
     /// Where results go.
@@ -73,6 +80,8 @@ impl Default for Adapter {
             name: String::new(),
             component: PathBuf::new(),
             task: "classify".into(),
+            pipeline: String::new(),
+            token_file: PathBuf::new(),
             model: String::new(),
             format: "json".into(),
             text: "/text".into(),
@@ -93,6 +102,7 @@ impl Default for Adapter {
             reconnect_attempts_max: 0,
             reconnect_delay_ms: 1000,
             reconnect_delay_ms_max: 30_000,
+            stall_timeout_ms: 120_000,
             source: AdapterSource::default(),
             sink: AdapterSink::default(),
             errors: None,
@@ -108,6 +118,12 @@ pub enum AdapterSource {
     File(FileSource),
     /// A stream of Redis.
     Redis(RedisSource),
+    /// A feed over HTTP.
+    Http(HttpSource),
+    /// A feed over a WebSocket.
+    WebSocket(WebSocketSource),
+    /// A channel of this server.
+    Channel(ChannelSource),
 }
 
 impl Default for AdapterSource {
@@ -126,6 +142,10 @@ pub enum AdapterSink {
     File(FileSink),
     /// A stream of Redis.
     Redis(RedisSink),
+    /// A webhook.
+    Http(HttpSink),
+    /// A channel of this server.
+    Channel(ChannelSink),
 }
 
 impl Default for AdapterSink {
@@ -249,6 +269,149 @@ impl Default for RedisSink {
             entries_max: 0,
             timeout_ms: 5000,
         }
+    }
+}
+
+/// A feed over HTTP as a source: server-sent events, or lines of JSON.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct HttpSource {
+    /// The feed. It is requested again with `Last-Event-ID` when the connection is lost.
+    pub url: String,
+    /// A file with a token, sent as `Authorization: Bearer`.
+    pub token_file: PathBuf,
+    /// Timeout of a connection attempt and of the head of a response, ms.
+    pub timeout_ms: u64,
+    /// Names of the server-sent events that are records; empty: all.
+    pub events: Vec<String>,
+    /// A feed that sends nothing for this time is requested again, ms; 0: it may be silent.
+    pub idle_timeout_ms: u64,
+    /// Attempts to request the feed again before the adapter connects anew; 0: without end.
+    pub max_retries: u32,
+    /// Requests in a second, in the long run.
+    pub requests_per_second: u32,
+    /// Requests at once.
+    pub burst_size: u32,
+}
+
+impl Default for HttpSource {
+    fn default() -> Self {
+        Self {
+            url: String::new(),
+            token_file: PathBuf::new(),
+            timeout_ms: 30_000,
+            events: Vec::new(),
+            idle_timeout_ms: 0,
+            max_retries: 5,
+            requests_per_second: 10,
+            burst_size: 10,
+        }
+    }
+}
+
+/// A feed over a WebSocket as a source: each message is a record. A feed has no positions: messages that are sent while the connection is
+/// lost are not delivered, and records in flight are lost when the process ends abruptly.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct WebSocketSource {
+    /// The feed, `ws://` or `wss://`.
+    pub url: String,
+    /// A file with a token, sent as `Authorization: Bearer`.
+    pub token_file: PathBuf,
+    /// A text message that is sent after each connection; empty: none.
+    pub subscribe: String,
+    /// Timeout of a connection attempt and its handshake, ms.
+    pub timeout_ms: u64,
+    /// Time between two pings, ms. A connection on which nothing has arrived for twice this time is lost.
+    pub heartbeat_ms: u64,
+    /// Attempts to connect again before the adapter connects anew; 0: without end.
+    pub max_reconnect_attempts: u32,
+    /// Delay before the first of these attempts, ms; it doubles with each one, and a random part is subtracted.
+    pub reconnect_delay_ms: u64,
+    /// Longest message, bytes; at most 8 MiB.
+    pub message_bytes_max: u32,
+}
+
+impl Default for WebSocketSource {
+    fn default() -> Self {
+        Self {
+            url: String::new(),
+            token_file: PathBuf::new(),
+            subscribe: String::new(),
+            timeout_ms: 30_000,
+            heartbeat_ms: 30_000,
+            max_reconnect_attempts: 5,
+            reconnect_delay_ms: 1000,
+            message_bytes_max: 1 << 20,
+        }
+    }
+}
+
+/// A webhook as a sink: a POST for each result.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct HttpSink {
+    /// The receiver.
+    pub url: String,
+    /// A file with a token, sent as `Authorization: Bearer`.
+    pub token_file: PathBuf,
+    /// A file with the secret that signs by Standard Webhooks: `whsec_` and base64, or a text.
+    pub secret_file: PathBuf,
+    /// Timeout of a connection attempt and of a response, ms.
+    pub timeout_ms: u64,
+    /// Attempts after the first for a result whose failure may pass; then the adapter connects anew.
+    pub max_retries: u32,
+    /// Base delay of these attempts, ms; it doubles with each one.
+    pub retry_delay_ms: u32,
+}
+
+impl Default for HttpSink {
+    fn default() -> Self {
+        Self {
+            url: String::new(),
+            token_file: PathBuf::new(),
+            secret_file: PathBuf::new(),
+            timeout_ms: 30_000,
+            max_retries: 5,
+            retry_delay_ms: 500,
+        }
+    }
+}
+
+/// A channel of this server as a source: the data of each event is a record. The position is stored beside the channels, as durable as they
+/// are.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct ChannelSource {
+    /// The channel, `kind:id`, such as `workflow:night-run`.
+    pub channel: String,
+    /// Names of the events that are records; empty: all.
+    pub events: Vec<String>,
+    /// Where the adapter begins for the first time: `start`, the first event that is retained, or `now`, after the last one.
+    pub start: String,
+}
+
+impl Default for ChannelSource {
+    fn default() -> Self {
+        Self { channel: String::new(), events: Vec::new(), start: "start".into() }
+    }
+}
+
+/// A channel of this server as a sink: each result is an event, with the result as its data.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct ChannelSink {
+    /// The channel, `kind:id`, such as `workflow:night-run`.
+    pub channel: String,
+    /// The name of the event of a result.
+    pub event: String,
+    /// The name of the event of an error.
+    pub error_event: String,
+}
+
+impl Default for ChannelSink {
+    fn default() -> Self {
+        Self { channel: String::new(), event: "adapter_result".into(), error_event: "adapter_error".into() }
     }
 }
 

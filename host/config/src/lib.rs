@@ -24,11 +24,14 @@ use std::path::PathBuf;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-pub use adapters::{Adapter, AdapterSink, AdapterSource, FileSink, FileSource, RedisSink, RedisSource, StdoutSink};
+pub use adapters::{
+    Adapter, AdapterSink, AdapterSource, ChannelSink, ChannelSource, FileSink, FileSource, HttpSink, HttpSource,
+    RedisSink, RedisSource, StdoutSink, WebSocketSource,
+};
 pub use channels::{Auth, AuthMode, Events, EventsFallback, EventsStore, Sessions};
 pub use generate::Generate;
 pub use load::{ConfigError, load};
-pub use manual::{Key, keys, table_markdown, template};
+pub use manual::{Key, keys, table_markdown, template, template_with};
 pub use pipelines::Pipelines;
 pub use suggest::{suggest, suggest_key};
 pub use variables::variables;

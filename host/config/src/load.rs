@@ -249,10 +249,17 @@ impl Pairs {
             .filter_map(|key| key.split('.').next())
             .map(|s| format!("WEIR_{}_", s.to_uppercase()))
             .collect();
-        let mut pairs = Vec::new();
+        let alias_of = |name: &str| ALIASES.iter().find(|(alias, _)| *alias == name).map(|(_, key)| (*key).to_owned());
+        // A variable overrides its alias.
+        let (aliases, variables): (Vec<_>, Vec<_>) =
+            variables.into_iter().partition(|(name, _)| alias_of(name).is_some());
+        let mut pairs: Vec<(String, String)> = aliases
+            .into_iter()
+            .filter(|(_, value)| !value.is_empty())
+            .filter_map(|(name, value)| Some((alias_of(&name)?, value)))
+            .collect();
         for (name, value) in variables {
-            let alias = ALIASES.iter().find(|(alias, _)| *alias == name).map(|(_, key)| *key);
-            let key = known.iter().find(|key| variable(key) == name || alias == Some(key.as_str()));
+            let key = known.iter().find(|key| variable(key) == name);
             match key {
                 Some(key) => pairs.push((key.clone(), value)),
                 // Only names with the prefix of a section: others may belong to other programs.
@@ -273,8 +280,12 @@ impl Pairs {
 }
 
 /// Other variables that set a key.
-const ALIASES: [(&str, &str); 2] =
-    [("STREAM_MAX_ENTRIES", "events.events_max"), ("STREAM_BLOCK_TIME", "events.redis_block_ms")];
+const ALIASES: [(&str, &str); 4] = [
+    ("STREAM_MAX_ENTRIES", "events.events_max"),
+    ("STREAM_BLOCK_TIME", "events.redis_block_ms"),
+    ("STREAMING_LOG_LEVEL", "log.level"),
+    ("STREAMING_CACHE_DIR", "models.dir"),
+];
 
 impl Provider for Pairs {
     fn metadata(&self) -> Metadata {
@@ -349,6 +360,12 @@ mod tests {
     fn alias_sets_its_key() {
         let config = load(None, env(&[("STREAM_MAX_ENTRIES", "7"), ("STREAM_BLOCK_TIME", "50")]), &[]).unwrap();
         assert_eq!((config.events.events_max, config.events.redis_block_ms), (7, 50));
+        let aliases = [("STREAMING_LOG_LEVEL", "debug"), ("STREAMING_CACHE_DIR", "/models")];
+        let config = load(None, env(&aliases), &[]).unwrap();
+        assert_eq!((config.log.level.as_str(), config.models.dir.to_str()), ("debug", Some("/models")));
+        // In any order, the variable of the key overrides its alias.
+        let both = [("WEIR_LOG_LEVEL", "error"), ("STREAMING_LOG_LEVEL", "debug"), ("STREAMING_CACHE_DIR", "")];
+        assert_eq!(load(None, env(&both), &[]).unwrap().log.level, "error");
     }
 
     #[test]

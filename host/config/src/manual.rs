@@ -38,6 +38,11 @@ pub fn table_markdown() -> String {
 
 /// A configuration file that sets every key to its default. A key without a default is a comment.
 pub fn template() -> String {
+    template_with(&[])
+}
+
+/// [`template`], with other values for some keys: pairs of a key and its value in TOML.
+pub fn template_with(values: &[(&str, &str)]) -> String {
     let mut text = String::from("# Every key, with its default. In the environment http.listen is WEIR_HTTP_LISTEN.\n");
     let mut section = String::new();
     for key in keys() {
@@ -52,9 +57,11 @@ pub fn template() -> String {
             text.push_str(&format!("\n{comment}{title}\n"));
         }
         text.push_str(&format!("# {}\n", key.meaning));
-        match key.default.as_str() {
-            "" => text.push_str(&format!("# {leaf} = …\n")),
-            default => text.push_str(&format!("{comment}{leaf} = {default}\n")),
+        let value = values.iter().find(|(name, _)| *name == key.name);
+        match (value, key.default.as_str()) {
+            (Some((_, value)), default) => text.push_str(&format!("{leaf} = {value} # default: {default}\n")),
+            (None, "") => text.push_str(&format!("# {leaf} = …\n")),
+            (None, default) => text.push_str(&format!("{comment}{leaf} = {default}\n")),
         }
     }
     text
@@ -94,7 +101,9 @@ fn visit(root: &Value, property: &Value, default: &Value, path: &str, keys: &mut
         walk(root, item, &serde_json::to_value(crate::Adapter::default()).unwrap_or_default(), path, keys);
     } else if target.get("properties").is_some() {
         walk(root, target, default, path, keys);
-    } else if let Some(item) = target.get("additionalProperties").filter(|item| item.is_object()) {
+    } else if let Some(item) = target.get("additionalProperties")
+        && resolve(root, item).get("properties").is_some()
+    {
         walk(root, item, &Value::Null, &join(path, "NAME"), keys);
     } else {
         let meaning = property.get("description").or_else(|| target.get("description")).and_then(Value::as_str);
@@ -148,6 +157,11 @@ fn toml(value: &Value) -> String {
     match value {
         Value::Null => String::new(),
         Value::Array(items) => format!("[{}]", items.iter().map(toml).collect::<Vec<_>>().join(", ")),
+        Value::Object(members) => {
+            let members: Vec<String> =
+                members.iter().map(|(key, value)| format!("{key:?} = {}", toml(value))).collect();
+            format!("{{{}}}", members.join(", "))
+        }
         other => other.to_string(),
     }
 }
@@ -167,7 +181,8 @@ A setting has a key such as `http.listen`. Its value comes from, in this order, 
 
 1. the default;
 2. the TOML file of `--config FILE` (or the variable `WEIR_CONFIG`);
-3. the environment: `http.listen` is `WEIR_HTTP_LISTEN`;
+3. the environment: `http.listen` is `WEIR_HTTP_LISTEN`; aliases are `STREAMING_CONFIG_FILE` of `WEIR_CONFIG`, `STREAMING_LOG_LEVEL` of
+   `WEIR_LOG_LEVEL`, `STREAMING_CACHE_DIR` of `WEIR_MODELS_DIR`, and `STREAMING_MODEL` of the flag `--model` of `weir stream`;
 4. flags: `--set http.listen=127.0.0.1:8081`, and the flags of their own that the [command line](cli.md) has.
 
 An unknown key is an error that names the nearest one. `weir config` prints a file with every key, its default and its

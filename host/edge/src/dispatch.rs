@@ -20,6 +20,7 @@ use weir_runtime::stages::{self, Stage};
 
 use crate::body::{OpenRequest, RequestBody, ResponseBody};
 use crate::head_checks::{self, METRICS_ALLOW, METRICS_PATH, STATS_PATH};
+use crate::health::{self, HEALTH_PATH};
 use crate::peeked::PeekedBody;
 use crate::request_id;
 use crate::response::{self as edge_response, EdgeProblem, EdgeResponse, edge_problem, problem_response};
@@ -103,6 +104,15 @@ async fn route<B: RequestBody>(
             Err(refusal) => refuse(refusal, source),
         },
         _ if state.is_draining() => EdgeResponse::Http(edge_problem(EdgeProblem::Draining, source.request_id)),
+        HEALTH_PATH if *request.method() == Method::GET && state.adapters.get().is_some() => {
+            match state.requests.try_take(source.client) {
+                Ok(permit) => {
+                    let response = forward(state, request, Some(OpenRequest::new(permit)), source).await;
+                    health::with_adapters(state, response, source.request_id).await
+                }
+                Err(refused) => refuse(refused, source),
+            }
+        }
         _ => forward_or_shed(state, request.map(PeekedBody::new), source).await,
     }
 }

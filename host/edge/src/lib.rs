@@ -11,7 +11,7 @@
 //! - `share`: pools of permits with a share for each client.
 //! - `shedding`: refuses requests that the component would refuse, while a model is overloaded.
 //! - `timeouts`: timeouts for clients that do not send or do not read.
-//! - `stats`: the statistics of the server, `/v1/stats`.
+//! - `stats`: the statistics of the server, `/v1/stats`; `health`: the adapters in `/stream/health`.
 //! - [`observe`]: the metrics of the process; `metric`: their names, labels and help texts.
 //!
 //! The edge handles connections, framing and limits; routes, validation and formats belong to the gateway component.
@@ -28,6 +28,7 @@ mod connection;
 mod dispatch;
 mod error;
 mod head_checks;
+mod health;
 mod http2;
 mod linger;
 mod metric;

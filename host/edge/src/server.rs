@@ -8,6 +8,7 @@ use metrics::{counter, gauge};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio::task::JoinSet;
+use weir_codec::adapter::health::AdapterReport;
 use weir_config::Config;
 use weir_runtime::Runtime;
 
@@ -62,6 +63,13 @@ impl Server {
         let is_loopback = listener.address.ip().to_canonical().is_loopback();
         let state = EdgeState::new(config, is_loopback, runtime, observer)?;
         Ok(Self { listener: listener.socket, state: Arc::new(state) })
+    }
+
+    /// The same server, which adds adapters to its health. `reports` gives their state at the time of the call.
+    pub fn with_adapters(self, reports: impl Fn() -> Vec<AdapterReport> + Send + Sync + 'static) -> Self {
+        // It cannot be set already: only this method sets it, and the server is not shared yet.
+        let _ = self.state.adapters.set(Box::new(reports));
+        self
     }
 
     /// Serves until `stop` resolves. Then reports not ready, answers only probes, waits up to `http.drain_timeout_ms`

@@ -1,10 +1,11 @@
 //! The state that all connections share.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::Instant;
 
 use tokio::sync::watch;
+use weir_codec::adapter::health::AdapterReport;
 use weir_config::{AuthMode, Config, Http, Switch};
 use weir_events::Store;
 use weir_runtime::Runtime;
@@ -26,6 +27,9 @@ const SCRAPES_MAX: u32 = 16;
 const WATCHERS_MAX: u32 = 256;
 /// One of this many connections may linger.
 const LINGERING_DIVISOR: u32 = 4;
+
+/// Gives the state of adapters.
+pub(crate) type AdapterReports = Box<dyn Fn() -> Vec<AdapterReport> + Send + Sync>;
 
 pub(crate) struct EdgeState {
     pub(crate) config: Http,
@@ -52,6 +56,8 @@ pub(crate) struct EdgeState {
     pub(crate) subscribers: Subscribers,
     /// Whether events are compressed for clients that accept gzip.
     pub(crate) gzip: bool,
+    /// Gives the state of the adapters that run beside the server; empty where there are none.
+    pub(crate) adapters: OnceLock<AdapterReports>,
     next_id: AtomicU64,
     /// Asking the system for it takes a system call.
     process_id: u32,
@@ -89,6 +95,7 @@ impl EdgeState {
             subscribers: Subscribers::new(config.events.subscribers_max, share, config.auth.connections_max),
             gzip: config.events.gzip == Switch::On,
             config: http.clone(),
+            adapters: OnceLock::new(),
             next_id: AtomicU64::new(0),
             process_id: std::process::id(),
             draining: AtomicBool::new(false),

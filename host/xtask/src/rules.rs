@@ -62,12 +62,21 @@ const RULES: &[Rule] = &[
         house: &["weir-codec", "weir-config", "weir-core", "weir-events", "weir-runtime"],
         others: None,
     },
-    // Of codec: the settings of the adapter component, the rows of CSV, captions.
-    Rule { package: "weir-adapters", house: &["weir-codec", "weir-config", "weir-core"], others: None },
-    // Of codec: captions, lines of inputs, and the definitions of pipelines.
+    // Of codec: the settings of the adapter component, the rows of CSV, captions. Of events: channels as sources and sinks.
+    Rule { package: "weir-adapters", house: &["weir-codec", "weir-config", "weir-core", "weir-events"], others: None },
+    // Of codec: captions, lines of inputs, and the definitions of pipelines. Of core: records of adapters.
     Rule {
         package: "weir",
-        house: &["weir-adapters", "weir-codec", "weir-config", "weir-edge", "weir-lm", "weir-nn", "weir-runtime"],
+        house: &[
+            "weir-adapters",
+            "weir-codec",
+            "weir-config",
+            "weir-core",
+            "weir-edge",
+            "weir-lm",
+            "weir-nn",
+            "weir-runtime",
+        ],
         others: None,
     },
     Rule { package: "weir-tests", house: &["weir-config", "weir-runtime"], others: None },
@@ -110,7 +119,7 @@ const RESERVED: &[(&str, &[&str])] = &[
     ),
     ("redb", &["weir-events"]),
     ("redis", &["weir-adapters", "weir-events"]),
-    ("hyper", &["weir", "weir-edge"]),
+    ("hyper", &["weir", "weir-adapters", "weir-edge"]),
     (
         "wit-bindgen",
         &[

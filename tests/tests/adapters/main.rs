@@ -1,5 +1,6 @@
 //! Adapters from end to end: the built `weir`, real components, files and a Redis server.
 
+mod feeds;
 mod files;
 mod redis;
 mod serve;
@@ -10,6 +11,13 @@ use std::process::{Command, Output, Stdio};
 
 use anyhow::{Context as _, Result};
 use weir_tests::{component, models, weir};
+
+/// `weir` with arguments.
+fn weir_command(arguments: &[&str]) -> Result<Command> {
+    let mut command = Command::new(weir()?);
+    command.args(arguments);
+    Ok(command)
+}
 
 /// `weir stream`, with the models that ship.
 fn stream(arguments: &[&str]) -> Result<Command> {

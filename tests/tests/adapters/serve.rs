@@ -1,6 +1,6 @@
 //! `[[adapter]]` tables of `weir serve`.
 
-use anyhow::{Result, ensure};
+use anyhow::{Context as _, Result, ensure};
 use weir_tests::{Server, until};
 
 use super::path;
@@ -61,5 +61,39 @@ fn invalid_adapter_table_stops_the_start_with_its_reason() -> Result<()> {
         let stderr = String::from_utf8(output.stderr)?;
         ensure!(output.status.code() == Some(2) && stderr.contains(message), "{table}: {stderr}");
     }
+    Ok(())
+}
+
+/// Each record is the input of an execution; one that the pipeline refuses is an error with its original bytes.
+#[tokio::test]
+async fn pipeline_processes_the_records_of_an_adapter() -> Result<()> {
+    let dir = tempfile::tempdir()?;
+    let pipelines = dir.path().join("pipelines");
+    std::fs::create_dir(&pipelines)?;
+    let definition =
+        r#"{"name": "length", "steps": [{"id": "n", "kind": "map", "after": [], "expression": "length(text)"}]}"#;
+    std::fs::write(pipelines.join("length.json"), definition)?;
+    let lines: String = (1..=40).map(|n| format!("{{\"text\":\"{}\",\"id\":{n}}}\n", "x".repeat(n))).collect();
+    std::fs::write(dir.path().join("in.ndjson"), lines + "broken\n")?;
+    let (file, out) = (path(dir.path(), "weir.toml"), path(dir.path(), "out"));
+    std::fs::write(
+        &file,
+        format!(
+            "[[adapter]]\nname = 'lengths'\ntask = 'pipeline'\npipeline = 'length'\nformat = 'ndjson'\nin_flight_max = 8\n\
+             [adapter.source]\nkind = 'file'\npaths = ['{}']\n[adapter.sink]\nkind = 'file'\npath = '{out}'\n",
+            path(dir.path(), "in.ndjson"),
+        ),
+    )?;
+    let set = format!("pipelines.dir={}", pipelines.display());
+    let server = Server::start_stub(&["--config", &file, "--set", &set]).await?;
+    let read = || std::fs::read_to_string(&out).unwrap_or_default();
+    until("written", || async { Ok(read().lines().count() == 41) })
+        .await
+        .with_context(|| format!("{}{}", read(), server.log()))?;
+    let results = weir_tests::ndjson(&read())?;
+    for (result, n) in results.iter().zip(1..=40) {
+        ensure!(result["id"] == n && result["output"] == n, "{n}: {result}");
+    }
+    ensure!(results[40]["payload"] == "broken" && results[40]["error"]["category"] == "client", "{}", results[40]);
     Ok(())
 }

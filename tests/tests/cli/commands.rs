@@ -19,7 +19,8 @@ fn help_names_every_command() -> Result<()> {
     let output = run(&["--help"])?;
     let (out, _) = outputs(&output);
     assert!(output.status.success());
-    for command in ["serve", "run", "models", "config"] {
+    for command in ["serve", "run", "stream", "models", "config", "init-config", "test-connection", "status", "metrics"]
+    {
         assert!(out.contains(command), "{out}");
         let help = run(&[command, "--help"])?;
         assert!(help.status.success() && outputs(&help).0.contains("Usage:"));

@@ -11,3 +11,4 @@ mod process;
 mod safetensors;
 mod scores;
 mod vectors;
+mod websocket;

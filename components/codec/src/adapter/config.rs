@@ -72,6 +72,8 @@ pub enum TaskKind {
     Embed,
     /// The most central sentences.
     Summarize,
+    /// Keywords, risks, actions and the intent, by rules and without a model.
+    Annotate,
 }
 
 /// The format of payloads.

@@ -2,12 +2,17 @@
 
 use serde::Serialize;
 
+use weir_core::transcripts::Annotation;
+
 use super::{
     config::{AdapterConfig, OutputFormat, TaskKind},
     csv,
     decode::{Input, ItemMetadata},
 };
-use crate::inference::output::{Entity, LabelScore};
+use crate::{
+    inference::output::{Entity, LabelScore},
+    transcripts::semantic::{Semantic, SemanticParts},
+};
 
 /// The output of an item.
 #[derive(Debug, Clone, PartialEq)]
@@ -20,6 +25,8 @@ pub enum Output {
     Embedding(Vec<f32>),
     /// Of `summarize`.
     Summary(String),
+    /// Of `annotate`.
+    Annotation(Annotation),
 }
 
 #[derive(Serialize)]
@@ -40,6 +47,13 @@ struct Line<'a> {
     embedding: Option<&'a [f32]>,
     #[serde(skip_serializing_if = "Option::is_none")]
     summary: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    semantic: Option<Semantic<'a>>,
+}
+
+/// The semantic block of an item's text.
+fn semantic<'a>(input: &'a Input, annotation: &'a Annotation) -> Option<Semantic<'a>> {
+    Semantic::new(annotation, SemanticParts::ALL, 0, &input.text, None)
 }
 
 /// The payload of a result, without a line end.
@@ -61,6 +75,7 @@ fn json(config: &AdapterConfig, input: &Input, output: &Output) -> Vec<u8> {
         entities: None,
         embedding: None,
         summary: None,
+        semantic: None,
     };
     match output {
         Output::Labels(labels) => match labels.first() {
@@ -72,6 +87,7 @@ fn json(config: &AdapterConfig, input: &Input, output: &Output) -> Vec<u8> {
         Output::Entities(entities) => line.entities = Some(entities),
         Output::Embedding(embedding) => line.embedding = Some(embedding),
         Output::Summary(summary) => line.summary = Some(summary),
+        Output::Annotation(annotation) => line.semantic = semantic(input, annotation),
     }
     crate::json::to_vec(&line)
 }
@@ -84,6 +100,7 @@ pub fn csv_columns(config: &AdapterConfig) -> String {
         TaskKind::Tokens => &["entities"],
         TaskKind::Embed => &["embedding"],
         TaskKind::Summarize => &["summary"],
+        TaskKind::Annotate => &["semantic"],
     };
     let text = config.output_text.then_some("text");
     csv::row(["id"].into_iter().chain(text).chain(result.iter().copied()), b',')
@@ -103,6 +120,7 @@ fn csv_row(config: &AdapterConfig, input: &Input, output: &Output) -> String {
         Output::Entities(entities) => cells.push(list(crate::json::to_vec(entities))),
         Output::Embedding(embedding) => cells.push(list(crate::json::to_vec(embedding))),
         Output::Summary(summary) => cells.push(summary.clone()),
+        Output::Annotation(annotation) => cells.push(list(crate::json::to_vec(&semantic(input, annotation)))),
     }
     csv::row(cells.iter().map(String::as_str), b',')
 }
@@ -123,6 +141,11 @@ fn text(config: &AdapterConfig, input: &Input, output: &Output) -> String {
             fields.push(embedding.iter().map(ToString::to_string).collect::<Vec<_>>().join(" "));
         }
         Output::Summary(summary) => fields.push(one_line(summary)),
+        Output::Annotation(annotation) => {
+            fields.extend(annotation.intent.map(|intent| intent.name().to_owned()));
+            fields.push(annotation.risk_tags.join(" "));
+            fields.push(annotation.keywords.join(" "));
+        }
     }
     if config.output_text {
         fields.push(one_line(&input.text));

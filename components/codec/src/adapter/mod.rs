@@ -5,6 +5,7 @@
 //! - [`csv`]: rows and fields (RFC 4180).
 //! - [`encode`]: outputs as JSON, text or CSV.
 //! - [`sse`]: a reader of server-sent events.
+//! - [`health`]: the adapters of a server in the body of `GET /stream/health`.
 //! - [`error_line`]: an error record as a line of JSON, for sinks without headers.
 
 pub mod config;
@@ -12,4 +13,5 @@ pub mod csv;
 pub mod decode;
 pub mod encode;
 pub mod error_line;
+pub mod health;
 pub mod sse;

@@ -16,6 +16,9 @@ pub const HEADER: &str = "weir-hold";
 /// The header of a response with the user that the gateway has identified. From then on, the host counts the request, and its
 /// WebSockets, for the user and no longer for the address. Private too.
 pub const USER_HEADER: &str = "weir-user";
+/// The header of a request of lines that is a WebSocket to its client. The host closes one whose client does not answer pings, so the
+/// gateway does not end it when it is quiet. Private too.
+pub const SOCKET_HEADER: &str = "weir-socket";
 /// The prefix of the other headers between a gateway and its intermediary.
 pub const GRIP_PREFIX: &str = "grip-";
 /// Longest heartbeat period, in milliseconds.
@@ -23,7 +26,7 @@ pub const HEARTBEAT_MS_MAX: u64 = 3_600_000;
 
 /// True for a header that clients may neither send nor see. The name is in lower case.
 pub fn is_private(header: &str) -> bool {
-    header == HEADER || header == USER_HEADER || header.starts_with(GRIP_PREFIX)
+    header == HEADER || header == USER_HEADER || header == SOCKET_HEADER || header.starts_with(GRIP_PREFIX)
 }
 
 /// The terms on which a connection is held.

@@ -90,11 +90,27 @@ impl RouteMatch {
     pub fn is_socket(path: &str) -> bool {
         path.strip_prefix("/ws").is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
     }
+
+    /// Whether a path takes lines of NDJSON and answers each as soon as it can. A host may serve it as a WebSocket too: a message is a line.
+    pub fn is_line_stream(path: &str) -> bool {
+        matches!(Route::find(path), Some(Route::Task(_) | Route::Transcript))
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn paths_of_lines_in_both_directions_are_line_streams() {
+        for path in ["/v1/classify", "/v1/tokens", "/v1/embed", "/v1/transcript"] {
+            assert!(RouteMatch::is_line_stream(path), "{path}");
+        }
+        for path in ["/", "/ws", "/v1/models", "/v1/annotate", "/process-stream", "/v1/classify/", "/sessions/1/chunks"]
+        {
+            assert!(!RouteMatch::is_line_stream(path), "{path}");
+        }
+    }
 
     #[test]
     fn routes_of_executions_and_stored_sessions_are_stateful() {

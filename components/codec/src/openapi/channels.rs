@@ -213,12 +213,24 @@ fn tickets() -> Value {
 
 fn health() -> Value {
     let services = json!({ "type": "object", "additionalProperties": { "enum": ["healthy", "unhealthy"] } });
+    let count = json!({ "type": "integer", "minimum": 0 });
+    let adapter = json!({
+        "type": "object",
+        "properties": {
+            "name": { "type": "string" }, "source": { "type": "string" }, "sink": { "type": "string" },
+            "state": { "enum": ["starting", "running", "reconnecting", "stopping", "stopped", "failed"] },
+            "failure": { "type": "string", "description": "Only where no authentication is required" },
+            "records": count, "results": count, "errors": count, "in_flight": count, "reconnects": count,
+        },
+        "required": ["name", "source", "sink", "state", "records", "results", "errors", "in_flight", "reconnects"],
+    });
     let health = json!({
         "type": "object",
         "properties": {
             "status": { "enum": ["healthy", "degraded", "unhealthy"] }, "services": services,
             "active_streams": { "type": "integer" }, "timestamp": { "type": "string", "format": "date-time" },
             "details": { "type": "object", "additionalProperties": { "type": "string" } },
+            "adapters": { "type": "array", "items": adapter },
         },
         "required": ["status", "services", "active_streams", "timestamp"],
     });

@@ -69,6 +69,8 @@ pub(crate) struct BodyReader {
     _verdict: FutureWriter<Result<(), ErrorCode>>,
     /// A part that was read ahead.
     first: Option<BodyPart>,
+    /// True for a WebSocket of the host, which observes the client: nothing may arrive for any time.
+    pub(crate) may_be_quiet: bool,
 }
 
 /// A part of a body.
@@ -83,7 +85,7 @@ impl BodyReader {
     pub(crate) fn open(request: types::Request) -> Self {
         let (verdict, result) = wit_future::new(|| Ok(()));
         let (stream, trailers) = types::Request::consume_body(request, result);
-        Self { stream, trailers, _verdict: verdict, first: None }
+        Self { stream, trailers, _verdict: verdict, first: None, may_be_quiet: false }
     }
 
     /// Waits for the first part; the next call of `next_part` returns it.

@@ -253,6 +253,11 @@ impl<'a, S: OutputSource> Duplex<'a, S> {
         }
     }
 
+    /// [`Self::idle`], unless the client may be quiet.
+    pub(crate) async fn idle_unless(&self, may_be_quiet: bool) {
+        if may_be_quiet { pending().await } else { self.idle().await }
+    }
+
     /// Probes the client periodically. Resolves when the client has read nothing for twice the request timeout although
     /// there was output.
     async fn watch(&self) {

@@ -8,7 +8,7 @@ use spin_sdk::{
 };
 use weir_auth::{cors, identity::Identity, limits::Limits};
 use weir_codec::{
-    channels::hold::USER_HEADER,
+    channels::hold::{SOCKET_HEADER, USER_HEADER},
     http::{content_type, framing::Framing, host, problem::Problem, target},
 };
 use weir_core::time::Now;
@@ -109,6 +109,7 @@ impl RequestContext<'_> {
     /// the response does not begin before the body does.
     pub(crate) async fn body_reader(&self, body: types::Request, settings: &Settings) -> Result<BodyReader, Problem> {
         let mut reader = BodyReader::open(body);
+        reader.may_be_quiet = settings.grip == Grip::Host && self.header(SOCKET_HEADER).is_some();
         if self.header("expect").is_some() {
             let timeout_ms = settings.body_timeout_ms;
             let began = Deadline::after(self.began, timeout_ms).bound(reader.wait()).await;

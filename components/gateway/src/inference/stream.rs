@@ -102,7 +102,8 @@ impl Stream<'_> {
         let feed = pin!(async {
             let error = match source {
                 TextSource::Lines(body) => {
-                    match select(pin!(self.feed_lines(body, writer)), pin!(self.duplex.idle())).await {
+                    let idle = pin!(self.duplex.idle_unless(body.may_be_quiet));
+                    match select(pin!(self.feed_lines(body, writer)), idle).await {
                         Either::Left((error, _)) => error,
                         Either::Right(_) => Some(ItemError::idle(self.settings.body_timeout_ms)),
                     }

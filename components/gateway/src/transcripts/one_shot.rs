@@ -160,7 +160,8 @@ async fn feed(
 ) {
     let refusal = match source {
         InputSource::Lines(body) => {
-            match select(pin!(feed_lines(duplex, body, &mut inputs)), pin!(duplex.idle())).await {
+            let idle = pin!(duplex.idle_unless(body.may_be_quiet));
+            match select(pin!(feed_lines(duplex, body, &mut inputs)), idle).await {
                 Either::Left((refusal, _)) => refusal,
                 Either::Right(_) => Some(ItemError::idle(settings.body_timeout_ms).into()),
             }

@@ -11,7 +11,7 @@ use weir_codec::adapter::error_line::error_line;
 use weir_core::adapter::{Destination, ResultRecord};
 
 use super::file_error;
-use crate::driver::{BoxFuture, DriverError, Sink, SinkMark};
+use crate::driver::{BoxFuture, DriverError, Rejected, Sink, SinkMark};
 
 /// The format of a file of results.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -156,9 +156,9 @@ impl LineSink {
 }
 
 impl Sink for LineSink {
-    fn write<'a>(&'a mut self, results: &'a [ResultRecord]) -> BoxFuture<'a, Result<(), DriverError>> {
+    fn write<'a>(&'a mut self, results: &'a [ResultRecord]) -> BoxFuture<'a, Result<Vec<Rejected>, DriverError>> {
         let text = self.render(results);
-        Box::pin(async move { self.write_text(&text).await })
+        Box::pin(async move { self.write_text(&text).await.map(|()| Vec::new()) })
     }
 
     fn mark(&self) -> Option<SinkMark> {

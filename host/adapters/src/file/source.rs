@@ -7,12 +7,13 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use weir_core::adapter::{Position, SourceRecord};
+use weir_core::adapter::{Header, Position, SourceRecord};
 
 use super::follow::{Follower, matches};
 use super::frames::{Frame, Frames, Framing, is_packed};
 use super::progress::{AfterEnd, FileKey, Progress};
 use super::{FileSettings, file_error};
+use crate::RECORD_ID_HEADER;
 use crate::driver::{BoxFuture, DriverError, Read, Source};
 
 /// The interval at which followed files are checked while nothing is new.
@@ -49,7 +50,8 @@ struct Current {
 }
 
 pub(super) fn record(frame: Frame, origin: &str, partition: u32) -> SourceRecord {
-    let Frame { payload, headers, offset } = frame;
+    let Frame { payload, mut headers, offset } = frame;
+    headers.push(Header::new(RECORD_ID_HEADER, format!("{origin}:{offset}")));
     SourceRecord { payload, key: None, headers, origin: origin.to_owned(), position: Position { partition, offset } }
 }
 

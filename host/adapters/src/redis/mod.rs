@@ -24,7 +24,7 @@ const KEY_FIELD: &str = "key";
 const PASSWORD_BYTES_MAX: u64 = 4096;
 
 /// Connects to a server. `response_timeout` bounds each command.
-async fn connect(
+pub(crate) async fn connect(
     url: &str,
     password_file: &Path,
     timeout: Duration,
@@ -45,7 +45,11 @@ async fn connect(
 }
 
 /// The content of a file with a secret, without its line end.
-pub(crate) fn secret(path: &Path) -> Result<String, DriverError> {
+///
+/// # Errors
+///
+/// The file cannot be read, or has more than 4,096 bytes.
+pub fn secret(path: &Path) -> Result<String, DriverError> {
     let unreadable = |reason: String| DriverError::Config(format!("{} cannot be read: {reason}", path.display()));
     let meta = std::fs::metadata(path).map_err(|error| unreadable(error.to_string()))?;
     if meta.len() > PASSWORD_BYTES_MAX {

@@ -8,7 +8,7 @@ use weir_config::RedisSink as Config;
 use weir_core::adapter::ResultRecord;
 
 use super::{KEY_FIELD, connect, failure};
-use crate::driver::{BoxFuture, DriverError, Sink};
+use crate::driver::{BoxFuture, DriverError, Rejected, Sink};
 
 /// The most entries of one pipeline.
 const PIPELINE_ENTRIES_MAX: usize = 256;
@@ -50,14 +50,14 @@ impl RedisSink {
 }
 
 impl Sink for RedisSink {
-    fn write<'a>(&'a mut self, results: &'a [ResultRecord]) -> BoxFuture<'a, Result<(), DriverError>> {
+    fn write<'a>(&'a mut self, results: &'a [ResultRecord]) -> BoxFuture<'a, Result<Vec<Rejected>, DriverError>> {
         Box::pin(async move {
             for part in results.chunks(PIPELINE_ENTRIES_MAX) {
                 let mut pipeline = redis::pipe();
                 part.iter().for_each(|result| self.add(result, &mut pipeline));
                 pipeline.query_async::<Vec<Value>>(&mut self.connection).await.map_err(|error| failure(&error))?;
             }
-            Ok(())
+            Ok(Vec::new())
         })
     }
 }

@@ -11,6 +11,7 @@ use weir_config::RedisSource as Config;
 use weir_core::adapter::{Header, Position, SourceRecord};
 
 use super::{KEY_FIELD, connect, failure};
+use crate::RECORD_ID_HEADER;
 use crate::driver::{BoxFuture, Committer, DriverError, Read, Safe, Source};
 
 /// The most entries of other consumers that are claimed at once.
@@ -218,6 +219,7 @@ impl Unacknowledged {
         let mut headers: Vec<Header> =
             map.into_iter().map(|(name, value)| Header { name, value: bytes(value) }).collect();
         headers.sort_by(|one, other| one.name.cmp(&other.name));
+        headers.push(Header::new(RECORD_ID_HEADER, id.as_str()));
         let offset = self.offset_next;
         self.offset_next += 1;
         self.open.insert(id.clone());

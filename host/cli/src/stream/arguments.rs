@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use clap::{Args, Subcommand, ValueEnum};
 use weir_config::{Adapter, AdapterSink, AdapterSource, FileSink, FileSource, RedisSink, RedisSource, StdoutSink};
 
+use super::feeds::{StreamHttp, StreamWebSocket};
 use crate::arguments::Setup;
 
 /// `weir stream`.
@@ -22,6 +23,11 @@ pub(crate) enum StreamSource {
     File(StreamFile),
     /// Read a stream of Redis as a consumer of a group
     Redis(StreamRedis),
+    /// Read a feed over HTTP: server-sent events, or lines of JSON
+    Http(StreamHttp),
+    /// Read the messages of a WebSocket
+    #[command(name = "websocket")]
+    WebSocket(StreamWebSocket),
 }
 
 /// The flags of every source.
@@ -31,7 +37,7 @@ pub(crate) struct StreamCommon {
     #[arg(long, value_enum, default_value = "classify")]
     task: StreamTask,
     /// Name of a model [default: the bundled model of the task]
-    #[arg(long, value_name = "NAME")]
+    #[arg(long, value_name = "NAME", env = "STREAMING_MODEL")]
     model: Option<String>,
     /// Format of records [default: for files by the extension, otherwise json]
     #[arg(long, visible_alias = "message-format", value_enum)]
@@ -78,7 +84,7 @@ pub(crate) struct StreamCommon {
 
 /// The flags of sources whose results are written to a file or the standard output.
 #[derive(Debug, Args)]
-struct LineOutput {
+pub(super) struct LineOutput {
     /// Format of results
     #[arg(long, value_enum, default_value = "ndjson")]
     output_format: LineFormat,
@@ -160,6 +166,8 @@ pub(crate) enum StreamTask {
     /// The most central sentences
     #[value(alias = "summary")]
     Summarize,
+    /// Keywords, risks, actions and the intent, by rules and without a model
+    Annotate,
 }
 
 /// The formats of records.
@@ -201,7 +209,7 @@ fn name(value: impl ValueEnum) -> String {
 }
 
 impl LineOutput {
-    fn sink(&self) -> AdapterSink {
+    pub(super) fn sink(&self) -> AdapterSink {
         let format = name(self.output_format);
         match &self.output_file {
             None => AdapterSink::Stdout(StdoutSink { format }),
@@ -210,13 +218,13 @@ impl LineOutput {
     }
 }
 
-fn milliseconds(seconds: f64) -> u64 {
+pub(super) fn milliseconds(seconds: f64) -> u64 {
     (seconds.max(0.0) * 1000.0).round() as u64
 }
 
 impl StreamCommon {
     /// An adapter without its source and sink.
-    fn adapter(&self, name_of: &str, default_format: &str) -> Adapter {
+    pub(super) fn adapter(&self, name_of: &str, default_format: &str) -> Adapter {
         let errors = self
             .errors_file
             .as_ref()
@@ -247,6 +255,8 @@ impl StreamSource {
         match self {
             Self::File(file) => &file.common,
             Self::Redis(redis) => &redis.common,
+            Self::Http(http) => &http.common,
+            Self::WebSocket(websocket) => &websocket.common,
         }
     }
 
@@ -295,6 +305,8 @@ impl StreamSource {
                     ..adapter
                 }
             }
+            Self::Http(http) => http.adapter(),
+            Self::WebSocket(websocket) => websocket.adapter(),
         }
     }
 }

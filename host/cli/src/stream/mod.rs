@@ -1,6 +1,7 @@
 //! `weir stream`: one adapter without a server.
 
 pub(crate) mod arguments;
+mod feeds;
 
 use std::io::IsTerminal;
 use std::process::ExitCode;
@@ -43,6 +44,11 @@ pub(crate) fn main(arguments: &Stream) -> anyhow::Result<ExitCode> {
 /// Reduces the configuration to the model of the adapter.
 fn keep_one_model(config: &mut Config, adapter: &Adapter) {
     let bundled = match adapter.task.as_str() {
+        "annotate" => {
+            config.model.clear();
+            config.models.dir = std::path::PathBuf::new();
+            return;
+        }
         "classify" => "sentiment",
         "tokens" => "entities",
         _ => "embeddings",

@@ -33,12 +33,19 @@ const CLOSE_TIMEOUT: Duration = Duration::from_secs(5);
 pub(crate) struct Upgrade {
     body: gateway::ResponseBody,
     to_gateway: mpsc::Sender<Bytes>,
+    has_input_end: bool,
     _open: Option<OpenRequest>,
 }
 
 impl Upgrade {
-    pub(crate) fn new(body: gateway::ResponseBody, to_gateway: mpsc::Sender<Bytes>, open: Option<OpenRequest>) -> Self {
-        Self { body, to_gateway, _open: open }
+    /// With `has_input_end` an empty message ends the client's input, and the rest of the response follows.
+    pub(crate) fn new(
+        body: gateway::ResponseBody,
+        to_gateway: mpsc::Sender<Bytes>,
+        has_input_end: bool,
+        open: Option<OpenRequest>,
+    ) -> Self {
+        Self { body, to_gateway, has_input_end, _open: open }
     }
 
     /// Serves the upgraded connection until either side closes it, or `closing` is true. `read` are the bytes that were
@@ -53,9 +60,10 @@ impl Upgrade {
             .max_message_size(Some(MESSAGE_BYTES_MAX))
             .max_frame_size(Some(MESSAGE_BYTES_MAX));
         let socket = WebSocketStream::from_partially_read(stream, read.to_vec(), Role::Server, Some(config)).await;
-        let Self { body, to_gateway, _open } = *self;
+        let Self { body, to_gateway, has_input_end, _open } = *self;
         gauge!("weir_websockets_open").increment(1);
-        let connection = Connection { socket, body, lines: Lines::default(), last_received: Instant::now() };
+        let connection =
+            Connection { socket, body, lines: Lines::default(), last_received: Instant::now(), has_input_end };
         connection.run(to_gateway, closing).await;
         gauge!("weir_websockets_open").decrement(1);
     }
@@ -68,6 +76,8 @@ struct Connection<S> {
     lines: Lines,
     /// When the client last sent a frame.
     last_received: Instant,
+    /// An empty message ends the input.
+    has_input_end: bool,
 }
 
 /// Why a connection ends.
@@ -101,23 +111,34 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
     /// Transfers messages in both directions until the connection ends.
     async fn transfer(&mut self, to_gateway: mpsc::Sender<Bytes>, mut closing: watch::Receiver<bool>) -> ConnectionEnd {
         let mut ping = tokio::time::interval_at(Instant::now() + PING_INTERVAL, PING_INTERVAL);
+        // None after the end of the input.
+        let mut to_gateway = Some(to_gateway);
         let mut room = None;
         loop {
+            let may_read = room.is_some() || to_gateway.is_none();
             tokio::select! {
                 // Reads from the client only while the gateway has room for a message.
-                reserved = to_gateway.reserve(), if room.is_none() => match reserved {
-                    Ok(permit) => room = Some(permit),
+                reserved = reserve(to_gateway.clone()), if !may_read => match reserved {
+                    Some(permit) => room = Some(permit),
                     // The gateway reads no more messages; its response ends by itself.
-                    Err(_) => return self.finish().await,
+                    None => return self.finish().await,
                 },
-                message = self.socket.next(), if room.is_some() => {
+                message = self.socket.next(), if may_read => {
                     self.last_received = Instant::now();
                     match message {
-                        Some(Ok(Message::Text(text))) => {
-                            if let (Some(line), Some(room)) = (line(text.as_str()), room.take()) {
-                                room.send(line);
+                        Some(Ok(Message::Text(text))) => match line(text.as_str()) {
+                            Some(_) if to_gateway.is_none() => {
+                                return ConnectionEnd::Close(CloseCode::Policy, "the input has ended");
                             }
-                        }
+                            Some(line) => {
+                                if let Some(room) = room.take() {
+                                    room.send(line);
+                                }
+                            }
+                            // The gateway's response ends when everything is answered.
+                            None if self.has_input_end && text.is_empty() => (to_gateway, room) = (None, None),
+                            None => {}
+                        },
                         Some(Ok(Message::Binary(_))) => {
                             return ConnectionEnd::Close(CloseCode::Unsupported, "messages are text");
                         }
@@ -153,7 +174,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
                     None => return ConnectionEnd::Close(CloseCode::Normal, ""),
                 },
                 now = ping.tick() => {
-                    if room.is_some() && now.duration_since(self.last_received) > PING_INTERVAL * 2 {
+                    if may_read && now.duration_since(self.last_received) > PING_INTERVAL * 2 {
                         return ConnectionEnd::Disconnected;
                     }
                     if self.socket.send(Message::Ping(Bytes::new())).await.is_err() {
@@ -200,6 +221,11 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
         }
         if any { self.socket.flush().await } else { Ok(()) }
     }
+}
+
+/// Waits until the gateway has room for a message; `None` when it reads no more.
+async fn reserve(to_gateway: Option<mpsc::Sender<Bytes>>) -> Option<mpsc::OwnedPermit<Bytes>> {
+    to_gateway?.reserve_owned().await.ok()
 }
 
 /// A message as a line: its line ends are replaced by spaces, which are equivalent in JSON. `None` for a blank message.

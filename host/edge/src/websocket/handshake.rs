@@ -7,6 +7,7 @@ use http_body::Frame;
 use http_body_util::StreamBody;
 use tokio::sync::mpsc;
 use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
+use weir_codec::channels::hold::SOCKET_HEADER;
 use weir_codec::http::router::RouteMatch;
 use weir_runtime::gateway;
 
@@ -32,7 +33,8 @@ const HOP_BY_HOP_HEADERS: [HeaderName; 9] = [
 
 /// Whether a request is an opening handshake, valid or not.
 pub(crate) fn is_handshake<B>(request: &Request<B>) -> bool {
-    RouteMatch::is_socket(request.uri().path())
+    let path = request.uri().path();
+    (RouteMatch::is_socket(path) || RouteMatch::is_line_stream(path))
         && request.method() == Method::GET
         && request.version() < Version::HTTP_2
         && (names(request.headers(), &header::UPGRADE, "websocket")
@@ -120,12 +122,15 @@ fn names(headers: &HeaderMap, name: &HeaderName, word: &str) -> bool {
 pub(crate) struct Handshake {
     accept: String,
     to_gateway: mpsc::Sender<Bytes>,
+    /// An empty message ends the input.
+    has_input_end: bool,
 }
 
 impl Handshake {
     /// Checks a handshake; returns it with the request for the gateway.
     pub(crate) fn begin<B>(request: Request<B>) -> Result<(Self, gateway::Request), HandshakeError> {
         let accept = accept_of(&request)?;
+        let has_input_end = RouteMatch::is_line_stream(request.uri().path());
         let (mut parts, _) = request.into_parts();
         for name in HOP_BY_HOP_HEADERS {
             parts.headers.remove(name);
@@ -133,6 +138,9 @@ impl Handshake {
         const NDJSON: HeaderValue = HeaderValue::from_static("application/x-ndjson");
         parts.headers.insert(header::CONTENT_TYPE, NDJSON);
         parts.headers.insert(header::ACCEPT, NDJSON);
+        if has_input_end {
+            parts.headers.insert(SOCKET_HEADER, HeaderValue::from_static("1"));
+        }
         parts.method = Method::POST;
         // The extensions contain hyper's upgrade.
         parts.extensions.clear();
@@ -142,7 +150,7 @@ impl Handshake {
             Some((Ok(Frame::data(line)), messages))
         });
         let body = gateway::request_body(StreamBody::new(Box::pin(lines)));
-        Ok((Self { accept, to_gateway }, Request::from_parts(parts, body)))
+        Ok((Self { accept, to_gateway, has_input_end }, Request::from_parts(parts, body)))
     }
 
     /// Completes the handshake with the gateway's response, a stream of lines. If the gateway gave another response,
@@ -167,7 +175,7 @@ impl Handshake {
         if let Some(id) = parts.headers.get(request_id::HEADER) {
             headers.insert(request_id::HEADER, id.clone());
         }
-        (response, Some(Upgrade::new(body, self.to_gateway, open)))
+        (response, Some(Upgrade::new(body, self.to_gateway, self.has_input_end, open)))
     }
 }
 
@@ -195,6 +203,8 @@ mod tests {
         assert!(is_handshake(&request("/ws", &[UPGRADE])));
         assert!(is_handshake(&request("/ws/workflow/1", &[("upgrade", "h2c, WebSocket")])));
         assert!(is_handshake(&request("/ws", &[KEY])));
+        assert!(is_handshake(&request("/v1/classify?top_k=2", &[UPGRADE])));
+        assert!(!is_handshake(&request("/v1/models", &[UPGRADE, KEY])));
         assert!(!is_handshake(&request("/ws", &[("upgrade", "h2c")])));
         assert!(!is_handshake(&request("/ws", &[])));
         assert!(!is_handshake(&request("/wsx", &[UPGRADE, KEY])));

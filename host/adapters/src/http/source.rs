@@ -1,0 +1,299 @@
+//! A feed of server-sent events or of lines of JSON.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use http::header::{ACCEPT, AUTHORIZATION, CONTENT_TYPE};
+use http_body_util::{BodyExt as _, Full};
+use hyper::body::Incoming;
+use weir_codec::adapter::decode::PAYLOAD_BYTES_MAX;
+use weir_codec::adapter::sse::{Event, EventReader, Received};
+use weir_codec::http::lines::Lines;
+use weir_config::HttpSource as Config;
+use weir_core::adapter::{Header, Position, Reconnect, ReconnectConfig, SourceRecord};
+use weir_core::quota::{Quota, QuotaConfig};
+use weir_core::random::SplitMix64;
+
+use super::client::{Connection, Target, refusal};
+use crate::RECORD_ID_HEADER;
+use crate::driver::{BoxFuture, Committer, DriverError, Read, Safe, Source};
+use crate::redis::secret;
+
+/// The header of a record: the type of its event.
+const EVENT_HEADER: &str = "sse-event";
+
+/// The committed position: the id of the last event whose result is written. It outlives connections.
+#[derive(Debug, Default)]
+pub struct HttpProgress(Mutex<State>);
+
+#[derive(Debug, Default)]
+struct State {
+    committed: Option<String>,
+    /// The ids of the events that were read and are not committed, by offset.
+    ids: BTreeMap<u64, String>,
+}
+
+impl HttpProgress {
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A feed as a source.
+pub struct HttpSource {
+    config: Config,
+    target: Target,
+    token: Option<String>,
+    feed: Option<Feed>,
+    /// The id of the last event that was read.
+    last_id: Option<String>,
+    /// The reconnection time of the server, ms.
+    retry_ms: Option<u64>,
+    reconnect: Reconnect,
+    quota: Quota,
+    began: Instant,
+    random: SplitMix64,
+    offset: u64,
+    ready: VecDeque<SourceRecord>,
+    progress: Arc<HttpProgress>,
+    has_ended: bool,
+}
+
+/// An open response.
+struct Feed {
+    body: Incoming,
+    framing: Framing,
+    _connection: Connection,
+}
+
+enum Framing {
+    Events(EventReader),
+    Lines(Lines),
+}
+
+/// Records which events are complete.
+pub struct HttpCommitter(Arc<HttpProgress>);
+
+/// Connects.
+///
+/// # Errors
+///
+/// The server cannot be reached, or refuses.
+pub async fn open(
+    config: &Config,
+    reconnect: ReconnectConfig,
+    seed: u64,
+    progress: &Arc<HttpProgress>,
+) -> Result<(HttpSource, HttpCommitter), DriverError> {
+    let token = match config.token_file.as_os_str().is_empty() {
+        true => None,
+        false => Some(secret(&config.token_file)?),
+    };
+    let last_id = {
+        let mut state = progress.lock();
+        state.ids.clear();
+        state.committed.clone()
+    };
+    let rate = |value: u32| std::num::NonZeroU32::new(value).unwrap_or(std::num::NonZeroU32::MIN);
+    let quota = QuotaConfig {
+        per_period: rate(config.requests_per_second),
+        period_ns: 1_000_000_000,
+        burst: rate(config.burst_size),
+        keys_max: 1,
+    };
+    let mut source = HttpSource {
+        target: Target::http(&config.url)?,
+        config: config.clone(),
+        token,
+        feed: None,
+        last_id,
+        retry_ms: None,
+        reconnect: Reconnect::new(ReconnectConfig { attempts_max: config.max_retries, ..reconnect }),
+        quota: Quota::new(quota),
+        began: Instant::now(),
+        random: SplitMix64::new(seed),
+        offset: 0,
+        ready: VecDeque::new(),
+        progress: progress.clone(),
+        has_ended: false,
+    };
+    source.feed = source.connect().await?;
+    Ok((source, HttpCommitter(progress.clone())))
+}
+
+impl HttpSource {
+    fn now(&self) -> u64 {
+        u64::try_from(self.began.elapsed().as_nanos()).unwrap_or(u64::MAX)
+    }
+
+    /// Requests the feed after the last event; `None` when the server says that there is no more (204).
+    async fn connect(&mut self) -> Result<Option<Feed>, DriverError> {
+        while let Err(wait) = self.quota.take(self.now(), "") {
+            tokio::time::sleep(Duration::from_nanos(wait.retry_after_ns)).await;
+        }
+        let timeout = Duration::from_millis(self.config.timeout_ms);
+        let mut connection = self.target.connect(timeout).await?;
+        let mut request = self.target.request(http::Method::GET);
+        request = request.header(ACCEPT, "text/event-stream, application/x-ndjson").header("cache-control", "no-store");
+        if let Some(token) = &self.token {
+            request = request.header(AUTHORIZATION, format!("Bearer {token}"));
+        }
+        if let Some(id) = self.last_id.as_ref().filter(|id| !id.is_empty()) {
+            request = request.header("last-event-id", id);
+        }
+        let request = request.body(Full::new(Bytes::new())).map_err(|error| DriverError::Config(error.to_string()))?;
+        let response = connection.send(request, timeout).await?;
+        if let Some(failure) = refusal(&response) {
+            return Err(failure);
+        }
+        if response.status() == http::StatusCode::NO_CONTENT {
+            self.has_ended = true;
+            return Ok(None);
+        }
+        let kind = response.headers().get(CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
+        let framing = match kind.split(';').next().unwrap_or_default().trim() {
+            "text/event-stream" => Framing::Events(EventReader::new()),
+            "application/x-ndjson" | "application/jsonl" | "application/ndjson" => {
+                Framing::Lines(Lines::new(PAYLOAD_BYTES_MAX))
+            }
+            other => {
+                return Err(DriverError::Config(format!(
+                    "the feed has the content type `{other}`; text/event-stream or application/x-ndjson was expected"
+                )));
+            }
+        };
+        let now = self.now();
+        self.reconnect.handle_connected(now);
+        Ok(Some(Feed { body: response.into_body(), framing, _connection: connection }))
+    }
+
+    async fn next(&mut self, max: usize) -> Result<Read, DriverError> {
+        loop {
+            if !self.ready.is_empty() {
+                let count = self.ready.len().min(max);
+                return Ok(Read::Records(self.ready.drain(..count).collect()));
+            }
+            if self.has_ended {
+                return Ok(Read::End);
+            }
+            let failure = match self.read_frame().await {
+                Ok(()) => continue,
+                Err(failure) if !failure.is_retryable() => return Err(failure),
+                Err(failure) => failure,
+            };
+            // What is in flight stays so: only the feed is requested again.
+            self.feed = None;
+            let least_ms = match &failure {
+                DriverError::Transport { retry_after_ms: Some(ms), .. } => Some(*ms),
+                _ => self.retry_ms,
+            };
+            let (now, random) = (self.now(), self.random.next_u64());
+            let Some(delay_ns) = self.reconnect.handle_lost(now, least_ms, random) else { return Err(failure) };
+            tracing::info!(url = self.config.url, %failure, after_ms = delay_ns / 1_000_000, "the feed is requested again");
+            tokio::time::sleep(Duration::from_nanos(delay_ns)).await;
+        }
+    }
+
+    /// Reads a part of the response, and makes records of what it completes.
+    async fn read_frame(&mut self) -> Result<(), DriverError> {
+        if self.feed.is_none() {
+            self.feed = self.connect().await?;
+        }
+        let Some(feed) = &mut self.feed else { return Ok(()) };
+        let idle = Duration::from_millis(self.config.idle_timeout_ms);
+        let frame = match self.config.idle_timeout_ms {
+            0 => feed.body.frame().await,
+            ms => match tokio::time::timeout(idle, feed.body.frame()).await {
+                Ok(frame) => frame,
+                Err(_) => return Err(DriverError::transport(format!("nothing has arrived for {ms} ms"))),
+            },
+        };
+        let bytes = match frame {
+            Some(Ok(frame)) => frame.into_data().unwrap_or_default(),
+            Some(Err(error)) => return Err(DriverError::transport(error)),
+            None => return self.handle_end(),
+        };
+        match &mut feed.framing {
+            Framing::Events(reader) => {
+                let mut received = Vec::new();
+                reader.feed(&bytes, &mut received).map_err(|error| DriverError::Config(error.to_string()))?;
+                for one in received {
+                    match one {
+                        Received::Event(event) => self.add_event(event),
+                        Received::Retry(ms) => self.retry_ms = Some(ms),
+                        Received::Comment(_) => {}
+                    }
+                }
+            }
+            Framing::Lines(lines) => {
+                let (mut rest, mut payloads) = (&bytes[..], Vec::new());
+                while let Some(line) = lines.next_line(&mut rest) {
+                    payloads.push(line.content.unwrap_or_default().to_vec());
+                }
+                payloads.into_iter().for_each(|payload| self.add(payload, Vec::new()));
+            }
+        }
+        Ok(())
+    }
+
+    /// The response has ended: a feed of events is requested again, lines are all there.
+    fn handle_end(&mut self) -> Result<(), DriverError> {
+        match self.feed.take().map(|feed| feed.framing) {
+            Some(Framing::Lines(mut lines)) => {
+                if let Some(line) = lines.last_line() {
+                    let payload = line.content.unwrap_or_default().to_vec();
+                    self.add(payload, Vec::new());
+                }
+                self.has_ended = true;
+                Ok(())
+            }
+            _ => Err(DriverError::transport("the server has ended the feed")),
+        }
+    }
+
+    fn add_event(&mut self, event: Event) {
+        let mut headers: Vec<Header> = event.name.iter().map(|name| Header::new(EVENT_HEADER, name.as_str())).collect();
+        if event.id.is_some() {
+            self.last_id = event.id;
+        }
+        let name = event.name.as_deref().unwrap_or("message");
+        if !self.config.events.is_empty() && !self.config.events.iter().any(|meant| meant == name) {
+            return;
+        }
+        if let Some(id) = self.last_id.as_ref().filter(|id| !id.is_empty()) {
+            headers.push(Header::new(RECORD_ID_HEADER, id.as_str()));
+            self.progress.lock().ids.insert(self.offset, id.clone());
+        }
+        self.add(event.data.into_bytes(), headers);
+    }
+
+    fn add(&mut self, payload: Vec<u8>, headers: Vec<Header>) {
+        let position = Position { partition: 0, offset: self.offset };
+        self.offset += 1;
+        let origin = self.config.url.clone();
+        self.ready.push_back(SourceRecord { payload, key: None, headers, origin, position });
+    }
+}
+
+impl Source for HttpSource {
+    fn read(&mut self, max: usize) -> BoxFuture<'_, Result<Read, DriverError>> {
+        Box::pin(self.next(max))
+    }
+}
+
+impl Committer for HttpCommitter {
+    fn commit<'a>(&'a mut self, safe: &'a Safe) -> BoxFuture<'a, Result<(), DriverError>> {
+        let mut state = self.0.lock();
+        for commit in &safe.commits {
+            let open = state.ids.split_off(&(commit.offset + 1));
+            let done = std::mem::replace(&mut state.ids, open);
+            if let Some((_, id)) = done.into_iter().next_back() {
+                state.committed = Some(id);
+            }
+        }
+        drop(state);
+        Box::pin(async { Ok(()) })
+    }
+}

@@ -1,0 +1,72 @@
+//! A component that stalls.
+
+mod echo;
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use anyhow::Result;
+use echo::Echo;
+use tokio::sync::{mpsc, watch};
+use weir_adapters::build::Plan;
+use weir_adapters::driver::BoxFuture;
+use weir_adapters::status::Status;
+use weir_adapters::supervisor::{Call, Component, ComponentError, Supervisor};
+use weir_config::{Adapter, AdapterSink, AdapterSource, FileSink, FileSource};
+
+/// Takes the records of its first calls and gives no result; later calls are those of [`Echo`].
+struct Stalling {
+    calls: AtomicUsize,
+    stalls: usize,
+}
+
+impl Component for Stalling {
+    fn open(&self) -> BoxFuture<'_, Result<Call, ComponentError>> {
+        if self.calls.fetch_add(1, Ordering::Relaxed) >= self.stalls {
+            return Echo.open();
+        }
+        let (records, mut incoming) = mpsc::channel(16);
+        let (outgoing, results) = mpsc::channel(16);
+        let task = tokio::spawn(async move {
+            while incoming.recv().await.is_some() {}
+            drop(outgoing);
+        });
+        Box::pin(async move {
+            Ok(Call { records, results, end: Box::pin(async move { task.await.err().map(|error| error.to_string()) }) })
+        })
+    }
+}
+
+#[tokio::test]
+async fn component_without_results_is_replaced_and_its_records_are_read_again() -> Result<()> {
+    let dir = tempfile::tempdir()?;
+    let (input, out) = (dir.path().join("in.ndjson"), dir.path().join("out"));
+    std::fs::write(&input, "1\n2\n3\n")?;
+    let adapter = Adapter {
+        name: "stalling".into(),
+        format: "ndjson".into(),
+        reconnect_delay_ms: 1,
+        stall_timeout_ms: 50,
+        source: AdapterSource::File(FileSource {
+            paths: vec![input.display().to_string()],
+            follow: true,
+            checkpoint: dir.path().join("checkpoint"),
+        }),
+        sink: AdapterSink::File(FileSink { path: out.clone(), ..FileSink::default() }),
+        ..Adapter::default()
+    };
+    let plan = Plan::new(&adapter, 1).map_err(anyhow::Error::msg)?;
+    let status = Status::new(&plan.name, plan.source, plan.sink);
+    let component = Arc::new(Stalling { calls: AtomicUsize::new(0), stalls: 2 });
+    let (stop, stopped) = watch::channel(false);
+    let supervisor = Supervisor::new(plan.driver, component.clone(), plan.bounds, status.clone());
+    let task = tokio::spawn(supervisor.run(stopped));
+    echo::until("written", async || Ok(std::fs::read_to_string(&out).unwrap_or_default() == "1\n2\n3\n")).await?;
+    assert_eq!((status.report().reconnects, component.calls.load(Ordering::Relaxed)), (2, 3));
+    // An adapter without records is not stalled: it stays connected.
+    tokio::time::sleep(std::time::Duration::from_millis(150)).await;
+    assert_eq!(status.report().reconnects, 2);
+    stop.send(true)?;
+    task.await??;
+    Ok(())
+}

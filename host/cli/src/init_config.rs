@@ -1,0 +1,92 @@
+//! `weir init-config`: a configuration file with every key, its meaning, and its default or the value of a preset.
+
+use std::fs::OpenOptions;
+use std::io::Write as _;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use anyhow::Context;
+use clap::{Args, ValueEnum};
+
+/// `weir init-config`.
+#[derive(Debug, Args)]
+pub(crate) struct InitConfig {
+    /// File to write; `-` is standard output
+    #[arg(value_name = "FILE", default_value = "weir.toml")]
+    file: PathBuf,
+    /// Values for a purpose [default: the defaults]
+    #[arg(long, value_enum)]
+    preset: Option<Preset>,
+    /// Replace a file that exists
+    #[arg(long)]
+    force: bool,
+}
+
+/// The presets.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Preset {
+    /// At most 4 texts in a run of a model, and windows of 100 ms where windows are used
+    LowLatency,
+    /// Windows of 64 texts or 500 ms, and a queue of 2048 texts
+    HighThroughput,
+}
+
+impl Preset {
+    /// Its keys and their values, as TOML.
+    fn values(self) -> &'static [(&'static str, &'static str)] {
+        match self {
+            Self::LowLatency => &[("infer.batch_size", "4"), ("infer.window_ms", "100"), ("infer.max_batch_size", "4")],
+            Self::HighThroughput => &[
+                ("infer.batching", "\"windowed\""),
+                ("infer.batch_size", "64"),
+                ("infer.window_ms", "500"),
+                ("infer.queue_items_max", "2048"),
+            ],
+        }
+    }
+}
+
+pub(crate) fn main(arguments: &InitConfig) -> anyhow::Result<ExitCode> {
+    let text = weir_config::template_with(arguments.preset.map_or(&[], Preset::values));
+    if arguments.file == Path::new("-") {
+        std::io::stdout().write_all(text.as_bytes())?;
+        return Ok(ExitCode::SUCCESS);
+    }
+    let mut options = OpenOptions::new();
+    options.write(true);
+    match arguments.force {
+        true => options.create(true).truncate(true),
+        false => options.create_new(true),
+    };
+    let mut file = options.open(&arguments.file).with_context(|| {
+        let hint = if arguments.file.exists() { "; --force replaces it" } else { "" };
+        format!("{} cannot be written{hint}", arguments.file.display())
+    })?;
+    file.write_all(text.as_bytes())?;
+    let shown = arguments.file.display();
+    writeln!(std::io::stdout(), "{shown} is written; `weir serve --config {shown}` uses it")?;
+    Ok(ExitCode::SUCCESS)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn preset_is_a_file_that_loads_and_is_not_overwritten() {
+        for (preset, values) in [
+            (None, (32, 250, 128, 1024)),
+            (Some(Preset::LowLatency), (4, 100, 4, 1024)),
+            (Some(Preset::HighThroughput), (64, 500, 128, 2048)),
+        ] {
+            let dir = tempfile::tempdir().unwrap();
+            let file = dir.path().join("weir.toml");
+            main(&InitConfig { preset, file: file.clone(), force: false }).unwrap();
+            let infer = weir_config::load(Some(&file), [], &[]).unwrap().infer;
+            assert_eq!((infer.batch_size, infer.window_ms, infer.max_batch_size, infer.queue_items_max), values);
+            let error = main(&InitConfig { preset, file: file.clone(), force: false }).unwrap_err();
+            assert!(format!("{error:#}").contains("--force"), "{error:#}");
+            main(&InitConfig { preset, file, force: true }).unwrap();
+        }
+    }
+}

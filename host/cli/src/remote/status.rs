@@ -1,0 +1,143 @@
+//! `weir status`: the health of a running server, its models and its adapters.
+
+use std::io::Write as _;
+use std::process::ExitCode;
+
+use clap::Args;
+use serde_json::{Value, json};
+
+use super::{ServerAddress, Watch, block_on};
+
+/// `weir status`.
+#[derive(Debug, Args)]
+pub(crate) struct Status {
+    #[command(flatten)]
+    server: ServerAddress,
+    #[command(flatten)]
+    watch: Watch,
+    /// Print one JSON object, with the answers of `/stream/health` and `/v1/stats`
+    #[arg(long)]
+    json: bool,
+}
+
+pub(crate) fn main(arguments: &Status) -> anyhow::Result<ExitCode> {
+    let is_healthy = block_on(arguments.watch.repeat(async || {
+        let server = &arguments.server;
+        let response = server.get("/stream/health").await?;
+        let health: Value = serde_json::from_str(&response.body)
+            .ok()
+            .filter(|health: &Value| health.get("services").is_some())
+            .ok_or_else(|| anyhow::anyhow!("{} answers {}, and not as weir does", server.url, response.status))?;
+        let stats = server.get("/v1/stats").await?;
+        let stats = match stats.status {
+            200 => serde_json::from_str(&stats.body)?,
+            _ => Value::Null,
+        };
+        let mut out = std::io::stdout().lock();
+        match arguments.json {
+            true => writeln!(out, "{}", json!({"health": health, "stats": stats}))?,
+            false => write!(out, "{}", page(&health, &stats))?,
+        }
+        out.flush()?;
+        Ok(response.status == 200 && health["status"] == "healthy")
+    }))?;
+    Ok(if is_healthy { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// A value without the quotes of a string; `-` where there is none.
+fn text(value: &Value) -> String {
+    match value {
+        Value::Null => "-".to_owned(),
+        Value::String(text) => text.clone(),
+        Value::Number(number) => match number.as_f64() {
+            Some(float) if float.fract() != 0.0 => format!("{float:.1}"),
+            _ => number.to_string(),
+        },
+        other => other.to_string(),
+    }
+}
+
+/// The status for people.
+fn page(health: &Value, stats: &Value) -> String {
+    let mut page = format!("status     {}\n", text(&health["status"]));
+    for (name, state) in health["services"].as_object().into_iter().flatten() {
+        let detail = health["details"].get(name).map(|detail| format!(": {}", text(detail))).unwrap_or_default();
+        page += &format!("service    {name} {}{detail}\n", text(state));
+    }
+    page += &format!("streams    {}\n", text(&health["active_streams"]));
+    if stats.is_null() {
+        page += "models     unknown: the server requires a token (--token-file)\n";
+    } else {
+        let count = |key: &str| text(&stats[key]);
+        page += &format!(
+            "requests   {} open, {} rejected, {} connections, {} WebSockets, up {} s\n",
+            count("requests_open"),
+            count("requests_rejected_total"),
+            count("connections_open"),
+            count("websockets_open"),
+            count("uptime_s"),
+        );
+        for model in stats["models"].as_array().into_iter().flatten() {
+            let count = |key: &str| text(&model[key]);
+            page += &format!(
+                "model      {}: {} replicas, {} waiting, {} items, {} failures, circuit {}, p50 {} ms, p99 {} ms\n",
+                count("name"),
+                count("replicas"),
+                count("queue_items"),
+                count("items_total"),
+                count("failures_total"),
+                count("circuit"),
+                count("p50_ms"),
+                count("p99_ms"),
+            );
+        }
+    }
+    for adapter in health["adapters"].as_array().into_iter().flatten() {
+        let count = |key: &str| text(&adapter[key]);
+        let failure = adapter.get("failure").map(|failure| format!(": {}", text(failure))).unwrap_or_default();
+        page += &format!(
+            "adapter    {} ({} to {}) {}, {} records, {} results, {} errors, {} in flight, {} reconnects{failure}\n",
+            count("name"),
+            count("source"),
+            count("sink"),
+            count("state"),
+            count("records"),
+            count("results"),
+            count("errors"),
+            count("in_flight"),
+            count("reconnects"),
+        );
+    }
+    page
+}
+
+#[cfg(test)]
+mod tests {
+    use expect_test::expect;
+
+    use super::*;
+
+    #[test]
+    fn page_has_services_models_and_adapters() {
+        let health = json!({
+            "status": "degraded",
+            "services": {"memory": "healthy", "adapters": "unhealthy"},
+            "active_streams": 2,
+            "details": {"adapters": "reviews: refused"},
+            "adapters": [{"name": "reviews", "source": "redis", "sink": "file", "state": "reconnecting", "failure": "refused",
+                "records": 7, "results": 6, "errors": 0, "in_flight": 1, "reconnects": 3}],
+        });
+        let stats = json!({"requests_open": 1, "uptime_s": 60, "models": [{"name": "sentiment", "replicas": 2, "p50_ms": 1.25}]});
+        expect![[r#"
+            status     degraded
+            service    adapters unhealthy: reviews: refused
+            service    memory healthy
+            streams    2
+            requests   1 open, - rejected, - connections, - WebSockets, up 60 s
+            model      sentiment: 2 replicas, - waiting, - items, - failures, circuit -, p50 1.2 ms, p99 - ms
+            adapter    reviews (redis to file) reconnecting, 7 records, 6 results, 0 errors, 1 in flight, 3 reconnects: refused
+        "#]]
+        .assert_eq(&page(&health, &stats));
+        assert!(page(&health, &Value::Null).contains("--token-file"));
+    }
+}

@@ -1,0 +1,203 @@
+//! `weir test-connection`: checks of the systems that adapters connect to, one by one.
+
+use std::io::Write as _;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use anyhow::bail;
+use clap::{Args, ValueEnum};
+use serde_json::{Value, json};
+use weir_adapters::check::{self, Checks};
+use weir_config::{Adapter, AdapterSink, AdapterSource, HttpSource, RedisSink, RedisSource, WebSocketSource};
+
+use crate::arguments::Setup;
+use crate::remote::{block_on, seconds};
+
+/// `weir test-connection`.
+#[derive(Debug, Args)]
+pub(crate) struct TestConnection {
+    /// What to connect to; `all` takes the adapters of the configuration, or the defaults of each protocol if there are none
+    #[arg(long, value_enum)]
+    protocol: Protocol,
+    /// URL [default: that of the adapters of the configuration, or of the protocol]
+    #[arg(long, value_name = "URL")]
+    url: Option<String>,
+    /// File with the password (Redis) or the token (WebSocket, HTTP)
+    #[arg(long, value_name = "FILE")]
+    secret_file: Option<PathBuf>,
+    /// Redis: stream to read
+    #[arg(long, value_name = "KEY", default_value = "text-input")]
+    stream: String,
+    /// Redis: stream to write
+    #[arg(long, value_name = "KEY", default_value = "sentiment-output")]
+    output_stream: String,
+    /// WebSocket: message that subscribes
+    #[arg(long, value_name = "MESSAGE")]
+    subscribe: Option<String>,
+    /// Time for each check, seconds
+    #[arg(long, value_name = "SECONDS", default_value_t = 5.0)]
+    timeout: f64,
+    /// Print one JSON object for each check
+    #[arg(long)]
+    json: bool,
+    #[command(flatten)]
+    setup: Setup,
+}
+
+/// The protocols.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Protocol {
+    /// A feed over a WebSocket
+    #[value(name = "websocket")]
+    WebSocket,
+    /// A stream of Redis
+    Redis,
+    /// A feed over HTTP
+    Http,
+    /// All of them
+    All,
+}
+
+/// A system to check.
+enum Endpoint {
+    WebSocket(WebSocketSource),
+    Redis(RedisSource, String),
+    Http(HttpSource),
+}
+
+impl Endpoint {
+    fn protocol(&self) -> (&'static str, Protocol) {
+        match self {
+            Self::WebSocket(_) => ("websocket", Protocol::WebSocket),
+            Self::Redis(..) => ("redis", Protocol::Redis),
+            Self::Http(_) => ("http", Protocol::Http),
+        }
+    }
+
+    async fn check(&self) -> Checks {
+        match self {
+            Self::WebSocket(config) => check::websocket(config).await,
+            Self::Redis(config, output) => check::redis(config, output).await,
+            Self::Http(config) => check::http(config).await,
+        }
+    }
+}
+
+impl TestConnection {
+    fn timeout_ms(&self) -> u64 {
+        u64::try_from(seconds(self.timeout).as_millis()).unwrap_or(u64::MAX)
+    }
+
+    /// The systems of an adapter of the configuration.
+    fn of_adapter(&self, adapter: &Adapter) -> Option<Endpoint> {
+        let timeout_ms = self.timeout_ms();
+        match &adapter.source {
+            AdapterSource::Redis(source) => {
+                let output = match &adapter.sink {
+                    AdapterSink::Redis(RedisSink { stream, url, .. }) if *url == source.url => stream.clone(),
+                    _ => self.output_stream.clone(),
+                };
+                Some(Endpoint::Redis(RedisSource { timeout_ms, ..source.clone() }, output))
+            }
+            AdapterSource::Http(source) => Some(Endpoint::Http(HttpSource { timeout_ms, ..source.clone() })),
+            AdapterSource::WebSocket(source) => {
+                Some(Endpoint::WebSocket(WebSocketSource { timeout_ms, ..source.clone() }))
+            }
+            AdapterSource::File(_) | AdapterSource::Channel(_) => None,
+        }
+    }
+
+    /// The system that the flags describe; none where a URL is missing that has no default.
+    fn of_flags(&self, protocol: Protocol) -> Option<Endpoint> {
+        let (timeout_ms, secret_file) = (self.timeout_ms(), self.secret_file.clone().unwrap_or_default());
+        match protocol {
+            Protocol::Redis => {
+                let default = RedisSource::default();
+                let url = self.url.clone().unwrap_or_else(|| default.url.clone());
+                let stream = self.stream.clone();
+                let config = RedisSource { url, password_file: secret_file, stream, timeout_ms, ..default };
+                Some(Endpoint::Redis(config, self.output_stream.clone()))
+            }
+            Protocol::Http => {
+                let url = self.url.clone()?;
+                Some(Endpoint::Http(HttpSource { url, token_file: secret_file, timeout_ms, ..HttpSource::default() }))
+            }
+            Protocol::WebSocket => Some(Endpoint::WebSocket(WebSocketSource {
+                url: self.url.clone()?,
+                token_file: secret_file,
+                subscribe: self.subscribe.clone().unwrap_or_default(),
+                timeout_ms,
+                ..WebSocketSource::default()
+            })),
+            Protocol::All => None,
+        }
+    }
+
+    /// What is checked, each with a name.
+    fn endpoints(&self) -> anyhow::Result<Vec<(String, Endpoint)>> {
+        if self.url.is_some() {
+            let Some(endpoint) = self.of_flags(self.protocol) else {
+                bail!("--url is of one protocol: give --protocol websocket, redis or http");
+            };
+            return Ok(vec![(endpoint.protocol().0.to_owned(), endpoint)]);
+        }
+        let is_meant =
+            |endpoint: &Endpoint| matches!(self.protocol, Protocol::All) || endpoint.protocol().1 == self.protocol;
+        let configured = self.setup.load(&[])?.adapter;
+        let configured: Vec<(String, Endpoint)> = configured
+            .iter()
+            .filter_map(|adapter| Some((adapter.name.clone(), self.of_adapter(adapter)?)))
+            .filter(|(_, endpoint)| is_meant(endpoint))
+            .collect();
+        if !configured.is_empty() {
+            return Ok(configured);
+        }
+        let all = [Protocol::WebSocket, Protocol::Redis, Protocol::Http];
+        let endpoints: Vec<(String, Endpoint)> = all
+            .into_iter()
+            .filter_map(|protocol| self.of_flags(protocol))
+            .filter(is_meant)
+            .map(|endpoint| (endpoint.protocol().0.to_owned(), endpoint))
+            .collect();
+        if endpoints.is_empty() {
+            bail!(
+                "a feed has no default: give its URL with --url, or a configuration with an [[adapter]] that has one"
+            );
+        }
+        Ok(endpoints)
+    }
+}
+
+pub(crate) fn main(arguments: &TestConnection) -> anyhow::Result<ExitCode> {
+    let endpoints = arguments.endpoints()?;
+    let has_passed = block_on(async {
+        let mut has_passed = true;
+        for (name, endpoint) in &endpoints {
+            let checks = endpoint.check().await;
+            has_passed &= checks.passed();
+            show(name, &checks, arguments.json)?;
+        }
+        Ok(has_passed)
+    })?;
+    Ok(if has_passed { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+fn show(name: &str, checks: &Checks, as_json: bool) -> anyhow::Result<()> {
+    let mut out = std::io::stdout().lock();
+    for check in &checks.list {
+        let (is_good, text) = match &check.outcome {
+            Ok(found) => (true, found),
+            Err(reason) => (false, reason),
+        };
+        if as_json {
+            let line: Value = json!({
+                "name": name, "check": check.name, "passed": is_good, "message": text, "elapsed_ms": check.elapsed_ms,
+            });
+            writeln!(out, "{line}")?;
+        } else {
+            let mark = if is_good { "ok    " } else { "failed" };
+            writeln!(out, "{mark} {name} {:<12} {text} ({} ms)", check.name, check.elapsed_ms)?;
+        }
+    }
+    Ok(())
+}

@@ -2,7 +2,9 @@
 
 mod adapters;
 mod arguments;
+mod chat;
 mod examples;
+mod generation;
 mod logs;
 mod man;
 mod manual;
@@ -33,6 +35,7 @@ fn main() -> ExitCode {
     let result = match arguments.command {
         Command::Serve(serve) => serve::main(&serve),
         Command::Run(run) => run::main(&run),
+        Command::Chat(chat) => chat::main(&chat),
         Command::Stream(stream) => stream::main(&stream),
         Command::Models(models) => models::main(&models),
         Command::Pipelines(pipelines) => pipelines::main(&pipelines),

@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-const COMPONENTS: [&str; 3] = ["gateway", "generate", "infer"];
+const COMPONENTS: [&str; 4] = ["gateway", "generate", "infer", "upstream"];
 
 fn main() {
     println!("cargo::rerun-if-env-changed=WEIR_EMBED_DIR");

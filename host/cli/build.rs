@@ -3,7 +3,7 @@
 
 use std::path::PathBuf;
 
-const COMPONENTS: [&str; 4] = ["adapter", "gateway", "generate", "infer"];
+const COMPONENTS: [&str; 5] = ["adapter", "gateway", "generate", "infer", "upstream"];
 
 fn main() {
     println!("cargo::rerun-if-env-changed=WEIR_EMBED_DIR");

@@ -20,7 +20,10 @@ use weir_codec::{
 };
 use weir_core::{
     failure::Failure,
-    inference::text_step::{Span, TextOutput},
+    inference::{
+        rewrite::SummaryText,
+        text_step::{Span, TextOutput},
+    },
     pipelines::{Execution, Kind, KindName, Limits, Run, StepFailure},
     time::Now,
 };
@@ -123,7 +126,11 @@ impl Pipeline {
                 }
                 return self.drain(now);
             }
-            other if other == self.chunks => (KindName::Summary, output::summary(outcome, &self.request.text)),
+            other if other == self.chunks => {
+                let sentences = output::sentences(outcome);
+                let summary = |sentences| output::summary(SummaryText::new(sentences), &self.request.text);
+                (KindName::Summary, sentences.map(summary))
+            }
             _ => (KindName::Entities, output::entities(outcome, &self.request.text)),
         };
         let run = self.runs[&kind];
@@ -156,6 +163,7 @@ fn request(text: &str, flags: [bool; 3]) -> ProcessRequest {
         text: text.to_owned(),
         include_sentiment: flags[0],
         include_summary: flags[1],
+        summary_mode: None,
         include_entities: flags[2],
         chunk_size: 200,
     }

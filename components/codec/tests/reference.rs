@@ -557,7 +557,7 @@ fn definitions_page_agrees_with_the_wire_types() {
             }
             KindName::Entities => ("finds named entities", "`model`, default that of `steps.entities`".to_owned()),
             KindName::Summary => {
-                ("chooses the most central sentences", "`model`, default that of `steps.summary`".to_owned())
+                ("chooses the most central sentences", "`model`, default that of `steps.summary`; `mode`: `extractive`, or `abstractive` to let a language model rewrite them".to_owned())
             }
             KindName::Embed => ("turns each text into a vector", "`model`; `normalize`, default true".to_owned()),
             KindName::Annotate => ("finds keywords, risks, actions and the intent", String::new()),

@@ -27,8 +27,10 @@ const STORE_TIMEOUT_MS: u64 = 5000;
 
 pub(crate) async fn readyz(began: Now) -> Result<BufferedResponse, Problem> {
     let mut models = served_models(began).await?;
-    models.extend(generation::client::loading_models(began).await?);
+    let (language, unusable) = generation::client::readiness(began).await?;
+    models.extend(language);
     if !models.iter().all(|model| model.ready) {
+        models.extend(unusable);
         return Err(Problem::not_ready(models));
     }
     let unmet = unmet_steps(&models)?;
@@ -44,6 +46,8 @@ pub(crate) async fn readyz(began: Now) -> Result<BufferedResponse, Problem> {
     match store(began).await {
         Ok(condition) => {
             let exhausted = exhausted(condition.exhausted, began).await?;
+            models.extend(unusable);
+            models.sort_by(|one, other| one.name.cmp(&other.name));
             Ok(BufferedResponse::json(models::ready_json(&models, &exhausted)))
         }
         Err(detail) => Err(Problem::store_not_ready(&detail)),

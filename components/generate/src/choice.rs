@@ -126,7 +126,7 @@ impl Choice {
             FinishReason::Filtered => Reason::Filtered,
             FinishReason::Cancelled => Reason::Cancelled,
         };
-        events.push(EventKind::Done(Done { index: self.index, reason, stop: end.stop, tokens }));
+        events.push(EventKind::Done(Done { index: self.index, reason, stop: end.stop, tokens, prompt_tokens: None }));
     }
 
     fn emit(&mut self, text: &str, logprobs: Vec<Token>, events: &mut Vec<EventKind>) {

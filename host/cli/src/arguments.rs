@@ -32,6 +32,11 @@ pub(crate) enum Command {
     Serve(Serve),
     /// Run a model over the lines of files or of standard input
     Run(Run),
+    /// Chat with a language model in the terminal
+    ///
+    /// A line is a message; the answer is printed as it is generated. Ctrl-C ends the answer and keeps the chat, `/new` begins another chat, and
+    /// Ctrl-D ends the program.
+    Chat(Chat),
     /// Read records of files, Redis, HTTP or a WebSocket, run a model over their texts, and write the results
     Stream(Box<Stream>),
     /// List, check and fetch models
@@ -91,6 +96,48 @@ pub(crate) struct Serve {
     pub(crate) setup: Setup,
 }
 
+/// How text is generated.
+#[derive(Debug, Args)]
+pub(crate) struct Generation {
+    /// Generate: the most tokens of a text [default: generate.tokens_max, 512]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    pub(crate) max_tokens: Option<u32>,
+    /// Generate: 0 for the most likely text; higher for more variety [default: that of the model]
+    #[arg(long, value_name = "NUMBER", value_parser = temperature)]
+    pub(crate) temperature: Option<f32>,
+    /// Generate: the same seed gives the same text
+    #[arg(long, value_name = "N")]
+    pub(crate) seed: Option<u64>,
+    /// Generate: what the model is told before the text
+    #[arg(long, value_name = "TEXT")]
+    pub(crate) system: Option<String>,
+}
+
+fn temperature(text: &str) -> Result<f32, String> {
+    let number: f32 = text.parse().map_err(|_| format!("`{text}` is no number"))?;
+    if (0.0..=2.0).contains(&number) { Ok(number) } else { Err(format!("{number} is not 0 to 2")) }
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Chat {
+    /// Name or folder of a language model [default: the first of the models folder]
+    #[arg(long, value_name = "NAME|DIR")]
+    pub(crate) model: Option<String>,
+    #[command(flatten)]
+    pub(crate) generation: Generation,
+    #[command(flatten)]
+    pub(crate) setup: Setup,
+}
+
+/// How a summary is made.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum SummaryMode {
+    /// Of sentences of the text
+    Extractive,
+    /// Of sentences that a language model rewrites; extractive where its text has a number or a name that they do not have
+    Abstractive,
+}
+
 #[derive(Debug, Args)]
 #[command(after_help = examples::RUN)]
 pub(crate) struct Run {
@@ -112,6 +159,11 @@ pub(crate) struct Run {
     /// Transcript: the pause that ends a segment, seconds [default: 1.0]
     #[arg(long, value_name = "SECONDS")]
     pub(crate) max_gap_sec: Option<f64>,
+    /// Summary: how it is made
+    #[arg(long, value_enum, default_value = "extractive")]
+    pub(crate) mode: SummaryMode,
+    #[command(flatten)]
+    pub(crate) generation: Generation,
     /// Replicas of the model, each with a thread [default: one for each core]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     pub(crate) replicas: Option<u32>,
@@ -136,6 +188,8 @@ pub(crate) enum Task {
     Embed,
     /// Extract the most central sentences: `{"index":0,"summary":"…"}`
     Summary,
+    /// Generate text from each line as a message: `{"index":0,"text":"…","finish_reason":"stop"}`
+    Generate,
     /// Split each file's chunks (`{"start","end","text","speaker_id"}` lines) into annotated segments:
     /// `{"type":"final_segment","segment":{…},"semantic":{…}}`
     Transcript,

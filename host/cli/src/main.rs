@@ -2,7 +2,9 @@
 
 mod adapters;
 mod arguments;
+mod chat;
 mod examples;
+mod generation;
 mod init_config;
 mod logs;
 mod man;
@@ -37,6 +39,7 @@ fn main() -> ExitCode {
     let result = match arguments.command {
         Command::Serve(serve) => serve::main(&serve),
         Command::Run(run) => run::main(&run),
+        Command::Chat(chat) => chat::main(&chat),
         Command::Stream(stream) => stream::main(&stream),
         Command::Models(models) => models::main(&models),
         Command::Pipelines(pipelines) => pipelines::main(&pipelines),

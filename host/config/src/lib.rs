@@ -15,6 +15,7 @@ mod load;
 mod manual;
 mod pipelines;
 mod suggest;
+mod upstreams;
 mod values;
 mod variables;
 
@@ -34,6 +35,7 @@ pub use load::{ConfigError, load};
 pub use manual::{Key, keys, table_markdown, template, template_with};
 pub use pipelines::Pipelines;
 pub use suggest::{suggest, suggest_key};
+pub use upstreams::{Upstream, UpstreamKind};
 pub use variables::variables;
 
 /// The configuration.
@@ -64,6 +66,8 @@ pub struct Config {
     pub auth: Auth,
     /// Adapters, one by one: `[[adapter]]`.
     pub adapter: Vec<Adapter>,
+    /// Other servers that generate text, one by one: `[[upstream]]`.
+    pub upstream: Vec<Upstream>,
     /// Logs.
     pub log: Log,
 }

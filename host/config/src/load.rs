@@ -176,7 +176,8 @@ fn check(config: &Config) -> Result<(), ConfigError> {
     }
     config.pipelines.named_steps().map_err(ConfigError::Invalid)?;
     crate::adapters::check(&config.adapter).map_err(ConfigError::Invalid)?;
-    // Lists are passed to the gateway in one variable, separated by spaces.
+    crate::upstreams::check(&config.upstream).map_err(ConfigError::Invalid)?;
+    // They reach the gateway in one variable, separated by spaces.
     let lists = [
         ("auth.issuers", &config.auth.issuers),
         ("auth.audiences", &config.auth.audiences),

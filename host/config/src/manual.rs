@@ -3,7 +3,7 @@
 use serde_json::Value;
 
 use crate::Config;
-use crate::variables::variable;
+use crate::variables::{TABLES, variable};
 
 /// A key, with its manual entry.
 #[derive(Debug, Clone, PartialEq)]
@@ -47,13 +47,13 @@ pub fn template_with(values: &[(&str, &str)]) -> String {
     let mut section = String::new();
     for key in keys() {
         let (head, leaf) = key.name.rsplit_once('.').unwrap_or(("", &key.name));
-        // A section with NAME is a comment, since the name must be replaced. Adapters are comments, since there are
-        // none by default.
-        let is_adapter = head == "adapter" || head.starts_with("adapter.");
-        let comment = if head.contains("NAME") || is_adapter { "# " } else { "" };
+        // A section with NAME is a comment: the name is to be replaced. So are the tables of which there are none by default.
+        let is_table = TABLES.contains(&head.split('.').next().unwrap_or_default());
+        let comment = if head.contains("NAME") || is_table { "# " } else { "" };
         if head != section {
             section = head.to_owned();
-            let title = if section == "adapter" { "[[adapter]]".to_owned() } else { format!("[{section}]") };
+            let title =
+                if TABLES.contains(&section.as_str()) { format!("[[{section}]]") } else { format!("[{section}]") };
             text.push_str(&format!("\n{comment}{title}\n"));
         }
         text.push_str(&format!("# {}\n", key.meaning));
@@ -96,9 +96,13 @@ fn visit(root: &Value, property: &Value, default: &Value, path: &str, keys: &mut
         && kinds.iter().any(|kind| kind.pointer("/properties/kind").is_some())
     {
         visit_kinds(root, kinds, path, keys);
-    } else if path == "adapter" {
+    } else if TABLES.contains(&path) {
         let item = resolve(root, target.get("items").unwrap_or(&Value::Null));
-        walk(root, item, &serde_json::to_value(crate::Adapter::default()).unwrap_or_default(), path, keys);
+        let defaults = match path {
+            "adapter" => serde_json::to_value(crate::Adapter::default()),
+            _ => serde_json::to_value(crate::Upstream::default()),
+        };
+        walk(root, item, &defaults.unwrap_or_default(), path, keys);
     } else if target.get("properties").is_some() {
         walk(root, target, default, path, keys);
     } else if let Some(item) = target.get("additionalProperties")

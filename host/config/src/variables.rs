@@ -9,8 +9,7 @@ pub(crate) fn variable(key: &str) -> String {
     format!("WEIR_{}", key.replace('.', "_").to_uppercase())
 }
 
-/// Every key except those of `[model.NAME]` and `[[adapter]]`, with its variable and its value as text. The items of a
-/// list are separated by spaces.
+/// Every key but those of `[model.NAME]`, `[[adapter]]` and `[[upstream]]`, with its variable and its value as text: the items of a list are separated by spaces.
 pub fn variables(config: &Config) -> Vec<(String, String, String)> {
     let values = serde_json::to_value(config).unwrap_or_default();
     let value = |key: &str| key.split('.').try_fold(&values, |value, part| value.get(part));
@@ -31,6 +30,9 @@ fn text(value: &Value) -> String {
     }
 }
 
+/// Keys of which there are several tables, or none.
+pub(crate) const TABLES: [&str; 2] = ["adapter", "upstream"];
+
 /// The keys with a default value.
 pub(crate) fn leaves() -> Vec<String> {
     fn collect(value: &Value, path: &str, out: &mut Vec<String>) {
@@ -41,7 +43,7 @@ pub(crate) fn leaves() -> Vec<String> {
                 }
             }
             Value::Object(_) => {}
-            Value::Array(_) if path == "adapter" => {}
+            Value::Array(_) if TABLES.contains(&path) => {}
             _ => out.push(path.to_string()),
         }
     }

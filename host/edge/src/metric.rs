@@ -48,6 +48,11 @@ pub(crate) const METRICS: &[Metric] = &[
     counter("weir_gateway_instances_total", &[], "gateway instances created"),
     counter("weir_generate_cached_tokens_total", &["model"], "tokens of prompts that were in the cache"),
     counter("weir_generate_failures_total", &["model"], "requests for generated text answered with a failure"),
+    counter(
+        "weir_generate_fallbacks_total",
+        &["model"],
+        "requests that failed before they began, and went to the next upstream",
+    ),
     histogram("weir_generate_first_token_seconds", &["model"], "time from a request to its first token"),
     gauge("weir_generate_pages_free", &["model"], "pages of the cache that no sequence uses"),
     counter("weir_generate_prefill_tokens_total", &["model"], "tokens of prompts that were computed"),
@@ -106,6 +111,11 @@ pub(crate) const METRICS: &[Metric] = &[
     histogram("weir_pipeline_step_seconds", &["kind"], "time of completed attempts of steps"),
     counter("weir_pipeline_steps_total", &["outcome"], "steps of executions that have ended"),
     counter("weir_step_calls_total", &["step", "outcome"], "calls of step components"),
+    counter(
+        "weir_upstream_requests_total",
+        &["upstream", "outcome"],
+        "attempts at upstreams: ok, refused, throttled, failed, unreachable, or key where the key could not be read",
+    ),
     gauge("weir_websockets_open", &[], "WebSockets open"),
 ];
 
@@ -155,8 +165,19 @@ server](../guides/operate.md#metrics). A metric appears once it has a value.
 
     /// Adds the names of metrics in the sources below a folder: literals that begin with `weir_` and a subject.
     fn collect_names(folder: &Path, names: &mut BTreeSet<String>) {
-        const SUBJECTS: [&str; 10] =
-            ["adapter", "events", "gateway", "generate", "http", "infer", "keeper", "pipeline", "step", "websockets"];
+        const SUBJECTS: [&str; 11] = [
+            "adapter",
+            "events",
+            "gateway",
+            "generate",
+            "http",
+            "infer",
+            "keeper",
+            "pipeline",
+            "step",
+            "upstream",
+            "websockets",
+        ];
         for entry in std::fs::read_dir(folder).unwrap() {
             let path = entry.unwrap().path();
             if path.is_dir() {

@@ -41,10 +41,12 @@ mod sleeper;
 mod start;
 pub mod stream;
 
+pub use bindings::generate_types;
 pub use bindings::types;
 pub use components::code::{ComponentError, ComponentSource};
 pub use components::gateway;
 pub use components::guest_log::TARGET as GUEST_LOG_TARGET;
+pub use generation::{CommandSender, EventReceiver, Generations};
 pub use inference::call::{CallOpener, CallSender, Outcomes};
 pub use inference::pool::PoolStats;
 pub use interfaces::convert::core_failure;

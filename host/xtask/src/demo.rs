@@ -14,11 +14,11 @@ use crate::args::Args;
 use crate::house::House;
 use crate::server::Server;
 use crate::ui::Step;
-use crate::{build, http, setup, sh};
+use crate::{build, http, lm, setup, sh};
 
 pub(crate) const USAGE: &str = "\
 Starts `weir serve` on a free port, streams demo/night-train.txt through POST /process-stream with all steps, runs
-`weir run` on a few lines, and stops the server.
+`weir run` on a few lines, shows a summary that a language model has rewritten, and stops the server.
 
 Options:
   --serve            do not stop the server at the end; its page can be opened in a browser until Ctrl-C
@@ -55,7 +55,12 @@ pub(crate) fn task(house: &House, mut args: Args) -> Result<()> {
     build::weir(house)?;
 
     let step = Step::begin("start", "weir serve --listen 127.0.0.1:0");
-    let server = match Server::start(house, &[]) {
+    // Everything but the last part works without it.
+    let language_model = lm::model(house).ok();
+    let folder = language_model.as_deref().and_then(|file| file.parent());
+    let argument = folder.map(|folder| format!("smollm2-135m-instruct={}", folder.display()));
+    let arguments: Vec<&str> = argument.iter().flat_map(|model| ["--model", model.as_str()]).collect();
+    let server = match Server::start(house, &arguments) {
         Ok(server) => server,
         Err(error) => {
             step.failed("");
@@ -66,6 +71,10 @@ pub(crate) fn task(house: &House, mut args: Args) -> Result<()> {
     step.done(&ready);
     show(house, server.address, &text_file, text.trim(), raw, record.as_deref())?;
     lines(house)?;
+    match language_model {
+        Some(_) => rewritten(server.address, text.trim())?,
+        None => println!("\nThere is no language model for a summary in other words: `cargo xtask lm` fetches one."),
+    }
     if serves {
         println!("\nThe server is running. Its page: http://{}/\nCtrl-C stops it.", server.address);
         return server.wait();
@@ -161,6 +170,25 @@ fn lines(house: &House) -> Result<()> {
     }
     if !output.status.success() || outputs.lines().count() != LINES.lines().count() {
         bail!("weir run failed: {}", output.status);
+    }
+    Ok(())
+}
+
+/// A summary that a language model has rewritten.
+fn rewritten(address: SocketAddr, text: &str) -> Result<()> {
+    println!(
+        "\nA language model rewrites the summary, POST /process-batch with \"summary\": {{\"mode\": \"abstractive\"}}:\n"
+    );
+    let request = json!({ "text": text, "include_sentiment": false, "summary": { "mode": "abstractive" } });
+    let answer = http::request(address, "POST", "/process-batch", Some(&request.to_string()))?;
+    let status = answer.status;
+    let answer: Value = serde_json::from_reader(answer.body).context("the answer is no JSON")?;
+    let Some(summary) = answer["summary"].as_str().filter(|_| status == 200) else {
+        bail!("weir answered {status}: {answer}")
+    };
+    wrap(summary).iter().for_each(|line| println!("{line}"));
+    if let Some(reason) = answer["summary_fallback"].as_str() {
+        println!("\n  These are sentences of the text: {reason}.");
     }
     Ok(())
 }

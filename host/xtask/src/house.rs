@@ -17,6 +17,7 @@ pub(crate) const COMPONENTS: &[Component] = &[
     Component { package: "weir-generate", name: "generate" },
     Component { package: "weir-infer", name: "infer" },
     Component { package: "weir-adapter", name: "adapter" },
+    Component { package: "weir-upstream", name: "upstream" },
 ];
 
 /// Packages that cargo builds and tests by a command of their own: llguidance wants `preserve_order` of serde_json, and features are
@@ -70,6 +71,7 @@ pub(crate) const LIGHT_PACKAGES: &[&str] = &[
     "weir-kernels",
     "weir-lm",
     "weir-session",
+    "weir-upstream",
     "xtask",
 ];
 

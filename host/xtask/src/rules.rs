@@ -45,6 +45,7 @@ const RULES: &[Rule] = &[
         house: &["weir-core", "weir-codec"],
         others: Some(&["futures", "wit-bindgen"]),
     },
+    Rule { package: "weir-upstream", house: &["weir-core", "weir-codec"], others: None },
     Rule { package: "weir-config", house: &["weir-core"], others: None },
     Rule { package: "weir-nn", house: &["weir-core", "weir-kernels"], others: None },
     // Files and threads, but no async and no engine of WebAssembly: it is tested in the dev profile.
@@ -64,7 +65,7 @@ const RULES: &[Rule] = &[
     },
     // Of codec: the settings of the adapter component, the rows of CSV, captions. Of events: channels as sources and sinks.
     Rule { package: "weir-adapters", house: &["weir-codec", "weir-config", "weir-core", "weir-events"], others: None },
-    // Of codec: captions, lines of inputs, and the definitions of pipelines. Of core: records of adapters.
+    // Of codec: captions, lines of inputs, and the definitions of pipelines. Of core: records of adapters, and when a rewritten summary counts.
     Rule {
         package: "weir",
         house: &[
@@ -132,6 +133,7 @@ const RESERVED: &[(&str, &[&str])] = &[
             "weir-no-generate",
             "weir-session",
             "weir-store",
+            "weir-upstream",
             "nn-probe",
             "infer-stub",
             "generate-stub",
@@ -327,6 +329,7 @@ fn each_boundary_has_one_conversion_module() {
         ("components/gateway", "wire::Prompt::", "generation/convert.rs"),
         ("components/gateway", "session::KeywordMatch", "transcripts/convert.rs"),
         ("components/session", "KeywordMatch {", "convert.rs"),
+        ("components/upstream", "wire::Prompt::", "convert.rs"),
         // Events and state of the host, and failures of items.
         ("host/runtime", "channels::Delivery::", "interfaces/convert.rs"),
         ("host/runtime", "Error::ShareExceeded", "interfaces/convert.rs"),

@@ -3,5 +3,6 @@
 mod commands;
 mod documents;
 mod examples;
+mod generate;
 mod pipelines;
 mod run;

@@ -2,8 +2,11 @@
 
 mod clients;
 mod dialects;
+mod model;
 mod resume;
 mod steps;
+mod summaries;
+mod upstreams;
 
 use std::time::Duration;
 

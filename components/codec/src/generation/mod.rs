@@ -4,8 +4,9 @@
 //! - [`event`]: the events of a generation, as stored in its channel; [`generated`]: the text collected from them.
 //! - [`dialect`]: a stream of events in the form of an API; [`error`]: errors in the form of each API.
 //! - [`weir`], [`chat`], [`completions`], [`responses`], [`messages`], [`gemini`], [`ui`]: the APIs.
-//! - [`upstream`]: the same APIs as a client, for other servers that generate text.
-//! - [`route`]: the paths; [`resume`]: where a client that reconnects continues.
+//! - [`upstream`]: the same APIs the other way round, for other servers that generate.
+//! - [`rewrite`]: abstractive summaries.
+//! - [`route`]: their paths; [`resume`]: where a client that comes back continues.
 
 pub mod chat;
 pub mod completions;
@@ -19,6 +20,7 @@ pub mod messages;
 pub mod request;
 pub mod responses;
 pub mod resume;
+pub mod rewrite;
 pub mod route;
 #[cfg(test)]
 mod tests;

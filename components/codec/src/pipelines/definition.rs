@@ -3,7 +3,10 @@
 use std::{collections::BTreeMap, sync::Arc};
 
 use weir_core::{
-    inference::retry::{RetryConfig, RetryPolicy},
+    inference::{
+        retry::{RetryConfig, RetryPolicy},
+        rewrite::SummaryMode,
+    },
     pipelines::{
         COMPENSATIONS_MAX, Definition, DefinitionError, Draft, Json, Kind, KindName, Method, OnError,
         PARALLEL_MAX_DEFAULT, STEPS_MAX, Step, StepIndex, Streaming, TIMEOUT_MS_DEFAULT, Task, bounds,
@@ -198,7 +201,10 @@ fn kind(name: KindName, members: &mut Members<'_>, errors: &mut Errors) -> Optio
         }
         KindName::Sentiment => Kind::Sentiment { model: model(errors) },
         KindName::Entities => Kind::Entities { model: model(errors) },
-        KindName::Summary => Kind::Summary { model: model(errors) },
+        KindName::Summary => {
+            let model = model(errors);
+            Kind::Summary { model, mode: members.choice("mode", SummaryMode::ALL, SummaryMode::name, errors) }
+        }
         KindName::Embed => {
             Kind::Embed { model: model(errors), normalize: members.boolean("normalize", errors).unwrap_or(true) }
         }
@@ -370,8 +376,12 @@ fn write_task(out: &mut Object<'_>, task: &Task) {
         Kind::Chunk { chunk_size } => {
             out.value("chunk_size", chunk_size);
         }
-        Kind::Sentiment { model } | Kind::Entities { model } | Kind::Summary { model } => {
-            write_some(out, "model", model)
+        Kind::Sentiment { model } | Kind::Entities { model } => write_some(out, "model", model),
+        Kind::Summary { model, mode } => {
+            write_some(out, "model", model);
+            if let Some(mode) = mode {
+                out.value("mode", mode.name());
+            }
         }
         Kind::Embed { model, normalize } => {
             write_some(out, "model", model);

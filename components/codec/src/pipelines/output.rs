@@ -16,6 +16,7 @@ use weir_core::{
     failure::Failure,
     inference::{
         chunk,
+        rewrite::SummaryText,
         tally::{Tally, sentiment_label},
         text_step::{ChunkSentiment, TextOutput, compression, locate, unexpected},
     },
@@ -43,12 +44,17 @@ pub fn chunks(text: &str, chunk_size: u32) -> Json {
 }
 
 /// The output of a `summary` step.
-pub fn summary(outcome: Result<TextOutput, Failure>, text: &str) -> Result<Json, Failure> {
-    match outcome {
-        Ok(TextOutput::Summary(summary)) => {
-            let compression_ratio = compression(&summary, chunk::code_points(text));
-            Ok(body(&ProcessEvent::SummarizationComplete { summary, compression_ratio }))
-        }
+pub fn summary(summary: SummaryText, text: &str) -> Json {
+    let SummaryText { text: summary, mode, fallback } = summary;
+    let compression_ratio = compression(&summary, chunk::code_points(text));
+    let fallback = fallback.map(|refusal| refusal.to_string());
+    body(&ProcessEvent::SummarizationComplete { summary, compression_ratio, mode, fallback })
+}
+
+/// The sentences of a summary, from the answer of the model that chooses them.
+pub fn sentences(answer: Result<TextOutput, Failure>) -> Result<String, Failure> {
+    match answer {
+        Ok(TextOutput::Summary(sentences)) => Ok(sentences),
         other => Err(unexpected(other)),
     }
 }

@@ -21,7 +21,13 @@ pub struct BatchResponse {
     /// The summary; only for a text longer than 100 code points.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub summary: Option<String>,
-    /// The entities, in the order of the text.
+    /// `extractive` or `abstractive`, where the request asked for a mode.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub summary_mode: Option<String>,
+    /// Why the summary is extractive although the request asked for an abstractive one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub summary_fallback: Option<String>,
+    /// In the order of the text.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub entities: Option<Vec<BatchEntity>>,
     /// Seconds from the request to the response.
@@ -128,11 +134,15 @@ impl BatchCollector {
 
     fn response(&self, duration_ns: u64) -> Result<BatchResponse, BatchFailure> {
         let [sentiment, summary, entities] = &self.steps;
+        let sentiment = read::<SentimentOutput>(TextStep::Sentiment, sentiment.as_ref())?;
+        let summary = read::<SummaryOutput>(TextStep::Summarization, summary.as_ref())?.unwrap_or_default();
         Ok(BatchResponse {
-            sentiment: read::<SentimentOutput>(TextStep::Sentiment, sentiment.as_ref())?
+            sentiment: sentiment
                 .and_then(|output| output.chunk_sentiments.into_iter().next())
                 .map(BatchSentiment::from),
-            summary: read::<SummaryOutput>(TextStep::Summarization, summary.as_ref())?.map(|output| output.summary),
+            summary: summary.summary,
+            summary_mode: summary.summary_mode,
+            summary_fallback: summary.summary_fallback,
             entities: read::<EntitiesOutput>(TextStep::Entities, entities.as_ref())?.map(|output| output.entities),
             processing_time: seconds(duration_ns),
         })
@@ -159,9 +169,11 @@ impl From<ChunkOutput> for BatchSentiment {
 }
 
 /// The members of the output of `summary` that a batch reads.
-#[derive(Deserialize)]
+#[derive(Default, Deserialize)]
 struct SummaryOutput {
-    summary: String,
+    summary: Option<String>,
+    summary_mode: Option<String>,
+    summary_fallback: Option<String>,
 }
 
 /// The members of the output of `entities` that a batch reads.

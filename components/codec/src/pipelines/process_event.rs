@@ -5,6 +5,7 @@
 use serde::{Serialize, Serializer};
 use weir_core::{
     inference::{
+        rewrite::SummaryMode,
         tally::Tally,
         text_step::{ChunkSentiment, Entity, TextStep},
     },
@@ -54,6 +55,10 @@ pub enum ProcessEvent {
         summary: String,
         /// Code points of the summary divided by code points of the text.
         compression_ratio: f64,
+        /// How it was made, where that was asked for.
+        mode: Option<SummaryMode>,
+        /// Why it is extractive although the other was asked for.
+        fallback: Option<String>,
     },
     /// Entities were extracted.
     EntitiesComplete {
@@ -141,6 +146,12 @@ pub enum Wire<'a> {
         summary: &'a str,
         /// Code points of the summary divided by code points of the text.
         compression_ratio: f64,
+        /// `extractive` or `abstractive`, where the request asked for a mode.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        summary_mode: Option<&'static str>,
+        /// Why the summary is extractive although the request asked for an abstractive one.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        summary_fallback: Option<&'a str>,
     },
     /// Entities are being extracted.
     EntitiesProcessing {
@@ -322,8 +333,13 @@ fn wire<'a>(event: &'a ProcessEvent, wire_entities: &'a WireEntities<'a>) -> Wir
             positive_chunks: tally.positive,
             negative_chunks: tally.negative,
         },
-        ProcessEvent::SummarizationComplete { summary, compression_ratio } => {
-            Wire::SummarizationComplete { summary, compression_ratio: *compression_ratio }
+        ProcessEvent::SummarizationComplete { summary, compression_ratio, mode, fallback } => {
+            Wire::SummarizationComplete {
+                summary,
+                compression_ratio: *compression_ratio,
+                summary_mode: mode.map(SummaryMode::name),
+                summary_fallback: fallback.as_deref(),
+            }
         }
         ProcessEvent::EntitiesComplete { .. } => Wire::EntitiesComplete {
             entities: wire_entities,
@@ -466,7 +482,7 @@ mod tests {
         );
         let summary = "Line one.\nLine \"two\".\u{2028}".to_owned();
         check(
-            &ProcessEvent::SummarizationComplete { summary, compression_ratio: 0.25 },
+            &ProcessEvent::SummarizationComplete { summary, compression_ratio: 0.25, mode: None, fallback: None },
             expect![[
                 r#"{"status":"summarization_complete","summary":"Line one.\nLine \"two\". ","compression_ratio":0.25}"#
             ]],

@@ -1,11 +1,16 @@
 //! The body of `POST /process-stream` and `POST /process-batch`.
 
-use weir_core::inference::chunk::code_points;
+use weir_core::inference::{chunk::code_points, rewrite::SummaryMode};
 
 use crate::json::{
+    JsonError,
     field::{FieldError, FieldReason, RequestError},
     members::{Errors, Members},
+    tree::Node,
 };
+
+/// Most values in a request.
+const VALUES_MAX: usize = 256;
 
 /// Minimum number of code points in a text.
 pub const TEXT_CODE_POINTS_MIN: usize = 10;
@@ -32,6 +37,9 @@ pub struct ProcessRequest {
     /// Summarize the text, if it is longer than 100 code points.
     #[cfg_attr(feature = "schema", schemars(default = "yes"))]
     pub include_summary: bool,
+    /// How the summary is made.
+    #[cfg_attr(feature = "schema", schemars(rename = "summary", with = "Option<SummaryOptionsSchema>"))]
+    pub summary_mode: Option<SummaryMode>,
     /// Find named entities.
     #[cfg_attr(feature = "schema", schemars(default))]
     pub include_entities: bool,
@@ -57,16 +65,39 @@ impl ProcessRequest {
     ///
     /// The body is not a JSON object, or has invalid fields; every invalid field is listed.
     pub fn from_json(body: &[u8]) -> Result<Self, RequestError> {
-        let (mut members, mut errors) = (Members::of_body(body)?, Errors::default());
+        let node = Node::read(body, VALUES_MAX)?;
+        let (got, mut errors) = (node.name(), Errors::default());
+        let members = Members::of_node(String::new(), node, &mut errors);
+        let mut members = members.ok_or(JsonError::NotAnObject { got })?;
         let text = text(&mut members, &mut errors);
         let include_sentiment = members.boolean("include_sentiment", &mut errors).unwrap_or(true);
         let include_summary = members.boolean("include_summary", &mut errors).unwrap_or(true);
+        let summary_mode = summary_mode(&mut members, &mut errors);
         let include_entities = members.boolean("include_entities", &mut errors).unwrap_or(false);
         let bounds = (CHUNK_SIZE_MIN, CHUNK_SIZE_MAX);
         let chunk_size = members.integer_within("chunk_size", bounds, &mut errors).unwrap_or(CHUNK_SIZE_DEFAULT) as u32;
         members.finish(&mut errors);
-        errors.finish(Self { text, include_sentiment, include_summary, include_entities, chunk_size })
+        errors.finish(Self { text, include_sentiment, include_summary, summary_mode, include_entities, chunk_size })
     }
+}
+
+/// The member `summary`: `{"mode": …}`.
+fn summary_mode(members: &mut Members<'_>, errors: &mut Errors) -> Option<SummaryMode> {
+    let mut members = members.object("summary", errors)?;
+    let mode = members.choice("mode", SummaryMode::ALL, SummaryMode::name, errors);
+    members.finish(errors);
+    mode
+}
+
+/// How a summary is made.
+#[cfg(feature = "schema")]
+#[derive(schemars::JsonSchema)]
+#[schemars(rename = "SummaryOptions", deny_unknown_fields)]
+pub(crate) struct SummaryOptionsSchema {
+    /// `extractive`: sentences of the text. `abstractive`: a language model rewrites them; where its text has a number or a name that they do
+    /// not have, the summary is extractive, and says why.
+    #[expect(dead_code, reason = "it is read by hand")]
+    pub mode: Option<String>,
 }
 
 fn text(members: &mut Members<'_>, errors: &mut Errors) -> String {
@@ -115,13 +146,14 @@ mod tests {
         check(
             r#"{"text":"ten points"}"#,
             expect![[r#"
-            ProcessRequest {
-                text: "ten points",
-                include_sentiment: true,
-                include_summary: true,
-                include_entities: false,
-                chunk_size: 200,
-            }"#]],
+                ProcessRequest {
+                    text: "ten points",
+                    include_sentiment: true,
+                    include_summary: true,
+                    summary_mode: None,
+                    include_entities: false,
+                    chunk_size: 200,
+                }"#]],
         );
     }
 
@@ -135,6 +167,7 @@ mod tests {
                     text: "ten points",
                     include_sentiment: false,
                     include_summary: false,
+                    summary_mode: None,
                     include_entities: true,
                     chunk_size: 50,
                 }"#]],
@@ -147,7 +180,7 @@ mod tests {
             let error = ProcessRequest::from_json(body.as_bytes()).expect_err("a field is not known");
             assert_eq!(error.to_string(), want);
         };
-        let known = "there are text, include_sentiment, include_summary, include_entities, chunk_size";
+        let known = "there are text, include_sentiment, include_summary, summary, include_entities, chunk_size";
         check(
             r#"{"text":"ten points","include_entity":true}"#,
             &format!("`include_entity` is not known here (did you mean `include_entities`?); {known}"),

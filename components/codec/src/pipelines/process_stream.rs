@@ -47,7 +47,7 @@ pub fn definition(request: &ProcessRequest, chunk_size: Option<u32>, timeout_ms:
         steps.push(step("sentiment", Kind::Sentiment { model: None }, &[CHUNK]));
     }
     if request.include_summary && text_length > SUMMARY_CODE_POINTS_OVER {
-        steps.push(step("summary", Kind::Summary { model: None }, &[]));
+        steps.push(step("summary", Kind::Summary { model: None, mode: request.summary_mode }, &[]));
     }
     if request.include_entities {
         steps.push(step("entities", Kind::Entities { model: None }, &[]));

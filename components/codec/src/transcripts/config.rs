@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 
 use serde::Serialize;
+use weir_core::inference::rewrite::SummaryMode;
 use weir_core::transcripts::{
     Annotator, ConfigError, IdleConfig, RoutingConfig, SessionConfig, SummaryConfig, Workflow,
     annotate::{ActionRule, AnnotateConfig, KeywordGroup},
@@ -29,12 +30,14 @@ pub struct SessionRequest {
     pub sentiment: bool,
     /// Add the entities of each final segment.
     pub entities: bool,
+    /// How summaries are made.
+    pub summary_mode: Option<SummaryMode>,
 }
 
 impl SessionRequest {
     /// The defaults of a stored session.
     pub fn stored() -> Self {
-        Self { config: SessionConfig::default(), sentiment: false, entities: false }
+        Self { config: SessionConfig::default(), sentiment: false, entities: false, summary_mode: None }
     }
 
     /// The defaults of a session in one request: no summaries and no expiry.
@@ -95,6 +98,7 @@ impl SessionRequest {
         if let Some(mut members) = members.object("summary", errors) {
             set_whole(&mut config.summary.every_finals, &mut members, "every_finals", errors);
             set(&mut config.summary.at_end, members.boolean("at_end", errors));
+            self.summary_mode = members.choice("mode", SummaryMode::ALL, SummaryMode::name, errors);
             members.finish(errors);
         }
         if let Some(mut members) = members.object("routing", errors) {
@@ -179,6 +183,17 @@ impl SessionRequest {
             "max_time_sec" => config.context.max_time_sec = parse(name, value, "number")?,
             "summary_every" => config.summary.every_finals = parse(name, value, "integer")?,
             "summary_at_end" => config.summary.at_end = parse(name, value, "boolean")?,
+            "summary_mode" => {
+                let mode = SummaryMode::from_name(value.trim());
+                let wrong = || {
+                    FieldError::new(
+                        name,
+                        FieldReason::NotAllowed,
+                        "`summary_mode` must be extractive or abstractive".to_owned(),
+                    )
+                };
+                self.summary_mode = Some(mode.ok_or_else(wrong)?);
+            }
             "annotate" => {
                 let mut refusal = None;
                 let names = value.split(',').map(str::trim).filter(|name| !name.is_empty() && *name != "none");
@@ -239,8 +254,16 @@ impl SessionRequest {
 
 const FIELDS: [&str; 10] =
     ["max_gap_sec", "overlap", "annotate", "keywords", "actions", "context", "summary", "routing", "idle", "limits"];
-const QUERY: [&str; 7] =
-    ["max_gap_sec", "overlap", "annotate", "max_segments", "max_time_sec", "summary_every", "summary_at_end"];
+const QUERY: [&str; 8] = [
+    "max_gap_sec",
+    "overlap",
+    "annotate",
+    "max_segments",
+    "max_time_sec",
+    "summary_every",
+    "summary_at_end",
+    "summary_mode",
+];
 
 /// Converts an error of a configuration to a field error.
 fn field_error(error: &ConfigError) -> FieldError {
@@ -287,6 +310,8 @@ struct Context {
 struct Summary {
     every_finals: u32,
     at_end: bool,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    mode: Option<&'static str>,
 }
 
 #[derive(Serialize)]
@@ -330,7 +355,11 @@ impl<'a> Wire<'a> {
             keywords: Groups(groups.collect()),
             actions: Groups(actions.collect()),
             context: Context { max_segments: context.max_segments, max_time_sec: context.max_time_sec },
-            summary: Summary { every_finals: summary.every_finals, at_end: summary.at_end },
+            summary: Summary {
+                every_finals: summary.every_finals,
+                at_end: summary.at_end,
+                mode: request.summary_mode.map(SummaryMode::name),
+            },
             routing: Routing { question, action_item, decision, general, queued_max: routing.queued_max },
             idle: Idle { expire_ms: idle.expire_ms, warn_ms: idle.warn_ms },
             limits: Limits {
@@ -408,7 +437,7 @@ mod tests {
         check(
             "max_gap_sec=x&gap=1&annotate=mood",
             expect![
-                "`max_gap_sec` must be a number, and is a string; `gap` is not known here; there are max_gap_sec, overlap, annotate, max_segments, max_time_sec, summary_every, summary_at_end; `annotate` may have keywords, intent, sentiment and entities, and has `mood`"
+                "`max_gap_sec` must be a number, and is a string; `gap` is not known here; there are max_gap_sec, overlap, annotate, max_segments, max_time_sec, summary_every, summary_at_end, summary_mode; `annotate` may have keywords, intent, sentiment and entities, and has `mood`"
             ],
         );
         check("max_gap_sec=nan", expect!["max_gap_sec must be a finite number of at least 0, and is NaN"]);

@@ -1,6 +1,7 @@
 //! The outputs of a session as lines of JSON.
 
 use serde::Serialize;
+use weir_core::inference::rewrite::{SummaryMode, SummaryText};
 use weir_core::transcripts::{Event, Final, Metrics, Segment, Workflow};
 
 use super::{
@@ -20,7 +21,7 @@ pub struct Enrichment {
     /// The entities of a final segment.
     pub entities: Option<Result<Vec<Entity>, ItemError>>,
     /// The summary of the context window, for a summary that is due.
-    pub summary: Option<Result<String, ItemError>>,
+    pub summary: Option<Result<SummaryText, ItemError>>,
 }
 
 /// A segment.
@@ -107,6 +108,12 @@ pub enum EventLine<'a> {
         /// The most central sentences of the window.
         #[serde(skip_serializing_if = "Option::is_none")]
         summary: Option<&'a str>,
+        /// `extractive` or `abstractive`, where the session asked for abstractive summaries.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        summary_mode: Option<&'static str>,
+        /// Why the summary is extractive although the session asked for abstractive ones.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        summary_fallback: Option<String>,
         /// Why there is no summary.
         #[serde(skip_serializing_if = "Option::is_none")]
         summary_error: Option<&'a ItemError>,
@@ -169,6 +176,8 @@ impl<'a> EventLine<'a> {
                 keywords: due.keywords.iter().map(|name| &**name).collect(),
                 prompt: &due.prompt,
                 summary: None,
+                summary_mode: None,
+                summary_fallback: None,
                 summary_error: None,
                 seq: None,
                 event_id,
@@ -220,9 +229,11 @@ impl<'a> EventLine<'a> {
                 let (values, error) = split(enrichment.entities.as_ref());
                 (*entities, *entities_error) = (values.map(Vec::as_slice), error);
             }
-            Self::SummaryDue { summary, summary_error, .. } => {
-                let (text, error) = split(enrichment.summary.as_ref());
-                (*summary, *summary_error) = (text.map(String::as_str), error);
+            Self::SummaryDue { summary, summary_mode, summary_fallback, summary_error, .. } => {
+                let (made, error) = split(enrichment.summary.as_ref());
+                (*summary, *summary_error) = (made.map(|made| made.text.as_str()), error);
+                *summary_mode = made.and_then(|made| made.mode).map(SummaryMode::name);
+                *summary_fallback = made.and_then(|made| made.fallback.as_ref()).map(ToString::to_string);
             }
             _ => {}
         }

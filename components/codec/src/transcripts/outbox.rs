@@ -7,7 +7,10 @@
 
 use std::{collections::VecDeque, io::Write as _, mem};
 
-use weir_core::{inference::text_step::TextStep, transcripts::Event};
+use weir_core::{
+    inference::{rewrite::SummaryText, text_step::TextStep},
+    transcripts::Event,
+};
 
 use super::{
     event::{Enrichment, EventLine},
@@ -64,6 +67,8 @@ pub struct Query {
     pub step: TextStep,
     /// The text to compute it for.
     pub text: String,
+    /// A language model rewrites the summary.
+    pub is_abstractive: bool,
     /// The index of the event in the batch.
     event: usize,
 }
@@ -76,7 +81,7 @@ pub enum QueryResult {
     /// The result of [`TextStep::Entities`].
     Entities(Result<Vec<Entity>, ItemError>),
     /// The result of [`TextStep::Summarization`].
-    Summary(Result<String, ItemError>),
+    Summary(Result<SummaryText, ItemError>),
 }
 
 /// An event for the channel.
@@ -104,6 +109,7 @@ pub struct EventOutbox {
     parts: SemanticParts,
     sentiment: bool,
     entities: bool,
+    abstractive: bool,
     framing: Framing,
     stored: bool,
     waiting: VecDeque<OutboxEntry>,
@@ -122,11 +128,12 @@ pub struct EventOutbox {
 impl EventOutbox {
     /// An outbox for a session that ends with its request.
     pub fn one_shot(annotate: Annotate, framing: Framing) -> Self {
-        let Annotate { keywords, intent, sentiment, entities } = annotate;
+        let Annotate { keywords, intent, sentiment, entities, abstractive } = annotate;
         Self {
             parts: SemanticParts { keywords, intent },
             sentiment,
             entities,
+            abstractive,
             framing,
             stored: false,
             waiting: VecDeque::new(),
@@ -308,8 +315,14 @@ impl EventOutbox {
         for (at, event) in batch.events.iter().enumerate() {
             match event.source.as_deref().map(|source| &source.event) {
                 Some(Event::Final(final_segment)) => {
-                    let mut add =
-                        |step| queries.push(Query { step, text: final_segment.segment.text.clone(), event: at });
+                    let mut add = |step| {
+                        queries.push(Query {
+                            step,
+                            text: final_segment.segment.text.clone(),
+                            is_abstractive: false,
+                            event: at,
+                        })
+                    };
                     if self.sentiment {
                         add(TextStep::Sentiment);
                     }
@@ -318,7 +331,12 @@ impl EventOutbox {
                     }
                 }
                 Some(Event::Summary(due)) => {
-                    queries.push(Query { step: TextStep::Summarization, text: due.transcript.clone(), event: at });
+                    queries.push(Query {
+                        step: TextStep::Summarization,
+                        text: due.transcript.clone(),
+                        is_abstractive: self.abstractive,
+                        event: at,
+                    });
                 }
                 _ => {}
             }
@@ -503,7 +521,7 @@ mod tests {
         let results = [
             QueryResult::Sentiment(Ok(LabelScore { label: "POSITIVE".to_owned(), score: 0.5 })),
             QueryResult::Entities(Err(ItemError::new("engine", "it broke"))),
-            QueryResult::Summary(Ok("Good.".to_owned())),
+            QueryResult::Summary(Ok(SummaryText::new("Good.".to_owned()))),
         ];
         outbox.handle_query_results(&mut batch, queries.into_iter().zip(results));
         let records = batch.records();

@@ -3,6 +3,7 @@
 
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
+use weir_core::inference::rewrite::SummaryMode;
 use weir_core::transcripts::{Segment, StoredBody, StoredEvent, SummaryKind};
 
 use super::{config::SessionRequest, semantic::SemanticParts};
@@ -102,12 +103,16 @@ pub struct Annotate {
     pub sentiment: bool,
     /// The entities.
     pub entities: bool,
+    /// Summaries are rewritten by a language model.
+    #[serde(default)]
+    pub abstractive: bool,
 }
 
 impl From<&SessionRequest> for Annotate {
     fn from(request: &SessionRequest) -> Self {
         let SemanticParts { keywords, intent } = request.parts();
-        Self { keywords, intent, sentiment: request.sentiment, entities: request.entities }
+        let abstractive = request.summary_mode == Some(SummaryMode::Abstractive);
+        Self { keywords, intent, sentiment: request.sentiment, entities: request.entities, abstractive }
     }
 }
 

@@ -1,15 +1,17 @@
 //! Text generation by a language model: pure, on virtual time.
 //!
-//! - [`scheduler`]: the queued and running requests, and the rows of each step.
-//! - [`admission`]: which request runs next, and which cached sequence is evicted for it.
-//! - [`prefix`]: the cached sequences, for requests whose prompts share a prefix.
-//! - [`text`]: the bytes of tokens as text, in whole characters ([`utf8`]) and without stop strings ([`stop`]).
+//! - [`scheduler`]: which requests run, and what each step computes.
+//! - [`admission`]: which request runs next, and which computed prompt gives way to it.
+//! - [`prefix`]: which computed prompts are kept, for requests that begin alike.
+//! - [`text`]: from the bytes of tokens to pieces of text: whole characters ([`utf8`]), and never a stop string ([`stop`]).
+//! - [`upstream`]: requests to another server that generates text: bounds, retries, and what each user may use.
 
 pub mod admission;
 pub mod prefix;
 pub mod scheduler;
 pub mod stop;
 pub mod text;
+pub mod upstream;
 pub mod utf8;
 
 #[cfg(test)]

@@ -5,7 +5,10 @@ use std::{collections::BTreeMap, sync::Arc};
 use thiserror::Error;
 
 use super::json::Json;
-use crate::{inference::retry::RetryConfig, named::named};
+use crate::{
+    inference::{retry::RetryConfig, rewrite::SummaryMode},
+    named::named,
+};
 
 /// Most steps of a pipeline: masks of steps have one bit of a `u64` for each.
 pub const STEPS_MAX: usize = 64;
@@ -129,6 +132,8 @@ pub enum Kind {
     Summary {
         /// The model; `None`: the configured one.
         model: Option<String>,
+        /// Whether a language model rewrites them; none: not.
+        mode: Option<SummaryMode>,
     },
     /// Computes the embedding of each text.
     Embed {

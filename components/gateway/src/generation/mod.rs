@@ -2,6 +2,7 @@
 //! clients that reconnect, is rendered from that channel.
 //!
 //! - `client`: the one client of `weir:stream/generate`; `convert`: its types as codec's.
+//! - `rewrite`: the sentences of a summary in other words.
 //! - `registry`: the generations of this instance; `running`: one of them, from its start to its last event; `batch`: the events of it that
 //!   are appended together.
 //! - `response`: a generation as a response; `routes`: the paths; `recovery`: the generations that a crash has
@@ -16,6 +17,7 @@ mod convert;
 mod recovery;
 mod registry;
 mod response;
+pub(crate) mod rewrite;
 mod routes;
 mod running;
 

@@ -230,6 +230,8 @@ impl RequestContext<'_> {
         let deadline_ms = u32::try_from(settings.request_timeout_ms).unwrap_or(u32::MAX);
         let mut computation = Computation::start(request, model, Some(deadline_ms), false).await;
         match computation.wait_begun().await {
+            // Another server may say it at the end alone.
+            Ok(begun) if begun.prompt_tokens == 0 => Ok(computation.prompt_tokens().await.unwrap_or(0)),
             Ok(begun) => Ok(begun.prompt_tokens),
             Err(failure) => Err(client::problem(failure, self.began).await),
         }

@@ -87,7 +87,8 @@ impl StartingGeneration {
         let ApiRequest { request, detach, dialect, .. } = request;
         let GenerateRequest { model, choices, .. } = &request;
         let (model, choices) = (client::choose_model(model.clone(), began).await?, *choices);
-        let computation = Computation::start(request, model.clone(), deadline_ms, detach).await;
+        let user = Settings::current().is_ok_and(|settings| settings.auth.required).then(|| identity.user());
+        let computation = Computation::start_for(user, request, model.clone(), deadline_ms, detach).await;
         Ok(Self { admission, id, model, choices, dialect, computation, began })
     }
 

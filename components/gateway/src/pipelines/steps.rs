@@ -11,13 +11,17 @@ use weir_codec::{
 };
 use weir_core::{
     failure::Failure,
-    inference::text_step::{TextStep, unexpected},
+    inference::{
+        rewrite::{SummaryMode, SummaryText},
+        text_step::{TextStep, unexpected},
+    },
     pipelines::{Inputs, Json, Kind, RunRequest, StepFailure},
 };
 use weir_expression::{Bounds, Expression};
 
 use super::{Pipelines, attempt::Attempt, component, http, running::RunningExecution};
 use crate::{
+    generation::rewrite::rewrite,
     inference::{
         client::{exchange, no_outcome},
         convert::text_output,
@@ -66,7 +70,7 @@ impl Attempt<'_> {
             Kind::Annotate => annotate(&self.running.owner, &input).await,
             Kind::Generate { .. } => self.generate(&input).await,
             Kind::Sentiment { model } => self.sentiment(&input, model.as_deref()).await,
-            Kind::Summary { model } => self.summary(&input, model.as_deref()).await,
+            Kind::Summary { model, mode } => self.summary(&input, model.as_deref(), *mode).await,
             Kind::Entities { model } => self.entities(&input, model.as_deref()).await,
             Kind::Embed { model, normalize } => self.embed(&input, model.as_deref(), *normalize).await,
             Kind::Http { url, method, headers, body } => {
@@ -140,12 +144,21 @@ impl Attempt<'_> {
         result.await.unwrap_or_else(lost)
     }
 
-    async fn summary(&self, input: &Json, model: Option<&str>) -> Result<Json, StepFailure> {
+    async fn summary(&self, input: &Json, model: Option<&str>, mode: Option<SummaryMode>) -> Result<Json, StepFailure> {
         let text = input::text(input).map_err(invalid_input)?;
         let item = self.item(0, TextStep::Summarization, &text, model);
         let result = exchange(vec![item], async |_, result: Result<Output, Failure>| ControlFlow::Break(result)).await;
-        output::summary(result.unwrap_or_else(|| Err(no_outcome())).and_then(text_output), &text)
-            .map_err(|failure| StepFailure::from(&failure))
+        let sentences = output::sentences(result.unwrap_or_else(|| Err(no_outcome())).and_then(text_output));
+        let sentences = sentences.map_err(|failure| StepFailure::from(&failure))?;
+        let summary = match mode {
+            Some(SummaryMode::Abstractive) => {
+                // The sentences are the answer where this takes too long.
+                let timeout_ms = self.task.timeout_ms.min(self.settings().request_timeout_ms) / 2;
+                rewrite(sentences, timeout_ms).await
+            }
+            mode => SummaryText { mode, ..SummaryText::new(sentences) },
+        };
+        Ok(output::summary(summary, &text))
     }
 
     async fn entities(&self, input: &Json, model: Option<&str>) -> Result<Json, StepFailure> {

@@ -6,9 +6,13 @@ use weir_codec::{
     inference::output::{Entity, ItemError, LabelScore, Output},
     transcripts::outbox::{Query, QueryResult},
 };
-use weir_core::{failure::Failure, inference::text_step::TextStep};
+use weir_core::{
+    failure::Failure,
+    inference::{rewrite::SummaryText, text_step::TextStep},
+};
 
 use crate::{
+    generation::rewrite::rewrite,
     inference::{
         client::{exchange, no_outcome},
         convert::output,
@@ -37,20 +41,24 @@ pub(crate) async fn run_queries(queries: Vec<Query>, settings: &Settings) -> Vec
     let timeout_ms = settings.request_timeout_ms;
     let in_time = Deadline::after(clock::now(), timeout_ms).bound(exchange).await.is_some();
     let missing_failure = || if in_time { no_outcome() } else { Failure::RequestTimeout { timeout_ms } };
-    let results = queries.into_iter().zip(outcomes);
+    let mut results = Vec::with_capacity(queries.len());
+    for (query, outcome) in queries.into_iter().zip(outcomes) {
+        let mut result = query_result(query.step, outcome.unwrap_or_else(|| Err(missing_failure())));
+        if let QueryResult::Summary(Ok(summary)) = &mut result
+            && query.is_abstractive
+        {
+            *summary = rewrite(std::mem::take(&mut summary.text), timeout_ms / 2).await;
+        }
+        results.push((query, result));
+    }
     results
-        .map(|(query, outcome)| {
-            let result = query_result(query.step, outcome.unwrap_or_else(|| Err(missing_failure())));
-            (query, result)
-        })
-        .collect()
 }
 
 fn query_result(step: TextStep, outcome: Result<wire::Output, Failure>) -> QueryResult {
     let unexpected = || ItemError::from(&Failure::Other("the model returned another kind of output".to_owned()));
     match step {
         TextStep::Summarization => QueryResult::Summary(match outcome {
-            Ok(wire::Output::Summary(summary)) => Ok(summary),
+            Ok(wire::Output::Summary(summary)) => Ok(SummaryText::new(summary)),
             Ok(_) => Err(unexpected()),
             Err(failure) => Err(ItemError::from(&failure)),
         }),

@@ -49,7 +49,10 @@ struct Generation {
 
 /// The end of a choice that was cancelled before its first token.
 pub(super) fn cancelled(id: u64, index: u32) -> Event {
-    Event { id, kind: EventKind::Done(Done { index, reason: Reason::Cancelled, stop: None, tokens: 0 }) }
+    Event {
+        id,
+        kind: EventKind::Done(Done { index, reason: Reason::Cancelled, stop: None, tokens: 0, prompt_tokens: None }),
+    }
 }
 
 fn failed(id: u64, failure: Failure) -> Event {

@@ -1,6 +1,7 @@
 //! `weir run`: runs a model over the lines of files, in order, on every core; or processes transcripts
 //! ([`transcript`]).
 
+mod generate;
 mod input;
 mod output;
 mod progress;
@@ -22,7 +23,7 @@ use weir_runtime::types::{
 };
 use weir_runtime::{CallSender, Outcomes, Runtime};
 
-use crate::arguments::{Aggregation, Run, Task};
+use crate::arguments::{Aggregation, Run, SummaryMode, Task};
 use crate::{BUILTIN, logs};
 use input::{Line, Reader};
 use output::{Form, OutputLine};
@@ -40,6 +41,9 @@ const LISTS_MAX: usize = 16;
 const SUMMARY_TOKENS: std::ops::RangeInclusive<u32> = 30..=130;
 
 pub(crate) fn main(arguments: &Run) -> anyhow::Result<ExitCode> {
+    if arguments.task == Task::Generate || arguments.mode == SummaryMode::Abstractive {
+        return generate::main(arguments);
+    }
     let Some(task) = ModelTask::of(arguments.task) else { return transcript::main(arguments) };
     let name = arguments.model.clone().unwrap_or_else(|| task.bundled_model().to_string());
     let replicas = arguments.replicas.map(|replicas| ("models.replicas", replicas.to_string()));
@@ -72,7 +76,7 @@ impl ModelTask {
             Task::Entities => Some(Self::Entities),
             Task::Embed => Some(Self::Embed),
             Task::Summary => Some(Self::Summary),
-            Task::Transcript => None,
+            Task::Transcript | Task::Generate => None,
         }
     }
 

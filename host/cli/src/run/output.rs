@@ -1,7 +1,9 @@
 //! Results as JSON lines.
 
 use serde::Serialize;
+use weir_codec::generation::event::Finish;
 use weir_codec::inference::output::{Id, ItemError};
+use weir_core::inference::rewrite::{SummaryMode, SummaryText};
 use weir_runtime::inference::failure;
 use weir_runtime::types::{Entity, Failure, LabelScore, Output};
 
@@ -90,6 +92,21 @@ struct Summary<'a> {
 }
 
 #[derive(Serialize)]
+struct RewrittenSummary<'a> {
+    summary: &'a str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    summary_mode: Option<&'static str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    summary_fallback: Option<String>,
+}
+
+#[derive(Serialize)]
+struct Generated<'a> {
+    text: &'a str,
+    finish_reason: Finish,
+}
+
+#[derive(Serialize)]
 struct Failed<'a> {
     error: Reason<'a>,
 }
@@ -129,6 +146,21 @@ impl Form {
 }
 
 impl OutputLine {
+    /// A generated text.
+    pub(crate) fn generated(index: u64, id: Option<Id>, text: &str, finish_reason: Finish) -> Self {
+        Self { index, json: line(LineHeader { index, id }, Generated { text, finish_reason }), failed: false }
+    }
+
+    /// A summary that a language model was asked to rewrite.
+    pub(crate) fn rewritten(index: u64, id: Option<Id>, summary: &SummaryText) -> Self {
+        let body = RewrittenSummary {
+            summary: &summary.text,
+            summary_mode: summary.mode.map(SummaryMode::name),
+            summary_fallback: summary.fallback.as_ref().map(ToString::to_string),
+        };
+        Self { index, json: line(LineHeader { index, id }, body), failed: false }
+    }
+
     /// The failure of an input.
     pub(crate) fn failure(index: u64, id: Option<Id>, failure: &Failure) -> Self {
         let message = failure::text(failure);

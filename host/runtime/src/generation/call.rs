@@ -1,8 +1,7 @@
 //! One caller's pair of streams: commands in, events out. A call ends when its commands and all its generations have
 //! ended, and is abandoned when its caller drops the events.
 
-use std::collections::hash_map::Entry;
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{HashMap, VecDeque};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::task::{Context, Poll};
@@ -10,15 +9,16 @@ use std::time::Instant;
 
 use tokio::sync::{OwnedSemaphorePermit, mpsc};
 
+use super::backends::Backends;
 use super::pool::{ModelPool, Route};
-use crate::bindings::generate_types::{Command, Event, EventKind, Request};
+use crate::bindings::generate_types::{Command, Done, Event, EventKind, Reason, Request};
 use crate::types::{Failure, WhenFull};
 
 /// The state that the two ends of a call share.
 pub(super) struct Call {
-    pools: Arc<BTreeMap<String, Arc<ModelPool>>>,
-    /// The upper half of the ids of its generations.
-    tenant: u32,
+    backends: Arc<Backends>,
+    /// The client that made the call.
+    owner: u64,
     /// True once the events are dropped.
     is_abandoned: AtomicBool,
     /// True once the request that made the call has ended: only detached generations continue.
@@ -32,13 +32,23 @@ struct OpenGeneration {
     /// The id on the merged stream.
     id: u64,
     detached: bool,
+    /// The caller has cancelled it: no other pool is asked.
+    is_cancelled: bool,
 }
 
-pub(super) fn open(pools: Arc<BTreeMap<String, Arc<ModelPool>>>, tenant: u32) -> (CommandSender, EventReceiver) {
+/// The pools that are asked when the present one fails before it begins, and what they are asked.
+pub(super) struct Fallback {
+    request: Request,
+    /// When the deadline of the request was as it is there.
+    since: Instant,
+    rest: VecDeque<Arc<ModelPool>>,
+}
+
+pub(super) fn open(backends: Arc<Backends>, owner: u64) -> (CommandSender, EventReceiver) {
     let (tx, rx) = mpsc::unbounded_channel();
     let call = Arc::new(Call {
-        pools,
-        tenant,
+        backends,
+        owner,
         is_abandoned: AtomicBool::new(false),
         is_request_over: AtomicBool::new(false),
         open: Mutex::default(),
@@ -73,6 +83,91 @@ impl Call {
             pool.cancel(id);
         }
     }
+
+    /// Marks a generation as cancelled; returns where it runs.
+    fn set_cancelled(&self, id: u64) -> Option<(Arc<ModelPool>, u64)> {
+        let mut open = self.open();
+        let one = open.get_mut(&id)?;
+        one.is_cancelled = true;
+        Some((one.pool.clone(), one.id))
+    }
+
+    /// Hands a request to a pool in which it has room.
+    fn submit(
+        self: &Arc<Self>,
+        pool: &Arc<ModelPool>,
+        request: Request,
+        tx: mpsc::UnboundedSender<Event>,
+        (fallback, permit): (Option<Fallback>, OwnedSemaphorePermit),
+    ) {
+        let (caller_id, detached) = (request.id, request.detached);
+        // The upper half of a caller's id tells its users apart.
+        let user = (caller_id >> 32) as u32;
+        let owner = if user == 0 { (self.owner, 0) } else { (0, user) };
+        let id = pool.next_id(self.backends.tenant(owner));
+        // Open before it is submitted: its end removes it.
+        let is_cancelled = self.open().remove(&caller_id).is_some_and(|before| before.is_cancelled);
+        self.open().insert(caller_id, OpenGeneration { pool: pool.clone(), id, detached, is_cancelled });
+        let route = Route::new(caller_id, self.clone(), tx, (request.choices, fallback), permit);
+        pool.submit(Request { id, ..request }, route);
+        let is_cancelled = self.open().get(&caller_id).is_some_and(|open| open.is_cancelled);
+        if is_cancelled || !self.allows(detached) {
+            pool.cancel(id);
+        }
+    }
+
+    /// Asks the next pool that has room for a request that has failed, or answers with its failure.
+    pub(super) fn fall_back(
+        self: Arc<Self>,
+        caller_id: u64,
+        tx: mpsc::UnboundedSender<Event>,
+        mut fallback: Fallback,
+        failure: Failure,
+    ) {
+        let is_cancelled = self.open().get(&caller_id).is_none_or(|open| open.is_cancelled);
+        let choices = fallback.request.choices;
+        if is_cancelled || !self.allows(fallback.request.detached) {
+            self.remove(caller_id);
+            for index in 0..choices {
+                let done = Done { index, reason: Reason::Cancelled, stop: None, tokens: 0, prompt_tokens: None };
+                // An error means that the receiver is dropped.
+                let _ = tx.send(Event { id: caller_id, kind: EventKind::Done(done) });
+            }
+            return;
+        }
+        while let Some(pool) = fallback.rest.pop_front() {
+            let Ok(permit) = pool.room().clone().try_acquire_owned() else {
+                pool.count_refused();
+                continue;
+            };
+            let (request, fallback) = fallback.split();
+            // Its deadline has passed otherwise: the failure is the answer.
+            let Some(request) = request else { break };
+            tracing::info!(backend = pool.name(), ?failure, "a request that failed goes to the next backend");
+            return self.submit(&pool, request, tx, (fallback, permit));
+        }
+        self.remove(caller_id);
+        // An error means that the receiver is dropped.
+        let _ = tx.send(Event { id: caller_id, kind: EventKind::Failed(failure) });
+    }
+}
+
+impl Fallback {
+    /// The request with what is left of its deadline, none if that has passed; and the rest, if there is one.
+    fn split(self) -> (Option<Request>, Option<Self>) {
+        let waited_ms = u32::try_from(self.since.elapsed().as_millis()).unwrap_or(u32::MAX);
+        let (request, rest) = match self.rest.is_empty() {
+            true => (self.request, None),
+            false => (self.request.clone(), Some(self)),
+        };
+        let deadline_ms =
+            request.deadline_ms.map(|deadline_ms| deadline_ms.checked_sub(waited_ms).filter(|ms| *ms > 0));
+        let request = match deadline_ms {
+            Some(None) => None,
+            deadline_ms => Some(Request { deadline_ms: deadline_ms.flatten(), ..request }),
+        };
+        (request, rest)
+    }
 }
 
 /// The receiver of the events was dropped.
@@ -96,11 +191,11 @@ impl CommandSender {
     pub async fn send(&self, command: Command) -> Result<(), CallAbandoned> {
         match self.try_send(command)? {
             None => Ok(()),
-            Some(Waiting { pool, request, since }) => {
-                let permit = pool.room().clone().acquire_owned().await;
-                match permit {
-                    Ok(permit) => self.submit(&pool, request, since, permit),
-                    Err(_) => self.refuse(request.id, Failure::Unavailable("the server is stopping".into())),
+            Some(Waiting { pool, fallback }) => {
+                let id = fallback.request.id;
+                match pool.room().clone().acquire_owned().await {
+                    Ok(permit) => self.submit(&pool, fallback, permit),
+                    Err(_) => self.refuse(id, Failure::Unavailable("the server is stopping".into())),
                 }
                 self.check_open()
             }
@@ -112,8 +207,7 @@ impl CommandSender {
         self.check_open()?;
         match command {
             Command::Cancel(id) => {
-                let open = self.call.open().get(&id).map(|generation| (generation.pool.clone(), generation.id));
-                if let Some((pool, id)) = open {
+                if let Some((pool, id)) = self.call.set_cancelled(id) {
                     pool.cancel(id);
                 }
             }
@@ -123,51 +217,45 @@ impl CommandSender {
     }
 
     fn start(&self, request: Request) -> Option<Waiting> {
-        let since = Instant::now();
-        let Some(pool) = self.call.pools.get(&request.model).cloned() else {
-            self.refuse(request.id, Failure::UnknownModel(request.model));
-            return None;
-        };
-        if self.call.open().contains_key(&request.id) {
-            self.refuse_duplicate(request.id);
+        let rest = self.call.backends.of(&request.model);
+        let mut fallback = Fallback { request, since: Instant::now(), rest };
+        let id = fallback.request.id;
+        if self.call.open().contains_key(&id) {
+            self.refuse_duplicate(id);
             return None;
         }
-        match pool.room().clone().try_acquire_owned() {
-            Ok(permit) => self.submit(&pool, request, since, permit),
-            Err(_) if request.when_full == WhenFull::Wait => return Some(Waiting { pool, request, since }),
-            Err(_) => self.refuse(request.id, Failure::Overloaded(pool.count_refused())),
+        let mut refused = None;
+        while let Some(pool) = fallback.rest.pop_front() {
+            match pool.room().clone().try_acquire_owned() {
+                Ok(permit) => {
+                    self.submit(&pool, fallback, permit);
+                    return None;
+                }
+                // The first choice has no room: another may have.
+                Err(_) if !fallback.rest.is_empty() => refused = Some(pool.count_refused()),
+                Err(_) if fallback.request.when_full == WhenFull::Wait => return Some(Waiting { pool, fallback }),
+                Err(_) => refused = Some(pool.count_refused()),
+            }
+        }
+        match refused {
+            Some(retry_after_ms) => self.refuse(id, Failure::Overloaded(retry_after_ms)),
+            None => self.refuse(id, Failure::UnknownModel(fallback.request.model)),
         }
         None
     }
 
-    fn submit(&self, pool: &Arc<ModelPool>, request: Request, since: Instant, permit: OwnedSemaphorePermit) {
-        if !self.call.allows(request.detached) {
+    fn submit(&self, pool: &Arc<ModelPool>, fallback: Fallback, permit: OwnedSemaphorePermit) {
+        if !self.call.allows(fallback.request.detached) {
             return;
         }
-        let waited_ms = u32::try_from(since.elapsed().as_millis()).unwrap_or(u32::MAX);
-        let deadline_ms = match request.deadline_ms {
-            Some(deadline_ms) if deadline_ms <= waited_ms => return self.refuse(request.id, Failure::DeadlineExceeded),
-            deadline_ms => deadline_ms.map(|deadline_ms| deadline_ms - waited_ms),
-        };
-        let (caller_id, detached) = (request.id, request.detached);
-        let id = pool.next_id(self.call.tenant);
-        // Inserted before it is submitted, since the end of the generation removes it.
+        let id = fallback.request.id;
         // Another command with the id may have been submitted while this one waited for room.
-        let is_new = match self.call.open().entry(caller_id) {
-            Entry::Vacant(vacant) => {
-                vacant.insert(OpenGeneration { pool: pool.clone(), id, detached });
-                true
-            }
-            Entry::Occupied(_) => false,
-        };
-        if !is_new {
-            return self.refuse_duplicate(caller_id);
+        if self.call.open().contains_key(&id) {
+            return self.refuse_duplicate(id);
         }
-        let route = Route::new(caller_id, self.call.clone(), self.tx.clone(), request.choices, permit);
-        pool.submit(Request { id, deadline_ms, ..request }, route);
-        if !self.call.allows(detached) {
-            pool.cancel(id);
-        }
+        let (request, fallback) = fallback.split();
+        let Some(request) = request else { return self.refuse(id, Failure::DeadlineExceeded) };
+        self.call.submit(pool, request, self.tx.clone(), (fallback, permit));
     }
 
     fn refuse_duplicate(&self, id: u64) {
@@ -187,8 +275,7 @@ impl CommandSender {
 /// A start command that waits for room in the queue of its model.
 struct Waiting {
     pool: Arc<ModelPool>,
-    request: Request,
-    since: Instant,
+    fallback: Fallback,
 }
 
 /// The receiving end of a call. Dropping it cancels the generations of the call.

@@ -2,7 +2,6 @@
 
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
@@ -63,12 +62,47 @@ impl GenerateFactory {
         Ok(Self { host: host.clone(), pre, memory_bytes_max, environment })
     }
 
-    fn store(&self, model: ServedModel) -> Store<InstanceState> {
+    /// The instances of a model.
+    pub(super) fn instances(&self, model: ServedModel) -> ModelInstances {
+        ModelInstances { factory: self.clone(), model }
+    }
+}
+
+/// Makes the instances of one pool.
+pub(super) trait InstanceSource: Send + 'static {
+    /// The data of an instance's store.
+    type State: Send + 'static;
+
+    fn host(&self) -> &Host;
+    fn pre(&self) -> &GenerateExportsPre<Self::State>;
+    /// A store for a new instance.
+    fn store(&self) -> Store<Self::State>;
+}
+
+/// Makes the instances of one model.
+pub(super) struct ModelInstances {
+    factory: GenerateFactory,
+    model: ServedModel,
+}
+
+impl InstanceSource for ModelInstances {
+    type State = InstanceState;
+
+    fn host(&self) -> &Host {
+        &self.factory.host
+    }
+
+    fn pre(&self) -> &GenerateExportsPre<InstanceState> {
+        &self.factory.pre
+    }
+
+    fn store(&self) -> Store<InstanceState> {
+        let model = self.model.clone();
         let mut wasi = WasiCtx::builder();
-        wasi.stderr(GuestLog::built_in("generate", &model.name)).envs(&self.environment);
-        let limits = limits(self.memory_bytes_max);
+        wasi.stderr(GuestLog::built_in("generate", &model.name)).envs(&self.factory.environment);
+        let limits = limits(self.factory.memory_bytes_max);
         let state = InstanceState { table: ResourceTable::new(), model, wasi: wasi.build(), limits };
-        let mut store = Store::new(self.host.engine(), state);
+        let mut store = Store::new(self.factory.host.engine(), state);
         store.limiter(|state| &mut state.limits);
         store.set_epoch_deadline(1);
         store.epoch_deadline_async_yield_and_update(1);
@@ -80,8 +114,8 @@ impl GenerateFactory {
 /// failures.
 const RESTART_DELAYS_MS: [u64; 6] = [50, 200, 1_000, 3_000, 10_000, 30_000];
 
-/// Starts the thread that runs the instances of a model.
-pub(super) fn start(pool: Arc<ModelPool>, factory: GenerateFactory, hang_timeout: Duration) -> std::io::Result<()> {
+/// Starts the thread that runs the instances of a pool.
+pub(super) fn start(pool: Arc<ModelPool>, source: impl InstanceSource, hang_timeout: Duration) -> std::io::Result<()> {
     let name = format!("generate-{}", pool.name());
     let run = move || {
         let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
@@ -92,7 +126,7 @@ pub(super) fn start(pool: Arc<ModelPool>, factory: GenerateFactory, hang_timeout
         runtime.block_on(async {
             tokio::select! {
                 _ = stopping.wait_for(|stopping| *stopping) => {}
-                () = run_instances(&pool, &factory, hang_timeout) => {}
+                () = run_instances(&pool, &source, hang_timeout) => {}
             }
         });
         // A step in progress ends between two layers; it is not waited for.
@@ -102,10 +136,10 @@ pub(super) fn start(pool: Arc<ModelPool>, factory: GenerateFactory, hang_timeout
 }
 
 /// Runs one instance after another, each until it is lost.
-async fn run_instances(pool: &Arc<ModelPool>, factory: &GenerateFactory, hang_timeout: Duration) {
+async fn run_instances<S: InstanceSource>(pool: &Arc<ModelPool>, source: &S, hang_timeout: Duration) {
     let mut failures = 0;
     loop {
-        let run = std::panic::AssertUnwindSafe(run_instance(pool, factory, hang_timeout));
+        let run = std::panic::AssertUnwindSafe(run_instance(pool, source, hang_timeout));
         let text = match run.catch_unwind().await {
             Ok(Ok(never)) => match never {},
             Ok(Err(error)) => format!("{error:#}"),
@@ -120,21 +154,21 @@ async fn run_instances(pool: &Arc<ModelPool>, factory: &GenerateFactory, hang_ti
 }
 
 /// Creates an instance and runs it until it is lost.
-async fn run_instance(
+async fn run_instance<S: InstanceSource>(
     pool: &Arc<ModelPool>,
-    factory: &GenerateFactory,
+    source: &S,
     hang_timeout: Duration,
 ) -> wasmtime::Result<std::convert::Infallible> {
-    let mut store = factory.store(pool.model().clone());
-    let component = factory.host.run_guest(factory.pre.instantiate_async(&mut store)).await?;
+    let mut store = source.store();
+    let component = source.host().run_guest(source.pre().instantiate_async(&mut store)).await?;
     let ended = Arc::new(Notify::new());
-    let (source, sink) =
+    let (commands, sink) =
         (CommandSource(pool.connect()), EventSink { pool: pool.clone(), _ended: NotifyOnDrop(ended.clone()) });
     let run = store.run_concurrent(async |accessor| -> wasmtime::Result<()> {
         let generate = component.weir_stream_generate();
         let models = generate.call_models(accessor).await?;
         pool.set_info(models).map_err(wasmtime::Error::msg)?;
-        let commands = accessor.with(|mut access| StreamReader::new(&mut access, source))?;
+        let commands = accessor.with(|mut access| StreamReader::new(&mut access, commands))?;
         let events = generate.call_run(accessor, commands).await?;
         accessor.with(|mut access| events.pipe(&mut access, sink))?;
         pool.set_ready();
@@ -143,7 +177,7 @@ async fn run_instance(
     });
     // The hang is detected outside of the store, since a guest that never yields blocks every future inside of it.
     tokio::select! {
-        result = factory.host.run_guest(run) => result??,
+        result = source.host().run_guest(run) => result??,
         () = hang(pool, hang_timeout) => {
             let text = format!("it computed nothing for {} ms though it had requests", hang_timeout.as_millis());
             return Err(wasmtime::Error::msg(text));
@@ -228,7 +262,7 @@ impl<D> StreamConsumer<D> for EventSink {
     ) -> Poll<wasmtime::Result<StreamResult>> {
         let mut events = Vec::with_capacity(source.remaining(&mut store));
         source.read(&mut store, &mut events)?;
-        self.pool.model().steps.fetch_add(1, Ordering::Relaxed);
+        self.pool.count_progress();
         self.pool.deliver(events);
         Poll::Ready(Ok(StreamResult::Completed))
     }

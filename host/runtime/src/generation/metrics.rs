@@ -14,6 +14,8 @@ pub(super) struct PoolMetrics {
     pub(super) refused: Counter,
     pub(super) cancelled: Counter,
     pub(super) failures: Counter,
+    /// Failed requests that another upstream was asked for.
+    pub(super) fallbacks: Counter,
     pub(super) requests: Counter,
     pub(super) tokens: Counter,
     pub(super) prompt_tokens: Counter,
@@ -39,6 +41,7 @@ impl PoolMetrics {
             refused: counter("weir_generate_requests_overloaded_total"),
             cancelled: counter("weir_generate_requests_cancelled_total"),
             failures: counter("weir_generate_failures_total"),
+            fallbacks: counter("weir_generate_fallbacks_total"),
             requests: counter("weir_generate_requests_total"),
             tokens: counter("weir_generate_tokens_total"),
             prompt_tokens: counter("weir_generate_prompt_tokens_total"),

@@ -2,10 +2,13 @@
 //! that serves all calls.
 //!
 //! - `call`: one caller's pair of streams, commands in and events out.
-//! - `pool`: the generations of a model: their ids on the merged stream, and the routes of their events to the callers.
+//! - `backends`: which pools answer for a model: the local one, then upstreams.
+//! - `pool`: the generations of a model or an upstream: their ids on the merged stream, and the way of their events back to the callers.
 //! - `instance`: the thread and the store of the instance; an instance that traps is replaced, and its requests fail.
-//! - `lm`: the import `weir:stream/lm` of the instance, over an `engine`; `gguf`: the engine for GGUF files.
+//! - `upstream`: instances of the component that asks another server; `upstream_requests`: its requests, which get the key here.
+//! - `lm`: what the instance imports, `weir:stream/lm`, over an `engine`; `gguf`: the one for GGUF files.
 
+mod backends;
 mod call;
 pub(crate) mod engine;
 pub(crate) mod gguf;
@@ -15,24 +18,29 @@ mod metrics;
 mod pool;
 #[cfg(test)]
 mod tests;
+pub(crate) mod upstream;
+pub(crate) mod upstream_requests;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
+use tokio::sync::OnceCell;
+
+use self::backends::{Backends, UpstreamBackend};
 pub(crate) use self::call::GenerationHandle;
 pub use self::call::{CallAbandoned, CommandSender, EventReceiver};
 use self::engine::Load;
 pub(crate) use self::instance::GenerateFactory;
+use self::lm::ServedModel;
 use self::pool::ModelPool;
+use self::upstream::{UpstreamFactory, UpstreamSource};
 use crate::bindings::generate_types::GenerateModel;
 
 /// The language models that are served; opens calls. Cheap to clone.
 #[derive(Clone, Default)]
-pub struct Generations {
-    pools: Arc<BTreeMap<String, Arc<ModelPool>>>,
-    tenants: Arc<std::hash::RandomState>,
-}
+pub struct Generations(Arc<Backends>);
 
 /// Bounds of each model.
 #[derive(Debug, Clone, Copy)]
@@ -49,13 +57,32 @@ impl Generations {
         factory: &GenerateFactory,
         bounds: PoolBounds,
     ) -> std::io::Result<Self> {
-        let mut pools = BTreeMap::new();
+        let mut backends = Backends::default();
         for (name, load) in models {
-            let pool = ModelPool::new(name.clone(), load, bounds.requests_max);
-            instance::start(pool.clone(), factory.clone(), bounds.hang_timeout)?;
-            pools.insert(name, pool);
+            let steps = Arc::<AtomicU64>::default();
+            let pool = ModelPool::new(name.clone(), steps.clone(), bounds.requests_max, false);
+            let (metrics, engine) = (pool.metrics().clone(), Arc::new(OnceCell::new()));
+            let model = ServedModel { name: name.clone(), load, engine, metrics, steps };
+            instance::start(pool.clone(), factory.instances(model), bounds.hang_timeout)?;
+            backends.local.insert(name, pool);
         }
-        Ok(Self { pools: Arc::new(pools), tenants: Arc::default() })
+        Ok(Self(Arc::new(backends)))
+    }
+
+    /// Starts an instance for each upstream, in the order in which they are asked.
+    pub(crate) fn with_upstreams(
+        self,
+        sources: Vec<UpstreamSource>,
+        factory: &UpstreamFactory,
+        hang_timeout: Duration,
+    ) -> std::io::Result<Self> {
+        let mut backends = Arc::into_inner(self.0).expect("no call is open before the start has ended");
+        for source in sources {
+            let pool = ModelPool::new(source.name.clone(), source.progress.clone(), source.requests_max, true);
+            instance::start(pool.clone(), factory.instances(&source), hang_timeout)?;
+            backends.upstreams.push(UpstreamBackend { models: source.models, pool });
+        }
+        Ok(Self(Arc::new(backends)))
     }
 
     /// Opens a call: a sender of commands and the stream of events.
@@ -65,33 +92,26 @@ impl Generations {
 
     /// Opens a call for one of several owners: a sender of commands and the stream of events.
     pub(crate) fn open_for(&self, owner: u64) -> (CommandSender, EventReceiver) {
-        call::open(self.pools.clone(), self.tenant(owner))
-    }
-
-    /// The upper half of the ids of an owner's generations. The hash is keyed per process, so that a client cannot
-    /// choose an owner that has the tenant of another.
-    fn tenant(&self, owner: u64) -> u32 {
-        use std::hash::BuildHasher;
-        (self.tenants.hash_one(owner) >> 32) as u32
+        call::open(self.0.clone(), owner)
     }
 
     /// The models, ordered by name.
     pub fn models(&self) -> Vec<GenerateModel> {
-        self.pools.values().map(|pool| pool.info()).collect()
+        self.0.models()
     }
 
     /// Resolves when a model is ready; `None` when no language model has this name.
     pub(crate) async fn settled(&self, name: &str) -> Option<Result<(), String>> {
-        Some(self.pools.get(name)?.settled().await)
+        Some(self.0.first(name)?.settled().await)
     }
 
     /// Updates the gauges, before they are rendered.
     pub(crate) fn report(&self) {
-        self.pools.values().for_each(|pool| pool.report());
+        self.0.pools().for_each(|pool| pool.report());
     }
 
     /// Ends the instances.
     pub(crate) fn stop(&self) {
-        self.pools.values().for_each(|pool| pool.stop());
+        self.0.pools().for_each(|pool| pool.stop());
     }
 }

@@ -6,11 +6,9 @@ use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
-use tokio::sync::{OnceCell, OwnedSemaphorePermit, Semaphore, mpsc, watch};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch};
 
-use super::call::Call;
-use super::engine::Load;
-use super::lm::ServedModel;
+use super::call::{Call, Fallback};
 use super::metrics::PoolMetrics;
 use crate::bindings::generate_types::{Command, Event, EventKind, GenerateModel, Reason, Request};
 use crate::types::Failure;
@@ -21,10 +19,14 @@ const RETRY_AFTER_MS: u32 = 1_000;
 /// The reason of a model that is not ready yet; its requests wait.
 const LOADING: &str = "the model is loading";
 
-/// The generations of one model.
+/// The generations of one model, or of one upstream.
 pub(super) struct ModelPool {
-    model: ServedModel,
-    /// Each request holds a permit until it has ended.
+    name: String,
+    metrics: Arc<PoolMetrics>,
+    /// Steps and events so far: a sign of progress.
+    progress: Arc<AtomicU64>,
+    is_upstream: bool,
+    /// Permits of requests that have not ended.
     room: Arc<Semaphore>,
     next: AtomicU32,
     state: Mutex<State>,
@@ -52,7 +54,9 @@ pub(super) struct Route {
     since: Instant,
     has_begun: bool,
     has_token: bool,
-    /// The permit of the request in [`ModelPool::room`].
+    /// Where it goes if it fails before it begins.
+    fallback: Option<Fallback>,
+    /// Its place in the queue.
     _permit: OwnedSemaphorePermit,
 }
 
@@ -61,7 +65,7 @@ impl Route {
         caller_id: u64,
         call: Arc<Call>,
         tx: mpsc::UnboundedSender<Event>,
-        choices: u32,
+        (choices, fallback): (u32, Option<Fallback>),
         permit: OwnedSemaphorePermit,
     ) -> Self {
         Self {
@@ -72,6 +76,7 @@ impl Route {
             since: Instant::now(),
             has_begun: false,
             has_token: false,
+            fallback,
             _permit: permit,
         }
     }
@@ -81,16 +86,22 @@ impl Route {
         let has_ended = match &kind {
             EventKind::Begun(begun) => {
                 self.has_begun = true;
+                self.fallback = None;
                 metrics.prompt_tokens.increment(u64::from(begun.prompt_tokens));
                 metrics.cached_tokens.increment(u64::from(begun.cached_tokens));
                 false
             }
             EventKind::Failed(_) => {
                 metrics.failures.increment(1);
+                if self.falls_back(&kind) {
+                    metrics.fallbacks.increment(1);
+                    return true;
+                }
+                self.fallback = None;
                 true
             }
             EventKind::Done(done) => {
-                self.choices -= 1;
+                self.choices = self.choices.saturating_sub(1);
                 if self.choices == 0 && done.reason == Reason::Cancelled {
                     metrics.cancelled.increment(1);
                 }
@@ -103,27 +114,38 @@ impl Route {
                 false
             }
         };
+        if has_ended {
+            self.fallback = None;
+        }
         // An error means that the receiver is dropped.
         let _ = self.tx.send(Event { id: self.caller_id, kind });
         has_ended
     }
+
+    /// Whether another pool is asked in place of a failure: nothing was shown yet, and it may answer.
+    fn falls_back(&self, kind: &EventKind) -> bool {
+        let may_differ = matches!(
+            kind,
+            EventKind::Failed(
+                Failure::Overloaded(_) | Failure::CircuitOpen(_) | Failure::Unavailable(_) | Failure::Engine(_)
+            )
+        );
+        may_differ && !self.has_begun && self.fallback.is_some()
+    }
 }
 
 impl ModelPool {
-    /// A pool for at most `requests_max` requests at once, queued ones included.
-    pub(super) fn new(name: String, load: Load, requests_max: usize) -> Arc<Self> {
+    /// The generations of a model or of an upstream, at most `requests_max` at once, the queued ones included. `progress` counts what its
+    /// instance does.
+    pub(super) fn new(name: String, progress: Arc<AtomicU64>, requests_max: usize, is_upstream: bool) -> Arc<Self> {
         let (commands, receiver) = mpsc::unbounded_channel();
         let info =
             GenerateModel { name: name.clone(), context_tokens_max: None, ready: false, reason: Some(LOADING.into()) };
-        let model = ServedModel {
+        Arc::new(Self {
             metrics: Arc::new(PoolMetrics::new(&name)),
             name,
-            load,
-            engine: Arc::new(OnceCell::new()),
-            steps: Arc::new(AtomicU64::new(0)),
-        };
-        Arc::new(Self {
-            model,
+            progress,
+            is_upstream,
             room: Arc::new(Semaphore::new(requests_max)),
             next: AtomicU32::new(0),
             state: Mutex::new(State { commands, receiver: Some(receiver), routes: HashMap::new(), info }),
@@ -137,11 +159,11 @@ impl ModelPool {
     }
 
     pub(super) fn name(&self) -> &str {
-        &self.model.name
+        &self.name
     }
 
-    pub(super) fn model(&self) -> &ServedModel {
-        &self.model
+    pub(super) fn metrics(&self) -> &Arc<PoolMetrics> {
+        &self.metrics
     }
 
     /// The semaphore of which each request holds a permit until it has ended.
@@ -151,12 +173,15 @@ impl ModelPool {
 
     /// Counts a request that was refused because the queue is full; returns when to retry, ms.
     pub(super) fn count_refused(&self) -> u32 {
-        self.model.metrics.refused.increment(1);
+        self.metrics.refused.increment(1);
         RETRY_AFTER_MS
     }
 
+    /// The model; without a reason while it loads.
     pub(super) fn info(&self) -> GenerateModel {
-        self.state().info.clone()
+        let mut info = self.state().info.clone();
+        info.reason.take_if(|reason| reason.as_str() == LOADING);
+        info
     }
 
     /// The id of the next generation of a tenant on the merged stream.
@@ -166,12 +191,12 @@ impl ModelPool {
 
     /// Sends a generation to the running instance, or to the next one. It fails while the model is unavailable.
     pub(super) fn submit(&self, request: Request, route: Route) {
-        self.model.metrics.requests.increment(1);
+        self.metrics.requests.increment(1);
         let mut state = self.state();
         let id = request.id;
         let refusal = match &state.info {
             GenerateModel { ready: false, reason: Some(reason), .. } if self.is_unavailable(&state) => {
-                Some(format!("the model {} cannot answer: {reason}", self.model.name))
+                Some(format!("the model {} cannot answer: {reason}", self.name))
             }
             _ => None,
         };
@@ -206,17 +231,24 @@ impl ModelPool {
         let mut state = self.state();
         for event in events {
             let Some(route) = state.routes.get_mut(&event.id) else {
-                tracing::warn!(model = self.model.name, "the generate component gave an event for an unknown request");
+                tracing::warn!(model = self.name, "the generate component gave an event for an unknown request");
                 continue;
             };
-            if route.send(event.kind, &self.model.metrics) {
-                ended.extend(state.routes.remove(&event.id));
+            let failure = match &event.kind {
+                EventKind::Failed(failure) => Some(failure.clone()),
+                _ => None,
+            };
+            if route.send(event.kind, &self.metrics) {
+                ended.extend(state.routes.remove(&event.id).map(|route| (route, failure)));
             }
         }
         drop(state);
-        // A call is not called while this state is locked, since it locks its own state.
-        for route in ended {
-            route.call.remove(route.caller_id);
+        // A call locks its own state, then that of a pool: not while this one is locked.
+        for (route, failure) in ended {
+            match route.fallback.zip(failure) {
+                Some((fallback, failure)) => route.call.clone().fall_back(route.caller_id, route.tx, fallback, failure),
+                None => route.call.remove(route.caller_id),
+            }
         }
     }
 
@@ -236,8 +268,12 @@ impl ModelPool {
     ///
     /// The instance does not have the model, or the model is not ready.
     pub(super) fn set_info(&self, models: Vec<GenerateModel>) -> Result<(), String> {
-        let Some(model) = models.into_iter().find(|model| model.name == self.model.name) else {
-            return Err(format!("the generate component does not know the model {}", self.model.name));
+        // The models of an upstream are those of the configuration.
+        if self.is_upstream {
+            return Ok(());
+        }
+        let Some(model) = models.into_iter().find(|model| model.name == self.name) else {
+            return Err(format!("the generate component does not know the model {}", self.name));
         };
         if !model.ready {
             return Err(model.reason.unwrap_or_else(|| "it is not ready".into()));
@@ -251,7 +287,7 @@ impl ModelPool {
         state.info.ready = true;
         state.info.reason = None;
         drop(state);
-        self.model.metrics.ready.set(1.0);
+        self.metrics.ready.set(1.0);
         self.changed.send_replace(());
     }
 
@@ -261,13 +297,13 @@ impl ModelPool {
         state.info.ready = false;
         state.info.reason = Some(reason);
         drop(state);
-        self.model.metrics.ready.set(0.0);
+        self.metrics.ready.set(0.0);
         self.changed.send_replace(());
     }
 
     /// Fails all generations of a lost instance. Returns whether it was ready.
     pub(super) fn handle_loss(&self, text: &str) -> bool {
-        self.model.metrics.restarts.increment(1);
+        self.metrics.restarts.increment(1);
         let (commands, receiver) = mpsc::unbounded_channel();
         let mut state = self.state();
         (state.commands, state.receiver) = (commands, Some(receiver));
@@ -293,17 +329,22 @@ impl ModelPool {
         !self.state().routes.is_empty()
     }
 
-    /// The number of steps and event batches so far.
+    /// Counts events of the instance.
+    pub(super) fn count_progress(&self) {
+        self.progress.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Steps and events so far.
     pub(super) fn progress(&self) -> u64 {
-        self.model.steps.load(Ordering::Relaxed)
+        self.progress.load(Ordering::Relaxed)
     }
 
     /// Updates the gauges, before they are rendered.
     pub(super) fn report(&self) {
         let state = self.state();
         let running = state.routes.values().filter(|route| route.has_begun).count();
-        self.model.metrics.running.set(running as f64);
-        self.model.metrics.queued.set((state.routes.len() - running) as f64);
+        self.metrics.running.set(running as f64);
+        self.metrics.queued.set((state.routes.len() - running) as f64);
     }
 
     pub(super) fn stop(&self) {

@@ -265,7 +265,7 @@ async fn cancelled_generations_free_their_pages_within_a_step() {
     let second = TestCall::open(&fixture, 2);
     second.start(endless(3)).await;
     drop(second);
-    let room = fixture.generations.pools["fake"].room().clone();
+    let room = fixture.generations.0.local["fake"].room().clone();
     until("the removal of the queued request", || room.available_permits() == 7).await;
 
     // By dropping the events.

@@ -1,8 +1,9 @@
-//! Starts an instance of the generate component for each language model.
+//! Starts an instance of the generate component for each language model, and one of the upstream component for each upstream.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
 use weir_config::{Config, Generate};
@@ -11,11 +12,23 @@ use crate::components::code;
 use crate::components::engine::Host;
 use crate::generation::engine::Load;
 use crate::generation::gguf::{self, GgufBounds};
+use crate::generation::upstream::{UpstreamFactory, UpstreamSource};
+use crate::generation::upstream_requests::UpstreamRequests;
 use crate::generation::{GenerateFactory, Generations, PoolBounds};
 use crate::start::{Builtin, StartError, component_source, guest_env, models};
 
+/// Memory of one instance of the upstream component, bytes.
+const UPSTREAM_MEMORY_BYTES_MAX: u64 = 256 << 20;
+/// Added to the time in which every attempt at an upstream has ended, before its instance counts as hung, ms.
+const UPSTREAM_MARGIN_MS: u64 = 60_000;
+
 /// Starts the instances. Models load in the background.
 pub(crate) fn start(config: &Config, builtin: Builtin, host: &Host) -> Result<Generations, StartError> {
+    let generations = start_models(config, builtin, host)?;
+    start_upstreams(generations, config, builtin, host)
+}
+
+fn start_models(config: &Config, builtin: Builtin, host: &Host) -> Result<Generations, StartError> {
     let models = models::language_models(config)?;
     if models.is_empty() {
         return Ok(Generations::default());
@@ -32,6 +45,43 @@ pub(crate) fn start(config: &Config, builtin: Builtin, host: &Host) -> Result<Ge
     };
     let models: BTreeMap<String, Load> = models.into_iter().map(|(name, path)| (name, load(config, path))).collect();
     Generations::start(models, &factory, bounds).map_err(StartError::Threads)
+}
+
+fn start_upstreams(
+    generations: Generations,
+    config: &Config,
+    builtin: Builtin,
+    host: &Host,
+) -> Result<Generations, StartError> {
+    if config.upstream.is_empty() {
+        return Ok(generations);
+    }
+    let source = component_source("upstream", Path::new(""), builtin.upstream)?;
+    let component = code::load(host.engine(), &source)?;
+    let factory = UpstreamFactory::new(host, &component, UPSTREAM_MEMORY_BYTES_MAX)
+        .map_err(|error| StartError::Link("upstream", error))?;
+    let sources: Result<Vec<_>, _> = config.upstream.iter().map(upstream_source).collect();
+    let silence_ms = |upstream: &weir_config::Upstream| {
+        let attempt_ms = upstream.connect_timeout_ms.saturating_add(upstream.idle_timeout_ms.saturating_mul(2));
+        attempt_ms.saturating_mul(upstream.retry_max_attempts.into())
+    };
+    let silence_ms = config.upstream.iter().map(silence_ms).max().unwrap_or_default();
+    let hang_timeout = Duration::from_millis(silence_ms.saturating_add(UPSTREAM_MARGIN_MS));
+    generations.with_upstreams(sources?, &factory, hang_timeout).map_err(StartError::Threads)
+}
+
+fn upstream_source(upstream: &weir_config::Upstream) -> Result<UpstreamSource, StartError> {
+    let progress = Arc::<AtomicU64>::default();
+    let variable = |name: &str| std::env::var(name).ok();
+    let requests = UpstreamRequests::new(upstream, progress.clone(), variable).map_err(StartError::Config)?;
+    Ok(UpstreamSource {
+        name: upstream.name.clone(),
+        models: upstream.alias_names().map(str::to_owned).chain(upstream.models.iter().cloned()).collect(),
+        environment: guest_env::upstream(upstream),
+        requests,
+        requests_max: upstream.running_max as usize,
+        progress,
+    })
 }
 
 fn load(config: &Config, path: PathBuf) -> Load {

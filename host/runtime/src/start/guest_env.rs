@@ -4,7 +4,7 @@
 //! in the environment of `weir` itself: `http.body_bytes_max` is `WEIR_HTTP_BODY_BYTES_MAX`. Facts about this host that
 //! are not settings are added. Neither contains a path of the host or a secret, which a test checks.
 
-use weir_config::{Config, EventsStore};
+use weir_config::{Config, EventsStore, Upstream};
 use weir_nn::Engine;
 
 /// The path of `auth.dir`, the folder of keys, in a gateway instance.
@@ -86,6 +86,27 @@ pub(super) fn generate(config: &Config) -> Vec<(String, String)> {
     // Separated by the ASCII record separator, since prefixes contain spaces and line breaks.
     let prefixes = config.generate.prefixes.join("\u{1e}");
     variables(config, GENERATE_KEYS, [("WEIR_GENERATE_PREFIXES", prefixes)])
+}
+
+/// The environment of the upstream component: the keys of its `[[upstream]]` table, without those of the key of the server.
+pub(super) fn upstream(upstream: &Upstream) -> Vec<(String, String)> {
+    let settings = [
+        ("KIND", upstream.kind.name().to_owned()),
+        ("URL", upstream.url.clone()),
+        ("MODELS", upstream.models.join(" ")),
+        ("ALIASES", upstream.aliases.join(" ")),
+        ("CONNECT_TIMEOUT_MS", upstream.connect_timeout_ms.to_string()),
+        ("IDLE_TIMEOUT_MS", upstream.idle_timeout_ms.to_string()),
+        ("RETRY_MAX_ATTEMPTS", upstream.retry_max_attempts.to_string()),
+        ("RETRY_BASE_BACKOFF_MS", upstream.retry_base_backoff_ms.to_string()),
+        ("CIRCUIT_FAILURES", upstream.circuit_failures.to_string()),
+        ("CIRCUIT_WINDOW_MS", upstream.circuit_window_ms.to_string()),
+        ("CIRCUIT_OPEN_MS", upstream.circuit_open_ms.to_string()),
+        ("RUNNING_MAX", upstream.running_max.to_string()),
+        ("USER_RUNNING_MAX", upstream.user_running_max.to_string()),
+        ("USER_TOKENS_PER_MINUTE", upstream.user_tokens_per_minute.to_string()),
+    ];
+    settings.into_iter().map(|(name, value)| (format!("WEIR_UPSTREAM_{name}"), value)).collect()
 }
 
 fn variables<const N: usize>(
@@ -197,6 +218,14 @@ mod tests {
                 let is_seen = value.split(' ').any(|word| word == format!("marker-{key}"));
                 assert!(!is_seen || TEXTS.contains(&key.as_str()), "{name} shows {key}");
             }
+        }
+    }
+
+    #[test]
+    fn key_of_an_upstream_is_not_in_the_environment_of_its_component() {
+        let upstream = Upstream { key_file: "marker/key".into(), key_env: "marker".into(), ..Upstream::default() };
+        for (name, value) in super::upstream(&upstream) {
+            assert!(!value.contains("marker"), "{name} is {value}");
         }
     }
 

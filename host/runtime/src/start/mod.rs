@@ -2,7 +2,7 @@
 //!
 //! - `models`: the models that the configuration names.
 //! - `pools`: a pool of replicas for each model.
-//! - `generations`: an instance of the generate component for each language model.
+//! - `generations`: an instance of the generate component for each language model, and of the upstream component for each upstream.
 //! - `event_store`: the channel store; `pipeline_metrics`: metrics from its events.
 //! - `gateway`: the gateway; `guest_env`: the settings that its instances see.
 
@@ -32,6 +32,8 @@ pub struct Builtin {
     pub infer: Option<&'static [u8]>,
     /// The adapter component's code, compiled ahead of time.
     pub adapter: Option<&'static [u8]>,
+    /// The upstream component's code, compiled ahead of time.
+    pub upstream: Option<&'static [u8]>,
 }
 
 /// Why the runtime cannot start.

@@ -8,6 +8,9 @@
 //! each word, `!never` generates nothing until it is cancelled, `!tool` calls the tool `weather` twice, `!filtered` ends as filtered,
 //! `!umlaut` generates `Grüße 😀`, `!end` ends the events early, `!trap` ends the instance after a word.
 //!
+//! A prompt with a summary of the stand-in for infer (`stub summary of N code points`) is answered by a shorter one that is true where N divided
+//! by 3 leaves 0, has a name of its own where it leaves 1, and a number where it leaves 2.
+//!
 //! The reason of the listed model `counts` has counters: the generations that this instance has begun, ended and abandoned.
 
 mod bindings {
@@ -151,7 +154,7 @@ fn cancel(generation: &mut Generation) {
 }
 
 fn done(index: u32, reason: Reason, tokens: u32) -> Done {
-    Done { index, reason, stop: None, tokens }
+    Done { index, reason, stop: None, tokens, prompt_tokens: None }
 }
 
 fn start(request: &Request) -> Generation {
@@ -212,8 +215,13 @@ fn answer(request: &Request, text: &str) -> VecDeque<EventKind> {
         return events;
     }
     let first = ["One", "Uno", "Un", "Eins", "Ichi", "Yksi", "Odin", "Bir"];
-    let words: &[&str] =
-        if says("!umlaut") { &["Grüße", " 😀"] } else { &["One", " two", " three", " four", " five."] };
+    let words: &[&str] = match summarized(text) {
+        _ if says("!umlaut") => &["Grüße", " 😀"],
+        Some(points) if points % 3 == 0 => &["A stub", " summary."],
+        Some(points) if points % 3 == 1 => &["A summary", " of Paris."],
+        Some(_) => &["A summary", " of 2019."],
+        None => &["One", " two", " three", " four", " five."],
+    };
     let tokens_max = request.tokens_max.map_or(words.len(), |tokens| tokens as usize);
     for (at, word) in words.iter().enumerate().take(tokens_max) {
         if says("!fail") && at == 2 {
@@ -242,6 +250,11 @@ fn answer(request: &Request, text: &str) -> VecDeque<EventKind> {
         events.push_back(EventKind::Done(Done { stop: stop.clone(), ..done(index, reason, tokens) }));
     }
     events
+}
+
+/// The code points that a summary of the stand-in for infer names.
+fn summarized(text: &str) -> Option<u32> {
+    text.split_once("stub summary of ")?.1.split(' ').next()?.parse().ok()
 }
 
 fn piece(index: u32, word: &str, id: u32, logprobs: Option<u32>) -> Piece {

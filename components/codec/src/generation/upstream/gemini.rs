@@ -148,6 +148,7 @@ impl ChunkReader {
             let prompt_tokens = tokens(usage.get("promptTokenCount"));
             let cached_tokens = tokens(usage.get("cachedContentTokenCount"));
             out.push(UpstreamEvent::Begun { prompt_tokens, cached_tokens });
+            out.push(UpstreamEvent::PromptTokens(prompt_tokens));
             out.push(UpstreamEvent::Tokens(tokens(usage.get("candidatesTokenCount"))));
         }
         for candidate in chunk["candidates"].as_array().into_iter().flatten() {

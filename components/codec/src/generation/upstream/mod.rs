@@ -61,7 +61,9 @@ pub enum UpstreamEvent {
         /// The stop string that ended it.
         stop: Option<String>,
     },
-    /// The number of tokens generated so far, for all choices.
+    /// Tokens of the prompt, where they are known only after the start.
+    PromptTokens(u32),
+    /// Tokens that were generated for all choices.
     Tokens(u32),
     /// The upstream failed; this is the last event.
     Failed(Failure),
@@ -92,11 +94,14 @@ impl UpstreamKind {
 
     /// The failure of an error response, from its status and the bytes of its body that were read.
     pub fn refusal(self, status: u16, retry_after_s: Option<u32>, body: &[u8]) -> Failure {
-        let message = message(body).unwrap_or_else(|| format!("the upstream answered with the status {status}"));
+        let message = message(body);
+        let has_message = message.is_some();
+        let message = message.unwrap_or_else(|| format!("the upstream answered with the status {status}"));
         let retry_after_ms = retry_after_s.map_or(1000, |seconds| seconds.saturating_mul(1000));
         match status {
             400 | 413 | 422 => Failure::InvalidInput(message),
-            404 => Failure::InvalidInput(message),
+            // Without a message of the API the base URL is wrong, which a client cannot change.
+            404 if has_message => Failure::InvalidInput(message),
             // The message may quote the operator's key, so clients do not receive it.
             401 | 403 => Failure::Unavailable("the upstream refuses the key of this server".to_owned()),
             429 | 503 | 529 => Failure::Overloaded { retry_after_ms },

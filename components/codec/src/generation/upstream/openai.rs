@@ -127,6 +127,7 @@ impl ChunkReader {
             return out.push(UpstreamEvent::Failed(Failure::Engine(text.to_owned())));
         }
         if let Some(usage) = chunk.get("usage").filter(|usage| usage.is_object()) {
+            out.push(UpstreamEvent::PromptTokens(tokens(usage.get("prompt_tokens"))));
             out.push(UpstreamEvent::Tokens(tokens(usage.get("completion_tokens"))));
         }
         for choice in chunk["choices"].as_array().into_iter().flatten() {

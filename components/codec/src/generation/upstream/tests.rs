@@ -55,7 +55,7 @@ fn openai_stream_is_read_in_every_split() {
     assert_eq!(text, "Grüße");
     assert_eq!(events[0], UpstreamEvent::Begun { prompt_tokens: 0, cached_tokens: 0 });
     assert!(events.contains(&done(Finish::Length)));
-    assert!(events.contains(&UpstreamEvent::Tokens(2)));
+    assert!(events.contains(&UpstreamEvent::PromptTokens(3)) && events.contains(&UpstreamEvent::Tokens(2)));
 }
 
 const ANTHROPIC: &str = "\
@@ -154,6 +154,8 @@ fn error_response_is_a_failure_by_its_status() {
     let Failure::Unavailable(text) = refusal(401, r#"{"error":{"message":"key sk-1 is wrong"}}"#) else { panic!() };
     assert!(!text.contains("sk-1"));
     assert!(matches!(refusal(502, "<html>"), Failure::Unavailable(_)));
+    assert_eq!(refusal(404, body), Failure::InvalidInput("too long".to_owned()));
+    assert!(matches!(refusal(404, "<html>"), Failure::Unavailable(_)), "a wrong address");
 }
 
 fn chat() -> GenerateRequest {

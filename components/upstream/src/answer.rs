@@ -1,0 +1,229 @@
+//! The stream of a server as events of `weir:stream/generate`.
+//!
+//! The beginning is held back until there is something to show: until then a failure may be tried again, and another server may be asked.
+//! The ends are held back until the server has said how many tokens there were.
+
+use weir_codec::generation::upstream::{UpstreamEvent, UpstreamKind, UpstreamStream};
+use weir_core::failure::Failure;
+
+use crate::{
+    bindings::weir::stream::generate_types::{Begun, Done, EventKind},
+    convert,
+};
+
+/// The answer of a server to one attempt.
+#[derive(Debug)]
+pub struct Answer {
+    stream: UpstreamStream,
+    begun: Begun,
+    has_begun: bool,
+    /// The ends of the choices, as they are known.
+    done: Vec<Option<Done>>,
+    /// Events with text: the number of tokens where the server reports none.
+    pieces: u32,
+    prompt_tokens: Option<u32>,
+    tokens: Option<u32>,
+}
+
+/// An answer has ended.
+#[derive(Debug, PartialEq)]
+pub struct AnswerEnd {
+    /// The last events.
+    pub events: Vec<EventKind>,
+    /// All tokens, those of the prompt included.
+    pub tokens: u64,
+}
+
+impl Answer {
+    /// The answer to a request with this many choices. A server need not take the seed.
+    pub fn new(kind: UpstreamKind, choices: u32, seed: u64) -> Self {
+        Self {
+            stream: UpstreamStream::new(kind, choices),
+            begun: Begun { prompt_tokens: 0, cached_tokens: 0, seed },
+            has_begun: false,
+            done: vec![None; choices as usize],
+            pieces: 0,
+            prompt_tokens: None,
+            tokens: None,
+        }
+    }
+
+    /// Whether text was passed on.
+    pub fn has_begun(&self) -> bool {
+        self.has_begun
+    }
+
+    /// Whether every choice has its end, and the server has said how many tokens there were: nothing more is needed.
+    pub fn is_complete(&self) -> bool {
+        self.is_over() && self.tokens.is_some()
+    }
+
+    /// Whether every choice has its end.
+    pub fn is_over(&self) -> bool {
+        self.done.iter().all(Option::is_some)
+    }
+
+    /// Tokens so far, those of the prompt included.
+    pub fn tokens(&self) -> u64 {
+        let prompt_tokens = self.prompt_tokens.unwrap_or(self.begun.prompt_tokens);
+        u64::from(prompt_tokens) + u64::from(self.tokens.unwrap_or(self.pieces))
+    }
+
+    /// Takes bytes of the body; returns the events that are to be passed on.
+    ///
+    /// # Errors
+    ///
+    /// The server has failed.
+    pub fn push(&mut self, bytes: &[u8]) -> Result<Vec<EventKind>, Failure> {
+        let events = self.stream.push(bytes);
+        self.take(events)
+    }
+
+    /// The body has ended.
+    ///
+    /// # Errors
+    ///
+    /// A choice has no end.
+    pub fn end(mut self) -> Result<AnswerEnd, Failure> {
+        if !self.is_over() {
+            let events = self.stream.end();
+            self.take(events)?;
+        }
+        // Ends that were repeated hide that another is missing.
+        if !self.is_over() {
+            return Err(Failure::Unavailable("the stream of the upstream ended without a finish reason".to_owned()));
+        }
+        let tokens = self.tokens();
+        let (mut events, mut unassigned) = (Vec::new(), self.tokens.unwrap_or(self.pieces));
+        self.begin(&mut events);
+        for done in self.done.into_iter().flatten() {
+            // The server reports the sum of all choices.
+            let tokens = std::mem::take(&mut unassigned);
+            events.push(EventKind::Done(Done { tokens, prompt_tokens: self.prompt_tokens, ..done }));
+        }
+        Ok(AnswerEnd { events, tokens })
+    }
+
+    fn take(&mut self, events: Vec<UpstreamEvent>) -> Result<Vec<EventKind>, Failure> {
+        let mut kinds = Vec::with_capacity(events.len());
+        for event in events {
+            match event {
+                UpstreamEvent::Begun { prompt_tokens, cached_tokens } => {
+                    (self.begun.prompt_tokens, self.begun.cached_tokens) = (prompt_tokens, cached_tokens);
+                }
+                UpstreamEvent::Piece(token) if self.is_open(token.index) => {
+                    self.begin(&mut kinds);
+                    self.pieces = self.pieces.saturating_add(1);
+                    kinds.push(EventKind::Piece(convert::piece(token)));
+                }
+                UpstreamEvent::Tool(delta) if self.is_open(delta.index) => {
+                    self.begin(&mut kinds);
+                    self.pieces = self.pieces.saturating_add(1);
+                    kinds.push(EventKind::Tool(convert::tool(delta)));
+                }
+                UpstreamEvent::Done { index, finish, stop } => {
+                    if self.is_open(index) {
+                        let reason = convert::reason(finish);
+                        let done = Done { index, reason, stop, tokens: 0, prompt_tokens: None };
+                        self.done[index as usize] = Some(done);
+                    }
+                }
+                UpstreamEvent::PromptTokens(tokens) => self.prompt_tokens = Some(tokens),
+                UpstreamEvent::Tokens(tokens) => self.tokens = Some(tokens),
+                UpstreamEvent::Failed(failure) => return Err(failure),
+                // Of a choice that was not asked for, or that has ended.
+                UpstreamEvent::Piece(_) | UpstreamEvent::Tool(_) => {}
+            }
+        }
+        Ok(kinds)
+    }
+
+    fn is_open(&self, index: u32) -> bool {
+        self.done.get(index as usize).is_some_and(Option::is_none)
+    }
+
+    fn begin(&mut self, kinds: &mut Vec<EventKind>) {
+        if !std::mem::replace(&mut self.has_begun, true) {
+            kinds.push(EventKind::Begun(self.begun));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::bindings::weir::stream::generate_types::Reason;
+
+    fn openai(choices: u32) -> Answer {
+        Answer::new(UpstreamKind::OpenAi, choices, 7)
+    }
+
+    fn push(answer: &mut Answer, chunk: &str) -> Result<Vec<EventKind>, Failure> {
+        answer.push(format!("data: {chunk}\n\n").as_bytes())
+    }
+
+    fn chunk(index: u32, text: &str, finish: Option<&str>) -> String {
+        let finish = finish.map_or("null".to_owned(), |finish| format!("\"{finish}\""));
+        format!(r#"{{"choices":[{{"index":{index},"delta":{{"content":"{text}"}},"finish_reason":{finish}}}]}}"#)
+    }
+
+    const USAGE: &str = r#"{"choices":[],"usage":{"prompt_tokens":11,"completion_tokens":5}}"#;
+
+    #[test]
+    fn beginning_waits_for_text_and_ends_wait_for_the_usage() {
+        let mut answer = openai(1);
+        assert_eq!(push(&mut answer, &chunk(0, "", None)), Ok(Vec::new()), "a role is no text");
+        assert!(!answer.has_begun());
+        let kinds = push(&mut answer, &chunk(0, "Hi", None)).unwrap();
+        assert!(matches!(&kinds[..], [EventKind::Begun(begun), EventKind::Piece(_)] if begun.seed == 7));
+        assert_eq!(push(&mut answer, &chunk(0, "", Some("length"))), Ok(Vec::new()));
+        assert!(answer.is_over() && !answer.is_complete());
+        assert_eq!(push(&mut answer, USAGE), Ok(Vec::new()));
+        assert!(answer.is_complete());
+        let AnswerEnd { events, tokens } = answer.end().unwrap();
+        let done = Done { index: 0, reason: Reason::Length, stop: None, tokens: 5, prompt_tokens: Some(11) };
+        assert_eq!((events, tokens), (vec![EventKind::Done(done)], 16));
+    }
+
+    #[test]
+    fn answer_without_text_begins_with_its_end() {
+        let mut answer = openai(1);
+        push(&mut answer, &chunk(0, "", Some("stop"))).unwrap();
+        let events = answer.end().unwrap().events;
+        assert!(matches!(&events[..], [EventKind::Begun(_), EventKind::Done(_)]), "{events:?}");
+    }
+
+    #[test]
+    fn every_choice_needs_an_end_of_its_own() {
+        let mut answer = openai(2);
+        push(&mut answer, &chunk(0, "a", Some("stop"))).unwrap();
+        push(&mut answer, &chunk(0, "b", Some("stop"))).unwrap();
+        let late = push(&mut answer, &chunk(0, "c", None)).unwrap();
+        assert_eq!(late, Vec::new(), "the choice has ended");
+        push(&mut answer, &chunk(9, "x", Some("stop"))).unwrap();
+        assert!(matches!(answer.end(), Err(Failure::Unavailable(_))));
+        let mut answer = openai(2);
+        for index in [1, 0] {
+            push(&mut answer, &chunk(index, "a", Some("stop"))).unwrap();
+        }
+        let events = answer.end().unwrap().events;
+        let tokens: Vec<_> = events
+            .iter()
+            .filter_map(|event| match event {
+                EventKind::Done(done) => Some((done.index, done.tokens)),
+                _ => None,
+            })
+            .collect();
+        assert_eq!(tokens, [(0, 2), (1, 0)], "pieces are counted where no usage comes");
+    }
+
+    #[test]
+    fn stream_that_ends_early_or_fails_is_a_failure() {
+        let mut answer = openai(1);
+        push(&mut answer, &chunk(0, "a", None)).unwrap();
+        assert!(matches!(answer.end(), Err(Failure::Unavailable(_))));
+        assert_eq!(openai(1).end().unwrap_err(), openai(1).end().unwrap_err());
+        let error = push(&mut openai(1), r#"{"error":{"message":"broke"}}"#);
+        assert_eq!(error, Err(Failure::Engine("broke".to_owned())));
+    }
+}

@@ -1,0 +1,143 @@
+//! `weir chat`: a chat with a language model in the terminal.
+
+use std::collections::BTreeMap;
+use std::io::{BufRead, IsTerminal, Write};
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::sync::Arc;
+
+use serde_json::{Value, json};
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::mpsc;
+use weir_codec::generation::event::Finish;
+use weir_codec::generation::request::Prompt;
+use weir_runtime::Runtime;
+use weir_runtime::inference::failure;
+
+use crate::arguments::Chat;
+use crate::generation::{self, Generation, Part};
+use crate::{BUILTIN, logs};
+
+const HELP: &str = "Ctrl-C ends an answer, /new begins another chat, Ctrl-D ends the program";
+
+pub(crate) fn main(arguments: &Chat) -> anyhow::Result<ExitCode> {
+    let mut config = arguments.setup.load(&[])?;
+    if config.log == weir_config::Log::default() {
+        config.log.level = "error".into();
+    }
+    logs::start(&config.log)?;
+    let (name, dir) = generation::choose(&config, arguments.model.as_deref())?;
+    config.models.dir = PathBuf::new();
+    config.models.names.clear();
+    config.model = BTreeMap::from([(name.clone(), weir_config::Model { path: dir, ..Default::default() })]);
+    config.upstream.clear();
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
+    let code = runtime.block_on(chat(arguments, config, &name));
+    runtime.shutdown_background();
+    code
+}
+
+/// The lines that are typed, from a thread of their own.
+fn lines() -> mpsc::Receiver<std::io::Result<String>> {
+    let (sender, receiver) = mpsc::channel(1);
+    std::thread::spawn(move || {
+        for line in std::io::stdin().lock().lines() {
+            if sender.blocking_send(line).is_err() {
+                return;
+            }
+        }
+    });
+    receiver
+}
+
+async fn chat(arguments: &Chat, config: weir_config::Config, model: &str) -> anyhow::Result<ExitCode> {
+    // First, so that no signal ends the program.
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let is_terminal = std::io::stdin().is_terminal();
+    let runtime = Arc::new(Runtime::start(&config, BUILTIN)?);
+    runtime.settled(model).await.map_err(|reason| anyhow::anyhow!("model {model} cannot answer: {reason}"))?;
+    if is_terminal {
+        eprintln!("{model}; {HELP}");
+    }
+    let mut lines = lines();
+    let mut messages = first_messages(arguments);
+    loop {
+        if is_terminal {
+            show("> ")?;
+        }
+        let line = tokio::select! {
+            line = lines.recv() => line,
+            _ = interrupt.recv() => {
+                eprintln!("\n{HELP}");
+                continue;
+            }
+        };
+        let Some(line) = line.transpose()? else { break };
+        match line.trim() {
+            "" => continue,
+            "/new" => {
+                messages = first_messages(arguments);
+                continue;
+            }
+            text => messages.push(json!({ "role": "user", "content": text })),
+        }
+        let text = Value::from(messages.clone()).to_string();
+        let prompt = Prompt::Chat { messages: text, tools: None, tool_choice: None };
+        let generation = Generation::start(&runtime, model, arguments.generation.request(prompt)).await;
+        match answer(generation, &mut interrupt).await? {
+            Some(text) => messages.push(json!({ "role": "assistant", "content": text })),
+            // What was asked has no answer: it is not part of the chat.
+            None => drop(messages.pop()),
+        }
+    }
+    if is_terminal {
+        show("\n")?;
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// The messages that a chat begins with.
+fn first_messages(arguments: &Chat) -> Vec<Value> {
+    let system = arguments.generation.system.as_ref();
+    system.map(|text| json!({ "role": "system", "content": text })).into_iter().collect()
+}
+
+/// Prints an answer as it is generated; returns it, or nothing where there is none. Ctrl-C ends it: what there is of it stays in the chat.
+async fn answer(mut generation: Generation, interrupt: &mut Signal) -> anyhow::Result<Option<String>> {
+    let mut text = String::new();
+    loop {
+        let part = tokio::select! {
+            part = generation.next() => part,
+            _ = interrupt.recv() => {
+                generation.cancel().await;
+                continue;
+            }
+        };
+        match part {
+            Ok(Part::Text(piece)) => {
+                show(&piece)?;
+                text.push_str(&piece);
+            }
+            Ok(Part::End(finish)) => {
+                show("\n")?;
+                match finish {
+                    None => eprintln!("(cancelled)"),
+                    Some(Finish::Length) => eprintln!("(cut off: --max-tokens allows more)"),
+                    Some(Finish::Stop | Finish::ToolCalls | Finish::Filtered) => {}
+                }
+                return Ok((!text.is_empty()).then_some(text));
+            }
+            Err(reason) => {
+                show("\n")?;
+                eprintln!("error: {}", failure::text(&reason));
+                return Ok(None);
+            }
+        }
+    }
+}
+
+fn show(text: &str) -> std::io::Result<()> {
+    let mut out = std::io::stdout().lock();
+    out.write_all(text.as_bytes())?;
+    out.flush()
+}

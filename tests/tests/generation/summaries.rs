@@ -3,7 +3,7 @@
 use anyhow::{Context, Result};
 use serde_json::{Value, json};
 use weir_tests::Server;
-use weir_tests::client::{NDJSON, create_session, end_session, feed, lines, post};
+use weir_tests::client::{NDJSON, create_session, end_session, feed, post, post_lines};
 use weir_tests::pipelines::{Folder, run};
 
 /// The stand-in summarizes a text as its length, and rewrites that truly, with a name, or with a number.
@@ -26,7 +26,7 @@ async fn process_stream_and_batch_rewrite_their_summary_or_say_why_not() -> Resu
     let server = Server::start_generate_stub(&[]).await?;
     for case in CASES {
         let body = json!({ "text": "a".repeat(case.0), "summary": { "mode": "abstractive" } });
-        let events = lines(&server, "/process-stream", "application/json", body.to_string()).await?;
+        let events = post_lines(&server, "/process-stream", "application/json", body.to_string()).await?;
         let event = events.iter().find(|event| event["status"] == "summarization_complete").context("a summary")?;
         check(event, case);
         let (status, answer) = post(&server, "/process-batch", &body).await?;
@@ -53,7 +53,7 @@ async fn sessions_rewrite_their_summaries_or_say_why_not() -> Result<()> {
     for case in CASES {
         let chunk = json!({ "start": 0.0, "end": 1.0, "text": "a".repeat(case.0) });
         let path = "/v1/transcript?summary_at_end=true&summary_mode=abstractive";
-        let events = lines(&server, path, NDJSON, format!("{chunk}\n")).await?;
+        let events = post_lines(&server, path, NDJSON, format!("{chunk}\n")).await?;
         check(events.iter().find(|event| event["type"] == "summary_due").context("a summary")?, case);
         let config = json!({ "summary": { "every_finals": 0, "mode": "abstractive" } });
         let id = create_session(&server, &config).await?;

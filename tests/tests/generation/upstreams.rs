@@ -302,7 +302,7 @@ async fn local_model_is_asked_first_then_the_upstreams_in_their_order() -> Resul
     );
     let fixture = start(&tables, true).await?;
     let server = &fixture.server;
-    let local = |whole: &Value| whole["choices"][0]["message"]["content"] == crate::SAID;
+    let local = |whole: &Value| whole["choices"][0]["message"]["content"] == crate::GENERATED_TEXT;
     let (status, whole) = whole_of(server, "stub").await?;
     assert!(status == 200 && local(&whole), "{whole}");
     assert!(first.requests().is_empty());

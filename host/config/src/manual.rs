@@ -163,7 +163,7 @@ fn toml(value: &Value) -> String {
         Value::Array(items) => format!("[{}]", items.iter().map(toml).collect::<Vec<_>>().join(", ")),
         Value::Object(members) => {
             let members: Vec<String> =
-                members.iter().map(|(key, value)| format!("{key:?} = {}", toml(value))).collect();
+                members.iter().map(|(key, value)| format!("{} = {}", Value::from(key.as_str()), toml(value))).collect();
             format!("{{{}}}", members.join(", "))
         }
         other => other.to_string(),

@@ -9,8 +9,8 @@ use crate::json::{
     tree::Node,
 };
 
-/// Most values in a request.
-const VALUES_MAX: usize = 256;
+/// Maximum number of JSON values in a request.
+const VALUES_MAX: usize = 65_536;
 
 /// Minimum number of code points in a text.
 pub const TEXT_CODE_POINTS_MIN: usize = 10;

@@ -39,7 +39,6 @@ impl Api {
 pub(crate) struct SeenRequest {
     pub(crate) path: String,
     pub(crate) headers: HashMap<String, String>,
-    pub(crate) body: Value,
     pub(crate) model: String,
 }
 
@@ -150,7 +149,7 @@ async fn read(socket: &mut BufReader<TcpStream>, api: Api) -> Result<SeenRequest
         Api::Gemini => of_path().context("a model in the path")?,
         Api::OpenAi | Api::Anthropic => body["model"].as_str().context("a model")?.to_owned(),
     };
-    Ok(SeenRequest { path, headers, body, model })
+    Ok(SeenRequest { path, headers, model })
 }
 
 async fn refuse(socket: &mut TcpStream, status: u16, headers: &str, message: &str) -> Result<()> {

@@ -175,7 +175,9 @@ async fn generation_whose_events_are_refused_ends_once_they_are_accepted() -> Re
     redis.command(&["RENAME", aside, &key])?;
     let path = format!("/v1/generations/{id}?stream=true");
     let text = get(&server, &path).await?.text().await?;
-    assert_eq!(frames(&text)?.last().context("a frame")?["error"]["code"], "interrupted", "{text}");
+    let frames = frames(&text)?;
+    let last = frames.last().with_context(|| format!("no frame in {text:?}"))?;
+    assert_eq!(last["error"]["code"], "interrupted", "{text}");
     until("forgotten", async || Ok(redis.command(&["EXISTS", &state])?.trim() == ":0")).await?;
     deleting.abort();
     Ok(())

@@ -276,9 +276,11 @@ async fn stream_that_is_cut_silent_failing_or_unfinished_is_a_failure() -> Resul
             let code = if behavior == "error" { "engine_failed" } else { "model_unavailable" };
             assert_eq!(last["error"]["code"], code, "{api:?} {behavior}: {text}");
             assert_eq!(mock.count(behavior), 1, "{api:?} {behavior}: text that was shown is not generated again");
-            let text = plain(server, behavior).await?;
-            assert_eq!(text.status(), 200);
-            assert!(text.text().await.is_err(), "{api:?} {behavior}: a text that is cut looks cut");
+            // The connection is cut, which may happen before the head of the response is sent.
+            if let Ok(response) = plain(server, behavior).await {
+                assert_eq!(response.status(), 200);
+                assert!(response.text().await.is_err(), "{api:?} {behavior}: a text that is cut looks complete");
+            }
             let body =
                 json!({ "model": behavior, "max_tokens": 9, "stream": true, "messages": chat("hi")["messages"] });
             let text = send(server, "/v1/messages", &body).await?.text().await?;

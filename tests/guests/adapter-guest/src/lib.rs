@@ -52,8 +52,10 @@ async fn serve(mut records: StreamReader<SourceRecord>, mut results: StreamWrite
 async fn process(record: SourceRecord) -> ResultRecord {
     let SourceRecord { payload, key, mut headers, origin, position } = record;
     assert!(payload != b"trap", "a record asks for a trap");
-    while payload == b"spin" {
-        std::hint::spin_loop();
+    if payload == b"spin" {
+        loop {
+            std::hint::spin_loop();
+        }
     }
     let text = String::from_utf8_lossy(&payload).into_owned();
     let (payload, destination) = match text.split_once('|') {

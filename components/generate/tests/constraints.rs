@@ -7,7 +7,7 @@ use std::sync::{LazyLock, Once};
 use proptest::prelude::*;
 use serde_json::{Value, json};
 use weir_generate::bindings::weir::stream::lm::Tokenizer as Vocabulary;
-use weir_generate::constraint::{Constraints, Next};
+use weir_generate::constraint::{Constraints, NextTokens};
 use weir_generate::tokenizer::{Tokenizer, byte_alphabet};
 use weir_generate::types::Format;
 
@@ -48,7 +48,7 @@ fn follow(form: &Format, choices: &[u8]) {
     PANICS.take();
     if let Ok(mut constraint) = CONSTRAINTS.begin(form) {
         for choice in choices {
-            let Ok(Next::Allowed(mask)) = constraint.allowed() else { break };
+            let Ok(NextTokens::Allowed(mask)) = constraint.allowed() else { break };
             let allowed: Vec<u32> =
                 (0..mask.len() as u32 * 8).filter(|token| mask[*token as usize / 8] & 1 << (token % 8) != 0).collect();
             let Some(token) = allowed.get(usize::from(*choice) % allowed.len().max(1)) else { break };

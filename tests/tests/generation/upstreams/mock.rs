@@ -205,7 +205,7 @@ async fn stream(socket: &mut TcpStream, api: Api, behavior: &str, shared: &Share
             // The client reads what there is, then the end.
             ("cut", 1) => {
                 socket.shutdown().await?;
-                socket.read(&mut [0]).await?;
+                let _ = socket.read(&mut [0]).await?;
                 return Ok(());
             }
             ("error", 1) => {

@@ -89,7 +89,7 @@ pub enum AttemptOutcome {
     },
 }
 
-/// An upstream. Its memory is that of its users, at most [`USERS_MAX`].
+/// An upstream. Its memory is that of its users, at most `USERS_MAX`.
 #[derive(Debug)]
 pub struct Upstream {
     config: UpstreamConfig,

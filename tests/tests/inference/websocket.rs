@@ -84,7 +84,8 @@ async fn client_that_does_not_read_is_not_read_from() -> Result<()> {
             sent.send_replace(number);
             if *resumed.borrow_and_update() {
                 writer.send("").await?;
-                return Ok(number);
+                // The writer is returned: dropping it would end the connection.
+                return Ok((number, writer));
             }
         }
         bail!("all {MESSAGES_MAX} messages were read")
@@ -104,7 +105,7 @@ async fn client_that_does_not_read_is_not_read_from() -> Result<()> {
             Frame::Close(code) => bail!("closed with {code} after {outcomes} outcomes"),
         }
     }
-    let sent: usize = writing.await??;
+    let (sent, _writer) = writing.await??;
     ensure!(outcomes == sent, "{outcomes} outcomes of {sent} messages");
     Ok(())
 }

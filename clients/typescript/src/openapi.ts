@@ -985,7 +985,7 @@ export interface components {
          *     are absent.
          */
         BatchAnswer: {
-            /** @description The entities, in the order of the text. */
+            /** @description In the order of the text. */
             entities?: components["schemas"]["BatchEntity"][] | null;
             /**
              * Format: double
@@ -996,6 +996,10 @@ export interface components {
             sentiment?: components["schemas"]["BatchSentiment"] | null;
             /** @description The summary; only for a text longer than 100 code points. */
             summary?: string | null;
+            /** @description Why the summary is extractive although the request asked for an abstractive one. */
+            summary_fallback?: string | null;
+            /** @description `extractive` or `abstractive`, where the request asked for a mode. */
+            summary_mode?: string | null;
         };
         /** @description An entity of a text. */
         BatchEntity: {
@@ -1314,6 +1318,10 @@ export interface components {
             summary?: string | null;
             /** @description Why there is no summary. */
             summary_error?: components["schemas"]["ItemError"] | null;
+            /** @description Why the summary is extractive although the session asked for abstractive ones. */
+            summary_fallback?: string | null;
+            /** @description `extractive` or `abstractive`, where the session asked for abstractive summaries. */
+            summary_mode?: string | null;
             /** @constant */
             type: "summary_due";
         } | {
@@ -1788,6 +1796,10 @@ export interface components {
             status: "summarization_complete";
             /** @description The summary. */
             summary: string;
+            /** @description Why the summary is extractive although the request asked for an abstractive one. */
+            summary_fallback?: string | null;
+            /** @description `extractive` or `abstractive`, where the request asked for a mode. */
+            summary_mode?: string | null;
         } | {
             /** @description Human-readable text. */
             message: string;
@@ -1848,6 +1860,8 @@ export interface components {
              * @default true
              */
             include_summary?: boolean;
+            /** @description How the summary is made. */
+            summary?: components["schemas"]["SummaryOptions"] | null;
             /** @description The text, counted in Unicode code points. It must not contain U+0000. */
             text: string;
         };
@@ -2070,6 +2084,14 @@ export interface components {
         };
         /** @description A line of a stream. */
         StreamLine: components["schemas"]["ItemLine"] | components["schemas"]["Done"];
+        /** @description How a summary is made. */
+        SummaryOptions: {
+            /**
+             * @description `extractive`: sentences of the text. `abstractive`: a language model rewrites them; where its text has a number or a name that they do
+             *     not have, the summary is extractive, and says why.
+             */
+            mode?: string | null;
+        };
         /** @description Generated text: complete UTF-8. */
         Token: {
             /**

@@ -175,8 +175,15 @@ async fn generation_whose_events_are_refused_ends_once_they_are_accepted() -> Re
     redis.command(&["RENAME", aside, &key])?;
     let path = format!("/v1/generations/{id}?stream=true");
     // The store answers again once it has reconnected.
-    until("available", async || Ok(get(&server, &format!("/v1/generations/{id}")).await?.status() == 200)).await?;
-    let text = get(&server, &path).await?.text().await?;
+    let mut text = String::new();
+    until("the store is available", async || {
+        let response = get(&server, &path).await?;
+        let is_available = response.status() == 200;
+        text = response.text().await?;
+        Ok(is_available)
+    })
+    .await
+    .with_context(|| server.log())?;
     let frames = frames(&text)?;
     let last = frames.last().with_context(|| format!("no frame in {text:?}"))?;
     assert_eq!(last["error"]["code"], "interrupted", "{text}");

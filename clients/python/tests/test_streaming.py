@@ -218,7 +218,9 @@ class Results(unittest.TestCase):
                 await pipeline.push("A fine day.")
             return errors
 
-        [event] = asyncio.run(run())
+        errors = asyncio.run(run())
+        self.assertEqual(len(errors), 1, errors)
+        event = errors[0]
         self.assertEqual((event.id, event.seq, event.error.retryable), ("pair", 0, False))
         self.assertEqual(event.error.category, ErrorCategory.CLIENT)
         self.assertEqual(event.item["text"], "one")

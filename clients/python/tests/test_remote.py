@@ -38,7 +38,9 @@ class Server:
         language_model = os.environ.get("WEIR_TEST_LM")
         if language_model:
             models += ["--model", f"lm={Path(language_model).parent}"]
-        command = [PROGRAM, "serve", "--listen", "127.0.0.1:0", *models]
+        # The longest text fits into the queue, whatever number of tokens is estimated for it.
+        queue = ["--set", "infer.queue_tokens_max=4000000"]
+        command = [PROGRAM, "serve", "--listen", "127.0.0.1:0", *queue, *models]
         self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
         assert self.process.stdout is not None
         self.url = ""

@@ -179,7 +179,7 @@ async fn compressed_files_are_decompressed() -> Result<()> {
 #[test]
 fn adapter_killed_at_random_loses_and_doubles_no_line() -> Result<()> {
     let dir = tempfile::tempdir()?;
-    let input = lines(3_000);
+    let input = lines(20_000);
     std::fs::write(dir.path().join("a.ndjson"), &input)?;
     let adapter = file_adapter(dir.path(), &["a.ndjson"], true);
     let mut random = SplitMix64::new(7);

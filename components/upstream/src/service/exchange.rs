@@ -157,7 +157,7 @@ fn unreachable(error: &ErrorCode) -> AttemptEnd {
             AttemptEnd::for_good("the host does not send requests to the upstream; its log says why")
         }
         error => {
-            eprintln!("warn: the upstream gave no answer: {error:?}");
+            eprintln!("warn: the upstream gave no answer: {error}");
             AttemptEnd::early("the upstream cannot be reached".to_owned())
         }
     }

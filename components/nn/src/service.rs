@@ -32,7 +32,7 @@ struct Counted<T> {
 }
 
 impl<T> Counted<T> {
-    /// Counts a resource with so many bytes of a tensor.
+    /// Counts a resource and the bytes that it takes.
     fn new(value: T, bytes: usize) -> Self {
         HELD.with(|held| {
             held.resources.set(held.resources.get() + 1);
@@ -51,7 +51,7 @@ impl<T> Drop for Counted<T> {
     }
 }
 
-/// Whether a caller may hold one resource more, with so many bytes.
+/// Refuses one more resource of this size, in bytes, if it would exceed the bounds on a caller's resources.
 fn room(bytes: usize) -> Result<(), NnError> {
     HELD.with(|held| {
         if held.resources.get() >= RESOURCES_MAX {

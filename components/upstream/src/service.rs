@@ -202,7 +202,7 @@ impl Call {
         }
     }
 
-    /// Writes events of a generation. Where nobody reads them any more, all generations end.
+    /// Writes events of a generation. If the reader of the events has closed the stream, all generations end.
     async fn write(&self, id: u64, kinds: Vec<EventKind>) {
         if kinds.is_empty() {
             return;

@@ -108,7 +108,7 @@ pub(crate) struct Generation {
     /// Generate: the same seed gives the same text
     #[arg(long, value_name = "N")]
     pub(crate) seed: Option<u64>,
-    /// Generate: what the model is told before the text
+    /// Generate: the system message, which precedes the text
     #[arg(long, value_name = "TEXT")]
     pub(crate) system: Option<String>,
 }

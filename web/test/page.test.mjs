@@ -2,8 +2,8 @@
 import assert from "node:assert/strict";
 import { createHash } from "node:crypto";
 import { writeFileSync } from "node:fs";
-import { after, test } from "node:test";
-import { closeBrowser, inspect, open, options, post, scratch, serve, slowService, tasksOf, until } from "./support.mjs";
+import { after } from "node:test";
+import { closeBrowser, inspect, open, options, post, scratch, serve, slowService, tasksOf, test, until } from "./support.mjs";
 
 after(closeBrowser);
 

@@ -5,7 +5,29 @@ import { once } from "node:events";
 import { mkdirSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from "node:fs";
 import { createServer } from "node:http";
 import { tmpdir } from "node:os";
+import { test as nodeTest } from "node:test";
 import { chromium } from "playwright-core";
+
+/** The longest time of a test, in milliseconds. */
+const TEST_MS = 180_000;
+
+/** As `test` of node:test, with a deadline. */
+export function test(name, options, run) {
+  return typeof options === "function" ? nodeTest(name, { timeout: TEST_MS }, options) : nodeTest(name, { timeout: TEST_MS, ...options }, run);
+}
+
+/** Fails unless a promise is settled within `limitMs`. */
+export async function within(promise, what, limitMs = 60_000) {
+  let timer;
+  const late = new Promise((_, reject) => {
+    timer = setTimeout(() => reject(new Error(`${what} took longer than ${limitMs} ms`)), limitMs);
+  });
+  try {
+    return await Promise.race([promise, late]);
+  } finally {
+    clearTimeout(timer);
+  }
+}
 
 export const WEIR = process.env.WEIR_TEST_PROGRAM;
 export const BROWSER = process.env.WEIR_TEST_BROWSER;
@@ -63,7 +85,7 @@ export async function serve(t, { settings = [], pipelines = {}, port = 0 } = {})
   for (const setting of [`pipelines.dir=${folder}/pipelines`, ...settings]) args.push("--set", setting);
   const child = spawn(WEIR, args, { cwd: folder, stdio: ["ignore", "pipe", "pipe"], env: { ...process.env, NO_COLOR: "1" } });
   let output = "";
-  const listening = await new Promise((resolve, reject) => {
+  const started = new Promise((resolve, reject) => {
     const readPort = (bytes) => {
       output += bytes;
       const match = /127\.0\.0\.1:(\d+)/.exec(output);
@@ -73,6 +95,10 @@ export async function serve(t, { settings = [], pipelines = {}, port = 0 } = {})
     child.stderr.on("data", readPort);
     child.on("exit", (code) => reject(new Error(`weir ended with ${code}:\n${output}`)));
   });
+  const listening = await within(started, "the address of weir").catch((error) => {
+    child.kill("SIGKILL");
+    throw new Error(`${error.message}\n${output}`);
+  });
   let dev;
   const server = {
     port: listening,
@@ -81,7 +107,7 @@ export async function serve(t, { settings = [], pipelines = {}, port = 0 } = {})
       if (child.exitCode !== null || child.signalCode !== null) return;
       child.removeAllListeners("exit");
       child.kill("SIGKILL");
-      await once(child, "exit");
+      await within(once(child, "exit"), "the end of weir");
     },
   };
   t.after(async () => {
@@ -91,7 +117,7 @@ export async function serve(t, { settings = [], pipelines = {}, port = 0 } = {})
   await until(async () => (await fetch(`${server.url}/readyz`).catch(() => undefined))?.ok, 120_000);
   if (process.env.WEIR_TEST_PAGE_FROM_SOURCE) {
     dev = spawn(process.execPath, [new URL("../dev.mjs", import.meta.url).pathname, server.url, "0"], { stdio: ["ignore", "pipe", "inherit"] });
-    const [line] = await once(dev.stdout, "data");
+    const [line] = await within(once(dev.stdout, "data"), "the address of dev.mjs");
     server.page = String(line).trim();
   }
   server.page ??= server.url;
@@ -138,7 +164,7 @@ export async function tasksOf(page, work) {
 }
 
 export async function closeBrowser() {
-  await browser?.close();
+  if (browser !== undefined) await within(browser.close(), "the end of the browser");
   browser = undefined;
 }
 

@@ -17,6 +17,8 @@ from pathlib import Path
 from typing import Any, Dict, List, Optional, Tuple
 from unittest import mock
 
+from support import WAIT_S, run_async, until_count
+
 from weir_stream import (
     Adapter,
     FileAdapter,
@@ -54,7 +56,7 @@ class Files(unittest.TestCase):
         (self.folder / "c.csv").write_text('id,text\n9,"A day, a fine one"\n', "utf-8")
         output = self.folder / "out.ndjson"
         paths = [self.folder / name for name in ("a.txt", "b.jsonl", "c.csv")]
-        asyncio.run(read_all(FileAdapter(paths, output)))
+        run_async(read_all(FileAdapter(paths, output)))
         records = {one["id"]: one for one in map(json.loads, output.read_text("utf-8").splitlines())}
         expected = {f"{paths[0]}:1", f"{paths[0]}:3", "7", f"{paths[1]}:2", "9"}
         self.assertEqual(set(records), expected)
@@ -63,7 +65,7 @@ class Files(unittest.TestCase):
     def test_pattern_names_several_files(self) -> None:
         for number in range(3):
             (self.folder / f"{number}.txt").write_text("A fine day.\n", "utf-8")
-        events = asyncio.run(read_all(FileAdapter(str(self.folder / "*.txt"))))
+        events = run_async(read_all(FileAdapter(str(self.folder / "*.txt"))))
         self.assertEqual(len(events), 3)
 
     def test_lines_that_are_added_are_read(self) -> None:
@@ -76,15 +78,13 @@ class Files(unittest.TestCase):
             pipeline.subscribe_result_callback(lambda event: texts.append(event.result.metadata["model_input"]))
             pipeline.add_adapter(FileAdapter(path, follow=True))
             async with pipeline:
-                while len(texts) < 1:
-                    await asyncio.sleep(0.01)
+                await until_count(texts, 1)
                 with open(path, "a", encoding="utf-8") as file:
                     file.write("ned.\n")
-                while len(texts) < 2:
-                    await asyncio.sleep(0.01)
+                await until_count(texts, 2)
             return texts
 
-        self.assertEqual(asyncio.run(run()), ["A fine day.", "It rained."])
+        self.assertEqual(run_async(run()), ["A fine day.", "It rained."])
 
     def test_missing_file_is_logged_and_the_pipeline_continues(self) -> None:
         async def run() -> int:
@@ -96,7 +96,7 @@ class Files(unittest.TestCase):
             return (await pipeline.get_stats()).delivered
 
         with self.assertLogs("streaming_sentiment_pipeline") as logged:
-            self.assertEqual(asyncio.run(run()), 1)
+            self.assertEqual(run_async(run()), 1)
         self.assertIn("FileAdapter has ended", logged.output[0])
 
 
@@ -146,7 +146,7 @@ class Sse(unittest.TestCase):
         server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         threading.Thread(target=server.serve_forever, daemon=True).start()
         adapter = HttpSseAdapter(f"http://127.0.0.1:{server.server_port}/", events=["line"])
-        events = asyncio.run(read_all(adapter))
+        events = run_async(read_all(adapter))
         server.shutdown()
         server.server_close()
         self.assertEqual(sorted(str(event.id) for event in events), ["0", "1", "2", "3"])
@@ -195,11 +195,11 @@ class WebSockets(unittest.TestCase):
             server = await asyncio.start_server(serve, "127.0.0.1", 0)
             port = server.sockets[0].getsockname()[1]
             await read_all(WebSocketAdapter(f"ws://127.0.0.1:{port}/texts"))
-            await asyncio.wait_for(closed.wait(), 60)
+            await asyncio.wait_for(closed.wait(), WAIT_S)
             server.close()
             return answers, pong
 
-        answers, pong = asyncio.run(run())
+        answers, pong = run_async(run())
         self.assertTrue(pong)
         labels = {answer.get("id"): answer["label"] for answer in answers}
         self.assertEqual(labels, {None: "positive", "b": "negative"})
@@ -279,11 +279,10 @@ class Kafka(unittest.TestCase):
             pipeline = StreamingSentimentPipeline("sentiment")
             pipeline.add_adapter(KafkaAdapter("texts", output_topic="results", consumer=consumer, producer=producer))
             async with pipeline:
-                while len(producer.produced) < 2:
-                    await asyncio.sleep(0.01)
+                await until_count(producer.produced, 2)
 
         with mock.patch.dict(sys.modules, {"confluent_kafka": module}):
-            asyncio.run(run())
+            run_async(run())
         self.assertEqual({one["id"] for one in producer.produced}, {"texts/0/0", "x"})
         self.assertEqual(consumer.committed[-1], 3)
         self.assertTrue(consumer.is_closed)

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import os
-import subprocess
 import threading
+import time
 import unittest
 import urllib.request
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -14,6 +13,8 @@ from pathlib import Path
 from typing import Any, Dict, List, Optional, Tuple
 
 import test_streaming
+from support import WAIT_S, Program, run_async
+
 from weir_stream import (
     ErrorEvent,
     InferenceError,
@@ -30,7 +31,7 @@ ROOT = Path(__file__).resolve().parents[3]
 
 
 class Server:
-    """A server on a free port."""
+    """A server on a free port, which the end of the module stops."""
 
     def __init__(self) -> None:
         assert PROGRAM is not None
@@ -41,45 +42,55 @@ class Server:
         # The longest text fits into the queue, whatever number of tokens is estimated for it.
         queue = ["--set", "infer.queue_tokens_max=4000000"]
         command = [PROGRAM, "serve", "--listen", "127.0.0.1:0", *queue, *models]
-        self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
-        assert self.process.stdout is not None
-        self.url = ""
-        for line in self.process.stdout:
-            if "http://" in line:
-                self.url = line[line.index("http://") :].split()[0]
-                break
+        self.program = Program(command, unittest.addModuleCleanup)
+        unittest.addModuleCleanup(self.stop)
+        line = "\n"
+        while line and "http://" not in line:
+            line = self.program.line()
+        if not line:
+            raise AssertionError(f"the server has ended; {self.program.errors()}")
+        self.url = line[line.index("http://") :].split()[0]
+
+    def wait_ready(self, model: str, timeout_s: float = 2 * WAIT_S) -> None:
+        """Waits until a model can answer."""
+        deadline_s = time.monotonic() + timeout_s
+        while True:
+            with urllib.request.urlopen(f"{self.url}/v1/models", timeout=WAIT_S) as answer:
+                models = {one["name"]: one["ready"] for one in json.load(answer)["models"]}
+            if models[model]:
+                return
+            if time.monotonic() > deadline_s:
+                raise AssertionError(f"after {timeout_s:.0f} s: the model {model} is not ready; {self.program.errors()}")
+            time.sleep(0.05)
 
     def stop(self) -> None:
-        self.process.terminate()
-        self.process.communicate(timeout=60)
+        self.program.process.terminate()
+        if self.program.wait() != 0:
+            raise AssertionError(f"the server ended with {self.program.process.returncode}; {self.program.errors()}")
+
+
+_servers: List[Server] = []
+
+
+def server() -> Server:
+    """The server of this module; the small models are ready."""
+    if not _servers:
+        _servers.append(Server())
+        # A language model takes longer than the others: its test waits for it.
+        for model in ("sentiment", "entities", "embeddings"):
+            _servers[0].wait_ready(model)
+    return _servers[0]
 
 
 @unittest.skipUnless(PROGRAM, "WEIR_TEST_PROGRAM is not set")
 class Remote(unittest.TestCase):
     """Pipelines and streams of a server answer as those of this process."""
 
-    server: Server
     url: str
 
     @classmethod
     def setUpClass(cls) -> None:
-        cls.server = Server()
-        cls.url = cls.server.url
-        # A language model takes longer than the others; each pipeline waits for its own by retrying.
-        for model in ("sentiment", "entities", "embeddings"):
-            cls.wait(model)
-
-    @classmethod
-    def wait(cls, model: str) -> None:
-        while True:
-            with urllib.request.urlopen(f"{cls.url}/v1/models", timeout=60) as answer:
-                models = {one["name"]: one["ready"] for one in json.load(answer)["models"]}
-            if models[model]:
-                return
-
-    @classmethod
-    def tearDownClass(cls) -> None:
-        cls.server.stop()
+        cls.url = server().url
 
     def test_answers_are_those_of_this_process(self) -> None:
         texts = ["What a wonderful evening!", "The tea was cold.", "Ada met Grace in Berlin."]
@@ -129,7 +140,7 @@ class Remote(unittest.TestCase):
 
     @unittest.skipUnless(os.environ.get("WEIR_TEST_LM"), "there is no language model")
     def test_texts_are_generated(self) -> None:
-        self.wait("lm")
+        server().wait_ready("lm")
         pipe = pipeline("text-generation", "lm", base_url=self.url)
         [text] = pipe("The capital of France is", max_new_tokens=5)
         self.assertIn("Paris", text["generated_text"])
@@ -139,20 +150,27 @@ class Remote(unittest.TestCase):
         self.assertTrue(answer["generated_text"][1]["content"])
         self.assertEqual("".join(pipe.stream(chat, max_new_tokens=8)), answer["generated_text"][1]["content"])
 
-    def test_streams_keep_the_same_promises(self) -> None:
-        """The tests of streams in this process, against the server."""
-        test_streaming.BASE_URL = self.url
-        try:
-            loader = unittest.defaultTestLoader
-            suite = unittest.TestSuite(
-                loader.loadTestsFromTestCase(case) for case in (test_streaming.Results, test_streaming.Life)
-            )
-            result = unittest.TestResult()
-            suite.run(result)
-        finally:
-            test_streaming.BASE_URL = ""
-        self.assertEqual([text for _, text in result.failures + result.errors], [])
-        self.assertGreater(result.testsRun, 15)
+
+class OnServer:
+    """The tests of streams in this process, against the server."""
+
+    @classmethod
+    def setUpClass(cls) -> None:
+        test_streaming.BASE_URL = server().url
+
+    @classmethod
+    def tearDownClass(cls) -> None:
+        test_streaming.BASE_URL = ""
+
+
+@unittest.skipUnless(PROGRAM, "WEIR_TEST_PROGRAM is not set")
+class RemoteResults(OnServer, test_streaming.Results):
+    """What is delivered."""
+
+
+@unittest.skipUnless(PROGRAM, "WEIR_TEST_PROGRAM is not set")
+class RemoteLife(OnServer, test_streaming.Life):
+    """Start, pause and stop."""
 
 
 class Failing(BaseHTTPRequestHandler):
@@ -209,7 +227,7 @@ class Retries(unittest.TestCase):
             self.stats = await stream.get_stats()
             return errors
 
-        return asyncio.run(run())
+        return run_async(run())
 
     def test_failure_that_passes_is_retried(self) -> None:
         self.assertEqual(self.errors(2, 3), [])

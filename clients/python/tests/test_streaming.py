@@ -11,6 +11,8 @@ import unittest
 import warnings
 from typing import Any, List
 
+from support import run_async, until_count
+
 from streaming_sentiment_pipeline import (
     BackpressurePolicy,
     BatchingMode,
@@ -68,7 +70,7 @@ class Seed(unittest.TestCase):
 
         with warnings.catch_warnings(record=True) as caught, contextlib.redirect_stdout(io.StringIO()) as out:
             warnings.simplefilter("always")
-            asyncio.run(quick_start_example())
+            run_async(quick_start_example())
         printed = sorted(out.getvalue().splitlines())
         self.assertEqual(len(printed), 2)
         self.assertRegex(printed[0], r"^'I love this product!' -> positive \(0\.\d{3}\)$")
@@ -98,7 +100,7 @@ class Seed(unittest.TestCase):
                 async with stream(one) as pipeline:
                     await pipeline.push("A fine day.")
 
-        asyncio.run(run())
+        run_async(run())
 
 
 class Results(unittest.TestCase):
@@ -116,7 +118,7 @@ class Results(unittest.TestCase):
             self.assertGreaterEqual(stats.batches, 1)
             return events
 
-        events = asyncio.run(run())
+        events = run_async(run())
         first = next(event for event in events if event.seq == 0)
         self.assertEqual((first.id, first.result.label), ("7", "positive"))
         self.assertEqual([score["label"] for score in first.result.scores][0], "positive")
@@ -136,7 +138,7 @@ class Results(unittest.TestCase):
                     await pipeline.push("word " * (1 + number * 7 % 60))
             return seen
 
-        self.assertEqual(asyncio.run(run()), list(range(300)))
+        self.assertEqual(run_async(run()), list(range(300)))
 
     def test_iterator_has_every_result_and_slows_the_pushes(self) -> None:
         async def run() -> int:
@@ -158,7 +160,7 @@ class Results(unittest.TestCase):
                 await feeding
             return count
 
-        self.assertEqual(asyncio.run(run()), 500)
+        self.assertEqual(run_async(run()), 500)
 
     def test_iterator_that_was_left_holds_up_nothing(self) -> None:
         async def run() -> None:
@@ -169,7 +171,7 @@ class Results(unittest.TestCase):
                 await pipeline.push_batch(["A fine day."] * 300)
             self.assertEqual((await pipeline.get_stats()).delivered, 320)
 
-        asyncio.run(run())
+        run_async(run())
 
     def test_callbacks_run_in_order_and_one_at_a_time(self) -> None:
         async def run() -> List[str]:
@@ -183,13 +185,12 @@ class Results(unittest.TestCase):
             async with stream(StreamingConfig(ordering=OrderingMode.STRICT)) as pipeline:
                 subscription = pipeline.subscribe_result_callback(slow)
                 await pipeline.push_batch(["A fine day."] * 5)
-                while len(log) < 10:
-                    await asyncio.sleep(0.01)
+                await until_count(log, 10)
                 subscription.unsubscribe()
                 await pipeline.push("A fine day.")
             return log
 
-        self.assertEqual(asyncio.run(run()), [f"{word} {seq}" for seq in range(5) for word in ("begin", "end")])
+        self.assertEqual(run_async(run()), [f"{word} {seq}" for seq in range(5) for word in ("begin", "end")])
 
     def test_callback_that_raises_is_logged_and_stops_nothing(self) -> None:
         async def run() -> List[int]:
@@ -205,7 +206,7 @@ class Results(unittest.TestCase):
             return seen
 
         with self.assertLogs("streaming_sentiment_pipeline", logging.ERROR) as logged:
-            self.assertEqual(sorted(asyncio.run(run())), [0, 1, 2])
+            self.assertEqual(sorted(run_async(run())), [0, 1, 2])
         self.assertEqual(len(logged.records), 3)
 
     def test_failed_item_is_an_error_event(self) -> None:
@@ -218,7 +219,7 @@ class Results(unittest.TestCase):
                 await pipeline.push("A fine day.")
             return errors
 
-        errors = asyncio.run(run())
+        errors = run_async(run())
         self.assertEqual(len(errors), 1, errors)
         event = errors[0]
         self.assertEqual((event.id, event.seq, event.error.retryable), ("pair", 0, False))
@@ -246,7 +247,7 @@ class Life(unittest.TestCase):
             with self.assertRaisesRegex(RuntimeError, "make a new one"):
                 await pipeline.start()
 
-        asyncio.run(run())
+        run_async(run())
 
     def test_wrong_item_is_refused(self) -> None:
         async def run() -> None:
@@ -255,11 +256,11 @@ class Life(unittest.TestCase):
                     with self.assertRaisesRegex(TypeError, "an item is a text"):
                         await pipeline.push(item)  # type: ignore[arg-type]
 
-        asyncio.run(run())
+        run_async(run())
 
     def test_contradictory_configuration_is_refused(self) -> None:
         with self.assertRaisesRegex(ValueError, "batch_size 129 is larger than max_batch_size 128"):
-            asyncio.run(StreamingSentimentPipeline("sentiment", StreamingConfig(batch_size=129)).initialize())
+            run_async(StreamingSentimentPipeline("sentiment", StreamingConfig(batch_size=129)).initialize())
 
     def test_stop_loses_nothing(self) -> None:
         async def run() -> int:
@@ -271,7 +272,7 @@ class Life(unittest.TestCase):
             await pipeline.stop()
             return len(set(seen))
 
-        self.assertEqual(asyncio.run(run()), 1000)
+        self.assertEqual(run_async(run()), 1000)
 
     def test_pause_holds_items_back(self) -> None:
         async def run() -> None:
@@ -284,10 +285,9 @@ class Life(unittest.TestCase):
                 await asyncio.sleep(0.1)
                 self.assertEqual(seen, [])
                 await pipeline.start()
-                while len(seen) < 3:
-                    await asyncio.sleep(0.01)
+                await until_count(seen, 3)
 
-        asyncio.run(run())
+        run_async(run())
 
     def test_windowed_items_wait_for_a_flush(self) -> None:
         async def run() -> None:
@@ -299,12 +299,11 @@ class Life(unittest.TestCase):
                 await asyncio.sleep(0.1)
                 self.assertEqual(seen, [])
                 self.assertEqual(await pipeline.flush(), 3)
-                while len(seen) < 3:
-                    await asyncio.sleep(0.01)
+                await until_count(seen, 3)
                 stats = await pipeline.get_stats()
                 self.assertEqual(stats.batches_by_reason[FlushReason.MANUAL.value], 1)
 
-        asyncio.run(run())
+        run_async(run())
 
     def test_timeout_of_stop_abandons_the_rest(self) -> None:
         async def run() -> None:
@@ -319,7 +318,7 @@ class Life(unittest.TestCase):
                 await pipeline.stop(timeout=0.5)
             self.assertEqual(pipeline.state, PipelineState.ERROR)
 
-        asyncio.run(run())
+        run_async(run())
 
     def test_stop_in_a_callback_is_refused_with_a_sentence(self) -> None:
         async def run() -> None:
@@ -332,7 +331,7 @@ class Life(unittest.TestCase):
                 await pipeline.push("A fine day.")
 
         with self.assertLogs("streaming_sentiment_pipeline", logging.ERROR) as logged:
-            asyncio.run(run())
+            run_async(run())
         self.assertIn("create_task", "".join(logged.output))
 
     def test_acknowledgements_bound_what_is_released(self) -> None:
@@ -342,15 +341,13 @@ class Life(unittest.TestCase):
             async with stream(config) as pipeline:
                 pipeline.subscribe_result_callback(lambda event: seen.append(event.seq))
                 await pipeline.push_batch(["A fine day."] * 600)
-                while len(seen) < 512:
-                    await asyncio.sleep(0.01)
+                await until_count(seen, 512)
                 await asyncio.sleep(0.1)
                 self.assertEqual(len(seen), 512)
                 pipeline.acknowledge(512)
-                while len(seen) < 600:
-                    await asyncio.sleep(0.01)
+                await until_count(seen, 600)
 
-        asyncio.run(run())
+        run_async(run())
 
     def test_call_answers_like_a_pipeline(self) -> None:
         self.assertEqual(stream()("What a wonderful evening!")[0]["label"], "positive")
@@ -364,12 +361,11 @@ class Life(unittest.TestCase):
                 await pipeline.pause()
                 for _ in range(12):
                     await pipeline.push("A fine day.")
-                while len(dropped) < 4:
-                    await asyncio.sleep(0.01)
+                await until_count(dropped, 4)
                 await pipeline.start()
             self.assertEqual(dropped, ["dropped"] * 4)
 
-        asyncio.run(run())
+        run_async(run())
 
 
 if __name__ == "__main__":

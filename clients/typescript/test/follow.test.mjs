@@ -1,8 +1,7 @@
 // `follow` over broken connections, against a server with scripted connections.
 import assert from "node:assert/strict";
-import { test } from "node:test";
 import { createClient, WeirError } from "weir-client";
-import { CONNECTED, FINISHED, progress, serve, until, collect } from "./support.mjs";
+import { collect, CONNECTED, FINISHED, progress, serve, test, until } from "./support.mjs";
 
 /**
  * Serves one list of texts for each connection. `null` in a list destroys the connection, and further connections are answered 410.

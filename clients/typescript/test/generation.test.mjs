@@ -1,8 +1,8 @@
 // Generated text against scripted connections, and against `weir serve` with the stub of the generate component.
 import assert from "node:assert/strict";
-import { after, before, test } from "node:test";
+import { after, before } from "node:test";
 import { createClient, WeirError } from "weir-client";
-import { collect, cuttingProxy, serve, until, WEIR, weir } from "./support.mjs";
+import { collect, cuttingProxy, serve, test, until, WEIR, weir } from "./support.mjs";
 
 const STUB = process.env.WEIR_TEST_GENERATE_STUB;
 const needsStub = { skip: WEIR === undefined || STUB === undefined ? "WEIR_TEST_PROGRAM and WEIR_TEST_GENERATE_STUB are not set" : false };

@@ -1,12 +1,12 @@
 // The hooks in a browser, under StrictMode, against a server with scripted connections; and server-side rendering.
 import assert from "node:assert/strict";
-import { after, before, test } from "node:test";
+import { after, before } from "node:test";
 import { build } from "esbuild";
 import { chromium } from "playwright-core";
 import { createElement } from "react";
 import { renderToString } from "react-dom/server";
 import { useExecution, useTranscript, useWorkflowProgress } from "weir-client/react";
-import { CONNECTED, FINISHED, progress, serve, until } from "./support.mjs";
+import { CONNECTED, FINISHED, progress, serve, test, until } from "./support.mjs";
 
 const executablePath = process.env.WEIR_TEST_BROWSER;
 const needsBrowser = { skip: executablePath === undefined ? "WEIR_TEST_BROWSER is not set" : false };

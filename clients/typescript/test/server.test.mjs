@@ -1,8 +1,8 @@
 // The methods of the client against `weir serve`, and channels through a proxy that cuts connections.
 import assert from "node:assert/strict";
-import { after, before, test } from "node:test";
+import { after, before } from "node:test";
 import { createClient, createPipAIClient, WeirError } from "weir-client";
-import { collect, cuttingProxy, until, WEIR, weir } from "./support.mjs";
+import { collect, cuttingProxy, test, until, WEIR, weir } from "./support.mjs";
 import { mkdtempSync, rmSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 

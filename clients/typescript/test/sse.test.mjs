@@ -1,8 +1,8 @@
 // The vectors of tests/golden/sse_parser.jsonl, made by an independent parser, undivided and split at every place.
 import assert from "node:assert/strict";
 import { readFileSync } from "node:fs";
-import { test } from "node:test";
 import { createSseParser, parseNdjson, SseTooLongError } from "weir-client";
+import { test } from "./support.mjs";
 
 const golden = process.env.WEIR_TEST_GOLDEN ?? new URL("../../../tests/golden", import.meta.url).pathname;
 const vectors = readFileSync(`${golden}/sse_parser.jsonl`, "utf8").trim().split("\n").map((line) => JSON.parse(line));

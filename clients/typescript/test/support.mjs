@@ -3,6 +3,28 @@ import { spawn } from "node:child_process";
 import { once } from "node:events";
 import { createServer } from "node:http";
 import net from "node:net";
+import { test as nodeTest } from "node:test";
+
+/** The longest time of a test, in milliseconds. */
+const TEST_MS = 120_000;
+
+/** As `test` of node:test, with a deadline. */
+export function test(name, options, run) {
+  return typeof options === "function" ? nodeTest(name, { timeout: TEST_MS }, options) : nodeTest(name, { timeout: TEST_MS, ...options }, run);
+}
+
+/** Fails unless a promise is settled within `limitMs`. */
+export async function within(promise, what, limitMs = 60_000) {
+  let timer;
+  const late = new Promise((_, reject) => {
+    timer = setTimeout(() => reject(new Error(`${what} took longer than ${limitMs} ms`)), limitMs);
+  });
+  try {
+    return await Promise.race([promise, late]);
+  } finally {
+    clearTimeout(timer);
+  }
+}
 
 /** Serves HTTP on a free port until `close`. */
 export async function serve(handle) {
@@ -100,7 +122,7 @@ export async function weir(settings = [], port = 0, more = []) {
   for (const setting of settings) args.push("--set", setting);
   const child = spawn(WEIR, args, { stdio: ["ignore", "pipe", "pipe"], env: { ...process.env, NO_COLOR: "1" } });
   let output = "";
-  const url = await new Promise((resolve, reject) => {
+  const started = new Promise((resolve, reject) => {
     const readUrl = (bytes) => {
       output += bytes;
       const match = /http:\/\/127\.0\.0\.1:\d+/.exec(output) ?? /listening\S*.*?(127\.0\.0\.1:\d+)/.exec(output);
@@ -110,14 +132,19 @@ export async function weir(settings = [], port = 0, more = []) {
     child.stderr.on("data", readUrl);
     child.on("exit", (code) => reject(new Error(`weir ended with ${code}:\n${output}`)));
   });
+  const url = await within(started, "the address of weir").catch((error) => {
+    child.kill("SIGKILL");
+    throw new Error(`${error.message}\n${output}`);
+  });
   await until(async () => (await fetch(`${url}/readyz`).catch(() => undefined))?.ok, 120_000);
   return {
     url,
     port: Number(new URL(url).port),
     async kill() {
       child.removeAllListeners("exit");
+      if (child.exitCode !== null || child.signalCode !== null) return;
       child.kill("SIGKILL");
-      await once(child, "exit");
+      await within(once(child, "exit"), "the end of weir");
     },
   };
 }

@@ -1,10 +1,10 @@
 // Uploads with progress in a browser, against a server with scripted responses; and the delay of a refused request.
 import assert from "node:assert/strict";
-import { after, before, test } from "node:test";
+import { after, before } from "node:test";
 import { build } from "esbuild";
 import { chromium } from "playwright-core";
 import { createClient } from "weir-client";
-import { serve, until } from "./support.mjs";
+import { serve, test, until } from "./support.mjs";
 
 const executablePath = process.env.WEIR_TEST_BROWSER;
 const needsBrowser = { skip: executablePath === undefined ? "WEIR_TEST_BROWSER is not set" : false };

@@ -3,15 +3,15 @@
 use std::collections::VecDeque;
 use std::ffi::OsStr;
 use std::io::{BufRead, BufReader, Read};
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 
 use crate::house::House;
-use crate::ui::Step;
+use crate::ui::{Step, seconds};
 
 /// Lines of a program's output that are stored.
 const OUTPUT_LINES_MAX: usize = 20_000;
@@ -20,6 +20,11 @@ const FAILURE_LINES_MAX: usize = 200;
 
 /// How often the step of a silent program is redrawn.
 const TICK: Duration = Duration::from_secs(1);
+
+/// How long a program may print nothing. One that prints nothing for longer hangs.
+const SILENCE_MAX: Duration = Duration::from_secs(20 * 60);
+/// How long output is read after the end of a program: processes that it left may hold its output open.
+const OUTPUT_AFTER_END_MAX: Duration = Duration::from_secs(5);
 
 /// The output of a program.
 #[derive(Debug)]
@@ -80,7 +85,19 @@ fn progress(line: &str) -> Option<String> {
 }
 
 /// Runs a program to its end, showing its lines in `step`.
+///
+/// # Errors
+/// It cannot be started, or printed nothing for [`SILENCE_MAX`] and was killed.
 pub(crate) fn run(step: &mut Step, command: &mut Command) -> Result<Output> {
+    run_within(step, command, SILENCE_MAX, OUTPUT_AFTER_END_MAX)
+}
+
+fn run_within(
+    step: &mut Step,
+    command: &mut Command,
+    silence_max: Duration,
+    after_end_max: Duration,
+) -> Result<Output> {
     let name = command.get_program().to_string_lossy().into_owned();
     let mut child = command
         .stdout(Stdio::piped())
@@ -96,14 +113,26 @@ pub(crate) fn run(step: &mut Step, command: &mut Command) -> Result<Output> {
     }
     let mut output_lines = VecDeque::new();
     let mut message = String::new();
-    loop {
-        let line = match lines.recv_timeout(TICK) {
-            Ok(line) => line,
-            Err(RecvTimeoutError::Timeout) => {
-                step.show_progress(&message);
-                continue;
-            }
-            Err(RecvTimeoutError::Disconnected) => break,
+    let mut watch = Watch { ended: None, checked_at: Instant::now(), line_at: Instant::now() };
+    let status = loop {
+        let line = lines.recv_timeout(TICK);
+        if matches!(line, Err(RecvTimeoutError::Disconnected)) {
+            break child.wait().with_context(|| format!("cannot wait for `{name}`"))?;
+        }
+        let ended = watch.check(&mut child, line.is_ok()).with_context(|| format!("cannot wait for `{name}`"))?;
+        if let Some(status) = ended.filter(|_| watch.ended_before(after_end_max)) {
+            output_lines.push_back(format!("`{name}` has ended, and a process that it started holds its output open"));
+            break status;
+        }
+        if ended.is_none() && watch.line_at.elapsed() >= silence_max {
+            let _ = child.kill();
+            let _ = child.wait();
+            let tail = Output { success: false, lines: output_lines }.tail();
+            bail!("{tail}\n`{name}` printed nothing for {} and was killed", seconds(silence_max));
+        }
+        let Ok(line) = line else {
+            step.show_progress(&message);
+            continue;
         };
         if let Some(progress) = progress(&line) {
             message = progress;
@@ -121,9 +150,34 @@ pub(crate) fn run(step: &mut Step, command: &mut Command) -> Result<Output> {
             output_lines.pop_front();
         }
         output_lines.push_back(line);
-    }
-    let status = child.wait().with_context(|| format!("cannot wait for `{name}`"))?;
+    };
     Ok(Output { success: status.success(), lines: output_lines })
+}
+
+/// Whether a program has ended, and when it printed its last line.
+struct Watch {
+    ended: Option<(ExitStatus, Instant)>,
+    checked_at: Instant,
+    line_at: Instant,
+}
+
+impl Watch {
+    /// Looks once per [`TICK`]; returns the status of a program that has ended.
+    fn check(&mut self, child: &mut Child, has_line: bool) -> std::io::Result<Option<ExitStatus>> {
+        let now = Instant::now();
+        if has_line {
+            self.line_at = now;
+        }
+        if self.ended.is_none() && now.duration_since(self.checked_at) >= TICK {
+            self.checked_at = now;
+            self.ended = child.try_wait()?.map(|status| (status, now));
+        }
+        Ok(self.ended.map(|(status, _)| status))
+    }
+
+    fn ended_before(&self, elapsed: Duration) -> bool {
+        self.ended.is_some_and(|(_, at)| at.elapsed() >= elapsed)
+    }
 }
 
 /// As [`run`]; a failing program is an error with the end of its output.
@@ -203,6 +257,27 @@ mod tests {
         let text = error.to_string();
         assert!(text.contains("out") && text.contains("err") && text.ends_with("exit 3` failed"), "{text}");
         step.done("failed as it should");
+    }
+
+    #[test]
+    fn process_that_is_left_behind_does_not_hold_up_its_step() {
+        let mut step = Step::begin("test", "a program that leaves a process");
+        let mut command = Command::new("sh");
+        command.args(["-c", "sleep 60 & echo $!; exit 3"]);
+        let output = run_within(&mut step, &mut command, SILENCE_MAX, Duration::from_millis(100)).unwrap();
+        step.done("");
+        Command::new("kill").arg(&output.lines[0]).status().unwrap();
+        assert!(!output.success && output.tail().ends_with("holds its output open"), "{}", output.tail());
+    }
+
+    #[test]
+    fn silent_program_is_killed() {
+        let mut step = Step::begin("test", "a program that hangs");
+        let mut command = Command::new("sh");
+        command.args(["-c", "echo begun; exec sleep 60"]);
+        let error = run_within(&mut step, &mut command, Duration::from_secs(1), OUTPUT_AFTER_END_MAX).unwrap_err();
+        step.done("");
+        assert_eq!(error.to_string(), "begun\n`sh` printed nothing for 1.0 s and was killed");
     }
 
     #[test]

@@ -105,15 +105,8 @@ pub(crate) fn test(house: &House, program: &Path) -> Result<()> {
     run("python", "tests clients/python", || {
         let mut tests = sh::program(house, &python);
         // In another folder, so that the installed package is tested and not its sources.
-        tests.current_dir(house.target.join("python")).args([
-            "-W",
-            "error::ResourceWarning",
-            "-m",
-            "unittest",
-            "discover",
-            "-s",
-        ]);
-        tests.arg(package.join("tests")).env(PROGRAM, program).env("PYTHONDONTWRITEBYTECODE", "1");
+        tests.current_dir(house.target.join("python")).args(["-W", "error::ResourceWarning"]);
+        tests.arg(package.join("tests/run.py")).env(PROGRAM, program).env("PYTHONDONTWRITEBYTECODE", "1");
         if let Ok(model) = lm::model(house) {
             tests.env(lm::VARIABLE, model);
         }

@@ -9,8 +9,8 @@ use crate::args::Args;
 use crate::house::{COMPONENTS, GUESTS, House, LIGHT_PACKAGES, NN, PLUGS, PORTABLE_PARTS, SEPARATE_PACKAGES};
 use crate::ui::{Step, seconds};
 use crate::{
-    browser, build, debian, dist, lm, nginx, node, portable, pushpin, python, redis, setup, sh, typescript, web,
-    wheels, wit,
+    browser, build, debian, deploy, dist, lm, nginx, node, portable, pushpin, python, redis, setup, sh, typescript,
+    web, wheels, wit,
 };
 
 pub(crate) const USAGE: &str = "\
@@ -45,6 +45,7 @@ pub(crate) fn task(house: &House, mut args: Args) -> Result<()> {
     lints(house, &mut report)?;
     documentation(house, &mut report)?;
     report.whole("wit", || wit::check(house));
+    report.whole("deploy", || deploy::check(house, false, None));
     report.whole("dist", || dist::check(house));
 
     let data = std::env::var_os("WEIR_DATA").map(|data| {

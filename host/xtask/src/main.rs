@@ -5,7 +5,7 @@
 //! - [`setup`] and [`debian`]: the wasm32-wasip2 target; [`apt`]: packages of Debian, fetched and unpacked without being installed
 //! - [`build`]: components, their precompiled forms, `weir`; [`portable`]: the same components composed for other hosts
 //! - [`server`] and [`http`]: a `weir serve` for the demo and the measurements, and a client for it
-//! - [`first_build`]: the estimate of the first build; [`dist`]: the archive for distribution
+//! - [`first_build`]: the estimate of the first build; [`dist`]: the archive for distribution; [`deploy`]: the checks of deploy/
 //! - [`demo`], [`checks`] (`cargo xtask test`), [`docs`], [`fuzz`], [`mod@bench`]: the commands of the same names
 //! - [`redis`], [`pushpin`], [`browser`]: a Redis server, a proxy that holds connections, a Chromium, for the tests
 //! - [`nginx`]: a proxy for the tests, and the server that the fan-out is compared with
@@ -21,6 +21,7 @@ mod build;
 mod checks;
 mod debian;
 mod demo;
+mod deploy;
 mod dist;
 mod docs;
 mod files;
@@ -76,6 +77,12 @@ const TASKS: &[Task] = &[
         run: build::task,
     },
     Task { name: "dist", about: "build, then pack an archive for distribution", usage: dist::USAGE, run: dist::task },
+    Task {
+        name: "deploy",
+        about: "check the chart, the manifests and the Containerfiles of deploy/",
+        usage: deploy::USAGE,
+        run: deploy::task,
+    },
     Task { name: "serve", about: "build, then run `weir serve`", usage: server::USAGE, run: server::task },
     Task {
         name: "demo",

@@ -9,7 +9,8 @@ fn main() {
     println!("cargo::rerun-if-env-changed=WEIR_EMBED_DIR");
     let dir = std::env::var_os("WEIR_EMBED_DIR").map(PathBuf::from);
     let mut code = String::from("/// The components that this program was built with.\n");
-    code.push_str("const BUILTIN: weir_runtime::Builtin = weir_runtime::Builtin {\n");
+    // Each codegen unit that uses a constant would have a copy of its bytes.
+    code.push_str("static BUILTIN: weir_runtime::Builtin = weir_runtime::Builtin {\n");
     for name in COMPONENTS {
         let file = dir.as_ref().map(|dir| dir.join(format!("{name}.cwasm")));
         if let Some(file) = &file {

@@ -76,3 +76,23 @@ fn is_broken_pipe(error: &anyhow::Error) -> bool {
         .filter_map(|cause| cause.downcast_ref::<std::io::Error>())
         .any(|cause| cause.kind() == std::io::ErrorKind::BrokenPipe)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Bytes of a component that are compared.
+    const SAMPLE_BYTES: usize = 4096;
+
+    #[test]
+    fn program_has_each_component_once() {
+        let program = std::fs::read(std::env::current_exe().unwrap()).unwrap();
+        let weir_runtime::Builtin { gateway, generate, infer, adapter, upstream } = BUILTIN;
+        for component in [gateway, generate, infer, adapter, upstream].into_iter().flatten() {
+            let start = component.len() / 2;
+            let sample = &component[start..start + SAMPLE_BYTES];
+            let copies = program.windows(SAMPLE_BYTES).filter(|window| *window == sample).count();
+            assert_eq!(copies, 1, "of a component of {} bytes", component.len());
+        }
+    }
+}

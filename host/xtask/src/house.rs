@@ -52,8 +52,17 @@ pub(crate) const GUESTS: &[Component] = &[
 
 /// The crates of the native host. Cargo unites the features of the packages of a build, so every host build
 /// and test names exactly these: one set of features, and nothing compiles twice.
-pub(crate) const HOST_PACKAGES: &[&str] =
-    &["embed-example", "weir", "weir-config", "weir-edge", "weir-nn", "weir-python", "weir-runtime", "weir-tests"];
+pub(crate) const HOST_PACKAGES: &[&str] = &[
+    "embed-example",
+    "weir",
+    "weir-config",
+    "weir-edge",
+    "weir-nn",
+    "weir-python",
+    "weir-runtime",
+    "weir-tests",
+    "weir-wasi",
+];
 
 /// The crates that are tested natively in the dev profile: they need neither wasmtime nor an engine.
 pub(crate) const LIGHT_PACKAGES: &[&str] = &[

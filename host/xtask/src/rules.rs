@@ -51,10 +51,16 @@ const RULES: &[Rule] = &[
     // Files and threads, but no async and no engine of WebAssembly: it is tested in the dev profile.
     Rule { package: "weir-lm", house: &["weir-kernels"], others: Some(&["thiserror"]) },
     Rule { package: "weir-events", house: &["weir-core"], others: None },
+    // Compiled once for all kinds of instances.
+    Rule {
+        package: "weir-wasi",
+        house: &[],
+        others: Some(&["http", "wasmtime", "wasmtime-wasi", "wasmtime-wasi-http"]),
+    },
     // Of codec: which routes go to the stateful gateway instance.
     Rule {
         package: "weir-runtime",
-        house: &["weir-codec", "weir-config", "weir-core", "weir-events", "weir-lm", "weir-nn"],
+        house: &["weir-codec", "weir-config", "weir-core", "weir-events", "weir-lm", "weir-nn", "weir-wasi"],
         others: None,
     },
     // Of codec: GRIP, and the rendering of events on a held connection.
@@ -102,7 +108,7 @@ const RULES: &[Rule] = &[
 
 /// Crates that only some may use: the beginning of a name, and the crates that may.
 const RESERVED: &[(&str, &[&str])] = &[
-    ("wasmtime", &["weir-nn", "weir-runtime"]),
+    ("wasmtime", &["weir-nn", "weir-runtime", "weir-wasi"]),
     ("tract", &["weir-nn"]),
     ("ort", &["weir-nn"]),
     (

@@ -11,13 +11,14 @@ use std::time::Duration;
 use futures::future::{Either, select};
 use tokio::sync::{Notify, mpsc};
 use tokio_util::task::AbortOnDropHandle;
+use wasmtime::StoreContextMut;
 use wasmtime::component::{
-    Accessor, Component, Destination, HasSelf, Linker, ResourceTable, Source, StreamConsumer, StreamProducer,
-    StreamReader, StreamResult, VecBuffer,
+    Accessor, Component, Destination, HasSelf, Source, StreamConsumer, StreamProducer, StreamReader, StreamResult,
+    VecBuffer,
 };
-use wasmtime::{Store, StoreContextMut, StoreLimits};
-use wasmtime_wasi::{WasiCtx, WasiCtxView, WasiView};
+use wasmtime_wasi::WasiCtx;
 use weir_core::adapter as core;
+use weir_wasi::StoreData;
 
 use crate::bindings::adapter::AdapterExportsPre;
 use crate::bindings::adapter::exports::weir::stream::adapter as wire;
@@ -65,7 +66,7 @@ pub enum AdapterError {
 /// A linked adapter component, from which instances are created; cheap to clone.
 #[derive(Clone)]
 pub struct AdapterComponent {
-    pre: AdapterExportsPre<AdapterState>,
+    pre: AdapterExportsPre<StoreData>,
     adapters: Adapters,
 }
 
@@ -117,11 +118,9 @@ impl Adapters {
         Ok(AdapterComponent { pre, adapters: self.clone() })
     }
 
-    fn link(&self, component: &Component) -> wasmtime::Result<AdapterExportsPre<AdapterState>> {
-        let mut linker = Linker::<AdapterState>::new(self.host.engine());
-        wasmtime_wasi::p2::add_to_linker_async(&mut linker)?;
-        wasmtime_wasi::p3::add_to_linker(&mut linker)?;
-        infer::add_to_linker::<_, HasSelf<AdapterState>>(&mut linker, |state| state)?;
+    fn link(&self, component: &Component) -> wasmtime::Result<AdapterExportsPre<StoreData>> {
+        let mut linker = weir_wasi::linker(self.host.engine())?;
+        infer::add_to_linker::<_, HasSelf<AdapterState>>(&mut linker, StoreData::state)?;
         AdapterExportsPre::new(linker.instantiate_pre(component)?)
     }
 }
@@ -164,20 +163,13 @@ async fn run(
     let adapters = &component.adapters;
     let mut wasi = WasiCtx::builder();
     wasi.stderr(GuestLog::adapter(&name));
-    let state = AdapterState {
-        table: ResourceTable::new(),
-        wasi: wasi.build(),
-        limits: limits(adapters.memory_bytes_max),
-        calls: adapters.calls.clone(),
-    };
-    let mut store = Store::new(adapters.host.engine(), state);
-    store.limiter(|state| &mut state.limits);
-    store.set_epoch_deadline(1);
-    store.epoch_deadline_async_yield_and_update(1);
+    let state = AdapterState { calls: adapters.calls.clone() };
+    let data = StoreData::new(wasi.build(), limits(adapters.memory_bytes_max), state);
+    let mut store = weir_wasi::store(adapters.host.engine(), data);
     let host = &adapters.host;
     let instance = host.run_guest(component.pre.instantiate_async(&mut store)).await?;
     let ended = Arc::new(Notify::new());
-    let call = async |accessor: &Accessor<AdapterState>| {
+    let call = async |accessor: &Accessor<StoreData>| {
         let records = accessor.with(|access| StreamReader::new(access, Records(records)))?;
         let result = instance.weir_stream_adapter().call_run(accessor, config, records).await?;
         let outcomes = match result {
@@ -195,7 +187,7 @@ async fn run(
         Ok(())
     };
     let heartbeats = AtomicU64::new(0);
-    let run = store.run_concurrent(async |accessor: &Accessor<AdapterState>| {
+    let run = store.run_concurrent(async |accessor: &Accessor<StoreData>| {
         let call = pin!(call(accessor));
         match select(call, pin!(beat(&heartbeats, adapters.hang_timeout))).await {
             Either::Left((result, _)) => result,
@@ -211,18 +203,9 @@ async fn run(
     }
 }
 
-/// The data of an adapter instance's store.
+/// The state of an adapter instance.
 pub(crate) struct AdapterState {
-    table: ResourceTable,
-    wasi: WasiCtx,
-    limits: StoreLimits,
     pub(crate) calls: CallOpener,
-}
-
-impl WasiView for AdapterState {
-    fn ctx(&mut self) -> WasiCtxView<'_> {
-        WasiCtxView { ctx: &mut self.wasi, table: &mut self.table }
-    }
 }
 
 /// Writes the records of a driver to the instance.

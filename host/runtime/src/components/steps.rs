@@ -14,9 +14,10 @@ use std::time::{Duration, Instant, SystemTime};
 
 use tokio::sync::{Mutex, Semaphore};
 use tokio_util::task::AbortOnDropHandle;
-use wasmtime::component::{Accessor, Component, Linker, ResourceTable};
-use wasmtime::{ResourceLimiter, Store};
-use wasmtime_wasi::{WasiCtx, WasiCtxView, WasiView};
+use wasmtime::ResourceLimiter;
+use wasmtime::component::{Accessor, Component, Linker};
+use wasmtime_wasi::WasiCtx;
+use weir_wasi::StoreData;
 
 use crate::bindings::gateway::weir::stream::step_types::Failure;
 use crate::bindings::gateway::weir::stream::steps::Limits;
@@ -48,7 +49,7 @@ pub(crate) struct Steps(Arc<Inner>);
 
 struct Inner {
     host: Host,
-    linker: Linker<StepState>,
+    linker: Linker<StoreData>,
     config: StepsConfig,
     compiled: BTreeMap<String, Mutex<CachedStep>>,
     /// One permit for each concurrent call.
@@ -61,14 +62,12 @@ struct CachedStep {
     checked: Option<Instant>,
     /// Modification time and length, bytes.
     stamp: Option<(SystemTime, u64)>,
-    code: Option<StepComponentPre<StepState>>,
+    code: Option<StepComponentPre<StoreData>>,
 }
 
 impl Steps {
     pub(crate) fn new(host: &Host, config: StepsConfig) -> wasmtime::Result<Self> {
-        let mut linker = Linker::<StepState>::new(host.engine());
-        wasmtime_wasi::p2::add_to_linker_async(&mut linker)?;
-        wasmtime_wasi::p3::add_to_linker(&mut linker)?;
+        let linker = weir_wasi::linker(host.engine())?;
         for (name, path) in &config.files {
             // Only a warning: the file is read on the first call, and may be added before that.
             if let Err(reason) = inspect(path) {
@@ -140,7 +139,7 @@ impl Steps {
 
 impl Inner {
     /// The current code of a step, compiled if necessary.
-    async fn code(&self, name: &str, compiled: &Mutex<CachedStep>) -> Result<StepComponentPre<StepState>, Failure> {
+    async fn code(&self, name: &str, compiled: &Mutex<CachedStep>) -> Result<StepComponentPre<StoreData>, Failure> {
         let unavailable = || transient("step_unavailable", format!("the component `{name}` cannot be used now"));
         // Locked during the compilation: concurrent calls wait for the same one.
         let mut compiled = compiled.lock().await;
@@ -169,7 +168,7 @@ impl Inner {
     }
 
     /// Compiles a file on a blocking thread.
-    async fn compile(&self, path: PathBuf, bytes: u64) -> wasmtime::Result<StepComponentPre<StepState>> {
+    async fn compile(&self, path: PathBuf, bytes: u64) -> wasmtime::Result<StepComponentPre<StoreData>> {
         if bytes > FILE_BYTES_MAX {
             wasmtime::bail!("the file has {bytes} bytes, and may have {FILE_BYTES_MAX}");
         }
@@ -209,7 +208,7 @@ fn read(path: &Path) -> wasmtime::Result<Vec<u8>> {
 /// One call, in an instance of its own. Guests yield at every tick of the engine's clock, even in an endless loop.
 async fn call(
     inner: Arc<Inner>,
-    code: StepComponentPre<StepState>,
+    code: StepComponentPre<StoreData>,
     memory_bytes_max: u64,
     denied: Arc<AtomicBool>,
     log: GuestLog,
@@ -219,29 +218,12 @@ async fn call(
     let mut wasi = WasiCtx::builder();
     wasi.stderr(log);
     let limits = Limiter { memory_bytes_max, memory_bytes: 0, denied };
-    let mut store =
-        Store::new(inner.host.engine(), StepState { table: ResourceTable::new(), wasi: wasi.build(), limits });
-    store.limiter(|state| &mut state.limits);
-    store.set_epoch_deadline(1);
-    store.epoch_deadline_async_yield_and_update(1);
+    let mut store = weir_wasi::store(inner.host.engine(), StoreData::new(wasi.build(), limits, ()));
     let instance = code.instantiate_async(&mut store).await?;
     let run =
-        async |accessor: &Accessor<StepState>| instance.weir_stream_step().call_run(accessor, input, config).await;
+        async |accessor: &Accessor<StoreData>| instance.weir_stream_step().call_run(accessor, input, config).await;
     let result = store.run_concurrent(run).await??;
     Ok(result.map_err(|failure| Failure { code: failure.code, message: failure.message, retryable: failure.retryable }))
-}
-
-/// The data of a call's store.
-struct StepState {
-    table: ResourceTable,
-    wasi: WasiCtx,
-    limits: Limiter,
-}
-
-impl WasiView for StepState {
-    fn ctx(&mut self) -> WasiCtxView<'_> {
-        WasiCtxView { ctx: &mut self.wasi, table: &mut self.table }
-    }
 }
 
 /// Bounds the memory of an instance, the sum of all its linear memories, and records whether growth was denied.

@@ -8,11 +8,12 @@ use std::time::{Duration, Instant};
 use futures::FutureExt;
 use tokio::sync::{Notify, mpsc};
 use wasmtime::component::{
-    Component, Destination, HasSelf, Linker, ResourceTable, Source, StreamConsumer, StreamProducer, StreamReader,
-    StreamResult, VecBuffer,
+    Component, Destination, HasSelf, ResourceTable, Source, StreamConsumer, StreamProducer, StreamReader, StreamResult,
+    VecBuffer,
 };
-use wasmtime::{Store, StoreContextMut, StoreLimits};
-use wasmtime_wasi::{WasiCtx, WasiCtxView, WasiView};
+use wasmtime::{Store, StoreContextMut};
+use wasmtime_wasi::WasiCtx;
+use weir_wasi::StoreData;
 
 use super::lm::ServedModel;
 use super::pool::ModelPool;
@@ -27,23 +28,16 @@ use crate::components::limits::limits;
 #[derive(Clone)]
 pub(crate) struct GenerateFactory {
     host: Host,
-    pre: GenerateExportsPre<InstanceState>,
+    pre: GenerateExportsPre<StoreData>,
     memory_bytes_max: u64,
     environment: Vec<(String, String)>,
 }
 
-/// The data of an instance's store.
+/// The state of an instance with a model of this host.
 pub(crate) struct InstanceState {
+    /// The models that the instance has opened.
     pub(super) table: ResourceTable,
     pub(super) model: ServedModel,
-    wasi: WasiCtx,
-    limits: StoreLimits,
-}
-
-impl WasiView for InstanceState {
-    fn ctx(&mut self) -> WasiCtxView<'_> {
-        WasiCtxView { ctx: &mut self.wasi, table: &mut self.table }
-    }
 }
 
 impl GenerateFactory {
@@ -54,10 +48,8 @@ impl GenerateFactory {
         memory_bytes_max: u64,
         environment: Vec<(String, String)>,
     ) -> wasmtime::Result<Self> {
-        let mut linker = Linker::<InstanceState>::new(host.engine());
-        wasmtime_wasi::p2::add_to_linker_async(&mut linker)?;
-        wasmtime_wasi::p3::add_to_linker(&mut linker)?;
-        LmHost::add_to_linker::<_, HasSelf<InstanceState>>(&mut linker, |state| state)?;
+        let mut linker = weir_wasi::linker(host.engine())?;
+        LmHost::add_to_linker::<_, HasSelf<InstanceState>>(&mut linker, StoreData::state)?;
         let pre = GenerateExportsPre::new(linker.instantiate_pre(component)?)?;
         Ok(Self { host: host.clone(), pre, memory_bytes_max, environment })
     }
@@ -70,13 +62,10 @@ impl GenerateFactory {
 
 /// Makes the instances of one pool.
 pub(super) trait InstanceSource: Send + 'static {
-    /// The data of an instance's store.
-    type State: Send + 'static;
-
     fn host(&self) -> &Host;
-    fn pre(&self) -> &GenerateExportsPre<Self::State>;
+    fn pre(&self) -> &GenerateExportsPre<StoreData>;
     /// A store for a new instance.
-    fn store(&self) -> Store<Self::State>;
+    fn store(&self) -> Store<StoreData>;
 }
 
 /// Makes the instances of one model.
@@ -86,27 +75,21 @@ pub(super) struct ModelInstances {
 }
 
 impl InstanceSource for ModelInstances {
-    type State = InstanceState;
-
     fn host(&self) -> &Host {
         &self.factory.host
     }
 
-    fn pre(&self) -> &GenerateExportsPre<InstanceState> {
+    fn pre(&self) -> &GenerateExportsPre<StoreData> {
         &self.factory.pre
     }
 
-    fn store(&self) -> Store<InstanceState> {
+    fn store(&self) -> Store<StoreData> {
         let model = self.model.clone();
         let mut wasi = WasiCtx::builder();
         wasi.stderr(GuestLog::built_in("generate", &model.name)).envs(&self.factory.environment);
-        let limits = limits(self.factory.memory_bytes_max);
-        let state = InstanceState { table: ResourceTable::new(), model, wasi: wasi.build(), limits };
-        let mut store = Store::new(self.factory.host.engine(), state);
-        store.limiter(|state| &mut state.limits);
-        store.set_epoch_deadline(1);
-        store.epoch_deadline_async_yield_and_update(1);
-        store
+        let state = InstanceState { table: ResourceTable::new(), model };
+        let data = StoreData::new(wasi.build(), limits(self.factory.memory_bytes_max), state);
+        weir_wasi::store(self.factory.host.engine(), data)
     }
 }
 

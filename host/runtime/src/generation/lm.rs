@@ -15,6 +15,7 @@ use crate::bindings::lm::weir::stream::lm::{
     Host, HostModel, HostModelWithStore, HostWithStore, ModelInfo, Row, Sampled, Sampler, Tokenizer,
 };
 use crate::types::{self, Failure};
+use weir_wasi::StoreData;
 
 /// The model that an instance sees.
 #[derive(Clone)]
@@ -79,15 +80,15 @@ impl types::Host for InstanceState {}
 
 impl Host for InstanceState {}
 
-impl HostWithStore<InstanceState> for HasSelf<InstanceState> {
-    async fn models(accessor: &Accessor<InstanceState, Self>) -> wasmtime::Result<Vec<ModelInfo>> {
+impl HostWithStore<StoreData> for HasSelf<InstanceState> {
+    async fn models(accessor: &Accessor<StoreData, Self>) -> wasmtime::Result<Vec<ModelInfo>> {
         Ok(accessor.with(|mut access| vec![access.get().model.info()]))
     }
 }
 
-impl HostModelWithStore<InstanceState> for HasSelf<InstanceState> {
+impl HostModelWithStore<StoreData> for HasSelf<InstanceState> {
     async fn open(
-        accessor: &Accessor<InstanceState, Self>,
+        accessor: &Accessor<StoreData, Self>,
         name: String,
     ) -> wasmtime::Result<Result<Resource<LanguageModel>, Failure>> {
         let served = accessor.with(|mut access| access.get().model.clone());
@@ -104,7 +105,7 @@ impl HostModelWithStore<InstanceState> for HasSelf<InstanceState> {
     }
 
     async fn step(
-        accessor: &Accessor<InstanceState, Self>,
+        accessor: &Accessor<StoreData, Self>,
         model: Resource<LanguageModel>,
         rows: Vec<Row>,
     ) -> wasmtime::Result<Result<Vec<Sampled>, Failure>> {

@@ -3,10 +3,10 @@
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 
-use wasmtime::component::{Component, Linker, ResourceTable};
-use wasmtime::{Store, StoreLimits};
-use wasmtime_wasi::{WasiCtx, WasiCtxView, WasiView};
-use wasmtime_wasi_http::{WasiHttpCtx, WasiHttpCtxView, WasiHttpView};
+use wasmtime::Store;
+use wasmtime::component::Component;
+use wasmtime_wasi::WasiCtx;
+use weir_wasi::StoreData;
 
 use super::instance::InstanceSource;
 use super::upstream_requests::UpstreamRequests;
@@ -19,7 +19,7 @@ use crate::components::limits::limits;
 #[derive(Clone)]
 pub(crate) struct UpstreamFactory {
     host: Host,
-    pre: GenerateExportsPre<UpstreamState>,
+    pre: GenerateExportsPre<StoreData>,
     memory_bytes_max: u64,
 }
 
@@ -44,34 +44,10 @@ pub(super) struct UpstreamInstances {
     requests: UpstreamRequests,
 }
 
-/// The data of an instance's store.
-pub(crate) struct UpstreamState {
-    table: ResourceTable,
-    wasi: WasiCtx,
-    http: WasiHttpCtx,
-    requests: UpstreamRequests,
-    limits: StoreLimits,
-}
-
-impl WasiView for UpstreamState {
-    fn ctx(&mut self) -> WasiCtxView<'_> {
-        WasiCtxView { ctx: &mut self.wasi, table: &mut self.table }
-    }
-}
-
-impl WasiHttpView for UpstreamState {
-    fn http(&mut self) -> WasiHttpCtxView<'_> {
-        WasiHttpCtxView { ctx: &mut self.http, table: &mut self.table, hooks: &mut self.requests }
-    }
-}
-
 impl UpstreamFactory {
     /// Links the component once for all upstreams.
     pub(crate) fn new(host: &Host, component: &Component, memory_bytes_max: u64) -> wasmtime::Result<Self> {
-        let mut linker = Linker::<UpstreamState>::new(host.engine());
-        wasmtime_wasi::p2::add_to_linker_async(&mut linker)?;
-        wasmtime_wasi::p3::add_to_linker(&mut linker)?;
-        wasmtime_wasi_http::p3::add_to_linker(&mut linker)?;
+        let linker = weir_wasi::linker_with_http(host.engine())?;
         let pre = GenerateExportsPre::new(linker.instantiate_pre(component)?)?;
         Ok(Self { host: host.clone(), pre, memory_bytes_max })
     }
@@ -87,30 +63,18 @@ impl UpstreamFactory {
 }
 
 impl InstanceSource for UpstreamInstances {
-    type State = UpstreamState;
-
     fn host(&self) -> &Host {
         &self.factory.host
     }
 
-    fn pre(&self) -> &GenerateExportsPre<UpstreamState> {
+    fn pre(&self) -> &GenerateExportsPre<StoreData> {
         &self.factory.pre
     }
 
-    fn store(&self) -> Store<UpstreamState> {
+    fn store(&self) -> Store<StoreData> {
         let mut wasi = WasiCtx::builder();
         wasi.stderr(GuestLog::built_in("upstream", &self.name)).envs(&self.environment);
-        let state = UpstreamState {
-            table: ResourceTable::new(),
-            wasi: wasi.build(),
-            http: WasiHttpCtx::new(),
-            requests: self.requests.clone(),
-            limits: limits(self.factory.memory_bytes_max),
-        };
-        let mut store = Store::new(self.factory.host.engine(), state);
-        store.limiter(|state| &mut state.limits);
-        store.set_epoch_deadline(1);
-        store.epoch_deadline_async_yield_and_update(1);
-        store
+        let data = StoreData::new(wasi.build(), limits(self.factory.memory_bytes_max), ());
+        weir_wasi::store(self.factory.host.engine(), data.with_requests(self.requests.clone()))
     }
 }

@@ -12,6 +12,7 @@ use crate::bindings::gateway::weir::stream::events::{
 };
 use crate::components::gateway::state::GatewayState;
 use crate::interfaces::convert::{core_cursor, cursor, delivery, draft, failure, fence, name, page, store_name};
+use weir_wasi::StoreData;
 
 /// The size in bytes at which a batch for a guest ends; a batch has at least one event, even if that is larger.
 const BATCH_BYTES_MAX: usize = 64 * 1024;
@@ -20,9 +21,9 @@ const BATCH_DELIVERIES_MAX: usize = 64;
 
 impl Host for GatewayState {}
 
-impl HostWithStore<GatewayState> for HasSelf<GatewayState> {
+impl HostWithStore<StoreData> for HasSelf<GatewayState> {
     async fn append(
-        accessor: &Accessor<GatewayState, Self>,
+        accessor: &Accessor<StoreData, Self>,
         channel: String,
         events: Vec<Event>,
         lease: Option<Fence>,
@@ -40,7 +41,7 @@ impl HostWithStore<GatewayState> for HasSelf<GatewayState> {
     }
 
     async fn read(
-        accessor: &Accessor<GatewayState, Self>,
+        accessor: &Accessor<StoreData, Self>,
         channel: String,
         after: Cursor,
         limit: u32,
@@ -53,7 +54,7 @@ impl HostWithStore<GatewayState> for HasSelf<GatewayState> {
     }
 
     async fn follow(
-        accessor: &Accessor<GatewayState, Self>,
+        accessor: &Accessor<StoreData, Self>,
         channel: String,
         after: Cursor,
         user: Option<String>,
@@ -70,14 +71,14 @@ impl HostWithStore<GatewayState> for HasSelf<GatewayState> {
     }
 
     async fn claim(
-        accessor: &Accessor<GatewayState, Self>,
+        accessor: &Accessor<StoreData, Self>,
         key: String,
         ttl_ms: u64,
     ) -> wasmtime::Result<Result<bool, Failure>> {
         Ok(store(accessor).claim(&key, ttl_ms).await.map_err(failure))
     }
 
-    async fn health(accessor: &Accessor<GatewayState, Self>) -> wasmtime::Result<Condition> {
+    async fn health(accessor: &Accessor<StoreData, Self>) -> wasmtime::Result<Condition> {
         let store = store(accessor);
         let health = store.health().await;
         if let Some(detail) = health.detail.as_deref().filter(|_| !health.ok || health.fallback) {
@@ -98,7 +99,7 @@ impl HostWithStore<GatewayState> for HasSelf<GatewayState> {
 }
 
 /// The channel store of an instance.
-pub(crate) fn store(accessor: &Accessor<GatewayState, HasSelf<GatewayState>>) -> Store {
+pub(crate) fn store(accessor: &Accessor<StoreData, HasSelf<GatewayState>>) -> Store {
     accessor.with(|mut access| access.get().events.clone())
 }
 

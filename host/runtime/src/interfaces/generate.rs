@@ -15,6 +15,7 @@ use crate::bindings::gateway::weir::stream::generate::{Host, HostWithStore};
 use crate::bindings::generate_types::{self, Command, Event, GenerateModel};
 use crate::components::gateway::state::GatewayState;
 use crate::generation::{CommandSender, EventReceiver};
+use weir_wasi::StoreData;
 
 /// Most events written to a guest at once.
 const TRANSFER_MAX: usize = 64;
@@ -23,9 +24,9 @@ impl generate_types::Host for GatewayState {}
 
 impl Host for GatewayState {}
 
-impl HostWithStore<GatewayState> for HasSelf<GatewayState> {
+impl HostWithStore<StoreData> for HasSelf<GatewayState> {
     async fn run(
-        accessor: &Accessor<GatewayState, Self>,
+        accessor: &Accessor<StoreData, Self>,
         commands: StreamReader<Command>,
     ) -> wasmtime::Result<StreamReader<Event>> {
         accessor.with(|mut access| {
@@ -42,7 +43,7 @@ impl HostWithStore<GatewayState> for HasSelf<GatewayState> {
         })
     }
 
-    async fn models(accessor: &Accessor<GatewayState, Self>) -> wasmtime::Result<Vec<GenerateModel>> {
+    async fn models(accessor: &Accessor<StoreData, Self>) -> wasmtime::Result<Vec<GenerateModel>> {
         Ok(accessor.with(|mut access| {
             let state = access.get();
             let is_draining = state.is_draining();

@@ -19,6 +19,7 @@ use crate::components::gateway::state::GatewayState;
 use crate::inference::call::{CallAbandoned, CallSender, Outcomes};
 use crate::stages::{self, Stage};
 use crate::types::{Item, ModelInfo, Outcome};
+use weir_wasi::StoreData;
 
 /// Most items read from a guest, or outcomes written to it, at once.
 const TRANSFER_MAX: usize = 64;
@@ -27,9 +28,9 @@ impl crate::types::Host for GatewayState {}
 
 impl Host for GatewayState {}
 
-impl HostWithStore<GatewayState> for HasSelf<GatewayState> {
+impl HostWithStore<StoreData> for HasSelf<GatewayState> {
     async fn run(
-        accessor: &Accessor<GatewayState, Self>,
+        accessor: &Accessor<StoreData, Self>,
         items: StreamReader<Item>,
     ) -> wasmtime::Result<StreamReader<Outcome>> {
         accessor.with(|mut access| {
@@ -46,7 +47,7 @@ impl HostWithStore<GatewayState> for HasSelf<GatewayState> {
         })
     }
 
-    async fn models(accessor: &Accessor<GatewayState, Self>) -> wasmtime::Result<Vec<ModelInfo>> {
+    async fn models(accessor: &Accessor<StoreData, Self>) -> wasmtime::Result<Vec<ModelInfo>> {
         Ok(accessor.with(|mut access| {
             let state = access.get();
             let is_draining = state.is_draining();
@@ -61,9 +62,9 @@ impl crate::types::Host for AdapterState {}
 impl Host for AdapterState {}
 
 /// For adapters: their items have no client, and are accepted while the server drains.
-impl HostWithStore<AdapterState> for HasSelf<AdapterState> {
+impl HostWithStore<StoreData> for HasSelf<AdapterState> {
     async fn run(
-        accessor: &Accessor<AdapterState, Self>,
+        accessor: &Accessor<StoreData, Self>,
         items: StreamReader<Item>,
     ) -> wasmtime::Result<StreamReader<Outcome>> {
         accessor.with(|mut access| {
@@ -73,7 +74,7 @@ impl HostWithStore<AdapterState> for HasSelf<AdapterState> {
         })
     }
 
-    async fn models(accessor: &Accessor<AdapterState, Self>) -> wasmtime::Result<Vec<ModelInfo>> {
+    async fn models(accessor: &Accessor<StoreData, Self>) -> wasmtime::Result<Vec<ModelInfo>> {
         Ok(accessor.with(|mut access| access.get().calls.pools().values().map(|pool| pool.info()).collect()))
     }
 }

@@ -8,12 +8,13 @@ use crate::bindings::gateway::weir::stream::state::{Acquisition, Host, HostWithS
 use crate::components::gateway::state::GatewayState;
 use crate::interfaces::convert::{failure, fence, name};
 use crate::interfaces::events::store;
+use weir_wasi::StoreData;
 
 impl Host for GatewayState {}
 
-impl HostWithStore<GatewayState> for HasSelf<GatewayState> {
+impl HostWithStore<StoreData> for HasSelf<GatewayState> {
     async fn put(
-        accessor: &Accessor<GatewayState, Self>,
+        accessor: &Accessor<StoreData, Self>,
         key: String,
         value: Vec<u8>,
         ttl_ms: Option<u64>,
@@ -35,7 +36,7 @@ impl HostWithStore<GatewayState> for HasSelf<GatewayState> {
     }
 
     async fn get(
-        accessor: &Accessor<GatewayState, Self>,
+        accessor: &Accessor<StoreData, Self>,
         key: String,
     ) -> wasmtime::Result<Result<Option<Vec<u8>>, Failure>> {
         let store = store(accessor);
@@ -47,7 +48,7 @@ impl HostWithStore<GatewayState> for HasSelf<GatewayState> {
     }
 
     async fn delete(
-        accessor: &Accessor<GatewayState, Self>,
+        accessor: &Accessor<StoreData, Self>,
         key: String,
         lease: Option<Fence>,
     ) -> wasmtime::Result<Result<(), Failure>> {
@@ -63,7 +64,7 @@ impl HostWithStore<GatewayState> for HasSelf<GatewayState> {
     }
 
     async fn keys(
-        accessor: &Accessor<GatewayState, Self>,
+        accessor: &Accessor<StoreData, Self>,
         kind: String,
         after: String,
         limit: u32,
@@ -71,12 +72,12 @@ impl HostWithStore<GatewayState> for HasSelf<GatewayState> {
         Ok(store(accessor).keys(&kind, &after, limit as usize).await.map_err(failure))
     }
 
-    async fn count(accessor: &Accessor<GatewayState, Self>, kind: String) -> wasmtime::Result<Result<u64, Failure>> {
+    async fn count(accessor: &Accessor<StoreData, Self>, kind: String) -> wasmtime::Result<Result<u64, Failure>> {
         Ok(store(accessor).count(&kind).await.map(|count| count as u64).map_err(failure))
     }
 
     async fn acquire(
-        accessor: &Accessor<GatewayState, Self>,
+        accessor: &Accessor<StoreData, Self>,
         key: String,
         owner: String,
         ttl_ms: u64,
@@ -94,7 +95,7 @@ impl HostWithStore<GatewayState> for HasSelf<GatewayState> {
     }
 
     async fn renew(
-        accessor: &Accessor<GatewayState, Self>,
+        accessor: &Accessor<StoreData, Self>,
         lease: Fence,
         ttl_ms: u64,
     ) -> wasmtime::Result<Result<(), Failure>> {
@@ -105,7 +106,7 @@ impl HostWithStore<GatewayState> for HasSelf<GatewayState> {
         }
     }
 
-    async fn release(accessor: &Accessor<GatewayState, Self>, lease: Fence) -> wasmtime::Result<Result<(), Failure>> {
+    async fn release(accessor: &Accessor<StoreData, Self>, lease: Fence) -> wasmtime::Result<Result<(), Failure>> {
         let store = store(accessor);
         match fence(lease) {
             Ok(fence) => Ok(store.release(&fence).await.map_err(failure)),

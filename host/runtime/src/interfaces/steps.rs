@@ -5,14 +5,15 @@ use wasmtime::component::{Accessor, HasSelf};
 use crate::bindings::gateway::weir::stream::step_types::{self, Failure};
 use crate::bindings::gateway::weir::stream::steps::{Host, HostWithStore, Limits};
 use crate::components::gateway::state::GatewayState;
+use weir_wasi::StoreData;
 
 impl step_types::Host for GatewayState {}
 
 impl Host for GatewayState {}
 
-impl HostWithStore<GatewayState> for HasSelf<GatewayState> {
+impl HostWithStore<StoreData> for HasSelf<GatewayState> {
     async fn run(
-        accessor: &Accessor<GatewayState, Self>,
+        accessor: &Accessor<StoreData, Self>,
         name: String,
         input: String,
         config: String,

@@ -22,6 +22,7 @@ use crate::components::gateway::state::{GatewayFactory, GatewayState, Role};
 use crate::components::heartbeat::{HEARTBEATS, silence};
 use crate::components::woken::poll_when_woken;
 use crate::stages::{self, Stage};
+use weir_wasi::StoreData;
 
 /// An admitted request, and the reserved bytes of its body.
 type Admission = (Arc<OpenRequest>, Arc<Reservation>);
@@ -71,7 +72,7 @@ impl InstanceRun<'_> {
     /// Hands requests to the instance as it has room for them.
     async fn serve(
         &self,
-        accessor: &Accessor<GatewayState>,
+        accessor: &Accessor<StoreData>,
         proxy: &Proxy,
         occupancy: &Arc<Occupancy>,
         first: Option<Request>,
@@ -84,11 +85,11 @@ impl InstanceRun<'_> {
             let ends_with_request =
                 self.idle_timeout.is_some() || GenerationRoute::find(request.uri().path()).is_some();
             let prepared = accessor.with(|mut access| {
-                let prepared = Prepared::new(access.as_context_mut(), proxy, request, GatewayState::http, result);
+                let prepared = Prepared::new(access.as_context_mut(), proxy, request, WasiHttpView::http, result);
                 if let (Ok(Prepared::P3 { call, .. }), Some((request, _))) = (&prepared, &admission)
                     && ends_with_request
                 {
-                    access.get().add_request(call.task(), request);
+                    access.get().state::<GatewayState>().add_request(call.task(), request);
                 }
                 prepared
             });

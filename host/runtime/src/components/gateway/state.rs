@@ -1,4 +1,4 @@
-//! The data of a gateway instance's store, and the factory of instances.
+//! The state of a gateway instance, and the factory of instances.
 
 use std::collections::HashMap;
 use std::path::PathBuf;
@@ -6,12 +6,12 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
-use wasmtime::component::{Component, GuestTaskId, HasSelf, Linker, ResourceTable};
-use wasmtime::{Store, StoreLimits};
-use wasmtime_wasi::{FsPerms, WasiCtx, WasiCtxView, WasiView};
+use wasmtime::Store;
+use wasmtime::component::{Component, GuestTaskId, HasSelf};
+use wasmtime_wasi::{FsPerms, WasiCtx};
 use wasmtime_wasi_http::p3::bindings::{Service, ServicePre};
-use wasmtime_wasi_http::{WasiHttpCtx, WasiHttpCtxView, WasiHttpView};
 use weir_events::Store as EventStore;
+use weir_wasi::StoreData;
 
 use crate::bindings::gateway::GatewayHost;
 use crate::components::engine::Host;
@@ -69,13 +69,8 @@ impl Role {
 /// The environment variable of the stateful instance.
 const STATEFUL_VARIABLE: (&str, &str) = ("WEIR_KEEPER", "1");
 
-/// The data of a gateway instance's store.
+/// The state of a gateway instance.
 pub(crate) struct GatewayState {
-    table: ResourceTable,
-    wasi: WasiCtx,
-    http: WasiHttpCtx,
-    hooks: HttpAllowList,
-    limits: StoreLimits,
     pub(crate) calls: CallOpener,
     pub(crate) generations: Generations,
     pub(crate) events: EventStore,
@@ -103,22 +98,10 @@ impl GatewayState {
     }
 }
 
-impl WasiView for GatewayState {
-    fn ctx(&mut self) -> WasiCtxView<'_> {
-        WasiCtxView { ctx: &mut self.wasi, table: &mut self.table }
-    }
-}
-
-impl WasiHttpView for GatewayState {
-    fn http(&mut self) -> WasiHttpCtxView<'_> {
-        WasiHttpCtxView { ctx: &mut self.http, table: &mut self.table, hooks: &mut self.hooks }
-    }
-}
-
 /// Creates gateway instances.
 pub(crate) struct GatewayFactory {
     host: Host,
-    pre: ServicePre<GatewayState>,
+    pre: ServicePre<StoreData>,
     config: GatewayConfig,
     calls: CallOpener,
     generations: Generations,
@@ -138,11 +121,8 @@ impl GatewayFactory {
         steps: Steps,
         draining: Arc<AtomicBool>,
     ) -> wasmtime::Result<Self> {
-        let mut linker = Linker::<GatewayState>::new(host.engine());
-        wasmtime_wasi::p2::add_to_linker_async(&mut linker)?;
-        wasmtime_wasi::p3::add_to_linker(&mut linker)?;
-        wasmtime_wasi_http::p3::add_to_linker(&mut linker)?;
-        GatewayHost::add_to_linker::<_, HasSelf<GatewayState>>(&mut linker, |state| state)?;
+        let mut linker = weir_wasi::linker_with_http(host.engine())?;
+        GatewayHost::add_to_linker::<_, HasSelf<GatewayState>>(&mut linker, StoreData::state)?;
         let pre = ServicePre::new(linker.instantiate_pre(component)?)?;
         Ok(Self { host: host.clone(), pre, config, calls, generations, events, steps, draining })
     }
@@ -160,7 +140,7 @@ impl GatewayFactory {
     }
 
     /// Creates an instance in a store of its own.
-    pub(crate) async fn instantiate(&self, role: Role) -> wasmtime::Result<(Store<GatewayState>, Service)> {
+    pub(crate) async fn instantiate(&self, role: Role) -> wasmtime::Result<(Store<StoreData>, Service)> {
         let mut wasi = WasiCtx::builder();
         wasi.stderr(GuestLog::built_in(role.log_name(), "")).envs(&self.config.environment);
         // Only the stateful instance runs pipeline steps, so only it may call services.
@@ -176,11 +156,6 @@ impl GatewayFactory {
             wasi.preopened_dir(folder, guest_path, FsPerms::ReadOnly)?;
         }
         let state = GatewayState {
-            table: ResourceTable::new(),
-            wasi: wasi.build(),
-            http: WasiHttpCtx::new(),
-            hooks: HttpAllowList::new(http_allow),
-            limits: limits(memory_bytes_max),
             calls: self.calls.clone(),
             generations: self.generations.clone(),
             events: self.events.clone(),
@@ -188,10 +163,8 @@ impl GatewayFactory {
             draining: self.draining.clone(),
             requests: HashMap::new(),
         };
-        let mut store = Store::new(self.host.engine(), state);
-        store.limiter(|state| &mut state.limits);
-        store.set_epoch_deadline(1);
-        store.epoch_deadline_async_yield_and_update(1);
+        let data = StoreData::new(wasi.build(), limits(memory_bytes_max), state);
+        let mut store = weir_wasi::store(self.host.engine(), data.with_requests(HttpAllowList::new(http_allow)));
         let service = self.host.run_guest(self.pre.instantiate_async(&mut store)).await?;
         Ok((store, service))
     }

@@ -3,10 +3,11 @@
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 
-use wasmtime::component::{Component, Linker, ResourceTable};
-use wasmtime::{Store, StoreLimits};
-use wasmtime_wasi::{FsPerms, WasiCtx, WasiCtxView, WasiView};
+use wasmtime::Store;
+use wasmtime::component::{Component, ResourceTable};
+use wasmtime_wasi::{FsPerms, WasiCtx};
 use weir_nn::{GraphAccess, NnCtx, NnView, Registry};
+use weir_wasi::StoreData;
 
 use super::PoolConfig;
 use crate::bindings::infer::InferExportsPre;
@@ -18,54 +19,37 @@ use crate::components::limits::limits;
 #[derive(Clone)]
 pub(crate) struct InferFactory {
     pub(crate) host: Host,
-    pub(crate) pre: InferExportsPre<InferState>,
+    pub(crate) pre: InferExportsPre<StoreData>,
     pub(crate) registry: Arc<Registry>,
 }
 
 impl InferFactory {
     /// Links the infer component once for all replicas.
     pub(crate) fn new(host: &Host, component: &Component, registry: Arc<Registry>) -> wasmtime::Result<Self> {
-        let mut linker = Linker::<InferState>::new(host.engine());
-        wasmtime_wasi::p2::add_to_linker_async(&mut linker)?;
-        wasmtime_wasi::p3::add_to_linker(&mut linker)?;
-        weir_nn::add_to_linker(&mut linker, |state: &mut InferState| NnView {
-            ctx: &mut state.nn,
-            table: &mut state.table,
+        let mut linker = weir_wasi::linker(host.engine())?;
+        weir_nn::add_to_linker(&mut linker, |data: &mut StoreData| {
+            let InferState { nn, table } = data.state();
+            NnView { ctx: nn, table }
         })?;
         let pre = InferExportsPre::new(linker.instantiate_pre(component)?)?;
         Ok(Self { host: host.clone(), pre, registry })
     }
 
     /// Creates a store for an instance of a model. The completed computations of the engine are counted in `computed`.
-    pub(super) fn store(&self, pool: &PoolConfig, computed: Arc<AtomicU64>) -> wasmtime::Result<Store<InferState>> {
+    pub(super) fn store(&self, pool: &PoolConfig, computed: Arc<AtomicU64>) -> wasmtime::Result<Store<StoreData>> {
         let name = &pool.name;
         let mut wasi = WasiCtx::builder();
         wasi.stderr(GuestLog::built_in("infer", name)).envs(&pool.environment);
         wasi.preopened_dir(&pool.path, format!("/models/{name}"), FsPerms::ReadOnly)?;
-        let state = InferState {
-            table: ResourceTable::new(),
-            wasi: wasi.build(),
-            nn: NnCtx::new(self.registry.clone(), GraphAccess::only([name.clone()])).counting(computed),
-            limits: limits(pool.memory_bytes_max),
-        };
-        let mut store = Store::new(self.host.engine(), state);
-        store.limiter(|state| &mut state.limits);
-        store.set_epoch_deadline(1);
-        store.epoch_deadline_async_yield_and_update(1);
-        Ok(store)
+        let nn = NnCtx::new(self.registry.clone(), GraphAccess::only([name.clone()])).counting(computed);
+        let state = InferState { nn, table: ResourceTable::new() };
+        let data = StoreData::new(wasi.build(), limits(pool.memory_bytes_max), state);
+        Ok(weir_wasi::store(self.host.engine(), data))
     }
 }
 
-/// The data of an infer instance's store.
-pub(crate) struct InferState {
-    table: ResourceTable,
-    wasi: WasiCtx,
+/// The state of an infer instance: `wasi:nn`, and the graphs, contexts and tensors that the instance has.
+struct InferState {
     nn: NnCtx,
-    limits: StoreLimits,
-}
-
-impl WasiView for InferState {
-    fn ctx(&mut self) -> WasiCtxView<'_> {
-        WasiCtxView { ctx: &mut self.wasi, table: &mut self.table }
-    }
+    table: ResourceTable,
 }

@@ -5,14 +5,19 @@ from __future__ import annotations
 import asyncio
 import importlib
 import json
+import logging
 import threading
-from typing import Any, Dict, Iterator, List, Mapping, Optional, Tuple, Union
+from typing import Any, Dict, Iterable, Iterator, List, Mapping, Optional, Tuple, Union
 
 from .._events import ErrorEvent, ResultEvent
 from ._base import Adapter, Push, from_thread, item_of, record_of
 
+logger = logging.getLogger("streaming_sentiment_pipeline")
+
 #: How long the consumer waits for a record before it looks whether it is to stop, in seconds.
 _POLL_S = 0.2
+#: Errors of the consumer from which it recovers by itself: brokers that are away, a topic that does not exist yet.
+_TRANSIENT = frozenset(("_ALL_BROKERS_DOWN", "_TRANSPORT", "_RESOLVE", "_TIMED_OUT", "_PARTITION_EOF", "UNKNOWN_TOPIC_OR_PART"))
 #: How long the producer may take for what it holds at the end, in seconds.
 _FLUSH_S = 10.0
 
@@ -46,22 +51,24 @@ class KafkaAdapter(Adapter):
         producer: Any = None,
     ) -> None:
         self._output_topic, self._text_field, self._id_field = output_topic, text_field, id_field
+        self._positions = Positions()
+        self._records: Dict[int, Tuple[Tuple[str, int], int, Any]] = {}
         common = {"bootstrap.servers": bootstrap_servers, **(settings or {})}
         if consumer is None:
             own = {"group.id": group_id, "enable.auto.commit": False, "auto.offset.reset": "earliest"}
             consumer = _client().Consumer({**own, **common})
-            consumer.subscribe([topic])
+            consumer.subscribe([topic], on_revoke=self._revoke, on_lost=self._revoke)
         if producer is None and output_topic is not None:
             producer = _client().Producer(common)
         self._consumer, self._producer = consumer, producer
-        self._positions = Positions()
-        self._records: Dict[int, Tuple[Tuple[str, int], int, Any]] = {}
 
     async def run(self, push: Push) -> None:
         async for record in from_thread(self._poll):
             partition, offset = (record.topic(), record.partition()), record.offset()
             self._positions.add(partition, offset)
-            item = item_of(record.value().decode("utf-8", "replace"), self._text_field, self._id_field)
+            # A tombstone has no value, and a blank record no text.
+            value = record.value() or b""
+            item = item_of(value.decode("utf-8", "replace"), self._text_field, self._id_field)
             if item is None:
                 self._finish(partition, offset)
                 continue
@@ -86,53 +93,90 @@ class KafkaAdapter(Adapter):
         self._finish(partition, offset)
 
     def _finish(self, partition: Tuple[str, int], offset: int) -> None:
-        position = self._positions.finish(partition, offset)
-        if position is not None:
-            topics = [_client_partition(partition, position)]
-            self._consumer.commit(offsets=topics, asynchronous=True)
+        self._positions.finish(partition, offset)
+
+    def _commit(self, positions: Dict[Tuple[str, int], int], asynchronous: bool) -> None:
+        # Only where the consumer is polled: a commit in another thread waits for the end of the poll.
+        if positions:
+            offsets = [_client_partition(partition, position) for partition, position in positions.items()]
+            self._consumer.commit(offsets=offsets, asynchronous=asynchronous)
+
+    def _revoke(self, consumer: Any, partitions: List[Any]) -> None:
+        """Partitions belong to another consumer, which reads from the committed position; called while the consumer is polled."""
+        revoked = [(partition.topic, partition.partition) for partition in partitions]
+        positions = self._positions.take_advanced(revoked)
+        for partition in revoked:
+            self._positions.forget(partition)
+        try:
+            self._commit(positions, asynchronous=False)
+        except Exception as error:  # noqa: B902 - the next consumer reads these records again
+            logger.warning("positions of revoked partitions are not committed: %s", error)
 
     async def close(self) -> None:
         def close() -> None:
             if self._producer is not None:
                 self._producer.flush(_FLUSH_S)
-            self._consumer.close()
+            try:
+                self._commit(self._positions.take_advanced(), asynchronous=False)
+            finally:
+                self._consumer.close()
 
         await asyncio.get_running_loop().run_in_executor(None, close)
 
     def _poll(self, stopped: threading.Event) -> Iterator[Any]:
         while not stopped.is_set():
             record = self._consumer.poll(_POLL_S)
+            self._commit(self._positions.take_advanced(), asynchronous=True)
             if record is None:
                 continue
             error = record.error()
             if error is not None:
-                if error.retriable():
-                    continue
-                raise ConnectionError(f"the consumer has failed: {error}")
+                if error.fatal() or not (error.retriable() or error.name() in _TRANSIENT):
+                    raise ConnectionError(f"the consumer has failed: {error}")
+                continue
             yield record
 
 
 class Positions:
-    """The position of each partition up to which every record is finished."""
+    """The position of each partition up to which every record is finished. Threads may share it."""
 
     def __init__(self) -> None:
+        self._lock = threading.Lock()
         self._open: Dict[Tuple[str, int], List[int]] = {}
         self._finished: Dict[Tuple[str, int], set] = {}  # type: ignore[type-arg]
+        self._advanced: Dict[Tuple[str, int], int] = {}
 
     def add(self, partition: Tuple[str, int], offset: int) -> None:
         """A record was read."""
-        self._open.setdefault(partition, []).append(offset)
+        with self._lock:
+            self._open.setdefault(partition, []).append(offset)
 
-    def finish(self, partition: Tuple[str, int], offset: int) -> Optional[int]:
-        """A record is finished; returns the position to commit if it has moved: the offset of the next record."""
-        open, finished = self._open[partition], self._finished.setdefault(partition, set())
-        finished.add(offset)
-        position = None
-        while open and open[0] in finished:
-            first = open.pop(0)
-            finished.remove(first)
-            position = first + 1
-        return position
+    def finish(self, partition: Tuple[str, int], offset: int) -> None:
+        """A record is finished."""
+        with self._lock:
+            open = self._open.get(partition)
+            if not open or offset < open[0]:
+                # The partition was revoked after the record was read.
+                return
+            finished = self._finished.setdefault(partition, set())
+            finished.add(offset)
+            while open and open[0] in finished:
+                first = open.pop(0)
+                finished.remove(first)
+                self._advanced[partition] = first + 1
+
+    def take_advanced(self, partitions: Optional[Iterable[Tuple[str, int]]] = None) -> Dict[Tuple[str, int], int]:
+        """The positions to commit that have moved since the last call, of some partitions or of all: offsets of the next records."""
+        with self._lock:
+            taken = list(self._advanced if partitions is None else partitions)
+            return {partition: self._advanced.pop(partition) for partition in taken if partition in self._advanced}
+
+    def forget(self, partition: Tuple[str, int]) -> None:
+        """The partition was revoked: records of it that were read are not committed."""
+        with self._lock:
+            self._open.pop(partition, None)
+            self._finished.pop(partition, None)
+            self._advanced.pop(partition, None)
 
 
 def _client() -> Any:

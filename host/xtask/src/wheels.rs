@@ -110,8 +110,23 @@ pub(crate) fn test(house: &House, program: &Path) -> Result<()> {
         if let Ok(model) = lm::model(house) {
             tests.env(lm::VARIABLE, model);
         }
+        if let Some(python) = transformers(house) {
+            tests.env("WEIR_TEST_TRANSFORMERS", python);
+        }
         tests
     })
+}
+
+/// The interpreter of `cargo xtask bench compare`, if it has transformers and torch, which nothing else installs: they have 3 GB.
+fn transformers(house: &House) -> Option<PathBuf> {
+    let folder = house.target.join("bench-venv");
+    let versions = std::fs::read_dir(folder.join("lib")).ok()?;
+    let has_both = |version: PathBuf| {
+        let packages = version.join("site-packages");
+        packages.join("torch").is_dir() && packages.join("transformers").is_dir()
+    };
+    let found = versions.flatten().any(|version| has_both(version.path()));
+    found.then(|| folder.join("bin").join("python"))
 }
 
 /// Rounds of the measurement.

@@ -189,7 +189,7 @@ class Failing(BaseHTTPRequestHandler):
             Failing.failures -= 1
             problem = {"status": 503, "code": "overloaded", "detail": "too much", "retryable": True}
             return self.answer(503, json.dumps(problem).encode())
-        outputs = [[{"label": "positive", "score": 0.5}] for _ in body["inputs"]]
+        outputs = [[] if text == "odd" else [{"label": "positive", "score": 0.5}] for text in body["inputs"]]
         return self.answer(200, json.dumps({"model": "sentiment", "outputs": outputs}).encode())
 
     def answer(self, status: int, content: bytes) -> None:
@@ -232,6 +232,11 @@ class Retries(unittest.TestCase):
     def test_failure_that_passes_is_retried(self) -> None:
         self.assertEqual(self.errors(2, 3), [])
         self.assertEqual((self.stats.retried, self.stats.delivered), (2, 1))
+
+    def test_answer_without_a_label_is_an_error_and_the_stream_continues(self) -> None:
+        [event] = self.errors(0, 3, ["one", "odd", "two"])
+        self.assertEqual((event.seq, event.error.code, event.error.category.value), (1, "inference_failed", "model"))
+        self.assertEqual(self.stats.pushed, 3)
 
     def test_failure_that_lasts_is_an_error(self) -> None:
         [event] = self.errors(100, 3)

@@ -26,7 +26,7 @@ from typing import (
 )
 
 from ._adapters import Adapter
-from ._backend import RESULT, STOPPED, Stream, StreamEvent
+from ._backend import ERROR, RESULT, STOPPED, Stream, StreamEvent
 from ._config import ErrorCategory, FlushReason, PipelineState, StreamingConfig
 from ._events import ErrorEvent, PipelineError, PipelineStats, ResultEvent, SentimentResult
 from ._models import PathLike
@@ -58,6 +58,12 @@ class Subscription:
         """The callback is not called again."""
         if self._callback in self._callbacks:
             self._callbacks.remove(self._callback)
+
+
+def _has_label(output: Any) -> bool:
+    """Whether the first entry of an output has a label and a score."""
+    first = output[0] if isinstance(output, list) and output else None
+    return isinstance(first, dict) and "label" in first and "score" in first
 
 
 class _Pushed(NamedTuple):
@@ -438,6 +444,9 @@ class StreamingSentimentPipeline:
 
     async def _deliver(self, event: StreamEvent) -> None:
         kind, seq, value, latency_ms, attempts = event
+        if kind == RESULT and not _has_label(value):
+            # Of a server that is not Weir, or of a model without labels.
+            kind, value = ERROR, ("inference_failed", "the answer has no label", ErrorCategory.MODEL.value, False, None)
         pushed = self._items.pop(seq)
         delivered: Union[ResultEvent, ErrorEvent]
         callbacks: List[Callable[[Any], Union[None, Awaitable[None]]]]

@@ -1,9 +1,9 @@
-"""Packs the wheels: `weir_stream` with the engine that cargo built, and `weir_stream_models` with the models that ship.
+"""Builds the wheels: `weir_stream` with the engine that cargo built, and `weir_stream_models` with the shipped models.
 
     python build_wheel.py --version 0.1.0 --engine lib_engine.so --models DIR --out DIR
 
-A wheel is a zip file with a list of hashes (PEP 427), so no builder is needed. The files have one date, so that equal content makes an
-equal wheel.
+A wheel is a zip file with a list of hashes (PEP 427), so no build tool is needed. All files have the same date, so that equal content gives
+an equal wheel.
 """
 
 import argparse
@@ -30,10 +30,10 @@ def path() -> Path:
 
 
 def platform_tag(engine):
-    """The oldest glibc that has every function which the engine needs."""
+    """The platform tag with the oldest glibc that has every function of the engine."""
     versions = [int(minor) for minor in re.findall(rb"\0GLIBC_2\.(\d+)", engine)]
     if not versions:
-        raise SystemExit("the engine needs no glibc: it is not for Linux")
+        raise SystemExit("the engine has no symbols of glibc; it was not built for Linux")
     return f"manylinux_2_{max(max(versions), 17)}_{platform.machine()}"
 
 
@@ -82,7 +82,7 @@ def write(out, project, version, tag, files, extras, readme):
 
 
 def main():
-    """Packs what the arguments name."""
+    """Builds the wheels of the arguments."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--version", required=True)
     parser.add_argument("--engine", type=Path)

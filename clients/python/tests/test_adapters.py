@@ -155,7 +155,36 @@ class Sse(unittest.TestCase):
         self.assertEqual(requests, [None, "1", "3"])
 
 
+    def test_event_that_is_too_long_is_refused(self) -> None:
+        parser = SseParser()
+        with mock.patch("weir_stream._adapters._sse._EVENT_CHARS_MAX", 10):
+            self.assertIsNone(parser.feed("data: 12345"))
+            self.assertIsNone(parser.feed("data: 12345"))
+            with self.assertRaisesRegex(ConnectionError, "more than 10 characters"):
+                parser.feed("data: 1")
+            parser.reset()
+            self.assertIsNone(parser.feed("data: 1234567890"))
+            self.assertEqual(parser.feed(""), ("message", "1234567890", None))
+
+
 class WebSockets(unittest.TestCase):
+    def test_handshake_without_a_response_fails_after_its_timeout(self) -> None:
+        async def push(item: Any) -> int:
+            raise AssertionError(f"there is no item {item}")
+
+        async def run() -> None:
+            async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+                await reader.read()
+                writer.close()
+
+            server = await asyncio.start_server(serve, "127.0.0.1", 0)
+            url = f"ws://127.0.0.1:{server.sockets[0].getsockname()[1]}/"
+            with mock.patch("weir_stream._adapters._websocket._CONNECT_S", 0.05):
+                await asyncio.wait_for(WebSocketAdapter(url, attempts_max=0).run(push), 60)
+
+        with self.assertRaisesRegex(ConnectionError, "no response"):
+            asyncio.run(run())
+
     def test_messages_are_answered_on_the_same_socket(self) -> None:
         async def run() -> Tuple[List[Dict[str, Any]], bool]:
             answers: List[Dict[str, Any]] = []

@@ -145,7 +145,7 @@ class Forms(unittest.TestCase):
     def test_wrong_arguments_are_refused_with_a_sentence(self) -> None:
         cases: List[Tuple[Callable[[], Any], Type[Exception], str]] = [
             (lambda: self.pipe("x", return_all_scores=True), TypeError, "top_k=None"),
-            (lambda: self.pipe("x", topk=1), TypeError, "there are batch_size, top_k"),
+            (lambda: self.pipe("x", topk=1), TypeError, "use batch_size, top_k"),
             (lambda: self.pipe("x", function_to_apply="tanh"), ValueError, "softmax, sigmoid, none"),
             (lambda: self.pipe(7), TypeError, "not iterable"),
             (lambda: self.pipe([7]), TypeError, "not int"),
@@ -164,7 +164,7 @@ class Forms(unittest.TestCase):
             warnings.simplefilter("always")
             for _ in range(2):
                 self.pipe("A fine day.", padding=True)
-        self.assertEqual([str(one.message) for one in caught], ["padding is ignored: Weir decides it itself"])
+        self.assertEqual([str(one.message) for one in caught], ["padding is ignored: Weir chooses it"])
 
     def test_failed_text_raises_with_its_place(self) -> None:
         with self.assertRaisesRegex(InferenceError, "text 1: .*tokens") as raised:

@@ -244,7 +244,7 @@ class Life(unittest.TestCase):
             await pipeline.stop()
             with self.assertRaisesRegex(RuntimeError, "the pipeline is stopped"):
                 await pipeline.push("x")
-            with self.assertRaisesRegex(RuntimeError, "make a new one"):
+            with self.assertRaisesRegex(RuntimeError, "create a new one"):
                 await pipeline.start()
 
         run_async(run())

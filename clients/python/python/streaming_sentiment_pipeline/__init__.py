@@ -1,4 +1,4 @@
-"""Streaming sentiment analysis: the names of :mod:`weir_stream` that a stream needs."""
+"""Streaming sentiment analysis: the names of :mod:`weir_stream` for streams."""
 
 from weir_stream import (
     AggregationMode,

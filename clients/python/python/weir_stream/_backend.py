@@ -1,4 +1,4 @@
-"""What runs the models: the engine in this process (:mod:`._local`) or a server (:mod:`._remote`)."""
+"""The interface to models: in this process (:mod:`._local`) or on a server (:mod:`._remote`)."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Model:
         name: its name.
         kind: ``text-classification``, ``token-classification``, ``feature-extraction`` or ``text-generation``.
         labels: in the order of their ids; empty for a model without labels.
-        tokens_max: the longest text that it takes, in tokens; 0 where that is not known.
+        tokens_max: its longest text, in tokens; 0 if that is unknown.
     """
 
     name: str
@@ -39,7 +39,7 @@ class Model:
 
 @dataclass(frozen=True)
 class Task:
-    """What a model is asked. The names are those of transformers' pipelines; ``overflow`` says what is done with a long text."""
+    """A task and its parameters, with the names of transformers' pipelines. ``overflow`` is the treatment of a long text."""
 
     task: str
     overflow: str = "truncate"
@@ -61,7 +61,7 @@ class Task:
 
 @dataclass(frozen=True)
 class GenerateRequest:
-    """A text to generate. ``None``: the default of the model.
+    """A request to generate text. ``None`` is the default of the model.
 
     Attributes:
         prompt: a text, or with ``is_chat`` a JSON array of messages.
@@ -90,7 +90,7 @@ class GenerateRequest:
 
 
 class Stream(ABC):
-    """A stream of texts through one model, before its events have their public form."""
+    """A stream of texts through one model, with events in an internal form."""
 
     @abstractmethod
     def take_fd(self) -> int:

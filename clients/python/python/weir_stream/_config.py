@@ -1,4 +1,4 @@
-"""The configuration of a stream: every setting and its default. The engine checks the relations between them."""
+"""The configuration of a stream: every setting and its default. The engine validates it."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ from typing import Any, Dict, Optional
 
 
 class OrderingMode(str, Enum):
-    """In which order results are delivered."""
+    """The order in which results are delivered."""
 
     BEST_EFFORT = "best_effort"
-    """As they come."""
+    """In the order of completion."""
     STRICT = "strict"
-    """As their items were pushed; an item that fails is passed over."""
+    """In the order of their items; an item that fails is skipped."""
 
 
 class DropPolicy(str, Enum):
-    """Which item is dropped when the buffer is full."""
+    """The item that is dropped when the buffer is full."""
 
     NONE = "none"
     """None: ``push`` waits."""
@@ -35,7 +35,7 @@ class CircuitBreakerPolicy(str, Enum):
 
 
 class RetryPolicy(str, Enum):
-    """How the attempts of an item are spaced."""
+    """The delays between the attempts of an item."""
 
     NO_RETRY = "no_retry"
     """One attempt only."""
@@ -44,20 +44,20 @@ class RetryPolicy(str, Enum):
     EXPONENTIAL_JITTER = "exponential_jitter"
     """Uniform from 0 to ``base_backoff_ms * 2 ** retries``."""
     EXPONENTIAL_DECORRELATED = "exponential_decorrelated"
-    """Uniform from ``base_backoff_ms`` to three times the delay before."""
+    """Uniform from ``base_backoff_ms`` to three times the previous delay."""
 
 
 class BackpressurePolicy(str, Enum):
-    """What makes ``push`` wait."""
+    """The condition on which ``push`` waits."""
 
     ACK_BASED = "ack_based"
-    """Too many results that were not acknowledged."""
+    """Too many unacknowledged results."""
     SIZE_BASED = "size_based"
     """Too many bytes in the buffer."""
 
 
 class AggregationMode(str, Enum):
-    """What ends a window, where ``batching`` is windowed."""
+    """The end of a window, if ``batching`` is windowed."""
 
     TIME_AND_COUNT = "time_and_count"
     TIME_ONLY = "time_only"
@@ -65,7 +65,7 @@ class AggregationMode(str, Enum):
 
 
 class BatchingMode(str, Enum):
-    """When items become a batch."""
+    """The time at which items become a batch."""
 
     ADAPTIVE = "adaptive"
     """As soon as the model is free: batches grow only while it is busy."""
@@ -74,7 +74,7 @@ class BatchingMode(str, Enum):
 
 
 class PipelineState(str, Enum):
-    """Where a pipeline is in its life."""
+    """The state of a pipeline."""
 
     INITIALIZED = "initialized"
     RUNNING = "running"
@@ -85,20 +85,20 @@ class PipelineState(str, Enum):
 
 
 class ErrorCategory(str, Enum):
-    """Who can do something about an error."""
+    """The party that can resolve an error."""
 
     CLIENT = "client"
     """The sender of the item."""
     MODEL = "model"
     """The operator of the model."""
     SYSTEM = "system"
-    """The operator of the server, which has too much to do."""
+    """The operator of the server, which is overloaded."""
     TRANSPORT = "transport"
-    """The operator of what lies between."""
+    """The operator of the network between."""
 
 
 class FlushReason(str, Enum):
-    """Why a batch was released."""
+    """The reason for which a batch was released."""
 
     MANUAL = "manual"
     TIMEOUT = "timeout"
@@ -110,13 +110,13 @@ class FlushReason(str, Enum):
 
 @dataclass
 class BufferingConfig:
-    """How items wait.
+    """The buffer of waiting items.
 
     Attributes:
-        min_batch_size: items for which a release that acknowledgements hold back waits to have room.
+        min_batch_size: the least room, in items, for which a release waits while too many results are unacknowledged.
         max_batch_size: the most items in a batch that a free slot or the end of a window releases.
         max_buffer_size: the most items in the stream, from their push until their result.
-        drop_policy: which item is dropped when the buffer is full.
+        drop_policy: the item that is dropped when the buffer is full.
     """
 
     min_batch_size: int = 8
@@ -127,12 +127,12 @@ class BufferingConfig:
 
 @dataclass
 class RetryConfig:
-    """How failures that may pass are retried.
+    """The retries of transient failures.
 
     Attributes:
-        max_attempts: attempts of an item, the first included.
-        base_backoff_ms: the delay that the policy starts from, in milliseconds.
-        policy: how the attempts are spaced.
+        max_attempts: the most attempts of an item, the first included.
+        base_backoff_ms: the base delay of the policy, in milliseconds.
+        policy: the delays between the attempts.
         circuit_breaker_policy: whether a circuit breaker guards the model.
     """
 
@@ -147,15 +147,15 @@ class StreamingConfig:
     """The configuration of a stream.
 
     Attributes:
-        batch_size: items that end a window.
-        window_ms: how long the oldest waiting item waits before its window ends, in milliseconds.
+        batch_size: the number of items that ends a window.
+        window_ms: the longest wait of an item before its window ends, in milliseconds.
         max_batch_size: the most items in any batch.
-        ordering: in which order results are delivered.
-        buffering: how items wait.
-        retry: how failures that may pass are retried.
-        backpressure: what makes ``push`` wait.
-        aggregation: what ends a window.
-        batching: when items become a batch.
+        ordering: the order in which results are delivered.
+        buffering: the buffer of waiting items.
+        retry: the retries of transient failures.
+        backpressure: the condition on which ``push`` waits.
+        aggregation: the end of a window.
+        batching: the time at which items become a batch.
         max_buffer_size: sets ``buffering.max_buffer_size``.
     """
 
@@ -176,12 +176,12 @@ class StreamingConfig:
 
     @classmethod
     def low_latency(cls) -> "StreamingConfig":
-        """For results soon: batches of 4 and a window of 100 ms."""
+        """Low latency: batches of 4 and a window of 100 ms."""
         return cls(batch_size=4, window_ms=100)
 
     @classmethod
     def high_throughput(cls) -> "StreamingConfig":
-        """For many results: batches of 64, a window of 500 ms and a buffer of 2048 items."""
+        """High throughput: batches of 64, a window of 500 ms and a buffer of 2048 items."""
         return cls(batch_size=64, window_ms=500, max_buffer_size=2048)
 
     def settings(self) -> Dict[str, Any]:

@@ -7,7 +7,7 @@ from typing import Optional, Tuple
 #: A failure of the engine: code, message, category, whether a retry may help, and when (milliseconds).
 FailureTuple = Tuple[str, str, str, bool, Optional[int]]
 
-#: Who can do something about an error, by its code; as in ``weir_core``.
+#: The category of an error by its code, as in ``weir_core``.
 _CATEGORIES = {
     "invalid_input": "client",
     "invalid_item": "client",
@@ -24,7 +24,7 @@ _CATEGORIES = {
 
 
 def category_of(code: str) -> str:
-    """The category of an error's code; ``transport`` for what lies between."""
+    """The category of the code of an error; ``transport`` for an unknown code."""
     return _CATEGORIES.get(code, "transport")
 
 
@@ -33,9 +33,9 @@ class InferenceError(RuntimeError):
 
     Attributes:
         code: a constant for programs, such as ``too_long``.
-        category: who can do something about it: ``client``, ``model``, ``system`` or ``transport``.
+        category: the party that can resolve it: ``client``, ``model``, ``system`` or ``transport``.
         retryable: whether the same text may succeed later.
-        retry_after_ms: when to try again, in milliseconds; ``None`` where that is not known.
+        retry_after_ms: the delay before another attempt, in milliseconds; ``None`` if it is unknown.
     """
 
     def __init__(self, failure: FailureTuple, index: Optional[int] = None) -> None:
@@ -44,17 +44,17 @@ class InferenceError(RuntimeError):
 
 
 class ModelNotFoundError(OSError):
-    """There is no model of this name. An ``OSError``, as transformers raises it."""
+    """There is no model of this name. Transformers raises an ``OSError`` too."""
 
 
 class ServerError(ConnectionError):
     """The server cannot be reached, or refused the request.
 
     Attributes:
-        status: the HTTP status; ``None`` where there was no answer.
-        code: the code of the problem; ``unreachable`` where there was no answer.
+        status: the HTTP status; ``None`` without a response.
+        code: the code of the problem; ``unreachable`` without a response.
         retryable: whether the same request may succeed later.
-        retry_after_ms: when to try again, in milliseconds; ``None`` where that is not known.
+        retry_after_ms: the delay before another attempt, in milliseconds; ``None`` if it is unknown.
     """
 
     def __init__(

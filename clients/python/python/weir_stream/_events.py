@@ -1,4 +1,4 @@
-"""What a streaming pipeline delivers."""
+"""The events of a streaming pipeline."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ class SentimentResult:
 
 @dataclass(frozen=True)
 class ResultEvent:
-    """An item has its result.
+    """The result of an item.
 
     Attributes:
         result: the result.
         id: the id of the item, if it has one.
         seq: the number that ``push`` returned.
-        timestamp: when it was delivered, in UTC.
+        timestamp: the time of its delivery, in UTC.
     """
 
     result: SentimentResult
@@ -45,12 +45,12 @@ class ResultEvent:
 
 @dataclass(frozen=True)
 class PipelineError:
-    """Why an item has no result.
+    """The reason why an item has no result.
 
     Attributes:
         message: for people.
         code: a constant for programs, such as ``too_long``.
-        category: who can do something about it.
+        category: the party that can resolve it.
         retryable: whether the same text may succeed later.
     """
 
@@ -62,14 +62,14 @@ class PipelineError:
 
 @dataclass(frozen=True)
 class ErrorEvent:
-    """An item has no result and will have none.
+    """The final failure of an item.
 
     Attributes:
-        error: why.
+        error: the reason.
         id: the id of the item, if it has one.
         seq: the number that ``push`` returned.
         item: the item as it was pushed.
-        attempts: attempts that were made.
+        attempts: the number of attempts.
     """
 
     error: PipelineError
@@ -81,25 +81,25 @@ class ErrorEvent:
 
 @dataclass(frozen=True)
 class PipelineStats:
-    """What a pipeline has done so far. ``pushed == delivered + failed + dropped`` and what is under way.
+    """The counters of a pipeline. ``pushed`` is ``delivered + failed + dropped`` and the items that are not finished.
 
     Attributes:
-        state: where it is in its life.
-        pushed: items taken, dropped ones included.
-        pushed_back: times that there was no room for an item.
+        state: its state.
+        pushed: accepted items, dropped ones included.
+        pushed_back: the number of times that there was no room for an item.
         delivered: results.
         failed: items that failed, and by category in ``failed_by_category``.
-        dropped: items that the drop policy chose.
+        dropped: items dropped by the drop policy.
         retried: attempts after the first.
-        in_flight: items at the model.
+        in_flight: items in batches at the model.
         buffered: items that wait for an attempt.
-        unacknowledged: items released and not acknowledged.
-        batches: batches released, and by reason in ``batches_by_reason``.
+        unacknowledged: items that were released and not acknowledged.
+        batches: released batches, and by reason in ``batches_by_reason``.
         mean_batch_size: attempts for each batch.
-        circuit_breaker: ``closed``, ``open`` or ``half_open``; ``None`` where there is none.
+        circuit_breaker: ``closed``, ``open`` or ``half_open``; ``None`` without a circuit breaker.
         latency_p50_ms: from push to result, the median, at most 1/8 too high; ``None`` before the first.
         latency_p99_ms: the 99th percentile.
-        latency_max_ms: the longest.
+        latency_max_ms: the maximum.
     """
 
     state: PipelineState = PipelineState.INITIALIZED

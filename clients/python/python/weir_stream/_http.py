@@ -11,12 +11,12 @@ from typing import Any, Callable, Dict, Iterator, Optional
 from ._adapters._sse import SseParser, lines_of
 from ._errors import ServerError
 
-#: The longest time without a byte of an answer, in seconds.
+#: The longest time without data of a response, in seconds.
 _TIMEOUT_S = 120.0
 
 
 class _Connection:
-    """Closes a connection when its thread or its client is gone."""
+    """Closes a connection when its thread ends or its client is dropped."""
 
     def __init__(self, connection: http.client.HTTPConnection) -> None:
         self.http = connection
@@ -26,7 +26,7 @@ class _Connection:
 
 
 class Client:
-    """Requests to one server. Each thread has a connection of its own, which is kept."""
+    """Requests to one server. Each thread has its own connection, which is reused."""
 
     def __init__(self, base_url: str, token: Optional[str] = None) -> None:
         parts = urllib.parse.urlsplit(base_url)
@@ -42,7 +42,7 @@ class Client:
         self._threads = threading.local()
 
     def json(self, method: str, path: str, body: Any = None) -> Any:
-        """The answer of a request.
+        """The JSON of a response.
 
         Raises:
             ServerError: the server cannot be reached, or answers with a problem.
@@ -54,10 +54,10 @@ class Client:
         try:
             return json.loads(content)
         except ValueError as error:
-            raise ServerError(f"{path} answered with what is not JSON", status=response.status, retryable=False) from error
+            raise ServerError(f"the response of {path} is not JSON", status=response.status, retryable=False) from error
 
     def events(self, path: str, body: Any) -> Iterator[str]:
-        """The data of the Server-Sent Events that answer a request."""
+        """The data of the server-sent events of a response."""
         response = self._send("POST", path, body, {"Accept": "text/event-stream"})
         if response.status >= 300:
             raise _problem(response, response.read())
@@ -72,7 +72,7 @@ class Client:
                     if event is not None:
                         yield event[1]
         finally:
-            # Its rest was perhaps not read.
+            # The rest of the response may be unread.
             self._drop()
 
     def _send(self, method: str, path: str, body: Any, headers: Dict[str, str]) -> http.client.HTTPResponse:
@@ -85,7 +85,7 @@ class Client:
             return self._exchange(method, path, content, headers)
         except (OSError, http.client.HTTPException) as error:
             self._drop()
-            # The server closes a connection that nothing was sent on for a while.
+            # A server closes an idle connection.
             if is_kept:
                 try:
                     return self._exchange(method, path, content, headers)
@@ -113,7 +113,7 @@ class Client:
 
 
 def _problem(response: http.client.HTTPResponse, content: bytes) -> ServerError:
-    """The problem of an answer (RFC 9457)."""
+    """The problem of a response (RFC 9457)."""
     try:
         problem = json.loads(content)
     except ValueError:

@@ -35,7 +35,7 @@ class LocalBackend(Backend):
         return _in_order(call, iter(texts), max(window, 1))
 
     def stream(self, settings: Dict[str, Any]) -> Stream:
-        # The stream of the engine has the methods of the class, which it cannot inherit.
+        # The class of the engine has the same methods, but cannot inherit from a class of Python.
         return cast(Stream, self._engine.stream(self.model.name, settings))
 
     def generate(self, request: GenerateRequest) -> Iterator[Piece]:
@@ -89,14 +89,14 @@ def open_model(
     engine: Optional[str] = None,
     replicas: int = 0,
 ) -> LocalBackend:
-    """The backend of a model, shared by all that ask for the same model with the same settings.
+    """The backend of a model, which is shared by all callers with the same arguments.
 
     Args:
         name: its name.
         path: its folder.
-        precision: ``f32``, ``bf16`` or ``int8``; ``None``: what the engine takes.
-        engine: ``builtin``, ``tract`` or ``onnxruntime``; ``None``: what takes the model.
-        replicas: how many compute at once; 0: one for each core.
+        precision: ``f32``, ``bf16`` or ``int8``; ``None``: the default of the engine.
+        engine: ``builtin``, ``tract`` or ``onnxruntime``; ``None``: the first that supports the model.
+        replicas: the number of texts that are computed at once; 0: one for each core.
     """
     key = (name, path.resolve(), precision, engine, replicas)
     with _LOCK:

@@ -1,4 +1,4 @@
-"""Where models are: folders, the wheel ``weir_stream_models``, and the cache of the Hugging Face hub."""
+"""The locations of models: folders, the wheel ``weir_stream_models``, and the cache of the Hugging Face hub."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from ._errors import ModelNotFoundError
 
 PathLike = Union[str, "os.PathLike[str]"]
 
-#: The folder of models, where no argument names one.
+#: The variable with the folder of models, if no argument names one.
 MODELS_DIR_VARIABLE = "WEIR_MODELS_DIR"
 
-#: Sentiment models of the hub that the shipped model stands in for. Those that know no neutral are not among them.
+#: Sentiment models of the hub that the shipped model replaces. Models without the label neutral are not among them.
 STAND_INS: Dict[str, str] = {
     "cardiffnlp/twitter-roberta-base-sentiment-latest": "sentiment",
     "cardiffnlp/twitter-roberta-base-sentiment": "sentiment",
@@ -23,7 +23,7 @@ STAND_INS: Dict[str, str] = {
 
 
 def models_dir(given: Optional[PathLike] = None) -> Optional[Path]:
-    """The folder of models: ``given``, ``WEIR_MODELS_DIR``, or that of the package ``weir_stream_models``; ``None`` where there is none."""
+    """The folder of models: ``given``, ``WEIR_MODELS_DIR``, or that of the package ``weir_stream_models``; ``None`` if there is none."""
     if given is not None:
         return Path(given)
     named = os.environ.get(MODELS_DIR_VARIABLE)
@@ -37,19 +37,19 @@ def models_dir(given: Optional[PathLike] = None) -> Optional[Path]:
 
 
 def is_model(folder: Path) -> bool:
-    """Whether a folder has a model."""
+    """Whether a folder contains a model."""
     return (folder / "config.json").is_file() or (folder / "model.gguf").is_file()
 
 
 def listed(folder: Optional[Path]) -> List[str]:
-    """The names of the models of a folder."""
+    """The names of the models in a folder."""
     if folder is None or not folder.is_dir():
         return []
     return sorted(entry.name for entry in folder.iterdir() if is_model(entry))
 
 
 def hub_snapshot(name: str) -> Optional[Path]:
-    """The snapshot of a model in the local cache of the Hugging Face hub; ``None`` where it is not. Nothing is fetched."""
+    """The snapshot of a model in the local cache of the Hugging Face hub; ``None`` if it is not there. Nothing is fetched."""
     cache = os.environ.get("HF_HUB_CACHE") or os.environ.get("HUGGINGFACE_HUB_CACHE")
     if cache is None:
         home = os.environ.get("HF_HOME") or os.path.join(
@@ -70,7 +70,7 @@ def find(model: Optional[PathLike], default: Optional[str], given_dir: Optional[
 
     Args:
         model: a folder, a name of the folder of models, or an id of the hub; ``None``: ``default``.
-        default: the name of the task's model.
+        default: the name of the default model of the task.
         given_dir: the folder of models, as in :func:`models_dir`.
 
     Raises:
@@ -79,7 +79,7 @@ def find(model: Optional[PathLike], default: Optional[str], given_dir: Optional[
     folder = models_dir(given_dir)
     if model is None:
         if default is None:
-            raise ModelNotFoundError(f"this task has no default model: give model=; {_there_are(folder)}")
+            raise ModelNotFoundError(f"this task has no default model; give model=: {_there_are(folder)}")
         model = default
     if isinstance(model, os.PathLike) or os.path.isdir(model):
         path = Path(model)

@@ -11,8 +11,8 @@ from ._errors import InferenceError
 from ._models import PathLike, find
 from ._local import open_model
 
-#: Arguments of transformers that Weir decides itself; each is named once in a warning.
-_DECIDED = {
+#: Arguments of transformers that Weir ignores, with one warning for each.
+_IGNORED = {
     "device",
     "device_map",
     "dtype",
@@ -31,30 +31,30 @@ _DECIDED = {
 _warned: Set[str] = set()
 
 
-def _is_decided(name: str, value: Any) -> bool:
-    """Whether Weir decides an argument itself; says so once."""
-    if name not in _DECIDED:
+def _is_ignored(name: str, value: Any) -> bool:
+    """Whether an argument is ignored; warns about it once."""
+    if name not in _IGNORED:
         return False
     if value is not None and name not in _warned:
         _warned.add(name)
-        warnings.warn(f"{name} is ignored: Weir decides it itself", UserWarning, stacklevel=4)
+        warnings.warn(f"{name} is ignored: Weir chooses it", UserWarning, stacklevel=4)
     return True
 
 
 class Pipeline:
-    """A task of a model, called as a pipeline of transformers is. Made by :func:`pipeline`.
+    """A task of a model, which is called like a pipeline of transformers. Created by :func:`pipeline`.
 
-    A text or a list of texts is answered at once. A generator, or any other iterable that is not a list, is answered by a generator: results come
-    in the order of the inputs, and at most twice ``batch_size`` inputs (default 1) are read ahead of them.
+    For a text or a list of texts it returns the results. For a generator, or any other iterable that is not a list, it returns a generator:
+    results have the order of the inputs, and at most twice ``batch_size`` inputs (default 1) are read ahead.
 
     Attributes:
         task: the name of the task.
         model: the name of the model.
     """
 
-    #: What the model must be.
+    #: The required kind of the model.
     kind = ""
-    #: The parameters that a call may have.
+    #: The parameters of a call.
     parameters: Tuple[str, ...] = ()
 
     def __init__(self, task: str, backend: Backend, **defaults: Any) -> None:
@@ -69,7 +69,7 @@ class Pipeline:
         self._defaults = self._checked(defaults)
 
     def __call__(self, inputs: Any, **kwargs: Any) -> Any:
-        """Answers a text, a list of texts, or an iterable of texts.
+        """The results of a text, a list of texts, or an iterable of texts.
 
         Raises:
             InferenceError: a text has no result.
@@ -106,12 +106,12 @@ class Pipeline:
         checked: Dict[str, Any] = {}
         for name, value in kwargs.items():
             if name == "return_all_scores":
-                raise TypeError("return_all_scores is gone from transformers: top_k=None returns all scores")
+                raise TypeError("return_all_scores was removed from transformers; top_k=None returns all scores")
             if name == "batch_size" or name in self.parameters:
                 checked[name] = value
-            elif not _is_decided(name, value):
+            elif not _is_ignored(name, value):
                 names = ", ".join(("batch_size", *self.parameters))
-                raise TypeError(f"{name} is not an argument of {self.task}; there are {names}")
+                raise TypeError(f"{name} is not an argument of {self.task}; use {names}")
         if "batch_size" in checked and not hasattr(self, "_defaults"):
             self._batch_size = int(checked.pop("batch_size"))
         return checked
@@ -155,7 +155,7 @@ class TextClassificationPipeline(Pipeline):
     parameters = ("top_k", "function_to_apply", "truncation")
 
     def _is_single(self, inputs: Any) -> bool:
-        # A list of one list of two texts is a pair, as transformers has it.
+        # A list of one list of two texts is a pair, as in transformers.
         is_pair = isinstance(inputs, list) and len(inputs) == 1 and isinstance(inputs[0], list) and len(inputs[0]) == 2
         return is_pair or isinstance(inputs, (str, dict))
 
@@ -183,7 +183,7 @@ class TextClassificationPipeline(Pipeline):
         )
 
     def _form(self, output: Any, parameters: Mapping[str, Any]) -> Any:
-        # Without top_k the pipeline of transformers answers a text with one object and not with a list of one.
+        # Without top_k, the result of a text is one object and not a list of one, as in transformers.
         return output if "top_k" in parameters and parameters["top_k"] != "" else output[0]
 
     def _wrap_single(self, output: Any, inputs: Any, given: Mapping[str, Any]) -> Any:
@@ -216,7 +216,7 @@ class TokenClassificationPipeline(Pipeline):
 class FeatureExtractionPipeline(Pipeline):
     """``feature-extraction``: a vector for each text, ``[1][1][hidden size]``.
 
-    The pipeline of transformers answers ``[1][tokens][hidden size]``. Here the vectors of the tokens are averaged already, so
+    The pipeline of transformers returns ``[1][tokens][hidden size]``. Here the vectors of the tokens are averaged, so
     ``numpy.mean(pipe(text)[0], axis=0)`` is the same vector in both. ``normalize=True`` scales it to length 1.
     """
 
@@ -231,7 +231,7 @@ class FeatureExtractionPipeline(Pipeline):
         return [[output]]
 
 
-#: The bounds of a summary in tokens, as `/process-stream` has them.
+#: The bounds of a summary in tokens, those of `/process-stream`.
 _SUMMARY_TOKENS = (30, 130)
 
 
@@ -261,7 +261,7 @@ class SummarizationPipeline(Pipeline):
 
 
 class TextGenerationPipeline(Pipeline):
-    """``text-generation``: what follows a prompt or a chat, ``[{"generated_text": ...}]``.
+    """``text-generation``: the continuation of a prompt or a chat, ``[{"generated_text": ...}]``.
 
     Parameters of a call: ``max_new_tokens``, ``do_sample`` (default False: the most likely tokens), ``temperature``, ``top_k``, ``top_p``,
     ``min_p``, ``repetition_penalty``, ``num_return_sequences``, ``stop_strings`` (or ``stop``), ``return_full_text`` (default True),
@@ -296,7 +296,7 @@ class TextGenerationPipeline(Pipeline):
         return (self._generated(one, parameters) for one in inputs)
 
     def stream(self, inputs: Any, **kwargs: Any) -> Iterator[str]:
-        """The pieces of the text that follows a prompt or a chat, as they are generated. Closing the generator cancels the generation."""
+        """The pieces of the continuation of a prompt or a chat, as they are generated. Closing the generator cancels the generation."""
         parameters = {**self._defaults, **self._checked(kwargs)}
         if int(parameters.get("num_return_sequences") or 1) != 1:
             raise ValueError("num_return_sequences must be 1 where pieces are streamed")
@@ -405,19 +405,19 @@ def pipeline(
     replicas: int = 0,
     **kwargs: Any,
 ) -> Pipeline:
-    """A pipeline, as ``transformers.pipeline`` makes one.
+    """Creates a pipeline, like ``transformers.pipeline``.
 
     Args:
         task: ``sentiment-analysis``, ``text-classification``, ``ner``, ``token-classification``, ``feature-extraction``,
             ``summarization`` or ``text-generation``. ``None``: the task of the model.
         model: the name of a model, its id on the Hugging Face hub (taken from the local cache), or its folder; ``None``: the model of the
-            task that ships.
+            task that is shipped.
         base_url: a server that runs the model, such as ``http://127.0.0.1:8080``; ``None``: this process does.
         token: a bearer token or an API key for that server.
         models_dir: the folder of models; ``None``: ``WEIR_MODELS_DIR``, or the package ``weir_stream_models``.
-        precision: ``f32``, ``bf16`` or ``int8``; ``None``: what the engine takes.
-        engine: ``builtin``, ``tract`` or ``onnxruntime``; ``None``: what takes the model.
-        replicas: how many texts are computed at once; 0: one for each core.
+        precision: ``f32``, ``bf16`` or ``int8``; ``None``: the default of the engine.
+        engine: ``builtin``, ``tract`` or ``onnxruntime``; ``None``: the first that supports the model.
+        replicas: the number of texts that are computed at once; 0: one for each core.
         **kwargs: parameters of every call.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Models of a server."""
+"""Models on a server."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from ._http import Client
 from ._models import STAND_INS
 from ._remote_stream import RemoteStream
 
-#: Most texts of one request.
+#: The most texts of one request.
 TEXTS_MAX = 1024
 _ROUTES = {"classify": "/v1/classify", "tokens": "/v1/tokens", "embed": "/v1/embed"}
 
 
 class RemoteBackend(Backend):
-    """A model of a server, asked over HTTP."""
+    """A model on a server, over HTTP."""
 
     def __init__(self, base_url: str, model: Optional[str], *, token: Optional[str] = None) -> None:
         self._client = Client(base_url, token)
@@ -50,12 +50,12 @@ class RemoteBackend(Backend):
     def _request(self, task: Task, texts: Sequence[TextPair]) -> List[Outcome]:
         route = _ROUTES.get(task.task)
         if route is None:
-            raise ValueError(f"a server does not {task.task}: leave base_url out, or use /process-batch")
+            raise ValueError(f"a server has no route for {task.task}; omit base_url, or use /process-batch")
         inputs = [text if pair is None else {"text": text, "text_pair": pair} for text, pair in texts]
         body = {"inputs": inputs, "model": self.model.name, "parameters": _parameters(task)}
         outputs = self._client.json("POST", route, body)["outputs"]
         if len(outputs) != len(texts):
-            raise ServerError(f"{route} answered {len(outputs)} of {len(texts)} texts", retryable=False)
+            raise ServerError(f"{route} returned {len(outputs)} outputs for {len(texts)} texts", retryable=False)
         return [_outcome(task, output) for output in outputs]
 
     def iterate(self, task: Task, texts: Iterable[TextPair], window: int) -> Iterator[Outcome]:
@@ -68,7 +68,7 @@ class RemoteBackend(Backend):
         yield from self.run(task, ahead)
 
     def stream(self, settings: Dict[str, Any]) -> Stream:
-        # As the streams of the engine: all labels, and a long text is cut.
+        # As in the streams of the engine: all labels, and a long text is truncated.
         task = Task("classify", overflow="truncate")
         return RemoteStream(lambda texts: self.run(task, texts), settings)
 
@@ -120,13 +120,13 @@ def _outcome(task: Task, output: Any) -> Outcome:
         return (True, [_f32(value) for value in output])
     for entry in output:
         entry["score"] = _f32(entry["score"])
-        # The pipelines of transformers have no slice of the text.
+        # The results of transformers do not contain the text of an entity.
         entry.pop("text", None)
     return (True, output)
 
 
 def _f32(value: float) -> float:
-    """The number that the model computed: JSON has its shortest decimal."""
+    """The exact value of a float32 that JSON represents by its shortest decimal."""
     (exact,) = struct.unpack("f", struct.pack("f", value))
     return float(exact)
 
@@ -152,7 +152,7 @@ def _generation(model: str, request: GenerateRequest) -> "tuple[str, Dict[str, A
             schema = {"name": "schema", "schema": json.loads(text)}
             body["response_format"] = {"type": "json_schema", "json_schema": schema}
         else:
-            raise ValueError(f"the API of a server has no format {kind!r}: leave base_url out, or use json_schema")
+            raise ValueError(f"the API of a server has no format {kind!r}; omit base_url, or use json_schema")
     if request.is_chat:
         return "/v1/chat/completions", {**body, "messages": json.loads(request.prompt)}
     return "/v1/completions", {**body, "prompt": request.prompt}

@@ -1,4 +1,4 @@
-"""A stream of texts to a server: batches, retries, order and backpressure as the engine has them, in threads of Python."""
+"""A stream of texts to a server, with the batches, retries, order and backpressure of the engine, in threads of Python."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from ._backend import ERROR, RESULT, STOPPED, Outcome, Stream, StreamEvent, Text
 from ._config import ErrorCategory, FlushReason
 from ._errors import FailureTuple, ServerError
 
-#: Requests at once, as the engine has batches at once.
+#: The most requests at once: the number of batches at once in the engine.
 _BATCHES_IN_FLIGHT_MAX = 2
 _UNACKNOWLEDGED_MAX = 512
 _BUFFER_BYTES_MAX = 8 << 20
 _BACKOFF_MS_MAX = 10_000
-#: Requests that fail one after another before the circuit breaker opens, and for how long it is open, in seconds.
+#: The number of consecutive failed requests that opens the circuit breaker, and the time for which it is open, in seconds.
 _FAILURES_TO_OPEN = 5
 _OPEN_S = 5.0
 
@@ -85,7 +85,7 @@ class RemoteStream(Stream):
             self._changed.notify_all()
 
     def abandon(self) -> None:
-        """Ends the threads after the requests that they make now."""
+        """Ends the threads after their current requests."""
         with self._changed:
             self._state = "stopped"
             self._changed.notify_all()
@@ -328,5 +328,5 @@ class RemoteStream(Stream):
             try:
                 self._wake.send(b"\1")
             except OSError:
-                # Full: it wakes already. Closed: there is no loop.
+                # A full socket wakes the loop already; a closed one has no loop.
                 pass

@@ -39,16 +39,16 @@ Item = Union[str, Mapping[str, Any]]
 ResultCallback = Callable[[ResultEvent], Union[None, Awaitable[None]]]
 ErrorCallback = Callable[[ErrorEvent], Union[None, Awaitable[None]]]
 
-#: Events that are delivered, and items that are pushed, before other tasks of the loop have a turn.
+#: The number of events that are delivered, or items that are pushed, before other tasks of the loop run.
 _TURN = 64
-#: Bytes that are read from the socket of the engine at once; each stands for a list of events.
+#: The most bytes of a read from the socket of the engine; each byte stands for a list of events.
 _WAKE_BYTES = 4096
-#: Events that an iterator of results holds before delivery waits for its reader.
+#: The number of events in an iterator of results from which delivery waits for its reader.
 _ITERATOR_EVENTS_MAX = 64
 
 
 class Subscription:
-    """A callback that is called. :meth:`unsubscribe` ends it."""
+    """A subscribed callback. :meth:`unsubscribe` removes it."""
 
     def __init__(self, callbacks: List[Any], callback: Any) -> None:
         self._callbacks, self._callback = callbacks, callback
@@ -76,7 +76,7 @@ class _Pushed(NamedTuple):
 
 
 class ResultIterator(AsyncIterator[Union[ResultEvent, ErrorEvent]]):
-    """The events of a pipeline from now until it stops: see :meth:`StreamingSentimentPipeline.results`."""
+    """The events of a pipeline from its creation until the pipeline stops: see :meth:`StreamingSentimentPipeline.results`."""
 
     def __init__(self, pipeline: "StreamingSentimentPipeline") -> None:
         self._pipeline = pipeline
@@ -99,7 +99,7 @@ class ResultIterator(AsyncIterator[Union[ResultEvent, ErrorEvent]]):
         return event
 
     def close(self) -> None:
-        """Takes no more events."""
+        """Ends the iterator."""
         self._pipeline._iterators.discard(self)
         self._end()
         self._pipeline._wake()
@@ -120,16 +120,16 @@ class ResultIterator(AsyncIterator[Union[ResultEvent, ErrorEvent]]):
             self._waiter.set_result(None)
 
     def __del__(self) -> None:
-        # A loop that was left by `break` must not hold up the others.
+        # The events of a loop that was left by `break` must not delay delivery to others.
         self._pipeline._wake()
 
 
 class StreamingSentimentPipeline:
     """Sentiment of a stream of texts.
 
-    Items are pushed; every item has one result or one error, which the callbacks get on the event loop that called :meth:`start`, in order. A
-    callback may be a coroutine function: coroutines are awaited one at a time. A callback that raises is logged and stops nothing. Callbacks may
-    be subscribed before :meth:`initialize`.
+    Every item that is pushed has one result or one error. Callbacks get them in order, on the event loop that called :meth:`start`. A callback
+    may be a coroutine function; coroutines are awaited one at a time. An exception of a callback is logged and has no other effect. Callbacks
+    may be subscribed before :meth:`initialize`.
 
     Args:
         model: the name of a model, its id on the Hugging Face hub, or its folder.
@@ -179,7 +179,7 @@ class StreamingSentimentPipeline:
 
     @property
     def state(self) -> PipelineState:
-        """Where it is in its life."""
+        """Its state."""
         return self._state
 
     async def initialize(self) -> None:
@@ -187,7 +187,7 @@ class StreamingSentimentPipeline:
 
         Raises:
             ModelNotFoundError: there is no such model.
-            ValueError: the configuration contradicts itself.
+            ValueError: the configuration is invalid.
         """
         if self._stream is not None or self._state is not PipelineState.INITIALIZED:
             return
@@ -195,7 +195,7 @@ class StreamingSentimentPipeline:
         loop = asyncio.get_running_loop()
         opened = await loop.run_in_executor(None, self._open)
         self._stream = await loop.run_in_executor(None, opened._backend.stream, settings)
-        # Also bounds the results that wait for callbacks. Where items are dropped, each leaves an error.
+        # Also bounds the results that wait for callbacks. Each dropped item has an error, which waits too.
         self._items_max = settings["max_buffer_size"] * (1 if settings["drop_policy"] == "none" else 2)
 
     def _open(self) -> TextClassificationPipeline:
@@ -204,13 +204,13 @@ class StreamingSentimentPipeline:
         return self._pipeline
 
     async def start(self) -> None:
-        """Takes items from now on; also ends a pause. Callbacks run on the loop of this call. Initializes if that was not done.
+        """Accepts items from now on; also ends a pause. Callbacks run on the loop of this call. Initializes the pipeline if necessary.
 
         Raises:
             RuntimeError: it was stopped.
         """
         if self._state in (PipelineState.STOPPING, PipelineState.STOPPED, PipelineState.ERROR):
-            raise RuntimeError(f"a pipeline that is {self._state.value} cannot start: make a new one")
+            raise RuntimeError(f"a pipeline that is {self._state.value} cannot start; create a new one")
         if self._state is PipelineState.RUNNING:
             return
         if self._stream is None:
@@ -227,7 +227,7 @@ class StreamingSentimentPipeline:
             self._sources.append(asyncio.get_running_loop().create_task(self._run_adapter(adapter)))
 
     async def pause(self) -> None:
-        """Holds back waiting items; new ones are taken while there is room. :meth:`start` ends it.
+        """Suspends waiting items; new ones are accepted while there is room. :meth:`start` resumes.
 
         Raises:
             RuntimeError: it is not running.
@@ -236,14 +236,14 @@ class StreamingSentimentPipeline:
         self._state = PipelineState.PAUSED
 
     async def stop(self, *, timeout: Optional[float] = None) -> None:
-        """Takes no more items, and returns when every item has its result or error and the callbacks have returned.
+        """Accepts no more items, and returns when every item has its result or error and the callbacks have returned.
 
         Args:
-            timeout: how long that may take, in seconds; ``None``: as long as it takes.
+            timeout: the longest time for that, in seconds; ``None``: no limit.
 
         Raises:
-            asyncio.TimeoutError: it took longer. The rest was abandoned.
-            RuntimeError: a callback called it, which it would wait for.
+            asyncio.TimeoutError: it took longer; the remaining items were abandoned.
+            RuntimeError: a callback called it, and it would wait for that callback.
         """
         if self._state is PipelineState.STOPPED:
             return
@@ -251,7 +251,7 @@ class StreamingSentimentPipeline:
             self._close(PipelineState.STOPPED)
             return
         if asyncio.current_task() is self._dispatcher:
-            raise RuntimeError("stop() waits for the callbacks, so a callback cannot await it: asyncio.create_task(pipeline.stop())")
+            raise RuntimeError("stop() waits for the callbacks, so a callback cannot await it; use asyncio.create_task(pipeline.stop())")
         if self._state is not PipelineState.STOPPING:
             await self._stop_adapters()
             self._state = PipelineState.STOPPING
@@ -275,7 +275,7 @@ class StreamingSentimentPipeline:
         if self._socket is not None and self._loop is not None:
             self._loop.remove_reader(self._socket.fileno())
             self._socket.close()
-        # A stream of the engine is abandoned when it is dropped; that of a server has threads.
+        # A stream of the engine ends when it is dropped; that of a server has threads.
         abandon = getattr(self._stream, "abandon", None)
         if abandon is not None:
             abandon()
@@ -299,7 +299,7 @@ class StreamingSentimentPipeline:
     # Items
 
     async def push(self, item: Item) -> int:
-        """Pushes an item; waits for room unless the drop policy makes some. Returns its number, from 0.
+        """Pushes an item; waits for room unless the drop policy drops one. Returns its number, from 0.
 
         Raises:
             RuntimeError: it was not started, or was stopped.
@@ -341,7 +341,7 @@ class StreamingSentimentPipeline:
         return self._running(PipelineState.PAUSED).flush(FlushReason(reason).value)
 
     def acknowledge(self, count: int = 1) -> None:
-        """Acknowledges results and errors, where ``backpressure`` is ``ack_based``."""
+        """Acknowledges results and errors, if ``backpressure`` is ``ack_based``."""
         if self._stream is not None:
             self._stream.acknowledge(count)
             self._wake_pushes()
@@ -364,7 +364,7 @@ class StreamingSentimentPipeline:
         return Subscription(self._error_callbacks, callback)
 
     def results(self) -> ResultIterator:
-        """An iterator over the results and errors from now until the pipeline stops, instead of callbacks. A slow reader slows the pipeline."""
+        """An iterator over the results and errors from now until the pipeline stops, as an alternative to callbacks. A slow reader slows the pipeline."""
         iterator = ResultIterator(self)
         if self._state in (PipelineState.STOPPED, PipelineState.ERROR):
             iterator._end()
@@ -380,7 +380,7 @@ class StreamingSentimentPipeline:
         return PipelineStats(**{**stats, "state": PipelineState(stats["state"])})
 
     def add_adapter(self, adapter: Adapter) -> None:
-        """Adds a source of items, which gets their results. It runs from :meth:`start` on.
+        """Adds a source of items, which also gets their results. It runs from :meth:`start` on.
 
         Raises:
             RuntimeError: the pipeline is running already.
@@ -390,18 +390,18 @@ class StreamingSentimentPipeline:
         self._adapters.append(adapter)
 
     def __call__(self, inputs: Any, **kwargs: Any) -> Any:
-        """Answers texts as a pipeline of transformers does, without a loop."""
+        """The results of texts, as of a pipeline of transformers, without an event loop."""
         return self._open()(inputs, **kwargs)
 
     # Delivery
 
     def _take_events(self) -> None:
-        """The descriptor of the engine is readable."""
+        """Called when the descriptor of the engine is readable."""
         if self._socket is None or self._stream is None:
             return
         try:
             if not self._socket.recv(_WAKE_BYTES) and self._loop is not None:
-                # The other end is closed: there is nothing after the events that are there.
+                # The other end is closed, so no event follows the available ones.
                 self._loop.remove_reader(self._socket.fileno())
         except BlockingIOError:
             return
@@ -439,7 +439,7 @@ class StreamingSentimentPipeline:
                 await asyncio.sleep(0)
 
     def _is_held_back(self) -> bool:
-        """Whether an iterator has too many events. Not while stopping: its reader may be who stops."""
+        """Whether delivery waits for an iterator with too many events. Not while stopping, since its reader may have called ``stop``."""
         return self._state is not PipelineState.STOPPING and any(iterator._is_full() for iterator in self._iterators)
 
     async def _deliver(self, event: StreamEvent) -> None:
@@ -492,7 +492,7 @@ class StreamingSentimentPipeline:
             logger.exception("%s has ended", type(adapter).__name__)
 
     async def wait_adapters(self) -> None:
-        """Returns when the sources of all adapters have ended: files at their end, others when they cannot go on."""
+        """Returns when the sources of all adapters have ended: files at their end, others after their last attempt."""
         if self._sources:
             await asyncio.wait(self._sources)
 

@@ -1,7 +1,7 @@
-"""Transcript sessions: chunks of a recognizer in, segments out, with keywords and intents.
+"""Transcript sessions: chunks of a speech recognizer in, segments out, with keywords and intents.
 
-The names and rules are those of slower-whisper's streaming module; the state machine is that of Weir's transcript sessions, so both give the
-same events. It needs no model and no event loop.
+Names and rules are those of the streaming module of slower-whisper. The state machine is that of Weir's transcript sessions, so the events are
+the same. No model and no event loop are needed.
 
 >>> session = StreamingSession(StreamConfig(max_gap_sec=1.0))
 >>> events = session.ingest_chunk({"start": 0.0, "end": 1.0, "text": "can you send", "speaker_id": None})
@@ -49,10 +49,10 @@ class StreamChunk(TypedDict):
 
 @dataclass
 class StreamSegment:
-    """What one speaker said without a pause, times in seconds.
+    """The speech of one speaker without a pause, times in seconds.
 
     Attributes:
-        annotations: ``semantic`` where it was annotated.
+        annotations: ``semantic`` if it was annotated.
     """
 
     start: float
@@ -63,12 +63,12 @@ class StreamSegment:
 
 
 class StreamEventType(Enum):
-    """What happened to a segment."""
+    """The type of an event of a segment."""
 
     PARTIAL_SEGMENT = "partial_segment"
     """It may change with the next chunk."""
     FINAL_SEGMENT = "final_segment"
-    """It does not change any more."""
+    """It does not change again."""
 
 
 @dataclass
@@ -118,7 +118,7 @@ def _events(events: List[Any]) -> List[StreamEvent]:
 
 @dataclass
 class SemanticConfig:
-    """What an annotator looks for."""
+    """The parts of an annotation."""
 
     enable_keywords: bool = True
     enable_intent: bool = True
@@ -142,7 +142,7 @@ class KeywordSemanticAnnotator:
         self._annotator = _Annotator()
 
     def extract_keywords(self, text: str) -> List[str]:
-        """The keywords of a text, sorted, each once; none where ``enable_keywords`` is off."""
+        """The keywords of a text, sorted, each once; none if ``enable_keywords`` is off."""
         return list(self._annotator.annotate(text)["keywords"]) if self.config.enable_keywords else []
 
     def classify_intent(self, text: str) -> str:
@@ -150,7 +150,7 @@ class KeywordSemanticAnnotator:
         return str(self._annotator.annotate(text)["intent"]) if self.config.enable_intent else "general"
 
     def semantic(self, text: str, segment_id: int = 0, speaker_id: Optional[str] = None) -> Dict[str, Any]:
-        """The annotation of a text: ``keywords``, ``risk_tags``, ``actions``, ``tags``, and ``matches`` where there are any."""
+        """The annotation of a text: ``keywords``, ``risk_tags``, ``actions``, ``tags``, and ``matches`` if there are any."""
         found = self._annotator.annotate(text)
         actions = []
         if found["action"] is not None:
@@ -169,7 +169,7 @@ class KeywordSemanticAnnotator:
         return semantic
 
     def annotate(self, transcript: Transcript) -> Transcript:
-        """Puts the annotation of each segment into ``annotations["semantic"]``; with ``enable_intent`` it has ``intent``."""
+        """Stores the annotation of each segment in ``annotations["semantic"]``; with ``enable_intent`` it has ``intent``."""
         for index, segment in enumerate(transcript.segments):
             semantic = self.semantic(segment.text, index, segment.speaker_id)
             if self.config.enable_intent:
@@ -179,7 +179,7 @@ class KeywordSemanticAnnotator:
 
 
 class WorkflowType(Enum):
-    """Where a segment goes."""
+    """The workflow of a segment."""
 
     QUESTION = "question"
     ACTION_ITEM = "action_item"
@@ -203,7 +203,7 @@ def route_to_workflow(intent: str) -> WorkflowType:
 
 
 def render_segment_for_llm(segment: Union[StreamSegment, Mapping[str, Any]]) -> str:
-    """A segment as a language model reads it: ``[1.5s] Unknown: text``."""
+    """A segment as text for a language model: ``[1.5s] Unknown: text``."""
     values = segment.__dict__ if isinstance(segment, StreamSegment) else segment
     return f"[{values['start']:.1f}s] {values.get('speaker_id') or 'Unknown'}: {values['text']}"
 
@@ -213,8 +213,8 @@ class ContextWindow:
     """A rolling window of final segments for a language model.
 
     Attributes:
-        max_segments: most segments in it.
-        max_time_sec: a segment leaves when it ended at least this many seconds before the latest.
+        max_segments: the most segments in it.
+        max_time_sec: a segment is removed when it ended at least this number of seconds before the latest one.
         segments: mappings with ``start``, ``end``, ``text``, ``speaker_id`` and perhaps ``keywords``, the oldest first.
     """
 
@@ -226,14 +226,14 @@ class ContextWindow:
         self.segments = deque(self.segments, maxlen=max(self.max_segments, 1))
 
     def add(self, segment: Union[StreamSegment, Mapping[str, Any]]) -> None:
-        """Adds a segment; those that are too old leave."""
+        """Adds a segment, and removes those that are too old."""
         self.segments.append(segment.__dict__ if isinstance(segment, StreamSegment) else segment)
         latest_end = self.segments[-1]["end"]
         while latest_end - self.segments[0]["end"] > self.max_time_sec:
             self.segments.popleft()
 
     def render_for_llm(self) -> str:
-        """The window as a language model reads it; empty when there is nothing in it."""
+        """The window as text for a language model; empty without segments."""
         if not self.segments:
             return ""
         return "\n".join(["Recent conversation context:", *map(render_segment_for_llm, self.segments)])

@@ -1,4 +1,4 @@
-"""Sources of items that get the results: files, Server-Sent Events, WebSockets, Kafka."""
+"""Sources of items, which may also take the results: files, server-sent events, WebSockets, Kafka."""
 
 from ._base import Adapter, Push
 from ._file import FileAdapter

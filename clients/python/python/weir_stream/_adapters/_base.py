@@ -1,4 +1,4 @@
-"""What all adapters share."""
+"""The interface of adapters, and their common parts."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Adapter(ABC):
         """Takes the result or the error of an item of this source."""
 
     async def close(self) -> None:
-        """Releases what the adapter holds; every item has been delivered."""
+        """Releases the resources of the adapter, after every item was delivered."""
 
 
 def item_of(data: str, text_field: str = "text", id_field: str = "id") -> Optional[Dict[str, Any]]:
@@ -65,12 +65,12 @@ def record_of(event: Union[ResultEvent, ErrorEvent]) -> Dict[str, Any]:
     return record
 
 
-#: Values that a thread reads ahead of the loop.
+#: The most values that the thread reads ahead of the loop.
 _AHEAD_MAX = 64
 
 
 async def from_thread(values: Callable[[threading.Event], Iterator[T]]) -> AsyncIterator[T]:
-    """The values of a blocking iterator, which a thread reads. The iterator gets an event that is set when no more are wanted."""
+    """The values of a blocking iterator, which a thread reads. The iterator gets an event that is set when it is to end."""
     loop = asyncio.get_running_loop()
     queue: "asyncio.Queue[Any]" = asyncio.Queue()
     room = threading.Semaphore(_AHEAD_MAX)
@@ -81,7 +81,7 @@ async def from_thread(values: Callable[[threading.Event], Iterator[T]]) -> Async
         try:
             loop.call_soon_threadsafe(queue.put_nowait, value)
         except RuntimeError:
-            # The loop is closed: there is no reader.
+            # The loop is closed, so there is no reader.
             stopped.set()
 
     def read() -> None:

@@ -1,4 +1,4 @@
-"""Lines of files."""
+"""Lines of files as items."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from .._events import ErrorEvent, ResultEvent
 from ._base import Adapter, Push, from_thread, item_of, record_of
 
 _PathLike = Union[str, "os.PathLike[str]"]
-#: How often a file that is followed is looked at, in seconds.
+#: The interval at which a followed file is checked, in seconds.
 _FOLLOW_S = 0.2
 
 
 class FileAdapter(Adapter):
-    """Texts of files, one a line, and their results as lines of JSON.
+    """Texts of files, one per line, and their results as lines of JSON.
 
     Args:
         paths: a path, a pattern such as ``logs/*.jsonl``, or several.
-        output: a file for the results, one JSON object a line; ``None``: results go to the callbacks only.
-        format: ``text`` (a text a line), ``ndjson`` (a JSON object or string a line), ``csv`` (with a header), or ``auto``: by the ending of
+        output: a file for the results, one JSON object per line; ``None``: results go to the callbacks only.
+        format: ``text`` (a text per line), ``ndjson`` (a JSON object or string per line), ``csv`` (with a header), or ``auto``: by the ending of
             the name.
         text_field: the member or column with the text.
         id_field: the member or column with the id; an item without one gets the position ``PATH:LINE``.
@@ -104,7 +104,7 @@ class FileAdapter(Adapter):
 
 
 def _lines(file: IO[str], follow: bool, stopped: threading.Event) -> Iterator[str]:
-    """The whole lines of a file; with ``follow`` also those that are added."""
+    """The complete lines of a file; with ``follow`` also those that are added later."""
     rest = ""
     while True:
         line = file.readline()

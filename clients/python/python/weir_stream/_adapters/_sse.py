@@ -1,4 +1,4 @@
-"""Server-Sent Events of another server."""
+"""Server-sent events of another server as items."""
 
 from __future__ import annotations
 
@@ -12,12 +12,14 @@ from ._base import Adapter, Push, from_thread, item_of
 
 #: The longest line of a stream, in bytes.
 _LINE_BYTES_MAX = 1 << 20
-#: The longest delay before a connection is made again, in seconds.
+#: The longest data of an event, in characters.
+_EVENT_CHARS_MAX = 16 << 20
+#: The longest delay before a reconnection, in seconds.
 _DELAY_MAX_S = 30.0
 
 
 class HttpSseAdapter(Adapter):
-    """Texts from a stream of Server-Sent Events. A broken connection is made again from the last id; results go to the callbacks.
+    """Texts from a stream of server-sent events. After a lost connection it resumes at the last id. Results go to the callbacks.
 
     Args:
         url: the stream.
@@ -26,8 +28,8 @@ class HttpSseAdapter(Adapter):
         id_field: the member with the id; else the id of the event.
         headers: further headers of the request.
         token: a bearer token.
-        attempts_max: connections that may fail one after another.
-        timeout_s: the longest time without a byte; a comment counts.
+        attempts_max: consecutive connections that may fail.
+        timeout_s: the longest time without data, comments included, in seconds.
     """
 
     def __init__(
@@ -97,11 +99,11 @@ class HttpSseAdapter(Adapter):
             connection.request("GET", urllib.parse.urlunsplit(("", "", parts.path or "/", parts.query, "")), headers=headers)
             response = connection.getresponse()
             if response.status == 204:
-                # The server says that there is nothing more.
+                # The server ends the stream.
                 self._is_over = True
                 return
             if response.status != 200:
-                raise ConnectionError(f"the answer is {response.status} {response.reason}")
+                raise ConnectionError(f"the server answers {response.status} {response.reason}")
             parser.reset()
             while not stopped.is_set():
                 line = response.readline(_LINE_BYTES_MAX + 1)
@@ -125,27 +127,35 @@ def lines_of(line: bytes) -> List[str]:
 
 
 class SseParser:
-    """Lines of a stream into events, by the rules of the HTML standard."""
+    """Parses the lines of a stream into events, by the rules of the HTML standard."""
 
     def __init__(self) -> None:
         self.retry_ms: Optional[int] = None
         self.reset()
 
     def reset(self) -> None:
-        """Forgets an unfinished event."""
+        """Drops an incomplete event."""
         self._data: List[str] = []
+        self._chars = 0
         self._kind = ""
         self._id: Optional[str] = None
 
     def feed(self, line: str) -> Optional[Tuple[str, str, Optional[str]]]:
-        """Takes a line without its end; returns the event ``(type, data, id)`` that it completes."""
+        """Takes a line without its end; returns the event ``(type, data, id)`` that it completes.
+
+        Raises:
+            ConnectionError: the data of the event is too long.
+        """
         if not line:
             data, kind, event_id = self._data, self._kind, self._id
-            self._data, self._kind = [], ""
+            self._data, self._kind, self._chars = [], "", 0
             return (kind or "message", "\n".join(data), event_id) if data else None
         name, _, value = line.partition(":")
         value = value[1:] if value.startswith(" ") else value
         if name == "data":
+            self._chars += len(value)
+            if self._chars > _EVENT_CHARS_MAX:
+                raise ConnectionError(f"an event has more than {_EVENT_CHARS_MAX} characters")
             self._data.append(value)
         elif name == "event":
             self._kind = value

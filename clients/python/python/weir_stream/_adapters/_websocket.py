@@ -1,4 +1,4 @@
-"""Messages of a WebSocket."""
+"""Messages of a WebSocket as items."""
 
 from __future__ import annotations
 
@@ -15,8 +15,10 @@ from typing import AsyncIterator, Dict, Mapping, Optional, Tuple, Union
 from .._events import ErrorEvent, ResultEvent
 from ._base import Adapter, Push, item_of, record_of
 
-#: The largest message, in bytes.
+#: The longest message, in bytes.
 _MESSAGE_BYTES_MAX = 1 << 20
+#: Timeout of a connection attempt and its handshake, in seconds.
+_CONNECT_S = 30.0
 _GUID = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"
 _CONTINUATION, _TEXT, _BINARY, _CLOSE, _PING, _PONG = 0, 1, 2, 8, 9, 10
 
@@ -31,7 +33,7 @@ class WebSocketAdapter(Adapter):
         reply: send results back.
         headers: further headers of the request.
         token: a bearer token.
-        attempts_max: connections that may fail one after another.
+        attempts_max: consecutive connections that may fail.
     """
 
     def __init__(
@@ -58,18 +60,21 @@ class WebSocketAdapter(Adapter):
         failures = 0
         while True:
             try:
-                self._socket = await WebSocket.connect(self._url, self._headers)
+                self._socket = await asyncio.wait_for(WebSocket.connect(self._url, self._headers), _CONNECT_S)
                 async for message in self._socket.messages():
                     failures = 0
                     item = item_of(message, self._text_field, self._id_field)
                     if item is not None:
                         await push(item)
-                # The server has closed: there is nothing more. Results are still sent while it reads.
+                # The server has ended the messages. Results are sent as long as it reads.
                 return
-            except (OSError, asyncio.IncompleteReadError, EOFError) as error:
+            except (OSError, asyncio.IncompleteReadError, asyncio.LimitOverrunError, asyncio.TimeoutError) as error:
                 failures += 1
+                if self._socket is not None:
+                    self._socket.abort()
+                    self._socket = None
                 if failures > self._attempts_max:
-                    raise ConnectionError(f"{self._url}: {error} (after {failures} attempts)") from error
+                    raise ConnectionError(f"{self._url}: {str(error) or 'no response'} (after {failures} attempts)") from error
                 await asyncio.sleep(min(30.0, 0.5 * 2 ** (failures - 1)))
 
     async def deliver(self, event: Union[ResultEvent, ErrorEvent]) -> None:
@@ -82,7 +87,7 @@ class WebSocketAdapter(Adapter):
 
 
 class WebSocket:
-    """The client's end of a WebSocket (RFC 6455), without extensions."""
+    """A client of a WebSocket (RFC 6455), without extensions."""
 
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self._reader, self._writer = reader, writer
@@ -93,7 +98,7 @@ class WebSocket:
         """Opens a connection.
 
         Raises:
-            ConnectionError: the server does not agree.
+            ConnectionError: the server refuses the handshake.
         """
         parts = urllib.parse.urlsplit(url)
         is_secure = parts.scheme == "wss"
@@ -109,14 +114,14 @@ class WebSocket:
             writer.write(("\r\n".join(lines) + "\r\n\r\n").encode("latin-1"))
             head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1").split("\r\n")
             if head[0].split(" ")[1:2] != ["101"]:
-                raise ConnectionError(f"the answer is {head[0]}")
+                raise ConnectionError(f"the server answers {head[0]}")
             answer: Dict[str, str] = {}
             for line in head[1:]:
                 name, _, value = line.partition(":")
                 answer[name.strip().lower()] = value.strip()
             accept = base64.b64encode(hashlib.sha1(key + _GUID).digest()).decode()
             if answer.get("sec-websocket-accept") != accept:
-                raise ConnectionError("the answer has not the key of the request")
+                raise ConnectionError("the response does not have the key of the request")
         except BaseException:
             writer.close()
             raise
@@ -178,4 +183,9 @@ class WebSocket:
                 await self._write(_CLOSE, struct.pack("!H", 1000))
             except OSError:
                 pass
+        self._writer.close()
+
+    def abort(self) -> None:
+        """Closes a connection that has failed."""
+        self._is_closed = True
         self._writer.close()

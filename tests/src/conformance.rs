@@ -1,5 +1,5 @@
-//! The cases by which hosts of the components are compared: what a client may expect of Weir under any of them, over HTTP. The table of
-//! `docs/guides/hosts.md` is made of [`HOSTS`]; a test of each host checks that its row is true.
+//! Conformance cases for hosts of the components, over HTTP. The table in `docs/guides/hosts.md` is generated from [`HOSTS`]; a test of each
+//! host checks its row.
 
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -12,13 +12,13 @@ use crate::client::{NDJSON, post, post_lines};
 use crate::follow::Follower;
 use crate::{Duplex, Server, ndjson, statuses, until};
 
-/// How much a score may differ from that of `weir serve`.
+/// The largest difference of a score from that of `weir serve`.
 pub const SCORE_DIFFERENCE_MAX: f64 = 1e-4;
 
-/// What a host is tested for.
+/// A conformance case.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Case {
-    /// Probes answer, and every model is ready.
+    /// Probes succeed, and every model is ready.
     Ready,
     /// `/v1/classify` gives the scores of `weir serve`.
     Scores,
@@ -28,19 +28,19 @@ pub enum Case {
     Embeddings,
     /// `/process-stream` runs every step.
     Process,
-    /// Results leave while others are computed.
+    /// Results are sent while others are computed.
     Progress,
-    /// A line is answered before the next one is sent.
+    /// The result of a line arrives before the next line is sent.
     Duplex,
     /// Server-sent events.
     Events,
-    /// Clients that leave take nothing with them.
+    /// Clients that disconnect do not affect others.
     Disconnect,
     /// A transcript session in one request.
     Transcript,
     /// Events of a channel are stored, followed and resumed across requests.
     Channels,
-    /// Wrong requests have the same problems.
+    /// Invalid requests have the same problems.
     Problems,
 }
 
@@ -64,7 +64,7 @@ pub const CASES: [(Case, &str); 12] = [
 pub struct Host {
     /// Its title in the table.
     pub name: &'static str,
-    /// What it does not pass, and why.
+    /// The cases that it does not pass, with the reasons.
     pub fails: &'static [(Case, &'static str)],
 }
 
@@ -72,7 +72,7 @@ pub struct Host {
 pub const HOSTS: &[Host] =
     &[Host { name: "`weir serve`", fails: &[] }, Host { name: "`wasmtime serve` 49", fails: &[] }];
 
-/// Runs every case; an error says which cases differ from what the table has.
+/// Runs every case; an error names the cases that differ from the table.
 pub async fn check(host: &str, server: &Server, reference: &Server) -> Result<()> {
     let host = HOSTS.iter().find(|it| it.name == host).with_context(|| format!("{host} is not in the table"))?;
     let mut wrong = Vec::new();
@@ -161,7 +161,7 @@ async fn ready(server: &Server) -> Result<()> {
     Ok(())
 }
 
-/// The same answer as the reference, but for small differences of numbers.
+/// Checks that a response equals that of the reference, except for small differences of numbers.
 async fn same(server: &Server, reference: &Server, path: &str, texts: &[&str]) -> Result<()> {
     let body = json!({"inputs": texts});
     let (ours, theirs) = (post(server, path, &body).await?, post(reference, path, &body).await?);
@@ -202,8 +202,7 @@ async fn process(server: &Server, reference: &Server) -> Result<()> {
     compare(&Value::Array(ours), &Value::Array(theirs), "events")
 }
 
-/// Many small chunks: the first result must be there long before the last one. A host that keeps results until all are computed delivers
-/// them at once.
+/// Many small chunks: the first result must arrive long before the last one. A host that buffers results delivers all at once.
 async fn progress(server: &Server) -> Result<()> {
     let text: String = DOCUMENT.chars().cycle().take(5000).collect();
     let body = json!({"text": text, "include_summary": false, "chunk_size": 50});
@@ -273,7 +272,7 @@ async fn transcript(server: &Server) -> Result<()> {
     Ok(())
 }
 
-/// The store of a component is as old as its instance, and a host may make a second one all the same: then another channel is tried.
+/// The content of the store is lost with its instance, and a host may create a second one: then another channel is tried.
 async fn channels(server: &Server) -> Result<()> {
     let tries = AtomicU32::new(0);
     let tried = until("all in one instance", || async {

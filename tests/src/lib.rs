@@ -10,6 +10,7 @@ pub mod cutting_proxy;
 pub mod documents;
 mod duplex;
 pub mod follow;
+pub mod http;
 pub mod pipelines;
 pub mod redis;
 pub mod texts;

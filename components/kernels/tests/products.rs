@@ -1,5 +1,8 @@
 //! Products of every instruction set against plain sums in f64, for random shapes around the sizes of tiles and panels.
 
+mod numbers;
+
+use numbers::numbers;
 use proptest::prelude::*;
 use weir_kernels::{Activation, Epilogue, Isa, Matrix, Precision, Rows, Values};
 
@@ -7,18 +10,6 @@ use weir_kernels::{Activation, Epilogue, Isa, Matrix, Precision, Rows, Values};
 const CASES: u32 = if cfg!(miri) { 2 } else { 200 };
 const ROWS: usize = if cfg!(miri) { 8 } else { 40 };
 const SIDE: usize = if cfg!(miri) { 13 } else { 70 };
-
-/// Numbers in -1 to 1 that look random and are the same in every run.
-fn numbers(count: usize, seed: u64) -> Vec<f32> {
-    let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
-    let mut next = || {
-        state ^= state << 13;
-        state ^= state >> 7;
-        state ^= state << 17;
-        ((state >> 40) as f32 / (1 << 23) as f32) - 1.0
-    };
-    (0..count).map(|_| next()).collect()
-}
 
 fn transpose(values: &[f32], rows: usize, columns: usize) -> Vec<f32> {
     (0..columns).flat_map(|column| (0..rows).map(move |row| values[row * columns + column])).collect()

@@ -1,5 +1,8 @@
 //! Products with quantized weights, attention over pages and the functions of decoders, of every instruction set against f64.
 
+mod numbers;
+
+use numbers::numbers;
 use proptest::prelude::*;
 use weir_kernels::{
     BLOCK, CachePages, Isa, PAGE_TOKENS, PANEL, PageShape, PagedAttention, QuantizedMatrix, QuantizedRows, WeightBlock,
@@ -8,18 +11,6 @@ use weir_kernels::{
 
 /// Miri takes a thousand times as long.
 const CASES: u32 = if cfg!(miri) { 1 } else { 60 };
-
-/// Numbers in -1 to 1 that look random and are the same in every run.
-fn numbers(count: usize, seed: u64) -> Vec<f32> {
-    let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
-    let mut next = || {
-        state ^= state << 13;
-        state ^= state >> 7;
-        state ^= state << 17;
-        ((state >> 40) as f32 / (1 << 23) as f32) - 1.0
-    };
-    (0..count).map(|_| next()).collect()
-}
 
 const FORMS: [WeightForm; 5] = [
     WeightForm::Nibbles { center: 8 },

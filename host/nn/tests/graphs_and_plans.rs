@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used, reason = "in a test a failure is a panic")]
 
 mod graphs;
+mod zeros;
 
 use std::path::Path;
 use std::sync::{Arc, Barrier};
@@ -284,21 +285,9 @@ proptest! {
         cut in 0usize..400,
         flips in prop::collection::vec((0usize..400, any::<u8>()), 0..4),
     ) {
-        let originals = [graphs::matmul(), graphs::gather(), graphs::add(Dt::Bfloat16), graphs::cast(Dt::Float, Dt::Bool, &["n"])];
-        let mut bytes = originals[which].clone();
-        for (offset, byte) in flips {
-            let offset = offset % bytes.len();
-            bytes[offset] ^= byte;
-        }
-        bytes.truncate(cut.max(1));
         // A file may load or not; if it does, it must run or fail without a panic.
-        if let Ok(graph) = load(&bytes, RegistryConfig::default()) {
-            let zeros = |info: &weir_nn::TensorInfo| {
-                let dimensions: Vec<u32> = info.dimensions.iter().flatten().map(|_| 1).collect();
-                (info.name.clone(), Tensor { dimensions, ty: info.element.wit(), data: vec![0; info.element.wit().size_bytes()] })
-            };
-            let inputs = graph.inputs().iter().map(zeros).collect();
-            let _ = graph.context().map(|mut context| context.compute(inputs));
+        if let Ok(graph) = load(&graphs::damaged(which, cut, flips), RegistryConfig::default()) {
+            zeros::compute_zeros(&graph);
         }
     }
 }

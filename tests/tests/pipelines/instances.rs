@@ -8,11 +8,12 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 use reqwest::{Client, Response};
 use serde_json::{Value, json};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::AsyncWriteExt;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 use weir_tests::client::{NDJSON, chunks_path, create_session, ndjson_body, post_body};
 use weir_tests::follow::{Event, Follower};
+use weir_tests::http::read_request;
 use weir_tests::pipelines::{
     Folder, check_contiguous, events, follow, start, start_execution, status, wait_until_ended,
 };
@@ -41,21 +42,7 @@ impl Service {
             while let Ok((mut socket, _)) = listener.accept().await {
                 let (calls, mut gate) = (recorded.clone(), gate.clone());
                 tokio::spawn(async move {
-                    let (mut read, mut buffer) = (Vec::new(), [0; 4096]);
-                    let head = loop {
-                        let text = String::from_utf8_lossy(&read).into_owned();
-                        // The body has to be read too: a socket that is closed with unread bytes is reset, which drops the response.
-                        if let Some((head, body)) = text.split_once("\r\n\r\n") {
-                            let length = head.lines().find_map(|line| line.strip_prefix("content-length: "));
-                            if body.len() >= length.and_then(|length| length.parse().ok()).unwrap_or(0) {
-                                break text;
-                            }
-                        }
-                        match socket.read(&mut buffer).await {
-                            Ok(0) | Err(_) => return,
-                            Ok(bytes) => read.extend_from_slice(&buffer[..bytes]),
-                        }
-                    };
+                    let Some(head) = read_request(&mut socket).await else { return };
                     let path = head.split(' ').nth(1).unwrap_or_default().to_owned();
                     let key = head.lines().find_map(|line| line.strip_prefix("idempotency-key: "));
                     let key = key.unwrap_or_default().to_owned();

@@ -7,8 +7,9 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use serde_json::{Value, json};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::AsyncWriteExt;
 use tokio::net::TcpListener;
+use weir_tests::http::read_request;
 use weir_tests::pipelines::{Folder, check_contiguous, events, run, start_execution, wait_until_ended};
 use weir_tests::{Server, component, until};
 
@@ -125,22 +126,7 @@ async fn start_service() -> Result<(String, Arc<AtomicUsize>, Arc<std::sync::Mut
             let n = counted.fetch_add(1, Ordering::SeqCst);
             let requests = requests.clone();
             tokio::spawn(async move {
-                let mut read = Vec::new();
-                let mut buffer = [0; 4096];
-                // Reads the head, and a body of its `content-length`.
-                let request = loop {
-                    let text = String::from_utf8_lossy(&read).into_owned();
-                    if let Some((head, body)) = text.split_once("\r\n\r\n") {
-                        let length = head.lines().find_map(|line| line.strip_prefix("content-length: "));
-                        if body.len() >= length.and_then(|length| length.parse().ok()).unwrap_or(0) {
-                            break text;
-                        }
-                    }
-                    match socket.read(&mut buffer).await {
-                        Ok(0) | Err(_) => return,
-                        Ok(bytes) => read.extend_from_slice(&buffer[..bytes]),
-                    }
-                };
+                let Some(request) = read_request(&mut socket).await else { return };
                 let path = request.split(' ').nth(1).unwrap_or_default().to_owned();
                 let body = request.split_once("\r\n\r\n").map(|(_, body)| body.to_owned()).unwrap_or_default();
                 if let Ok(mut requests) = requests.lock() {

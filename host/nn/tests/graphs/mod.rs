@@ -122,3 +122,15 @@ pub(crate) fn matmul_by(w: TensorProto) -> Vec<u8> {
     let name = w.name.clone();
     graph(vec![x], vec![node("MatMul", &["x", &name], &["y"])], vec![y], vec![w])
 }
+
+/// One of four graphs with changed bytes, truncated to `cut` bytes.
+pub(crate) fn damaged(which: usize, cut: usize, flips: Vec<(usize, u8)>) -> Vec<u8> {
+    let originals = [matmul(), gather(), add(Dt::Bfloat16), cast(Dt::Float, Dt::Bool, &["n"])];
+    let mut bytes = originals[which].clone();
+    for (offset, byte) in flips {
+        let offset = offset % bytes.len();
+        bytes[offset] ^= byte;
+    }
+    bytes.truncate(cut.max(1));
+    bytes
+}

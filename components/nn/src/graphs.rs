@@ -6,20 +6,20 @@ use std::sync::Arc;
 
 use weir_nn::{Engine, EngineChoice, Graph, LoadError, NnError, PrecisionChoice, Registry, RegistryConfig, Selection};
 
-/// Where the model folders are, read-only.
+/// The folder of the model folders, read-only.
 const MODELS_DIR: &str = "/models";
 /// The longest name of a model.
 const NAME_BYTES_MAX: usize = 128;
-/// The weights of all graphs of an instance, in bytes as they are stored. In f32 those of int8 take four times as much, and the memory of
-/// an instance ends at 4 GiB.
+/// The most bytes of stored weights of all graphs of an instance. Weights in int8 that are computed in f32 take four times as much, and an
+/// instance has at most 4 GiB of memory.
 const WEIGHT_BYTES_MAX: u64 = 512 << 20;
 /// The largest tensor, in bytes; `models.tensor_bytes_max` of the native host.
 pub(crate) const TENSOR_BYTES_MAX: usize = 64 << 20;
-/// How many tensors, contexts, graphs and errors there may be at once.
+/// The most tensors, contexts, graphs and errors at once.
 pub(crate) const RESOURCES_MAX: usize = 10_000;
-/// How many bytes of tensors there may be at once.
+/// The most bytes of tensors at once.
 pub(crate) const RESOURCE_BYTES_MAX: usize = 256 << 20;
-/// The largest graph that a caller may bring itself, in bytes.
+/// The largest graph that a caller passes as bytes.
 const CALLER_GRAPH_BYTES_MAX: u64 = 64 << 20;
 
 /// The graphs by name.
@@ -30,7 +30,7 @@ pub(crate) struct Graphs {
 }
 
 impl Graphs {
-    /// No graphs yet.
+    /// A registry without graphs.
     pub(crate) fn new() -> Self {
         let config = RegistryConfig {
             tensor_bytes_max: TENSOR_BYTES_MAX,
@@ -44,7 +44,7 @@ impl Graphs {
         Self { registry: Registry::new(config), precision: precision.unwrap_or_default(), weight_bytes: Cell::new(0) }
     }
 
-    /// The graph of a name, loaded if need be. One that could not be loaded is tried again by the next call.
+    /// The graph of a name, loaded if necessary. After a failure, the next call tries again.
     pub(crate) fn by_name(&self, name: &str) -> Result<Arc<Graph>, NnError> {
         let is_plain = !name.is_empty() && !name.starts_with('.') && !name.contains(['/', '\\', '\0']);
         let path = Path::new(MODELS_DIR).join(name);
@@ -65,7 +65,7 @@ impl Graphs {
         loaded
     }
 
-    /// A graph that a caller brings.
+    /// Loads a graph from the bytes of an ONNX file.
     pub(crate) fn by_content(&self, content: &[u8]) -> Result<Arc<Graph>, NnError> {
         if content.len() as u64 > CALLER_GRAPH_BYTES_MAX {
             return Err(NnError::too_large(format!(
@@ -76,7 +76,7 @@ impl Graphs {
         Ok(self.registry.load_bytes(content, Engine::Builtin)?)
     }
 
-    /// A graph of `/models`, unless there are too many weights with it.
+    /// Counts the weights of a graph of `/models`; fails if there are too many with it.
     fn counted(&self, graph: Arc<Graph>) -> Result<Arc<Graph>, NnError> {
         let bytes = self.weight_bytes.get().saturating_add(graph.parameter_bytes());
         if bytes > WEIGHT_BYTES_MAX {

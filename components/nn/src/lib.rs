@@ -1,14 +1,14 @@
-//! `wasi:nn` as a component, for hosts that have none: the engine `builtin` of `weir-nn`, compiled for wasm32 with its vectors.
+//! `wasi:nn` as a component, for hosts without it: the engine `builtin` of `weir-nn`, compiled for wasm32 with its vector instructions.
 //!
-//! A graph is loaded by the name of its folder in `/models`, which is laid out as `weir models` lays it out, or from the bytes of an ONNX
-//! file that has its weights inside. Graphs that the engine does not know are refused with the reason.
+//! A graph is loaded by the name of its folder in `/models`, which has the layout of `weir models`, or from the bytes of an ONNX file that
+//! contains its weights. A graph that the engine does not support is refused with the reason.
 //!
-//! What a caller passes is checked as by the native host: a bad graph, name or tensor is an error. A panic would end the instance, because
-//! a component cannot catch one; `host/nn/tests/hostile_graphs.rs` looks for graphs that panic.
+//! Arguments are checked as in the native host: an invalid graph, name or tensor is an error. A panic would end the instance, because a
+//! component cannot catch one; `host/nn/tests/hostile_graphs.rs` searches for graphs that panic.
 //!
 //! | variable | default | |
 //! |---|---|---|
-//! | `WEIR_MODELS_PRECISION` | `auto` | `int8`, `f32`, or `auto`: `int8` for classifiers whose weights are stored so, else `f32` |
+//! | `WEIR_MODELS_PRECISION` | `auto` | `int8`, `f32`, or `auto`: `int8` for classifiers with weights in int8, else `f32` |
 
 #[cfg(target_arch = "wasm32")]
 mod bindings {

@@ -16,11 +16,11 @@ const RANK_MAX: usize = 64;
 
 thread_local! {
     static GRAPHS: Graphs = Graphs::new();
-    static HELD: Held = const { Held { resources: Cell::new(0), bytes: Cell::new(0) } };
+    static IN_USE: Resources = const { Resources { resources: Cell::new(0), bytes: Cell::new(0) } };
 }
 
-/// What callers hold at once.
-struct Held {
+/// The resources of all callers.
+struct Resources {
     resources: Cell<usize>,
     bytes: Cell<usize>,
 }
@@ -32,11 +32,11 @@ struct Counted<T> {
 }
 
 impl<T> Counted<T> {
-    /// Counts a resource and the bytes that it takes.
+    /// Counts a resource and its bytes.
     fn new(value: T, bytes: usize) -> Self {
-        HELD.with(|held| {
-            held.resources.set(held.resources.get() + 1);
-            held.bytes.set(held.bytes.get() + bytes);
+        IN_USE.with(|in_use| {
+            in_use.resources.set(in_use.resources.get() + 1);
+            in_use.bytes.set(in_use.bytes.get() + bytes);
         });
         Self { value, bytes }
     }
@@ -44,22 +44,24 @@ impl<T> Counted<T> {
 
 impl<T> Drop for Counted<T> {
     fn drop(&mut self) {
-        HELD.with(|held| {
-            held.resources.set(held.resources.get().saturating_sub(1));
-            held.bytes.set(held.bytes.get().saturating_sub(self.bytes));
+        IN_USE.with(|in_use| {
+            in_use.resources.set(in_use.resources.get().saturating_sub(1));
+            in_use.bytes.set(in_use.bytes.get().saturating_sub(self.bytes));
         });
     }
 }
 
-/// Refuses one more resource of this size, in bytes, if it would exceed the bounds on a caller's resources.
-fn room(bytes: usize) -> Result<(), NnError> {
-    HELD.with(|held| {
-        if held.resources.get() >= RESOURCES_MAX {
-            let text = format!("there may be {RESOURCES_MAX} tensors, contexts, graphs and errors at once");
+/// Fails if another resource with this number of bytes would exceed the bounds.
+fn check_room(bytes: usize) -> Result<(), NnError> {
+    IN_USE.with(|in_use| {
+        if in_use.resources.get() >= RESOURCES_MAX {
+            let text = format!("at most {RESOURCES_MAX} tensors, contexts, graphs and errors exist at once; drop some");
             return Err(NnError::too_large(text));
         }
-        if held.bytes.get().saturating_add(bytes) > RESOURCE_BYTES_MAX {
-            return Err(NnError::too_large(format!("there may be {RESOURCE_BYTES_MAX} bytes of tensors at once")));
+        if in_use.bytes.get().saturating_add(bytes) > RESOURCE_BYTES_MAX {
+            return Err(NnError::too_large(format!(
+                "at most {RESOURCE_BYTES_MAX} bytes of tensors exist at once; drop some"
+            )));
         }
         Ok(())
     })
@@ -69,7 +71,7 @@ struct Nn;
 
 bindings::export!(Nn with_types_in bindings);
 
-/// An error, as the caller holds it.
+/// The resource `error`.
 struct Error(Counted<NnError>);
 
 fn failed(error: NnError) -> errors::Error {
@@ -101,7 +103,7 @@ impl errors::GuestError for Error {
     }
 }
 
-/// A tensor, as the caller holds it. Making one cannot fail, so what is wrong with it is reported when it is used.
+/// The resource `tensor`. Its constructor cannot fail, so an invalid tensor is refused when it is used.
 struct Tensor {
     tensor: RefCell<Counted<weir_nn::Tensor>>,
     refused: Option<NnError>,
@@ -120,7 +122,7 @@ impl tensor::Guest for Nn {
 
 impl tensor::GuestTensor for Tensor {
     fn new(dimensions: Vec<u32>, ty: tensor::TensorType, data: Vec<u8>) -> Self {
-        let refused = match room(data.len()) {
+        let refused = match check_room(data.len()) {
             Ok(()) if dimensions.len() > RANK_MAX => {
                 Some(NnError::invalid(format!("a tensor has at most {RANK_MAX} dimensions, not {}", dimensions.len())))
             }
@@ -168,7 +170,7 @@ fn element(ty: tensor::TensorType) -> weir_nn::TensorType {
     }
 }
 
-/// A graph, as the caller holds it.
+/// The resource `graph`.
 struct Graph(Counted<Arc<weir_nn::Graph>>);
 
 impl graph::Guest for Nn {
@@ -188,27 +190,27 @@ impl graph::Guest for Nn {
         let [builder] = builders.as_slice() else {
             return Err(failed(NnError::invalid(format!("an ONNX graph is one builder, not {}", builders.len()))));
         };
-        held(GRAPHS.with(|graphs| graphs.by_content(builder)))
+        graph_resource(GRAPHS.with(|graphs| graphs.by_content(builder)))
     }
 
     fn load_by_name(name: String) -> Result<graph::Graph, errors::Error> {
-        held(GRAPHS.with(|graphs| graphs.by_name(&name)))
+        graph_resource(GRAPHS.with(|graphs| graphs.by_name(&name)))
     }
 }
 
-fn held(loaded: Result<Arc<weir_nn::Graph>, NnError>) -> Result<graph::Graph, errors::Error> {
-    let loaded = loaded.and_then(|graph| room(0).map(|()| graph)).map_err(failed)?;
+fn graph_resource(loaded: Result<Arc<weir_nn::Graph>, NnError>) -> Result<graph::Graph, errors::Error> {
+    let loaded = loaded.and_then(|graph| check_room(0).map(|()| graph)).map_err(failed)?;
     Ok(graph::Graph::new(Graph(Counted::new(loaded, 0))))
 }
 
 impl graph::GuestGraph for Graph {
     fn init_execution_context(&self) -> Result<inference::GraphExecutionContext, errors::Error> {
-        let context = room(0).and_then(|()| self.0.value.context()).map_err(failed)?;
+        let context = check_room(0).and_then(|()| self.0.value.context()).map_err(failed)?;
         Ok(inference::GraphExecutionContext::new(Context(RefCell::new(Counted::new(context, 0)))))
     }
 }
 
-/// An execution context, as the caller holds it.
+/// The resource `graph-execution-context`.
 struct Context(RefCell<Counted<weir_nn::Context>>);
 
 impl inference::Guest for Nn {
@@ -230,7 +232,7 @@ impl inference::GuestGraphExecutionContext for Context {
         }
         let outputs = self.0.borrow_mut().value.compute(tensors).map_err(failed)?;
         let bytes = outputs.iter().map(|(_, output)| output.data.len()).sum();
-        room(bytes).map_err(failed)?;
+        check_room(bytes).map_err(failed)?;
         let handle = |(name, output)| (name, tensor::Tensor::new(Tensor::of(output, None)));
         Ok(outputs.into_iter().map(handle).collect())
     }

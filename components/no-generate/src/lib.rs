@@ -1,5 +1,5 @@
-//! `weir:stream/generate` for a host that serves no language model: there are no models, and every request is answered `unknown-model`.
-//! The gateway imports the interface, so a component that is composed for such a host needs it.
+//! `weir:stream/generate` for a host without language models: the list of models is empty, and every request fails with `unknown-model`.
+//! The gateway imports the interface, so a component that is composed for such a host needs an implementation.
 
 mod bindings {
     #![allow(missing_docs, clippy::all, unreachable_pub)]

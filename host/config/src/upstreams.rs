@@ -6,44 +6,44 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 /// One upstream: `[[upstream]]`. Another server that generates text. A request goes to the local model of its name, then to the upstreams
-/// that have the model, in their order, until one has begun to answer.
+/// that have the model, in their order, until one of them returns text.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Upstream {
     /// Its name in logs and metrics: letters, digits, `-` and `_`.
     pub name: String,
-    /// Its API: `openai` (and the many servers that have it), `anthropic` or `gemini`.
+    /// Its API: `openai` (also that of many other servers), `anthropic` or `gemini`.
     pub kind: UpstreamKind,
-    /// What its URLs begin with: `https://api.openai.com/v1`, `https://api.anthropic.com`,
+    /// Its base URL: `https://api.openai.com/v1`, `https://api.anthropic.com`,
     /// `https://generativelanguage.googleapis.com`, `http://127.0.0.1:8000/v1`.
     pub url: String,
     /// A file with the key. It is read for each request, so that it can be replaced.
     pub key_file: PathBuf,
-    /// The environment variable with the key, in place of a file.
+    /// The environment variable with the key, instead of a file.
     pub key_env: String,
-    /// Its models: names, and with `*` as the last character all names with the part before it.
+    /// Its models: names; one that ends in `*` stands for all names with the same beginning.
     pub models: Vec<String>,
-    /// Other names for its models, `NAME=MODEL` each. With the name of a local model it stands in for that model.
+    /// Other names for its models, each `NAME=MODEL`. With the name of a local model, it is the fallback of that model.
     pub aliases: Vec<String>,
-    /// Time for a connection, ms.
+    /// Timeout of a connection attempt, ms.
     pub connect_timeout_ms: u64,
-    /// How long it may send nothing, ms, before its answer and within it. There is no bound of the whole.
+    /// Timeout of the next data of its response, ms. The whole response has no timeout.
     pub idle_timeout_ms: u64,
     /// Attempts for a request that fails before its first token, the first one included.
     pub retry_max_attempts: u32,
-    /// Base delay of these attempts, ms; `Retry-After` of the upstream is respected, and one of more than 10 s is not waited for.
+    /// Base delay between these attempts, ms. A `Retry-After` of the upstream is respected; over 10 s, there is no other attempt.
     pub retry_base_backoff_ms: u32,
-    /// Failures that open the circuit: requests are then answered 503, or by the next upstream.
+    /// Number of failures that opens the circuit: requests then go to the next upstream, or are answered 503.
     pub circuit_failures: u32,
     /// The time within which failures count, ms.
     pub circuit_window_ms: u32,
-    /// How long an open circuit refuses before a first request is let through, ms.
+    /// Time for which an open circuit refuses requests before it admits one, ms.
     pub circuit_open_ms: u32,
-    /// Requests at once.
+    /// Most concurrent requests.
     pub running_max: u32,
-    /// Requests of one user at once; without authentication, of one client address.
+    /// Most concurrent requests of one user; without authentication, of one client address.
     pub user_running_max: u32,
-    /// Tokens of one user in a minute, those of prompts included; 0: no bound. A request is admitted while one is left, and pays for all it took.
+    /// Tokens of one user per minute, those of prompts included; 0 for no bound. A request is admitted while a token is left, and its tokens are subtracted at its end.
     pub user_tokens_per_minute: u32,
 }
 
@@ -61,7 +61,7 @@ pub enum UpstreamKind {
 }
 
 impl UpstreamKind {
-    /// As in the configuration.
+    /// Its name in the configuration.
     pub fn name(self) -> &'static str {
         match self {
             Self::OpenAi => "openai",
@@ -126,8 +126,8 @@ fn check_one(upstream: &Upstream) -> Result<(), String> {
     if !has_host || url.contains(['?', '#', '@']) || url.contains(char::is_whitespace) {
         // The URL may have a password in the wrong place.
         return Err(
-            "url must be `https://HOST` or `http://HOST`, with a port and a path if need be, and no user, query or \
-                    fragment; the key has a file or an environment variable"
+            "url must be `https://HOST` or `http://HOST`, optionally with a port and a path, without user, query or \
+                    fragment; put the key into a file or an environment variable"
                 .to_owned(),
         );
     }

@@ -1,4 +1,4 @@
-//! `GET /stream/health` of a server with adapters: the gateway's answer, with the adapters of the host.
+//! `GET /stream/health` of a server with adapters: adds the adapters of the host to the response of the gateway.
 
 use std::time::Duration;
 
@@ -11,13 +11,13 @@ use crate::body::ResponseBody;
 use crate::response::{EdgeProblem, EdgeResponse, edge_problem};
 use crate::state::EdgeState;
 
-/// The path of the health.
+/// The path of the route.
 pub(crate) const HEALTH_PATH: &str = "/stream/health";
-/// Most bytes of the gateway's answer, and how long its body may take.
+/// The most bytes of the gateway's response, and the timeout of its body.
 const BODY_BYTES_MAX: usize = 1 << 20;
 const BODY_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Adds the adapters to the gateway's answer. Without adapters, or where its body is not the health, the answer stays as it is.
+/// Adds the adapters to the response of the gateway. Without adapters, or if the body has another form, the response is unchanged.
 pub(crate) async fn with_adapters(state: &EdgeState, response: EdgeResponse, request_id: &str) -> EdgeResponse {
     let Some(reports) = state.adapters.get() else { return response };
     let (mut head, body) = match response {

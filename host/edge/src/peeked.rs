@@ -1,4 +1,4 @@
-//! A request's body whose first frame is read before its request is dispatched.
+//! A request body whose first frame can be read before the request is dispatched.
 
 use std::pin::Pin;
 use std::task::{Context, Poll};
@@ -9,13 +9,13 @@ use weir_runtime::gateway::BodyError;
 
 use crate::body::RequestBody;
 
-/// How often a body without available bytes is polled: hyper reads from the socket between two polls.
+/// The number of polls of a body without available bytes; hyper reads from the socket between two polls.
 const EMPTY_POLLS_MAX: u32 = 2;
 
-/// A request's body, and its first frame if that was read.
+/// A request body, and its first frame if that was read.
 pub(crate) struct PeekedBody<B: RequestBody> {
     first: Option<Bytes>,
-    /// The error that the body ended with instead.
+    /// The error with which the body ended instead.
     error: Option<BodyError>,
     body: B,
 }
@@ -30,7 +30,7 @@ impl<B: RequestBody> PeekedBody<B> {
         self.first.as_ref()
     }
 
-    /// Reads the first frame if it has arrived. The component then has a short body at once, without a wait of its own.
+    /// Reads the first frame if it has arrived, so that the component does not wait for a short body.
     pub(crate) async fn read_arrived(&mut self) {
         let mut empty_polls = 0;
         let frame = std::future::poll_fn(|cx| match Pin::new(&mut self.body).poll_frame(cx) {

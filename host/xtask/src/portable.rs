@@ -3,10 +3,10 @@
 //! | file | inside | for |
 //! |---|---|---|
 //! | `weir.wasm` | gateway, session, infer, nn, store | any host; models in the read-only folder `/models` |
-//! | `weir-thin.wasm` | gateway, session, infer-remote, store | instances that ask another `weir`, `WEIR_REMOTE_URL` |
+//! | `weir-thin.wasm` | gateway, session, infer-remote, store | instances that use the models of another `weir`, `WEIR_REMOTE_URL` |
 //! | `weir-open.wasm` | gateway, session, store | a host that composes one dependency, `weir:stream/infer`, as Spin does |
 //!
-//! Beside them lie the models that ship, in target/components/models, as files without links, for hosts that mount folders.
+//! The shipped models are beside them in target/components/models, as files without links, for hosts that mount folders.
 
 use std::fs;
 
@@ -21,7 +21,7 @@ use crate::ui::Step;
 /// The composed components, by the names of their files.
 pub(crate) const COMPOSED: [&str; 3] = ["weir", "weir-thin", "weir-open"];
 
-/// Composes them of the components in target/components, after `nn` was built.
+/// Composes them from the components in target/components, after `nn` was built.
 pub(crate) fn compose(house: &House) -> Result<()> {
     let mut step = Step::begin("nn", "builds nn for the vectors of wasm");
     let mut cargo = component_cargo(house, "build");

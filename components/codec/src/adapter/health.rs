@@ -14,7 +14,7 @@ pub struct AdapterReport {
     pub sink: &'static str,
     /// Its state: `starting`, `running`, `reconnecting`, `stopping`, `stopped` or `failed`.
     pub state: &'static str,
-    /// The last failure, while it matters.
+    /// The last failure, until it is resolved.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub failure: Option<String>,
     /// Records read.
@@ -36,8 +36,8 @@ impl AdapterReport {
     }
 }
 
-/// Adds the adapters to the body that the gateway gives: as the service `adapters`, which is unhealthy while one of them is, and one by one.
-/// With `has_details` the failures are included. `None` where the body is not an object with services.
+/// Adds the adapters to the body of the gateway: the service `adapters`, which is unhealthy while one of them is, and the list of adapters.
+/// With `has_details` the failures are included. `None` if the body is not an object with services.
 pub fn add_adapters(body: &[u8], adapters: &[AdapterReport], has_details: bool) -> Option<Vec<u8>> {
     let mut health: Map<String, Value> = serde_json::from_slice(body).ok()?;
     let failing: Vec<String> = adapters

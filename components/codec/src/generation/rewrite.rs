@@ -1,4 +1,4 @@
-//! What a language model is asked for an abstractive summary, and what it says.
+//! The request to a language model for an abstractive summary, and its result.
 
 use weir_core::inference::rewrite::RewriteRefusal;
 
@@ -9,9 +9,9 @@ use super::{
 
 const SYSTEM: &str =
     "You shorten texts. You use only what the text says: its words, names and numbers. You add nothing.";
-/// Tokens of a rewriting: at least and at most.
+/// The least and the greatest bound of the tokens of a rewritten text.
 const TOKENS: (u32, u32) = (48, 384);
-/// Bytes of the sentences for each token of the rewriting: it may be about as long as they are.
+/// Bytes of the sentences for each token of the rewritten text, which may be about as long as they are.
 const BYTES_PER_TOKEN: usize = 3;
 
 /// The request to rewrite the sentences of a summary, at temperature 0.
@@ -25,11 +25,11 @@ pub fn request(sentences: &str) -> GenerateRequest {
     }
 }
 
-/// A generated text as a rewriting.
+/// The rewritten text of a generation.
 ///
 /// # Errors
 ///
-/// It has not come to its end.
+/// The generation did not end by itself.
 pub fn rewriting(text: &str, finish: Finish) -> Result<String, RewriteRefusal> {
     match finish {
         Finish::Stop => Ok(text.trim().to_owned()),

@@ -1,7 +1,7 @@
-//! The other side of [`item_stream`](super::item_stream) and [`models`](super::models): what a client of another server writes, and what it
-//! reads. Used by `components/infer-remote`.
+//! The client side of [`item_stream`](super::item_stream) and [`models`](super::models): writes requests to another server and reads its
+//! responses, for `components/infer-remote`.
 //!
-//! What the server sends is not trusted: lines and bodies are read within bounds, and whatever is no answer is a failure that says so.
+//! The server is not trusted: lines and bodies are bounded, and an invalid response is a failure with the reason.
 
 use weir_core::failure::{Failure, RETRY_AFTER_MS};
 
@@ -14,11 +14,11 @@ use crate::{
     json::{to_vec, tree::Node},
 };
 
-/// Longest line of an answer, in bytes: an embedding of 65,536 numbers, or the entities of a long text.
+/// Longest line of a response, in bytes: an embedding of 65,536 numbers, or the entities of a long text.
 pub const ANSWER_BYTES_MAX: usize = 4 << 20;
-/// Most JSON values in a line of an answer.
+/// Most JSON values in a line of a response.
 const ANSWER_VALUES_MAX: usize = 1 << 18;
-/// Longest text of the server's that a failure repeats, in bytes.
+/// Longest text of the server in a failure, in bytes.
 const TEXT_BYTES_MAX: usize = 256;
 
 /// The path and the query of a stream of items.
@@ -96,7 +96,7 @@ pub fn line(id: u64, text: &str, text_pair: Option<&str>) -> Vec<u8> {
     line
 }
 
-/// A JSON body with one text, for a text that is longer than a line of a stream may be.
+/// The JSON body with one text, for a text that exceeds the longest line of a stream.
 pub fn body(id: u64, text: &str, text_pair: Option<&str>) -> Vec<u8> {
     let mut line = line(id, text, text_pair);
     line.pop();
@@ -106,7 +106,7 @@ pub fn body(id: u64, text: &str, text_pair: Option<&str>) -> Vec<u8> {
 /// The path of a request for a summary.
 pub const SUMMARY_TARGET: &str = "/process-stream";
 
-/// The body of a request for a summary alone.
+/// The body of a request for a summary and nothing else.
 pub fn summary_body(text: &str) -> Vec<u8> {
     #[derive(serde::Serialize)]
     struct SummaryToSend<'a> {
@@ -117,10 +117,10 @@ pub fn summary_body(text: &str) -> Vec<u8> {
     to_vec(&SummaryToSend { text, include_sentiment: false, include_summary: true })
 }
 
-/// A summary on a line of `/process-stream`; none where the line is about something else.
+/// The summary in a line of `/process-stream`; `None` for a line of another step.
 ///
 /// # Errors
-/// Why it is no line of that stream.
+/// The line is invalid; the text has the reason.
 pub fn summary(content: &[u8]) -> Result<Option<Result<String, Failure>>, String> {
     let node = Node::read(content, ANSWER_VALUES_MAX).map_err(|error| error.to_string())?;
     let mut fields = Fields::of(node)?;
@@ -131,7 +131,7 @@ pub fn summary(content: &[u8]) -> Result<Option<Result<String, Failure>>, String
     })
 }
 
-/// A line of an answer.
+/// A line of a response.
 #[derive(Debug, PartialEq)]
 pub enum Answer {
     /// The result of the text with this id.
@@ -142,10 +142,10 @@ pub enum Answer {
     Done,
 }
 
-/// Reads a line of an answer.
+/// Reads a line of a response.
 ///
 /// # Errors
-/// Why it is none.
+/// The line is invalid; the text has the reason.
 pub fn answer(content: &[u8]) -> Result<Answer, String> {
     let node = Node::read(content, ANSWER_VALUES_MAX).map_err(|error| error.to_string())?;
     let Node::Object(members) = node else { return Err(format!("a line is {}", node.name())) };
@@ -169,7 +169,7 @@ pub fn answer(content: &[u8]) -> Result<Answer, String> {
     }
 }
 
-/// The failure of a response that is no stream: a problem, or anything else. `retry_after_ms` is that of its header.
+/// The failure of a response with another status than 200. `retry_after_ms` is that of its header.
 pub fn refusal(status: u16, body: &[u8], retry_after_ms: Option<u32>) -> Failure {
     let problem = match Node::read(body, ANSWER_VALUES_MAX) {
         Ok(problem @ Node::Object(_)) => failure(problem).ok(),
@@ -187,7 +187,7 @@ pub fn refusal(status: u16, body: &[u8], retry_after_ms: Option<u32>) -> Failure
     }
 }
 
-/// A failure with the wait of a header, which is what the server last said.
+/// A failure with the delay of the header, which takes precedence.
 fn with_wait(failure: Failure, retry_after_ms: Option<u32>) -> Failure {
     match (failure, retry_after_ms) {
         (Failure::Overloaded { .. }, Some(retry_after_ms)) => Failure::Overloaded { retry_after_ms },
@@ -200,7 +200,7 @@ fn with_wait(failure: Failure, retry_after_ms: Option<u32>) -> Failure {
 /// Reads the body of `GET /v1/models`: the models that classify, find entities or embed.
 ///
 /// # Errors
-/// Why it is none.
+/// The body is invalid; the text has the reason.
 pub fn models(body: &[u8]) -> Result<Vec<Model>, String> {
     let node = Node::read(body, ANSWER_VALUES_MAX).map_err(|error| error.to_string())?;
     let Node::Object(members) = node else { return Err(format!("the body is {}", node.name())) };

@@ -1,8 +1,8 @@
-//! Requests to another server that generates text: whether one may be sent, whether it is sent again, and what each user may use.
+//! Requests to another server that generates text: admission, retries, and the limits of each user.
 //!
-//! A circuit breaker leaves a server alone that fails repeatedly, a budget bounds the retries of all requests together, and every user has
-//! a bound of requests at once and a bucket of tokens. A request is admitted while its user has a token left, and pays when it has ended:
-//! how many tokens it takes is known only then. A bucket may therefore be below zero, and its user waits until it has filled.
+//! A circuit breaker stops requests to a server that fails repeatedly, a budget bounds the retries of all requests together, and every user
+//! has a bound of concurrent requests and a bucket of tokens. A request is admitted while its user has a token left, and its tokens are
+//! subtracted when it ends, since their number is known only then. A bucket can therefore be below zero; its user waits until it has filled.
 
 use std::collections::BTreeMap;
 
@@ -18,39 +18,39 @@ use crate::{
 
 const NS_PER_MS: u64 = 1_000_000;
 const NS_PER_MINUTE: i64 = 60_000_000_000;
-/// Users whose use is remembered.
+/// The most users in memory.
 const USERS_MAX: usize = 16_384;
-/// When to ask again where as many requests run as may, in milliseconds.
+/// The delay before another attempt when the bound of concurrent requests is reached, in milliseconds.
 const RUNNING_RETRY_AFTER_MS: u32 = 1000;
 
 /// The bounds of an upstream.
 #[derive(Debug, Clone)]
 pub struct UpstreamConfig {
-    /// Requests at once.
+    /// The most concurrent requests.
     pub running_max: u32,
-    /// Requests of one user at once.
+    /// The most concurrent requests of one user.
     pub user_running_max: u32,
-    /// Tokens of one user in a minute, those of prompts included; 0: no bound.
+    /// Tokens of one user per minute, those of prompts included; 0 for no bound.
     pub user_tokens_per_minute: u32,
     /// Attempts of a request.
     pub retry: RetryConfig,
     /// Retries of all requests together.
     pub retry_budget: RetryBudgetConfig,
-    /// When the server is left alone.
+    /// The circuit breaker.
     pub breaker: BreakerConfig,
 }
 
 /// Why a request is not sent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
 pub enum UpstreamRefusal {
-    /// As many requests run as may at once.
-    #[error("as many requests run at the upstream as may at once; retry in {retry_after_ms} ms")]
+    /// The bound of concurrent requests is reached.
+    #[error("the upstream has its maximum of concurrent requests; retry in {retry_after_ms} ms")]
     Running {
         /// When to ask again.
         retry_after_ms: u32,
     },
-    /// The user has as many requests or tokens as one may have.
-    #[error("you have as much of the upstream as one user may have; retry in {retry_after_ms} ms")]
+    /// The user has reached a limit of requests or tokens.
+    #[error("you have reached your limit of requests or tokens for the upstream; retry in {retry_after_ms} ms")]
     User {
         /// When to ask again.
         retry_after_ms: u32,
@@ -73,23 +73,23 @@ impl From<UpstreamRefusal> for Failure {
     }
 }
 
-/// How an attempt ended, for what comes next.
+/// The outcome of an attempt.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum AttemptOutcome {
-    /// The server answered as it should; a request that it refuses as invalid is such an answer.
+    /// The server responded. The refusal of an invalid request counts as a response.
     Ok,
-    /// It failed, and text has been passed on: another attempt would repeat it.
+    /// It failed after text was passed on, which another attempt would repeat.
     FailedLate,
-    /// It failed before the first token, in a way that another attempt would not change.
+    /// It failed before the first token, and another attempt would fail too.
     FailedForGood,
-    /// It failed before the first token. It asks to be left alone for this time; 0: it says nothing.
+    /// It failed before the first token. The server requests this delay before another attempt; 0 if it requests none.
     FailedEarly {
         /// Milliseconds.
         retry_after_ms: u32,
     },
 }
 
-/// An upstream. Its memory is that of its users, at most `USERS_MAX`.
+/// An upstream. It has at most `USERS_MAX` users in memory.
 #[derive(Debug)]
 pub struct Upstream {
     config: UpstreamConfig,
@@ -102,14 +102,14 @@ pub struct Upstream {
 #[derive(Debug)]
 struct User {
     running: u32,
-    /// In nanoseconds of filling; below zero after a request that took more than was left.
+    /// The tokens of the bucket, as the nanoseconds in which they fill; below zero after a request with more tokens than were left.
     balance_ns: i64,
     filled_ns: u64,
 }
 
-/// An admitted request. It goes back to [`Upstream::end`].
+/// An admitted request, which is returned to [`Upstream::end`].
 #[derive(Debug)]
-#[must_use = "a request that does not end keeps its place"]
+#[must_use = "a request that is not ended counts as running"]
 pub struct UpstreamAdmission {
     user: u32,
     retry: Retry,
@@ -122,12 +122,12 @@ impl Upstream {
         Self { config, breaker, budget, running: 0, users: BTreeMap::new() }
     }
 
-    /// Requests that have not ended.
+    /// The number of requests that have not ended.
     pub fn running(&self) -> u32 {
         self.running
     }
 
-    /// Asks to send a request of a user.
+    /// Admits a request of a user.
     ///
     /// # Errors
     ///
@@ -156,7 +156,7 @@ impl Upstream {
         Ok(UpstreamAdmission { user, retry: Retry::new() })
     }
 
-    /// Asks to make an attempt of an admitted request. Its outcome goes to [`Self::record`].
+    /// Permits an attempt of an admitted request. Its outcome is passed to [`Self::record`].
     ///
     /// # Errors
     ///
@@ -168,9 +168,9 @@ impl Upstream {
         })
     }
 
-    /// Records the outcome of an attempt. Returns how long to wait before the next, in nanoseconds; none when there is no other.
+    /// Records the outcome of an attempt. Returns the delay before the next one, in nanoseconds; `None` if there is no other.
     ///
-    /// `random` is uniform over `u64`. A server that asks for a longer time than the longest delay is not asked again.
+    /// `random` is uniform over `u64`. If a server requests a delay over the maximum, there is no other attempt.
     pub fn record(
         &mut self,
         now: u64,
@@ -189,12 +189,12 @@ impl Upstream {
         self.budget.withdraw(now).then_some(delay_ns)
     }
 
-    /// Returns the permit of an attempt that was given up.
+    /// Returns the permit of an abandoned attempt.
     pub fn cancel(&mut self, permit: Permit) {
         self.breaker.cancel(permit);
     }
 
-    /// Ends a request that took this many tokens.
+    /// Ends a request with its number of tokens.
     pub fn end(&mut self, now: u64, admission: UpstreamAdmission, tokens: u64) {
         self.running = self.running.saturating_sub(1);
         let token_ns = token_ns(self.config.user_tokens_per_minute);
@@ -206,7 +206,7 @@ impl Upstream {
         }
     }
 
-    /// Removes users who have used nothing of late, and if that is not enough the one who has used least.
+    /// Removes users with full buckets, and if that is not enough the idle user with the most tokens.
     fn make_room(&mut self, now: u64, user: u32) {
         if self.users.len() < USERS_MAX || self.users.contains_key(&user) {
             return;
@@ -226,7 +226,7 @@ impl Upstream {
 }
 
 impl User {
-    /// A bucket is full after a minute without use: its unit is the time that it takes to fill.
+    /// Fills the bucket, which is full after a minute without use.
     fn fill(&mut self, now: u64) {
         let elapsed_ns = i64::try_from(now.saturating_sub(self.filled_ns)).unwrap_or(i64::MAX);
         self.balance_ns = self.balance_ns.saturating_add(elapsed_ns).min(NS_PER_MINUTE);

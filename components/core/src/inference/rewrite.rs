@@ -1,7 +1,7 @@
-//! Abstractive summaries: a language model rewrites the sentences that an extractive summary has, and the rewriting counts only if it has no
-//! number and no name that those sentences do not have.
+//! Abstractive summaries: a language model rewrites the sentences of an extractive summary. The rewritten text is used only if each of its
+//! numbers and names is in those sentences.
 //!
-//! The check errs on the side of the extractive summary: a word with a capital letter may be the name of something even where it is not.
+//! The check prefers the extractive summary: a word with a capital letter is treated as a name.
 
 use std::collections::BTreeSet;
 
@@ -10,11 +10,11 @@ use thiserror::Error;
 use crate::named::named;
 
 named! {
-    /// How a summary is made.
+    /// The kind of a summary.
     pub enum SummaryMode {
-        /// Of sentences of the text.
+        /// Sentences of the text.
         Extractive = "extractive",
-        /// Of sentences of the text that a language model rewrites.
+        /// Sentences of the text, rewritten by a language model.
         Abstractive = "abstractive",
     }
 }
@@ -24,19 +24,19 @@ named! {
 pub struct SummaryText {
     /// The summary.
     pub text: String,
-    /// How it was made, where that was asked for.
+    /// Its kind, if the request named one.
     pub mode: Option<SummaryMode>,
-    /// Why it is extractive although the other was asked for.
+    /// The reason why it is extractive, if an abstractive one was requested.
     pub fallback: Option<RewriteRefusal>,
 }
 
 impl SummaryText {
-    /// A summary for which no mode was asked.
+    /// A summary of a request that named no kind.
     pub fn new(text: String) -> Self {
         Self { text, mode: None, fallback: None }
     }
 
-    /// An abstractive summary, or the sentences and why there is none.
+    /// The abstractive summary, or the sentences with the reason why the rewritten text is not used.
     pub fn rewritten(sentences: String, rewriting: Result<String, RewriteRefusal>) -> Self {
         let checked = rewriting.and_then(|text| check(&sentences, &text).map(|()| text));
         match checked {
@@ -46,16 +46,16 @@ impl SummaryText {
     }
 }
 
-/// Why a rewriting is not used.
+/// The reason why a rewritten text is not used.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
 pub enum RewriteRefusal {
-    /// The model could not answer.
+    /// The model failed.
     #[error("the model gave no summary: {0}")]
     NoAnswer(String),
-    /// The model had more to say than it may.
+    /// The text was truncated at its maximum length.
     #[error("the model's summary was cut off")]
     CutOff,
-    /// There is no word in it.
+    /// It has no word.
     #[error("the model's summary is empty")]
     Empty,
     /// It is longer than the sentences.
@@ -69,11 +69,11 @@ pub enum RewriteRefusal {
     Name(String),
 }
 
-/// Checks a rewriting against the sentences that it was made of.
+/// Checks a rewritten text against its sentences.
 ///
 /// # Errors
 ///
-/// The first thing that is wrong with it.
+/// The first violation.
 pub fn check(sentences: &str, rewriting: &str) -> Result<(), RewriteRefusal> {
     let source = Source::new(sentences);
     let mut words = words(rewriting).peekable();
@@ -98,7 +98,7 @@ pub fn check(sentences: &str, rewriting: &str) -> Result<(), RewriteRefusal> {
 
 /// The words of the sentences.
 struct Source {
-    /// As they are written.
+    /// The words in their original case.
     words: BTreeSet<String>,
     lower: BTreeSet<String>,
     /// Numbers, without separators of thousands, and words for numbers as digits.
@@ -117,7 +117,7 @@ impl Source {
         self.numbers.contains(&number(&text.to_lowercase()))
     }
 
-    /// A word that begins a sentence has a capital letter whatever it is.
+    /// Whether the sentences have a name. The first word of a sentence may have a capital letter without being a name.
     fn has_name(&self, text: &str, begins_sentence: bool) -> bool {
         let lower = text.to_lowercase();
         self.words.contains(text)
@@ -126,13 +126,13 @@ impl Source {
     }
 }
 
-/// A word and where it stands.
+/// A word and its position in the sentence.
 struct Word<'a> {
     text: &'a str,
     begins_sentence: bool,
 }
 
-/// The words of a text: letters and digits, with single points, commas, colons and apostrophes between them. The 's of a possessive is no
+/// The words of a text: letters and digits, with single points, commas, colons and apostrophes between them. The 's of a possessive is not
 /// part of its word.
 fn words(text: &str) -> impl Iterator<Item = Word<'_>> {
     let mut rest = text;
@@ -169,7 +169,7 @@ fn end_of_word(text: &str) -> usize {
     end
 }
 
-/// A number in one form: `1,250` as `1250`, `seven` as `7`. Other words stay as they are.
+/// The canonical form of a number: `1250` for `1,250`, `7` for `seven`. Other words are unchanged.
 fn number(lower: &str) -> String {
     if let Some(value) = NUMBER_WORDS.iter().position(|word| *word == lower).filter(|value| *value <= COUNTED_MAX) {
         return value.to_string();
@@ -183,14 +183,14 @@ fn number(lower: &str) -> String {
     if is_grouped { parts.concat() } else { lower.to_owned() }
 }
 
-/// `one` is a pronoun too, and says nothing.
+/// Whether a word is a number. `one` is not, since it is also a pronoun.
 fn is_number_word(text: &str) -> bool {
     let lower = text.to_lowercase();
     lower != "one" && NUMBER_WORDS.contains(&lower.as_str())
 }
 
 const POSSESSIVES: [&str; 2] = ["'s", "\u{2019}s"];
-/// Of [`NUMBER_WORDS`], those before this index are their value.
+/// The [`NUMBER_WORDS`] up to this index have their index as their value.
 const COUNTED_MAX: usize = 20;
 const NUMBER_WORDS: [&str; 33] = [
     "zero",
@@ -227,7 +227,7 @@ const NUMBER_WORDS: [&str; 33] = [
     "billion",
     "dozen",
 ];
-/// Words that begin sentences and name nothing.
+/// Words that are not names at the beginning of a sentence.
 const FUNCTION_WORDS: [&str; 74] = [
     "a", "an", "the", "this", "that", "these", "those", "it", "its", "he", "she", "they", "we", "you", "his", "her",
     "their", "our", "my", "your", "there", "here", "in", "on", "at", "of", "to", "for", "from", "with", "by", "as",
@@ -300,7 +300,7 @@ mod tests {
     }
 
     #[test]
-    fn fallback_says_why() {
+    fn refused_rewriting_falls_back_with_the_reason() {
         let good = SummaryText::rewritten("Bob came.".to_owned(), Ok("Bob came.".to_owned()));
         assert_eq!((good.mode, good.fallback), (Some(SummaryMode::Abstractive), None));
         let bad = SummaryText::rewritten("Bob came by.".to_owned(), Ok("Eve came.".to_owned()));

@@ -95,12 +95,12 @@ impl Computation {
         }
     }
 
-    /// Waits for events; none when there are no more.
+    /// Waits for events; `None` when there are no more.
     pub(crate) async fn next(&mut self) -> Option<Vec<EventKind>> {
         self.events.next().await
     }
 
-    /// Waits for the end and what it says of the prompt.
+    /// Waits for the end, and returns the number of tokens of the prompt that it reports.
     pub(super) async fn prompt_tokens(&mut self) -> Option<u32> {
         while let Some(kinds) = self.next().await {
             for kind in kinds {

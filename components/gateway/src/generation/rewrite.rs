@@ -9,8 +9,8 @@ use weir_core::{
 use super::client::{self, Computation, Progress};
 use crate::platform::clock::{self, Deadline};
 
-/// Rewrites sentences within a time; where that fails, or the rewriting says what they do not say, they are the summary. The model is the first
-/// that can answer, at temperature 0.
+/// Rewrites sentences within a time. If that fails, or the rewritten text has numbers or names that the sentences lack, the sentences are the
+/// summary. The model is the first that is ready, at temperature 0.
 pub(crate) async fn rewrite(sentences: String, timeout_ms: u64) -> SummaryText {
     let timeout = || RewriteRefusal::NoAnswer(format!("it took more than {timeout_ms} ms"));
     let rewriting = Deadline::after(clock::now(), timeout_ms).bound(generate(&sentences, timeout_ms)).await;

@@ -1,14 +1,15 @@
-//! Refuses requests that the gateway component would probably refuse, before they cost more than their head.
+//! Load shedding: refuses requests that the gateway component would probably refuse, before they reach it.
 //!
-//! A component refuses a request of a model whose queue is full, or too long for the request's time, only after it has
-//! read and parsed it, which costs about as much as an answer does outside of the engine. At several times the capacity
-//! of a model the refusals would take the time of the answers. So while the component refuses requests, the edge counts
-//! the outcomes by kind of request, and refuses the excess itself with the component's last refusal of the same kind.
+//! The component refuses a request to a model whose queue is full, or too long for the request's deadline, only after it has
+//! read and parsed the request, which costs about as much as a successful request does outside of the engine. At several
+//! times the capacity of a model, refusals would take the processor time of responses. Therefore, while the component
+//! refuses requests, the edge counts outcomes by kind of request, and refuses the excess itself with the component's last
+//! refusal of the same kind.
 //!
-//! A kind is a client (its address and credentials), a target, and the model that the body names: what one client or
-//! one model suffers has no effect on others. Only requests for inference with a JSON body are refused; probes, streams of
-//! lines, generations, sessions, pipelines, subscriptions and WebSockets are not, and none while no item waits. Without
-//! recent refusals nothing is counted.
+//! A kind is a client (its address and credentials), a target, and the model that the body names, so that an overload by one
+//! client or of one model has no effect on others. Only requests for inference with a JSON body are refused; probes, streams
+//! of lines, generations, sessions, pipelines, subscriptions and WebSockets are not, and no request is refused while no item
+//! waits. Without recent refusals nothing is counted.
 
 mod model;
 mod window;
@@ -36,7 +37,7 @@ use crate::shedding::window::{Window, WindowConfig};
 
 /// Most kinds of requests that are counted at once.
 const KINDS_MAX: usize = 1024;
-/// How many windows outcomes are counted for after a refusal.
+/// The number of windows for which outcomes are counted after a refusal.
 const ACTIVE_WINDOWS: u64 = 4;
 /// The headers of API keys.
 const API_KEYS: [HeaderName; 2] = [HeaderName::from_static("x-api-key"), HeaderName::from_static("x-goog-api-key")];
@@ -50,7 +51,7 @@ pub(crate) struct Shedder {
     is_on: bool,
     window: WindowConfig,
     start: Instant,
-    /// Outcomes are counted until then, in nanoseconds from `start`.
+    /// The time until which outcomes are counted, in nanoseconds from `start`.
     active_until_ns: AtomicU64,
     hasher: RandomState,
     kinds: Mutex<HashMap<RequestKind, KindState>>,
@@ -125,7 +126,7 @@ impl Shedder {
             self.activate(now_ns);
         }
         let Some(kind) = kind else { return };
-        // An item whose time was up is work without a use, as one that was refused.
+        // A request that missed its deadline counts as refused: its computation was useless.
         let is_accepted = !is_refused && status != StatusCode::GATEWAY_TIMEOUT;
         let mut kinds = self.lock();
         if !kinds.contains_key(&kind) {
@@ -143,7 +144,7 @@ impl Shedder {
         }
     }
 
-    /// Counts outcomes for some time.
+    /// Counts outcomes for the next [`ACTIVE_WINDOWS`].
     fn activate(&self, now_ns: u64) {
         let until_ns = now_ns.saturating_add(ACTIVE_WINDOWS * self.window.window_ns as u64);
         self.active_until_ns.store(until_ns, Ordering::Relaxed);
@@ -172,7 +173,7 @@ struct Refusal {
 }
 
 impl Refusal {
-    /// The refusal that a response is, if its whole body is known.
+    /// The refusal in a response, if the whole body is available.
     fn of(response: &EdgeResponse, request_id: &str) -> Option<Self> {
         let EdgeResponse::Http(response) = response else { return None };
         let bytes = response.body().first_bytes()?;
@@ -181,7 +182,7 @@ impl Refusal {
     }
 
     fn new(status: StatusCode, headers: &HeaderMap, body: &Bytes, request_id: &str) -> Self {
-        // Headers of one response only, and those that the edge adds to every response.
+        // Headers that are specific to one response, and those that the edge adds to every response.
         let is_own = |name: &HeaderName| {
             [CONTENT_LENGTH, CONNECTION, request_id::HEADER].contains(name)
                 || name.as_str().starts_with("access-control-")

@@ -3,9 +3,9 @@
 /// The name of the member.
 const MEMBER: &[u8] = b"\"model\"";
 
-/// The string of the first member `model` in a JSON text, in its quoted form; `None` if there is none. It distinguishes
-/// kinds of requests and nothing else, so it may be wrong where a nested object has a member of that name. A text that
-/// contains the name has it with escaped quotes, which do not match.
+/// The string of the first member `model` in a JSON text, without unescaping; `None` if there is none. It only distinguishes
+/// kinds of requests, so it may be wrong if a nested object has a member of that name. The name within a string has escaped
+/// quotes, which do not match.
 pub(super) fn named_in(json: &[u8]) -> Option<&[u8]> {
     let at = json.windows(MEMBER.len()).position(|part| part == MEMBER)?;
     let rest =

@@ -1,9 +1,9 @@
 //! The decision of which requests of one kind are passed on, from the outcomes of the recent ones.
 //!
-//! While the component refuses requests, it is passed `ratio` times the rate at which it accepts them, and a few more (the
-//! idea of adaptive throttling, "Site Reliability Engineering" by Beyer et al., chapter 21, and of Envoy's admission
-//! control). That needs no estimate of the capacity. A rate is limited, and not a share of the requests, so that the first
-//! request after an overload is passed on. When the component refuses hardly any request, the limit ends.
+//! While the component refuses requests, requests are passed on at `ratio` times the rate at which it accepts them, and a few
+//! more (adaptive throttling, "Site Reliability Engineering" by Beyer et al., chapter 21; also Envoy's admission control). This
+//! needs no estimate of the capacity. The limit is a rate and not a share of the requests, so that the first request after an
+//! overload is passed on. It ends when the component refuses hardly any request.
 
 /// Refusals in a window from which requests are limited, and the requests passed on in a window beyond `ratio`.
 const REFUSALS_MIN: f64 = 20.0;
@@ -11,7 +11,7 @@ const REFUSALS_MIN: f64 = 20.0;
 const REFUSALS_MAX: f64 = 5.0 * REFUSALS_MIN;
 /// The time for which unused permits are kept, in seconds.
 const BURST_S: f64 = 0.1;
-/// The share of a window in which rates are not known yet.
+/// The share of a window that must pass before rates are known.
 const START_SHARE: f64 = 0.25;
 
 /// The settings of a window.
@@ -28,10 +28,10 @@ pub(super) struct WindowConfig {
 pub(super) struct Window {
     accepted: f64,
     refused: f64,
-    /// Requests that may be passed on now.
+    /// The number of requests that may be passed on now.
     permits: f64,
     start_ns: u64,
-    /// The time up to which the weights are reduced.
+    /// The time of the last update of the weights.
     at_ns: u64,
 }
 
@@ -63,14 +63,14 @@ impl Window {
         false
     }
 
-    /// Whether it has no effect, so that it can be forgotten.
+    /// Whether the window has no effect and can be removed.
     pub(super) fn is_idle(&mut self, config: &WindowConfig, now_ns: u64) -> bool {
         self.advance(config, now_ns);
         self.accepted + self.refused < 1.0
     }
 
     fn advance(&mut self, config: &WindowConfig, now_ns: u64) {
-        // Threads may come with times in another order.
+        // The times of several threads may be out of order.
         let passed_ns = now_ns.saturating_sub(self.at_ns) as f64;
         if passed_ns == 0.0 {
             return;
@@ -86,7 +86,7 @@ impl Window {
         }
     }
 
-    /// The requests to pass on in a second.
+    /// The number of requests to pass on in a second.
     fn rate_per_s(&self, config: &WindowConfig, now_ns: u64) -> f64 {
         let age_ns = now_ns.saturating_sub(self.start_ns) as f64;
         // The sum of the weights of one request in each window, less for a window that has begun recently.
@@ -179,7 +179,7 @@ mod tests {
     }
 
     #[test]
-    fn component_that_accepts_nothing_is_still_asked() {
+    fn component_that_accepts_nothing_still_gets_requests() {
         let mut window = Window::new(0);
         let seconds = simulate(&mut window, 0, 5, 1_000, 0);
         let last = seconds.last().expect("a second");

@@ -21,10 +21,10 @@ const TOKENS_MAX: u32 = 4096;
 
 pub(super) fn request(model: &str, request: &GenerateRequest) -> Result<UpstreamRequest, String> {
     let Prompt::Chat { messages, tools, tool_choice } = &request.prompt else {
-        return Err("an upstream of this kind knows chats alone".to_owned());
+        return Err("this kind of upstream supports only chats".to_owned());
     };
     if request.choices > 1 || request.format.is_some() || request.logprobs.is_some() {
-        return Err("an upstream of this kind knows no choices, no formats and no log probabilities".to_owned());
+        return Err("this kind of upstream does not support several choices, formats or log probabilities".to_owned());
     }
     let mut body = Map::new();
     let mut set = |name: &str, value: Value| body.insert(name.to_owned(), value);
@@ -120,7 +120,7 @@ pub(super) struct EventReader {
 impl EventReader {
     pub(super) fn push(&mut self, message: &Event, out: &mut Vec<UpstreamEvent>) {
         let Ok(event) = serde_json::from_str::<Value>(&message.data) else {
-            let text = "the upstream sent an event that is no JSON".to_owned();
+            let text = "the upstream sent an event that is not JSON".to_owned();
             return out.push(UpstreamEvent::Failed(Failure::Unavailable(text)));
         };
         let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();

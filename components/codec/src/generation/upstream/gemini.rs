@@ -18,10 +18,10 @@ use crate::{
 
 pub(super) fn request(model: &str, request: &GenerateRequest) -> Result<UpstreamRequest, String> {
     let Prompt::Chat { messages, tools, tool_choice } = &request.prompt else {
-        return Err("an upstream of this kind knows chats alone".to_owned());
+        return Err("this kind of upstream supports only chats".to_owned());
     };
     if request.logprobs.is_some() {
-        return Err("an upstream of this kind knows no log probabilities".to_owned());
+        return Err("this kind of upstream does not support log probabilities".to_owned());
     }
     let mut body = Map::new();
     let (mut system, mut contents): (Vec<Value>, Vec<Value>) = (Vec::new(), Vec::new());
@@ -122,7 +122,7 @@ fn generation_config(request: &GenerateRequest) -> Result<Value, String> {
             config.insert("responseJsonSchema".to_owned(), parse_json(schema)?);
         }
         Some(Format::Grammar(_) | Format::Regex(_)) => {
-            return Err("an upstream knows no grammar and no regular expression".to_owned());
+            return Err("upstreams do not support grammars and regular expressions".to_owned());
         }
     }
     Ok(config.into())
@@ -137,7 +137,7 @@ pub(super) struct ChunkReader {
 impl ChunkReader {
     pub(super) fn push(&mut self, message: &Event, out: &mut Vec<UpstreamEvent>) {
         let Ok(chunk) = serde_json::from_str::<Value>(&message.data) else {
-            let text = "the upstream sent a chunk that is no JSON".to_owned();
+            let text = "the upstream sent a chunk that is not JSON".to_owned();
             return out.push(UpstreamEvent::Failed(Failure::Unavailable(text)));
         };
         if let Some(error) = chunk.get("error") {

@@ -61,7 +61,7 @@ pub enum UpstreamEvent {
         /// The stop string that ended it.
         stop: Option<String>,
     },
-    /// Tokens of the prompt, where they are known only after the start.
+    /// Tokens of the prompt, if they are known only after the start.
     PromptTokens(u32),
     /// Tokens that were generated for all choices.
     Tokens(u32),

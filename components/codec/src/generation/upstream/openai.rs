@@ -35,11 +35,11 @@ pub(super) fn request(model: &str, request: &GenerateRequest) -> Result<Upstream
         Prompt::Text(text) => {
             body.insert("prompt".to_owned(), text.as_str().into());
             if request.logprobs.is_some() {
-                return Err("log probabilities of a text without a chat are not known of an upstream".to_owned());
+                return Err("upstreams do not support log probabilities of a prompt that is not a chat".to_owned());
             }
             "/completions"
         }
-        Prompt::Tokens(_) => return Err("a prompt of tokens means nothing to an upstream".to_owned()),
+        Prompt::Tokens(_) => return Err("upstreams do not support a prompt of tokens".to_owned()),
     };
     let Sampling {
         temperature,
@@ -95,14 +95,14 @@ pub(super) fn request(model: &str, request: &GenerateRequest) -> Result<Upstream
             body.insert("response_format".to_owned(), json!({ "type": "json_schema", "json_schema": schema }));
         }
         Some(Format::Grammar(_) | Format::Regex(_)) => {
-            return Err("an upstream knows no grammar and no regular expression".to_owned());
+            return Err("upstreams do not support grammars and regular expressions".to_owned());
         }
     }
     Ok(UpstreamRequest { path: path.to_owned(), headers: Vec::new(), body: to_vec(&body) })
 }
 
 pub(super) fn parse_json(text: &str) -> Result<Value, String> {
-    serde_json::from_str(text).map_err(|error| format!("a part of the request is no JSON: {error}"))
+    serde_json::from_str(text).map_err(|error| format!("a part of the request is not JSON: {error}"))
 }
 
 /// A number of tokens.
@@ -119,7 +119,7 @@ impl ChunkReader {
             return;
         }
         let Ok(chunk) = serde_json::from_str::<Value>(&message.data) else {
-            let text = "the upstream sent a chunk that is no JSON".to_owned();
+            let text = "the upstream sent a chunk that is not JSON".to_owned();
             return out.push(UpstreamEvent::Failed(Failure::Unavailable(text)));
         };
         if let Some(error) = chunk.get("error").filter(|error| !error.is_null()) {

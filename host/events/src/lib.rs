@@ -4,7 +4,6 @@
 //! - [`Subscription`]: a reader that [`Store::follow`] returns: replay, then live events
 //! - [`Store::acquire`], [`Fence`]: leases, and the token that fenced writes carry
 //! - [`EventsConfig`]: the kind of storage, its location and every bound
-//! - [`Groups`]: consumer groups that share the events of a channel (Redis only)
 //! - [`Callback`]: a subscriber that is a function
 //! - [`Tap`]: all events that are appended, for [`write_events`] (a rotated file) and metrics
 //! - `hub`: the channels in memory and their subscribers; the memory store consists of it
@@ -59,7 +58,6 @@ pub use config::{EventsConfig, Fallback, RedisConfig, StoreKind};
 pub use error::{Error, OpenError};
 pub use file::{FileConfig, write_events};
 pub use lease::Acquisition;
-pub use redis::groups::{Groups, PendingEvent};
 pub use store::{Stats, Store};
 pub use subscription::Subscription;
 pub use tap::{Tap, TapItem};

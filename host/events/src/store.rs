@@ -15,7 +15,6 @@ use crate::hub::Hub;
 use crate::lease::Acquisition;
 use crate::memory::Memory;
 use crate::redis::Redis;
-use crate::redis::groups::Groups;
 use crate::subscription::Subscription;
 use crate::tap::{Tap, Taps};
 
@@ -451,14 +450,6 @@ impl Store {
             gaps: read(&counters.gaps),
             closed_slow: read(&counters.closed_slow),
             evicted: read(&counters.evicted),
-        }
-    }
-
-    /// Consumer groups, which only a Redis store has.
-    pub fn groups(&self) -> Option<Groups> {
-        match &self.inner.kind {
-            Kind::Redis(redis) => Some(redis.groups()),
-            Kind::Memory(_) | Kind::Disk(_) => None,
         }
     }
 

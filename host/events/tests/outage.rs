@@ -310,38 +310,6 @@ async fn refused_subscriber_leaves_no_state() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn group_shares_a_channel() {
-    let server = RedisServer::start();
-    let store = open(server.config()).await;
-    let groups = store.groups().unwrap();
-    let channel = name("file:f");
-    let cursors = store.append(&channel, numbered(0..6)).await.unwrap();
-    assert_eq!(groups.create(&channel, "workers", Cursor::START).await, Ok(true));
-    assert_eq!(groups.create(&channel, "workers", Cursor::START).await, Ok(false));
-    let first = groups.read(&channel, "workers", "a", 4, 0).await.unwrap();
-    let second = groups.read(&channel, "workers", "b", 4, 0).await.unwrap();
-    let delivered: Vec<_> = first.iter().chain(&second).map(|pending| pending.cursor).collect();
-    assert_eq!((first.len(), delivered), (4, cursors.clone()));
-    assert_eq!(&*first[0].entry.as_ref().unwrap().data, "0");
-    assert_eq!(groups.read(&channel, "workers", "a", 4, 0).await, Ok(vec![]));
-    assert_eq!(groups.acknowledge(&channel, "workers", &cursors[..2]).await, Ok(2));
-    assert_eq!(groups.acknowledge(&channel, "workers", &cursors[..2]).await, Ok(0));
-    // Events that `a` did not acknowledge are assigned to `b`.
-    assert_eq!(groups.claim_stale(&channel, "workers", "b", 60_000, 10).await, Ok(vec![]));
-    let stale = groups.claim_stale(&channel, "workers", "b", 0, 10).await.unwrap();
-    assert_eq!(stale.iter().map(|pending| pending.cursor).collect::<Vec<_>>(), cursors[2..]);
-    // A waiting subscriber gets events as they arrive, and delays no other.
-    let waiting = tokio::spawn({
-        let (groups, channel) = (groups.clone(), channel.clone());
-        async move { groups.read(&channel, "workers", "c", 10, 20_000).await.unwrap() }
-    });
-    let cursor = store.append(&channel, numbered([6])).await.unwrap()[0];
-    assert_eq!(waiting.await.unwrap()[0].cursor, cursor);
-    assert!(matches!(groups.create(&channel, "no\nname", Cursor::START).await, Err(Error::Invalid(_))));
-    assert!(matches!(groups.read(&channel, "nobody", "a", 1, 0).await, Err(Error::Other(_))));
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn stream_is_bounded_and_foreign_entries_are_holes() {
     let server = RedisServer::start();
     let retention = Retention { events_max: 1_000, bytes_max: 1 << 30, ..Retention::default() };

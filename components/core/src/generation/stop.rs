@@ -43,11 +43,6 @@ impl StopStrings {
         Cut { text: pending, stop: None }
     }
 
-    /// Whether text is held back.
-    pub fn is_holding(&self) -> bool {
-        !self.held.is_empty()
-    }
-
     /// Ends the text, and returns the text that was held back.
     pub fn finish(&mut self) -> String {
         std::mem::take(&mut self.held)

@@ -385,16 +385,6 @@ impl Session {
         Some(output)
     }
 
-    /// Removes the oldest segment from the queue of a workflow.
-    pub fn take_routed(&mut self, workflow: Workflow) -> Option<Arc<Final>> {
-        self.router.pop(workflow)
-    }
-
-    /// Removes the oldest segment from the most urgent non-empty queue.
-    pub fn take_urgent(&mut self) -> Option<(Workflow, Arc<Final>)> {
-        self.router.pop_urgent()
-    }
-
     /// Counts a call of a language model for this session.
     pub fn record_llm_call(&mut self) {
         self.counters.llm_calls += 1;

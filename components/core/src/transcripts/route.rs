@@ -97,14 +97,6 @@ impl<T> Router<T> {
         Some((Workflow::ALL[from], dropped))
     }
 
-    pub(super) fn pop(&mut self, workflow: Workflow) -> Option<T> {
-        self.queues[workflow as usize].pop_front()
-    }
-
-    pub(super) fn pop_urgent(&mut self) -> Option<(Workflow, T)> {
-        Workflow::ALL.iter().find_map(|workflow| Some((*workflow, self.pop(*workflow)?)))
-    }
-
     pub(super) fn depths(&self) -> [usize; WORKFLOWS] {
         std::array::from_fn(|at| self.queues[at].len())
     }
@@ -140,34 +132,26 @@ mod tests {
         assert_eq!(router.push(&config, Question, 5), Some((Question, 2)));
         assert_eq!(router.push(&config, ActionItem, 6), Some((General, 1)));
         assert_eq!(router.push(&config, General, 7), Some((General, 7)));
-        assert_eq!(router.pop_urgent(), Some((Question, 3)));
-        assert_eq!(router.pop(ActionItem), Some(6));
-        assert_eq!(router.depths(), [2, 0, 0, 0]);
+        assert_eq!(router.queues, [vec![3, 4, 5], vec![6], vec![], vec![]]);
+        assert_eq!(router.depths(), [3, 1, 0, 0]);
         let none = RoutingConfig { queue_len_max: [0; 4], queued_max: 4 };
         assert_eq!(router.push(&none, Question, 8), None);
-        assert_eq!(router.depths(), [2, 0, 0, 0]);
+        assert_eq!(router.depths(), [3, 1, 0, 0]);
     }
 
     proptest! {
         #[test]
-        fn each_dropped_segment_is_counted(pushes in proptest::collection::vec(0usize..5, 0..60), len_max in 1usize..5, all in 0usize..9) {
+        fn each_dropped_segment_is_counted(pushes in proptest::collection::vec(0usize..4, 0..60), len_max in 1usize..5, all in 0usize..9) {
             let config = RoutingConfig { queue_len_max: [len_max; 4], queued_max: all };
             let mut router = Router::default();
             let (mut pushed, mut removed) = (0, Vec::new());
             for push in pushes {
-                match Workflow::ALL.get(push) {
-                    Some(workflow) => {
-                        removed.extend(router.push(&config, *workflow, pushed).map(|(_, item)| item));
-                        pushed += 1;
-                    }
-                    None => removed.extend(router.pop_urgent().map(|(_, item)| item)),
-                }
+                removed.extend(router.push(&config, Workflow::ALL[push], pushed).map(|(_, item)| item));
+                pushed += 1;
                 prop_assert!(router.depths().iter().all(|depth| *depth <= len_max));
                 prop_assert!(router.queued() <= all);
             }
-            while let Some((_, item)) = router.pop_urgent() {
-                removed.push(item);
-            }
+            removed.extend(router.queues.into_iter().flatten());
             removed.sort_unstable();
             prop_assert_eq!(removed, (0..pushed).collect::<Vec<i32>>());
         }

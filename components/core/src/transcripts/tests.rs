@@ -252,9 +252,9 @@ fn queues_are_bounded_and_report_dropped_segments() {
     assert!(event_lines(&mut session).contains(&"dropped 1".to_owned()));
     let metrics = session.metrics(0);
     assert_eq!((metrics.queue_depths, metrics.counters.segments_dropped), ([2, 1, 0, 0], [0, 0, 0, 1]));
-    let (workflow, first) = session.take_urgent().unwrap();
-    assert_eq!((workflow, first.id), (Workflow::Question, 0));
-    assert_eq!(session.take_routed(Workflow::ActionItem).unwrap().id, 2);
+    let queues = session.checkpoint(0).unwrap().queues;
+    let ids = queues.each_ref().map(|queue| queue.iter().map(|segment| segment.id).collect::<Vec<_>>());
+    assert_eq!(ids, [vec![0, 3], vec![2], vec![], vec![]]);
 }
 
 #[test]
@@ -341,7 +341,6 @@ fn inconsistent_checkpoint_is_refused() {
 enum Step {
     Chunk(Chunk),
     End,
-    Take(usize),
 }
 
 fn steps() -> impl Strategy<Value = Vec<Step>> {
@@ -353,23 +352,21 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
     ];
     let chunk = (-2i32..8, -1i32..6, text, 0usize..3);
     let step = prop_oneof![
-        12 => chunk.prop_map(|(gap, length, text, speaker)| (Some((gap, length, text, speaker)), 0)),
-        1 => Just((None, 4)),
-        1 => (0usize..4).prop_map(|workflow| (None, workflow)),
+        12 => chunk.prop_map(Some),
+        1 => Just(None),
     ];
     proptest::collection::vec(step, 0..60).prop_map(|steps| {
         let mut at = 0.0;
         steps
             .into_iter()
             .map(|step| match step {
-                (Some((gap, length, text, speaker)), _) => {
+                Some((gap, length, text, speaker)) => {
                     let start = at + f64::from(gap) / 4.0;
                     let end = start + f64::from(length) / 4.0;
                     at = if end >= start && start >= at { end } else { at };
                     Step::Chunk(chunk_of(start, end, text, speaker))
                 }
-                (None, 4) => Step::End,
-                (None, workflow) => Step::Take(workflow),
+                None => Step::End,
             })
             .collect()
     })
@@ -386,9 +383,6 @@ fn apply(session: &mut Session, now: u64, step: &Step, seq: Option<u64>) {
         }
         Step::End => {
             session.handle_end(now, seq).unwrap();
-        }
-        Step::Take(workflow) => {
-            session.take_routed(Workflow::ALL[*workflow]);
         }
     }
 }
@@ -445,7 +439,7 @@ proptest! {
         from in 0usize..60,
     ) {
         let rules = SessionRules::new(config()).unwrap();
-        let chunks: Vec<&Step> = steps.iter().filter(|step| !matches!(step, Step::Take(_))).collect();
+        let chunks = &steps;
         let run = |session: &mut Session, from: usize, to: usize, events: &mut Vec<Output>| {
             for (seq, step) in chunks.iter().enumerate().take(to).skip(from) {
                 apply(session, 0, step, Some(seq as u64));
@@ -481,7 +475,7 @@ proptest! {
         let rules = SessionRules::new(config()).unwrap();
         let mut session = Session::new(rules.clone(), 0);
         let (mut checkpoint, mut stored) = (session.checkpoint(0).unwrap(), Vec::new());
-        for (seq, step) in steps.iter().filter(|step| !matches!(step, Step::Take(_))).enumerate() {
+        for (seq, step) in steps.iter().enumerate() {
             apply(&mut session, 0, step, Some(seq as u64));
             stored.extend(drain(&mut session).into_iter().filter_map(|output| stored_event(output, seq as u64)));
             if seq == checkpoint_at {

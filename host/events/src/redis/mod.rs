@@ -11,7 +11,6 @@
 //! is available again, the mirror is loaded again, and its subscribers see a gap instead of the events that only memory
 //! had.
 
-pub(crate) mod groups;
 mod lease;
 mod link;
 mod reader;
@@ -32,7 +31,6 @@ use crate::config::{EventsConfig, Fallback, StoreKind};
 use crate::error::{Error, OpenError};
 use crate::hub::{Channel, Hub, State, wake};
 use crate::lease::Acquisition;
-use crate::redis::groups::Groups;
 use crate::redis::lease::{RedisLeases, fence_arguments};
 use crate::redis::link::Link;
 use crate::redis::stream::{Fields, StreamMeta, claim_key, event, key, meta_key};
@@ -219,10 +217,6 @@ impl Redis {
             }
         }
         self.renewed_ms.store(now_ms, Ordering::Relaxed);
-    }
-
-    pub(crate) fn groups(&self) -> Groups {
-        Groups::new(Arc::clone(&self.shared.link))
     }
 }
 

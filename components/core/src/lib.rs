@@ -31,3 +31,4 @@ pub mod text_file;
 pub mod time;
 pub mod transcripts;
 pub mod turns;
+pub mod wording;

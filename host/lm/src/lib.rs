@@ -21,7 +21,6 @@ pub mod gguf;
 pub mod model;
 mod sampling;
 mod team;
-mod wording;
 
 pub use cache::SequenceError;
 pub use engine::{Cancel, Engine, EngineConfig, EngineError, Row, Sample, Sampled, StepError};

@@ -1,6 +1,6 @@
 //! The errors of reading a file.
 
-use crate::wording::{listed, quoted};
+use weir_core::wording::{listed, quoted};
 
 /// Why the header of a file cannot be read.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]

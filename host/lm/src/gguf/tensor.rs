@@ -2,7 +2,7 @@
 
 use super::cursor::Cursor;
 use super::error::GgufError;
-use crate::wording::quoted;
+use weir_core::wording::quoted;
 
 /// The most dimensions of a tensor.
 const RANK_MAX: u32 = 4;

@@ -2,7 +2,7 @@
 
 use super::cursor::Cursor;
 use super::error::GgufError;
-use crate::wording::quoted;
+use weir_core::wording::quoted;
 
 /// The longest text, in bytes.
 const TEXT_BYTES_MAX: u64 = 1 << 20;

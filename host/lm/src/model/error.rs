@@ -3,7 +3,7 @@
 use std::io;
 
 use crate::gguf::GgufError;
-use crate::wording::{listed, quoted};
+use weir_core::wording::{listed, quoted};
 
 /// Why a model cannot be loaded.
 #[derive(Debug, thiserror::Error)]

@@ -5,7 +5,7 @@ use std::fmt;
 
 use super::error::LoadError;
 use crate::gguf::Value;
-use crate::wording::quoted;
+use weir_core::wording::quoted;
 
 /// The supported architectures.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -1,12 +1,12 @@
-//! The forms of names and dimensions in messages, where Rust's `Debug` forms, which are for developers, would be wrong.
+//! The forms of names and dimensions in messages, instead of the `Debug` forms of Rust, which are for developers.
 
 use std::fmt::{self, Display, Write as _};
 
-/// Characters of a name that are shown.
+/// The most characters of a name that are shown.
 const NAME_CHARS_MAX: usize = 64;
 
-/// A name in a file, in double quotes: bounded, and with control characters as JSON writes them.
-pub(crate) fn quoted(name: &(impl AsRef<str> + ?Sized)) -> impl Display {
+/// A name from a file or a guest in double quotes, with at most 64 characters, and control characters escaped as in JSON.
+pub fn quoted(name: &(impl AsRef<str> + ?Sized)) -> impl Display {
     let name = name.as_ref();
     let end = name.char_indices().nth(NAME_CHARS_MAX).map(|(end, _)| end);
     fmt::from_fn(move |f| {
@@ -27,14 +27,14 @@ pub(crate) fn quoted(name: &(impl AsRef<str> + ?Sized)) -> impl Display {
 }
 
 /// Dimensions in brackets: `[2, 3]`.
-pub(crate) fn listed(sizes: &[u64]) -> impl Display {
+pub fn listed<T: Display>(sizes: &[T]) -> impl Display {
     fmt::from_fn(move |f| {
         f.write_char('[')?;
         for (index, size) in sizes.iter().enumerate() {
             if index > 0 {
                 f.write_str(", ")?;
             }
-            write!(f, "{size}")?;
+            size.fmt(f)?;
         }
         f.write_char(']')
     })
@@ -47,14 +47,15 @@ mod tests {
     #[test]
     fn name_is_quoted_bounded_and_on_one_line() {
         let check = |name: &str, expected: &str| assert_eq!(quoted(name).to_string(), expected);
-        check("blk.0.attn_q.weight", "\"blk.0.attn_q.weight\"");
+        check("input_ids", "\"input_ids\"");
+        check("l'été 日本", "\"l'été 日本\"");
         check("a\"b\\c\n\u{1b}[31m", "\"a\\\"b\\\\c\\n\\u001b[31m\"");
         check(&"x".repeat(500), &format!("\"{}\"…", "x".repeat(64)));
     }
 
     #[test]
     fn dimensions_are_in_brackets() {
-        assert_eq!(listed(&[2, 3]).to_string(), "[2, 3]");
-        assert_eq!(listed(&[]).to_string(), "[]");
+        assert_eq!(listed(&[2_usize, 3]).to_string(), "[2, 3]");
+        assert_eq!(listed::<u32>(&[]).to_string(), "[]");
     }
 }

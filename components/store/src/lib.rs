@@ -1,13 +1,13 @@
 //! The channel store for hosts other than `weir`: core's log, subscribers, claims, values and leases behind `weir:stream/events` and
 //! `weir:stream/state`, in the memory of the component.
 //!
-//! What it stores is as old as its instance, and two instances share nothing. A host that makes an instance for each request, or ends idle
-//! ones, loses everything with them: channels, sessions and executions. `docs/guides/hosts.md` says what each host needs so that there is
-//! one instance; `GET /stream/health` names the store `memory`.
+//! Its content is lost with its instance, and instances share nothing. A host that creates an instance for each request, or ends idle ones,
+//! therefore loses channels, sessions and executions. `docs/guides/hosts.md` describes how each host is configured for one instance;
+//! `GET /stream/health` names the store `memory`.
 //!
-//! A follower looks for new events every 20 ms, since one task of a component does not wake another.
+//! A follower checks for new events every 20 ms, since one task of a component does not wake another.
 //!
-//! It also has `weir:stream/steps`: such a host runs no components of its operator, so every step is unknown.
+//! It also exports `weir:stream/steps`: such a host runs no components of its operator, so every step is unknown.
 
 mod bindings {
     #![allow(missing_docs, clippy::all, unreachable_pub)]
@@ -32,7 +32,9 @@ mod bindings {
     });
 }
 
-use std::{cell::RefCell, collections::BTreeMap, sync::Arc};
+mod channels;
+
+use std::{cell::RefCell, sync::Arc};
 
 use bindings::{
     exports::weir::stream::{
@@ -43,13 +45,15 @@ use bindings::{
     wit_stream,
 };
 use weir_core::channels::{
-    self, AcquireError, ChannelName, Claims, Cursor, Draft, EventLimits, Leases, Log, Retention, ShareExceeded,
-    Subscriber, Values,
+    self as core, AcquireError, ChannelName, Claims, Cursor, Draft, EventLimits, Leases, ShareExceeded, Subscriber,
+    Values,
 };
 use wit_bindgen::rt::async_support::{StreamReader, spawn};
 
-/// How often a follower looks for new events.
-const LOOK_NS: u64 = 20_000_000;
+use crate::channels::{Channel, Channels};
+
+/// The interval at which a follower checks for new events.
+const FOLLOW_INTERVAL_NS: u64 = 20_000_000;
 const CHANNELS_MAX: usize = 1000;
 const CLAIMS_MAX: usize = 1000;
 const LEASES_MAX: usize = 10_000;
@@ -59,14 +63,9 @@ const VALUE_BYTES_MAX: usize = 1 << 20;
 const PAGE_BYTES_MAX: usize = 1 << 20;
 const PAGE_EVENTS_MAX: usize = 1000;
 
-struct Channel {
-    log: Log,
-    subscribers: Vec<(u64, Subscriber)>,
-}
-
 #[derive(Default)]
 struct State {
-    channels: BTreeMap<ChannelName, Channel>,
+    channels: Channels,
     claims: Option<Claims>,
     values: Option<Values<Vec<u8>>>,
     leases: Option<Leases>,
@@ -98,26 +97,30 @@ impl Guest for Store {
             if channel.log.finished() {
                 return Err(Failure::Finished);
             }
-            let mut places = Vec::new();
+            let mut cursors = Vec::new();
             for draft in drafts {
                 let entry = Arc::new(draft.at(channel.log.last().next(), now_ms()));
-                places.push(entry.cursor);
+                cursors.push(entry.cursor);
                 channel.log.push(entry.clone());
                 for (_, subscriber) in &mut channel.subscribers {
                     subscriber.handle_appended(&entry);
                 }
             }
-            Ok(places)
+            Ok(cursors)
         })?
     }
 
     async fn read(channel: String, after: Cursor, limit: u32) -> Result<Page, Failure> {
         let name = name(&channel)?;
         let limit = (limit as usize).clamp(1, PAGE_EVENTS_MAX);
-        let page = with(&name, |channel| channel.log.read(after, limit, PAGE_BYTES_MAX))?;
+        // A read creates no channel, so that reads of unknown names do not evict others.
+        let page = STATE.with_borrow_mut(|state| match state.channels.get(&name) {
+            Some(channel) => channel.log.read(after, limit, PAGE_BYTES_MAX),
+            None => state.channels.empty_log(now_ms()).read(after, limit, PAGE_BYTES_MAX),
+        });
         Ok(Page {
             gap: page.gap,
-            entries: page.entries.iter().map(|of_page| entry(of_page, 0)).collect(),
+            entries: page.entries.iter().map(|stored| entry(stored, 0)).collect(),
             next: page.next,
             ended: page.ended,
         })
@@ -145,10 +148,14 @@ impl Guest for Store {
                     break;
                 }
                 if !any {
-                    monotonic_clock::wait_for(LOOK_NS).await;
+                    monotonic_clock::wait_for(FOLLOW_INTERVAL_NS).await;
                 }
             }
-            let _ = with(&name, |channel| channel.subscribers.retain(|(other, _)| *other != id));
+            STATE.with_borrow_mut(|state| {
+                if let Some(channel) = state.channels.get(&name) {
+                    channel.subscribers.retain(|(other, _)| *other != id);
+                }
+            });
         });
         Ok(reader)
     }
@@ -161,9 +168,8 @@ impl Guest for Store {
     }
 
     async fn health() -> Condition {
-        let followers = STATE.with_borrow(|state| state.channels.values().map(|c| c.subscribers.len()).sum::<usize>());
+        let followers = STATE.with_borrow(|state| state.channels.subscribers()) as u32;
         let (store, exhausted) = ("memory".to_owned(), Vec::new());
-        let followers = followers as u32;
         Condition { store, ok: true, fallback: false, detail: None, followers, exhausted, life: None }
     }
 }
@@ -238,14 +244,14 @@ impl state::Guest for Store {
     }
 }
 
-/// Whether a write may be made.
+/// Fails if the lease of a write is lost.
 fn check(fence: Option<Fence>) -> Result<(), Failure> {
     let Some(fence) = fence.map(self::fence).transpose()? else { return Ok(()) };
     leases(|leases| leases.check(&fence)).map_err(|_| Failure::Fenced)
 }
 
-fn fence(fence: Fence) -> Result<channels::Fence, Failure> {
-    Ok(channels::Fence { key: name(&fence.key)?, token: fence.token })
+fn fence(fence: Fence) -> Result<core::Fence, Failure> {
+    Ok(core::Fence { key: name(&fence.key)?, token: fence.token })
 }
 
 fn leases<T>(act: impl FnOnce(&mut Leases) -> T) -> T {
@@ -260,10 +266,10 @@ fn values<T>(act: impl FnOnce(&mut Values<Vec<u8>>) -> T) -> T {
     STATE.with_borrow_mut(|state| act(state.values.get_or_insert_with(|| Values::new(STATE_BYTES_MAX, 100))))
 }
 
-/// What a follower gets now, and whether it is at the end.
+/// The deliveries for a subscriber, and whether its channel has ended for it.
 fn take(name: &ChannelName, id: u64) -> (Vec<Delivery>, bool) {
-    let taken = with(name, |channel| {
-        let Channel { log, subscribers } = channel;
+    STATE.with_borrow_mut(|state| {
+        let Some(Channel { log, subscribers, .. }) = state.channels.get(name) else { return (Vec::new(), true) };
         let Some((_, subscriber)) = subscribers.iter_mut().find(|(other, _)| *other == id) else {
             return (Vec::new(), true);
         };
@@ -272,26 +278,19 @@ fn take(name: &ChannelName, id: u64) -> (Vec<Delivery>, bool) {
             deliveries.push(wire(delivery));
         }
         (deliveries, subscriber.ended())
-    });
-    taken.unwrap_or((Vec::new(), true))
+    })
 }
 
+/// Calls a function with a channel, which is created if it does not exist.
 fn with<T>(name: &ChannelName, act: impl FnOnce(&mut Channel) -> T) -> Result<T, Failure> {
     STATE.with_borrow_mut(|state| {
-        if !state.channels.contains_key(name) {
-            if state.channels.len() >= CHANNELS_MAX {
-                return Err(Failure::Unavailable(1000));
-            }
-            let log = Log::new(Retention::default(), channels::Cursor::new(now_ms(), 0));
-            state.channels.insert(name.clone(), Channel { log, subscribers: Vec::new() });
-        }
-        let channel = state.channels.get_mut(name).ok_or(Failure::Unavailable(1000))?;
+        let channel = state.channels.open(name, now_ms(), CHANNELS_MAX).ok_or(Failure::Unavailable(1000))?;
         Ok(act(channel))
     })
 }
 
 fn name(text: &str) -> Result<ChannelName, Failure> {
-    text.parse().map_err(|error: channels::NameError| Failure::Invalid(error.to_string()))
+    text.parse().map_err(|error: core::NameError| Failure::Invalid(error.to_string()))
 }
 
 fn now_ms() -> u64 {
@@ -308,7 +307,7 @@ fn draft(event: Event) -> Draft {
     }
 }
 
-fn entry(entry: &channels::Entry, coalesced: u32) -> Entry {
+fn entry(entry: &core::Entry, coalesced: u32) -> Entry {
     Entry {
         at: entry.cursor,
         time_ms: entry.time_ms,
@@ -322,16 +321,16 @@ fn entry(entry: &channels::Entry, coalesced: u32) -> Entry {
     }
 }
 
-fn wire(delivery: channels::Delivery) -> Delivery {
+fn wire(delivery: core::Delivery) -> Delivery {
     match delivery {
-        channels::Delivery::Event { entry: event, coalesced } => Delivery::Entry(entry(&event, coalesced)),
-        channels::Delivery::Gap(missing) => Delivery::Gap(missing),
-        channels::Delivery::Closed(channels::CloseReason::Slow) => Delivery::Closed(WireClosed::Slow),
-        channels::Delivery::Closed(channels::CloseReason::Lost) => Delivery::Closed(WireClosed::Lost),
+        core::Delivery::Event { entry: event, coalesced } => Delivery::Entry(entry(&event, coalesced)),
+        core::Delivery::Gap(missing) => Delivery::Gap(missing),
+        core::Delivery::Closed(core::CloseReason::Slow) => Delivery::Closed(WireClosed::Slow),
+        core::Delivery::Closed(core::CloseReason::Lost) => Delivery::Closed(WireClosed::Lost),
     }
 }
 
-/// Such a host runs no components of its operator.
+/// Every step is unknown: such a host runs no components of its operator.
 impl steps::Guest for Store {
     async fn run(name: String, _: String, _: String, _: steps::Limits) -> Result<String, steps::Failure> {
         let message = format!("this server has no component `{name}`");

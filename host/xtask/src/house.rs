@@ -76,10 +76,12 @@ pub(crate) const LIGHT_PACKAGES: &[&str] = &[
     "weir-expression",
     "weir-fuzz",
     "weir-gateway",
+    "weir-guest",
     "weir-infer",
     "weir-kernels",
     "weir-lm",
     "weir-session",
+    "weir-store",
     "weir-upstream",
     "xtask",
 ];

@@ -2,13 +2,12 @@
 
 use std::{
     cell::{Cell, RefCell},
-    future::poll_fn,
     pin::pin,
-    task::{Poll, Waker},
 };
 
 use futures::future::{Either, join3, select};
 use weir_core::adapter::SourceRecord;
+use weir_guest::notify::Signal;
 use wit_bindgen::{StreamReader, StreamResult, StreamWriter};
 
 use crate::{
@@ -57,8 +56,8 @@ async fn serve(transform: Transform, records: StreamReader<SourceRecord>, result
     };
     let inputs = pin!(join3(call.read_records(records), call.send_items(items), call.read_outcomes(outcomes)));
     let outputs = pin!(call.write_results(results));
-    // The results end last. When their reader is gone, or inference ends early, the remaining records are abandoned: the host knows
-    // which records are not complete.
+    // The results end last. When their reader drops the stream, or inference ends early, the remaining records are abandoned: the host
+    // knows which records are not complete.
     if let Either::Right((_, outputs)) = select(outputs, inputs).await
         && call.is_done()
     {
@@ -69,7 +68,7 @@ async fn serve(transform: Transform, records: StreamReader<SourceRecord>, result
 /// The state that the directions of a call share.
 struct CallState {
     transform: RefCell<Transform>,
-    /// The stream of records has ended.
+    /// Whether the stream of records has ended.
     has_ended: Cell<bool>,
     /// Set when there may be items to send.
     items: Signal,
@@ -147,7 +146,7 @@ impl CallState {
         }
     }
 
-    /// Returns when every record has its results, or when their reader is gone.
+    /// Returns when every record has its results, or when the reader of results has dropped the stream.
     async fn write_results(&self, mut results: StreamWriter<ResultRecord>) {
         loop {
             let mut batch = Vec::new();
@@ -168,33 +167,5 @@ impl CallState {
             }
             self.results.wait().await;
         }
-    }
-}
-
-/// Wakes the direction that waits for a change.
-#[derive(Default)]
-struct Signal {
-    is_set: Cell<bool>,
-    waker: Cell<Option<Waker>>,
-}
-
-impl Signal {
-    fn notify(&self) {
-        self.is_set.set(true);
-        if let Some(waker) = self.waker.take() {
-            waker.wake();
-        }
-    }
-
-    /// Resolves when [`Self::notify`] was called since the last time.
-    async fn wait(&self) {
-        poll_fn(|context| {
-            if self.is_set.take() {
-                return Poll::Ready(());
-            }
-            self.waker.set(Some(context.waker().clone()));
-            Poll::Pending
-        })
-        .await;
     }
 }

@@ -22,7 +22,7 @@ pub const MODEL_HEADER: &str = "weir-model";
 pub struct Transform {
     config: AdapterConfig,
     flow: Flow<OpenRecord, Input, Output>,
-    /// Of the task `annotate`, which no model computes.
+    /// For the task `annotate`, which needs no model.
     annotator: Option<Annotator>,
 }
 
@@ -37,7 +37,7 @@ struct OpenRecord {
     parts: Vec<OpenPart>,
 }
 
-/// One part of a payload: its bytes, and why it was refused, if it was.
+/// One part of a payload: its bytes, and the refusal of a part that has no item.
 #[derive(Debug)]
 struct OpenPart {
     bytes: Option<Vec<u8>>,
@@ -94,7 +94,7 @@ impl Transform {
         self.annotate();
     }
 
-    /// Annotates the items that wait, where no model is asked.
+    /// Annotates the waiting items, if the task is `annotate`.
     fn annotate(&mut self) {
         let Some(annotator) = &self.annotator else { return };
         let mut buffer = AnnotateBuffer::default();

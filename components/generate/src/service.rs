@@ -7,12 +7,10 @@ mod lane;
 mod models;
 
 use std::collections::VecDeque;
-use std::future::{Future, poll_fn};
-use std::pin::pin;
 use std::rc::Rc;
-use std::task::Poll;
 use std::time::Instant;
 
+use weir_guest::read::read_up_to;
 use wit_bindgen::{StreamReader, StreamResult, StreamWriter};
 
 use self::lane::Lane;
@@ -51,7 +49,7 @@ async fn serve(mut commands: StreamReader<Command>, mut events: StreamWriter<Eve
     let mut ended = false;
     loop {
         if !ended && call.blocked.is_empty() {
-            let (status, read) = read(&mut commands, call.is_idle()).await;
+            let (status, read) = read_up_to(&mut commands, COMMANDS_MAX, call.is_idle()).await;
             ended = matches!(status, StreamResult::Dropped);
             for command in read {
                 match command {
@@ -72,19 +70,6 @@ async fn serve(mut commands: StreamReader<Command>, mut events: StreamWriter<Eve
         if ended && call.is_idle() && call.blocked.is_empty() {
             return;
         }
-    }
-}
-
-/// Reads commands: waits for some if `wait`, else reads those that are available.
-async fn read(commands: &mut StreamReader<Command>, wait: bool) -> (StreamResult, Vec<Command>) {
-    let mut reading = pin!(commands.read(Vec::with_capacity(COMMANDS_MAX)));
-    if wait {
-        return reading.await;
-    }
-    let at_once = poll_fn(|cx| Poll::Ready(reading.as_mut().poll(cx))).await;
-    match at_once {
-        Poll::Ready(read) => read,
-        Poll::Pending => reading.as_mut().cancel(),
     }
 }
 

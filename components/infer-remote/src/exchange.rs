@@ -1,4 +1,4 @@
-//! One request of HTTP: its head, a body that is written while the answer is read, and an answer that is read within bounds.
+//! One HTTP request: its head, a body that is written while the response is read, and a response that is read within bounds.
 
 use weir_codec::http::retry_after;
 use weir_core::failure::Failure;
@@ -15,16 +15,16 @@ use crate::bindings::{wit_future, wit_stream};
 use crate::settings::Settings;
 use crate::wording::in_words;
 
-/// Bytes read at once.
+/// The most bytes of a read.
 const READ_BYTES: usize = 16 << 10;
 
 /// The head of a request.
 pub(crate) struct Head<'a> {
     /// The path with the query, after the prefix of the settings.
     pub(crate) target: &'a str,
-    /// The media type of the body; none: a GET without one.
+    /// The media type of the body of a POST; `None` for a GET.
     pub(crate) content_type: Option<&'a str>,
-    /// The media type of the answer.
+    /// The accepted media type.
     pub(crate) accept: &'a str,
 }
 
@@ -34,17 +34,17 @@ pub(crate) struct Prepared {
     sent: Sent,
 }
 
-/// Resolves when a request is sent. A host may close the connection when it is dropped, so it lives as long as the answer.
+/// Resolves when a request is sent. A host may close the connection when this is dropped, so it is kept as long as the response.
 type Sent = FutureReader<Result<(), ErrorCode>>;
 
-/// A request, and the end into which its body is written.
+/// Builds a request; returns it with the writer of its body.
 pub(crate) fn request(settings: &Settings, head: &Head<'_>) -> Result<(Prepared, StreamWriter<u8>), Failure> {
     let mut headers = vec![("accept", head.accept), ("user-agent", "weir")];
     headers.extend(head.content_type.map(|kind| ("content-type", kind)));
     headers.extend(settings.authorization.as_deref().map(|value| ("authorization", value)));
     let headers: Vec<_> =
         headers.into_iter().map(|(name, value)| (name.to_owned(), value.as_bytes().to_vec())).collect();
-    let wrong = |what: &str| Failure::Other(format!("a request to {} cannot be made: {what}", settings.name()));
+    let wrong = |what: &str| Failure::Other(format!("the request to {} is invalid: {what}", settings.name()));
     let headers = Fields::from_list(&headers).map_err(|error| wrong(&in_words(&error)))?;
     let (_, trailers) = wit_future::new(|| Ok(None));
     let (writer, contents) = wit_stream::new();
@@ -59,7 +59,7 @@ pub(crate) fn request(settings: &Settings, head: &Head<'_>) -> Result<(Prepared,
     Ok((Prepared { request, sent }, writer))
 }
 
-/// An answer whose head has arrived.
+/// A response whose head has arrived.
 pub(crate) struct Answered {
     response: Response,
     sent: Sent,
@@ -79,7 +79,7 @@ impl Answered {
     }
 }
 
-/// Sends a request; resolves with the head of the answer.
+/// Sends a request; resolves with the head of the response.
 pub(crate) async fn send(settings: &Settings, prepared: Prepared) -> Result<Answered, Failure> {
     let Prepared { request, sent } = prepared;
     let response = client::send(request).await.map_err(|error| match error {
@@ -91,11 +91,11 @@ pub(crate) async fn send(settings: &Settings, prepared: Prepared) -> Result<Answ
     Ok(Answered { response, sent })
 }
 
-/// The body of an answer.
+/// The body of a response.
 pub(crate) struct AnswerBody {
     stream: StreamReader<u8>,
     trailers: FutureReader<Result<Option<Fields>, ErrorCode>>,
-    /// Says that the answer has been processed, when it is dropped: the host may close the connection then.
+    /// When dropped, reports that the response was processed, upon which the host may close the connection.
     _processed: FutureWriter<Result<(), ErrorCode>>,
     _sent: Sent,
     buffer: Vec<u8>,
@@ -105,8 +105,8 @@ pub(crate) struct AnswerBody {
 impl AnswerBody {
     pub(crate) fn of(answered: Answered) -> Self {
         let Answered { response, sent } = answered;
-        let (processed, told) = wit_future::new(|| Ok(()));
-        let (stream, trailers) = Response::consume_body(response, told);
+        let (processed, is_processed) = wit_future::new(|| Ok(()));
+        let (stream, trailers) = Response::consume_body(response, is_processed);
         Self {
             stream,
             trailers,
@@ -117,7 +117,7 @@ impl AnswerBody {
         }
     }
 
-    /// The next piece; none at the end.
+    /// The next piece; `None` at the end.
     pub(crate) async fn piece(&mut self) -> Option<&[u8]> {
         if self.is_ended {
             return None;
@@ -131,20 +131,21 @@ impl AnswerBody {
         (!self.is_ended || !self.buffer.is_empty()).then_some(self.buffer.as_slice())
     }
 
-    /// Why the answer ended, once it has.
+    /// Resolves when the response has ended, with the reason if it is incomplete.
     pub(crate) async fn end(self, settings: &Settings) -> Result<(), Failure> {
-        let cut =
-            |error| Failure::Unavailable(format!("the answer of {} broke off: {}", settings.name(), in_words(&error)));
+        let cut = |error| {
+            Failure::Unavailable(format!("the response of {} is incomplete: {}", settings.name(), in_words(&error)))
+        };
         self.trailers.await.map(drop).map_err(cut)
     }
 
-    /// All of it, if it has at most `bytes_max` bytes.
+    /// The whole body, if it has at most `bytes_max` bytes.
     pub(crate) async fn collect(mut self, settings: &Settings, bytes_max: usize) -> Result<Vec<u8>, Failure> {
         let mut body = Vec::new();
         while let Some(piece) = self.piece().await {
             if body.len() + piece.len() > bytes_max {
                 let name = settings.name();
-                return Err(Failure::Other(format!("an answer of {name} has more than {bytes_max} bytes")));
+                return Err(Failure::Other(format!("the response of {name} has more than {bytes_max} bytes")));
             }
             body.extend_from_slice(piece);
         }

@@ -1,22 +1,22 @@
-//! `weir:stream/infer` by another `weir`, over `wasi:http`: instances without models, which ask one with models.
+//! `weir:stream/infer` by another `weir`, over `wasi:http`: for instances without models.
 //!
 //! A call of `run` opens one request for each model and set of options, a stream of lines in both directions, and closes it with the call.
-//! A text that is longer than a line may be has a request of its own, and so has a summary (`POST /process-stream`). What goes wrong is a
-//! failure of the items that it concerns: the server cannot be reached, is silent, refuses, ends early, or sends what is no answer.
+//! A text that is longer than the longest line has a request of its own, and so has a summary (`POST /process-stream`). A request that fails
+//! (the server cannot be reached, is silent, refuses, ends early, or sends an invalid response) fails the items that it contains.
 //!
 //! - `settings`: the server's address.
-//! - `plan`: items as requests; the types of the WIT as codec's.
-//! - `link`: one request. `exchange`: one request of HTTP.
+//! - `plan`: requests for items. `convert`: conversions between the types of WIT and those of codec and core.
+//! - `link`: one request with its items. `exchange`: one HTTP request.
 //! - `service`: the calls.
 //!
-//! Two things differ from a component with models. The tokens of an item are not counted. And `overflow.split` without a stride, which reads
-//! sentence by sentence, is asked for as windows that overlap by 32 tokens, because the HTTP interface has no such option.
+//! Two things differ from a component with models: the tokens of an item are not counted, and `overflow.split` without a stride, which reads
+//! sentence by sentence, is requested as windows that overlap by 32 tokens, because the HTTP interface has no such option.
 //!
 //! | variable | default | |
 //! |---|---|---|
-//! | `WEIR_REMOTE_URL` | | the server, `http://HOST:PORT`, and perhaps a path before those of the interface |
+//! | `WEIR_REMOTE_URL` | | the server, `http://HOST:PORT`, optionally with a prefix of the paths |
 //! | `WEIR_REMOTE_TOKEN` | | a token or an API key, sent as `Authorization: Bearer` |
-//! | `WEIR_REMOTE_TIMEOUT_MS` | 30000 | how long the server may be silent while it owes an answer |
+//! | `WEIR_REMOTE_TIMEOUT_MS` | 30000 | the longest time without data of the server while a result is outstanding |
 
 mod bindings {
     #![allow(missing_docs, clippy::all, unreachable_pub)]
@@ -40,9 +40,9 @@ mod bindings {
     });
 }
 
+mod convert;
 mod exchange;
 mod link;
-mod notify;
 mod plan;
 mod service;
 mod settings;

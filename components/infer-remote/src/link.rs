@@ -1,4 +1,4 @@
-//! One request to the server: the texts that it carries, their answers, and what goes wrong with all of them.
+//! One request to the server: its texts, their results, and its failure, which fails all of its texts.
 
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
@@ -13,19 +13,19 @@ use wit_bindgen::rt::async_support::StreamWriter;
 
 use crate::bindings::wasi::clocks::monotonic_clock;
 use crate::bindings::weir::stream::types::Output;
+use crate::convert;
 use crate::exchange::{self, AnswerBody, Head, Prepared};
-use crate::plan;
 use crate::service::Call;
 
-/// How often deadlines and the silence of the server are looked at.
+/// The interval at which deadlines and the silence of the server are checked.
 const TICK_NS: u64 = 50_000_000;
-/// The longest body of an answer that is no stream.
+/// The longest body of a response that is not a stream.
 const PROBLEM_BYTES_MAX: usize = 64 << 10;
 
-/// What a request carries.
+/// The form of a request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Form {
-    /// Lines in both directions, as many as come.
+    /// Lines in both directions, without a bound on their number.
     Lines,
     /// A JSON body with one text.
     Whole,
@@ -33,21 +33,21 @@ pub(crate) enum Form {
     Summary,
 }
 
-/// A text without an answer.
+/// A text without a result.
 struct Open {
     /// The id of the item.
     id: u64,
     deadline_ns: Option<u64>,
 }
 
-/// A request.
+/// A request with its texts.
 pub(crate) struct Link {
     pub(crate) form: Form,
     pub(crate) target: String,
     outgoing: RefCell<Vec<u8>>,
     /// By the ids of the lines.
     open: RefCell<BTreeMap<u64, Open>>,
-    /// When the server last sent something, or began to owe an answer.
+    /// The time of the last data of the server, or of the first outstanding text.
     heard_ns: Cell<u64>,
     is_over: Cell<bool>,
 }
@@ -64,7 +64,7 @@ impl Link {
         }
     }
 
-    /// Takes a text, as the line or body that `bytes` is.
+    /// Adds a text. `bytes` is its line, or the whole body.
     pub(crate) fn take(&self, line: u64, id: u64, deadline_ns: Option<u64>, bytes: &[u8]) {
         if self.open.borrow().is_empty() {
             self.heard_ns.set(monotonic_clock::now());
@@ -73,17 +73,17 @@ impl Link {
         self.outgoing.borrow_mut().extend_from_slice(bytes);
     }
 
-    /// Whether it carries more texts.
+    /// Whether it accepts more texts.
     pub(crate) fn has_room(&self) -> bool {
         self.form == Form::Lines && !self.is_over.get()
     }
 
-    /// Texts without an answer.
+    /// The number of texts without a result.
     pub(crate) fn open(&self) -> usize {
         self.open.borrow().len()
     }
 
-    /// Runs the request; every text has its answer then.
+    /// Runs the request. When it resolves, every text has its result.
     pub(crate) async fn run(&self, call: &Call) {
         let result = match select(pin!(self.exchange(call)), pin!(self.watch(call))).await {
             Either::Left((result, _)) => result,
@@ -91,7 +91,7 @@ impl Link {
         };
         self.is_over.set(true);
         let name = call.settings.name();
-        let incomplete = || Failure::Unavailable(format!("{name} ended its answer before it had answered this text"));
+        let incomplete = || Failure::Unavailable(format!("{name} ended its response without a result of this text"));
         let failure = result.err().unwrap_or_else(incomplete);
         for (_, open) in self.open.take() {
             call.answer(open.id, Err(failure.clone()));
@@ -105,7 +105,7 @@ impl Link {
         let (request, writer) = exchange::request(&call.settings, &head)?;
         let write = pin!(async {
             self.write(call, writer).await;
-            // What was not taken is answered by the server's response, or by its absence.
+            // A server that does not read the whole body reports the reason in its response.
             pending::<()>().await
         });
         match select(pin!(self.read(call, request)), write).await {
@@ -144,15 +144,15 @@ impl Link {
             }
         }
         body.end(settings).await?;
-        // Every line has an end, so one without it is half of a line.
+        // Every line has an end, so a line without one is incomplete.
         match lines.last_line() {
             None => Ok(()),
-            Some(_) => Err(Failure::Unavailable(format!("the answer of {} broke off", settings.name()))),
+            Some(_) => Err(Failure::Unavailable(format!("the response of {} is incomplete", settings.name()))),
         }
     }
 
     fn take_line(&self, call: &Call, content: Option<&[u8]>) -> Result<(), Failure> {
-        let wrong = |why: &str| Failure::Other(format!("{} sent what is no answer: {why}", call.settings.name()));
+        let wrong = |why: &str| Failure::Other(format!("{} sent an invalid response: {why}", call.settings.name()));
         let content = content.ok_or_else(|| wrong("a line is too long"))?;
         if self.form == Form::Summary {
             if let Some(summary) = remote::summary(content).map_err(|why| wrong(&why))? {
@@ -165,10 +165,10 @@ impl Link {
         }
         match remote::answer(content).map_err(|why| wrong(&why))? {
             Answer::Item(line, result) => {
-                // One whose deadline has passed is answered already.
+                // A text whose deadline has passed has its result already.
                 let open = self.open.borrow_mut().remove(&line);
                 if let Some(open) = open {
-                    call.answer(open.id, result.map(plan::output));
+                    call.answer(open.id, result.map(convert::output));
                 }
                 Ok(())
             }
@@ -177,7 +177,7 @@ impl Link {
         }
     }
 
-    /// Answers texts whose deadline has passed; resolves when the server has been silent for too long.
+    /// Fails texts whose deadline has passed; resolves when the server has been silent for too long.
     async fn watch(&self, call: &Call) -> Failure {
         loop {
             monotonic_clock::wait_for(TICK_NS).await;

@@ -1,21 +1,20 @@
-//! Items as requests, and the types of `weir:stream/types` as codec's and core's.
+//! Requests for items.
 
 use weir_codec::inference::{
-    models::Model,
-    output::{Entity, Output},
     remote,
     request::LINE_BYTES_MAX,
-    task::{Activation, Aggregation, Parameters, Side, Task},
+    task::{Parameters, Side, Task},
 };
 use weir_core::failure::Failure;
 
 use crate::bindings::weir::stream::types as wire;
+use crate::convert::{activation, aggregation};
 
-/// By how many tokens windows overlap where sentences were asked for.
+/// The overlap in tokens of the windows that stand in for sentences.
 const STRIDE_TOKENS: u32 = 32;
 
-/// How an item is asked for.
-pub(crate) enum Ask {
+/// The request for an item.
+pub(crate) enum ItemRequest {
     /// A line of a stream with this path and query.
     Line(String),
     /// A request of its own with this path, query and body.
@@ -24,11 +23,11 @@ pub(crate) enum Ask {
     Summary(Vec<u8>),
 }
 
-/// How an item is asked for.
+/// The request for an item, and its line.
 ///
 /// # Errors
-/// When the HTTP interface cannot ask for it.
-pub(crate) fn ask(id: u64, item: &wire::Item) -> Result<(Ask, Vec<u8>), Failure> {
+/// `invalid-input` if the HTTP interface has no such request.
+pub(crate) fn item_request(id: u64, item: &wire::Item) -> Result<(ItemRequest, Vec<u8>), Failure> {
     let refused = |what: &str| Failure::InvalidInput(what.to_owned());
     let mut parameters = Parameters::default();
     let task = match &item.task {
@@ -50,7 +49,7 @@ pub(crate) fn ask(id: u64, item: &wire::Item) -> Result<(Ask, Vec<u8>), Failure>
             parameters.normalize = Some(options.normalize);
             Task::Embed
         }
-        wire::Task::Summarize(_) => return Ok((Ask::Summary(remote::summary_body(&item.text)), Vec::new())),
+        wire::Task::Summarize(_) => return Ok((ItemRequest::Summary(remote::summary_body(&item.text)), Vec::new())),
     };
     match item.overflow {
         wire::Overflow::Fail => parameters.truncation = Some(false),
@@ -66,70 +65,7 @@ pub(crate) fn ask(id: u64, item: &wire::Item) -> Result<(Ask, Vec<u8>), Failure>
     let pair = item.text_pair.as_deref();
     let line = remote::line(id, &item.text, pair);
     if line.len() > LINE_BYTES_MAX {
-        return Ok((Ask::Whole(target, remote::body(id, &item.text, pair)), Vec::new()));
+        return Ok((ItemRequest::Whole(target, remote::body(id, &item.text, pair)), Vec::new()));
     }
-    Ok((Ask::Line(target), line))
-}
-
-fn activation(activation: wire::Activation) -> Activation {
-    match activation {
-        wire::Activation::Softmax => Activation::Softmax,
-        wire::Activation::Sigmoid => Activation::Sigmoid,
-        wire::Activation::Identity => Activation::None,
-    }
-}
-
-fn aggregation(aggregation: wire::Aggregation) -> Aggregation {
-    match aggregation {
-        wire::Aggregation::None => Aggregation::None,
-        wire::Aggregation::Simple => Aggregation::Simple,
-        wire::Aggregation::First => Aggregation::First,
-        wire::Aggregation::Average => Aggregation::Average,
-        wire::Aggregation::Max => Aggregation::Max,
-    }
-}
-
-/// The outcome of an item. Its tokens are not known.
-pub(crate) fn outcome(id: u64, result: Result<wire::Output, Failure>) -> wire::Outcome {
-    wire::Outcome { id, tokens: 0, result: result.map_err(failure) }
-}
-
-/// An output as the WIT has it.
-pub(crate) fn output(output: Output) -> wire::Output {
-    match output {
-        Output::Labels(labels) => wire::Output::Labels(labels),
-        Output::Entities(entities) => wire::Output::Entities(entities.into_iter().map(entity).collect()),
-        Output::Embedding(embedding) => wire::Output::Embedding(embedding),
-    }
-}
-
-fn entity(entity: Entity) -> wire::Entity {
-    let Entity { entity_group, entity, score, index, word, text, start, end } = entity;
-    let label = entity_group.or(entity).unwrap_or_default();
-    wire::Entity { label, score, index, word, text, start, end }
-}
-
-fn failure(failure: Failure) -> wire::Failure {
-    match failure {
-        Failure::InvalidInput(reason) => wire::Failure::InvalidInput(reason),
-        Failure::UnknownModel { name, .. } => wire::Failure::UnknownModel(name),
-        Failure::TooLong { tokens, tokens_max } => wire::Failure::TooLong(wire::TooLong { tokens, tokens_max }),
-        Failure::Overloaded { retry_after_ms } => wire::Failure::Overloaded(retry_after_ms),
-        Failure::Throttled { retry_after_ms } => wire::Failure::Throttled(retry_after_ms),
-        Failure::CircuitOpen { retry_after_ms } => wire::Failure::CircuitOpen(retry_after_ms),
-        Failure::Unavailable(reason) => wire::Failure::Unavailable(reason),
-        Failure::DeadlineExceeded | Failure::RequestTimeout { .. } => wire::Failure::DeadlineExceeded,
-        Failure::Engine(reason) => wire::Failure::Engine(reason),
-        Failure::Other(reason) => wire::Failure::Other(reason),
-    }
-}
-
-/// A model as the WIT has it.
-pub(crate) fn model(model: Model) -> wire::ModelInfo {
-    let kind = match Task::of_kind(model.kind) {
-        Some(Task::Classify) => wire::ModelKind::TextClassification,
-        Some(Task::Tokens) => wire::ModelKind::TokenClassification,
-        Some(Task::Embed) | None => wire::ModelKind::FeatureExtraction,
-    };
-    wire::ModelInfo { name: model.name, kind, labels: model.labels, tokens_max: model.tokens_max, ready: model.ready }
+    Ok((ItemRequest::Line(target), line))
 }

@@ -1,4 +1,4 @@
-//! The calls of `weir:stream/infer`. A call is one task: what it waits for is polled together.
+//! The calls of `weir:stream/infer`. A call is one task, which polls its requests together.
 
 use std::cell::{Cell, RefCell};
 use std::future::{Future, pending, poll_fn};
@@ -9,21 +9,22 @@ use std::task::Poll;
 use futures::future::{Either, select};
 use weir_codec::inference::remote::{self, SUMMARY_TARGET};
 use weir_core::failure::Failure;
+use weir_guest::notify::LocalNotify;
 use wit_bindgen::rt::async_support::{StreamReader, StreamResult, StreamWriter, spawn};
 
 use crate::bindings::exports::weir::stream::infer::Guest;
 use crate::bindings::wasi::clocks::monotonic_clock;
 use crate::bindings::weir::stream::types::{Item, ModelInfo, Outcome, Output};
 use crate::bindings::{self, wit_stream};
+use crate::convert;
 use crate::exchange::{self, AnswerBody, Head};
 use crate::link::{Form, Link};
-use crate::notify::LocalNotify;
-use crate::plan::{self, Ask};
+use crate::plan::{self, ItemRequest};
 use crate::settings::Settings;
 
 /// The most items in one read.
 const ITEMS_MAX: usize = 32;
-/// The most items of a call without an outcome that was taken.
+/// The most items of a call whose outcomes were not written.
 const OPEN_MAX: usize = 256;
 /// The most requests of a call at once; the items of one read may each add one.
 const LINKS_MAX: usize = 16;
@@ -32,7 +33,7 @@ const MODELS_BYTES_MAX: usize = 1 << 20;
 const NS_PER_MS: u64 = 1_000_000;
 
 thread_local! {
-    /// The models as they were last listed.
+    /// The models of the last successful list.
     static LISTED: RefCell<Vec<ModelInfo>> = const { RefCell::new(Vec::new()) };
 }
 
@@ -50,7 +51,7 @@ impl Guest for Service {
         reader
     }
 
-    /// The models of the server; when it cannot be asked, those that it had, and none is ready.
+    /// The models of the server; when it cannot be reached, those of the last list, as not ready.
     async fn models() -> Vec<ModelInfo> {
         let listed = match Settings::read() {
             Ok(settings) => models(&settings).await,
@@ -81,20 +82,21 @@ async fn models(settings: &Settings) -> Result<Vec<ModelInfo>, Failure> {
             return Err(remote::refusal(status, &body, retry_after_ms));
         }
         let models = remote::models(&body);
-        let models = models.map_err(|why| Failure::Other(format!("{} lists no models: {why}", settings.name())))?;
-        Ok(models.into_iter().map(plan::model).collect())
+        let models = models
+            .map_err(|why| Failure::Other(format!("the list of models of {} is invalid: {why}", settings.name())))?;
+        Ok(models.into_iter().map(convert::model).collect())
     };
     match select(pin!(ask), pin!(monotonic_clock::wait_for(settings.timeout_ns))).await {
         Either::Left((listed, _)) => listed,
-        Either::Right(_) => Err(Failure::Unavailable(format!("{} does not answer", settings.name()))),
+        Either::Right(_) => Err(Failure::Unavailable(format!("{} did not answer in time", settings.name()))),
     }
 }
 
-/// Answers every item of a call that cannot be made.
+/// Fails every item of a call.
 async fn refuse(mut items: StreamReader<Item>, mut outcomes: StreamWriter<Outcome>, reason: String) {
     loop {
         let (result, batch) = items.read(Vec::with_capacity(ITEMS_MAX)).await;
-        let refused = |item: Item| plan::outcome(item.id, Err(Failure::Other(reason.clone())));
+        let refused = |item: Item| convert::outcome(item.id, Err(Failure::Other(reason.clone())));
         let refused: Vec<Outcome> = batch.into_iter().map(refused).collect();
         let is_open = refused.is_empty() || outcomes.write_all(refused).await.is_empty();
         if !is_open || !matches!(result, StreamResult::Complete(_)) {
@@ -103,7 +105,7 @@ async fn refuse(mut items: StreamReader<Item>, mut outcomes: StreamWriter<Outcom
     }
 }
 
-/// Passes items to the server and its answers to the caller, until all are answered or the caller is gone.
+/// Sends items to the server and results to the caller, until every item has its outcome or the caller has dropped the stream.
 async fn relay(items: StreamReader<Item>, outcomes: StreamWriter<Outcome>, settings: Settings) {
     let call = Rc::new(Call {
         settings,
@@ -120,7 +122,7 @@ async fn relay(items: StreamReader<Item>, outcomes: StreamWriter<Outcome>, setti
     });
     let drive = pin!(call.drive());
     select(select(feed, drive), pin!(call.deliver(outcomes))).await;
-    // Requests hold the call.
+    // The requests contain references to the call.
     call.running.take();
 }
 
@@ -129,22 +131,22 @@ type Running = Pin<Box<dyn Future<Output = ()>>>;
 /// One call of `run`.
 pub(crate) struct Call {
     pub(crate) settings: Settings,
-    /// Something has changed that a part of the call may wait for.
+    /// Notified after each change of the state below, and of a request.
     pub(crate) changed: LocalNotify,
-    /// No more items come.
+    /// Whether the stream of items has ended.
     pub(crate) ended: Cell<bool>,
-    /// Outcomes that were not delivered.
+    /// Outcomes that were not written.
     done: RefCell<Vec<Outcome>>,
     links: RefCell<Vec<Rc<Link>>>,
     running: RefCell<Vec<Running>>,
-    /// Lines so far.
+    /// The number of items so far, which is the id of the next line.
     lines: Cell<u64>,
 }
 
 impl Call {
-    /// Keeps the outcome of an item for its delivery.
+    /// Queues the outcome of an item.
     pub(crate) fn answer(&self, id: u64, result: Result<Output, Failure>) {
-        self.done.borrow_mut().push(plan::outcome(id, result));
+        self.done.borrow_mut().push(convert::outcome(id, result));
         self.changed.notify();
     }
 
@@ -166,29 +168,29 @@ impl Call {
         open + self.done.borrow().len() < OPEN_MAX && self.running.borrow().len() < LINKS_MAX
     }
 
-    /// Takes an item: onto the stream of its model and options, or into a request of its own.
+    /// Adds an item to the stream of its model and options, or to a request of its own.
     fn take(self: &Rc<Self>, item: &Item) {
         let line = self.lines.replace(self.lines.get() + 1);
         let deadline_ns = item.deadline_ms.map(|ms| monotonic_clock::now().saturating_add(u64::from(ms) * NS_PER_MS));
-        match plan::ask(line, item) {
+        match plan::item_request(line, item) {
             Err(failure) => self.answer(item.id, Err(failure)),
-            Ok((Ask::Line(target), bytes)) => {
+            Ok((ItemRequest::Line(target), bytes)) => {
                 let is_its = |link: &&Rc<Link>| link.target == target && link.has_room();
                 let found = self.links.borrow().iter().find(is_its).cloned();
                 let link = found.unwrap_or_else(|| self.open(Form::Lines, target));
                 link.take(line, item.id, deadline_ns, &bytes);
             }
-            Ok((Ask::Whole(target, body), _)) => {
+            Ok((ItemRequest::Whole(target, body), _)) => {
                 self.open(Form::Whole, target).take(line, item.id, deadline_ns, &body);
             }
-            Ok((Ask::Summary(body), _)) => {
+            Ok((ItemRequest::Summary(body), _)) => {
                 self.open(Form::Summary, SUMMARY_TARGET.to_owned()).take(line, item.id, deadline_ns, &body);
             }
         }
         self.changed.notify();
     }
 
-    /// Begins a request.
+    /// Starts a request.
     fn open(self: &Rc<Self>, form: Form, target: String) -> Rc<Link> {
         let link = Rc::new(Link::new(form, target));
         self.links.borrow_mut().push(link.clone());
@@ -205,7 +207,7 @@ impl Call {
         poll_fn(|context| {
             let mut running = self.running.take();
             running.retain_mut(|request| request.as_mut().poll(context).is_pending());
-            // Polling begins no request, but nothing is lost if it did.
+            // Polling starts no request; appending keeps one if it did.
             running.append(&mut self.running.borrow_mut());
             self.running.replace(running);
             Poll::<()>::Pending
@@ -213,7 +215,7 @@ impl Call {
         .await;
     }
 
-    /// Delivers outcomes until there are no more, or the caller is gone.
+    /// Writes outcomes until there are no more, or the caller has dropped the stream.
     async fn deliver(&self, mut outcomes: StreamWriter<Outcome>) {
         loop {
             let is_finished = || self.ended.get() && self.running.borrow().is_empty();

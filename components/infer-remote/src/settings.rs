@@ -1,8 +1,8 @@
-//! The server that is asked, from the environment.
+//! The settings of the server, from the environment.
 
 use std::env::var;
 
-/// How long the server may be silent while it owes an answer.
+/// The longest time without data of the server while a result is outstanding.
 const TIMEOUT_MS: u64 = 30_000;
 const NS_PER_MS: u64 = 1_000_000;
 
@@ -13,11 +13,11 @@ pub(crate) struct Settings {
     pub(crate) is_tls: bool,
     /// `HOST:PORT`
     pub(crate) authority: String,
-    /// What stands before the paths of the interface; empty, or it begins with a slash.
+    /// The prefix of the paths; empty, or it begins with a slash.
     pub(crate) prefix: String,
     /// The value of `Authorization`.
     pub(crate) authorization: Option<String>,
-    /// How long the server may be silent while it owes an answer.
+    /// The longest time without data of the server while a result is outstanding.
     pub(crate) timeout_ns: u64,
 }
 
@@ -25,11 +25,13 @@ impl Settings {
     /// The settings of this instance.
     ///
     /// # Errors
-    /// What is wrong with them.
+    /// A variable is missing or invalid; the text names it and the valid form.
     pub(crate) fn read() -> Result<Self, String> {
         let url = var("WEIR_REMOTE_URL").unwrap_or_default();
         if url.is_empty() {
-            return Err("WEIR_REMOTE_URL is not set: the address of the server with models".to_owned());
+            return Err(
+                "WEIR_REMOTE_URL is not set; it is the address of a server with models, http://HOST:PORT".to_owned()
+            );
         }
         let (is_tls, rest) = match url.split_once("://") {
             Some(("http", rest)) => (false, rest),
@@ -38,7 +40,9 @@ impl Settings {
         };
         let (authority, prefix) = rest.split_at(rest.find('/').unwrap_or(rest.len()));
         if authority.is_empty() || authority.contains(['@', '?', '#']) || prefix.contains(['?', '#']) {
-            return Err("WEIR_REMOTE_URL must be http://HOST:PORT or https://HOST:PORT, and perhaps a path".to_owned());
+            return Err(
+                "WEIR_REMOTE_URL must be http://HOST:PORT or https://HOST:PORT, optionally with a path".to_owned()
+            );
         }
         let timeout_ms = match var("WEIR_REMOTE_TIMEOUT_MS") {
             Ok(value) => match value.parse() {

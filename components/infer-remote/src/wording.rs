@@ -1,4 +1,4 @@
-//! Errors of generated bindings in words: they have a name in Rust, and no text.
+//! Texts of the errors of generated bindings, which have only a name in Rust.
 
 use std::fmt::Debug;
 

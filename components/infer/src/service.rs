@@ -13,12 +13,10 @@ use crate::settings::Settings;
 use crate::tokenize::Sequence;
 use crate::types::{Failure, Item, ModelInfo, Outcome, Output};
 use std::cell::RefCell;
-use std::future::{Future, poll_fn};
-use std::pin::pin;
 use std::rc::Rc;
-use std::task::Poll;
 use std::time::{Duration, Instant};
 use weir_core::inference::batch::{BatchLimits, Batcher, Form, Shape};
+use weir_guest::read::read_up_to;
 use wit_bindgen::{StreamReader, StreamResult, StreamWriter};
 
 /// The most items in one read.
@@ -53,7 +51,7 @@ async fn serve(mut items: StreamReader<Item>, mut outcomes: StreamWriter<Outcome
     let mut ended = false;
     loop {
         if !ended && unread.is_empty() && call.wants_items() {
-            let (status, mut batch) = read(&mut items, call.is_idle()).await;
+            let (status, mut batch) = read_up_to(&mut items, ITEMS_MAX, call.is_idle()).await;
             ended = matches!(status, StreamResult::Dropped);
             batch.reverse();
             unread = batch;
@@ -82,19 +80,6 @@ async fn serve(mut items: StreamReader<Item>, mut outcomes: StreamWriter<Outcome
             // Where infer and its reader are one component, only a yield lets the host send what was written before the next batch.
             wit_bindgen::yield_async().await;
         }
-    }
-}
-
-/// Reads items: waits for some if `wait`, else reads those that are available.
-async fn read(items: &mut StreamReader<Item>, wait: bool) -> (StreamResult, Vec<Item>) {
-    let mut reading = pin!(items.read(Vec::with_capacity(ITEMS_MAX)));
-    if wait {
-        return reading.await;
-    }
-    let at_once = poll_fn(|cx| Poll::Ready(reading.as_mut().poll(cx))).await;
-    match at_once {
-        Poll::Ready(read) => read,
-        Poll::Pending => reading.as_mut().cancel(),
     }
 }
 

@@ -1,7 +1,7 @@
-//! The stream of a server as events of `weir:stream/generate`.
+//! Converts the response of a server to events of `weir:stream/generate`.
 //!
-//! The beginning is held back until there is something to show: until then a failure may be tried again, and another server may be asked.
-//! The ends are held back until the server has said how many tokens there were.
+//! `begun` is withheld until there is text: until then a failed attempt can be retried, and the host can ask another server. The `done`
+//! events are withheld until the server has reported the number of tokens.
 
 use weir_codec::generation::upstream::{UpstreamEvent, UpstreamKind, UpstreamStream};
 use weir_core::failure::Failure;
@@ -11,31 +11,31 @@ use crate::{
     convert,
 };
 
-/// The answer of a server to one attempt.
+/// The response of a server to one attempt.
 #[derive(Debug)]
 pub struct Answer {
     stream: UpstreamStream,
     begun: Begun,
     has_begun: bool,
-    /// The ends of the choices, as they are known.
+    /// The end of each choice that has one.
     done: Vec<Option<Done>>,
-    /// Events with text: the number of tokens where the server reports none.
+    /// Events with text: the number of tokens if the server reports none.
     pieces: u32,
     prompt_tokens: Option<u32>,
     tokens: Option<u32>,
 }
 
-/// An answer has ended.
+/// The end of a response.
 #[derive(Debug, PartialEq)]
 pub struct AnswerEnd {
     /// The last events.
     pub events: Vec<EventKind>,
-    /// All tokens, those of the prompt included.
+    /// Tokens of the prompt and of all choices.
     pub tokens: u64,
 }
 
 impl Answer {
-    /// The answer to a request with this many choices. A server need not take the seed.
+    /// The response to a request with this number of choices, at the end of none. `seed` is reported in `begun`; a server may ignore it.
     pub fn new(kind: UpstreamKind, choices: u32, seed: u64) -> Self {
         Self {
             stream: UpstreamStream::new(kind, choices),
@@ -48,17 +48,17 @@ impl Answer {
         }
     }
 
-    /// Whether text was passed on.
+    /// Whether text was returned.
     pub fn has_begun(&self) -> bool {
         self.has_begun
     }
 
-    /// Whether every choice has its end, and the server has said how many tokens there were: nothing more is needed.
+    /// Whether every choice has ended and the number of tokens is known: the rest of the body can be ignored.
     pub fn is_complete(&self) -> bool {
         self.is_over() && self.tokens.is_some()
     }
 
-    /// Whether every choice has its end.
+    /// Whether every choice has ended.
     pub fn is_over(&self) -> bool {
         self.done.iter().all(Option::is_some)
     }
@@ -69,27 +69,27 @@ impl Answer {
         u64::from(prompt_tokens) + u64::from(self.tokens.unwrap_or(self.pieces))
     }
 
-    /// Takes bytes of the body; returns the events that are to be passed on.
+    /// Takes bytes of the body; returns the events that they complete.
     ///
     /// # Errors
     ///
-    /// The server has failed.
+    /// The failure that the server reports.
     pub fn push(&mut self, bytes: &[u8]) -> Result<Vec<EventKind>, Failure> {
         let events = self.stream.push(bytes);
         self.take(events)
     }
 
-    /// The body has ended.
+    /// Takes the end of the body; returns the last events.
     ///
     /// # Errors
     ///
-    /// A choice has no end.
+    /// `unavailable` if a choice has no finish reason, or the failure that the server reports.
     pub fn end(mut self) -> Result<AnswerEnd, Failure> {
         if !self.is_over() {
             let events = self.stream.end();
             self.take(events)?;
         }
-        // Ends that were repeated hide that another is missing.
+        // The reader counts finish reasons, and one that is repeated may stand for one that is missing.
         if !self.is_over() {
             return Err(Failure::Unavailable("the stream of the upstream ended without a finish reason".to_owned()));
         }
@@ -131,7 +131,7 @@ impl Answer {
                 UpstreamEvent::PromptTokens(tokens) => self.prompt_tokens = Some(tokens),
                 UpstreamEvent::Tokens(tokens) => self.tokens = Some(tokens),
                 UpstreamEvent::Failed(failure) => return Err(failure),
-                // Of a choice that was not asked for, or that has ended.
+                // The choice was not requested, or has ended.
                 UpstreamEvent::Piece(_) | UpstreamEvent::Tool(_) => {}
             }
         }
@@ -170,9 +170,9 @@ mod tests {
     const USAGE: &str = r#"{"choices":[],"usage":{"prompt_tokens":11,"completion_tokens":5}}"#;
 
     #[test]
-    fn beginning_waits_for_text_and_ends_wait_for_the_usage() {
+    fn begun_waits_for_text_and_done_for_the_usage() {
         let mut answer = openai(1);
-        assert_eq!(push(&mut answer, &chunk(0, "", None)), Ok(Vec::new()), "a role is no text");
+        assert_eq!(push(&mut answer, &chunk(0, "", None)), Ok(Vec::new()), "a role is not text");
         assert!(!answer.has_begun());
         let kinds = push(&mut answer, &chunk(0, "Hi", None)).unwrap();
         assert!(matches!(&kinds[..], [EventKind::Begun(begun), EventKind::Piece(_)] if begun.seed == 7));
@@ -186,7 +186,7 @@ mod tests {
     }
 
     #[test]
-    fn answer_without_text_begins_with_its_end() {
+    fn answer_without_text_has_begun_and_done_at_its_end() {
         let mut answer = openai(1);
         push(&mut answer, &chunk(0, "", Some("stop"))).unwrap();
         let events = answer.end().unwrap().events;
@@ -214,7 +214,7 @@ mod tests {
                 _ => None,
             })
             .collect();
-        assert_eq!(tokens, [(0, 2), (1, 0)], "pieces are counted where no usage comes");
+        assert_eq!(tokens, [(0, 2), (1, 0)], "pieces are counted if there is no usage");
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! Conversions between the types of `weir:stream/generate` and those of codec and core: all that there are.
+//! All conversions between the types of `weir:stream/generate` and those of codec and core.
 
 use weir_codec::generation::{
     event::{Alternative, Finish, Token, TokenLogprob, ToolDelta},
@@ -8,7 +8,7 @@ use weir_core::failure::Failure;
 
 use crate::bindings::weir::stream::{generate_types as wire, types};
 
-/// A request as codec's.
+/// Converts a request to its form in codec.
 pub fn request(request: wire::Request) -> GenerateRequest {
     GenerateRequest {
         model: Some(request.model),
@@ -43,7 +43,7 @@ pub fn request(request: wire::Request) -> GenerateRequest {
     }
 }
 
-/// A piece of text.
+/// Converts a piece of text to its WIT form.
 pub fn piece(token: Token) -> wire::Piece {
     let alternative = |Alternative { id, bytes, logprob }| (id, bytes, logprob);
     let logprob = |token: TokenLogprob| wire::Token {
@@ -55,13 +55,13 @@ pub fn piece(token: Token) -> wire::Piece {
     wire::Piece { index: token.index, text: token.text, tokens: token.tokens.into_iter().map(logprob).collect() }
 }
 
-/// A part of a tool call.
+/// Converts a part of a tool call to its WIT form.
 pub fn tool(delta: ToolDelta) -> wire::ToolDelta {
     let ToolDelta { index, call, id, name, arguments } = delta;
     wire::ToolDelta { index, call, id, name, arguments }
 }
 
-/// Why a choice ended.
+/// Converts a finish reason to its WIT form.
 pub fn reason(finish: Finish) -> wire::Reason {
     match finish {
         Finish::Stop => wire::Reason::Stop,
@@ -71,7 +71,7 @@ pub fn reason(finish: Finish) -> wire::Reason {
     }
 }
 
-/// Why a request has no text.
+/// Converts a failure to its WIT form.
 pub fn failure(failure: Failure) -> types::Failure {
     match failure {
         Failure::InvalidInput(reason) => types::Failure::InvalidInput(reason),

@@ -1,12 +1,12 @@
-//! The upstream component: generated text from another server, so that every dialect of the gateway reaches it.
+//! The upstream component: `weir:stream/generate` by another server, so that every dialect of the gateway reaches that server.
 //!
 //! - [`settings`]: the server, its models and its bounds, from the environment.
-//! - [`models`]: the names that requests use, and the server's names for them.
-//! - [`answer`]: the stream of the server as events of `weir:stream/generate`.
-//! - [`convert`]: the types of that interface as codec's, and back.
-//! - `service`: the streams and the requests; for wasm32 only, all else is tested natively.
+//! - [`models`]: the names of models in requests, and the server's names for them.
+//! - [`answer`]: converts the response of the server to events of `weir:stream/generate`.
+//! - [`convert`]: conversions between the types of that interface and those of codec and core.
+//! - `service`: the streams and the requests; compiled for wasm32 only, so that the other modules can be tested natively.
 //!
-//! It has one server. Its environment has no key: the host adds that to the requests, or a proxy does.
+//! An instance has one server. Its environment does not contain the server's key: the host, or a proxy, adds it to the requests.
 
 /// The generated bindings of the world `upstream-service`.
 #[allow(missing_docs)]

@@ -1,16 +1,16 @@
-//! The models of a server: the names that requests use, and the server's own.
+//! The models of a server: their names in requests, and the server's names for them.
 
 /// The models of a server.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct ModelNames {
-    /// Names, and with `*` as the last character the beginnings of names.
+    /// Names; one that ends in `*` stands for all names with the same beginning.
     names: Vec<String>,
-    /// Names of requests, and the server's names for them.
+    /// Names in requests, and the server's names for them.
     aliases: Vec<(String, String)>,
 }
 
 impl ModelNames {
-    /// Reads names that are separated by spaces, and aliases of the form `NAME=MODEL`.
+    /// Reads names and aliases of the form `NAME=MODEL`, both separated by spaces. Aliases of another form are ignored.
     pub fn read(names: &str, aliases: &str) -> Self {
         let alias = |pair: &str| pair.split_once('=').map(|(name, model)| (name.to_owned(), model.to_owned()));
         Self {
@@ -19,7 +19,7 @@ impl ModelNames {
         }
     }
 
-    /// The server's name for a model of a request; none if it has no such model. An alias comes before a name.
+    /// The server's name for the model of a request; `None` if it has no such model. An alias takes precedence over a name.
     pub fn resolve(&self, name: &str) -> Option<String> {
         if let Some((_, model)) = self.aliases.iter().find(|(alias, _)| alias == name) {
             return Some(model.clone());
@@ -31,7 +31,7 @@ impl ModelNames {
         self.names.iter().any(matches).then(|| name.to_owned())
     }
 
-    /// All names, in order and each once.
+    /// All names, sorted and without duplicates.
     pub fn list(&self) -> Vec<String> {
         let aliases = self.aliases.iter().map(|(alias, _)| alias);
         let names: std::collections::BTreeSet<&String> = aliases.chain(&self.names).collect();

@@ -1,7 +1,6 @@
-//! The streams: commands in, events out. Every generation is a task of its own.
+//! The streams: commands in, events out. Each generation is a task.
 
 mod exchange;
-mod signal;
 
 use std::{
     cell::{Cell, RefCell},
@@ -19,9 +18,10 @@ use weir_core::{
     generation::upstream::{AttemptOutcome, Upstream, UpstreamAdmission},
     inference::breaker::Permit,
 };
+use weir_guest::notify::Signal;
 use wit_bindgen::{StreamReader, StreamResult, StreamWriter};
 
-use self::{exchange::AttemptEnd, signal::Signal};
+use self::exchange::AttemptEnd;
 use crate::{
     bindings::{
         exports::weir::stream::generate::{Command, Event, GenerateModel, Guest},
@@ -35,7 +35,7 @@ use crate::{
 
 /// The most commands read at once.
 const COMMANDS_MAX: usize = 16;
-/// Most choices of a request.
+/// The most choices of a request.
 const CHOICES_MAX: u32 = 8;
 const NS_PER_MS: u64 = 1_000_000;
 
@@ -43,7 +43,7 @@ thread_local! {
     static SERVER: Rc<Result<Server, String>> = Rc::new(Server::open());
 }
 
-/// The other server, and what was sent to it.
+/// The server, and the state of the requests to it.
 struct Server {
     settings: Settings,
     upstream: RefCell<Upstream>,
@@ -78,7 +78,7 @@ impl Server {
 }
 
 async fn serve(mut commands: StreamReader<Command>, events: StreamWriter<Event>) {
-    // The events end when the last generation has dropped the call.
+    // The event stream ends when the last generation drops the call.
     let call = Rc::new(Call { events: Mutex::new(events), open: RefCell::default() });
     loop {
         let (status, read) = commands.read(Vec::with_capacity(COMMANDS_MAX)).await;
@@ -135,7 +135,7 @@ impl Call {
         }
         wit_bindgen::spawn(async move {
             if is_known {
-                let text = format!("the id {id} is that of a generation that has not ended");
+                let text = format!("the id {id} belongs to a generation that has not ended");
                 return self.write(id, vec![failed(Failure::InvalidInput(text))]).await;
             }
             let last = self.generate(request, &open).await;
@@ -171,7 +171,7 @@ impl Call {
         }
     }
 
-    /// Asks the server until it answers, or is not to be asked again; returns the last events.
+    /// Makes attempts until one succeeds or no further one is allowed; returns the last events.
     async fn attempts(&self, server: &Server, request: Request) -> Result<Vec<EventKind>, Failure> {
         if !(1..=CHOICES_MAX).contains(&request.choices) {
             return Err(Failure::InvalidInput(format!("the number of choices must be 1 to {CHOICES_MAX}")));
@@ -215,7 +215,7 @@ impl Call {
     }
 }
 
-/// The place of a request among those of the server, until it is dropped.
+/// An admitted request. Dropping it releases its admission and the permit of its attempt.
 struct Slot<'a> {
     server: &'a Server,
     admission: Option<UpstreamAdmission>,
@@ -235,7 +235,7 @@ impl<'a> Slot<'a> {
         Ok(())
     }
 
-    /// Records how an attempt ended; returns how long to wait before the next, if there is one.
+    /// Records the outcome of an attempt; returns the delay before the next one, in nanoseconds, if there is one.
     fn record(&mut self, outcome: AttemptOutcome) -> Option<u64> {
         let (permit, admission) = (self.permit.take()?, self.admission.as_mut()?);
         let (now, random) = (monotonic_clock::now(), random::get_random_u64());

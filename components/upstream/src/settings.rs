@@ -1,4 +1,4 @@
-//! The settings that the host gives as environment variables: the keys of one `[[upstream]]` table, `url` as `WEIR_UPSTREAM_URL`.
+//! The settings, which the host passes as environment variables: the keys of one `[[upstream]]` table, `url` as `WEIR_UPSTREAM_URL`.
 
 use weir_codec::generation::upstream::UpstreamKind;
 use weir_core::{
@@ -22,9 +22,9 @@ pub struct Settings {
     pub address: Address,
     /// Its models.
     pub models: ModelNames,
-    /// How long it may send nothing, in milliseconds.
+    /// Timeout between two parts of a response, in milliseconds.
     pub idle_timeout_ms: u64,
-    /// How long a connection may take, in milliseconds.
+    /// Timeout of a connection attempt, in milliseconds.
     pub connect_timeout_ms: u64,
     /// Bounds and retries.
     pub config: UpstreamConfig,
@@ -33,20 +33,20 @@ pub struct Settings {
 /// The parts of a base URL.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Address {
-    /// `https` in place of `http`.
+    /// Whether the scheme is `https` and not `http`.
     pub is_tls: bool,
     /// Host, and port if it has one.
     pub authority: String,
-    /// What paths begin with, without a slash at the end.
+    /// The prefix of every path, without a slash at the end.
     pub path: String,
 }
 
 impl Settings {
-    /// Reads them by `variable`; a number that is not set has its default.
+    /// Reads the settings with `variable`. A number that is missing or invalid has its default.
     ///
     /// # Errors
     ///
-    /// The kind or the URL is missing or not one; the text names the variable.
+    /// The kind or the URL is missing or invalid; the text names the variable.
     pub fn read(variable: impl Fn(&str) -> Option<String>) -> Result<Self, String> {
         let text = |name: &str| variable(&format!("WEIR_UPSTREAM_{name}")).unwrap_or_default();
         let number = |name: &str, default: u32| text(name).parse().unwrap_or(default);
@@ -57,7 +57,9 @@ impl Settings {
             other => return Err(format!("WEIR_UPSTREAM_KIND `{other}` is not openai, anthropic or gemini")),
         };
         let url = text("URL");
-        let address = Address::read(&url).ok_or_else(|| format!("WEIR_UPSTREAM_URL `{url}` is no URL of a server"))?;
+        let address = Address::read(&url).ok_or_else(|| {
+            format!("WEIR_UPSTREAM_URL `{url}` is not http://HOST[:PORT][/PATH] or https://HOST[:PORT][/PATH]")
+        })?;
         let config = UpstreamConfig {
             running_max: number("RUNNING_MAX", 64),
             user_running_max: number("USER_RUNNING_MAX", 16),

@@ -30,11 +30,16 @@ const RULES: &[Rule] = &[
         house: &["weir-core", "weir-codec"],
         others: Some(&["base64ct", "ed25519-dalek", "hmac", "p256", "sha2", "subtle", "thiserror"]),
     },
-    Rule { package: "weir-gateway", house: &["weir-auth", "weir-core", "weir-codec", "weir-expression"], others: None },
-    Rule { package: "weir-infer", house: &["weir-core", "weir-codec"], others: None },
-    Rule { package: "weir-generate", house: &["weir-core"], others: None },
+    Rule { package: "weir-guest", house: &[], others: Some(&["wit-bindgen"]) },
+    Rule {
+        package: "weir-gateway",
+        house: &["weir-auth", "weir-core", "weir-codec", "weir-expression", "weir-guest"],
+        others: None,
+    },
+    Rule { package: "weir-infer", house: &["weir-core", "weir-codec", "weir-guest"], others: None },
+    Rule { package: "weir-generate", house: &["weir-core", "weir-guest"], others: None },
     Rule { package: "weir-session", house: &["weir-core", "weir-codec"], others: None },
-    Rule { package: "weir-adapter", house: &["weir-core", "weir-codec"], others: None },
+    Rule { package: "weir-adapter", house: &["weir-core", "weir-codec", "weir-guest"], others: None },
     // The host's crate, which has the engine builtin alone when it is compiled for wasm32.
     Rule { package: "weir-nn-component", house: &["weir-nn"], others: Some(&["wit-bindgen"]) },
     // The state machines of the host's store, for the same guarantees.
@@ -42,14 +47,14 @@ const RULES: &[Rule] = &[
     Rule { package: "weir-no-generate", house: &[], others: Some(&["wit-bindgen"]) },
     Rule {
         package: "weir-infer-remote",
-        house: &["weir-core", "weir-codec"],
+        house: &["weir-core", "weir-codec", "weir-guest"],
         others: Some(&["futures", "wit-bindgen"]),
     },
-    Rule { package: "weir-upstream", house: &["weir-core", "weir-codec"], others: None },
+    Rule { package: "weir-upstream", house: &["weir-core", "weir-codec", "weir-guest"], others: None },
     Rule { package: "weir-config", house: &["weir-core"], others: None },
     Rule { package: "weir-nn", house: &["weir-core", "weir-kernels"], others: None },
     // Files and threads, but no async and no engine of WebAssembly: it is tested in the dev profile.
-    Rule { package: "weir-lm", house: &["weir-kernels"], others: Some(&["thiserror"]) },
+    Rule { package: "weir-lm", house: &["weir-core", "weir-kernels"], others: Some(&["thiserror"]) },
     Rule { package: "weir-events", house: &["weir-core"], others: None },
     // Compiled once for all kinds of instances.
     Rule {
@@ -126,13 +131,14 @@ const RESERVED: &[(&str, &[&str])] = &[
     ),
     ("redb", &["weir-events"]),
     ("redis", &["weir-adapters", "weir-events"]),
-    ("hyper", &["weir", "weir-adapters", "weir-edge"]),
+    ("hyper", &["weir-adapters", "weir-edge"]),
     (
         "wit-bindgen",
         &[
             "weir-adapter",
             "weir-gateway",
             "weir-generate",
+            "weir-guest",
             "weir-infer",
             "weir-infer-remote",
             "weir-nn-component",
@@ -336,6 +342,9 @@ fn each_boundary_has_one_conversion_module() {
         ("components/gateway", "session::KeywordMatch", "transcripts/convert.rs"),
         ("components/session", "KeywordMatch {", "convert.rs"),
         ("components/upstream", "wire::Prompt::", "convert.rs"),
+        ("components/upstream", "types::Failure::", "convert.rs"),
+        ("components/adapter", "wire::Failure::", "convert.rs"),
+        ("components/infer-remote", "wire::Failure::", "convert.rs"),
         // Events and state of the host, and failures of items.
         ("host/runtime", "channels::Delivery::", "interfaces/convert.rs"),
         ("host/runtime", "Error::ShareExceeded", "interfaces/convert.rs"),

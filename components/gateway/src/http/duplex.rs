@@ -21,6 +21,7 @@ use weir_codec::{
     inference::{output::ItemError, request::LINE_BYTES_MAX},
 };
 use weir_core::time::Now;
+use weir_guest::notify::{LocalNotify, Signal};
 
 use crate::{
     http::{
@@ -29,7 +30,6 @@ use crate::{
     },
     platform::{
         clock::{self, Deadline},
-        notify::{LocalNotify, Signal},
         settings::Settings,
     },
 };

@@ -21,9 +21,10 @@ use weir_core::{
     pipelines::{Definition, Event, Execution, Limits, StepFailure},
     time::Now,
 };
+use weir_guest::notify::Signal;
 
 use super::{Pipelines, driver::Runs, running::RunningExecution};
-use crate::platform::{clock, notify::Signal};
+use crate::platform::clock;
 
 /// A consumer of the events of an execution, in the order of their sequence.
 pub(crate) trait EventSink {

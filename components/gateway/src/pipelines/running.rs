@@ -11,12 +11,13 @@ use weir_core::{
     pipelines::{Checkpoint, Execution, Json, ReportError, Run, State, StepFailure},
     time::Now,
 };
+use weir_guest::notify::Signal;
 
 use crate::platform::{
     bindings::weir::stream::events::Fence,
     clock::{self, Deadline},
     lease::StoreLease,
-    notify::{Signal, TaskNotify},
+    notify::TaskNotify,
     settings::Settings,
 };
 

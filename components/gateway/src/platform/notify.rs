@@ -1,70 +1,11 @@
-//! Notifications within a task and between the tasks of an instance.
+//! Notifications between the tasks of an instance. Those within a task are of [`weir_guest::notify`].
 
 use std::{
     cell::{Cell, RefCell},
     collections::BTreeMap,
-    future::poll_fn,
-    task::{Poll, Waker},
 };
 
 use spin_sdk::wasip3::{wit_bindgen::StreamWriter, wit_stream};
-
-/// A flag that one future of a task sets and another one of the same task waits for. At most one future waits.
-#[derive(Default)]
-pub(crate) struct Signal {
-    set: Cell<bool>,
-    waker: Cell<Option<Waker>>,
-}
-
-impl Signal {
-    /// Sets the flag.
-    pub(crate) fn notify(&self) {
-        self.set.set(true);
-        if let Some(waker) = self.waker.take() {
-            waker.wake();
-        }
-    }
-
-    /// Resolves when the flag is set, and clears it.
-    pub(crate) async fn wait(&self) {
-        poll_fn(|context| {
-            if self.set.take() {
-                return Poll::Ready(());
-            }
-            self.waker.set(Some(context.waker().clone()));
-            Poll::Pending
-        })
-        .await;
-    }
-}
-
-/// Wakes waiting futures of one task when a condition may have become true. Any number of them may wait: they are polled together, so
-/// they share one waker.
-#[derive(Default)]
-pub(crate) struct LocalNotify {
-    waker: Cell<Option<Waker>>,
-}
-
-impl LocalNotify {
-    /// Signals that the condition may have become true.
-    pub(crate) fn notify(&self) {
-        if let Some(waker) = self.waker.take() {
-            waker.wake();
-        }
-    }
-
-    /// Resolves when the condition is true.
-    pub(crate) async fn until(&self, is_true: impl Fn() -> bool) {
-        poll_fn(|context| {
-            if is_true() {
-                return Poll::Ready(());
-            }
-            self.waker.set(Some(context.waker().clone()));
-            Poll::Pending
-        })
-        .await;
-    }
-}
 
 /// Wakes waiting futures of any task when a condition may have become true.
 ///

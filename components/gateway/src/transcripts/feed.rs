@@ -20,6 +20,7 @@ use weir_codec::{
     },
 };
 use weir_core::time::Now;
+use weir_guest::notify::LocalNotify;
 use wit_bindgen::rt::async_support::{StreamReader, StreamResult, StreamWriter};
 
 use super::{
@@ -37,7 +38,6 @@ use crate::{
     platform::{
         bindings::weir::stream::session::{Input, InputBody, Output},
         clock::{self, Deadline},
-        notify::LocalNotify,
         store::owned_elsewhere,
         turns,
     },

@@ -1,4 +1,4 @@
-//! One attempt: a request to the server, and the stream of its answer.
+//! One attempt: a request to the server, and its response.
 
 use std::{future::Future, pin::pin};
 
@@ -23,33 +23,33 @@ use crate::{
     },
 };
 
-/// Bytes read at once.
+/// The most bytes of a read.
 const READ_BYTES: usize = 16 * 1024;
-/// Most bytes of the body of an error that are read.
+/// The most bytes that are read of the body of an error.
 const ERROR_BYTES_MAX: usize = 64 * 1024;
-/// How long the number of tokens may take after the last finish reason, in milliseconds.
+/// Timeout of the number of tokens after the last finish reason, in milliseconds.
 const USAGE_TIMEOUT_MS: u64 = 2000;
 
-/// An attempt without an answer.
+/// The end of a failed attempt.
 pub(super) struct AttemptEnd {
     pub(super) failure: Failure,
     pub(super) outcome: AttemptOutcome,
 }
 
 impl AttemptEnd {
-    /// Another attempt may succeed.
+    /// A failure after which another attempt may succeed.
     fn early(text: String) -> Self {
         let outcome = AttemptOutcome::FailedEarly { retry_after_ms: 0 };
         Self { failure: Failure::Unavailable(text), outcome }
     }
 
-    /// Another attempt would fail in the same way.
+    /// A failure that another attempt would repeat.
     fn for_good(text: &str) -> Self {
         Self { failure: Failure::Unavailable(text.to_owned()), outcome: AttemptOutcome::FailedForGood }
     }
 }
 
-/// Sends a request and passes on what the answer says; returns the last events. `tokens` follows what the answer took.
+/// Sends a request and writes the events of its response; returns the last events. `tokens` is updated with the tokens so far.
 pub(super) async fn exchange(
     call: &Call,
     id: u64,
@@ -71,7 +71,7 @@ pub(super) async fn exchange(
     }
     let kind = header(&response, "content-type").unwrap_or_default();
     if !kind.trim_start().to_ascii_lowercase().starts_with("text/event-stream") {
-        return Err(AttemptEnd::for_good("the upstream answered with something other than a stream of events"));
+        return Err(AttemptEnd::for_good("the upstream did not answer with `text/event-stream`"));
     }
     let (_verdict, verdict) = wit_future::new(|| Ok(()));
     let (mut body, _trailers) = Response::consume_body(response, verdict);
@@ -108,7 +108,7 @@ fn attempt_end(answer: &Answer, failure: Failure) -> AttemptEnd {
     attempt_end_of(answer.has_begun(), failure)
 }
 
-/// A failure within the stream. Text that was passed on is not taken back.
+/// A failure within the response. Another attempt would repeat text that was written.
 fn attempt_end_of(has_begun: bool, failure: Failure) -> AttemptEnd {
     let outcome = match has_begun {
         true => AttemptOutcome::FailedLate,
@@ -118,7 +118,7 @@ fn attempt_end_of(has_begun: bool, failure: Failure) -> AttemptEnd {
 }
 
 fn request(server: &Server, message: &UpstreamRequest) -> Result<Request, AttemptEnd> {
-    let invalid = || AttemptEnd::for_good("the request to the upstream cannot be made");
+    let invalid = || AttemptEnd::for_good("the request to the upstream is invalid; check the URL of the upstream");
     let length = message.body.len().to_string();
     let common = [
         ("content-type", "application/json"),
@@ -133,11 +133,11 @@ fn request(server: &Server, message: &UpstreamRequest) -> Result<Request, Attemp
     let (mut writer, reader) = wit_stream::new::<u8>();
     let body = message.body.clone();
     wit_bindgen::spawn(async move {
-        // A server that does not read all of it says so by its answer.
+        // A server that does not read the whole body reports the reason in its response.
         writer.write_all(body).await;
     });
     let options = RequestOptions::new();
-    // Best effort: the timeouts of this component hold where the host has none.
+    // Best effort: a host without connection timeouts is covered by the timeouts of this component.
     let _ = options.set_connect_timeout(Some(server.settings.connect_timeout_ms * NS_PER_MS));
     let (request, _sent) = Request::new(headers, Some(reader), trailers, Some(options));
     let address = &server.settings.address;
@@ -150,7 +150,7 @@ fn request(server: &Server, message: &UpstreamRequest) -> Result<Request, Attemp
     Ok(request)
 }
 
-/// The details are for the log, not for clients.
+/// The failure of a request without a response. The cause is logged and not sent to clients.
 fn unreachable(error: &ErrorCode) -> AttemptEnd {
     match error {
         ErrorCode::HttpRequestDenied | ErrorCode::ConfigurationError => {
@@ -185,7 +185,7 @@ fn header(response: &Response, name: &str) -> Option<String> {
     String::from_utf8(value).ok()
 }
 
-/// The beginning of a body.
+/// The first bytes of a body, about [`ERROR_BYTES_MAX`] at most.
 async fn collect(response: Response) -> Vec<u8> {
     let (_verdict, verdict) = wit_future::new(|| Ok(()));
     let (mut stream, _trailers) = Response::consume_body(response, verdict);
@@ -202,7 +202,7 @@ async fn collect(response: Response) -> Vec<u8> {
     }
 }
 
-/// What a future resolves to within a time; it is dropped otherwise.
+/// Bounds the time of a future: `None` if it is not resolved after `ms` milliseconds, when it is dropped.
 async fn within<T>(ms: u64, future: impl Future<Output = T>) -> Option<T> {
     let late = pin!(monotonic_clock::wait_for(ms.saturating_mul(NS_PER_MS)));
     match select(pin!(future), late).await {

@@ -16,17 +16,17 @@ use crate::file::{self, FileSettings, Framing, LineSink, Progress, SinkFormat, S
 use crate::supervisor::Bounds;
 use crate::{channel, http, redis, websocket};
 
-/// An adapter of the configuration, ready to run.
+/// A checked adapter of the configuration.
 pub struct Plan {
     /// Its name.
     pub name: String,
     /// The component file; empty for the built-in one.
     pub component: PathBuf,
-    /// The model that it needs; empty: none.
+    /// The name of its model; empty if it has none.
     pub model: String,
     /// The settings of the component: a JSON object.
     pub settings: String,
-    /// The pipeline that takes the place of the component.
+    /// The pipeline that processes the records instead of the component.
     pub pipeline: Option<PipelinePlan>,
     /// Opens its source and sinks.
     pub driver: Arc<dyn Driver>,
@@ -43,13 +43,13 @@ pub struct Plan {
 pub struct PipelinePlan {
     /// Its name.
     pub name: String,
-    /// A file with a token; empty: none.
+    /// A file with a token; empty if there is none.
     pub token_file: PathBuf,
-    /// Payloads are texts, and not JSON.
+    /// Whether payloads are plain text and not JSON.
     pub is_text: bool,
     /// The JSON pointer of the id, which results repeat.
     pub id: String,
-    /// Requests for one execution.
+    /// The most requests for one execution.
     pub attempts_max: u32,
 }
 
@@ -59,7 +59,7 @@ fn pipeline(adapter: &Adapter) -> Result<Option<PipelinePlan>, String> {
         return Ok(None);
     }
     if adapter.pipeline.is_empty() {
-        return Err("pipeline is empty; name a pipeline of the server".to_owned());
+        return Err("pipeline is empty; give the name of a pipeline of the server".to_owned());
     }
     let line_format = match &adapter.sink {
         AdapterSink::Stdout(sink) => sink.format.as_str(),
@@ -67,12 +67,12 @@ fn pipeline(adapter: &Adapter) -> Result<Option<PipelinePlan>, String> {
         _ => "",
     };
     if adapter.output_format != "json" || matches!(line_format, "csv" | "text" | "table") {
-        return Err("the outputs of a pipeline are JSON; use the formats json or ndjson for results".to_owned());
+        return Err("the outputs of a pipeline are JSON; use the format json or ndjson for results".to_owned());
     }
     let is_text = match adapter.format.as_str() {
         "text" => true,
         "json" | "ndjson" | "auto" => false,
-        other => return Err(format!("format `{other}` is not an input of a pipeline; use json, ndjson or text")),
+        other => return Err(format!("format `{other}` is not supported with a pipeline; use json, ndjson or text")),
     };
     Ok(Some(PipelinePlan {
         name: adapter.pipeline.clone(),
@@ -93,20 +93,20 @@ impl Plan {
         Self::with_store(adapter, seed, None)
     }
 
-    /// [`Plan::new`] in a server, whose store has the channels that may be sources and sinks.
+    /// [`Plan::new`] with the channel store of a server, for sources and sinks that are channels.
     ///
     /// # Errors
     ///
-    /// A sentence that names the adapter, the key and what is valid.
+    /// A sentence that names the adapter, the key and the valid values.
     pub fn with_store(adapter: &Adapter, seed: u64, store: Option<Store>) -> Result<Self, String> {
         let wrong = |reason: String| format!("adapter `{}`: {reason}", adapter.name);
         let pipeline = pipeline(adapter).map_err(wrong)?;
         if pipeline.is_some() && store.is_none() {
             return Err(wrong(
-                "a pipeline is of a server: put the adapter into the configuration of `weir serve`".to_owned(),
+                "pipelines exist only in a server; put the adapter into the configuration of `weir serve`".to_owned(),
             ));
         }
-        // The component's settings are not used then, but those of files and sinks.
+        // A pipeline needs only the settings of files and sinks, for which any task will do.
         let task = if pipeline.is_some() { "classify" } else { adapter.task.as_str() }.to_owned();
         let (settings, framing) = settings(&Adapter { task, ..adapter.clone() }).map_err(wrong)?;
         check_channels(adapter, store.is_some()).map_err(wrong)?;
@@ -193,11 +193,13 @@ fn check_channels(adapter: &Adapter, has_store: bool) -> Result<(), String> {
     for (key, sink) in sinks {
         has_channel = true;
         if Some(channel::channel_name(key, &sink.channel)?) == source {
-            return Err(format!("{key} `{}` is the source too: each result would be a record again", sink.channel));
+            return Err(format!("{key} `{}` is also the source, so each result would become a record", sink.channel));
         }
     }
     match has_channel && !has_store {
-        true => Err("a channel is of a server: put the adapter into the configuration of `weir serve`".to_owned()),
+        true => {
+            Err("channels exist only in a server; put the adapter into the configuration of `weir serve`".to_owned())
+        }
         false => Ok(()),
     }
 }
@@ -327,7 +329,11 @@ fn sink_format(sink: &AdapterSink, settings: &AdapterConfig) -> Result<SinkForma
             OutputFormat::Csv => SinkFormat::Csv { columns: csv_columns(settings) },
             OutputFormat::Text => SinkFormat::Text,
         },
-        other => return Err(format!("sink.format `{other}` is none of ndjson, json, csv, text and table")),
+        other => {
+            return Err(format!(
+                "sink.format `{other}` is not a format of results; use ndjson, json, csv, text or table"
+            ));
+        }
     })
 }
 
@@ -389,7 +395,7 @@ impl ConfiguredDriver {
     }
 
     fn store(&self) -> Result<&Store, DriverError> {
-        self.store.as_ref().ok_or_else(|| DriverError::Config("there are no channels here".to_owned()))
+        self.store.as_ref().ok_or_else(|| DriverError::Config("channels exist only in a server".to_owned()))
     }
 
     async fn open_sink(

@@ -1,4 +1,4 @@
-//! Checks of a connection, one by one: what works, what fails, and what to do.
+//! Checks of a connection. Each has a result, and a failure has a remedy.
 
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -15,15 +15,15 @@ use crate::{http, redis as driver, websocket};
 /// One check.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Check {
-    /// What was checked: `resolve`, `connect`, `tls`, `authenticate`, `stream`, `handshake`, `read` or `write`.
+    /// Its name: `resolve`, `connect`, `tls`, `authenticate`, `stream`, `handshake`, `read` or `write`.
     pub name: &'static str,
-    /// What was found, or what is wrong and what to do.
+    /// A description of the result, or the failure with a remedy.
     pub outcome: Result<String, String>,
-    /// How long it took, ms.
+    /// Its duration, in milliseconds.
     pub elapsed_ms: u64,
 }
 
-/// The checks of one connection; after a failure there are no more.
+/// The checks of one connection, up to the first failure.
 #[derive(Debug)]
 pub struct Checks {
     /// The checks, in their order.
@@ -91,7 +91,7 @@ async fn reach(checks: &mut Checks, host: &str, port: u16, timeout: Duration) ->
     checks.record("connect", outcome)
 }
 
-/// Resolves, connects, and makes a TLS connection where the URL asks for one.
+/// Resolves a name and connects, with TLS if the URL has it.
 async fn reach_target(checks: &mut Checks, target: &Target, timeout: Duration) -> Option<()> {
     reach(checks, &target.host, target.port, timeout).await?;
     if !target.is_tls {
@@ -108,7 +108,7 @@ async fn reach_target(checks: &mut Checks, target: &Target, timeout: Duration) -
     checks.record("tls", outcome)
 }
 
-/// Checks a stream of Redis: its server, its credentials, and whether it may be read and the output stream written.
+/// Checks a stream of Redis: its server, the credentials, and the permissions to read it and to write the output stream.
 pub async fn redis(config: &RedisSource, output_stream: &str) -> Checks {
     let mut checks = Checks::default();
     check_redis(&mut checks, config, output_stream).await;
@@ -134,8 +134,8 @@ async fn check_redis(checks: &mut Checks, config: &RedisSource, output_stream: &
     kind.arg(&config.stream);
     let outcome = command(&mut connection, kind).await.and_then(|kind| {
         match redis::from_redis_value::<String>(kind).map_err(|error| error.to_string())?.as_str() {
-            "stream" => Ok(((), format!("`{}` is there", config.stream))),
-            "none" => Ok(((), format!("`{}` is not there yet; it is created", config.stream))),
+            "stream" => Ok(((), format!("`{}` exists", config.stream))),
+            "none" => Ok(((), format!("`{}` does not exist yet; it is created at the start", config.stream))),
             kind => Err(format!("`{}` is a {kind}; name a stream", config.stream)),
         }
     });
@@ -181,7 +181,9 @@ async fn check_http(checks: &mut Checks, config: &HttpSource) -> Option<()> {
     let token = checks.token(&config.token_file)?;
     let (status, content_type) = match http::get_head(&target, token.as_deref(), timeout).await {
         Ok(head) => head,
-        Err(error) => return checks.record("read", Err(with_remedy(&error, "check that it is a server of HTTP"))),
+        Err(error) => {
+            return checks.record("read", Err(with_remedy(&error, "check that the address is that of an HTTP server")));
+        }
     };
     let outcome = match status {
         401 | 403 => Err(format!("the server answers {status}; check the token file")),
@@ -199,7 +201,7 @@ async fn check_http(checks: &mut Checks, config: &HttpSource) -> Option<()> {
     checks.record("read", outcome)
 }
 
-/// Checks a feed over a WebSocket: its server, TLS, the handshake, the subscription, and an answer to a ping.
+/// Checks a feed over a WebSocket: its server, TLS, the handshake, the subscription, and the response to a ping.
 pub async fn websocket(config: &WebSocketSource) -> Checks {
     let mut checks = Checks::default();
     check_websocket(&mut checks, config).await;
@@ -221,7 +223,7 @@ async fn check_websocket(checks: &mut Checks, config: &WebSocketSource) -> Optio
     };
     let mut socket = checks.record("handshake", outcome)?;
     let outcome = match target.within(timeout, websocket::check_liveness(&mut socket)).await {
-        Ok(()) => Ok(((), "a ping is answered".to_owned())),
+        Ok(()) => Ok(((), "the server responds to a ping".to_owned())),
         Err(error) => Err(with_remedy(&error, "check the subscription message")),
     };
     checks.record("read", outcome)

@@ -7,7 +7,7 @@
 //! 2. The [`Sink`] writes results in batches. A result is safe when [`Sink::write`] has resolved.
 //! 3. The [`Committer`] advances the position in the source, after results are safe.
 //!
-//! When one of them fails, the supervisor drops all three, waits, and opens them again: the source then begins after the last committed
+//! When one of them fails, the supervisor drops all three, waits, and opens them again. The source then begins after the last committed
 //! position, so a driver never seeks back. A driver that loses a part of its source to another consumer (a rebalance) returns
 //! [`Read::Revoked`], and uses a new partition number when it gets the part again.
 

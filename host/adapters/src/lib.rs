@@ -1,4 +1,4 @@
-//! Adapters of the native host: records of other systems through the models, and their results back.
+//! Adapters of the native host: records of other systems in, results out.
 //!
 //! ```text
 //! Source ─▶ adapter component ─▶ queue of the model ─▶ adapter component ─▶ Sink ─▶ Committer
@@ -11,7 +11,7 @@
 //! - [`status`]: the state and the counters of each adapter.
 //! - [`build`]: drivers from the configuration.
 //! - [`mod@file`], [`redis`], [`http`], [`websocket`], [`channel`]: the drivers.
-//! - [`check`]: checks of connections, one by one.
+//! - [`check`]: checks of connections.
 //!
 //! This crate does not depend on wasmtime: the supervisor starts calls of a [`Component`](supervisor::Component), which the command
 //! line implements with the runtime.
@@ -35,5 +35,5 @@ pub mod websocket;
 
 pub use redis::secret;
 
-/// The header of a record: an id that is the same at each delivery. Results repeat it, so that a receiver can recognize repeated ones.
+/// The header of a record with an id that is the same at each delivery. Results repeat it, so that a receiver can detect duplicates.
 pub const RECORD_ID_HEADER: &str = "weir-record-id";

@@ -96,7 +96,7 @@ pub struct Bounds {
     pub in_flight_max: usize,
     /// The attempts to reconnect and their delays.
     pub reconnect: ReconnectConfig,
-    /// How long the component may have records without giving a result; `None`: any time.
+    /// How long the component may have records without giving a result; `None` for no bound.
     pub stall_timeout: Option<Duration>,
     /// The seed of the jitter.
     pub seed: u64,
@@ -554,7 +554,7 @@ impl Flight<'_> {
     }
 }
 
-/// Resolves when the component has given no result for too long.
+/// Resolves when the component has given no result for `stall_timeout`.
 async fn stalled(progressed: Instant, stall_timeout: Option<Duration>) {
     match stall_timeout {
         Some(timeout) => tokio::time::sleep_until((progressed + timeout).into()).await,

@@ -115,7 +115,7 @@ async fn wrong_channels_are_named() -> Result<()> {
     let error = |adapter: &Adapter| Plan::with_store(adapter, 1, Some(store.clone())).err().unwrap_or_default();
     let mut looped = adapter("a");
     looped.sink = AdapterSink::Channel(ChannelSink { channel: "workflow:in".into(), ..ChannelSink::default() });
-    assert!(error(&looped).contains("sink.channel `workflow:in` is the source too"), "{}", error(&looped));
+    assert!(error(&looped).contains("sink.channel `workflow:in` is also the source"), "{}", error(&looped));
     let mut unnamed = adapter("a");
     unnamed.source = AdapterSource::Channel(ChannelSource::default());
     assert!(error(&unnamed).contains("source.channel ``"), "{}", error(&unnamed));

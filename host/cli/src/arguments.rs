@@ -34,7 +34,7 @@ pub(crate) enum Command {
     Run(Run),
     /// Chat with a language model in the terminal
     ///
-    /// A line is a message; the answer is printed as it is generated. Ctrl-C ends the answer and keeps the chat, `/new` begins another chat, and
+    /// A line is a message; the answer is printed as it is generated. Ctrl-C cancels the answer and keeps the chat, `/new` starts another chat, and
     /// Ctrl-D ends the program.
     Chat(Chat),
     /// Read records of files, Redis, HTTP or a WebSocket, run a model over their texts, and write the results
@@ -96,7 +96,7 @@ pub(crate) struct Serve {
     pub(crate) setup: Setup,
 }
 
-/// How text is generated.
+/// The options of generated text.
 #[derive(Debug, Args)]
 pub(crate) struct Generation {
     /// Generate: the most tokens of a text [default: generate.tokens_max, 512]
@@ -114,8 +114,8 @@ pub(crate) struct Generation {
 }
 
 fn temperature(text: &str) -> Result<f32, String> {
-    let number: f32 = text.parse().map_err(|_| format!("`{text}` is no number"))?;
-    if (0.0..=2.0).contains(&number) { Ok(number) } else { Err(format!("{number} is not 0 to 2")) }
+    let number: f32 = text.parse().map_err(|_| format!("`{text}` is not a number"))?;
+    if (0.0..=2.0).contains(&number) { Ok(number) } else { Err(format!("{number} is not from 0 to 2")) }
 }
 
 #[derive(Debug, Args)]
@@ -129,12 +129,12 @@ pub(crate) struct Chat {
     pub(crate) setup: Setup,
 }
 
-/// How a summary is made.
+/// The kinds of summaries.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub(crate) enum SummaryMode {
-    /// Of sentences of the text
+    /// Sentences of the text
     Extractive,
-    /// Of sentences that a language model rewrites; extractive where its text has a number or a name that they do not have
+    /// Sentences of the text, rewritten by a language model; extractive if the rewritten text has a number or a name that the sentences lack
     Abstractive,
 }
 
@@ -159,7 +159,7 @@ pub(crate) struct Run {
     /// Transcript: the pause that ends a segment, seconds [default: 1.0]
     #[arg(long, value_name = "SECONDS")]
     pub(crate) max_gap_sec: Option<f64>,
-    /// Summary: how it is made
+    /// Summary: kind of the summary
     #[arg(long, value_enum, default_value = "extractive")]
     pub(crate) mode: SummaryMode,
     #[command(flatten)]

@@ -18,7 +18,7 @@ use crate::arguments::Chat;
 use crate::generation::{self, Generation, Part};
 use crate::{BUILTIN, logs};
 
-const HELP: &str = "Ctrl-C ends an answer, /new begins another chat, Ctrl-D ends the program";
+const HELP: &str = "Ctrl-C cancels an answer, /new starts another chat, Ctrl-D ends the program";
 
 pub(crate) fn main(arguments: &Chat) -> anyhow::Result<ExitCode> {
     let mut config = arguments.setup.load(&[])?;
@@ -37,7 +37,7 @@ pub(crate) fn main(arguments: &Chat) -> anyhow::Result<ExitCode> {
     code
 }
 
-/// The lines that are typed, from a thread of their own.
+/// The lines of the standard input, which a thread reads.
 fn lines() -> mpsc::Receiver<std::io::Result<String>> {
     let (sender, receiver) = mpsc::channel(1);
     std::thread::spawn(move || {
@@ -51,7 +51,7 @@ fn lines() -> mpsc::Receiver<std::io::Result<String>> {
 }
 
 async fn chat(arguments: &Chat, config: weir_config::Config, model: &str) -> anyhow::Result<ExitCode> {
-    // First, so that no signal ends the program.
+    // Registered first, so that no signal ends the program.
     let mut interrupt = signal(SignalKind::interrupt())?;
     let is_terminal = std::io::stdin().is_terminal();
     let runtime = Arc::new(Runtime::start(&config, BUILTIN)?);
@@ -86,7 +86,7 @@ async fn chat(arguments: &Chat, config: weir_config::Config, model: &str) -> any
         let generation = Generation::start(&runtime, model, arguments.generation.request(prompt)).await;
         match answer(generation, &mut interrupt).await? {
             Some(text) => messages.push(json!({ "role": "assistant", "content": text })),
-            // What was asked has no answer: it is not part of the chat.
+            // A message without an answer is removed from the chat.
             None => drop(messages.pop()),
         }
     }
@@ -96,13 +96,14 @@ async fn chat(arguments: &Chat, config: weir_config::Config, model: &str) -> any
     Ok(ExitCode::SUCCESS)
 }
 
-/// The messages that a chat begins with.
+/// The first messages of a chat.
 fn first_messages(arguments: &Chat) -> Vec<Value> {
     let system = arguments.generation.system.as_ref();
     system.map(|text| json!({ "role": "system", "content": text })).into_iter().collect()
 }
 
-/// Prints an answer as it is generated; returns it, or nothing where there is none. Ctrl-C ends it: what there is of it stays in the chat.
+/// Prints an answer as it is generated; returns its text, or `None` if there is none. Ctrl-C cancels the answer, and its text up to there is
+/// returned.
 async fn answer(mut generation: Generation, interrupt: &mut Signal) -> anyhow::Result<Option<String>> {
     let mut text = String::new();
     loop {
@@ -122,7 +123,7 @@ async fn answer(mut generation: Generation, interrupt: &mut Signal) -> anyhow::R
                 show("\n")?;
                 match finish {
                     None => eprintln!("(cancelled)"),
-                    Some(Finish::Length) => eprintln!("(cut off: --max-tokens allows more)"),
+                    Some(Finish::Length) => eprintln!("(truncated; --max-tokens sets the length)"),
                     Some(Finish::Stop | Finish::ToolCalls | Finish::Filtered) => {}
                 }
                 return Ok((!text.is_empty()).then_some(text));

@@ -1,4 +1,4 @@
-//! Texts of a language model of this machine, for the commands that print them.
+//! Generated text of a local language model, for `weir chat` and `weir run`.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -14,12 +14,12 @@ use weir_runtime::{CommandSender, EventReceiver, Runtime};
 
 use crate::arguments::Generation as GenerationArguments;
 
-/// Most events taken at once.
+/// The most events of a read.
 const EVENTS_MAX: usize = 64;
-/// Every call has one generation.
+/// The id of the only generation of a call.
 const ID: u64 = 1;
 
-/// The name of a language model and its folder: the one that is named, or the first of the configuration.
+/// The name and the folder of a language model: the given one, or the first of the configuration.
 pub(crate) fn choose(config: &Config, named: Option<&str>) -> anyhow::Result<(String, PathBuf)> {
     let is_model = |dir: &Path| dir.join(LANGUAGE_MODEL).is_file();
     if let Some(name) = named {
@@ -27,7 +27,7 @@ pub(crate) fn choose(config: &Config, named: Option<&str>) -> anyhow::Result<(St
         let candidates = [configured, Some(config.models.dir.join(name)), Some(PathBuf::from(name))];
         let found = candidates.into_iter().flatten().find(|dir| is_model(dir));
         let dir = found.with_context(|| {
-            format!("no language model `{name}`: neither a folder with {LANGUAGE_MODEL} nor a name of one")
+            format!("no language model `{name}`: it is neither a folder with {LANGUAGE_MODEL} nor the name of one")
         })?;
         let name = dir.file_name().and_then(|name| name.to_str()).unwrap_or(name).to_owned();
         return Ok((name, dir));
@@ -47,18 +47,18 @@ pub(crate) fn choose(config: &Config, named: Option<&str>) -> anyhow::Result<(St
     }
 }
 
-/// A generation that is being computed. Dropping it ends it.
+/// A running generation. Dropping it cancels it.
 pub(crate) struct Generation {
     commands: CommandSender,
     events: EventReceiver,
     unread: std::collections::VecDeque<EventKind>,
 }
 
-/// What a generation says.
+/// A part of the output of a generation.
 pub(crate) enum Part {
     /// A piece of text.
     Text(String),
-    /// Its end; none where it was cancelled.
+    /// Its end; `None` if it was cancelled.
     End(Option<Finish>),
 }
 
@@ -66,12 +66,12 @@ impl Generation {
     /// Starts a generation. It waits for room in the queue of the model.
     pub(crate) async fn start(runtime: &Arc<Runtime>, model: &str, request: GenerateRequest) -> Self {
         let (commands, events) = runtime.generations().open();
-        // The receiver of the events is here.
+        // It cannot fail, since the receiver of the events exists.
         let _ = commands.send(Command::Start(wire_request(model, request))).await;
         Self { commands, events, unread: std::collections::VecDeque::new() }
     }
 
-    /// Asks for its end.
+    /// Cancels the generation; its end follows.
     pub(crate) async fn cancel(&self) {
         let _ = self.commands.send(Command::Cancel(ID)).await;
     }
@@ -95,7 +95,7 @@ impl Generation {
         }
     }
 
-    /// All of it.
+    /// Waits for the whole text.
     pub(crate) async fn whole(mut self) -> Result<(String, Finish), Failure> {
         let mut text = String::new();
         loop {

@@ -1,4 +1,4 @@
-//! `weir init-config`: a configuration file with every key, its meaning, and its default or the value of a preset.
+//! `weir init-config`: writes a configuration file with every key, its meaning, and its default or the value of a preset.
 
 use std::fs::OpenOptions;
 use std::io::Write as _;
@@ -32,7 +32,7 @@ pub(crate) enum Preset {
 }
 
 impl Preset {
-    /// Its keys and their values, as TOML.
+    /// The keys that it sets, with their values in TOML.
     fn values(self) -> &'static [(&'static str, &'static str)] {
         match self {
             Self::LowLatency => &[("infer.batch_size", "4"), ("infer.window_ms", "100"), ("infer.max_batch_size", "4")],

@@ -18,15 +18,15 @@ use weir_core::adapter::{Destination, ErrorCategory, Header, ResultRecord, Sourc
 use weir_runtime::Runtime;
 use weir_runtime::gateway::{self, BodyError};
 
-/// Records and results between the supervisor and the executions.
+/// The most records, and results, between the supervisor and the executions.
 const RECORDS_MAX: usize = 64;
-/// Most bytes of an answer: an output has at most `pipelines.output_bytes_max`, and the steps are listed beside it.
+/// The most bytes of a response: an output has at most `pipelines.output_bytes_max`, and the response also lists the steps.
 const ANSWER_BYTES_MAX: usize = 4 << 20;
-/// The number of the adapters among the clients of the gateway.
+/// The client number of adapters in the gateway.
 const CLIENT: u64 = u64::MAX;
-/// The header of a result: the execution that made it.
+/// The header of a result with the id of its execution.
 const EXECUTION_HEADER: &str = "weir-execution-id";
-/// The delay before a request that was refused for lack of room, where the answer names none.
+/// The delay before a refused request is repeated, if the response has none.
 const RETRY: Duration = Duration::from_secs(1);
 
 /// Runs a pipeline of this server for each record. Results have the order of the records.
@@ -62,7 +62,7 @@ impl Component for PipelineComponent {
     }
 }
 
-/// Starts an execution for each record, and gives the results in the order of the records. The supervisor bounds how many there are.
+/// Starts an execution for each record, and sends the results in the order of the records. The supervisor bounds the number of records.
 async fn serve(
     pipeline: Arc<Pipeline>,
     mut incoming: mpsc::Receiver<SourceRecord>,
@@ -96,13 +96,13 @@ async fn serve(
     }
 }
 
-/// The end of a request for an execution.
-enum Answer {
-    /// The execution, and its output as JSON.
+/// The outcome of a request for an execution.
+enum RequestOutcome {
+    /// The id of the execution, and its output.
     Output(String, Value),
-    /// There is no output: the category, a constant for programs, and a sentence.
+    /// There is no output: the category, the code and the message of the error.
     Failed(ErrorCategory, String, String),
-    /// The same request may be answered later.
+    /// The same request may succeed after a delay: the delay, and the reason.
     Later(Duration, String),
 }
 
@@ -112,13 +112,13 @@ impl Pipeline {
             true => match std::str::from_utf8(&record.payload) {
                 Ok(text) => Bytes::from(Value::from(text).to_string()),
                 Err(error) => {
-                    let reason = format!("it is not UTF-8: byte {} does not fit", error.valid_up_to());
+                    let reason = format!("it is not UTF-8 at byte {}", error.valid_up_to());
                     return ResultRecord::error(record, ErrorCategory::Client, "not_utf8", &reason);
                 }
             },
             false => Bytes::copy_from_slice(&record.payload),
         };
-        // The same record is the same execution, however often it is delivered.
+        // With an idempotency key, each delivery of a record waits for the same execution.
         let id = record.headers.iter().rev().find(|header| header.name == RECORD_ID_HEADER);
         let id = id.map(|header| String::from_utf8_lossy(&header.value).into_owned());
         let key = id.map(|id| format!("{}:{}:{id}", self.adapter, record.origin));
@@ -126,14 +126,14 @@ impl Pipeline {
         loop {
             attempts += 1;
             match self.request(input.clone(), key.as_deref()).await {
-                Answer::Output(execution, output) => return self.result(record, &execution, &output),
-                Answer::Failed(category, code, reason) => {
+                RequestOutcome::Output(execution, output) => return self.result(record, &execution, &output),
+                RequestOutcome::Failed(category, code, reason) => {
                     return ResultRecord::error(record, category, &code, &reason);
                 }
-                Answer::Later(_, reason) if attempts >= self.plan.attempts_max => {
+                RequestOutcome::Later(_, reason) if attempts >= self.plan.attempts_max => {
                     return ResultRecord::error(record, ErrorCategory::System, "pipeline_unavailable", &reason);
                 }
-                Answer::Later(after, _) => tokio::time::sleep(after).await,
+                RequestOutcome::Later(after, _) => tokio::time::sleep(after).await,
             }
         }
     }
@@ -158,10 +158,13 @@ impl Pipeline {
         }
     }
 
-    /// Asks the gateway for an execution, and waits for its end as long as a request may take.
-    async fn request(&self, input: Bytes, key: Option<&str>) -> Answer {
-        let failed = |reason: &str| Answer::Failed(ErrorCategory::System, "internal".to_owned(), reason.to_owned());
-        let Some(gateway) = self.runtime.gateway() else { return failed("this program serves no pipelines") };
+    /// Requests an execution from the gateway, and waits for its end or the timeout of requests.
+    async fn request(&self, input: Bytes, key: Option<&str>) -> RequestOutcome {
+        let failed =
+            |reason: &str| RequestOutcome::Failed(ErrorCategory::System, "internal".to_owned(), reason.to_owned());
+        let Some(gateway) = self.runtime.gateway() else {
+            return failed("this command has no pipelines; use `weir serve`");
+        };
         let mut request = http::Request::post(format!("http://localhost/pipelines/{}", self.plan.name))
             .header("host", "localhost")
             .header(CONTENT_TYPE, "application/json")
@@ -179,37 +182,37 @@ impl Pipeline {
         };
         let response = match gateway.handle(request, CLIENT).await {
             Ok(response) => response,
-            Err(error) => return Answer::Later(RETRY, format!("the gateway has no answer: {error:#}")),
+            Err(error) => return RequestOutcome::Later(RETRY, format!("the gateway did not respond: {error:#}")),
         };
         let status = response.status().as_u16();
         let after = response.headers().get(RETRY_AFTER).and_then(|value| value.to_str().ok()?.parse().ok());
         let after = after.map_or(RETRY, Duration::from_secs);
         let body = match Limited::new(response.into_body(), ANSWER_BYTES_MAX).collect().await {
             Ok(body) => body.to_bytes(),
-            Err(error) => return Answer::Later(RETRY, error.to_string()),
+            Err(error) => return RequestOutcome::Later(RETRY, error.to_string()),
         };
         let answer: Value = match serde_json::from_slice(&body) {
             Ok(answer) => answer,
-            Err(error) => return failed(&format!("the answer of the gateway is not JSON: {error}")),
+            Err(error) => return failed(&format!("the response of the gateway is not JSON: {error}")),
         };
-        read(status, &answer, after)
+        outcome_of(status, &answer, after)
     }
 }
 
-/// Reads the answer of the gateway.
-fn read(status: u16, answer: &Value, after: Duration) -> Answer {
+/// The outcome of a response of the gateway.
+fn outcome_of(status: u16, answer: &Value, after: Duration) -> RequestOutcome {
     let text = |pointer: &str| answer.pointer(pointer).and_then(Value::as_str).unwrap_or_default().to_owned();
     match (status, text("/state").as_str()) {
-        (200, "completed") => Answer::Output(text("/execution_id"), answer["output"].clone()),
+        (200, "completed") => RequestOutcome::Output(text("/execution_id"), answer["output"].clone()),
         (200, state) => {
             let message = text("/failure/message");
             let reason = if message.is_empty() { format!("the execution is {state}") } else { message };
-            Answer::Failed(ErrorCategory::Model, "pipeline_failed".to_owned(), reason)
+            RequestOutcome::Failed(ErrorCategory::Model, "pipeline_failed".to_owned(), reason)
         }
-        // It runs on: the same key waits for the same execution.
-        (202, _) => Answer::Later(Duration::ZERO, "the execution has not ended in time".to_owned()),
-        (408 | 409 | 429 | 500..=599, _) => Answer::Later(after, text("/detail")),
-        _ => Answer::Failed(ErrorCategory::Client, text("/code"), text("/detail")),
+        // The execution continues, and a request with the same key waits for it.
+        (202, _) => RequestOutcome::Later(Duration::ZERO, "the execution has not ended in time".to_owned()),
+        (408 | 409 | 429 | 500..=599, _) => RequestOutcome::Later(after, text("/detail")),
+        _ => RequestOutcome::Failed(ErrorCategory::Client, text("/code"), text("/detail")),
     }
 }
 
@@ -221,15 +224,15 @@ mod tests {
     use super::*;
 
     fn check(status: u16, answer: &Value, expect: Expect) {
-        expect.assert_eq(&match read(status, answer, RETRY) {
-            Answer::Output(execution, output) => format!("{execution}: {output}"),
-            Answer::Failed(category, code, reason) => format!("{} {code}: {reason}", category.name()),
-            Answer::Later(after, reason) => format!("after {after:?}: {reason}"),
+        expect.assert_eq(&match outcome_of(status, answer, RETRY) {
+            RequestOutcome::Output(execution, output) => format!("{execution}: {output}"),
+            RequestOutcome::Failed(category, code, reason) => format!("{} {code}: {reason}", category.name()),
+            RequestOutcome::Later(after, reason) => format!("after {after:?}: {reason}"),
         });
     }
 
     #[test]
-    fn answers_of_the_gateway_are_read() {
+    fn responses_of_the_gateway_are_results_or_failures() {
         check(
             200,
             &json!({"execution_id": "exec_1", "state": "completed", "output": {"a": 1}}),

@@ -1,10 +1,10 @@
-//! The lines of `weir serve` on a terminal: the URL to open, the models, and the places of stored data.
+//! The lines of `weir serve` on a terminal: the URL of the page, the models, and the location of stored data.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use weir_config::{Config, EventsStore};
 
-/// The lines. The first one is that of the start without a terminal, with a note.
+/// The lines. The first one is that of a start without a terminal, with the URL of the page.
 pub(crate) fn start_lines(address: SocketAddr, config: &Config, models: &[String]) -> String {
     let url = format!("http://{}", reachable(address));
     let page = if config.gateway.ui == weir_config::Switch::On { format!(" (page: {url}/)") } else { String::new() };

@@ -1,4 +1,4 @@
-//! `weir test-connection`: checks of the systems that adapters connect to, one by one.
+//! `weir test-connection`: checks the systems that adapters connect to.
 
 use std::io::Write as _;
 use std::path::PathBuf;
@@ -107,7 +107,7 @@ impl TestConnection {
         }
     }
 
-    /// The system that the flags describe; none where a URL is missing that has no default.
+    /// The system of the flags; `None` if its URL is missing and has no default.
     fn of_flags(&self, protocol: Protocol) -> Option<Endpoint> {
         let (timeout_ms, secret_file) = (self.timeout_ms(), self.secret_file.clone().unwrap_or_default());
         match protocol {
@@ -133,21 +133,21 @@ impl TestConnection {
         }
     }
 
-    /// What is checked, each with a name.
+    /// The systems to check, with their names.
     fn endpoints(&self) -> anyhow::Result<Vec<(String, Endpoint)>> {
         if self.url.is_some() {
             let Some(endpoint) = self.of_flags(self.protocol) else {
-                bail!("--url is of one protocol: give --protocol websocket, redis or http");
+                bail!("--url needs one protocol; give --protocol websocket, redis or http");
             };
             return Ok(vec![(endpoint.protocol().0.to_owned(), endpoint)]);
         }
-        let is_meant =
+        let is_selected =
             |endpoint: &Endpoint| matches!(self.protocol, Protocol::All) || endpoint.protocol().1 == self.protocol;
         let configured = self.setup.load(&[])?.adapter;
         let configured: Vec<(String, Endpoint)> = configured
             .iter()
             .filter_map(|adapter| Some((adapter.name.clone(), self.of_adapter(adapter)?)))
-            .filter(|(_, endpoint)| is_meant(endpoint))
+            .filter(|(_, endpoint)| is_selected(endpoint))
             .collect();
         if !configured.is_empty() {
             return Ok(configured);
@@ -156,12 +156,12 @@ impl TestConnection {
         let endpoints: Vec<(String, Endpoint)> = all
             .into_iter()
             .filter_map(|protocol| self.of_flags(protocol))
-            .filter(is_meant)
+            .filter(is_selected)
             .map(|endpoint| (endpoint.protocol().0.to_owned(), endpoint))
             .collect();
         if endpoints.is_empty() {
             bail!(
-                "a feed has no default: give its URL with --url, or a configuration with an [[adapter]] that has one"
+                "a feed has no default URL; give it with --url, or a configuration with an [[adapter]] that has a feed"
             );
         }
         Ok(endpoints)

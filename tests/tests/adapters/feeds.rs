@@ -186,7 +186,7 @@ async fn connections_are_checked_one_by_one() -> Result<()> {
     assert_eq!((code, &last["check"], &last["passed"]), (Some(1), &json!("read"), &json!(false)));
     let socket = format!("ws://{}/ws", server.address());
     let (code, text) = check(&["--protocol", "websocket", "--url", &socket])?;
-    assert!(code == Some(0) && text.contains("a ping is answered"), "{text}");
+    assert!(code == Some(0) && text.contains("the server responds to a ping"), "{text}");
     let (code, text) = check(&["--protocol", "redis", "--url", "redis://127.0.0.1:1/0"])?;
     assert!(code == Some(1) && text.contains("check that the server runs"), "{text}");
     assert_eq!(check(&["--protocol", "all", "--url", &socket])?.0, Some(2));

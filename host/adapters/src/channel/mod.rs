@@ -1,6 +1,7 @@
 //! Channels of this server as sources and sinks.
 //!
-//! - `source`: events as records, read in pages, so that a slow adapter is never a slow subscriber. The position is a value of the store.
+//! - `source`: events as records. They are read in pages, so that a slow adapter is not closed as a slow subscriber. The position is a
+//!   value of the store.
 //! - `sink`: results as events.
 
 mod sink;
@@ -14,7 +15,7 @@ pub use source::{ChannelCommitter, ChannelSource, open};
 
 use crate::driver::DriverError;
 
-/// The kind of the values that are positions of adapters.
+/// The kind of the values with positions of adapters.
 const POSITION_KIND: &str = "adapter";
 
 /// The name of a channel in a configuration.

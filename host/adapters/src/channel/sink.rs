@@ -29,7 +29,7 @@ impl ChannelSink {
         Ok(Self { store: store.clone(), channel, config: config.clone() })
     }
 
-    /// The event of a result, or why there is none.
+    /// The event of a result, or the reason why it cannot be an event.
     fn draft(&self, result: &ResultRecord) -> Result<Draft, String> {
         let (name, data) = match result.destination {
             Destination::Error => (&self.config.error_event, error_line(result)),
@@ -37,11 +37,11 @@ impl ChannelSink {
         };
         let data = String::from_utf8(data).map_err(|_| "the result is not UTF-8".to_owned())?;
         serde_json::from_str::<serde::de::IgnoredAny>(&data)
-            .map_err(|error| format!("the result is not JSON, and the data of an event must be: {error}"))?;
+            .map_err(|error| format!("the result is not JSON, as the data of an event must be: {error}"))?;
         Ok(Draft::new(name.as_str(), data))
     }
 
-    /// Appends events. Where the store refuses them together, it is asked about each.
+    /// Appends events. If the store refuses them as a batch, they are appended one by one.
     async fn append(&self, drafts: Vec<(usize, Draft)>, rejected: &mut Vec<Rejected>) -> Result<(), DriverError> {
         if drafts.is_empty() {
             return Ok(());

@@ -13,9 +13,9 @@ use super::{POSITION_KIND, channel_name, failure};
 use crate::RECORD_ID_HEADER;
 use crate::driver::{BoxFuture, Committer, DriverError, Read, Safe, Source};
 
-/// The header of a record: the name of its event.
+/// The header of a record with the name of its event.
 const EVENT_HEADER: &str = "event";
-/// The position is stored at most this often.
+/// The least time between two writes of the position.
 const COMMIT_INTERVAL: Duration = Duration::from_millis(200);
 
 /// The cursors of the events that were read and are not committed, by the offset of their record.
@@ -54,7 +54,7 @@ pub async fn open(
     let channel = channel_name("source.channel", &config.channel).map_err(DriverError::Config)?;
     let key = ChannelName::new(POSITION_KIND, adapter).map_err(|error| DriverError::Config(error.to_string()))?;
     let stored = store.get(&key).await.map_err(failure)?;
-    // A position that cannot be read counts as one of another store: a gap is reported, and all that is retained follows.
+    // An invalid position is treated as one of another store: a gap is reported, followed by all retained events.
     let stored = stored.map(|value| Cursor::from_id(&String::from_utf8_lossy(&value)));
     let after = match (stored, config.start.as_str()) {
         (Some(cursor), _) => cursor,
@@ -97,23 +97,23 @@ impl ChannelSource {
             if let Some(gap) = &page.gap {
                 tracing::warn!(
                     channel = %self.channel, from = %gap.missing_from, to = %gap.missing_to,
-                    "events are not retained any more, and the adapter does not get them"
+                    "events are no longer retained; the adapter continues after them"
                 );
             }
             let is_empty = page.entries.is_empty() && !page.ended;
             if is_empty {
-                // Resolves when there is more to read; dropping the subscription ends it.
+                // Resolves when an event is available, which the next read returns.
                 let mut subscription = self.store.follow(&self.channel, self.after).await.map_err(failure)?;
                 subscription.next().await;
                 continue;
             }
             self.after = page.next;
             self.has_ended = page.ended;
-            let is_meant = |entry: &Entry| {
+            let is_selected = |entry: &Entry| {
                 self.config.events.is_empty() || self.config.events.iter().any(|name| **name == *entry.name)
             };
-            let meant: Vec<Arc<Entry>> = page.entries.into_iter().filter(|entry| is_meant(entry)).collect();
-            let records: Vec<SourceRecord> = meant.iter().map(|entry| self.record(entry)).collect();
+            let selected: Vec<Arc<Entry>> = page.entries.into_iter().filter(|entry| is_selected(entry)).collect();
+            let records: Vec<SourceRecord> = selected.iter().map(|entry| self.record(entry)).collect();
             if !records.is_empty() {
                 return Ok(Read::Records(records));
             }

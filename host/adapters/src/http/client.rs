@@ -1,4 +1,4 @@
-//! Connections of HTTP/1.1, with TLS.
+//! HTTP/1.1 connections, with TLS.
 
 use std::sync::{Arc, LazyLock};
 use std::time::Duration;
@@ -16,7 +16,7 @@ use tokio_util::task::AbortOnDropHandle;
 
 use crate::driver::DriverError;
 
-/// TLS with the roots of Mozilla.
+/// TLS with the root certificates of Mozilla.
 static TLS: LazyLock<Arc<rustls::ClientConfig>> = LazyLock::new(|| {
     let roots = rustls::RootCertStore { roots: webpki_roots::TLS_SERVER_ROOTS.to_vec() };
     let provider = Arc::new(rustls::crypto::ring::default_provider());
@@ -33,7 +33,7 @@ pub(crate) trait ByteStream: AsyncRead + AsyncWrite + Unpin + Send {}
 
 impl<T: AsyncRead + AsyncWrite + Unpin + Send> ByteStream for T {}
 
-/// A URL that is called.
+/// The target of a URL.
 #[derive(Debug, Clone)]
 pub(crate) struct Target {
     pub(crate) host: String,
@@ -86,7 +86,7 @@ impl Target {
         let connecting = async {
             let stream = self.open().await?;
             let (sender, driving) = handshake(TokioIo::new(stream)).await.map_err(DriverError::transport)?;
-            // How it ends shows in the requests.
+            // Its errors are those of the requests.
             let task = AbortOnDropHandle::new(tokio::spawn(async move { drop(driving.await) }));
             Ok(Connection { sender, _task: task })
         };
@@ -97,7 +97,7 @@ impl Target {
     pub(crate) async fn open(&self) -> Result<Box<dyn ByteStream>, DriverError> {
         let stream = TcpStream::connect((self.host.as_str(), self.port)).await;
         let stream = stream.map_err(|error| DriverError::transport(format!("{}:{}: {error}", self.host, self.port)))?;
-        // Only slower without it.
+        // Best effort: without it, requests are only slower.
         let _ = stream.set_nodelay(true);
         if !self.is_tls {
             return Ok(Box::new(stream));
@@ -145,7 +145,7 @@ impl Connection {
     }
 }
 
-/// The failure that a status means; none for a success.
+/// The failure of a response by its status; `None` if that is a success.
 pub(crate) fn refusal<B>(response: &http::Response<B>) -> Option<DriverError> {
     let status = response.status();
     let reason = format!("the server answers {status}");

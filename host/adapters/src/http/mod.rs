@@ -1,16 +1,16 @@
 //! Feeds over HTTP as sources, and webhooks as sinks.
 //!
-//! - `client`: connections of HTTP/1.1, with TLS.
-//! - [`get`]: one GET, for checks and for questions to a running server.
-//! - `source`: a feed of server-sent events or of lines of JSON, read on after a lost connection.
+//! - `client`: HTTP/1.1 connections, with TLS.
+//! - `request`: single requests, for checks and for commands to a running server.
+//! - `source`: a feed of server-sent events or of lines of JSON, which is resumed after a lost connection.
 //! - `sink`: a POST for each result, signed by Standard Webhooks, with an idempotency key.
 
 pub(crate) mod client;
-mod get;
+mod request;
 mod sink;
 mod source;
 
-pub(crate) use get::get_head;
-pub use get::{GetResponse, get};
+pub(crate) use request::get_head;
+pub use request::{HttpRequest, HttpResponse};
 pub use sink::HttpSink;
 pub use source::{HttpCommitter, HttpProgress, HttpSource, open};

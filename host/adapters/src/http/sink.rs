@@ -19,11 +19,11 @@ use crate::RECORD_ID_HEADER;
 use crate::driver::{BoxFuture, DriverError, Rejected, Sink};
 use crate::redis::secret;
 
-/// Most bytes of a response that are read, so that its connection can be used again.
+/// The most bytes that are read of a response, so that its connection can be reused.
 const RESPONSE_BYTES_MAX: usize = 64 << 10;
 /// The longest delay between attempts, ms.
 const BACKOFF_MS_MAX: u32 = 60_000;
-/// The prefix of a secret of Standard Webhooks, which is then in base64.
+/// The prefix of a secret of Standard Webhooks in base64.
 const SECRET_PREFIX: &str = "whsec_";
 
 /// A webhook as a sink.
@@ -34,14 +34,14 @@ pub struct HttpSink {
     key: Option<Vec<u8>>,
     connection: Option<Connection>,
     random: SplitMix64,
-    /// The record of the last result, and how many results of it there were: their ids differ.
+    /// The record of the last result, and the number of its results before that one.
     last: Option<(String, u64)>,
-    /// Results without the id of a record.
+    /// The number of results without the id of a record.
     count: u64,
 }
 
 impl HttpSink {
-    /// Reads the secrets; the first result connects.
+    /// Reads the secrets. The connection is opened for the first result.
     ///
     /// # Errors
     ///
@@ -55,7 +55,7 @@ impl HttpSink {
             None => None,
             Some(text) => match text.strip_prefix(SECRET_PREFIX) {
                 Some(encoded) => Some(Base64::decode_vec(encoded).map_err(|_| {
-                    DriverError::Config(format!("{} has no base64 behind whsec_", config.secret_file.display()))
+                    DriverError::Config(format!("{} is not base64 after `whsec_`", config.secret_file.display()))
                 })?),
                 None => Some(text.into_bytes()),
             },
@@ -72,7 +72,7 @@ impl HttpSink {
         })
     }
 
-    /// The id of a result: the same for the same result of the same record, however often it is delivered.
+    /// The id of a result. It is the same at each delivery of the same result of the same record.
     fn id(&mut self, result: &ResultRecord) -> String {
         let record = match result.header(RECORD_ID_HEADER) {
             Some(id) => id.to_owned(),
@@ -95,7 +95,7 @@ impl HttpSink {
         format!("msg_{}", digest[..16].iter().map(|byte| format!("{byte:02x}")).collect::<String>())
     }
 
-    /// Delivers a result, with as many attempts as are configured.
+    /// Delivers a result, with the configured number of attempts.
     async fn deliver(&mut self, result: &ResultRecord) -> Result<(), Undelivered> {
         let id = self.id(result);
         let body = match result.destination {
@@ -114,18 +114,18 @@ impl HttpSink {
                 Ok(()) => return Ok(()),
                 Err(failure) => failure,
             };
-            let asked_ms = match &failure {
+            let retry_after_ms = match &failure {
                 DriverError::Config(reason) => return Err(Undelivered::Refused(reason.clone())),
                 DriverError::Denied(_) => return Err(Undelivered::Failed(failure)),
                 DriverError::Transport { retry_after_ms, .. } => retry_after_ms.unwrap_or(0),
             };
-            // The connection may be half-used.
+            // A request may be incomplete on the connection.
             self.connection = None;
             let Some(delay_ns) = attempts.next_delay_ns(&retry, self.random.next_u64()) else {
                 return Err(Undelivered::Failed(failure));
             };
             tracing::debug!(url = self.config.url, %failure, "a webhook is sent again");
-            tokio::time::sleep(Duration::from_nanos(delay_ns).max(Duration::from_millis(asked_ms))).await;
+            tokio::time::sleep(Duration::from_nanos(delay_ns).max(Duration::from_millis(retry_after_ms))).await;
         }
     }
 
@@ -150,7 +150,7 @@ impl HttpSink {
         let request = request.map_err(|error| DriverError::Config(error.to_string()))?;
         let response = connection.send(request, timeout).await?;
         let refused = refusal(&response);
-        // Read to its end, the connection can be used again.
+        // After the whole response is read, the connection can be reused.
         let read = Limited::new(response.into_body(), RESPONSE_BYTES_MAX).collect();
         if tokio::time::timeout(timeout, read).await.is_ok_and(|read| read.is_ok()) {
             self.connection = Some(connection);
@@ -159,11 +159,11 @@ impl HttpSink {
     }
 }
 
-/// Why a result is not delivered.
+/// The reason why a result was not delivered.
 enum Undelivered {
     /// The receiver refuses this result.
     Refused(String),
-    /// The receiver does not answer, or refuses the credentials.
+    /// The receiver does not respond, or refuses the credentials.
     Failed(DriverError),
 }
 

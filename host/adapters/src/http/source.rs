@@ -21,17 +21,17 @@ use crate::RECORD_ID_HEADER;
 use crate::driver::{BoxFuture, Committer, DriverError, Read, Safe, Source};
 use crate::redis::secret;
 
-/// The header of a record: the type of its event.
+/// The header of a record with the type of its event.
 const EVENT_HEADER: &str = "sse-event";
 
-/// The committed position: the id of the last event whose result is written. It outlives connections.
+/// The committed position: the id of the last event whose result is written. It is kept across connections.
 #[derive(Debug, Default)]
 pub struct HttpProgress(Mutex<State>);
 
 #[derive(Debug, Default)]
 struct State {
     committed: Option<String>,
-    /// The ids of the events that were read and are not committed, by offset.
+    /// The ids of the events that were read and are not committed, by the offset of their record.
     ids: BTreeMap<u64, String>,
 }
 
@@ -73,7 +73,7 @@ enum Framing {
     Lines(Lines),
 }
 
-/// Records which events are complete.
+/// Records the ids of completed events.
 pub struct HttpCommitter(Arc<HttpProgress>);
 
 /// Connects.
@@ -128,7 +128,7 @@ impl HttpSource {
         u64::try_from(self.began.elapsed().as_nanos()).unwrap_or(u64::MAX)
     }
 
-    /// Requests the feed after the last event; `None` when the server says that there is no more (204).
+    /// Requests the feed after the last event; `None` when the server ends it with the status 204.
     async fn connect(&mut self) -> Result<Option<Feed>, DriverError> {
         while let Err(wait) = self.quota.take(self.now(), "") {
             tokio::time::sleep(Duration::from_nanos(wait.retry_after_ns)).await;
@@ -183,7 +183,7 @@ impl HttpSource {
                 Err(failure) if !failure.is_retryable() => return Err(failure),
                 Err(failure) => failure,
             };
-            // What is in flight stays so: only the feed is requested again.
+            // Records in flight are kept; only the feed is requested again.
             self.feed = None;
             let least_ms = match &failure {
                 DriverError::Transport { retry_after_ms: Some(ms), .. } => Some(*ms),
@@ -196,7 +196,7 @@ impl HttpSource {
         }
     }
 
-    /// Reads a part of the response, and makes records of what it completes.
+    /// Reads a part of the response, and queues the records that it completes.
     async fn read_frame(&mut self) -> Result<(), DriverError> {
         if self.feed.is_none() {
             self.feed = self.connect().await?;
@@ -207,7 +207,7 @@ impl HttpSource {
             0 => feed.body.frame().await,
             ms => match tokio::time::timeout(idle, feed.body.frame()).await {
                 Ok(frame) => frame,
-                Err(_) => return Err(DriverError::transport(format!("nothing has arrived for {ms} ms"))),
+                Err(_) => return Err(DriverError::transport(format!("no data has arrived for {ms} ms"))),
             },
         };
         let bytes = match frame {
@@ -238,7 +238,7 @@ impl HttpSource {
         Ok(())
     }
 
-    /// The response has ended: a feed of events is requested again, lines are all there.
+    /// Handles the end of the response: it ends a feed of lines, while a feed of events is requested again.
     fn handle_end(&mut self) -> Result<(), DriverError> {
         match self.feed.take().map(|feed| feed.framing) {
             Some(Framing::Lines(mut lines)) => {
@@ -259,7 +259,7 @@ impl HttpSource {
             self.last_id = event.id;
         }
         let name = event.name.as_deref().unwrap_or("message");
-        if !self.config.events.is_empty() && !self.config.events.iter().any(|meant| meant == name) {
+        if !self.config.events.is_empty() && !self.config.events.iter().any(|selected| selected == name) {
             return;
         }
         if let Some(id) = self.last_id.as_ref().filter(|id| !id.is_empty()) {

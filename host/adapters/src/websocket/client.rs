@@ -1,4 +1,4 @@
-//! The client's side of a WebSocket.
+//! WebSocket connections.
 
 use std::time::Duration;
 
@@ -16,7 +16,7 @@ use weir_config::WebSocketSource as Config;
 use crate::driver::DriverError;
 use crate::http::client::{ByteStream, Target, refusal};
 
-/// Bytes that a connection reads at once.
+/// The most bytes of a read.
 const READ_BYTES: usize = 16 << 10;
 
 /// An open WebSocket.
@@ -29,7 +29,7 @@ pub(crate) async fn connect(config: &Config, target: &Target, token: Option<&str
             config.url.as_str().into_client_request().map_err(|error| DriverError::Config(error.to_string()))?;
         if let Some(token) = token {
             let value = HeaderValue::from_str(&format!("Bearer {token}"))
-                .map_err(|_| DriverError::Config("the token has characters that no header may have".to_owned()))?;
+                .map_err(|_| DriverError::Config("the token has characters that are invalid in a header".to_owned()))?;
             request.headers_mut().insert(AUTHORIZATION, value);
         }
         let bytes_max = (config.message_bytes_max as usize).min(PAYLOAD_BYTES_MAX);
@@ -49,7 +49,7 @@ pub(crate) async fn connect(config: &Config, target: &Target, token: Option<&str
     target.within(Duration::from_millis(config.timeout_ms), connecting).await
 }
 
-/// Sends a ping and waits for its answer; what arrives before it is dropped.
+/// Sends a ping and waits for the response. Messages that arrive before it are dropped.
 pub(crate) async fn check_liveness(socket: &mut Socket) -> Result<(), DriverError> {
     const CONTENT: &[u8] = b"weir";
     let ping = Message::Ping(Bytes::from_static(CONTENT));
@@ -69,7 +69,7 @@ pub(crate) async fn check_liveness(socket: &mut Socket) -> Result<(), DriverErro
     }
 }
 
-/// The failure that a close frame means; none for a normal end of the feed.
+/// The failure of a close frame; `None` for a normal end of the feed.
 pub(super) fn closed(frame: Option<&CloseFrame>) -> Option<DriverError> {
     let Some(CloseFrame { code, reason }) = frame else {
         return Some(DriverError::transport("the server has closed the connection without a code"));

@@ -1,7 +1,7 @@
 //! Feeds over WebSockets as sources (RFC 6455).
 //!
 //! - `client`: the handshake, and the failures of a connection.
-//! - `source`: a connection on a task of its own: messages, pings, and connections made anew.
+//! - `source`: messages as records; a task reads the connection, sends pings and reconnects.
 
 mod client;
 mod source;

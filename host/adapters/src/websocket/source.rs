@@ -1,7 +1,7 @@
 //! A feed whose messages are records.
 //!
-//! The connection is on a task of its own, so that pings are sent and answered while the adapter takes no records. Then nothing is read
-//! either: the server waits.
+//! A separate task owns the connection, so that pings are sent while the adapter reads no records. Without room for messages, the task does
+//! not read the connection, so that the server waits.
 
 use std::time::{Duration, Instant};
 
@@ -20,7 +20,7 @@ use crate::driver::{BoxFuture, Committer, DriverError, Read, Safe, Source};
 use crate::http::client::Target;
 use crate::redis::secret;
 
-/// Messages between the connection and the adapter.
+/// The most messages between the task and the adapter.
 const MESSAGES_MAX: usize = 64;
 
 /// A feed as a source.
@@ -31,7 +31,7 @@ pub struct WebSocketSource {
     _task: AbortOnDropHandle<()>,
 }
 
-/// A feed has no positions: there is nothing to commit.
+/// Commits nothing, since a feed has no positions.
 pub struct WebSocketCommitter;
 
 /// Connects.
@@ -78,9 +78,9 @@ struct Feed {
     began: Instant,
 }
 
-/// Why a connection is not read any more.
+/// The end of a connection.
 enum FeedEnd {
-    /// The server has ended the feed, or the adapter takes no more.
+    /// The server has ended the feed, or the adapter has dropped the source.
     Ended,
     /// The connection is lost.
     Lost(DriverError),
@@ -98,7 +98,7 @@ impl Feed {
         Ok(socket)
     }
 
-    /// Reads the feed until it ends or cannot be reached any more, which is the last message.
+    /// Reads the feed until it ends, or until it cannot be reached, which is sent as the last message.
     async fn run(mut self, socket: Socket, sender: mpsc::Sender<Result<Vec<u8>, DriverError>>) {
         let mut connected = Ok(socket);
         loop {
@@ -116,7 +116,7 @@ impl Feed {
             let (now, random) = (self.now(), self.random.next_u64());
             let delay_ns = lost.is_retryable().then(|| self.reconnect.handle_lost(now, least_ms, random)).flatten();
             let Some(delay_ns) = delay_ns else {
-                // The adapter may have ended meanwhile.
+                // An error means that the adapter has ended.
                 let _ = sender.send(Err(lost)).await;
                 return;
             };
@@ -156,7 +156,7 @@ impl Feed {
                             }
                         }
                         Some(Ok(Message::Close(frame))) => {
-                            // The answer is best effort: the connection is over.
+                            // The close frame of the response is best effort.
                             let _ = tokio::time::timeout(Duration::from_secs(1), socket.flush()).await;
                             return closed(frame.as_ref()).map_or(FeedEnd::Ended, FeedEnd::Lost);
                         }
@@ -170,7 +170,7 @@ impl Feed {
                 _ = ping.tick() => {
                     if room.is_some() && last_received.elapsed() > heartbeat * 2 {
                         let waited_ms = last_received.elapsed().as_millis();
-                        return FeedEnd::Lost(DriverError::transport(format!("nothing has arrived for {waited_ms} ms, and no ping is answered")));
+                        return FeedEnd::Lost(DriverError::transport(format!("no data and no pong has arrived for {waited_ms} ms")));
                     }
                     let sending = socket.send(Message::Ping(Bytes::new()));
                     match tokio::time::timeout(heartbeat, sending).await {

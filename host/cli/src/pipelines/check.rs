@@ -26,7 +26,7 @@ pub(super) fn check(paths: &[PathBuf], json: bool) -> anyhow::Result<ExitCode> {
     Ok(code)
 }
 
-/// The files, and the `.json` files of the folders, by name.
+/// The given files, and the `.json` files of the given folders, sorted by name.
 fn files(paths: &[PathBuf]) -> anyhow::Result<Vec<PathBuf>> {
     let mut files = Vec::new();
     for path in paths {
@@ -55,7 +55,7 @@ fn files(paths: &[PathBuf]) -> anyhow::Result<Vec<PathBuf>> {
 fn check_file(file: &Path) -> anyhow::Result<Result<usize, DefinitionFault>> {
     let name = file.file_stem().unwrap_or_default().to_string_lossy();
     if !is_name(&name) {
-        let fault = format!("`{name}` is not a name of a pipeline: letters, digits, `_` and `-`");
+        let fault = format!("`{name}` is not a name of a pipeline; use letters, digits, `_` and `-`");
         return Ok(Err(fault.into()));
     }
     let bytes = file.metadata().with_context(|| format!("{} cannot be read", file.display()))?.len();

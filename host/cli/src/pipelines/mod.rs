@@ -1,18 +1,22 @@
 //! `weir pipelines`: checks definitions, and lists and starts the pipelines of a running server.
 
 mod check;
-mod client;
 mod run;
 
 use std::io::Write;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use anyhow::Context;
+use anyhow::{Context, bail};
 use clap::{Args, Subcommand};
+use http::Method;
 use serde_json::Value;
+use weir_adapters::http::HttpResponse;
 
-use client::{Client, ServerAddress};
+use crate::remote::{Client, ServerAddress, block_on};
+
+/// The default timeout of a response, in seconds.
+const TIMEOUT_S: f64 = 30.0;
 
 /// `weir pipelines`.
 #[derive(Debug, Args)]
@@ -77,22 +81,55 @@ struct Run {
 }
 
 pub(crate) fn main(arguments: &Pipelines) -> anyhow::Result<ExitCode> {
-    let runtime = || tokio::runtime::Builder::new_current_thread().enable_all().build().context("no runtime");
     match &arguments.command {
-        PipelinesCommand::List { server, json } => runtime()?.block_on(list(server, *json)),
-        PipelinesCommand::Run(arguments) => runtime()?.block_on(run::run(arguments)),
+        PipelinesCommand::List { server, json } => block_on(list(server, *json)),
+        PipelinesCommand::Run(arguments) => block_on(run::run(arguments)),
         PipelinesCommand::Check { paths, json } => check::check(paths, *json),
     }
 }
 
-async fn list(server: &ServerAddress, json: bool) -> anyhow::Result<ExitCode> {
-    let answer = Client::new(server)?.json("GET", "/pipelines", &[], None).await?;
+/// Sends a request. Its response has a status below 400.
+async fn send(
+    client: &Client,
+    method: &Method,
+    path: &str,
+    headers: &[(&str, &str)],
+    body: Option<&str>,
+) -> anyhow::Result<HttpResponse> {
+    let response = client.send(method, path, headers, body).await?;
+    let status = response.status();
+    if status.as_u16() < 400 {
+        return Ok(response);
+    }
+    let problem: Value = serde_json::from_str(&response.text(client.timeout()).await?).unwrap_or_default();
+    let message = problem["detail"].as_str().or(problem["error"].as_str()).unwrap_or_default();
+    let fields = problem["errors"].as_array().into_iter().flatten().filter_map(|error| error["message"].as_str());
+    let fields: Vec<&str> = fields.filter(|field| !message.contains(field)).collect();
+    let fields = if fields.is_empty() { String::new() } else { format!(": {}", fields.join("; ")) };
+    bail!("{method} {path}: the server answers {status}: {message}{fields}")
+}
+
+/// Sends a request and reads the JSON of its response.
+async fn json(
+    client: &Client,
+    method: &Method,
+    path: &str,
+    headers: &[(&str, &str)],
+    body: Option<&str>,
+) -> anyhow::Result<Value> {
+    let response = send(client, method, path, headers, body).await?;
+    let text = response.text(client.timeout()).await?;
+    serde_json::from_str(&text).with_context(|| format!("the response of {path} is not JSON"))
+}
+
+async fn list(server: &ServerAddress, as_json: bool) -> anyhow::Result<ExitCode> {
+    let answer = json(&server.client(TIMEOUT_S)?, &Method::GET, "/pipelines", &[], None).await?;
     let pipelines = answer["pipelines"].as_array().context("the response has no list of pipelines")?;
     let mut out = std::io::stdout().lock();
     let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
     let width = pipelines.iter().map(|pipeline| text(&pipeline["name"]).len()).max().unwrap_or(0);
     for pipeline in pipelines {
-        if json {
+        if as_json {
             writeln!(out, "{pipeline}")?;
             continue;
         }
@@ -104,7 +141,7 @@ async fn list(server: &ServerAddress, json: bool) -> anyhow::Result<ExitCode> {
         };
         writeln!(out, "{:width$}  {description}", text(&pipeline["name"]))?;
     }
-    if pipelines.is_empty() && !json {
+    if pipelines.is_empty() && !as_json {
         writeln!(
             std::io::stderr(),
             "the server has no pipelines: `weir serve --set pipelines.dir=DIR` reads a folder"

@@ -5,11 +5,11 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::{Context, bail};
-use http_body_util::BodyExt as _;
+use http::Method;
 use serde_json::{Value, json};
 
-use super::Run;
-use super::client::Client;
+use super::{Run, TIMEOUT_S};
+use crate::remote::Client;
 
 /// Most consecutive connections without an event.
 const ATTEMPTS_MAX: u32 = 10;
@@ -23,11 +23,11 @@ pub(super) async fn run(arguments: &Run) -> anyhow::Result<ExitCode> {
         Some(text) => json!({ "text": text }).to_string(),
         None => read_input(&arguments.input)?,
     };
-    let client = Client::new(&arguments.server)?;
+    let client = arguments.server.client(TIMEOUT_S)?;
     let key = arguments.idempotency_key.as_deref();
     let headers: Vec<(&str, &str)> = key.map(|key| ("idempotency-key", key)).into_iter().collect();
     let path = format!("/pipelines/{}", path_segment(&arguments.name));
-    let started = client.json("POST", &path, &headers, Some(input)).await?;
+    let started = super::json(&client, &Method::POST, &path, &headers, Some(&input)).await?;
     let id = started["execution_id"].as_str().context("the response has no id of an execution")?;
     let mut out = std::io::stdout().lock();
     if arguments.detach {
@@ -47,7 +47,7 @@ pub(super) async fn run(arguments: &Run) -> anyhow::Result<ExitCode> {
         Ok(())
     };
     follow(&client, id, &mut show).await?;
-    let execution = client.json("GET", &format!("/executions/{id}"), &[], None).await?;
+    let execution = super::json(&client, &Method::GET, &format!("/executions/{id}"), &[], None).await?;
     let is_completed = execution["state"] == "completed";
     if arguments.json {
         writeln!(out, "{execution}")?;
@@ -96,9 +96,9 @@ async fn follow(client: &Client, id: &str, show: &mut impl FnMut(&Value) -> anyh
     loop {
         let mut headers = vec![("accept", "application/x-ndjson")];
         headers.extend(last_id.as_deref().map(|last_id| ("last-event-id", last_id)));
-        let mut body = match client.send("GET", &path, &headers, None).await {
+        let mut response = match super::send(client, &Method::GET, &path, &headers, None).await {
             Ok(response) if response.status() == 204 => return Ok(()),
-            Ok(response) => response.into_body(),
+            Ok(response) => response,
             Err(_) if attempts < ATTEMPTS_MAX && last_id.is_some() => {
                 attempts += 1;
                 tokio::time::sleep(RETRY).await;
@@ -107,9 +107,8 @@ async fn follow(client: &Client, id: &str, show: &mut impl FnMut(&Value) -> anyh
             Err(error) => return Err(error),
         };
         let mut rest = Vec::new();
-        // An error ends the connection like its end.
-        while let Some(Ok(frame)) = body.frame().await {
-            let Ok(bytes) = frame.into_data() else { continue };
+        // An error is treated as the end of the connection.
+        while let Ok(Some(bytes)) = response.next().await {
             rest.extend_from_slice(&bytes);
             while let Some(end) = rest.iter().position(|byte| *byte == b'\n') {
                 let line: Vec<u8> = rest.drain(..=end).collect();

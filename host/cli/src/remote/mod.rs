@@ -1,4 +1,4 @@
-//! Questions to a running server: `weir status` and `weir metrics`.
+//! Requests to a running server: for `weir status`, `weir metrics` and `weir pipelines`.
 
 mod metrics;
 mod status;
@@ -6,8 +6,11 @@ mod status;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use anyhow::anyhow;
 use clap::Args;
-use weir_adapters::http::{self, GetResponse};
+use http::Method;
+use weir_adapters::driver::DriverError;
+use weir_adapters::http::{HttpRequest, HttpResponse};
 
 pub(crate) use metrics::{Metrics, main as metrics};
 pub(crate) use status::{Status, main as status};
@@ -21,15 +24,28 @@ pub(crate) struct ServerAddress {
     /// File with a token, for a server with authentication
     #[arg(long, value_name = "FILE")]
     token_file: Option<PathBuf>,
-    /// Time for a response, seconds
-    #[arg(long, value_name = "SECONDS", default_value_t = 5.0)]
-    timeout: f64,
+    /// Time for a response, seconds [default: 30 for pipelines, otherwise 5]
+    #[arg(long, value_name = "SECONDS")]
+    timeout: Option<f64>,
 }
 
-/// How often a watched answer is requested.
+/// A client of a server.
+pub(crate) struct Client {
+    url: String,
+    token: Option<String>,
+    timeout: Duration,
+}
+
+/// A complete response.
+struct TextResponse {
+    status: u16,
+    body: String,
+}
+
+/// Whether and how often a request is repeated.
 #[derive(Debug, Args)]
 pub(crate) struct Watch {
-    /// Ask again until interrupted
+    /// Repeat the request until interrupted
     #[arg(long)]
     watch: bool,
     /// Time between two requests, seconds
@@ -43,11 +59,44 @@ pub(crate) fn seconds(value: f64) -> Duration {
 }
 
 impl ServerAddress {
-    /// The response to a GET, whatever its status.
-    async fn get(&self, path: &str) -> anyhow::Result<GetResponse> {
-        let url = format!("{}{path}", self.url.trim_end_matches('/'));
+    /// A client, with a timeout for commands without `--timeout`, in seconds.
+    pub(crate) fn client(&self, timeout_s: f64) -> anyhow::Result<Client> {
         let token = self.token_file.as_ref().map(|path| weir_adapters::secret(path)).transpose()?;
-        Ok(http::get(&url, token.as_deref(), seconds(self.timeout)).await?)
+        let timeout = seconds(self.timeout.unwrap_or(timeout_s));
+        Ok(Client { url: self.url.trim_end_matches('/').to_owned(), token, timeout })
+    }
+
+    /// The response to a GET, whatever its status.
+    async fn get(&self, path: &str) -> anyhow::Result<TextResponse> {
+        let client = self.client(5.0)?;
+        let response = client.send(&Method::GET, path, &[], None).await?;
+        let status = response.status().as_u16();
+        Ok(TextResponse { status, body: response.text(client.timeout).await? })
+    }
+}
+
+impl Client {
+    /// The timeout of a response.
+    pub(crate) fn timeout(&self) -> Duration {
+        self.timeout
+    }
+
+    /// Sends a request, and waits for the head of the response, whatever its status.
+    pub(crate) async fn send(
+        &self,
+        method: &Method,
+        path: &str,
+        headers: &[(&str, &str)],
+        json: Option<&str>,
+    ) -> anyhow::Result<HttpResponse> {
+        let url = format!("{}{path}", self.url);
+        let request = HttpRequest { method, url: &url, headers, token: self.token.as_deref(), json };
+        request.send(self.timeout).await.map_err(|error| match error {
+            DriverError::Transport { reason, .. } => {
+                anyhow!("{} cannot be reached: {reason}; start `weir serve`, or give the address with --url", self.url)
+            }
+            error => anyhow!("--url {}: {error}", self.url),
+        })
     }
 }
 
@@ -104,6 +153,22 @@ mod tests {
                 sample("weir_http_requests_open", "", 3.0)
             ]
         );
+    }
+
+    #[tokio::test]
+    async fn address_that_is_invalid_or_has_no_server_is_refused_with_a_remedy() {
+        let send = async |url: &str| {
+            let server = ServerAddress { url: url.to_owned(), token_file: None, timeout: Some(5.0) };
+            let response = server.client(1.0).unwrap().send(&Method::GET, "/", &[], None).await;
+            response.err().unwrap().to_string()
+        };
+        for url in ["localhost:8080", "ftp://x", "/v1"] {
+            let error = send(url).await;
+            assert!(error.contains("must be a URL such as https://host:port/path"), "{error}");
+        }
+        let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+        let error = send(&format!("http://{free}/")).await;
+        assert!(error.contains(&format!("http://{free} cannot be reached")) && error.contains("--url"), "{error}");
     }
 
     #[test]

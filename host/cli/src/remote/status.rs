@@ -15,7 +15,7 @@ pub(crate) struct Status {
     server: ServerAddress,
     #[command(flatten)]
     watch: Watch,
-    /// Print one JSON object, with the answers of `/stream/health` and `/v1/stats`
+    /// Print one JSON object, with the responses of `/stream/health` and `/v1/stats`
     #[arg(long)]
     json: bool,
 }
@@ -27,7 +27,7 @@ pub(crate) fn main(arguments: &Status) -> anyhow::Result<ExitCode> {
         let health: Value = serde_json::from_str(&response.body)
             .ok()
             .filter(|health: &Value| health.get("services").is_some())
-            .ok_or_else(|| anyhow::anyhow!("{} answers {}, and not as weir does", server.url, response.status))?;
+            .ok_or_else(|| anyhow::anyhow!("{} answers {}, and is not a Weir server", server.url, response.status))?;
         let stats = server.get("/v1/stats").await?;
         let stats = match stats.status {
             200 => serde_json::from_str(&stats.body)?,
@@ -44,7 +44,7 @@ pub(crate) fn main(arguments: &Status) -> anyhow::Result<ExitCode> {
     Ok(if is_healthy { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-/// A value without the quotes of a string; `-` where there is none.
+/// A value as plain text; `-` if it is missing.
 fn text(value: &Value) -> String {
     match value {
         Value::Null => "-".to_owned(),
@@ -57,7 +57,7 @@ fn text(value: &Value) -> String {
     }
 }
 
-/// The status for people.
+/// The status as text.
 fn page(health: &Value, stats: &Value) -> String {
     let mut page = format!("status     {}\n", text(&health["status"]));
     for (name, state) in health["services"].as_object().into_iter().flatten() {

@@ -23,12 +23,12 @@ use crate::arguments::{Run, Task};
 use crate::generation::{self, Generation};
 use crate::{BUILTIN, logs};
 
-/// Lines that are worked on at once: more than a model generates at once by default.
+/// The most lines in progress: more than a model generates at once by default.
 const LINES_MAX: usize = 96;
 
 pub(crate) fn main(arguments: &Run) -> anyhow::Result<ExitCode> {
     let is_summary = arguments.task == Task::Summary;
-    anyhow::ensure!(is_summary || arguments.task == Task::Generate, "--mode abstractive is for --task summary alone");
+    anyhow::ensure!(is_summary || arguments.task == Task::Generate, "--mode abstractive needs --task summary");
     let mut config = arguments.setup.load(&[])?;
     if config.log == weir_config::Log::default() {
         config.log.level = "error".into();
@@ -56,11 +56,11 @@ pub(crate) fn main(arguments: &Run) -> anyhow::Result<ExitCode> {
     code
 }
 
-/// What the lines are for.
-struct Work {
+/// The models of the lines.
+struct LineTask {
     runtime: Arc<Runtime>,
     language_model: String,
-    /// To the model that chooses the sentences of summaries.
+    /// The request to the model that selects the sentences of summaries.
     sentences: Option<Request>,
 }
 
@@ -84,7 +84,7 @@ async fn run(
         }
     });
     let sentences = sentences.map(|name| Request::new(arguments, ModelTask::Summary, &name));
-    let work = Arc::new(Work { runtime, language_model, sentences });
+    let work = Arc::new(LineTask { runtime, language_model, sentences });
     let mut running: VecDeque<JoinHandle<OutputLine>> = VecDeque::new();
     let (mut index, mut failed) = (0, 0);
     loop {
@@ -109,7 +109,7 @@ async fn run(
     Ok(if failed > 0 { ExitCode::FAILURE } else { ExitCode::SUCCESS })
 }
 
-/// Prints a line; returns whether it is that of a failure.
+/// Prints a line; returns whether it is a failure.
 fn print(line: &OutputLine) -> std::io::Result<bool> {
     let mut out = std::io::stdout().lock();
     writeln!(out, "{}", line.json)?;
@@ -117,14 +117,14 @@ fn print(line: &OutputLine) -> std::io::Result<bool> {
     Ok(line.failed)
 }
 
-/// The request of a line whose text is a message.
+/// The generation request for a line whose text is a message.
 fn prepare(arguments: &Run, line: &Line) -> Option<GenerateRequest> {
     let Line::Input(input) = line else { return None };
     let prompt = Prompt::chat(arguments.generation.system.as_deref(), &input.text);
     (arguments.task == Task::Generate).then(|| arguments.generation.request(prompt))
 }
 
-impl Work {
+impl LineTask {
     async fn line(&self, index: u64, line: Line, request: Option<GenerateRequest>) -> OutputLine {
         let input = match line {
             Line::Input(input) => input,
@@ -156,11 +156,11 @@ impl Work {
         Ok(SummaryText::rewritten(sentences, rewriting))
     }
 
-    /// The sentences of a summary.
+    /// Extracts the sentences of a summary.
     async fn extract(&self, text: String) -> Result<String, Failure> {
-        let Some(request) = &self.sentences else { return Err(Failure::Other("no model chooses sentences".into())) };
+        let Some(request) = &self.sentences else { return Err(Failure::Other("no model selects sentences".into())) };
         let (sender, mut outcomes) = self.runtime.call().open();
-        // The receiver of the outcomes is here.
+        // It cannot fail, since the receiver of the outcomes exists.
         let _ = sender.send(request.item(0, text, None)).await;
         drop(sender);
         match outcomes.recv_many(1).await.pop().map(|outcome| outcome.result) {

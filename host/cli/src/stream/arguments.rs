@@ -60,10 +60,10 @@ pub(crate) struct StreamCommon {
     /// Most texts in one run of the model
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     pub(crate) batch_size: Option<u32>,
-    /// Most records that were read and are not written yet
+    /// Most records that were read and not written yet
     #[arg(long, value_name = "N", default_value_t = 256, value_parser = clap::value_parser!(u32).range(1..))]
     in_flight: u32,
-    /// Attempts to connect again before the command fails; 0: without end
+    /// Attempts to reconnect before the command fails; 0 for no limit
     #[arg(long, value_name = "N", default_value_t = 5)]
     max_reconnect_attempts: u32,
     /// Delay before the first of these attempts, seconds; it doubles with each one

@@ -7,10 +7,10 @@ use weir_config::{Adapter, AdapterSink, AdapterSource, HttpSink, HttpSource, Web
 
 use super::arguments::{LineOutput, StreamCommon, milliseconds};
 
-/// Where the results of a feed go: a webhook, or lines.
+/// The destination of the results of a feed: a webhook, or lines.
 #[derive(Debug, Args)]
 struct FeedOutput {
-    /// URL that each result is posted to, in place of lines
+    /// URL to which each result is posted, instead of lines
     #[arg(long, value_name = "URL", conflicts_with_all = ["output_file", "output_format"])]
     webhook: Option<String>,
     /// File with the secret that signs results for the webhook (Standard Webhooks)
@@ -52,10 +52,10 @@ pub(crate) struct StreamHttp {
     /// Name of the server-sent events that are records [default: all]; can be repeated
     #[arg(long = "event", value_name = "NAME")]
     events: Vec<String>,
-    /// A feed that sends nothing for this time is requested again, seconds; 0: it may be silent
+    /// Time without data after which the feed is requested again, seconds; 0 for no limit
     #[arg(long, value_name = "SECONDS", default_value_t = 0.0)]
     idle_timeout: f64,
-    /// Attempts to request the feed again; 0: without end
+    /// Attempts to request the feed again; 0 for no limit
     #[arg(long, value_name = "N", default_value_t = 5)]
     max_retries: u32,
     /// Most requests in a second, in the long run

@@ -24,6 +24,7 @@ use crate::bindings::adapter::AdapterExportsPre;
 use crate::bindings::adapter::exports::weir::stream::adapter as wire;
 use crate::bindings::gateway::weir::stream::infer;
 use crate::components::code::{self, ComponentError};
+use crate::components::ended::NotifyOnDrop;
 use crate::components::engine::Host;
 use crate::components::guest_log::GuestLog;
 use crate::components::heartbeat::{beat, silence};
@@ -248,14 +249,6 @@ struct Results {
 
 /// A future that resolves when there is room for one result.
 type Pending = Pin<Box<dyn Future<Output = Result<mpsc::OwnedPermit<core::ResultRecord>, ()>> + Send>>;
-
-struct NotifyOnDrop(Arc<Notify>);
-
-impl Drop for NotifyOnDrop {
-    fn drop(&mut self) {
-        self.0.notify_one();
-    }
-}
 
 impl<D> StreamConsumer<D> for Results {
     type Item = wire::ResultRecord;

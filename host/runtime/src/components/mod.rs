@@ -5,12 +5,14 @@
 //! - [`adapter`]: adapter components, one instance for each running adapter.
 //! - [`gateway`]: the instances of the gateway component.
 //! - `steps`: components of the operator that are steps of pipelines.
+//! - `ended`: detects the end of a stream of a guest.
 //! - `woken`: a future that is polled only when it was woken.
 //! - `heartbeat`: detects guests that compute without yielding.
 //! - `guest_log`, `limits`, `outgoing`: the log lines, the resource limits and the outgoing requests of a guest.
 
 pub mod adapter;
 pub mod code;
+pub(crate) mod ended;
 pub(crate) mod engine;
 pub mod gateway;
 pub(crate) mod guest_log;

@@ -2,8 +2,8 @@
 
 use futures::stream::{FuturesUnordered, StreamExt};
 
-/// Polls a future only when its waker was used. The event loop of a store (`run_concurrent`) polls the future that it was
-/// given before each of its steps, a few dozen times for each request, although that future rarely has something to do.
+/// Polls a future only when its waker was used. The event loop of a store (`run_concurrent`) polls its future before each step, a
+/// few dozen times for each request, although that future is rarely ready.
 pub(crate) async fn poll_when_woken<F: Future>(future: F) -> F::Output {
     let mut one: FuturesUnordered<F> = std::iter::once(future).collect();
     match one.next().await {

@@ -1,4 +1,4 @@
-//! Which pools answer for a model: the local one of its name, then the upstreams that have it, in the order of the configuration.
+//! The pools that have a model: the local one of its name, then the upstreams with the model, in the order of the configuration.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::hash::{BuildHasher, RandomState};
@@ -12,13 +12,13 @@ use crate::bindings::generate_types::GenerateModel;
 pub(super) struct Backends {
     pub(super) local: BTreeMap<String, Arc<ModelPool>>,
     pub(super) upstreams: Vec<UpstreamBackend>,
-    /// Of this process, so that no client can choose to be the tenant of another.
+    /// A hasher with a random key, so that no client can collide with the tenant of another.
     tenants: RandomState,
 }
 
 /// A pool of an upstream.
 pub(super) struct UpstreamBackend {
-    /// Names, and with `*` as the last character the beginnings of names.
+    /// Names; one that ends in `*` stands for all names with the same beginning.
     pub(super) models: Vec<String>,
     pub(super) pool: Arc<ModelPool>,
 }

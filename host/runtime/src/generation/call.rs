@@ -32,15 +32,16 @@ struct OpenGeneration {
     /// The id on the merged stream.
     id: u64,
     detached: bool,
-    /// The caller has cancelled it: no other pool is asked.
+    /// Whether the caller has cancelled it: it then does not fall back.
     is_cancelled: bool,
 }
 
-/// The pools that are asked when the present one fails before it begins, and what they are asked.
+/// A request for the next pool, if the current one fails before its first token.
 pub(super) struct Fallback {
     request: Request,
-    /// When the deadline of the request was as it is there.
+    /// The time from which the deadline of the request is counted.
     since: Instant,
+    /// The pools that were not tried yet, the first choice first.
     rest: VecDeque<Arc<ModelPool>>,
 }
 
@@ -84,15 +85,15 @@ impl Call {
         }
     }
 
-    /// Marks a generation as cancelled; returns where it runs.
+    /// Marks a generation as cancelled; returns its pool and its id there.
     fn set_cancelled(&self, id: u64) -> Option<(Arc<ModelPool>, u64)> {
         let mut open = self.open();
-        let one = open.get_mut(&id)?;
-        one.is_cancelled = true;
-        Some((one.pool.clone(), one.id))
+        let generation = open.get_mut(&id)?;
+        generation.is_cancelled = true;
+        Some((generation.pool.clone(), generation.id))
     }
 
-    /// Hands a request to a pool in which it has room.
+    /// Submits a request to a pool with the permit that it has there.
     fn submit(
         self: &Arc<Self>,
         pool: &Arc<ModelPool>,
@@ -101,13 +102,11 @@ impl Call {
         (fallback, permit): (Option<Fallback>, OwnedSemaphorePermit),
     ) {
         let (caller_id, detached) = (request.id, request.detached);
-        // The upper half of a caller's id tells its users apart.
+        // The upper half of a caller's id identifies one of its users.
         let user = (caller_id >> 32) as u32;
         let owner = if user == 0 { (self.owner, 0) } else { (0, user) };
         let id = pool.next_id(self.backends.tenant(owner));
-        // Open before it is submitted: its end removes it.
-        let is_cancelled = self.open().remove(&caller_id).is_some_and(|before| before.is_cancelled);
-        self.open().insert(caller_id, OpenGeneration { pool: pool.clone(), id, detached, is_cancelled });
+        self.open_generation(caller_id, pool.clone(), id, detached);
         let route = Route::new(caller_id, self.clone(), tx, (request.choices, fallback), permit);
         pool.submit(Request { id, ..request }, route);
         let is_cancelled = self.open().get(&caller_id).is_some_and(|open| open.is_cancelled);
@@ -116,7 +115,14 @@ impl Call {
         }
     }
 
-    /// Asks the next pool that has room for a request that has failed, or answers with its failure.
+    /// Opens a generation, or moves an open one to another pool, before it is submitted, since its end removes it. A cancellation is kept.
+    fn open_generation(&self, caller_id: u64, pool: Arc<ModelPool>, id: u64, detached: bool) {
+        let mut open = self.open();
+        let is_cancelled = open.get(&caller_id).is_some_and(|generation| generation.is_cancelled);
+        open.insert(caller_id, OpenGeneration { pool, id, detached, is_cancelled });
+    }
+
+    /// Submits a failed request to the next pool with room, or sends its failure to the caller.
     pub(super) fn fall_back(
         self: Arc<Self>,
         caller_id: u64,
@@ -141,9 +147,9 @@ impl Call {
                 continue;
             };
             let (request, fallback) = fallback.split();
-            // Its deadline has passed otherwise: the failure is the answer.
+            // Without time left, the failure is sent.
             let Some(request) = request else { break };
-            tracing::info!(backend = pool.name(), ?failure, "a request that failed goes to the next backend");
+            tracing::info!(backend = pool.name(), ?failure, "a failed request is submitted to the next backend");
             return self.submit(&pool, request, tx, (fallback, permit));
         }
         self.remove(caller_id);
@@ -153,7 +159,7 @@ impl Call {
 }
 
 impl Fallback {
-    /// The request with what is left of its deadline, none if that has passed; and the rest, if there is one.
+    /// The request with the time that remains until its deadline, `None` if that has passed; and the fallback after it, if a pool remains.
     fn split(self) -> (Option<Request>, Option<Self>) {
         let waited_ms = u32::try_from(self.since.elapsed().as_millis()).unwrap_or(u32::MAX);
         let (request, rest) = match self.rest.is_empty() {
@@ -231,7 +237,7 @@ impl CommandSender {
                     self.submit(&pool, fallback, permit);
                     return None;
                 }
-                // The first choice has no room: another may have.
+                // Another pool may have room.
                 Err(_) if !fallback.rest.is_empty() => refused = Some(pool.count_refused()),
                 Err(_) if fallback.request.when_full == WhenFull::Wait => return Some(Waiting { pool, fallback }),
                 Err(_) => refused = Some(pool.count_refused()),
@@ -259,7 +265,7 @@ impl CommandSender {
     }
 
     fn refuse_duplicate(&self, id: u64) {
-        self.refuse(id, Failure::InvalidInput(format!("the id {id} is that of a generation that has not ended")));
+        self.refuse(id, Failure::InvalidInput(format!("the id {id} belongs to a generation that has not ended")));
     }
 
     fn refuse(&self, id: u64, failure: Failure) {
@@ -285,7 +291,7 @@ pub struct EventReceiver {
 }
 
 impl EventReceiver {
-    /// Waits for an event, and takes up to `max` of those that are there; empty once the sender is dropped and every generation has ended.
+    /// Waits for an event and returns up to `max` of the available ones; empty once the sender is dropped and every generation has ended.
     pub async fn recv_many(&mut self, max: usize) -> Vec<Event> {
         std::future::poll_fn(|cx| self.poll_recv_many(cx, max)).await
     }
@@ -324,5 +330,20 @@ impl GenerationHandle {
             call.is_request_over.store(true, Ordering::SeqCst);
             call.cancel_disallowed();
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn cancellation_is_kept_when_a_generation_moves_to_another_pool() {
+        let (sender, _events) = open(Arc::default(), 0);
+        let pool = ModelPool::new("a".to_owned(), Arc::default(), 1, true);
+        sender.call.open_generation(1, pool.clone(), 7, false);
+        assert_eq!(sender.call.set_cancelled(1).map(|(_, id)| id), Some(7));
+        sender.call.open_generation(1, pool, 8, false);
+        assert!(sender.call.open().get(&1).is_some_and(|generation| generation.is_cancelled && generation.id == 8));
     }
 }

@@ -20,6 +20,7 @@ use super::pool::ModelPool;
 use crate::bindings::generate::GenerateExportsPre;
 use crate::bindings::generate_types::{Command, Event};
 use crate::bindings::lm::LmHost;
+use crate::components::ended::NotifyOnDrop;
 use crate::components::engine::Host;
 use crate::components::guest_log::GuestLog;
 use crate::components::limits::limits;
@@ -222,15 +223,6 @@ impl<D> StreamProducer<D> for CommandSource {
 struct EventSink {
     pool: Arc<ModelPool>,
     _ended: NotifyOnDrop,
-}
-
-/// Notifies when it is dropped, which happens when the stream has ended.
-struct NotifyOnDrop(Arc<Notify>);
-
-impl Drop for NotifyOnDrop {
-    fn drop(&mut self) {
-        self.0.notify_one();
-    }
 }
 
 impl<D> StreamConsumer<D> for EventSink {

@@ -14,7 +14,7 @@ pub(super) struct PoolMetrics {
     pub(super) refused: Counter,
     pub(super) cancelled: Counter,
     pub(super) failures: Counter,
-    /// Failed requests that another upstream was asked for.
+    /// Failed requests that were submitted to another backend.
     pub(super) fallbacks: Counter,
     pub(super) requests: Counter,
     pub(super) tokens: Counter,

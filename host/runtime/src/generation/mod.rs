@@ -2,11 +2,11 @@
 //! that serves all calls.
 //!
 //! - `call`: one caller's pair of streams, commands in and events out.
-//! - `backends`: which pools answer for a model: the local one, then upstreams.
-//! - `pool`: the generations of a model or an upstream: their ids on the merged stream, and the way of their events back to the callers.
+//! - `backends`: the pools that have a model: the local one, then upstreams.
+//! - `pool`: the generations of a model or an upstream: their ids on the merged stream, and the routes of their events to the callers.
 //! - `instance`: the thread and the store of the instance; an instance that traps is replaced, and its requests fail.
-//! - `upstream`: instances of the component that asks another server; `upstream_requests`: its requests, which get the key here.
-//! - `lm`: what the instance imports, `weir:stream/lm`, over an `engine`; `gguf`: the one for GGUF files.
+//! - `upstream`: instances of the upstream component; `upstream_requests`: their HTTP requests, to which the host adds the key.
+//! - `lm`: the interface `weir:stream/lm` for the instance, over an `engine`; `gguf`: the engine for GGUF files.
 
 mod backends;
 mod call;
@@ -69,7 +69,7 @@ impl Generations {
         Ok(Self(Arc::new(backends)))
     }
 
-    /// Starts an instance for each upstream, in the order in which they are asked.
+    /// Starts an instance for each upstream, in the order of preference.
     pub(crate) fn with_upstreams(
         self,
         sources: Vec<UpstreamSource>,

@@ -23,7 +23,7 @@ const LOADING: &str = "the model is loading";
 pub(super) struct ModelPool {
     name: String,
     metrics: Arc<PoolMetrics>,
-    /// Steps and events so far: a sign of progress.
+    /// The number of steps and events so far, from which hangs are detected.
     progress: Arc<AtomicU64>,
     is_upstream: bool,
     /// Permits of requests that have not ended.
@@ -54,9 +54,9 @@ pub(super) struct Route {
     since: Instant,
     has_begun: bool,
     has_token: bool,
-    /// Where it goes if it fails before it begins.
+    /// The next pool, until the generation begins.
     fallback: Option<Fallback>,
-    /// Its place in the queue.
+    /// Its permit of the pool.
     _permit: OwnedSemaphorePermit,
 }
 
@@ -122,7 +122,7 @@ impl Route {
         has_ended
     }
 
-    /// Whether another pool is asked in place of a failure: nothing was shown yet, and it may answer.
+    /// Whether the request goes to another pool instead of failing: nothing was sent to the caller, and another pool may succeed.
     fn falls_back(&self, kind: &EventKind) -> bool {
         let may_differ = matches!(
             kind,
@@ -135,8 +135,8 @@ impl Route {
 }
 
 impl ModelPool {
-    /// The generations of a model or of an upstream, at most `requests_max` at once, the queued ones included. `progress` counts what its
-    /// instance does.
+    /// A pool without generations, of at most `requests_max` at once, the queued ones included. `progress` is the number of steps and events
+    /// of its instance.
     pub(super) fn new(name: String, progress: Arc<AtomicU64>, requests_max: usize, is_upstream: bool) -> Arc<Self> {
         let (commands, receiver) = mpsc::unbounded_channel();
         let info =
@@ -334,7 +334,7 @@ impl ModelPool {
         self.progress.fetch_add(1, Ordering::Relaxed);
     }
 
-    /// Steps and events so far.
+    /// The number of steps and events so far.
     pub(super) fn progress(&self) -> u64 {
         self.progress.load(Ordering::Relaxed)
     }

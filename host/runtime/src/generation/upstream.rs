@@ -1,4 +1,4 @@
-//! Instances of the upstream component: each has one server, its environment names it, and its requests get the key on their way out.
+//! Instances of the upstream component. Each has one server, which its environment names, and the host adds the key to its requests.
 
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
@@ -26,13 +26,13 @@ pub(crate) struct UpstreamFactory {
 /// One upstream, for [`super::Generations::start`].
 pub(crate) struct UpstreamSource {
     pub(crate) name: String,
-    /// The models that it has; with `*` as the last character all names with the part before it.
+    /// Names of its models; one that ends in `*` stands for all names with the same beginning.
     pub(crate) models: Vec<String>,
     pub(crate) environment: Vec<(String, String)>,
     pub(crate) requests: UpstreamRequests,
-    /// Requests at once.
+    /// The most requests at once, the queued ones included.
     pub(crate) requests_max: usize,
-    /// Counts the frames of its responses.
+    /// The number of frames of its responses, from which hangs are detected.
     pub(crate) progress: Arc<AtomicU64>,
 }
 

@@ -1,42 +1,43 @@
-//! The requests of an upstream component: to its server alone, and with the key, which the component never has.
+//! The HTTP requests of the upstream component: only to its server, and with the key, which the component never has.
 
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use http::header::{AUTHORIZATION, HeaderName, HeaderValue};
+use http::header::{HeaderName, HeaderValue};
 use http_body_util::BodyExt;
 use wasmtime_wasi_http::{Error, RequestOptions, WasiBody, WasiHttpHooks, default_send_request};
+use weir_codec::generation::upstream::UpstreamKind as Api;
 use weir_config::{Upstream, UpstreamKind};
 
-/// Longest key, bytes.
+/// The longest key, in bytes.
 const KEY_BYTES_MAX: usize = 8192;
 
-/// Sends requests to one server. Redirects are not followed, so that the key goes nowhere else.
+/// Sends requests to one server. Redirects are not followed, so that no other server gets the key.
 #[derive(Clone)]
 pub(crate) struct UpstreamRequests {
     name: Arc<str>,
     scheme: http::uri::Scheme,
     /// In lower case.
     authority: Arc<str>,
-    /// What every path begins with, without a slash at the end.
+    /// The prefix of every path, without a slash at the end.
     path: Arc<str>,
     header: HeaderName,
-    /// What comes before the key in the header.
+    /// The text before the key in the header.
     prefix: &'static str,
     key: Key,
-    /// Frames of responses: a sign of progress.
+    /// The number of frames of responses, from which hangs are detected.
     progress: Arc<AtomicU64>,
 }
 
-/// Where the key comes from. It has no `Debug`: it is in no log.
+/// The source of the key. It does not implement `Debug`, so that no log contains the key.
 #[derive(Clone)]
 enum Key {
-    /// The server wants none.
+    /// The server needs no key.
     None,
-    /// It was in the environment at the start.
+    /// The key that was in the environment at the start.
     Value(Arc<str>),
-    /// Read for each request.
+    /// A file that is read for each request, so that the key can be replaced.
     File(PathBuf),
 }
 
@@ -45,7 +46,7 @@ impl UpstreamRequests {
     ///
     /// # Errors
     ///
-    /// The URL is none, or the key cannot be read; the text names the key of the configuration.
+    /// The URL is invalid, or the key cannot be read; the text names the key of the configuration.
     pub(crate) fn new(
         upstream: &Upstream,
         progress: Arc<AtomicU64>,
@@ -66,17 +67,18 @@ impl UpstreamRequests {
         } else {
             Key::File(upstream.key_file.clone())
         };
-        let (header, prefix) = match upstream.kind {
-            UpstreamKind::OpenAi => (AUTHORIZATION, "Bearer "),
-            UpstreamKind::Anthropic => (HeaderName::from_static("x-api-key"), ""),
-            UpstreamKind::Gemini => (HeaderName::from_static("x-goog-api-key"), ""),
+        let api = match upstream.kind {
+            UpstreamKind::OpenAi => Api::OpenAi,
+            UpstreamKind::Anthropic => Api::Anthropic,
+            UpstreamKind::Gemini => Api::Gemini,
         };
+        let (header, prefix) = api.key_header();
         let requests = Self {
             name: name.as_str().into(),
             scheme: scheme.clone(),
             authority: authority.as_str().to_ascii_lowercase().into(),
             path: uri.path().trim_end_matches('/').into(),
-            header,
+            header: HeaderName::from_static(header),
             prefix,
             key,
             progress,
@@ -92,16 +94,16 @@ impl UpstreamRequests {
         Ok(requests)
     }
 
-    /// Whether a request goes to the server, below its base.
+    /// Whether a request goes to the server, below the path of its URL.
     fn allows(&self, uri: &http::Uri) -> bool {
         let is_server = uri.scheme() == Some(&self.scheme)
             && uri.authority().is_some_and(|authority| authority.as_str().eq_ignore_ascii_case(&self.authority));
         let below = uri.path().strip_prefix(&*self.path);
-        // A path with `..` may leave the base at the server.
+        // The server may resolve `..` to a path outside.
         is_server && below.is_some_and(|rest| rest.starts_with('/') && !rest.contains(".."))
     }
 
-    /// The value of the header with the key; none where the server wants none. The text of an error has no part of the key.
+    /// The value of the header with the key; `None` if the server needs no key. The text of an error contains no part of the key.
     fn value(&self) -> Result<Option<HeaderValue>, String> {
         let key: Arc<str> = match &self.key {
             Key::None => return Ok(None),
@@ -117,7 +119,7 @@ impl UpstreamRequests {
         }
         let value = HeaderValue::try_from(format!("{}{key}", self.prefix));
         let mut value = value.map_err(|_| "the key has characters that a header cannot have".to_owned())?;
-        // It is shown in no log.
+        // Headers that are sensitive are not logged.
         value.set_sensitive(true);
         Ok(Some(value))
     }
@@ -147,7 +149,11 @@ impl WasiHttpHooks for UpstreamRequests {
                 Ok(Some(value)) => drop(request.headers_mut().insert(requests.header.clone(), value)),
                 Ok(None) => {}
                 Err(reason) => {
-                    tracing::error!(upstream = &*requests.name, reason, "no request is sent");
+                    tracing::error!(
+                        upstream = &*requests.name,
+                        reason,
+                        "a request is not sent, since its key cannot be read"
+                    );
                     requests.count("key");
                     return Err(Error::ConfigurationError);
                 }
@@ -213,7 +219,7 @@ mod tests {
     }
 
     #[test]
-    fn key_is_read_when_it_is_needed_and_shows_nowhere() {
+    fn key_is_read_for_each_request_and_is_in_no_message() {
         let value = requests(&upstream(|_| {}), Some(" secret\n")).unwrap().value().unwrap().unwrap();
         assert_eq!(value.as_bytes(), b"Bearer secret");
         assert!(value.is_sensitive() && !format!("{value:?}").contains("secret"));
@@ -231,7 +237,7 @@ mod tests {
         let requests = requests(&of_file, None).unwrap();
         assert_eq!(requests.value().unwrap().unwrap().as_bytes(), b"first");
         std::fs::write(&dir, "second\n").unwrap();
-        assert_eq!(requests.value().unwrap().unwrap().as_bytes(), b"second", "a key can be replaced");
+        assert_eq!(requests.value().unwrap().unwrap().as_bytes(), b"second", "a replaced key is read");
         std::fs::remove_file(&dir).unwrap();
         assert!(requests.value().is_err());
     }

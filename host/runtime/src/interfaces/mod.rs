@@ -7,3 +7,4 @@ mod generate;
 mod infer;
 mod state;
 mod steps;
+mod transfer;

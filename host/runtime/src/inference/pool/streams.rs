@@ -10,6 +10,7 @@ use wasmtime::component::{Destination, Source, StreamConsumer, StreamProducer, S
 
 use super::Pool;
 use super::instance::Instance;
+use crate::components::ended::NotifyOnDrop;
 use crate::inference::queue::{Assignment, Job, TakeRequest};
 use crate::inference::reply::OutcomeLists;
 use crate::stages::{self, Stage};
@@ -124,14 +125,6 @@ impl OutcomeSink {
 pub(super) struct WatchedSink {
     pub(super) sink: OutcomeSink,
     pub(super) _ended: NotifyOnDrop,
-}
-
-pub(super) struct NotifyOnDrop(pub(super) Arc<tokio::sync::Notify>);
-
-impl Drop for NotifyOnDrop {
-    fn drop(&mut self) {
-        self.0.notify_one();
-    }
 }
 
 impl<D> StreamConsumer<D> for WatchedSink {

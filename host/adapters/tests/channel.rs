@@ -82,7 +82,7 @@ async fn adapter_ends_with_its_channel_and_takes_the_named_events() -> Result<()
 }
 
 #[tokio::test]
-async fn results_that_are_no_events_go_to_the_errors() -> Result<()> {
+async fn results_that_are_not_events_go_to_the_errors() -> Result<()> {
     let store = Store::open(EventsConfig::default()).await?;
     let dir = tempfile::tempdir()?;
     let input = dir.path().join("in.ndjson");

@@ -14,6 +14,7 @@ use sha2::Sha256;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
 use weir_adapters::check;
+use weir_adapters::http::HttpRequest;
 use weir_config::{Adapter, AdapterSink, AdapterSource, FileSink, FileSource, HttpSink, HttpSource};
 
 /// A request: its head in lower case, and its body.
@@ -170,7 +171,7 @@ async fn refusal_stops_the_adapter_with_its_reason() -> Result<()> {
 }
 
 #[tokio::test]
-async fn feed_that_is_gone_ends_after_its_retries() -> Result<()> {
+async fn unreachable_feed_ends_after_its_retries() -> Result<()> {
     let server = Server::start(&[SSE]).await?;
     let dir = tempfile::tempdir()?;
     let mut adapter = feed(&server, &dir.path().join("out"));
@@ -189,7 +190,7 @@ async fn feed_that_is_gone_ends_after_its_retries() -> Result<()> {
 
 /// A webhook that fails once is called again with the same key; a result that it refuses is an error.
 #[tokio::test]
-async fn webhook_is_called_again_with_the_same_key_and_signed() -> Result<()> {
+async fn webhook_is_retried_with_the_same_key_and_signed() -> Result<()> {
     let ok = "HTTP/1.1 200 OK\r\ncontent-length: 0\r\nconnection: close\r\n\r\n";
     let server = Server::start(&[
         "HTTP/1.1 500 Internal Server Error\r\ncontent-length: 0\r\nconnection: close\r\n\r\n",
@@ -241,7 +242,7 @@ async fn webhook_is_called_again_with_the_same_key_and_signed() -> Result<()> {
 }
 
 #[tokio::test]
-async fn checks_name_what_fails_and_what_to_do() -> Result<()> {
+async fn checks_name_the_failure_and_a_remedy() -> Result<()> {
     let config = |url: &str| HttpSource { url: url.to_owned(), timeout_ms: 5000, ..HttpSource::default() };
     let server = Server::start(&["", SSE]).await?;
     // The first connection is the check of the port, which sends no request.
@@ -278,4 +279,39 @@ async fn rate_of_requests_is_bounded() -> Result<()> {
     // Four waits of 50 ms.
     ensure!(began.elapsed().as_millis() >= 195, "{:?}", began.elapsed());
     until("requested", async || Ok(server.requests().len() == 5)).await
+}
+
+#[tokio::test]
+async fn request_has_its_headers_and_body_and_any_status_is_read() -> Result<()> {
+    let server = Server::start(&["HTTP/1.1 404 Not Found\r\ncontent-type: text/plain\r\n\r\ngone"]).await?;
+    let (method, headers) = (http::Method::POST, [("idempotency-key", "k"), ("accept", "application/json")]);
+    let request =
+        HttpRequest { method: &method, url: &server.url, headers: &headers, token: Some("t"), json: Some("{}") };
+    let timeout = std::time::Duration::from_secs(60);
+    let response = request.send(timeout).await?;
+    ensure!(response.status() == 404 && response.content_type() == "text/plain");
+    ensure!(response.text(timeout).await? == "gone");
+    until("recorded", async || Ok(server.requests().len() == 1)).await?;
+    let sent = server.requests().pop().context("no request")?;
+    ensure!(sent.head.starts_with("POST /feed ") && sent.body == b"{}", "{sent:?}");
+    let expected = [
+        ("authorization", "Bearer t"),
+        ("idempotency-key", "k"),
+        ("accept", "application/json"),
+        ("content-type", "application/json"),
+    ];
+    for (name, value) in expected {
+        ensure!(sent.header(name) == Some(value), "{name}: {sent:?}");
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn request_without_a_response_fails_after_its_timeout() -> Result<()> {
+    let listener = TcpListener::bind("127.0.0.1:0").await?;
+    let url = format!("http://{}/", listener.local_addr()?);
+    let request = HttpRequest { method: &http::Method::GET, url: &url, headers: &[], token: None, json: None };
+    let error = request.send(std::time::Duration::from_millis(50)).await.err().context("a response")?;
+    ensure!(error.to_string().contains("within 50 ms"), "{error}");
+    Ok(())
 }

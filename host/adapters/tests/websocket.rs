@@ -178,7 +178,7 @@ async fn messages_are_records_and_a_lost_feed_is_subscribed_again() -> Result<()
 }
 
 #[tokio::test]
-async fn server_that_answers_no_ping_is_left() -> Result<()> {
+async fn server_without_pongs_is_disconnected() -> Result<()> {
     let server = Server::start(
         0,
         vec![
@@ -229,7 +229,7 @@ async fn policy_of_the_server_stops_the_adapter() -> Result<()> {
 
 /// The sink takes nothing for a while: the server waits, and the connection is not taken for dead.
 #[tokio::test]
-async fn feed_waits_while_the_adapter_takes_nothing() -> Result<()> {
+async fn feed_waits_while_the_adapter_reads_nothing() -> Result<()> {
     let count = 2_000;
     let steps = (0..count).map(|number| text(&format!("{number}"))).chain([Step::Close(CloseCode::Normal)]).collect();
     let server = Server::start(0, vec![steps]).await?;
@@ -260,7 +260,7 @@ async fn stopped_adapter_writes_what_it_has_read() -> Result<()> {
 }
 
 #[tokio::test]
-async fn checks_name_what_fails_and_what_to_do() -> Result<()> {
+async fn checks_name_the_failure_and_a_remedy() -> Result<()> {
     let config = |url: &str| WebSocketSource { url: url.to_owned(), timeout_ms: 2000, ..WebSocketSource::default() };
     // The answer to a ping leaves with the next message.
     let alive = vec![text("\"one\""), Step::ReceivePing, text("\"two\""), Step::Close(CloseCode::Normal)];

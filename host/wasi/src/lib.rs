@@ -23,7 +23,7 @@ pub struct StoreData {
 
 impl StoreData {
     /// The data of an instance that sends no HTTP requests. `state` is what only its kind of instance has.
-    pub fn new(wasi: WasiCtx, limiter: impl ResourceLimiter + Send + Sync + 'static, state: impl Any + Send) -> Self {
+    pub fn new(wasi: WasiCtx, limiter: impl ResourceLimiter + Sync + 'static, state: impl Any + Send) -> Self {
         Self {
             table: ResourceTable::new(),
             wasi,

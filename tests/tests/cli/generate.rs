@@ -49,7 +49,7 @@ fn lines_are_generated_from_and_printed_in_their_order() -> Result<()> {
 }
 
 #[test]
-fn abstractive_summaries_say_how_they_were_made() -> Result<()> {
+fn abstractive_summaries_have_their_mode() -> Result<()> {
     let dir = folder()?;
     let infer = format!("infer={}", component("infer_stub.wasm")?.display());
     let embeddings = format!("model.embeddings.path={}", models().join("embeddings").display());
@@ -77,7 +77,7 @@ fn abstractive_summaries_say_how_they_were_made() -> Result<()> {
 }
 
 #[test]
-fn missing_language_model_is_named_with_the_way_to_get_one() -> Result<()> {
+fn missing_language_model_is_named_with_a_remedy() -> Result<()> {
     let dir = tempfile::tempdir()?;
     let output = command("chat", &dir, &[])?.stdin(Stdio::null()).output()?;
     let text = String::from_utf8(output.stderr)?;

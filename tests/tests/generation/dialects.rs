@@ -204,7 +204,7 @@ async fn other_dialects_respond_whole_and_as_streams() -> Result<()> {
 
 /// Requirement 4: the generation of a client that disconnects is cancelled, whether it is a stream or not.
 #[tokio::test]
-async fn generation_of_a_client_that_left_is_cancelled() -> Result<()> {
+async fn generation_of_a_disconnected_client_is_cancelled() -> Result<()> {
     let server = Server::start_generate_stub(&[]).await?;
     for (count, stream) in [(1, true), (2, false)] {
         let mut body = chat("!never");

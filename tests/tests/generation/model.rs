@@ -41,7 +41,7 @@ async fn generate(server: &Server, text: &str, tokens_max: u32) -> Result<String
 }
 
 #[tokio::test]
-async fn greedy_text_is_the_same_alone_in_company_and_after_a_restart() -> Result<()> {
+async fn greedy_text_is_the_same_alone_in_a_batch_and_after_a_restart() -> Result<()> {
     let Some(arguments) = arguments() else { return Ok(()) };
     let server = start(&arguments, &[]).await?;
     let ready: Value = reqwest::get(server.url("/readyz")).await?.json().await?;

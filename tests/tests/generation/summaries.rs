@@ -22,7 +22,7 @@ fn check(event: &Value, (_, summary, mode, fallback): (usize, &str, &str, Option
 }
 
 #[tokio::test]
-async fn process_stream_and_batch_rewrite_their_summary_or_say_why_not() -> Result<()> {
+async fn process_stream_and_batch_rewrite_their_summary_or_fall_back_with_the_reason() -> Result<()> {
     let server = Server::start_generate_stub(&[]).await?;
     for case in CASES {
         let body = json!({ "text": "a".repeat(case.0), "summary": { "mode": "abstractive" } });
@@ -48,7 +48,7 @@ async fn process_stream_and_batch_rewrite_their_summary_or_say_why_not() -> Resu
 }
 
 #[tokio::test]
-async fn sessions_rewrite_their_summaries_or_say_why_not() -> Result<()> {
+async fn sessions_rewrite_their_summaries_or_fall_back_with_the_reason() -> Result<()> {
     let server = Server::start_generate_stub(&[]).await?;
     for case in CASES {
         let chunk = json!({ "start": 0.0, "end": 1.0, "text": "a".repeat(case.0) });

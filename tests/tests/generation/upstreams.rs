@@ -178,7 +178,7 @@ async fn key_goes_to_the_upstream_and_nowhere_else() -> Result<()> {
 }
 
 #[tokio::test]
-async fn key_that_is_not_there_keeps_the_server_from_starting() -> Result<()> {
+async fn missing_key_prevents_the_start() -> Result<()> {
     let mock = MockUpstream::start(Api::OpenAi).await?;
     for (more, named) in
         [("key_env = 'WEIR_NO_SUCH_KEY'", "WEIR_NO_SUCH_KEY"), ("key_file = '/nowhere/key'", "/nowhere/key")]
@@ -190,7 +190,7 @@ async fn key_that_is_not_there_keeps_the_server_from_starting() -> Result<()> {
 }
 
 #[tokio::test]
-async fn failure_before_the_first_token_is_tried_again() -> Result<()> {
+async fn failure_before_the_first_token_is_retried() -> Result<()> {
     for api in APIS {
         let mock = MockUpstream::start(api).await?;
         let fixture = start_one(&mock, "").await?;
@@ -231,7 +231,7 @@ async fn retry_after_of_the_upstream_is_respected() -> Result<()> {
 }
 
 #[tokio::test]
-async fn server_that_is_not_there_or_says_nothing_is_unavailable() -> Result<()> {
+async fn unreachable_or_silent_upstream_is_unavailable() -> Result<()> {
     let mock = MockUpstream::start(Api::OpenAi).await?;
     let gone = {
         let listener = std::net::TcpListener::bind("127.0.0.1:0")?;
@@ -363,7 +363,7 @@ async fn models_of_upstreams_are_listed_and_their_patterns_are_not() -> Result<(
 }
 
 #[tokio::test]
-async fn client_that_leaves_ends_the_request_to_the_upstream() -> Result<()> {
+async fn disconnected_client_cancels_the_request_to_the_upstream() -> Result<()> {
     for api in APIS {
         let mock = MockUpstream::start(api).await?;
         let fixture = start_one(&mock, "").await?;
@@ -385,7 +385,7 @@ async fn client_that_leaves_ends_the_request_to_the_upstream() -> Result<()> {
 }
 
 #[tokio::test]
-async fn circuit_opens_after_failures_and_spares_the_upstream() -> Result<()> {
+async fn circuit_opens_after_failures_and_stops_requests() -> Result<()> {
     let mock = MockUpstream::start(Api::OpenAi).await?;
     let more = "retry_max_attempts = 1\ncircuit_failures = 3\ncircuit_open_ms = 600000";
     let fixture = start_one(&mock, more).await?;
@@ -401,7 +401,7 @@ async fn circuit_opens_after_failures_and_spares_the_upstream() -> Result<()> {
 }
 
 #[tokio::test]
-async fn user_has_a_budget_of_tokens_and_of_requests_at_once() -> Result<()> {
+async fn tokens_and_concurrent_requests_of_a_user_are_bounded() -> Result<()> {
     let mock = MockUpstream::start(Api::OpenAi).await?;
     let fixture = start_one(&mock, "user_tokens_per_minute = 5").await?;
     assert_eq!(whole_of(&fixture.server, "good").await?.0, 200, "it takes 10, and pays at its end");

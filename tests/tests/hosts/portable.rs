@@ -33,7 +33,7 @@ fn serve(name: &str, arguments: &[&str]) -> Result<Server> {
 }
 
 #[tokio::test]
-async fn weir_wasm_under_wasmtime_serve_does_what_weir_serve_does() -> Result<()> {
+async fn weir_wasm_under_wasmtime_serve_passes_every_case() -> Result<()> {
     // A component has no bf16 instructions, so embeddings are compared with those of a processor without them.
     let reference = Server::start(&["--set", "models.isa=portable"]).await?;
     let folder = format!("{}::/models", models().display());
@@ -81,7 +81,7 @@ fn composed_components_import_only_wasi() -> Result<()> {
 
 /// A graph that the engine does not know is a failure of the item, and the instance serves the others.
 #[tokio::test]
-async fn model_with_a_bad_graph_is_a_failure_that_says_so() -> Result<()> {
+async fn model_with_an_invalid_graph_fails_with_the_reason() -> Result<()> {
     let folder = tempfile::tempdir()?;
     for (from, to) in [("sentiment", "good"), ("sentiment", "cut"), ("sentiment", "unknown")] {
         let to = folder.path().join(to);
@@ -176,7 +176,7 @@ async fn failure(server: &Server, model: &str) -> Result<Value> {
 }
 
 #[tokio::test]
-async fn thin_instance_asks_another_server_and_says_what_is_wrong_with_it() -> Result<()> {
+async fn thin_instance_uses_another_server_and_reports_its_failures() -> Result<()> {
     let models = Server::start(&[]).await?;
     let middleman = Middleman::start(&models).await?;
     let url = format!("WEIR_REMOTE_URL=http://{}", middleman.address);
@@ -229,7 +229,7 @@ async fn thin_instance_asks_another_server_and_says_what_is_wrong_with_it() -> R
 }
 
 #[tokio::test]
-async fn thin_instance_with_a_wrong_address_is_not_ready_and_says_why() -> Result<()> {
+async fn thin_instance_with_a_wrong_address_is_not_ready_with_the_reason() -> Result<()> {
     let port = TcpListener::bind("127.0.0.1:0")?.local_addr()?.port();
     let url = format!("WEIR_REMOTE_URL=http://127.0.0.1:{port}");
     let server = serve("weir-thin.wasm", &["--env", &url])?;

@@ -112,7 +112,7 @@ async fn client_that_does_not_read_is_not_read_from() -> Result<()> {
 
 /// A request ends when nothing arrives for `http.body_timeout_ms`; a WebSocket stays, since its client answers pings.
 #[tokio::test]
-async fn quiet_socket_outlives_a_quiet_request() -> Result<()> {
+async fn idle_socket_outlives_an_idle_request() -> Result<()> {
     let server = Server::start_stub(&["--set", "http.body_timeout_ms=300"]).await?;
     let mut socket = WebSocket::connect(&server, "/v1/classify", None).await?;
     let mut request = Duplex::open(&server, "/v1/classify").await?;

@@ -14,8 +14,11 @@ use sha2::Sha256;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
 use weir_adapters::check;
+use weir_adapters::driver::{Read, Source as _};
 use weir_adapters::http::HttpRequest;
+use weir_codec::adapter::decode::{PAYLOAD_BYTES_MAX, REFUSAL_HEADER};
 use weir_config::{Adapter, AdapterSink, AdapterSource, FileSink, FileSource, HttpSink, HttpSource};
+use weir_core::adapter::ReconnectConfig;
 
 /// A request: its head in lower case, and its body.
 #[derive(Debug, Clone)]
@@ -313,5 +316,23 @@ async fn request_without_a_response_fails_after_its_timeout() -> Result<()> {
     let request = HttpRequest { method: &http::Method::GET, url: &url, headers: &[], token: None, json: None };
     let error = request.send(std::time::Duration::from_millis(50)).await.err().context("a response")?;
     ensure!(error.to_string().contains("within 50 ms"), "{error}");
+    Ok(())
+}
+
+#[tokio::test]
+async fn line_that_is_too_long_is_refused_with_the_reason() -> Result<()> {
+    let response = format!("{NDJSON}{}\n{{\"text\":\"a\"}}\n", "x".repeat(PAYLOAD_BYTES_MAX + 1));
+    let server = Server::start(&[&response]).await?;
+    let config = HttpSource { url: server.url.clone(), timeout_ms: 60_000, ..HttpSource::default() };
+    let opened = weir_adapters::http::open(&config, ReconnectConfig::default(), 1, &Arc::default()).await;
+    let (mut source, _committer) = opened?;
+    let mut records = Vec::new();
+    while let Read::Records(more) = source.read(10).await? {
+        records.extend(more);
+    }
+    let reason = records[0].headers.iter().find(|header| header.name == REFUSAL_HEADER).context("no refusal")?;
+    ensure!(String::from_utf8_lossy(&reason.value).contains("more than"), "{reason:?}");
+    ensure!(records.len() == 2 && records[1].payload == br#"{"text":"a"}"#);
+    ensure!(source.sets_control_headers(), "the supervisor would remove the refusal");
     Ok(())
 }

@@ -8,7 +8,7 @@ use bytes::Bytes;
 use http::header::{ACCEPT, AUTHORIZATION, CONTENT_TYPE};
 use http_body_util::{BodyExt as _, Full};
 use hyper::body::Incoming;
-use weir_codec::adapter::decode::PAYLOAD_BYTES_MAX;
+use weir_codec::adapter::decode::{PAYLOAD_BYTES_MAX, REFUSAL_HEADER};
 use weir_codec::adapter::sse::{Event, EventReader, Received};
 use weir_codec::http::lines::Lines;
 use weir_config::HttpSource as Config;
@@ -228,11 +228,11 @@ impl HttpSource {
                 }
             }
             Framing::Lines(lines) => {
-                let (mut rest, mut payloads) = (&bytes[..], Vec::new());
+                let (mut rest, mut contents) = (&bytes[..], Vec::new());
                 while let Some(line) = lines.next_line(&mut rest) {
-                    payloads.push(line.content.unwrap_or_default().to_vec());
+                    contents.push(line.content.map(<[u8]>::to_vec));
                 }
-                payloads.into_iter().for_each(|payload| self.add(payload, Vec::new()));
+                contents.into_iter().for_each(|content| self.add_line(content));
             }
         }
         Ok(())
@@ -243,8 +243,8 @@ impl HttpSource {
         match self.feed.take().map(|feed| feed.framing) {
             Some(Framing::Lines(mut lines)) => {
                 if let Some(line) = lines.last_line() {
-                    let payload = line.content.unwrap_or_default().to_vec();
-                    self.add(payload, Vec::new());
+                    let content = line.content.map(<[u8]>::to_vec);
+                    self.add_line(content);
                 }
                 self.has_ended = true;
                 Ok(())
@@ -269,6 +269,17 @@ impl HttpSource {
         self.add(event.data.into_bytes(), headers);
     }
 
+    /// Adds a line. One that is too long has no content, and is refused with the reason.
+    fn add_line(&mut self, content: Option<Vec<u8>>) {
+        match content {
+            Some(payload) => self.add(payload, Vec::new()),
+            None => {
+                let reason = format!("the line has more than {PAYLOAD_BYTES_MAX} bytes");
+                self.add(Vec::new(), vec![Header::new(REFUSAL_HEADER, reason)]);
+            }
+        }
+    }
+
     fn add(&mut self, payload: Vec<u8>, headers: Vec<Header>) {
         let position = Position { partition: 0, offset: self.offset };
         self.offset += 1;
@@ -280,6 +291,10 @@ impl HttpSource {
 impl Source for HttpSource {
     fn read(&mut self, max: usize) -> BoxFuture<'_, Result<Read, DriverError>> {
         Box::pin(self.next(max))
+    }
+
+    fn sets_control_headers(&self) -> bool {
+        true
     }
 }
 

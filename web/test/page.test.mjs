@@ -107,6 +107,19 @@ test("runs: a pipeline is started, followed to its end and found in the list", o
   await inspect(page, "runs");
   await page.getByRole("link", { name: id }).click();
   await page.waitForURL(`**/executions/${id}`);
+
+  // The input of an execution that this tab did not start is entered anew; then the same input runs again.
+  await page.getByRole("button", { name: "Run again" }).click();
+  await page.waitForURL("**/pipelines/slow");
+  service.release();
+  await page.getByRole("button", { name: "Start" }).click();
+  const isOther = (url) => /\/executions\/exec_/.test(url.pathname) && !url.pathname.endsWith(id);
+  await page.waitForURL(isOther);
+  await page.locator("[data-state]", { hasText: "completed" }).waitFor();
+  const first = page.url();
+  await page.getByRole("button", { name: "Run again" }).click();
+  await page.waitForURL((url) => isOther(url) && url.href !== first);
+  await page.locator("[data-state]", { hasText: "completed" }).waitFor();
 });
 
 test("channels are followed over one socket, and published to", options, async (t) => {
@@ -306,12 +319,15 @@ test("session shows segments as they become final", options, async (t) => {
   await page.getByText("Recent conversation context:").waitFor();
 });
 
-test("server shows models and counts", options, async (t) => {
-  const server = await serve(t);
+test("server shows models, counts and changed settings without secrets", options, async (t) => {
+  const server = await serve(t, { settings: ["http.requests_max=77"] });
   const { page } = await open(t, `${server.page}/server`);
   await page.getByRole("rowheader", { name: "sentiment" }).waitFor();
   await page.locator("[data-server]", { hasText: "requests open" }).waitFor();
   await page.locator("[data-server]", { hasText: "uptime" }).waitFor();
+  await page.getByText("Configuration (3 keys changed from the defaults)").click();
+  const settings = await page.locator("[data-configuration] tbody tr").allInnerTexts();
+  assert.deepEqual(settings.map((row) => row.split("\t")), [["http.listen", "set"], ["http.requests_max", "77"], ["pipelines.dir", "set"]]);
   await inspect(page, "server");
 });
 

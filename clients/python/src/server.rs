@@ -49,6 +49,7 @@ impl Server {
             let runtime = Arc::new(runtime);
             let server = weir_edge::Server::new(&config, listener, runtime.clone(), observer);
             let server = server.map_err(|error| PyOSError::new_err(convert::chain(&error)))?;
+            let server = server.with_settings(&weir_config::changed_settings(&config));
             Ok::<_, PyErr>((address, runtime, server))
         };
         let (address, runtime, server) = process::wait(py, start)??;

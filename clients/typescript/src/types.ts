@@ -225,9 +225,16 @@ export interface Uploaded {
   execution_id?: string;
   links?: Record<string, string>;
 }
+/** A setting that is not the default. A text has no value: it may be a secret. */
+export interface Setting {
+  key: string;
+  value?: number | boolean | string;
+}
+
 /** A snapshot of the server: `GET /v1/stats`. */
 export interface Stats {
   timestamp: string;
   uptime_s?: number;
+  configuration?: Setting[];
   [member: string]: any;
 }

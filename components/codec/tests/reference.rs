@@ -274,8 +274,9 @@ fn http_page_agrees_with_the_wire_types() {
     }
     out.push_str(
         "## Routes of the native host\n\n`weir serve` handles `GET /metrics` itself, see [Metrics](metrics.md), and `GET /v1/stats`, a \
-         snapshot of the server as JSON or, with `Accept: text/event-stream`, one every second as events named `stats`. \
-         All other routes are those of the gateway component, under every host.\n\n## Schemas\n\n",
+         snapshot of the server as JSON or, with `Accept: text/event-stream`, one every second as events named `stats`. Its \
+         `configuration` lists the settings that differ from their defaults (`key`, and `value` where it is a number, a switch or a choice: \
+         texts, paths, addresses and lists are never shown). All other routes are those of the gateway component, under every host.\n\n## Schemas\n\n",
     );
     for (name, described) in document["components"]["schemas"].as_object().unwrap() {
         schema(&mut out, name, described);

@@ -144,7 +144,6 @@ impl Supervisor {
                 .then(|| reconnect.handle_lost(now(), failure.retry_after_ms(), random.next_u64()))
                 .flatten();
             let Some(delay_ns) = delay_ns else {
-                tracing::error!(adapter = name, %failure, "the adapter has stopped");
                 self.status.set(State::Failed, Some(failure.to_string()));
                 return Err(failure);
             };

@@ -31,8 +31,12 @@ struct RunningAdapter {
 }
 
 impl RunningAdapters {
-    /// Checks all adapters, then starts them.
-    pub(crate) fn start(runtime: &Arc<Runtime>, adapters: &[Adapter]) -> anyhow::Result<Self> {
+    /// Checks all adapters, then starts them. `on_failure` is called with the name of each one that fails for good, at that time.
+    pub(crate) fn start(
+        runtime: &Arc<Runtime>,
+        adapters: &[Adapter],
+        on_failure: fn(&str, &AdapterFailure),
+    ) -> anyhow::Result<Self> {
         let mut prepared = Vec::new();
         for adapter in adapters {
             // A random seed, so that two adapters do not retry at the same times.
@@ -54,7 +58,12 @@ impl RunningAdapters {
         let running = prepared.into_iter().map(|(plan, component)| {
             let status = Status::new(&plan.name, plan.source, plan.sink);
             let supervisor = Supervisor::new(plan.driver, component, plan.bounds, status.clone());
-            RunningAdapter { status, task: tokio::spawn(supervisor.run(stopped.clone())) }
+            let (name, stopped) = (plan.name, stopped.clone());
+            let task = tokio::spawn(async move {
+                let result = supervisor.run(stopped).await;
+                result.inspect_err(|failure| on_failure(&name, failure))
+            });
+            RunningAdapter { status, task }
         });
         let adapters: Vec<RunningAdapter> = running.collect();
         let statuses: Vec<Status> = adapters.iter().map(|adapter| adapter.status.clone()).collect();

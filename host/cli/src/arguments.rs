@@ -92,6 +92,9 @@ pub(crate) struct Serve {
     /// Use a component file in place of the built-in one for an `[[adapter]]`; can be repeated
     #[arg(long = "adapter", value_name = "NAME=FILE")]
     pub(crate) adapters: Vec<String>,
+    /// Print a JSON object once the server listens: its address, its URL, its page and its models
+    #[arg(long)]
+    pub(crate) json: bool,
     #[command(flatten)]
     pub(crate) setup: Setup,
 }
@@ -170,6 +173,9 @@ pub(crate) struct Run {
     /// Do not show progress on standard error
     #[arg(long, short)]
     pub(crate) quiet: bool,
+    /// Show progress and totals as JSON objects, one a line on standard error; results are JSON in any case
+    #[arg(long, conflicts_with = "quiet")]
+    pub(crate) json: bool,
     #[command(flatten)]
     pub(crate) setup: Setup,
     /// Files with one input per line, plain text or JSON with `text`; transcripts also as SubRip (.srt) or WebVTT

@@ -13,14 +13,16 @@ Examples:
   weir serve
   weir serve --listen 0.0.0.0:8080 --set auth.mode=required --set auth.dir=keys
   weir serve --model reviews=models/reviews --set pipelines.dir=pipelines
-  weir serve --config weir.toml --set events.store=disk";
+  weir serve --config weir.toml --set events.store=disk
+  weir serve --listen 127.0.0.1:0 --json";
 
 pub(crate) const RUN: &str = "\
 Examples:
   weir run --task sentiment reviews.txt
   weir run --task entities --aggregation simple - < articles.txt
   weir run --task summary --quiet article.txt
-  weir run --task transcript call.vtt";
+  weir run --task transcript call.vtt
+  weir run --task sentiment --json reviews.txt > labels.ndjson";
 
 pub(crate) const MODELS: &str = "\
 Examples:

@@ -16,9 +16,9 @@ use weir_runtime::Runtime;
 use weir_runtime::types::{ModelInfo, ModelKind};
 
 use crate::adapters::RunningAdapters;
-use crate::arguments::{Serve, add_models, set_adapters};
+use crate::arguments::{Serve, add_models, beside_program, set_adapters};
 use crate::start_files::NewFiles;
-use crate::start_lines::start_lines;
+use crate::start_lines::StartLines;
 use crate::{BUILTIN, logs};
 
 pub(crate) fn main(arguments: &Serve) -> anyhow::Result<ExitCode> {
@@ -32,7 +32,7 @@ pub(crate) fn main(arguments: &Serve) -> anyhow::Result<ExitCode> {
     logs::start(&config.log)?;
     allow_files(&config.http);
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().context("no threads")?;
-    let code = runtime.block_on(serve(config))?;
+    let code = runtime.block_on(serve(config, arguments.json))?;
     // Without waiting for replicas, whose threads may be in the middle of a computation.
     runtime.shutdown_background();
     Ok(code)
@@ -67,7 +67,16 @@ fn unmet_steps(steps: &weir_config::Steps, models: &[ModelInfo]) -> Vec<String> 
     StepModels { sentiment: &steps.sentiment, summary: &steps.summary, entities: &steps.entities }.unmet(&models)
 }
 
-async fn serve(config: weir_config::Config) -> anyhow::Result<ExitCode> {
+/// The settings that differ from their defaults. The folder of models beside the program is a default.
+fn changed(config: &weir_config::Config) -> Vec<weir_config::ChangedSetting> {
+    let mut config = config.clone();
+    if beside_program().is_some_and(|dir| dir == config.models.dir) {
+        config.models.dir = std::path::PathBuf::new();
+    }
+    weir_config::changed_settings(&config)
+}
+
+async fn serve(config: weir_config::Config, json: bool) -> anyhow::Result<ExitCode> {
     let start = Instant::now();
     let observer = Observer::install()?;
     // Registered first, so that no signal is lost.
@@ -79,8 +88,10 @@ async fn serve(config: weir_config::Config) -> anyhow::Result<ExitCode> {
     let new_files = NewFiles::of(&config.events);
     let started = async {
         let runtime = Arc::new(Runtime::serve(&config, BUILTIN).await?);
-        let adapters = RunningAdapters::start(&runtime, &config.adapter)?;
-        let mut server = Server::new(&config, listener, runtime.clone(), observer)?;
+        let adapters = RunningAdapters::start(&runtime, &config.adapter, |adapter, failure| {
+            tracing::error!(adapter, %failure, "the adapter has stopped");
+        })?;
+        let mut server = Server::new(&config, listener, runtime.clone(), observer)?.with_settings(&changed(&config));
         let statuses = adapters.statuses();
         if !statuses.is_empty() {
             server = server.with_adapters(move || statuses.iter().map(Status::report).collect());
@@ -96,13 +107,14 @@ async fn serve(config: weir_config::Config) -> anyhow::Result<ExitCode> {
     };
     {
         let mut out = std::io::stdout().lock();
-        if out.is_terminal() {
-            let models = runtime.models().into_iter().map(|model| model.name);
-            let language_models = runtime.language_models().into_iter().map(|model| model.name);
-            let names: Vec<String> = models.chain(language_models).collect();
-            write!(out, "{}", start_lines(address, &config, &names))?;
-        } else {
-            writeln!(out, "listening on http://{address}")?;
+        let models = runtime.models().into_iter().map(|model| model.name);
+        let language_models = runtime.language_models().into_iter().map(|model| model.name);
+        let names: Vec<String> = models.chain(language_models).collect();
+        let lines = StartLines { address, config: &config, models: &names };
+        match (json, out.is_terminal()) {
+            (true, _) => writeln!(out, "{}", lines.json())?,
+            (false, true) => write!(out, "{}", lines.text())?,
+            (false, false) => writeln!(out, "listening on http://{address}")?,
         }
         out.flush()?;
     }

@@ -2,18 +2,56 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
+use serde_json::{Value, json};
 use weir_config::{Config, EventsStore};
 
-/// The lines. The first one is that of a start without a terminal, with the URL of the page.
-pub(crate) fn start_lines(address: SocketAddr, config: &Config, models: &[String]) -> String {
-    let url = format!("http://{}", reachable(address));
-    let page = if config.gateway.ui == weir_config::Switch::On { format!(" (page: {url}/)") } else { String::new() };
-    let names = if models.is_empty() { "none".to_owned() } else { models.join(", ") };
-    let from = match config.models.dir.as_os_str().is_empty() {
-        true => String::new(),
-        false => format!(" from {}", config.models.dir.display()),
-    };
-    format!("listening on http://{address}{page}\nmodels: {names}{from}\nstored data: {}\n", places(config))
+/// A server that has started.
+pub(crate) struct StartLines<'a> {
+    /// Where it listens.
+    pub(crate) address: SocketAddr,
+    pub(crate) config: &'a Config,
+    /// The names of its models, those for text generation last.
+    pub(crate) models: &'a [String],
+}
+
+impl StartLines<'_> {
+    /// The lines. The first one is that of a start without a terminal, with the URL of the page.
+    pub(crate) fn text(&self) -> String {
+        let Self { address, config, models } = self;
+        let page = self.page().map(|page| format!(" (page: {page})")).unwrap_or_default();
+        let names = if models.is_empty() { "none".to_owned() } else { models.join(", ") };
+        let from = match config.models.dir.as_os_str().is_empty() {
+            true => String::new(),
+            false => format!(" from {}", config.models.dir.display()),
+        };
+        format!("listening on http://{address}{page}\nmodels: {names}{from}\nstored data: {}\n", places(config))
+    }
+
+    /// The same as a JSON object; `page` is `null` if the page is switched off.
+    pub(crate) fn json(&self) -> Value {
+        let store = match self.config.events.store {
+            EventsStore::Memory => "memory",
+            EventsStore::Disk => "disk",
+            EventsStore::Redis => "redis",
+        };
+        json!({
+            "address": self.address.to_string(),
+            "url": self.url(),
+            "page": self.page(),
+            "models": self.models,
+            "store": store,
+            "stored_data": places(self.config),
+        })
+    }
+
+    /// The URL by which this machine reaches the server.
+    fn url(&self) -> String {
+        format!("http://{}", reachable(self.address))
+    }
+
+    fn page(&self) -> Option<String> {
+        (self.config.gateway.ui == weir_config::Switch::On).then(|| format!("{}/", self.url()))
+    }
 }
 
 /// The address by which this machine reaches a listener.
@@ -52,7 +90,8 @@ mod tests {
         let mut config = Config::default();
         let models = ["entities".to_owned(), "sentiment".to_owned()];
         let lines = |config: &Config, address: &str, models: &[String]| {
-            start_lines(address.parse().unwrap(), config, models).lines().map(str::to_owned).collect::<Vec<_>>()
+            let address = address.parse().unwrap();
+            StartLines { address, config, models }.text().lines().map(str::to_owned).collect::<Vec<_>>()
         };
         config.models.dir = "models".into();
         assert_eq!(
@@ -71,6 +110,14 @@ mod tests {
         assert_eq!(
             redis,
             ["listening on http://[::1]:80", "models: none", "stored data: rediss://redis.example:6380/1"]
+        );
+        let address = "0.0.0.0:80".parse().unwrap();
+        assert_eq!(
+            StartLines { address, config: &config, models: &models }.json(),
+            json!({
+                "address": "0.0.0.0:80", "url": "http://127.0.0.1:80", "page": null, "models": ["entities", "sentiment"],
+                "store": "redis", "stored_data": "rediss://redis.example:6380/1",
+            })
         );
         config.events.store = EventsStore::Disk;
         config.events.path = "events.redb".into();

@@ -9,6 +9,7 @@
 //! - An unknown key is an error, in the file, in the environment and on the command line.
 
 mod adapters;
+mod changes;
 mod channels;
 mod generate;
 mod load;
@@ -29,6 +30,7 @@ pub use adapters::{
     Adapter, AdapterSink, AdapterSource, ChannelSink, ChannelSource, FileSink, FileSource, HttpSink, HttpSource,
     RedisSink, RedisSource, StdoutSink, WebSocketSource,
 };
+pub use changes::{ChangedSetting, changed_settings};
 pub use channels::{Auth, AuthMode, Events, EventsFallback, EventsStore, Sessions};
 pub use generate::Generate;
 pub use load::{ConfigError, load};

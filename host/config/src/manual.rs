@@ -27,6 +27,19 @@ pub fn keys() -> Vec<Key> {
     keys
 }
 
+/// Whether the value of a key is one of several names, such as `events.store`.
+pub(crate) fn is_choice(key: &str) -> bool {
+    let schema = serde_json::to_value(schemars::schema_for!(Config)).unwrap_or_default();
+    let node = key
+        .split('.')
+        .try_fold(&schema, |node, part| resolve(&schema, node).get("properties")?.get(part).map(optional));
+    let is_name = |kind: &Value| kind.get("const").is_some_and(Value::is_string);
+    node.map(|node| resolve(&schema, node)).is_some_and(|node| {
+        let kinds = node.get("oneOf").and_then(Value::as_array);
+        node.get("enum").is_some() || kinds.is_some_and(|kinds| kinds.iter().all(is_name))
+    })
+}
+
 /// The keys as a Markdown table, as in `docs/reference/configuration.md`.
 pub fn table_markdown() -> String {
     let mut table = String::from("| key | default | meaning |\n|---|---|---|\n");

@@ -9,13 +9,14 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio::task::JoinSet;
 use weir_codec::adapter::health::AdapterReport;
-use weir_config::Config;
+use weir_config::{ChangedSetting, Config};
 use weir_runtime::Runtime;
 
 use crate::connection;
 use crate::error::ServeError;
 use crate::observe::Observer;
 use crate::state::EdgeState;
+use crate::stats;
 
 /// A listening socket. Connections wait in the kernel until a [`Server`] serves them.
 pub struct Listener {
@@ -69,6 +70,13 @@ impl Server {
     pub fn with_adapters(self, reports: impl Fn() -> Vec<AdapterReport> + Send + Sync + 'static) -> Self {
         // It cannot be set already: only this method sets it, and the server is not shared yet.
         let _ = self.state.adapters.set(Box::new(reports));
+        self
+    }
+
+    /// The same server, which shows settings in `/v1/stats`: those that differ from their defaults.
+    pub fn with_settings(self, changed: &[ChangedSetting]) -> Self {
+        // As above.
+        let _ = self.state.configuration.set(stats::configuration(changed));
         self
     }
 

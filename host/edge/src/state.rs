@@ -4,6 +4,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Instant;
 
+use serde_json::Value;
 use tokio::sync::watch;
 use weir_codec::adapter::health::AdapterReport;
 use weir_config::{AuthMode, Config, Http, Switch};
@@ -58,6 +59,8 @@ pub(crate) struct EdgeState {
     pub(crate) gzip: bool,
     /// Gives the state of the adapters that run beside the server; empty where there are none.
     pub(crate) adapters: OnceLock<AdapterReports>,
+    /// The settings that `/v1/stats` shows.
+    pub(crate) configuration: OnceLock<Value>,
     next_id: AtomicU64,
     /// Asking the system for it takes a system call.
     process_id: u32,
@@ -96,6 +99,7 @@ impl EdgeState {
             gzip: config.events.gzip == Switch::On,
             config: http.clone(),
             adapters: OnceLock::new(),
+            configuration: OnceLock::new(),
             next_id: AtomicU64::new(0),
             process_id: std::process::id(),
             draining: AtomicBool::new(false),

@@ -11,6 +11,7 @@ use bytes::Bytes;
 use serde_json::{Map, Value, json};
 use tokio::time::{Interval, MissedTickBehavior};
 use weir_codec::http::timestamp::rfc3339;
+use weir_config::ChangedSetting;
 
 use crate::share::Permit;
 use crate::state::EdgeState;
@@ -82,9 +83,19 @@ struct ModelSamples {
     seconds: Vec<(f64, f64)>,
 }
 
+/// The settings that differ from their defaults, as JSON.
+pub(crate) fn configuration(changed: &[ChangedSetting]) -> Value {
+    let setting = |ChangedSetting { key, value }: &ChangedSetting| match value {
+        Some(value) => json!({ "key": key, "value": value }),
+        None => json!({ "key": key }),
+    };
+    changed.iter().map(setting).collect::<Vec<_>>().into()
+}
+
 /// The snapshot of a process that has run for `uptime`, from its metrics in the exposition format.
-fn snapshot(exposition: &str, uptime: Duration, now: Duration) -> Value {
+fn snapshot(exposition: &str, configuration: &Value, uptime: Duration, now: Duration) -> Value {
     let mut stats = Map::new();
+    stats.insert("configuration".to_owned(), configuration.clone());
     stats.insert("timestamp".to_owned(), rfc3339(u64::try_from(now.as_millis()).unwrap_or(u64::MAX)).into());
     stats.insert("uptime_s".to_owned(), uptime.as_secs().into());
     for (field, _) in FACTS {
@@ -160,11 +171,15 @@ fn quantile(buckets: &[(f64, f64)], share: f64) -> Option<f64> {
     Some(low + (high - low) * (rank - below) / (until - below))
 }
 
+/// The configuration of a server that was not given one to show.
+static NO_SETTINGS: Value = Value::Array(Vec::new());
+
 /// The snapshot as a body.
 pub(crate) fn body(state: &EdgeState) -> Bytes {
     state.runtime.report();
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    let stats = snapshot(&state.observer.render(), state.start_time.elapsed(), now);
+    let configuration = state.configuration.get().unwrap_or(&NO_SETTINGS);
+    let stats = snapshot(&state.observer.render(), configuration, state.start_time.elapsed(), now);
     Bytes::from(format!("{stats}\n"))
 }
 
@@ -246,8 +261,13 @@ not a sample
 
     #[test]
     fn snapshot_has_facts_and_models_of_the_exposition() {
-        let stats = snapshot(EXPOSITION, Duration::from_secs(61), Duration::from_millis(1500));
-        expect![[r#"{"channels":0,"closed_slow_total":0,"connections_open":0,"events_delivered_total":0,"events_published_total":0,"gaps_total":0,"gateway_instances_lost_total":0,"keeper_lost_total":0,"models":[{"batch_items_mean":null,"circuit":"open","failures_total":0,"items_total":0,"name":"entities","p50_ms":null,"p99_ms":null,"queue_items":0,"queue_tokens":0,"ready":false,"replicas":0,"tokens_total":0},{"batch_items_mean":9.0,"circuit":"closed","failures_total":0,"items_total":0,"name":"sentiment","p50_ms":10.0,"p99_ms":100.0,"queue_items":3,"queue_tokens":0,"ready":true,"replicas":1,"tokens_total":5120}],"requests_open":12,"requests_rejected_total":0,"subscribers":0,"timestamp":"1970-01-01T00:00:01.500Z","uptime_s":61,"websockets_open":0}"#]]
+        let changed = [
+            ChangedSetting { key: "auth.dir".to_owned(), value: None },
+            ChangedSetting { key: "http.requests_max".to_owned(), value: Some(json!(77)) },
+        ];
+        let configuration = configuration(&changed);
+        let stats = snapshot(EXPOSITION, &configuration, Duration::from_secs(61), Duration::from_millis(1500));
+        expect![[r#"{"channels":0,"closed_slow_total":0,"configuration":[{"key":"auth.dir"},{"key":"http.requests_max","value":77}],"connections_open":0,"events_delivered_total":0,"events_published_total":0,"gaps_total":0,"gateway_instances_lost_total":0,"keeper_lost_total":0,"models":[{"batch_items_mean":null,"circuit":"open","failures_total":0,"items_total":0,"name":"entities","p50_ms":null,"p99_ms":null,"queue_items":0,"queue_tokens":0,"ready":false,"replicas":0,"tokens_total":0},{"batch_items_mean":9.0,"circuit":"closed","failures_total":0,"items_total":0,"name":"sentiment","p50_ms":10.0,"p99_ms":100.0,"queue_items":3,"queue_tokens":0,"ready":true,"replicas":1,"tokens_total":5120}],"requests_open":12,"requests_rejected_total":0,"subscribers":0,"timestamp":"1970-01-01T00:00:01.500Z","uptime_s":61,"websockets_open":0}"#]]
             .assert_eq(&stats.to_string());
     }
 

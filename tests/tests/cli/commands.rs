@@ -1,12 +1,43 @@
 //! The command line of `weir`: help, configuration, models, and reports of invalid arguments.
 
-use std::process::{Command, Output};
+use std::io::{BufRead, BufReader};
+use std::process::{Child, Command, Output, Stdio};
+use std::sync::mpsc::Receiver;
 
 use anyhow::{Context, Result};
-use weir_tests::{models, root, weir};
+use serde_json::{Value, json};
+use weir_tests::{PATIENCE, Server, models, root, weir};
 
 fn run(arguments: &[&str]) -> Result<Output> {
     Ok(Command::new(weir()?).args(arguments).output()?)
+}
+
+/// The lines of the standard output of a program that runs until it is killed.
+struct Running {
+    child: Child,
+    lines: Receiver<String>,
+}
+
+impl Running {
+    fn start(arguments: &[&str]) -> Result<Self> {
+        let mut command = Command::new(weir()?);
+        let mut child = command.args(arguments).stdout(Stdio::piped()).stderr(Stdio::null()).spawn()?;
+        let out = BufReader::new(child.stdout.take().context("a pipe")?);
+        let (sender, lines) = std::sync::mpsc::channel();
+        std::thread::spawn(move || out.lines().map_while(Result::ok).try_for_each(|line| sender.send(line)));
+        Ok(Self { child, lines })
+    }
+
+    fn line(&self) -> Result<String> {
+        self.lines.recv_timeout(PATIENCE).context("no line in time")
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
 }
 
 /// Standard output and standard error as text.
@@ -320,5 +351,78 @@ fn spin_manifests_name_built_components_and_their_files() -> Result<()> {
     weir_tests::component("weir-thin.wasm")?;
     let url = thin["environment"]["WEIR_REMOTE_URL"].as_str().context("the server")?;
     assert_eq!(thin["allowed_outbound_hosts"][0].as_str(), Some(url), "the one server that may be asked");
+    Ok(())
+}
+
+#[test]
+fn start_of_the_server_is_printed_as_json() -> Result<()> {
+    let models = models().display().to_string();
+    let server = Running::start(&["serve", "--json", "--listen", "0", "--models-dir", &models])?;
+    let mut start: Value = serde_json::from_str(&server.line()?)?;
+    let address = start["address"].take();
+    let url = format!("http://{}", address.as_str().context("an address")?);
+    assert_eq!(
+        start,
+        json!({
+            "address": null, "url": url, "page": format!("{url}/"), "models": ["embeddings", "entities", "sentiment"],
+            "store": "memory", "stored_data": "in memory until the end of this process (events.store)",
+        })
+    );
+    Ok(())
+}
+
+#[tokio::test]
+async fn watched_status_is_printed_again_with_the_changed_settings() -> Result<()> {
+    let secret = "events.file=/tmp/weir-secret-name.ndjson";
+    let server = Server::start_stub(&["--set", "http.requests_max=77", "--set", secret]).await?;
+    let watch = ["status", "--watch", "--interval", "0.05", "--url", &server.url("")];
+    let status = Running::start(&watch)?;
+    let mut settings = 0;
+    while settings < 3 {
+        if let Some(list) = status.line()?.strip_prefix("settings   ") {
+            assert!(list.contains("events.file, ") && list.contains("http.requests_max=77"), "{list}");
+            settings += 1;
+        }
+    }
+    let stats: Value = reqwest::get(server.url("/v1/stats")).await?.json().await?;
+    assert!(!stats.to_string().contains("weir-secret-name"), "{stats}");
+    let json = Running::start(&[&watch[..], &["--json"]].concat())?;
+    for _ in 0..2 {
+        let status: Value = serde_json::from_str(&json.line()?)?;
+        assert_eq!(status["stats"]["configuration"], stats["configuration"]);
+    }
+    Ok(())
+}
+
+#[test]
+fn totals_of_run_and_stream_are_printed_as_json() -> Result<()> {
+    let dir = tempfile::tempdir()?;
+    let file = dir.path().join("reviews.ndjson");
+    std::fs::write(&file, "{\"text\": \"A fine day.\"}\n{\"txt\": 1}\n")?;
+    let (file, models) = (file.display().to_string(), models().display().to_string());
+    for (command, expected) in [
+        (["run", "--task", "sentiment"].as_slice(), json!({"lines": 2, "failed": 1})),
+        (&["stream", "file"], json!({"records": 2, "errors": 1})),
+    ] {
+        let output = run(&[command, &["--json", "--models-dir", &models, &file]].concat())?;
+        let (out, err) = outputs(&output);
+        assert_eq!(output.status.code(), Some(1), "{err}");
+        assert_eq!(out.lines().count(), 2, "{out}");
+        let totals: Value = serde_json::from_str(err.lines().last().context("a line")?).with_context(|| err.clone())?;
+        for (name, value) in expected.as_object().context("an object")? {
+            assert_eq!(&totals[name], value, "{command:?}: {err}");
+        }
+        assert!(totals["elapsed_ms"].as_u64().is_some_and(|elapsed| elapsed > 0), "{err}");
+    }
+    Ok(())
+}
+
+#[test]
+fn failure_of_a_stream_is_reported_once() -> Result<()> {
+    let models = models().display().to_string();
+    let output = run(&["stream", "http", "--url", "nonsense", "--quiet", "--models-dir", &models])?;
+    let (_, err) = outputs(&output);
+    assert_eq!(output.status.code(), Some(2), "{err}");
+    assert_eq!(err, "weir: `nonsense` must be a URL such as https://host:port/path\n");
     Ok(())
 }

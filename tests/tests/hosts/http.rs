@@ -536,3 +536,14 @@ async fn terminal_log_fits_80_columns_and_respects_no_color() -> Result<()> {
     ensure!(colored.contains("\u{1b}["), "{colored:?}");
     Ok(())
 }
+
+#[tokio::test]
+async fn page_that_is_off_is_not_served() -> Result<()> {
+    for (setting, content_type) in [("on", "text/html"), ("off", "application/json")] {
+        let server = Server::start_stub(&["--set", &format!("gateway.ui={setting}")]).await?;
+        let request = reqwest::Client::new().get(server.url("/")).header("accept", "text/html,*/*;q=0.8");
+        let answer = request.send().await?;
+        ensure!(answer.headers()["content-type"].to_str()?.starts_with(content_type), "{setting}: {answer:?}");
+    }
+    Ok(())
+}

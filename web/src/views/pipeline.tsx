@@ -2,6 +2,7 @@ import { useState } from "preact/hooks";
 import { client, useClientVersion, useLoad } from "../api";
 import { Trouble } from "../parts";
 import { go } from "../router";
+import { start } from "../runs";
 
 /** A definition, and a form that starts an execution. */
 export function Pipeline({ name }: { name: string }) {
@@ -9,10 +10,9 @@ export function Pipeline({ name }: { name: string }) {
   const { value, error } = useLoad((signal) => client.pipelines.get(name, { signal }), [name, version]);
   const [input, setInput] = useState('{"text": "The night train to Vienna was wonderful."}');
   const [refusal, refuse] = useState<Error>();
-  const start = async (): Promise<void> => {
+  const submit = async (): Promise<void> => {
     try {
-      const { execution_id: id } = await client.pipelines.start(name, JSON.parse(input));
-      go(`/executions/${id}`);
+      go(`/executions/${await start(name, JSON.parse(input))}`);
     } catch (cause) {
       refuse(cause as Error);
     }
@@ -26,7 +26,7 @@ export function Pipeline({ name }: { name: string }) {
         <textarea class="mono" value={input} onInput={(event) => setInput(event.currentTarget.value)} />
       </label>
       <div class="row">
-        <button class="main" onClick={() => void start()}>Start</button>
+        <button class="main" onClick={() => void submit()}>Start</button>
         <a href={`/executions`}>Runs</a>
       </div>
       <h2>Definition</h2>

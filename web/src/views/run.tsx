@@ -3,6 +3,7 @@ import type { Execution, ExecutionStep, StepView } from "../../../clients/typesc
 import { client, connectionWord, useClientVersion, useFollow, useLoad } from "../api";
 import { Banners, Copy, duration, Log, State, Tabs, Trouble } from "../parts";
 import { go } from "../router";
+import { inputOf, start } from "../runs";
 import { Definition } from "./pipeline";
 import { Timeline, type Bar } from "./timeline";
 
@@ -40,10 +41,9 @@ export function Run({ id }: { id: string }) {
   const cancel = async (): Promise<void> => client.executions.cancel(id).catch(refuse);
   const again = async (): Promise<void> => {
     try {
-      const start = snapshot.events.find(({ type }) => type === "pipeline_start");
-      const input = (start?.data as any)?.data?.input;
-      if (input === undefined) return go(`/pipelines/${pipeline}`);
-      go(`/executions/${(await client.pipelines.start(pipeline!, input)).execution_id}`);
+      const known = inputOf(id);
+      // The input of another client is entered anew.
+      go(known === undefined ? `/pipelines/${pipeline}` : `/executions/${await start(pipeline!, known.input)}`);
     } catch (error) {
       refuse(error as Error);
     }

@@ -1,5 +1,5 @@
 import { useEffect, useRef, useState } from "preact/hooks";
-import type { Stats } from "../../../clients/typescript/src/index";
+import type { Setting, Stats } from "../../../clients/typescript/src/index";
 import { client, useClientVersion, useLoad } from "../api";
 import { duration, number, Spark, State, Trouble } from "../parts";
 
@@ -99,12 +99,35 @@ export function Server() {
           })}
         </tbody>
       </table>
+      {stats?.configuration && <Configuration settings={stats.configuration} />}
       {health.value && (
         <p>
           Services: {Object.entries(health.value.services).map(([name, state]) => <span class="tag">{name} {state}</span>)} {health.value.active_streams} streams
         </p>
       )}
     </>
+  );
+}
+
+/** The settings that are not the defaults. The server gives no value of a text, which may be a secret. */
+function Configuration({ settings }: { settings: Setting[] }) {
+  return (
+    <details data-configuration>
+      <summary>Configuration ({settings.length} {settings.length === 1 ? "key" : "keys"} changed from the defaults)</summary>
+      {settings.length > 0 && (
+        <table>
+          <thead><tr><th>Key</th><th>Value</th></tr></thead>
+          <tbody>
+            {settings.map(({ key, value }) => (
+              <tr key={key}>
+                <th scope="row">{key}</th>
+                <td>{value === undefined ? <span class="dim">set</span> : String(value)}</td>
+              </tr>
+            ))}
+          </tbody>
+        </table>
+      )}
+    </details>
   );
 }
 

@@ -31,6 +31,7 @@ pub(crate) fn main(arguments: &Metrics) -> anyhow::Result<ExitCode> {
         let filter = arguments.filter.as_deref().unwrap_or_default();
         let samples: Vec<Sample<'_>> = samples(&response.body).filter(|sample| sample.name.contains(filter)).collect();
         let mut out = std::io::stdout().lock();
+        arguments.watch.begin(&mut out, arguments.json)?;
         if arguments.json {
             writeln!(out, "{}", serde_json::to_string(&samples)?)?;
         } else {

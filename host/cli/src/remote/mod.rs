@@ -3,6 +3,7 @@
 mod metrics;
 mod status;
 
+use std::io::{IsTerminal as _, StdoutLock, Write as _};
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -101,6 +102,15 @@ impl Client {
 }
 
 impl Watch {
+    /// Clears a terminal before an answer that replaces the one before.
+    fn begin(&self, out: &mut StdoutLock<'_>, json: bool) -> std::io::Result<()> {
+        const CLEAR: &[u8] = b"\x1b[H\x1b[2J";
+        match self.watch && !json && out.is_terminal() {
+            true => out.write_all(CLEAR),
+            false => Ok(()),
+        }
+    }
+
     /// Calls `show` once, or again and again until it fails or returns false.
     async fn repeat(&self, mut show: impl AsyncFnMut() -> anyhow::Result<bool>) -> anyhow::Result<bool> {
         loop {

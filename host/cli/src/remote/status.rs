@@ -34,6 +34,7 @@ pub(crate) fn main(arguments: &Status) -> anyhow::Result<ExitCode> {
             _ => Value::Null,
         };
         let mut out = std::io::stdout().lock();
+        arguments.watch.begin(&mut out, arguments.json)?;
         match arguments.json {
             true => writeln!(out, "{}", json!({"health": health, "stats": stats}))?,
             false => write!(out, "{}", page(&health, &stats))?,
@@ -57,6 +58,12 @@ fn text(value: &Value) -> String {
     }
 }
 
+/// A setting that is not the default: with its value where the server shows it.
+fn setting(setting: &Value) -> String {
+    let key = text(&setting["key"]);
+    setting.get("value").map(|value| format!("{key}={}", text(value))).unwrap_or(key)
+}
+
 /// The status as text.
 fn page(health: &Value, stats: &Value) -> String {
     let mut page = format!("status     {}\n", text(&health["status"]));
@@ -77,6 +84,10 @@ fn page(health: &Value, stats: &Value) -> String {
             count("websockets_open"),
             count("uptime_s"),
         );
+        let settings = stats["configuration"].as_array().map(Vec::as_slice).unwrap_or_default();
+        if !settings.is_empty() {
+            page += &format!("settings   {}\n", settings.iter().map(setting).collect::<Vec<_>>().join(", "));
+        }
         for model in stats["models"].as_array().into_iter().flatten() {
             let count = |key: &str| text(&model[key]);
             page += &format!(
@@ -127,13 +138,15 @@ mod tests {
             "adapters": [{"name": "reviews", "source": "redis", "sink": "file", "state": "reconnecting", "failure": "refused",
                 "records": 7, "results": 6, "errors": 0, "in_flight": 1, "reconnects": 3}],
         });
-        let stats = json!({"requests_open": 1, "uptime_s": 60, "models": [{"name": "sentiment", "replicas": 2, "p50_ms": 1.25}]});
+        let stats = json!({"requests_open": 1, "uptime_s": 60, "configuration": [{"key": "auth.dir"},
+            {"key": "http.requests_max", "value": 77}], "models": [{"name": "sentiment", "replicas": 2, "p50_ms": 1.25}]});
         expect![[r#"
             status     degraded
             service    adapters unhealthy: reviews: refused
             service    memory healthy
             streams    2
             requests   1 open, - rejected, - connections, - WebSockets, up 60 s
+            settings   auth.dir, http.requests_max=77
             model      sentiment: 2 replicas, - waiting, - items, - failures, circuit -, p50 1.2 ms, p99 - ms
             adapter    reviews (redis to file) reconnecting, 7 records, 6 results, 0 errors, 1 in flight, 3 reconnects: refused
         "#]]

@@ -18,6 +18,7 @@ use weir_runtime::inference::failure;
 use weir_runtime::types::{Failure, Output};
 
 use super::output::OutputLine;
+use super::progress::{Progress, ProgressForm};
 use super::{Line, ModelTask, Reader, Request};
 use crate::arguments::{Run, Task};
 use crate::generation::{self, Generation};
@@ -75,9 +76,10 @@ async fn run(
     for name in std::iter::once(&language_model).chain(&sentences) {
         runtime.settled(name).await.map_err(|reason| anyhow::anyhow!("model {name} cannot answer: {reason}"))?;
     }
+    let progress = Progress::new(ProgressForm::of(arguments.quiet, arguments.json), reader.bytes_total());
     let (lines, mut read) = tokio::sync::mpsc::channel(LINES_MAX);
     let reading = tokio::task::spawn_blocking(move || {
-        while let Some((line, _)) = reader.next() {
+        while let Some(line) = reader.next() {
             if lines.blocking_send(line).is_err() {
                 return;
             }
@@ -91,7 +93,8 @@ async fn run(
         let has_room = running.len() < LINES_MAX;
         tokio::select! {
             line = read.recv(), if has_room => {
-                let Some(line) = line else { break };
+                let Some((line, bytes)) = line else { break };
+                progress.read(bytes);
                 let (work, request) = (work.clone(), prepare(arguments, &line));
                 running.push_back(tokio::spawn(async move { work.line(index, line, request).await }));
                 index += 1;
@@ -99,12 +102,15 @@ async fn run(
             done = async { running.front_mut().expect("the branch needs a line that runs").await }, if !running.is_empty() => {
                 running.pop_front();
                 failed += u64::from(print(&done?)?);
+                progress.done();
             }
         }
     }
     for line in running {
         failed += u64::from(print(&line.await?)?);
+        progress.done();
     }
+    progress.finish(failed);
     reading.await?;
     Ok(if failed > 0 { ExitCode::FAILURE } else { ExitCode::SUCCESS })
 }

@@ -4,7 +4,7 @@
 mod generate;
 mod input;
 mod output;
-mod progress;
+pub(crate) mod progress;
 mod transcript;
 
 use std::collections::BTreeMap;
@@ -27,7 +27,7 @@ use crate::arguments::{Aggregation, Run, SummaryMode, Task};
 use crate::{BUILTIN, logs};
 use input::{Line, Reader};
 use output::{Form, OutputLine};
-use progress::Progress;
+use progress::{Progress, ProgressForm};
 
 /// Most lines that were read and are not printed. Results arrive in any order and are printed in the order of the
 /// lines, so this bounds the waiting results.
@@ -133,7 +133,7 @@ async fn run(arguments: &Run, task: ModelTask, config: weir_config::Config, mode
     let request = Request::new(arguments, task, model);
     let form = Form::of(task, arguments.top_k.is_some());
 
-    let progress = Arc::new(Progress::new(arguments.quiet, reader.bytes_total()));
+    let progress = Arc::new(Progress::new(ProgressForm::of(arguments.quiet, arguments.json), reader.bytes_total()));
     let (sender, outcomes) = runtime.call().open();
     let (output_sender, results) = mpsc::channel(LISTS_MAX);
     let window = Arc::new(tokio::sync::Semaphore::new(WINDOW_LINES));
@@ -165,7 +165,7 @@ async fn run(arguments: &Run, task: ModelTask, config: weir_config::Config, mode
     let read = feed.await.context("feeding")?;
     collect.await.context("collecting")?;
     anyhow::ensure!(read == printed_count, "{read} lines were read and {printed_count} have a result");
-    progress.finish();
+    progress.finish(failed);
     Ok(if failed > 0 { ExitCode::FAILURE } else { ExitCode::SUCCESS })
 }
 

@@ -1,4 +1,4 @@
-//! Progress on standard error: a bar on a terminal, elsewhere a line every ten seconds.
+//! Progress on standard error: a bar on a terminal, elsewhere a line every ten seconds, as text or as JSON.
 
 use std::collections::VecDeque;
 use std::io::IsTerminal;
@@ -6,9 +6,32 @@ use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use indicatif::{HumanCount, HumanDuration, ProgressBar, ProgressStyle};
+use serde_json::{Value, json};
 
 /// How often a plain line is written.
 const PLAIN_EVERY: Duration = Duration::from_secs(10);
+
+/// How progress is shown.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum ProgressForm {
+    /// Not at all.
+    Quiet,
+    /// For people.
+    Text,
+    /// As JSON objects, one a line.
+    Json,
+}
+
+impl ProgressForm {
+    /// The form that the flags `--quiet` and `--json` choose.
+    pub(crate) fn of(quiet: bool, json: bool) -> Self {
+        match (quiet, json) {
+            (true, _) => Self::Quiet,
+            (false, true) => Self::Json,
+            (false, false) => Self::Text,
+        }
+    }
+}
 
 /// Shows the progress of a run, by the bytes of the finished lines.
 pub(crate) struct Progress {
@@ -22,6 +45,7 @@ enum ProgressView {
     Nothing,
     Bar(ProgressBar),
     Plain,
+    Json,
 }
 
 struct State {
@@ -33,13 +57,12 @@ struct State {
 }
 
 impl Progress {
-    pub(crate) fn new(quiet: bool, bytes_total: Option<u64>) -> Self {
-        let view = if quiet {
-            ProgressView::Nothing
-        } else if std::io::stderr().is_terminal() {
-            ProgressView::Bar(bar(bytes_total))
-        } else {
-            ProgressView::Plain
+    pub(crate) fn new(form: ProgressForm, bytes_total: Option<u64>) -> Self {
+        let view = match form {
+            ProgressForm::Quiet => ProgressView::Nothing,
+            ProgressForm::Json => ProgressView::Json,
+            ProgressForm::Text if std::io::stderr().is_terminal() => ProgressView::Bar(bar(bytes_total)),
+            ProgressForm::Text => ProgressView::Plain,
         };
         let start = Instant::now();
         let state = Mutex::new(State { open: VecDeque::new(), lines: 0, bytes: 0, last_line: start });
@@ -62,34 +85,50 @@ impl Progress {
                 bar.set_position(state.bytes);
                 bar.set_message(self.rate(state.lines));
             }
-            ProgressView::Plain => {
-                if state.last_line.elapsed() >= PLAIN_EVERY {
-                    state.last_line = Instant::now();
-                    eprintln!(
-                        "{} lines, {}{}",
-                        HumanCount(state.lines),
-                        self.rate(state.lines),
-                        self.remaining(state.bytes)
-                    );
+            ProgressView::Plain | ProgressView::Json => {
+                if state.last_line.elapsed() < PLAIN_EVERY {
+                    return;
                 }
+                state.last_line = Instant::now();
+                if matches!(self.view, ProgressView::Json) {
+                    eprintln!("{}", self.json(state.lines));
+                    return;
+                }
+                let (rate, remaining) = (self.rate(state.lines), self.remaining(state.bytes));
+                eprintln!("{} lines, {rate}{remaining}", HumanCount(state.lines));
             }
         }
     }
 
-    /// Shows the totals.
-    pub(crate) fn finish(&self) {
+    /// Shows the totals. `failed` is the number of inputs with an error.
+    pub(crate) fn finish(&self, failed: u64) {
         let lines = self.state.lock().unwrap_or_else(PoisonError::into_inner).lines;
-        if let ProgressView::Bar(bar) = &self.view {
-            bar.finish_and_clear();
+        match &self.view {
+            ProgressView::Nothing => return,
+            ProgressView::Json => {
+                let mut totals = self.json(lines);
+                totals["failed"] = failed.into();
+                eprintln!("{totals}");
+                return;
+            }
+            ProgressView::Bar(bar) => bar.finish_and_clear(),
+            ProgressView::Plain => {}
         }
-        if !matches!(self.view, ProgressView::Nothing) {
-            let seconds = self.start.elapsed().as_secs_f64();
-            eprintln!("{} lines in {seconds:.1} s, {}", HumanCount(lines), self.rate(lines));
-        }
+        let seconds = self.start.elapsed().as_secs_f64();
+        eprintln!("{} lines in {seconds:.1} s, {}", HumanCount(lines), self.rate(lines));
     }
 
     fn rate(&self, lines: u64) -> String {
-        format!("{:.0} lines/s", lines as f64 / self.start.elapsed().as_secs_f64().max(1e-3))
+        format!("{:.0} lines/s", self.lines_per_s(lines))
+    }
+
+    fn lines_per_s(&self, lines: u64) -> f64 {
+        lines as f64 / self.start.elapsed().as_secs_f64().max(1e-3)
+    }
+
+    fn json(&self, lines: u64) -> Value {
+        let elapsed_ms = u64::try_from(self.start.elapsed().as_millis()).unwrap_or(u64::MAX);
+        json!({ "lines": lines, "lines_per_s": self.lines_per_s(lines).round(), "elapsed_ms": elapsed_ms })
     }
 
     fn remaining(&self, bytes: u64) -> String {

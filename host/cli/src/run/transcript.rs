@@ -19,7 +19,7 @@ use weir_codec::transcripts::captions::{Content, sniff};
 use weir_runtime::Runtime;
 use weir_runtime::gateway::{self, BodyError, Gateway};
 
-use super::progress::Progress;
+use super::progress::{Progress, ProgressForm};
 use crate::arguments::Run;
 use crate::{BUILTIN, logs};
 
@@ -66,16 +66,16 @@ pub(super) fn main(arguments: &Run) -> anyhow::Result<ExitCode> {
 
 async fn run(arguments: &Run, config: &weir_config::Config) -> anyhow::Result<ExitCode> {
     let bytes_total = super::input::check(&arguments.files)?;
-    let progress = Arc::new(Progress::new(arguments.quiet, bytes_total));
+    let progress = Arc::new(Progress::new(ProgressForm::of(arguments.quiet, arguments.json), bytes_total));
     let runtime = Runtime::serve(config, BUILTIN).await?;
     let gateway = runtime.gateway().context("the runtime has no gateway")?;
-    let mut failed = false;
+    let mut failed = 0;
     for file in &arguments.files {
         let one = transcript(gateway, file, arguments.max_gap_sec, &progress);
-        failed |= one.await.with_context(|| display_name(file))?;
+        failed += u64::from(one.await.with_context(|| display_name(file))?);
     }
-    progress.finish();
-    Ok(if failed { ExitCode::FAILURE } else { ExitCode::SUCCESS })
+    progress.finish(failed);
+    Ok(if failed > 0 { ExitCode::FAILURE } else { ExitCode::SUCCESS })
 }
 
 /// Prints the events of one transcript; returns true if a part of it was refused.

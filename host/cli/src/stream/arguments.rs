@@ -78,6 +78,9 @@ pub(crate) struct StreamCommon {
     /// Do not show progress on standard error
     #[arg(long, short)]
     pub(crate) quiet: bool,
+    /// Show progress and totals as JSON objects, one a line on standard error
+    #[arg(long, conflicts_with = "quiet")]
+    pub(crate) json: bool,
     #[command(flatten)]
     pub(crate) setup: Setup,
 }

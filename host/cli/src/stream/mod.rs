@@ -11,12 +11,14 @@ use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use indicatif::{HumanCount, HumanDuration, ProgressBar, ProgressStyle};
+use serde_json::{Value, json};
 use tokio::signal::unix::{SignalKind, signal};
 use weir_adapters::status::Status;
 use weir_config::{Adapter, Config};
 use weir_runtime::Runtime;
 
 use crate::adapters::RunningAdapters;
+use crate::run::progress::ProgressForm;
 use crate::{BUILTIN, logs};
 use arguments::Stream;
 
@@ -35,7 +37,7 @@ pub(crate) fn main(arguments: &Stream) -> anyhow::Result<ExitCode> {
     let adapter = arguments.source.adapter();
     keep_one_model(&mut config, &adapter);
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
-    let code = runtime.block_on(run(config, adapter, common.quiet));
+    let code = runtime.block_on(run(config, adapter, ProgressForm::of(common.quiet, common.json)));
     // Without waiting for replicas, whose threads may be in the middle of a computation.
     runtime.shutdown_background();
     code
@@ -63,14 +65,15 @@ fn keep_one_model(config: &mut Config, adapter: &Adapter) {
     }
 }
 
-async fn run(config: Config, adapter: Adapter, quiet: bool) -> anyhow::Result<ExitCode> {
+async fn run(config: Config, adapter: Adapter, form: ProgressForm) -> anyhow::Result<ExitCode> {
     // Registered first, so that no signal is lost.
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
     let runtime = Arc::new(Runtime::start(&config, BUILTIN)?);
-    let mut adapters = RunningAdapters::start(&runtime, std::slice::from_ref(&adapter))?;
+    // The failure ends the command, with its text.
+    let mut adapters = RunningAdapters::start(&runtime, std::slice::from_ref(&adapter), |_, _| {})?;
     let status = adapters.statuses().pop().context("the adapter has no status")?;
-    let progress = tokio::spawn(show_progress(status.clone(), quiet));
+    let progress = tokio::spawn(show_progress(status.clone(), form));
     let mut stopping = false;
     let failures = loop {
         let stop = async {
@@ -107,11 +110,11 @@ async fn run(config: Config, adapter: Adapter, quiet: bool) -> anyhow::Result<Ex
 }
 
 /// Shows the progress until this future is dropped, then the totals.
-async fn show_progress(status: Status, quiet: bool) {
-    if quiet {
+async fn show_progress(status: Status, form: ProgressForm) {
+    if form == ProgressForm::Quiet {
         return;
     }
-    let mut view = ProgressView::new(status);
+    let mut view = ProgressView::new(status, form == ProgressForm::Json);
     let interval = if view.bar.is_some() { BAR_INTERVAL } else { PLAIN_INTERVAL };
     loop {
         tokio::time::sleep(interval).await;
@@ -123,18 +126,29 @@ struct ProgressView {
     status: Status,
     start: Instant,
     bar: Option<ProgressBar>,
+    is_json: bool,
 }
 
 impl ProgressView {
-    fn new(status: Status) -> Self {
+    fn new(status: Status, is_json: bool) -> Self {
         let style = ProgressStyle::with_template("{bar:30} {percent:>3} %  {msg}")
             .expect("the template is a constant and valid");
-        let bar = std::io::stderr().is_terminal().then(|| ProgressBar::new(0).with_style(style));
-        Self { status, start: Instant::now(), bar }
+        let has_bar = !is_json && std::io::stderr().is_terminal();
+        let bar = has_bar.then(|| ProgressBar::new(0).with_style(style));
+        Self { status, start: Instant::now(), bar, is_json }
     }
 
     fn completed(&self) -> u64 {
         self.status.counters().completed.load(Ordering::Relaxed)
+    }
+
+    fn json(&self) -> Value {
+        let (records, elapsed) = (self.completed(), self.start.elapsed());
+        json!({
+            "records": records,
+            "records_per_s": (records as f64 / elapsed.as_secs_f64().max(1e-3)).round(),
+            "elapsed_ms": u64::try_from(elapsed.as_millis()).unwrap_or(u64::MAX),
+        })
     }
 
     /// The rate of records, and the remaining time by the rate of bytes if the length of the source is known.
@@ -169,6 +183,7 @@ impl ProgressView {
                 }
                 bar.set_message(format!("{} records, {text}", HumanCount(self.completed())));
             }
+            None if self.is_json => eprintln!("{}", self.json()),
             None => eprintln!("{} records, {text}", HumanCount(self.completed())),
         }
     }
@@ -180,6 +195,12 @@ impl Drop for ProgressView {
             bar.finish_and_clear();
         }
         let report = self.status.report();
+        if self.is_json {
+            let mut totals = self.json();
+            totals["errors"] = report.errors.into();
+            eprintln!("{totals}");
+            return;
+        }
         let errors = if report.errors > 0 { format!(", {} errors", HumanCount(report.errors)) } else { String::new() };
         let seconds = self.start.elapsed().as_secs_f64();
         eprintln!("{} records in {seconds:.1} s{errors}", HumanCount(self.completed()));

@@ -17,6 +17,8 @@ pub struct Upstream {
     /// Its base URL: `https://api.openai.com/v1`, `https://api.anthropic.com`,
     /// `https://generativelanguage.googleapis.com`, `http://127.0.0.1:8000/v1`.
     pub url: String,
+    /// A component file that replaces the built-in one for this upstream.
+    pub component: PathBuf,
     /// A file with the key. It is read for each request, so that it can be replaced.
     pub key_file: PathBuf,
     /// The environment variable with the key, instead of a file.
@@ -77,6 +79,7 @@ impl Default for Upstream {
             name: String::new(),
             kind: UpstreamKind::OpenAi,
             url: String::new(),
+            component: PathBuf::new(),
             key_file: PathBuf::new(),
             key_env: String::new(),
             models: Vec::new(),

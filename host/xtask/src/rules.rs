@@ -131,7 +131,7 @@ const RESERVED: &[(&str, &[&str])] = &[
     ),
     ("redb", &["weir-events"]),
     ("redis", &["weir-adapters", "weir-events"]),
-    ("hyper", &["weir-adapters", "weir-edge"]),
+    ("hyper", &["weir-adapters", "weir-edge", "weir-runtime"]),
     (
         "wit-bindgen",
         &[

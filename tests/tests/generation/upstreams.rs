@@ -178,6 +178,41 @@ async fn key_goes_to_the_upstream_and_nowhere_else() -> Result<()> {
 }
 
 #[tokio::test]
+async fn requests_one_after_another_use_one_connection() -> Result<()> {
+    for api in APIS {
+        let mock = MockUpstream::start(api).await?;
+        let fixture = start_one(&mock, "").await?;
+        for _ in 0..5 {
+            let (status, text) = stream_of(&fixture.server, "good").await?;
+            assert_eq!((status, text_of(&frames(&text)?)), (200, generated()), "{api:?}");
+        }
+        assert_eq!((mock.count("good"), mock.connections()), (5, 1), "{api:?}");
+        // The mock closes this connection after its answer, and the next request has another.
+        assert_eq!(whole_of(&fixture.server, "long").await?.0, 200);
+        assert_eq!(whole_of(&fixture.server, "good").await?.0, 200);
+        assert_eq!((mock.count("good"), mock.connections()), (6, 2), "{api:?}");
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn component_of_an_upstream_replaces_the_built_in_one() -> Result<()> {
+    let mock = MockUpstream::start(Api::OpenAi).await?;
+    let stub = weir_tests::component("generate_stub.wasm")?;
+    let other = table("other", &mock, &format!("models = ['stub']\ncomponent = '{}'", stub.display()));
+    let fixture = start(&format!("{other}{}", table("one", &mock, "models = ['good']")), false).await?;
+    let (_, whole) = whole_of(&fixture.server, "stub").await?;
+    assert_eq!(whole["choices"][0]["message"]["content"], crate::GENERATED_TEXT, "{whole}");
+    assert!(mock.requests().is_empty());
+    assert_eq!(whole_of(&fixture.server, "good").await?.1["choices"][0]["message"]["content"], generated());
+    let Err(error) = start_one(&mock, "component = '/nowhere/upstream.wasm'").await.map(drop) else {
+        anyhow::bail!("it started without its component")
+    };
+    assert!(format!("{error:#}").contains("/nowhere/upstream.wasm"), "{error:#}");
+    Ok(())
+}
+
+#[tokio::test]
 async fn missing_key_prevents_the_start() -> Result<()> {
     let mock = MockUpstream::start(Api::OpenAi).await?;
     for (more, named) in

@@ -5,7 +5,8 @@
 //! - `backends`: the pools that have a model: the local one, then upstreams.
 //! - `pool`: the generations of a model or an upstream: their ids on the merged stream, and the routes of their events to the callers.
 //! - `instance`: the thread and the store of the instance; an instance that traps is replaced, and its requests fail.
-//! - `upstream`: instances of the upstream component; `upstream_requests`: their HTTP requests, to which the host adds the key.
+//! - `upstream`: instances of the upstream component; `upstream_requests`: their HTTP requests, to which the host adds the key;
+//!   `upstream_connections`: the connections of these requests.
 //! - `lm`: the interface `weir:stream/lm` for the instance, over an `engine`; `gguf`: the engine for GGUF files.
 
 mod backends;
@@ -19,6 +20,7 @@ mod pool;
 #[cfg(test)]
 mod tests;
 pub(crate) mod upstream;
+mod upstream_connections;
 pub(crate) mod upstream_requests;
 
 use std::collections::BTreeMap;
@@ -35,7 +37,7 @@ use self::engine::Load;
 pub(crate) use self::instance::GenerateFactory;
 use self::lm::ServedModel;
 use self::pool::ModelPool;
-use self::upstream::{UpstreamFactory, UpstreamSource};
+use self::upstream::UpstreamSource;
 use crate::bindings::generate_types::GenerateModel;
 
 /// The language models that are served; opens calls. Cheap to clone.
@@ -70,16 +72,11 @@ impl Generations {
     }
 
     /// Starts an instance for each upstream, in the order of preference.
-    pub(crate) fn with_upstreams(
-        self,
-        sources: Vec<UpstreamSource>,
-        factory: &UpstreamFactory,
-        hang_timeout: Duration,
-    ) -> std::io::Result<Self> {
+    pub(crate) fn with_upstreams(self, sources: Vec<UpstreamSource>, hang_timeout: Duration) -> std::io::Result<Self> {
         let mut backends = Arc::into_inner(self.0).expect("no call is open before the start has ended");
         for source in sources {
             let pool = ModelPool::new(source.name.clone(), source.progress.clone(), source.requests_max, true);
-            instance::start(pool.clone(), factory.instances(&source), hang_timeout)?;
+            instance::start(pool.clone(), source.instances(), hang_timeout)?;
             backends.upstreams.push(UpstreamBackend { models: source.models, pool });
         }
         Ok(Self(Arc::new(backends)))

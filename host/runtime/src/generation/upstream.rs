@@ -25,6 +25,7 @@ pub(crate) struct UpstreamFactory {
 
 /// One upstream, for [`super::Generations::start`].
 pub(crate) struct UpstreamSource {
+    pub(crate) factory: UpstreamFactory,
     pub(crate) name: String,
     /// Names of its models; one that ends in `*` stands for all names with the same beginning.
     pub(crate) models: Vec<String>,
@@ -45,19 +46,21 @@ pub(super) struct UpstreamInstances {
 }
 
 impl UpstreamFactory {
-    /// Links the component once for all upstreams.
+    /// Links a component once for all upstreams that use it.
     pub(crate) fn new(host: &Host, component: &Component, memory_bytes_max: u64) -> wasmtime::Result<Self> {
         let linker = weir_wasi::linker_with_http(host.engine())?;
         let pre = GenerateExportsPre::new(linker.instantiate_pre(component)?)?;
         Ok(Self { host: host.clone(), pre, memory_bytes_max })
     }
+}
 
-    pub(super) fn instances(&self, source: &UpstreamSource) -> UpstreamInstances {
+impl UpstreamSource {
+    pub(super) fn instances(&self) -> UpstreamInstances {
         UpstreamInstances {
-            factory: self.clone(),
-            name: source.name.clone(),
-            environment: source.environment.clone(),
-            requests: source.requests.clone(),
+            factory: self.factory.clone(),
+            name: self.name.clone(),
+            environment: self.environment.clone(),
+            requests: self.requests.clone(),
         }
     }
 }

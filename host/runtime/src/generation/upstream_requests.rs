@@ -6,9 +6,11 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use http::header::{HeaderName, HeaderValue};
 use http_body_util::BodyExt;
-use wasmtime_wasi_http::{Error, RequestOptions, WasiBody, WasiHttpHooks, default_send_request};
+use wasmtime_wasi_http::{Error, RequestOptions, WasiBody, WasiHttpHooks};
 use weir_codec::generation::upstream::UpstreamKind as Api;
 use weir_config::{Upstream, UpstreamKind};
+
+use super::upstream_connections::Connections;
 
 /// The longest key, in bytes.
 const KEY_BYTES_MAX: usize = 8192;
@@ -26,6 +28,7 @@ pub(crate) struct UpstreamRequests {
     /// The text before the key in the header.
     prefix: &'static str,
     key: Key,
+    connections: Arc<Connections>,
     /// The number of frames of responses, from which hangs are detected.
     progress: Arc<AtomicU64>,
 }
@@ -46,7 +49,8 @@ impl UpstreamRequests {
     ///
     /// # Errors
     ///
-    /// The URL is invalid, or the key cannot be read; the text names the key of the configuration.
+    /// The URL is invalid, or the key cannot be read; the text names the key of the configuration. It is called outside of a runtime,
+    /// which its connections need.
     pub(crate) fn new(
         upstream: &Upstream,
         progress: Arc<AtomicU64>,
@@ -81,6 +85,7 @@ impl UpstreamRequests {
             header: HeaderName::from_static(header),
             prefix,
             key,
+            connections: Connections::new(&uri).map_err(|what| format!("upstream `{name}`: {what}"))?,
             progress,
         };
         requests.value().map_err(|what| format!("upstream `{name}`: {what}"))?;
@@ -158,9 +163,9 @@ impl WasiHttpHooks for UpstreamRequests {
                     return Err(Error::ConfigurationError);
                 }
             }
-            let sent = default_send_request(request, Some(options)).await;
+            let sent = requests.connections.send(request, options).await;
             requests.count(match &sent {
-                Ok((response, _)) => match response.status().as_u16() {
+                Ok(response) => match response.status().as_u16() {
                     200..300 => "ok",
                     429 => "throttled",
                     500.. => "failed",
@@ -168,16 +173,16 @@ impl WasiHttpHooks for UpstreamRequests {
                 },
                 Err(_) => "unreachable",
             });
-            let (response, io) = sent?;
             let progress = requests.progress;
-            let response = response.map(|body| {
+            let response = sent?.map(|body| {
                 let count = move |frame| {
                     progress.fetch_add(1, Ordering::Relaxed);
                     frame
                 };
                 body.map_frame(count).boxed_unsync()
             });
-            Ok((response, Box::new(io) as Box<dyn Future<Output = _> + Send>))
+            // The connection is driven by a task of its own.
+            Ok((response, Box::new(std::future::ready(Ok(()))) as Box<dyn Future<Output = _> + Send>))
         })
     }
 }
@@ -197,8 +202,8 @@ mod tests {
         UpstreamRequests::new(upstream, Arc::default(), |name| key.filter(|_| name == "KEY").map(str::to_owned))
     }
 
-    #[test]
-    fn only_the_server_below_its_base_gets_requests() {
+    #[tokio::test]
+    async fn only_the_server_below_its_base_gets_requests() {
         let requests = requests(&upstream(|_| {}), Some("k")).unwrap();
         let allows = |uri: &str| uri.parse().is_ok_and(|uri| requests.allows(&uri));
         for uri in ["https://api.example.org/v1/chat/completions", "https://API.example.org/v1/x?y"] {
@@ -218,8 +223,8 @@ mod tests {
         }
     }
 
-    #[test]
-    fn key_is_read_for_each_request_and_is_in_no_message() {
+    #[tokio::test]
+    async fn key_is_read_for_each_request_and_is_in_no_message() {
         let value = requests(&upstream(|_| {}), Some(" secret\n")).unwrap().value().unwrap().unwrap();
         assert_eq!(value.as_bytes(), b"Bearer secret");
         assert!(value.is_sensitive() && !format!("{value:?}").contains("secret"));

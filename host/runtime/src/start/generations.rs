@@ -56,25 +56,37 @@ fn start_upstreams(
     if config.upstream.is_empty() {
         return Ok(generations);
     }
-    let source = component_source("upstream", Path::new(""), builtin.upstream)?;
-    let component = code::load(host.engine(), &source)?;
-    let factory = UpstreamFactory::new(host, &component, UPSTREAM_MEMORY_BYTES_MAX)
-        .map_err(|error| StartError::Link("upstream", error))?;
-    let sources: Result<Vec<_>, _> = config.upstream.iter().map(upstream_source).collect();
+    // Upstreams of the same component share its code.
+    let mut factories: BTreeMap<&Path, UpstreamFactory> = BTreeMap::new();
+    let mut sources = Vec::new();
+    for upstream in &config.upstream {
+        let factory = match factories.get(upstream.component.as_path()) {
+            Some(factory) => factory.clone(),
+            None => {
+                let source = component_source("upstream", &upstream.component, builtin.upstream)?;
+                let component = code::load(host.engine(), &source)?;
+                let factory = UpstreamFactory::new(host, &component, UPSTREAM_MEMORY_BYTES_MAX)
+                    .map_err(|error| StartError::Link("upstream", error))?;
+                factories.entry(&upstream.component).or_insert(factory).clone()
+            }
+        };
+        sources.push(upstream_source(upstream, factory)?);
+    }
     let silence_ms = |upstream: &weir_config::Upstream| {
         let attempt_ms = upstream.connect_timeout_ms.saturating_add(upstream.idle_timeout_ms.saturating_mul(2));
         attempt_ms.saturating_mul(upstream.retry_max_attempts.into())
     };
     let silence_ms = config.upstream.iter().map(silence_ms).max().unwrap_or_default();
     let hang_timeout = Duration::from_millis(silence_ms.saturating_add(UPSTREAM_MARGIN_MS));
-    generations.with_upstreams(sources?, &factory, hang_timeout).map_err(StartError::Threads)
+    generations.with_upstreams(sources, hang_timeout).map_err(StartError::Threads)
 }
 
-fn upstream_source(upstream: &weir_config::Upstream) -> Result<UpstreamSource, StartError> {
+fn upstream_source(upstream: &weir_config::Upstream, factory: UpstreamFactory) -> Result<UpstreamSource, StartError> {
     let progress = Arc::<AtomicU64>::default();
     let variable = |name: &str| std::env::var(name).ok();
     let requests = UpstreamRequests::new(upstream, progress.clone(), variable).map_err(StartError::Config)?;
     Ok(UpstreamSource {
+        factory,
         name: upstream.name.clone(),
         models: upstream.alias_names().map(str::to_owned).chain(upstream.models.iter().cloned()).collect(),
         environment: guest_env::upstream(upstream),

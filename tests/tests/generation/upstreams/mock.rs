@@ -56,6 +56,7 @@ struct Shared {
     counts: Mutex<BTreeMap<String, u32>>,
     /// Clients that left before the end of their answer.
     left: Mutex<u32>,
+    connections: Mutex<u32>,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -95,15 +96,28 @@ impl MockUpstream {
         lock(&self.shared.counts).get(model).copied().unwrap_or(0)
     }
 
+    /// Connections so far.
+    pub(crate) fn connections(&self) -> u32 {
+        *lock(&self.shared.connections)
+    }
+
     /// Clients that left before the end of their answer.
     pub(crate) fn left(&self) -> u32 {
         *lock(&self.shared.left)
     }
 }
 
+/// Answers the requests on a connection until one that does not leave it open.
 async fn serve(socket: TcpStream, api: Api, shared: &Shared) -> Result<()> {
+    *lock(&shared.connections) += 1;
     let mut socket = BufReader::new(socket);
-    let request = read(&mut socket, api).await?;
+    while answer(&mut socket, api, shared).await? {}
+    Ok(())
+}
+
+/// Answers a request; whether the connection stays open.
+async fn answer(socket: &mut BufReader<TcpStream>, api: Api, shared: &Shared) -> Result<bool> {
+    let request = read(socket, api).await?;
     let model = request.model.clone();
     lock(&shared.requests).push(request);
     let number = {
@@ -112,21 +126,22 @@ async fn serve(socket: TcpStream, api: Api, shared: &Shared) -> Result<()> {
         *count += 1;
         *count
     };
-    let mut socket = socket.into_inner();
+    let socket = socket.get_mut();
     let behavior = model.rsplit('/').next().unwrap_or_default();
     match (behavior, number) {
-        ("flaky", 1) | ("down", _) => refuse(&mut socket, 500, "", "it broke").await,
-        ("throttled", 1) => refuse(&mut socket, 429, "retry-after: 1\r\n", "slow down").await,
-        ("full", _) => refuse(&mut socket, 429, "retry-after: 30\r\n", "slow down").await,
-        ("denied", _) => refuse(&mut socket, 401, "", "the key secret-of-the-operator is wrong").await,
-        ("invalid", _) => refuse(&mut socket, 400, "", "the prompt is too long").await,
-        ("silent", _) => stay(&mut socket, shared).await,
+        ("flaky", 1) | ("down", _) => refuse(socket, 500, "", "it broke").await?,
+        ("throttled", 1) => refuse(socket, 429, "retry-after: 1\r\n", "slow down").await?,
+        ("full", _) => refuse(socket, 429, "retry-after: 30\r\n", "slow down").await?,
+        ("denied", _) => refuse(socket, 401, "", "the key secret-of-the-operator is wrong").await?,
+        ("invalid", _) => refuse(socket, 400, "", "the prompt is too long").await?,
+        ("silent", _) => stay(socket, shared).await?,
         ("page", _) => {
             let page = "HTTP/1.1 200 OK\r\ncontent-type: text/html\r\ncontent-length: 2\r\n\r\nhi";
-            Ok(socket.write_all(page.as_bytes()).await?)
+            socket.write_all(page.as_bytes()).await?;
         }
-        (behavior, _) => stream(&mut socket, api, behavior, shared).await,
+        (behavior, _) => stream(socket, api, behavior, shared).await?,
     }
+    Ok(behavior == "good")
 }
 
 async fn read(socket: &mut BufReader<TcpStream>, api: Api) -> Result<SeenRequest> {

@@ -59,6 +59,8 @@ pub(crate) fn task(house: &House, mut args: Args) -> Result<()> {
     let browser = browser::is_available().then(|| report.whole("browser", || browser::browser(house))).flatten();
     // Tests of the language model are skipped without it.
     let model = lm::model(house);
+    // Its wheel is for x86-64 with glibc 2.35 or later.
+    let llama_server = lm::server(house);
     if node_packages.is_some() {
         let program = house.weir();
         report.whole("typescript", || typescript::test(house, &program, browser.as_deref()));
@@ -81,6 +83,9 @@ pub(crate) fn task(house: &House, mut args: Args) -> Result<()> {
         }
         if let Ok(model) = &model {
             command.env(lm::VARIABLE, model);
+        }
+        if let Ok(folder) = &llama_server {
+            command.env(lm::SERVER_VARIABLE, folder);
         }
         if let Some(node_packages) = &node_packages {
             command.env(node::VARIABLE, node_packages);
@@ -138,6 +143,9 @@ pub(crate) fn task(house: &House, mut args: Args) -> Result<()> {
     }
     if let Err(error) = &model {
         report.skipped("model", &format!("there is no language model: {error:#}"));
+    }
+    if let Err(error) = &llama_server {
+        report.skipped("llama-server", &format!("{error:#}"));
     }
     if node_packages.is_none() {
         report.skipped(

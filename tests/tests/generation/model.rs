@@ -1,13 +1,15 @@
 //! The language model of the demo over HTTP: `WEIR_TEST_LM` names its file, and `cargo xtask test` sets it.
 
 use std::path::PathBuf;
+use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use futures::future::try_join_all;
+use reqwest::{Client, Response};
 use serde_json::{Value, json};
-use weir_tests::Server;
+use weir_tests::{PATIENCE, Server};
 
-use crate::{frames, send, text_of};
+use crate::{cancelled, frames, send, text_of, until};
 
 const NAME: &str = "smollm";
 
@@ -66,5 +68,131 @@ async fn greedy_text_is_the_same_alone_in_a_batch_and_after_a_restart() -> Resul
         texts.push(answer["choices"][0]["message"]["content"].clone());
     }
     assert_eq!(texts[0], texts[1], "the same seed");
+    Ok(())
+}
+
+/// Time for a text of some hundred tokens on a busy machine.
+const TEXT_PATIENCE: Duration = Duration::from_secs(180);
+/// A request may take this long, so that no text is cut on a busy machine.
+const REQUEST_TIMEOUT: &str = "http.request_timeout_ms=600000";
+
+/// Reads a stream until a condition on its text is true.
+async fn read_until(answer: &mut Response, mut is_enough: impl FnMut(&str) -> bool) -> Result<String> {
+    let read = async {
+        let mut text = String::new();
+        while !is_enough(&text) {
+            text += std::str::from_utf8(&answer.chunk().await?.context("a stream that continues")?)?;
+        }
+        Ok(text)
+    };
+    tokio::time::timeout(TEXT_PATIENCE, read).await.context("a stream that continues in time")?
+}
+
+/// The text of the frames that are complete.
+fn complete(text: &str) -> &str {
+    text.rfind("\n\n").map_or("", |end| &text[..end])
+}
+
+#[tokio::test]
+async fn killed_server_keeps_the_exact_prefix_of_three_generations() -> Result<()> {
+    let Some(arguments) = arguments() else { return Ok(()) };
+    let dir = tempfile::tempdir()?;
+    let path = format!("events.path={}", dir.path().join("events.redb").display());
+    let settings = ["events.store=disk", "events.durable=true", &path, "events.lease_ms=1000", REQUEST_TIMEOUT];
+    let mut server = start(&arguments, &settings).await?;
+    let prompts = ["Tell me about the sea.", "Tell me about the sun.", "Tell me about the rain."];
+    let mut streams = Vec::new();
+    for prompt in prompts {
+        streams.push(send(&server, "/v1/chat/completions?detach=true", &ask(prompt, 1800, true)).await?);
+    }
+    let mut before = Vec::new();
+    for answer in &mut streams {
+        let id = answer.headers()["x-weir-generation"].to_str()?.to_owned();
+        before
+            .push((id, read_until(answer, |text| frames(complete(text)).is_ok_and(|frames| frames.len() > 5)).await?));
+    }
+    ensure!(server.metric("weir_generate_requests_running").await? == 3.0, "a generation has ended before the crash");
+    server.signal("KILL")?;
+    server.wait().await?;
+    let server = start(&arguments, &settings).await?;
+    for ((id, seen), prompt) in before.into_iter().zip(prompts) {
+        let stored = reqwest::get(server.url(&format!("/v1/generations/{id}?stream=true"))).await?.text();
+        let stored = tokio::time::timeout(PATIENCE, stored).await.context("a stored stream has an end")??;
+        let (seen, stored) = (frames(complete(&seen))?, frames(&stored)?);
+        assert!(stored.starts_with(&seen), "{seen:?}\n---\n{stored:?}");
+        assert_eq!(stored.last().context("a frame")?["error"]["code"], "interrupted", "{stored:?}");
+        let said = text_of(&stored);
+        // The same request once more, as far as the crash let the first one come.
+        let mut again = send(&server, "/v1/chat/completions", &ask(prompt, 1800, true)).await?;
+        let enough = |text: &str| frames(complete(text)).is_ok_and(|frames| text_of(&frames).len() >= said.len());
+        let again = read_until(&mut again, enough).await?;
+        let again = text_of(&frames(complete(&again))?);
+        assert!(again.starts_with(&said) && !said.is_empty(), "{said}\n---\n{again}");
+    }
+    Ok(())
+}
+
+/// Sends a request, waits for a state of the server, and disconnects; returns when the generation is cancelled.
+async fn disconnect_when(
+    server: &Server,
+    body: Value,
+    state: &str,
+    is_state: impl AsyncFn() -> Result<bool>,
+) -> Result<()> {
+    let before = cancelled(server).await?;
+    let request = Client::new().post(server.url("/v1/chat/completions")).json(&body).send();
+    let request = tokio::spawn(async move { request.await?.text().await });
+    until(state, &is_state).await?;
+    request.abort();
+    until("the generation is cancelled", async || Ok(cancelled(server).await? > before)).await
+}
+
+#[tokio::test]
+async fn client_that_disconnects_frees_its_pages_queued_prefilling_and_not_streaming() -> Result<()> {
+    const TOKENS: u32 = 2048;
+    let Some(arguments) = arguments() else { return Ok(()) };
+    let cache = format!("generate.cache_tokens_max={TOKENS}");
+    // One request at a time, and its prompt in the smallest parts.
+    let server = &start(&arguments, &[&cache, "generate.running_max=1", "generate.step_ms=1", REQUEST_TIMEOUT]).await?;
+    let metric = async |name: &str| server.metric(name).await;
+    let is_running = async || Ok(metric("weir_generate_requests_running").await? >= 1.0);
+    let is_queued = async || Ok(metric("weir_generate_requests_queued").await? >= 1.0);
+    let is_idle = async || {
+        Ok(metric("weir_generate_requests_running").await? + metric("weir_generate_requests_queued").await? == 0.0)
+    };
+
+    // While it generates, and its client waits for the whole text.
+    disconnect_when(server, ask("Tell me about the sea.", 1500, false), "it runs", is_running).await?;
+    until("nothing runs or waits", is_idle).await?;
+
+    // While its prompt is computed: some of it is, and no token has been sampled when it is cancelled. A fast machine may be faster than
+    // the disconnection: then once more with another prompt.
+    let mut was_prefilling = false;
+    for attempt in 0..5 {
+        let prompt = format!("{attempt}. {}", "The sea is wide and deep. ".repeat(240));
+        let (prefilled, sampled) = ("weir_generate_prefill_tokens_total", "weir_generate_tokens_total");
+        let (prefilled_before, sampled_before) = (metric(prefilled).await?, metric(sampled).await?);
+        let is_prefilling = async || Ok(metric(prefilled).await? > prefilled_before);
+        disconnect_when(server, ask(&prompt, 100, false), "its prompt is computed", is_prefilling).await?;
+        until("nothing runs or waits", is_idle).await?;
+        was_prefilling = metric(sampled).await? == sampled_before;
+        if was_prefilling {
+            break;
+        }
+    }
+    assert!(was_prefilling, "in five attempts the prompt was computed before the client disconnected");
+
+    // While it is queued behind another, which continues to its end.
+    let first = send(server, "/v1/chat/completions", &ask("Tell me about the sun.", 300, true)).await?;
+    until("the first runs", is_running).await?;
+    disconnect_when(server, ask("Tell me about the rain.", 900, true), "the second is queued", is_queued).await?;
+    let text = tokio::time::timeout(TEXT_PATIENCE, first.text()).await.context("the first ends")??;
+    assert!(text.ends_with("data: [DONE]\n\n"), "{text}");
+    until("nothing runs or waits", is_idle).await?;
+
+    // All pages are there for one that reserves nearly all of them; had one of the others kept its own, it would not begin.
+    let mut last = send(server, "/v1/chat/completions", &ask("Say yes.", TOKENS - 100, true)).await?;
+    let begun = read_until(&mut last, |text| frames(complete(text)).is_ok_and(|frames| !text_of(&frames).is_empty()));
+    begun.await.context("the pages of a cancelled generation are free")?;
     Ok(())
 }

@@ -11,9 +11,11 @@ import tempfile
 import tomllib
 from pathlib import Path
 
+import cyclonedx
 import helm_python
 import jsonschema
 import kubernetes_validate
+import referencing
 import yaml
 from helm_python.chart import Chart, lint
 
@@ -179,6 +181,21 @@ def check_manifests(schemas: Path | None) -> None:
         print(f"ok  {path.relative_to(DEPLOY.parent)}: the resource definition of {resource['kind']}")
 
 
+def check_bill(bill: Path) -> None:
+    """The bill of materials of an archive, against the schema of CycloneDX."""
+    document = json.loads(bill.read_text())
+    folder = Path(cyclonedx.__file__).parent / "schema" / "_res"
+    registry = referencing.Registry()
+    # The schema refers to those of SPDX and JSF by their names.
+    for name in ["spdx.SNAPSHOT.schema.json", "jsf-0.82.SNAPSHOT.schema.json"]:
+        schema = json.loads((folder / name).read_text())
+        resource = referencing.Resource.from_contents(schema)
+        registry = registry.with_resources([(schema["$id"], resource), (f"http://cyclonedx.org/schema/{name}", resource)])
+    schema = json.loads((folder / f"bom-{document['specVersion']}.SNAPSHOT.schema.json").read_text())
+    jsonschema.Draft7Validator(schema, registry=registry).validate(document)
+    print(f"ok  {bill.name}: CycloneDX {document['specVersion']}, {len(document['components'])} components")
+
+
 def closed(schema: object) -> object:
     """A resource definition prunes unknown fields; here each is an error."""
     if isinstance(schema, list):
@@ -196,7 +213,11 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--update", action="store_true", help="write deploy/kubernetes/weir.yaml")
     parser.add_argument("--schemas", type=Path, help="folder with the schemas of Spin, SpinKube and wasmCloud")
+    parser.add_argument("--bill", type=Path, help="check the bill of materials of an archive, and nothing else")
     arguments = parser.parse_args()
+    if arguments.bill is not None:
+        check_bill(arguments.bill)
+        return
     check_chart()
     check_pods()
     check_rendered(arguments.update)

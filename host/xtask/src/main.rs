@@ -5,7 +5,8 @@
 //! - [`setup`] and [`debian`]: the wasm32-wasip2 target; [`apt`]: packages of Debian, fetched and unpacked without being installed
 //! - [`build`]: components, their precompiled forms, `weir`; [`portable`]: the same components composed for other hosts
 //! - [`server`] and [`http`]: a `weir serve` for the demo and the measurements, and a client for it
-//! - [`first_build`]: the estimate of the first build; [`dist`]: the archive for distribution; [`deploy`]: the checks of deploy/
+//! - [`first_build`]: the estimate of the first build; [`dist`]: the archive for distribution, also for
+//!   another processor ([`cross`]), with its bill of materials ([`sbom`]); [`deploy`]: the checks of deploy/
 //! - [`demo`], [`checks`] (`cargo xtask test`), [`docs`], [`fuzz`], [`mod@bench`]: the commands of the same names
 //! - [`redis`], [`pushpin`], [`browser`]: a Redis server, a proxy that holds connections, a Chromium, for the tests
 //! - [`nginx`]: a proxy for the tests, and the server that the fan-out is compared with
@@ -19,6 +20,7 @@ mod bench;
 mod browser;
 mod build;
 mod checks;
+mod cross;
 mod debian;
 mod demo;
 mod deploy;
@@ -40,6 +42,7 @@ mod python;
 mod redis;
 #[cfg(test)]
 mod rules;
+mod sbom;
 mod server;
 mod setup;
 mod sh;

@@ -70,6 +70,11 @@ pub fn tool(variable: &str) -> Result<PathBuf> {
     Ok(value.into())
 }
 
+/// A port of this machine that was free just now, for programs that cannot choose one.
+pub fn free_port() -> Result<u16> {
+    Ok(std::net::TcpListener::bind("127.0.0.1:0")?.local_addr()?.port())
+}
+
 /// A program that serves HTTP and prints its address; killed when dropped.
 pub struct Server {
     child: Child,
@@ -126,7 +131,12 @@ impl Server {
     }
 
     /// Starts a program and waits for the line in which `announcement` precedes the address that it listens on.
-    pub fn spawn(mut command: Command, announcement: &str) -> Result<Self> {
+    pub fn spawn(command: Command, announcement: &str) -> Result<Self> {
+        Self::spawn_within(command, announcement, PATIENCE)
+    }
+
+    /// As [`Server::spawn`], for a program that compiles a component before it listens.
+    pub fn spawn_within(mut command: Command, announcement: &str, patience: Duration) -> Result<Self> {
         let program = format!("{command:?}");
         let mut child = command
             .stdin(Stdio::null())
@@ -154,7 +164,7 @@ impl Server {
             });
         }
         drop(addresses);
-        match address.recv_timeout(PATIENCE) {
+        match address.recv_timeout(patience) {
             Ok(address) => Ok(Self { child, address, log, token: None }),
             Err(_) => {
                 let _ = child.kill();

@@ -9,8 +9,8 @@ use crate::args::Args;
 use crate::house::{COMPONENTS, GUESTS, House, LIGHT_PACKAGES, NN, PLUGS, PORTABLE_PARTS, SEPARATE_PACKAGES};
 use crate::ui::{Step, seconds};
 use crate::{
-    browser, build, debian, deploy, dist, lm, nginx, node, portable, pushpin, python, redis, setup, sh, typescript,
-    web, wheels, wit,
+    browser, build, debian, deploy, dist, hosts, lm, nginx, node, portable, pushpin, python, redis, setup, sh,
+    typescript, web, wheels, wit,
 };
 
 pub(crate) const USAGE: &str = "\
@@ -57,6 +57,7 @@ pub(crate) fn task(house: &House, mut args: Args) -> Result<()> {
     let nginx = report.whole("nginx", || nginx::folder(house));
     let node_packages = node::is_available().then(|| report.whole("npm", || node::ensure(house))).flatten();
     let browser = browser::is_available().then(|| report.whole("browser", || browser::browser(house))).flatten();
+    let hosts = node::is_available().then(|| report.whole("hosts", || hosts::programs(house))).flatten();
     // Tests of the language model are skipped without it.
     let model = lm::model(house);
     // Its wheel is for x86-64 with glibc 2.35 or later.
@@ -72,6 +73,9 @@ pub(crate) fn task(house: &House, mut args: Args) -> Result<()> {
     let mut test = |name: &str, what: &str, command: &mut Command| {
         command.env("WEIR_COMPONENTS_DIR", house.components());
         command.env("WEIR_TEST_PYTHON", &python.python).env("WEIR_TEST_WASMTIME", &python.wasmtime);
+        if let Some(hosts) = &hosts {
+            hosts.set(command);
+        }
         if let Some(redis) = &redis {
             command.env(redis::VARIABLE, redis);
         }
@@ -118,6 +122,10 @@ pub(crate) fn task(house: &House, mut args: Args) -> Result<()> {
     host.args(run);
     // Tests without their data, Node.js or browser are skipped, and a row of the table says so.
     let mut skipped: Vec<&str> = if data.is_none() { vec![SCORES] } else { Vec::new() };
+    skipped.push(hosts::SPIN_TEST);
+    if hosts.is_none() {
+        skipped.extend(hosts::TESTS);
+    }
     if node_packages.is_none() {
         skipped.extend(node::TESTS);
     }
@@ -152,6 +160,10 @@ pub(crate) fn task(house: &House, mut args: Args) -> Result<()> {
             "npm clients",
             "Node.js and npm are not here, or their packages were not fetched; `js` blocks of documents are not run",
         );
+    }
+    report.skipped("Spin", "no package registry has it; `cargo xtask hosts spin --bin PATH` runs its test");
+    if hosts.is_none() {
+        report.skipped("other hosts", "npm is not here, or wash, Node.js 24 and jco were not fetched");
     }
     if browser.is_none() {
         report.skipped("browser", "there is no Chromium here, and no apt to fetch one with");

@@ -9,6 +9,7 @@
 //!   another processor ([`cross`]), with its bill of materials ([`sbom`]); [`deploy`]: the checks of deploy/
 //! - [`demo`], [`checks`] (`cargo xtask test`), [`docs`], [`fuzz`], [`mod@bench`]: the commands of the same names
 //! - [`redis`], [`pushpin`], [`browser`]: a Redis server, a proxy that holds connections, a Chromium, for the tests
+//! - [`hosts`]: other hosts of the components, for the tests
 //! - [`nginx`]: a proxy for the tests, and the server that the fan-out is compared with
 //! - [`npm`], [`typescript`], [`web`]: the TypeScript client and the page of the gateway; [`wheels`]: the Python package
 //! - [`wit`]: the vendored WIT packages
@@ -29,6 +30,7 @@ mod docs;
 mod files;
 mod first_build;
 mod fuzz;
+mod hosts;
 mod house;
 mod http;
 mod kernels;
@@ -100,6 +102,7 @@ const TASKS: &[Task] = &[
         usage: bench::USAGE,
         run: bench::task,
     },
+    Task { name: "hosts", about: "run the components under other hosts", usage: hosts::USAGE, run: hosts::task },
     Task { name: "fuzz", about: "run the fuzz targets with many inputs", usage: fuzz::USAGE, run: fuzz::task },
     Task {
         name: "kernels",

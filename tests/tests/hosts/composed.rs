@@ -2,7 +2,6 @@
 //! `wasmtime serve`, alone or behind the Pushpin of Debian.
 
 use std::fs;
-use std::net::TcpListener;
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
@@ -14,7 +13,7 @@ use wac_graph::{CompositionGraph, EncodeOptions};
 use weir_tests::client::post;
 use weir_tests::conformance::publish_and_resume;
 use weir_tests::pipelines::{Folder, run};
-use weir_tests::{Server, component, ndjson, statuses, tool, until};
+use weir_tests::{Server, component, free_port, ndjson, statuses, tool, until};
 
 /// Plugs the exports of components into the imports of another, as `wac plug` does.
 fn plug(socket: &[u8], plugs: &[&[u8]]) -> Result<Vec<u8>> {
@@ -169,10 +168,6 @@ impl Drop for Pushpin {
         let _ = self.zurl.kill();
         let _ = self.zurl.wait();
     }
-}
-
-fn free_port() -> Result<u16> {
-    Ok(TcpListener::bind("127.0.0.1:0")?.local_addr()?.port())
 }
 
 /// A configuration file with replaced values.

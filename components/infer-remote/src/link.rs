@@ -7,15 +7,15 @@ use std::pin::pin;
 
 use futures::future::{Either, select};
 use weir_codec::http::lines::Lines;
-use weir_codec::inference::remote::{self, ANSWER_BYTES_MAX, Answer};
+use weir_codec::inference::remote::{self, RESPONSE_LINE_BYTES_MAX, ResponseLine};
 use weir_core::failure::Failure;
 use wit_bindgen::rt::async_support::StreamWriter;
 
 use crate::bindings::wasi::clocks::monotonic_clock;
 use crate::bindings::weir::stream::types::Output;
 use crate::convert;
-use crate::exchange::{self, AnswerBody, Head, Prepared};
-use crate::service::Call;
+use crate::exchange::{self, Head, Prepared, ResponseBody};
+use crate::service::RunCall;
 
 /// The interval at which deadlines and the silence of the server are checked.
 const TICK_NS: u64 = 50_000_000;
@@ -84,7 +84,7 @@ impl Link {
     }
 
     /// Runs the request. When it resolves, every text has its result.
-    pub(crate) async fn run(&self, call: &Call) {
+    pub(crate) async fn run(&self, call: &RunCall) {
         let result = match select(pin!(self.exchange(call)), pin!(self.watch(call))).await {
             Either::Left((result, _)) => result,
             Either::Right((failure, _)) => Err(failure),
@@ -94,12 +94,12 @@ impl Link {
         let incomplete = || Failure::Unavailable(format!("{name} ended its response without a result of this text"));
         let failure = result.err().unwrap_or_else(incomplete);
         for (_, open) in self.open.take() {
-            call.answer(open.id, Err(failure.clone()));
+            call.finish(open.id, Err(failure.clone()));
         }
         call.changed.notify();
     }
 
-    async fn exchange(&self, call: &Call) -> Result<(), Failure> {
+    async fn exchange(&self, call: &RunCall) -> Result<(), Failure> {
         let content_type = if self.form == Form::Lines { "application/x-ndjson" } else { "application/json" };
         let head = Head { target: &self.target, content_type: Some(content_type), accept: "application/x-ndjson" };
         let (request, writer) = exchange::request(&call.settings, &head)?;
@@ -115,7 +115,7 @@ impl Link {
     }
 
     /// Writes the body until there are no more texts.
-    async fn write(&self, call: &Call, mut writer: StreamWriter<u8>) {
+    async fn write(&self, call: &RunCall, mut writer: StreamWriter<u8>) {
         loop {
             let is_last = || self.form != Form::Lines || call.ended.get();
             call.changed.until(|| !self.outgoing.borrow().is_empty() || is_last()).await;
@@ -126,16 +126,16 @@ impl Link {
         }
     }
 
-    async fn read(&self, call: &Call, request: Prepared) -> Result<(), Failure> {
+    async fn read(&self, call: &RunCall, request: Prepared) -> Result<(), Failure> {
         let settings = &call.settings;
         let response = exchange::send(settings, request).await?;
         let (status, retry_after_ms) = (response.status(), response.retry_after_ms());
-        let mut body = AnswerBody::of(response);
+        let mut body = ResponseBody::of(response);
         if status != 200 {
             let problem = body.collect(settings, PROBLEM_BYTES_MAX).await.unwrap_or_default();
             return Err(remote::refusal(status, &problem, retry_after_ms));
         }
-        let mut lines = Lines::new(ANSWER_BYTES_MAX);
+        let mut lines = Lines::new(RESPONSE_LINE_BYTES_MAX);
         while let Some(piece) = body.piece().await {
             self.heard_ns.set(monotonic_clock::now());
             let mut rest = piece;
@@ -151,34 +151,34 @@ impl Link {
         }
     }
 
-    fn take_line(&self, call: &Call, content: Option<&[u8]>) -> Result<(), Failure> {
+    fn take_line(&self, call: &RunCall, content: Option<&[u8]>) -> Result<(), Failure> {
         let wrong = |why: &str| Failure::Other(format!("{} sent an invalid response: {why}", call.settings.name()));
         let content = content.ok_or_else(|| wrong("a line is too long"))?;
         if self.form == Form::Summary {
             if let Some(summary) = remote::summary(content).map_err(|why| wrong(&why))? {
                 let first = self.open.borrow_mut().pop_first();
                 if let Some((_, open)) = first {
-                    call.answer(open.id, summary.map(Output::Summary));
+                    call.finish(open.id, summary.map(Output::Summary));
                 }
             }
             return Ok(());
         }
-        match remote::answer(content).map_err(|why| wrong(&why))? {
-            Answer::Item(line, result) => {
+        match remote::response_line(content).map_err(|why| wrong(&why))? {
+            ResponseLine::Item(line, result) => {
                 // A text whose deadline has passed has its result already.
                 let open = self.open.borrow_mut().remove(&line);
                 if let Some(open) = open {
-                    call.answer(open.id, result.map(convert::output));
+                    call.finish(open.id, result.map(convert::output));
                 }
                 Ok(())
             }
-            Answer::Stream(failure) => Err(failure),
-            Answer::Done => Ok(()),
+            ResponseLine::Stream(failure) => Err(failure),
+            ResponseLine::Done => Ok(()),
         }
     }
 
     /// Fails texts whose deadline has passed; resolves when the server has been silent for too long.
-    async fn watch(&self, call: &Call) -> Failure {
+    async fn watch(&self, call: &RunCall) -> Failure {
         loop {
             monotonic_clock::wait_for(TICK_NS).await;
             let now_ns = monotonic_clock::now();
@@ -191,7 +191,7 @@ impl Link {
                 !is_late
             });
             for id in late {
-                call.answer(id, Err(Failure::DeadlineExceeded));
+                call.finish(id, Err(Failure::DeadlineExceeded));
             }
             if self.open.borrow().is_empty() && !call.ended.get() {
                 self.heard_ns.set(now_ns);

@@ -17,7 +17,7 @@ use crate::bindings::wasi::clocks::monotonic_clock;
 use crate::bindings::weir::stream::types::{Item, ModelInfo, Outcome, Output};
 use crate::bindings::{self, wit_stream};
 use crate::convert;
-use crate::exchange::{self, AnswerBody, Head};
+use crate::exchange::{self, Head, ResponseBody};
 use crate::link::{Form, Link};
 use crate::plan::{self, ItemRequest};
 use crate::settings::Settings;
@@ -77,7 +77,7 @@ async fn models(settings: &Settings) -> Result<Vec<ModelInfo>, Failure> {
         let (request, _) = exchange::request(settings, &head)?;
         let response = exchange::send(settings, request).await?;
         let (status, retry_after_ms) = (response.status(), response.retry_after_ms());
-        let body = AnswerBody::of(response).collect(settings, MODELS_BYTES_MAX).await?;
+        let body = ResponseBody::of(response).collect(settings, MODELS_BYTES_MAX).await?;
         if status != 200 {
             return Err(remote::refusal(status, &body, retry_after_ms));
         }
@@ -107,7 +107,7 @@ async fn refuse(mut items: StreamReader<Item>, mut outcomes: StreamWriter<Outcom
 
 /// Sends items to the server and results to the caller, until every item has its outcome or the caller has dropped the stream.
 async fn relay(items: StreamReader<Item>, outcomes: StreamWriter<Outcome>, settings: Settings) {
-    let call = Rc::new(Call {
+    let call = Rc::new(RunCall {
         settings,
         changed: LocalNotify::default(),
         ended: Cell::new(false),
@@ -129,7 +129,7 @@ async fn relay(items: StreamReader<Item>, outcomes: StreamWriter<Outcome>, setti
 type Running = Pin<Box<dyn Future<Output = ()>>>;
 
 /// One call of `run`.
-pub(crate) struct Call {
+pub(crate) struct RunCall {
     pub(crate) settings: Settings,
     /// Notified after each change of the state below, and of a request.
     pub(crate) changed: LocalNotify,
@@ -143,9 +143,9 @@ pub(crate) struct Call {
     lines: Cell<u64>,
 }
 
-impl Call {
+impl RunCall {
     /// Queues the outcome of an item.
-    pub(crate) fn answer(&self, id: u64, result: Result<Output, Failure>) {
+    pub(crate) fn finish(&self, id: u64, result: Result<Output, Failure>) {
         self.done.borrow_mut().push(convert::outcome(id, result));
         self.changed.notify();
     }
@@ -173,7 +173,7 @@ impl Call {
         let line = self.lines.replace(self.lines.get() + 1);
         let deadline_ns = item.deadline_ms.map(|ms| monotonic_clock::now().saturating_add(u64::from(ms) * NS_PER_MS));
         match plan::item_request(line, item) {
-            Err(failure) => self.answer(item.id, Err(failure)),
+            Err(failure) => self.finish(item.id, Err(failure)),
             Ok((ItemRequest::Line(target), bytes)) => {
                 let is_its = |link: &&Rc<Link>| link.target == target && link.has_room();
                 let found = self.links.borrow().iter().find(is_its).cloned();

@@ -2,7 +2,7 @@
 //!
 //! - [`settings`]: the server, its models and its bounds, from the environment.
 //! - [`models`]: the names of models in requests, and the server's names for them.
-//! - [`answer`]: converts the response of the server to events of `weir:stream/generate`.
+//! - [`response`]: converts the response of the server to events of `weir:stream/generate`.
 //! - [`convert`]: conversions between the types of that interface and those of codec and core.
 //! - `service`: the streams and the requests; compiled for wasm32 only, so that the other modules can be tested natively.
 //!
@@ -19,9 +19,9 @@ pub mod bindings {
     });
 }
 
-pub mod answer;
 pub mod convert;
 pub mod models;
+pub mod response;
 pub mod settings;
 
 #[cfg(target_arch = "wasm32")]

@@ -79,7 +79,7 @@ impl Server {
 
 async fn serve(mut commands: StreamReader<Command>, events: StreamWriter<Event>) {
     // The event stream ends when the last generation drops the call.
-    let call = Rc::new(Call { events: Mutex::new(events), open: RefCell::default() });
+    let call = Rc::new(RunCall { events: Mutex::new(events), open: RefCell::default() });
     loop {
         let (status, read) = commands.read(Vec::with_capacity(COMMANDS_MAX)).await;
         for command in read {
@@ -99,7 +99,7 @@ async fn serve(mut commands: StreamReader<Command>, events: StreamWriter<Event>)
 }
 
 /// One call of `run`.
-struct Call {
+struct RunCall {
     events: Mutex<StreamWriter<Event>>,
     /// The generations that have not ended.
     open: RefCell<HashMap<u64, Rc<OpenGeneration>>>,
@@ -125,7 +125,7 @@ impl OpenGeneration {
     }
 }
 
-impl Call {
+impl RunCall {
     fn start(self: Rc<Self>, request: Request) {
         let open = Rc::new(OpenGeneration::default());
         let id = request.id;

@@ -15,9 +15,9 @@ use crate::{
 };
 
 /// Longest line of a response, in bytes: an embedding of 65,536 numbers, or the entities of a long text.
-pub const ANSWER_BYTES_MAX: usize = 4 << 20;
+pub const RESPONSE_LINE_BYTES_MAX: usize = 4 << 20;
 /// Most JSON values in a line of a response.
-const ANSWER_VALUES_MAX: usize = 1 << 18;
+const RESPONSE_VALUES_MAX: usize = 1 << 18;
 /// Longest text of the server in a failure, in bytes.
 const TEXT_BYTES_MAX: usize = 256;
 
@@ -122,7 +122,7 @@ pub fn summary_body(text: &str) -> Vec<u8> {
 /// # Errors
 /// The line is invalid; the text has the reason.
 pub fn summary(content: &[u8]) -> Result<Option<Result<String, Failure>>, String> {
-    let node = Node::read(content, ANSWER_VALUES_MAX).map_err(|error| error.to_string())?;
+    let node = Node::read(content, RESPONSE_VALUES_MAX).map_err(|error| error.to_string())?;
     let mut fields = Fields::of(node)?;
     Ok(match &*fields.text("status")? {
         "summarization_complete" => Some(Ok(fields.text("summary")?)),
@@ -133,7 +133,7 @@ pub fn summary(content: &[u8]) -> Result<Option<Result<String, Failure>>, String
 
 /// A line of a response.
 #[derive(Debug, PartialEq)]
-pub enum Answer {
+pub enum ResponseLine {
     /// The result of the text with this id.
     Item(u64, Result<Output, Failure>),
     /// The stream has failed; every text without a result has this failure.
@@ -146,13 +146,13 @@ pub enum Answer {
 ///
 /// # Errors
 /// The line is invalid; the text has the reason.
-pub fn answer(content: &[u8]) -> Result<Answer, String> {
-    let node = Node::read(content, ANSWER_VALUES_MAX).map_err(|error| error.to_string())?;
+pub fn response_line(content: &[u8]) -> Result<ResponseLine, String> {
+    let node = Node::read(content, RESPONSE_VALUES_MAX).map_err(|error| error.to_string())?;
     let Node::Object(members) = node else { return Err(format!("a line is {}", node.name())) };
     let (mut id, mut result) = (None, None);
     for (key, node) in members {
         match &*key {
-            "done" => return Ok(Answer::Done),
+            "done" => return Ok(ResponseLine::Done),
             "id" => id = Some(node),
             "scores" => result = Some(Ok(Output::Labels(list(node, score)?))),
             "entities" => result = Some(Ok(Output::Entities(list(node, entity)?))),
@@ -163,15 +163,15 @@ pub fn answer(content: &[u8]) -> Result<Answer, String> {
         }
     }
     match (id, result) {
-        (Some(Node::Integer(id)), Some(result)) if id >= 0 => Ok(Answer::Item(id.unsigned_abs(), result)),
-        (None, Some(Err(failure))) => Ok(Answer::Stream(failure)),
+        (Some(Node::Integer(id)), Some(result)) if id >= 0 => Ok(ResponseLine::Item(id.unsigned_abs(), result)),
+        (None, Some(Err(failure))) => Ok(ResponseLine::Stream(failure)),
         _ => Err("a line has no result, or no id that was sent".to_owned()),
     }
 }
 
 /// The failure of a response with another status than 200. `retry_after_ms` is that of its header.
 pub fn refusal(status: u16, body: &[u8], retry_after_ms: Option<u32>) -> Failure {
-    let problem = match Node::read(body, ANSWER_VALUES_MAX) {
+    let problem = match Node::read(body, RESPONSE_VALUES_MAX) {
         Ok(problem @ Node::Object(_)) => failure(problem).ok(),
         _ => None,
     };
@@ -202,7 +202,7 @@ fn with_wait(failure: Failure, retry_after_ms: Option<u32>) -> Failure {
 /// # Errors
 /// The body is invalid; the text has the reason.
 pub fn models(body: &[u8]) -> Result<Vec<Model>, String> {
-    let node = Node::read(body, ANSWER_VALUES_MAX).map_err(|error| error.to_string())?;
+    let node = Node::read(body, RESPONSE_VALUES_MAX).map_err(|error| error.to_string())?;
     let Node::Object(members) = node else { return Err(format!("the body is {}", node.name())) };
     let listed = members.into_iter().find(|(key, _)| key == "models").map(|(_, node)| node);
     let listed = list(listed.ok_or("the body has no `models`")?, model)?;
@@ -346,7 +346,7 @@ mod tests {
     };
 
     /// A line of a server about a text, read back.
-    fn through(task: Task, result: Result<Output, Failure>) -> Answer {
+    fn through(task: Task, result: Result<Output, Failure>) -> ResponseLine {
         let mut stream = ItemStream::new(task, Framing::Ndjson);
         let sent = line(7, "a \"text\"\n", None);
         let content = sent.strip_suffix(b"\n").unwrap();
@@ -354,21 +354,21 @@ mod tests {
         assert_eq!(input.text, "a \"text\"\n");
         stream.handle_outcome(index, result);
         let line = stream.poll_output().unwrap();
-        answer(line.strip_suffix(b"\n").unwrap()).unwrap()
+        response_line(line.strip_suffix(b"\n").unwrap()).unwrap()
     }
 
     #[test]
     fn results_read_back_as_they_were() {
         let labels = Output::Labels(vec![LabelScore { label: "good".to_owned(), score: 0.1 }]);
-        assert_eq!(through(Task::Classify, Ok(labels.clone())), Answer::Item(7, Ok(labels)));
+        assert_eq!(through(Task::Classify, Ok(labels.clone())), ResponseLine::Item(7, Ok(labels)));
         let embedding = Output::Embedding(vec![0.1, -1.0, 1e-20, 0.333_333_34]);
-        assert_eq!(through(Task::Embed, Ok(embedding.clone())), Answer::Item(7, Ok(embedding)));
+        assert_eq!(through(Task::Embed, Ok(embedding.clone())), ResponseLine::Item(7, Ok(embedding)));
         let words = || ("ann".to_owned(), "Ann".to_owned());
         let entities = Output::Entities(vec![
             Entity::new("B-PER".to_owned(), 0.5, Some(3), words(), (0, 3)),
             Entity::new("PER".to_owned(), 0.25, None, words(), (0, 3)),
         ]);
-        assert_eq!(through(Task::Tokens, Ok(entities.clone())), Answer::Item(7, Ok(entities)));
+        assert_eq!(through(Task::Tokens, Ok(entities.clone())), ResponseLine::Item(7, Ok(entities)));
     }
 
     #[test]
@@ -384,7 +384,7 @@ mod tests {
             Failure::DeadlineExceeded,
             Failure::Engine("no".to_owned()),
         ] {
-            assert_eq!(through(Task::Classify, Err(failure.clone())), Answer::Item(7, Err(failure.clone())));
+            assert_eq!(through(Task::Classify, Err(failure.clone())), ResponseLine::Item(7, Err(failure.clone())));
             let body = Problem::item(&failure).to_json("r-1");
             assert_eq!(refusal(503, &body, None), failure);
         }
@@ -392,10 +392,10 @@ mod tests {
 
     #[test]
     fn end_and_failure_of_a_stream_are_told_apart() {
-        assert_eq!(answer(br#"{"done":true,"ok":1,"failed":0}"#), Ok(Answer::Done));
+        assert_eq!(response_line(br#"{"done":true,"ok":1,"failed":0}"#), Ok(ResponseLine::Done));
         let line =
             br#"{"error":{"code":"body_timeout","message":"nothing arrived","retryable":true,"retry_after_ms":0}}"#;
-        assert_eq!(answer(line), Ok(Answer::Stream(Failure::Unavailable("nothing arrived".to_owned()))));
+        assert_eq!(response_line(line), Ok(ResponseLine::Stream(Failure::Unavailable("nothing arrived".to_owned()))));
     }
 
     #[test]
@@ -414,7 +414,7 @@ mod tests {
             r#"{"id":1,"error":"no"}"#,
             "<html>",
         ] {
-            assert!(answer(line.as_bytes()).is_err(), "{line}");
+            assert!(response_line(line.as_bytes()).is_err(), "{line}");
         }
     }
 
@@ -495,7 +495,7 @@ mod tests {
     proptest! {
         #[test]
         fn arbitrary_answers_are_read_or_refused(content in proptest::collection::vec(any::<u8>(), 0..80), status: u16) {
-            let _ = answer(&content);
+            let _ = response_line(&content);
             let _ = models(&content);
             let _ = summary(&content);
             let _ = refusal(status, &content, None);

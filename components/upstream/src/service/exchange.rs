@@ -7,9 +7,8 @@ use weir_codec::generation::upstream::UpstreamRequest;
 use weir_core::{failure::Failure, generation::upstream::AttemptOutcome};
 use wit_bindgen::StreamResult;
 
-use super::{Call, NS_PER_MS, Server};
+use super::{NS_PER_MS, RunCall, Server};
 use crate::{
-    answer::Answer,
     bindings::{
         wasi::{
             clocks::monotonic_clock,
@@ -21,6 +20,7 @@ use crate::{
         weir::stream::generate_types::EventKind,
         wit_future, wit_stream,
     },
+    response::UpstreamResponse,
 };
 
 /// The most bytes of a read.
@@ -51,7 +51,7 @@ impl AttemptEnd {
 
 /// Sends a request and writes the events of its response; returns the last events. `tokens` is updated with the tokens so far.
 pub(super) async fn exchange(
-    call: &Call,
+    call: &RunCall,
     id: u64,
     server: &Server,
     message: &UpstreamRequest,
@@ -75,37 +75,37 @@ pub(super) async fn exchange(
     }
     let (_verdict, verdict) = wit_future::new(|| Ok(()));
     let (mut body, _trailers) = Response::consume_body(response, verdict);
-    let mut answer = Answer::new(server.settings.kind, choices, seed);
+    let mut response = UpstreamResponse::new(server.settings.kind, choices, seed);
     let mut buffer = Vec::with_capacity(READ_BYTES);
     loop {
-        let timeout_ms = if answer.is_over() { USAGE_TIMEOUT_MS.min(idle_ms) } else { idle_ms };
+        let timeout_ms = if response.is_over() { USAGE_TIMEOUT_MS.min(idle_ms) } else { idle_ms };
         let Some((status, read)) = within(timeout_ms, body.read(buffer)).await else {
-            if answer.is_over() {
+            if response.is_over() {
                 break;
             }
             let text = format!("the upstream sent nothing for {idle_ms} ms");
-            return Err(attempt_end(&answer, Failure::Unavailable(text)));
+            return Err(attempt_end(&response, Failure::Unavailable(text)));
         };
-        let events = match answer.push(&read) {
+        let events = match response.push(&read) {
             Ok(events) => events,
-            Err(failure) => return Err(attempt_end(&answer, failure)),
+            Err(failure) => return Err(attempt_end(&response, failure)),
         };
-        *tokens = answer.tokens();
+        *tokens = response.tokens();
         call.write(id, events).await;
-        if answer.is_complete() || !matches!(status, StreamResult::Complete(_)) {
+        if response.is_complete() || !matches!(status, StreamResult::Complete(_)) {
             break;
         }
         buffer = read;
         buffer.clear();
     }
-    let has_begun = answer.has_begun();
-    let end = answer.end().map_err(|failure| attempt_end_of(has_begun, failure))?;
+    let has_begun = response.has_begun();
+    let end = response.end().map_err(|failure| attempt_end_of(has_begun, failure))?;
     *tokens = end.tokens;
     Ok(end.events)
 }
 
-fn attempt_end(answer: &Answer, failure: Failure) -> AttemptEnd {
-    attempt_end_of(answer.has_begun(), failure)
+fn attempt_end(response: &UpstreamResponse, failure: Failure) -> AttemptEnd {
+    attempt_end_of(response.has_begun(), failure)
 }
 
 /// A failure within the response. Another attempt would repeat text that was written.

@@ -15,7 +15,7 @@ use crate::bindings::generate_types::{Command, Done, Event, EventKind, Reason, R
 use crate::types::{Failure, WhenFull};
 
 /// The state that the two ends of a call share.
-pub(super) struct Call {
+pub(super) struct CallState {
     backends: Arc<Backends>,
     /// The client that made the call.
     owner: u64,
@@ -47,7 +47,7 @@ pub(super) struct Fallback {
 
 pub(super) fn open(backends: Arc<Backends>, owner: u64) -> (CommandSender, EventReceiver) {
     let (tx, rx) = mpsc::unbounded_channel();
-    let call = Arc::new(Call {
+    let call = Arc::new(CallState {
         backends,
         owner,
         is_abandoned: AtomicBool::new(false),
@@ -57,7 +57,7 @@ pub(super) fn open(backends: Arc<Backends>, owner: u64) -> (CommandSender, Event
     (CommandSender { call: call.clone(), tx }, EventReceiver { rx, call })
 }
 
-impl Call {
+impl CallState {
     fn open(&self) -> MutexGuard<'_, HashMap<u64, OpenGeneration>> {
         self.open.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -184,7 +184,7 @@ pub struct CallAbandoned;
 /// The sending end of a call. The commands end when the last clone is dropped.
 #[derive(Clone)]
 pub struct CommandSender {
-    call: Arc<Call>,
+    call: Arc<CallState>,
     tx: mpsc::UnboundedSender<Event>,
 }
 
@@ -287,7 +287,7 @@ struct Waiting {
 /// The receiving end of a call. Dropping it cancels the generations of the call.
 pub struct EventReceiver {
     rx: mpsc::UnboundedReceiver<Event>,
-    call: Arc<Call>,
+    call: Arc<CallState>,
 }
 
 impl EventReceiver {
@@ -316,7 +316,7 @@ impl Drop for EventReceiver {
 }
 
 /// A weak handle of a call: it does not keep the call alive.
-pub(crate) struct GenerationHandle(Weak<Call>);
+pub(crate) struct GenerationHandle(Weak<CallState>);
 
 impl GenerationHandle {
     /// Whether the call has ended.

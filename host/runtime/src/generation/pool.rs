@@ -8,7 +8,7 @@ use std::time::Instant;
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch};
 
-use super::call::{Call, Fallback};
+use super::call::{CallState, Fallback};
 use super::metrics::PoolMetrics;
 use crate::bindings::generate_types::{Command, Event, EventKind, GenerateModel, Reason, Request};
 use crate::types::Failure;
@@ -47,7 +47,7 @@ struct State {
 /// The route of a generation's events to its caller.
 pub(super) struct Route {
     caller_id: u64,
-    call: Arc<Call>,
+    call: Arc<CallState>,
     tx: mpsc::UnboundedSender<Event>,
     /// Choices that have not ended.
     choices: u32,
@@ -63,7 +63,7 @@ pub(super) struct Route {
 impl Route {
     pub(super) fn new(
         caller_id: u64,
-        call: Arc<Call>,
+        call: Arc<CallState>,
         tx: mpsc::UnboundedSender<Event>,
         (choices, fallback): (u32, Option<Fallback>),
         permit: OwnedSemaphorePermit,

@@ -13,7 +13,7 @@ use crate::{
 
 /// The response of a server to one attempt.
 #[derive(Debug)]
-pub struct Answer {
+pub struct UpstreamResponse {
     stream: UpstreamStream,
     begun: Begun,
     has_begun: bool,
@@ -27,14 +27,14 @@ pub struct Answer {
 
 /// The end of a response.
 #[derive(Debug, PartialEq)]
-pub struct AnswerEnd {
+pub struct ResponseEnd {
     /// The last events.
     pub events: Vec<EventKind>,
     /// Tokens of the prompt and of all choices.
     pub tokens: u64,
 }
 
-impl Answer {
+impl UpstreamResponse {
     /// The response to a request with this number of choices, at the end of none. `seed` is reported in `begun`; a server may ignore it.
     pub fn new(kind: UpstreamKind, choices: u32, seed: u64) -> Self {
         Self {
@@ -84,7 +84,7 @@ impl Answer {
     /// # Errors
     ///
     /// `unavailable` if a choice has no finish reason, or the failure that the server reports.
-    pub fn end(mut self) -> Result<AnswerEnd, Failure> {
+    pub fn end(mut self) -> Result<ResponseEnd, Failure> {
         if !self.is_over() {
             let events = self.stream.end();
             self.take(events)?;
@@ -101,7 +101,7 @@ impl Answer {
             let tokens = std::mem::take(&mut unassigned);
             events.push(EventKind::Done(Done { tokens, prompt_tokens: self.prompt_tokens, ..done }));
         }
-        Ok(AnswerEnd { events, tokens })
+        Ok(ResponseEnd { events, tokens })
     }
 
     fn take(&mut self, events: Vec<UpstreamEvent>) -> Result<Vec<EventKind>, Failure> {
@@ -154,12 +154,12 @@ mod tests {
     use super::*;
     use crate::bindings::weir::stream::generate_types::Reason;
 
-    fn openai(choices: u32) -> Answer {
-        Answer::new(UpstreamKind::OpenAi, choices, 7)
+    fn openai(choices: u32) -> UpstreamResponse {
+        UpstreamResponse::new(UpstreamKind::OpenAi, choices, 7)
     }
 
-    fn push(answer: &mut Answer, chunk: &str) -> Result<Vec<EventKind>, Failure> {
-        answer.push(format!("data: {chunk}\n\n").as_bytes())
+    fn push(response: &mut UpstreamResponse, chunk: &str) -> Result<Vec<EventKind>, Failure> {
+        response.push(format!("data: {chunk}\n\n").as_bytes())
     }
 
     fn chunk(index: u32, text: &str, finish: Option<&str>) -> String {
@@ -171,42 +171,42 @@ mod tests {
 
     #[test]
     fn begun_waits_for_text_and_done_for_the_usage() {
-        let mut answer = openai(1);
-        assert_eq!(push(&mut answer, &chunk(0, "", None)), Ok(Vec::new()), "a role is not text");
-        assert!(!answer.has_begun());
-        let kinds = push(&mut answer, &chunk(0, "Hi", None)).unwrap();
+        let mut response = openai(1);
+        assert_eq!(push(&mut response, &chunk(0, "", None)), Ok(Vec::new()), "a role is not text");
+        assert!(!response.has_begun());
+        let kinds = push(&mut response, &chunk(0, "Hi", None)).unwrap();
         assert!(matches!(&kinds[..], [EventKind::Begun(begun), EventKind::Piece(_)] if begun.seed == 7));
-        assert_eq!(push(&mut answer, &chunk(0, "", Some("length"))), Ok(Vec::new()));
-        assert!(answer.is_over() && !answer.is_complete());
-        assert_eq!(push(&mut answer, USAGE), Ok(Vec::new()));
-        assert!(answer.is_complete());
-        let AnswerEnd { events, tokens } = answer.end().unwrap();
+        assert_eq!(push(&mut response, &chunk(0, "", Some("length"))), Ok(Vec::new()));
+        assert!(response.is_over() && !response.is_complete());
+        assert_eq!(push(&mut response, USAGE), Ok(Vec::new()));
+        assert!(response.is_complete());
+        let ResponseEnd { events, tokens } = response.end().unwrap();
         let done = Done { index: 0, reason: Reason::Length, stop: None, tokens: 5, prompt_tokens: Some(11) };
         assert_eq!((events, tokens), (vec![EventKind::Done(done)], 16));
     }
 
     #[test]
     fn answer_without_text_has_begun_and_done_at_its_end() {
-        let mut answer = openai(1);
-        push(&mut answer, &chunk(0, "", Some("stop"))).unwrap();
-        let events = answer.end().unwrap().events;
+        let mut response = openai(1);
+        push(&mut response, &chunk(0, "", Some("stop"))).unwrap();
+        let events = response.end().unwrap().events;
         assert!(matches!(&events[..], [EventKind::Begun(_), EventKind::Done(_)]), "{events:?}");
     }
 
     #[test]
     fn every_choice_needs_an_end_of_its_own() {
-        let mut answer = openai(2);
-        push(&mut answer, &chunk(0, "a", Some("stop"))).unwrap();
-        push(&mut answer, &chunk(0, "b", Some("stop"))).unwrap();
-        let late = push(&mut answer, &chunk(0, "c", None)).unwrap();
+        let mut response = openai(2);
+        push(&mut response, &chunk(0, "a", Some("stop"))).unwrap();
+        push(&mut response, &chunk(0, "b", Some("stop"))).unwrap();
+        let late = push(&mut response, &chunk(0, "c", None)).unwrap();
         assert_eq!(late, Vec::new(), "the choice has ended");
-        push(&mut answer, &chunk(9, "x", Some("stop"))).unwrap();
-        assert!(matches!(answer.end(), Err(Failure::Unavailable(_))));
-        let mut answer = openai(2);
+        push(&mut response, &chunk(9, "x", Some("stop"))).unwrap();
+        assert!(matches!(response.end(), Err(Failure::Unavailable(_))));
+        let mut response = openai(2);
         for index in [1, 0] {
-            push(&mut answer, &chunk(index, "a", Some("stop"))).unwrap();
+            push(&mut response, &chunk(index, "a", Some("stop"))).unwrap();
         }
-        let events = answer.end().unwrap().events;
+        let events = response.end().unwrap().events;
         let tokens: Vec<_> = events
             .iter()
             .filter_map(|event| match event {
@@ -219,9 +219,9 @@ mod tests {
 
     #[test]
     fn stream_that_ends_early_or_fails_is_a_failure() {
-        let mut answer = openai(1);
-        push(&mut answer, &chunk(0, "a", None)).unwrap();
-        assert!(matches!(answer.end(), Err(Failure::Unavailable(_))));
+        let mut response = openai(1);
+        push(&mut response, &chunk(0, "a", None)).unwrap();
+        assert!(matches!(response.end(), Err(Failure::Unavailable(_))));
         assert_eq!(openai(1).end().unwrap_err(), openai(1).end().unwrap_err());
         let error = push(&mut openai(1), r#"{"error":{"message":"broke"}}"#);
         assert_eq!(error, Err(Failure::Engine("broke".to_owned())));

@@ -15,6 +15,7 @@ use crate::{
     inference::query::decode,
     json::{
         field::{FieldError, FieldReason, RequestError, unknown},
+        members::Errors,
         raw::Raw,
     },
 };
@@ -60,31 +61,30 @@ impl UploadQuery {
     ///
     /// # Errors
     ///
-    /// A parameter is unknown, appears twice, or has an invalid value.
+    /// Every parameter that is unknown, appears twice, or has an invalid value.
     pub fn read(query: &str) -> Result<Self, RequestError> {
         const FIELDS: [&str; 2] = ["pipeline", "name"];
-        let invalid = |field: &'static str, what: String| {
-            RequestError::Invalid(vec![FieldError::new(field, FieldReason::NotAllowed, what)])
-        };
+        let mut errors = Errors::default();
         let mut values: [Option<String>; 2] = [None, None];
         for pair in query.split('&').filter(|pair| !pair.is_empty()) {
             let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
             let name = decode(name);
             match FIELDS.iter().position(|field| *field == name) {
                 Some(at) if values[at].is_none() => values[at] = Some(decode(value).into_owned()),
-                Some(at) => return Err(invalid(FIELDS[at], format!("`{name}` must be given once"))),
+                Some(at) => errors.push_at(FIELDS[at], FieldReason::NotAllowed, "must be given once"),
                 None if name == "ticket" => {}
-                None => return Err(RequestError::Invalid(vec![unknown(name.into_owned(), &FIELDS)])),
+                None => errors.push(unknown(name.into_owned(), &FIELDS)),
             }
         }
         let [pipeline, name] = values;
         if pipeline.as_deref().is_some_and(|pipeline| !is_name(pipeline)) {
-            return Err(invalid("pipeline", "`pipeline` must be the name of a pipeline".to_owned()));
+            errors.push_at("pipeline", FieldReason::NotAllowed, "must be the name of a pipeline");
         }
         if name.as_deref().is_some_and(|name| name.len() > FILE_NAME_BYTES_MAX) {
-            return Err(invalid("name", format!("`name` must have at most {FILE_NAME_BYTES_MAX} bytes")));
+            let what = format!("must have at most {FILE_NAME_BYTES_MAX} bytes");
+            errors.push_at("name", FieldReason::NotAllowed, &what);
         }
-        Ok(Self { pipeline, name })
+        errors.finish(Self { pipeline, name })
     }
 }
 
@@ -298,6 +298,19 @@ mod tests {
     fn definition_of_the_built_in_pipeline_is_valid() {
         let definition = definition_file::read(DEFINITION.as_bytes(), PIPELINE).unwrap();
         assert_eq!(definition.steps().len(), 5);
+    }
+
+    #[test]
+    fn invalid_parameters_are_all_reported() {
+        let fields = |query: &str| match UploadQuery::read(query) {
+            Err(RequestError::Invalid(errors)) => errors.iter().map(|error| error.field.to_string()).collect(),
+            Err(other) => panic!("{other:?}"),
+            Ok(_) => Vec::new(),
+        };
+        let long = "x".repeat(FILE_NAME_BYTES_MAX + 1);
+        let query = format!("pipeline=no%20name&color=red&name={long}&name=a&%1bsize=1");
+        assert_eq!(fields(&query), ["color", "name", "size", "pipeline", "name"]);
+        assert_eq!(fields("pipeline=analyze&name=a.txt&ticket=t"), Vec::<String>::new());
     }
 
     #[test]

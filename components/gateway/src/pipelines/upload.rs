@@ -61,7 +61,8 @@ impl RequestContext<'_> {
         let content_type = self.header("content-type");
         let body = self.whole(body, settings).await?;
         let file = upload::read(content_type.as_deref(), &body)?;
-        let input = turns::run(identity.user(), || text::read(upload::input(&file, name.as_deref()).as_bytes())).await;
+        let read = || text::read(upload::input(&file, name.as_deref()).as_bytes());
+        let input = turns::run_over(identity.user(), body.len(), read).await;
         let input = input.map_err(RequestError::from)?;
         pipelines.check_input(&input)?;
         pipelines.restoration.counted().await?;

@@ -20,7 +20,7 @@ pub struct AdapterConfig {
     pub format: Format,
     /// The fields of an item.
     pub fields: Fields,
-    /// The separator of CSV: one ASCII character.
+    /// The separator of CSV, of records and of results: one ASCII character.
     pub delimiter: char,
     /// The format of results.
     pub output: OutputFormat,
@@ -165,13 +165,14 @@ impl AdapterConfig {
                      a component that decodes it with --adapter NAME=FILE.wasm"
                 ));
             }
-            Format::Csv if !self.delimiter.is_ascii() || matches!(self.delimiter, '"' | '\n' | '\r') => {
-                return Err(format!(
-                    "delimiter `{}` must be one ASCII character, and not a quote",
-                    self.delimiter.escape_default()
-                ));
-            }
             _ => {}
+        }
+        let is_csv = self.format == Format::Csv || self.output == OutputFormat::Csv;
+        if is_csv && (!self.delimiter.is_ascii() || matches!(self.delimiter, '"' | '\n' | '\r')) {
+            return Err(format!(
+                "delimiter `{}` must be one ASCII character, and not a quote",
+                self.delimiter.escape_default()
+            ));
         }
         if self.model.is_empty() {
             return Err("model is empty; name a model that is served".to_owned());
@@ -239,6 +240,10 @@ mod tests {
         check(
             r#"{"format":"csv","delimiter":"\""}"#,
             expect![[r#"delimiter `\"` must be one ASCII character, and not a quote"#]],
+        );
+        check(
+            r#"{"model":"m","output":"csv","delimiter":"\u00e9"}"#,
+            expect![[r#"delimiter `\u{e9}` must be one ASCII character, and not a quote"#]],
         );
         check(r#"{"model":""}"#, expect!["model is empty; name a model that is served"]);
         check(

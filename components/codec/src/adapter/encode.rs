@@ -103,7 +103,7 @@ pub fn csv_columns(config: &AdapterConfig) -> String {
         TaskKind::Annotate => &["semantic"],
     };
     let text = config.output_text.then_some("text");
-    csv::row(["id"].into_iter().chain(text).chain(result.iter().copied()), b',')
+    csv::row(["id"].into_iter().chain(text).chain(result.iter().copied()), config.delimiter as u8)
 }
 
 fn csv_row(config: &AdapterConfig, input: &Input, output: &Output) -> String {
@@ -122,7 +122,7 @@ fn csv_row(config: &AdapterConfig, input: &Input, output: &Output) -> String {
         Output::Summary(summary) => cells.push(summary.clone()),
         Output::Annotation(annotation) => cells.push(list(crate::json::to_vec(&semantic(input, annotation)))),
     }
-    csv::row(cells.iter().map(String::as_str), b',')
+    csv::row(cells.iter().map(String::as_str), config.delimiter as u8)
 }
 
 /// The result on one line of text; fields are separated by tabs.
@@ -232,5 +232,20 @@ mod tests {
             let count = |row: &[u8]| csv::fields(row, b',').unwrap().len();
             assert_eq!(count(&row), count(columns.as_bytes()), "{columns}");
         }
+    }
+
+    #[test]
+    fn csv_output_has_the_delimiter_of_the_configuration() {
+        let config = AdapterConfig {
+            output: OutputFormat::Csv,
+            delimiter: ';',
+            output_text: true,
+            top_k: 1,
+            ..AdapterConfig::default()
+        };
+        let input = Input { text: "a; b, c".into(), text_pair: None, metadata: ItemMetadata::default() };
+        let output = Output::Labels(vec![LabelScore { label: "l".into(), score: 0.5 }]);
+        assert_eq!(csv_columns(&config), "id;text;label;score");
+        assert_eq!(encode(&config, &input, &output), b";\"a; b, c\";l;0.5");
     }
 }

@@ -52,8 +52,8 @@ pub fn read(body: &[u8], model: &str, stream: bool) -> Result<ApiRequest, Reques
         }
     }
     let messages = messages_json(&messages, "contents", &mut errors);
-    let tools = tools(&mut members, &mut errors);
-    let tool_choice = tool_choice(&mut members, &mut errors);
+    let mut tools = tools(&mut members, &mut errors);
+    let tool_choice = tool_choice(&mut members, &mut tools, &mut errors);
     let prompt = Prompt::Chat { messages, tools: tools_json(&tools), tool_choice };
     let mut request = GenerateRequest { model: Some(model.to_owned()), ..GenerateRequest::new(prompt) };
     let config = ["generationConfig", "generation_config"].into_iter().find(|name| members.has(name));
@@ -195,15 +195,46 @@ fn tools(members: &mut Members<'_>, errors: &mut Errors) -> Vec<Tool> {
     tools
 }
 
-fn tool_choice(members: &mut Members<'_>, errors: &mut Errors) -> Option<String> {
-    let mut config = members.object("toolConfig", errors)?;
-    let mut calling = config.object("functionCallingConfig", errors)?;
-    let mode = calling.text("mode", errors);
-    Some(match mode.as_deref() {
-        Some("NONE") => "\"none\"".to_owned(),
-        Some("ANY") => "\"required\"".to_owned(),
-        _ => "\"auto\"".to_owned(),
-    })
+/// Reads whether functions are called. With `allowedFunctionNames`, the other tools are removed.
+fn tool_choice(members: &mut Members<'_>, tools: &mut Vec<Tool>, errors: &mut Errors) -> Option<String> {
+    let mut config = either(members, ["toolConfig", "tool_config"], errors)?;
+    let mut calling = either(&mut config, ["functionCallingConfig", "function_calling_config"], errors)?;
+    let choice = match calling.text("mode", errors).as_deref() {
+        Some("NONE") => "none",
+        Some("ANY") => "required",
+        Some("AUTO" | "VALIDATED" | "MODE_UNSPECIFIED") | None => "auto",
+        Some(_) => {
+            let path = calling.path("mode");
+            errors.push_at(&path, FieldReason::NotAllowed, "must be one of AUTO, ANY, NONE, VALIDATED");
+            return None;
+        }
+    };
+    let names = ["allowedFunctionNames", "allowed_function_names"];
+    let name = names.into_iter().find(|name| calling.has(name)).unwrap_or(names[0]);
+    let allowed = calling.items(name, TOOLS_MAX, errors).unwrap_or_default();
+    if allowed.is_empty() {
+        return Some(format!("\"{choice}\""));
+    }
+    let mut wanted = Vec::new();
+    for (path, node) in allowed {
+        match node {
+            Node::Text(name) if tools.iter().any(|tool| tool.name() == name) => wanted.push(name),
+            Node::Text(_) => errors.push_at(&path, FieldReason::NotAllowed, "is not among the tools"),
+            node => errors.push_type(path, "a string", &node),
+        }
+    }
+    if choice != "required" {
+        let path = calling.path(name);
+        errors.push_at(&path, FieldReason::NotAllowed, "needs the mode ANY");
+    }
+    tools.retain(|tool| wanted.iter().any(|name| tool.name() == name));
+    Some(format!("\"{choice}\""))
+}
+
+/// The object of one of two names of a member.
+fn either<'a>(members: &mut Members<'a>, names: [&'static str; 2], errors: &mut Errors) -> Option<Members<'a>> {
+    let name = names.into_iter().find(|name| members.has(name))?;
+    members.object(name, errors)
 }
 
 fn finish_reason(finish: Finish) -> &'static str {

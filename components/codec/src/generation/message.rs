@@ -87,6 +87,11 @@ impl ToolCall {
 }
 
 impl Tool {
+    /// The name of the function.
+    pub(crate) fn name(&self) -> &str {
+        &self.function.name
+    }
+
     /// A function; `parameters` is its JSON schema.
     pub(crate) fn new(name: String, description: Option<String>, parameters: Option<&Node<'_>>) -> Self {
         let parameters = parameters.and_then(|node| serde_json::from_str(&json(node)).ok());

@@ -10,7 +10,7 @@ use super::{
     gemini,
     generated::Generated,
     messages,
-    request::Format,
+    request::{Format, Prompt},
     responses, ui, weir,
 };
 use crate::{http::problem::Problem, json::field::RequestError};
@@ -584,6 +584,41 @@ fn requests_of_all_apis_give_the_same_messages() {
     let own = weir::read(br#"{"prompt":"q","detach":true}"#).expect("a request");
     assert!(own.detach && own.stream);
     assert!(weir::read(br#"{"prompt":"q","max_token":1}"#).is_err());
+}
+
+#[test]
+fn gemini_tool_config_selects_among_the_tools() {
+    let read = |calling: &str| {
+        let body = format!(
+            r#"{{"contents":"q","tools":[{{"functionDeclarations":[{{"name":"f"}},{{"name":"g"}}]}}],{calling}}}"#
+        );
+        let body = body.replace(r#""contents":"q""#, r#""contents":[{"parts":[{"text":"q"}]}]"#);
+        gemini::read(body.as_bytes(), "m", false).map(|request| match request.request.prompt {
+            Prompt::Chat { tools, tool_choice, .. } => {
+                let tools: Value = serde_json::from_str(&tools.unwrap_or_default()).unwrap_or_default();
+                let tools = tools.as_array().cloned().unwrap_or_default();
+                let names: Vec<_> = tools.iter().map(|tool| tool["function"]["name"].clone()).collect();
+                (json!(names), tool_choice)
+            }
+            _ => panic!("a chat"),
+        })
+    };
+    let config = |calling: &str| read(&format!(r#""toolConfig":{{"functionCallingConfig":{calling}}}"#));
+    let choice = |name: &str| Some(format!("\"{name}\""));
+    assert_eq!(config(r#"{"mode":"ANY","allowedFunctionNames":["g"]}"#), Ok((json!(["g"]), choice("required"))));
+    assert_eq!(config(r#"{"mode":"ANY"}"#), Ok((json!(["f", "g"]), choice("required"))));
+    assert_eq!(config(r#"{"mode":"NONE"}"#), Ok((json!(["f", "g"]), choice("none"))));
+    assert_eq!(config(r#"{"mode":null}"#), Ok((json!(["f", "g"]), choice("auto"))));
+    let snake = r#""tool_config":{"function_calling_config":{"mode":"ANY","allowed_function_names":["f"]}}"#;
+    assert_eq!(read(snake), Ok((json!(["f"]), choice("required"))));
+    for invalid in [
+        r#"{"mode":"SOMETIMES"}"#,
+        r#"{"mode":"ANY","allowedFunctionNames":["h"]}"#,
+        r#"{"mode":"ANY","allowedFunctionNames":[1]}"#,
+        r#"{"mode":"AUTO","allowedFunctionNames":["g"]}"#,
+    ] {
+        assert!(matches!(config(invalid), Err(RequestError::Invalid(_))), "{invalid}");
+    }
 }
 
 #[test]

@@ -67,15 +67,18 @@ pub enum Failure {
 
 /// Most models that a message lists.
 const LISTED_MAX: usize = 20;
+/// Most code points of a name that a message quotes.
+const NAME_CODE_POINTS_MAX: usize = 128;
 
 fn unknown_model(name: &str, served: &[String]) -> String {
     // An empty name in the configuration disables a step.
     if name.is_empty() {
         return "this server has no model for this step".to_owned();
     }
-    let mut text = format!("no model named `{name}` is served");
+    let excerpt: String = name.chars().filter(|c| !c.is_control()).take(NAME_CODE_POINTS_MAX).collect();
+    let mut text = format!("no model named `{excerpt}` is served");
     let names: Vec<&str> = served.iter().map(String::as_str).collect();
-    text += &suggestion(name, &names);
+    text += &suggestion(&excerpt, &names);
     if !names.is_empty() {
         let more = if names.len() > LISTED_MAX { " and others" } else { "" };
         text += &format!("; there are {}{more}", names[..names.len().min(LISTED_MAX)].join(", "));
@@ -141,6 +144,8 @@ mod tests {
             text("sentimnet", &["entities", "sentiment"]),
             "no model named `sentimnet` is served (did you mean `sentiment`?); there are entities, sentiment"
         );
+        assert_eq!(text("a\u{1b}[31m\nb", &[]), "no model named `a[31mb` is served");
+        assert_eq!(text(&"x".repeat(100_000), &[]).len(), 128 + "no model named `` is served".len());
         assert_eq!(text("", &["entities"]), "this server has no model for this step");
         let many: Vec<String> = (0..50).map(|n| format!("model{n}")).collect();
         let many: Vec<&str> = many.iter().map(String::as_str).collect();

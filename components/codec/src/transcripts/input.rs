@@ -121,7 +121,7 @@ impl Fields {
                 _ => return Err(Refusal::new("not_allowed", Some("op"), "`op` may be \"end\" and nothing else")),
             },
             _ => {
-                let name: String = name.chars().take(64).collect();
+                let name: String = name.chars().filter(|c| !c.is_control()).take(64).collect();
                 let message = format!(
                     "there is no field `{name}`; a chunk has start, end, text, speaker_id and seq, an end has op and seq"
                 );
@@ -224,6 +224,12 @@ mod tests {
             r#"{"start":0,"end":1,"text":"","speaker":"a"}"#,
             expect![[
                 r#"{"message":"there is no field `speaker`; a chunk has start, end, text, speaker_id and seq, an end has op and seq","code":"unknown_field","field":"speaker"}"#
+            ]],
+        );
+        check(
+            r#"{"start":0,"end":1,"text":"","a\u001b[31m\nb":"a"}"#,
+            expect![[
+                r#"{"message":"there is no field `a[31mb`; a chunk has start, end, text, speaker_id and seq, an end has op and seq","code":"unknown_field","field":"a[31mb"}"#
             ]],
         );
         check(

@@ -207,7 +207,7 @@ pub(crate) fn text_from_node(node: Node<'_>) -> Result<TextInput, Refusal> {
             ("segment_id", Node::Integer(value)) if value >= 0 => segment_id = Some(value as u64),
             ("segment_id", node) => return Err(wrong_type("segment_id", "a whole number of at least 0", &node)),
             _ => {
-                let name: String = name.chars().take(64).collect();
+                let name: String = name.chars().filter(|c| !c.is_control()).take(64).collect();
                 let message = format!("there is no field `{name}`; a text has text, speaker_id and segment_id");
                 return Err(Refusal { field: Some(name.into()), ..Refusal::new("unknown_field", None, message) });
             }

@@ -17,11 +17,15 @@ use super::source::record;
 /// The interval at which the patterns are matched again.
 const MATCH_INTERVAL: Duration = Duration::from_secs(1);
 
+/// How long a deleted file is read after its last growth: its writer may still have it open.
+const DELETED_TIMEOUT: Duration = Duration::from_secs(30);
+
 /// Follows the files that match patterns.
 pub(super) struct Follower {
     patterns: Vec<String>,
     framing: Framing,
     progress: Arc<Progress>,
+    deleted_timeout: Duration,
     matched: Option<Instant>,
     files: BTreeMap<PathBuf, Followed>,
     /// Files that were rotated while no adapter followed them; they are read to their end before their successors.
@@ -36,6 +40,8 @@ struct Followed {
     frames: Frames,
     /// The position after the last record that was read.
     offset: u64,
+    /// When the file was found deleted, and its length then.
+    deleted: Option<(Instant, u64)>,
 }
 
 impl Followed {
@@ -47,7 +53,22 @@ impl Followed {
             (partition, offset) = progress.open(&key);
         }
         let frames = Frames::open(path, file, framing, offset)?;
-        Ok(Self { path: path.to_owned(), key, partition, frames, offset })
+        Ok(Self { path: path.to_owned(), key, partition, frames, offset, deleted: None })
+    }
+
+    /// Whether the file was deleted at least `timeout` ago and has not grown since.
+    fn is_deleted(&mut self, timeout: Duration) -> io::Result<bool> {
+        let Some(length) = self.frames.length_if_deleted()? else {
+            self.deleted = None;
+            return Ok(false);
+        };
+        match self.deleted {
+            Some((since, known)) if known == length => Ok(since.elapsed() >= timeout),
+            _ => {
+                self.deleted = Some((Instant::now(), length));
+                Ok(timeout.is_zero())
+            }
+        }
     }
 
     /// Marks a file that another has replaced as read to its end.
@@ -69,7 +90,15 @@ impl Followed {
 
 impl Follower {
     pub(super) fn new(patterns: Vec<String>, framing: Framing, progress: Arc<Progress>) -> Self {
-        Self { patterns, framing, progress, matched: None, files: BTreeMap::new(), rotated: Vec::new() }
+        Self {
+            patterns,
+            framing,
+            progress,
+            deleted_timeout: DELETED_TIMEOUT,
+            matched: None,
+            files: BTreeMap::new(),
+            rotated: Vec::new(),
+        }
     }
 
     /// Reads at most `max` of the available records; returns none when there is nothing new.
@@ -94,6 +123,14 @@ impl Follower {
                 break;
             }
             match successor(file)? {
+                None if file.is_deleted(self.deleted_timeout)? => {
+                    file.read(max, true, &mut records)?;
+                    if records.len() >= max {
+                        break;
+                    }
+                    file.close(&self.progress);
+                    self.files.remove(&path);
+                }
                 None => {}
                 Some(Successor::Rotated(next, key)) => {
                     // The rest of the rotated file, including a last line without a line end.
@@ -268,6 +305,28 @@ mod tests {
         }
         let (partitions, offsets) = progress.sizes();
         assert!(partitions <= 2 && offsets <= 2, "{partitions} partitions and {offsets} offsets after 20 rotations");
+    }
+
+    #[test]
+    fn deleted_file_is_read_to_its_end_and_closed() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("log");
+        let progress = Arc::new(Progress::load(None).unwrap());
+        append(&path, "a\n");
+        let mut follower = Follower::new(vec![format!("{}/*", dir.path().display())], Framing::Lines, progress.clone());
+        assert_eq!(texts(&mut follower), ["a"]);
+        let mut writer = std::fs::OpenOptions::new().append(true).open(&path).unwrap();
+        std::fs::remove_file(&path).unwrap();
+        // Its writer still has it.
+        writer.write_all(b"b\nc").unwrap();
+        assert_eq!(texts(&mut follower), ["b"]);
+        assert_eq!(follower.files.len(), 1);
+        follower.deleted_timeout = Duration::ZERO;
+        assert_eq!(texts(&mut follower), ["c"]);
+        assert!(follower.files.is_empty());
+        append(&path, "d\n");
+        follower.matched = None;
+        assert_eq!(texts(&mut follower), ["d"]);
     }
 
     #[test]

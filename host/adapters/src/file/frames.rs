@@ -3,7 +3,9 @@
 use std::collections::VecDeque;
 use std::fs::File;
 use std::io::{self, BufRead, BufReader, Read, Seek, SeekFrom};
+use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
+use std::sync::Arc;
 
 use weir_codec::adapter::csv::{RowScanner, without_end};
 use weir_codec::adapter::decode::{CSV_COLUMNS_HEADER, PAYLOAD_BYTES_MAX, REFUSAL_HEADER};
@@ -40,7 +42,7 @@ pub(super) struct Frame {
 }
 
 /// The content of a file, unpacked if its name ends in `.gz` or `.zst`.
-pub(super) fn unpacked(path: &Path, file: File) -> io::Result<Box<dyn Read + Send>> {
+pub(super) fn unpacked(path: &Path, file: Arc<File>) -> io::Result<Box<dyn Read + Send>> {
     Ok(match path.extension().and_then(|extension| extension.to_str()) {
         Some("gz") => Box::new(flate2::read::MultiGzDecoder::new(BufReader::new(file))),
         Some("zst") => {
@@ -59,6 +61,8 @@ pub(super) fn is_packed(path: &Path) -> bool {
 /// Splits the content of one file into records.
 pub(super) struct Frames {
     framing: Framing,
+    /// The file, unless the content is of another kind.
+    file: Option<Arc<File>>,
     content: BufReader<Box<dyn Read + Send>>,
     /// Bytes of the content up to the end of the last complete line or row.
     offset: u64,
@@ -76,12 +80,12 @@ pub(super) struct Frames {
 impl Frames {
     /// Opens a file at a position at which a record ended.
     pub(super) fn open(path: &Path, file: File, framing: Framing, start: u64) -> io::Result<Self> {
-        let mut file = file;
+        let file = Arc::new(file);
         let seeks = !is_packed(path) && framing == Framing::Lines && start > 0;
         if seeks {
-            file.seek(SeekFrom::Start(start))?;
+            (&*file).seek(SeekFrom::Start(start))?;
         }
-        let mut frames = Self::new(unpacked(path, file)?, framing);
+        let mut frames = Self { file: Some(file.clone()), ..Self::new(unpacked(path, file)?, framing) };
         if seeks {
             frames.offset = start;
         } else {
@@ -90,10 +94,18 @@ impl Frames {
         Ok(frames)
     }
 
+    /// The length of the file if it has no name any more.
+    pub(super) fn length_if_deleted(&self) -> io::Result<Option<u64>> {
+        let Some(file) = &self.file else { return Ok(None) };
+        let metadata = file.metadata()?;
+        Ok((metadata.nlink() == 0).then_some(metadata.len()))
+    }
+
     /// Splits content from its beginning.
     pub(super) fn new(content: Box<dyn Read + Send>, framing: Framing) -> Self {
         Self {
             framing,
+            file: None,
             content: BufReader::with_capacity(READ_BYTES, content),
             offset: 0,
             partial: Vec::new(),

@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 
 use crate::client::{NDJSON, post, post_lines};
 use crate::follow::Follower;
-use crate::{Duplex, Server, ndjson, statuses, until};
+use crate::{Duplex, PATIENCE, Server, ndjson, statuses, until};
 
 /// The largest difference of a score from that of `weir serve`.
 pub const SCORE_DIFFERENCE_MAX: f64 = 1e-4;
@@ -98,7 +98,7 @@ pub const HOSTS: &[Host] = &[
 ];
 
 /// Time for a case whose host may have ended.
-const CASE_MAX: Duration = Duration::from_secs(40);
+const CASE_MAX: Duration = PATIENCE;
 
 /// Runs every case; an error names the cases that differ from the table.
 pub async fn check(host: &str, server: &Server, reference: &Server) -> Result<()> {

@@ -26,7 +26,7 @@ const PAGE: &str = "docs/guides/hosts.md";
 const MARKS: [&str; 2] = ["<!-- figures -->\n\n", "\n\n<!-- /figures -->"];
 /// How long a start may take: a host compiles the component first.
 const START_MAX: Duration = Duration::from_secs(600);
-const POLL: Duration = Duration::from_millis(5);
+const POLL: Duration = Duration::from_millis(20);
 /// Requests of the measurement, and texts in each.
 const REQUESTS: usize = 20;
 const TEXTS: usize = 16;
@@ -66,7 +66,7 @@ pub(crate) fn measure(house: &House, programs: &Programs, python: &Python, write
         command.args(["serve", "--listen", &address.to_string(), "--set", "models.replicas=1"]);
         Ok(command)
     })?;
-    rows.push(figures("`weir serve`, one thread for each model", &native)?);
+    add(&mut rows, "`weir serve`, one thread for each model", &native);
     let before = tokens(native.address)?;
     post(native.address, "/v1/classify", TEXTS)?;
     let each = tokens(native.address)?.saturating_sub(before);
@@ -93,28 +93,15 @@ pub(crate) fn measure(house: &House, programs: &Programs, python: &Python, write
             let flags = ["--allow-precompiled", "--dir", &mount, "--addr", &address.to_string()];
             Ok(wasmtime(&flags.map(str::to_owned), component))
         })?;
-        rows.push(figures(host, &running)?);
+        add(&mut rows, host, &running);
     }
     let remote = format!("WEIR_REMOTE_URL=http://{}", native.address);
     let thin = start(&scratch, |address| {
         let flags = ["--env", &remote, "--addr", &address.to_string()];
         Ok(wasmtime(&flags.map(str::to_owned), &house.components().join("weir-thin.wasm")))
     })?;
-    rows.push(figures("`wasmtime serve` of weir-thin.wasm, without the server that it asks", &thin)?);
+    add(&mut rows, "`wasmtime serve` of weir-thin.wasm, without the server that it asks", &thin);
     drop((thin, native));
-
-    let wash = start(&scratch, |address| {
-        let shipped =
-            fs::read_to_string(house.root.join(".wash/config.yaml")).context("cannot read .wash/config.yaml")?;
-        let components = house.components().display().to_string();
-        let config = shipped.replace("target/components", &components).replace("127.0.0.1:8000", &address.to_string());
-        write_if_changed(&scratch.join(".wash/config.yaml"), config.as_bytes())?;
-        let mut command = sh::program(house, &programs.wash);
-        command.args(["--non-interactive", "-C"]).arg(&scratch).arg("dev").env("HOME", &scratch);
-        Ok(command)
-    })?;
-    rows.push(figures("`wash dev`", &wash)?);
-    drop(wash);
 
     let mut step = Step::begin("jco", "makes a module of weir.wasm");
     for file in ["package.json", "serve.mjs"] {
@@ -131,8 +118,21 @@ pub(crate) fn measure(house: &House, programs: &Programs, python: &Python, write
         command.arg(address.to_string()).current_dir(&programs.packages);
         Ok(command)
     })?;
-    rows.push(figures("Node.js", &node)?);
+    add(&mut rows, "Node.js", &node);
     drop(node);
+
+    let wash = start(&scratch, |address| {
+        let shipped =
+            fs::read_to_string(house.root.join(".wash/config.yaml")).context("cannot read .wash/config.yaml")?;
+        let components = house.components().display().to_string();
+        let config = shipped.replace("target/components", &components).replace("127.0.0.1:8000", &address.to_string());
+        write_if_changed(&scratch.join(".wash/config.yaml"), config.as_bytes())?;
+        let mut command = sh::program(house, &programs.wash);
+        command.args(["--non-interactive", "-C"]).arg(&scratch).arg("dev").env("HOME", &scratch);
+        Ok(command)
+    })?;
+    add(&mut rows, "`wash dev`", &wash);
+    drop(wash);
 
     let table = table(&rows, each);
     if !write {
@@ -155,6 +155,14 @@ fn start(scratch: &Path, command: impl FnOnce(SocketAddr) -> Result<Command>) ->
     command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
     let child = command.spawn().with_context(|| format!("cannot start {:?}", command.get_program()))?;
     Ok(Running { child, address, started: Instant::now() })
+}
+
+/// Adds the figures of a host; one that does not answer is named and left out.
+fn add(rows: &mut Vec<Figures>, host: &'static str, running: &Running) {
+    match figures(host, running) {
+        Ok(figures) => rows.push(figures),
+        Err(error) => println!("{host}: {error:#}"),
+    }
 }
 
 fn figures(host: &'static str, running: &Running) -> Result<Figures> {

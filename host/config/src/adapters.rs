@@ -5,6 +5,8 @@ use std::path::PathBuf;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use crate::WebSocketCompression;
+
 /// One adapter: `[[adapter]]`. It reads records of a source, runs a model over their texts, and writes the results to a
 /// sink.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -328,8 +330,10 @@ pub struct WebSocketSource {
     pub max_reconnect_attempts: u32,
     /// Delay before the first of these attempts, ms; it doubles with each one, and a random part is subtracted.
     pub reconnect_delay_ms: u64,
-    /// Longest message, bytes; at most 8 MiB.
+    /// Longest message, bytes, decompressed; at most 8 MiB.
     pub message_bytes_max: u32,
+    /// The compression of messages that is offered to the server (permessage-deflate).
+    pub compression: WebSocketCompression,
 }
 
 impl Default for WebSocketSource {
@@ -343,6 +347,7 @@ impl Default for WebSocketSource {
             max_reconnect_attempts: 5,
             reconnect_delay_ms: 1000,
             message_bytes_max: 1 << 20,
+            compression: WebSocketCompression::Connection,
         }
     }
 }

@@ -119,6 +119,10 @@ pub struct Http {
     pub request_timeout_ms: u64,
     /// Time for streams to finish after SIGTERM or SIGINT, ms.
     pub drain_timeout_ms: u64,
+    /// Compression of WebSocket messages (permessage-deflate), for clients that offer it.
+    pub websocket_compression: WebSocketCompression,
+    /// The window of this compression has at most 2 to this power bytes, 9 to 15.
+    pub websocket_window_bits: u8,
 }
 
 impl Default for Http {
@@ -139,6 +143,8 @@ impl Default for Http {
             write_timeout_ms: 60_000,
             request_timeout_ms: 60_000,
             drain_timeout_ms: 10_000,
+            websocket_compression: WebSocketCompression::Message,
+            websocket_window_bits: 12,
         }
     }
 }
@@ -401,6 +407,19 @@ pub enum RetryPolicy {
     ExponentialJitter,
     /// Between the base delay and three times the previous delay.
     ExponentialDecorrelated,
+}
+
+/// How messages of a WebSocket are compressed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum WebSocketCompression {
+    /// Not at all.
+    Off,
+    /// Each message alone: a connection holds no memory for the compression between two messages.
+    Message,
+    /// Messages refer to earlier ones of the connection, which keeps a window for each direction: up to 2 to the power of the window bits
+    /// for messages of the client, and 4 to 8 times as much for those of the server until nothing is sent for 20 s.
+    Connection,
 }
 
 /// On or off.

@@ -72,6 +72,9 @@ const OUTPUT_BYTES_MAX: u64 = 250_000;
 /// Bounds of `events.lease_ms`: long enough to be renewed, and at most what the store accepts.
 const LEASE_MS: std::ops::RangeInclusive<u64> = 1_000..=3_600_000;
 
+/// Windows that compression may use (RFC 7692, section 7.1.2): zlib has none of 256 bytes.
+const WINDOW_BITS: std::ops::RangeInclusive<u8> = 9..=15;
+
 /// Checks the ranges of values, and combinations of values.
 fn check(config: &Config) -> Result<(), ConfigError> {
     let positive = [
@@ -155,6 +158,11 @@ fn check(config: &Config) -> Result<(), ConfigError> {
     if !LEASE_MS.contains(&lease_ms) {
         let (least, most) = (LEASE_MS.start(), LEASE_MS.end());
         return Err(ConfigError::Invalid(format!("events.lease_ms is {lease_ms}, and must be {least} to {most}")));
+    }
+    if !WINDOW_BITS.contains(&config.http.websocket_window_bits) {
+        let (bits, least, most) = (config.http.websocket_window_bits, WINDOW_BITS.start(), WINDOW_BITS.end());
+        let message = format!("http.websocket_window_bits is {bits}, and must be {least} to {most}");
+        return Err(ConfigError::Invalid(message));
     }
     if config.http.client_share_percent > 100 {
         let share = config.http.client_share_percent;

@@ -276,7 +276,7 @@ async fn open_websocket<B>(
     source: RequestSource<'_>,
 ) -> EdgeResponse {
     let version = request.version();
-    let (handshake, request) = match Handshake::begin(request) {
+    let (handshake, request) = match Handshake::begin(request, state.deflate) {
         Ok(parts) => parts,
         Err(HandshakeError::Version) => {
             let mut response = edge_problem(EdgeProblem::WebSocketVersion, source.request_id);

@@ -116,6 +116,17 @@ pub(crate) const METRICS: &[Metric] = &[
         &["upstream", "outcome"],
         "attempts at upstreams: ok, refused, throttled, failed, unreachable, or key where the key could not be read",
     ),
+    counter(
+        "weir_websocket_message_bytes_total",
+        &["direction"],
+        "bytes of WebSocket messages, before compression and after decompression",
+    ),
+    counter(
+        "weir_websocket_payload_bytes_total",
+        &["direction"],
+        "bytes of WebSocket messages on the wire, compressed where that was negotiated",
+    ),
+    gauge("weir_websockets_compressed_open", &[], "WebSockets open whose messages are compressed"),
     gauge("weir_websockets_open", &[], "WebSockets open"),
 ];
 

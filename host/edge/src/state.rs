@@ -7,10 +7,11 @@ use std::time::Instant;
 use serde_json::Value;
 use tokio::sync::watch;
 use weir_codec::adapter::health::AdapterReport;
-use weir_config::{AuthMode, Config, Http, Switch};
+use weir_config::{AuthMode, Config, Http, Switch, WebSocketCompression};
 use weir_events::Store;
 use weir_runtime::Runtime;
 use weir_runtime::gateway::Gateway;
+use weir_websocket::{ContextTakeover, DeflateConfig};
 
 use crate::error::ServeError;
 use crate::head_checks::HeadChecks;
@@ -57,6 +58,8 @@ pub(crate) struct EdgeState {
     pub(crate) subscribers: Subscribers,
     /// Whether events are compressed for clients that accept gzip.
     pub(crate) gzip: bool,
+    /// How messages of WebSockets are compressed; none: they are not.
+    pub(crate) deflate: Option<DeflateConfig>,
     /// Gives the state of the adapters that run beside the server; empty where there are none.
     pub(crate) adapters: OnceLock<AdapterReports>,
     /// The settings that `/v1/stats` shows.
@@ -97,6 +100,7 @@ impl EdgeState {
             start_time: Instant::now(),
             subscribers: Subscribers::new(config.events.subscribers_max, share, config.auth.connections_max),
             gzip: config.events.gzip == Switch::On,
+            deflate: deflate(http),
             config: http.clone(),
             adapters: OnceLock::new(),
             configuration: OnceLock::new(),
@@ -121,4 +125,14 @@ impl EdgeState {
     pub(crate) fn new_request_id(&self) -> String {
         format!("edge-{:x}-{:x}", self.process_id, self.next_id.fetch_add(1, Ordering::Relaxed))
     }
+}
+
+/// How messages of WebSockets are compressed.
+fn deflate(http: &Http) -> Option<DeflateConfig> {
+    let takeover = match http.websocket_compression {
+        WebSocketCompression::Off => return None,
+        WebSocketCompression::Message => ContextTakeover::Never,
+        WebSocketCompression::Connection => ContextTakeover::Allowed,
+    };
+    Some(DeflateConfig { takeover, window_bits: http.websocket_window_bits })
 }

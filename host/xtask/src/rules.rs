@@ -71,11 +71,21 @@ const RULES: &[Rule] = &[
     // Of codec: GRIP, and the rendering of events on a held connection.
     Rule {
         package: "weir-edge",
-        house: &["weir-codec", "weir-config", "weir-core", "weir-events", "weir-runtime"],
+        house: &["weir-codec", "weir-config", "weir-core", "weir-events", "weir-runtime", "weir-websocket"],
         others: None,
     },
+    // Frames and compression, without HTTP.
+    Rule {
+        package: "weir-websocket",
+        house: &[],
+        others: Some(&["base64ct", "bytes", "getrandom", "sha1", "thiserror", "tokio", "zlib-rs"]),
+    },
     // Of codec: the settings of the adapter component, the rows of CSV, captions. Of events: channels as sources and sinks.
-    Rule { package: "weir-adapters", house: &["weir-codec", "weir-config", "weir-core", "weir-events"], others: None },
+    Rule {
+        package: "weir-adapters",
+        house: &["weir-codec", "weir-config", "weir-core", "weir-events", "weir-websocket"],
+        others: None,
+    },
     // Of codec: captions, lines of inputs, and the definitions of pipelines. Of core: records of adapters, and when a rewritten summary counts.
     Rule {
         package: "weir",
@@ -127,6 +137,7 @@ const RESERVED: &[(&str, &[&str])] = &[
             "weir-python",
             "weir-runtime",
             "weir-tests",
+            "weir-websocket",
         ],
     ),
     ("redb", &["weir-events"]),

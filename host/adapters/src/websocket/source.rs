@@ -5,15 +5,13 @@
 
 use std::time::{Duration, Instant};
 
-use bytes::Bytes;
-use futures::{SinkExt as _, StreamExt as _};
 use tokio::sync::mpsc;
 use tokio::time::MissedTickBehavior;
-use tokio_tungstenite::tungstenite::protocol::Message;
 use tokio_util::task::AbortOnDropHandle;
 use weir_config::WebSocketSource as Config;
 use weir_core::adapter::{Position, Reconnect, ReconnectConfig, SourceRecord};
 use weir_core::random::SplitMix64;
+use weir_websocket::Message;
 
 use super::client::{Socket, closed, connect, failure};
 use crate::driver::{BoxFuture, Committer, DriverError, Read, Safe, Source};
@@ -146,10 +144,10 @@ impl Feed {
                 message = socket.next(), if room.is_some() => {
                     last_received = Instant::now();
                     let payload = match message {
-                        Some(Ok(Message::Text(text))) => Bytes::from(text),
+                        Some(Ok(Message::Text(text))) => text.into_bytes(),
                         Some(Ok(Message::Binary(payload))) => payload,
-                        Some(Ok(Message::Ping(_) | Message::Pong(_) | Message::Frame(_))) => {
-                            // The library answers pings with the next write.
+                        Some(Ok(Message::Ping(_) | Message::Pong(_))) => {
+                            // A pong waits for the next write.
                             match socket.flush().await {
                                 Ok(()) => continue,
                                 Err(error) => return FeedEnd::Lost(failure(&error)),
@@ -164,7 +162,7 @@ impl Feed {
                         None => return FeedEnd::Lost(DriverError::transport("the server has closed the connection")),
                     };
                     if let Some(permit) = room.take() {
-                        permit.send(Ok(payload.to_vec()));
+                        permit.send(Ok(payload));
                     }
                 }
                 _ = ping.tick() => {
@@ -172,7 +170,7 @@ impl Feed {
                         let waited_ms = last_received.elapsed().as_millis();
                         return FeedEnd::Lost(DriverError::transport(format!("no data and no pong has arrived for {waited_ms} ms")));
                     }
-                    let sending = socket.send(Message::Ping(Bytes::new()));
+                    let sending = socket.ping(b"");
                     match tokio::time::timeout(heartbeat, sending).await {
                         Ok(Ok(())) => {}
                         Ok(Err(error)) => return FeedEnd::Lost(failure(&error)),

@@ -3,27 +3,25 @@
 use std::time::Duration;
 
 use bytes::{Buf, Bytes, BytesMut};
-use futures::{SinkExt, StreamExt};
 use http_body::Frame;
 use http_body_util::BodyExt;
-use metrics::gauge;
+use metrics::{counter, gauge};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
-use tokio_tungstenite::WebSocketStream;
-use tokio_tungstenite::tungstenite::error::Error as SocketError;
-use tokio_tungstenite::tungstenite::protocol::frame::coding::CloseCode;
-use tokio_tungstenite::tungstenite::protocol::{CloseFrame, Message, Role, WebSocketConfig};
 use weir_runtime::gateway;
+use weir_websocket::{Agreement, CloseFrame, Config, Error as SocketError, Message, Role, Traffic, WebSocket, close};
 
 use crate::body::OpenRequest;
 
-/// Most bytes in a message of a client; the gateway's own messages are smaller.
+/// Most bytes in a message of a client, decompressed; the gateway's own messages are smaller.
 const MESSAGE_BYTES_MAX: usize = 256 << 10;
 /// Most bytes in a message of the gateway: an event with its envelope is smaller.
 const LINE_BYTES_MAX: usize = 4 << 20;
 /// The read buffer of a WebSocket: small, since most messages are small and there may be many WebSockets.
 const READ_BYTES: usize = 4096;
+/// Shortest message that is compressed, bytes: shorter ones gain little.
+const DEFLATE_BYTES_MIN: usize = 128;
 /// How often a client is pinged; one that sends nothing for twice as long is disconnected.
 const PING_INTERVAL: Duration = Duration::from_secs(20);
 /// How long closing may take, in each direction.
@@ -34,18 +32,21 @@ pub(crate) struct Upgrade {
     body: gateway::ResponseBody,
     to_gateway: mpsc::Sender<Bytes>,
     has_input_end: bool,
+    deflate: Option<Agreement>,
     _open: Option<OpenRequest>,
 }
 
 impl Upgrade {
-    /// With `has_input_end` an empty message ends the client's input, and the rest of the response follows.
+    /// With `has_input_end` an empty message ends the client's input, and the rest of the response follows. Messages are compressed by the
+    /// agreement `deflate`.
     pub(crate) fn new(
         body: gateway::ResponseBody,
         to_gateway: mpsc::Sender<Bytes>,
         has_input_end: bool,
+        deflate: Option<Agreement>,
         open: Option<OpenRequest>,
     ) -> Self {
-        Self { body, to_gateway, has_input_end, _open: open }
+        Self { body, to_gateway, has_input_end, deflate, _open: open }
     }
 
     /// Serves the upgraded connection until either side closes it, or `closing` is true. `read` are the bytes that were
@@ -54,24 +55,35 @@ impl Upgrade {
     where
         S: AsyncRead + AsyncWrite + Unpin,
     {
-        let config = WebSocketConfig::default()
-            .read_buffer_size(READ_BYTES)
-            .write_buffer_size(0)
-            .max_message_size(Some(MESSAGE_BYTES_MAX))
-            .max_frame_size(Some(MESSAGE_BYTES_MAX));
-        let socket = WebSocketStream::from_partially_read(stream, read.to_vec(), Role::Server, Some(config)).await;
-        let Self { body, to_gateway, has_input_end, _open } = *self;
+        let Self { body, to_gateway, has_input_end, deflate, _open } = *self;
+        let config = Config {
+            message_bytes_max: MESSAGE_BYTES_MAX,
+            read_bytes: READ_BYTES,
+            deflate,
+            deflate_bytes_min: DEFLATE_BYTES_MIN,
+        };
+        let connection = Connection {
+            socket: WebSocket::new(stream, Role::Server, config, &read),
+            counted: Traffic::default(),
+            body,
+            lines: Lines::default(),
+            last_received: Instant::now(),
+            has_input_end,
+        };
         gauge!("weir_websockets_open").increment(1);
-        let connection =
-            Connection { socket, body, lines: Lines::default(), last_received: Instant::now(), has_input_end };
+        let compressed = gauge!("weir_websockets_compressed_open");
+        compressed.increment(f64::from(u8::from(deflate.is_some())));
         connection.run(to_gateway, closing).await;
+        compressed.decrement(f64::from(u8::from(deflate.is_some())));
         gauge!("weir_websockets_open").decrement(1);
     }
 }
 
 /// A socket and the gateway's response.
 struct Connection<S> {
-    socket: WebSocketStream<S>,
+    socket: WebSocket<S>,
+    /// The traffic that the metrics have.
+    counted: Traffic,
     body: gateway::ResponseBody,
     lines: Lines,
     /// When the client last sent a frame.
@@ -82,27 +94,26 @@ struct Connection<S> {
 
 /// Why a connection ends.
 enum ConnectionEnd {
-    /// The client has disconnected or sent a close frame.
+    /// The connection is lost.
     Disconnected,
+    /// The client has sent a close frame.
+    Closed,
     /// The host closes it, with this code and reason.
-    Close(CloseCode, &'static str),
+    Close(u16, String),
 }
 
 impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
     async fn run(mut self, to_gateway: mpsc::Sender<Bytes>, closing: watch::Receiver<bool>) {
-        match self.transfer(to_gateway, closing).await {
-            ConnectionEnd::Disconnected => {}
-            ConnectionEnd::Close(code, reason) => {
-                let close = async {
-                    let frame = CloseFrame { code, reason: reason.into() };
-                    if self.socket.close(Some(frame)).await.is_ok() {
-                        // Until the client's close frame.
-                        while let Some(Ok(_)) = self.socket.next().await {}
-                    }
-                };
-                let _ = tokio::time::timeout(CLOSE_TIMEOUT, close).await;
-            }
+        let frame = match self.transfer(to_gateway, closing).await {
+            ConnectionEnd::Disconnected => None,
+            ConnectionEnd::Closed => Some(None),
+            ConnectionEnd::Close(code, reason) => Some(Some(CloseFrame { code, reason })),
+        };
+        if let Some(frame) = frame {
+            // Until the client's close frame, or the end of its direction.
+            let _ = tokio::time::timeout(CLOSE_TIMEOUT, self.socket.close(frame.as_ref())).await;
         }
+        self.count();
         // The end of the request's body makes the gateway end its response.
         let rest = async { while let Some(Ok(_)) = self.body.frame().await {} };
         let _ = tokio::time::timeout(CLOSE_TIMEOUT, rest).await;
@@ -126,10 +137,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
                 message = self.socket.next(), if may_read => {
                     self.last_received = Instant::now();
                     match message {
-                        Some(Ok(Message::Text(text))) => match line(text.as_str()) {
-                            Some(_) if to_gateway.is_none() => {
-                                return ConnectionEnd::Close(CloseCode::Policy, "the input has ended");
-                            }
+                        Some(Ok(Message::Text(text))) => match line(&text) {
+                            Some(_) if to_gateway.is_none() => return close(close::POLICY, "the input has ended"),
                             Some(line) => {
                                 if let Some(room) = room.take() {
                                     room.send(line);
@@ -139,29 +148,19 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
                             None if self.has_input_end && text.is_empty() => (to_gateway, room) = (None, None),
                             None => {}
                         },
-                        Some(Ok(Message::Binary(_))) => {
-                            return ConnectionEnd::Close(CloseCode::Unsupported, "messages are text");
-                        }
-                        Some(Ok(Message::Ping(_) | Message::Pong(_) | Message::Frame(_))) => {
-                            // The library answers pings with the next write.
+                        Some(Ok(Message::Binary(_))) => return close(close::UNSUPPORTED, "messages are text"),
+                        Some(Ok(Message::Ping(_) | Message::Pong(_))) => {
+                            // A pong waits for the next write.
                             if self.socket.flush().await.is_err() {
                                 return ConnectionEnd::Disconnected;
                             }
                         }
-                        Some(Ok(Message::Close(_))) => {
-                            let _ = tokio::time::timeout(CLOSE_TIMEOUT, self.socket.flush()).await;
-                            return ConnectionEnd::Disconnected;
-                        }
-                        Some(Err(SocketError::Capacity(_))) => {
-                            return ConnectionEnd::Close(CloseCode::Size, "the message is too long");
-                        }
-                        Some(Err(SocketError::Utf8(_))) => {
-                            return ConnectionEnd::Close(CloseCode::Invalid, "the message is not UTF-8");
-                        }
-                        Some(Err(SocketError::Protocol(_))) => {
-                            return ConnectionEnd::Close(CloseCode::Protocol, "the frame is invalid");
-                        }
-                        Some(Err(_)) | None => return ConnectionEnd::Disconnected,
+                        Some(Ok(Message::Close(_))) => return ConnectionEnd::Closed,
+                        Some(Err(error)) => match error.close_code() {
+                            Some(code) => return close(code, &error.to_string()),
+                            None => return ConnectionEnd::Disconnected,
+                        },
+                        None => return ConnectionEnd::Disconnected,
                     }
                 }
                 frame = self.body.frame() => match frame {
@@ -170,19 +169,24 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
                             return ConnectionEnd::Disconnected;
                         }
                     }
-                    Some(Err(_)) => return ConnectionEnd::Close(CloseCode::Error, "the server lost this connection"),
-                    None => return ConnectionEnd::Close(CloseCode::Normal, ""),
+                    Some(Err(_)) => return close(close::ERROR, "the server lost this connection"),
+                    None => return close(close::NORMAL, ""),
                 },
                 now = ping.tick() => {
                     if may_read && now.duration_since(self.last_received) > PING_INTERVAL * 2 {
                         return ConnectionEnd::Disconnected;
                     }
-                    if self.socket.send(Message::Ping(Bytes::new())).await.is_err() {
+                    if self.socket.traffic().sent_content_bytes == self.counted.sent_content_bytes {
+                        // Nothing was sent since the last ping: an idle connection holds no compressor.
+                        self.socket.release();
+                    }
+                    self.count();
+                    if self.socket.ping(b"").await.is_err() {
                         return ConnectionEnd::Disconnected;
                     }
                 }
                 () = is_true(&mut closing) => {
-                    return ConnectionEnd::Close(CloseCode::Away, "the server is stopping");
+                    return close(close::AWAY, "the server is stopping");
                 }
             }
         }
@@ -198,13 +202,25 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
                             return ConnectionEnd::Disconnected;
                         }
                     }
-                    Some(Err(_)) => return ConnectionEnd::Close(CloseCode::Error, "the server lost this connection"),
-                    None => return ConnectionEnd::Close(CloseCode::Normal, ""),
+                    Some(Err(_)) => return close(close::ERROR, "the server lost this connection"),
+                    None => return close(close::NORMAL, ""),
                 }
             }
         };
-        let late = ConnectionEnd::Close(CloseCode::Error, "the server did not finish in time");
+        let late = close(close::ERROR, "the server did not finish in time");
         tokio::time::timeout(CLOSE_TIMEOUT, rest).await.unwrap_or(late)
+    }
+
+    /// Adds the traffic since the last call to the metrics.
+    fn count(&mut self) {
+        let (now, before) = (self.socket.traffic(), std::mem::replace(&mut self.counted, self.socket.traffic()));
+        let count = |name, direction, now, before| counter!(name, "direction" => direction).increment(now - before);
+        const CONTENT: &str = "weir_websocket_message_bytes_total";
+        const PAYLOAD: &str = "weir_websocket_payload_bytes_total";
+        count(CONTENT, "in", now.received_content_bytes, before.received_content_bytes);
+        count(PAYLOAD, "in", now.received_payload_bytes, before.received_payload_bytes);
+        count(CONTENT, "out", now.sent_content_bytes, before.sent_content_bytes);
+        count(PAYLOAD, "out", now.sent_payload_bytes, before.sent_payload_bytes);
     }
 
     /// Sends the lines that a piece of the response completes, with one flush.
@@ -216,11 +232,16 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
             return Err(SocketError::Io(std::io::Error::new(std::io::ErrorKind::InvalidData, reason)));
         }
         while let Some(line) = self.lines.next_line() {
-            self.socket.feed(Message::text(line)).await?;
+            self.socket.feed(&line).await?;
             any = true;
         }
         if any { self.socket.flush().await } else { Ok(()) }
     }
+}
+
+/// The end of a connection that the host closes.
+fn close(code: u16, reason: &str) -> ConnectionEnd {
+    ConnectionEnd::Close(code, reason.to_owned())
 }
 
 /// Waits until the gateway has room for a message; `None` when it reads no more.

@@ -6,10 +6,11 @@ use http::{HeaderMap, Method, Request, Response, StatusCode, Version};
 use http_body::Frame;
 use http_body_util::StreamBody;
 use tokio::sync::mpsc;
-use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
 use weir_codec::channels::hold::SOCKET_HEADER;
 use weir_codec::http::router::RouteMatch;
 use weir_runtime::gateway;
+use weir_websocket::handshake::accept_key;
+use weir_websocket::{Agreement, DeflateConfig};
 
 use crate::body::{OpenRequest, ResponseBody};
 use crate::request_id;
@@ -93,7 +94,7 @@ fn accept_of<B>(request: &Request<B>) -> Result<String, HandshakeError> {
     }
     let key = once(headers, &header::SEC_WEBSOCKET_KEY, "Sec-WebSocket-Key")?;
     match is_key(key) {
-        true => Ok(derive_accept_key(key)),
+        true => Ok(accept_key(key)),
         false => Err(HandshakeError::Key),
     }
 }
@@ -124,12 +125,21 @@ pub(crate) struct Handshake {
     to_gateway: mpsc::Sender<Bytes>,
     /// An empty message ends the input.
     has_input_end: bool,
+    /// The parameters of permessage-deflate, and the value of the response's `Sec-WebSocket-Extensions`.
+    deflate: Option<(Agreement, String)>,
 }
 
 impl Handshake {
-    /// Checks a handshake; returns it with the request for the gateway.
-    pub(crate) fn begin<B>(request: Request<B>) -> Result<(Self, gateway::Request), HandshakeError> {
+    /// Checks a handshake; returns it with the request for the gateway. Messages are compressed where `deflate` accepts an offer of the
+    /// client.
+    pub(crate) fn begin<B>(
+        request: Request<B>,
+        deflate: Option<DeflateConfig>,
+    ) -> Result<(Self, gateway::Request), HandshakeError> {
         let accept = accept_of(&request)?;
+        let offers = request.headers().get_all(header::SEC_WEBSOCKET_EXTENSIONS);
+        let offers = offers.into_iter().filter_map(|value| value.to_str().ok());
+        let deflate = deflate.and_then(|deflate| deflate.accept(offers));
         let has_input_end = RouteMatch::is_line_stream(request.uri().path());
         let (mut parts, _) = request.into_parts();
         for name in HOP_BY_HOP_HEADERS {
@@ -150,7 +160,7 @@ impl Handshake {
             Some((Ok(Frame::data(line)), messages))
         });
         let body = gateway::request_body(StreamBody::new(Box::pin(lines)));
-        Ok((Self { accept, to_gateway, has_input_end }, Request::from_parts(parts, body)))
+        Ok((Self { accept, to_gateway, has_input_end, deflate }, Request::from_parts(parts, body)))
     }
 
     /// Completes the handshake with the gateway's response, a stream of lines. If the gateway gave another response,
@@ -172,10 +182,15 @@ impl Handshake {
         if let Ok(accept) = HeaderValue::from_str(&self.accept) {
             headers.insert(header::SEC_WEBSOCKET_ACCEPT, accept);
         }
+        let extensions = self.deflate.as_ref().and_then(|(_, value)| HeaderValue::from_str(value).ok());
+        let deflate = extensions.as_ref().and(self.deflate.map(|(agreement, _)| agreement));
+        if let Some(extensions) = extensions {
+            headers.insert(header::SEC_WEBSOCKET_EXTENSIONS, extensions);
+        }
         if let Some(id) = parts.headers.get(request_id::HEADER) {
             headers.insert(request_id::HEADER, id.clone());
         }
-        (response, Some(Upgrade::new(body, self.to_gateway, self.has_input_end, open)))
+        (response, Some(Upgrade::new(body, self.to_gateway, self.has_input_end, deflate, open)))
     }
 }
 

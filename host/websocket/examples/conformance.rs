@@ -1,0 +1,158 @@
+//! The peer of a conformance suite: an echo server, or a client that echoes what each case of a server sends.
+//!
+//! ```sh
+//! cargo run -p weir-websocket --example conformance -- server 127.0.0.1:9001 message
+//! cargo run -p weir-websocket --example conformance -- client 127.0.0.1:9001 connection 15
+//! ```
+//!
+//! The third argument is the context takeover of permessage-deflate (`message`: never, `connection`: allowed), the fourth the window
+//! bits. The server prints `listening on ADDRESS`. The client reads the number of cases at `/getCaseCount`, runs each at
+//! `/runCase?case=N`, and asks for the report at `/updateReports`.
+
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, bail, ensure};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::{TcpListener, TcpStream};
+use weir_websocket::handshake::{accept_key, new_key};
+use weir_websocket::{CloseFrame, Config, ContextTakeover, DeflateConfig, Message, Role, WebSocket};
+
+/// Longest message of the suite, bytes.
+const MESSAGE_BYTES_MAX: usize = 64 << 20;
+/// Time of one case.
+const CASE_TIMEOUT: Duration = Duration::from_secs(100);
+
+#[tokio::main]
+async fn main() -> Result<()> {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let [role, address, takeover, rest @ ..] = arguments.as_slice() else {
+        bail!("ROLE ADDRESS TAKEOVER [WINDOW_BITS]")
+    };
+    let deflate = DeflateConfig {
+        takeover: match takeover.as_str() {
+            "message" => ContextTakeover::Never,
+            "connection" => ContextTakeover::Allowed,
+            other => bail!("{other}: neither message nor connection"),
+        },
+        window_bits: rest.first().map_or(Ok(15), |bits| bits.parse())?,
+    };
+    match role.as_str() {
+        "server" => serve(address, deflate).await,
+        "client" => run_cases(address, deflate).await,
+        other => bail!("{other}: neither server nor client"),
+    }
+}
+
+fn config(deflate: Option<weir_websocket::Agreement>) -> Config {
+    Config { message_bytes_max: MESSAGE_BYTES_MAX, read_bytes: 16 << 10, deflate, deflate_bytes_min: 0 }
+}
+
+/// Sends back each message, until the connection ends.
+async fn echo(mut socket: WebSocket<TcpStream>) -> Result<()> {
+    let frame = loop {
+        match socket.next().await {
+            Some(Ok(Message::Text(text))) => socket.feed(&text).await?,
+            Some(Ok(Message::Binary(content))) => socket.feed_binary(&content).await?,
+            Some(Ok(Message::Ping(_) | Message::Pong(_))) => {}
+            Some(Ok(Message::Close(_))) | None => break None,
+            Some(Err(error)) => match error.close_code() {
+                Some(code) => break Some(CloseFrame { code, reason: error.to_string() }),
+                None => return Err(error.into()),
+            },
+        }
+        socket.flush().await?;
+    };
+    Ok(socket.close(frame.as_ref()).await?)
+}
+
+async fn serve(address: &str, deflate: DeflateConfig) -> Result<()> {
+    let listener = TcpListener::bind(address).await?;
+    #[expect(clippy::print_stdout, reason = "the line that the caller waits for")]
+    {
+        println!("listening on {}", listener.local_addr()?);
+    }
+    loop {
+        let (stream, _) = listener.accept().await?;
+        tokio::spawn(async move {
+            let serving = async {
+                let (socket, _) = accept(stream, deflate).await?;
+                echo(socket).await
+            };
+            match tokio::time::timeout(CASE_TIMEOUT, serving).await {
+                Ok(Ok(())) => {}
+                Ok(Err(error)) => eprintln!("{error:#}"),
+                Err(_) => eprintln!("a case has not ended within {CASE_TIMEOUT:?}"),
+            }
+        });
+    }
+}
+
+async fn accept(mut stream: TcpStream, deflate: DeflateConfig) -> Result<(WebSocket<TcpStream>, String)> {
+    let (head, rest) = read_head(&mut stream).await?;
+    let key = header(&head, "sec-websocket-key").next().context("no key")?;
+    let accepted = deflate.accept(header(&head, "sec-websocket-extensions"));
+    let extensions =
+        accepted.as_ref().map(|(_, value)| format!("Sec-WebSocket-Extensions: {value}\r\n")).unwrap_or_default();
+    let response = format!(
+        "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Accept: {}\r\n{extensions}\r\n",
+        accept_key(key.as_bytes())
+    );
+    stream.write_all(response.as_bytes()).await?;
+    let agreement = accepted.map(|(agreement, _)| agreement);
+    Ok((WebSocket::new(stream, Role::Server, config(agreement), &rest), head))
+}
+
+async fn connect(address: &str, path: &str, deflate: DeflateConfig) -> Result<WebSocket<TcpStream>> {
+    let mut stream = TcpStream::connect(address).await?;
+    let key = new_key();
+    let request = format!(
+        "GET {path} HTTP/1.1\r\nHost: {address}\r\nConnection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\n\
+         Sec-WebSocket-Key: {key}\r\nSec-WebSocket-Extensions: {}\r\n\r\n",
+        deflate.offer()
+    );
+    stream.write_all(request.as_bytes()).await?;
+    let (head, rest) = read_head(&mut stream).await?;
+    ensure!(head.starts_with("HTTP/1.1 101 "), "{head}");
+    ensure!(header(&head, "sec-websocket-accept").next() == Some(&accept_key(key.as_bytes())), "{head}");
+    let agreement = deflate.complete(header(&head, "sec-websocket-extensions").next())?;
+    Ok(WebSocket::new(stream, Role::Client, config(agreement), &rest))
+}
+
+async fn run_cases(address: &str, deflate: DeflateConfig) -> Result<()> {
+    let mut socket = connect(address, "/getCaseCount", deflate).await?;
+    let count: u32 = match socket.next().await {
+        Some(Ok(Message::Text(count))) => count.trim().parse()?,
+        other => bail!("{other:?}"),
+    };
+    socket.close(None).await?;
+    for case in 1..=count {
+        let socket = connect(address, &format!("/runCase?case={case}&agent=weir"), deflate).await?;
+        match tokio::time::timeout(CASE_TIMEOUT, echo(socket)).await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => eprintln!("case {case}: {error:#}"),
+            Err(_) => eprintln!("case {case} has not ended within {CASE_TIMEOUT:?}"),
+        }
+    }
+    let mut socket = connect(address, "/updateReports?agent=weir", deflate).await?;
+    Ok(socket.close(None).await?)
+}
+
+/// The head of a request or response, and the bytes after it.
+async fn read_head(stream: &mut TcpStream) -> Result<(String, Vec<u8>)> {
+    const HEAD_BYTES_MAX: usize = 16 << 10;
+    let mut head = Vec::new();
+    loop {
+        if let Some(end) = head.windows(4).position(|bytes| bytes == b"\r\n\r\n") {
+            let rest = head.split_off(end + 4);
+            return Ok((String::from_utf8(head)?, rest));
+        }
+        ensure!(head.len() < HEAD_BYTES_MAX, "the head is too long");
+        ensure!(stream.read_buf(&mut head).await? > 0, "the connection has ended within a head");
+    }
+}
+
+/// The values of a header.
+fn header<'h>(head: &'h str, name: &'h str) -> impl Iterator<Item = &'h str> {
+    let lines = head.lines().filter_map(|line| line.split_once(':'));
+    lines.filter(move |(key, _)| key.eq_ignore_ascii_case(name)).map(|(_, value)| value.trim())
+}

@@ -239,7 +239,8 @@ impl Server {
         self.sum_metrics(|key| key.starts_with("weir_http_requests_total{") && key.contains("method=\"POST\"")).await
     }
 
-    async fn sum_metrics(&self, matches: impl Fn(&str) -> bool) -> Result<f64> {
+    /// The sum of the metrics whose name and labels match.
+    pub async fn sum_metrics(&self, matches: impl Fn(&str) -> bool) -> Result<f64> {
         let mut request = reqwest::Client::new().get(self.url("/metrics"));
         if let Some(token) = &self.token {
             request = request.bearer_auth(token);

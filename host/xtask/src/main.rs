@@ -7,7 +7,7 @@
 //! - [`server`] and [`http`]: a `weir serve` for the demo and the measurements, and a client for it
 //! - [`first_build`]: the estimate of the first build; [`dist`]: the archive for distribution, also for
 //!   another processor ([`cross`]), with its bill of materials ([`sbom`]); [`deploy`]: the checks of deploy/
-//! - [`demo`], [`checks`] (`cargo xtask test`), [`docs`], [`fuzz`], [`mod@bench`]: the commands of the same names
+//! - [`demo`], [`checks`] (`cargo xtask test`), [`docs`], [`conformance`], [`fuzz`], [`mod@bench`]: the commands of the same names
 //! - [`redis`], [`pushpin`], [`browser`]: a Redis server, a proxy that holds connections, a Chromium, for the tests
 //! - [`hosts`]: other hosts of the components, for the tests
 //! - [`nginx`]: a proxy for the tests, and the server that the fan-out is compared with
@@ -21,6 +21,7 @@ mod bench;
 mod browser;
 mod build;
 mod checks;
+mod conformance;
 mod cross;
 mod debian;
 mod demo;
@@ -101,6 +102,12 @@ const TASKS: &[Task] = &[
         about: "measure start, first event and throughput, then compare with other servers",
         usage: bench::USAGE,
         run: bench::task,
+    },
+    Task {
+        name: "conformance",
+        about: "run the whole Autobahn TestSuite against the WebSockets",
+        usage: conformance::USAGE,
+        run: conformance::task,
     },
     Task { name: "hosts", about: "run the components under other hosts", usage: hosts::USAGE, run: hosts::task },
     Task { name: "fuzz", about: "run the fuzz targets with many inputs", usage: fuzz::USAGE, run: fuzz::task },

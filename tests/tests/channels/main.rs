@@ -6,4 +6,5 @@ mod full_disk;
 mod held_connections;
 mod readers;
 mod streams;
+mod websocket_compression;
 mod websockets;

@@ -1,8 +1,9 @@
 //! `cargo xtask bench`: the time to start, to the first event and for a long text, then a comparison with other servers
 //! ([`compare`]); `cargo xtask bench engine`: the kernels ([`engine`]); `cargo xtask bench fanout`: thousands of subscribers
 //! ([`fanout`]); `cargo xtask bench generate`: the engine of language models ([`generate`]); `cargo xtask bench path`: the stages of a request ([`path`]);
-//! `cargo xtask bench sessions`: transcripts ([`sessions`]).
+//! `cargo xtask bench adapters`: adapters beside `weir run` ([`adapters`]); `cargo xtask bench sessions`: transcripts ([`sessions`]).
 
+mod adapters;
 mod compare;
 mod engine;
 mod fanout;
@@ -39,6 +40,9 @@ the peak of the processor, and writes tests/bench/ENGINE.md: about six minutes. 
 `cargo xtask bench generate` measures the engine of language models beside llama-server on the same file, and writes
 tests/bench/GENERATE.md: about ten minutes. It takes --quick (one round with one thread, fewer sequences).
 
+`cargo xtask bench adapters` measures the texts per second of adapters (files, Redis Streams, server-sent events, a WebSocket) beside
+`weir run` on the same texts, and writes tests/bench/ADAPTERS.md: about three minutes. It takes --quick and --as-built.
+
 `cargo xtask bench sessions` measures transcripts: 10,000 stored sessions at once, their memory and a minute of chunks for them,
 then the chunks per second of one request to `/v1/transcript` and of one to a session: about two minutes. It takes --quick and
 --as-built.
@@ -72,6 +76,9 @@ fn build_programs(house: &House, as_built: bool) -> Result<std::path::PathBuf> {
 }
 
 pub(crate) fn task(house: &House, mut args: Args) -> Result<()> {
+    if args.word("adapters") {
+        return adapters::task(house, args);
+    }
     if args.word("engine") {
         return engine::task(house, args);
     }

@@ -1,0 +1,348 @@
+//! `cargo xtask bench adapters`: the texts of each adapter per second, beside `weir run` with the same texts, into `tests/bench/ADAPTERS.md`.
+
+use std::fmt::Write as _;
+use std::io::{BufRead as _, BufReader, Read as _, Write as _};
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail, ensure};
+use serde_json::json;
+
+use super::engine::machine;
+use crate::args::Args;
+use crate::demo::DOCUMENT;
+use crate::house::House;
+use crate::server::Server;
+use crate::ui::Step;
+use crate::{build, http, redis, setup, sh};
+
+/// The texts of a round.
+const TEXTS: usize = 5_000;
+const TEXTS_QUICK: usize = 500;
+/// Rounds, in which all are measured in turn; the median counts.
+const ROUNDS: usize = 5;
+/// How long one measurement may take.
+const TIMEOUT: Duration = Duration::from_secs(300);
+/// The interval between counts of results.
+const POLL: Duration = Duration::from_millis(2);
+/// The goal: the rate of an adapter in percent of that of `weir run`.
+const GOAL_PERCENT: f64 = 95.0;
+const REPORT: &str = "tests/bench/ADAPTERS.md";
+
+/// What is measured.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Subject {
+    Run,
+    File,
+    Checkpoint,
+    Redis,
+    Http,
+    WebSocket,
+}
+
+impl Subject {
+    const ALL: [Self; 6] = [Self::Run, Self::File, Self::Checkpoint, Self::Redis, Self::Http, Self::WebSocket];
+
+    fn name(self) -> &'static str {
+        match self {
+            Self::Run => "`weir run`, lines of text",
+            Self::File => "file to file",
+            Self::Checkpoint => "file to file, with a checkpoint",
+            Self::Redis => "Redis Streams to Redis Streams",
+            Self::Http => "server-sent events to a file",
+            Self::WebSocket => "WebSocket to a file",
+        }
+    }
+}
+
+pub(super) fn task(house: &House, mut args: Args) -> Result<()> {
+    let (quick, as_built) = (args.flag("--quick"), args.flag("--as-built"));
+    args.finish()?;
+    if !as_built {
+        setup::ensure(house)?;
+        build::components(house, &[])?;
+        build::weir(house)?;
+    }
+    let (texts, rounds) = if quick { (TEXTS_QUICK, 1) } else { (TEXTS, ROUNDS) };
+    let bench = Bench::new(house, texts)?;
+    let mut seconds = vec![Vec::new(); Subject::ALL.len()];
+    let mut step = Step::begin("measure", &format!("{rounds} rounds with {texts} texts"));
+    for round in 0..rounds {
+        for (at, subject) in Subject::ALL.into_iter().enumerate() {
+            step.show_progress(&format!("round {} of {rounds}: {}", round + 1, subject.name()));
+            let elapsed = bench.measure(subject).with_context(|| subject.name())?;
+            seconds[at].push(elapsed.as_secs_f64());
+        }
+    }
+    step.done(&format!("{rounds} rounds"));
+    let report = report(texts, rounds, &mut seconds);
+    println!("{report}");
+    if !quick {
+        std::fs::write(house.root.join(REPORT), report)?;
+    }
+    Ok(())
+}
+
+/// The table, with rates that include the start of the process.
+fn report(texts: usize, rounds: usize, seconds: &mut [Vec<f64>]) -> String {
+    let median = |times: &mut Vec<f64>| {
+        times.sort_by(f64::total_cmp);
+        times[times.len() / 2]
+    };
+    let medians: Vec<f64> = seconds.iter_mut().map(median).collect();
+    let mut report = format!(
+        "# Adapters: texts per second beside `weir run`\n\nWritten by `cargo xtask bench adapters` on {}: {texts} sentences through the \
+         bundled sentiment model, {rounds} rounds, the median of each. Times are from the start of the process to its last result.\n\n\
+         | | texts/s | of `weir run` | goal: {GOAL_PERCENT} % |\n|---|---|---|---|\n",
+        machine()
+    );
+    for (subject, time) in Subject::ALL.into_iter().zip(&medians) {
+        let percent = 100.0 * medians[0] / time;
+        let verdict = match subject {
+            Subject::Run => "",
+            _ if percent >= GOAL_PERCENT => "hit",
+            _ => "missed",
+        };
+        let _ = writeln!(report, "| {} | {:.0} | {percent:.0} % | {verdict} |", subject.name(), texts as f64 / time);
+    }
+    report
+}
+
+/// Ends its process when it is dropped.
+struct Process(Child);
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        // It may have ended.
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// The inputs, and the servers that give them.
+struct Bench<'a> {
+    house: &'a House,
+    dir: PathBuf,
+    texts: Vec<String>,
+    redis: Process,
+    redis_address: SocketAddr,
+    /// Its channel `workflow:bench` has the texts.
+    feed: Server,
+}
+
+impl<'a> Bench<'a> {
+    fn new(house: &'a House, count: usize) -> Result<Self> {
+        let document = std::fs::read_to_string(house.root.join(DOCUMENT))?;
+        let sentences: Vec<String> =
+            document.split(". ").map(|sentence| sentence.split_whitespace().collect::<Vec<_>>().join(" ")).collect();
+        // Each differs, so that no cache can answer it.
+        let texts: Vec<String> = (0..count).map(|n| format!("{} ({n}).", sentences[n % sentences.len()])).collect();
+        let dir = house.keep().join("bench-adapters");
+        // It may not exist.
+        let _ = std::fs::remove_dir_all(&dir);
+        std::fs::create_dir_all(&dir)?;
+        let lines: String = texts.iter().map(|text| format!("{}\n", json!({"text": text}))).collect();
+        std::fs::write(dir.join("in.ndjson"), lines)?;
+        let port = TcpListener::bind("127.0.0.1:0")?.local_addr()?.port();
+        let mut command = Command::new(redis::server(house)?);
+        command.args(["--port", &port.to_string(), "--save", "", "--appendonly", "no", "--dir"]).arg(&dir);
+        let redis = Process(command.stdout(Stdio::null()).stderr(Stdio::null()).spawn()?);
+        let redis_address = SocketAddr::from(([127, 0, 0, 1], port));
+        let began = Instant::now();
+        while TcpStream::connect(redis_address).is_err() {
+            ensure!(began.elapsed() < TIMEOUT, "the Redis server does not listen");
+            std::thread::sleep(POLL);
+        }
+        let events = (count + 1).to_string();
+        let feed = Server::start(
+            house,
+            &["--set", &format!("events.events_max={events}"), "--set", "events.bytes_max=100000000"],
+        )?;
+        for (number, text) in texts.iter().enumerate() {
+            let body = json!({"step": "s", "progress": number % 100, "message": text}).to_string();
+            let mut response = http::request(feed.address, "POST", "/stream/publish/workflow/bench", Some(&body))?;
+            let mut answer = String::new();
+            response.body.read_to_string(&mut answer)?;
+            ensure!(response.status == 200, "{answer}");
+        }
+        Ok(Self { house, dir, texts, redis, redis_address, feed })
+    }
+
+    /// The time from the start of the process to the last result.
+    fn measure(&self, subject: Subject) -> Result<Duration> {
+        let (input, output) = (self.path("in.ndjson"), self.path("out"));
+        for file in ["out", "checkpoint"] {
+            // It may not exist.
+            let _ = std::fs::remove_file(self.dir.join(file));
+        }
+        let to_file = ["--output-file", output.as_str(), "--quiet"];
+        let feed = self.feed.address;
+        match subject {
+            Subject::Run => self.run(),
+            Subject::File => self.stream(&[&["file", &input, "--format", "ndjson"], &to_file[..]].concat(), &output),
+            Subject::Checkpoint => {
+                let checkpoint = self.path("checkpoint");
+                let arguments = ["file", &input, "--format", "ndjson", "--checkpoint", &checkpoint];
+                self.stream(&[&arguments, &to_file[..]].concat(), &output)
+            }
+            Subject::Redis => self.redis(),
+            Subject::Http => {
+                let url = format!("http://{feed}/stream/workflow/bench");
+                let arguments = ["http", "--url", &url, "--event", "workflow_progress", "--text", "/message"];
+                self.stream(&[&arguments, &to_file[..]].concat(), &output)
+            }
+            Subject::WebSocket => {
+                let url = format!("ws://{feed}/ws");
+                let subscribe = r#"{"type":"subscribe","channel":"workflow:bench"}"#;
+                let errors = self.path("errors");
+                let arguments = [
+                    "websocket",
+                    "--url",
+                    &url,
+                    "--subscribe",
+                    subscribe,
+                    "--text",
+                    "/data/message",
+                    "--errors-file",
+                    &errors,
+                ];
+                self.stream(&[&arguments, &to_file[..]].concat(), &output)
+            }
+        }
+    }
+
+    fn path(&self, name: &str) -> String {
+        self.dir.join(name).display().to_string()
+    }
+
+    fn start(&self, arguments: &[&str]) -> Result<(Instant, Process)> {
+        let mut command = sh::program(self.house, self.house.weir());
+        command.arg("stream").args(arguments).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+        let started = Instant::now();
+        Ok((started, Process(command.spawn()?)))
+    }
+
+    fn run(&self) -> Result<Duration> {
+        let lines: String = self.texts.iter().map(|text| format!("{text}\n")).collect();
+        let mut command = sh::program(self.house, self.house.weir());
+        command
+            .args(["run", "--task", "sentiment", "-"])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::null());
+        let started = Instant::now();
+        let mut child = Process(command.spawn()?);
+        let mut input = child.0.stdin.take().context("stdin")?;
+        // On a thread of its own: both pipes may be full at the same time.
+        let writer = std::thread::spawn(move || input.write_all(lines.as_bytes()));
+        let results = BufReader::new(child.0.stdout.take().context("stdout")?).lines().count();
+        let elapsed = started.elapsed();
+        writer.join().map_err(|_| anyhow::anyhow!("the writer has panicked"))??;
+        ensure!(results == self.texts.len(), "{results} results");
+        Ok(elapsed)
+    }
+
+    /// `weir stream` until the output has every result.
+    fn stream(&self, arguments: &[&str], output: &str) -> Result<Duration> {
+        let (started, mut child) = self.start(arguments)?;
+        loop {
+            let ended = child.0.try_wait()?;
+            let elapsed = started.elapsed();
+            let results = lines(Path::new(output))?;
+            if results >= self.texts.len() {
+                return Ok(elapsed);
+            }
+            if let Some(status) = ended {
+                bail!("{results} results, {status}");
+            }
+            ensure!(elapsed < TIMEOUT, "{results} results after {elapsed:?}");
+            std::thread::sleep(POLL);
+        }
+    }
+
+    fn redis(&self) -> Result<Duration> {
+        self.command(&[vec!["FLUSHALL"]])?;
+        let records: Vec<String> = self.texts.iter().map(|text| json!({"text": text}).to_string()).collect();
+        let adds: Vec<Vec<&str>> =
+            records.iter().map(|record| vec!["XADD", "text-input", "*", "payload", record]).collect();
+        self.command(&adds)?;
+        let url = format!("redis://{}/0", self.redis_address);
+        let (started, mut child) = self.start(&["redis", "--url", &url, "--quiet"])?;
+        loop {
+            let ended = child.0.try_wait()?;
+            let reply = self.command(&[vec!["XLEN", "sentiment-output"]])?;
+            let elapsed = started.elapsed();
+            let results: usize =
+                reply.first().and_then(|reply| reply.trim_start_matches(':').parse().ok()).unwrap_or(0);
+            if results >= self.texts.len() {
+                return Ok(elapsed);
+            }
+            if let Some(status) = ended {
+                bail!("{results} results, {status}");
+            }
+            ensure!(elapsed < TIMEOUT, "{results} results after {elapsed:?}");
+            std::thread::sleep(POLL);
+        }
+    }
+
+    /// Sends commands to Redis in one go. Returns the first line of each reply.
+    fn command(&self, commands: &[Vec<&str>]) -> Result<Vec<String>> {
+        let mut stream = TcpStream::connect(self.redis_address)?;
+        stream.set_read_timeout(Some(TIMEOUT))?;
+        let mut request = String::new();
+        for words in commands {
+            let _ = write!(request, "*{}\r\n", words.len());
+            words.iter().for_each(|word| request.push_str(&format!("${}\r\n{word}\r\n", word.len())));
+        }
+        let mut writer = stream.try_clone()?;
+        let writing = std::thread::spawn(move || writer.write_all(request.as_bytes()));
+        let mut reader = BufReader::new(&mut stream);
+        let mut replies = Vec::new();
+        for _ in commands {
+            let mut line = String::new();
+            reader.read_line(&mut line)?;
+            ensure!(!line.is_empty() && !line.starts_with('-'), "Redis answers `{line}`");
+            if let Some(length) = line.strip_prefix('$') {
+                let mut rest = vec![0; length.trim().parse::<usize>()? + 2];
+                reader.read_exact(&mut rest)?;
+            }
+            replies.push(line.trim().to_owned());
+        }
+        writing.join().map_err(|_| anyhow::anyhow!("the writer has panicked"))??;
+        Ok(replies)
+    }
+}
+
+impl Drop for Bench<'_> {
+    fn drop(&mut self) {
+        // It writes to the folder.
+        let _ = self.redis.0.kill();
+        let _ = std::fs::remove_dir_all(&self.dir);
+    }
+}
+
+/// The number of lines of a file; none while it does not exist.
+fn lines(path: &Path) -> Result<usize> {
+    match std::fs::read(path) {
+        Ok(bytes) => Ok(bytes.iter().filter(|byte| **byte == b'\n').count()),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(0),
+        Err(error) => Err(error.into()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rates_are_compared_with_the_median_of_weir_run() {
+        let mut seconds =
+            vec![vec![1.0, 3.0, 2.0], vec![2.0; 3], vec![2.2; 3], vec![2.0; 3], vec![4.0; 3], vec![1.0; 3]];
+        let report = report(100, 3, &mut seconds);
+        assert!(report.contains("| `weir run`, lines of text | 50 | 100 % |  |"), "{report}");
+        assert!(report.contains("| file to file, with a checkpoint | 45 | 91 % | missed |"), "{report}");
+        assert!(report.contains("| WebSocket to a file | 100 | 200 % | hit |"), "{report}");
+    }
+}

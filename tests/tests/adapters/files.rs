@@ -119,7 +119,7 @@ fn process_killed_at_random_writes_each_line_once() -> Result<()> {
 }
 
 /// A generator of pseudo-random numbers.
-fn seeded_random(seed: u64) -> impl FnMut() -> u64 {
+pub(super) fn seeded_random(seed: u64) -> impl FnMut() -> u64 {
     let mut state = seed;
     move || {
         state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);

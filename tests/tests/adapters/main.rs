@@ -4,6 +4,7 @@ mod feeds;
 mod files;
 mod redis;
 mod serve;
+mod soak;
 
 use std::io::Write as _;
 use std::path::Path;

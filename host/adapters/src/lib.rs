@@ -31,6 +31,7 @@ pub mod http;
 pub mod redis;
 pub mod status;
 pub mod supervisor;
+mod traces;
 pub mod websocket;
 
 pub use redis::secret;

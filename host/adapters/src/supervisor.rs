@@ -18,6 +18,7 @@ use crate::driver::{
     BoxFuture, CONTROL_HEADERS, Committer, Connection, Driver, DriverError, Marks, Read, Rejected, Safe, Sink, Source,
 };
 use crate::status::{State, Status};
+use crate::traces::{RecordSpans, trace_record, write_span};
 
 /// The most records of a read.
 const READ_RECORDS_MAX: usize = 256;
@@ -197,6 +198,7 @@ impl Supervisor {
             safe: Safe::default(),
             marks: Watermarks::new(),
             has_ended: false,
+            spans: RecordSpans::default(),
             stall_timeout: self.bounds.stall_timeout,
             progressed: Instant::now(),
         };
@@ -270,7 +272,12 @@ impl Writer {
                 safe.marks = self.marks();
                 self.committer.commit(&safe).await?;
             }
-            self.write(&batch).await
+            let span = write_span(&batch);
+            let written = self.write(&batch).await;
+            if let (Some(span), Err(error)) = (&span, &written) {
+                span.fail(error.to_string());
+            }
+            written
         };
         let result = step.await;
         (self, batch, result)
@@ -372,6 +379,8 @@ struct Flight<'a> {
     marks: Watermarks,
     /// Whether reading has ended.
     has_ended: bool,
+    /// The spans of traced records in flight.
+    spans: RecordSpans,
     stall_timeout: Option<Duration>,
     /// When the component last gave a result, or was given records while it had none.
     progressed: Instant,
@@ -486,7 +495,10 @@ impl Flight<'_> {
             Read::Dead(records, reason) => (records, Some(reason)),
             Read::Revoked(partitions) => {
                 let before = self.marks.open();
-                partitions.into_iter().for_each(|partition| self.marks.handle_revoked(partition));
+                for partition in partitions {
+                    self.marks.handle_revoked(partition);
+                    self.spans.revoke(partition);
+                }
                 self.permits.add_permits(before - self.marks.open());
                 return Ok(());
             }
@@ -498,7 +510,10 @@ impl Flight<'_> {
         if self.marks.open() == 0 {
             self.progressed = Instant::now();
         }
-        for record in records {
+        for mut record in records {
+            if let Some(span) = trace_record(&mut record, self.status.name()) {
+                self.spans.insert(record.position, span);
+            }
             counters.records.fetch_add(1, Ordering::Relaxed);
             counters.record_bytes.fetch_add(record.payload.len() as u64, Ordering::Relaxed);
             self.marks
@@ -537,6 +552,7 @@ impl Flight<'_> {
                     continue;
                 }
                 counters.completed.fetch_add(1, Ordering::Relaxed);
+                self.spans.end(*position, result);
                 self.safe.completed.push(*position);
                 self.permits.add_permits(1);
                 self.poison.solo = self.poison.solo.saturating_sub(1);

@@ -20,6 +20,7 @@ mod serve;
 mod start_files;
 mod start_lines;
 mod stream;
+mod telemetry;
 mod test_connection;
 
 use std::io::Write;

@@ -19,7 +19,7 @@ use crate::adapters::RunningAdapters;
 use crate::arguments::{Serve, add_models, beside_program, set_adapters};
 use crate::start_files::NewFiles;
 use crate::start_lines::StartLines;
-use crate::{BUILTIN, logs};
+use crate::{BUILTIN, logs, telemetry};
 
 pub(crate) fn main(arguments: &Serve) -> anyhow::Result<ExitCode> {
     let mut more = Vec::new();
@@ -79,6 +79,7 @@ fn changed(config: &weir_config::Config) -> Vec<weir_config::ChangedSetting> {
 async fn serve(config: weir_config::Config, json: bool) -> anyhow::Result<ExitCode> {
     let start = Instant::now();
     let observer = Observer::install()?;
+    let exporter = telemetry::start(&config, &observer)?;
     // Registered first, so that no signal is lost.
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
@@ -190,6 +191,9 @@ async fn serve(config: weir_config::Config, json: bool) -> anyhow::Result<ExitCo
     tokio::select! {
         aborted = serve_future => {
             let closed = runtime.close().await;
+            if let Some(exporter) = exporter {
+                exporter.finish(telemetry::FINISH_TIMEOUT).await;
+            }
             if let Err(error) = &closed {
                 let path = config.events.path.display();
                 tracing::error!(%path, %error, "the last write of the channel store failed: events may be lost");

@@ -441,11 +441,23 @@ pub struct Log {
     /// Least level that is logged: `error`, `warn`, `info`, `debug`, `trace`, `off`, or directives such as
     /// `info,weir_edge=debug`.
     pub level: String,
+    /// A receiver of OpenTelemetry's traces and metrics (OTLP as JSON over HTTP), such as `http://127.0.0.1:4318`; empty: none.
+    pub otlp_endpoint: String,
+    /// How often metrics are exported to it, ms.
+    pub otlp_metrics_interval_ms: u64,
+    /// The share of traces that begin here and are exported to it, in percent. The sender of a `traceparent` decides about its trace.
+    pub otlp_sample_percent: u32,
 }
 
 impl Default for Log {
     fn default() -> Self {
-        Self { format: LogFormat::Text, level: "info".into() }
+        Self {
+            format: LogFormat::Text,
+            level: "info".into(),
+            otlp_endpoint: String::new(),
+            otlp_metrics_interval_ms: 10_000,
+            otlp_sample_percent: 100,
+        }
     }
 }
 

@@ -117,6 +117,7 @@ fn check(config: &Config) -> Result<(), ConfigError> {
         ("generate.prompt_bytes_max", u64::from(config.generate.prompt_bytes_max)),
         ("generate.choices_max", u64::from(config.generate.choices_max)),
         ("generate.hang_timeout_ms", config.generate.hang_timeout_ms),
+        ("log.otlp_metrics_interval_ms", config.log.otlp_metrics_interval_ms),
         ("events.redis_block_ms", config.events.redis_block_ms),
         ("events.redis_timeout_ms", config.events.redis_timeout_ms),
         ("events.events_max", u64::from(config.events.events_max)),
@@ -167,6 +168,10 @@ fn check(config: &Config) -> Result<(), ConfigError> {
     if config.http.client_share_percent > 100 {
         let share = config.http.client_share_percent;
         return Err(ConfigError::Invalid(format!("http.client_share_percent {share} is not a share; use 1 to 100")));
+    }
+    if config.log.otlp_sample_percent > 100 {
+        let share = config.log.otlp_sample_percent;
+        return Err(ConfigError::Invalid(format!("log.otlp_sample_percent {share} is not a share; use 0 to 100")));
     }
     if config.events.user_percent_max > 100 {
         let share = config.events.user_percent_max;
@@ -455,7 +460,9 @@ mod tests {
         error(
             "[log]\ncolour = 'x'\n",
             &[],
-            expect!["log.colour is not a key of the configuration (in FILE); there are `format`, `level`"],
+            expect![
+                "log.colour is not a key of the configuration (in FILE); there are `format`, `level`, `otlp_endpoint`, `otlp_metrics_interval_ms`, `otlp_sample_percent`"
+            ],
         );
         error(
             "[model.mine]\npth = 'x'\n",

@@ -8,6 +8,7 @@ use http_body::{Body, Frame, SizeHint};
 use http_body_util::Full;
 use metrics::gauge;
 use weir_runtime::gateway::{self, BodyError};
+use weir_telemetry::Span;
 
 use crate::share::{ClientKey, Permit, PermitRefusal};
 use crate::sse::feed::{Feed, FeedOutput};
@@ -136,12 +137,14 @@ pub(crate) struct OpenRequest {
     permit: Permit,
     /// The permit of a request that counts as a connection of its user.
     connection: Option<UserPermit>,
+    /// The span of the request, which ends with it.
+    _span: Option<Span>,
 }
 
 impl OpenRequest {
-    pub(crate) fn new(permit: Permit) -> Self {
+    pub(crate) fn new(permit: Permit, span: Option<Span>) -> Self {
         gauge!("weir_http_requests_open").increment(1);
-        Self { permit, connection: None }
+        Self { permit, connection: None, _span: span }
     }
 
     /// Counts the request as a connection of its user.

@@ -17,6 +17,7 @@ use weir_codec::http::router::RouteMatch;
 use weir_codec::http::target;
 use weir_runtime::gateway::{self, AdmissionError, BodyBytes, BodyError};
 use weir_runtime::stages::{self, Stage};
+use weir_telemetry::{Span, SpanKind, TRACEPARENT};
 
 use crate::body::{OpenRequest, RequestBody, ResponseBody};
 use crate::head_checks::{self, METRICS_ALLOW, METRICS_PATH, STATS_PATH};
@@ -43,11 +44,13 @@ const STREAMED_BODY_BYTES: u64 = 256 << 10;
 /// alone.
 const FIRST_READ_BYTES_MAX: u64 = 64 << 10;
 
-/// A request's client, by address, and the request's id.
+/// A request's client, by address, the request's id, and its span.
 #[derive(Clone, Copy)]
 struct RequestSource<'a> {
     client: u64,
     request_id: &'a str,
+    /// The span of the request, if it is traced.
+    span: Option<&'a Span>,
 }
 
 /// Answers a request. `client` is the number of the client's address.
@@ -68,7 +71,8 @@ pub(crate) async fn handle<B: RequestBody>(
     let version = request.version();
     let admitted = state.head_checks.admit(&mut request);
     let cors = state.head_checks.cors_headers(&request);
-    let source = RequestSource { client, request_id: &id };
+    let span = start_span(&mut request, &id);
+    let source = RequestSource { client, request_id: &id, span: span.as_ref() };
     let mut response = match admitted {
         Ok(()) => route(state, request, &cors, source).await,
         Err(problem) => EdgeResponse::Http(edge_response::closing_problem(&problem, version, &id)),
@@ -79,8 +83,32 @@ pub(crate) async fn handle<B: RequestBody>(
     counter!("weir_http_requests_total", "method" => method_label(&method), "status" => status.as_u16().to_string())
         .increment(1);
     histogram!("weir_http_first_byte_seconds").record(start.elapsed().as_secs_f64());
+    if let Some(span) = &span {
+        span.set_number("http.response.status_code", i64::from(status.as_u16()));
+        if status.is_server_error() {
+            span.fail(status.to_string());
+        }
+    }
     tracing::debug!(%method, status = status.as_u16(), request_id = id, "answered");
     response
+}
+
+/// Starts the span of a request, in the trace of its `traceparent`. The component gets the header with the context of this span. Probes and
+/// scrapes are not traced.
+fn start_span<B>(request: &mut Request<B>, id: &str) -> Option<Span> {
+    let path = request.uri().path();
+    if matches!(path, METRICS_PATH | STATS_PATH | "/livez" | "/readyz") {
+        return None;
+    }
+    let parent = request.headers().get(TRACEPARENT).and_then(|value| value.to_str().ok()?.parse().ok());
+    let span = Span::start(request.method().as_str(), SpanKind::Server, parent)?;
+    span.set("http.request.method", request.method().as_str());
+    span.set("url.path", path);
+    span.set("weir.request_id", id);
+    if let Ok(value) = HeaderValue::from_str(&span.context().to_string()) {
+        request.headers_mut().insert(TRACEPARENT, value);
+    }
+    Some(span)
 }
 
 /// Routes a request that has passed the checks of its head.
@@ -107,7 +135,8 @@ async fn route<B: RequestBody>(
         HEALTH_PATH if *request.method() == Method::GET && state.adapters.get().is_some() => {
             match state.requests.try_take(source.client) {
                 Ok(permit) => {
-                    let response = forward(state, request, Some(OpenRequest::new(permit)), source).await;
+                    let response =
+                        forward(state, request, Some(OpenRequest::new(permit, source.span.cloned())), source).await;
                     health::with_adapters(state, response, source.request_id).await
                 }
                 Err(refused) => refuse(refused, source),
@@ -139,7 +168,7 @@ async fn forward_or_shed<B: RequestBody>(
         Ok(permit) => permit,
         Err(refusal) => return refuse(refusal, source),
     };
-    let response = forward(state, request, Some(OpenRequest::new(permit)), source).await;
+    let response = forward(state, request, Some(OpenRequest::new(permit, source.span.cloned())), source).await;
     state.shedder.record(kind, &response, source.request_id);
     response
 }

@@ -111,6 +111,12 @@ pub(crate) const METRICS: &[Metric] = &[
     histogram("weir_pipeline_step_seconds", &["kind"], "time of completed attempts of steps"),
     counter("weir_pipeline_steps_total", &["outcome"], "steps of executions that have ended"),
     counter("weir_step_calls_total", &["step", "outcome"], "calls of step components"),
+    counter("weir_telemetry_exports_total", &["signal", "outcome"], "requests to the receiver of traces and metrics"),
+    counter(
+        "weir_telemetry_spans_dropped_total",
+        &[],
+        "spans that were not exported: the queue was full, or the receiver refused them",
+    ),
     counter(
         "weir_upstream_requests_total",
         &["upstream", "outcome"],
@@ -176,7 +182,7 @@ server](../guides/operate.md#metrics). A metric appears once it has a value.
 
     /// Adds the names of metrics in the sources below a folder: literals that begin with `weir_` and a subject.
     fn collect_names(folder: &Path, names: &mut BTreeSet<String>) {
-        const SUBJECTS: [&str; 11] = [
+        const SUBJECTS: [&str; 13] = [
             "adapter",
             "events",
             "gateway",
@@ -186,7 +192,9 @@ server](../guides/operate.md#metrics). A metric appears once it has a value.
             "keeper",
             "pipeline",
             "step",
+            "telemetry",
             "upstream",
+            "websocket",
             "websockets",
         ];
         for entry in std::fs::read_dir(folder).unwrap() {
@@ -206,7 +214,7 @@ server](../guides/operate.md#metrics). A metric appears once it has a value.
     fn recorded_and_described_metrics_are_equal() {
         let host = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap();
         let mut names = BTreeSet::new();
-        for folder in ["adapters/src", "edge/src", "runtime/src", "events/src", "nn/src", "cli/src"] {
+        for folder in ["adapters/src", "edge/src", "runtime/src", "events/src", "nn/src", "cli/src", "telemetry/src"] {
             collect_names(&host.join(folder), &mut names);
         }
         let described_names: Vec<&str> = METRICS.iter().map(|metric| metric.name).collect();
@@ -217,5 +225,97 @@ server](../guides/operate.md#metrics). A metric appears once it has a value.
             let is_histogram = metric.name.ends_with("_seconds") || metric.name.ends_with("_batch_items");
             assert_eq!(is_histogram, metric.kind == MetricKind::Histogram, "{}", metric.name);
         }
+    }
+
+    /// The queries of the dashboard and of the alert rules.
+    fn queries() -> Vec<String> {
+        fn collect(value: &serde_json::Value, queries: &mut Vec<String>) {
+            match value {
+                serde_json::Value::Object(members) => {
+                    for (name, value) in members {
+                        match (name.as_str(), value) {
+                            ("expr" | "query", serde_json::Value::String(query)) => queries.push(query.clone()),
+                            _ => collect(value, queries),
+                        }
+                    }
+                }
+                serde_json::Value::Array(values) => values.iter().for_each(|value| collect(value, queries)),
+                _ => {}
+            }
+        }
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../deploy/observability");
+        let dashboard = std::fs::read_to_string(folder.join("dashboard.json")).unwrap();
+        let mut queries = Vec::new();
+        collect(&serde_json::from_str(&dashboard).unwrap(), &mut queries);
+        let alerts = std::fs::read_to_string(folder.join("alerts.yaml")).unwrap();
+        queries.extend(alerts.lines().filter_map(|line| line.trim().strip_prefix("expr: ")).map(str::to_owned));
+        queries.retain(|query| query != "prometheus");
+        queries
+    }
+
+    /// The words of a query that may be metrics or labels, each with the character after it; texts in quotes are left out.
+    fn words(query: &str) -> Vec<(&str, Option<char>)> {
+        let mut words = Vec::new();
+        for (number, part) in query.split('"').enumerate() {
+            let is_text = number % 2 == 1;
+            let is_word = |char: char| char.is_ascii_alphanumeric() || matches!(char, '_' | '$');
+            let mut rest = part;
+            while let Some(begin) = rest.find(is_word).filter(|_| !is_text) {
+                let end = rest[begin..].find(|char| !is_word(char)).map_or(rest.len(), |length| begin + length);
+                let after = rest[end..].trim_start().chars().next();
+                words.push((&rest[begin..end], after));
+                rest = &rest[end..];
+            }
+        }
+        words
+    }
+
+    /// The metric that a query names, which may be a series of a histogram.
+    fn metric(name: &str) -> Option<&'static Metric> {
+        let find = |name: &str| METRICS.iter().find(|metric| metric.name == name);
+        let series = ["_bucket", "_sum", "_count"].into_iter().filter_map(|suffix| name.strip_suffix(suffix));
+        find(name)
+            .filter(|metric| metric.kind != MetricKind::Histogram)
+            .or_else(|| series.filter_map(find).find(|metric| metric.kind == MetricKind::Histogram))
+    }
+
+    #[test]
+    fn dashboard_and_alerts_name_existing_metrics_and_labels() {
+        const FUNCTIONS: [&str; 11] = [
+            "sum",
+            "by",
+            "rate",
+            "increase",
+            "histogram_quantile",
+            "label_values",
+            "or",
+            "and",
+            "le",
+            "instance",
+            "$__rate_interval",
+        ];
+        let queries = queries();
+        assert!(queries.len() > 60, "{}", queries.len());
+        for query in &queries {
+            let words = words(query);
+            let metrics: Vec<&Metric> = words.iter().filter_map(|(word, _)| metric(word)).collect();
+            assert!(!metrics.is_empty(), "{query} names no metric");
+            for (word, after) in &words {
+                let is_range = word.starts_with(|char: char| char.is_ascii_digit());
+                let is_label = *after != Some('(') && metrics.iter().any(|metric| metric.labels.contains(word));
+                let is_known = metric(word).is_some() || FUNCTIONS.contains(word) || is_label || is_range;
+                assert!(is_known, "{query} has `{word}`, which is neither a metric nor a label of one");
+            }
+        }
+    }
+
+    #[test]
+    fn dashboard_shows_the_metrics_of_every_subject() {
+        let queries = queries();
+        let shown: BTreeSet<&str> =
+            queries.iter().flat_map(|query| words(query)).filter_map(|(word, _)| Some(metric(word)?.name)).collect();
+        let missing: Vec<&str> =
+            METRICS.iter().map(|metric| metric.name).filter(|name| !shown.contains(name)).collect();
+        expect_test::expect!["weir_events_appended_total weir_generate_prefill_tokens_total weir_generate_ready weir_generate_requests_total weir_generate_restarts_total weir_telemetry_exports_total weir_telemetry_spans_dropped_total weir_websockets_compressed_open"].assert_eq(&missing.join(" "));
     }
 }

@@ -82,6 +82,7 @@ pub(crate) const LIGHT_PACKAGES: &[&str] = &[
     "weir-lm",
     "weir-session",
     "weir-store",
+    "weir-telemetry",
     "weir-upstream",
     "weir-websocket",
     "xtask",

@@ -71,9 +71,18 @@ const RULES: &[Rule] = &[
     // Of codec: GRIP, and the rendering of events on a held connection.
     Rule {
         package: "weir-edge",
-        house: &["weir-codec", "weir-config", "weir-core", "weir-events", "weir-runtime", "weir-websocket"],
+        house: &[
+            "weir-codec",
+            "weir-config",
+            "weir-core",
+            "weir-events",
+            "weir-runtime",
+            "weir-telemetry",
+            "weir-websocket",
+        ],
         others: None,
     },
+    Rule { package: "weir-telemetry", house: &[], others: None },
     // Frames and compression, without HTTP.
     Rule {
         package: "weir-websocket",
@@ -83,7 +92,7 @@ const RULES: &[Rule] = &[
     // Of codec: the settings of the adapter component, the rows of CSV, captions. Of events: channels as sources and sinks.
     Rule {
         package: "weir-adapters",
-        house: &["weir-codec", "weir-config", "weir-core", "weir-events", "weir-websocket"],
+        house: &["weir-codec", "weir-config", "weir-core", "weir-events", "weir-telemetry", "weir-websocket"],
         others: None,
     },
     // Of codec: captions, lines of inputs, and the definitions of pipelines. Of core: records of adapters, and when a rewritten summary counts.
@@ -98,6 +107,7 @@ const RULES: &[Rule] = &[
             "weir-lm",
             "weir-nn",
             "weir-runtime",
+            "weir-telemetry",
         ],
         others: None,
     },
@@ -136,13 +146,14 @@ const RESERVED: &[(&str, &[&str])] = &[
             "weir-events",
             "weir-python",
             "weir-runtime",
+            "weir-telemetry",
             "weir-tests",
             "weir-websocket",
         ],
     ),
     ("redb", &["weir-events"]),
     ("redis", &["weir-adapters", "weir-events"]),
-    ("hyper", &["weir-adapters", "weir-edge", "weir-runtime"]),
+    ("hyper", &["weir-adapters", "weir-edge", "weir-runtime", "weir-telemetry"]),
     (
         "wit-bindgen",
         &[

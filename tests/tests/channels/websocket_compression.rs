@@ -158,13 +158,13 @@ async fn compressed_messages_are_answered_compressed_and_counted() -> Result<()>
     let mut peer = Peer::open(&server, "/v1/classify", Some("permessage-deflate")).await?;
     until("open", || async { Ok(server.metric("weir_websockets_compressed_open").await? == 1.0) }).await?;
     // A long id, so that the answer is worth a compression.
-    let id = "a long id ".repeat(100);
+    let id = "a long id ".repeat(25);
     let message = json!({"text": "a good Day", "id": id}).to_string();
     let payload = compress(message.as_bytes())?;
     // In one frame, in frames of one byte, and without compression.
     peer.send(0xc1, &payload).await?;
     let (first, answer) = peer.next().await?;
-    ensure!(first == 0xc1 && answer.len() < 300, "{first:#x}, {} bytes", answer.len());
+    ensure!(first == 0xc1 && answer.len() < 250, "{first:#x}, {} bytes", answer.len());
     ensure!(decompress(&answer)?["id"] == id);
     for (at, byte) in payload.iter().enumerate() {
         let first = if at == 0 { 0x41 } else { 0 };
@@ -196,7 +196,7 @@ async fn compressed_messages_are_answered_compressed_and_counted() -> Result<()>
         sum("weir_websocket_message_bytes_total", "out").await?,
         sum("weir_websocket_payload_bytes_total", "out").await?,
     );
-    ensure!(content > 3000.0 && payloads < content / 3.0, "{payloads} of {content}");
+    ensure!(content > 1000.0 && payloads < content * 0.6, "{payloads} of {content}");
     Ok(())
 }
 
@@ -206,7 +206,7 @@ async fn context_is_taken_over_where_both_sides_agree() -> Result<()> {
     let mut peer = Peer::open(&server, "/v1/classify", Some("permessage-deflate")).await?;
     let mut compressor = flate2::Compress::new(flate2::Compression::best(), false);
     let mut inflated = Inflated(flate2::Decompress::new(false));
-    let message = json!({"text": "a good Day", "id": "0123456789abcdefghijklmnopqrstuvwxyz".repeat(10)}).to_string();
+    let message = json!({"text": "a good Day", "id": "0123456789abcdefghijklmnopqrstuvwxyz".repeat(7)}).to_string();
     let mut sizes = Vec::new();
     for _ in 0..3 {
         let mut payload = Vec::with_capacity(4096);
@@ -272,7 +272,7 @@ async fn bombs_and_invalid_data_are_refused() -> Result<()> {
 #[tokio::test]
 async fn quiet_websocket_takes_as_much_memory_as_without_compression() -> Result<()> {
     const SOCKETS: u64 = 200;
-    let message = json!({"text": "a good Day", "id": "a long id ".repeat(100)}).to_string();
+    let message = json!({"text": "a good Day", "id": "a long id ".repeat(25)}).to_string();
     let payload = compress(message.as_bytes())?;
     let mut bytes_of = Vec::new();
     for offer in [None, Some("permessage-deflate")] {

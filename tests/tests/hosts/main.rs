@@ -9,5 +9,6 @@ mod node;
 mod portable;
 mod problems;
 mod spin;
+mod telemetry;
 mod threads;
 mod wasmcloud;

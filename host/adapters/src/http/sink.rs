@@ -13,6 +13,7 @@ use weir_config::HttpSink as Config;
 use weir_core::adapter::{Destination, ResultRecord};
 use weir_core::inference::retry::{Retry, RetryConfig};
 use weir_core::random::SplitMix64;
+use weir_telemetry::{SpanContext, TRACEPARENT};
 
 use super::client::{Connection, Target, refusal};
 use crate::RECORD_ID_HEADER;
@@ -98,6 +99,8 @@ impl HttpSink {
     /// Delivers a result, with the configured number of attempts.
     async fn deliver(&mut self, result: &ResultRecord) -> Result<(), Undelivered> {
         let id = self.id(result);
+        // A header of the source that is no trace context is not passed on.
+        let trace = result.header(TRACEPARENT).filter(|trace| trace.parse::<SpanContext>().is_ok()).map(str::to_owned);
         let body = match result.destination {
             Destination::Error => error_line(result),
             _ => result.payload.clone(),
@@ -110,7 +113,7 @@ impl HttpSink {
         };
         let mut attempts = Retry::new();
         loop {
-            let failure = match self.post(&id, &body).await {
+            let failure = match self.post(&id, trace.as_deref(), &body).await {
                 Ok(()) => return Ok(()),
                 Err(failure) => failure,
             };
@@ -129,7 +132,7 @@ impl HttpSink {
         }
     }
 
-    async fn post(&mut self, id: &str, body: &[u8]) -> Result<(), DriverError> {
+    async fn post(&mut self, id: &str, trace: Option<&str>, body: &[u8]) -> Result<(), DriverError> {
         let timeout = Duration::from_millis(self.config.timeout_ms);
         let mut connection = match self.connection.take() {
             Some(connection) => connection,
@@ -137,6 +140,9 @@ impl HttpSink {
         };
         let mut request = self.target.request(http::Method::POST);
         request = request.header(CONTENT_TYPE, "application/json").header("idempotency-key", id);
+        if let Some(trace) = trace {
+            request = request.header(TRACEPARENT, trace);
+        }
         if let Some(token) = &self.token {
             request = request.header(AUTHORIZATION, format!("Bearer {token}"));
         }

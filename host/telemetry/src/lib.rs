@@ -1,0 +1,22 @@
+//! Traces and metrics over OTLP, the protocol of OpenTelemetry, as JSON over HTTP.
+//!
+//! - `context`: trace contexts, and the header `traceparent` (W3C Trace Context).
+//! - `span`: spans, which are recorded when they end.
+//! - `exporter`: the task that sends them, with the metrics of the process; start here.
+//! - `otlp`: the JSON of the protocol. `samples` reads the metrics, which are in the exposition format of Prometheus.
+//!
+//! The crates of OpenTelemetry are not used: their exporters need gRPC or a client that this process does not have, and their metrics would
+//! be recorded a second time. Without [`start`], [`Span::start`] returns none and costs one load.
+
+mod context;
+mod exporter;
+mod otlp;
+mod samples;
+mod span;
+
+pub use context::SpanContext;
+pub use exporter::{Endpoint, EndpointError, Exporter, Settings, start};
+pub use span::{Span, SpanKind};
+
+/// The header that carries a trace context.
+pub const TRACEPARENT: &str = "traceparent";

@@ -122,7 +122,7 @@ pub(crate) fn task(house: &House, mut args: Args) -> Result<()> {
     host.args(run);
     // Tests without their data, Node.js or browser are skipped, and a row of the table says so.
     let mut skipped: Vec<&str> = if data.is_none() { vec![SCORES] } else { Vec::new() };
-    skipped.push(hosts::SPIN_TEST);
+    skipped.extend(hosts::CONFORMANCE);
     if hosts.is_none() {
         skipped.extend(hosts::TESTS);
     }
@@ -161,9 +161,10 @@ pub(crate) fn task(house: &House, mut args: Args) -> Result<()> {
             "Node.js and npm are not here, or their packages were not fetched; `js` blocks of documents are not run",
         );
     }
-    report.skipped("Spin", "no package registry has it; `cargo xtask hosts spin --bin PATH` runs its test");
+    report
+        .skipped("other hosts", "`cargo xtask hosts` runs the conformance cases under wash, Node.js and a given Spin");
     if hosts.is_none() {
-        report.skipped("other hosts", "npm is not here, or wash, Node.js 24 and jco were not fetched");
+        report.skipped("host tools", "npm is not here, or wash, Node.js 24 and jco were not fetched");
     }
     if browser.is_none() {
         report.skipped("browser", "there is no Chromium here, and no apt to fetch one with");

@@ -7,12 +7,14 @@ use std::time::Duration;
 use weir_codec::adapter::config::{AdapterConfig, Format, OrderingName, OutputFormat, TaskKind};
 use weir_codec::adapter::decode::Fields;
 use weir_codec::adapter::encode::csv_columns;
-use weir_config::{Adapter, AdapterSink, AdapterSource};
+use weir_config::{Adapter, AdapterSink, AdapterSource, KafkaSink};
 use weir_core::adapter::ReconnectConfig;
 use weir_events::Store;
 
 use crate::driver::{BoxFuture, Connection, Driver, DriverError, Marks, Sink, SinkMark};
 use crate::file::{self, FileSettings, Framing, LineSink, Progress, SinkFormat, SinkTarget};
+#[cfg(feature = "kafka")]
+use crate::kafka;
 use crate::supervisor::Bounds;
 use crate::{channel, http, redis, websocket};
 
@@ -110,6 +112,7 @@ impl Plan {
         let task = if pipeline.is_some() { "classify" } else { adapter.task.as_str() }.to_owned();
         let (settings, framing) = settings(&Adapter { task, ..adapter.clone() }).map_err(wrong)?;
         check_channels(adapter, store.is_some()).map_err(wrong)?;
+        check_kafka(adapter).map_err(wrong)?;
         let progress = match &adapter.source {
             AdapterSource::File(file) => {
                 let checkpoint = (!file.checkpoint.as_os_str().is_empty()).then(|| file.checkpoint.clone());
@@ -164,6 +167,7 @@ fn source_kind(source: &AdapterSource) -> &'static str {
         AdapterSource::Http(_) => "http",
         AdapterSource::WebSocket(_) => "websocket",
         AdapterSource::Channel(_) => "channel",
+        AdapterSource::Kafka(_) => "kafka",
     }
 }
 
@@ -174,6 +178,48 @@ fn sink_kind(sink: &AdapterSink) -> &'static str {
         AdapterSink::Redis(_) => "redis",
         AdapterSink::Http(_) => "http",
         AdapterSink::Channel(_) => "channel",
+        AdapterSink::Kafka(_) => "kafka",
+    }
+}
+
+/// Checks the parts of an adapter that are Kafka.
+fn check_kafka(adapter: &Adapter) -> Result<(), String> {
+    let kafka = |sink: &AdapterSink| match sink {
+        AdapterSink::Kafka(sink) => Some(sink.clone()),
+        _ => None,
+    };
+    let sinks = [Some(&adapter.sink), adapter.errors.as_ref()].into_iter().flatten();
+    let sinks: Vec<_> = sinks.map(kafka).collect();
+    let source = match &adapter.source {
+        AdapterSource::Kafka(source) => Some(source),
+        _ => None,
+    };
+    if !cfg!(feature = "kafka") && (source.is_some() || sinks.iter().any(Option::is_some)) {
+        return Err("this program was built without Kafka; build it with the feature `kafka`".to_owned());
+    }
+    let Some(source) = source else { return Ok(()) };
+    if source.topics.is_empty() {
+        return Err("source.topics is empty; name a topic".to_owned());
+    }
+    let is_source = |sink: &&KafkaSink| sink.brokers == source.brokers && source.topics.contains(&sink.topic);
+    if let Some(sink) = sinks.iter().flatten().find(is_source) {
+        return Err(format!("the topic `{}` is source and sink: each result would be a record again", sink.topic));
+    }
+    match source.guarantee.as_str() {
+        "at_least_once" => Ok(()),
+        "transactional" if adapter.task == "pipeline" => {
+            Err("source.guarantee `transactional` is not possible with a pipeline; use at_least_once".to_owned())
+        }
+        "transactional" => {
+            match sinks.iter().all(|sink| sink.as_ref().is_some_and(|sink| sink.brokers == source.brokers)) {
+                true => Ok(()),
+                false => Err(format!(
+                    "source.guarantee `transactional` needs topics of `{}` as the sink and as the error destination",
+                    source.brokers
+                )),
+            }
+        }
+        other => Err(format!("source.guarantee `{other}` is not a guarantee; use at_least_once or transactional")),
     }
 }
 
@@ -226,12 +272,16 @@ fn settings(adapter: &Adapter) -> Result<(AdapterConfig, Framing), String> {
     {
         ordering = "strict";
     }
+    if matches!(&adapter.source, AdapterSource::Kafka(source) if source.guarantee == "transactional") {
+        // A transaction commits a position with exactly the results up to it.
+        ordering = "strict";
+    }
     let line_format = match &adapter.sink {
         AdapterSink::Stdout(sink) => sink.format.as_str(),
         AdapterSink::File(sink) => sink.format.as_str(),
         // The data of an event is JSON.
         AdapterSink::Channel(_) => "json",
-        AdapterSink::Redis(_) | AdapterSink::Http(_) => "",
+        AdapterSink::Redis(_) | AdapterSink::Http(_) | AdapterSink::Kafka(_) => "",
     };
     let is_table = line_format == "table";
     match line_format {
@@ -316,7 +366,7 @@ fn sink_format(sink: &AdapterSink, settings: &AdapterConfig) -> Result<SinkForma
     let name = match sink {
         AdapterSink::Stdout(sink) => sink.format.as_str(),
         AdapterSink::File(sink) => sink.format.as_str(),
-        AdapterSink::Redis(_) | AdapterSink::Http(_) | AdapterSink::Channel(_) => "",
+        AdapterSink::Redis(_) | AdapterSink::Http(_) | AdapterSink::Channel(_) | AdapterSink::Kafka(_) => "",
     };
     Ok(match name {
         "json" => SinkFormat::Json,
@@ -337,6 +387,11 @@ fn sink_format(sink: &AdapterSink, settings: &AdapterConfig) -> Result<SinkForma
     })
 }
 
+/// The error of a build without Kafka, which [`Plan::new`] has reported before.
+fn without_kafka() -> DriverError {
+    DriverError::Config("this program was built without Kafka".to_owned())
+}
+
 struct ConfiguredDriver {
     name: String,
     store: Option<Store>,
@@ -354,6 +409,8 @@ impl ConfiguredDriver {
     async fn connect(&self) -> Result<Connection, DriverError> {
         // The source is opened first, so that its errors are found before an output file is truncated.
         let mut is_file = false;
+        #[cfg(feature = "kafka")]
+        let transaction = self.transaction().await?;
         let (source, committer): (Box<dyn crate::driver::Source>, Box<dyn crate::driver::Committer>) =
             match &self.source {
                 AdapterSource::File(config) => {
@@ -375,6 +432,13 @@ impl ConfiguredDriver {
                     let (source, committer) = channel::open(self.store()?, &self.name, config).await?;
                     (Box::new(source), Box::new(committer))
                 }
+                #[cfg(feature = "kafka")]
+                AdapterSource::Kafka(config) => {
+                    let (source, committer) = kafka::open(&self.name, config, transaction.clone()).await?;
+                    (Box::new(source), Box::new(committer))
+                }
+                #[cfg(not(feature = "kafka"))]
+                AdapterSource::Kafka(_) => return Err(without_kafka()),
                 AdapterSource::WebSocket(config) => {
                     let delay_ms_max = self.reconnect.delay_ms_max;
                     let (source, committer) = websocket::open(config, delay_ms_max, self.seed).await?;
@@ -382,9 +446,17 @@ impl ConfiguredDriver {
                 }
             };
         let marks = self.progress.marks();
-        let sink = self.open_sink(&self.sink, marks.output.as_ref()).await?;
+        let open_sink = async |sink: &(AdapterSink, SinkFormat), mark: Option<&SinkMark>| match &sink.0 {
+            #[cfg(feature = "kafka")]
+            AdapterSink::Kafka(config) => {
+                let sink = kafka::KafkaSink::open(config, transaction.clone()).await?;
+                Ok(Box::new(sink) as Box<dyn Sink>)
+            }
+            _ => self.open_sink(sink, mark).await,
+        };
+        let sink = open_sink(&self.sink, marks.output.as_ref()).await?;
         let errors = match &self.errors {
-            Some(errors) => Some(self.open_sink(errors, marks.errors.as_ref()).await?),
+            Some(errors) => Some(open_sink(errors, marks.errors.as_ref()).await?),
             None => None,
         };
         if is_file {
@@ -392,6 +464,22 @@ impl ConfiguredDriver {
             self.progress.begin(marks).await?;
         }
         Ok(Connection { source, committer, sink, errors })
+    }
+
+    /// The transactions of a source with that guarantee, new for each connection.
+    #[cfg(feature = "kafka")]
+    async fn transaction(&self) -> Result<Option<kafka::Transaction>, DriverError> {
+        let (AdapterSource::Kafka(source), AdapterSink::Kafka(sink)) = (&self.source, &self.sink.0) else {
+            return Ok(None);
+        };
+        if source.guarantee != "transactional" {
+            return Ok(None);
+        }
+        let id = match source.transactional_id.as_str() {
+            "" => format!("weir-{}-{}-{}", source.group, self.name, redis::host_name()),
+            id => id.to_owned(),
+        };
+        Ok(Some(kafka::Transaction::open(sink, &id).await?))
     }
 
     fn store(&self) -> Result<&Store, DriverError> {
@@ -413,6 +501,8 @@ impl ConfiguredDriver {
             AdapterSink::Redis(config) => Box::new(redis::RedisSink::open(config).await?),
             AdapterSink::Http(config) => Box::new(http::HttpSink::open(config, self.seed)?),
             AdapterSink::Channel(config) => Box::new(channel::ChannelSink::open(self.store()?, config)?),
+            // With the feature, `connect` opens it.
+            AdapterSink::Kafka(_) => return Err(without_kafka()),
         })
     }
 }

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use redis::aio::MultiplexedConnection;
 use redis::{IntoConnectionInfo as _, Value};
 use tokio::net::TcpStream;
-use weir_config::{HttpSource, RedisSource, WebSocketSource};
+use weir_config::{HttpSource, KafkaSource, RedisSource, WebSocketSource};
 
 use crate::driver::DriverError;
 use crate::http::client::Target;
@@ -15,7 +15,7 @@ use crate::{http, redis as driver, websocket};
 /// One check.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Check {
-    /// Its name: `resolve`, `connect`, `tls`, `authenticate`, `stream`, `handshake`, `read` or `write`.
+    /// Its name: `resolve`, `connect`, `tls`, `authenticate`, `stream`, `topic`, `handshake`, `read` or `write`.
     pub name: &'static str,
     /// A description of the result, or the failure with a remedy.
     pub outcome: Result<String, String>,
@@ -162,6 +162,58 @@ async fn queue(connection: &mut MultiplexedConnection, queued: redis::Cmd) -> Re
     let outcome = command(connection, queued).await;
     command(connection, redis::cmd("DISCARD")).await?;
     outcome.map(drop)
+}
+
+/// Checks topics of Kafka: a broker, TLS and the credentials, and whether the topics may be read and written.
+#[cfg(feature = "kafka")]
+pub async fn kafka(config: &KafkaSource, output_topic: &str) -> Checks {
+    let mut checks = Checks::default();
+    check_kafka(&mut checks, config, output_topic).await;
+    checks
+}
+
+/// A build without Kafka checks nothing.
+#[cfg(not(feature = "kafka"))]
+pub async fn kafka(_config: &KafkaSource, _output_topic: &str) -> Checks {
+    let mut checks = Checks::default();
+    let reason = "this program was built without Kafka; build it with the feature `kafka`".to_owned();
+    let _: Option<()> = checks.record("resolve", Err(reason));
+    checks
+}
+
+#[cfg(feature = "kafka")]
+async fn check_kafka(checks: &mut Checks, config: &KafkaSource, output_topic: &str) -> Option<()> {
+    use crate::kafka;
+
+    let timeout = Duration::from_millis(config.timeout_ms);
+    let broker = config.brokers.split(',').next().unwrap_or_default().trim();
+    let Some((host, port)) = broker.rsplit_once(':').and_then(|(host, port)| Some((host, port.parse().ok()?))) else {
+        let reason = format!("`{broker}` is not a broker; give host:port, several separated by commas");
+        return checks.record("resolve", Err(reason));
+    };
+    reach(checks, host.trim_matches(['[', ']']), port, timeout).await?;
+    let topics = kafka::topics(config, None).await.map_err(|error| {
+        let remedy = match kafka::HAS_TLS {
+            true => "check the user, the password file, and the properties security.protocol and sasl.mechanism",
+            false => "check the user, the password file and the properties; this program was built without TLS",
+        };
+        with_remedy(&error, remedy)
+    });
+    checks.record("authenticate", topics.map(|topics| ((), format!("{} topics are visible", topics.len()))))?;
+    let topic = config.topics.first().map(String::as_str).unwrap_or_default();
+    let remedy = |topic: &str, error: DriverError| {
+        let error = with_remedy(&error, "create the topic, or check the permissions of the user");
+        format!("`{topic}`: {error}")
+    };
+    let partitions = async |topic: &str| {
+        let topics = kafka::topics(config, Some(topic)).await.map_err(|error| remedy(topic, error))?;
+        let partitions = topics.first().map_or(0, |(_, partitions)| *partitions);
+        Ok(((), format!("`{topic}` has {partitions} partitions")))
+    };
+    checks.record("topic", partitions(topic).await)?;
+    let records = kafka::check_read(config, topic).await.map_err(|error| remedy(topic, error));
+    checks.record("read", records.map(|records| ((), format!("partition 0 of `{topic}` has {records} records"))))?;
+    checks.record("write", partitions(output_topic).await)
 }
 
 /// Checks a feed over HTTP: its server, TLS, credentials and content type.

@@ -36,6 +36,14 @@ pub enum DriverError {
         /// The delay that the server asks for before another attempt, in milliseconds.
         retry_after_ms: Option<u64>,
     },
+    /// The connection is lost, and attempts of the driver to restore it have failed. The adapter reconnects if its bound is larger.
+    #[error("{reason}")]
+    Exhausted {
+        /// The cause.
+        reason: String,
+        /// The attempts, which count as attempts of the adapter.
+        attempts: u32,
+    },
 }
 
 impl DriverError {
@@ -46,7 +54,15 @@ impl DriverError {
 
     /// True when another attempt may succeed.
     pub fn is_retryable(&self) -> bool {
-        matches!(self, Self::Transport { .. })
+        matches!(self, Self::Transport { .. } | Self::Exhausted { .. })
+    }
+
+    /// The failure after the driver's own attempts to restore the connection.
+    pub(crate) fn after_attempts(self, attempts: u32) -> Self {
+        match self {
+            Self::Transport { reason, .. } => Self::Exhausted { reason, attempts },
+            other => other,
+        }
     }
 }
 

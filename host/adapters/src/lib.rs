@@ -10,7 +10,7 @@
 //! - [`supervisor`]: runs one adapter: it tracks records in flight, writes results, commits positions and reconnects.
 //! - [`status`]: the state and the counters of each adapter.
 //! - [`build`]: drivers from the configuration.
-//! - [`mod@file`], [`redis`], [`http`], [`websocket`], [`channel`]: the drivers.
+//! - [`mod@file`], [`redis`], [`http`], [`websocket`], [`channel`] and, with the feature `kafka`, `kafka`: the drivers.
 //! - [`check`]: checks of connections.
 //!
 //! This crate does not depend on wasmtime: the supervisor starts calls of a [`Component`](supervisor::Component), which the command
@@ -28,6 +28,8 @@ pub mod check;
 pub mod driver;
 pub mod file;
 pub mod http;
+#[cfg(feature = "kafka")]
+pub mod kafka;
 pub mod redis;
 pub mod status;
 pub mod supervisor;

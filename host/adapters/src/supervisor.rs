@@ -82,6 +82,14 @@ impl AdapterFailure {
         }
     }
 
+    /// The attempts to reconnect that the driver has made.
+    fn attempts(&self) -> u32 {
+        match self {
+            Self::Driver(DriverError::Exhausted { attempts, .. }) => *attempts,
+            _ => 0,
+        }
+    }
+
     fn retry_after_ms(&self) -> Option<u64> {
         match self {
             Self::Driver(DriverError::Transport { retry_after_ms, .. }) => *retry_after_ms,
@@ -138,6 +146,10 @@ impl Supervisor {
                 }
                 Err(failure) => failure,
             };
+            // Attempts of the driver are not repeated by the adapter.
+            for _ in 0..failure.attempts() {
+                reconnect.handle_lost(now(), None, 0);
+            }
             self.status.counters().reconnects.fetch_add(1, Ordering::Relaxed);
             self.status.counters().in_flight.store(0, Ordering::Relaxed);
             let delay_ns = failure

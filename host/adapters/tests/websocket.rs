@@ -3,6 +3,7 @@
 mod echo;
 
 use std::path::Path;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use anyhow::{Context as _, Result, ensure};
@@ -40,6 +41,8 @@ struct Server {
     tokens: Arc<Mutex<Vec<Option<String>>>>,
     /// Why a step did not happen.
     failures: Arc<Mutex<Vec<String>>>,
+    /// Connections that were refused because there were no more steps.
+    refusals: Arc<AtomicU32>,
     _task: tokio_util::task::AbortOnDropHandle<()>,
 }
 
@@ -50,6 +53,8 @@ impl Server {
         let url = format!("ws://{}/feed", listener.local_addr()?);
         let (tokens, failures) = (Arc::new(Mutex::new(Vec::new())), Arc::new(Mutex::new(Vec::new())));
         let (seen, failed) = (tokens.clone(), failures.clone());
+        let refusals = Arc::new(AtomicU32::new(0));
+        let refused_without_steps = refusals.clone();
         let task = tokio::spawn(async move {
             let mut refused = refused;
             let mut connections = connections.into_iter();
@@ -76,6 +81,14 @@ impl Server {
                     }
                 };
                 let Some(steps) = connections.next() else { return };
+                if connections.len() == 0 && matches!(steps[..], [Step::Cut]) {
+                    drop(socket);
+                    while let Ok((stream, _)) = listener.accept().await {
+                        drop(stream);
+                        refused_without_steps.fetch_add(1, Ordering::Relaxed);
+                    }
+                    return;
+                }
                 match serve(&mut socket, steps).await {
                     Ok(true) => hung.push(socket),
                     Ok(false) => {}
@@ -83,7 +96,7 @@ impl Server {
                 }
             }
         });
-        Ok(Self { url, tokens, failures, _task: tokio_util::task::AbortOnDropHandle::new(task) })
+        Ok(Self { url, tokens, failures, refusals, _task: tokio_util::task::AbortOnDropHandle::new(task) })
     }
 
     fn check(&self) -> Result<()> {
@@ -144,6 +157,23 @@ fn source(adapter: &mut Adapter) -> &mut WebSocketSource {
         AdapterSource::WebSocket(source) => source,
         _ => unreachable!("the adapter has a WebSocket"),
     }
+}
+
+/// The feed is connected again by the source, so that records in flight are not lost; the adapter does not repeat its attempts.
+#[tokio::test]
+async fn attempts_of_a_feed_count_for_the_adapter() -> Result<()> {
+    for (adapter_attempts, expected) in [(3, 3), (5, 5)] {
+        let server = Server::start(0, vec![vec![Step::Cut]]).await?;
+        // After its only connection the server refuses any other.
+        let refusals = server.refusals.clone();
+        let dir = tempfile::tempdir()?;
+        let mut adapter = feed(&server, &dir.path().join("out"));
+        adapter.reconnect_attempts_max = adapter_attempts;
+        source(&mut adapter).max_reconnect_attempts = 3;
+        start(&adapter)?.failed().await?;
+        assert_eq!(refusals.load(Ordering::Relaxed), expected);
+    }
+    Ok(())
 }
 
 #[tokio::test]

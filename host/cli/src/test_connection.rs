@@ -103,7 +103,7 @@ impl TestConnection {
             AdapterSource::WebSocket(source) => {
                 Some(Endpoint::WebSocket(WebSocketSource { timeout_ms, ..source.clone() }))
             }
-            AdapterSource::File(_) | AdapterSource::Channel(_) => None,
+            AdapterSource::File(_) | AdapterSource::Channel(_) | AdapterSource::Kafka(_) => None,
         }
     }
 

@@ -1,10 +1,13 @@
 //! The keys of adapters: `[[adapter]]`, their sources and their sinks.
 
+mod kafka;
+
 use std::path::PathBuf;
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+pub use self::kafka::{KafkaSink, KafkaSource};
 use crate::WebSocketCompression;
 
 /// One adapter: `[[adapter]]`. It reads records of a source, runs a model over their texts, and writes the results to a
@@ -126,6 +129,8 @@ pub enum AdapterSource {
     WebSocket(WebSocketSource),
     /// A channel of this server.
     Channel(ChannelSource),
+    /// Topics of Kafka.
+    Kafka(KafkaSource),
 }
 
 impl Default for AdapterSource {
@@ -148,6 +153,8 @@ pub enum AdapterSink {
     Http(HttpSink),
     /// A channel of this server.
     Channel(ChannelSink),
+    /// A topic of Kafka.
+    Kafka(KafkaSink),
 }
 
 impl Default for AdapterSink {

@@ -28,10 +28,19 @@ pub(crate) struct Metric {
 pub(crate) const METRICS: &[Metric] = &[
     counter("weir_adapter_errors_total", &["adapter"], "records of an adapter written to its error destination"),
     gauge("weir_adapter_in_flight", &["adapter"], "records of an adapter that were read and are not written"),
+    gauge(
+        "weir_adapter_lag_records",
+        &["adapter", "topic", "partition"],
+        "records of a partition of Kafka that an adapter has not committed",
+    ),
     counter("weir_adapter_reconnects_total", &["adapter"], "connections of an adapter that were lost or failed"),
     counter("weir_adapter_record_bytes_total", &["adapter"], "bytes of the records that an adapter has read"),
     counter("weir_adapter_records_total", &["adapter"], "records that an adapter has read"),
-    gauge("weir_adapter_remaining", &["adapter"], "unread bytes in the files of an adapter, if that is known"),
+    gauge(
+        "weir_adapter_remaining",
+        &["adapter"],
+        "unread bytes in the files of an adapter, or unread records of its topics, if that is known",
+    ),
     counter("weir_adapter_result_bytes_total", &["adapter"], "bytes of the results that an adapter has written"),
     counter("weir_adapter_results_total", &["adapter"], "results that an adapter has written"),
     gauge("weir_adapter_state", &["adapter", "state"], "1 for the state that an adapter is in"),

@@ -121,6 +121,7 @@ impl HttpSink {
                 DriverError::Config(reason) => return Err(Undelivered::Refused(reason.clone())),
                 DriverError::Denied(_) => return Err(Undelivered::Failed(failure)),
                 DriverError::Transport { retry_after_ms, .. } => retry_after_ms.unwrap_or(0),
+                DriverError::Exhausted { .. } => 0,
             };
             // A request may be incomplete on the connection.
             self.connection = None;

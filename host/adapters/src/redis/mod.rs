@@ -14,6 +14,8 @@ use ::redis::aio::MultiplexedConnection;
 use ::redis::{AsyncConnectionConfig, Client, IntoConnectionInfo as _, RedisError};
 
 pub use sink::RedisSink;
+#[cfg(feature = "kafka")]
+pub(crate) use source::host_name;
 pub use source::{RedisCommitter, RedisSource, open};
 
 use crate::driver::DriverError;

@@ -93,7 +93,7 @@ pub async fn open(config: &Config) -> Result<(RedisSource, RedisCommitter), Driv
     Ok((source, RedisCommitter { config: config.clone(), commands, shared }))
 }
 
-fn host_name() -> String {
+pub(crate) fn host_name() -> String {
     let name = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
     match name.trim() {
         "" => "weir".to_owned(),

@@ -115,7 +115,7 @@ impl Feed {
             let delay_ns = lost.is_retryable().then(|| self.reconnect.handle_lost(now, least_ms, random)).flatten();
             let Some(delay_ns) = delay_ns else {
                 // An error means that the adapter has ended.
-                let _ = sender.send(Err(lost)).await;
+                let _ = sender.send(Err(lost.after_attempts(self.reconnect.attempts()))).await;
                 return;
             };
             tracing::info!(url = self.config.url, failure = %lost, after_ms = delay_ns / 1_000_000, "the feed is connected again");

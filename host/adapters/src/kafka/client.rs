@@ -1,0 +1,192 @@
+//! Properties, reports and failures of every client.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use rdkafka::client::ClientContext;
+use rdkafka::config::{ClientConfig, RDKafkaLogLevel};
+use rdkafka::error::{KafkaError, RDKafkaErrorCode};
+
+use crate::driver::DriverError;
+use crate::redis::secret;
+
+/// Whether librdkafka was built with OpenSSL: TLS, SCRAM and OAUTHBEARER.
+pub(crate) const HAS_TLS: bool = cfg!(feature = "kafka-tls");
+
+/// Properties that keys of the configuration or the guarantee of the adapter determine.
+const RESERVED: [&str; 6] = [
+    "bootstrap.servers",
+    "metadata.broker.list",
+    "group.id",
+    "enable.auto.commit",
+    "enable.auto.offset.store",
+    "transactional.id",
+];
+
+/// How to reach and authenticate with a cluster.
+pub(super) struct Access<'a> {
+    /// Bootstrap servers, `host:port`, separated by commas.
+    pub(super) brokers: &'a str,
+    /// The user of SASL; empty: none.
+    pub(super) username: &'a str,
+    /// A file with the password of SASL; empty: none.
+    pub(super) password_file: &'a Path,
+    /// Properties of librdkafka, which override Weir's defaults.
+    pub(super) properties: &'a BTreeMap<String, String>,
+}
+
+impl Access<'_> {
+    /// The properties of a client: Weir's defaults for it, then those of the configuration.
+    pub(super) fn config(&self, defaults: &[(&str, String)]) -> Result<ClientConfig, DriverError> {
+        let mut config = ClientConfig::new();
+        config.set("bootstrap.servers", self.brokers).set("client.id", "weir");
+        for (key, value) in defaults {
+            config.set(*key, value);
+        }
+        if !self.username.is_empty() {
+            config.set("sasl.username", self.username);
+        }
+        if !self.password_file.as_os_str().is_empty() {
+            config.set("sasl.password", secret(self.password_file)?);
+        }
+        for (key, value) in self.properties {
+            if RESERVED.contains(&key.as_str()) {
+                return Err(DriverError::Config(format!("the property {key} is not set here: Weir sets it")));
+            }
+            config.set(key, value);
+        }
+        Ok(config)
+    }
+}
+
+/// What librdkafka reports about a client outside of calls.
+#[derive(Debug, Default)]
+pub(super) struct Reports {
+    /// The last refusal of the credentials.
+    denied: Mutex<Option<String>>,
+}
+
+impl Reports {
+    pub(super) fn handle_log(&self, level: RDKafkaLogLevel, message: &str) {
+        match level {
+            RDKafkaLogLevel::Emerg | RDKafkaLogLevel::Alert | RDKafkaLogLevel::Critical => {
+                tracing::warn!("librdkafka: {message}");
+            }
+            // A lost connection is an error of librdkafka, which restores it by itself.
+            RDKafkaLogLevel::Error | RDKafkaLogLevel::Warning => tracing::info!("librdkafka: {message}"),
+            _ => tracing::debug!("librdkafka: {message}"),
+        }
+    }
+
+    pub(super) fn handle_error(&self, error: &KafkaError, reason: &str) {
+        tracing::debug!(%error, reason, "librdkafka");
+        let code = error.rdkafka_error_code();
+        if matches!(code, Some(RDKafkaErrorCode::Authentication | RDKafkaErrorCode::SaslAuthenticationFailed)) {
+            *self.denied.lock().unwrap_or_else(PoisonError::into_inner) = Some(reason.to_owned());
+        }
+    }
+
+    /// The failure of an operation: a timeout after refused credentials is a refusal.
+    pub(super) fn failure(&self, error: &KafkaError) -> DriverError {
+        match self.denied.lock().unwrap_or_else(PoisonError::into_inner).take() {
+            Some(reason) => DriverError::Denied(format!("Kafka refuses the credentials: {reason}")),
+            None => failure(error),
+        }
+    }
+}
+
+/// The context of clients other than the consumer of a group.
+#[derive(Debug, Clone, Default)]
+pub(super) struct ReportContext(pub(super) Arc<Reports>);
+
+impl ClientContext for ReportContext {
+    fn log(&self, level: RDKafkaLogLevel, _facility: &str, message: &str) {
+        self.0.handle_log(level, message);
+    }
+
+    fn error(&self, error: KafkaError, reason: &str) {
+        self.0.handle_error(&error, reason);
+    }
+}
+
+impl rdkafka::consumer::ConsumerContext for ReportContext {}
+
+/// The failure of an operation.
+pub(super) fn failure(error: &KafkaError) -> DriverError {
+    use RDKafkaErrorCode as Code;
+    let reason = format!("Kafka: {error}");
+    match (error, error.rdkafka_error_code()) {
+        // The value may be a secret: only its key is named. librdkafka repeats it in some descriptions.
+        (KafkaError::ClientConfig(_, description, key, value), _) => {
+            let description = match value.as_str() {
+                "" => description.clone(),
+                value => description.replace(value, "…"),
+            };
+            DriverError::Config(format!("the property {key} is refused: {description}"))
+        }
+        (KafkaError::ClientCreation(_), _) => DriverError::Config(reason),
+        (
+            _,
+            Some(
+                Code::Authentication
+                | Code::SaslAuthenticationFailed
+                | Code::TopicAuthorizationFailed
+                | Code::GroupAuthorizationFailed
+                | Code::ClusterAuthorizationFailed
+                | Code::TransactionalIdAuthorizationFailed,
+            ),
+        ) => DriverError::Denied(reason),
+        (
+            _,
+            Some(Code::InvalidArgument | Code::InvalidTopic | Code::InvalidGroupId | Code::InconsistentGroupProtocol),
+        ) => DriverError::Config(reason),
+        _ => DriverError::transport(reason),
+    }
+}
+
+/// Runs a call of librdkafka that blocks.
+pub(super) async fn blocking<T: Send + 'static>(call: impl FnOnce() -> T + Send + 'static) -> Result<T, DriverError> {
+    tokio::task::spawn_blocking(call).await.map_err(DriverError::transport)
+}
+
+#[cfg(test)]
+mod tests {
+    use rdkafka::types::RDKafkaConfRes;
+
+    use super::*;
+
+    #[test]
+    fn reserved_property_is_refused() {
+        let access = |key: &str| {
+            let properties = BTreeMap::from([(key.to_owned(), "true".to_owned())]);
+            let access =
+                Access { brokers: "b:9092", username: "", password_file: Path::new(""), properties: &properties };
+            access.config(&[("linger.ms", "5".to_owned())]).map(|config| config.get("linger.ms").map(str::to_owned))
+        };
+        assert_eq!(access("check.crcs"), Ok(Some("5".to_owned())));
+        assert_eq!(access("linger.ms"), Ok(Some("true".to_owned())));
+        let refused = access("enable.auto.commit").unwrap_err();
+        assert_eq!(refused.to_string(), "the property enable.auto.commit is not set here: Weir sets it");
+    }
+
+    #[test]
+    fn failure_names_no_value_of_a_property() {
+        let (key, value) = ("sasl.password".to_owned(), "hunter2".to_owned());
+        let description = "Invalid value \"hunter2\" for configuration property \"sasl.password\"".to_owned();
+        let error = KafkaError::ClientConfig(RDKafkaConfRes::RD_KAFKA_CONF_INVALID, description, key, value);
+        let failure = failure(&error).to_string();
+        assert!(failure.contains("sasl.password") && !failure.contains("hunter2"), "{failure}");
+    }
+
+    #[test]
+    fn refused_credentials_explain_a_timeout() {
+        let (reports, timeout) = (Reports::default(), KafkaError::MetadataFetch(RDKafkaErrorCode::OperationTimedOut));
+        assert!(matches!(reports.failure(&timeout), DriverError::Transport { .. }));
+        reports.handle_error(&KafkaError::Global(RDKafkaErrorCode::Authentication), "no such user");
+        assert_eq!(
+            reports.failure(&timeout),
+            DriverError::Denied("Kafka refuses the credentials: no such user".to_owned())
+        );
+    }
+}

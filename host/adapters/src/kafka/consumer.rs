@@ -1,0 +1,293 @@
+//! The consumer: a thread that polls the group, whether or not the adapter takes records.
+//!
+//! librdkafka calls back in `poll`: a consumer that does not poll learns of no rebalance, and leaves its group after
+//! `max.poll.interval.ms`. So while the adapter takes no records, the thread pauses the partitions and polls on.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use rdkafka::client::ClientContext;
+use rdkafka::config::RDKafkaLogLevel;
+use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer as _, ConsumerContext, Rebalance};
+use rdkafka::error::{KafkaError, KafkaResult, RDKafkaErrorCode};
+use rdkafka::message::{BorrowedMessage, Headers as _, Message as _};
+use rdkafka::statistics::Statistics;
+use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
+use tokio::sync::mpsc;
+use weir_core::adapter::{Header, Position, SourceRecord};
+
+use super::assignment::{Assignment, TopicPartition};
+use super::client::{Reports, failure};
+use crate::RECORD_ID_HEADER;
+use crate::driver::{DriverError, Read};
+
+/// How long one poll waits for a message.
+const POLL_TIMEOUT: Duration = Duration::from_millis(100);
+/// How long the adapter may take no records before partitions are paused: a pause discards what librdkafka has fetched.
+const PAUSE_AFTER: Duration = Duration::from_millis(500);
+/// How long the revocation of a partition waits for its records in flight.
+const REVOKE_TIMEOUT: Duration = Duration::from_secs(20);
+/// The time between attempts to commit after a failure.
+const COMMIT_RETRY_INTERVAL: Duration = Duration::from_secs(1);
+
+/// What librdkafka reports to.
+pub(super) struct Context {
+    pub(super) assignment: Arc<Assignment>,
+    pub(super) reports: Reports,
+    /// The name of the adapter.
+    pub(super) name: String,
+    /// The records of all partitions that are not consumed; `u64::MAX`: not known yet.
+    pub(super) lag: Arc<AtomicU64>,
+    /// A commit has failed and is repeated.
+    pub(super) has_commit_failed: AtomicBool,
+    /// Positions are committed only in transactions.
+    pub(super) is_transactional: bool,
+}
+
+/// A consumer of a group.
+pub(super) type GroupConsumer = BaseConsumer<Context>;
+
+impl ClientContext for Context {
+    fn log(&self, level: RDKafkaLogLevel, _facility: &str, message: &str) {
+        self.reports.handle_log(level, message);
+    }
+
+    fn stats(&self, statistics: Statistics) {
+        let mut total = None;
+        for topic in statistics.topics.values() {
+            // Partitions of other consumers, and the internal one of number -1, have a lag of -1.
+            for (number, partition) in &topic.partitions {
+                let Ok(lag) = u64::try_from(partition.consumer_lag) else { continue };
+                total = Some(total.unwrap_or(0) + lag);
+                let labels =
+                    [("adapter", self.name.clone()), ("topic", topic.topic.clone()), ("partition", number.to_string())];
+                metrics::gauge!("weir_adapter_lag_records", &labels).set(lag as f64);
+            }
+        }
+        if let Some(total) = total {
+            self.lag.store(total, Ordering::Relaxed);
+        }
+    }
+
+    fn error(&self, error: KafkaError, reason: &str) {
+        self.reports.handle_error(&error, reason);
+    }
+}
+
+fn partitions(list: &TopicPartitionList) -> BTreeSet<TopicPartition> {
+    list.elements().iter().map(|element| (element.topic().to_owned(), element.partition())).collect()
+}
+
+/// A list of positions for a commit.
+pub(super) fn offset_list(positions: &[(TopicPartition, i64)]) -> KafkaResult<TopicPartitionList> {
+    let mut list = TopicPartitionList::with_capacity(positions.len());
+    for ((topic, partition), position) in positions {
+        list.add_partition_offset(topic, *partition, Offset::Offset(*position))?;
+    }
+    Ok(list)
+}
+
+impl ConsumerContext for Context {
+    fn pre_rebalance(&self, consumer: &BaseConsumer<Self>, rebalance: &Rebalance<'_>) {
+        let Rebalance::Revoke(list) = rebalance else { return };
+        let revoked = partitions(list);
+        // Records in flight are written and committed first, so that the next consumer does not repeat them. Partitions that are
+        // lost have another consumer already.
+        let timeout = if consumer.assignment_lost() { Duration::ZERO } else { REVOKE_TIMEOUT };
+        let positions = self.assignment.wait_complete(&revoked, timeout);
+        if !positions.is_empty() && !timeout.is_zero() && !self.is_transactional {
+            let committed = offset_list(&positions).and_then(|list| consumer.commit(&list, CommitMode::Sync));
+            if let Err(error) = committed {
+                tracing::warn!(adapter = self.name, %error, "positions of revoked partitions are not committed: their records are read again");
+            }
+        }
+        tracing::info!(adapter = self.name, partitions = ?revoked, "partitions are revoked");
+        self.assignment.revoke(&revoked);
+    }
+
+    fn post_rebalance(&self, _consumer: &BaseConsumer<Self>, rebalance: &Rebalance<'_>) {
+        if let Rebalance::Assign(list) = rebalance {
+            tracing::info!(adapter = self.name, partitions = ?partitions(list), "partitions are assigned");
+        }
+    }
+
+    fn commit_callback(&self, result: KafkaResult<()>, _offsets: &TopicPartitionList) {
+        if let Err(error) = result
+            && error.rdkafka_error_code() != Some(RDKafkaErrorCode::NoOffset)
+        {
+            tracing::info!(adapter = self.name, %error, "a commit has failed and is repeated");
+            self.has_commit_failed.store(true, Ordering::Relaxed);
+        }
+    }
+}
+
+/// The thread of a consumer.
+pub(super) struct Poller {
+    pub(super) consumer: Arc<GroupConsumer>,
+    pub(super) assignment: Arc<Assignment>,
+    pub(super) reads: mpsc::Sender<Result<Read, DriverError>>,
+    /// The most records of one read.
+    pub(super) records_max: usize,
+    /// The runtime of the adapter.
+    pub(super) runtime: tokio::runtime::Handle,
+}
+
+/// The reads that wait for the adapter.
+#[derive(Default)]
+struct Waiting {
+    revoked: Vec<u32>,
+    records: Vec<SourceRecord>,
+    is_paused: bool,
+    /// The adapter takes no more records, and writes those in flight.
+    is_ending: bool,
+}
+
+impl Poller {
+    /// Polls until the adapter has ended, then leaves the group.
+    pub(super) fn run(self) {
+        if let Err(failure) = self.poll_until_closed() {
+            // The adapter may have ended.
+            let _ = self.runtime.block_on(self.reads.send(Err(failure)));
+        }
+    }
+
+    fn poll_until_closed(&self) -> Result<(), DriverError> {
+        let mut waiting = Waiting::default();
+        let mut committed = Instant::now();
+        while !self.assignment.is_closed() {
+            self.send(&mut waiting)?;
+            self.poll(&mut waiting)?;
+            if committed.elapsed() >= COMMIT_RETRY_INTERVAL
+                && self.consumer.context().has_commit_failed.swap(false, Ordering::Relaxed)
+            {
+                committed = Instant::now();
+                let positions = self.assignment.positions();
+                let list = offset_list(&positions).map_err(|error| failure(&error))?;
+                if list.count() > 0
+                    && let Err(error) = self.consumer.commit(&list, CommitMode::Async)
+                {
+                    tracing::debug!(%error, "positions are not committed");
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Sends the waiting reads, if the adapter takes them; otherwise pauses the partitions.
+    fn send(&self, waiting: &mut Waiting) -> Result<(), DriverError> {
+        waiting.revoked.extend(self.assignment.take_revoked());
+        waiting.records.retain(|record| !waiting.revoked.contains(&record.position.partition));
+        let has_reads = !waiting.revoked.is_empty() || !waiting.records.is_empty();
+        if waiting.is_ending || !(has_reads || waiting.is_paused) {
+            return Ok(());
+        }
+        let timeout = if waiting.is_paused { POLL_TIMEOUT } else { PAUSE_AFTER };
+        let reserved = self.runtime.block_on(async { tokio::time::timeout(timeout, self.reads.reserve()).await });
+        match reserved {
+            Ok(Ok(permit)) => {
+                // A revocation precedes the records that were polled after it.
+                if !waiting.revoked.is_empty() {
+                    permit.send(Ok(Read::Revoked(std::mem::take(&mut waiting.revoked))));
+                } else if !waiting.records.is_empty() {
+                    let records = std::mem::take(&mut waiting.records);
+                    self.assignment.add(records.iter().map(|record| record.position.partition));
+                    permit.send(Ok(Read::Records(records)));
+                }
+                if waiting.is_paused {
+                    let assigned = self.consumer.assignment().map_err(|error| failure(&error))?;
+                    self.consumer.resume(&assigned).map_err(|error| failure(&error))?;
+                    waiting.is_paused = false;
+                }
+            }
+            Ok(Err(_)) => {
+                waiting.is_ending = true;
+                waiting.records.clear();
+                self.pause(waiting);
+            }
+            Err(_) => self.pause(waiting),
+        }
+        Ok(())
+    }
+
+    fn pause(&self, waiting: &mut Waiting) {
+        waiting.is_paused = true;
+        if let Err(error) = self.consumer.assignment().and_then(|assigned| self.consumer.pause(&assigned)) {
+            tracing::debug!(%error, "partitions are not paused");
+        }
+    }
+
+    /// Polls once, then takes the messages that are there already.
+    fn poll(&self, waiting: &mut Waiting) -> Result<(), DriverError> {
+        let mut timeout = match waiting.is_paused && !waiting.is_ending || !waiting.records.is_empty() {
+            true => Duration::ZERO,
+            false => POLL_TIMEOUT,
+        };
+        let mut polled = 0;
+        while let Some(message) = self.consumer.poll(timeout) {
+            match message {
+                Ok(_) if waiting.is_ending => self.pause(waiting),
+                Ok(message) => {
+                    waiting.records.push(record(&message, &self.assignment));
+                    if waiting.is_paused {
+                        // Of a partition that was assigned after the pause.
+                        self.pause(waiting);
+                    }
+                }
+                Err(error) => self.handle_error(&error)?,
+            }
+            polled += 1;
+            if polled >= self.records_max || waiting.records.len() >= self.records_max {
+                break;
+            }
+            timeout = Duration::ZERO;
+        }
+        Ok(())
+    }
+
+    /// A failure that ends the connection; librdkafka recovers from the others by itself.
+    fn handle_error(&self, error: &KafkaError) -> Result<(), DriverError> {
+        use RDKafkaErrorCode as Code;
+        let context = self.consumer.context();
+        match error.rdkafka_error_code() {
+            Some(
+                Code::PartitionEOF
+                | Code::BrokerTransportFailure
+                | Code::AllBrokersDown
+                | Code::OperationTimedOut
+                | Code::Resolve,
+            ) => Ok(()),
+            Some(Code::UnknownTopicOrPartition | Code::UnknownTopic) => {
+                tracing::warn!(adapter = context.name, %error, "a topic does not exist yet");
+                Ok(())
+            }
+            _ => Err(context.reports.failure(error)),
+        }
+    }
+}
+
+fn record(message: &BorrowedMessage<'_>, assignment: &Assignment) -> SourceRecord {
+    let (topic, partition, offset) = (message.topic(), message.partition(), message.offset());
+    let mut headers: Vec<Header> = message
+        .headers()
+        .into_iter()
+        .flat_map(|headers| headers.iter())
+        // That of an earlier adapter: the id is of this topic.
+        .filter(|header| header.key != RECORD_ID_HEADER)
+        .map(|header| Header { name: header.key.to_owned(), value: header.value.unwrap_or_default().to_vec() })
+        .collect();
+    headers.push(Header::new(RECORD_ID_HEADER, format!("{topic}-{partition}-{offset}")));
+    SourceRecord {
+        // A tombstone has an empty payload, which the component refuses.
+        payload: message.payload().unwrap_or_default().to_vec(),
+        key: message.key().map(<[u8]>::to_vec),
+        headers,
+        origin: topic.to_owned(),
+        position: Position {
+            partition: assignment.number(topic, partition),
+            // Offsets of Kafka are not negative.
+            offset: u64::try_from(offset).unwrap_or(0),
+        },
+    }
+}

@@ -1,0 +1,58 @@
+//! Requests of connection checks.
+
+use std::time::Duration;
+
+use rdkafka::config::FromClientConfigAndContext as _;
+use rdkafka::consumer::{BaseConsumer, Consumer as _};
+use rdkafka::error::{KafkaError, KafkaResult};
+use weir_config::KafkaSource as Config;
+
+use super::client::{Access, ReportContext, blocking, failure};
+use crate::driver::DriverError;
+
+/// Calls a consumer that is no member of a group.
+async fn call<T: Send + 'static>(
+    config: &Config,
+    call: impl FnOnce(&BaseConsumer<ReportContext>, Duration) -> KafkaResult<T> + Send + 'static,
+) -> Result<T, DriverError> {
+    let access = Access {
+        brokers: &config.brokers,
+        username: &config.username,
+        password_file: &config.password_file,
+        properties: &config.properties,
+    };
+    let native = access.config(&[])?;
+    let timeout = Duration::from_millis(config.timeout_ms);
+    let called = blocking(move || {
+        let context = ReportContext::default();
+        let consumer =
+            BaseConsumer::from_config_and_context(&native, context.clone()).map_err(|error| failure(&error))?;
+        call(&consumer, timeout).map_err(|error| {
+            // Reports that have arrived meanwhile.
+            drop(consumer.poll(Duration::ZERO));
+            context.0.failure(&error)
+        })
+    });
+    called.await?
+}
+
+/// The visible topics, or one of them: names and numbers of partitions.
+pub(crate) async fn topics(config: &Config, topic: Option<&str>) -> Result<Vec<(String, usize)>, DriverError> {
+    let topic = topic.map(str::to_owned);
+    let asked = call(config, move |consumer, timeout| {
+        let metadata = consumer.fetch_metadata(topic.as_deref(), timeout)?;
+        let topics = metadata.topics().iter().map(|topic| match topic.error() {
+            Some(error) => Err(KafkaError::MetadataFetch(error.into())),
+            None => Ok((topic.name().to_owned(), topic.partitions().len())),
+        });
+        topics.collect()
+    });
+    asked.await
+}
+
+/// The number of records of the first partition of a topic, which its leader tells only those who may read it.
+pub(crate) async fn check_read(config: &Config, topic: &str) -> Result<u64, DriverError> {
+    let topic = topic.to_owned();
+    let (low, high) = call(config, move |consumer, timeout| consumer.fetch_watermarks(&topic, 0, timeout)).await?;
+    Ok(u64::try_from(high.saturating_sub(low)).unwrap_or(0))
+}

@@ -1,0 +1,212 @@
+//! A consumer group as a source.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
+
+use rdkafka::config::FromClientConfigAndContext as _;
+use rdkafka::consumer::{CommitMode, Consumer as _};
+use tokio::sync::{mpsc, oneshot};
+use weir_config::KafkaSource as Config;
+use weir_core::adapter::SourceRecord;
+
+use super::assignment::{Assignment, TopicPartition};
+use super::client::{Access, Reports, blocking, failure};
+use super::consumer::{Context, GroupConsumer, Poller, offset_list};
+use super::sink::Transaction;
+use crate::driver::{BoxFuture, Committer, DriverError, Read, Safe, Source};
+
+/// The time between two reports of the lag, ms.
+const STATISTICS_INTERVAL_MS: &str = "5000";
+/// Fetched messages that librdkafka retains for a consumer, KiB.
+const FETCHED_KIB_MAX: &str = "16384";
+/// How long a consumer may take to leave its group.
+const LEAVE_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// A consumer group as a source.
+pub struct KafkaSource {
+    reads: mpsc::Receiver<Result<Read, DriverError>>,
+    lag: Arc<AtomicU64>,
+    /// Records that exceeded the bound of the last read.
+    rest: Vec<SourceRecord>,
+}
+
+/// Commits positions.
+pub struct KafkaCommitter {
+    /// Until the committer is dropped. The thread of the consumer releases it last, since that blocks.
+    consumer: Option<Arc<GroupConsumer>>,
+    assignment: Arc<Assignment>,
+    transaction: Option<Transaction>,
+    /// Resolves when the consumer has left the group.
+    left: Option<oneshot::Receiver<()>>,
+}
+
+impl Access<'_> {
+    fn of(config: &Config) -> Access<'_> {
+        Access {
+            brokers: &config.brokers,
+            username: &config.username,
+            password_file: &config.password_file,
+            properties: &config.properties,
+        }
+    }
+}
+
+/// Joins the group for an adapter. With a transaction, positions are committed in it.
+///
+/// # Errors
+///
+/// A property is refused, or no broker can be reached, or it refuses.
+pub async fn open(
+    name: &str,
+    config: &Config,
+    transaction: Option<Transaction>,
+) -> Result<(KafkaSource, KafkaCommitter), DriverError> {
+    let mut native = Access::of(config).config(&[
+        ("auto.offset.reset", config.auto_offset_reset.clone()),
+        ("session.timeout.ms", config.session_timeout_ms.to_string()),
+        ("partition.assignment.strategy", "cooperative-sticky".to_owned()),
+        ("isolation.level", "read_committed".to_owned()),
+        ("statistics.interval.ms", STATISTICS_INTERVAL_MS.to_owned()),
+        ("queued.max.messages.kbytes", FETCHED_KIB_MAX.to_owned()),
+    ])?;
+    native.set("group.id", &config.group).set("enable.auto.commit", "false").set("enable.auto.offset.store", "false");
+    let (assignment, lag) = (Arc::new(Assignment::default()), Arc::new(AtomicU64::new(u64::MAX)));
+    let context = Context {
+        assignment: assignment.clone(),
+        reports: Reports::default(),
+        name: name.to_owned(),
+        lag: lag.clone(),
+        has_commit_failed: AtomicBool::new(false),
+        is_transactional: transaction.is_some(),
+    };
+    let (topics, timeout) = (config.topics.clone(), Duration::from_millis(config.timeout_ms));
+    let consumer = blocking(move || {
+        let consumer = GroupConsumer::from_config_and_context(&native, context).map_err(|error| failure(&error))?;
+        // Finds a wrong address or wrong credentials; a group would wait for them without end.
+        if let Err(error) = consumer.fetch_metadata(topics.first().map(String::as_str), timeout) {
+            // Reports that have arrived meanwhile; there are no messages yet.
+            drop(consumer.poll(Duration::ZERO));
+            return Err(consumer.context().reports.failure(&error));
+        }
+        let topics: Vec<&str> = topics.iter().map(String::as_str).collect();
+        consumer.subscribe(&topics).map_err(|error| failure(&error))?;
+        Ok(Arc::new(consumer))
+    });
+    let consumer = consumer.await??;
+    let (sender, reads) = mpsc::channel(1);
+    let (leaving, left) = oneshot::channel();
+    let poller = Poller {
+        consumer: consumer.clone(),
+        assignment: assignment.clone(),
+        reads: sender,
+        records_max: config.max_poll_records.max(1) as usize,
+        runtime: tokio::runtime::Handle::current(),
+    };
+    let committer = KafkaCommitter { consumer: Some(consumer), assignment, transaction, left: Some(left) };
+    // It ends when the committer is dropped.
+    std::thread::Builder::new()
+        .name("weir-kafka".to_owned())
+        .spawn(move || {
+            poller.run();
+            drop(leaving);
+        })
+        .map_err(DriverError::transport)?;
+    Ok((KafkaSource { reads, lag, rest: Vec::new() }, committer))
+}
+
+impl KafkaSource {
+    async fn next(&mut self, max: usize) -> Result<Read, DriverError> {
+        let mut records = match std::mem::take(&mut self.rest) {
+            rest if !rest.is_empty() => rest,
+            _ => match self.reads.recv().await {
+                Some(Ok(Read::Records(records))) => records,
+                Some(read) => return read,
+                None => return Err(DriverError::transport("the consumer has ended")),
+            },
+        };
+        self.rest = records.split_off(records.len().min(max));
+        Ok(Read::Records(records))
+    }
+}
+
+impl Source for KafkaSource {
+    fn read(&mut self, max: usize) -> BoxFuture<'_, Result<Read, DriverError>> {
+        Box::pin(self.next(max))
+    }
+
+    fn remaining(&self) -> Option<u64> {
+        Some(self.lag.load(Ordering::Relaxed)).filter(|lag| *lag != u64::MAX)
+    }
+}
+
+impl KafkaCommitter {
+    fn consumer(&self) -> Result<&Arc<GroupConsumer>, DriverError> {
+        self.consumer.as_ref().ok_or_else(|| DriverError::transport("the consumer has left its group"))
+    }
+
+    async fn commit_all(&mut self, safe: &Safe) -> Result<(), DriverError> {
+        let advanced: Vec<(TopicPartition, i64)> = safe
+            .commits
+            .iter()
+            .filter_map(|commit| {
+                let position = i64::try_from(commit.offset).ok()?.checked_add(1)?;
+                Some((self.assignment.advance(commit.partition, position)?, position))
+            })
+            .collect();
+        let consumer = self.consumer()?;
+        match &self.transaction {
+            // Results of a revoked partition are in the open transaction, and its next consumer writes them again.
+            Some(_) if self.assignment.has_lost_records() => {
+                return Err(DriverError::transport("a partition was revoked within a transaction, which is aborted"));
+            }
+            // It has results past a position, which would be written again after a failure.
+            Some(_) if !safe.is_exact => {}
+            Some(transaction) => transaction.commit(consumer, &self.assignment.positions()).await?,
+            None if advanced.is_empty() => {}
+            None => {
+                let list = offset_list(&advanced).map_err(|error| failure(&error))?;
+                consumer.commit(&list, CommitMode::Async).map_err(|error| failure(&error))?;
+            }
+        }
+        self.assignment.complete(safe.completed.iter().map(|position| position.partition));
+        Ok(())
+    }
+
+    async fn finish_all(&mut self) -> Result<(), DriverError> {
+        let positions = self.assignment.positions();
+        if self.transaction.is_none() && !positions.is_empty() {
+            let list = offset_list(&positions).map_err(|error| failure(&error))?;
+            let consumer = self.consumer()?.clone();
+            blocking(move || consumer.commit(&list, CommitMode::Sync)).await?.map_err(|error| failure(&error))?;
+        }
+        self.close();
+        if let Some(left) = self.left.take() {
+            // A consumer that has not left in time is removed from the group after the session timeout.
+            let _ = tokio::time::timeout(LEAVE_TIMEOUT, left).await;
+        }
+        Ok(())
+    }
+
+    /// Ends the thread of the consumer, which leaves the group.
+    fn close(&mut self) {
+        self.consumer = None;
+        self.assignment.close();
+    }
+}
+
+impl Committer for KafkaCommitter {
+    fn commit<'a>(&'a mut self, safe: &'a Safe) -> BoxFuture<'a, Result<(), DriverError>> {
+        Box::pin(self.commit_all(safe))
+    }
+
+    fn finish(&mut self) -> BoxFuture<'_, Result<(), DriverError>> {
+        Box::pin(self.finish_all())
+    }
+}
+
+impl Drop for KafkaCommitter {
+    fn drop(&mut self) {
+        self.close();
+    }
+}

@@ -39,9 +39,7 @@ class Server:
         language_model = os.environ.get("WEIR_TEST_LM")
         if language_model:
             models += ["--model", f"lm={Path(language_model).parent}"]
-        # The longest text fits into the queue, whatever number of tokens is estimated for it.
-        queue = ["--set", "infer.queue_tokens_max=4000000"]
-        command = [PROGRAM, "serve", "--listen", "127.0.0.1:0", *queue, *models]
+        command = [PROGRAM, "serve", "--listen", "127.0.0.1:0", *models]
         self.program = Program(command, unittest.addModuleCleanup)
         unittest.addModuleCleanup(self.stop)
         line = "\n"

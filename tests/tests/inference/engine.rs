@@ -334,8 +334,8 @@ async fn item_past_its_deadline_is_answered_and_not_computed() -> Result<()> {
     Ok(())
 }
 
-/// Ten times as many items as the queue has room for: with `WhenFull::Fail` each is answered or refused at once, with `WhenFull::Wait` all
-/// are answered.
+/// Ten times as many items as the queue has room for: of calls of one item with `WhenFull::Fail`, each is answered or refused at once. The
+/// items of one call wait for each other, as they do with `WhenFull::Wait`.
 #[tokio::test(flavor = "multi_thread")]
 async fn overloaded_queue_refuses_or_pushes_back() -> Result<()> {
     let mut config = sentiment();
@@ -347,13 +347,24 @@ async fn overloaded_queue_refuses_or_pushes_back() -> Result<()> {
     let items = |when_full: WhenFull, random: &mut Random| -> Vec<Item> {
         (0..500).map(|id| Item { when_full, ..classify_item(id, "sentiment", random.text(10)) }).collect()
     };
-    let results = run_items(&runtime, items(WhenFull::Fail, &mut random)).await?;
+    let mut calls = Vec::new();
+    for item in items(WhenFull::Fail, &mut random) {
+        let (sender, outcomes) = runtime.call().open();
+        sender.send(item).await?;
+        calls.push(outcomes);
+    }
+    let mut results = BTreeMap::new();
+    for outcomes in calls {
+        results.extend(collect(outcomes).await?);
+    }
     let refused = results.values().filter(|result| matches!(result, Err(Failure::Overloaded(1..)))).count();
     let answered = results.values().filter(|result| result.is_ok()).count();
     ensure!(answered >= 50 && refused > 0 && answered + refused == 500, "{answered} answered, {refused} refused");
     ensure!(runtime.stats("sentiment").is_some_and(|stats| stats.overloaded == refused as u64));
-    let results = run_items(&runtime, items(WhenFull::Wait, &mut random)).await?;
-    ensure!(results.values().all(Result::is_ok));
+    for when_full in [WhenFull::Fail, WhenFull::Wait] {
+        let results = run_items(&runtime, items(when_full, &mut random)).await?;
+        ensure!(results.len() == 500 && results.values().all(Result::is_ok), "{when_full:?}");
+    }
     Ok(())
 }
 

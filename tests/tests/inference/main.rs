@@ -5,6 +5,7 @@ mod classify;
 mod dialects;
 mod engine;
 mod isa;
+mod large_requests;
 mod onnxruntime;
 mod overload;
 mod process;

@@ -103,6 +103,7 @@ struct CallQueue {
     /// The due time of the last item in `line`.
     line_due_ns: u64,
     items: usize,
+    tokens: u64,
     /// The virtual time at which its next item starts.
     start: u64,
     /// Its current rank: the round, and the sequence of its first item.
@@ -234,6 +235,24 @@ impl<T> Queue<T> {
         if full { Err(PushRefusal::Full) } else { Ok(()) }
     }
 
+    /// Whether the waiting items of this call are at least half of those that take the room: of the queue, or of the
+    /// share of its owner.
+    pub fn is_filled_by(&self, call: u64, owner: u64, bound: PushRefusal) -> bool {
+        let Some(waiting) = self.calls.get(&call) else { return false };
+        match bound {
+            PushRefusal::Share => 2 * waiting.items >= self.owned(owner),
+            PushRefusal::Full => 2 * waiting.items >= self.items || waiting.tokens >= self.tokens.div_ceil(2),
+        }
+    }
+
+    /// Whether half of the queue has room for an item of this many tokens, or no item of its call waits and the queue
+    /// has room.
+    pub fn has_half_room(&self, call: u64, owner: u64, tokens: u64) -> bool {
+        let is_small =
+            self.items < self.config.items_max / 2 && self.tokens.saturating_add(tokens) <= self.config.tokens_max / 2;
+        (is_small || !self.calls.contains_key(&call)) && self.has_room(owner, tokens).is_ok()
+    }
+
     /// An estimate of the tokens that are served until an item that arrives now is done: the turns of all calls until
     /// its call has had enough of them, or all waiting tokens if one turn is enough and they are fewer. With more
     /// turns, later calls can be served first.
@@ -291,6 +310,7 @@ impl<T> Queue<T> {
             CallQueue { start: end.unwrap_or(0).max(virtual_time), ..CallQueue::default() }
         });
         call.items += 1;
+        call.tokens += ticket.tokens;
         let is_first = if call.line.is_empty() || due_ns >= call.line_due_ns {
             call.line.push_back((sequence, slot));
             call.line_due_ns = due_ns;
@@ -451,6 +471,7 @@ impl<T> Queue<T> {
         }
         if let Some(call) = self.calls.get_mut(&entry.ticket.call) {
             call.items -= 1;
+            call.tokens -= entry.ticket.tokens;
             call.early.remove(&(entry.due_ns, entry.sequence));
             if call.items == 0 {
                 let end = call.start;

@@ -23,6 +23,8 @@ use crate::platform::{
 const MODELS_TIMEOUT_MS: u64 = 5000;
 /// The most outcomes in one read.
 const OUTCOMES_MAX: usize = 32;
+/// The most items in one write.
+const ITEMS_MAX: usize = 64;
 
 /// The outcomes of one call.
 pub(crate) struct Outcomes {
@@ -88,8 +90,21 @@ pub(crate) async fn exchange_counting<T>(
     }
     let (mut writer, reader) = wit_stream::new::<Item>();
     let send = pin!(async move {
-        // Unwritten items mean that the reader is gone; the outcomes, or their absence, report that.
-        writer.write_all(items).await;
+        let began = clock::now();
+        let mut items = items.into_iter().peekable();
+        while items.peek().is_some() {
+            // The deadline of an item counts from when it is written, and later items may wait for earlier ones.
+            let waited_ms = clock::now().monotonic_ns.saturating_sub(began.monotonic_ns) / 1_000_000;
+            let waited_ms = u32::try_from(waited_ms).unwrap_or(u32::MAX);
+            let part = items
+                .by_ref()
+                .take(ITEMS_MAX)
+                .map(|item| Item { deadline_ms: item.deadline_ms.map(|ms| ms.saturating_sub(waited_ms)), ..item });
+            // Unwritten items mean that the reader is gone; the outcomes, or their absence, report that.
+            if !writer.write_all(part.collect()).await.is_empty() {
+                break;
+            }
+        }
         drop(writer);
     });
     let receive = pin!(async {

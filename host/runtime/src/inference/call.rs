@@ -2,9 +2,11 @@
 //! when every item has its outcome, and is abandoned when its caller drops the outcomes.
 
 use std::collections::BTreeMap;
+use std::pin::pin;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 use std::task::{Context, Poll, ready};
+use std::time::Duration;
 
 use tokio::sync::{Semaphore, mpsc};
 
@@ -45,6 +47,7 @@ impl CallOpener {
             pools: self.pools.clone(),
             is_abandoned: Arc::default(),
             room: Arc::new(Semaphore::new(self.items_max)),
+            is_paced: AtomicBool::new(false),
         });
         let sender = CallSender { call: call.clone(), tx };
         (sender, Outcomes { rx, received: Vec::new().into_iter(), call })
@@ -65,6 +68,8 @@ struct CallState {
     is_abandoned: Arc<AtomicBool>,
     /// A permit is taken for each item, and returned when its outcome is read.
     room: Arc<Semaphore>,
+    /// True once an item that would have been refused has waited for earlier ones.
+    is_paced: AtomicBool,
 }
 
 impl CallState {
@@ -92,7 +97,7 @@ pub struct CallSender {
 }
 
 impl CallSender {
-    /// Sends an item; waits while the call or the model's queue is full. If the future is dropped before it resolves,
+    /// Sends an item; waits while the call is full, and while the queue is full as [`WhenFull`] says. If the future is dropped before it resolves,
     /// no item that was sent before is lost.
     ///
     /// # Errors
@@ -114,12 +119,31 @@ impl CallSender {
         let Some((pool, reply)) = self.pool_of(&item) else { return self.check_open() };
         let queue = pool.queue();
         let ticket = queue.ticket(self.call.id, self.call.owner, &item);
-        let permit = match waits_for_room(&item, queue) {
-            true => Some(queue.permit(ticket.tokens).await.ok_or(CallAbandoned)?),
-            false => None,
-        };
-        queue.push(Job::new(item, reply, ticket, permit));
-        self.check_open()
+        if waits_for_room(&item, queue) {
+            let permit = queue.permit(ticket.tokens).await.ok_or(CallAbandoned)?;
+            queue.push(Job::new(item, reply, ticket, Some(permit)));
+            return self.check_open();
+        }
+        let mut job = Job::new(item, reply, ticket, None);
+        loop {
+            let mut departure = pin!(queue.departure());
+            // Registered first, so that no departure after the offer is missed.
+            departure.as_mut().enable();
+            match queue.offer(job, self.call.is_paced.load(Ordering::Relaxed)) {
+                Ok(()) => return self.check_open(),
+                Err(returned) => job = *returned,
+            }
+            self.call.is_paced.store(true, Ordering::Relaxed);
+            let Some(deadline_ns) = ticket.deadline_ns else {
+                departure.await;
+                continue;
+            };
+            let left = Duration::from_nanos(deadline_ns.saturating_sub(queue.now_ns()));
+            if tokio::time::timeout(left, departure).await.is_err() {
+                queue.expire(job);
+                return self.check_open();
+            }
+        }
     }
 
     /// As `enqueue`, without waiting: returns the item when the queue is full.
@@ -128,17 +152,19 @@ impl CallSender {
         let Some((pool, reply)) = self.pool_of(&item) else { return Ok(()) };
         let queue = pool.queue();
         let ticket = queue.ticket(self.call.id, self.call.owner, &item);
-        let permit = if waits_for_room(&item, queue) {
+        if waits_for_room(&item, queue) {
             let Some(permit) = queue.try_permit(ticket.tokens) else {
                 reply.discard();
                 return Err(item);
             };
-            Some(permit)
-        } else {
-            None
-        };
-        queue.push(Job::new(item, reply, ticket, permit));
-        Ok(())
+            queue.push(Job::new(item, reply, ticket, Some(permit)));
+            return Ok(());
+        }
+        let is_paced = self.call.is_paced.load(Ordering::Relaxed);
+        queue.offer(Job::new(item, reply, ticket, None), is_paced).map_err(|job| {
+            job.reply.discard();
+            job.item
+        })
     }
 
     /// The pool of an item's model. An item of an unknown model is answered with a failure.

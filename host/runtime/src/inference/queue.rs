@@ -8,7 +8,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker};
 use std::time::Instant;
 
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::sync::futures::Notified;
+use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
 use weir_core::inference::breaker::{Breaker, BreakerConfig, Permit};
 use weir_core::inference::queue::{self as core, DropPolicy, PushOutcome, PushRefusal, QueueConfig, Rate, Ticket};
 use weir_core::inference::retry::{Retry, RetryBudget, RetryBudgetConfig, RetryConfig};
@@ -97,6 +98,8 @@ pub(crate) struct Queue {
     /// that do not wait.
     item_permits: Arc<Semaphore>,
     token_permits: Arc<Semaphore>,
+    /// Notified when items leave the queue.
+    departures: Notify,
     replicas: usize,
     start_time: Instant,
     /// The estimated tokens per byte of text, as the bits of an f64; updated with each outcome.
@@ -223,6 +226,7 @@ impl Queue {
             }),
             item_permits: Arc::new(Semaphore::new(bounds.items_max.div_ceil(2))),
             token_permits: Arc::new(Semaphore::new(tokens.min(Semaphore::MAX_PERMITS))),
+            departures: Notify::new(),
             settings,
             replicas,
             start_time: Instant::now(),
@@ -283,10 +287,39 @@ impl Queue {
     }
 
     /// Adds an item and wakes a replica. An item that cannot be queued is answered at once.
-    pub(crate) fn push(&self, mut job: Job) {
+    pub(crate) fn push(&self, job: Job) {
+        self.insert(self.lock(), job);
+    }
+
+    /// As [`Queue::push`], for one of several items of a call. Returns the item if earlier items of its call take the
+    /// room that it needs, of which they may take half: the caller offers it again after a departure. `is_paced`: an
+    /// item of the call was returned before; then its items are not refused but wait for room.
+    pub(crate) fn offer(&self, job: Job, is_paced: bool) -> Result<(), Box<Job>> {
+        let now = self.now_ns();
+        let inner = self.lock();
+        let is_open = !job.reply.is_abandoned() && inner.unavailable.is_none();
+        if is_open
+            && inner.has_to_wait(now, job.ticket, self.in_flight.load(Ordering::Relaxed), self.replicas, is_paced)
+        {
+            return Err(Box::new(job));
+        }
+        self.insert(inner, job);
+        Ok(())
+    }
+
+    /// Resolves when items have left the queue since this was called.
+    pub(crate) fn departure(&self) -> Notified<'_> {
+        self.departures.notified()
+    }
+
+    /// Answers an item whose deadline passed before it was queued.
+    pub(crate) fn expire(&self, job: Job) {
+        self.answer_late(vec![job]);
+    }
+
+    fn insert(&self, mut inner: MutexGuard<'_, Inner>, mut job: Job) {
         stages::mark(Stage::Queued);
         let now = self.now_ns();
-        let mut inner = self.lock();
         // Checked under the lock: a call that is abandoned later finds its items in the queue and cancels them.
         if job.reply.is_abandoned() {
             drop(inner);
@@ -374,6 +407,7 @@ impl Queue {
         match assignment {
             None => Poll::Pending,
             Some(Assignment::Jobs(mut jobs)) => {
+                self.departures.notify_waiters();
                 jobs.iter_mut().for_each(|job| job.hand_over(now, &self.in_flight));
                 Poll::Ready(Assignment::Jobs(jobs))
             }
@@ -416,6 +450,10 @@ impl Queue {
     }
 
     fn answer_late(&self, late: Vec<Job>) {
+        if late.is_empty() {
+            return;
+        }
+        self.departures.notify_waiters();
         count(&self.counts.expired, late.len());
         late.into_iter().for_each(|job| job.reply.send(0, Err(Failure::DeadlineExceeded)));
     }
@@ -430,6 +468,7 @@ impl Queue {
         cancelled.extend(removed);
         cancelled.iter().for_each(|job| inner.return_permit(job));
         drop(inner);
+        self.departures.notify_waiters();
         count(&self.counts.abandoned, cancelled.len());
     }
 
@@ -524,6 +563,7 @@ impl Queue {
             waiting.iter().for_each(|job| inner.return_permit(job));
         }
         drop(inner);
+        self.departures.notify_waiters();
         if let Some(reason) = reason {
             for job in waiting {
                 job.reply.send(0, Err(Failure::Unavailable(reason.clone())));
@@ -564,6 +604,21 @@ impl Queue {
 const LATE_MARGIN: f64 = 1.2;
 
 impl Inner {
+    /// Whether an item waits outside of the queue for others of its call, and is not refused because of them.
+    fn has_to_wait(&self, now: u64, ticket: Ticket, in_flight: u64, replicas: usize, is_paced: bool) -> bool {
+        let Ticket { call, owner, tokens, .. } = ticket;
+        let is_late = || self.late_ms(now, ticket, in_flight, replicas).is_some();
+        if is_paced {
+            return !self.waiting.has_half_room(call, owner, tokens) || is_late();
+        }
+        let bound = match self.waiting.has_room(owner, tokens) {
+            Err(refusal) => refusal,
+            Ok(()) if self.waiting.has_half_room(call, owner, tokens) && !is_late() => return false,
+            Ok(()) => PushRefusal::Full,
+        };
+        self.waiting.is_filled_by(call, owner, bound)
+    }
+
     /// The milliseconds by which an item queued now would probably miss its deadline; `None` if it would not, or has no
     /// deadline.
     fn late_ms(&self, now: u64, ticket: Ticket, in_flight: u64, replicas: usize) -> Option<u32> {

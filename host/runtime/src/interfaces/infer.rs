@@ -4,6 +4,7 @@
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
+use std::time::Instant;
 
 use tokio::sync::Semaphore;
 use wasmtime::component::{Accessor, GuestTaskId, HasSelf, Source, StreamConsumer, StreamReader, StreamResult};
@@ -73,16 +74,38 @@ impl HostWithStore<StoreData> for HasSelf<AdapterState> {
     }
 }
 
-impl ValueSender for CallSender {
-    type Value = Item;
+/// An item that a guest has written, and when it was read.
+pub(super) struct ReadItem {
+    item: Item,
+    time: Instant,
+}
 
-    #[allow(clippy::result_large_err, reason = "the error is the returned item, which is moved once")]
-    fn try_send(&self, item: Item) -> Result<(), Item> {
-        self.try_enqueue(item)
+impl ReadItem {
+    fn new(item: Item) -> Self {
+        Self { item, time: Instant::now() }
     }
 
-    async fn send(&self, item: Item) -> bool {
-        self.enqueue(item).await.is_ok()
+    /// The item, with the time that remains until its deadline: it may have waited for earlier ones.
+    fn into_item(self) -> Item {
+        let Self { mut item, time } = self;
+        if let Some(deadline_ms) = &mut item.deadline_ms {
+            let waited_ms = u32::try_from(time.elapsed().as_millis()).unwrap_or(u32::MAX);
+            *deadline_ms = deadline_ms.saturating_sub(waited_ms);
+        }
+        item
+    }
+}
+
+impl ValueSender for CallSender {
+    type Value = ReadItem;
+
+    #[allow(clippy::result_large_err, reason = "the error is the returned item, which is moved once")]
+    fn try_send(&self, item: ReadItem) -> Result<(), ReadItem> {
+        self.try_enqueue(item.into_item()).map_err(ReadItem::new)
+    }
+
+    async fn send(&self, item: ReadItem) -> bool {
+        self.enqueue(item.into_item()).await.is_ok()
     }
 }
 
@@ -180,7 +203,7 @@ impl<D> StreamConsumer<D> for GuestItems {
             let mut items = Vec::with_capacity(permits);
             source.read(&mut store, &mut items)?;
             room.add_permits(permits.saturating_sub(items.len()));
-            self.unsent.extend(items);
+            self.unsent.extend(items.into_iter().map(ReadItem::new).collect());
             self.has_read = true;
         }
         // While a queue is full, the write does not complete. Only a write in progress is polled, so all of its items

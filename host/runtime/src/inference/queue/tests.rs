@@ -75,6 +75,59 @@ fn replica_gets_its_share_of_the_waiting_items() {
     drop(receivers);
 }
 
+/// Offers an empty item of a call with an owner of its own; whether it is queued, and the receiver of its outcome.
+fn offer(queue: &Queue, id: u64, call: u64, is_paced: bool) -> (bool, Outcomes) {
+    let (reply, outcomes) = call::test_reply(id);
+    let item = item(id);
+    let ticket = queue.ticket(call, call, &item);
+    (queue.offer(Job::new(item, reply, ticket, None), is_paced).is_ok(), outcomes)
+}
+
+/// The bound is 16 items, of which the items of one call take half.
+#[tokio::test]
+async fn items_of_a_call_wait_for_earlier_ones_and_leave_room_for_others() {
+    let queue = Queue::new(settings(), 1);
+    let mut receivers = Vec::new();
+    for id in 0..8 {
+        let (is_queued, receiver) = offer(&queue, id, 1, false);
+        assert!(is_queued, "{id}");
+        receivers.push(receiver);
+    }
+    assert!(!offer(&queue, 8, 1, false).0, "the rest is the room of others");
+    let departure = queue.departure();
+    assert_eq!(ids(take(&queue, 0, false)).map(|ids| ids.len()), Some(8));
+    tokio::time::timeout(std::time::Duration::from_secs(30), departure).await.expect("a departure");
+    for id in 8..16 {
+        let (is_queued, receiver) = offer(&queue, id, 1, true);
+        assert!(is_queued, "{id}");
+        receivers.push(receiver);
+    }
+    // Items of other calls fill the rest, and are refused once there is no room.
+    for id in 16..24 {
+        let (is_queued, receiver) = offer(&queue, id, id, false);
+        assert!(is_queued, "{id}");
+        receivers.push(receiver);
+    }
+    let (is_queued, mut refused) = offer(&queue, 24, 24, false);
+    assert!(is_queued && matches!(failure(&mut refused).await, Failure::Overloaded(_)));
+    // An item of the admitted call waits, also when none of its call is queued.
+    assert!(!offer(&queue, 25, 1, true).0);
+    queue.cancel(1);
+    receivers.extend((25..33).map(|id| offer(&queue, id, 30, false).1));
+    assert!(!offer(&queue, 33, 1, true).0);
+    assert_eq!(queue.depth().0, 16);
+}
+
+/// Where others take the room, an item is refused although one of its call waits.
+#[tokio::test]
+async fn item_is_refused_where_other_calls_fill_the_queue() {
+    let queue = Queue::new(settings(), 1);
+    let receivers: Vec<Outcomes> = (0..16).map(|id| offer(&queue, id, id, false).1).collect();
+    let (is_queued, mut refused) = offer(&queue, 16, 0, false);
+    assert!(is_queued && matches!(failure(&mut refused).await, Failure::Overloaded(_)));
+    drop(receivers);
+}
+
 /// An item with more time, or without a deadline, is queued.
 #[tokio::test]
 async fn item_that_would_miss_its_deadline_is_refused_at_once() {

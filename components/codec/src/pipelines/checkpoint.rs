@@ -16,6 +16,10 @@ use weir_core::pipelines::{
 use super::{definition, execution_id};
 use crate::json::field::RequestError;
 
+mod encoder;
+
+pub use encoder::Encoder;
+
 /// The version that is written and read.
 const VERSION: u32 = 1;
 /// Longest encoding that is read, in bytes.
@@ -43,27 +47,10 @@ pub enum CheckpointError {
 
 /// Encodes a checkpoint.
 pub fn encode(checkpoint: &Checkpoint, definition: &Definition) -> Vec<u8> {
-    let wire = Wire {
-        version: VERSION,
-        number: checkpoint.number,
-        execution_id: Cow::Borrowed(&checkpoint.execution_id),
-        definition: definition::to_json(definition).into(),
-        input: value(&checkpoint.input),
-        began_unix_ns: checkpoint.began_unix_ns,
-        unix_ns: checkpoint.unix_ns,
-        elapsed_ns: checkpoint.elapsed_ns,
-        resumes: checkpoint.resumes,
-        runs: checkpoint.runs,
-        steps: checkpoint.steps.iter().map(WireStep::from).collect(),
-        times: checkpoint.times.iter().map(|times| (times.began_unix_ns, times.duration_ns)).collect(),
-        completed: Cow::Borrowed(&checkpoint.completed),
-        phase: WirePhase::from(&checkpoint.phase),
-        compensations_over: checkpoint.compensations_over,
-        compensations_failed: checkpoint.compensations_failed,
-        events_end: checkpoint.events_end,
-        outbox: checkpoint.outbox.iter().map(WireEvent::from).collect(),
-    };
-    crate::json::to_vec(&wire)
+    let mut encoder = Encoder::new(checkpoint, definition);
+    let mut bytes = Vec::with_capacity(encoder.bytes());
+    while encoder.write(&mut bytes, usize::MAX) {}
+    bytes
 }
 
 /// Decodes the output of [`encode`].
@@ -387,5 +374,74 @@ impl WireData<'_> {
                 Data::CheckpointSaved { checkpoint, steps_completed }
             }
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use weir_core::{
+        pipelines::{Execution, Limits},
+        time::Now,
+    };
+
+    /// The form that [`decode`] reads, by serde.
+    fn reference(checkpoint: &Checkpoint, definition: &Definition) -> Vec<u8> {
+        let wire = Wire {
+            version: VERSION,
+            number: checkpoint.number,
+            execution_id: Cow::Borrowed(&checkpoint.execution_id),
+            definition: definition::to_json(definition).into(),
+            input: value(&checkpoint.input),
+            began_unix_ns: checkpoint.began_unix_ns,
+            unix_ns: checkpoint.unix_ns,
+            elapsed_ns: checkpoint.elapsed_ns,
+            resumes: checkpoint.resumes,
+            runs: checkpoint.runs,
+            steps: checkpoint.steps.iter().map(WireStep::from).collect(),
+            times: checkpoint.times.iter().map(|times| (times.began_unix_ns, times.duration_ns)).collect(),
+            completed: Cow::Borrowed(&checkpoint.completed),
+            phase: WirePhase::from(&checkpoint.phase),
+            compensations_over: checkpoint.compensations_over,
+            compensations_failed: checkpoint.compensations_failed,
+            events_end: checkpoint.events_end,
+            outbox: checkpoint.outbox.iter().map(WireEvent::from).collect(),
+        };
+        crate::json::to_vec(&wire)
+    }
+
+    /// Values around the size that is written in parts, with characters that are escaped.
+    #[test]
+    fn checkpoint_in_parts_is_that_of_serde() {
+        let source = br#"{"name":"p","steps":[{"id":"a","kind":"map","expression":"@"},{"id":"b","kind":"map","expression":"@"}]}"#;
+        let definition = Arc::new(definition::read(source).unwrap());
+        for size in [1, 1_000, 1_022, 1_023, 5_000, 100_000] {
+            let value = || Json::from_checked(format!("\"{}\\n\\\"é\"", "x".repeat(size)));
+            let now = Now { unix_ns: 5, monotonic_ns: 5 };
+            let id = execution_id::from_random([7; 16]);
+            let mut execution = Execution::new(definition.clone(), id, value(), Limits::default(), 1, now).unwrap();
+            let mut checkpoints = 0;
+            // A checkpoint before and after each of the steps.
+            for _ in 0..6 {
+                if let Some(checkpoint) = execution.poll_checkpoint(now) {
+                    let expected = reference(&checkpoint, &definition);
+                    let mut encoder = Encoder::new(&checkpoint, &definition);
+                    let (mut bytes, mut slices) = (Vec::new(), 1);
+                    while encoder.write(&mut bytes, 1_000) {
+                        slices += 1;
+                    }
+                    assert!(slices >= expected.len() / 2_000, "{slices} slices");
+                    assert_eq!(String::from_utf8(bytes).unwrap(), String::from_utf8(expected).unwrap());
+                    assert_eq!(decode(&encode(&checkpoint, &definition)).unwrap().1, checkpoint);
+                    execution.handle_checkpoint_saved(checkpoint.number);
+                    checkpoints += 1;
+                }
+                if let Some(request) = execution.poll_start(now) {
+                    execution.handle_output(now, request.run, value()).unwrap();
+                    execution.handle_finished(now, request.run, value());
+                }
+            }
+            assert!(execution.outcome().is_some() && checkpoints == 3, "{checkpoints} checkpoints");
+        }
     }
 }

@@ -219,7 +219,7 @@ impl Event {
     }
 
     /// The approximate memory of its values, in bytes.
-    pub(super) fn bytes(&self) -> usize {
+    pub fn bytes(&self) -> usize {
         match &self.data {
             Data::StepOutput { output, .. }
             | Data::StepComplete { output, .. }

@@ -18,7 +18,10 @@ use std::rc::Rc;
 
 use weir_codec::{
     channels::route::Channel,
-    pipelines::{checkpoint, event},
+    pipelines::{
+        checkpoint::{self, Encoder},
+        event,
+    },
 };
 use weir_core::{
     channels::Cursor,
@@ -42,6 +45,8 @@ use crate::{
 
 /// Maximum size of a part of a checkpoint; the store accepts values of up to a mebibyte.
 const PART_BYTES: usize = 1_000_000;
+/// Bytes of a checkpoint that are encoded in one turn.
+const SLICE_BYTES: usize = 128 << 10;
 /// Maximum number of parts of a checkpoint.
 const PARTS_MAX: usize = checkpoint::CHECKPOINT_BYTES_MAX.div_ceil(PART_BYTES);
 /// Maximum size of one event in the store, and of all events of one append.
@@ -131,9 +136,9 @@ pub(super) async fn try_save(
 ) -> Result<(), Failure> {
     let definition = running.execution.borrow().definition().clone();
     let id = &checkpoint.execution_id;
-    let bytes = turns::run(&running.owner, || checkpoint::encode(checkpoint, &definition)).await;
     let slot = if checkpoint.number.is_multiple_of(2) { "a" } else { "b" };
-    let parts = put(ExecutionKey::Running, id, running, slot, bytes, None).await?;
+    let encoder = Encoder::new(checkpoint, &definition);
+    let parts = put(ExecutionKey::Running, id, running, slot, encoder, None).await?;
     running.parts.set(running.parts.get().max(parts));
     // The next checkpoint tries again.
     if let Err(failure) = listing::put(running, None).await {
@@ -167,7 +172,8 @@ pub(super) async fn store(running: Rc<RunningExecution>, batch: Batch) -> Result
     let id = running.execution.borrow().id().clone();
     let channel = format!("pipeline:{id}");
     let (mut wire, mut bytes, mut seq) = (Vec::new(), 0, 0);
-    let turn = turns::take(&running.owner).await;
+    let values_bytes = batch.events.iter().map(|sequenced| sequenced.event.bytes()).sum();
+    let turn = turns::take_over(&running.owner, values_bytes).await;
     for sequenced in batch.events.iter().take(APPEND_EVENTS_MAX) {
         let data = event::numbered_json(&id, sequenced, EVENT_BYTES_MAX);
         if bytes + data.len() > APPEND_BYTES_MAX && !wire.is_empty() {
@@ -243,11 +249,10 @@ pub(super) async fn end(pipelines: &Pipelines, running: &RunningExecution) -> Re
     checkpoint.outbox.clear();
     let definition = running.execution.borrow().definition().clone();
     let id = checkpoint.execution_id.clone();
-    let bytes = turns::run(&running.owner, || checkpoint::encode(&checkpoint, &definition)).await;
     let ttl_ms = pipelines.config.ttl_ms;
     let mut delay_ms = RETRY_MS.0;
     let mut is_deleted = false;
-    while let Err(failure) = put_end(&id, running, bytes.clone(), ttl_ms).await {
+    while let Err(failure) = put_end(&id, running, Encoder::new(&checkpoint, &definition), ttl_ms).await {
         match failure {
             failure if !is_retried(&failure) => return Err(refuse(running, &failure)),
             // Both states do not fit at once: the running state is deleted first. After a crash in between, only the
@@ -296,8 +301,8 @@ pub(super) async fn end_refused(running: &RunningExecution, reason: &str) {
     }
 }
 
-async fn put_end(id: &str, running: &RunningExecution, bytes: Vec<u8>, ttl_ms: u64) -> Result<(), Failure> {
-    put(ExecutionKey::Ended, id, running, "e", bytes, Some(ttl_ms)).await?;
+async fn put_end(id: &str, running: &RunningExecution, encoder: Encoder, ttl_ms: u64) -> Result<(), Failure> {
+    put(ExecutionKey::Ended, id, running, "e", encoder, Some(ttl_ms)).await?;
     listing::put(running, Some(ttl_ms)).await
 }
 
@@ -319,31 +324,42 @@ fn part_key(id: &str, slot: &str, part: usize) -> String {
     format!("checkpoint:{id}.{slot}.{part}")
 }
 
-/// Stores a checkpoint under its key; returns the number of its separate parts.
+/// Stores a checkpoint under its key; returns the number of its separate parts. It is encoded and passed to the store in
+/// slices, each in a turn of the user.
 async fn put(
     key_kind: ExecutionKey,
     id: &str,
     running: &RunningExecution,
     slot: &str,
-    bytes: Vec<u8>,
+    mut encoder: Encoder,
     ttl_ms: Option<u64>,
 ) -> Result<usize, Failure> {
-    let is_small = bytes.len() <= PART_BYTES;
-    let parts = if is_small { 0 } else { bytes.len().div_ceil(PART_BYTES) };
-    if !is_small {
-        for (part, bytes) in bytes.chunks(PART_BYTES).enumerate() {
-            let put = async {
-                state::put(part_key(id, slot, part), bytes.to_vec(), ttl_ms, running.fence(), running.share()).await
-            };
-            turns::hand_over(&running.owner, bytes.len(), put).await?;
+    let (mut bytes, mut parts) = (Vec::with_capacity(encoder.bytes().min(PART_BYTES)), 0);
+    loop {
+        let slice_bytes = encoder.bytes().min(SLICE_BYTES);
+        let more = turns::run_over(&running.owner, slice_bytes, || encoder.write(&mut bytes, SLICE_BYTES)).await;
+        let is_last = !more && bytes.len() <= PART_BYTES;
+        if is_last && parts == 0 {
+            break;
+        }
+        if bytes.len() >= PART_BYTES || is_last {
+            let rest = bytes.split_off(bytes.len().min(PART_BYTES));
+            let part = std::mem::replace(&mut bytes, rest);
+            let (part_bytes, key) = (part.len(), part_key(id, slot, parts));
+            let put = async { state::put(key, part, ttl_ms, running.fence(), running.share()).await };
+            turns::hand_over(&running.owner, part_bytes, put).await?;
+            parts += 1;
+        }
+        if is_last {
+            break;
         }
     }
     let mut value = head(parts, slot, &running.owner).into_bytes();
-    if is_small {
+    if parts == 0 {
         value.extend(bytes);
     }
     let bytes = value.len();
-    let put = state::put(key_kind.key(id), value, ttl_ms, running.fence(), running.share());
+    let put = async { state::put(key_kind.key(id), value, ttl_ms, running.fence(), running.share()).await };
     turns::hand_over(&running.owner, bytes, put).await?;
     Ok(parts)
 }
@@ -384,7 +400,7 @@ pub(super) async fn get(key_kind: ExecutionKey, id: &str) -> Result<Option<Store
         bytes.extend(part.ok_or_else(|| damaged("a part is missing"))?);
     }
     let bytes = if parts == 0 { rest } else { &bytes };
-    let decoded = turns::run(owner, || checkpoint::decode(bytes)).await;
+    let decoded = turns::run_over(owner, bytes.len(), || checkpoint::decode(bytes)).await;
     let (definition, checkpoint) = decoded.map_err(|error| damaged(&error.to_string()))?;
     Ok(Some(StoredExecution { owner: owner.to_owned(), parts, definition, checkpoint }))
 }

@@ -150,7 +150,8 @@ impl RequestContext<'_> {
         let prefer = Prefer::read(values);
         let key = self.idempotency_key()?;
         let body = self.json(body, settings).await?;
-        let input = turns::run(identity.user(), || text::read(&body)).await.map_err(RequestError::from)?;
+        let input =
+            turns::run_over(identity.user(), body.len(), || text::read(&body)).await.map_err(RequestError::from)?;
         pipelines.check_input(&input)?;
         pipelines.restoration.counted().await?;
         let _permit = pipelines.reserve(identity.user())?;

@@ -72,12 +72,18 @@ pub(crate) async fn hand_over<T>(user: &str, bytes: usize, work: impl Future<Out
     }
 }
 
+/// Waits for a turn of this user for a computation over the given number of bytes; none if they are few.
+pub(crate) async fn take_over(user: &str, bytes: usize) -> Option<Turn> {
+    match bytes < LARGE_BYTES {
+        true => None,
+        false => Some(take(user).await),
+    }
+}
+
 /// Runs a computation over the given number of bytes, in a turn of the user if they are many.
 pub(crate) async fn run_over<T>(user: &str, bytes: usize, slice: impl FnOnce() -> T) -> T {
-    match bytes < LARGE_BYTES {
-        true => slice(),
-        false => run(user, slice).await,
-    }
+    let _turn = take_over(user, bytes).await;
+    slice()
 }
 
 /// Runs a computation in a turn of the user.

@@ -63,7 +63,7 @@ impl ModelSource for Directory {
         let file = File::open(&from).map_err(disk(&from))?;
         let bytes_total = file.metadata().ok().map(|metadata| metadata.len());
         let mut advance = |bytes| progress(Progress::File { name: name.to_owned(), bytes, bytes_total });
-        copy_bounded(&|| self.origin(), file, to, bytes_max, &mut advance)
+        copy_bounded(&|| self.origin(), name, file, to, bytes_max, &mut advance)
     }
 
     fn provenance(&self) -> serde_json::Value {

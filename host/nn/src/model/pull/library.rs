@@ -58,7 +58,7 @@ pub fn pull_onnxruntime(
         wheel::copy_entry(&origin, &source, &entry, &fetched, MODEL_BYTES_MAX, &mut advance)?;
     } else {
         let file = std::fs::File::open(&source).map_err(disk(&source))?;
-        copy_bounded(&|| origin.clone(), file, &fetched, MODEL_BYTES_MAX, &mut advance)?;
+        copy_bounded(&|| origin.clone(), &entry, file, &fetched, MODEL_BYTES_MAX, &mut advance)?;
     }
     probe(&fetched).map_err(|reason| {
         let reason = reason.replace(&fetched.display().to_string(), name);

@@ -452,9 +452,10 @@ impl Spec {
     }
 }
 
-/// Copies at most `bytes_max` bytes into a new file.
+/// Copies at most `bytes_max` bytes into a new file. `name` is that of the file in messages.
 fn copy_bounded(
     origin: &dyn Fn() -> String,
+    name: &str,
     from: impl std::io::Read,
     to: &Path,
     bytes_max: u64,
@@ -466,7 +467,10 @@ fn copy_bounded(
     let mut buffer = vec![0; 1 << 20];
     let mut bytes = 0;
     loop {
-        let read = from.read(&mut buffer).map_err(disk(to))?;
+        let read = from.read(&mut buffer).map_err(|error| PullError::Unreachable {
+            origin: format!("{name} of {}", origin()),
+            reason: error.to_string(),
+        })?;
         if read == 0 {
             break;
         }
@@ -474,7 +478,9 @@ fn copy_bounded(
         if bytes > bytes_max {
             return Err(PullError::Refused {
                 origin: origin(),
-                reason: format!("it has more than {MODEL_BYTES_MAX} bytes"),
+                reason: format!(
+                    "{name} has more than the {bytes_max} bytes that are left of {MODEL_BYTES_MAX} for a model"
+                ),
             });
         }
         file.write_all(&buffer[..read]).map_err(disk(to))?;

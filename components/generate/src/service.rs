@@ -8,7 +8,7 @@ mod models;
 
 use std::collections::VecDeque;
 use std::rc::Rc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use weir_guest::read::read_up_to;
 use wit_bindgen::{StreamReader, StreamResult, StreamWriter};
@@ -86,18 +86,20 @@ struct RunCall {
 /// A request that waits for capacity in the queue of its model.
 struct BlockedRequest {
     request: Request,
-    since: Instant,
+    deadline: Option<Instant>,
 }
 
 impl BlockedRequest {
-    /// The request, with the time that remains until its deadline.
-    fn into_request(self) -> Result<Request, Failure> {
-        let Self { mut request, since } = self;
-        let waited_ms = u32::try_from(since.elapsed().as_millis()).unwrap_or(u32::MAX);
-        if let Some(deadline_ms) = &mut request.deadline_ms {
-            *deadline_ms = deadline_ms.checked_sub(waited_ms).filter(|ms| *ms > 0).ok_or(Failure::DeadlineExceeded)?;
-        }
-        Ok(request)
+    fn new(request: Request) -> Self {
+        let deadline = request.deadline_ms.map(|ms| Instant::now() + Duration::from_millis(ms.into()));
+        Self { request, deadline }
+    }
+
+    /// Sets the time that remains until the deadline. False once it has passed.
+    fn update(&mut self) -> bool {
+        let left = self.deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
+        self.request.deadline_ms = left.map(|left| u32::try_from(left.as_millis()).unwrap_or(u32::MAX).max(1));
+        left != Some(Duration::ZERO)
     }
 }
 
@@ -110,22 +112,23 @@ impl RunCall {
         let id = request.id;
         match self.try_start(request).await {
             Ok(None) => {}
-            Ok(Some(request)) => self.blocked.push_back(BlockedRequest { request, since: Instant::now() }),
+            Ok(Some(request)) => self.blocked.push_back(BlockedRequest::new(request)),
             Err(failure) => self.events.push(Event { id, kind: EventKind::Failed(failure) }),
         }
     }
 
     /// Starts the blocked requests for which there is capacity now; the others keep their order.
     async fn start_blocked(&mut self) {
-        for blocked in std::mem::take(&mut self.blocked) {
-            let (id, since) = (blocked.request.id, Instant::now());
-            let started = match blocked.into_request() {
-                Ok(request) => self.try_start(request).await,
-                Err(failure) => Err(failure),
+        for mut blocked in std::mem::take(&mut self.blocked) {
+            let (id, is_in_time) = (blocked.request.id, blocked.update());
+            let BlockedRequest { request, deadline } = blocked;
+            let started = match is_in_time {
+                true => self.try_start(request).await,
+                false => Err(Failure::DeadlineExceeded),
             };
             match started {
                 Ok(None) => {}
-                Ok(Some(request)) => self.blocked.push_back(BlockedRequest { request, since }),
+                Ok(Some(request)) => self.blocked.push_back(BlockedRequest { request, deadline }),
                 Err(failure) => self.events.push(Event { id, kind: EventKind::Failed(failure) }),
             }
         }

@@ -407,6 +407,36 @@ async fn request_out_of_bounds_fails_with_the_reason() {
     assert!(matches!(run(&fixture, 2, refused).await.as_slice(), [EventKind::Failed(Failure::Overloaded(_))]));
 }
 
+/// One generation runs and one is queued; the others wait for room in the queue, each for many steps of less than a
+/// millisecond.
+#[tokio::test(flavor = "multi_thread")]
+async fn blocked_requests_begin_in_their_order_and_keep_their_deadlines() {
+    let fixture = start(fast(), &[("RUNNING_MAX", "1"), ("QUEUE_REQUESTS_MAX", "1")]).await;
+    let mut call = TestCall::open(&fixture, 1);
+    call.start(Request { tokens_max: Some(2000), ..request(1, "long") }).await;
+    while !matches!(call.next().await.kind, EventKind::Piece(_)) {}
+    let order = [5, 2, 4, 3, 6];
+    for id in order {
+        call.start(Request { tokens_max: Some(3), ..request(id, "short") }).await;
+    }
+    call.start(Request { deadline_ms: Some(60), ..request(7, "late") }).await;
+    let (mut begun, mut ended) = (Vec::new(), Vec::new());
+    while ended.len() < 7 {
+        let Event { id, kind } = call.next().await;
+        match kind {
+            EventKind::Begun(_) => begun.push(id),
+            EventKind::Done(_) => ended.push(id),
+            EventKind::Failed(failure) => {
+                assert_eq!((id, failure), (7, Failure::DeadlineExceeded));
+                ended.push(id);
+            }
+            _ => {}
+        }
+    }
+    assert_eq!(begun, order);
+    assert_eq!(ended[..2], [7, 1], "the deadline passes while the first generation runs");
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn trap_fails_the_running_requests_and_no_later_ones() {
     let fixture = start_component(&component(&HOST, "generate_stub"), "stub", fast(), &[]).await;

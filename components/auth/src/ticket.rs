@@ -381,6 +381,15 @@ mod tests {
     }
 
     #[test]
+    fn ticket_is_not_issued_with_a_label_that_would_make_it_look_forged() {
+        let issue = |label: &str| keys().issue(&ann(None), PATH, None, &[9; 16], label, NOW_S);
+        assert_eq!(issue("1f-2\nx"), Err(TicketError::Label));
+        assert_eq!(issue("\n"), Err(TicketError::Label));
+        let unclaimed = keys().verify(&issue("any other\ttext").unwrap().ticket, PATH, NOW_S).unwrap();
+        assert_eq!(unclaimed.into_identity(true, "any other\ttext"), Ok(ann(None)));
+    }
+
+    #[test]
     fn rotated_secrets_verify_old_and_new_tickets() {
         let (old, new): (&[u8], &[u8]) = (&[7; 32], &[8; 32]);
         let both = TicketKeys::new(&[new, old], 30).unwrap();

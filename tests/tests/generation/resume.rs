@@ -192,6 +192,39 @@ async fn generation_whose_events_are_refused_ends_once_they_are_accepted() -> Re
     Ok(())
 }
 
+/// A key that the store refuses precedes those of the interrupted generations.
+#[tokio::test]
+async fn recovery_continues_after_a_key_that_fails() -> Result<()> {
+    let redis = Redis::start()?;
+    until("up", async || Ok(redis.command(&["PING"]).is_ok())).await?;
+    let url = format!("events.redis_url={}", redis.url());
+    let arguments = ["--set", "events.store=redis", "--set", &url, "--set", "events.redis_prefix=p:"];
+    let arguments = [&arguments[..], &["--set", "events.lease_ms=1000"]].concat();
+    let mut server = Server::start_generate_stub(&arguments).await?;
+    let mut ids = Vec::new();
+    for _ in 0..2 {
+        let response = send(&server, "/v1/chat/completions?detach=true", &streamed("!never")).await?;
+        ids.push(response.headers()["x-weir-generation"].to_str()?.to_owned());
+    }
+    server.signal("KILL")?;
+    server.wait().await?;
+    redis.command(&["ZADD", "p:@@state-keys:generation", "0", "generation: not a name"])?;
+    redis.command(&["SET", "p:@@state:generation: not a name", "x"])?;
+    let server = Server::start_generate_stub(&arguments).await?;
+    for id in ids {
+        let state = format!("p:@@state:generation:{id}");
+        until("ended", async || {
+            // A request starts the stateful instance.
+            get(&server, &format!("/v1/generations/{id}")).await?;
+            Ok(redis.command(&["EXISTS", &state])?.trim() == ":0")
+        })
+        .await
+        .with_context(|| server.log())?;
+    }
+    until("the failure is logged", async || Ok(server.log().contains("cannot be ended yet"))).await?;
+    Ok(())
+}
+
 #[tokio::test]
 async fn generation_of_another_user_is_404() -> Result<()> {
     let dir = tempfile::tempdir()?;

@@ -1,7 +1,7 @@
 //! Tests of the disk store on storage that fails at any operation, once or until it is repaired, followed by a crash or
 //! not.
 
-mod drive;
+pub(super) mod drive;
 mod faults;
 mod times;
 

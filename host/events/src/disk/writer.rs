@@ -461,3 +461,52 @@ fn gather(first: Job, queue: &mut mpsc::Receiver<Job>, bytes_max: usize) -> Vec<
     }
     jobs
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::clock::tests::TestClock;
+    use crate::config::StoreKind;
+    use crate::disk::storage::Opener;
+    use crate::disk::tests::drive::{Drive, Fault};
+
+    /// Claims of requests that come while the drive is full.
+    #[test]
+    fn rejected_claims_are_not_collected_while_the_file_cannot_be_written() {
+        let (drive, source) = (Drive::default(), TestClock::at(1_700_000_000_000));
+        let config = EventsConfig { store: StoreKind::Disk, path: "events.redb".into(), ..EventsConfig::default() };
+        let (config, clock) = (Arc::new(config), Arc::new(Clock::new(source.clone())));
+        let opened = drive.clone();
+        let (database, content) =
+            Database::open(&config, Opener::new(move || opened.backend()), Arc::clone(&clock)).unwrap();
+        let shared = Shared {
+            values: Arc::new(StoredValues::new(&config, &content.values, Arc::clone(&clock))),
+            hub: Arc::new(Hub::new(&config, 10_000)),
+            database: Arc::new(database),
+            claims: Arc::new(Mutex::new(Claims::new(config.claims_max, config.user_percent_max))),
+            status: Arc::new(Status::default()),
+            config,
+            clock,
+        };
+        let mut writer = Writer::new(shared, content.commit);
+        let claim = |writer: &mut Writer, number: usize| {
+            let (completion, mut result) = oneshot::channel();
+            let (key, end) =
+                (format!("ticket:ann:{number}").into(), ClaimEnd { store_ms: u64::MAX, wall_ms: u64::MAX });
+            writer.write_group(vec![Job::Claim { key, end, completion }]);
+            result.try_recv().expect("a result")
+        };
+        assert_eq!(claim(&mut writer, 0), Ok(()));
+        drive.fail(0, Fault::Full);
+        for number in 1..500 {
+            assert!(claim(&mut writer, number).is_err());
+            source.advance(100);
+        }
+        // One for each commit that was attempted and may be in the file, none for rejected jobs.
+        assert!(writer.ended_claims.len() <= 1, "{} claims", writer.ended_claims.len());
+        assert!(drive.heal() > 0);
+        source.advance(60_000);
+        assert_eq!(claim(&mut writer, 1), Ok(()));
+        assert!(writer.ended_claims.is_empty());
+    }
+}

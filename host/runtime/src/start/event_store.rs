@@ -46,28 +46,38 @@ fn start_consumers(config: &Events, events: &Store) -> Result<(), StartError> {
     }
     let mut tap = events.tap();
     tokio::spawn(async move {
-        let mut names = HashSet::new();
+        let mut counted = CountedNames::default();
         while let Some(item) = tap.next().await {
-            let (channel, entry) = match item {
-                TapItem::Event { channel, entry } => (channel, entry),
-                // Their channels and names are not known; the sum of all counters is complete.
-                TapItem::Missed(missed) => {
-                    metrics::counter!("weir_events_published_total", "kind" => "other", "event" => "other")
-                        .increment(missed);
-                    continue;
-                }
-            };
-            if channel.kind() == "pipeline" {
+            let (kind, name, events) = counted.labels(&item);
+            metrics::counter!("weir_events_published_total", "kind" => kind, "event" => name).increment(events);
+            if let TapItem::Event { channel, entry } = item
+                && channel.kind() == "pipeline"
+            {
                 pipeline_metrics::count(&entry.name, &entry.data);
             }
-            let is_counted =
-                names.contains(&entry.name) || names.len() < COUNTED_NAMES_MAX && names.insert(entry.name.clone());
-            let name = if is_counted { entry.name.to_string() } else { "other".to_owned() };
-            metrics::counter!("weir_events_published_total", "kind" => channel.kind().to_owned(), "event" => name)
-                .increment(1);
         }
     });
     Ok(())
+}
+
+/// The names of events that have a counter of their own.
+#[derive(Default)]
+struct CountedNames(HashSet<Box<str>>);
+
+impl CountedNames {
+    /// The kind of channel and the name to count an item under, and its number of events.
+    fn labels(&mut self, item: &TapItem) -> (String, String, u64) {
+        match item {
+            TapItem::Event { channel, entry } => {
+                let is_counted = self.0.contains(&entry.name)
+                    || self.0.len() < COUNTED_NAMES_MAX && self.0.insert(entry.name.clone());
+                let name = if is_counted { entry.name.to_string() } else { "other".to_owned() };
+                (channel.kind().to_owned(), name, 1)
+            }
+            // Their channels and names are not known; the sum of all counters is complete.
+            TapItem::Missed(missed) => ("other".to_owned(), "other".to_owned(), *missed),
+        }
+    }
 }
 
 fn events_config(events: &Events) -> EventsConfig {
@@ -103,5 +113,39 @@ fn events_config(events: &Events) -> EventsConfig {
         state_bytes_max: size(events.state_bytes_max),
         user_percent_max: u8::try_from(events.user_percent_max).unwrap_or(100),
         ..default
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use weir_core::channels::Draft;
+
+    use super::*;
+
+    /// More events than a tap holds, of more names than have a counter.
+    #[tokio::test]
+    async fn every_event_is_counted_though_a_tap_misses_some() {
+        let store = Store::open(EventsConfig::default()).await.unwrap();
+        let (mut tap, channel) = (store.tap(), "user:ann".parse().unwrap());
+        for number in 0..3_000 {
+            store.append(&channel, vec![Draft::new(format!("e{}", number % 100), "{}")]).await.unwrap();
+        }
+        let (mut counted, mut sum, mut missed) = (CountedNames::default(), 0, 0);
+        while let Some(item) = tap.try_next() {
+            let (kind, name, events) = counted.labels(&item);
+            sum += events;
+            match item {
+                TapItem::Missed(_) => {
+                    missed += events;
+                    assert_eq!((&*kind, &*name), ("other", "other"));
+                }
+                TapItem::Event { entry, .. } => {
+                    assert_eq!(kind, "user");
+                    assert!(name == *entry.name || name == "other" && counted.0.len() == COUNTED_NAMES_MAX);
+                }
+            }
+        }
+        assert_eq!(sum, 3_000);
+        assert!(missed > 0, "the tap has missed nothing");
     }
 }

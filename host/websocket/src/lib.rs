@@ -6,8 +6,8 @@
 //! - `socket`: a connection of messages over a connection of bytes; start here.
 //!
 //! It is not a library of others because of what a public server needs from one: tungstenite has no permessage-deflate, and yawc checks
-//! whole frames, so that a text that is not UTF-8 is refused late. The Autobahn TestSuite passes in both roles without a case that is
-//! `NON-STRICT` or `UNIMPLEMENTED` (`cargo xtask conformance`).
+//! whole frames, so that a text that is not UTF-8 is refused late. As server it passes the Autobahn TestSuite without a case that is
+//! `NON-STRICT` or `UNIMPLEMENTED`; as client, a short part of it (`cargo xtask conformance` runs the whole).
 //!
 //! What a peer can make a connection hold is bounded: a message by [`Config::message_bytes_max`], decompressed or not; a decompressor
 //! by its window; and nothing is written for a peer beyond what the caller sends, besides pongs, which wait for the next write.

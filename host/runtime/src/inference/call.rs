@@ -124,6 +124,10 @@ impl CallSender {
             queue.push(Job::new(item, reply, ticket, Some(permit)));
             return self.check_open();
         }
+        if item.when_full == WhenFull::Wait {
+            queue.push(Job::new(item, reply, ticket, None));
+            return self.check_open();
+        }
         let mut job = Job::new(item, reply, ticket, None);
         loop {
             let mut departure = pin!(queue.departure());
@@ -160,6 +164,10 @@ impl CallSender {
             queue.push(Job::new(item, reply, ticket, Some(permit)));
             return Ok(());
         }
+        if item.when_full == WhenFull::Wait {
+            queue.push(Job::new(item, reply, ticket, None));
+            return Ok(());
+        }
         let is_paced = self.call.is_paced.load(Ordering::Relaxed);
         queue.offer(Job::new(item, reply, ticket, None), is_paced).map_err(|job| {
             job.reply.discard();
@@ -188,6 +196,7 @@ impl CallSender {
     }
 }
 
+/// Whether an item waits for a permit of the queue. With a drop policy it does not wait, and is dropped or drops others.
 fn waits_for_room(item: &Item, queue: &Queue) -> bool {
     item.when_full == WhenFull::Wait && !queue.drops()
 }

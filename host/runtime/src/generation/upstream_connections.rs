@@ -375,6 +375,11 @@ mod tests {
         let (ended, end) = tokio::sync::oneshot::channel::<()>();
         tokio::spawn(async move {
             let (mut socket, _) = listener.accept().await.unwrap();
+            let mut bytes = Vec::new();
+            // A response before its request would be an error of its own.
+            while !bytes.ends_with(b"\r\n\r\n") {
+                assert_ne!(socket.read_buf(&mut bytes).await.unwrap(), 0);
+            }
             socket.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 1000\r\n\r\nbegun").await.unwrap();
             let _ = end.await;
         });

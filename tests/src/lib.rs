@@ -11,6 +11,7 @@ pub mod documents;
 mod duplex;
 pub mod follow;
 pub mod http;
+pub mod kafka;
 pub mod pipelines;
 pub mod redis;
 pub mod texts;

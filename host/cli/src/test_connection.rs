@@ -8,7 +8,9 @@ use anyhow::bail;
 use clap::{Args, ValueEnum};
 use serde_json::{Value, json};
 use weir_adapters::check::{self, Checks};
-use weir_config::{Adapter, AdapterSink, AdapterSource, HttpSource, RedisSink, RedisSource, WebSocketSource};
+use weir_config::{
+    Adapter, AdapterSink, AdapterSource, HttpSource, KafkaSink, KafkaSource, RedisSink, RedisSource, WebSocketSource,
+};
 
 use crate::arguments::Setup;
 use crate::remote::{block_on, seconds};
@@ -19,10 +21,10 @@ pub(crate) struct TestConnection {
     /// What to connect to; `all` takes the adapters of the configuration, or the defaults of each protocol if there are none
     #[arg(long, value_enum)]
     protocol: Protocol,
-    /// URL [default: that of the adapters of the configuration, or of the protocol]
-    #[arg(long, value_name = "URL")]
+    /// URL, or the brokers of Kafka [default: that of the adapters of the configuration, or of the protocol]
+    #[arg(long, visible_alias = "brokers", value_name = "URL")]
     url: Option<String>,
-    /// File with the password (Redis) or the token (WebSocket, HTTP)
+    /// File with the password (Redis, Kafka) or the token (WebSocket, HTTP)
     #[arg(long, value_name = "FILE")]
     secret_file: Option<PathBuf>,
     /// Redis: stream to read
@@ -31,6 +33,18 @@ pub(crate) struct TestConnection {
     /// Redis: stream to write
     #[arg(long, value_name = "KEY", default_value = "sentiment-output")]
     output_stream: String,
+    /// Kafka: topic to read
+    #[arg(long, value_name = "TOPIC", default_value = "text-input")]
+    topic: String,
+    /// Kafka: topic to write
+    #[arg(long, value_name = "TOPIC", default_value = "sentiment-output")]
+    output_topic: String,
+    /// Kafka: user of SASL
+    #[arg(long, value_name = "NAME")]
+    username: Option<String>,
+    /// Kafka: property of librdkafka, as in `--property security.protocol=sasl_ssl`; can be repeated
+    #[arg(long = "property", value_name = "KEY=VALUE", value_parser = crate::stream::property)]
+    properties: Vec<(String, String)>,
     /// WebSocket: message that subscribes
     #[arg(long, value_name = "MESSAGE")]
     subscribe: Option<String>,
@@ -52,6 +66,8 @@ pub(crate) enum Protocol {
     WebSocket,
     /// A stream of Redis
     Redis,
+    /// Topics of Kafka
+    Kafka,
     /// A feed over HTTP
     Http,
     /// All of them
@@ -62,6 +78,7 @@ pub(crate) enum Protocol {
 enum Endpoint {
     WebSocket(WebSocketSource),
     Redis(RedisSource, String),
+    Kafka(KafkaSource, String),
     Http(HttpSource),
 }
 
@@ -70,6 +87,7 @@ impl Endpoint {
         match self {
             Self::WebSocket(_) => ("websocket", Protocol::WebSocket),
             Self::Redis(..) => ("redis", Protocol::Redis),
+            Self::Kafka(..) => ("kafka", Protocol::Kafka),
             Self::Http(_) => ("http", Protocol::Http),
         }
     }
@@ -78,6 +96,7 @@ impl Endpoint {
         match self {
             Self::WebSocket(config) => check::websocket(config).await,
             Self::Redis(config, output) => check::redis(config, output).await,
+            Self::Kafka(config, output) => check::kafka(config, output).await,
             Self::Http(config) => check::http(config).await,
         }
     }
@@ -99,11 +118,18 @@ impl TestConnection {
                 };
                 Some(Endpoint::Redis(RedisSource { timeout_ms, ..source.clone() }, output))
             }
+            AdapterSource::Kafka(source) => {
+                let output = match &adapter.sink {
+                    AdapterSink::Kafka(KafkaSink { topic, brokers, .. }) if *brokers == source.brokers => topic.clone(),
+                    _ => self.output_topic.clone(),
+                };
+                Some(Endpoint::Kafka(KafkaSource { timeout_ms, ..source.clone() }, output))
+            }
             AdapterSource::Http(source) => Some(Endpoint::Http(HttpSource { timeout_ms, ..source.clone() })),
             AdapterSource::WebSocket(source) => {
                 Some(Endpoint::WebSocket(WebSocketSource { timeout_ms, ..source.clone() }))
             }
-            AdapterSource::File(_) | AdapterSource::Channel(_) | AdapterSource::Kafka(_) => None,
+            AdapterSource::File(_) | AdapterSource::Channel(_) => None,
         }
     }
 
@@ -117,6 +143,19 @@ impl TestConnection {
                 let stream = self.stream.clone();
                 let config = RedisSource { url, password_file: secret_file, stream, timeout_ms, ..default };
                 Some(Endpoint::Redis(config, self.output_stream.clone()))
+            }
+            Protocol::Kafka => {
+                let default = KafkaSource::default();
+                let config = KafkaSource {
+                    brokers: self.url.clone().unwrap_or_else(|| default.brokers.clone()),
+                    topics: vec![self.topic.clone()],
+                    username: self.username.clone().unwrap_or_default(),
+                    password_file: secret_file,
+                    properties: self.properties.iter().cloned().collect(),
+                    timeout_ms,
+                    ..default
+                };
+                Some(Endpoint::Kafka(config, self.output_topic.clone()))
             }
             Protocol::Http => {
                 let url = self.url.clone()?;
@@ -137,7 +176,7 @@ impl TestConnection {
     fn endpoints(&self) -> anyhow::Result<Vec<(String, Endpoint)>> {
         if self.url.is_some() {
             let Some(endpoint) = self.of_flags(self.protocol) else {
-                bail!("--url needs one protocol; give --protocol websocket, redis or http");
+                bail!("--url needs one protocol; give --protocol websocket, redis, kafka or http");
             };
             return Ok(vec![(endpoint.protocol().0.to_owned(), endpoint)]);
         }
@@ -152,7 +191,7 @@ impl TestConnection {
         if !configured.is_empty() {
             return Ok(configured);
         }
-        let all = [Protocol::WebSocket, Protocol::Redis, Protocol::Http];
+        let all = [Protocol::WebSocket, Protocol::Redis, Protocol::Kafka, Protocol::Http];
         let endpoints: Vec<(String, Endpoint)> = all
             .into_iter()
             .filter_map(|protocol| self.of_flags(protocol))

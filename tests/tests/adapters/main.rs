@@ -2,6 +2,7 @@
 
 mod feeds;
 mod files;
+mod kafka;
 mod redis;
 mod serve;
 mod soak;

@@ -6,6 +6,7 @@ use clap::{Args, Subcommand, ValueEnum};
 use weir_config::{Adapter, AdapterSink, AdapterSource, FileSink, FileSource, RedisSink, RedisSource, StdoutSink};
 
 use super::feeds::{StreamHttp, StreamWebSocket};
+use super::kafka::StreamKafka;
 use crate::arguments::Setup;
 
 /// `weir stream`.
@@ -23,6 +24,8 @@ pub(crate) enum StreamSource {
     File(StreamFile),
     /// Read a stream of Redis as a consumer of a group
     Redis(StreamRedis),
+    /// Read topics of Kafka as a consumer of a group
+    Kafka(Box<StreamKafka>),
     /// Read a feed over HTTP: server-sent events, or lines of JSON
     Http(StreamHttp),
     /// Read the messages of a WebSocket
@@ -258,6 +261,7 @@ impl StreamSource {
         match self {
             Self::File(file) => &file.common,
             Self::Redis(redis) => &redis.common,
+            Self::Kafka(kafka) => &kafka.common,
             Self::Http(http) => &http.common,
             Self::WebSocket(websocket) => &websocket.common,
         }
@@ -308,6 +312,7 @@ impl StreamSource {
                     ..adapter
                 }
             }
+            Self::Kafka(kafka) => kafka.adapter(),
             Self::Http(http) => http.adapter(),
             Self::WebSocket(websocket) => websocket.adapter(),
         }

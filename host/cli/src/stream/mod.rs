@@ -2,6 +2,7 @@
 
 pub(crate) mod arguments;
 mod feeds;
+mod kafka;
 
 use std::io::IsTerminal;
 use std::process::ExitCode;
@@ -21,6 +22,7 @@ use crate::adapters::RunningAdapters;
 use crate::run::progress::ProgressForm;
 use crate::{BUILTIN, logs};
 use arguments::Stream;
+pub(crate) use kafka::property;
 
 /// How often the progress bar is updated, and how often a plain line is written.
 const BAR_INTERVAL: Duration = Duration::from_millis(200);

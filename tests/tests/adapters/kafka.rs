@@ -1,0 +1,140 @@
+//! `weir stream kafka` with a broker.
+
+use std::collections::BTreeSet;
+use std::process::{Child, Stdio};
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, ensure};
+use weir_tests::kafka::{Kafka, KafkaRecord};
+use weir_tests::{Server, until};
+
+use super::{path, stub_stream, weir_command};
+
+/// Texts with ids, and keys of which several are in each partition.
+fn texts(ids: std::ops::Range<i64>) -> impl Iterator<Item = (String, String)> {
+    ids.map(|id| (format!("key-{}", id % 16), format!("{{\"text\":\"I love number {id}\",\"id\":{id}}}")))
+}
+
+fn start(kafka: &Kafka, more: &[&str]) -> Result<Child> {
+    let mut arguments = vec!["kafka", "--brokers", kafka.brokers(), "--quiet", "--session-timeout", "6"];
+    arguments.extend(["--property", "heartbeat.interval.ms=1000"]);
+    arguments.extend(more);
+    Ok(stub_stream(&arguments)?.stdout(Stdio::null()).stderr(Stdio::null()).spawn()?)
+}
+
+/// Ends a process with SIGTERM, which drains it. Its exit status is `code`: 1 if a record had an error.
+fn terminate(mut child: Child, code: i32) -> Result<()> {
+    std::process::Command::new("kill").args(["-s", "TERM", &child.id().to_string()]).status()?;
+    let status = child.wait()?;
+    ensure!(status.code() == Some(code), "the exit status after SIGTERM is {status}");
+    Ok(())
+}
+
+/// The different ids of results.
+fn ids(results: &[KafkaRecord]) -> BTreeSet<i64> {
+    let id = |result: &KafkaRecord| serde_json::from_str::<serde_json::Value>(&result.payload).ok()?["id"].as_i64();
+    results.iter().filter_map(id).collect()
+}
+
+/// A consumer is killed after the first results of each round, and the broker stops for a while: in the end every record has a result, and
+/// every position is committed.
+#[tokio::test]
+async fn killed_consumers_and_a_silent_broker_lose_no_record() -> Result<()> {
+    let kafka = Kafka::start().await?;
+    let mut count = 400;
+    kafka.produce(texts(0..count))?;
+    for round in 0..3 {
+        let before = kafka.count("sentiment-output")?;
+        // Few records in flight, so that not all are processed before the end.
+        let mut child = start(&kafka, &["--in-flight", "8"])?;
+        let written = until("written", || async { Ok(kafka.count("sentiment-output")? > before) }).await;
+        child.kill()?;
+        child.wait()?;
+        written.with_context(|| format!("round {round}"))?;
+        kafka.produce(texts(count..count + 100))?;
+        count += 100;
+    }
+    let child = start(&kafka, &["--strict"])?;
+    let before = kafka.count("sentiment-output")?;
+    until("written", || async { Ok(kafka.count("sentiment-output")? > before) }).await?;
+    kafka.signal("STOP")?;
+    // The broker is silent for less than the session timeout.
+    tokio::time::sleep(Duration::from_secs(3)).await;
+    kafka.signal("CONT")?;
+    kafka.produce(texts(count..count + 200))?;
+    count += 200;
+    until("committed", || async { Ok(kafka.committed("weir")? == count) }).await?;
+    terminate(child, 0)?;
+    let expected: BTreeSet<i64> = (0..count).collect();
+    let results = kafka.read("sentiment-output", |results| ids(results).len() == expected.len())?;
+    ensure!(ids(&results) == expected, "{:?} have no result", expected.difference(&ids(&results)));
+    for result in &results {
+        let id: i64 = ids(std::slice::from_ref(result)).into_iter().next().context("no id")?;
+        ensure!(result.key == format!("key-{}", id % 16), "{result:?}");
+        ensure!(result.headers.get("traceparent").map(String::as_str) == Some("00-1"), "{result:?}");
+        ensure!(result.headers.get("weir-model").map(String::as_str) == Some("sentiment"), "{result:?}");
+    }
+    Ok(())
+}
+
+/// Orderly ends repeat nothing; what has no text goes to the topic for errors.
+#[tokio::test]
+async fn transactions_commit_results_errors_and_positions() -> Result<()> {
+    let kafka = Kafka::start().await?;
+    kafka.produce(texts(0..200))?;
+    kafka.produce([("bad".to_owned(), "broken".to_owned()), ("bad".to_owned(), "{\"id\":7}".to_owned())])?;
+    for (count, code) in [(202, 1), (302, 0)] {
+        let child = start(&kafka, &["--transactional"])?;
+        until("committed", || async { Ok(kafka.committed("weir")? == count) }).await?;
+        terminate(child, code)?;
+        kafka.produce(texts(count - 2..count + 98))?;
+    }
+    let results = kafka.read("sentiment-output", |results| ids(results).len() == 300)?;
+    let control = usize::try_from(kafka.count("sentiment-output")?)?;
+    ensure!(results.len() == 300, "{} results of 300 records, {control} with markers of transactions", results.len());
+    let errors = kafka.read("sentiment-errors", |errors| errors.len() >= 2)?;
+    let payloads: BTreeSet<&str> = errors.iter().map(|error| error.payload.as_str()).collect();
+    assert_eq!(payloads, BTreeSet::from(["broken", "{\"id\":7}"]));
+    for error in &errors {
+        assert_eq!((error.key.as_str(), error.headers["weir-error-category"].as_str()), ("bad", "client"));
+    }
+    Ok(())
+}
+
+/// An adapter of the server shows its lag, and `weir test-connection` finds the topics.
+#[tokio::test]
+async fn server_reports_lag_and_connection_is_checked() -> Result<()> {
+    let kafka = Kafka::start().await?;
+    kafka.produce(texts(0..50))?;
+    let dir = tempfile::tempdir()?;
+    let file = path(dir.path(), "weir.toml");
+    let brokers = kafka.brokers();
+    std::fs::write(
+        &file,
+        format!(
+            "[[adapter]]\nname = 'k'\n[adapter.source]\nkind = 'kafka'\nbrokers = '{brokers}'\n[adapter.source.properties]\n'statistics.interval.ms' = '100'\n\
+             [adapter.sink]\nkind = 'kafka'\nbrokers = '{brokers}'\n",
+        ),
+    )?;
+    let mut server = Server::start_stub(&["--config", &file]).await?;
+    kafka.read("sentiment-output", |results| ids(results).len() == 50)?;
+    until("committed", || async { Ok(kafka.committed("weir")? == 50) }).await?;
+    // An error means that there is no such metric yet.
+    until("reported", || async { Ok(server.metric("weir_adapter_lag_records").await.is_ok_and(|lag| lag == 0.0)) })
+        .await?;
+    server.signal("TERM")?;
+    let status = server.wait().await?;
+    ensure!(status.success(), "{status}: {}", server.log());
+
+    let check = |arguments: &[&str]| -> Result<(bool, String)> {
+        let mut all = vec!["test-connection", "--protocol", "kafka", "--brokers", brokers, "--json"];
+        all.extend(arguments);
+        let output = weir_command(&all)?.output()?;
+        Ok((output.status.success(), String::from_utf8(output.stdout)?))
+    };
+    let (passed, lines) = check(&[])?;
+    ensure!(passed && lines.contains("\"read\"") && lines.contains("\"write\""), "{lines}");
+    let (passed, lines) = check(&["--property", "no.such.property=1"])?;
+    ensure!(!passed && lines.contains("no.such.property"), "{lines}");
+    Ok(())
+}

@@ -5,29 +5,12 @@ import { once } from "node:events";
 import { mkdirSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from "node:fs";
 import { createServer } from "node:http";
 import { tmpdir } from "node:os";
-import { test as nodeTest } from "node:test";
+import { testWithin, within } from "../../clients/typescript/test/deadlines.mjs";
 import { chromium } from "playwright-core";
 
-/** The longest time of a test, in milliseconds. */
-const TEST_MS = 180_000;
-
-/** As `test` of node:test, with a deadline. */
-export function test(name, options, run) {
-  return typeof options === "function" ? nodeTest(name, { timeout: TEST_MS }, options) : nodeTest(name, { timeout: TEST_MS, ...options }, run);
-}
-
-/** Fails unless a promise is settled within `limitMs`. */
-export async function within(promise, what, limitMs = 60_000) {
-  let timer;
-  const late = new Promise((_, reject) => {
-    timer = setTimeout(() => reject(new Error(`${what} took longer than ${limitMs} ms`)), limitMs);
-  });
-  try {
-    return await Promise.race([promise, late]);
-  } finally {
-    clearTimeout(timer);
-  }
-}
+/** `test` with a limit for each test. */
+export const test = testWithin(180_000);
+export { within };
 
 export const WEIR = process.env.WEIR_TEST_PROGRAM;
 export const BROWSER = process.env.WEIR_TEST_BROWSER;

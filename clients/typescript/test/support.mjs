@@ -3,28 +3,11 @@ import { spawn } from "node:child_process";
 import { once } from "node:events";
 import { createServer } from "node:http";
 import net from "node:net";
-import { test as nodeTest } from "node:test";
+import { testWithin, within } from "./deadlines.mjs";
 
-/** The longest time of a test, in milliseconds. */
-const TEST_MS = 120_000;
-
-/** As `test` of node:test, with a deadline. */
-export function test(name, options, run) {
-  return typeof options === "function" ? nodeTest(name, { timeout: TEST_MS }, options) : nodeTest(name, { timeout: TEST_MS, ...options }, run);
-}
-
-/** Fails unless a promise is settled within `limitMs`. */
-export async function within(promise, what, limitMs = 60_000) {
-  let timer;
-  const late = new Promise((_, reject) => {
-    timer = setTimeout(() => reject(new Error(`${what} took longer than ${limitMs} ms`)), limitMs);
-  });
-  try {
-    return await Promise.race([promise, late]);
-  } finally {
-    clearTimeout(timer);
-  }
-}
+/** `test` with a limit for each test. */
+export const test = testWithin(120_000);
+export { within };
 
 /** Serves HTTP on a free port until `close`. */
 export async function serve(handle) {

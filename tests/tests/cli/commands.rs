@@ -412,7 +412,7 @@ fn totals_of_run_and_stream_are_printed_as_json() -> Result<()> {
         for (name, value) in expected.as_object().context("an object")? {
             assert_eq!(&totals[name], value, "{command:?}: {err}");
         }
-        assert!(totals["elapsed_ms"].as_u64().is_some_and(|elapsed| elapsed > 0), "{err}");
+        assert!(totals["elapsed_ms"].as_f64().is_some_and(|elapsed| elapsed > 0.0), "{err}");
     }
     Ok(())
 }

@@ -130,6 +130,14 @@ impl Middleman {
     }
 }
 
+/// Ends the response, and reads what is left of the request: to close a socket with unread bytes resets the connection,
+/// which can take the response from the client.
+async fn read_to_end(mut client: TcpStream) -> Result<()> {
+    client.shutdown().await?;
+    while client.read(&mut [0; 4096]).await? > 0 {}
+    Ok(())
+}
+
 async fn answer(mut client: TcpStream, behind: String) -> Result<()> {
     let mut head = Vec::new();
     while !head.windows(4).any(|window| window == b"\r\n\r\n") {
@@ -143,8 +151,7 @@ async fn answer(mut client: TcpStream, behind: String) -> Result<()> {
     let chunked = "HTTP/1.1 200 OK\r\ncontent-type: application/x-ndjson\r\ntransfer-encoding: chunked\r\n\r\n";
     if is_for("silent") {
         // The request is read, and never answered.
-        let mut buffer = [0; 4096];
-        while client.read(&mut buffer).await? > 0 {}
+        while client.read(&mut [0; 4096]).await? > 0 {}
     } else if is_for("busy") {
         let body = "{\"code\":\"rate_limited\",\"detail\":\"slow down\",\"retryable\":true}";
         let answer = format!(
@@ -153,12 +160,15 @@ async fn answer(mut client: TcpStream, behind: String) -> Result<()> {
             body.len()
         );
         client.write_all(answer.as_bytes()).await?;
+        read_to_end(client).await?;
     } else if is_for("cut") {
         let piece = "{\"index\":0,\"id\":0,\"sco";
         client.write_all(format!("{chunked}{:x}\r\n{piece}\r\n", piece.len()).as_bytes()).await?;
+        read_to_end(client).await?;
     } else if is_for("nonsense") {
         let piece = "<html>hello</html>\n";
         client.write_all(format!("{chunked}{:x}\r\n{piece}\r\n0\r\n\r\n", piece.len()).as_bytes()).await?;
+        read_to_end(client).await?;
     } else {
         let mut server = TcpStream::connect(behind).await?;
         server.write_all(&head).await?;

@@ -123,12 +123,12 @@ impl Progress {
     }
 
     fn lines_per_s(&self, lines: u64) -> f64 {
-        lines as f64 / self.start.elapsed().as_secs_f64().max(1e-3)
+        lines as f64 / self.start.elapsed().as_secs_f64().max(1e-6)
     }
 
     fn json(&self, lines: u64) -> Value {
-        let elapsed_ms = u64::try_from(self.start.elapsed().as_millis()).unwrap_or(u64::MAX);
-        json!({ "lines": lines, "lines_per_s": self.lines_per_s(lines).round(), "elapsed_ms": elapsed_ms })
+        let elapsed = self.start.elapsed();
+        json!({ "lines": lines, "lines_per_s": self.lines_per_s(lines).round(), "elapsed_ms": milliseconds(elapsed) })
     }
 
     fn remaining(&self, bytes: u64) -> String {
@@ -148,4 +148,9 @@ fn bar(bytes_total: Option<u64>) -> ProgressBar {
         None => (ProgressBar::new_spinner(), "{spinner} {msg}  {elapsed}"),
     };
     bar.with_style(ProgressStyle::with_template(template).expect("the template is a constant and valid"))
+}
+
+/// A duration in milliseconds, to the microsecond: a short file takes less than one millisecond.
+pub(crate) fn milliseconds(duration: Duration) -> f64 {
+    (duration.as_secs_f64() * 1e6).round() / 1e3
 }

@@ -19,7 +19,7 @@ use weir_config::{Adapter, Config};
 use weir_runtime::Runtime;
 
 use crate::adapters::RunningAdapters;
-use crate::run::progress::ProgressForm;
+use crate::run::progress::{ProgressForm, milliseconds};
 use crate::{BUILTIN, logs};
 use arguments::Stream;
 pub(crate) use kafka::property;
@@ -148,8 +148,8 @@ impl ProgressView {
         let (records, elapsed) = (self.completed(), self.start.elapsed());
         json!({
             "records": records,
-            "records_per_s": (records as f64 / elapsed.as_secs_f64().max(1e-3)).round(),
-            "elapsed_ms": u64::try_from(elapsed.as_millis()).unwrap_or(u64::MAX),
+            "records_per_s": (records as f64 / elapsed.as_secs_f64().max(1e-6)).round(),
+            "elapsed_ms": milliseconds(elapsed),
         })
     }
 

@@ -107,7 +107,7 @@ pub(crate) fn task(house: &House, mut args: Args) -> Result<()> {
     let (runner, run): (_, &[&str]) = if nextest {
         (
             "nextest run",
-            &["--no-fail-fast", "--no-tests=pass", "--status-level", "slow", "--final-status-level", "fail"],
+            &["--no-fail-fast", "--no-tests=pass", "--status-level", "slow", "--final-status-level", "flaky"],
         )
     } else {
         ("test --lib --bins --tests", &["--no-fail-fast"])
@@ -238,6 +238,8 @@ enum CheckResult {
 #[derive(Default)]
 struct Report {
     rows: Vec<(String, Duration, CheckResult)>,
+    /// Tests that failed and passed when they were run again.
+    flaky: Vec<String>,
 }
 
 impl Report {
@@ -247,6 +249,7 @@ impl Report {
         let (elapsed, outcome) = match sh::run(&mut step, command) {
             Ok(output) if output.success => {
                 let summary = tests_run(output.lines.iter().map(String::as_str)).unwrap_or_default();
+                self.flaky.extend(flaky_tests(output.lines.iter().map(String::as_str)));
                 (step.done(&summary), CheckResult::Passed(summary))
             }
             Ok(output) => (step.failed(""), CheckResult::Failed(output.tail())),
@@ -283,6 +286,9 @@ impl Report {
         }
         let total = self.rows.iter().map(|(_, elapsed, _)| *elapsed).sum();
         println!("{:<14}{:>13}", "all", seconds(total));
+        if !self.flaky.is_empty() {
+            println!("\nfailed, and passed when run again: {}", self.flaky.join(", "));
+        }
         let mut failed = Vec::new();
         for (name, _, outcome) in &self.rows {
             if let CheckResult::Failed(output) = outcome {
@@ -312,9 +318,31 @@ fn tests_run<'a>(lines: impl Iterator<Item = &'a str>) -> Option<String> {
     passed.map(|count| format!("{count} tests run: {count} passed"))
 }
 
+/// The names of the tests that passed only when they were run again, from the list at the end of cargo-nextest's output.
+fn flaky_tests<'a>(lines: impl Iterator<Item = &'a str>) -> Vec<String> {
+    let mut tests = Vec::new();
+    for line in lines {
+        if let Some((_, name)) = line.trim().strip_prefix("FLAKY ").and_then(|rest| rest.split_once("] ")) {
+            let name = name.split_once(") ").map_or(name, |(_, name)| name);
+            tests.push(name.trim().to_owned());
+        }
+    }
+    tests
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn flaky_tests_are_named() {
+        let lines = [
+            "   FLAKY 2/2 [   0.530s] (12/34) weir-tests::cli commands::a",
+            "        PASS [ 0.1s] b",
+            "   FLAKY 2/2 [   1.530s] weir-edge stall::c",
+        ];
+        assert_eq!(flaky_tests(lines.into_iter()), ["weir-tests::cli commands::a", "weir-edge stall::c"]);
+    }
 
     #[test]
     fn test_counts_of_both_runners_are_read() {

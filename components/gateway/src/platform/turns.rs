@@ -4,10 +4,18 @@
 //! A slice is the time between two awaits. Before it the task yields to the host, so that other tasks and new requests
 //! run, and then waits for its turn. A computation that is short for every input needs no turn.
 
-use std::{cell::RefCell, collections::HashMap, future::poll_fn, pin::pin, task::Poll};
+use std::{
+    cell::{Cell, RefCell},
+    collections::HashMap,
+    future::poll_fn,
+    pin::pin,
+    task::Poll,
+};
 
+use futures::future::{Either, select};
 use spin_sdk::wasip3::{wit_bindgen::StreamWriter, wit_stream};
 use weir_core::turns::Turns;
+use weir_guest::notify::LocalNotify;
 use wit_bindgen::rt::async_support::yield_async;
 
 use crate::platform::clock;
@@ -62,8 +70,13 @@ pub(crate) async fn hand_over<T>(user: &str, bytes: usize, work: impl Future<Out
     if bytes < LARGE_BYTES {
         return work.await;
     }
-    let mut work = pin!(work);
     let turn = take(user).await;
+    begin(Some(turn), work).await
+}
+
+/// Runs the part of `work` before its first wait in a turn, then the rest without one.
+async fn begin<T>(turn: Option<Turn>, work: impl Future<Output = T>) -> T {
+    let mut work = pin!(work);
     let first = poll_fn(|context| Poll::Ready(work.as_mut().poll(context))).await;
     drop(turn);
     match first {
@@ -90,6 +103,57 @@ pub(crate) async fn run_over<T>(user: &str, bytes: usize, slice: impl FnOnce() -
 pub(crate) async fn run<T>(user: &str, slice: impl FnOnce() -> T) -> T {
     let _turn = take(user).await;
     slice()
+}
+
+/// The turn of a task with several futures, one of which takes it. While that one has it, the work of the others is part of it: they
+/// must not wait for a turn of their own, because the one with the turn may wait for them.
+#[derive(Default)]
+pub(crate) struct SharedTurn {
+    is_taken: Cell<bool>,
+    taken: LocalNotify,
+}
+
+/// The turn of [`SharedTurn::take`], until it is dropped.
+pub(crate) struct SharedTurnGuard<'a> {
+    shared: &'a SharedTurn,
+    _turn: Turn,
+}
+
+impl SharedTurn {
+    /// Waits for a turn of this user, for this future and for those that join.
+    pub(crate) async fn take(&self, user: &str) -> SharedTurnGuard<'_> {
+        let turn = take(user).await;
+        self.is_taken.set(true);
+        self.taken.notify();
+        SharedTurnGuard { shared: self, _turn: turn }
+    }
+
+    /// Waits for a turn of this user; none if the other future has the turn or gets it first.
+    pub(crate) async fn join(&self, user: &str) -> Option<Turn> {
+        if self.is_taken.get() {
+            return None;
+        }
+        let taken = pin!(self.taken.until(|| self.is_taken.get()));
+        match select(pin!(take(user)), taken).await {
+            Either::Left((turn, _)) => Some(turn),
+            Either::Right(_) => None,
+        }
+    }
+
+    /// Like [`hand_over`], in the turn of the other future if that has it.
+    pub(crate) async fn hand_over<T>(&self, user: &str, bytes: usize, work: impl Future<Output = T>) -> T {
+        if bytes < LARGE_BYTES {
+            return work.await;
+        }
+        let turn = self.join(user).await;
+        begin(turn, work).await
+    }
+}
+
+impl Drop for SharedTurnGuard<'_> {
+    fn drop(&mut self) {
+        self.shared.is_taken.set(false);
+    }
 }
 
 impl Drop for Turn {

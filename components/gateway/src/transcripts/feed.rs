@@ -39,7 +39,6 @@ use crate::{
         bindings::weir::stream::session::{Input, InputBody, Output},
         clock::{self, Deadline},
         store::owned_elsewhere,
-        turns,
     },
     transcripts::one_shot,
 };
@@ -91,8 +90,6 @@ struct Feed<'a> {
     put: LocalNotify,
     /// The problem of the last failed write of the session to the store.
     put_error: RefCell<Option<Problem>>,
-    /// True while `feed_lines` has the turn.
-    has_turn: Cell<bool>,
     /// Bytes of the longest event of the last batch.
     line_bytes: Cell<usize>,
     /// The last checkpoint, for [`SessionLog::end`]; only set if the request ends the session.
@@ -122,7 +119,6 @@ pub(crate) async fn feed(
         received: Cell::new(false),
         put: LocalNotify::default(),
         put_error: RefCell::default(),
-        has_turn: Cell::new(false),
         line_bytes: Cell::new(0),
         checkpoint: RefCell::default(),
         ends: matches!(source, FeedSource::End),
@@ -235,8 +231,7 @@ impl Feed<'_> {
                 return Err(Refusal::from(error));
             }
             // One turn for several lines: parsing them, and the computation of the session up to its first wait.
-            let turn = turns::take(&user).await;
-            self.has_turn.set(true);
+            let turn = self.log.turn.take(&user).await;
             let mut batch = Vec::with_capacity(INPUTS_MAX + 1);
             // The retained events of the channel must reach back to the last checkpoint.
             let inputs_max = (EVENTS_BYTES / self.line_bytes.get().max(1)).clamp(1, INPUTS_MAX);
@@ -249,7 +244,6 @@ impl Feed<'_> {
                 batch.push(convert::input(&line));
             }
             if batch.is_empty() {
-                self.has_turn.set(false);
                 return Ok(());
             }
             // The acknowledgements of a batch wait for its checkpoint: a client that has them finds them in the session.
@@ -261,11 +255,9 @@ impl Feed<'_> {
                 // The session waits for its outputs to be read.
                 Either::Right(((), written)) => {
                     drop(turn);
-                    self.has_turn.set(false);
                     written.await
                 }
             };
-            self.has_turn.set(false);
             if unwritten.is_empty() { Ok(()) } else { Err(one_shot::lost()) }
         });
         match read.await {
@@ -280,8 +272,9 @@ impl Feed<'_> {
         let mut buffer = Vec::with_capacity(OUTPUTS_MAX);
         loop {
             let (read, mut batch) = outputs.read(buffer).await;
-            // If `feed_lines` has the turn, this is part of it, so that the session can make progress.
-            let turn = if self.has_turn.get() { None } else { Some(turns::take(&user).await) };
+            // If `feed_lines` has the turn, this is part of it: that waits until the session has read its inputs, and the session
+            // waits until its outputs are read.
+            let turn = self.log.turn.join(&user).await;
             for output in batch.drain(..) {
                 convert::hand_over(&mut self.duplex.session.borrow_mut(), output);
             }

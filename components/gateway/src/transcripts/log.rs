@@ -20,7 +20,8 @@ use weir_core::channels::Cursor;
 use crate::{
     platform::{
         bindings::weir::stream::events::{self, Event, Failure},
-        store, turns,
+        store,
+        turns::SharedTurn,
     },
     transcripts::enrich,
 };
@@ -32,6 +33,8 @@ const EXPIRED: &str = "session_expired";
 pub(crate) struct SessionLog<'a> {
     pub(crate) registry: &'static SessionRegistry,
     pub(crate) entry: &'a Entry,
+    /// The turn of the request, in which its events are passed to the host.
+    pub(crate) turn: SharedTurn,
     after: Cell<Cursor>,
     /// The amount of events appended so far.
     appended: Cell<Amount>,
@@ -48,7 +51,15 @@ impl<'a> SessionLog<'a> {
     /// Continues after a cursor of the channel.
     pub(crate) fn new(registry: &'static SessionRegistry, entry: &'a Entry, after: Cursor) -> Self {
         let zero = || Cell::new((0, 0));
-        Self { registry, entry, after: Cell::new(after), appended: zero(), at_checkpoint: zero(), at_stored: zero() }
+        Self {
+            registry,
+            entry,
+            turn: SharedTurn::default(),
+            after: Cell::new(after),
+            appended: zero(),
+            at_checkpoint: zero(),
+            at_stored: zero(),
+        }
     }
 
     /// Enriches a batch, appends its events, and sets its checkpoint. Returns the cursors of its records.
@@ -97,7 +108,7 @@ impl<'a> SessionLog<'a> {
     /// Stores the session with its last checkpoint. Must not be called concurrently.
     pub(crate) async fn put(&self) -> Result<(), Problem> {
         let at_checkpoint = self.at_checkpoint.get();
-        self.registry.put(self.entry).await?;
+        self.registry.put_within(self.entry, &self.turn).await?;
         self.at_stored.set(at_checkpoint);
         Ok(())
     }
@@ -140,7 +151,7 @@ impl<'a> SessionLog<'a> {
         let owner = self.entry.owner();
         let (user, size) = (owner.clone().unwrap_or_default(), usize::try_from(bytes).unwrap_or(usize::MAX));
         let append = events::append(self.entry.channel.to_string(), events, Some(fence), owner);
-        let cursors = match turns::hand_over(&user, size, append).await {
+        let cursors = match self.turn.hand_over(&user, size, append).await {
             Ok(cursors) => cursors,
             Err(Failure::Finished) => return Err(finished()),
             Err(Failure::Fenced) => {

@@ -31,7 +31,8 @@ use crate::platform::{
     lease::{self, StoreLease},
     restoration::Restoration,
     settings::Settings,
-    store, turns,
+    store,
+    turns::SharedTurn,
 };
 
 /// The memory that is counted for an entry besides its checkpoint, in bytes.
@@ -332,6 +333,11 @@ impl SessionRegistry {
 
     /// Stores the session if its checkpoint is newer than the stored one.
     pub(crate) async fn put(&self, entry: &Entry) -> Result<(), Problem> {
+        self.put_within(entry, &SharedTurn::default()).await
+    }
+
+    /// Like [`put`](Self::put), in the turn of the request that feeds the session if it has one.
+    pub(crate) async fn put_within(&self, entry: &Entry, turn: &SharedTurn) -> Result<(), Problem> {
         let (bytes, ttl_ms, fence, owner) = {
             let mut state = entry.state.borrow_mut();
             let Some(fence) = state.store_lease.as_ref().map(|store_lease| store_lease.fence()) else {
@@ -349,7 +355,7 @@ impl SessionRegistry {
         };
         let (user, size) = (owner.clone().unwrap_or_default(), bytes.len());
         let put = persistence::put(&entry.channel, bytes, ttl_ms, fence, owner);
-        match turns::hand_over(&user, size, put).await {
+        match turn.hand_over(&user, size, put).await {
             Ok(()) => Ok(()),
             Err(Failure::Fenced) => {
                 entry.mark_lost();

@@ -3,8 +3,8 @@
 //!
 //! - `client`: the one client of `weir:stream/generate`; `convert`: its types as codec's.
 //! - `rewrite`: the sentences of a summary in other words.
-//! - `registry`: the generations of this instance; `running`: one of them, from its start to its last event; `batch`: the events of it that
-//!   are appended together.
+//! - `registry`: the generations of this instance; `start`: one of them up to its first event; `running`: from there to its last event;
+//!   `batch`: its events that are appended together.
 //! - `response`: a generation as a response; `routes`: the paths; `recovery`: the generations that a crash has
 //!   interrupted.
 //!
@@ -20,5 +20,6 @@ mod response;
 pub(crate) mod rewrite;
 mod routes;
 mod running;
+mod start;
 
 pub(crate) use recovery::wake;

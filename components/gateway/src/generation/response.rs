@@ -7,9 +7,10 @@ use spin_sdk::wasip3::{http::types::ErrorCode, wit_bindgen::StreamWriter as Body
 use weir_codec::{
     channels::route::Channel,
     generation::{
-        dialect::{Dialect, GenerationStream, StreamFraming},
+        dialect::{Dialect, StreamFraming},
         event::{GenerationEvent, Started},
         generated::Generated,
+        render::GenerationStream,
     },
     http::problem::Problem,
 };

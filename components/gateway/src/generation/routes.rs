@@ -28,7 +28,8 @@ use super::{
     client::{self, Computation},
     registry::{Registry, not_found},
     response::{self, ChannelEvents, GenerationResponse, Source},
-    running::{RunningGeneration, StartingGeneration, problem},
+    running::{RunningGeneration, problem},
+    start::StartingGeneration,
 };
 use crate::{
     channels::authorize::authorize,

@@ -1,39 +1,28 @@
-//! A generation from its start to its last event.
+//! A generation from its first event to its last.
 //!
 //! | key | value |
 //! |---|---|
 //! | `generation:ID` in the state | present while the generation runs; its lease is held by the instance that runs it |
 //! | `generation:ID` as a channel | its events |
 
-use std::{cell::Cell, pin::pin, rc::Rc};
+use std::{cell::Cell, pin::pin};
 
 use futures::future::{Either, join, select};
-use spin_sdk::wasip3::spawn;
-use weir_auth::identity::Identity;
 use weir_codec::{
     channels::route::{Channel, ChannelKind},
-    generation::{
-        ApiRequest,
-        dialect::Dialect,
-        event::{Failed, GenerationEvent, Started},
-        request::GenerateRequest,
-    },
+    generation::event::{Failed, GenerationEvent},
     http::problem::Problem,
 };
-use weir_core::time::Now;
 
 use super::{
     batch::EventBatch,
     client::{self, Computation, Progress},
-    registry::{Admission, Registry},
 };
 use crate::{
     channels::ownership,
-    http::request_id,
     platform::{
         bindings::weir::stream::{
             events::{self, Event, Failure as StoreFailure},
-            generate_types::Begun,
             state,
         },
         clock::{self, Deadline},
@@ -48,7 +37,6 @@ use crate::{
 const CANCEL_MS: u64 = 2000;
 /// The first and the longest delay between attempts to append, in milliseconds. They end after [`lease::patience_ms`].
 const RETRY_MS: (u64, u64) = (100, 2000);
-const NS_PER_S: u64 = 1_000_000_000;
 
 /// A generation that runs in this instance.
 pub(super) struct RunningGeneration {
@@ -63,88 +51,20 @@ pub(super) struct RunningGeneration {
     end: TaskNotify,
 }
 
-/// A generation whose prompt is being computed.
-pub(super) struct StartingGeneration {
-    admission: Admission,
-    id: String,
-    model: String,
-    choices: u32,
-    dialect: Dialect,
-    computation: Computation,
-    began: Now,
-}
-
-impl StartingGeneration {
-    /// Starts a generation.
-    pub(super) async fn start(
-        request: ApiRequest,
-        identity: &Identity,
-        deadline_ms: Option<u32>,
-        began: Now,
-    ) -> Result<Self, Problem> {
-        let id = format!("{:032x}", u128::from_be_bytes(request_id::random()));
-        let admission = Registry::current().admit(&id, identity.user())?;
-        let ApiRequest { request, detach, dialect, .. } = request;
-        let GenerateRequest { model, choices, .. } = &request;
-        let (model, choices) = (client::choose_model(model.clone(), began).await?, *choices);
-        let user = Settings::current().is_ok_and(|settings| settings.auth.required).then(|| identity.user());
-        let computation = Computation::start_for(user, request, model.clone(), deadline_ms, detach).await;
-        Ok(Self { admission, id, model, choices, dialect, computation, began })
-    }
-
-    pub(super) fn id(&self) -> &str {
-        &self.id
-    }
-
-    /// Waits until the prompt is computed, appends the first event, and spawns the task that runs the generation.
-    pub(super) async fn run(mut self) -> Result<Rc<RunningGeneration>, Problem> {
-        let channel = Channel::new(ChannelKind::Generation, &self.id);
-        let channel = channel.map_err(|error| Problem::internal(&error.to_string()))?;
-        let begun = match self.computation.wait_begun().await {
-            Ok(begun) => begun,
-            Err(failure) => return Err(client::problem(failure, self.began).await),
-        };
-        // Acquired only now: nothing renews the lease while the prompt is computed.
-        let lease = match lease::acquire(channel.to_string()).await.map_err(store::problem)? {
-            Ok(lease) => lease,
-            Err(remaining_ms) => return Err(store::owned_elsewhere(remaining_ms)),
-        };
-        let running = RunningGeneration {
-            id: self.id.clone(),
-            owner: self.admission.user.clone(),
+impl RunningGeneration {
+    pub(super) fn new(id: String, owner: String, channel: Channel, lease: StoreLease) -> Self {
+        Self {
+            id,
+            owner,
             channel,
             lease,
             is_cancelled: Cell::new(false),
             cancel: TaskNotify::default(),
             has_ended: Cell::new(false),
             end: TaskNotify::default(),
-        };
-        if let Err(problem) = running.open(self.started(&begun)).await {
-            running.close().await;
-            return Err(problem);
         }
-        let running = Rc::new(running);
-        Registry::current().insert(running.clone());
-        let progress = Progress::new(&begun, self.choices);
-        spawn(running.clone().drive(self.computation, progress));
-        Ok(running)
     }
 
-    fn started(&self, begun: &Begun) -> GenerationEvent {
-        GenerationEvent::Started(Started {
-            generation_id: self.id.clone(),
-            model: self.model.clone(),
-            created: clock::now().unix_ns / NS_PER_S,
-            prompt_tokens: begun.prompt_tokens,
-            cached_tokens: begun.cached_tokens,
-            seed: begun.seed,
-            choices: self.choices,
-            dialect: self.dialect.clone(),
-        })
-    }
-}
-
-impl RunningGeneration {
     /// Cancels it, unless it has ended.
     pub(super) fn cancel(&self) {
         self.is_cancelled.set(true);
@@ -163,7 +83,7 @@ impl RunningGeneration {
     }
 
     /// Stores the key of the generation and the owner of its channel, and appends its first event.
-    async fn open(&self, started: GenerationEvent) -> Result<(), Problem> {
+    pub(super) async fn open(&self, started: GenerationEvent) -> Result<(), Problem> {
         let key = self.channel.to_string();
         let value = b"{}".to_vec();
         let put = state::put(key, value, None, Some(self.lease.fence()), self.share());
@@ -214,7 +134,7 @@ impl RunningGeneration {
     }
 
     /// Appends the events of a computation until the last. No task awaits this.
-    async fn drive(self: Rc<Self>, computation: Computation, progress: Progress) {
+    pub(super) async fn drive(&self, computation: Computation, progress: Progress) {
         let is_complete = {
             let run = pin!(self.events(computation, progress));
             // If the lease is lost, another instance has ended the generation.
@@ -229,7 +149,6 @@ impl RunningGeneration {
             // The key remains, so that recovery appends a last event once the store accepts one.
             self.lease.release().await;
         }
-        Registry::current().remove(&self.id);
     }
 
     /// Appends the events of a computation; true if the last one is appended.
@@ -286,7 +205,7 @@ impl RunningGeneration {
 
     /// Deletes its key and releases its lease. Best effort: otherwise recovery finds that the channel has its last
     /// event.
-    async fn close(&self) {
+    pub(super) async fn close(&self) {
         let _ = state::delete(self.channel.to_string(), Some(self.lease.fence())).await;
         self.lease.release().await;
     }

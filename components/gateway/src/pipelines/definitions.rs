@@ -16,6 +16,7 @@ use weir_codec::pipelines::{
     definition::DEFINITION_BYTES_MAX,
     definition_file::{self, DefinitionFault},
     route::is_name,
+    upload,
 };
 use weir_core::pipelines::{Definition, NAME_BYTES_MAX};
 
@@ -42,6 +43,12 @@ struct CachedDefinition {
 
 /// A definition, or why its file cannot be used.
 pub(super) type LoadResult = Result<Arc<Definition>, Rc<DefinitionFault>>;
+
+/// The built-in pipeline, which runs uploads that name none.
+pub(super) fn built_in(name: &str) -> Option<LoadResult> {
+    let read = || definition_file::read(upload::DEFINITION.as_bytes(), upload::PIPELINE);
+    (name == upload::PIPELINE).then(|| read().map(Arc::new).map_err(Rc::new))
+}
 
 impl Definitions {
     pub(super) fn new(dir: &Path) -> Self {

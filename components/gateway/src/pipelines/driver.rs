@@ -12,6 +12,7 @@ use futures::{
     future::{AbortHandle, Abortable, FusedFuture as _, LocalBoxFuture},
     stream::FuturesUnordered,
 };
+use spin_sdk::wasip3::spawn;
 use weir_codec::pipelines::execution::ExecutionSummary;
 use weir_core::{
     pipelines::{Batch, Execution, Run},
@@ -22,7 +23,7 @@ use super::{
     Pipelines,
     persistence::{self, WriteRefused},
     running::RunningExecution,
-    steps, upload,
+    steps, upload_progress,
 };
 use crate::platform::clock::{self, Deadline};
 
@@ -36,6 +37,17 @@ const NS_PER_MS: u64 = 1_000_000;
 pub(super) struct Runs {
     running: FuturesUnordered<LocalBoxFuture<'static, Run>>,
     handles: Vec<(Run, AbortHandle)>,
+}
+
+impl Pipelines {
+    /// Registers an execution and spawns its driver.
+    pub(super) fn spawn_driver(&'static self, running: RunningExecution) -> Rc<RunningExecution> {
+        let running = Rc::new(running);
+        let id = running.execution.borrow().id().clone();
+        self.running.borrow_mut().insert(id, running.clone());
+        spawn(drive(self, running.clone()));
+        running
+    }
 }
 
 /// Drives an execution to its end. No task awaits this: it ends with the execution, or with the instance.
@@ -65,7 +77,7 @@ pub(super) async fn drive(pipelines: &'static Pipelines, running: Rc<RunningExec
             if append.is_none()
                 && let Some(batch) = execution.poll_events(now)
             {
-                append = Some(upload::store(running.clone(), batch).boxed_local());
+                append = Some(upload_progress::store(running.clone(), batch).boxed_local());
             }
             if execution.is_drained() && save.is_none() && append.is_none() {
                 break;
@@ -118,7 +130,7 @@ pub(super) async fn drive(pipelines: &'static Pipelines, running: Rc<RunningExec
     // The execution has ended: the remaining runs and writes are dropped.
     drop((runs, save, append));
     let is_ended = !running.is_lost() && !running.is_refused() && {
-        upload::report_end(&running).await;
+        upload_progress::report_end(&running).await;
         persistence::end(pipelines, &running).await.is_ok()
     };
     if !is_ended {

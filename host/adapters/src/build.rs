@@ -4,8 +4,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use weir_codec::adapter::config::{AdapterConfig, Format, OrderingName, OutputFormat, TaskKind};
-use weir_codec::adapter::decode::Fields;
+use weir_codec::adapter::config::{AdapterConfig, Fields, Format, OrderingName, OutputFormat, TaskKind};
 use weir_codec::adapter::encode::csv_columns;
 use weir_config::{Adapter, AdapterSink, AdapterSource, KafkaSink};
 use weir_core::adapter::ReconnectConfig;

@@ -6,8 +6,6 @@ use weir_core::{
     inference::retry::{RetryConfig, RetryPolicy},
 };
 
-use super::decode::Fields;
-
 /// The settings of an adapter component.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -56,6 +54,36 @@ impl Default for AdapterConfig {
             top_k: 1,
             aggregation: Aggregation::Average,
             truncation: true,
+        }
+    }
+}
+
+/// Where the fields of an item are: a JSON pointer (RFC 6901) such as `/review/text`, or the name of a member or of a column. An empty
+/// string means that the field is not read.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Fields {
+    /// The text.
+    pub text: String,
+    /// The second text of a pair.
+    pub text_pair: String,
+    /// The id, a string or an integer; repeated in the result.
+    pub id: String,
+    /// The language; repeated in the result.
+    pub language: String,
+    /// The user; repeated in the result.
+    pub user: String,
+}
+
+impl Default for Fields {
+    fn default() -> Self {
+        let name = |name: &str| name.to_owned();
+        Self {
+            text: name("/text"),
+            text_pair: String::new(),
+            id: name("/id"),
+            language: name("/language"),
+            user: name("/user"),
         }
     }
 }

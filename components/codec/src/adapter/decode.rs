@@ -1,9 +1,9 @@
 //! Decodes the payloads of records into items.
 
-use serde::{Deserialize, Serialize};
+use serde::Serialize;
 
 use super::{
-    config::{AdapterConfig, Format},
+    config::{AdapterConfig, Fields, Format},
     csv,
 };
 use crate::{
@@ -22,36 +22,6 @@ pub const PAYLOAD_BYTES_MAX: usize = 8 << 20;
 pub const ITEMS_MAX: usize = 65_536;
 /// Maximum number of JSON values of one payload.
 const VALUES_MAX: usize = 1 << 20;
-
-/// Where the fields of an item are: a JSON pointer (RFC 6901) such as `/review/text`, or the name of a member or of a column. An empty
-/// string means that the field is not read.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct Fields {
-    /// The text.
-    pub text: String,
-    /// The second text of a pair.
-    pub text_pair: String,
-    /// The id, a string or an integer; repeated in the result.
-    pub id: String,
-    /// The language; repeated in the result.
-    pub language: String,
-    /// The user; repeated in the result.
-    pub user: String,
-}
-
-impl Default for Fields {
-    fn default() -> Self {
-        let name = |name: &str| name.to_owned();
-        Self {
-            text: name("/text"),
-            text_pair: String::new(),
-            id: name("/id"),
-            language: name("/language"),
-            user: name("/user"),
-        }
-    }
-}
 
 /// The input of an item.
 #[derive(Debug, Clone, PartialEq)]

@@ -2,7 +2,7 @@
 //!
 //! - [`request`]: the request for a generation; `message`: the messages and tools of a chat in one form.
 //! - [`event`]: the events of a generation, as stored in its channel; [`generated`]: the text collected from them.
-//! - [`dialect`]: a stream of events in the form of an API; [`error`]: errors in the form of each API.
+//! - [`dialect`]: the forms of a response; [`render`]: a generation in them; [`error`]: errors in the form of each API.
 //! - [`weir`], [`chat`], [`completions`], [`responses`], [`messages`], [`gemini`], [`ui`]: the APIs.
 //! - [`upstream`]: the same APIs the other way round, for other servers that generate.
 //! - [`rewrite`]: abstractive summaries.
@@ -17,6 +17,7 @@ pub mod gemini;
 pub mod generated;
 mod message;
 pub mod messages;
+pub mod render;
 pub mod request;
 pub mod responses;
 pub mod resume;

@@ -5,11 +5,12 @@ use serde_json::{Value, json};
 
 use super::{
     ApiRequest, chat, completions,
-    dialect::{Dialect, DialectKind, GenerationStream, StreamFraming},
+    dialect::{Dialect, DialectKind, StreamFraming},
     event::{Alternative, Done, Failed, Finish, GenerationEvent, Started, Token, TokenLogprob, ToolDelta, Usage},
     gemini,
     generated::Generated,
     messages,
+    render::GenerationStream,
     request::{Format, Prompt},
     responses, ui, weir,
 };

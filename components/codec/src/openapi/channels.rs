@@ -2,7 +2,7 @@
 
 use serde_json::{Map, Value, json};
 
-use super::{Schemas, problem};
+use super::schemas::{Schemas, problem};
 use crate::channels::{
     event::events_of,
     filter::THROTTLE_MS_MAX,

@@ -2,7 +2,7 @@
 
 use serde_json::{Map, Value, json};
 
-use super::{Schemas, json_of};
+use super::schemas::{Schemas, json_of};
 use crate::{
     channels::route::ID_BYTES_MAX,
     generation::{

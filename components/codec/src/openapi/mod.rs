@@ -3,28 +3,23 @@
 mod channels;
 mod generation;
 mod pipelines;
+mod schemas;
 mod sessions;
 mod tasks;
 mod transcript;
 
-use schemars::{
-    JsonSchema, SchemaGenerator,
-    generate::{Contract, SchemaSettings},
-};
 use serde_json::{Map, Value, json};
 
+use self::schemas::{BATCH_PROBLEMS, BODY_PROBLEMS, Schemas, json_of, problem};
 use crate::{
-    http::{
-        problem,
-        route::{Index, ROUTES, Route},
-    },
+    http::route::{Index, ROUTES, Route},
     inference::models,
     pipelines::{process_batch, process_event, process_request::ProcessRequest},
 };
 
 /// The OpenAPI document.
 pub fn document(version: &str) -> Value {
-    let mut schemas = Schemas { requests: generator(Contract::Deserialize), responses: generator(Contract::Serialize) };
+    let mut schemas = Schemas::new();
     let mut paths = Map::new();
     for (path, route) in ROUTES {
         let method = if route.posts() { "post" } else { "get" };
@@ -34,8 +29,7 @@ pub fn document(version: &str) -> Value {
     channels::add(&mut paths, &mut schemas);
     sessions::add(&mut paths, &mut schemas);
     pipelines::add(&mut paths, &mut schemas);
-    let mut components = schemas.requests.take_definitions(true);
-    components.append(&mut schemas.responses.take_definitions(true));
+    let components = schemas.into_definitions();
     json!({
         "openapi": "3.1.0",
         "info": {
@@ -51,47 +45,6 @@ pub fn document(version: &str) -> Value {
         "components": { "schemas": components },
     })
 }
-
-/// The schemas of request bodies, in which fields with a default may be absent, and of responses.
-struct Schemas {
-    requests: SchemaGenerator,
-    responses: SchemaGenerator,
-}
-
-impl Schemas {
-    fn request<T: JsonSchema>(&mut self) -> Value {
-        self.requests.subschema_for::<T>().to_value()
-    }
-
-    fn response<T: JsonSchema>(&mut self) -> Value {
-        self.responses.subschema_for::<T>().to_value()
-    }
-}
-
-fn generator(contract: Contract) -> SchemaGenerator {
-    let mut settings = SchemaSettings::draft2020_12();
-    settings.contract = contract;
-    settings.definitions_path = "/components/schemas".into();
-    settings.meta_schema = None;
-    settings.into_generator()
-}
-
-/// The problems of every request with a body.
-const BODY_PROBLEMS: [(&str, &str); 6] = [
-    ("400", "The body is empty, incomplete, not UTF-8, not JSON, or not an object"),
-    ("406", "The client accepts none of the media types of the response"),
-    ("408", "The body did not arrive in time"),
-    ("413", "The body is too large"),
-    ("415", "The body is not JSON in UTF-8"),
-    ("422", "The body has invalid fields; `errors` lists them"),
-];
-
-/// The problems of a request whose response is one document.
-const BATCH_PROBLEMS: [(&str, &str); 3] = [
-    ("502", "Inference failed on this text; `step` is the failed step"),
-    ("503", "The model is not available now, see `Retry-After`"),
-    ("504", "The request took too long"),
-];
 
 fn operation(route: Route, schemas: &mut Schemas) -> Value {
     let (id, summary, ok) = match route {
@@ -218,11 +171,6 @@ fn other_dialect(route: Route) -> (&'static str, &'static str, &'static str) {
     }
 }
 
-/// The content of a problem response.
-fn problem(schemas: &mut Schemas) -> Value {
-    json!({ problem::CONTENT_TYPE: { "schema": schemas.response::<problem::Wire<'_>>() } })
-}
-
 fn description(route: Route) -> String {
     let text = match route {
         Route::Task(_) | Route::Hub | Route::Predict => return tasks::description(route),
@@ -238,8 +186,4 @@ fn description(route: Route) -> String {
         _ => "The response",
     };
     text.to_owned()
-}
-
-fn json_of(schema: Value) -> Value {
-    json!({ "application/json": { "schema": schema } })
 }

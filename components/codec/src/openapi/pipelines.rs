@@ -3,7 +3,7 @@
 use serde_json::{Map, Value, json};
 use weir_core::pipelines::{NAME_BYTES_MAX, State, StepState};
 
-use super::{Schemas, problem};
+use super::schemas::{Schemas, problem};
 use crate::{
     json::field::FieldError,
     pipelines::{

@@ -2,7 +2,10 @@
 
 use serde_json::{Map, Value, json};
 
-use super::{Schemas, json_of, problem, transcript};
+use super::{
+    schemas::{Schemas, json_of, problem},
+    transcript,
+};
 use crate::{
     channels::route::ID_BYTES_MAX,
     transcripts::{

@@ -3,7 +3,7 @@
 use schemars::JsonSchema;
 use serde_json::{Value, json};
 
-use super::{BATCH_PROBLEMS, BODY_PROBLEMS, Schemas, json_of};
+use super::schemas::{BATCH_PROBLEMS, BODY_PROBLEMS, Schemas, json_of, problem};
 use crate::{
     http::route::Route,
     inference::{
@@ -362,7 +362,7 @@ pub(super) fn problems(route: Route, schemas: &mut Schemas) -> Vec<(&'static str
     };
     match route {
         Route::Task(_) => {
-            let content = super::problem(schemas);
+            let content = problem(schemas);
             let mut all = of(&BODY_PROBLEMS, content.clone());
             all.extend(of(&ITEM_PROBLEMS, content.clone()));
             all.extend(of(&BATCH_PROBLEMS, content));

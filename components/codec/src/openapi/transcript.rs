@@ -3,7 +3,7 @@
 use schemars::JsonSchema;
 use serde_json::{Value, json};
 
-use super::{Schemas, json_of};
+use super::schemas::{Schemas, json_of};
 use crate::{
     http::route::Route,
     transcripts::{

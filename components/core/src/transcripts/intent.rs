@@ -19,6 +19,7 @@
 
 mod cues;
 
+use self::cues::PhraseHint;
 use super::{
     phrases::Phrases,
     words::{Gap, Lexicon, UNKNOWN, Word, Words},
@@ -43,35 +44,6 @@ named! {
         /// Anything else.
         General = "general",
     }
-}
-
-/// The hint that a phrase gives.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum PhraseHint {
-    Clarify,
-    Decide,
-    /// A request, if a verb of [`cues::VERBS`] follows.
-    Request,
-    Ask,
-    /// A question at the beginning of a sentence, if one of [`cues::SUBJECTS`] follows.
-    Invert,
-    /// A question at the beginning of a sentence, if one of [`cues::AUXILIARIES`] follows within three words.
-    Wh,
-    Act,
-    /// An action that is suggested.
-    Suggest,
-    /// An action, if a verb follows.
-    ActVerb,
-    /// An action at the beginning of a sentence, unless an auxiliary follows.
-    Imperative,
-    Commit,
-    /// A promise, if a verb follows.
-    CommitVerb,
-    Agree,
-    /// An agreement, in a short sentence.
-    Assent,
-    /// No hint; covers words that would otherwise be a cue.
-    Nothing,
 }
 
 /// A set of words, by id.

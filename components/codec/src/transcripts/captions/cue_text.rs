@@ -1,6 +1,6 @@
 //! The text of a cue without its markup.
 
-use super::{Captions, references};
+use super::{format::Captions, references};
 
 /// The text of a cue and its speaker.
 #[derive(Debug, Default, PartialEq, Eq)]

@@ -14,6 +14,7 @@
 
 mod cue_text;
 mod encoding;
+mod format;
 mod references;
 mod sniff;
 
@@ -24,32 +25,14 @@ use weir_core::transcripts::Chunk;
 
 pub use self::{
     encoding::{EncodingError, EncodingReason, decode},
+    format::Captions,
     sniff::{Content, sniff},
 };
 
-use self::cue_text::CueText;
-
-/// The formats of captions.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Captions {
-    /// SubRip.
-    Srt,
-    /// WebVTT.
-    WebVtt,
-}
-
-impl Captions {
-    /// The format of a text: WebVTT if it begins with `WEBVTT`, else SubRip.
-    pub fn of_text(text: &str) -> Self {
-        match without_bom(text).trim_start().starts_with(SIGNATURE) {
-            true => Self::WebVtt,
-            false => Self::Srt,
-        }
-    }
-}
-
-const SIGNATURE: &str = "WEBVTT";
-const ARROW: &str = "-->";
+use self::{
+    cue_text::CueText,
+    format::{ARROW, SIGNATURE, without_bom},
+};
 
 /// A cue.
 #[derive(Debug, Clone, PartialEq)]
@@ -106,10 +89,6 @@ fn in_order(cues: Vec<Result<Cue, CaptionError>>) -> Vec<Result<Cue, CaptionErro
     }
     timed.sort_by(|(a, _), (b, _)| a.partial_cmp(b).unwrap_or(Ordering::Equal));
     timed.into_iter().map(|(_, cue)| cue).collect()
-}
-
-fn without_bom(text: &str) -> &str {
-    text.strip_prefix('\u{feff}').unwrap_or(text)
 }
 
 /// The lines of a text and the cues read from them.

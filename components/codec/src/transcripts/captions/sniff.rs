@@ -1,6 +1,9 @@
 //! Detects by content whether a file is captions or lines of JSON.
 
-use super::{ARROW, SIGNATURE, encoding::Encoding};
+use super::{
+    encoding::Encoding,
+    format::{ARROW, SIGNATURE},
+};
 
 /// The content of a file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

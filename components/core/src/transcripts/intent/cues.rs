@@ -1,7 +1,34 @@
 //! The phrases of the intent rules. Words are separated by spaces, phrases by semicolons; a space in a phrase matches
 //! any gap within a sentence.
 
-use super::PhraseHint;
+/// The hint that a phrase gives.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum PhraseHint {
+    Clarify,
+    Decide,
+    /// A request, if a verb of [`VERBS`] follows.
+    Request,
+    Ask,
+    /// A question at the beginning of a sentence, if one of [`SUBJECTS`] follows.
+    Invert,
+    /// A question at the beginning of a sentence, if one of [`AUXILIARIES`] follows within three words.
+    Wh,
+    Act,
+    /// An action that is suggested.
+    Suggest,
+    /// An action, if a verb follows.
+    ActVerb,
+    /// An action at the beginning of a sentence, unless an auxiliary follows.
+    Imperative,
+    Commit,
+    /// A promise, if a verb follows.
+    CommitVerb,
+    Agree,
+    /// An agreement, in a short sentence.
+    Assent,
+    /// No hint; covers words that would otherwise be a cue.
+    Nothing,
+}
 
 /// Verbs of requests and promises.
 pub(super) const VERBS: &str = "add adjust arrange ask assign attach book bring build call cancel change check circulate clean close \

@@ -29,7 +29,7 @@ use crate::share::{ClientKey, Permit, PermitRefusal};
 use crate::sse::gzip;
 use crate::sse::hold::{self, HeldResponse, HoldError, HoldInstruction};
 use crate::state::EdgeState;
-use crate::stats::{self, StatsStream};
+use crate::stats::StatsStream;
 use crate::websocket::handshake::{self, Handshake, HandshakeError};
 
 /// The content types of `/v1/stats`.
@@ -216,7 +216,7 @@ async fn metrics<B: RequestBody>(
         return EdgeResponse::Http(edge_response::stats(stream, Some(Framing::Sse), id));
     }
     if is_stats {
-        return EdgeResponse::Http(edge_response::stats(ResponseBody::full_with(stats::body(state), permit), None, id));
+        return EdgeResponse::Http(edge_response::stats(ResponseBody::full_with(state.stats(), permit), None, id));
     }
     state.runtime.report();
     EdgeResponse::Http(edge_response::metrics(state.observer.render(), id, permit))

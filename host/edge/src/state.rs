@@ -4,6 +4,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Instant;
 
+use bytes::Bytes;
 use serde_json::Value;
 use tokio::sync::watch;
 use weir_codec::adapter::health::AdapterReport;
@@ -19,7 +20,7 @@ use crate::observe::Observer;
 use crate::share::SharedPool;
 use crate::shedding::Shedder;
 use crate::sse::subscribers::Subscribers;
-use crate::stats::SharedSnapshot;
+use crate::stats::{self, SharedSnapshot, StatsSource};
 
 /// Most concurrent requests to `/livez` and `/readyz`: more than any prober sends.
 const PROBES_MAX: u32 = 64;
@@ -121,9 +122,25 @@ impl EdgeState {
         self.draining.load(Ordering::Relaxed)
     }
 
+    /// The body of `/v1/stats`.
+    pub(crate) fn stats(&self) -> Bytes {
+        self.runtime.report();
+        stats::body(&self.observer.render(), self.configuration.get(), self.start_time.elapsed())
+    }
+
     /// A request id that is unique in this process.
     pub(crate) fn new_request_id(&self) -> String {
         format!("edge-{:x}-{:x}", self.process_id, self.next_id.fetch_add(1, Ordering::Relaxed))
+    }
+}
+
+impl StatsSource for EdgeState {
+    fn recent_stats(&self) -> Bytes {
+        self.shared_stats.get(Instant::now(), || self.stats())
+    }
+
+    fn is_draining(&self) -> bool {
+        Self::is_draining(self)
     }
 }
 

@@ -14,7 +14,6 @@ use weir_codec::http::timestamp::rfc3339;
 use weir_config::ChangedSetting;
 
 use crate::share::Permit;
-use crate::state::EdgeState;
 
 /// The time between two snapshots of a stream.
 const PERIOD: Duration = Duration::from_secs(1);
@@ -174,13 +173,20 @@ fn quantile(buckets: &[(f64, f64)], share: f64) -> Option<f64> {
 /// The configuration of a server that was not given one to show.
 static NO_SETTINGS: Value = Value::Array(Vec::new());
 
-/// The snapshot as a body.
-pub(crate) fn body(state: &EdgeState) -> Bytes {
-    state.runtime.report();
+/// The snapshot of a process that has run for `uptime`, as a body.
+pub(crate) fn body(exposition: &str, configuration: Option<&Value>, uptime: Duration) -> Bytes {
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    let configuration = state.configuration.get().unwrap_or(&NO_SETTINGS);
-    let stats = snapshot(&state.observer.render(), configuration, state.start_time.elapsed(), now);
+    let stats = snapshot(exposition, configuration.unwrap_or(&NO_SETTINGS), uptime, now);
     Bytes::from(format!("{stats}\n"))
+}
+
+/// A server whose snapshots are sent as a stream.
+pub(crate) trait StatsSource: Send + Sync {
+    /// A snapshot that is at most half a second old.
+    fn recent_stats(&self) -> Bytes;
+
+    /// Whether streams end.
+    fn is_draining(&self) -> bool;
 }
 
 /// How old a snapshot may be that several streams share.
@@ -192,7 +198,7 @@ pub(crate) struct SharedSnapshot(Mutex<Option<(Instant, Bytes)>>);
 
 impl SharedSnapshot {
     /// The last snapshot, or a new one if that is too old.
-    fn get(&self, now: Instant, render: impl FnOnce() -> Bytes) -> Bytes {
+    pub(crate) fn get(&self, now: Instant, render: impl FnOnce() -> Bytes) -> Bytes {
         let mut last = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         match &*last {
             Some((at, body)) if now.saturating_duration_since(*at) < SHARED_FOR => body.clone(),
@@ -203,7 +209,7 @@ impl SharedSnapshot {
 
 /// A snapshot every second, as server-sent events named `stats`.
 pub(crate) struct StatsStream {
-    state: Arc<EdgeState>,
+    source: Arc<dyn StatsSource>,
     interval: Interval,
     sent: u32,
     _permit: Permit,
@@ -211,15 +217,15 @@ pub(crate) struct StatsStream {
 
 impl StatsStream {
     /// Must be called in a tokio runtime with a clock.
-    pub(crate) fn new(state: Arc<EdgeState>, permit: Permit) -> Self {
+    pub(crate) fn new(source: Arc<dyn StatsSource>, permit: Permit) -> Self {
         let mut interval = tokio::time::interval(PERIOD);
         // A client that does not read gets the newest snapshot later, not all of them.
         interval.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        Self { state, interval, sent: 0, _permit: permit }
+        Self { source, interval, sent: 0, _permit: permit }
     }
 
     pub(crate) fn is_over(&self) -> bool {
-        self.sent >= SNAPSHOTS_MAX || self.state.is_draining()
+        self.sent >= SNAPSHOTS_MAX || self.source.is_draining()
     }
 
     pub(crate) fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Bytes>> {
@@ -229,8 +235,7 @@ impl StatsStream {
         ready!(self.interval.poll_tick(cx));
         self.sent += 1;
         let mut event = b"event: stats\ndata: ".to_vec();
-        let state = &self.state;
-        event.extend_from_slice(&state.shared_stats.get(Instant::now(), || body(state)));
+        event.extend_from_slice(&self.source.recent_stats());
         event.push(b'\n');
         Poll::Ready(Some(event.into()))
     }

@@ -12,7 +12,6 @@ use weir_core::adapter::SourceRecord;
 
 use super::frames::{Frames, Framing};
 use super::progress::{AfterEnd, FileKey, Progress};
-use super::source::record;
 
 /// The interval at which the patterns are matched again.
 const MATCH_INTERVAL: Duration = Duration::from_secs(1);
@@ -82,7 +81,7 @@ impl Followed {
             && let Some(frame) = self.frames.next(is_final)?
         {
             self.offset = frame.offset;
-            records.push(record(frame, &self.key.path, self.partition));
+            records.push(frame.into_record(&self.key.path, self.partition));
         }
         Ok(())
     }

@@ -10,7 +10,9 @@ use std::sync::Arc;
 use weir_codec::adapter::csv::{RowScanner, without_end};
 use weir_codec::adapter::decode::{CSV_COLUMNS_HEADER, PAYLOAD_BYTES_MAX, REFUSAL_HEADER};
 use weir_codec::transcripts::captions::{self, Captions};
-use weir_core::adapter::Header;
+use weir_core::adapter::{Header, Position, SourceRecord};
+
+use crate::RECORD_ID_HEADER;
 
 /// Bytes of a read.
 const READ_BYTES: usize = 1 << 16;
@@ -39,6 +41,21 @@ pub(super) struct Frame {
     pub(super) headers: Vec<Header>,
     /// The position after the record, at which reading continues.
     pub(super) offset: u64,
+}
+
+impl Frame {
+    /// The frame of a file as a record of a partition; `origin` is the path of the file.
+    pub(super) fn into_record(self, origin: &str, partition: u32) -> SourceRecord {
+        let Self { payload, mut headers, offset } = self;
+        headers.push(Header::new(RECORD_ID_HEADER, format!("{origin}:{offset}")));
+        SourceRecord {
+            payload,
+            key: None,
+            headers,
+            origin: origin.to_owned(),
+            position: Position { partition, offset },
+        }
+    }
 }
 
 /// The content of a file, unpacked if its name ends in `.gz` or `.zst`.

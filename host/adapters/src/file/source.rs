@@ -7,13 +7,12 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use weir_core::adapter::{Header, Position, SourceRecord};
+use weir_core::adapter::SourceRecord;
 
 use super::follow::{Follower, matches};
-use super::frames::{Frame, Frames, Framing, is_packed};
+use super::frames::{Frames, Framing, is_packed};
 use super::progress::{AfterEnd, FileKey, Progress};
 use super::{FileSettings, file_error};
-use crate::RECORD_ID_HEADER;
 use crate::driver::{BoxFuture, DriverError, Read, Source};
 
 /// The interval at which followed files are checked while nothing is new.
@@ -47,12 +46,6 @@ struct Current {
     frames: Frames,
     offset: u64,
     length: Option<u64>,
-}
-
-pub(super) fn record(frame: Frame, origin: &str, partition: u32) -> SourceRecord {
-    let Frame { payload, mut headers, offset } = frame;
-    headers.push(Header::new(RECORD_ID_HEADER, format!("{origin}:{offset}")));
-    SourceRecord { payload, key: None, headers, origin: origin.to_owned(), position: Position { partition, offset } }
 }
 
 impl FileSource {
@@ -128,7 +121,7 @@ impl Sequence {
             match current.frames.next(true) {
                 Ok(Some(frame)) => {
                     current.offset = frame.offset;
-                    records.push(record(frame, &current.path.display().to_string(), current.partition));
+                    records.push(frame.into_record(&current.path.display().to_string(), current.partition));
                 }
                 Ok(None) => {
                     self.progress.close(current.partition, current.offset, AfterEnd::Remembered);

@@ -1,7 +1,6 @@
 //! The task that exports spans and metrics.
 
 use std::str::FromStr;
-use std::sync::OnceLock;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -15,13 +14,11 @@ use tokio::net::TcpStream;
 use tokio::sync::{mpsc, oneshot};
 use tokio_util::task::AbortOnDropHandle;
 
-use crate::context::SpanContext;
 use crate::otlp::{self, Resource};
+use crate::recorder::Recorder;
 use crate::samples;
-use crate::span::{SpanData, now_ns};
+use crate::span_data::{SpanData, now_ns};
 
-/// Spans that wait for an export; further ones are dropped and counted.
-const QUEUE_SPANS_MAX: usize = 8192;
 /// Most spans of one request.
 const BATCH_SPANS_MAX: usize = 512;
 /// How long a span waits for others.
@@ -35,14 +32,6 @@ const RETRY_DELAY: Duration = Duration::from_millis(500);
 const RETRY_DELAY_MAX: Duration = Duration::from_secs(30);
 /// Most bytes of a response that are read.
 const RESPONSE_BYTES_MAX: usize = 64 << 10;
-
-/// Where spans go; set once in a process.
-static RECORDER: OnceLock<Recorder> = OnceLock::new();
-
-struct Recorder {
-    spans: mpsc::Sender<SpanData>,
-    sample_percent: u32,
-}
 
 /// A receiver of OTLP over HTTP.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -101,35 +90,10 @@ pub struct Exporter {
     task: AbortOnDropHandle<()>,
 }
 
-/// Whether a span with this parent is recorded.
-pub(crate) fn samples(parent: Option<&SpanContext>) -> bool {
-    let Some(recorder) = RECORDER.get() else { return false };
-    match parent {
-        Some(parent) => parent.is_sampled,
-        None if recorder.sample_percent >= 100 => true,
-        None => {
-            let mut random = [0; 4];
-            getrandom::fill(&mut random).expect("the system has random numbers");
-            u64::from(u32::from_ne_bytes(random)) * 100 < u64::from(recorder.sample_percent) << 32
-        }
-    }
-}
-
-/// Takes a span that has ended.
-pub(crate) fn record(span: SpanData) {
-    if let Some(recorder) = RECORDER.get()
-        && recorder.spans.try_send(span).is_err()
-    {
-        counter!("weir_telemetry_spans_dropped_total").increment(1);
-    }
-}
-
 /// Starts the export of spans, and of the metrics that `render` gives in the exposition format of Prometheus. Only the first call in a
 /// process exports spans.
 pub fn start(settings: Settings, render: impl Fn() -> String + Send + Sync + 'static) -> Exporter {
-    let (sender, spans) = mpsc::channel(QUEUE_SPANS_MAX);
-    // Another exporter of the process has the spans.
-    let _ = RECORDER.set(Recorder { spans: sender, sample_percent: settings.sample_percent });
+    let spans = Recorder::install(settings.sample_percent);
     let (finish, finished) = oneshot::channel();
     let start_ns = now_ns();
     let resource = Resource {
@@ -163,7 +127,7 @@ struct Export {
 /// Why an export failed.
 enum ExportError {
     /// Another attempt may succeed, after this delay where the receiver names one.
-    Again(String, Option<Duration>),
+    Retryable(String, Option<Duration>),
     /// The receiver refuses the data.
     Refused(String),
 }
@@ -176,7 +140,7 @@ impl Export {
         loop {
             tokio::select! {
                 received = spans.recv_many(&mut batch, BATCH_SPANS_MAX) => {
-                    // None are sent any more, where another exporter has the spans.
+                    // Another exporter of the process has the spans.
                     if received == 0 {
                         std::future::pending::<()>().await;
                     }
@@ -214,11 +178,11 @@ impl Export {
         for attempt in 1..=ATTEMPTS_MAX {
             match self.post("/v1/traces", body.clone()).await {
                 Ok(()) => return count("traces", "ok"),
-                Err(ExportError::Again(_, after)) if attempt < ATTEMPTS_MAX => {
+                Err(ExportError::Retryable(_, after)) if attempt < ATTEMPTS_MAX => {
                     tokio::time::sleep(after.unwrap_or(delay).min(RETRY_DELAY_MAX)).await;
                     delay *= 2;
                 }
-                Err(ExportError::Again(reason, _) | ExportError::Refused(reason)) => {
+                Err(ExportError::Retryable(reason, _) | ExportError::Refused(reason)) => {
                     tracing::warn!(spans = spans.len(), reason, "spans were not exported");
                     counter!("weir_telemetry_spans_dropped_total").increment(spans.len() as u64);
                     return count("traces", "failed");
@@ -227,7 +191,7 @@ impl Export {
         }
     }
 
-    /// Exports the metrics, which are exported again after the interval anyway.
+    /// Exports the metrics, with one attempt: they are exported again after the interval.
     async fn metrics(&self) {
         let metrics = samples::parse(&(self.render)());
         if metrics.is_empty() {
@@ -236,7 +200,7 @@ impl Export {
         let body = otlp::metrics(&self.resource, &metrics, self.start_ns, now_ns()).to_string();
         match self.post("/v1/metrics", body.into()).await {
             Ok(()) => count("metrics", "ok"),
-            Err(ExportError::Again(reason, _) | ExportError::Refused(reason)) => {
+            Err(ExportError::Retryable(reason, _) | ExportError::Refused(reason)) => {
                 tracing::warn!(reason, "metrics were not exported");
                 count("metrics", "failed");
             }
@@ -244,13 +208,13 @@ impl Export {
     }
 
     async fn post(&self, path: &str, body: Bytes) -> Result<(), ExportError> {
-        let again = |error: &dyn std::fmt::Display| ExportError::Again(error.to_string(), None);
+        let retryable = |error: &dyn std::fmt::Display| ExportError::Retryable(error.to_string(), None);
         let endpoint = &self.settings.endpoint;
         let exchange = async {
             let stream =
-                TcpStream::connect((endpoint.host.as_str(), endpoint.port)).await.map_err(|error| again(&error))?;
-            let (mut sender, connection) = handshake(TokioIo::new(stream)).await.map_err(|error| again(&error))?;
-            // How it ends shows in the response.
+                TcpStream::connect((endpoint.host.as_str(), endpoint.port)).await.map_err(|error| retryable(&error))?;
+            let (mut sender, connection) = handshake(TokioIo::new(stream)).await.map_err(|error| retryable(&error))?;
+            // Its errors are those of the request.
             let _task = AbortOnDropHandle::new(tokio::spawn(async move { drop(connection.await) }));
             let request = Request::builder()
                 .method(Method::POST)
@@ -259,9 +223,9 @@ impl Export {
                 .header(CONTENT_TYPE, "application/json")
                 .body(Full::new(body))
                 .map_err(|error| ExportError::Refused(error.to_string()))?;
-            let response = sender.send_request(request).await.map_err(|error| again(&error))?;
+            let response = sender.send_request(request).await.map_err(|error| retryable(&error))?;
             let (status, headers) = (response.status(), response.headers().clone());
-            // A whole response, so that the receiver does not see a cut connection.
+            // Read to its end, so that the receiver does not see a reset connection.
             let _ = Limited::new(response.into_body(), RESPONSE_BYTES_MAX).collect().await;
             match status {
                 status if status.is_success() => Ok(()),
@@ -270,12 +234,15 @@ impl Export {
                 | StatusCode::SERVICE_UNAVAILABLE
                 | StatusCode::GATEWAY_TIMEOUT => {
                     let after = headers.get(RETRY_AFTER).and_then(|value| value.to_str().ok()?.trim().parse().ok());
-                    Err(ExportError::Again(format!("the receiver answers {status}"), after.map(Duration::from_secs)))
+                    Err(ExportError::Retryable(
+                        format!("the receiver answers {status}"),
+                        after.map(Duration::from_secs),
+                    ))
                 }
                 status => Err(ExportError::Refused(format!("the receiver answers {status}"))),
             }
         };
-        let late = || Err(ExportError::Again(format!("no response within {} s", EXPORT_TIMEOUT.as_secs()), None));
+        let late = || Err(ExportError::Retryable(format!("no response within {} s", EXPORT_TIMEOUT.as_secs()), None));
         tokio::time::timeout(EXPORT_TIMEOUT, exchange).await.unwrap_or_else(|_| late())
     }
 }

@@ -1,7 +1,7 @@
 //! Traces and metrics over OTLP, the protocol of OpenTelemetry, as JSON over HTTP.
 //!
 //! - `context`: trace contexts, and the header `traceparent` (W3C Trace Context).
-//! - `span`: spans, which are recorded when they end.
+//! - `span`: spans, which are recorded when they end; `span_data`: their content; `recorder`: the queue before their export.
 //! - `exporter`: the task that sends them, with the metrics of the process; start here.
 //! - `otlp`: the JSON of the protocol. `samples` reads the metrics, which are in the exposition format of Prometheus.
 //!
@@ -11,12 +11,15 @@
 mod context;
 mod exporter;
 mod otlp;
+mod recorder;
 mod samples;
 mod span;
+mod span_data;
 
 pub use context::SpanContext;
 pub use exporter::{Endpoint, EndpointError, Exporter, Settings, start};
-pub use span::{Span, SpanKind};
+pub use span::Span;
+pub use span_data::SpanKind;
 
 /// The header that carries a trace context.
 pub const TRACEPARENT: &str = "traceparent";

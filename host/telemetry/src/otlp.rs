@@ -3,7 +3,7 @@
 use serde_json::{Value as Json, json};
 
 use crate::samples::{Histogram, Kind, Labels, Metric};
-use crate::span::{SpanData, Value};
+use crate::span_data::{SpanData, Value};
 
 /// Values of `AggregationTemporality`: since the start of the process.
 const CUMULATIVE: u32 = 2;
@@ -146,7 +146,7 @@ fn unit(name: &str) -> &'static str {
 mod tests {
     use super::*;
     use crate::context::SpanContext;
-    use crate::span::SpanKind;
+    use crate::span_data::SpanKind;
 
     fn resource() -> Resource {
         Resource { service: "weir".into(), version: "1".into(), instance: "a".into() }

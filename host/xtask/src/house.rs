@@ -83,6 +83,7 @@ pub(crate) const LIGHT_PACKAGES: &[&str] = &[
     "weir-session",
     "weir-store",
     "weir-telemetry",
+    "weir-tls",
     "weir-upstream",
     "weir-websocket",
     "xtask",

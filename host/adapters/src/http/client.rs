@@ -1,6 +1,5 @@
 //! HTTP/1.1 connections, with TLS.
 
-use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -9,24 +8,11 @@ use http_body_util::Full;
 use hyper::body::Incoming;
 use hyper::client::conn::http1::{SendRequest, handshake};
 use hyper_util::rt::TokioIo;
-use rustls::pki_types::ServerName;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 use tokio_util::task::AbortOnDropHandle;
 
 use crate::driver::DriverError;
-
-/// TLS with the root certificates of Mozilla.
-static TLS: LazyLock<Arc<rustls::ClientConfig>> = LazyLock::new(|| {
-    let roots = rustls::RootCertStore { roots: webpki_roots::TLS_SERVER_ROOTS.to_vec() };
-    let provider = Arc::new(rustls::crypto::ring::default_provider());
-    let config = rustls::ClientConfig::builder_with_provider(provider)
-        .with_safe_default_protocol_versions()
-        .expect("the provider has the default versions of TLS")
-        .with_root_certificates(roots)
-        .with_no_client_auth();
-    Arc::new(config)
-});
 
 /// A connection as bytes, with or without TLS.
 pub(crate) trait ByteStream: AsyncRead + AsyncWrite + Unpin + Send {}
@@ -102,9 +88,9 @@ impl Target {
         if !self.is_tls {
             return Ok(Box::new(stream));
         }
-        let name = ServerName::try_from(self.host.clone())
+        let name = weir_tls::server_name(&self.host)
             .map_err(|_| DriverError::Config(format!("`{}` is not the name of a server", self.host)))?;
-        let stream = tokio_rustls::TlsConnector::from(TLS.clone()).connect(name, stream).await;
+        let stream = weir_tls::connect(name, stream).await;
         Ok(Box::new(stream.map_err(|error| DriverError::transport(format!("TLS with {}: {error}", self.host)))?))
     }
 

@@ -8,7 +8,7 @@
 //! Connections are driven by the runtime that created this pool and not by the threads of instances, which compute.
 
 use std::pin::Pin;
-use std::sync::{Arc, LazyLock, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
@@ -19,12 +19,12 @@ use http_body_util::{BodyExt, Full};
 use hyper::body::Incoming;
 use hyper::client::conn::http1::{self, SendRequest};
 use hyper_util::rt::TokioIo;
-use rustls::pki_types::ServerName;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 use tokio::runtime::Handle;
 use tokio::time::Sleep;
 use wasmtime_wasi_http::{Error, RequestOptions, WasiBody};
+use weir_tls::ServerName;
 
 /// Most idle connections.
 const IDLE_MAX: usize = 64;
@@ -34,18 +34,6 @@ const IDLE_TIME: Duration = Duration::from_secs(30);
 const BODY_BYTES_MAX: usize = 64 << 20;
 /// Times of a request that sets none.
 const TIMEOUT: Duration = Duration::from_secs(600);
-
-/// TLS with the roots of Mozilla.
-static TLS: LazyLock<Arc<rustls::ClientConfig>> = LazyLock::new(|| {
-    let roots = rustls::RootCertStore { roots: webpki_roots::TLS_SERVER_ROOTS.to_vec() };
-    let provider = Arc::new(rustls::crypto::ring::default_provider());
-    let config = rustls::ClientConfig::builder_with_provider(provider)
-        .with_safe_default_protocol_versions()
-        .expect("the provider has the default versions of TLS")
-        .with_root_certificates(roots)
-        .with_no_client_auth();
-    Arc::new(config)
-});
 
 /// The connections to one server.
 pub(super) struct Connections {
@@ -87,10 +75,7 @@ impl Connections {
         let is_tls = url.scheme() == Some(&http::uri::Scheme::HTTPS);
         let host = authority.host();
         let name = match is_tls {
-            true => {
-                let name = ServerName::try_from(host.trim_matches(['[', ']']));
-                Some(name.map_err(|error| format!("url: {error}"))?.to_owned())
-            }
+            true => Some(weir_tls::server_name(host).map_err(|error| format!("url: {error}"))?),
             false => None,
         };
         let port = authority.port_u16().unwrap_or(if is_tls { 443 } else { 80 });
@@ -160,10 +145,7 @@ impl Connections {
             let _ = stream.set_nodelay(true);
             match server.name {
                 None => handshake(stream).await,
-                Some(name) => {
-                    let connector = tokio_rustls::TlsConnector::from(TLS.clone());
-                    handshake(connector.connect(name, stream).await.map_err(Error::Tls)?).await
-                }
+                Some(name) => handshake(weir_tls::connect(name, stream).await.map_err(Error::Tls)?).await,
             }
         };
         let opened = self.runtime.spawn(tokio::time::timeout(timeout, open)).await;
@@ -273,7 +255,7 @@ mod tests {
 
     use super::*;
 
-    /// A server that answers `requests_max` requests on each connection, then closes it without a word; counts its connections and requests.
+    /// A server that answers `requests_max` requests on each connection, then closes it; counts its connections and requests.
     async fn serve(requests_max: usize) -> (http::Uri, Arc<[AtomicUsize; 2]>) {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let url = format!("http://{}/base", listener.local_addr().unwrap()).parse().unwrap();

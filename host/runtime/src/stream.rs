@@ -43,10 +43,11 @@ pub use weir_core::inference::stream::{
 };
 
 use crate::inference::call::{CallOpener, Outcomes};
+use crate::inference::item::SharedItem;
 use crate::interfaces::convert::core_failure;
 use crate::runtime::Runtime;
 use crate::types::{Aggregation as TokenAggregation, TokenOptions};
-use crate::types::{ClassifyOptions, EmbedOptions, Item, ModelKind, Output, Overflow, Task, WhenFull};
+use crate::types::{ClassifyOptions, EmbedOptions, ModelKind, Output, Overflow, Task, WhenFull};
 
 /// A text for the model.
 #[derive(Debug, Clone, PartialEq)]
@@ -104,7 +105,7 @@ pub struct TextStream {
 struct Shared {
     core: Mutex<CoreStream>,
     start_time: Instant,
-    model: String,
+    model: Arc<str>,
     task: Task,
     /// Notified when a text was pushed, flushed or acknowledged, or the state has changed.
     changed: Notify,
@@ -166,7 +167,7 @@ impl TextStream {
         let shared = Arc::new(Shared {
             core: Mutex::new(Stream::new(config, 0, seed)?),
             start_time: Instant::now(),
-            model: model.to_owned(),
+            model: model.into(),
             task,
             changed: Notify::new(),
             progress: Notify::new(),
@@ -324,12 +325,12 @@ impl Shared {
         Subscription { shared: Arc::downgrade(self), id }
     }
 
-    fn item(&self, id: u64, text: &Text) -> Item {
-        Item {
+    fn item(&self, id: u64, text: &Text) -> SharedItem {
+        SharedItem {
             id,
             model: self.model.clone(),
-            text: text.text.to_string(),
-            text_pair: text.text_pair.as_ref().map(ToString::to_string),
+            text: text.text.clone(),
+            text_pair: text.text_pair.clone(),
             overflow: Overflow::Truncate,
             deadline_ms: None,
             when_full: WhenFull::Wait,
@@ -366,7 +367,7 @@ impl Shared {
                 panicked.extend(calls.filter(|(_, outcome)| outcome.is_err()).map(|(id, _)| *id));
             }
             if !panicked.is_empty() {
-                tracing::error!(model = self.model, "a callback panicked and is not called again");
+                tracing::error!(model = &*self.model, "a callback panicked and is not called again");
                 let mut subscribers = lock(&self.subscribers);
                 subscribers.results.retain(|(id, _)| !panicked.contains(id));
                 subscribers.errors.retain(|(id, _)| !panicked.contains(id));
@@ -382,7 +383,7 @@ impl Shared {
 async fn drive(shared: Weak<Shared>, calls: CallOpener) {
     let (sender, mut outcomes) = calls.open();
     // Bounded by `batches_in_flight_max`: released texts wait here for room in the queue.
-    let (item_sender, mut item_receiver) = mpsc::unbounded_channel::<Item>();
+    let (item_sender, mut item_receiver) = mpsc::unbounded_channel::<SharedItem>();
     let send = async move {
         while let Some(item) = item_receiver.recv().await {
             if sender.send(item).await.is_err() {
@@ -396,7 +397,7 @@ async fn drive(shared: Weak<Shared>, calls: CallOpener) {
     }
 }
 
-async fn run_machine(shared: &Weak<Shared>, item_sender: &mpsc::UnboundedSender<Item>, outcomes: &mut Outcomes) {
+async fn run_machine(shared: &Weak<Shared>, item_sender: &mpsc::UnboundedSender<SharedItem>, outcomes: &mut Outcomes) {
     loop {
         let Some(stream) = shared.upgrade() else { return };
         let mut batches: Vec<ReleasedBatch<Text>> = Vec::new();

@@ -10,10 +10,11 @@ use std::time::Duration;
 
 use tokio::sync::{Semaphore, mpsc};
 
+use crate::inference::item::SharedItem;
 use crate::inference::pool::Pool;
 use crate::inference::queue::{Job, Queue};
 use crate::inference::reply::OutcomeSender;
-use crate::types::{Failure, Item, Outcome, WhenFull};
+use crate::types::{Failure, Outcome, WhenFull};
 
 /// The pools by model name.
 pub(crate) type Pools = BTreeMap<String, Arc<Pool>>;
@@ -103,7 +104,8 @@ impl CallSender {
     /// # Errors
     ///
     /// The receiver of the outcomes was dropped.
-    pub async fn send(&self, item: Item) -> Result<(), CallAbandoned> {
+    pub async fn send(&self, item: impl Into<SharedItem>) -> Result<(), CallAbandoned> {
+        let item = item.into();
         let room = self.call.room.clone().acquire_owned().await.map_err(|_| CallAbandoned)?;
         room.forget();
         self.enqueue(item).await
@@ -115,7 +117,7 @@ impl CallSender {
     }
 
     /// The second half of `send`: the item already has its permit in the call.
-    pub(crate) async fn enqueue(&self, item: Item) -> Result<(), CallAbandoned> {
+    pub(crate) async fn enqueue(&self, item: SharedItem) -> Result<(), CallAbandoned> {
         let Some((pool, reply)) = self.pool_of(&item) else { return self.check_open() };
         let queue = pool.queue();
         let ticket = queue.ticket(self.call.id, self.call.owner, &item);
@@ -152,7 +154,7 @@ impl CallSender {
 
     /// As `enqueue`, without waiting: returns the item when the queue is full.
     #[allow(clippy::result_large_err, reason = "the error is the returned item, which is moved once")]
-    pub(crate) fn try_enqueue(&self, item: Item) -> Result<(), Item> {
+    pub(crate) fn try_enqueue(&self, item: SharedItem) -> Result<(), SharedItem> {
         let Some((pool, reply)) = self.pool_of(&item) else { return Ok(()) };
         let queue = pool.queue();
         let ticket = queue.ticket(self.call.id, self.call.owner, &item);
@@ -176,12 +178,12 @@ impl CallSender {
     }
 
     /// The pool of an item's model. An item of an unknown model is answered with a failure.
-    fn pool_of(&self, item: &Item) -> Option<(Arc<Pool>, OutcomeSender)> {
+    fn pool_of(&self, item: &SharedItem) -> Option<(Arc<Pool>, OutcomeSender)> {
         let reply = self.reply(item.id);
-        match self.call.pools.get(&item.model) {
+        match self.call.pools.get(&*item.model) {
             Some(pool) => Some((pool.clone(), reply)),
             None => {
-                reply.send(0, Err(Failure::UnknownModel(item.model.clone())));
+                reply.send(0, Err(Failure::UnknownModel(item.model.to_string())));
                 None
             }
         }
@@ -197,7 +199,7 @@ impl CallSender {
 }
 
 /// Whether an item waits for a permit of the queue. With a drop policy it does not wait, and is dropped or drops others.
-fn waits_for_room(item: &Item, queue: &Queue) -> bool {
+fn waits_for_room(item: &SharedItem, queue: &Queue) -> bool {
     item.when_full == WhenFull::Wait && !queue.drops()
 }
 

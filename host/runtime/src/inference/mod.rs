@@ -3,11 +3,12 @@
 //! - [`call`]: one caller's pair of streams: its bounds, its end, and its abandonment.
 //! - `queue`: the items that wait for one model.
 //! - [`pool`]: the replicas of one model: threads with an infer instance each, fed from the queue.
-//! - `reply`: the sender of one outcome.
+//! - [`item`]: items with shared texts; `reply`: the sender of one outcome.
 //! - [`failure`]: the failures of items as text and as codes.
 
 pub mod call;
 pub mod failure;
+pub mod item;
 pub mod pool;
 pub(crate) mod queue;
 mod reply;

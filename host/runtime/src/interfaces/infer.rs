@@ -14,6 +14,7 @@ use crate::bindings::gateway::weir::stream::infer::{Host, HostWithStore};
 use crate::components::adapter::AdapterState;
 use crate::components::gateway::state::GatewayState;
 use crate::inference::call::{CallAbandoned, CallSender, Outcomes};
+use crate::inference::item::{SharedItem, shared_items};
 use crate::interfaces::transfer::{GuestWriter, TRANSFER_MAX, Unsent, ValueReceiver, ValueSender};
 use crate::stages::{self, Stage};
 use crate::types::{Item, ModelInfo, Outcome};
@@ -37,7 +38,7 @@ impl HostWithStore<StoreData> for HasSelf<GatewayState> {
             if let Some(request) = request {
                 request.add_call(outcomes.handle());
             }
-            items.pipe(&mut access, GuestItems::new(sender))?;
+            shared_items(&mut access, items)?.pipe(&mut access, GuestItems::new(sender))?;
             StreamReader::new(&mut access, GuestWriter(outcomes))
         })
     }
@@ -64,7 +65,7 @@ impl HostWithStore<StoreData> for HasSelf<AdapterState> {
     ) -> wasmtime::Result<StreamReader<Outcome>> {
         accessor.with(|mut access| {
             let (sender, outcomes) = access.get().calls.open();
-            items.pipe(&mut access, GuestItems::new(sender))?;
+            shared_items(&mut access, items)?.pipe(&mut access, GuestItems::new(sender))?;
             StreamReader::new(&mut access, GuestWriter(outcomes))
         })
     }
@@ -76,17 +77,17 @@ impl HostWithStore<StoreData> for HasSelf<AdapterState> {
 
 /// An item that a guest has written, and when it was read.
 pub(super) struct ReadItem {
-    item: Item,
+    item: SharedItem,
     time: Instant,
 }
 
 impl ReadItem {
-    fn new(item: Item) -> Self {
+    fn new(item: SharedItem) -> Self {
         Self { item, time: Instant::now() }
     }
 
     /// The item, with the time that remains until its deadline: it may have waited for earlier ones.
-    fn into_item(self) -> Item {
+    fn into_item(self) -> SharedItem {
         let Self { mut item, time } = self;
         if let Some(deadline_ms) = &mut item.deadline_ms {
             let waited_ms = u32::try_from(time.elapsed().as_millis()).unwrap_or(u32::MAX);
@@ -175,13 +176,13 @@ fn take_up_to(room: &Semaphore, count: usize) -> usize {
 }
 
 impl<D> StreamConsumer<D> for GuestItems {
-    type Item = Item;
+    type Item = SharedItem;
 
     fn poll_consume(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
         mut store: StoreContextMut<D>,
-        mut source: Source<'_, Item>,
+        mut source: Source<'_, SharedItem>,
         finish: bool,
     ) -> Poll<wasmtime::Result<StreamResult>> {
         if !self.has_read {

@@ -6,8 +6,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Waker};
 use std::time::{Duration, Instant};
 
+use crate::inference::item::SharedItem;
 use crate::inference::queue::Job;
-use crate::types::Item;
 
 /// One instance of a replica.
 #[derive(Default)]
@@ -103,7 +103,7 @@ impl InFlight {
     }
 
     /// Adds jobs; returns their items, with their ids on the stream.
-    pub(super) fn add(&self, jobs: Vec<Job>, has_suspect: bool) -> Vec<Item> {
+    pub(super) fn add(&self, jobs: Vec<Job>, has_suspect: bool) -> Vec<SharedItem> {
         let mut state = self.lock();
         if state.jobs.is_empty() {
             state.since = Some(Instant::now());
@@ -112,7 +112,7 @@ impl InFlight {
         let items = jobs.into_iter().map(|job| {
             // The upper half is the id of the call: the component serves calls in turn.
             let id = job.ticket.call << 32 | u64::from(self.next.fetch_add(1, Ordering::Relaxed));
-            let item = Item { id, ..job.item.clone() };
+            let item = SharedItem { id, ..job.item.clone() };
             state.jobs.insert(id, job);
             item
         });

@@ -27,10 +27,11 @@ use self::metrics::PoolMetrics;
 use self::streams::{ItemSource, OutcomeSink, WatchedSink};
 use crate::components::ended::NotifyOnDrop;
 use crate::components::woken::poll_when_woken;
+use crate::inference::item::SharedItem;
 use crate::inference::queue::{Job, Queue, QueueSettings};
 use crate::inference::reply::OutcomeSender;
 use crate::types::{
-    Aggregation, ClassifyOptions, EmbedOptions, Failure, Item, ModelInfo, ModelKind, Output, Overflow, Task,
+    Aggregation, ClassifyOptions, EmbedOptions, Failure, ModelInfo, ModelKind, Outcome, Output, Overflow, Task,
     TokenOptions, WhenFull,
 };
 
@@ -396,13 +397,16 @@ impl Pool {
     ) -> wasmtime::Result<std::convert::Infallible> {
         let mut store = factory.store(&self.config, instance.in_flight.computed.clone())?;
         let component = factory.host.run_guest(factory.pre.instantiate_async(&mut store)).await?;
+        // Bindings have items with texts of their own.
+        let run = component.weir_stream_infer().func_run();
+        let run = run.func().typed::<(StreamReader<SharedItem>,), (StreamReader<Outcome>,)>(&store)?;
         let warm_up = Some(self.warm_up());
         let source = ItemSource { pool: self.clone(), replica, instance: instance.clone(), warm_up };
         let sink = OutcomeSink { pool: self.clone(), instance: instance.clone() };
         let ended = Arc::new(tokio::sync::Notify::new());
-        let run = store.run_concurrent(async |accessor| -> wasmtime::Result<()> {
+        let outcomes = store.run_concurrent(async |accessor| -> wasmtime::Result<()> {
             let items = accessor.with(|mut access| StreamReader::new(&mut access, source))?;
-            let outcomes = component.weir_stream_infer().call_run(accessor, items).await?;
+            let (outcomes,) = run.call_concurrent(accessor, (items,)).await?;
             let consumer = WatchedSink { sink, _ended: NotifyOnDrop(ended.clone()) };
             accessor.with(|mut access| outcomes.pipe(&mut access, consumer))?;
             poll_when_woken(async {
@@ -415,7 +419,7 @@ impl Pool {
         });
         // Awaited outside of the store, since a guest that never yields blocks every future inside of it.
         let result = tokio::select! {
-            result = factory.host.run_guest(run) => result,
+            result = factory.host.run_guest(outcomes) => result,
             () = instance.replaced_notify.notified() => return Err(wasmtime::Error::msg("it was replaced")),
         };
         result??;
@@ -431,9 +435,9 @@ impl Pool {
             }
             ModelKind::FeatureExtraction => Task::Embed(EmbedOptions { normalize: true }),
         };
-        let item = Item {
+        let item = SharedItem {
             id: 0,
-            model: self.config.name.clone(),
+            model: self.config.name.as_str().into(),
             text: "The first words wake the model up.".into(),
             text_pair: None,
             overflow: Overflow::Truncate,

@@ -11,10 +11,11 @@ use wasmtime::component::{Destination, Source, StreamConsumer, StreamProducer, S
 use super::Pool;
 use super::instance::Instance;
 use crate::components::ended::NotifyOnDrop;
+use crate::inference::item::SharedItem;
 use crate::inference::queue::{Assignment, Job, TakeRequest};
 use crate::inference::reply::OutcomeLists;
 use crate::stages::{self, Stage};
-use crate::types::{Item, Outcome};
+use crate::types::Outcome;
 
 /// Writes the items of all callers to an instance.
 pub(super) struct ItemSource {
@@ -28,14 +29,14 @@ pub(super) struct ItemSource {
 const WRITE_ITEMS_MAX: usize = 64;
 
 impl<D> StreamProducer<D> for ItemSource {
-    type Item = Item;
-    type Buffer = VecBuffer<Item>;
+    type Item = SharedItem;
+    type Buffer = VecBuffer<SharedItem>;
 
     fn poll_produce<'a>(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
         mut store: StoreContextMut<'a, D>,
-        mut destination: Destination<'a, Item, VecBuffer<Item>>,
+        mut destination: Destination<'a, SharedItem, VecBuffer<SharedItem>>,
         finish: bool,
     ) -> Poll<wasmtime::Result<StreamResult>> {
         let room = destination.remaining(&mut store).unwrap_or(WRITE_ITEMS_MAX);

@@ -1,6 +1,8 @@
 use std::task::Waker;
 
-use weir_core::inference::queue::{Aggregation, Window};
+use weir_core::inference::breaker::BreakerConfig;
+use weir_core::inference::queue::{Aggregation, QueueConfig, Window};
+use weir_core::inference::retry::{RetryBudgetConfig, RetryConfig};
 
 use super::*;
 use crate::inference::call::{self, Outcomes};
@@ -24,11 +26,11 @@ fn settings() -> QueueSettings {
     }
 }
 
-fn item(id: u64) -> Item {
-    Item {
+fn item(id: u64) -> SharedItem {
+    SharedItem {
         id,
         model: "m".into(),
-        text: String::new(),
+        text: "".into(),
         text_pair: None,
         overflow: Overflow::Truncate,
         deadline_ms: None,
@@ -138,7 +140,7 @@ async fn item_that_would_miss_its_deadline_is_refused_at_once() {
     }
     let push = |id: u64, call: u64, deadline_ms: Option<u32>| {
         let (reply, outcomes) = call::test_reply(id);
-        let item = Item { deadline_ms, text: "x".repeat(80), ..item(id) };
+        let item = SharedItem { deadline_ms, text: "x".repeat(80).into(), ..item(id) };
         let ticket = queue.ticket(call, 0, &item);
         queue.push(Job::new(item, reply, ticket, None));
         outcomes
@@ -283,7 +285,7 @@ async fn expired_items_are_answered_and_windows_can_be_flushed() {
     windowed.bounds.window = Some(Window { aggregation: Aggregation::CountOnly, batch_size: 3, window_ns: 0 });
     let queue = Queue::new(windowed, 1);
     let (reply, mut late) = call::test_reply(0);
-    let dated = Item { deadline_ms: Some(0), ..item(0) };
+    let dated = SharedItem { deadline_ms: Some(0), ..item(0) };
     let ticket = queue.ticket(1, 0, &dated);
     queue.push(Job::new(dated, reply, ticket, None));
     queue.tick();

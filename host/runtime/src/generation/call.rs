@@ -149,7 +149,8 @@ impl CallState {
             let (request, fallback) = fallback.split();
             // Without time left, the failure is sent.
             let Some(request) = request else { break };
-            tracing::info!(backend = pool.name(), ?failure, "a failed request is submitted to the next backend");
+            let failure = crate::inference::failure::text(&failure);
+            tracing::info!(backend = pool.name(), failure, "a failed request is submitted to the next backend");
             return self.submit(&pool, request, tx, (fallback, permit));
         }
         self.remove(caller_id);

@@ -15,7 +15,7 @@ use wasmtime::{Store, StoreContextMut};
 use wasmtime_wasi::WasiCtx;
 use weir_wasi::StoreData;
 
-use super::lm::ServedModel;
+use super::lm::{InstanceState, ServedModel};
 use super::pool::ModelPool;
 use crate::bindings::generate::GenerateExportsPre;
 use crate::bindings::generate_types::{Command, Event};
@@ -32,13 +32,6 @@ pub(crate) struct GenerateFactory {
     pre: GenerateExportsPre<StoreData>,
     memory_bytes_max: u64,
     environment: Vec<(String, String)>,
-}
-
-/// The state of an instance with a model of this host.
-pub(crate) struct InstanceState {
-    /// The models that the instance has opened.
-    pub(super) table: ResourceTable,
-    pub(super) model: ServedModel,
 }
 
 impl GenerateFactory {

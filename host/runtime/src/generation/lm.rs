@@ -5,12 +5,11 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
 use tokio::sync::OnceCell;
-use wasmtime::component::{Accessor, HasSelf, Resource};
+use wasmtime::component::{Accessor, HasSelf, Resource, ResourceTable};
 use weir_lm::Cancel;
 
 use super::engine::{Engine, Load, Sequences};
-use super::instance::InstanceState;
-use super::metrics::PoolMetrics;
+use super::metrics::{PoolMetrics, RowsShape};
 use crate::bindings::lm::weir::stream::lm::{
     Host, HostModel, HostModelWithStore, HostWithStore, ModelInfo, Row, Sampled, Sampler, Tokenizer,
 };
@@ -76,6 +75,13 @@ impl Drop for CancelOnDrop {
     }
 }
 
+/// The state of an instance with a model of this host.
+pub(crate) struct InstanceState {
+    /// The models that the instance has opened.
+    pub(super) table: ResourceTable,
+    pub(super) model: ServedModel,
+}
+
 impl types::Host for InstanceState {}
 
 impl Host for InstanceState {}
@@ -123,24 +129,6 @@ impl HostModelWithStore<StoreData> for HasSelf<InstanceState> {
             sampled
         });
         Ok(step.await.unwrap_or_else(|_| Err(Failure::Engine("the engine panicked in a step".into()))))
-    }
-}
-
-/// The token counts of a step, for the metrics.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct RowsShape {
-    /// Tokens that are sampled.
-    pub(super) sampled: u64,
-    /// Tokens of prompts, which are computed and were not sampled.
-    pub(super) prefill_tokens: u64,
-}
-
-impl RowsShape {
-    fn of(rows: &[Row]) -> Self {
-        let sampled = rows.iter().filter(|row| row.sample.is_some()).count() as u64;
-        // A row of one token that samples counts as a continuation, although it may be the end of a prompt.
-        let prefill = rows.iter().filter(|row| row.sample.is_none() || row.tokens.len() > 1);
-        Self { sampled, prefill_tokens: prefill.map(|row| row.tokens.len() as u64).sum() }
     }
 }
 

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use metrics::{Counter, Gauge, Histogram};
 
-use super::lm::RowsShape;
+use crate::bindings::lm::weir::stream::lm::Row;
 
 pub(super) struct PoolMetrics {
     /// Requests that have not started.
@@ -60,5 +60,23 @@ impl PoolMetrics {
         self.prefill_tokens.increment(shape.prefill_tokens);
         self.step.record(duration.as_secs_f64());
         self.pages_free.set(f64::from(pages_free));
+    }
+}
+
+/// The token counts of a step, for the metrics.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct RowsShape {
+    /// Tokens that are sampled.
+    sampled: u64,
+    /// Tokens of prompts, which are computed and were not sampled.
+    prefill_tokens: u64,
+}
+
+impl RowsShape {
+    pub(super) fn of(rows: &[Row]) -> Self {
+        let sampled = rows.iter().filter(|row| row.sample.is_some()).count() as u64;
+        // A row of one token that samples counts as a continuation, although it may be the end of a prompt.
+        let prefill = rows.iter().filter(|row| row.sample.is_none() || row.tokens.len() > 1);
+        Self { sampled, prefill_tokens: prefill.map(|row| row.tokens.len() as u64).sum() }
     }
 }

@@ -164,7 +164,7 @@ async fn queue(connection: &mut MultiplexedConnection, queued: redis::Cmd) -> Re
     outcome.map(drop)
 }
 
-/// Checks topics of Kafka: a broker, TLS and the credentials, and whether the topics may be read and written.
+/// Checks topics of Kafka: a broker, TLS and the credentials, whether the input topic may be read, and whether the output topic is visible.
 #[cfg(feature = "kafka")]
 pub async fn kafka(config: &KafkaSource, output_topic: &str) -> Checks {
     let mut checks = Checks::default();

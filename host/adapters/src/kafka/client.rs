@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use rdkafka::client::ClientContext;
 use rdkafka::config::{ClientConfig, RDKafkaLogLevel};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
+use weir_config::{KafkaSink, KafkaSource};
 
 use crate::driver::DriverError;
 use crate::redis::secret;
@@ -34,6 +35,20 @@ pub(super) struct Access<'a> {
     pub(super) password_file: &'a Path,
     /// Properties of librdkafka, which override Weir's defaults.
     pub(super) properties: &'a BTreeMap<String, String>,
+}
+
+impl<'a> From<&'a KafkaSource> for Access<'a> {
+    fn from(config: &'a KafkaSource) -> Self {
+        let KafkaSource { brokers, username, password_file, properties, .. } = config;
+        Self { brokers, username, password_file, properties }
+    }
+}
+
+impl<'a> From<&'a KafkaSink> for Access<'a> {
+    fn from(config: &'a KafkaSink) -> Self {
+        let KafkaSink { brokers, username, password_file, properties, .. } = config;
+        Self { brokers, username, password_file, properties }
+    }
 }
 
 impl Access<'_> {

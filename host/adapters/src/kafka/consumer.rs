@@ -49,6 +49,14 @@ pub(super) struct Context {
 /// A consumer of a group.
 pub(super) type GroupConsumer = BaseConsumer<Context>;
 
+impl Context {
+    fn set_lag(&self, topic: &str, partition: i32, lag: u64) {
+        let labels =
+            [("adapter", self.name.clone()), ("topic", topic.to_owned()), ("partition", partition.to_string())];
+        metrics::gauge!("weir_adapter_lag_records", &labels).set(lag as f64);
+    }
+}
+
 impl ClientContext for Context {
     fn log(&self, level: RDKafkaLogLevel, _facility: &str, message: &str) {
         self.reports.handle_log(level, message);
@@ -61,14 +69,11 @@ impl ClientContext for Context {
             for (number, partition) in &topic.partitions {
                 let Ok(lag) = u64::try_from(partition.consumer_lag) else { continue };
                 total = Some(total.unwrap_or(0) + lag);
-                let labels =
-                    [("adapter", self.name.clone()), ("topic", topic.topic.clone()), ("partition", number.to_string())];
-                metrics::gauge!("weir_adapter_lag_records", &labels).set(lag as f64);
+                self.set_lag(&topic.topic, *number, lag);
             }
         }
-        if let Some(total) = total {
-            self.lag.store(total, Ordering::Relaxed);
-        }
+        // Without a partition, the lag is not known.
+        self.lag.store(total.unwrap_or(u64::MAX), Ordering::Relaxed);
     }
 
     fn error(&self, error: KafkaError, reason: &str) {
@@ -78,6 +83,11 @@ impl ClientContext for Context {
 
 fn partitions(list: &TopicPartitionList) -> BTreeSet<TopicPartition> {
     list.elements().iter().map(|element| (element.topic().to_owned(), element.partition())).collect()
+}
+
+/// The partitions as a text: `topic-0, topic-1`.
+fn names(partitions: &BTreeSet<TopicPartition>) -> String {
+    partitions.iter().map(|(topic, partition)| format!("{topic}-{partition}")).collect::<Vec<_>>().join(", ")
 }
 
 /// A list of positions for a commit.
@@ -103,13 +113,17 @@ impl ConsumerContext for Context {
                 tracing::warn!(adapter = self.name, %error, "positions of revoked partitions are not committed: their records are read again");
             }
         }
-        tracing::info!(adapter = self.name, partitions = ?revoked, "partitions are revoked");
+        tracing::info!(adapter = self.name, partitions = names(&revoked), "partitions are revoked");
         self.assignment.revoke(&revoked);
+        // Their lag is that of their next consumers.
+        for (topic, partition) in &revoked {
+            self.set_lag(topic, *partition, 0);
+        }
     }
 
     fn post_rebalance(&self, _consumer: &BaseConsumer<Self>, rebalance: &Rebalance<'_>) {
         if let Rebalance::Assign(list) = rebalance {
-            tracing::info!(adapter = self.name, partitions = ?partitions(list), "partitions are assigned");
+            tracing::info!(adapter = self.name, partitions = names(&partitions(list)), "partitions are assigned");
         }
     }
 
@@ -134,9 +148,9 @@ pub(super) struct Poller {
     pub(super) runtime: tokio::runtime::Handle,
 }
 
-/// The reads that wait for the adapter.
+/// The reads that the adapter has not taken.
 #[derive(Default)]
-struct Waiting {
+struct PendingReads {
     revoked: Vec<u32>,
     records: Vec<SourceRecord>,
     is_paused: bool,
@@ -154,11 +168,11 @@ impl Poller {
     }
 
     fn poll_until_closed(&self) -> Result<(), DriverError> {
-        let mut waiting = Waiting::default();
+        let mut pending = PendingReads::default();
         let mut committed = Instant::now();
         while !self.assignment.is_closed() {
-            self.send(&mut waiting)?;
-            self.poll(&mut waiting)?;
+            self.send(&mut pending)?;
+            self.poll(&mut pending)?;
             if committed.elapsed() >= COMMIT_RETRY_INTERVAL
                 && self.consumer.context().has_commit_failed.swap(false, Ordering::Relaxed)
             {
@@ -176,69 +190,69 @@ impl Poller {
     }
 
     /// Sends the waiting reads, if the adapter takes them; otherwise pauses the partitions.
-    fn send(&self, waiting: &mut Waiting) -> Result<(), DriverError> {
-        waiting.revoked.extend(self.assignment.take_revoked());
-        waiting.records.retain(|record| !waiting.revoked.contains(&record.position.partition));
-        let has_reads = !waiting.revoked.is_empty() || !waiting.records.is_empty();
-        if waiting.is_ending || !(has_reads || waiting.is_paused) {
+    fn send(&self, pending: &mut PendingReads) -> Result<(), DriverError> {
+        pending.revoked.extend(self.assignment.take_revoked());
+        pending.records.retain(|record| !pending.revoked.contains(&record.position.partition));
+        let has_reads = !pending.revoked.is_empty() || !pending.records.is_empty();
+        if pending.is_ending || !(has_reads || pending.is_paused) {
             return Ok(());
         }
-        let timeout = if waiting.is_paused { POLL_TIMEOUT } else { PAUSE_AFTER };
+        let timeout = if pending.is_paused { POLL_TIMEOUT } else { PAUSE_AFTER };
         let reserved = self.runtime.block_on(async { tokio::time::timeout(timeout, self.reads.reserve()).await });
         match reserved {
             Ok(Ok(permit)) => {
                 // A revocation precedes the records that were polled after it.
-                if !waiting.revoked.is_empty() {
-                    permit.send(Ok(Read::Revoked(std::mem::take(&mut waiting.revoked))));
-                } else if !waiting.records.is_empty() {
-                    let records = std::mem::take(&mut waiting.records);
+                if !pending.revoked.is_empty() {
+                    permit.send(Ok(Read::Revoked(std::mem::take(&mut pending.revoked))));
+                } else if !pending.records.is_empty() {
+                    let records = std::mem::take(&mut pending.records);
                     self.assignment.add(records.iter().map(|record| record.position.partition));
                     permit.send(Ok(Read::Records(records)));
                 }
-                if waiting.is_paused {
+                if pending.is_paused {
                     let assigned = self.consumer.assignment().map_err(|error| failure(&error))?;
                     self.consumer.resume(&assigned).map_err(|error| failure(&error))?;
-                    waiting.is_paused = false;
+                    pending.is_paused = false;
                 }
             }
             Ok(Err(_)) => {
-                waiting.is_ending = true;
-                waiting.records.clear();
-                self.pause(waiting);
+                pending.is_ending = true;
+                pending.records.clear();
+                self.pause(pending);
             }
-            Err(_) => self.pause(waiting),
+            Err(_) => self.pause(pending),
         }
         Ok(())
     }
 
-    fn pause(&self, waiting: &mut Waiting) {
-        waiting.is_paused = true;
+    fn pause(&self, pending: &mut PendingReads) {
+        pending.is_paused = true;
         if let Err(error) = self.consumer.assignment().and_then(|assigned| self.consumer.pause(&assigned)) {
             tracing::debug!(%error, "partitions are not paused");
         }
     }
 
-    /// Polls once, then takes the messages that are there already.
-    fn poll(&self, waiting: &mut Waiting) -> Result<(), DriverError> {
-        let mut timeout = match waiting.is_paused && !waiting.is_ending || !waiting.records.is_empty() {
+    /// Polls once, then takes the messages that are available without waiting.
+    fn poll(&self, pending: &mut PendingReads) -> Result<(), DriverError> {
+        let mut timeout = match pending.is_paused && !pending.is_ending || !pending.records.is_empty() {
             true => Duration::ZERO,
             false => POLL_TIMEOUT,
         };
         let mut polled = 0;
         while let Some(message) = self.consumer.poll(timeout) {
             match message {
-                Ok(_) if waiting.is_ending => self.pause(waiting),
+                Ok(_) if pending.is_ending => self.pause(pending),
                 Ok(message) => {
-                    waiting.records.push(record(&message, &self.assignment));
-                    if waiting.is_paused {
+                    pending.records.push(record(&message, &self.assignment));
+                    if pending.is_paused {
                         // Of a partition that was assigned after the pause.
-                        self.pause(waiting);
+                        self.pause(pending);
                     }
                 }
                 Err(error) => self.handle_error(&error)?,
             }
             polled += 1;
-            if polled >= self.records_max || waiting.records.len() >= self.records_max {
+            if polled >= self.records_max || pending.records.len() >= self.records_max {
                 break;
             }
             timeout = Duration::ZERO;

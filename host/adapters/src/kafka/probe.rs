@@ -10,36 +10,30 @@ use weir_config::KafkaSource as Config;
 use super::client::{Access, ReportContext, blocking, failure};
 use crate::driver::DriverError;
 
-/// Calls a consumer that is no member of a group.
+/// Calls a consumer that is not a member of a group.
 async fn call<T: Send + 'static>(
     config: &Config,
     call: impl FnOnce(&BaseConsumer<ReportContext>, Duration) -> KafkaResult<T> + Send + 'static,
 ) -> Result<T, DriverError> {
-    let access = Access {
-        brokers: &config.brokers,
-        username: &config.username,
-        password_file: &config.password_file,
-        properties: &config.properties,
-    };
-    let native = access.config(&[])?;
+    let native = Access::from(config).config(&[])?;
     let timeout = Duration::from_millis(config.timeout_ms);
-    let called = blocking(move || {
+    let result = blocking(move || {
         let context = ReportContext::default();
         let consumer =
             BaseConsumer::from_config_and_context(&native, context.clone()).map_err(|error| failure(&error))?;
         call(&consumer, timeout).map_err(|error| {
-            // Reports that have arrived meanwhile.
+            // Handles the reports that have arrived.
             drop(consumer.poll(Duration::ZERO));
             context.0.failure(&error)
         })
     });
-    called.await?
+    result.await?
 }
 
 /// The visible topics, or one of them: names and numbers of partitions.
 pub(crate) async fn topics(config: &Config, topic: Option<&str>) -> Result<Vec<(String, usize)>, DriverError> {
     let topic = topic.map(str::to_owned);
-    let asked = call(config, move |consumer, timeout| {
+    let topics = call(config, move |consumer, timeout| {
         let metadata = consumer.fetch_metadata(topic.as_deref(), timeout)?;
         let topics = metadata.topics().iter().map(|topic| match topic.error() {
             Some(error) => Err(KafkaError::MetadataFetch(error.into())),
@@ -47,10 +41,10 @@ pub(crate) async fn topics(config: &Config, topic: Option<&str>) -> Result<Vec<(
         });
         topics.collect()
     });
-    asked.await
+    topics.await
 }
 
-/// The number of records of the first partition of a topic, which its leader tells only those who may read it.
+/// The number of records of the first partition of a topic. Its leader refuses a user who may not read it.
 pub(crate) async fn check_read(config: &Config, topic: &str) -> Result<u64, DriverError> {
     let topic = topic.to_owned();
     let (low, high) = call(config, move |consumer, timeout| consumer.fetch_watermarks(&topic, 0, timeout)).await?;

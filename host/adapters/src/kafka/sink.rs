@@ -31,13 +31,7 @@ struct Client {
 
 impl Client {
     async fn open(config: &Config, transactional_id: Option<&str>) -> Result<Self, DriverError> {
-        let access = Access {
-            brokers: &config.brokers,
-            username: &config.username,
-            password_file: &config.password_file,
-            properties: &config.properties,
-        };
-        let mut native = access.config(&[
+        let mut native = Access::from(config).config(&[
             ("enable.idempotence", "true".to_owned()),
             ("linger.ms", "5".to_owned()),
             ("compression.type", "lz4".to_owned()),

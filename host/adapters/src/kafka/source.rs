@@ -41,17 +41,6 @@ pub struct KafkaCommitter {
     left: Option<oneshot::Receiver<()>>,
 }
 
-impl Access<'_> {
-    fn of(config: &Config) -> Access<'_> {
-        Access {
-            brokers: &config.brokers,
-            username: &config.username,
-            password_file: &config.password_file,
-            properties: &config.properties,
-        }
-    }
-}
-
 /// Joins the group for an adapter. With a transaction, positions are committed in it.
 ///
 /// # Errors
@@ -62,7 +51,7 @@ pub async fn open(
     config: &Config,
     transaction: Option<Transaction>,
 ) -> Result<(KafkaSource, KafkaCommitter), DriverError> {
-    let mut native = Access::of(config).config(&[
+    let mut native = Access::from(config).config(&[
         ("auto.offset.reset", config.auto_offset_reset.clone()),
         ("session.timeout.ms", config.session_timeout_ms.to_string()),
         ("partition.assignment.strategy", "cooperative-sticky".to_owned()),

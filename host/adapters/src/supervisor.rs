@@ -30,11 +30,11 @@ const STRIKES_MAX: u32 = 2;
 /// An adapter component.
 pub trait Component: Send + Sync {
     /// Starts a call.
-    fn open(&self) -> BoxFuture<'_, Result<Call, ComponentError>>;
+    fn open(&self) -> BoxFuture<'_, Result<ComponentCall, ComponentError>>;
 }
 
 /// A call of an adapter component.
-pub struct Call {
+pub struct ComponentCall {
     /// The records for the component; dropping the sender ends them.
     pub records: mpsc::Sender<SourceRecord>,
     /// The results.

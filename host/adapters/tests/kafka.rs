@@ -22,7 +22,7 @@ use weir_adapters::build::Plan;
 use weir_adapters::check;
 use weir_adapters::driver::BoxFuture;
 use weir_adapters::status::Status;
-use weir_adapters::supervisor::{Call, Component, ComponentError, Supervisor};
+use weir_adapters::supervisor::{Component, ComponentCall, ComponentError, Supervisor};
 use weir_config::{Adapter, AdapterSink, AdapterSource, KafkaSink, KafkaSource};
 
 const PARTITIONS: i32 = 4;
@@ -305,7 +305,7 @@ async fn transactions_have_each_result_once() -> Result<()> {
 struct Slow(watch::Receiver<bool>, Arc<AtomicBool>);
 
 impl Component for Slow {
-    fn open(&self) -> BoxFuture<'_, Result<Call, ComponentError>> {
+    fn open(&self) -> BoxFuture<'_, Result<ComponentCall, ComponentError>> {
         let (mut may, has_records) = (self.0.clone(), self.1.clone());
         Box::pin(async move {
             let call = echo::Echo.open().await?;
@@ -322,7 +322,7 @@ impl Component for Slow {
                 }
             });
             let end = Box::pin(async move { task.await.err().map(|error| error.to_string()) });
-            Ok(Call { records: call.records, results, end })
+            Ok(ComponentCall { records: call.records, results, end })
         })
     }
 }

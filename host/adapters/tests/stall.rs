@@ -11,7 +11,7 @@ use tokio::sync::{mpsc, watch};
 use weir_adapters::build::Plan;
 use weir_adapters::driver::BoxFuture;
 use weir_adapters::status::Status;
-use weir_adapters::supervisor::{Call, Component, ComponentError, Supervisor};
+use weir_adapters::supervisor::{Component, ComponentCall, ComponentError, Supervisor};
 use weir_config::{Adapter, AdapterSink, AdapterSource, FileSink, FileSource};
 
 /// Takes the records of its first calls and gives no result; later calls are those of [`Echo`].
@@ -21,7 +21,7 @@ struct Stalling {
 }
 
 impl Component for Stalling {
-    fn open(&self) -> BoxFuture<'_, Result<Call, ComponentError>> {
+    fn open(&self) -> BoxFuture<'_, Result<ComponentCall, ComponentError>> {
         if self.calls.fetch_add(1, Ordering::Relaxed) >= self.stalls {
             return Echo.open();
         }
@@ -32,7 +32,11 @@ impl Component for Stalling {
             drop(outgoing);
         });
         Box::pin(async move {
-            Ok(Call { records, results, end: Box::pin(async move { task.await.err().map(|error| error.to_string()) }) })
+            Ok(ComponentCall {
+                records,
+                results,
+                end: Box::pin(async move { task.await.err().map(|error| error.to_string()) }),
+            })
         })
     }
 }

@@ -12,7 +12,7 @@ use tokio::sync::{mpsc, watch};
 use weir_adapters::build::Plan;
 use weir_adapters::driver::BoxFuture;
 use weir_adapters::status::{State, Status};
-use weir_adapters::supervisor::{Call, Component, ComponentError, Supervisor};
+use weir_adapters::supervisor::{Component, ComponentCall, ComponentError, Supervisor};
 use weir_config::{Adapter, AdapterSink, AdapterSource, FileSink, FileSource, RedisSink, RedisSource};
 use weir_core::adapter::{Destination, ErrorCategory, ResultRecord, SourceRecord};
 use weir_core::random::{SplitMix64, between};
@@ -33,7 +33,7 @@ struct Echo {
 }
 
 impl Component for Echo {
-    fn open(&self) -> BoxFuture<'_, Result<Call, ComponentError>> {
+    fn open(&self) -> BoxFuture<'_, Result<ComponentCall, ComponentError>> {
         let (records, mut incoming) = mpsc::channel::<SourceRecord>(16);
         let (outgoing, results) = mpsc::channel(16);
         let (shuffles, poison, received) = (self.shuffles, self.poison, self.received.clone());
@@ -66,7 +66,7 @@ impl Component for Echo {
             }
         });
         let end = Box::pin(async move { task.await.unwrap_or_else(|error| Some(error.to_string())) });
-        Box::pin(async move { Ok(Call { records, results, end }) })
+        Box::pin(async move { Ok(ComponentCall { records, results, end }) })
     }
 }
 

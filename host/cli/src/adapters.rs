@@ -8,7 +8,7 @@ use tokio::task::JoinHandle;
 use weir_adapters::build::Plan;
 use weir_adapters::driver::BoxFuture;
 use weir_adapters::status::Status;
-use weir_adapters::supervisor::{AdapterFailure, Call, Component, ComponentError, Supervisor};
+use weir_adapters::supervisor::{AdapterFailure, Component, ComponentCall, ComponentError, Supervisor};
 use weir_config::Adapter;
 use weir_runtime::Runtime;
 use weir_runtime::components::adapter::{AdapterCall, AdapterComponent, AdapterError};
@@ -126,7 +126,7 @@ struct RuntimeComponent {
 }
 
 impl Component for RuntimeComponent {
-    fn open(&self) -> BoxFuture<'_, Result<Call, ComponentError>> {
+    fn open(&self) -> BoxFuture<'_, Result<ComponentCall, ComponentError>> {
         Box::pin(async move {
             if !self.model.is_empty() {
                 if !self.runtime.models().iter().any(|model| model.name == self.model) {
@@ -140,7 +140,7 @@ impl Component for RuntimeComponent {
                 AdapterError::Ended(reason) => ComponentError::Ended(reason),
                 other => ComponentError::Config(other.to_string()),
             })?;
-            Ok(Call { records, results, end: Box::pin(instance.ended()) })
+            Ok(ComponentCall { records, results, end: Box::pin(instance.ended()) })
         })
     }
 }

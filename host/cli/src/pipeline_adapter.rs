@@ -13,7 +13,7 @@ use tokio::task::JoinHandle;
 use weir_adapters::RECORD_ID_HEADER;
 use weir_adapters::build::PipelinePlan;
 use weir_adapters::driver::BoxFuture;
-use weir_adapters::supervisor::{Call, Component, ComponentError};
+use weir_adapters::supervisor::{Component, ComponentCall, ComponentError};
 use weir_core::adapter::{Destination, ErrorCategory, Header, ResultRecord, SourceRecord};
 use weir_runtime::Runtime;
 use weir_runtime::gateway::{self, BodyError};
@@ -53,12 +53,12 @@ impl PipelineComponent {
 }
 
 impl Component for PipelineComponent {
-    fn open(&self) -> BoxFuture<'_, Result<Call, ComponentError>> {
+    fn open(&self) -> BoxFuture<'_, Result<ComponentCall, ComponentError>> {
         let (records, incoming) = mpsc::channel(RECORDS_MAX);
         let (outgoing, results) = mpsc::channel(RECORDS_MAX);
         let task = tokio::spawn(serve(self.0.clone(), incoming, outgoing));
         let end = Box::pin(async move { task.await.err().map(|error| error.to_string()) });
-        Box::pin(async move { Ok(Call { records, results, end }) })
+        Box::pin(async move { Ok(ComponentCall { records, results, end }) })
     }
 }
 

@@ -60,7 +60,7 @@ async fn open(config: &Config, target: &Target, token: Option<&str>) -> Result<S
     let request = request.body(Full::<Bytes>::default()).map_err(|error| DriverError::Config(error.to_string()))?;
     let stream = target.open().await?;
     let (mut sender, connection) = handshake(TokioIo::new(stream)).await.map_err(DriverError::transport)?;
-    // How it ends shows in the response and its upgrade.
+    // Its errors are those of the response and of the upgraded connection.
     let _task = AbortOnDropHandle::new(tokio::spawn(async move { drop(connection.with_upgrades().await) }));
     let response = sender.send_request(request).await.map_err(DriverError::transport)?;
     if response.status() != StatusCode::SWITCHING_PROTOCOLS {

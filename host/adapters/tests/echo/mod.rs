@@ -9,7 +9,7 @@ use tokio::sync::{mpsc, watch};
 use weir_adapters::build::Plan;
 use weir_adapters::driver::BoxFuture;
 use weir_adapters::status::Status;
-use weir_adapters::supervisor::{AdapterFailure, Call, Component, ComponentError, Supervisor};
+use weir_adapters::supervisor::{AdapterFailure, Component, ComponentCall, ComponentError, Supervisor};
 use weir_config::Adapter;
 use weir_core::adapter::{Destination, ErrorCategory, ResultRecord, SourceRecord};
 
@@ -20,7 +20,7 @@ pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 pub(crate) struct Echo;
 
 impl Component for Echo {
-    fn open(&self) -> BoxFuture<'_, Result<Call, ComponentError>> {
+    fn open(&self) -> BoxFuture<'_, Result<ComponentCall, ComponentError>> {
         let (records, mut incoming) = mpsc::channel::<SourceRecord>(16);
         let (outgoing, results) = mpsc::channel(16);
         let task = tokio::spawn(async move {
@@ -31,7 +31,7 @@ impl Component for Echo {
             }
         });
         let end = Box::pin(async move { task.await.err().map(|error| error.to_string()) });
-        Box::pin(async move { Ok(Call { records, results, end }) })
+        Box::pin(async move { Ok(ComponentCall { records, results, end }) })
     }
 }
 

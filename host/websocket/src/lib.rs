@@ -5,8 +5,8 @@
 //! - `handshake`: the headers of the opening handshake. The HTTP request itself is the caller's.
 //! - `socket`: a connection of messages over a connection of bytes; start here.
 //!
-//! It is not a library of others because of what a public server needs from one: tungstenite has no permessage-deflate, and yawc checks
-//! whole frames, so that a text that is not UTF-8 is refused late. As server it passes the Autobahn TestSuite without a case that is
+//! Other libraries lack what a public server needs: tungstenite has no permessage-deflate, and yawc checks whole frames, so it refuses a text
+//! that is not UTF-8 late. As server it passes the Autobahn TestSuite without a case that is
 //! `NON-STRICT` or `UNIMPLEMENTED`; as client, a short part of it (`cargo xtask conformance` runs the whole).
 //!
 //! What a peer can make a connection hold is bounded: a message by [`Config::message_bytes_max`], decompressed or not; a decompressor

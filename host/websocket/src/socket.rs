@@ -119,7 +119,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> WebSocket<S> {
         }
     }
 
-    /// Adds a text to the output, and writes it if the output is long.
+    /// Adds a text to the output, and writes the output if it is long.
     ///
     /// # Errors
     ///
@@ -210,9 +210,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> WebSocket<S> {
             payload.extend(code.to_be_bytes());
             payload.extend(reason.as_bytes());
             // Whole characters only.
-            let end = (0..=payload.len().min(CONTROL_BYTES_MAX)).rev();
-            let end = end.into_iter().find(|end| *end < 2 || reason.is_char_boundary(end - 2)).unwrap_or(0);
-            payload.truncate(end);
+            let mut ends = (0..=payload.len().min(CONTROL_BYTES_MAX)).rev();
+            payload.truncate(ends.find(|end| *end < 2 || reason.is_char_boundary(end - 2)).unwrap_or(0));
         }
         self.encoder.control(Opcode::Close, &payload, &mut self.output);
         self.has_closed = true;

@@ -34,6 +34,8 @@ mod fuzz;
 mod hosts;
 mod house;
 mod http;
+#[cfg(test)]
+mod imports;
 mod kernels;
 mod lm;
 mod make;

@@ -65,7 +65,16 @@ const RULES: &[Rule] = &[
     // Of codec: which routes go to the stateful gateway instance.
     Rule {
         package: "weir-runtime",
-        house: &["weir-codec", "weir-config", "weir-core", "weir-events", "weir-lm", "weir-nn", "weir-wasi"],
+        house: &[
+            "weir-codec",
+            "weir-config",
+            "weir-core",
+            "weir-events",
+            "weir-lm",
+            "weir-nn",
+            "weir-tls",
+            "weir-wasi",
+        ],
         others: None,
     },
     // Of codec: GRIP, and the rendering of events on a held connection.
@@ -83,6 +92,8 @@ const RULES: &[Rule] = &[
         others: None,
     },
     Rule { package: "weir-telemetry", house: &[], others: None },
+    // Compiled once for the host and for adapters.
+    Rule { package: "weir-tls", house: &[], others: Some(&["rustls", "tokio", "tokio-rustls", "webpki-roots"]) },
     // Frames and compression, without HTTP.
     Rule {
         package: "weir-websocket",
@@ -92,7 +103,15 @@ const RULES: &[Rule] = &[
     // Of codec: the settings of the adapter component, the rows of CSV, captions. Of events: channels as sources and sinks.
     Rule {
         package: "weir-adapters",
-        house: &["weir-codec", "weir-config", "weir-core", "weir-events", "weir-telemetry", "weir-websocket"],
+        house: &[
+            "weir-codec",
+            "weir-config",
+            "weir-core",
+            "weir-events",
+            "weir-telemetry",
+            "weir-tls",
+            "weir-websocket",
+        ],
         others: None,
     },
     // Of codec: captions, lines of inputs, and the definitions of pipelines. Of core: records of adapters, and when a rewritten summary counts.
@@ -148,9 +167,11 @@ const RESERVED: &[(&str, &[&str])] = &[
             "weir-runtime",
             "weir-telemetry",
             "weir-tests",
+            "weir-tls",
             "weir-websocket",
         ],
     ),
+    ("rustls", &["weir-tls"]),
     ("redb", &["weir-events"]),
     ("redis", &["weir-adapters", "weir-events"]),
     ("rdkafka", &["weir-adapters", "weir-tests"]),
@@ -271,7 +292,7 @@ fn build_and_tests_enable_the_same_features() {
 }
 
 /// The files of a folder that end in `.rs`, by their paths within it.
-fn sources(folder: &std::path::Path) -> Vec<(String, String)> {
+pub(crate) fn sources(folder: &std::path::Path) -> Vec<(String, String)> {
     let (mut folders, mut sources) = (vec![folder.to_path_buf()], Vec::new());
     while let Some(next) = folders.pop() {
         for entry in std::fs::read_dir(&next).unwrap() {
@@ -338,8 +359,15 @@ fn messages_have_no_debug_forms() {
             }
             let code = text.split("#[cfg(test)]").next().unwrap();
             let lines = code.lines().filter(|line| !line.trim_start().starts_with("//"));
-            let debug: Vec<_> = lines.filter(|line| line.contains(":?}") || line.contains(":#?}")).collect();
-            assert!(debug.is_empty(), "{folder}/{name} formats with `{{:?}}`:\n{}", debug.join("\n"));
+            // In a format string, and as a field of a log line.
+            let is_debug = |line: &&str| {
+                let fields = ["= ?", "(?", ", ?"];
+                line.contains(":?}")
+                    || line.contains(":#?}")
+                    || (line.contains("tracing::") && fields.iter().any(|field| line.contains(field)))
+            };
+            let debug: Vec<_> = lines.filter(is_debug).collect();
+            assert!(debug.is_empty(), "{folder}/{name} formats with `Debug`:\n{}", debug.join("\n"));
         }
     }
 }

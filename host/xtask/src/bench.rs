@@ -65,13 +65,19 @@ const ROUNDS_MAX: usize = 1_000;
 /// The lines of one `weir run`.
 const RUN_LINES: usize = 1_000;
 
-/// Builds `weir`, unless it is measured as built, and the load generator; returns the path of the load generator.
-fn build_programs(house: &House, as_built: bool) -> Result<std::path::PathBuf> {
+/// Builds `weir`, unless it is measured as built.
+fn build_weir(house: &House, as_built: bool) -> Result<()> {
     if !as_built {
         setup::ensure(house)?;
         build::components(house, &[])?;
         build::weir(house)?;
     }
+    Ok(())
+}
+
+/// [`build_weir`], and the load generator; returns the path of the load generator.
+fn build_programs(house: &House, as_built: bool) -> Result<std::path::PathBuf> {
+    build_weir(house, as_built)?;
     compare::generator(house)
 }
 
@@ -104,9 +110,7 @@ pub(crate) fn task(house: &House, mut args: Args) -> Result<()> {
         },
     };
     args.finish()?;
-    setup::ensure(house)?;
-    build::components(house, &[])?;
-    build::weir(house)?;
+    build_weir(house, false)?;
 
     let path = house.root.join(DOCUMENT);
     let text = std::fs::read_to_string(&path).with_context(|| format!("cannot read {DOCUMENT}"))?;
@@ -124,7 +128,7 @@ pub(crate) fn task(house: &House, mut args: Args) -> Result<()> {
         last.push(to_last);
         server.stop()?;
         step.show_progress(&format!("round {round} of {rounds}: weir run"));
-        rates.push(run_time(house, &text)?);
+        rates.push(run_time(house, run_input(&text))?);
     }
     step.done(&format!("{rounds} rounds"));
 
@@ -169,13 +173,18 @@ fn stream(server: &Server, text: &str) -> Result<(Duration, Duration)> {
     Ok((first.unwrap_or(last), last))
 }
 
-/// The time of `weir run` for [`RUN_LINES`] sentences of the text, its start included.
-fn run_time(house: &House, text: &str) -> Result<Duration> {
+/// [`RUN_LINES`] sentences of a text, each on a line.
+fn run_input(text: &str) -> String {
     let sentences: Vec<&str> = text.split(". ").map(str::trim).filter(|sentence| !sentence.is_empty()).collect();
     // Each line differs, so that no cache can answer it.
-    let input: String = (0..RUN_LINES)
+    (0..RUN_LINES)
         .map(|number| format!("{} ({number}).\n", sentences[number % sentences.len()].replace('\n', " ")))
-        .collect();
+        .collect()
+}
+
+/// The time of `weir run` for the lines of an input, its start included.
+fn run_time(house: &House, input: String) -> Result<Duration> {
+    let lines = input.lines().count();
     let started = Instant::now();
     let mut child = sh::program(house, house.weir())
         .args(["run", "--task", "sentiment", "-"])
@@ -192,8 +201,8 @@ fn run_time(house: &House, text: &str) -> Result<Duration> {
     let written = writer.join().map_err(|_| anyhow!("the writer panicked"))?;
     written.context("cannot write to weir run")?;
     let answered = output.stdout.iter().filter(|byte| **byte == b'\n').count();
-    if !output.status.success() || answered != RUN_LINES {
-        bail!("weir run answered {answered} of {RUN_LINES} lines: {}", output.status);
+    if !output.status.success() || answered != lines {
+        bail!("weir run answered {answered} of {lines} lines: {}", output.status);
     }
     Ok(elapsed)
 }

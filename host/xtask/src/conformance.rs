@@ -1,12 +1,13 @@
 //! `cargo xtask conformance`: the whole Autobahn TestSuite against the WebSockets of the server and of feeds.
 
 use std::io::{BufReader, Read as _};
-use std::process::{Child, Stdio};
+use std::process::Stdio;
 
 use anyhow::{Context, Result, bail, ensure};
 
 use crate::args::Args;
 use crate::house::House;
+use crate::sh::Process;
 use crate::{python, sh};
 
 pub(crate) const USAGE: &str = "\
@@ -45,17 +46,6 @@ pub(crate) fn task(house: &House, mut args: Args) -> Result<()> {
         }
     }
     Ok(())
-}
-
-/// Ends its process when it is dropped.
-struct Process(Child);
-
-impl Drop for Process {
-    fn drop(&mut self) {
-        // It may have ended.
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
 }
 
 fn run(house: &House, python: &std::path::Path, role: &str, compression: &str, case: Option<&str>) -> Result<()> {

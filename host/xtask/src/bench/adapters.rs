@@ -4,7 +4,7 @@ use std::fmt::Write as _;
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
@@ -15,8 +15,9 @@ use crate::args::Args;
 use crate::demo::DOCUMENT;
 use crate::house::House;
 use crate::server::Server;
+use crate::sh::Process;
 use crate::ui::Step;
-use crate::{build, http, redis, setup, sh};
+use crate::{http, redis, sh};
 
 /// The texts of a round.
 const TEXTS: usize = 5_000;
@@ -60,11 +61,7 @@ impl Subject {
 pub(super) fn task(house: &House, mut args: Args) -> Result<()> {
     let (quick, as_built) = (args.flag("--quick"), args.flag("--as-built"));
     args.finish()?;
-    if !as_built {
-        setup::ensure(house)?;
-        build::components(house, &[])?;
-        build::weir(house)?;
-    }
+    super::build_weir(house, as_built)?;
     let (texts, rounds) = if quick { (TEXTS_QUICK, 1) } else { (TEXTS, ROUNDS) };
     let bench = Bench::new(house, texts)?;
     let mut seconds = vec![Vec::new(); Subject::ALL.len()];
@@ -108,17 +105,6 @@ fn report(texts: usize, rounds: usize, seconds: &mut [Vec<f64>]) -> String {
         let _ = writeln!(report, "| {} | {:.0} | {percent:.0} % | {verdict} |", subject.name(), texts as f64 / time);
     }
     report
-}
-
-/// Ends its process when it is dropped.
-struct Process(Child);
-
-impl Drop for Process {
-    fn drop(&mut self) {
-        // It may have ended.
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
 }
 
 /// The inputs, and the servers that give them.
@@ -180,7 +166,7 @@ impl<'a> Bench<'a> {
         let to_file = ["--output-file", output.as_str(), "--quiet"];
         let feed = self.feed.address;
         match subject {
-            Subject::Run => self.run(),
+            Subject::Run => super::run_time(self.house, self.texts.iter().map(|text| format!("{text}\n")).collect()),
             Subject::File => self.stream(&[&["file", &input, "--format", "ndjson"], &to_file[..]].concat(), &output),
             Subject::Checkpoint => {
                 let checkpoint = self.path("checkpoint");
@@ -222,26 +208,6 @@ impl<'a> Bench<'a> {
         command.arg("stream").args(arguments).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
         let started = Instant::now();
         Ok((started, Process(command.spawn()?)))
-    }
-
-    fn run(&self) -> Result<Duration> {
-        let lines: String = self.texts.iter().map(|text| format!("{text}\n")).collect();
-        let mut command = sh::program(self.house, self.house.weir());
-        command
-            .args(["run", "--task", "sentiment", "-"])
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::null());
-        let started = Instant::now();
-        let mut child = Process(command.spawn()?);
-        let mut input = child.0.stdin.take().context("stdin")?;
-        // On a thread of its own: both pipes may be full at the same time.
-        let writer = std::thread::spawn(move || input.write_all(lines.as_bytes()));
-        let results = BufReader::new(child.0.stdout.take().context("stdout")?).lines().count();
-        let elapsed = started.elapsed();
-        writer.join().map_err(|_| anyhow::anyhow!("the writer has panicked"))??;
-        ensure!(results == self.texts.len(), "{results} results");
-        Ok(elapsed)
     }
 
     /// `weir stream` until the output has every result.

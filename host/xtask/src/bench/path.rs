@@ -7,8 +7,8 @@ use anyhow::{Context, Result, bail};
 use crate::args::Args;
 use crate::build::{self, finish};
 use crate::house::{House, SHIPPED_MODELS};
+use crate::sh;
 use crate::ui::Step;
-use crate::{setup, sh};
 
 const EXAMPLE: &str = "release/examples/path";
 
@@ -16,10 +16,8 @@ pub(super) fn task(house: &House, args: Args) -> Result<()> {
     let (mut args, more) = args.split();
     let (quick, as_built) = (args.flag("--quick"), args.flag("--as-built"));
     args.finish()?;
+    super::build_weir(house, as_built)?;
     if !as_built {
-        setup::ensure(house)?;
-        build::components(house, &[])?;
-        build::weir(house)?;
         let mut step = Step::begin("path", "builds the server with its client");
         let built = sh::check(&mut step, build::host_cargo(house, "build").args(["--example", "path"]));
         finish(step, built.map(|_| format!("target/{EXAMPLE}")))?;

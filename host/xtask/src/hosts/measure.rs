@@ -6,7 +6,7 @@ use std::fs;
 use std::io::Read;
 use std::net::{SocketAddr, TcpListener};
 use std::path::Path;
-use std::process::{Child, Command, Stdio};
+use std::process::{Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -18,6 +18,7 @@ use crate::build::finish;
 use crate::files::{copy_if_changed, write_if_changed};
 use crate::house::House;
 use crate::python::Python;
+use crate::sh::Process;
 use crate::ui::Step;
 use crate::{http, sh};
 
@@ -41,18 +42,11 @@ struct Figures {
     processor: Duration,
 }
 
-/// A host that is running; killed when dropped.
-struct Running {
-    child: Child,
+/// A process with a host of the components.
+struct HostProcess {
+    process: Process,
     address: SocketAddr,
     started: Instant,
-}
-
-impl Drop for Running {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
 }
 
 /// Measures every host, and writes the table to the guide or prints it.
@@ -148,30 +142,30 @@ pub(crate) fn measure(house: &House, programs: &Programs, python: &Python, write
 }
 
 /// Starts a host on a free port.
-fn start(scratch: &Path, command: impl FnOnce(SocketAddr) -> Result<Command>) -> Result<Running> {
+fn start(scratch: &Path, command: impl FnOnce(SocketAddr) -> Result<Command>) -> Result<HostProcess> {
     let address = TcpListener::bind("127.0.0.1:0")?.local_addr()?;
     let mut command = command(address)?;
     let log = fs::File::create(scratch.join("log"))?;
     command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
     let child = command.spawn().with_context(|| format!("cannot start {:?}", command.get_program()))?;
-    Ok(Running { child, address, started: Instant::now() })
+    Ok(HostProcess { process: Process(child), address, started: Instant::now() })
 }
 
 /// Adds the figures of a host; one that does not answer is named and left out.
-fn add(rows: &mut Vec<Figures>, host: &'static str, running: &Running) {
+fn add(rows: &mut Vec<Figures>, host: &'static str, running: &HostProcess) {
     match figures(host, running) {
         Ok(figures) => rows.push(figures),
         Err(error) => println!("{host}: {error:#}"),
     }
 }
 
-fn figures(host: &'static str, running: &Running) -> Result<Figures> {
+fn figures(host: &'static str, running: &HostProcess) -> Result<Figures> {
     let mut step = Step::begin("measure", host);
     let measured = first_answer(running).and_then(|first_answer| {
         for path in ["/v1/tokens", "/v1/embed", "/v1/classify"] {
             post(running.address, path, TEXTS)?;
         }
-        let id = running.child.id();
+        let id = running.process.0.id();
         let memory_bytes = memory_bytes(id)?;
         let before = processor(id)?;
         for done in 0..REQUESTS {
@@ -185,7 +179,7 @@ fn figures(host: &'static str, running: &Running) -> Result<Figures> {
 }
 
 /// From the start of the process to the first label.
-fn first_answer(running: &Running) -> Result<Duration> {
+fn first_answer(running: &HostProcess) -> Result<Duration> {
     while running.started.elapsed() < START_MAX {
         if post(running.address, "/v1/classify", TEXTS).is_ok() {
             return Ok(running.started.elapsed());

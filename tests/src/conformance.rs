@@ -51,13 +51,13 @@ pub const CASES: [(Case, &str); 12] = [
     (Case::Entities, "`/v1/tokens`: its entities"),
     (Case::Embeddings, "`/v1/embed`: its vectors"),
     (Case::Process, "`/process-stream`: every step"),
-    (Case::Progress, "`/process-stream`: results leave while others are computed"),
+    (Case::Progress, "`/process-stream`: results are sent while others are computed"),
     (Case::Duplex, "NDJSON in both directions: a line is answered before the next one is sent"),
     (Case::Events, "server-sent events"),
-    (Case::Disconnect, "clients that leave take nothing with them"),
+    (Case::Disconnect, "other requests after a client has disconnected"),
     (Case::Transcript, "`/v1/transcript`"),
     (Case::Channels, "channels across requests: publish, follow, resume"),
-    (Case::Problems, "problems of wrong requests"),
+    (Case::Problems, "problems of invalid requests"),
 ];
 
 /// A host, and the cases that it does not pass.
@@ -66,18 +66,18 @@ pub struct Host {
     pub name: &'static str,
     /// The cases that it does not pass, with the reasons.
     pub fails: &'static [(Case, &'static str)],
-    /// What it passes at times only, and why: these cases are not run.
+    /// The cases that it passes only at times, with the reasons; they are not run.
     pub unsteady: &'static [(Case, &'static str)],
 }
 
 /// A call between components of one module, in JavaScript.
 const JCO_TASK: &str = "jco loses the task of a call between components while another call is open: the request does not end, or the process \
                         does.";
-/// A client that leaves before the end of a response.
+/// A client that disconnects before the end of a response.
 const JCO_CLOSE: &str =
-    "A client that leaves ends the process: the server of jco's shims does not catch its own error.";
+    "A client that disconnects ends the process: the server of jco's shims does not catch its own error.";
 /// Events that wait in JavaScript.
-const JCO_LATE: &str = "Most results leave at the end of the computation, which holds the event loop.";
+const JCO_LATE: &str = "Most results are sent at the end of the computation, which blocks the event loop.";
 
 /// The hosts of the table.
 pub const HOSTS: &[Host] = &[

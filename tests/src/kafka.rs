@@ -39,7 +39,7 @@ pub struct KafkaRecord {
 impl Kafka {
     /// Starts a broker and creates the topics.
     pub async fn start() -> Result<Self> {
-        let port = std::net::TcpListener::bind("127.0.0.1:0")?.local_addr()?.port();
+        let port = crate::free_port()?;
         let url = format!("tcp://127.0.0.1:{port}");
         let mut command = Command::new(program()?);
         command.args(["broker", "--silent", "--storage-engine", "memory://tansu/"]);

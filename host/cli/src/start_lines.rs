@@ -24,7 +24,7 @@ impl StartLines<'_> {
             true => String::new(),
             false => format!(" from {}", config.models.dir.display()),
         };
-        format!("listening on http://{address}{page}\nmodels: {names}{from}\nstored data: {}\n", places(config))
+        format!("listening on http://{address}{page}\nmodels: {names}{from}\nstored data: {}\n", stored_data(config))
     }
 
     /// The same as a JSON object; `page` is `null` if the page is switched off.
@@ -40,7 +40,7 @@ impl StartLines<'_> {
             "page": self.page(),
             "models": self.models,
             "store": store,
-            "stored_data": places(self.config),
+            "stored_data": stored_data(self.config),
         })
     }
 
@@ -65,7 +65,7 @@ fn reachable(address: SocketAddr) -> SocketAddr {
 }
 
 /// Where channels, sessions and executions are stored. A URL is shown without its user and password.
-fn places(config: &Config) -> String {
+fn stored_data(config: &Config) -> String {
     let events = &config.events;
     let store = match events.store {
         EventsStore::Memory => "in memory until the end of this process (events.store)".to_owned(),

@@ -4,45 +4,32 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use anyhow::{Context as _, Result, ensure};
 use serde_json::{Value, json};
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::io::AsyncWriteExt as _;
 use tokio::net::TcpListener;
+use weir_tests::http::read_request;
 use weir_tests::{Server, until};
 
 const TRACE: &str = "0af7651916cd43dd8448eb211c80319c";
 
-/// What a receiver has got: the spans, and the last metrics.
+/// A receiver: the spans that it has received, and the last metrics.
 #[derive(Clone, Default)]
-struct Received(Arc<Mutex<(Vec<Value>, Vec<Value>)>>);
+struct Receiver(Arc<Mutex<(Vec<Value>, Vec<Value>)>>);
 
-impl Received {
+impl Receiver {
     async fn start() -> Result<(String, Self)> {
         let listener = TcpListener::bind("127.0.0.1:0").await?;
         let url = format!("http://{}", listener.local_addr()?);
-        let received = Self::default();
-        let shared = received.clone();
+        let receiver = Self::default();
+        let shared = receiver.clone();
         tokio::spawn(async move {
             while let Ok((mut stream, _)) = listener.accept().await {
-                let mut input = Vec::new();
-                let body = loop {
-                    let head = input.windows(4).position(|bytes| bytes == b"\r\n\r\n").map(|at| at + 4);
-                    if let Some(head) = head {
-                        let text = String::from_utf8_lossy(&input[..head]).to_lowercase();
-                        let length = text.lines().find_map(|line| line.strip_prefix("content-length: ")?.parse().ok());
-                        let end = head + length.unwrap_or(0_usize);
-                        if input.len() >= end {
-                            break input[head..end].to_vec();
-                        }
-                    }
-                    if stream.read_buf(&mut input).await? == 0 {
-                        break Vec::new();
-                    }
-                };
-                shared.add(&body);
+                let Some(request) = read_request(&mut stream).await else { continue };
+                shared.add(request.split_once("\r\n\r\n").map_or("", |(_, body)| body).as_bytes());
                 stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}").await?;
             }
             std::io::Result::Ok(())
         });
-        Ok((url, received))
+        Ok((url, receiver))
     }
 
     fn add(&self, body: &[u8]) {
@@ -74,7 +61,7 @@ impl Received {
 
 #[tokio::test]
 async fn requests_and_records_are_traced_and_metrics_exported() -> Result<()> {
-    let (endpoint, received) = Received::start().await?;
+    let (endpoint, receiver) = Receiver::start().await?;
     let dir = tempfile::tempdir()?;
     let (input, config) = (dir.path().join("in.ndjson"), dir.path().join("weir.toml"));
     std::fs::write(&input, "{\"text\": \"a good Day\"}\nbroken\n")?;
@@ -100,24 +87,24 @@ async fn requests_and_records_are_traced_and_metrics_exported() -> Result<()> {
     let quiet = reqwest::Client::new().get(server.url("/v1/models"));
     quiet.header("traceparent", format!("00-{TRACE}-b7ad6b7169203331-00")).send().await?.error_for_status()?;
 
-    until("traced", || async { Ok(received.span("POST", ("weir.request_id", &id)).is_some()) }).await?;
-    let span = received.span("POST", ("weir.request_id", &id)).context("no span")?;
+    until("traced", || async { Ok(receiver.span("POST", ("weir.request_id", &id)).is_some()) }).await?;
+    let span = receiver.span("POST", ("weir.request_id", &id)).context("no span")?;
     ensure!(span["traceId"] == TRACE && span["parentSpanId"] == "b7ad6b7169203331" && span["kind"] == 2, "{span}");
     let status = json!({"key": "http.response.status_code", "value": {"intValue": "200"}});
     ensure!(span["attributes"].as_array().is_some_and(|all| all.contains(&status)), "{span}");
-    ensure!(received.span("GET", ("url.path", "/v1/models")).is_none());
-    ensure!(received.span("GET", ("url.path", "/readyz")).is_none());
+    ensure!(receiver.span("GET", ("url.path", "/v1/models")).is_none());
+    ensure!(receiver.span("GET", ("url.path", "/readyz")).is_none());
 
     // Both records have a span; the broken one has failed, and the write links them.
     let records = || {
-        let received = received.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let received = receiver.0.lock().unwrap_or_else(PoisonError::into_inner);
         received.0.iter().filter(|span| span["name"] == "adapter record").cloned().collect::<Vec<_>>()
     };
     until("records", || std::future::ready(Ok(records().len() == 2))).await?;
     let failed: Vec<Value> = records().into_iter().filter(|span| span["status"]["code"] == 2).collect();
     ensure!(failed.len() == 1 && failed[0]["status"]["message"] == "malformed_json", "{failed:?}");
     let linked = || {
-        let received = received.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let received = receiver.0.lock().unwrap_or_else(PoisonError::into_inner);
         let writes = received.0.iter().filter(|span| span["name"] == "adapter write");
         writes.flat_map(|span| span["links"].as_array().cloned().unwrap_or_default()).collect::<Vec<_>>()
     };
@@ -127,14 +114,14 @@ async fn requests_and_records_are_traced_and_metrics_exported() -> Result<()> {
     }
 
     let is_counted = || {
-        let metric = received.metric("weir_http_requests_total");
+        let metric = receiver.metric("weir_http_requests_total");
         let is_post = |point: &Value| point["attributes"].to_string().contains("POST") && point["asDouble"] == 1.0;
         metric.is_some_and(|metric| {
             metric["sum"]["dataPoints"].as_array().is_some_and(|points| points.iter().any(is_post))
         })
     };
     until("counted", || std::future::ready(Ok(is_counted()))).await?;
-    let histogram = received.metric("weir_http_first_byte_seconds").context("no histogram")?;
+    let histogram = receiver.metric("weir_http_first_byte_seconds").context("no histogram")?;
     ensure!(histogram["histogram"]["aggregationTemporality"] == 2 && histogram["unit"] == "s", "{histogram}");
     Ok(())
 }

@@ -28,8 +28,8 @@ pub(crate) struct Head<'a> {
     pub(crate) accept: &'a str,
 }
 
-/// A request that was not sent.
-pub(crate) struct Prepared {
+/// A request before it is sent.
+pub(crate) struct UnsentRequest {
     request: Request,
     sent: Sent,
 }
@@ -38,7 +38,7 @@ pub(crate) struct Prepared {
 type Sent = FutureReader<Result<(), ErrorCode>>;
 
 /// Builds a request; returns it with the writer of its body.
-pub(crate) fn request(settings: &Settings, head: &Head<'_>) -> Result<(Prepared, StreamWriter<u8>), Failure> {
+pub(crate) fn request(settings: &Settings, head: &Head<'_>) -> Result<(UnsentRequest, StreamWriter<u8>), Failure> {
     let mut headers = vec![("accept", head.accept), ("user-agent", "weir")];
     headers.extend(head.content_type.map(|kind| ("content-type", kind)));
     headers.extend(settings.authorization.as_deref().map(|value| ("authorization", value)));
@@ -56,7 +56,7 @@ pub(crate) fn request(settings: &Settings, head: &Head<'_>) -> Result<(Prepared,
     request.set_authority(Some(&settings.authority)).map_err(|()| wrong("the address of the server"))?;
     let path = format!("{}{}", settings.prefix, head.target);
     request.set_path_with_query(Some(&path)).map_err(|()| wrong("its path"))?;
-    Ok((Prepared { request, sent }, writer))
+    Ok((UnsentRequest { request, sent }, writer))
 }
 
 /// A response whose head has arrived.
@@ -80,8 +80,8 @@ impl ResponseHead {
 }
 
 /// Sends a request; resolves with the head of the response.
-pub(crate) async fn send(settings: &Settings, prepared: Prepared) -> Result<ResponseHead, Failure> {
-    let Prepared { request, sent } = prepared;
+pub(crate) async fn send(settings: &Settings, unsent: UnsentRequest) -> Result<ResponseHead, Failure> {
+    let UnsentRequest { request, sent } = unsent;
     let response = client::send(request).await.map_err(|error| match error {
         ErrorCode::HttpRequestDenied => {
             Failure::Other(format!("the host does not permit requests to {}", settings.name()))

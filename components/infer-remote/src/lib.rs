@@ -6,8 +6,8 @@
 //!
 //! - `settings`: the server's address.
 //! - `plan`: requests for items. `convert`: conversions between the types of WIT and those of codec and core.
-//! - `link`: one request with its items. `exchange`: one HTTP request.
-//! - `service`: the calls.
+//! - `request`: one request with its items. `exchange`: one HTTP request.
+//! - `service`: the calls; `call`: the state that the requests of a call share.
 //!
 //! Two things differ from a component with models: the tokens of an item are not counted, and `overflow.split` without a stride, which reads
 //! sentence by sentence, is requested as windows that overlap by 32 tokens, because the HTTP interface has no such option.
@@ -40,10 +40,11 @@ mod bindings {
     });
 }
 
+mod call;
 mod convert;
 mod exchange;
-mod link;
 mod plan;
+mod request;
 mod service;
 mod settings;
 mod wording;

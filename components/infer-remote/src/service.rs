@@ -9,17 +9,17 @@ use std::task::Poll;
 use futures::future::{Either, select};
 use weir_codec::inference::remote::{self, SUMMARY_TARGET};
 use weir_core::failure::Failure;
-use weir_guest::notify::LocalNotify;
 use wit_bindgen::rt::async_support::{StreamReader, StreamResult, StreamWriter, spawn};
 
 use crate::bindings::exports::weir::stream::infer::Guest;
 use crate::bindings::wasi::clocks::monotonic_clock;
 use crate::bindings::weir::stream::types::{Item, ModelInfo, Outcome, Output};
 use crate::bindings::{self, wit_stream};
+use crate::call::CallState;
 use crate::convert;
 use crate::exchange::{self, Head, ResponseBody};
-use crate::link::{Form, Link};
 use crate::plan::{self, ItemRequest};
+use crate::request::{Form, RemoteRequest};
 use crate::settings::Settings;
 
 /// The most items in one read.
@@ -27,7 +27,7 @@ const ITEMS_MAX: usize = 32;
 /// The most items of a call whose outcomes were not written.
 const OPEN_MAX: usize = 256;
 /// The most requests of a call at once; the items of one read may each add one.
-const LINKS_MAX: usize = 16;
+const REQUESTS_MAX: usize = 16;
 /// The longest list of models, in bytes.
 const MODELS_BYTES_MAX: usize = 1 << 20;
 const NS_PER_MS: u64 = 1_000_000;
@@ -72,10 +72,10 @@ impl Guest for Service {
 }
 
 async fn models(settings: &Settings) -> Result<Vec<ModelInfo>, Failure> {
-    let ask = async {
+    let request = async {
         let head = Head { target: "/v1/models", content_type: None, accept: "application/json" };
-        let (request, _) = exchange::request(settings, &head)?;
-        let response = exchange::send(settings, request).await?;
+        let (unsent, _) = exchange::request(settings, &head)?;
+        let response = exchange::send(settings, unsent).await?;
         let (status, retry_after_ms) = (response.status(), response.retry_after_ms());
         let body = ResponseBody::of(response).collect(settings, MODELS_BYTES_MAX).await?;
         if status != 200 {
@@ -86,7 +86,7 @@ async fn models(settings: &Settings) -> Result<Vec<ModelInfo>, Failure> {
             .map_err(|why| Failure::Other(format!("the list of models of {} is invalid: {why}", settings.name())))?;
         Ok(models.into_iter().map(convert::model).collect())
     };
-    match select(pin!(ask), pin!(monotonic_clock::wait_for(settings.timeout_ns))).await {
+    match select(pin!(request), pin!(monotonic_clock::wait_for(settings.timeout_ns))).await {
         Either::Left((listed, _)) => listed,
         Either::Right(_) => Err(Failure::Unavailable(format!("{} did not answer in time", settings.name()))),
     }
@@ -108,11 +108,8 @@ async fn refuse(mut items: StreamReader<Item>, mut outcomes: StreamWriter<Outcom
 /// Sends items to the server and results to the caller, until every item has its outcome or the caller has dropped the stream.
 async fn relay(items: StreamReader<Item>, outcomes: StreamWriter<Outcome>, settings: Settings) {
     let call = Rc::new(RunCall {
-        settings,
-        changed: LocalNotify::default(),
-        ended: Cell::new(false),
-        done: RefCell::default(),
-        links: RefCell::default(),
+        state: CallState::new(settings),
+        requests: RefCell::default(),
         running: RefCell::default(),
         lines: Cell::new(0),
     });
@@ -126,46 +123,35 @@ async fn relay(items: StreamReader<Item>, outcomes: StreamWriter<Outcome>, setti
     call.running.take();
 }
 
-type Running = Pin<Box<dyn Future<Output = ()>>>;
+type RequestFuture = Pin<Box<dyn Future<Output = ()>>>;
 
 /// One call of `run`.
-pub(crate) struct RunCall {
-    pub(crate) settings: Settings,
-    /// Notified after each change of the state below, and of a request.
-    pub(crate) changed: LocalNotify,
-    /// Whether the stream of items has ended.
-    pub(crate) ended: Cell<bool>,
-    /// Outcomes that were not written.
-    done: RefCell<Vec<Outcome>>,
-    links: RefCell<Vec<Rc<Link>>>,
-    running: RefCell<Vec<Running>>,
+struct RunCall {
+    state: CallState,
+    requests: RefCell<Vec<Rc<RemoteRequest>>>,
+    /// Runs of the requests.
+    running: RefCell<Vec<RequestFuture>>,
     /// The number of items so far, which is the id of the next line.
     lines: Cell<u64>,
 }
 
 impl RunCall {
-    /// Queues the outcome of an item.
-    pub(crate) fn finish(&self, id: u64, result: Result<Output, Failure>) {
-        self.done.borrow_mut().push(convert::outcome(id, result));
-        self.changed.notify();
-    }
-
     async fn feed(self: &Rc<Self>, mut items: StreamReader<Item>) {
         loop {
-            self.changed.until(|| self.has_room()).await;
+            self.state.changed.until(|| self.has_room()).await;
             let (result, batch) = items.read(Vec::with_capacity(ITEMS_MAX)).await;
             batch.into_iter().for_each(|item| self.take(&item));
             if !matches!(result, StreamResult::Complete(_)) {
                 break;
             }
         }
-        self.ended.set(true);
-        self.changed.notify();
+        self.state.has_ended.set(true);
+        self.state.changed.notify();
     }
 
     fn has_room(&self) -> bool {
-        let open: usize = self.links.borrow().iter().map(|link| link.open()).sum();
-        open + self.done.borrow().len() < OPEN_MAX && self.running.borrow().len() < LINKS_MAX
+        let open: usize = self.requests.borrow().iter().map(|request| request.open()).sum();
+        open + self.state.done.borrow().len() < OPEN_MAX && self.running.borrow().len() < REQUESTS_MAX
     }
 
     /// Adds an item to the stream of its model and options, or to a request of its own.
@@ -173,12 +159,12 @@ impl RunCall {
         let line = self.lines.replace(self.lines.get() + 1);
         let deadline_ns = item.deadline_ms.map(|ms| monotonic_clock::now().saturating_add(u64::from(ms) * NS_PER_MS));
         match plan::item_request(line, item) {
-            Err(failure) => self.finish(item.id, Err(failure)),
+            Err(failure) => self.state.finish(item.id, Err(failure)),
             Ok((ItemRequest::Line(target), bytes)) => {
-                let is_its = |link: &&Rc<Link>| link.target == target && link.has_room();
-                let found = self.links.borrow().iter().find(is_its).cloned();
-                let link = found.unwrap_or_else(|| self.open(Form::Lines, target));
-                link.take(line, item.id, deadline_ns, &bytes);
+                let has_target = |request: &&Rc<RemoteRequest>| request.target == target && request.has_room();
+                let known = self.requests.borrow().iter().find(has_target).cloned();
+                let request = known.unwrap_or_else(|| self.open(Form::Lines, target));
+                request.take(line, item.id, deadline_ns, &bytes);
             }
             Ok((ItemRequest::Whole(target, body), _)) => {
                 self.open(Form::Whole, target).take(line, item.id, deadline_ns, &body);
@@ -187,19 +173,19 @@ impl RunCall {
                 self.open(Form::Summary, SUMMARY_TARGET.to_owned()).take(line, item.id, deadline_ns, &body);
             }
         }
-        self.changed.notify();
+        self.state.changed.notify();
     }
 
     /// Starts a request.
-    fn open(self: &Rc<Self>, form: Form, target: String) -> Rc<Link> {
-        let link = Rc::new(Link::new(form, target));
-        self.links.borrow_mut().push(link.clone());
-        let (call, run) = (self.clone(), link.clone());
+    fn open(self: &Rc<Self>, form: Form, target: String) -> Rc<RemoteRequest> {
+        let request = Rc::new(RemoteRequest::new(form, target));
+        self.requests.borrow_mut().push(request.clone());
+        let (call, run) = (self.clone(), request.clone());
         self.running.borrow_mut().push(Box::pin(async move {
-            run.run(&call).await;
-            call.links.borrow_mut().retain(|other| !Rc::ptr_eq(other, &run));
+            run.run(&call.state).await;
+            call.requests.borrow_mut().retain(|other| !Rc::ptr_eq(other, &run));
         }));
-        link
+        request
     }
 
     /// Polls the requests. Never resolves.
@@ -218,9 +204,9 @@ impl RunCall {
     /// Writes outcomes until there are no more, or the caller has dropped the stream.
     async fn deliver(&self, mut outcomes: StreamWriter<Outcome>) {
         loop {
-            let is_finished = || self.ended.get() && self.running.borrow().is_empty();
-            self.changed.until(|| !self.done.borrow().is_empty() || is_finished()).await;
-            let done = self.done.take();
+            let is_finished = || self.state.has_ended.get() && self.running.borrow().is_empty();
+            self.state.changed.until(|| !self.state.done.borrow().is_empty() || is_finished()).await;
+            let done = self.state.done.take();
             if done.is_empty() || !outcomes.write_all(done).await.is_empty() {
                 return;
             }

@@ -1,27 +1,24 @@
 //! The streams: commands in, events out. Each generation is a task.
 
+mod call;
 mod exchange;
+mod server;
 
-use std::{
-    cell::{Cell, RefCell},
-    collections::HashMap,
-    pin::pin,
-    rc::Rc,
-};
+use std::{pin::pin, rc::Rc};
 
-use futures::{
-    future::{Either, pending, select},
-    lock::Mutex,
-};
+use futures::future::{Either, pending, select};
 use weir_core::{
     failure::Failure,
-    generation::upstream::{AttemptOutcome, Upstream, UpstreamAdmission},
+    generation::upstream::{AttemptOutcome, UpstreamAdmission},
     inference::breaker::Permit,
 };
-use weir_guest::notify::Signal;
 use wit_bindgen::{StreamReader, StreamResult, StreamWriter};
 
-use self::exchange::AttemptEnd;
+use self::{
+    call::{OpenGeneration, RunCall},
+    exchange::AttemptEnd,
+    server::Server,
+};
 use crate::{
     bindings::{
         exports::weir::stream::generate::{Command, Event, GenerateModel, Guest},
@@ -30,7 +27,6 @@ use crate::{
         wit_stream,
     },
     convert,
-    settings::Settings,
 };
 
 /// The most commands read at once.
@@ -41,12 +37,6 @@ const NS_PER_MS: u64 = 1_000_000;
 
 thread_local! {
     static SERVER: Rc<Result<Server, String>> = Rc::new(Server::open());
-}
-
-/// The server, and the state of the requests to it.
-struct Server {
-    settings: Settings,
-    upstream: RefCell<Upstream>,
 }
 
 struct Service;
@@ -68,18 +58,9 @@ impl Guest for Service {
     }
 }
 
-impl Server {
-    fn open() -> Result<Self, String> {
-        let settings =
-            Settings::read(|name| std::env::var(name).ok()).inspect_err(|error| eprintln!("error: {error}"))?;
-        let upstream = RefCell::new(Upstream::new(settings.config.clone(), monotonic_clock::now()));
-        Ok(Self { settings, upstream })
-    }
-}
-
 async fn serve(mut commands: StreamReader<Command>, events: StreamWriter<Event>) {
     // The event stream ends when the last generation drops the call.
-    let call = Rc::new(RunCall { events: Mutex::new(events), open: RefCell::default() });
+    let call = Rc::new(RunCall::new(events));
     loop {
         let (status, read) = commands.read(Vec::with_capacity(COMMANDS_MAX)).await;
         for command in read {
@@ -94,33 +75,6 @@ async fn serve(mut commands: StreamReader<Command>, events: StreamWriter<Event>)
         }
         if !matches!(status, StreamResult::Complete(_)) {
             return;
-        }
-    }
-}
-
-/// One call of `run`.
-struct RunCall {
-    events: Mutex<StreamWriter<Event>>,
-    /// The generations that have not ended.
-    open: RefCell<HashMap<u64, Rc<OpenGeneration>>>,
-}
-
-/// A generation that has not ended.
-#[derive(Default)]
-struct OpenGeneration {
-    is_cancelled: Cell<bool>,
-    changed: Signal,
-}
-
-impl OpenGeneration {
-    fn cancel(&self) {
-        self.is_cancelled.set(true);
-        self.changed.notify();
-    }
-
-    async fn cancelled(&self) {
-        while !self.is_cancelled.get() {
-            self.changed.wait().await;
         }
     }
 }
@@ -199,18 +153,6 @@ impl RunCall {
                     None => return Err(failure),
                 },
             }
-        }
-    }
-
-    /// Writes events of a generation. If the reader of the events has closed the stream, all generations end.
-    async fn write(&self, id: u64, kinds: Vec<EventKind>) {
-        if kinds.is_empty() {
-            return;
-        }
-        let events = kinds.into_iter().map(|kind| Event { id, kind }).collect();
-        let unwritten = self.events.lock().await.write_all(events).await;
-        if !unwritten.is_empty() {
-            self.open.borrow().values().for_each(|open| open.cancel());
         }
     }
 }

@@ -7,7 +7,7 @@ use weir_codec::generation::upstream::UpstreamRequest;
 use weir_core::{failure::Failure, generation::upstream::AttemptOutcome};
 use wit_bindgen::StreamResult;
 
-use super::{NS_PER_MS, RunCall, Server};
+use super::{call::RunCall, server::Server};
 use crate::{
     bindings::{
         wasi::{
@@ -23,6 +23,7 @@ use crate::{
     response::UpstreamResponse,
 };
 
+const NS_PER_MS: u64 = 1_000_000;
 /// The most bytes of a read.
 const READ_BYTES: usize = 16 * 1024;
 /// The most bytes that are read of the body of an error.

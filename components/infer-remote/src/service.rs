@@ -13,7 +13,7 @@ use wit_bindgen::rt::async_support::{StreamReader, StreamResult, StreamWriter, s
 
 use crate::bindings::exports::weir::stream::infer::Guest;
 use crate::bindings::wasi::clocks::monotonic_clock;
-use crate::bindings::weir::stream::types::{Item, ModelInfo, Outcome, Output};
+use crate::bindings::weir::stream::types::{Item, ModelInfo, Outcome};
 use crate::bindings::{self, wit_stream};
 use crate::call::CallState;
 use crate::convert;

@@ -3,7 +3,7 @@
 use serde_json::{Value, json};
 
 use super::*;
-use crate::generation::request::Prompt;
+use crate::generation::{event::Finish, request::Prompt};
 
 fn read(kind: UpstreamKind, stream: &str, piece_bytes: usize) -> Vec<UpstreamEvent> {
     let mut reader = UpstreamStream::new(kind, 1);

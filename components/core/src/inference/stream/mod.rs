@@ -44,12 +44,12 @@ pub use self::{
     stats::{Histogram, Stats},
 };
 
-use self::{release::Batch, stats::Counters};
+use self::stats::Counters;
 use crate::{
     failure::Failure,
     inference::{
         backpressure::{AckGate, BackpressurePolicy, SizeGate},
-        breaker::Breaker,
+        breaker::{Breaker, Permit},
         order::Resequencer,
         retry::{CircuitBreakerPolicy, Retry, RetryBudget},
     },
@@ -67,6 +67,16 @@ struct Pending<T> {
     pushed_ns: u64,
     retry: Retry,
     attempts_made: u32,
+}
+
+/// A batch at inference.
+#[derive(Debug)]
+struct Batch {
+    /// The number of attempts without an outcome.
+    open: usize,
+    /// Whether the model answered at least one attempt.
+    answered: bool,
+    permit: Option<Permit>,
 }
 
 /// A result or an error that was not polled yet, with the bytes of its item.

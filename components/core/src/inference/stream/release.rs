@@ -1,20 +1,12 @@
 //! The release of batches: when, why, and with which items.
 
-use super::{Aggregation, Attempt, Batching, FlushReason, NS_PER_MS, Pending, ReleasedBatch, Stream, StreamState};
+use super::{
+    Aggregation, Attempt, Batch, Batching, FlushReason, NS_PER_MS, Pending, ReleasedBatch, Stream, StreamState,
+};
 use crate::{
     failure::Failure,
     inference::breaker::{BreakerState, Permit},
 };
-
-/// A batch at inference.
-#[derive(Debug)]
-pub(super) struct Batch {
-    /// The number of attempts without an outcome.
-    open: usize,
-    /// Whether the model answered at least one attempt.
-    answered: bool,
-    permit: Option<Permit>,
-}
 
 /// First attempts that are to be released together.
 struct FirstAttempts {

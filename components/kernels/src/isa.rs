@@ -30,9 +30,11 @@ enum Kind {
     #[cfg(target_arch = "x86_64")]
     Avx512Bf16(Avx512<true>),
     #[cfg(target_arch = "aarch64")]
-    Neon(Neon<false>),
+    Neon(Neon<false, false>),
     #[cfg(target_arch = "aarch64")]
-    NeonDot(Neon<true>),
+    NeonDot(Neon<true, false>),
+    #[cfg(target_arch = "aarch64")]
+    NeonI8mm(Neon<true, true>),
     #[cfg(all(target_arch = "wasm32", target_feature = "simd128"))]
     Wasm(Wasm),
 }
@@ -62,6 +64,8 @@ macro_rules! with_simd {
             Kind::Neon($simd) => $value,
             #[cfg(target_arch = "aarch64")]
             Kind::NeonDot($simd) => $value,
+            #[cfg(target_arch = "aarch64")]
+            Kind::NeonI8mm($simd) => $value,
             #[cfg(all(target_arch = "wasm32", target_feature = "simd128"))]
             Kind::Wasm($simd) => $value,
         }
@@ -106,6 +110,7 @@ impl Isa {
         }
         #[cfg(target_arch = "aarch64")]
         {
+            kinds.extend(Neon::detect().map(Kind::NeonI8mm));
             kinds.extend(Neon::detect().map(Kind::NeonDot));
             kinds.extend(Neon::detect().map(Kind::Neon));
         }
@@ -136,6 +141,8 @@ impl Isa {
             Kind::Neon(_) => "neon",
             #[cfg(target_arch = "aarch64")]
             Kind::NeonDot(_) => "neondot",
+            #[cfg(target_arch = "aarch64")]
+            Kind::NeonI8mm(_) => "neoni8mm",
             #[cfg(all(target_arch = "wasm32", target_feature = "simd128"))]
             Kind::Wasm(_) => "simd128",
         }

@@ -1,33 +1,61 @@
-//! NEON, with or without its dot product: vectors of four lanes. Every 64-bit Arm processor has NEON; the dot product of bytes is in
-//! Armv8.4 and in most cores since 2018 (Neoverse N1, Cortex-A76, Apple M1).
+//! NEON, with or without its dot product and its matrix product of bytes: vectors of four lanes. Every 64-bit Arm processor has NEON;
+//! the dot product is in Armv8.4 and in most cores since 2018 (Neoverse N1, Cortex-A76, Apple M1), the matrix product (I8MM) in
+//! Armv8.6 and in most cores since 2021 (Neoverse V1 and N2, Cortex-A710, Apple M2).
 //!
 //! # Safety
 //! NEON is part of every 64-bit Arm target. Its intrinsics need nothing else but, for loads and stores, memory that the slices have
-//! been checked to cover, of any alignment. `SDOT` needs the dot product: `Neon<true>` is made only by [`Neon::detect`], which checks
-//! the processor. Its intrinsic is not stable yet, so it is written in assembly; it reads and writes only registers.
+//! been checked to cover, of any alignment. `SDOT` needs the dot product and `SMMLA` the matrix product: `Neon<true, _>` and
+//! `Neon<_, true>` are made only by [`Neon::detect`], which checks the processor. Their intrinsics are not stable yet, so they are
+//! written in assembly; they read and write only registers.
 
 use std::arch::aarch64::*;
 use std::arch::asm;
 
 use crate::simd::{Kernel, Simd};
+use crate::tile::Strided;
 
-/// NEON; the proof that the processor has the dot product if `DOT` is true.
+/// NEON; the proof that the processor has the dot product if `DOT` is true, and the matrix product if `MATRIX` is true.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Neon<const DOT: bool>(());
+pub(crate) struct Neon<const DOT: bool, const MATRIX: bool>(());
 
-impl<const DOT: bool> Neon<DOT> {
-    /// Detects the dot product at run time, if `DOT` is true.
+impl<const DOT: bool, const MATRIX: bool> Neon<DOT, MATRIX> {
+    /// Detects at run time what the parameters name.
     pub(crate) fn detect() -> Option<Self> {
-        (!DOT || std::arch::is_aarch64_feature_detected!("dotprod")).then_some(Self(()))
+        let has_dot = !DOT || std::arch::is_aarch64_feature_detected!("dotprod");
+        let has_matrix = !MATRIX || std::arch::is_aarch64_feature_detected!("i8mm");
+        (has_dot && has_matrix).then_some(Self(()))
     }
 }
 
-impl<const DOT: bool> Simd for Neon<DOT> {
+/// Adds the products of two rows of eight i8 and two columns of eight i8 to `[row][column]`.
+///
+/// # Safety
+/// The processor must have the matrix product.
+#[inline(always)]
+unsafe fn smmla(sum: int32x4_t, rows: int8x16_t, columns: int8x16_t) -> int32x4_t {
+    let mut sum = sum;
+    // SAFETY: the instruction reads and writes registers alone.
+    unsafe {
+        asm!(
+            ".arch_extension i8mm",
+            "smmla {sum:v}.4s, {a:v}.16b, {b:v}.16b",
+            sum = inout(vreg) sum,
+            a = in(vreg) rows,
+            b = in(vreg) columns,
+            options(pure, nomem, nostack, preserves_flags),
+        );
+    }
+    sum
+}
+
+impl<const DOT: bool, const MATRIX: bool> Simd for Neon<DOT, MATRIX> {
     const LANES: usize = 4;
     const ROWS: usize = 12;
     const INT8_GROUP: usize = if DOT { 4 } else { 2 };
     /// `SDOT` multiplies i8 by i8.
     const INT8_SHIFT: i32 = if DOT { 128 } else { 0 };
+    /// `SMMLA` multiplies eight elements of a column.
+    const PANEL_GROUP: usize = if MATRIX { 8 } else { Self::INT8_GROUP };
     const BLOCK_ROWS: usize = 8;
     const BYTE_SHIFT: u8 = 128;
 
@@ -249,6 +277,68 @@ impl<const DOT: bool> Simd for Neon<DOT> {
             let low = vmull_s16(vget_low_s16(a), vget_low_s16(b));
             vaddq_s32(sum, vpaddq_s32(low, vmull_high_s16(a, b)))
         }
+    }
+
+    #[inline(always)]
+    fn tile_int8<const R: usize>(self, rows: Strided<'_, u32>, panel: &[i8]) -> Option<[[int32x4_t; 2]; R]> {
+        /// Eight columns of eight elements.
+        const STEP: usize = 64;
+        /// Pairs of rows of the largest tile.
+        const PAIRS_MAX: usize = 6;
+        if !MATRIX {
+            return None;
+        }
+        let steps = panel.len() / STEP;
+        let stride = rows.stride;
+        // With `R` at most 12 and slices within the address space, neither product overflows.
+        let end = (R - 1) * stride + 2 * steps;
+        assert!(
+            R <= 2 * PAIRS_MAX && stride <= isize::MAX as usize / 16 && end <= rows.elements.len(),
+            "rows of a tile"
+        );
+        // For each pair of rows and pair of columns `[row][column]`.
+        let mut sums = [[self.splat_i32(0); 4]; PAIRS_MAX];
+        let mut front = rows.elements.as_ptr();
+        for weights in panel.chunks_exact(STEP) {
+            let (left, right) = weights.split_at(STEP / 2);
+            let weights = [
+                self.load_int8(left),
+                self.load_int8(&left[16..]),
+                self.load_int8(right),
+                self.load_int8(&right[16..]),
+            ];
+            for (pair, sums) in sums.iter_mut().enumerate().take(R.div_ceil(2)) {
+                // The last of an odd number of rows is multiplied twice.
+                let (first, second) = (2 * pair, (2 * pair + 1).min(R - 1));
+                // SAFETY: `front` is `2 * step` elements into `rows.elements`, and `row * stride + 2 * step + 2` is at most
+                // `(R - 1) * stride + 2 * steps`, which was checked to be in bounds.
+                let rows = unsafe {
+                    let (first, second) = (vld1_u32(front.add(first * stride)), vld1_u32(front.add(second * stride)));
+                    vreinterpretq_s8_u32(vcombine_u32(first, second))
+                };
+                for (sum, columns) in sums.iter_mut().zip(weights) {
+                    // SAFETY: `MATRIX` is the proof that the processor has it.
+                    *sum = unsafe { smmla(*sum, rows, columns) };
+                }
+            }
+            // SAFETY: the result is at most one past the end of the first row, which lies in `rows.elements`.
+            front = unsafe { front.add(2) };
+        }
+        let mut tile = [[self.splat_i32(0); 2]; R];
+        for (row, tile) in tile.iter_mut().enumerate() {
+            let [a, b, c, d] = sums[row / 2];
+            // SAFETY: see the module.
+            *tile = unsafe {
+                let (a, b) = (vreinterpretq_s64_s32(a), vreinterpretq_s64_s32(b));
+                let (c, d) = (vreinterpretq_s64_s32(c), vreinterpretq_s64_s32(d));
+                let (left, right) = match row % 2 {
+                    0 => (vtrn1q_s64(a, b), vtrn1q_s64(c, d)),
+                    _ => (vtrn2q_s64(a, b), vtrn2q_s64(c, d)),
+                };
+                [vreinterpretq_s32_s64(left), vreinterpretq_s32_s64(right)]
+            };
+        }
+        Some(tile)
     }
 
     #[inline(always)]

@@ -59,13 +59,13 @@ impl Kernel for Pack<'_> {
                 Weights::Bf16(packed)
             }
             Precision::Int8 => {
-                let groups = inner.div_ceil(S::INT8_GROUP);
-                let mut values = Aligned::zeroed(padded * groups * S::INT8_GROUP);
+                let groups = inner.div_ceil(S::PANEL_GROUP);
+                let mut values = Aligned::zeroed(padded * groups * S::PANEL_GROUP);
                 let (mut scales, mut sums) = (Aligned::zeroed(padded), Aligned::zeroed(padded));
                 // The rows past the last one stay zero.
-                let mut integers = vec![0; width * groups * S::INT8_GROUP];
+                let mut integers = vec![0; width * groups * S::PANEL_GROUP];
                 let mut floats = vec![0.0; width * inner];
-                let panels = values.chunks_exact_mut(width * groups * S::INT8_GROUP);
+                let panels = values.chunks_exact_mut(width * groups * S::PANEL_GROUP);
                 let factors = scales.chunks_exact_mut(width).zip(sums.chunks_exact_mut(width));
                 for (panel, (to, (scales, sums))) in panels.zip(factors).enumerate() {
                     integers.fill(0);
@@ -193,10 +193,10 @@ fn add_columns(rows: &[i8], width: usize, sums: &mut [i32]) {
 #[inline(always)]
 fn interleave<S: Simd>(integers: &[i8], to: &mut [i8]) {
     let width = 2 * S::LANES;
-    for (to, rows) in to.chunks_exact_mut(width * S::INT8_GROUP).zip(integers.chunks_exact(width * S::INT8_GROUP)) {
+    for (to, rows) in to.chunks_exact_mut(width * S::PANEL_GROUP).zip(integers.chunks_exact(width * S::PANEL_GROUP)) {
         for column in 0..width {
-            for element in 0..S::INT8_GROUP {
-                to[column * S::INT8_GROUP + element] = rows[element * width + column];
+            for element in 0..S::PANEL_GROUP {
+                to[column * S::PANEL_GROUP + element] = rows[element * width + column];
             }
         }
     }

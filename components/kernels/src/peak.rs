@@ -3,7 +3,7 @@
 use crate::isa::Isa;
 use crate::matrix::Precision;
 use crate::simd::{Kernel, Simd};
-use crate::tile::{Brain, Float, Format, Integer, Strided, by_rows, tile};
+use crate::tile::{Brain, Float, Format, Integer, Strided, by_rows};
 
 /// Steps of the tile: its operands stay in the first-level cache.
 const STEPS: usize = 64;
@@ -52,5 +52,5 @@ fn repeat<S: Simd, F: Format<S>>(
 
 #[inline(always)]
 fn compute<S: Simd, F: Format<S>, const R: usize>(simd: S, rows: Strided<'_, F::Activation>, panel: &[F::Weight]) {
-    std::hint::black_box(tile::<S, F, R>(simd, rows, panel));
+    std::hint::black_box(F::tile::<R>(simd, rows, panel));
 }

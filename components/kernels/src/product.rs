@@ -4,7 +4,7 @@ use crate::math::Activation;
 use crate::matrix::{Matrix, Weights};
 use crate::rows::{Activations, Block, Lowered, blocks};
 use crate::simd::{Kernel, Simd, load_up_to, store_up_to};
-use crate::tile::{Brain, Float, Format, Integer, Strided, by_rows, tile};
+use crate::tile::{Brain, Float, Format, Integer, Strided, by_rows};
 
 /// How an element of a product, with its bias added, is written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -175,7 +175,7 @@ fn product_tile<S: Simd, F: Format<S>, W, T: Sums<S, F::Sums>, const R: usize>(
     cells: Cells,
     out: &mut [f32],
 ) {
-    let sums = tile::<S, F, R>(simd, activations, weights);
+    let sums = F::tile::<R>(simd, activations, weights);
     let sums = panels.sums.to_f32(simd, sums, cells.block.first, cells.first);
     let bias = &panels.matrix.bias[cells.first..][..2 * S::LANES];
     let bias = [simd.load(bias), simd.load(&bias[S::LANES..])];

@@ -1,5 +1,7 @@
 //! The vector operations that kernels are written in.
 
+use crate::tile::Strided;
+
 /// A computation that is compiled for every instruction set.
 ///
 /// `run` is marked `#[inline(always)]` in every implementation, and so is every function that it calls with a [`Simd`]: only what
@@ -24,6 +26,9 @@ pub(crate) trait Simd: Copy {
     const ROWS: usize;
     /// Elements of the inner dimension that one lane of [`dot_int8`](Self::dot_int8) multiplies and adds: 2 or 4.
     const INT8_GROUP: usize;
+    /// Elements of the inner dimension that lie together for each column of a panel of i8. Another number than
+    /// [`INT8_GROUP`](Self::INT8_GROUP) where [`tile_int8`](Self::tile_int8) replaces [`dot_int8`](Self::dot_int8).
+    const PANEL_GROUP: usize = Self::INT8_GROUP;
     /// Subtracted from activations in u8 where integer products take i8: 128. Zero points are lowered by the same number, so that the
     /// results are equal.
     const INT8_SHIFT: i32 = 0;
@@ -103,6 +108,14 @@ pub(crate) trait Simd: Copy {
     fn load_int8(self, from: &[i8]) -> Self::Int8;
     /// Adds to each lane the exact sum of the products of two groups.
     fn dot_int8(self, sum: Self::I32, activations: Self::Int8, weights: Self::Int8) -> Self::I32;
+    /// The sums of `R` rows of groups of activations and a panel, if the instruction set has a product of matrices.
+    ///
+    /// # Panics
+    /// When a row has fewer elements than the panel.
+    #[inline(always)]
+    fn tile_int8<const R: usize>(self, _rows: Strided<'_, u32>, _panel: &[i8]) -> Option<[[Self::I32; 2]; R]> {
+        None
+    }
     /// Writes [`LANES`](Self::LANES) activations, integers from 0 to 255, less [`INT8_SHIFT`](Self::INT8_SHIFT), as
     /// `LANES / INT8_GROUP` groups.
     fn store_int8(self, value: Self::F32, to: &mut [u32]);

@@ -7,7 +7,7 @@
 use crate::simd::Simd;
 
 /// The number format of a product.
-pub(crate) trait Format<S: Simd> {
+pub(crate) trait Format<S: Simd>: Sized {
     /// An element of a row, multiplied by one element of each column in one step.
     type Activation: Copy;
     /// An element of a panel.
@@ -28,6 +28,19 @@ pub(crate) trait Format<S: Simd> {
     fn load(simd: S, weights: &[Self::Weight]) -> Self::Factors;
     /// `sums + activations * weights`
     fn step(simd: S, sums: Self::Sums, activations: Self::Factors, weights: Self::Factors) -> Self::Sums;
+
+    /// The sums of `R` rows and a panel `[step][two vectors of columns]`: each element is one sum in the order of the steps.
+    ///
+    /// # Panics
+    /// When a row has fewer elements than the panel has steps.
+    #[inline(always)]
+    fn tile<const R: usize>(
+        simd: S,
+        rows: Strided<'_, Self::Activation>,
+        panel: &[Self::Weight],
+    ) -> [[Self::Sums; 2]; R] {
+        tile::<S, Self, R>(simd, rows, panel)
+    }
 }
 
 /// f32 by f32.
@@ -124,6 +137,14 @@ impl<S: Simd> Format<S> for Integer {
     fn step(simd: S, sums: S::I32, activations: S::Int8, weights: S::Int8) -> S::I32 {
         simd.dot_int8(sums, activations, weights)
     }
+
+    #[inline(always)]
+    fn tile<const R: usize>(simd: S, rows: Strided<'_, u32>, panel: &[i8]) -> [[S::I32; 2]; R] {
+        match simd.tile_int8::<R>(rows, panel) {
+            Some(sums) => sums,
+            None => tile::<S, Self, R>(simd, rows, panel),
+        }
+    }
 }
 
 /// Rows for a tile: the first begins at `elements[0]`, and each begins `stride` elements after the one before.
@@ -146,7 +167,7 @@ const PREFETCH_BYTES: usize = 2048;
 /// Bytes of a cache line.
 const LINE_BYTES: usize = 64;
 
-/// The sums of `R` rows and a panel `[step][two vectors of columns]`: each element is one sum in the order of the steps.
+/// [`Format::tile`] by its steps, also where the instruction set has a product of matrices.
 ///
 /// # Panics
 /// When a row has fewer elements than the panel has steps.

@@ -171,7 +171,7 @@ pub struct Models {
     pub precision: String,
     /// The instruction set of the engine `builtin`: `auto`, the fastest that the processor has; or one that it has, to
     /// reproduce the results of a machine without the faster ones: `avx512bf16`, `avx512`, `avxvnni`, `avx2`,
-    /// `neondot`, `neon` or `portable`.
+    /// `neoni8mm`, `neondot`, `neon` or `portable`.
     pub isa: String,
     /// Most optimized plans of each model, one for each shape of its input; beyond it the least recently used is
     /// evicted.

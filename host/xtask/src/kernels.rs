@@ -78,7 +78,7 @@ fn command(house: &House, isa: &str, more: &[String]) -> Result<Command> {
             command.env("CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_LINKER", ARM_LINKER);
             let runner = format!("qemu-aarch64 -L {ARM_LIBRARIES}");
             command.env("CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_RUNNER", runner);
-            command.env("WEIR_TEST_KERNELS_BEST", "neondot");
+            command.env("WEIR_TEST_KERNELS_BEST", "neoni8mm");
         }
         "simd128" => {
             let wasmtime = match std::env::var_os("WEIR_TEST_WASMTIME") {

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use weir_kernels::Isa;
 
-use crate::builtin::{self, SAFETENSORS};
+use crate::builtin::{self, SAFETENSORS, SAFETENSORS_INDEX};
 use crate::engine::{Engine, EngineChoice, Precision, PrecisionChoice};
 use crate::error::LoadError;
 use crate::registry::RegistryConfig;
@@ -47,7 +47,7 @@ impl Selection {
             EngineChoice::Auto => Self::builtin(path, precision, config).or_else(|reason| {
                 match Self::general(path, Engine::Tract, format!("not builtin: {reason}")) {
                     // There is no graph for tract either, so the error has the reason of the built-in engine.
-                    Err(LoadError::Missing { .. }) if path.join(SAFETENSORS).is_file() => {
+                    Err(LoadError::Missing { .. }) if builtin::safetensors_file(path).is_some() => {
                         let reason =
                             format!("the engine builtin does not take it ({reason}), and there is no ONNX graph");
                         Err(LoadError::Unsupported { origin: path.display().to_string(), reason })
@@ -66,7 +66,7 @@ impl Selection {
     /// The built-in engine, or why it does not take the model.
     fn builtin(path: &Path, precision: PrecisionChoice, config: &RegistryConfig) -> Result<Self, String> {
         let mut refusals = Vec::new();
-        for name in [PACKED, SAFETENSORS] {
+        for name in [PACKED, SAFETENSORS, SAFETENSORS_INDEX] {
             let file = path.join(name);
             if !file.is_file() {
                 continue;

@@ -3,6 +3,8 @@
 
 #![allow(clippy::unwrap_used, reason = "in a test a failure is a panic")]
 
+mod split;
+
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -201,5 +203,71 @@ fn tensor_of_wrong_shape_is_refused_with_its_name() {
     assert!(
         error.contains("bert.encoder.layer.0.intermediate.dense.weight has shape [40, 24], not [41, 24]"),
         "{error}"
+    );
+}
+
+/// A copy of a model whose weights are in several files.
+fn sharded_copy(model: &str, shards: usize) -> tempfile::TempDir {
+    let to = tempfile::tempdir().unwrap();
+    copy(&models().join(model), to.path());
+    let whole = to.path().join("model.safetensors");
+    for (name, content) in split::split(&std::fs::read(&whole).unwrap(), shards) {
+        std::fs::write(to.path().join(name), content).unwrap();
+    }
+    std::fs::remove_file(whole).unwrap();
+    to
+}
+
+#[test]
+fn weights_in_several_files_give_the_same_bits() {
+    for (model, shards) in [("bert-tokens", 2), ("distilbert-dense", 3), ("modernbert", 4)] {
+        let dir = sharded_copy(model, shards);
+        let (whole, sharded) = (load(&models().join(model)), load(dir.path()));
+        assert_eq!(whole.parameter_bytes(), sharded.parameter_bytes());
+        for case in cases(dir.path()) {
+            let bits = |graph: &Arc<Graph>| -> Vec<u32> {
+                compute(graph, &[&case], 0).remove(0).into_iter().map(f32::to_bits).collect()
+            };
+            assert_eq!(bits(&whole), bits(&sharded), "{model}");
+        }
+    }
+}
+
+#[test]
+fn invalid_shards_are_refused_with_the_reason() {
+    const INDEX: &str = "model.safetensors.index.json";
+    const ONE: &str = "model-00001-of-00002.safetensors";
+    const TWO: &str = "model-00002-of-00002.safetensors";
+    let check_with = |config: RegistryConfig, change: &dyn Fn(&Path), reason: &str| {
+        let dir = sharded_copy("bert-tokens", 2);
+        change(dir.path());
+        let error = Selection::of(dir.path(), EngineChoice::Auto, F32, &config).unwrap_err().to_string();
+        assert!(error.contains(reason), "{error}");
+    };
+    let check = |change: &dyn Fn(&Path), reason: &str| check_with(RegistryConfig::default(), change, reason);
+    let change_index = |dir: &Path, change: &dyn Fn(&mut serde_json::Map<String, Value>)| {
+        let mut index: Value = serde_json::from_slice(&std::fs::read(dir.join(INDEX)).unwrap()).unwrap();
+        change(index["weight_map"].as_object_mut().unwrap());
+        std::fs::write(dir.join(INDEX), serde_json::to_vec(&index).unwrap()).unwrap();
+    };
+    check(&|dir| std::fs::remove_file(dir.join(TWO)).unwrap(), &format!("{TWO} is missing"));
+    check(&|dir| std::fs::write(dir.join(TWO), b"short").unwrap(), &format!("{TWO}: a header begins with 8 bytes"));
+    check(&|dir| drop(std::fs::copy(dir.join(ONE), dir.join(TWO)).unwrap()), &format!("is in {ONE} and in {TWO}"));
+    check(
+        &|dir| change_index(dir, &|map| drop(map.insert("absent".to_owned(), TWO.into()))),
+        &format!("tensor \"absent\" is not in {TWO}"),
+    );
+    check(
+        &|dir| change_index(dir, &|map| map.values_mut().for_each(|file| *file = "../outside.safetensors".into())),
+        "\"../outside.safetensors\" is no safetensors file in the model's directory",
+    );
+    check(&|dir| std::fs::write(dir.join(INDEX), b"[]").unwrap(), &format!("{INDEX}: the index is not as it must be"));
+    // The bound on bytes applies to the files together.
+    let dir = sharded_copy("bert-tokens", 2);
+    let first = std::fs::metadata(dir.path().join(ONE)).unwrap().len();
+    check_with(
+        RegistryConfig { graph_bytes_max: first + 100, ..RegistryConfig::default() },
+        &|_| {},
+        "bytes, more than the 100 allowed",
     );
 }

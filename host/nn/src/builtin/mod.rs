@@ -1,7 +1,7 @@
 //! The built-in engine behind `wasi:nn`: encoders of the BERT family on the kernels of `weir-kernels`.
 //!
 //! It loads `model_packed.onnx` graphs that [`recognize`] knows node by node, and `model.safetensors` files whose `config.json`
-//! names an architecture of [`hub`]. Both take several texts end to end. A text's result has the same bits in every batch.
+//! names an architecture of [`hub`], or several such files with an index. Both take several texts end to end. A text's result has the same bits in every batch.
 
 #[cfg_attr(target_arch = "wasm32", path = "file_in_memory.rs")]
 #[cfg_attr(not(target_arch = "wasm32"), path = "mapped_file.rs")]
@@ -11,9 +11,10 @@ mod mapping;
 mod network;
 mod recognize;
 pub(crate) mod safetensors;
+mod shards;
 mod weights;
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use weir_kernels::{Isa, Rows, Scratch, Texts};
@@ -25,10 +26,13 @@ use crate::registry::RegistryConfig;
 use crate::structure;
 use crate::tensor::Tensor;
 use network::{AnyEncoder, Readout, RowSelection};
+pub(crate) use shards::ShardIndex;
 use weights::GraphTensors;
 
 /// The file of weights in the layout of the Hugging Face hub.
 pub(crate) const SAFETENSORS: &str = "model.safetensors";
+/// The index of weights that are in several files.
+pub(crate) const SAFETENSORS_INDEX: &str = "model.safetensors.index.json";
 
 /// What to do with a graph that this engine does not know.
 const OTHER_ENGINE: &str = if cfg!(target_arch = "wasm32") { "" } else { "; use the engine tract" };
@@ -58,7 +62,12 @@ impl Backend for Builtin {
 }
 
 fn is_safetensors(file: &Path) -> bool {
-    file.extension().is_some_and(|extension| extension == "safetensors")
+    file.extension().is_some_and(|extension| extension == "safetensors") || shards::is_index(file)
+}
+
+/// The weights in the layout of the hub in a model's directory: one file, or the index of several.
+pub(crate) fn safetensors_file(dir: &Path) -> Option<PathBuf> {
+    [SAFETENSORS, SAFETENSORS_INDEX].into_iter().map(|name| dir.join(name)).find(|file| file.is_file())
 }
 
 fn load_onnx(

@@ -14,8 +14,8 @@ use serde::de::{Deserializer, Error as _, IgnoredAny, MapAccess, SeqAccess, Visi
 
 /// The longest header, in bytes.
 const HEADER_BYTES_MAX: u64 = 32 << 20;
-/// The most tensors of a file.
-const TENSORS_MAX: usize = 100_000;
+/// The most tensors of a model.
+pub(super) const TENSORS_MAX: usize = 100_000;
 /// The most dimensions of a tensor.
 const RANK_MAX: usize = 8;
 

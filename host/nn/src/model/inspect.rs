@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use super::{ModelDir, ModelError, Task};
+use crate::builtin::safetensors_file;
 use crate::engine::{Dimension, EngineChoice, PrecisionChoice, TensorInfo};
 use crate::graph::Graph;
 use crate::registry::{Registry, RegistryConfig};
@@ -50,7 +51,7 @@ pub struct Report {
     pub trial_ms: u64,
 }
 
-/// The models in a directory, by name: each subdirectory with a `config.json`, a `model.safetensors` or an ONNX file. None is loaded.
+/// The models in a directory, by name: each subdirectory with a `config.json`, a `model.safetensors` (or its index) or an ONNX file. None is loaded.
 ///
 /// # Errors
 /// When the directory cannot be read. A broken model is listed with its error.
@@ -63,9 +64,8 @@ pub fn list(root: &Path, config: &RegistryConfig) -> Result<Vec<ModelListing>, M
     for entry in std::fs::read_dir(root).map_err(unreadable)? {
         let entry = entry.map_err(unreadable)?;
         let (path, name) = (entry.path(), entry.file_name().to_string_lossy().into_owned());
-        let has_model_file = ["config.json", "model.safetensors", "model.onnx", "onnx/model.onnx"]
-            .iter()
-            .any(|f| path.join(f).is_file());
+        let has_model_file = ["config.json", "model.onnx", "onnx/model.onnx"].iter().any(|f| path.join(f).is_file())
+            || safetensors_file(&path).is_some();
         let is_language_model = path.join(super::LANGUAGE_MODEL).is_file();
         if has_model_file && !is_language_model && !name.starts_with('.') {
             let model = ModelDir::open(&path);

@@ -1,4 +1,4 @@
-//! Models on disk, in the Hugging Face layout: `config.json`, `tokenizer.json` and one of `model.safetensors`, `model.onnx` and
+//! Models on disk, in the Hugging Face layout: `config.json`, `tokenizer.json` and one of `model.safetensors` (or its index), `model.onnx` and
 //! `onnx/model.onnx` in one directory. The task of a model, its labels, bounds and padding are read from these files.
 
 mod config;
@@ -15,7 +15,7 @@ pub use config::{FunctionToApply, ProblemType, Task};
 pub use inspect::{ModelListing, Report, check, list};
 pub use pull::{ONNXRUNTIME_VERSION, Progress, PullError, pull, pull_onnxruntime};
 
-use crate::builtin::SAFETENSORS;
+use crate::builtin::safetensors_file;
 use crate::error::LoadError;
 use crate::selection::onnx_file;
 
@@ -115,11 +115,8 @@ impl ModelDir {
         let tokenizer_config: config::TokenizerConfig =
             optional_json(path, "tokenizer_config.json")?.unwrap_or_default();
         let sentences: config::SentenceConfig = optional_json(path, "sentence_bert_config.json")?.unwrap_or_default();
-        let graph = match onnx_file(path) {
-            Ok(file) => file,
-            Err(_) if path.join(SAFETENSORS).is_file() => path.join(SAFETENSORS),
-            Err(_) => return Err(ModelError::Missing { dir: path.to_owned(), file: GRAPHS.to_owned() }),
-        };
+        let graph = onnx_file(path).ok().or_else(|| safetensors_file(path));
+        let graph = graph.ok_or_else(|| ModelError::Missing { dir: path.to_owned(), file: GRAPHS.to_owned() })?;
         let contradiction =
             |reason: String| ModelError::Contradiction { dir: path.to_owned(), file: "config.json".to_owned(), reason };
         let task = config.task();

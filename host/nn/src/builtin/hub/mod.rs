@@ -1,4 +1,4 @@
-//! Models in the layout of the Hugging Face hub: `config.json`, `model.safetensors`, and the modules of sentence-transformers where
+//! Models in the layout of the Hugging Face hub: `config.json`, `model.safetensors` or several such files with an index, and the modules of sentence-transformers where
 //! there are any. No graph is needed: `model_type` names the architecture, and this module implements it.
 //!
 //! A setting whose computation is not implemented is refused with an error that names its key, never ignored.
@@ -53,14 +53,14 @@ struct HubModel {
 }
 
 impl HubModel {
-    /// Reads the settings and the tensor headers of a model; `file` is its `model.safetensors`.
+    /// Reads the settings and the tensor headers of a model; `file` is its `model.safetensors` or the index of several files.
     fn read(file: &Path, config: &RegistryConfig) -> Result<Self, String> {
         let dir = file.parent().unwrap_or(Path::new("."));
         let settings = Settings::read(&dir.join("config.json"))?;
         let family = Family::of(&settings)?;
         let task = task(&settings);
-        let tensors =
-            Tensors::open(file, config.graph_bytes_max).map_err(|reason| format!("model.safetensors: {reason}"))?;
+        let name = file.file_name().unwrap_or_default().display();
+        let tensors = Tensors::open(file, config.graph_bytes_max).map_err(|reason| format!("{name}: {reason}"))?;
         let modules = if task == Task::Features { Modules::read(dir, config.graph_bytes_max)? } else { None };
         Ok(Self { family, task, settings, tensors, modules })
     }
@@ -106,7 +106,7 @@ pub(super) fn recognize(file: &Path, config: &RegistryConfig) -> Result<String, 
     Ok(format!("{family}, {encoder}"))
 }
 
-/// Loads a model by the path of its `model.safetensors`.
+/// Loads a model by the path of its `model.safetensors` or of the index of several files.
 ///
 /// # Errors
 /// Why it cannot be computed.

@@ -1,6 +1,7 @@
-//! The tensors of a `model.safetensors` by name, with the shape that a model must have.
+//! The tensors of a `model.safetensors`, or of several files with an index, by name and with the shape that a model must have.
 
 use std::borrow::Cow;
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -8,12 +9,19 @@ use weir_kernels::{Linear, Norm, TableRows, Values};
 
 use crate::builtin::mapping::{MappedTable, Mapping, TensorBytes};
 use crate::builtin::safetensors::{Entry, Header};
-use crate::wording::listed;
+use crate::builtin::shards::{self, ShardIndex};
+use crate::wording::{listed, quoted};
 
-/// A file of weights.
+/// The weights of a model, in one file or several.
 pub(super) struct Tensors {
-    mapping: Arc<Mapping>,
-    header: Header,
+    files: Vec<Arc<Mapping>>,
+    tensors: BTreeMap<String, Tensor>,
+}
+
+/// A tensor, and the number of its file.
+struct Tensor {
+    file: usize,
+    entry: Entry,
 }
 
 /// A linear layer.
@@ -43,37 +51,68 @@ impl OwnedNorm<'_> {
 }
 
 impl Tensors {
+    /// Maps a file of weights, or the files of an index, which have at most `bytes_max` bytes together.
     pub(super) fn open(path: &Path, bytes_max: u64) -> Result<Self, String> {
+        if shards::is_index(path) {
+            return Self::open_shards(path, bytes_max);
+        }
         let mapping = Mapping::open(path, bytes_max).map_err(|error| error.to_string())?;
-        let header = Header::parse(&mapping)?;
-        Ok(Self { mapping, header })
+        let Header { tensors } = Header::parse(&mapping)?;
+        let tensors = tensors.into_iter().map(|(name, entry)| (name, Tensor { file: 0, entry })).collect();
+        Ok(Self { files: vec![mapping], tensors })
+    }
+
+    fn open_shards(path: &Path, bytes_max: u64) -> Result<Self, String> {
+        let index = ShardIndex::read(path)?;
+        let dir = path.parent().unwrap_or(Path::new("."));
+        let (mut files, mut tensors) = (Vec::new(), BTreeMap::<String, Tensor>::new());
+        let mut bytes_left = bytes_max;
+        for (file, name) in index.files().iter().enumerate() {
+            let mapping = Mapping::open(&dir.join(name), bytes_left).map_err(|error| error.to_string())?;
+            bytes_left = bytes_left.saturating_sub(mapping.len() as u64);
+            let header = Header::parse(&mapping).map_err(|reason| format!("{name}: {reason}"))?;
+            for (tensor, entry) in header.tensors {
+                if let Some(Tensor { file: other, .. }) = tensors.get(&tensor) {
+                    let other = &index.files()[*other];
+                    return Err(format!("tensor {} is in {other} and in {name}", quoted(&tensor)));
+                }
+                tensors.insert(tensor, Tensor { file, entry });
+            }
+            files.push(mapping);
+        }
+        index.check(|tensor| tensors.get(tensor).map(|tensor| tensor.file))?;
+        Ok(Self { files, tensors })
     }
 
     pub(super) fn has(&self, name: &str) -> bool {
-        self.header.tensors.contains_key(name)
+        self.tensors.contains_key(name)
     }
 
     /// Bytes of all tensors.
     pub(super) fn bytes(&self) -> u64 {
-        self.header.tensors.values().map(|entry| entry.range.len() as u64).sum()
+        self.tensors.values().map(|tensor| tensor.entry.range.len() as u64).sum()
     }
 
     /// Releases the pages that were read: the packed weights replace them.
     pub(super) fn release(&self) {
-        self.mapping.release();
+        self.files.iter().for_each(|mapping| mapping.release());
+    }
+
+    fn tensor(&self, name: &str) -> Result<&Tensor, String> {
+        self.tensors.get(name).ok_or_else(|| format!("there is no tensor {name}"))
     }
 
     fn entry(&self, name: &str) -> Result<&Entry, String> {
-        self.header.tensors.get(name).ok_or_else(|| format!("there is no tensor {name}"))
+        self.tensor(name).map(|tensor| &tensor.entry)
     }
 
     /// The values of a tensor of this shape.
     pub(super) fn values(&self, name: &str, shape: &[usize]) -> Result<Cow<'_, [f32]>, String> {
-        let entry = self.entry(name)?;
+        let Tensor { file, entry } = self.tensor(name)?;
         if entry.shape != shape {
             return Err(format!("{name} has shape {}, not {shape}", listed(&entry.shape), shape = listed(shape)));
         }
-        let numbers = TensorBytes { dtype: entry.dtype, bytes: &self.mapping[entry.range.clone()] };
+        let numbers = TensorBytes { dtype: entry.dtype, bytes: &self.files[*file][entry.range.clone()] };
         numbers.f32().map_err(|reason| format!("{name}: {reason}"))
     }
 
@@ -91,8 +130,8 @@ impl Tensors {
         if columns != width {
             return Err(format!("{name} has rows of {columns}, not {width}"));
         }
-        let Entry { dtype, range, .. } = self.entry(name)?;
-        let table = MappedTable::new(self.mapping.clone(), range.clone(), *dtype, width);
+        let Tensor { file, entry: Entry { dtype, range, .. } } = self.tensor(name)?;
+        let table = MappedTable::new(self.files[*file].clone(), range.clone(), *dtype, width);
         table.map(|table| -> Arc<dyn TableRows> { Arc::new(table) }).map_err(|reason| format!("{name}: {reason}"))
     }
 

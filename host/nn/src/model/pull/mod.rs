@@ -20,7 +20,7 @@ use serde_json::json;
 use thiserror::Error;
 
 use super::{LANGUAGE_MODEL, ModelDir, ModelError};
-use crate::builtin::{self, SAFETENSORS};
+use crate::builtin::{self, SAFETENSORS, SAFETENSORS_INDEX, ShardIndex};
 use crate::onnx::external_files;
 use crate::registry::RegistryConfig;
 use crate::wording::quoted;
@@ -271,15 +271,16 @@ fn fetch_model(
         fetcher.fetch(source, name, progress)?;
     }
     let mut refusal = None;
-    if source.files().contains(SAFETENSORS) {
-        match fetch_weights(&mut fetcher, source, progress)? {
+    let weights = [SAFETENSORS, SAFETENSORS_INDEX].into_iter().find(|name| source.files().contains(*name));
+    if let Some(weights) = weights {
+        match fetch_weights(&mut fetcher, source, weights, progress)? {
             Ok(()) => return Ok(()),
-            Err(reason) => refusal = Some(reason),
+            Err(reason) => refusal = Some((weights, reason)),
         }
     }
     let Some(graph) = GRAPHS.into_iter().find(|name| source.files().contains(*name)) else {
         let found = match refusal {
-            Some(reason) => format!("; it carries {SAFETENSORS}, which the engine builtin does not take: {reason}"),
+            Some((name, reason)) => format!("; it carries {name}, which the engine builtin does not take: {reason}"),
             None => {
                 let weights = |name: &&String| name.ends_with(".safetensors") || name.ends_with(".bin");
                 let found = source.files().iter().find(weights);
@@ -302,11 +303,12 @@ fn fetch_model(
     Ok(())
 }
 
-/// Fetches the weights in the layout of the hub if the built-in engine supports them: no graph is needed then. The inner error is the
-/// reason why it does not.
+/// Fetches the weights in the layout of the hub if the built-in engine supports them: no graph is needed then. `weights` is their file,
+/// or the index of several files. The inner error is the reason why it does not.
 fn fetch_weights(
     fetcher: &mut Fetcher<'_>,
     source: &mut dyn ModelSource,
+    weights: &str,
     progress: &mut dyn FnMut(Progress),
 ) -> Result<Result<(), String>, PullError> {
     let model = fetcher.model;
@@ -323,13 +325,29 @@ fn fetch_weights(
             }
         }
     }
-    fetcher.fetch(source, SAFETENSORS, progress)?;
-    let file = model.join(SAFETENSORS);
+    fetcher.fetch(source, weights, progress)?;
+    let file = model.join(weights);
+    let mut fetched = vec![file.clone()];
+    if weights == SAFETENSORS_INDEX {
+        let origin = source.origin();
+        let index = ShardIndex::read(&file)
+            .map_err(|reason| PullError::Broken { origin: origin.clone(), reason: format!("{weights}: {reason}") })?;
+        for shard in index.files() {
+            if !source.files().contains(shard) {
+                let reason = format!("{shard}, which {weights} refers to, is missing");
+                return Err(PullError::NotFound { origin, reason });
+            }
+            fetcher.fetch(source, shard, progress)?;
+            fetched.push(model.join(shard));
+        }
+    }
     match builtin::recognize(&file, &RegistryConfig::default()) {
         Ok(_) => Ok(Ok(())),
         Err(reason) => {
             if !source.whole() {
-                std::fs::remove_file(&file).map_err(disk(&file))?;
+                for file in &fetched {
+                    std::fs::remove_file(file).map_err(disk(file))?;
+                }
             }
             Ok(Err(reason))
         }

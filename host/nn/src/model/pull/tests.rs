@@ -7,6 +7,9 @@ use expect_test::{Expect, expect};
 use super::*;
 use crate::graphs;
 
+#[path = "../../../tests/split/mod.rs"]
+mod split;
+
 const CONFIG: &str = r#"{"architectures":["BertModel"]}"#;
 
 type Files = Vec<(&'static str, Vec<u8>)>;
@@ -353,6 +356,54 @@ fn safetensors_are_downloaded_without_a_graph() {
     files[0].1 = hub_files("distilbert-dense").into_iter().find(|(name, _)| *name == "config.json").unwrap().1;
     let pulled = pull(files).unwrap();
     assert_eq!(names_in(&pulled), ["config.json", "model.onnx", "tokenizer.json", "weights.bin", "weir-origin.json"]);
+}
+
+#[test]
+fn sharded_weights_are_downloaded_by_their_index() {
+    let root = tempfile::tempdir().unwrap();
+    let pull = |edit: &dyn Fn(&mut Files)| {
+        let mut files = hub_files("bert-tokens");
+        let whole = files.iter().position(|(name, _)| *name == "model.safetensors").unwrap();
+        let (_, whole) = files.remove(whole);
+        files.extend(split::split(&whole, 2).into_iter().map(|(name, content)| (&*name.leak(), content)));
+        edit(&mut files);
+        let endpoints = Endpoints { hub: Some(hub(files)), ..Endpoints::default() };
+        let dest = tempfile::tempdir_in(root.path()).unwrap().keep();
+        pull_with("hf:org/tiny", &dest, &endpoints, &mut |_| {})
+    };
+    let pulled = pull(&|_| {}).unwrap();
+    assert_eq!(
+        names_in(&pulled),
+        [
+            "config.json",
+            "model-00001-of-00002.safetensors",
+            "model-00002-of-00002.safetensors",
+            "model.safetensors.index.json",
+            "tokenizer.json",
+            "weir-origin.json"
+        ]
+    );
+    assert!(ModelDir::open(&pulled).unwrap().graph.ends_with(SAFETENSORS_INDEX));
+    let error = pull(&|files| files.retain(|(name, _)| *name != "model-00002-of-00002.safetensors")).unwrap_err();
+    expect!["hf:org/tiny: model-00002-of-00002.safetensors, which model.safetensors.index.json refers to, is missing"]
+        .assert_eq(&error.to_string());
+    let error = pull(&|files| {
+        for (_, content) in files.iter_mut().filter(|(name, _)| *name == SAFETENSORS_INDEX) {
+            *content = br#"{"weight_map":{"a":"../a.safetensors"}}"#.to_vec();
+        }
+    });
+    expect![[
+        r#"hf:org/tiny is no model for Weir: model.safetensors.index.json: "../a.safetensors" is no safetensors file in the model's directory"#
+    ]]
+    .assert_eq(&error.unwrap_err().to_string());
+    // The engine does not support the model: its graph is used, and its weights are not kept.
+    let error = pull(&|files| {
+        for (_, content) in files.iter_mut().filter(|(name, _)| name.starts_with("model-00001")) {
+            content.truncate(7);
+        }
+    });
+    let error = error.unwrap_err().to_string();
+    assert!(error.starts_with("hf:org/tiny is no model for Weir: model.onnx"), "{error}");
 }
 
 #[test]

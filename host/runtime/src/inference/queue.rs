@@ -447,6 +447,15 @@ impl Queue {
         (items, state.waiting.tokens(), state.is_circuit_closed())
     }
 
+    /// The expected time to compute the waiting items on one replica, in nanoseconds; 0 if no item waits.
+    pub(crate) fn waiting_ns(&self) -> u64 {
+        let state = self.lock();
+        if !state.suspects.is_empty() {
+            return u64::MAX;
+        }
+        (state.waiting.tokens() as f64 / state.rate.tokens_per_second() * 1e9) as u64
+    }
+
     fn lock(&self) -> MutexGuard<'_, State> {
         // No code under the lock panics in the middle of a change.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)

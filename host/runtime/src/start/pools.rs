@@ -8,7 +8,7 @@ use weir_core::inference::breaker::BreakerConfig;
 use weir_core::inference::queue::{Aggregation, DropPolicy, QueueConfig, Window};
 use weir_core::inference::retry::{RetryBudgetConfig, RetryConfig, RetryPolicy};
 use weir_nn::model::{ModelDir, Task};
-use weir_nn::{LoadError, Registry, RegistryConfig, Selection};
+use weir_nn::{Engine, LoadError, Registry, RegistryConfig, Selection};
 
 use crate::components::code;
 use crate::components::engine::Host;
@@ -71,6 +71,8 @@ fn start_pools(
             ahead_tokens: batches_ahead * u64::from(tokens_max),
             environment: guest_env::infer(config, selection.engine, tokens_max),
             hang_timeout: Duration::from_millis(config.infer.hang_timeout_ms),
+            // Other engines compute graphs of which nothing is known, and may hang.
+            may_borrow_threads: selection.engine == Engine::Builtin,
             name: name.clone(),
         });
         pool.start(&factory).map_err(StartError::Threads)?;

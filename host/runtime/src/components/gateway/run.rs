@@ -21,6 +21,7 @@ use crate::components::gateway::admission::{
 use crate::components::gateway::state::{GatewayFactory, GatewayState, Role};
 use crate::components::heartbeat::{HEARTBEATS, silence};
 use crate::components::woken::poll_when_woken;
+use crate::inference::pool::task::lend_thread;
 use crate::stages::{self, Stage};
 use weir_wasi::StoreData;
 
@@ -56,6 +57,10 @@ impl InstanceRun<'_> {
         let serve =
             store.run_concurrent(async |accessor| self.serve(accessor, &proxy, &occupancy, first, &heartbeats).await);
         let serve = self.factory.host().run_guest(serve);
+        // Several requests share the thread, and their items are computed together. The stateful instance also has work
+        // without requests.
+        let may_lend = || self.role == Role::Stateless && occupancy.requests() <= 1;
+        let serve = lend_thread(may_lend, serve);
         let result = tokio::select! {
             result = serve => result.and_then(|result| result),
             () = silence(&heartbeats, self.hang_timeout) => {

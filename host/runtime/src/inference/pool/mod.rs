@@ -4,11 +4,13 @@
 //! - `factory`: creates the instances.
 //! - `instance`: the items that an instance has in flight, and its health.
 //! - `streams`: the two streams of an instance.
+//! - `task`: the future of a replica, which its own thread or that of a caller polls.
 
 mod factory;
 mod instance;
 mod metrics;
 mod streams;
+pub(crate) mod task;
 
 use std::panic::AssertUnwindSafe;
 use std::path::PathBuf;
@@ -25,6 +27,7 @@ pub(crate) use self::factory::InferFactory;
 use self::instance::Instance;
 use self::metrics::PoolMetrics;
 use self::streams::{ItemSource, OutcomeSink, WatchedSink};
+use self::task::ReplicaTask;
 use crate::components::ended::NotifyOnDrop;
 use crate::components::woken::poll_when_woken;
 use crate::inference::item::SharedItem;
@@ -49,6 +52,8 @@ pub(crate) struct PoolConfig {
     pub(crate) environment: Vec<(String, String)>,
     /// A replica with items in flight is lost when it gives no outcome for this long.
     pub(crate) hang_timeout: Duration,
+    /// Whether the engine takes the expected time for every text, so that the thread of a caller may compute short ones.
+    pub(crate) may_borrow_threads: bool,
 }
 
 /// The replicas of one model and the queue before them.
@@ -245,15 +250,16 @@ impl Pool {
                 return self.mark_unavailable(format!("cannot start a replica: {error}"));
             }
         };
-        let mut stopping = self.stopping.subscribe();
         let mut next = Some(first);
         while let Some(replica) = next {
-            let stopped = runtime.block_on(async {
+            let (pool, factory, mut stopping) = (self.clone(), factory.clone(), self.stopping.subscribe());
+            let run = async move {
                 tokio::select! {
                     _ = stopping.wait_for(|stopping| *stopping) => true,
-                    ThreadReplaced = self.run_replica(replica, &factory) => false,
+                    ThreadReplaced = pool.run_replica(replica, &factory) => false,
                 }
-            });
+            };
+            let stopped = runtime.block_on(ReplicaTask::new(run, self.config.may_borrow_threads).run());
             if stopped {
                 return self.queue.remove_waiter(replica);
             }

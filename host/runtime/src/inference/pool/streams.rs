@@ -10,6 +10,7 @@ use wasmtime::component::{Destination, Source, StreamConsumer, StreamProducer, S
 
 use super::Pool;
 use super::instance::Instance;
+use super::task;
 use crate::components::ended::NotifyOnDrop;
 use crate::inference::item::SharedItem;
 use crate::inference::queue::{Assignment, Job, TakeRequest};
@@ -51,6 +52,11 @@ impl<D> StreamProducer<D> for ItemSource {
                 self.pool.config.queue.check_thread.wake();
                 Poll::Ready(Assignment::Jobs(vec![job]))
             }
+            None if !task::may_take(|| self.pool.queue.waiting_ns()) => {
+                // Polled again on the thread of the replica.
+                cx.waker().wake_by_ref();
+                Poll::Pending
+            }
             None => {
                 let (is_busy, has_suspect) = self.instance.in_flight.register(cx);
                 let tokens_max = self.pool.config.ahead_tokens;
@@ -61,6 +67,7 @@ impl<D> StreamProducer<D> for ItemSource {
         match assignment {
             Poll::Ready(assignment) => {
                 stages::mark(Stage::Taken);
+                task::record_taken();
                 let (jobs, has_suspect) = match assignment {
                     Assignment::Jobs(jobs) => (jobs, false),
                     Assignment::Suspect(job) => (vec![*job], true),

@@ -157,7 +157,7 @@ mod tests {
         );
         check(
             r#"{"weight_map":{"a":"m.safetensors","a":"n.safetensors"}}"#,
-            expect![[r#"the index is not as it must be: tensor "a" is there twice at line 1 column 54"#]],
+            expect![[r#"the index is not as it must be: tensor "a" is there twice at line 1 column 55"#]],
         );
         for name in
             ["../m.safetensors", "/m.safetensors", "x/m.safetensors", "./m.safetensors", "m.safetensors/", "m.bin", ""]

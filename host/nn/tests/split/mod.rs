@@ -3,7 +3,7 @@
 use serde_json::{Map, Value, json};
 
 /// Splits the content of a `model.safetensors`: its tensors are distributed by turns. Returns the files and the index, with their names.
-pub fn split(file: &[u8], shards: usize) -> Vec<(String, Vec<u8>)> {
+pub(super) fn split(file: &[u8], shards: usize) -> Vec<(String, Vec<u8>)> {
     let (length, rest) = file.split_first_chunk().unwrap();
     let (header, values) = rest.split_at(u64::from_le_bytes(*length) as usize);
     let header: Map<String, Value> = serde_json::from_slice(header).unwrap();

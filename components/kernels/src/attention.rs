@@ -7,7 +7,8 @@ use crate::normalize::{exponentials, scale};
 use crate::relative::ScoreTerm;
 use crate::rows::{Block, blocks};
 use crate::simd::{Kernel, Simd, store_up_to};
-use crate::tile::{Float, Strided, by_rows, tile};
+use crate::strided::Strided;
+use crate::tile::{Float, by_rows, tile};
 
 /// For each text and head: `softmax(factor Q Kᵀ + term) V`.
 pub(crate) struct Attention<'a> {

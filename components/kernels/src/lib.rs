@@ -49,6 +49,7 @@ mod quantized;
 mod relative;
 mod rows;
 mod simd;
+mod strided;
 mod table;
 mod tile;
 

@@ -12,7 +12,7 @@ use std::arch::aarch64::*;
 use std::arch::asm;
 
 use crate::simd::{Kernel, Simd};
-use crate::tile::Strided;
+use crate::strided::Strided;
 
 /// NEON; the proof that the processor has the dot product if `DOT` is true, and the matrix product if `MATRIX` is true.
 #[derive(Clone, Copy, Debug)]

@@ -3,7 +3,8 @@
 use crate::isa::Isa;
 use crate::matrix::Precision;
 use crate::simd::{Kernel, Simd};
-use crate::tile::{Brain, Float, Format, Integer, Strided, by_rows};
+use crate::strided::Strided;
+use crate::tile::{Brain, Float, Format, Integer, by_rows};
 
 /// Steps of the tile: its operands stay in the first-level cache.
 const STEPS: usize = 64;

@@ -4,7 +4,8 @@ use crate::math::Activation;
 use crate::matrix::{Matrix, Weights};
 use crate::rows::{Activations, Block, Lowered, blocks};
 use crate::simd::{Kernel, Simd, load_up_to, store_up_to};
-use crate::tile::{Brain, Float, Format, Integer, Strided, by_rows};
+use crate::strided::Strided;
+use crate::tile::{Brain, Float, Format, Integer, by_rows};
 
 /// How an element of a product, with its bias added, is written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -3,7 +3,7 @@
 use crate::aligned::Aligned;
 use crate::matrix::{Matrix, Precision};
 use crate::simd::{Kernel, Simd, load_up_to};
-use crate::tile::Strided;
+use crate::strided::Strided;
 
 /// Scratch memory for activations `[rows, inner]` that are converted to the precision of a matrix. It grows to the size of the largest
 /// product. Products in f32 read the activations in place.

@@ -1,6 +1,6 @@
 //! The vector operations that kernels are written in.
 
-use crate::tile::Strided;
+use crate::strided::Strided;
 
 /// A computation that is compiled for every instruction set.
 ///

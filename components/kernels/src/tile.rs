@@ -5,6 +5,7 @@
 //! before the loop, that all indices are in bounds. Nothing else here is unsafe.
 
 use crate::simd::Simd;
+use crate::strided::Strided;
 
 /// The number format of a product.
 pub(crate) trait Format<S: Simd>: Sized {
@@ -144,21 +145,6 @@ impl<S: Simd> Format<S> for Integer {
             Some(sums) => sums,
             None => tile::<S, Self, R>(simd, rows, panel),
         }
-    }
-}
-
-/// Rows for a tile: the first begins at `elements[0]`, and each begins `stride` elements after the one before.
-#[derive(Clone, Copy)]
-pub(crate) struct Strided<'a, T> {
-    pub(crate) elements: &'a [T],
-    pub(crate) stride: usize,
-}
-
-impl<'a, T> Strided<'a, T> {
-    /// Drops the first `rows` rows.
-    #[inline(always)]
-    pub(crate) fn skip(self, rows: usize) -> Self {
-        Self { elements: &self.elements[rows * self.stride..], stride: self.stride }
     }
 }
 

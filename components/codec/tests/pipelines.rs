@@ -11,7 +11,7 @@ use weir_core::{
     },
     time::Now,
 };
-use weir_expression::{Bounds, Expression};
+use weir_expression::{Bounds, Expression, Input};
 
 const REVIEW: &str = include_str!("../../../demo/pipelines/review.json");
 const ORDER: &str = include_str!("../../../demo/pipelines/order.json");
@@ -64,7 +64,7 @@ impl Driver {
         let task = self.execution.definition().task(request.run.place).expect("a task");
         match &task.input {
             None => request.inputs.default_json(),
-            Some(text) => evaluate(text, &request.inputs.context_json()),
+            Some(text) => evaluate(text, &request.inputs),
         }
     }
 
@@ -91,7 +91,7 @@ impl Driver {
     }
 }
 
-fn evaluate(text: &str, input: &Json) -> Json {
+fn evaluate<'a>(text: &str, input: impl Into<Input<'a>>) -> Json {
     Expression::parse(text).expect("an expression").evaluate(input, Bounds::default()).expect("a value")
 }
 

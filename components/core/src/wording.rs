@@ -1,4 +1,4 @@
-//! The forms of names and dimensions in messages, instead of the `Debug` forms of Rust, which are for developers.
+//! The forms of names, counts, types and dimensions in messages, instead of those of Rust, which are for developers.
 
 use std::fmt::{self, Display, Write as _};
 
@@ -40,6 +40,102 @@ pub fn listed<T: Display>(sizes: &[T]) -> impl Display {
     })
 }
 
+/// A number of things, with the noun in the singular or in the plural: `1 line`, `2 lines`.
+pub fn counted<N: Display + PartialEq + From<u8>>(count: N, noun: &str) -> impl Display {
+    fmt::from_fn(move |f| write!(f, "{count} {}", plural_unless(count == N::from(1), noun)))
+}
+
+/// A noun, with the plural `s` unless there is one thing.
+pub fn plural_unless(is_one: bool, noun: &str) -> impl Display {
+    fmt::from_fn(move |f| write!(f, "{noun}{}", if is_one { "" } else { "s" }))
+}
+
+/// Expected types in messages of serde, and their names in JSON.
+const EXPECTED: [(&str, &str); 24] = [
+    ("u8", "a whole number from 0 to 255"),
+    ("u16", "a whole number from 0 to 65535"),
+    ("u32", "a whole number from 0 to 4294967295"),
+    ("u64", "a whole number of at least 0"),
+    ("u128", "a whole number of at least 0"),
+    ("usize", "a whole number of at least 0"),
+    ("a nonzero u8", "a whole number from 1 to 255"),
+    ("a nonzero u16", "a whole number from 1 to 65535"),
+    ("a nonzero u32", "a whole number from 1 to 4294967295"),
+    ("a nonzero u64", "a whole number of at least 1"),
+    ("a nonzero usize", "a whole number of at least 1"),
+    ("i8", "a whole number from -128 to 127"),
+    ("i16", "a whole number from -32768 to 32767"),
+    ("i32", "a whole number from -2147483648 to 2147483647"),
+    ("i64", "a whole number"),
+    ("isize", "a whole number"),
+    ("f32", "a number"),
+    ("f64", "a number"),
+    ("a borrowed string", "a string"),
+    ("a map", "an object"),
+    ("a sequence", "an array"),
+    ("unit", "null"),
+    // A word that begins with t, f or n.
+    ("ident", "`true`, `false` or `null`"),
+    ("path string", "a path"),
+];
+/// Types of values in messages of serde, and their names in JSON.
+const FOUND: [(&str, &str); 14] = [
+    ("integer", "the number"),
+    ("signed int", "the number"),
+    ("unsigned int", "the number"),
+    ("floating point", "the number"),
+    ("float", "the number"),
+    ("boolean", "the boolean"),
+    ("bool", "the boolean"),
+    ("sequence", "an array"),
+    ("map", "an object"),
+    ("unit value", "null"),
+    ("unit", "null"),
+    ("Option value", "null"),
+    ("string", "the string"),
+    ("null", "null"),
+];
+
+/// A message of serde with the names of types in JSON in place of those in Rust and in serde.
+pub fn json_types(message: &str) -> String {
+    let mut message = replaced_after(message, "expected ", &EXPECTED);
+    for marker in ["invalid type: found ", "invalid value ", "invalid type: ", "invalid value: "] {
+        message = replaced_after(&message, marker, &FOUND);
+    }
+    message = message.replace("EOF while parsing a list", "it ends in the middle of an array");
+    message = message.replace("EOF while parsing", "it ends in the middle of");
+    // The name of a type in Rust says nothing to a user.
+    for kind in ["struct ", "tuple struct ", "enum ", "internally tagged enum ", "adjacently tagged enum "] {
+        let marker = format!("expected {kind}");
+        while let Some(at) = message.find(&marker) {
+            let name = &message[at + marker.len()..];
+            let end = name.find(|c: char| !c.is_alphanumeric() && c != '_').unwrap_or(name.len());
+            let article = if kind == "tuple struct " { "an array" } else { "an object" };
+            message.replace_range(at..at + marker.len() + end, &format!("expected {article}"));
+        }
+    }
+    message
+}
+
+/// Replaces phrases that follow a marker and end with a word.
+fn replaced_after(text: &str, marker: &str, phrases: &[(&str, &str)]) -> String {
+    let mut replaced = String::with_capacity(text.len());
+    let mut rest = text;
+    while let Some(at) = rest.find(marker) {
+        let (before, after) = rest.split_at(at + marker.len());
+        replaced.push_str(before);
+        rest = after;
+        let is_end = |after: &str| !after.starts_with(|c: char| c.is_alphanumeric() || c == '_');
+        let phrase = phrases.iter().find(|(phrase, _)| after.strip_prefix(phrase).is_some_and(is_end));
+        if let Some((phrase, replacement)) = phrase {
+            replaced.push_str(replacement);
+            rest = &after[phrase.len()..];
+        }
+    }
+    replaced.push_str(rest);
+    replaced
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -51,6 +147,52 @@ mod tests {
         check("l'été 日本", "\"l'été 日本\"");
         check("a\"b\\c\n\u{1b}[31m", "\"a\\\"b\\\\c\\n\\u001b[31m\"");
         check(&"x".repeat(500), &format!("\"{}\"…", "x".repeat(64)));
+    }
+
+    #[test]
+    fn noun_after_one_is_in_the_singular() {
+        let forms = [0_u32, 1, 2, 11].map(|count| counted(count, "line").to_string());
+        assert_eq!(forms, ["0 lines", "1 line", "2 lines", "11 lines"]);
+        assert_eq!(counted(1_usize, "record").to_string(), "1 record");
+    }
+
+    #[test]
+    fn types_have_their_names_in_json() {
+        for (message, expected) in [
+            (
+                "invalid type: found string \"many\", expected u32 (in FILE)",
+                "invalid type: found the string \"many\", expected a whole number from 0 to 4294967295 (in FILE)",
+            ),
+            (
+                "invalid type: sequence, expected a map at line 1 column 12",
+                "invalid type: an array, expected an object at line 1 column 12",
+            ),
+            (
+                "invalid value: integer `-1`, expected u8",
+                "invalid value: the number `-1`, expected a whole number from 0 to 255",
+            ),
+            (
+                "invalid value signed int `-1`, expected usize",
+                "invalid value the number `-1`, expected a whole number of at least 0",
+            ),
+            (
+                "invalid type: null, expected struct Config_2 with 3 elements",
+                "invalid type: null, expected an object with 3 elements",
+            ),
+            (
+                "invalid type: floating point `1.5`, expected i64",
+                "invalid type: the number `1.5`, expected a whole number",
+            ),
+            ("invalid type: map, expected a boolean", "invalid type: an object, expected a boolean"),
+            ("expected ident", "expected `true`, `false` or `null`"),
+            ("EOF while parsing a string", "it ends in the middle of a string"),
+            ("EOF while parsing a list at line 1", "it ends in the middle of an array at line 1"),
+            ("expected `,` or `}`", "expected `,` or `}`"),
+            ("expected u32x", "expected u32x"),
+            ("", ""),
+        ] {
+            assert_eq!(json_types(message), expected);
+        }
     }
 
     #[test]

@@ -310,22 +310,16 @@ pub(super) fn wrong_type(operation: &'static str, expected: &'static str, value:
     EvaluationError::Type { operation, expected, actual: type_name(value) }
 }
 
-/// A lower bound of a value's length as JSON, in bytes, and the depth of its nesting.
-pub(super) fn measure(value: &Value) -> (usize, usize) {
-    let sum = |(bytes, depth): (usize, usize), (more, deep): (usize, usize)| (bytes + more + 1, depth.max(deep));
-    let (bytes, depth) = match value {
-        Value::String(text) => return (text.len() + 2, 0),
-        Value::Array(items) => items.iter().map(measure).fold((1, 0), sum),
+/// A lower bound of a value's length as JSON, in bytes.
+pub(super) fn measure(value: &Value) -> usize {
+    match value {
+        Value::String(text) => text.len() + 2,
+        Value::Array(items) => items.iter().map(|item| measure(item) + 1).sum::<usize>() + 1,
         Value::Object(members) => {
-            let member = |(key, value): (&String, &Value)| {
-                let (bytes, depth) = measure(value);
-                (bytes + key.len() + 3, depth)
-            };
-            members.iter().map(member).fold((1, 0), sum)
+            members.iter().map(|(key, member)| key.len() + 3 + measure(member) + 1).sum::<usize>() + 1
         }
-        _ => return (1, 0),
-    };
-    (bytes, depth + 1)
+        _ => 1,
+    }
 }
 
 fn item(value: &Value, index: i64) -> Option<&Value> {

@@ -201,7 +201,7 @@ impl Evaluation {
                 value => {
                     self.charge_value(value)?;
                     // An escape has at most six bytes for one byte.
-                    self.charge_memory(1, super::evaluate::measure(value).0.saturating_mul(6))?;
+                    self.charge_memory(1, super::evaluate::measure(value).saturating_mul(6))?;
                     value.to_string().into()
                 }
             },
@@ -211,6 +211,14 @@ impl Evaluation {
 
     /// References to numbers or strings in ascending order.
     fn sorted<'v>(&mut self, name: &'static str, items: &'v [Value]) -> Result<Vec<&'v Value>, EvaluationError> {
+        self.check_sortable(name, items)?;
+        let mut sorted: Vec<&Value> = items.iter().collect();
+        sorted.sort_by(|left, right| compare_sorted(left, right));
+        Ok(sorted)
+    }
+
+    /// Checks that all items are numbers or all are strings, and charges the budget for sorting them.
+    pub(super) fn check_sortable(&mut self, name: &'static str, items: &[Value]) -> Result<(), EvaluationError> {
         // Sorting needs about n log2 n comparisons.
         let rounds = items.len().checked_ilog2().unwrap_or(0) as usize + 1;
         self.charge_steps(items.len().saturating_mul(rounds))?;
@@ -225,14 +233,7 @@ impl Evaluation {
             return Err(wrong_type(name, expected, other));
         }
         let text_bytes: usize = items.iter().filter_map(Value::as_str).map(str::len).sum();
-        self.charge_steps((text_bytes / 64).saturating_mul(rounds))?;
-        let mut sorted: Vec<&Value> = items.iter().collect();
-        sorted.sort_by(|left, right| match (left, right) {
-            (Value::Number(left), Value::Number(right)) => order(left, right).unwrap_or(Ordering::Equal),
-            (Value::String(left), Value::String(right)) => left.cmp(right),
-            _ => Ordering::Equal,
-        });
-        Ok(sorted)
+        self.charge_steps((text_bytes / 64).saturating_mul(rounds))
     }
 
     fn text(
@@ -246,6 +247,15 @@ impl Evaluation {
         // The text in another case has at most three times as many bytes.
         self.charge_memory(1, text.len().saturating_mul(3))?;
         Ok(change(text).into())
+    }
+}
+
+/// The order of two items of an array that [`Evaluation::check_sortable`] accepts.
+pub(super) fn compare_sorted(left: &Value, right: &Value) -> Ordering {
+    match (left, right) {
+        (Value::Number(left), Value::Number(right)) => order(left, right).unwrap_or(Ordering::Equal),
+        (Value::String(left), Value::String(right)) => left.cmp(right),
+        _ => Ordering::Equal,
     }
 }
 
@@ -275,6 +285,9 @@ fn array<'v>(name: &'static str, value: &'v Value) -> Result<&'v [Value], Evalua
     value.as_array().map(Vec::as_slice).ok_or_else(|| wrong_type(name, "an array", value))
 }
 
-fn object<'v>(name: &'static str, value: &'v Value) -> Result<&'v serde_json::Map<String, Value>, EvaluationError> {
+pub(super) fn object<'v>(
+    name: &'static str,
+    value: &'v Value,
+) -> Result<&'v serde_json::Map<String, Value>, EvaluationError> {
     value.as_object().ok_or_else(|| wrong_type(name, "an object", value))
 }

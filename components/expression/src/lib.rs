@@ -18,18 +18,25 @@
 
 mod evaluate;
 mod functions;
+mod input;
 mod parse;
 mod slices;
 #[cfg(test)]
 mod tests;
+mod text;
 
-use serde_json::Value;
+use std::borrow::Cow;
+
 use thiserror::Error;
 use weir_core::pipelines::Json;
 
 use evaluate::Evaluation;
+use input::Place;
 use parse::Node;
 use slices::Slices;
+use text::{Reader, Writer};
+
+pub use input::Input;
 
 /// Longest expression, in bytes.
 pub const EXPRESSION_BYTES_MAX: usize = 8192;
@@ -120,54 +127,52 @@ impl Expression {
     /// # Errors
     ///
     /// See [`EvaluationError`].
-    pub fn evaluate(&self, input: &Json, bounds: Bounds) -> Result<Json, EvaluationError> {
-        let input = read(input)?;
-        write(&*Evaluation::new(bounds).value(&self.root, &input)?, bounds)
+    pub fn evaluate<'a>(&self, input: impl Into<Input<'a>>, bounds: Bounds) -> Result<Json, EvaluationError> {
+        let read = |(place, text): (Place<'a>, &'a Json)| {
+            let mut reader = Reader::new(text.as_str());
+            reader.advance(usize::MAX)?;
+            Ok((place, reader.into_value()))
+        };
+        let values = input.into().texts(&self.root).into_iter().map(read).collect::<Result<_, _>>()?;
+        let input = input::assemble(values);
+        let result = Evaluation::new(bounds).value(&self.root, &input)?;
+        let mut writer = Writer::new(&result, bounds);
+        writer.advance(usize::MAX)?;
+        Ok(Json::from_checked(writer.into_text()))
     }
 
     /// Evaluates the expression as [`Expression::evaluate`] does, in slices of bounded work: `pause` is awaited between
     /// slices.
     ///
+    /// A slice reads or writes about 32 KiB of JSON text, or takes about 10,000 steps. It is longer if it has a long
+    /// string: strings are read, written, copied and searched as a whole.
+    ///
     /// # Errors
     ///
     /// See [`EvaluationError`].
-    pub async fn evaluate_in_slices(
+    pub async fn evaluate_in_slices<'a>(
         &self,
-        input: &Json,
+        input: impl Into<Input<'a>>,
         bounds: Bounds,
         mut pause: impl AsyncFnMut(),
     ) -> Result<Json, EvaluationError> {
-        let is_large = input.bytes() > LARGE_BYTES;
-        let input = read(input)?;
-        if is_large {
-            pause().await;
+        let mut slices = Slices::new(Evaluation::new(bounds), &mut pause);
+        let mut values = Vec::new();
+        for (place, text) in input.into().texts(&self.root) {
+            values.push((place, slices.read(Reader::new(text.as_str())).await?));
         }
-        let result = Slices::new(Evaluation::new(bounds), &mut pause).value(&self.root, &input).await?;
-        if is_large {
-            pause().await;
-        }
-        write(&result, bounds)
-    }
-}
-
-/// The input size in bytes beyond which parsing the input and serializing the result are slices of their own.
-const LARGE_BYTES: usize = 16 << 10;
-
-fn read(input: &Json) -> Result<Value, EvaluationError> {
-    serde_json::from_str(input.as_str()).map_err(|_| EvaluationError::Input)
-}
-
-fn write(result: &Value, bounds: Bounds) -> Result<Json, EvaluationError> {
-    let (bytes, depth) = evaluate::measure(result);
-    if depth > OUTPUT_DEPTH_MAX {
-        return Err(EvaluationError::OutputDepth);
-    }
-    if bytes > bounds.output_bytes_max {
-        return Err(EvaluationError::OutputBytes(bounds.output_bytes_max));
-    }
-    let text = serde_json::to_string(result).map_err(|_| EvaluationError::Input)?;
-    match text.len() <= bounds.output_bytes_max {
-        true => Ok(Json::from_checked(text)),
-        false => Err(EvaluationError::OutputBytes(bounds.output_bytes_max)),
+        let input = input::assemble(values);
+        let text = match slices.value(&self.root, &input).await {
+            Ok(result) => {
+                let text = slices.write(Writer::new(&result, bounds)).await;
+                if let Cow::Owned(result) = result {
+                    slices.discard(result).await;
+                }
+                text
+            }
+            Err(error) => Err(error),
+        };
+        slices.discard(input).await;
+        text.map(Json::from_checked)
     }
 }

@@ -10,12 +10,16 @@ use serde_json::{Map, Value};
 
 use super::{
     EvaluationError,
-    evaluate::{Evaluation, compute, is_true, wrong_type},
-    parse::Node,
+    evaluate::{Evaluation, compute, is_equal, is_true, measure, wrong_type},
+    functions::{Function, compare_sorted, object},
+    parse::{Comparison, Node},
+    text::{Reader, Writer},
 };
 
-/// Steps after which a slice ends. The copy of a value and the call of a function are not interrupted.
+/// Steps after which a slice ends.
 const SLICE_STEPS: u64 = 10_000;
+/// Bytes of JSON that are read or written in a slice.
+const SLICE_BYTES: usize = 32 << 10;
 /// Most steps of the evaluation over one item of an array without a pause.
 const ATTEMPT_STEPS: u64 = 1_000;
 
@@ -26,12 +30,44 @@ pub(super) struct Slices<'p, P> {
     evaluation: Evaluation,
     /// The remaining steps at the start of the current slice.
     steps_at_start: u64,
+    /// Steps of the current slice that are not charged to the budget: values that are copied, compared or dropped.
+    uncharged_steps: u64,
     pause: &'p mut P,
 }
 
 impl<'p, P: AsyncFnMut()> Slices<'p, P> {
     pub(super) fn new(evaluation: Evaluation, pause: &'p mut P) -> Self {
-        Self { steps_at_start: evaluation.steps_left(), evaluation, pause }
+        Self { steps_at_start: evaluation.steps_left(), uncharged_steps: 0, evaluation, pause }
+    }
+
+    /// Reads a text.
+    pub(super) async fn read(&mut self, mut reader: Reader<'_>) -> Result<Value, EvaluationError> {
+        while reader.advance(SLICE_BYTES)? {
+            self.pause().await;
+        }
+        Ok(reader.into_value())
+    }
+
+    /// Writes a value.
+    pub(super) async fn write(&mut self, mut writer: Writer<'_>) -> Result<String, EvaluationError> {
+        while writer.advance(SLICE_BYTES)? {
+            self.pause().await;
+        }
+        Ok(writer.into_text())
+    }
+
+    /// Drops a value.
+    pub(super) async fn discard(&mut self, value: Value) {
+        let mut rest = vec![value];
+        while let Some(value) = rest.pop() {
+            match value {
+                Value::Array(items) => rest.extend(items),
+                Value::Object(members) => rest.extend(members.into_iter().map(|(_, member)| member)),
+                _ => {}
+            }
+            self.uncharged_steps += 1;
+            self.pause_if_due().await;
+        }
     }
 
     /// The value of a node over a value.
@@ -100,7 +136,11 @@ impl<'p, P: AsyncFnMut()> Slices<'p, P> {
             Node::Not(inner) => Cow::Owned(Value::Bool(!is_true(&*self.value(inner, input).await?))),
             Node::Compare(comparison, left, right) => {
                 let (left, right) = (self.value(left, input).await?, self.value(right, input).await?);
-                let result = self.evaluation.compare(*comparison, &left, &right)?;
+                let result = match comparison {
+                    Comparison::Equal => Value::Bool(self.is_equal(&left, &right).await?),
+                    Comparison::NotEqual => Value::Bool(!self.is_equal(&left, &right).await?),
+                    _ => self.evaluation.compare(*comparison, &left, &right)?,
+                };
                 self.pause_if_due().await;
                 Cow::Owned(result)
             }
@@ -113,9 +153,7 @@ impl<'p, P: AsyncFnMut()> Slices<'p, P> {
                 for node in nodes {
                     arguments.push(self.value(node, input).await?);
                 }
-                let value = self.evaluation.call(*function, arguments)?;
-                self.pause_if_due().await;
-                Cow::Owned(value)
+                Cow::Owned(self.call(*function, arguments).await?)
             }
             Node::Map(each, list) => {
                 let list = self.value(list, input).await?;
@@ -136,9 +174,7 @@ impl<'p, P: AsyncFnMut()> Slices<'p, P> {
 
     async fn owned(&mut self, node: &Node, input: &Value) -> Result<Value, EvaluationError> {
         let value = self.value(node, input).await?;
-        let value = self.evaluation.materialize(value)?;
-        self.pause_if_due().await;
-        Ok(value)
+        self.materialize(value).await
     }
 
     async fn over_owned(&mut self, node: &Node, input: Value) -> Result<Value, EvaluationError> {
@@ -169,11 +205,213 @@ impl<'p, P: AsyncFnMut()> Slices<'p, P> {
         }
         let value = self.value(right, item).await?;
         if !value.is_null() {
-            let value = self.evaluation.materialize(value)?;
+            let value = self.materialize(value).await?;
             all.push(value);
         }
         self.pause_if_due().await;
         Ok(())
+    }
+
+    /// Calls a function. The work of those that are not listed here is proportional to the number of items of one array
+    /// or the length of strings; they are not interrupted.
+    async fn call(&mut self, function: Function, mut arguments: Vec<Cow<'_, Value>>) -> Result<Value, EvaluationError> {
+        let name = function.name();
+        let first = arguments.first().map_or(&Value::Null, |first| &**first);
+        let value = match (function, first) {
+            (Function::Sort, Value::Array(items)) => {
+                self.charge(first).await?;
+                let sorted = self.sorted(name, items).await?;
+                let mut copies = Vec::with_capacity(sorted.len());
+                for item in sorted {
+                    copies.push(item.clone());
+                    self.uncharged_steps += 1;
+                    self.pause_if_due().await;
+                }
+                Value::Array(copies)
+            }
+            (Function::Max | Function::Min, Value::Array(items)) => {
+                let sorted = self.sorted(name, items).await?;
+                let extreme = if function == Function::Max { sorted.last() } else { sorted.first() };
+                extreme.map_or(Value::Null, |value| (*value).clone())
+            }
+            (Function::Reverse, Value::Array(_)) => match self.copy(first).await? {
+                Value::Array(mut items) => {
+                    items.reverse();
+                    Value::Array(items)
+                }
+                other => other,
+            },
+            (Function::Values, _) => {
+                let members = self.copy(first).await?;
+                object(name, &members)?;
+                match members {
+                    Value::Object(members) => members.into_iter().map(|(_, member)| member).collect(),
+                    other => other,
+                }
+            }
+            (Function::Merge, _) => {
+                let mut all = Map::new();
+                for argument in &arguments {
+                    let members = self.copy(argument).await?;
+                    object(name, &members)?;
+                    if let Value::Object(members) = members {
+                        all.extend(members);
+                    }
+                }
+                Value::Object(all)
+            }
+            (Function::Contains, Value::Array(items)) => {
+                self.charge(first).await?;
+                let second = arguments.get(1).map_or(&Value::Null, |second| &**second);
+                for item in items {
+                    if self.has_equal_parts(item, second).await {
+                        return Ok(Value::Bool(true));
+                    }
+                }
+                Value::Bool(false)
+            }
+            (Function::Keys, _) => {
+                self.charge(first).await?;
+                object(name, first)?.keys().cloned().map(Value::String).collect()
+            }
+            (Function::NotNull, _) => match arguments.iter().position(|value| !value.is_null()) {
+                Some(at) => self.materialize(arguments.swap_remove(at)).await?,
+                None => Value::Null,
+            },
+            (Function::ToArray, _) => match self.materialize(arguments.swap_remove(0)).await? {
+                array @ Value::Array(_) => array,
+                value => Value::Array(vec![value]),
+            },
+            (Function::ToString, value) if !value.is_string() => {
+                self.charge(value).await?;
+                // An escape has at most six bytes for one byte.
+                self.evaluation.charge_memory(1, measure(value).saturating_mul(6))?;
+                Value::String(self.write(Writer::unbounded(value)).await?)
+            }
+            _ => self.evaluation.call(function, arguments)?,
+        };
+        self.pause_if_due().await;
+        Ok(value)
+    }
+
+    /// Converts a value to an owned one; the budget is charged for a copy.
+    async fn materialize(&mut self, value: Cow<'_, Value>) -> Result<Value, EvaluationError> {
+        match value {
+            Cow::Owned(value) => Ok(value),
+            Cow::Borrowed(value) => self.copy(value).await,
+        }
+    }
+
+    /// Copies a value; the budget is charged before.
+    async fn copy(&mut self, value: &Value) -> Result<Value, EvaluationError> {
+        self.charge(value).await?;
+        Ok(self.copy_uncharged(value).await)
+    }
+
+    fn copy_uncharged<'s>(&'s mut self, value: &'s Value) -> Pin<Box<dyn Future<Output = Value> + 's>> {
+        Box::pin(async move {
+            if let Some(values) = small_size(value) {
+                self.uncharged_steps += values as u64;
+                self.pause_if_due().await;
+                return value.clone();
+            }
+            match value {
+                Value::Array(items) => {
+                    let mut all = Vec::with_capacity(items.len());
+                    for item in items {
+                        all.push(self.copy_uncharged(item).await);
+                    }
+                    Value::Array(all)
+                }
+                Value::Object(members) => {
+                    let mut all = Map::new();
+                    for (key, member) in members {
+                        all.insert(key.clone(), self.copy_uncharged(member).await);
+                    }
+                    Value::Object(all)
+                }
+                scalar => scalar.clone(),
+            }
+        })
+    }
+
+    /// Charges a copy or a traversal of a whole value to the budget, in the order of [`Evaluation::charge_value`].
+    async fn charge(&mut self, value: &Value) -> Result<(), EvaluationError> {
+        let mut rest: Vec<(Option<&str>, &Value)> = vec![(None, value)];
+        while let Some((key, value)) = rest.pop() {
+            if let Some(key) = key {
+                self.evaluation.charge_memory(1, key.len())?;
+            }
+            self.evaluation.charge_steps(1)?;
+            let text_bytes = value.as_str().map_or(0, str::len);
+            self.evaluation.charge_memory(1, text_bytes)?;
+            match value {
+                Value::Array(items) => rest.extend(items.iter().rev().map(|item| (None, item))),
+                Value::Object(members) => {
+                    rest.extend(members.iter().rev().map(|(key, member)| (Some(key.as_str()), member)));
+                }
+                _ => {}
+            }
+            self.pause_if_due().await;
+        }
+        Ok(())
+    }
+
+    /// Whether two values are equal; the budget is charged for a traversal of the left value.
+    async fn is_equal(&mut self, left: &Value, right: &Value) -> Result<bool, EvaluationError> {
+        self.charge(left).await?;
+        Ok(self.has_equal_parts(left, right).await)
+    }
+
+    async fn has_equal_parts(&mut self, left: &Value, right: &Value) -> bool {
+        let mut rest = vec![(left, right)];
+        while let Some((left, right)) = rest.pop() {
+            match (left, right) {
+                (Value::Array(left), Value::Array(right)) if left.len() == right.len() => {
+                    rest.extend(left.iter().zip(right));
+                }
+                (Value::Object(left), Value::Object(right)) if left.len() == right.len() => {
+                    for (key, left) in left {
+                        let Some(right) = right.get(key) else { return false };
+                        rest.push((left, right));
+                    }
+                }
+                (left, right) if is_scalar(left) && is_equal(left, right) => {}
+                _ => return false,
+            }
+            self.uncharged_steps += 1;
+            self.pause_if_due().await;
+        }
+        true
+    }
+
+    /// References to numbers or strings in ascending order, by a stable merge sort.
+    async fn sorted<'v>(&mut self, name: &'static str, items: &'v [Value]) -> Result<Vec<&'v Value>, EvaluationError> {
+        self.evaluation.check_sortable(name, items)?;
+        self.pause_if_due().await;
+        let mut sorted: Vec<&Value> = items.iter().collect();
+        let mut length = SORTED_ITEMS;
+        for run in sorted.chunks_mut(length) {
+            run.sort_by(|left, right| compare_sorted(left, right));
+            self.uncharged_steps += run.len() as u64;
+            self.pause_if_due().await;
+        }
+        while length < sorted.len() {
+            let mut merged = Vec::with_capacity(sorted.len());
+            for pair in sorted.chunks(2 * length) {
+                let (mut left, mut right) = pair.split_at(length.min(pair.len()));
+                while let (Some(first_left), Some(first_right)) = (left.first(), right.first()) {
+                    let side = if compare_sorted(first_left, first_right).is_le() { &mut left } else { &mut right };
+                    merged.extend(side.split_off_first());
+                    self.uncharged_steps += 1;
+                    self.pause_if_due().await;
+                }
+                merged.extend(left.iter().chain(right));
+            }
+            sorted = merged;
+            length *= 2;
+        }
+        Ok(sorted)
     }
 
     /// Evaluates without a pause. `None` if that takes more than [`ATTEMPT_STEPS`] steps; the budget is then unchanged.
@@ -188,9 +426,45 @@ impl<'p, P: AsyncFnMut()> Slices<'p, P> {
 
     /// Pauses, and starts the next slice, if the current one has used its steps.
     async fn pause_if_due(&mut self) {
-        if self.steps_at_start.saturating_sub(self.evaluation.steps_left()) >= SLICE_STEPS {
-            (self.pause)().await;
-            self.steps_at_start = self.evaluation.steps_left();
+        let charged = self.steps_at_start.saturating_sub(self.evaluation.steps_left());
+        if charged + self.uncharged_steps >= SLICE_STEPS {
+            self.pause().await;
         }
     }
+
+    async fn pause(&mut self) {
+        (self.pause)().await;
+        (self.steps_at_start, self.uncharged_steps) = (self.evaluation.steps_left(), 0);
+    }
+}
+
+/// Most items that are sorted without a pause.
+const SORTED_ITEMS: usize = 1024;
+/// Most values that are copied without a pause.
+const SMALL_VALUES: usize = 1000;
+
+fn is_scalar(value: &Value) -> bool {
+    !value.is_array() && !value.is_object()
+}
+
+/// The number of values in a value, if they are at most [`SMALL_VALUES`].
+fn small_size(value: &Value) -> Option<usize> {
+    let (mut size, mut rest) = (1, vec![value]);
+    while let Some(value) = rest.pop() {
+        let length = match value {
+            Value::Array(items) => items.len(),
+            Value::Object(members) => members.len(),
+            _ => continue,
+        };
+        size += length;
+        if size > SMALL_VALUES {
+            return None;
+        }
+        match value {
+            Value::Array(items) => rest.extend(items),
+            Value::Object(members) => rest.extend(members.values()),
+            _ => {}
+        }
+    }
+    Some(size)
 }

@@ -43,6 +43,7 @@ fn in_slices(expression: &Expression, input: &Json, bounds: Bounds) -> (Result<J
 fn large_evaluation_in_slices_has_the_same_result() {
     let numbers = format!("[{}1]", (0..60_000).map(|number| format!("{},", number % 10)).collect::<String>());
     let (numbers, bounds) = (Json::from_checked(numbers), Bounds::default());
+    let fewer = Json::from_checked(format!("[{}1]", "7,3,".repeat(10_000)));
     let nested = format!("[{}]", vec!["[1,2,3,4,5,6,7,8,9,10]"; 3_000].join(","));
     for (expression, input, least) in [
         ("[length(map(&(@ == `1`), @)), length(map(&(@ == `2`), @))]", &numbers, 20),
@@ -51,7 +52,26 @@ fn large_evaluation_in_slices_has_the_same_result() {
         ("@[*].[@, @] | [] | length(@)", &numbers, 20),
         ("map(&length(@[?@ > `3`]), @) | sum(@)", &Json::from_checked(nested.clone()), 10),
         // More than `ATTEMPT_STEPS` for each item.
-        ("map(&length(map(&[@, @], @)), [@, @]) | sum(@)", &Json::from_checked(nested), 15),
+        ("map(&length(map(&[@, @], @)), [@, @]) | sum(@)", &Json::from_checked(nested.clone()), 15),
+        // Reading and writing 120,000 bytes each, and dropping 60,000 values.
+        ("@", &numbers, 12),
+        // Reading only, and dropping.
+        ("length(@)", &numbers, 9),
+        ("`true`", &numbers, 9),
+        // More than 4 rounds of 20,000 comparisons, after 20 parts are sorted.
+        ("sort(@) | length(@)", &fewer, 12),
+        ("max(@)", &fewer, 10),
+        ("reverse(@) | length(@)", &numbers, 15),
+        ("contains(@, `10`)", &numbers, 15),
+        ("@ == `[]`", &numbers, 12),
+        ("[@] == [@]", &numbers, 30),
+        ("@ != @", &numbers, 15),
+        ("to_string(@) | length(@)", &numbers, 12),
+        ("to_array(@) | length(@)", &numbers, 9),
+        ("not_null(`null`, @) | length(@)", &numbers, 15),
+        ("values({a: @}) | length(@)", &numbers, 15),
+        ("merge({a: @}, {b: @}) | length(@)", &numbers, 25),
+        ("[@] | length(@)", &Json::from_checked(nested), 12),
     ] {
         let parsed = Expression::parse(expression).unwrap();
         let (result, pauses) = in_slices(&parsed, input, bounds);

@@ -16,9 +16,13 @@ use weir_core::pipelines::{
 use super::{definition, execution_id};
 use crate::json::field::RequestError;
 
+mod decoder;
 mod encoder;
 
+pub use decoder::Decoder;
 pub use encoder::Encoder;
+
+use decoder::Values;
 
 /// The version that is written and read.
 const VERSION: u32 = 1;
@@ -59,12 +63,16 @@ pub fn encode(checkpoint: &Checkpoint, definition: &Definition) -> Vec<u8> {
 ///
 /// [`CheckpointError`]
 pub fn decode(bytes: &[u8]) -> Result<(Definition, Checkpoint), CheckpointError> {
+    let mut decoder = Decoder::new(bytes)?;
+    while decoder.advance(usize::MAX)? {}
+    decoder.finish()
+}
+
+/// Reads a checkpoint whose large values were taken out.
+fn read(bytes: &[u8], values: &Values) -> Result<(Definition, Checkpoint), CheckpointError> {
     #[derive(Deserialize)]
     struct Head {
         version: u32,
-    }
-    if bytes.len() > CHECKPOINT_BYTES_MAX {
-        return Err(CheckpointError::TooLarge(bytes.len()));
     }
     let Head { version } = serde_json::from_slice(bytes)?;
     if version != VERSION {
@@ -78,13 +86,13 @@ pub fn decode(bytes: &[u8]) -> Result<(Definition, Checkpoint), CheckpointError>
     let checkpoint = Checkpoint {
         number: wire.number,
         execution_id: wire.execution_id.into(),
-        input: json(wire.input)?,
+        input: values.json(wire.input)?,
         began_unix_ns: wire.began_unix_ns,
         unix_ns: wire.unix_ns,
         elapsed_ns: wire.elapsed_ns,
         resumes: wire.resumes,
         runs: wire.runs,
-        steps: wire.steps.into_iter().map(WireStep::read).collect::<Result<_, _>>()?,
+        steps: wire.steps.into_iter().map(|step| step.read(values)).collect::<Result<_, _>>()?,
         times: wire
             .times
             .into_iter()
@@ -95,7 +103,7 @@ pub fn decode(bytes: &[u8]) -> Result<(Definition, Checkpoint), CheckpointError>
         compensations_over: wire.compensations_over,
         compensations_failed: wire.compensations_failed,
         events_end: wire.events_end,
-        outbox: wire.outbox.into_iter().map(WireEvent::read).collect::<Result<_, _>>()?,
+        outbox: wire.outbox.into_iter().map(|event| event.read(values)).collect::<Result<_, _>>()?,
     };
     Ok((definition, checkpoint))
 }
@@ -108,7 +116,7 @@ fn value(json: &Json) -> Text<'_> {
 }
 
 /// Checks a stored value. It was valid when it was written; the check allocates nothing, at any depth.
-fn json(text: Text<'_>) -> Result<Json, CheckpointError> {
+fn checked(text: Text<'_>) -> Result<Json, CheckpointError> {
     let is_json = serde_json::from_str::<IgnoredAny>(&text).is_ok();
     // A line end would end the event that contains the value.
     match is_json && text.bytes().all(|byte| byte >= b' ') {
@@ -220,10 +228,10 @@ impl<'a> From<&'a CheckpointStep> for WireStep<'a> {
 }
 
 impl WireStep<'_> {
-    fn read(self) -> Result<CheckpointStep, CheckpointError> {
+    fn read(self, values: &Values) -> Result<CheckpointStep, CheckpointError> {
         Ok(match self {
             Self::Open => CheckpointStep::Open,
-            Self::Completed(output) => CheckpointStep::Completed(json(output)?),
+            Self::Completed(output) => CheckpointStep::Completed(values.json(output)?),
             Self::Failed(failure) => CheckpointStep::Failed(failure.read()),
         })
     }
@@ -307,10 +315,10 @@ impl<'a> From<&'a Sequenced> for WireEvent<'a> {
 }
 
 impl WireEvent<'_> {
-    fn read(self) -> Result<Sequenced, CheckpointError> {
+    fn read(self, values: &Values) -> Result<Sequenced, CheckpointError> {
         let Self { seq, step_id, unix_ns, data, attempt, run, resumed, compensates } = self;
         let metadata = Metadata { attempt, run, resumed, compensates: compensates.as_ref().map(shared) };
-        let event = Event { step_id: step_id.as_ref().map(shared), unix_ns, data: data.read()?, metadata };
+        let event = Event { step_id: step_id.as_ref().map(shared), unix_ns, data: data.read(values)?, metadata };
         Ok(Sequenced { seq, event })
     }
 }
@@ -351,21 +359,21 @@ impl<'a> From<&'a Data> for WireData<'a> {
 }
 
 impl WireData<'_> {
-    fn read(self) -> Result<Data, CheckpointError> {
+    fn read(self, values: &Values) -> Result<Data, CheckpointError> {
         let kind = |name: Text<'_>| KindName::from_name(&name).ok_or(CheckpointError::Value("kind of step"));
         Ok(match self {
             Self::PipelineStart { name, steps } => Data::PipelineStart { name: shared(&name), steps },
             Self::StepStart { kind: name } => Data::StepStart { kind: kind(name)? },
             Self::StepProgress { progress, message } => Data::StepProgress { progress, message: shared(&message) },
-            Self::StepOutput { index, output } => Data::StepOutput { index, output: json(output)? },
+            Self::StepOutput { index, output } => Data::StepOutput { index, output: values.json(output)? },
             Self::StepComplete { kind: name, output, duration_ns } => {
-                Data::StepComplete { kind: kind(name)?, output: json(output)?, duration_ns }
+                Data::StepComplete { kind: kind(name)?, output: values.json(output)?, duration_ns }
             }
             Self::StepError { kind: name, failure, retry_in_ns, duration_ns } => {
                 Data::StepError { kind: kind(name)?, failure: failure.read(), retry_in_ns, duration_ns }
             }
             Self::PipelineComplete { output, duration_ns, steps_completed, steps_failed } => {
-                Data::PipelineComplete { output: json(output)?, duration_ns, steps_completed, steps_failed }
+                Data::PipelineComplete { output: values.json(output)?, duration_ns, steps_completed, steps_failed }
             }
             Self::PipelineError { failure, duration_ns } => {
                 Data::PipelineError { failure: failure.read(), duration_ns }
@@ -431,8 +439,16 @@ mod tests {
                         slices += 1;
                     }
                     assert!(slices >= expected.len() / 2_000, "{slices} slices");
-                    assert_eq!(String::from_utf8(bytes).unwrap(), String::from_utf8(expected).unwrap());
-                    assert_eq!(decode(&encode(&checkpoint, &definition)).unwrap().1, checkpoint);
+                    assert_eq!(String::from_utf8(bytes.clone()).unwrap(), String::from_utf8(expected).unwrap());
+                    let mut decoder = Decoder::new(&bytes).unwrap();
+                    slices = 1;
+                    while decoder.advance(1_000).unwrap() {
+                        slices += 1;
+                    }
+                    assert!(slices >= bytes.len() / 1_000, "{slices} slices");
+                    let decoded = decoder.finish().unwrap();
+                    assert_eq!(decoded, ((*definition).clone(), checkpoint.clone()));
+                    assert_eq!(decode(&encode(&checkpoint, &definition)).unwrap(), decoded);
                     execution.handle_checkpoint_saved(checkpoint.number);
                     checkpoints += 1;
                 }

@@ -24,7 +24,7 @@ use weir_core::{
     transcripts::Annotation,
 };
 
-use super::writer::object;
+use super::writer::{object, value};
 use crate::{
     generation::event::{Finish, Usage},
     pipelines::process_event::{self, ProcessEvent},
@@ -67,11 +67,36 @@ pub fn entities(outcome: Result<TextOutput, Failure>, text: &str) -> Result<Json
     }
 }
 
-/// The output of an `embed` step: a vector for each text.
-pub fn embeddings(vectors: &[Vec<f32>]) -> Json {
-    Json::from_checked(object(|out| {
-        out.value("embeddings", vectors).value("dimensions", &vectors.first().map_or(0, Vec::len));
-    }))
+/// The output of an `embed` step, a vector for each text, written in parts.
+#[derive(Debug, Default)]
+pub struct Embeddings {
+    /// The vectors so far, without the brackets around them.
+    vectors: String,
+    dimensions: Option<usize>,
+}
+
+impl Embeddings {
+    /// Appends vectors.
+    pub fn push(&mut self, vectors: &[Vec<f32>]) {
+        for vector in vectors {
+            if self.dimensions.is_some() {
+                self.vectors.push(',');
+            }
+            value(&mut self.vectors, vector);
+            self.dimensions.get_or_insert(vector.len());
+        }
+    }
+
+    /// The length of the vectors so far, in bytes.
+    pub fn bytes(&self) -> usize {
+        self.vectors.len()
+    }
+
+    /// The output.
+    pub fn finish(self) -> Json {
+        let Self { vectors, dimensions } = self;
+        Json::from_checked(format!(r#"{{"embeddings":[{vectors}],"dimensions":{}}}"#, dimensions.unwrap_or(0)))
+    }
 }
 
 /// The output of an `annotate` step: `outputs` in the form of `/v1/annotate`.

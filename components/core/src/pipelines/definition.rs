@@ -213,8 +213,7 @@ pub struct Task {
     pub id: Arc<str>,
     /// What the task does.
     pub kind: Kind,
-    /// An expression over [`super::Inputs::context_json`] whose value is the input; `None`:
-    /// [`super::Inputs::default_json`].
+    /// An expression over [`super::Inputs`] whose value is the input; `None`: [`super::Inputs::default_json`].
     pub input: Option<String>,
     /// The retries of the task. The circuit breaker policy is ignored.
     pub retry: RetryConfig,

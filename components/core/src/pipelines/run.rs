@@ -56,7 +56,7 @@ pub struct RunRequest {
     pub inputs: Inputs,
 }
 
-/// The inputs of a run.
+/// The inputs of a run. The expressions of a task are evaluated over `{"input": …, "steps": {id: output, …}}`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Inputs {
     /// The input of the pipeline.
@@ -78,12 +78,6 @@ impl Inputs {
             [at] => direct(at).map_or_else(Json::null, |(_, output)| output.clone()),
             several => Json::object(several.iter().filter_map(direct)),
         }
-    }
-
-    /// The value over which the expressions of a task are evaluated: `{"input": …, "steps": {id: output, …}}`.
-    pub fn context_json(&self) -> Json {
-        let steps = Json::object(self.steps.iter().map(|(id, output)| (&**id, output)));
-        Json::object([("input", &self.input), ("steps", &steps)])
     }
 }
 

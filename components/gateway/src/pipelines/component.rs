@@ -3,29 +3,35 @@
 use weir_codec::pipelines::text;
 use weir_core::pipelines::{Json, StepFailure};
 
-use crate::platform::bindings::weir::stream::steps::{self, Limits};
+use crate::platform::{
+    bindings::weir::stream::steps::{self, Limits},
+    turns,
+};
 
 /// Longest message of a failure, in bytes.
 const MESSAGE_BYTES_MAX: usize = 1024;
 
-/// Runs a component once. Its output must be JSON of at most `bytes_max` bytes.
+/// Runs a component once. Its output must be JSON of at most `bytes_max` bytes; it is read in a turn of the user.
 pub(super) async fn run(
     name: &str,
     input: &Json,
     config: &Json,
-    memory_bytes_max: u64,
-    deadline_ms: u64,
+    limits: Limits,
     bytes_max: usize,
+    user: &str,
 ) -> Result<Json, StepFailure> {
     let (input, config) = (input.as_str().to_owned(), config.as_str().to_owned());
-    match steps::run(name.to_owned(), input, config, Limits { memory_bytes_max, deadline_ms }).await {
+    match steps::run(name.to_owned(), input, config, limits).await {
         Ok(output) if output.len() > bytes_max => {
             let message = format!("the output of the step has {} bytes, and may have {bytes_max}", output.len());
             Err(StepFailure::last("output_too_large", message))
         }
-        Ok(output) => text::read(output.as_bytes()).map_err(|error| {
-            StepFailure::last("step_output", cut(&format!("the output of the step is not JSON: {error}")))
-        }),
+        Ok(output) => {
+            let output = turns::run_over(user, output.len(), || text::read(output.as_bytes())).await;
+            output.map_err(|error| {
+                StepFailure::last("step_output", cut(&format!("the output of the step is not JSON: {error}")))
+            })
+        }
         Err(failure) => {
             let code = if is_code(&failure.code) { &failure.code } else { "step_failed" };
             let message = cut(&failure.message);

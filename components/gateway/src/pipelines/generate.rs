@@ -11,6 +11,7 @@ use weir_codec::{
 use weir_core::{
     failure::Failure,
     pipelines::{Json, Kind, StepFailure},
+    wording::counted,
 };
 
 use super::attempt::Attempt;
@@ -32,7 +33,7 @@ impl Attempt<'_> {
             match part {
                 template::TemplatePart::Text(part) => text.push_str(part),
                 template::TemplatePart::Expression(expression) => {
-                    text.push_str(&template::value_text(&self.evaluate(expression, || input.clone()).await?));
+                    text.push_str(&template::value_text(&self.evaluate(expression, input).await?));
                 }
             }
         }
@@ -61,7 +62,7 @@ impl Attempt<'_> {
                         text_so_far.push_str(&token.text);
                         pieces += 1;
                         let done = tokens_max.map_or(0.0, |max| (pieces as f64 / f64::from(max)).min(1.0));
-                        self.running.progress(self.run, done, &format!("{pieces} pieces"));
+                        self.running.progress(self.run, done, &counted(pieces, "piece").to_string());
                         self.running.part(self.run, output::generated_part(&token.text)).await?;
                     }
                     Some(Ok(GenerationEvent::Done(done))) => {

@@ -13,7 +13,7 @@ use weir_codec::{http::retry_after, pipelines::text};
 use weir_core::pipelines::{Json, Method, StepFailure};
 
 use super::attempt::Attempt;
-use crate::platform::clock;
+use crate::platform::{clock, turns};
 
 /// Bytes read at once.
 const READ_BYTES: usize = 16 * 1024;
@@ -47,7 +47,7 @@ pub(super) async fn call(
     }
     let is_json = is_json(&response);
     let body = collect(response, attempt.pipelines.config.output_bytes_max).await?;
-    output(&body, is_json)
+    turns::run_over(&attempt.running.owner, body.len(), || output(&body, is_json)).await
 }
 
 /// The request. `Idempotency-Key` identifies an attempt to the service, since an attempt may be repeated.

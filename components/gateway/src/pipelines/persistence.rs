@@ -19,7 +19,7 @@ use std::rc::Rc;
 use weir_codec::{
     channels::route::Channel,
     pipelines::{
-        checkpoint::{self, Encoder},
+        checkpoint::{self, CheckpointError, Decoder, Encoder},
         event,
     },
 };
@@ -45,7 +45,7 @@ use crate::{
 
 /// Maximum size of a part of a checkpoint; the store accepts values of up to a mebibyte.
 const PART_BYTES: usize = 1_000_000;
-/// Bytes of a checkpoint that are encoded in one turn.
+/// Bytes of a checkpoint that are encoded or scanned in one turn.
 const SLICE_BYTES: usize = 128 << 10;
 /// Maximum number of parts of a checkpoint.
 const PARTS_MAX: usize = checkpoint::CHECKPOINT_BYTES_MAX.div_ceil(PART_BYTES);
@@ -400,9 +400,16 @@ pub(super) async fn get(key_kind: ExecutionKey, id: &str) -> Result<Option<Store
         bytes.extend(part.ok_or_else(|| damaged("a part is missing"))?);
     }
     let bytes = if parts == 0 { rest } else { &bytes };
-    let decoded = turns::run_over(owner, bytes.len(), || checkpoint::decode(bytes)).await;
+    let decoded = decode(owner, bytes).await;
     let (definition, checkpoint) = decoded.map_err(|error| damaged(&error.to_string()))?;
     Ok(Some(StoredExecution { owner: owner.to_owned(), parts, definition, checkpoint }))
+}
+
+/// Decodes a checkpoint in slices, each in a turn of the user.
+async fn decode(user: &str, bytes: &[u8]) -> Result<(Definition, Checkpoint), CheckpointError> {
+    let mut decoder = Decoder::new(bytes)?;
+    while turns::run_over(user, bytes.len(), || decoder.advance(SLICE_BYTES)).await? {}
+    turns::run_over(user, bytes.len(), || decoder.finish()).await
 }
 
 #[cfg(test)]

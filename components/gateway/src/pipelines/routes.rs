@@ -238,7 +238,8 @@ impl RequestContext<'_> {
     ) -> Result<StartDecision, Problem> {
         let record_key =
             format!("start:{}", digest::of(&[identity.user().as_bytes(), name.as_bytes(), key.as_bytes()]));
-        let input_digest = digest::of(&[input.as_str().as_bytes()]);
+        let input_digest =
+            turns::run_over(identity.user(), input.bytes(), || digest::of(&[input.as_str().as_bytes()])).await;
         let end = Deadline::after(clock::now(), KEY_WAIT_MS);
         loop {
             if let KeyRecord::Started(id) = read_key(pipelines, &record_key, &input_digest).await? {

@@ -5,7 +5,7 @@ use std::{ops::ControlFlow, rc::Rc};
 use weir_codec::{
     pipelines::{
         input::{self, InputError},
-        output::{self, Sentiments, StepOutput},
+        output::{self, Embeddings, Sentiments, StepOutput},
     },
     transcripts::{config::SessionRequest, semantic::TextInput},
 };
@@ -15,9 +15,10 @@ use weir_core::{
         rewrite::{SummaryMode, SummaryText},
         text_step::{TextStep, unexpected},
     },
-    pipelines::{Inputs, Json, Kind, RunRequest, StepFailure},
+    pipelines::{Inputs, Json, Kind, ReportError, RunRequest, StepFailure},
+    wording::counted,
 };
-use weir_expression::{Bounds, Expression};
+use weir_expression::{Bounds, Expression, Input};
 
 use super::{Pipelines, attempt::Attempt, component, http, running::RunningExecution};
 use crate::{
@@ -28,7 +29,10 @@ use crate::{
         requests::{embedding_item, text_item},
     },
     platform::{
-        bindings::weir::stream::types::{Item, Output},
+        bindings::weir::stream::{
+            steps::Limits,
+            types::{Item, Output},
+        },
         clock,
         settings::Settings,
         turns,
@@ -38,6 +42,8 @@ use crate::{
 
 /// Maximum number of texts annotated in one turn.
 const ANNOTATED_MAX: usize = 64;
+/// Maximum number of vectors written in one turn.
+const VECTORS_MAX: usize = 64;
 
 /// Runs a step, or a compensation, once and reports its result.
 pub(super) async fn run(pipelines: &'static Pipelines, running: Rc<RunningExecution>, request: RunRequest) {
@@ -61,13 +67,19 @@ pub(super) async fn run(pipelines: &'static Pipelines, running: Rc<RunningExecut
 impl Attempt<'_> {
     async fn run(&self, inputs: &Inputs) -> Result<Json, StepFailure> {
         let input = match &self.task.input {
-            None => inputs.default_json(),
-            Some(expression) => self.evaluate(expression, || inputs.context_json()).await?,
+            None => {
+                let bytes = inputs.steps.iter().map(|(_, output)| output.bytes()).sum();
+                self.compute(bytes, || inputs.default_json()).await
+            }
+            Some(expression) => self.evaluate(expression, inputs).await?,
         };
         match &self.task.kind {
-            Kind::Chunk { chunk_size } => Ok(output::chunks(&input::text(&input).map_err(invalid_input)?, *chunk_size)),
-            Kind::Map { expression } => self.evaluate(expression, || input).await,
-            Kind::Annotate => annotate(&self.running.owner, &input).await,
+            Kind::Chunk { chunk_size } => {
+                let text = self.text(&input).await?;
+                Ok(self.compute(text.len(), || output::chunks(&text, *chunk_size)).await)
+            }
+            Kind::Map { expression } => self.evaluate(expression, &input).await,
+            Kind::Annotate => self.annotate(&input).await,
             Kind::Generate { .. } => self.generate(&input).await,
             Kind::Sentiment { model } => self.sentiment(&input, model.as_deref()).await,
             Kind::Summary { model, mode } => self.summary(&input, model.as_deref(), *mode).await,
@@ -75,23 +87,42 @@ impl Attempt<'_> {
             Kind::Embed { model, normalize } => self.embed(&input, model.as_deref(), *normalize).await,
             Kind::Http { url, method, headers, body } => {
                 let body = match body {
-                    Some(expression) => Some(self.evaluate(expression, || input).await?),
+                    Some(expression) => Some(self.evaluate(expression, &input).await?),
                     None => (*method != weir_core::pipelines::Method::Get).then_some(input),
                 };
                 http::call(self, url, *method, headers, body).await
             }
             Kind::Component { path, memory_bytes_max, deadline_ms, config } => {
                 let bytes_max = self.pipelines.config.output_bytes_max;
-                component::run(path, &input, config, *memory_bytes_max, *deadline_ms, bytes_max).await
+                let limits = Limits { memory_bytes_max: *memory_bytes_max, deadline_ms: *deadline_ms };
+                component::run(path, &input, config, limits, bytes_max, &self.running.owner).await
             }
         }
     }
 
-    /// Evaluates an expression over the value of `over`, one turn for each slice.
-    pub(super) async fn evaluate(&self, expression: &str, over: impl FnOnce() -> Json) -> Result<Json, StepFailure> {
+    /// Runs a computation over the given number of bytes, in a turn of the user if they are many.
+    async fn compute<T>(&self, bytes: usize, slice: impl FnOnce() -> T) -> T {
+        turns::run_over(&self.running.owner, bytes, slice).await
+    }
+
+    /// The text of the input of the step.
+    async fn text(&self, input: &Json) -> Result<String, StepFailure> {
+        self.compute(input.bytes(), || input::text(input)).await.map_err(invalid_input)
+    }
+
+    /// The texts of the input of the step.
+    async fn texts(&self, input: &Json) -> Result<Vec<String>, StepFailure> {
+        self.compute(input.bytes(), || input::texts(input)).await.map_err(invalid_input)
+    }
+
+    /// Evaluates an expression, one turn for each slice.
+    pub(super) async fn evaluate<'a>(
+        &self,
+        expression: &str,
+        input: impl Into<Input<'a>>,
+    ) -> Result<Json, StepFailure> {
         let user = &self.running.owner;
         let mut turn = Some(turns::take(user).await);
-        let over = over();
         let failed = |error: String| StepFailure::last("expression_failed", error);
         // The definition was checked when it was read, so this does not fail.
         let expression = Expression::parse(expression).map_err(|error| failed(error.to_string()))?;
@@ -100,12 +131,12 @@ impl Attempt<'_> {
             drop(turn.take());
             turn = Some(turns::take(user).await);
         };
-        let result = expression.evaluate_in_slices(&over, bounds, next_turn).await;
+        let result = expression.evaluate_in_slices(input, bounds, next_turn).await;
         result.map_err(|error| failed(error.to_string()))
     }
 
     async fn sentiment(&self, input: &Json, model: Option<&str>) -> Result<Json, StepFailure> {
-        let texts = input::texts(input).map_err(invalid_input)?;
+        let texts = self.texts(input).await?;
         let count = texts.len();
         let mut sentiments = Sentiments::new(count);
         let items = texts.iter().zip(0..).map(|(text, id)| self.item(id, TextStep::Sentiment, text, model)).collect();
@@ -118,7 +149,7 @@ impl Attempt<'_> {
                         self.running.progress(
                             self.run,
                             sent as f64 / count as f64,
-                            &format!("{sent} of {count} texts"),
+                            &format!("{sent} of {}", counted(count, "text")),
                         );
                         if let Err(failure) = self.running.part(self.run, part).await {
                             return Some(Err(failure));
@@ -145,7 +176,7 @@ impl Attempt<'_> {
     }
 
     async fn summary(&self, input: &Json, model: Option<&str>, mode: Option<SummaryMode>) -> Result<Json, StepFailure> {
-        let text = input::text(input).map_err(invalid_input)?;
+        let text = self.text(input).await?;
         let item = self.item(0, TextStep::Summarization, &text, model);
         let result = exchange(vec![item], async |_, result: Result<Output, Failure>| ControlFlow::Break(result)).await;
         let sentences = output::sentences(result.unwrap_or_else(|| Err(no_outcome())).and_then(text_output));
@@ -158,19 +189,20 @@ impl Attempt<'_> {
             }
             mode => SummaryText { mode, ..SummaryText::new(sentences) },
         };
-        Ok(output::summary(summary, &text))
+        Ok(self.compute(text.len(), || output::summary(summary, &text)).await)
     }
 
     async fn entities(&self, input: &Json, model: Option<&str>) -> Result<Json, StepFailure> {
-        let text = input::text(input).map_err(invalid_input)?;
+        let text = self.text(input).await?;
         let item = self.item(0, TextStep::Entities, &text, model);
         let result = exchange(vec![item], async |_, result: Result<Output, Failure>| ControlFlow::Break(result)).await;
-        output::entities(result.unwrap_or_else(|| Err(no_outcome())).and_then(text_output), &text)
-            .map_err(|failure| StepFailure::from(&failure))
+        let outcome = result.unwrap_or_else(|| Err(no_outcome())).and_then(text_output);
+        let entities = self.compute(text.len(), || output::entities(outcome, &text)).await;
+        entities.map_err(|failure| StepFailure::from(&failure))
     }
 
     async fn embed(&self, input: &Json, model: Option<&str>, normalize: bool) -> Result<Json, StepFailure> {
-        let texts = input::texts(input).map_err(invalid_input)?;
+        let texts = self.texts(input).await?;
         let count = texts.len();
         let item = |(id, text)| self.bounded(embedding_item(id, text, normalize, self.settings()), model);
         let items: Vec<Item> = (0..).zip(texts).map(item).collect();
@@ -188,12 +220,51 @@ impl Attempt<'_> {
                     missing -= 1;
                 }
                 let done = count - missing;
-                self.running.progress(self.run, done as f64 / count as f64, &format!("{done} of {count} texts"));
+                self.running.progress(
+                    self.run,
+                    done as f64 / count as f64,
+                    &format!("{done} of {}", counted(count, "text")),
+                );
                 if missing == 0 { ControlFlow::Break(Ok(())) } else { ControlFlow::Continue(()) }
             });
             result.await.unwrap_or_else(|| Err(no_outcome())).map_err(|failure| StepFailure::from(&failure))?;
         }
-        Ok(output::embeddings(&vectors))
+        self.embeddings(&vectors).await
+    }
+
+    /// The output with these vectors, each of which is written in a turn of the user.
+    async fn embeddings(&self, vectors: &[Vec<f32>]) -> Result<Json, StepFailure> {
+        let bytes_max = self.pipelines.config.output_bytes_max;
+        let mut embeddings = Embeddings::default();
+        for vectors in vectors.chunks(VECTORS_MAX) {
+            let values = vectors.iter().map(Vec::len).sum::<usize>();
+            self.compute(values * size_of::<f32>(), || embeddings.push(vectors)).await;
+            let bytes = embeddings.bytes();
+            if bytes > bytes_max {
+                let error = ReportError::TooLarge { bytes, bytes_max };
+                return Err(StepFailure::last("output_too_large", error.to_string()));
+            }
+        }
+        Ok(embeddings.finish())
+    }
+
+    async fn annotate(&self, input: &Json) -> Result<Json, StepFailure> {
+        let texts = self.texts(input).await?;
+        let request = SessionRequest::annotate_from_query("")
+            .map_err(|error| StepFailure::last("internal", error.to_string()))?;
+        let texts: Vec<TextInput> =
+            texts.into_iter().map(|text| TextInput { text, speaker_id: None, segment_id: None }).collect();
+        let config = one_shot::config(&request);
+        let mut annotations = Vec::with_capacity(texts.len());
+        for texts in texts.chunks(ANNOTATED_MAX) {
+            // The session component computes without awaiting, so the turn covers all of it.
+            let turn = turns::take(&self.running.owner).await;
+            let block = one_shot::annotate(&config, texts.iter()).await;
+            drop(turn);
+            annotations
+                .extend(block.ok_or_else(|| StepFailure::last("internal", "the session component does not annotate"))?);
+        }
+        Ok(self.compute(input.bytes(), || output::annotations(request.parts(), &texts, &annotations)).await)
     }
 
     fn item(&self, id: u64, step: TextStep, text: &str, model: Option<&str>) -> Item {
@@ -213,25 +284,6 @@ impl Attempt<'_> {
     fn settings(&self) -> &'static Settings {
         self.pipelines.settings
     }
-}
-
-async fn annotate(user: &str, input: &Json) -> Result<Json, StepFailure> {
-    let texts = input::texts(input).map_err(invalid_input)?;
-    let request =
-        SessionRequest::annotate_from_query("").map_err(|error| StepFailure::last("internal", error.to_string()))?;
-    let texts: Vec<TextInput> =
-        texts.into_iter().map(|text| TextInput { text, speaker_id: None, segment_id: None }).collect();
-    let config = one_shot::config(&request);
-    let mut annotations = Vec::with_capacity(texts.len());
-    for texts in texts.chunks(ANNOTATED_MAX) {
-        // The session component computes without awaiting, so the turn covers all of it.
-        let turn = turns::take(user).await;
-        let block = one_shot::annotate(&config, texts.iter()).await;
-        drop(turn);
-        annotations
-            .extend(block.ok_or_else(|| StepFailure::last("internal", "the session component does not annotate"))?);
-    }
-    Ok(output::annotations(request.parts(), &texts, &annotations))
 }
 
 fn lost<T>() -> Result<T, StepFailure> {

@@ -41,10 +41,12 @@ impl RequestContext<'_> {
         self.encoding()?;
         let content_type = self.header("content-type");
         let body = self.whole(body, settings).await?;
-        let file = upload::read(content_type.as_deref(), &body)?;
-        let read = || text::read(upload::input(&file, name.as_deref()).as_bytes());
-        let input = turns::run_over(identity.user(), body.len(), read).await;
-        let input = input.map_err(RequestError::from)?;
+        let read = || {
+            let file = upload::read(content_type.as_deref(), &body)?;
+            let input = text::read(upload::input(&file, name.as_deref()).as_bytes());
+            input.map_err(|error| Problem::from(RequestError::from(error)))
+        };
+        let input = turns::run_over(identity.user(), body.len(), read).await?;
         pipelines.check_input(&input)?;
         pipelines.restoration.counted().await?;
         let _permit = pipelines.reserve(identity.user())?;

@@ -22,7 +22,7 @@ use weir_codec::{
     http::problem::Problem,
     transcripts::stored::{self, Head, Phase},
 };
-use weir_core::channels::Shares;
+use weir_core::{channels::Shares, wording::counted};
 
 use super::persistence;
 use crate::platform::{
@@ -146,13 +146,14 @@ impl SessionRegistry {
         let (max, own) = (settings.user_live_max, users.of(owner) + beginning.of(owner));
         if owner.is_some() && own as u64 >= max {
             let detail = format!(
-                "you have {max} sessions, as many as one user may have; delete one, or wait until some have ended"
+                "you have {}, as many as one user may have; delete one, or wait until some have ended",
+                counted(max, "session")
             );
             return Err(Problem::refused(429, "too_many_sessions", "You have too many sessions", detail, Some(1000)));
         }
         let (max, all) = (settings.live_max, users.total() + beginning.total());
         if all as u64 >= max {
-            let detail = format!("there are {max} sessions, and no more are taken until some have ended");
+            let detail = format!("sessions are limited to {max}, and no more are taken until some have ended");
             return Err(Problem::refused(503, "sessions_full", "There are too many sessions", detail, Some(1000)));
         }
         beginning.add(owner, 1);

@@ -6,10 +6,11 @@ use spin_sdk::{
     http::{Method, Request},
     wasip3::http::types::{self, ErrorCode, Response},
 };
-use weir_auth::refusal;
+use weir_auth::{credential::Credentials, refusal};
 use weir_codec::{
     channels::route::ChannelRoute,
     http::{
+        parameters,
         problem::Problem,
         route::{self, HUB_PREFIX, Route},
         router::RouteMatch,
@@ -99,6 +100,9 @@ async fn respond(request: &mut RequestContext<'_>, body: types::Request) -> Resu
     }
     if matches!(&*request.path, METRICS | STATS) && settings.grip == Grip::Host {
         request.identify().await?;
+        if *request.path == *STATS {
+            parameters::check_known(request.query, &[])?;
+        }
         return Ok(RouteResponse::Whole(BufferedResponse::empty()));
     }
     let route_match = RouteMatch::match_path(&request.path)?;
@@ -107,6 +111,11 @@ async fn respond(request: &mut RequestContext<'_>, body: types::Request) -> Resu
         method if route_match.takes(method) => {}
         "OPTIONS" => return options(request, route_match.allow()).map(RouteResponse::Whole),
         method => return Err(Problem::method_not_allowed(method, &request.path, route_match.allow())),
+    }
+    if let Err(unknown) = route_match.check_query(request.method.as_str(), request.query) {
+        // A secret under another name than `ticket` has an error of its own.
+        Credentials::find([], request.query)?;
+        return Err(unknown.into());
     }
     match route_match {
         RouteMatch::Own(route) => respond_own(request, route, body).await,

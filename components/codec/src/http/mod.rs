@@ -7,6 +7,7 @@ pub mod framing;
 pub mod host;
 pub mod lines;
 pub mod page;
+pub mod parameters;
 pub mod problem;
 pub mod request_id;
 pub mod retry_after;

@@ -22,7 +22,7 @@ use self::job::milliseconds;
 use self::state::{DelayedRetry, State};
 use crate::inference::item::SharedItem;
 use crate::stages::{self, Stage};
-use crate::types::Failure;
+use crate::types::{Failure, Overflow};
 
 /// The queue of one model; replicas pull from it.
 pub(crate) struct Queue {
@@ -99,17 +99,29 @@ impl Queue {
         u64::try_from(self.start_time.elapsed().as_nanos()).unwrap_or(u64::MAX)
     }
 
-    /// The ticket of an item, with its tokens estimated from its bytes.
+    /// The ticket of an item, with the tokens that will be computed for it, estimated from its bytes.
     pub(crate) fn ticket(&self, call: u64, owner: u64, item: &SharedItem) -> Ticket {
         let tokens = item.text_bytes() as f64 * f64::from_bits(self.tokens_per_byte.load(Ordering::Relaxed));
+        let tokens = (tokens as u64 + TOKENS_ADDED).min(self.item_tokens_max(item));
         let deadline_ns = item.deadline_ms.map(|ms| self.now_ns() + u64::from(ms) * 1_000_000);
-        Ticket { call, owner, tokens: tokens as u64 + TOKENS_ADDED, deadline_ns }
+        Ticket { call, owner, tokens, deadline_ns }
+    }
+
+    /// The most tokens that are computed for an item: a text that is not split is truncated or refused.
+    fn item_tokens_max(&self, item: &SharedItem) -> u64 {
+        match item.overflow {
+            Overflow::Split => u64::MAX,
+            Overflow::Truncate | Overflow::TruncateLeft | Overflow::Fail => self.settings.text_tokens_max,
+        }
     }
 
     /// Updates the estimates with an outcome: the bytes and the tokens of its text, and the time since the previous
     /// outcome.
-    pub(crate) fn record_answer(&self, bytes: usize, tokens: u64, busy_ns: u64) {
-        if tokens > TOKENS_ADDED && bytes > 0 {
+    pub(crate) fn record_answer(&self, item: &SharedItem, tokens: u64, busy_ns: u64) {
+        let bytes = item.text_bytes();
+        // Only a part of a truncated text has the tokens.
+        let is_whole = tokens < self.item_tokens_max(item);
+        if tokens > TOKENS_ADDED && bytes > 0 && is_whole {
             let old = f64::from_bits(self.tokens_per_byte.load(Ordering::Relaxed));
             let new = old + 0.02 * ((tokens - TOKENS_ADDED) as f64 / bytes as f64 - old);
             self.tokens_per_byte.store(new.clamp(0.001, 4.0).to_bits(), Ordering::Relaxed);

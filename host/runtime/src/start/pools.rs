@@ -66,7 +66,7 @@ fn start_pools(
             info: info(&name, &dir),
             path: model.path,
             replicas: model.replicas,
-            queue: queue_settings(&config.infer, check_thread),
+            queue: queue_settings(&config.infer, dir.tokens_max, check_thread),
             memory_bytes_max: config.infer.memory_bytes_max,
             ahead_tokens: batches_ahead * u64::from(tokens_max),
             environment: guest_env::infer(config, selection.engine, tokens_max),
@@ -100,7 +100,7 @@ const AGE_NS_MAX: u64 = 10_000_000_000;
 /// Tokens of a call that are served before the next call has its turn.
 const QUANTUM_TOKENS: u64 = 64;
 
-fn queue_settings(infer: &Infer, check_thread: &Arc<Sleeper>) -> QueueSettings {
+fn queue_settings(infer: &Infer, text_tokens_max: u32, check_thread: &Arc<Sleeper>) -> QueueSettings {
     let window = (infer.batching == weir_config::Batching::Windowed).then(|| Window {
         aggregation: match infer.aggregation {
             weir_config::Aggregation::TimeAndCount => Aggregation::TimeAndCount,
@@ -124,6 +124,7 @@ fn queue_settings(infer: &Infer, check_thread: &Arc<Sleeper>) -> QueueSettings {
             },
             window,
         },
+        text_tokens_max: u64::from(text_tokens_max),
         retry: RetryConfig {
             max_attempts: infer.retry_max_attempts,
             base_backoff_ms: infer.retry_base_backoff_ms,

@@ -114,7 +114,7 @@ impl OutcomeSink {
                 continue;
             }
             let busy_ns = u64::try_from(busy.as_nanos()).unwrap_or(u64::MAX);
-            pool.queue.record_answer(job.bytes(), u64::from(outcome.tokens), busy_ns);
+            pool.queue.record_answer(&job.item, u64::from(outcome.tokens), busy_ns);
             let Some(job) = pool.queue.settle(job, outcome.result.as_ref().err()) else { continue };
             failures += u64::from(outcome.result.is_err());
             computed += 1;

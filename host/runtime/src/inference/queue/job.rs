@@ -70,11 +70,6 @@ impl Job {
         let left = self.ticket.deadline_ns.map(|deadline_ns| milliseconds(deadline_ns.saturating_sub(now)));
         self.item.deadline_ms = left;
     }
-
-    /// The bytes of the item's texts.
-    pub(crate) fn bytes(&self) -> usize {
-        self.item.text_bytes()
-    }
 }
 
 /// Room in a queue for one item that waited for it.

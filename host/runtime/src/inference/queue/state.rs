@@ -17,6 +17,8 @@ use crate::sleeper::Sleeper;
 #[derive(Debug, Clone)]
 pub(crate) struct QueueSettings {
     pub(crate) bounds: QueueConfig,
+    /// The most tokens that the model reads of a text that is not split.
+    pub(crate) text_tokens_max: u64,
     pub(crate) retry: RetryConfig,
     pub(crate) budget: RetryBudgetConfig,
     /// `None`: no circuit breaker.

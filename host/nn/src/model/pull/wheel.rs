@@ -159,13 +159,23 @@ fn last_line(text: &[u8]) -> String {
 }
 
 pub(super) fn entries(origin: &str, wheel: &Path) -> Result<Vec<String>, PullError> {
+    entries_within(origin, wheel, LIST_BYTES_MAX, ENTRIES_MAX)
+}
+
+/// The names of a wheel's files, of which there may be `entries_max`, in a list of at most `bytes_max` bytes of JSON.
+pub(super) fn entries_within(
+    origin: &str,
+    wheel: &Path,
+    bytes_max: u64,
+    entries_max: usize,
+) -> Result<Vec<String>, PullError> {
     let mut child = python(&["-c", LIST]).arg(wheel).spawn().map_err(no_python)?;
     let mut list = Vec::new();
     let read = match child.stdout.take() {
-        Some(out) => out.take(LIST_BYTES_MAX + 1).read_to_end(&mut list),
+        Some(out) => out.take(bytes_max + 1).read_to_end(&mut list),
         None => Ok(0),
     };
-    let is_long = list.len() as u64 > LIST_BYTES_MAX;
+    let is_long = list.len() as u64 > bytes_max;
     if read.is_err() || is_long {
         // It may still be writing to the pipe; killing a child that has ended is harmless.
         let _ = child.kill();
@@ -174,15 +184,15 @@ pub(super) fn entries(origin: &str, wheel: &Path) -> Result<Vec<String>, PullErr
     read.map_err(no_python)?;
     let refused = |reason: String| PullError::Refused { origin: origin.to_owned(), reason };
     if is_long {
-        return Err(refused(format!("the names of the wheel's entries have more than {LIST_BYTES_MAX} bytes")));
+        return Err(refused(format!("the names of the wheel's entries have more than {bytes_max} bytes")));
     }
     if !output.status.success() {
         return Err(refused(format!("the wheel cannot be read: {}", last_line(&output.stderr))));
     }
     let entries: Vec<String> =
         serde_json::from_slice(&list).map_err(|e| refused(format!("the wheel cannot be read: {e}")))?;
-    if entries.len() > ENTRIES_MAX {
-        return Err(refused(format!("the wheel has more than {ENTRIES_MAX} entries")));
+    if entries.len() > entries_max {
+        return Err(refused(format!("the wheel has more files than {entries_max}")));
     }
     Ok(entries)
 }

@@ -5,5 +5,6 @@ mod bounds;
 mod connections;
 mod fairness;
 mod hostile;
+mod http2;
 mod operator_files;
 mod shares;

@@ -8,6 +8,7 @@ use weir_codec::adapter::config::{AdapterConfig, Fields, Format, OrderingName, O
 use weir_codec::adapter::encode::csv_columns;
 use weir_config::{Adapter, AdapterSink, AdapterSource, KafkaSink};
 use weir_core::adapter::ReconnectConfig;
+use weir_core::wording::json_types;
 use weir_events::Store;
 
 use crate::driver::{BoxFuture, Connection, Driver, DriverError, Marks, Sink, SinkMark};
@@ -251,7 +252,8 @@ fn check_channels(adapter: &Adapter, has_store: bool) -> Result<(), String> {
 
 /// Parses the name of a value of the component's settings.
 fn parse_name<T: serde::de::DeserializeOwned>(key: &str, name: &str) -> Result<T, String> {
-    serde_json::from_value(serde_json::Value::from(name)).map_err(|error| format!("{key}: {error}"))
+    serde_json::from_value(serde_json::Value::from(name))
+        .map_err(|error| format!("{key}: {}", json_types(&error.to_string())))
 }
 
 /// The component's settings, and how files are split into records.

@@ -7,6 +7,7 @@ use redis::aio::MultiplexedConnection;
 use redis::{IntoConnectionInfo as _, Value};
 use tokio::net::TcpStream;
 use weir_config::{HttpSource, KafkaSource, RedisSource, WebSocketSource};
+use weir_core::wording::counted;
 
 use crate::driver::DriverError;
 use crate::http::client::Target;
@@ -208,11 +209,14 @@ async fn check_kafka(checks: &mut Checks, config: &KafkaSource, output_topic: &s
     let partitions = async |topic: &str| {
         let topics = kafka::topics(config, Some(topic)).await.map_err(|error| remedy(topic, error))?;
         let partitions = topics.first().map_or(0, |(_, partitions)| *partitions);
-        Ok(((), format!("`{topic}` has {partitions} partitions")))
+        Ok(((), format!("`{topic}` has {}", counted(partitions, "partition"))))
     };
     checks.record("topic", partitions(topic).await)?;
     let records = kafka::check_read(config, topic).await.map_err(|error| remedy(topic, error));
-    checks.record("read", records.map(|records| ((), format!("partition 0 of `{topic}` has {records} records"))))?;
+    checks.record(
+        "read",
+        records.map(|records| ((), format!("partition 0 of `{topic}` has {}", counted(records, "record")))),
+    )?;
     checks.record("write", partitions(output_topic).await)
 }
 

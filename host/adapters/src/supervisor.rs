@@ -13,6 +13,7 @@ use weir_core::adapter::{
     ReconnectConfig, ResultRecord, SourceRecord, Watermarks,
 };
 use weir_core::random::SplitMix64;
+use weir_core::wording::counted;
 
 use crate::driver::{
     BoxFuture, CONTROL_HEADERS, Committer, Connection, Driver, DriverError, Marks, Read, Rejected, Safe, Sink, Source,
@@ -64,7 +65,7 @@ pub enum AdapterFailure {
     #[error(transparent)]
     Component(#[from] ComponentError),
     /// The component ended with records that it had not completed.
-    #[error("the adapter component has ended with {open} records in flight: {reason}")]
+    #[error("the adapter component has ended with {} in flight: {reason}", counted(*.open, "record"))]
     Lost {
         /// The number of incomplete records.
         open: usize,

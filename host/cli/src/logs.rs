@@ -50,14 +50,47 @@ pub(crate) fn start(log: &Log) -> anyhow::Result<()> {
 
 /// Writes the error that ends the program, as JSON if the log is JSON.
 pub(crate) fn last_error(error: &anyhow::Error) {
+    let text = with_causes(error);
     match JSON.load(Ordering::Relaxed) {
-        true => tracing::error!("{error:#}"),
-        false => eprintln!("weir: {error:#}"),
+        true => tracing::error!("{text}"),
+        false => eprintln!("weir: {text}"),
     }
+}
+
+/// An error with its causes, without those that its message has already.
+fn with_causes(error: &anyhow::Error) -> String {
+    let mut text = String::new();
+    for cause in error.chain() {
+        let cause = cause.to_string();
+        if text.is_empty() {
+            text = cause;
+        } else if !text.ends_with(&cause) {
+            text += ": ";
+            text += &cause;
+        }
+    }
+    text
 }
 
 /// Whether colors are wanted, by <https://no-color.org> and `TERM=dumb`.
 fn wants_colors() -> bool {
     let is_set = |name: &str| std::env::var_os(name).is_some_and(|value| !value.is_empty());
     !is_set("NO_COLOR") && std::env::var_os("TERM").is_none_or(|term| term != "dumb")
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use anyhow::Context as _;
+
+    use super::*;
+
+    #[test]
+    fn cause_that_the_message_has_is_not_repeated() {
+        let error = weir_config::load(Some(Path::new("/")), [], &[]).unwrap_err();
+        assert_eq!(with_causes(&error.into()), "configuration file / cannot be read: it is not a file");
+        let error = Err::<(), _>(anyhow::anyhow!("c")).context("b").context("a").unwrap_err();
+        assert_eq!(with_causes(&error), "a: b: c");
+    }
 }

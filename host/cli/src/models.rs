@@ -10,6 +10,7 @@ use std::process::ExitCode;
 use anyhow::{Context, bail};
 use indicatif::{HumanBytes, ProgressBar, ProgressStyle};
 use serde_json::{Value, json};
+use weir_core::wording::counted;
 use weir_nn::model::{self, Progress, Report};
 use weir_nn::{EngineChoice, Isa, RegistryConfig, Selection};
 
@@ -57,11 +58,11 @@ fn list(root: &Path, json: bool) -> anyhow::Result<ExitCode> {
             Ok(model) => {
                 writeln!(
                     out,
-                    "{:width$}  {}, {} labels, {} tokens, {}",
+                    "{:width$}  {}, {}, {}, {}",
                     entry.name,
                     model.task,
-                    model.labels.len(),
-                    model.tokens_max,
+                    counted(model.labels.len(), "label"),
+                    counted(model.tokens_max, "token"),
                     HumanBytes(entry.bytes),
                 )?;
                 if let Some(selection) = entry.selection {
@@ -149,9 +150,12 @@ fn check(
 
 /// Writes why a model does not work.
 fn failed(out: &mut impl Write, dir: &Path, reason: &str, json: bool) -> std::io::Result<()> {
+    let folder = dir.display().to_string();
+    // The errors of a model name its folder too.
+    let reason = reason.strip_prefix(&format!("{folder}: ")).unwrap_or(reason);
     match json {
-        true => writeln!(out, "{}", json!({ "folder": dir.display().to_string(), "works": false, "error": reason })),
-        false => writeln!(out, "{}: {reason}", dir.display()),
+        true => writeln!(out, "{}", json!({ "folder": folder, "works": false, "error": reason })),
+        false => writeln!(out, "{folder}: {reason}"),
     }
 }
 

@@ -6,6 +6,7 @@ use figment::Figment;
 use figment::providers::{Format, Serialized, Toml};
 use figment::value::{Dict, Map, Value};
 use figment::{Metadata, Profile, Provider};
+use weir_core::wording::json_types;
 
 use crate::suggest::{is_key, suggest, suggest_key};
 use crate::variables::{leaves, variable};
@@ -214,7 +215,7 @@ fn one_line(error: figment::Error) -> String {
         return format!("{key} is not a key of the configuration{}; {}", source_of(&first), suggestion(&key, siblings));
     }
     // "found `x`, expected `one of `a`, `b```": the inner quotes are removed.
-    let message = first.kind.to_string().replace("`one of ", "one of ").replace("``", "`");
+    let message = json_types(&first.kind.to_string()).replace("`one of ", "one of ").replace("``", "`");
     let suggestion = match &first.kind {
         figment::error::Kind::UnknownVariant(value, known) => suggest(value, known.iter().copied())
             .map(|suggestion| format!("; did you mean `{suggestion}`?"))
@@ -472,7 +473,9 @@ mod tests {
         error(
             "[http]\nrequests_max = 'many'\n",
             &[],
-            expect![[r#"http.requests_max: invalid type: found string "many", expected u32 (in FILE)"#]],
+            expect![[
+                r#"http.requests_max: invalid type: found the string "many", expected a whole number from 0 to 4294967295 (in FILE)"#
+            ]],
         );
         let file = file("[[adapter]]\nname = 'a'\n[adapter.source]\nkind = 'redis'\nurll = ''\n");
         let message = load(Some(file.path()), [], &[]).unwrap_err().to_string();

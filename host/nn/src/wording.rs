@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-pub(crate) use weir_core::wording::{listed, quoted};
+pub(crate) use weir_core::wording::{json_types, listed, quoted};
 
 /// The name of a case of an enum of the WIT or of an engine, which implement only `Debug`, in lower case.
 pub(crate) fn case_name(case: &dyn fmt::Debug) -> String {

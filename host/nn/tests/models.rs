@@ -92,7 +92,7 @@ fn invalid_directory_is_an_error_with_the_reason() {
     write(dir.path(), &[("config.json", BERT)]);
     expect!["DIR: tokenizer.json is missing"].assert_eq(&describe(dir.path()));
     write(dir.path(), &[("tokenizer.json", "{\"model\":\n{")]);
-    expect!["DIR: tokenizer.json is not valid JSON: EOF while parsing an object at line 2 column 1"]
+    expect!["DIR: tokenizer.json is not valid JSON: it ends in the middle of an object at line 2 column 1"]
         .assert_eq(&describe(dir.path()));
     write(dir.path(), &[("tokenizer.json", "{}")]);
     expect!["DIR: model.safetensors, model.onnx or onnx/model.onnx is missing"].assert_eq(&describe(dir.path()));
@@ -102,12 +102,15 @@ fn invalid_directory_is_an_error_with_the_reason() {
     std::fs::create_dir(dir.path().join("config.json")).unwrap();
     expect!["DIR: config.json cannot be read: Is a directory (os error 21)"].assert_eq(&describe(dir.path()));
 
-    check_config("", expect!["DIR: config.json is not valid JSON: EOF while parsing a value at line 1 column 0"]);
+    check_config(
+        "",
+        expect!["DIR: config.json is not valid JSON: it ends in the middle of a value at line 1 column 0"],
+    );
     check_config("{\n \"a\":1,\n}", expect!["DIR: config.json is not valid JSON: trailing comma at line 3 column 1"]);
     check_config("[1]", expect!["DIR: config.json: a list, where a JSON object is required"]);
     check_config(
         r#"{"id2label":["a"]}"#,
-        expect!["DIR: config.json is not valid JSON: invalid type: sequence, expected a map at line 1 column 12"],
+        expect!["DIR: config.json is not valid JSON: invalid type: an array, expected an object at line 1 column 12"],
     );
     let labels = |id2label: &str| format!(r#"{{"architectures":["XForTokenClassification"],{id2label}}}"#);
     check_config(&labels(r#""id2label":{"0":"a","2":"b"}"#), expect!["DIR: config.json: id2label has no label 1"]);
@@ -153,7 +156,10 @@ fn json_that_is_no_object_is_refused_in_every_file() {
             assert_eq!(describe(dir.path()), format!("DIR: {file}: {kind}, where a JSON object is required"));
         }
     }
-    check_config("[", expect!["DIR: config.json is not valid JSON: EOF while parsing a list at line 1 column 1"]);
+    check_config(
+        "[",
+        expect!["DIR: config.json is not valid JSON: it ends in the middle of an array at line 1 column 1"],
+    );
 }
 
 #[test]

@@ -4,6 +4,7 @@ use serde::{Deserialize, Serialize};
 use weir_core::{
     adapter::Ordering,
     inference::retry::{RetryConfig, RetryPolicy},
+    wording::json_types,
 };
 
 /// The settings of an adapter component.
@@ -169,7 +170,7 @@ impl AdapterConfig {
     ///
     /// The text names the field and the valid values.
     pub fn from_json(json: &str) -> Result<Self, String> {
-        let config: Self = serde_json::from_str(json).map_err(|error| error.to_string())?;
+        let config: Self = serde_json::from_str(json).map_err(|error| json_types(&error.to_string()))?;
         config.check()?;
         Ok(config)
     }

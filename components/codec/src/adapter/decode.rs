@@ -372,7 +372,12 @@ mod tests {
         );
         check(&plain, "", None, expect!["malformed_json: it is empty"]);
         check(&plain, "[1]", None, expect!["invalid_item: it is array; an object or a string was expected"]);
-        check(&plain, "{", None, expect!["malformed_json: it is not JSON: EOF while parsing an object at column 1"]);
+        check(
+            &plain,
+            "{",
+            None,
+            expect!["malformed_json: it is not JSON: it ends in the middle of an object at column 1"],
+        );
         let mut deep = config(Format::Json);
         deep.fields.text = "/a~1b/1/t".to_owned();
         deep.fields.text_pair = "pair".to_owned();

@@ -186,7 +186,7 @@ mod tests {
         check(
             &mut stream,
             expect![[r#"
-            {"index":1,"error":{"code":"malformed_json","message":"line 3: it is not JSON: expected ident at column 2","retryable":false,"line":3}}
+            {"index":1,"error":{"code":"malformed_json","message":"line 3: it is not JSON: expected `true`, `false` or `null` at column 2","retryable":false,"line":3}}
             {"index":2,"scores":[{"label":"good","score":0.75}]}
         "#]],
         );

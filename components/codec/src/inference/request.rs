@@ -394,7 +394,7 @@ mod tests {
         line(
             b"{\"a",
             expect![[
-                r#"None {"code":"malformed_json","message":"line 9: it is not JSON: EOF while parsing a string at column 3","retryable":false,"line":9}"#
+                r#"None {"code":"malformed_json","message":"line 9: it is not JSON: it ends in the middle of a string at column 3","retryable":false,"line":9}"#
             ]],
         );
         line(

@@ -382,12 +382,15 @@ mod tests {
 
     #[test]
     fn malformed_json_is_refused_with_its_position() {
-        check(b"", expect!["the body is empty; a JSON object was expected"]);
-        check(b" \r\n\t", expect!["the body is empty; a JSON object was expected"]);
+        check(b"", expect!["the body is empty; JSON was expected"]);
+        check(b" \r\n\t", expect!["the body is empty; JSON was expected"]);
         check(b"\xef\xbb\xbf{}", expect!["the body is not JSON: expected value at line 1, column 1"]);
         check(b"{\"a\":\"\xff\"}", expect!["the body is not UTF-8: byte 6 does not fit"]);
-        check(b"{\n \"a\": tru }", expect!["the body is not JSON: expected ident at line 2, column 10"]);
-        check(b"{\"a\":1", expect!["the body is not JSON: EOF while parsing an object at line 1, column 6"]);
+        check(
+            b"{\n \"a\": tru }",
+            expect!["the body is not JSON: expected `true`, `false` or `null` at line 2, column 10"],
+        );
+        check(b"{\"a\":1", expect!["the body is not JSON: it ends in the middle of an object at line 1, column 6"]);
         check(b"{\"a\":1}}", expect!["the body is not JSON: trailing characters at line 1, column 8"]);
         check(b"{\"a\":1,}", expect!["the body is not JSON: trailing comma at line 1, column 8"]);
         check(b"{'a':1}", expect!["the body is not JSON: key must be a string at line 1, column 2"]);

@@ -13,12 +13,13 @@ pub mod tree;
 
 use serde::{Serialize, de};
 use thiserror::Error;
+use weir_core::wording::json_types;
 
 /// Why a body is not a JSON object.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
 pub enum JsonError {
     /// The body is empty.
-    #[error("the body is empty; a JSON object was expected")]
+    #[error("the body is empty; JSON was expected")]
     Empty,
     /// The body is not UTF-8.
     #[error("the body is not UTF-8: byte {at} does not fit")]
@@ -98,7 +99,7 @@ pub(crate) fn explain(error: &serde_json::Error) -> JsonError {
         "unexpected end of hex escape" | "lone leading surrogate in hex escape" => {
             JsonError::LoneSurrogate { line, column }
         }
-        _ => JsonError::Malformed { reason: reason.to_owned(), line, column },
+        _ => JsonError::Malformed { reason: json_types(reason), line, column },
     }
 }
 

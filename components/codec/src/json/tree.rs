@@ -259,7 +259,7 @@ mod tests {
 
     #[test]
     fn malformed_json_is_refused() {
-        check("", expect!["the body is empty; a JSON object was expected"]);
+        check("", expect!["the body is empty; JSON was expected"]);
         check("{} {}", expect!["the body is not JSON: trailing characters at line 1, column 4"]);
         check(r#"{"a":1,"a":2}"#, expect!["the key `a` appears twice, the second time at line 1, column 10"]);
         check(

@@ -127,7 +127,7 @@ fn streaming(node: Node<'_>, errors: &mut Errors) -> Option<Streaming> {
 
 fn step(path: String, node: Node<'_>, errors: &mut Errors) -> Option<Step> {
     let mut members = Members::of_node(path, node, errors)?;
-    let task = read_task(&mut members, errors);
+    let (task, has_kind) = read_task(&mut members, errors);
     let after = members.items("after", STEPS_MAX, errors).map(|items| {
         items
             .into_iter()
@@ -144,16 +144,21 @@ fn step(path: String, node: Node<'_>, errors: &mut Errors) -> Option<Step> {
     let compensations = members.items("compensation", COMPENSATIONS_MAX, errors);
     let compensation = compensations.into_iter().flatten().filter_map(|(path, node)| {
         let mut members = Members::of_node(path, node, errors)?;
-        let task = read_task(&mut members, errors);
-        members.finish(errors);
+        let (task, has_kind) = read_task(&mut members, errors);
+        if has_kind {
+            members.finish(errors);
+        }
         task
     });
     let compensation = compensation.collect();
-    members.finish(errors);
+    if has_kind {
+        members.finish(errors);
+    }
     Some(Step { task: task?, after, on_error, compensation })
 }
 
-fn read_task(members: &mut Members<'_>, errors: &mut Errors) -> Option<Task> {
+/// The task in an object, and whether its kind is valid: without a kind, its other members are not known.
+fn read_task(members: &mut Members<'_>, errors: &mut Errors) -> (Option<Task>, bool) {
     let id = members.required_text_bytes("id", NAME_BYTES_READ, errors);
     members.require("kind", errors);
     let name = members.choice("kind", KindName::ALL, KindName::name, errors);
@@ -161,7 +166,8 @@ fn read_task(members: &mut Members<'_>, errors: &mut Errors) -> Option<Task> {
     let timeout_ms = number(members, "timeout_ms", bounds::TIMEOUT_MS, TIMEOUT_MS_DEFAULT, errors);
     let retry = retry(members, errors);
     let kind = name.and_then(|name| kind(name, members, errors));
-    Some(Task { id: id?.into(), kind: kind?, input, retry, timeout_ms })
+    let task = id.zip(kind).map(|(id, kind)| Task { id: id.into(), kind, input, retry, timeout_ms });
+    (task, name.is_some())
 }
 
 /// Reads a whole number within bounds; `default` if it is absent or invalid.

@@ -5,7 +5,7 @@ use weir_core::pipelines::State;
 use super::execution::ExecutionSummary;
 use crate::{
     inference::query::decode,
-    json::field::{FieldError, FieldReason, RequestError, unknown},
+    json::field::{FieldError, FieldReason, RequestError, one_of, unknown},
 };
 
 /// The default number of executions in a list.
@@ -53,8 +53,8 @@ impl ListQuery {
         let state = state.and_then(|name| {
             let state = State::from_name(&name);
             if state.is_none() {
-                let message = "`state` must be one of running, compensating, completed, failed, cancelled".to_owned();
-                errors.push(not_allowed("state", message));
+                let names = ["running", "compensating", "completed", "failed", "cancelled"];
+                errors.push(not_allowed("state", format!("`state` {}", one_of(&name, &names))));
             }
             state
         });
@@ -128,6 +128,7 @@ mod tests {
     fn invalid_query_is_refused_with_the_field() {
         for (query, message) in [
             ("state=asleep", "`state` must be one of"),
+            ("state=failled", "(did you mean `failed`?)"),
             ("limit=0", "`limit` must be a whole number from 1 to 500"),
             ("limit=501", "`limit` must be"),
             ("limit=x", "`limit` must be"),

@@ -379,7 +379,7 @@ mod tests {
             expect![[r#"
             {
               "code": "empty_body",
-              "detail": "the body is empty; a JSON object was expected",
+              "detail": "the body is empty; JSON was expected",
               "request_id": "r-1",
               "retryable": false,
               "status": 400,

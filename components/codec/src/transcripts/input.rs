@@ -256,7 +256,7 @@ mod tests {
         check(
             r#"{"start":0"#,
             expect![[
-                r#"{"message":"it is not JSON: EOF while parsing an object at column 10","code":"malformed_json"}"#
+                r#"{"message":"it is not JSON: it ends in the middle of an object at column 10","code":"malformed_json"}"#
             ]],
         );
         let too_long = read_line(&Line { number: 1, content: None }).unwrap_err();

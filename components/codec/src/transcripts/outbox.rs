@@ -459,7 +459,7 @@ mod tests {
 
                 id: 2
                 event: error
-                data: {"type":"error","error":{"message":"it is not JSON: EOF while parsing an object at column 1","code":"malformed_json"},"line":3}
+                data: {"type":"error","error":{"message":"it is not JSON: it ends in the middle of an object at column 1","code":"malformed_json"},"line":3}
 
                 id: 3
                 event: final_segment

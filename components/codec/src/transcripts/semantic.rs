@@ -283,6 +283,10 @@ mod tests {
             let refusal = read(content, false).unwrap_err();
             assert_eq!((&*refusal.code, refusal.field.as_deref()), (code, field), "{content}");
         }
+        // Control characters of a name would reach a terminal.
+        let refusal = read(r#"{"text":"a","i\u001b[31m\nd":1}"#, false).unwrap_err();
+        assert_eq!(refusal.field.as_deref(), Some("i[31md"));
+        assert_eq!(refusal.message, "there is no field `i[31md`; a text has text, speaker_id and segment_id");
         assert_eq!(read(&"x".repeat(TEXT_BYTES_MAX + 1), true).unwrap_err().code, "text_too_long");
         let refusal = read_text(&Line { number: 1, content: Some(b"\xff") }, true).unwrap_err();
         assert_eq!(refusal.code, "not_utf8");

@@ -9,6 +9,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
+use weir_core::wording::json_types;
 
 use super::file_error;
 use crate::driver::{DriverError, Marks, Safe, SinkMark};
@@ -134,7 +135,7 @@ impl Progress {
                         ))
                     };
                     let stored: Checkpoint =
-                        serde_json::from_slice(&bytes).map_err(|error| invalid(error.to_string()))?;
+                        serde_json::from_slice(&bytes).map_err(|error| invalid(json_types(&error.to_string())))?;
                     if stored.version != VERSION {
                         return Err(invalid(format!("version {}", stored.version)));
                     }

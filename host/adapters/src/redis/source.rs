@@ -9,6 +9,7 @@ use redis::streams::{StreamAutoClaimReply, StreamId, StreamReadReply};
 use redis::{FromRedisValue, Value};
 use weir_config::RedisSource as Config;
 use weir_core::adapter::{Header, Position, SourceRecord};
+use weir_core::wording::counted;
 
 use super::{KEY_FIELD, connect, failure};
 use crate::RECORD_ID_HEADER;
@@ -193,8 +194,8 @@ impl RedisSource {
             .into_iter()
             .partition(|entry| deliveries.get(&entry.id).is_some_and(|count| *count > self.config.deliveries_max));
         if !dead.is_empty() {
-            let reason =
-                format!("it was delivered more than {} times without an acknowledgement", self.config.deliveries_max);
+            let deliveries = counted(self.config.deliveries_max, "time");
+            let reason = format!("it was delivered more than {deliveries} without an acknowledgement");
             let records = self.records(dead);
             self.ready.push_back(Read::Dead(records, reason));
         }

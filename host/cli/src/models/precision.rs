@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail, ensure};
 use weir_config::{Config, Model};
+use weir_core::wording::counted;
 use weir_nn::model::{self, ModelDir};
 use weir_nn::{Engine, EngineChoice, Precision, PrecisionChoice, RegistryConfig, Selection};
 use weir_runtime::Runtime;
@@ -90,7 +91,7 @@ async fn check_model(
         writeln!(out, "{}: {} computes as the graph says ({})", dir.display(), selection.engine, selection.reason)?;
         return Ok(());
     }
-    writeln!(out, "{}: {} texts, compared with f32", dir.display(), texts.len())?;
+    writeln!(out, "{}: {}, compared with f32", dir.display(), counted(texts.len(), "text"))?;
     let mut config = Config::default();
     config.models.replicas = 1;
     config.models.isa = registry.isa.to_string();

@@ -9,6 +9,7 @@ use serde_json::{Value, json};
 use weir_codec::pipelines::definition::DEFINITION_BYTES_MAX;
 use weir_codec::pipelines::definition_file::{self, DefinitionFault};
 use weir_codec::pipelines::route::is_name;
+use weir_core::wording::counted;
 
 pub(super) fn check(paths: &[PathBuf], json: bool) -> anyhow::Result<ExitCode> {
     let mut out = std::io::stdout().lock();
@@ -68,8 +69,7 @@ fn check_file(file: &Path) -> anyhow::Result<Result<usize, DefinitionFault>> {
 
 fn as_text(result: &Result<usize, DefinitionFault>) -> String {
     match result {
-        Ok(1) => "valid, 1 step".to_owned(),
-        Ok(steps) => format!("valid, {steps} steps"),
+        Ok(steps) => format!("valid, {}", counted(*steps, "step")),
         Err(fault) => format!("invalid: {fault}"),
     }
 }

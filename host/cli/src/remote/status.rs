@@ -5,6 +5,7 @@ use std::process::ExitCode;
 
 use clap::Args;
 use serde_json::{Value, json};
+use weir_core::wording::plural_unless;
 
 use super::{ServerAddress, Watch, block_on};
 
@@ -45,6 +46,11 @@ pub(crate) fn main(arguments: &Status) -> anyhow::Result<ExitCode> {
     Ok(if is_healthy { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
+/// A number of things, with the noun in the singular or in the plural.
+fn counted(count: &Value, noun: &str) -> String {
+    format!("{} {}", text(count), plural_unless(*count == 1, noun))
+}
+
 /// A value as plain text; `-` if it is missing.
 fn text(value: &Value) -> String {
     match value {
@@ -77,11 +83,11 @@ fn page(health: &Value, stats: &Value) -> String {
     } else {
         let count = |key: &str| text(&stats[key]);
         page += &format!(
-            "requests   {} open, {} rejected, {} connections, {} WebSockets, up {} s\n",
+            "requests   {} open, {} rejected, {}, {}, up {} s\n",
             count("requests_open"),
             count("requests_rejected_total"),
-            count("connections_open"),
-            count("websockets_open"),
+            counted(&stats["connections_open"], "connection"),
+            counted(&stats["websockets_open"], "WebSocket"),
             count("uptime_s"),
         );
         let settings = stats["configuration"].as_array().map(Vec::as_slice).unwrap_or_default();
@@ -91,12 +97,12 @@ fn page(health: &Value, stats: &Value) -> String {
         for model in stats["models"].as_array().into_iter().flatten() {
             let count = |key: &str| text(&model[key]);
             page += &format!(
-                "model      {}: {} replicas, {} waiting, {} items, {} failures, circuit {}, p50 {} ms, p99 {} ms\n",
+                "model      {}: {}, {} waiting, {}, {}, circuit {}, p50 {} ms, p99 {} ms\n",
                 count("name"),
-                count("replicas"),
+                counted(&model["replicas"], "replica"),
                 count("queue_items"),
-                count("items_total"),
-                count("failures_total"),
+                counted(&model["items_total"], "item"),
+                counted(&model["failures_total"], "failure"),
                 count("circuit"),
                 count("p50_ms"),
                 count("p99_ms"),
@@ -107,16 +113,16 @@ fn page(health: &Value, stats: &Value) -> String {
         let count = |key: &str| text(&adapter[key]);
         let failure = adapter.get("failure").map(|failure| format!(": {}", text(failure))).unwrap_or_default();
         page += &format!(
-            "adapter    {} ({} to {}) {}, {} records, {} results, {} errors, {} in flight, {} reconnects{failure}\n",
+            "adapter    {} ({} to {}) {}, {}, {}, {}, {} in flight, {}{failure}\n",
             count("name"),
             count("source"),
             count("sink"),
             count("state"),
-            count("records"),
-            count("results"),
-            count("errors"),
+            counted(&adapter["records"], "record"),
+            counted(&adapter["results"], "result"),
+            counted(&adapter["errors"], "error"),
             count("in_flight"),
-            count("reconnects"),
+            counted(&adapter["reconnects"], "reconnect"),
         );
     }
     page
@@ -136,19 +142,19 @@ mod tests {
             "active_streams": 2,
             "details": {"adapters": "reviews: refused"},
             "adapters": [{"name": "reviews", "source": "redis", "sink": "file", "state": "reconnecting", "failure": "refused",
-                "records": 7, "results": 6, "errors": 0, "in_flight": 1, "reconnects": 3}],
+                "records": 7, "results": 6, "errors": 1, "in_flight": 1, "reconnects": 3}],
         });
-        let stats = json!({"requests_open": 1, "uptime_s": 60, "configuration": [{"key": "auth.dir"},
+        let stats = json!({"requests_open": 1, "connections_open": 1, "uptime_s": 60, "configuration": [{"key": "auth.dir"},
             {"key": "http.requests_max", "value": 77}], "models": [{"name": "sentiment", "replicas": 2, "p50_ms": 1.25}]});
         expect![[r#"
             status     degraded
             service    adapters unhealthy: reviews: refused
             service    memory healthy
             streams    2
-            requests   1 open, - rejected, - connections, - WebSockets, up 60 s
+            requests   1 open, - rejected, 1 connection, - WebSockets, up 60 s
             settings   auth.dir, http.requests_max=77
             model      sentiment: 2 replicas, - waiting, - items, - failures, circuit -, p50 1.2 ms, p99 - ms
-            adapter    reviews (redis to file) reconnecting, 7 records, 6 results, 0 errors, 1 in flight, 3 reconnects: refused
+            adapter    reviews (redis to file) reconnecting, 7 records, 6 results, 1 error, 1 in flight, 3 reconnects: refused
         "#]]
         .assert_eq(&page(&health, &stats));
         assert!(page(&health, &Value::Null).contains("--token-file"));

@@ -164,7 +164,7 @@ async fn run(arguments: &Run, task: ModelTask, config: weir_config::Config, mode
     reader_task.await.context("reading")?;
     let read = feed.await.context("feeding")?;
     collect.await.context("collecting")?;
-    anyhow::ensure!(read == printed_count, "{read} lines were read and {printed_count} have a result");
+    anyhow::ensure!(read == printed_count, "lines that were read: {read}; lines with a result: {printed_count}");
     progress.finish(failed);
     Ok(if failed > 0 { ExitCode::FAILURE } else { ExitCode::SUCCESS })
 }

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use indicatif::{HumanCount, HumanDuration, ProgressBar, ProgressStyle};
 use serde_json::{Value, json};
+use weir_core::wording::plural_unless;
 
 /// How often a plain line is written.
 const PLAIN_EVERY: Duration = Duration::from_secs(10);
@@ -95,7 +96,7 @@ impl Progress {
                     return;
                 }
                 let (rate, remaining) = (self.rate(state.lines), self.remaining(state.bytes));
-                eprintln!("{} lines, {rate}{remaining}", HumanCount(state.lines));
+                eprintln!("{}, {rate}{remaining}", human_counted(state.lines, "line"));
             }
         }
     }
@@ -115,11 +116,12 @@ impl Progress {
             ProgressView::Plain => {}
         }
         let seconds = self.start.elapsed().as_secs_f64();
-        eprintln!("{} lines in {seconds:.1} s, {}", HumanCount(lines), self.rate(lines));
+        eprintln!("{} in {seconds:.1} s, {}", human_counted(lines, "line"), self.rate(lines));
     }
 
     fn rate(&self, lines: u64) -> String {
-        format!("{:.0} lines/s", self.lines_per_s(lines))
+        let rate = self.lines_per_s(lines).round();
+        format!("{rate:.0} {}/s", plural_unless(rate == 1.0, "line"))
     }
 
     fn lines_per_s(&self, lines: u64) -> f64 {
@@ -153,4 +155,9 @@ fn bar(bytes_total: Option<u64>) -> ProgressBar {
 /// A duration in milliseconds, to the microsecond: a short file takes less than one millisecond.
 pub(crate) fn milliseconds(duration: Duration) -> f64 {
     (duration.as_secs_f64() * 1e6).round() / 1e3
+}
+
+/// A number of things with digits in groups, and the noun in the singular or in the plural.
+pub(crate) fn human_counted(count: u64, noun: &str) -> String {
+    format!("{} {}", HumanCount(count), plural_unless(count == 1, noun))
 }

@@ -11,7 +11,7 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
-use indicatif::{HumanCount, HumanDuration, ProgressBar, ProgressStyle};
+use indicatif::{HumanDuration, ProgressBar, ProgressStyle};
 use serde_json::{Value, json};
 use tokio::signal::unix::{SignalKind, signal};
 use weir_adapters::status::Status;
@@ -19,7 +19,7 @@ use weir_config::{Adapter, Config};
 use weir_runtime::Runtime;
 
 use crate::adapters::RunningAdapters;
-use crate::run::progress::{ProgressForm, milliseconds};
+use crate::run::progress::{ProgressForm, human_counted, milliseconds};
 use crate::{BUILTIN, logs};
 use arguments::Stream;
 pub(crate) use kafka::property;
@@ -183,10 +183,10 @@ impl ProgressView {
                     bar.set_length(read + remaining);
                     bar.set_position(read);
                 }
-                bar.set_message(format!("{} records, {text}", HumanCount(self.completed())));
+                bar.set_message(format!("{}, {text}", human_counted(self.completed(), "record")));
             }
             None if self.is_json => eprintln!("{}", self.json()),
-            None => eprintln!("{} records, {text}", HumanCount(self.completed())),
+            None => eprintln!("{}, {text}", human_counted(self.completed(), "record")),
         }
     }
 }
@@ -203,8 +203,9 @@ impl Drop for ProgressView {
             eprintln!("{totals}");
             return;
         }
-        let errors = if report.errors > 0 { format!(", {} errors", HumanCount(report.errors)) } else { String::new() };
+        let errors =
+            if report.errors > 0 { format!(", {}", human_counted(report.errors, "error")) } else { String::new() };
         let seconds = self.start.elapsed().as_secs_f64();
-        eprintln!("{} records in {seconds:.1} s{errors}", HumanCount(self.completed()));
+        eprintln!("{} in {seconds:.1} s{errors}", human_counted(self.completed(), "record"));
     }
 }

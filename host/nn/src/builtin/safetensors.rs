@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::ops::Range;
 
-use crate::wording::{listed, quoted};
+use crate::wording::{json_types, listed, quoted};
 use serde::Deserialize;
 use serde::de::{Deserializer, Error as _, IgnoredAny, MapAccess, SeqAccess, Visitor};
 
@@ -95,8 +95,8 @@ impl Header {
         let header = rest.get(..length);
         let header = header
             .ok_or_else(|| format!("the header has {length} bytes, and the file {} after its length", rest.len()))?;
-        let Raw(raw) =
-            serde_json::from_slice(header).map_err(|error| format!("the header is not as it must be: {error}"))?;
+        let Raw(raw) = serde_json::from_slice(header)
+            .map_err(|error| format!("the header is not as it must be: {}", json_types(&error.to_string())))?;
         let begin = size_of::<u64>() + length;
         let data = file.len() - begin;
         let mut tensors = BTreeMap::new();
@@ -290,7 +290,7 @@ mod tests {
         check(
             &file("[]", 0),
             expect![
-                "the header is not as it must be: invalid type: sequence, expected an object of tensors at line 1 column 0"
+                "the header is not as it must be: invalid type: an array, expected an object of tensors at line 1 column 0"
             ],
         );
         check(

@@ -18,6 +18,7 @@ pub use pull::{ONNXRUNTIME_VERSION, Progress, PullError, pull, pull_onnxruntime}
 use crate::builtin::safetensors_file;
 use crate::error::LoadError;
 use crate::selection::onnx_file;
+use crate::wording::json_types;
 
 /// The file that marks a folder as that of a language model, for `weir-lm`.
 pub const LANGUAGE_MODEL: &str = "model.gguf";
@@ -161,8 +162,11 @@ fn optional_json<T: serde::de::DeserializeOwned>(dir: &Path, file: &str) -> Resu
         return Err(unreadable(std::io::Error::other(format!("it has more than {JSON_BYTES_MAX} bytes"))));
     }
     let text = bytes.strip_prefix(BYTE_ORDER_MARK).unwrap_or(&bytes);
-    let invalid =
-        |e: serde_json::Error| ModelError::Json { dir: dir.to_owned(), file: file.to_owned(), reason: e.to_string() };
+    let invalid = |error: serde_json::Error| ModelError::Json {
+        dir: dir.to_owned(),
+        file: file.to_owned(),
+        reason: json_types(&error.to_string()),
+    };
     // Deriving `Deserialize` accepts a list in place of an object, and `[]` would be a file that sets nothing.
     if let Some(other) = not_an_object(text) {
         let _: serde::de::IgnoredAny = serde_json::from_slice(text).map_err(invalid)?;

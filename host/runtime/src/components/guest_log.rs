@@ -16,6 +16,7 @@ use tokio::io::AsyncWrite;
 use tracing::Level;
 use wasmtime_wasi::cli::{IsTerminal, StdoutStream};
 use weir_core::quota::{Quota, QuotaConfig};
+use weir_core::wording::counted;
 
 /// The target of these events in the log.
 pub const TARGET: &str = "guest";
@@ -97,7 +98,7 @@ impl Lines {
                     Level::WARN,
                     self.component,
                     &self.name,
-                    &format!("{omitted} lines before this one were omitted"),
+                    &format!("omitted before this line: {}", counted(omitted, "line")),
                 );
             }
             write(level, self.component, &self.name, text);

@@ -8,7 +8,7 @@ use serde_json::{Map, Value};
 use weir_kernels::Activation;
 
 use crate::builtin::network::HeadActivation;
-use crate::wording::quoted;
+use crate::wording::{json_types, quoted};
 
 /// The longest of these files, in bytes.
 const BYTES_MAX: u64 = 16 << 20;
@@ -31,7 +31,9 @@ pub(super) fn read_json(path: &Path) -> Result<Option<Value>, String> {
         return Err(format!("{name} has more than {BYTES_MAX} bytes"));
     }
     let text = bytes.strip_prefix(b"\xEF\xBB\xBF").unwrap_or(&bytes);
-    serde_json::from_slice(text).map(Some).map_err(|error| format!("{name} is not valid JSON: {error}"))
+    serde_json::from_slice(text)
+        .map(Some)
+        .map_err(|error| format!("{name} is not valid JSON: {}", json_types(&error.to_string())))
 }
 
 impl Settings {

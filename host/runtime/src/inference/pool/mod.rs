@@ -391,7 +391,10 @@ impl Pool {
         if starts {
             self.vacant.lock().unwrap_or_else(PoisonError::into_inner).push(replica);
         }
-        self.mark_unavailable(format!("{hanging} threads hang in the engine"));
+        self.mark_unavailable(format!(
+            "{} in the engine",
+            if hanging == 1 { "1 thread hangs".to_owned() } else { format!("{hanging} threads hang") }
+        ));
     }
 
     /// Creates an instance and runs it until it is lost.

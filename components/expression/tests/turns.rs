@@ -1,5 +1,7 @@
 //! Evaluations of two users on one thread: those of one user take turns with those of another, slice by slice.
 
+#![allow(clippy::unwrap_used)]
+
 use std::cell::RefCell;
 use std::future::poll_fn;
 use std::pin::Pin;

@@ -161,6 +161,7 @@ fn broken_model_is_reported_in_one_line() -> Result<()> {
     assert_eq!(checked.status.code(), Some(1));
     let (out, _) = outputs(&checked);
     assert!(out.contains("config.json") && out.lines().count() == 1, "{out}");
+    assert_eq!(out.matches(&*path.display().to_string()).count(), 1, "{out}");
     let served = run(&["serve", "--listen", "127.0.0.1:0", "--model", &format!("x={}", path.display())])?;
     assert_eq!(served.status.code(), Some(2));
     let (_, err) = outputs(&served);

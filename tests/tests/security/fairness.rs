@@ -49,7 +49,8 @@ async fn start_users() -> Result<Users> {
     let dir = format!("auth.dir={}", keys.path().display());
     let mut arguments = vec!["--set", "auth.mode=required", "--set", &dir];
     arguments.extend(["--set", "auth.requests_per_s=10000", "--set", "auth.publishes_per_s=10000"]);
-    arguments.extend(["--set", "events.user_percent_max=100"]);
+    // Executions that wait for room compute nothing.
+    arguments.extend(["--set", "events.user_percent_max=100", "--set", "events.state_bytes_max=1000000000"]);
     arguments.extend(["--set", "pipelines.user_executions_max=2000", "--set", "pipelines.executions_max=2000"]);
     arguments.extend(folder.arguments());
     let server = Server::start_stub(&arguments).await?;
@@ -147,7 +148,7 @@ async fn expect_light_first(users: &Users, attempt: impl AsyncFn() -> Result<usi
         ensure!(!users.server.log().contains("gateway instance is lost"), "{}", users.server.log());
         match before {
             0 => return Ok(()),
-            before => println!("{before} of {HEAVY} heavy requests ended before {LIGHT} light ones"),
+            before => eprintln!("{before} of {HEAVY} heavy requests ended before {LIGHT} light ones"),
         }
     }
     bail!("heavy requests ended before light ones in each of {ATTEMPTS} attempts")

@@ -37,8 +37,8 @@ impl Answer {
 }
 
 fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
-    let length = u32::try_from(payload.len()).unwrap().to_be_bytes();
-    [&length[1..], &[kind, flags], &stream.to_be_bytes(), payload].concat()
+    let length = payload.len().to_be_bytes();
+    [&length[5..], &[kind, flags], &stream.to_be_bytes(), payload].concat()
 }
 
 /// A field as a literal without indexing and without Huffman coding (RFC 7541, section 6.2.2).
@@ -140,7 +140,7 @@ impl Connection {
             if self.0.read_exact(&mut payload).await.is_err() {
                 return Ok(Answer::Closed);
             }
-            let code = |at: usize| payload.get(at..at + 4).map(|code| u32::from_be_bytes(code.try_into().unwrap()));
+            let code = |at: usize| payload.get(at..at + 4).and_then(|code| Some(u32::from_be_bytes(code.try_into().ok()?)));
             match (head[3], stream) {
                 (HEADERS, 1) => return status(&payload).map(Answer::Status),
                 (RESET, 1) => return code(0).map(Answer::Reset).context("a code"),

@@ -10,7 +10,6 @@ use weir_auth::{credential::Credentials, refusal};
 use weir_codec::{
     channels::route::ChannelRoute,
     http::{
-        parameters,
         problem::Problem,
         route::{self, HUB_PREFIX, Route},
         router::RouteMatch,
@@ -100,9 +99,6 @@ async fn respond(request: &mut RequestContext<'_>, body: types::Request) -> Resu
     }
     if matches!(&*request.path, METRICS | STATS) && settings.grip == Grip::Host {
         request.identify().await?;
-        if *request.path == *STATS {
-            parameters::check_known(request.query, &[])?;
-        }
         return Ok(RouteResponse::Whole(BufferedResponse::empty()));
     }
     let route_match = RouteMatch::match_path(&request.path)?;

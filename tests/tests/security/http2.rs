@@ -140,7 +140,8 @@ impl Connection {
             if self.0.read_exact(&mut payload).await.is_err() {
                 return Ok(Answer::Closed);
             }
-            let code = |at: usize| payload.get(at..at + 4).and_then(|code| Some(u32::from_be_bytes(code.try_into().ok()?)));
+            let code =
+                |at: usize| payload.get(at..at + 4).and_then(|code| Some(u32::from_be_bytes(code.try_into().ok()?)));
             match (head[3], stream) {
                 (HEADERS, 1) => return status(&payload).map(Answer::Status),
                 (RESET, 1) => return code(0).map(Answer::Reset).context("a code"),

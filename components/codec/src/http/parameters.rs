@@ -73,11 +73,7 @@ impl RouteMatch {
 }
 
 /// Checks that a query has only parameters of a list, and [`TICKET`].
-///
-/// # Errors
-///
-/// Every unknown parameter, up to one more than [`ERRORS_MAX`].
-pub fn check_known(query: &str, known: &[&str]) -> Result<(), RequestError> {
+fn check_known(query: &str, known: &[&str]) -> Result<(), RequestError> {
     let names = query.split('&').filter(|pair| !pair.is_empty());
     let names = names.map(|pair| decode(pair.split_once('=').map_or(pair, |(name, _)| name)));
     let others = names.filter(|name| name != TICKET && !known.contains(&&**name));

@@ -17,10 +17,10 @@ const API_KEYS: &str = "\
 ann ann sha256:0c931af1becde644feaacb8c72cda351e1e5197468018114afcfb614aa558b37 start:pipeline:*
 bob bob sha256:4d764170b1d6528180ca8f712c94a712b1c66239c05234a4264750a7c78c656c start:pipeline:*
 ";
-/// Concurrent requests of the heavy user. Each takes hundreds of slices.
-const HEAVY: usize = 16;
+/// Concurrent requests of the heavy user. Each takes about a hundred slices or more.
+const HEAVY: usize = 32;
 /// Requests of the light user beside them, one after the other. Each has a few turns.
-const LIGHT: usize = 10;
+const LIGHT: usize = 5;
 /// Another process may stop this one, or a thread of the server, for so long that heavy requests end meanwhile; then the attempt shows
 /// nothing. In the order of arrival, heavy requests would end first in every attempt.
 const ATTEMPTS: usize = 3;
@@ -41,7 +41,7 @@ async fn start_users() -> Result<Users> {
         // Passes over the largest number of inputs.
         ("expressions", repeat(6, "[length(map(&(@ == `1`), @)), length(map(&(@ == `2`), @))]")),
         // Reads and writes the largest outputs, all of which are in each checkpoint.
-        ("checkpoints", repeat(6, "@")),
+        ("checkpoints", repeat(4, "@")),
         ("light", json!([{"id": "light", "kind": "map", "expression": "@"}])),
     ])?;
     let keys = tempfile::tempdir()?;

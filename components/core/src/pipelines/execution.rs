@@ -175,11 +175,14 @@ impl Execution {
         let Some(started_ns) = self.started(run) else { return };
         let bytes = output.bytes();
         let is_step = run.place.compensation.is_none();
-        let too_large = bytes > self.limits.output_bytes_max
-            || is_step && self.outputs_bytes + bytes > self.limits.outputs_bytes_max;
-        if too_large {
-            let failure = StepFailure::last("output_too_large", format!("the output has {bytes} bytes: too many"));
-            return self.fail(now, run, failure);
+        let (bytes_max, all_max) = (self.limits.output_bytes_max, self.limits.outputs_bytes_max);
+        let all = if is_step { self.outputs_bytes + bytes } else { 0 };
+        if bytes > bytes_max || all > all_max {
+            let message = match bytes > bytes_max {
+                true => format!("the output has {bytes} bytes, and may have {bytes_max}"),
+                false => format!("the outputs of all steps have {all} bytes with this one, and may have {all_max}"),
+            };
+            return self.fail(now, run, StepFailure::last("output_too_large", message));
         }
         let duration_ns = now.monotonic_ns.saturating_sub(started_ns);
         let Some(kind) = self.definition.task(run.place).map(|task| task.kind.name()) else { return };

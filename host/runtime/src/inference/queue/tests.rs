@@ -174,7 +174,7 @@ async fn truncated_text_delays_others_only_by_the_tokens_that_are_computed() {
     let _in_time = push(1, "x".to_owned(), Some(5_000));
     let mut late = push(2, "x".to_owned(), Some(100));
     assert!(matches!(failure(&mut late).await, Failure::Overloaded(1..1_000)));
-    assert_eq!(ids(take(&queue, 0, false)), Some(vec![1, 0]));
+    assert_eq!(ids(take(&queue, 0, false)), Some(vec![0, 1]));
 }
 
 /// An item with more time, or without a deadline, is queued.

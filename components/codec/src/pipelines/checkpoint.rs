@@ -22,8 +22,6 @@ mod encoder;
 pub use decoder::Decoder;
 pub use encoder::Encoder;
 
-use decoder::Values;
-
 /// The version that is written and read.
 const VERSION: u32 = 1;
 /// Longest encoding that is read, in bytes.
@@ -122,6 +120,23 @@ fn checked(text: Text<'_>) -> Result<Json, CheckpointError> {
     match is_json && text.bytes().all(|byte| byte >= b' ') {
         true => Ok(Json::from_checked(text)),
         false => Err(CheckpointError::Value("JSON value")),
+    }
+}
+
+/// The large values of a checkpoint. The text has a NUL character and the index of a value in its place; no JSON value begins with NUL.
+#[derive(Debug, Default)]
+struct Values(Vec<Json>);
+
+impl Values {
+    /// The value of a member.
+    fn json(&self, text: Text<'_>) -> Result<Json, CheckpointError> {
+        match text.strip_prefix('\0') {
+            None => checked(text),
+            Some(index) => {
+                let value = index.parse().ok().and_then(|index: usize| self.0.get(index));
+                value.cloned().ok_or(CheckpointError::Value("JSON value"))
+            }
+        }
     }
 }
 

@@ -1,8 +1,8 @@
 //! Decodes a checkpoint in parts of bounded size.
 
-use weir_core::pipelines::{Checkpoint, Definition, Json};
+use weir_core::pipelines::{Checkpoint, Definition};
 
-use super::{CHECKPOINT_BYTES_MAX, CheckpointError, checked};
+use super::{CHECKPOINT_BYTES_MAX, CheckpointError, Values, checked};
 
 /// Values of more bytes are decoded one by one.
 const SMALL_BYTES: usize = 1 << 10;
@@ -22,23 +22,6 @@ pub struct Decoder<'b> {
     copied: usize,
     rest: Vec<u8>,
     values: Values,
-}
-
-/// The large values of a checkpoint. The text has a NUL character and the index of a value in its place; no JSON value begins with NUL.
-#[derive(Debug, Default)]
-pub(super) struct Values(Vec<Json>);
-
-impl Values {
-    /// The value of a member.
-    pub(super) fn json(&self, text: super::Text<'_>) -> Result<Json, CheckpointError> {
-        match text.strip_prefix('\0') {
-            None => checked(text),
-            Some(index) => {
-                let value = index.parse().ok().and_then(|index: usize| self.0.get(index));
-                value.cloned().ok_or(CheckpointError::Value("JSON value"))
-            }
-        }
-    }
 }
 
 impl<'b> Decoder<'b> {

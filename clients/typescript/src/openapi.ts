@@ -1535,6 +1535,11 @@ export interface components {
             index?: number | null;
             /** @description Of `/v1/classify`: best first. */
             scores?: components["schemas"]["LabelScore"][] | null;
+            /**
+             * Format: uint32
+             * @description With `Prefer: token-counts`: the tokens that were computed for the text, special tokens included.
+             */
+            tokens?: number | null;
         };
         /** @description A label and its score. */
         LabelScore: {
@@ -5921,7 +5926,10 @@ export interface operations {
                 /** @description The parameters of the task; in a JSON request, those of the body take precedence. */
                 parameters?: components["schemas"]["ClassifyParameters"];
             };
-            header?: never;
+            header?: {
+                /** @description Of a stream. `token-counts`: each result has the tokens that were computed for its text; `when-full=fail`: a text fails when the queue of the model is full, and does not wait. */
+                Prefer?: string;
+            };
             path?: never;
             cookie?: never;
         };
@@ -6170,7 +6178,10 @@ export interface operations {
                 /** @description The parameters of the task; in a JSON request, those of the body take precedence. */
                 parameters?: components["schemas"]["EmbedParameters"];
             };
-            header?: never;
+            header?: {
+                /** @description Of a stream. `token-counts`: each result has the tokens that were computed for its text; `when-full=fail`: a text fails when the queue of the model is full, and does not wait. */
+                Prefer?: string;
+            };
             path?: never;
             cookie?: never;
         };
@@ -7124,7 +7135,10 @@ export interface operations {
                 /** @description The parameters of the task; in a JSON request, those of the body take precedence. */
                 parameters?: components["schemas"]["TokensParameters"];
             };
-            header?: never;
+            header?: {
+                /** @description Of a stream. `token-counts`: each result has the tokens that were computed for its text; `when-full=fail`: a text fails when the queue of the model is full, and does not wait. */
+                Prefer?: string;
+            };
             path?: never;
             cookie?: never;
         };

@@ -25,8 +25,8 @@ impl CallState {
     }
 
     /// Queues the outcome of an item.
-    pub(crate) fn finish(&self, id: u64, result: Result<Output, Failure>) {
-        self.done.borrow_mut().push(convert::outcome(id, result));
+    pub(crate) fn finish(&self, id: u64, tokens: u32, result: Result<Output, Failure>) {
+        self.done.borrow_mut().push(convert::outcome(id, tokens, result));
         self.changed.notify();
     }
 }

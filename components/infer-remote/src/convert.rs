@@ -27,9 +27,9 @@ pub(crate) fn aggregation(aggregation: wire::Aggregation) -> Aggregation {
     }
 }
 
-/// The outcome of an item. The number of its tokens is unknown.
-pub(crate) fn outcome(id: u64, result: Result<wire::Output, Failure>) -> wire::Outcome {
-    wire::Outcome { id, tokens: 0, result: result.map_err(failure) }
+/// The outcome of an item.
+pub(crate) fn outcome(id: u64, tokens: u32, result: Result<wire::Output, Failure>) -> wire::Outcome {
+    wire::Outcome { id, tokens, result: result.map_err(failure) }
 }
 
 /// Converts an output to its WIT form.

@@ -26,6 +26,8 @@ pub(crate) struct Head<'a> {
     pub(crate) content_type: Option<&'a str>,
     /// The accepted media type.
     pub(crate) accept: &'a str,
+    /// `Prefer`.
+    pub(crate) prefer: Option<&'a str>,
 }
 
 /// A request before it is sent.
@@ -41,6 +43,7 @@ type Sent = FutureReader<Result<(), ErrorCode>>;
 pub(crate) fn request(settings: &Settings, head: &Head<'_>) -> Result<(UnsentRequest, StreamWriter<u8>), Failure> {
     let mut headers = vec![("accept", head.accept), ("user-agent", "weir")];
     headers.extend(head.content_type.map(|kind| ("content-type", kind)));
+    headers.extend(head.prefer.map(|preferences| ("prefer", preferences)));
     headers.extend(settings.authorization.as_deref().map(|value| ("authorization", value)));
     let headers: Vec<_> =
         headers.into_iter().map(|(name, value)| (name.to_owned(), value.as_bytes().to_vec())).collect();

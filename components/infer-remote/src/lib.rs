@@ -9,7 +9,7 @@
 //! - `request`: one request with its items. `exchange`: one HTTP request.
 //! - `service`: the calls; `call`: the state that the requests of a call share.
 //!
-//! Two things differ from a component with models: the tokens of an item are not counted, and `overflow.split` without a stride, which reads
+//! Two things differ from a component with models: summaries have no count of tokens, and `overflow.split` without a stride, which reads
 //! sentence by sentence, is requested as windows that overlap by 32 tokens, because the HTTP interface has no such option.
 //!
 //! | variable | default | |

@@ -44,6 +44,8 @@ struct OpenText {
 pub(crate) struct RemoteRequest {
     pub(crate) form: Form,
     pub(crate) target: String,
+    /// Its texts fail when the queue of the server is full. Otherwise the server reads no more of them until there is room.
+    pub(crate) fails_when_full: bool,
     outgoing: RefCell<Vec<u8>>,
     /// By the ids of the lines.
     open: RefCell<BTreeMap<u64, OpenText>>,
@@ -53,10 +55,11 @@ pub(crate) struct RemoteRequest {
 }
 
 impl RemoteRequest {
-    pub(crate) fn new(form: Form, target: String) -> Self {
+    pub(crate) fn new(form: Form, target: String, fails_when_full: bool) -> Self {
         Self {
             form,
             target,
+            fails_when_full,
             outgoing: RefCell::default(),
             open: RefCell::default(),
             last_data_ns: Cell::new(monotonic_clock::now()),
@@ -94,14 +97,19 @@ impl RemoteRequest {
         let incomplete = || Failure::Unavailable(format!("{name} ended its response without a result of this text"));
         let failure = result.err().unwrap_or_else(incomplete);
         for (_, open) in self.open.take() {
-            call.finish(open.id, Err(failure.clone()));
+            call.finish(open.id, 0, Err(failure.clone()));
         }
         call.changed.notify();
     }
 
     async fn exchange(&self, call: &CallState) -> Result<(), Failure> {
         let content_type = if self.form == Form::Lines { "application/x-ndjson" } else { "application/json" };
-        let head = Head { target: &self.target, content_type: Some(content_type), accept: "application/x-ndjson" };
+        let head = Head {
+            target: &self.target,
+            content_type: Some(content_type),
+            accept: "application/x-ndjson",
+            prefer: Some(remote::preferences(self.fails_when_full)),
+        };
         let (request, writer) = exchange::request(&call.settings, &head)?;
         let write = pin!(async {
             self.write(call, writer).await;
@@ -158,17 +166,18 @@ impl RemoteRequest {
             if let Some(summary) = remote::summary(content).map_err(|why| wrong(&why))? {
                 let first = self.open.borrow_mut().pop_first();
                 if let Some((_, open)) = first {
-                    call.finish(open.id, summary.map(Output::Summary));
+                    // This response has no count.
+                    call.finish(open.id, 0, summary.map(Output::Summary));
                 }
             }
             return Ok(());
         }
         match remote::response_line(content).map_err(|why| wrong(&why))? {
-            ResponseLine::Item(line, result) => {
+            ResponseLine::Item(line, tokens, result) => {
                 // A text whose deadline has passed has its result already.
                 let open = self.open.borrow_mut().remove(&line);
                 if let Some(open) = open {
-                    call.finish(open.id, result.map(convert::output));
+                    call.finish(open.id, tokens, result.map(convert::output));
                 }
                 Ok(())
             }
@@ -191,7 +200,7 @@ impl RemoteRequest {
                 !is_late
             });
             for id in late {
-                call.finish(id, Err(Failure::DeadlineExceeded));
+                call.finish(id, 0, Err(Failure::DeadlineExceeded));
             }
             if self.open.borrow().is_empty() && !call.has_ended.get() {
                 self.last_data_ns.set(now_ns);

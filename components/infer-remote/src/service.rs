@@ -13,7 +13,7 @@ use wit_bindgen::rt::async_support::{StreamReader, StreamResult, StreamWriter, s
 
 use crate::bindings::exports::weir::stream::infer::Guest;
 use crate::bindings::wasi::clocks::monotonic_clock;
-use crate::bindings::weir::stream::types::{Item, ModelInfo, Outcome};
+use crate::bindings::weir::stream::types::{Item, ModelInfo, Outcome, WhenFull};
 use crate::bindings::{self, wit_stream};
 use crate::call::CallState;
 use crate::convert;
@@ -73,7 +73,7 @@ impl Guest for Service {
 
 async fn models(settings: &Settings) -> Result<Vec<ModelInfo>, Failure> {
     let request = async {
-        let head = Head { target: "/v1/models", content_type: None, accept: "application/json" };
+        let head = Head { target: "/v1/models", content_type: None, accept: "application/json", prefer: None };
         let (unsent, _) = exchange::request(settings, &head)?;
         let response = exchange::send(settings, unsent).await?;
         let (status, retry_after_ms) = (response.status(), response.retry_after_ms());
@@ -96,7 +96,7 @@ async fn models(settings: &Settings) -> Result<Vec<ModelInfo>, Failure> {
 async fn refuse(mut items: StreamReader<Item>, mut outcomes: StreamWriter<Outcome>, reason: String) {
     loop {
         let (result, batch) = items.read(Vec::with_capacity(ITEMS_MAX)).await;
-        let refused = |item: Item| convert::outcome(item.id, Err(Failure::Other(reason.clone())));
+        let refused = |item: Item| convert::outcome(item.id, 0, Err(Failure::Other(reason.clone())));
         let refused: Vec<Outcome> = batch.into_iter().map(refused).collect();
         let is_open = refused.is_empty() || outcomes.write_all(refused).await.is_empty();
         if !is_open || !matches!(result, StreamResult::Complete(_)) {
@@ -158,27 +158,31 @@ impl RunCall {
     fn take(self: &Rc<Self>, item: &Item) {
         let line = self.lines.replace(self.lines.get() + 1);
         let deadline_ns = item.deadline_ms.map(|ms| monotonic_clock::now().saturating_add(u64::from(ms) * NS_PER_MS));
+        let fails_when_full = item.when_full == WhenFull::Fail;
+        let request = |form, target| RemoteRequest::new(form, target, fails_when_full);
         match plan::item_request(line, item) {
-            Err(failure) => self.state.finish(item.id, Err(failure)),
+            Err(failure) => self.state.finish(item.id, 0, Err(failure)),
             Ok((ItemRequest::Line(target), bytes)) => {
-                let has_target = |request: &&Rc<RemoteRequest>| request.target == target && request.has_room();
-                let known = self.requests.borrow().iter().find(has_target).cloned();
-                let request = known.unwrap_or_else(|| self.open(Form::Lines, target));
+                let is_equal = |other: &&Rc<RemoteRequest>| {
+                    other.target == target && other.fails_when_full == fails_when_full && other.has_room()
+                };
+                let known = self.requests.borrow().iter().find(is_equal).cloned();
+                let request = known.unwrap_or_else(|| self.open(request(Form::Lines, target)));
                 request.take(line, item.id, deadline_ns, &bytes);
             }
             Ok((ItemRequest::Whole(target, body), _)) => {
-                self.open(Form::Whole, target).take(line, item.id, deadline_ns, &body);
+                self.open(request(Form::Whole, target)).take(line, item.id, deadline_ns, &body);
             }
             Ok((ItemRequest::Summary(body), _)) => {
-                self.open(Form::Summary, SUMMARY_TARGET.to_owned()).take(line, item.id, deadline_ns, &body);
+                self.open(request(Form::Summary, SUMMARY_TARGET.to_owned())).take(line, item.id, deadline_ns, &body);
             }
         }
         self.state.changed.notify();
     }
 
     /// Starts a request.
-    fn open(self: &Rc<Self>, form: Form, target: String) -> Rc<RemoteRequest> {
-        let request = Rc::new(RemoteRequest::new(form, target));
+    fn open(self: &Rc<Self>, request: RemoteRequest) -> Rc<RemoteRequest> {
+        let request = Rc::new(request);
         self.requests.borrow_mut().push(request.clone());
         let (call, run) = (self.clone(), request.clone());
         self.running.borrow_mut().push(Box::pin(async move {

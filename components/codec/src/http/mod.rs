@@ -8,6 +8,7 @@ pub mod host;
 pub mod lines;
 pub mod page;
 pub mod parameters;
+pub mod prefer;
 pub mod problem;
 pub mod request_id;
 pub mod retry_after;

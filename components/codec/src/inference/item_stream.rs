@@ -21,6 +21,8 @@ use crate::{
 pub struct ItemStream {
     task: Task,
     framing: Framing,
+    /// Lines of results have the number of tokens.
+    token_counts: bool,
     out: Vec<u8>,
     /// Events written, for server-sent events.
     events: u64,
@@ -42,6 +44,7 @@ impl ItemStream {
         Self {
             task,
             framing,
+            token_counts: false,
             out: Vec::new(),
             events: 0,
             indexes: 0,
@@ -51,6 +54,11 @@ impl ItemStream {
             ended: false,
             done: false,
         }
+    }
+
+    /// Adds the number of tokens to the lines of results if `token_counts`.
+    pub fn with_token_counts(self, token_counts: bool) -> Self {
+        Self { token_counts, ..self }
     }
 
     /// Reads a line. Returns its index and its text, or `None` for an invalid line, which is reported in the output.
@@ -73,19 +81,13 @@ impl ItemStream {
         (index, input)
     }
 
-    /// Records the outcome of a text; an outcome of a text that is not open is ignored.
-    pub fn handle_outcome(&mut self, index: u64, result: Result<Output, Failure>) {
+    /// Records the outcome of a text, with the tokens that were computed for it; an outcome of a text that is not open is ignored.
+    pub fn handle_outcome(&mut self, index: u64, tokens: u32, result: Result<Output, Failure>) {
         let Some(id) = self.open.remove(&index) else { return };
-        match result {
-            Ok(output) => {
-                self.ok += 1;
-                self.write(&ItemLine::new(Some(index), id.as_ref(), Ok(&output)));
-            }
-            Err(failure) => {
-                self.failed += 1;
-                self.write(&ItemLine::new(Some(index), id.as_ref(), Err(&ItemError::from(&failure))));
-            }
-        }
+        let tokens = self.token_counts.then_some(tokens);
+        let result = result.map_err(|failure| ItemError::from(&failure));
+        *(if result.is_ok() { &mut self.ok } else { &mut self.failed }) += 1;
+        self.write(&ItemLine { tokens, ..ItemLine::new(Some(index), id.as_ref(), result.as_ref()) });
     }
 
     /// The input has ended, with an error if it is incomplete.
@@ -101,7 +103,7 @@ impl ItemStream {
     /// No more outcomes follow: all open texts fail with `failure`.
     pub fn handle_lost(&mut self, failure: &Failure) {
         while let Some((index, _)) = self.open.first_key_value() {
-            self.handle_outcome(*index, Err(failure.clone()));
+            self.handle_outcome(*index, 0, Err(failure.clone()));
         }
     }
 
@@ -182,7 +184,7 @@ mod tests {
         assert!(line(&mut stream, 3, "nonsense").is_none());
         let (third, _) = line(&mut stream, 4, r#""b""#).expect("a text");
         assert_eq!((third, stream.open()), (2, 2));
-        stream.handle_outcome(third, scores());
+        stream.handle_outcome(third, 0, scores());
         check(
             &mut stream,
             expect![[r#"
@@ -192,8 +194,8 @@ mod tests {
         );
         stream.handle_end(None);
         assert_eq!(stream.poll_output(), None);
-        stream.handle_outcome(first, Err(Failure::Overloaded { retry_after_ms: 5 }));
-        stream.handle_outcome(first, scores());
+        stream.handle_outcome(first, 0, Err(Failure::Overloaded { retry_after_ms: 5 }));
+        stream.handle_outcome(first, 0, scores());
         check(
             &mut stream,
             expect![[r#"
@@ -206,12 +208,24 @@ mod tests {
     }
 
     #[test]
+    fn results_have_token_counts_when_preferred() {
+        let mut stream = ItemStream::new(Task::Classify, Framing::Ndjson).with_token_counts(true);
+        let (first, _) = line(&mut stream, 1, r#""a""#).expect("a text");
+        let (second, _) = line(&mut stream, 2, r#""b""#).expect("a text");
+        stream.handle_outcome(first, 3, scores());
+        stream.handle_outcome(second, 0, Err(Failure::DeadlineExceeded));
+        let lines = take(&mut stream);
+        assert!(lines.starts_with(r#"{"index":0,"scores":[{"label":"good","score":0.75}],"tokens":3}"#), "{lines}");
+        assert!(lines.ends_with("\"tokens\":0}\n"), "{lines}");
+    }
+
+    #[test]
     fn broken_stream_ends_with_the_error_and_the_counts() {
         let mut stream = ItemStream::new(Task::Embed, Framing::Sse);
         let (index, _) = line(&mut stream, 1, r#"{"text":"a","id":-1}"#).expect("a text");
         stream.handle_end(Some(&ItemError::body_incomplete()));
         stream.handle_end(Some(&ItemError::idle(5)));
-        stream.handle_outcome(index, Ok(Output::Embedding(vec![0.5, -0.25])));
+        stream.handle_outcome(index, 0, Ok(Output::Embedding(vec![0.5, -0.25])));
         check(
             &mut stream,
             expect![[r#"
@@ -238,7 +252,7 @@ mod tests {
         let (second, _) = line(&mut stream, 2, r#""b""#).expect("a text");
         let entity = Entity::new("B-PER".to_owned(), 0.5, Some(3), ("ann".to_owned(), "Ann".to_owned()), (0, 3));
         let group = Entity::new("PER".to_owned(), 0.5, None, ("ann".to_owned(), "Ann".to_owned()), (0, 3));
-        stream.handle_outcome(second, Ok(Output::Entities(vec![entity, group])));
+        stream.handle_outcome(second, 0, Ok(Output::Entities(vec![entity, group])));
         stream.handle_lost(&Failure::Unavailable("gone".to_owned()));
         stream.handle_end(None);
         assert_eq!(first, 0);

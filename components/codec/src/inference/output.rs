@@ -151,12 +151,15 @@ pub struct ItemLine<'a> {
     /// Why there is no result.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub error: Option<&'a ItemError>,
+    /// With `Prefer: token-counts`: the tokens that were computed for the text, special tokens included.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tokens: Option<u32>,
 }
 
 impl<'a> ItemLine<'a> {
     /// The line of a result.
     pub fn new(index: Option<u64>, id: Option<&'a Id>, result: Result<&'a Output, &'a ItemError>) -> Self {
-        let mut line = Self { index, id, scores: None, entities: None, embedding: None, error: None };
+        let mut line = Self { index, id, scores: None, entities: None, embedding: None, error: None, tokens: None };
         match result {
             Ok(Output::Labels(labels)) => line.scores = Some(labels),
             Ok(Output::Entities(entities)) => line.entities = Some(entities),

@@ -21,6 +21,11 @@ const RESPONSE_VALUES_MAX: usize = 1 << 18;
 /// Longest text of the server in a failure, in bytes.
 const TEXT_BYTES_MAX: usize = 256;
 
+/// The value of `Prefer` of a stream of items: with counts of tokens, and for texts that fail when the queue of their model is full.
+pub fn preferences(fails_when_full: bool) -> &'static str {
+    if fails_when_full { "token-counts, when-full=fail" } else { "token-counts" }
+}
+
 /// The path and the query of a stream of items.
 pub fn target(task: Task, model: &str, parameters: &Parameters) -> String {
     let path = match task {
@@ -134,8 +139,8 @@ pub fn summary(content: &[u8]) -> Result<Option<Result<String, Failure>>, String
 /// A line of a response.
 #[derive(Debug, PartialEq)]
 pub enum ResponseLine {
-    /// The result of the text with this id.
-    Item(u64, Result<Output, Failure>),
+    /// The result of the text with this id, and the tokens that were computed for it; 0 from a server that does not count.
+    Item(u64, u32, Result<Output, Failure>),
     /// The stream has failed; every text without a result has this failure.
     Stream(Failure),
     /// The last line.
@@ -149,7 +154,7 @@ pub enum ResponseLine {
 pub fn response_line(content: &[u8]) -> Result<ResponseLine, String> {
     let node = Node::read(content, RESPONSE_VALUES_MAX).map_err(|error| error.to_string())?;
     let Node::Object(members) = node else { return Err(format!("a line is {}", node.name())) };
-    let (mut id, mut result) = (None, None);
+    let (mut id, mut result, mut tokens) = (None, None, 0);
     for (key, node) in members {
         match &*key {
             "done" => return Ok(ResponseLine::Done),
@@ -158,12 +163,13 @@ pub fn response_line(content: &[u8]) -> Result<ResponseLine, String> {
             "entities" => result = Some(Ok(Output::Entities(list(node, entity)?))),
             "embedding" => result = Some(Ok(Output::Embedding(list(node, |node| number(&node))?))),
             "error" => result = Some(Err(failure(node)?)),
+            "tokens" => tokens = count(&node)?,
             // A newer server may say more.
             _ => {}
         }
     }
     match (id, result) {
-        (Some(Node::Integer(id)), Some(result)) if id >= 0 => Ok(ResponseLine::Item(id.unsigned_abs(), result)),
+        (Some(Node::Integer(id)), Some(result)) if id >= 0 => Ok(ResponseLine::Item(id.unsigned_abs(), tokens, result)),
         (None, Some(Err(failure))) => Ok(ResponseLine::Stream(failure)),
         _ => Err("a line has no result, or no id that was sent".to_owned()),
     }
@@ -347,12 +353,12 @@ mod tests {
 
     /// A line of a server about a text, read back.
     fn through(task: Task, result: Result<Output, Failure>) -> ResponseLine {
-        let mut stream = ItemStream::new(task, Framing::Ndjson);
+        let mut stream = ItemStream::new(task, Framing::Ndjson).with_token_counts(true);
         let sent = line(7, "a \"text\"\n", None);
         let content = sent.strip_suffix(b"\n").unwrap();
         let (index, input) = stream.handle_line(&Line { number: 1, content: Some(content) }).unwrap();
         assert_eq!(input.text, "a \"text\"\n");
-        stream.handle_outcome(index, result);
+        stream.handle_outcome(index, 5, result);
         let line = stream.poll_output().unwrap();
         response_line(line.strip_suffix(b"\n").unwrap()).unwrap()
     }
@@ -360,15 +366,15 @@ mod tests {
     #[test]
     fn results_read_back_as_they_were() {
         let labels = Output::Labels(vec![LabelScore { label: "good".to_owned(), score: 0.1 }]);
-        assert_eq!(through(Task::Classify, Ok(labels.clone())), ResponseLine::Item(7, Ok(labels)));
+        assert_eq!(through(Task::Classify, Ok(labels.clone())), ResponseLine::Item(7, 5, Ok(labels)));
         let embedding = Output::Embedding(vec![0.1, -1.0, 1e-20, 0.333_333_34]);
-        assert_eq!(through(Task::Embed, Ok(embedding.clone())), ResponseLine::Item(7, Ok(embedding)));
+        assert_eq!(through(Task::Embed, Ok(embedding.clone())), ResponseLine::Item(7, 5, Ok(embedding)));
         let words = || ("ann".to_owned(), "Ann".to_owned());
         let entities = Output::Entities(vec![
             Entity::new("B-PER".to_owned(), 0.5, Some(3), words(), (0, 3)),
             Entity::new("PER".to_owned(), 0.25, None, words(), (0, 3)),
         ]);
-        assert_eq!(through(Task::Tokens, Ok(entities.clone())), ResponseLine::Item(7, Ok(entities)));
+        assert_eq!(through(Task::Tokens, Ok(entities.clone())), ResponseLine::Item(7, 5, Ok(entities)));
     }
 
     #[test]
@@ -384,7 +390,7 @@ mod tests {
             Failure::DeadlineExceeded,
             Failure::Engine("no".to_owned()),
         ] {
-            assert_eq!(through(Task::Classify, Err(failure.clone())), ResponseLine::Item(7, Err(failure.clone())));
+            assert_eq!(through(Task::Classify, Err(failure.clone())), ResponseLine::Item(7, 5, Err(failure.clone())));
             let body = Problem::item(&failure).to_json("r-1");
             assert_eq!(refusal(503, &body, None), failure);
         }
@@ -412,6 +418,7 @@ mod tests {
             r#"{"id":1,"entities":[{"entity_group":"PER","score":0.5}]}"#,
             r#"{"id":1,"embedding":["1"]}"#,
             r#"{"id":1,"error":"no"}"#,
+            r#"{"id":1,"scores":[],"tokens":-1}"#,
             "<html>",
         ] {
             assert!(response_line(line.as_bytes()).is_err(), "{line}");
@@ -453,6 +460,15 @@ mod tests {
         let read = super::target(Task::Embed, "m", &parameters);
         let read = Query::read(read.split_once('?').unwrap().1, Task::Embed).unwrap();
         assert_eq!(read.parameters, parameters);
+    }
+
+    #[test]
+    fn preferences_are_read_by_the_server() {
+        use crate::http::prefer::Prefer;
+        for fails in [true, false] {
+            let read = Prefer::read([preferences(fails)]);
+            assert_eq!((read.token_counts, read.fails_when_full), (true, fails));
+        }
     }
 
     #[test]

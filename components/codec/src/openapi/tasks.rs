@@ -327,7 +327,7 @@ pub(super) fn body(route: Route, schemas: &mut Schemas) -> Value {
     content
 }
 
-/// The parameters of the path and the query string.
+/// The parameters of the path, the query string and the head.
 pub(super) fn parameters(route: Route, schemas: &mut Schemas) -> Option<Value> {
     match route {
         Route::Hub => Some(json!([{
@@ -348,6 +348,11 @@ pub(super) fn parameters(route: Route, schemas: &mut Schemas) -> Option<Value> {
                 {
                     "name": "parameters", "in": "query", "style": "form", "explode": true, "schema": schema,
                     "description": "The parameters of the task; in a JSON request, those of the body take precedence.",
+                },
+                {
+                    "name": "Prefer", "in": "header", "schema": { "type": "string" },
+                    "description": "Of a stream. `token-counts`: each result has the tokens that were computed for its text; \
+                                    `when-full=fail`: a text fails when the queue of the model is full, and does not wait.",
                 },
             ]))
         }

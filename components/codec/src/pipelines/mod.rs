@@ -8,7 +8,6 @@
 //! - [`execution_id`]: ids that cannot be guessed.
 //! - [`execution`]: the response bodies of `POST /pipelines/{name}`, `GET /executions/{id}` and `GET /reliability`.
 //! - [`list_query`]: the query of `GET /executions`.
-//! - [`prefer`]: `Prefer: wait`, RFC 7240.
 //! - [`upload`]: `POST /upload`, a file as the input of an execution.
 //! - [`input`], [`output`]: inputs and outputs of the steps on texts.
 //! - [`template`]: the prompt of a step that generates text.
@@ -25,7 +24,6 @@ pub mod execution_id;
 pub mod input;
 pub mod list_query;
 pub mod output;
-pub mod prefer;
 pub mod process_batch;
 pub mod process_event;
 pub mod process_request;

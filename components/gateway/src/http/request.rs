@@ -9,7 +9,7 @@ use spin_sdk::{
 use weir_auth::{cors, identity::Identity, limits::Limits};
 use weir_codec::{
     channels::hold::{SOCKET_HEADER, USER_HEADER},
-    http::{content_type, framing::Framing, host, problem::Problem, target},
+    http::{content_type, framing::Framing, host, prefer::Prefer, problem::Problem, target},
 };
 use weir_core::time::Now;
 
@@ -177,5 +177,10 @@ impl RequestContext<'_> {
         }
         let values: Vec<_> = values.into_iter().map(|value| String::from_utf8_lossy(value.as_bytes())).collect();
         Some(values.join(", "))
+    }
+
+    /// `Prefer`.
+    pub(crate) fn prefer(&self) -> Prefer {
+        Prefer::read(self.headers.get_all("prefer").iter().filter_map(|value| value.to_str().ok()))
     }
 }

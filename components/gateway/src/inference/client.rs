@@ -43,8 +43,8 @@ impl Outcomes {
         Self { outcomes: infer::run(items).await, buffer: Vec::with_capacity(OUTCOMES_MAX), served: None, tokens: 0 }
     }
 
-    /// Waits for outcomes and passes them to `on_outcome`, with the ids of their items. False when there are no more.
-    pub(crate) async fn next(&mut self, mut on_outcome: impl FnMut(u64, Result<Output, Failure>)) -> bool {
+    /// Waits for outcomes and passes them to `on_outcome`, with the ids and the tokens of their items. False when there are no more.
+    pub(crate) async fn next(&mut self, mut on_outcome: impl FnMut(u64, u32, Result<Output, Failure>)) -> bool {
         let (read, mut batch) = self.outcomes.read(std::mem::take(&mut self.buffer)).await;
         for Outcome { id, tokens, result } in batch.drain(..) {
             self.tokens += u64::from(tokens);
@@ -54,7 +54,7 @@ impl Outcomes {
             {
                 served.clone_from(self.served_names().await);
             }
-            on_outcome(id, result);
+            on_outcome(id, tokens, result);
         }
         self.buffer = batch;
         matches!(read, StreamResult::Complete(_))
@@ -111,7 +111,7 @@ pub(crate) async fn exchange_counting<T>(
         let mut outcomes = Outcomes::begin(reader).await;
         let mut batch = Vec::new();
         loop {
-            let more = outcomes.next(|id, result| batch.push((id, result))).await;
+            let more = outcomes.next(|id, _, result| batch.push((id, result))).await;
             tokens.set(outcomes.tokens);
             for (id, result) in batch.drain(..) {
                 if let ControlFlow::Break(wanted) = on_outcome(id, result).await {

@@ -1,8 +1,11 @@
 //! The items that this component passes to inference: all of them are built here.
 
-use weir_codec::inference::{
-    request::Input,
-    task::{Aggregation, Parameters, Side, Task},
+use weir_codec::{
+    http::prefer::Prefer,
+    inference::{
+        request::Input,
+        task::{Aggregation, Parameters, Side, Task},
+    },
 };
 use weir_core::{inference::text_step::TextStep, time::Now};
 
@@ -55,6 +58,8 @@ pub(crate) struct Plan {
     pub(crate) model: String,
     pub(crate) parameters: Parameters,
     pub(crate) when_full: WhenFull,
+    /// The lines of results have the number of tokens.
+    pub(crate) token_counts: bool,
     /// The deadline of an item, in milliseconds from its arrival; without one it waits without a bound.
     pub(crate) deadline_ms: Option<u32>,
 }
@@ -68,7 +73,7 @@ impl Plan {
             Task::Embed => settings.summary_model.clone(),
         });
         let deadline_ms = parameters.timeout_ms;
-        Self { task, model, parameters, when_full: WhenFull::Wait, deadline_ms }
+        Self { task, model, parameters, when_full: WhenFull::Wait, token_counts: false, deadline_ms }
     }
 
     /// Limits the deadline of its items to the remaining time of the request.
@@ -82,6 +87,12 @@ impl Plan {
     /// Makes items fail at once if the queue is full.
     pub(crate) fn or_fail(self) -> Self {
         Self { when_full: WhenFull::Fail, ..self }
+    }
+
+    /// Applies the preferences of a stream.
+    pub(crate) fn preferring(self, prefer: Prefer) -> Self {
+        let plan = if prefer.fails_when_full { self.or_fail() } else { self };
+        Self { token_counts: prefer.token_counts, ..plan }
     }
 
     /// The item of a text.

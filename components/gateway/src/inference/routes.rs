@@ -34,7 +34,7 @@ impl RequestContext<'_> {
         if content_type::is_ndjson(self.header("content-type").as_deref()) {
             let framing = accept::framing(accepted.as_deref()).ok_or_else(|| Problem::not_acceptable(&FORMS[1..]))?;
             self.encoding()?;
-            let plan = Plan::new(task, query.model, query.parameters, settings);
+            let plan = Plan::new(task, query.model, query.parameters, settings).preferring(self.prefer());
             let source = TextSource::Lines(self.body_reader(body, settings).await?);
             return self.stream_items(source, plan, framing, settings);
         }
@@ -48,7 +48,9 @@ impl RequestContext<'_> {
         let TaskRequest { inputs, model, parameters } = TaskRequest::from_json(&body, task, query)?;
         let plan = Plan::new(task, model, parameters, settings).within(settings, began);
         match form {
-            ResponseMode::Stream(framing) => self.stream_items(TextSource::Inputs(inputs), plan, framing, settings),
+            ResponseMode::Stream(framing) => {
+                self.stream_items(TextSource::Inputs(inputs), plan.preferring(self.prefer()), framing, settings)
+            }
             ResponseMode::Json => {
                 let plan = plan.or_fail();
                 let outputs = batch::whole(&plan, inputs, settings, began).await?;

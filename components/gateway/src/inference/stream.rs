@@ -63,7 +63,8 @@ pub(crate) async fn stream(
     began: Now,
     client: Client,
 ) {
-    let duplex = Duplex::new(ItemStream::new(plan.task, framing), settings, began);
+    let session = ItemStream::new(plan.task, framing).with_token_counts(plan.token_counts);
+    let duplex = Duplex::new(session, settings, began);
     let stream = Stream { duplex, plan, settings, errors_bytes: Cell::new(0) };
     stream.duplex.serve(stream.run(source, began), client).await;
 }
@@ -224,7 +225,9 @@ impl Stream<'_> {
         let mut outcomes = Outcomes::begin(items).await;
         loop {
             let more = outcomes
-                .next(|id, outcome| self.duplex.session.borrow_mut().handle_outcome(id, outcome.and_then(output)))
+                .next(|id, tokens, outcome| {
+                    self.duplex.session.borrow_mut().handle_outcome(id, tokens, outcome.and_then(output));
+                })
                 .await;
             self.duplex.touch();
             self.duplex.changed();

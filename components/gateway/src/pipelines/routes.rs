@@ -6,14 +6,13 @@ use spin_sdk::wasip3::http::types;
 use weir_auth::{digest, identity::Identity, refusal, scope::Action};
 use weir_codec::{
     channels::route::{Channel, ChannelKind},
-    http::problem::Problem,
+    http::{prefer::Prefer, problem::Problem},
     json::field::{FieldError, FieldReason, RequestError},
     pipelines::{
         definition,
         execution::{self, ExecutionSummary},
         execution_id,
         list_query::{self, ListQuery},
-        prefer::Prefer,
         route::PipelineRoute,
         text,
     },
@@ -146,8 +145,7 @@ impl RequestContext<'_> {
         let settings = Settings::current().map_err(Problem::internal)?;
         let definition = self.definition(pipelines, name, identity)?;
         Access::current()?.check_publish_rate(identity, self.began)?;
-        let values: Vec<_> = self.headers.get_all("prefer").iter().filter_map(|value| value.to_str().ok()).collect();
-        let prefer = Prefer::read(values);
+        let prefer = self.prefer();
         let key = self.idempotency_key()?;
         let body = self.json(body, settings).await?;
         let input =

@@ -1,4 +1,4 @@
-//! `Prefer`, RFC 7240: whether a client waits for the end of an execution.
+//! `Prefer`, RFC 7240: whether a client waits for the end of an execution, and what a stream of results has.
 
 /// The known preferences of a client; others are ignored, as the RFC requires.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -7,6 +7,10 @@ pub struct Prefer {
     pub wait: Option<Wait>,
     /// `respond-async`
     pub respond_async: bool,
+    /// `token-counts`, an extension: lines of results have the tokens that were computed for their texts.
+    pub token_counts: bool,
+    /// `when-full=fail`, an extension: texts of a stream fail when the queue of their model is full, and do not wait.
+    pub fails_when_full: bool,
 }
 
 /// How long a client waits.
@@ -31,6 +35,10 @@ impl Prefer {
             };
             if name.eq_ignore_ascii_case("respond-async") {
                 prefer.respond_async = true;
+            } else if name.eq_ignore_ascii_case("token-counts") {
+                prefer.token_counts = true;
+            } else if name.eq_ignore_ascii_case("when-full") {
+                prefer.fails_when_full |= value == Some("fail");
             } else if name.eq_ignore_ascii_case("wait") {
                 prefer.wait = prefer.wait.or_else(|| wait(value.unwrap_or("")));
             }
@@ -92,7 +100,8 @@ mod tests {
     #[test]
     fn known_preferences_are_read() {
         let check = |values: &[&str], wait, respond_async| {
-            assert_eq!(Prefer::read(values.iter().copied()), Prefer { wait, respond_async }, "{values:?}");
+            let want = Prefer { wait, respond_async, ..Prefer::default() };
+            assert_eq!(Prefer::read(values.iter().copied()), want, "{values:?}");
         };
         check(&[], None, false);
         check(&["wait=10"], Some(Wait::Seconds(10)), false);
@@ -107,6 +116,19 @@ mod tests {
         check(&["foo=\"a, wait=3\", bar; wait=4, return=minimal"], None, false);
         check(&["foo=\"a\\\", wait=3\""], None, false);
         check(&[",,;,=,"], None, false);
+    }
+
+    #[test]
+    fn preferences_of_a_stream_are_read() {
+        let read = |value| {
+            let prefer = Prefer::read([value]);
+            (prefer.token_counts, prefer.fails_when_full)
+        };
+        assert_eq!(read("token-counts, when-full=fail"), (true, true));
+        assert_eq!(read("Token-Counts; x=y"), (true, false));
+        assert_eq!(read("when-full=\"fail\""), (false, true));
+        assert_eq!(read("when-full=wait, when-full"), (false, false));
+        assert_eq!(read("token_counts, whenfull=fail"), (false, false));
     }
 
     #[test]

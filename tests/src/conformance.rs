@@ -181,7 +181,8 @@ pub fn table() -> String {
     table
 }
 
-async fn run(case: Case, server: &Server, reference: &Server) -> Result<()> {
+/// Runs a case; the error says why it does not pass.
+pub async fn run(case: Case, server: &Server, reference: &Server) -> Result<()> {
     match case {
         Case::Ready => ready(server).await,
         Case::Scores => same(server, reference, "/v1/classify", TEXTS).await,

@@ -1,4 +1,5 @@
-//! The models of this instance: the directories in `/models`, loaded on first use and never unloaded.
+//! The models of this instance: the directories in `/models`, loaded on first use and never unloaded. A component whose memory was stored
+//! after they were read (`wizer-initialize`) has their files in memory and reads no directory.
 
 use crate::config::ModelConfig;
 use crate::graph::Graph;
@@ -6,7 +7,7 @@ use crate::job::ModelFiles;
 use crate::settings::Settings;
 use crate::tokenize::{ModelTokenizer, TruncationSide};
 use crate::types::{Failure, ModelInfo, ModelKind};
-use std::cell::RefCell;
+use std::cell::{OnceCell, RefCell};
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
@@ -43,6 +44,8 @@ enum Slot {
 #[derive(Default)]
 pub(crate) struct Models {
     slots: RefCell<BTreeMap<String, Slot>>,
+    /// The files of the models of a component whose memory was stored. Handles of directories are not a part of that memory.
+    stored: OnceCell<BTreeMap<String, Rc<ModelFiles>>>,
 }
 
 impl Models {
@@ -53,10 +56,12 @@ impl Models {
             Some(Slot::Failed { failure, at }) if at.elapsed() < RETRY_AFTER => return Err(failure.clone()),
             Some(Slot::Failed { .. }) | None => {}
         }
-        let Some(directory) = directory_of(name) else {
+        let Some(files) = self.files(name) else {
             return Err(Failure::UnknownModel(shorten(name).to_string()));
         };
-        let loaded = load(name, &directory);
+        let loaded = files
+            .and_then(|files| load(name, files))
+            .map_err(|reason| Failure::Unavailable(format!("model {name}: {reason}")));
         let slot = match &loaded {
             Ok(model) => Slot::Ready(model.clone()),
             Err(failure) => Slot::Failed { failure: failure.clone(), at: Instant::now() },
@@ -65,20 +70,44 @@ impl Models {
         loaded
     }
 
+    /// The files of a model, if there is one with this name.
+    fn files(&self, name: &str) -> Option<Result<Rc<ModelFiles>, String>> {
+        match self.stored.get() {
+            Some(stored) => stored.get(name).cloned().map(Ok),
+            None => directory_of(name).map(|directory| read_files(&directory).map(Rc::new)),
+        }
+    }
+
+    /// Reads the files of every model in `/models`, and none later.
+    pub(crate) fn read_all(&self) -> Result<(), String> {
+        let read = |name: String| match self.files(&name) {
+            Some(Ok(files)) => Ok((name, files)),
+            Some(Err(reason)) => Err(format!("model {name}: {reason}")),
+            None => Err(format!("model {name}: its name is invalid")),
+        };
+        let stored = listed().map(read).collect::<Result<BTreeMap<_, _>, _>>()?;
+        if stored.is_empty() {
+            return Err(format!("{MODELS_DIR} has no models"));
+        }
+        self.stored.set(stored).map_err(|_| "they were read before".to_owned())
+    }
+
     /// The served models in the order of their names: the directories in `/models` and, if the host gives access to
     /// each of them but not to the folder that contains them, those that were requested so far.
     pub(crate) fn list(&self) -> Vec<ModelInfo> {
-        let entries = std::fs::read_dir(MODELS_DIR).into_iter().flatten().flatten();
-        let listed = entries.filter_map(|entry| entry.file_name().into_string().ok());
-        let mut names: BTreeSet<String> = listed.filter(|name| directory_of(name).is_some()).collect();
+        let mut names: BTreeSet<String> = match self.stored.get() {
+            Some(stored) => stored.keys().cloned().collect(),
+            None => listed().collect(),
+        };
         names.extend(self.slots.borrow().keys().cloned());
         names.into_iter().map(|name| self.describe(name)).collect()
     }
 
     fn describe(&self, name: String) -> ModelInfo {
-        let described = match self.open(&name) {
-            Ok(model) => Some((model.files.config.clone(), true)),
-            Err(_) => read_config(&Path::new(MODELS_DIR).join(&name)).ok().map(|config| (config, false)),
+        let described = match (self.open(&name), self.stored.get()) {
+            (Ok(model), _) => Some((model.files.config.clone(), true)),
+            (Err(_), Some(stored)) => stored.get(&name).map(|files| (files.config.clone(), false)),
+            (Err(_), None) => read_config(&Path::new(MODELS_DIR).join(&name)).ok().map(|config| (config, false)),
         };
         match described {
             Some((config, ready)) => ModelInfo {
@@ -96,6 +125,12 @@ impl Models {
     }
 }
 
+/// The names of the directories of models.
+fn listed() -> impl Iterator<Item = String> {
+    let entries = std::fs::read_dir(MODELS_DIR).into_iter().flatten().flatten();
+    entries.filter_map(|entry| entry.file_name().into_string().ok()).filter(|name| directory_of(name).is_some())
+}
+
 /// The directory of a model, if the name is valid and the directory exists.
 fn directory_of(name: &str) -> Option<PathBuf> {
     let plain = !name.is_empty() && !name.starts_with('.') && !name.contains(['/', '\\', '\0']);
@@ -108,21 +143,22 @@ fn shorten(name: &str) -> &str {
     &name[..name.floor_char_boundary(NAME_BYTES_MAX)]
 }
 
-fn load(name: &str, directory: &Path) -> Result<Rc<Model>, Failure> {
-    let unavailable = |text: String| Failure::Unavailable(format!("model {name}: {text}"));
-    let config = read_config(directory).map_err(unavailable)?;
-    let bytes = read_file(directory, "tokenizer.json").map_err(unavailable)?;
-    let bytes = bytes.ok_or_else(|| unavailable("no tokenizer.json".to_owned()))?;
-    let tokenizer = ModelTokenizer::parse(&bytes, &config).map_err(|error| unavailable(error.to_string()))?;
-    drop(bytes);
-    let sample = tokenizer
+/// Loads the graph of a model and computes the sample with it.
+fn load(name: &str, files: Rc<ModelFiles>) -> Result<Rc<Model>, String> {
+    let sample = files
+        .tokenizer
         .tokenize(SAMPLE_TEXT, None, TruncationSide::Beginning)
-        .map_err(|error| unavailable(error.to_string()))?
+        .map_err(|error| error.to_string())?
         .sequence;
-    let files = ModelFiles { config, tokenizer };
-    let graph =
-        Graph::load(name, &files, &sample, Settings::read().shapes).map_err(|error| unavailable(error.to_string()))?;
-    Ok(Rc::new(Model { files: Rc::new(files), graph }))
+    let graph = Graph::load(name, &files, &sample, Settings::read().shapes).map_err(|error| error.to_string())?;
+    Ok(Rc::new(Model { files, graph }))
+}
+
+fn read_files(directory: &Path) -> Result<ModelFiles, String> {
+    let config = read_config(directory)?;
+    let bytes = read_file(directory, "tokenizer.json")?.ok_or("no tokenizer.json")?;
+    let tokenizer = ModelTokenizer::parse(&bytes, &config).map_err(|error| error.to_string())?;
+    Ok(ModelFiles { config, tokenizer })
 }
 
 fn read_config(directory: &Path) -> Result<ModelConfig, String> {

@@ -45,6 +45,15 @@ impl Guest for Service {
     }
 }
 
+impl crate::bindings::Guest for Service {
+    fn wizer_initialize() {
+        if let Err(reason) = MODELS.with(Rc::clone).read_all() {
+            // The function has no result, and a trap is what ends the tool.
+            panic!("the models cannot be read: {reason}");
+        }
+    }
+}
+
 async fn serve(mut items: StreamReader<Item>, mut outcomes: StreamWriter<Outcome>) {
     let mut call = RunCall { models: MODELS.with(Rc::clone), settings: Settings::read(), lanes: Vec::new(), turn: 0 };
     let mut unread: Vec<Item> = Vec::new();

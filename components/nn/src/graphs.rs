@@ -1,4 +1,4 @@
-//! The graphs of this instance: loaded at first use, and never unloaded.
+//! The graphs of this instance: loaded at first use, or before its memory was stored, and never unloaded.
 
 use std::cell::Cell;
 use std::path::Path;
@@ -27,6 +27,8 @@ pub(crate) struct Graphs {
     registry: Registry,
     precision: PrecisionChoice,
     weight_bytes: Cell<u64>,
+    /// All graphs were loaded before the memory was stored. Handles of folders are not a part of it, so no file is read any more.
+    is_stored: Cell<bool>,
 }
 
 impl Graphs {
@@ -41,15 +43,39 @@ impl Graphs {
             ..RegistryConfig::default()
         };
         let precision = std::env::var("WEIR_MODELS_PRECISION").ok().and_then(|name| name.parse().ok());
-        Self { registry: Registry::new(config), precision: precision.unwrap_or_default(), weight_bytes: Cell::new(0) }
+        Self {
+            registry: Registry::new(config),
+            precision: precision.unwrap_or_default(),
+            weight_bytes: Cell::new(0),
+            is_stored: Cell::new(false),
+        }
+    }
+
+    /// Loads every graph of `/models`, and none later.
+    pub(crate) fn load_all(&self) -> Result<(), String> {
+        let folders = std::fs::read_dir(MODELS_DIR).map_err(|error| format!("{MODELS_DIR} cannot be read: {error}"))?;
+        for folder in folders {
+            let folder = folder.map_err(|error| format!("{MODELS_DIR} cannot be read: {error}"))?;
+            let name = folder.file_name().to_string_lossy().into_owned();
+            self.by_name(&name).map_err(|error| format!("model {name}: {}", error.text))?;
+        }
+        self.is_stored.set(true);
+        Ok(())
     }
 
     /// The graph of a name, loaded if necessary. After a failure, the next call tries again.
     pub(crate) fn by_name(&self, name: &str) -> Result<Arc<Graph>, NnError> {
         let is_plain = !name.is_empty() && !name.starts_with('.') && !name.contains(['/', '\\', '\0']);
+        let unknown = || LoadError::UnknownName(name.chars().take(NAME_BYTES_MAX).collect());
+        if !is_plain || name.len() > NAME_BYTES_MAX {
+            return Err(unknown().into());
+        }
+        if self.is_stored.get() {
+            return Ok(self.registry.graph(name)?);
+        }
         let path = Path::new(MODELS_DIR).join(name);
-        if !is_plain || name.len() > NAME_BYTES_MAX || !path.is_dir() {
-            return Err(LoadError::UnknownName(name.chars().take(NAME_BYTES_MAX).collect()).into());
+        if !path.is_dir() {
+            return Err(unknown().into());
         }
         if let Ok(loaded) = self.registry.graph(name) {
             return Ok(loaded);

@@ -6,6 +6,9 @@
 //! Arguments are checked as in the native host: an invalid graph, name or tensor is an error. A panic would end the instance, because a
 //! component cannot catch one; `host/nn/tests/hostile_graphs.rs` searches for graphs that panic.
 //!
+//! `wizer-initialize` loads every graph of `/models`, for a tool that then stores the memory of the instance in a new component, such as
+//! `wasmtime wizer`. That component contains its graphs and reads no folder.
+//!
 //! | variable | default | |
 //! |---|---|---|
 //! | `WEIR_MODELS_PRECISION` | `auto` | `int8`, `f32`, or `auto`: `int8` for classifiers with weights in int8, else `f32` |
@@ -21,6 +24,7 @@ mod bindings {
                 export wasi:nn/tensor@0.2.0-rc-2024-10-28;
                 export wasi:nn/inference@0.2.0-rc-2024-10-28;
                 export wasi:nn/graph@0.2.0-rc-2024-10-28;
+                export wizer-initialize: func();
             }
         ",
         path: "../../wit/deps/nn.wit",

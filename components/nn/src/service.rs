@@ -71,6 +71,15 @@ struct Nn;
 
 bindings::export!(Nn with_types_in bindings);
 
+impl bindings::Guest for Nn {
+    fn wizer_initialize() {
+        if let Err(reason) = GRAPHS.with(Graphs::load_all) {
+            // The function has no result, and a trap is what ends the tool.
+            panic!("the graphs cannot be loaded: {reason}");
+        }
+    }
+}
+
 /// The resource `error`.
 struct Error(Counted<NnError>);
 

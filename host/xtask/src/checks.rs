@@ -36,6 +36,7 @@ pub(crate) fn task(house: &House, mut args: Args) -> Result<()> {
         setup::ensure(house)?;
         build::components(house, &[GUESTS, PORTABLE_PARTS])?;
         portable::compose(house)?;
+        portable::store_models(house, &[portable::MODEL_INSIDE.to_owned()])?;
         build::weir(house)?;
         python::ensure(house)
     });

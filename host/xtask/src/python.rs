@@ -12,7 +12,8 @@ use crate::house::House;
 use crate::sh;
 use crate::ui::Step;
 
-const REQUIREMENTS: &str = "tests/python-requirements.txt";
+/// The pinned packages.
+pub(crate) const REQUIREMENTS: &str = "tests/python-requirements.txt";
 /// Version of the installation procedure: a change makes older environments stale.
 const RECIPE: &str = "3";
 

@@ -13,7 +13,7 @@ use tokio::net::TcpStream;
 use wac_graph::CompositionGraph;
 use wac_graph::types::Package;
 use weir_tests::client::{post, post_lines};
-use weir_tests::conformance::{self, table};
+use weir_tests::conformance::{self, Case, table};
 use weir_tests::{Duplex, Server, component, models, root, tool};
 
 /// The flags of `docs/guides/wasmtime.md`, where they are explained.
@@ -32,6 +32,12 @@ fn serve(name: &str, arguments: &[&str]) -> Result<Server> {
     Server::spawn(command, "Serving HTTP on http://")
 }
 
+/// Waits until the gateway answers, whether or not its models are ready.
+async fn listening(server: &Server) -> Result<()> {
+    let lives = || async { Ok(reqwest::get(server.url("/livez")).await.is_ok_and(|answer| answer.status() == 200)) };
+    weir_tests::until("listening", lives).await
+}
+
 #[tokio::test]
 async fn weir_wasm_under_wasmtime_serve_passes_every_case() -> Result<()> {
     // A component has no bf16 instructions, so embeddings are compared with those of a processor without them.
@@ -41,6 +47,25 @@ async fn weir_wasm_under_wasmtime_serve_passes_every_case() -> Result<()> {
     server.ready().await?;
     conformance::check("`wasmtime serve` 49", &server, &reference).await?;
     conformance::check("`weir serve`", &reference, &reference).await
+}
+
+/// The weights, the tokenizer and the configuration are inside; nothing else of the machine is visible.
+#[tokio::test]
+async fn component_with_a_model_needs_no_folder() -> Result<()> {
+    let reference = Server::start(&["--set", "models.isa=portable"]).await?;
+    let server = serve("weir-with-models.wasm", &["--env", "WEIR_STEPS_SENTIMENT=sentiment"])?;
+    listening(&server).await?;
+    for case in [Case::Scores, Case::Duplex] {
+        conformance::run(case, &server, &reference).await.with_context(|| format!("{case:?}\n{}", server.log()))?;
+    }
+    let models: Value = reqwest::get(server.url("/v1/models")).await?.json().await?;
+    let listed: Vec<&Value> = models["models"].as_array().context("models")?.iter().collect();
+    ensure!(listed.len() == 1 && listed[0]["name"] == "sentiment" && listed[0]["ready"] == true, "{models}");
+    for model in ["embeddings", "../models/sentiment"] {
+        let (status, answer) = post(&server, "/v1/classify", &json!({"inputs": "a good day", "model": model})).await?;
+        ensure!(status == 404 && answer["code"] == "unknown_model", "{status} {answer}");
+    }
+    Ok(())
 }
 
 #[test]
@@ -59,7 +84,12 @@ fn guide_has_the_table_and_the_flags() -> Result<()> {
 
 #[test]
 fn composed_components_import_only_wasi() -> Result<()> {
-    for (name, open) in [("weir", None), ("weir-thin", None), ("weir-open", Some("weir:stream/infer@0.1.0"))] {
+    for (name, open) in [
+        ("weir", None),
+        ("weir-with-models", None),
+        ("weir-thin", None),
+        ("weir-open", Some("weir:stream/infer@0.1.0")),
+    ] {
         let mut graph = CompositionGraph::new();
         let content = std::fs::read(component(&format!("{name}.wasm"))?)?;
         let package = Package::from_bytes("weir:composed", None, content, graph.types_mut())?;
@@ -97,10 +127,7 @@ async fn model_with_an_invalid_graph_fails_with_the_reason() -> Result<()> {
     std::fs::write(folder.path().join("unknown/model_packed.onnx"), b"not a graph")?;
     let mount = format!("{}::/models", folder.path().display());
     let server = serve("weir.wasm", &["--dir", &mount, "--env", "WEIR_STEPS_SENTIMENT=good"])?;
-    weir_tests::until("listening", || async {
-        Ok(reqwest::get(server.url("/livez")).await.is_ok_and(|answer| answer.status() == 200))
-    })
-    .await?;
+    listening(&server).await?;
     for (model, reason) in [("cut", "more"), ("unknown", "ONNX")] {
         let (status, answer) = post(&server, "/v1/classify", &json!({"inputs": "a good day", "model": model})).await?;
         let said = answer.to_string();
@@ -198,6 +225,11 @@ async fn thin_instance_uses_another_server_and_reports_its_failures() -> Result<
         let body = json!({"inputs": ["What a wonderful evening in Rome!", "The tea was cold."]});
         assert_eq!(post(&server, path, &body).await?, post(&models, path, &body).await?, "{path}");
     }
+    let body = json!({"input": ["What a wonderful evening in Rome!", "The tea was cold."], "model": "embeddings"});
+    let (status, ours) = post(&server, "/v1/embeddings", &body).await?;
+    let (_, theirs) = post(&models, "/v1/embeddings", &body).await?;
+    assert_eq!((status, &ours["usage"]), (200, &theirs["usage"]));
+    ensure!(ours["usage"]["prompt_tokens"].as_u64() > Some(10), "{ours:.300}");
     let long = "a good day ".repeat(20_000);
     let body = json!({"inputs": long, "parameters": {"truncation": true}});
     assert_eq!(post(&server, "/v1/classify", &body).await?, post(&models, "/v1/classify", &body).await?);
@@ -238,15 +270,43 @@ async fn thin_instance_uses_another_server_and_reports_its_failures() -> Result<
     Ok(())
 }
 
+/// Texts of a request with one response fail at once when the queue of the other server is full; those of a stream wait there.
+#[tokio::test]
+async fn thin_instance_reports_a_full_queue_of_the_other_server() -> Result<()> {
+    let models = Server::start_stub(&["--set", "infer.queue_items_max=1"]).await?;
+    let url = format!("WEIR_REMOTE_URL=http://{}", models.address());
+    let server = serve("weir-thin.wasm", &["--env", &url])?;
+    server.ready().await?;
+    // More texts than the component and the queue take, none of which is answered.
+    let mut occupying = Duplex::open(&models, "/v1/classify").await?;
+    occupying.send("\"this one is !never answered\"\n".repeat(200).as_bytes()).await?;
+    // Until they have arrived, a text is answered, or waits in the queue until its deadline.
+    let body = json!({"inputs": "a good day", "parameters": {"timeout_ms": 300}});
+    let client = reqwest::Client::new();
+    weir_tests::until("a text is refused", || async {
+        let response = client.post(server.url("/v1/classify")).json(&body).send().await?;
+        let (status, has_wait) = (response.status(), response.headers().contains_key("retry-after"));
+        let problem: Value = response.json().await?;
+        ensure!(status == 200 || status == 504 || status == 503 && has_wait, "{status} {problem}");
+        Ok(problem["code"] == "overloaded")
+    })
+    .await?;
+    // The same of the server itself, by the preference that the thin instance sends.
+    let request = client.post(models.url("/v1/classify")).header("content-type", "application/x-ndjson");
+    let request = request.header("prefer", "token-counts, when-full=fail").body("\"a good day\"\n");
+    let lines = weir_tests::ndjson(&request.send().await?.text().await?)?;
+    let error = &lines.first().context("a line")?["error"];
+    assert_eq!((&error["code"], &error["retryable"]), (&json!("overloaded"), &json!(true)), "{lines:?}");
+    assert_eq!(lines[0]["tokens"], 0, "{lines:?}");
+    Ok(())
+}
+
 #[tokio::test]
 async fn thin_instance_with_a_wrong_address_is_not_ready_with_the_reason() -> Result<()> {
     let port = TcpListener::bind("127.0.0.1:0")?.local_addr()?.port();
     let url = format!("WEIR_REMOTE_URL=http://127.0.0.1:{port}");
     let server = serve("weir-thin.wasm", &["--env", &url])?;
-    weir_tests::until("listening", || async {
-        Ok(reqwest::get(server.url("/livez")).await.is_ok_and(|answer| answer.status() == 200))
-    })
-    .await?;
+    listening(&server).await?;
     assert_eq!(reqwest::get(server.url("/readyz")).await?.status(), 503);
     let error = failure(&server, "sentiment").await?;
     let message = error["message"].as_str().unwrap_or_default();

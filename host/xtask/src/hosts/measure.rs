@@ -28,6 +28,8 @@ const MARKS: [&str; 2] = ["<!-- figures -->\n\n", "\n\n<!-- /figures -->"];
 /// How long a start may take: a host compiles the component first.
 const START_MAX: Duration = Duration::from_secs(600);
 const POLL: Duration = Duration::from_millis(20);
+/// The requests that load the models of a server.
+const TASKS: &[&str] = &["/v1/tokens", "/v1/embed", "/v1/classify"];
 /// Requests of the measurement, and texts in each.
 const REQUESTS: usize = 20;
 const TEXTS: usize = 16;
@@ -47,6 +49,8 @@ struct HostProcess {
     process: Process,
     address: SocketAddr,
     started: Instant,
+    /// The requests for which it has models.
+    tasks: &'static [&'static str],
 }
 
 /// Measures every host, and writes the table to the guide or prints it.
@@ -75,11 +79,14 @@ pub(crate) fn measure(house: &House, programs: &Programs, python: &Python, write
     let mount = format!("{}::/models", house.components().join("models").display());
     let portable = house.components().join("weir.wasm");
     let compiled = scratch.join("weir.cwasm");
-    let mut step = Step::begin("compile", "compiles weir.wasm once");
-    let mut compile = sh::program(house, &python.wasmtime);
-    compile.args(["compile", "-Wcomponent-model-async"]).arg(&portable).arg("-o").arg(&compiled);
-    let done = sh::check(&mut step, &mut compile).map(|_| "target/xtask/measure/weir.cwasm".to_owned());
-    finish(step, done)?;
+    let compile = |from: &Path, to: &Path| {
+        let mut step = Step::begin("compile", &format!("compiles {} once", from.display()));
+        let mut compile = sh::program(house, &python.wasmtime);
+        compile.args(["compile", "-Wcomponent-model-async"]).arg(from).arg("-o").arg(to);
+        let done = sh::check(&mut step, &mut compile).map(|_| to.display().to_string());
+        finish(step, done)
+    };
+    compile(&portable, &compiled)?;
     for (host, component) in
         [("`wasmtime serve` of weir.wasm", &portable), ("`wasmtime serve` of a compiled weir.cwasm", &compiled)]
     {
@@ -89,6 +96,14 @@ pub(crate) fn measure(house: &House, programs: &Programs, python: &Python, write
         })?;
         add(&mut rows, host, &running);
     }
+    let with_models = scratch.join("weir-with-models.cwasm");
+    compile(&house.components().join("weir-with-models.wasm"), &with_models)?;
+    let mut running = start(&scratch, |address| {
+        Ok(wasmtime(&["--allow-precompiled", "--addr", &address.to_string()].map(str::to_owned), &with_models))
+    })?;
+    running.tasks = &["/v1/classify"];
+    add(&mut rows, "`wasmtime serve` of a compiled weir-with-models.cwasm, sentiment alone", &running);
+    drop(running);
     let remote = format!("WEIR_REMOTE_URL=http://{}", native.address);
     let thin = start(&scratch, |address| {
         let flags = ["--env", &remote, "--addr", &address.to_string()];
@@ -148,7 +163,7 @@ fn start(scratch: &Path, command: impl FnOnce(SocketAddr) -> Result<Command>) ->
     let log = fs::File::create(scratch.join("log"))?;
     command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
     let child = command.spawn().with_context(|| format!("cannot start {:?}", command.get_program()))?;
-    Ok(HostProcess { process: Process(child), address, started: Instant::now() })
+    Ok(HostProcess { process: Process(child), address, started: Instant::now(), tasks: TASKS })
 }
 
 /// Adds the figures of a host; one that does not answer is named and left out.
@@ -162,7 +177,7 @@ fn add(rows: &mut Vec<Figures>, host: &'static str, running: &HostProcess) {
 fn figures(host: &'static str, running: &HostProcess) -> Result<Figures> {
     let mut step = Step::begin("measure", host);
     let measured = first_answer(running).and_then(|first_answer| {
-        for path in ["/v1/tokens", "/v1/embed", "/v1/classify"] {
+        for path in running.tasks {
             post(running.address, path, TEXTS)?;
         }
         let id = running.process.0.id();

@@ -20,7 +20,7 @@ use crate::ui::Step;
 use crate::{debian, first_build, portable, setup};
 
 pub(crate) const USAGE: &str = "\
-Builds target/components/NAME.wasm, NAME.cwasm (precompiled for this machine, compressed) and target/release/weir, with the bundled
+Builds target/components/NAME.wasm, NAME.cwasm (precompiled for this machine) and target/release/weir, with the bundled
 models beside it (target/release/models).
 
 Options:

@@ -21,7 +21,8 @@ into another folder and runs it there; an archive that does not run is removed. 
 
 Options:
   --target TRIPLE   aarch64-unknown-linux-gnu on another machine: needs aarch64-linux-gnu-gcc, aarch64-linux-gnu-g++ and qemu-aarch64
-                    (Debian: gcc-aarch64-linux-gnu, g++-aarch64-linux-gnu, qemu-user), and rustup's target; the program runs emulated
+                    (Debian: gcc-aarch64-linux-gnu, g++-aarch64-linux-gnu, qemu-user), and rustup's target; the program runs emulated.
+                    x86_64-unknown-linux-musl: linked statically; needs musl-gcc (Debian: musl-tools) and rustup's target
 
 Environment:
   SOURCE_DATE_EPOCH   the time of every file in the archive, seconds; the default is the time of the last commit";
@@ -48,24 +49,22 @@ const PROGRAM_BYTES_MAX: u64 = 130_000_000;
 struct Platform {
     /// The triple in the archive's name.
     triple: String,
-    /// Whether it is another one than this machine's.
-    is_emulated: bool,
+    /// Another one than this machine's.
+    target: Option<&'static cross::Target>,
+    /// The built program.
+    weir: PathBuf,
 }
 
 impl Platform {
     fn here(house: &House) -> Result<Self> {
         let rustc = sh::stdout_of(sh::program(house, "rustc").arg("-vV"))?;
         let triple = rustc.lines().find_map(|line| line.strip_prefix("host: ")).context("`rustc -vV` names no host")?;
-        Ok(Self { triple: triple.to_owned(), is_emulated: false })
-    }
-
-    fn weir(&self, house: &House) -> PathBuf {
-        if self.is_emulated { cross::weir(house) } else { house.weir() }
+        Ok(Self { triple: triple.to_owned(), target: None, weir: house.weir() })
     }
 
     /// A program of this platform.
     fn command(&self, program: &Path) -> Command {
-        if self.is_emulated { cross::emulated(program) } else { Command::new(program) }
+        self.target.map_or_else(|| Command::new(program), |target| target.command(program))
     }
 }
 
@@ -73,21 +72,23 @@ pub(crate) fn task(house: &House, mut args: Args) -> Result<()> {
     let target = args.value("--target")?;
     args.finish()?;
     let mut platform = Platform::here(house)?;
-    if let Some(target) = target.filter(|target| *target != platform.triple) {
-        ensure!(
-            target == cross::TARGET,
-            "`--target` is `{target}`, and takes {} or {}",
-            platform.triple,
-            cross::TARGET
+    if let Some(triple) = target.filter(|triple| *triple != platform.triple) {
+        let target = cross::TARGETS.iter().find(|target| target.triple == triple);
+        let known = || cross::TARGETS.each_ref().map(|target| target.triple).join(" or ");
+        platform.target = Some(
+            target
+                .with_context(|| format!("`--target` is `{triple}`, and takes {} or {}", platform.triple, known()))?,
         );
-        platform = Platform { triple: target, is_emulated: true };
+        platform.triple = triple;
     }
     setup::ensure(house)?;
     build::components(house, &[])?;
-    if platform.is_emulated {
-        cross::build(house)?;
-    } else {
-        build::weir(house)?;
+    match platform.target {
+        Some(target) => {
+            target.build(house)?;
+            platform.weir = target.weir(house);
+        }
+        None => build::weir(house)?,
     }
     let archive = archive(house, &platform)?;
     println!("{}", archive.display());
@@ -105,7 +106,8 @@ fn archive(house: &House, platform: &Platform) -> Result<PathBuf> {
     let archive = match packed {
         Ok((archive, glibc)) => {
             let megabytes = fs::metadata(&archive).map_or(0, |file| file.len() / 1_000_000);
-            step.done(&format!("{} ({megabytes} MB), for glibc 2.{glibc} or later", archive.display()));
+            let library = glibc.map_or("static".to_owned(), |glibc| format!("for glibc 2.{glibc} or later"));
+            step.done(&format!("{} ({megabytes} MB), {library}", archive.display()));
             archive
         }
         Err(error) => {
@@ -124,15 +126,15 @@ fn archive(house: &House, platform: &Platform) -> Result<PathBuf> {
 }
 
 /// `weir --version` without the name.
-fn version(house: &House, platform: &Platform) -> Result<String> {
-    let version = sh::stdout_of(platform.command(&platform.weir(house)).arg("--version"))?;
+fn version(platform: &Platform) -> Result<String> {
+    let version = sh::stdout_of(platform.command(&platform.weir).arg("--version"))?;
     Ok(version.strip_prefix("weir ").with_context(|| format!("`weir --version` says `{version}`"))?.to_owned())
 }
 
 /// Gathers the files in a folder, and packs it twice: both archives must be equal. Returns the archive and the minor version of glibc that
-/// the program needs.
-fn pack(house: &House, step: &mut Step, platform: &Platform) -> Result<(PathBuf, u32)> {
-    let version = version(house, platform)?;
+/// the program needs, if it is not linked statically.
+fn pack(house: &House, step: &mut Step, platform: &Platform) -> Result<(PathBuf, Option<u32>)> {
+    let version = version(platform)?;
     let name = format!("weir-{version}-{}", platform.triple);
     let dist = house.target.join("dist");
     let folder = dist.join(&name);
@@ -145,9 +147,11 @@ fn pack(house: &House, step: &mut Step, platform: &Platform) -> Result<(PathBuf,
     let bytes = fs::read(&program).with_context(|| format!("cannot read {}", program.display()))?;
     let size = bytes.len() as u64;
     ensure!(size <= PROGRAM_BYTES_MAX, "the program has {size} bytes, and {PROGRAM_BYTES_MAX} at most are expected");
-    let glibc =
-        glibc_minor(&bytes[..bytes.len().min(NAMES_BYTES_MAX)]).context("the program names no version of glibc")?;
-    ensure!(glibc <= GLIBC_MINOR_MAX, "the program needs glibc 2.{glibc}, and the images have 2.{GLIBC_MINOR_MAX}");
+    let glibc = glibc_minor(&bytes[..bytes.len().min(NAMES_BYTES_MAX)]);
+    ensure!(glibc.is_some() != platform.triple.ends_with("musl"), "the program has the C library of another platform");
+    if let Some(glibc) = glibc.filter(|glibc| *glibc > GLIBC_MINOR_MAX) {
+        bail!("the program needs glibc 2.{glibc}, and the images have 2.{GLIBC_MINOR_MAX}");
+    }
     for (shell, file) in COMPLETIONS {
         step.show_progress(&format!("completions for {shell}"));
         let script = sh::stdout_of(platform.command(&program).args(["completions", shell]))?;
@@ -222,7 +226,7 @@ fn gather(house: &House, platform: &Platform, folder: &Path) -> Result<()> {
     let copy = |from: &Path, to: &Path| {
         fs::copy(from, to).map(drop).with_context(|| format!("cannot copy {} to {}", from.display(), to.display()))
     };
-    copy(&platform.weir(house), &folder.join("weir"))?;
+    copy(&platform.weir, &folder.join("weir"))?;
     for (from, to) in FILES {
         copy(&house.root.join(from), &folder.join(to))?;
     }
@@ -264,7 +268,7 @@ fn try_in(house: &House, step: &mut Step, platform: &Platform, archive: &Path, s
     let isolated = |program: &Path, arguments: &[&str]| {
         let mut command = platform.command(program);
         command.current_dir(scratch).env_clear().args(arguments).stdin(Stdio::null());
-        if platform.is_emulated {
+        if platform.target.is_some() {
             command.env("PATH", &emulator_path);
         }
         command

@@ -6,7 +6,7 @@
 //! - [`build`]: components, their precompiled forms, `weir`; [`portable`]: the same components composed for other hosts
 //! - [`server`] and [`http`]: a `weir serve` for the demo and the measurements, and a client for it
 //! - [`first_build`]: the estimate of the first build; [`dist`]: the archive for distribution, also for
-//!   another processor ([`cross`]), with its bill of materials ([`sbom`]); [`deploy`]: the checks of deploy/
+//!   another platform ([`cross`]), with its bill of materials ([`sbom`]); [`deploy`]: the checks of deploy/
 //! - [`demo`], [`checks`] (`cargo xtask test`), [`docs`], [`conformance`], [`fuzz`], [`mod@bench`]: the commands of the same names
 //! - [`redis`], [`pushpin`], [`browser`]: a Redis server, a proxy that holds connections, a Chromium, for the tests
 //! - [`hosts`]: other hosts of the components, for the tests

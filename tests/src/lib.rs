@@ -71,6 +71,16 @@ pub fn tool(variable: &str) -> Result<PathBuf> {
     Ok(value.into())
 }
 
+/// The ONNX Runtime library of the Python environment of the tests.
+pub fn onnxruntime() -> Result<PathBuf> {
+    let python = tool("WEIR_TEST_PYTHON")?;
+    let code = "import glob, onnxruntime, os; \
+        print(glob.glob(os.path.join(os.path.dirname(onnxruntime.__file__), 'capi', 'libonnxruntime.so.*'))[0])";
+    let output = Command::new(python).args(["-c", code]).output()?;
+    ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    Ok(String::from_utf8(output.stdout)?.trim().into())
+}
+
 /// A port of this machine that was free just now, for programs that cannot choose one.
 pub fn free_port() -> Result<u16> {
     Ok(std::net::TcpListener::bind("127.0.0.1:0")?.local_addr()?.port())

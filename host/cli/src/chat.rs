@@ -13,6 +13,7 @@ use weir_codec::generation::event::Finish;
 use weir_codec::generation::request::Prompt;
 use weir_runtime::Runtime;
 use weir_runtime::inference::failure;
+use weir_runtime::types::Failure;
 
 use crate::arguments::Chat;
 use crate::generation::{self, Generation, Part};
@@ -53,22 +54,24 @@ fn lines() -> mpsc::Receiver<std::io::Result<String>> {
 async fn chat(arguments: &Chat, config: weir_config::Config, model: &str) -> anyhow::Result<ExitCode> {
     // Registered first, so that no signal ends the program.
     let mut interrupt = signal(SignalKind::interrupt())?;
-    let is_terminal = std::io::stdin().is_terminal();
+    let view = View { has_prompts: !arguments.json && std::io::stdin().is_terminal(), is_json: arguments.json };
     let runtime = Arc::new(Runtime::start(&config, BUILTIN)?);
     runtime.settled(model).await.map_err(|reason| anyhow::anyhow!("model {model} cannot answer: {reason}"))?;
-    if is_terminal {
+    if view.has_prompts {
         eprintln!("{model}; {HELP}");
     }
     let mut lines = lines();
     let mut messages = first_messages(arguments);
     loop {
-        if is_terminal {
+        if view.has_prompts {
             show("> ")?;
         }
         let line = tokio::select! {
             line = lines.recv() => line,
             _ = interrupt.recv() => {
-                eprintln!("\n{HELP}");
+                if !view.is_json {
+                    eprintln!("\n{HELP}");
+                }
                 continue;
             }
         };
@@ -84,13 +87,13 @@ async fn chat(arguments: &Chat, config: weir_config::Config, model: &str) -> any
         let text = Value::from(messages.clone()).to_string();
         let prompt = Prompt::Chat { messages: text, tools: None, tool_choice: None };
         let generation = Generation::start(&runtime, model, arguments.generation.request(prompt)).await;
-        match answer(generation, &mut interrupt).await? {
+        match answer(generation, &mut interrupt, view).await? {
             Some(text) => messages.push(json!({ "role": "assistant", "content": text })),
             // A message without an answer is removed from the chat.
             None => drop(messages.pop()),
         }
     }
-    if is_terminal {
+    if view.has_prompts {
         show("\n")?;
     }
     Ok(ExitCode::SUCCESS)
@@ -104,7 +107,7 @@ fn first_messages(arguments: &Chat) -> Vec<Value> {
 
 /// Prints an answer as it is generated; returns its text, or `None` if there is none. Ctrl-C cancels the answer, and its text up to there is
 /// returned.
-async fn answer(mut generation: Generation, interrupt: &mut Signal) -> anyhow::Result<Option<String>> {
+async fn answer(mut generation: Generation, interrupt: &mut Signal, view: View) -> anyhow::Result<Option<String>> {
     let mut text = String::new();
     loop {
         let part = tokio::select! {
@@ -116,25 +119,65 @@ async fn answer(mut generation: Generation, interrupt: &mut Signal) -> anyhow::R
         };
         match part {
             Ok(Part::Text(piece)) => {
-                show(&piece)?;
+                view.piece(&piece)?;
                 text.push_str(&piece);
             }
             Ok(Part::End(finish)) => {
-                show("\n")?;
-                match finish {
-                    None => eprintln!("(cancelled)"),
-                    Some(Finish::Length) => eprintln!("(truncated; --max-tokens sets the length)"),
-                    Some(Finish::Stop | Finish::ToolCalls | Finish::Filtered) => {}
-                }
+                view.end(finish)?;
                 return Ok((!text.is_empty()).then_some(text));
             }
             Err(reason) => {
-                show("\n")?;
-                eprintln!("error: {}", failure::text(&reason));
+                view.failure(&reason)?;
                 return Ok(None);
             }
         }
     }
+}
+
+/// How a chat is printed.
+#[derive(Debug, Clone, Copy)]
+struct View {
+    /// Whether a person writes the messages.
+    has_prompts: bool,
+    is_json: bool,
+}
+
+impl View {
+    fn piece(self, text: &str) -> std::io::Result<()> {
+        match self.is_json {
+            true => show_json(&json!({ "type": "token", "text": text })),
+            false => show(text),
+        }
+    }
+
+    /// The end of an answer; `None` if it was cancelled.
+    fn end(self, finish: Option<Finish>) -> std::io::Result<()> {
+        if self.is_json {
+            let reason = finish.map_or_else(|| json!("cancelled"), |finish| json!(finish));
+            return show_json(&json!({ "type": "done", "finish_reason": reason }));
+        }
+        show("\n")?;
+        match finish {
+            None => eprintln!("(cancelled)"),
+            Some(Finish::Length) => eprintln!("(truncated; --max-tokens sets the length)"),
+            Some(Finish::Stop | Finish::ToolCalls | Finish::Filtered) => {}
+        }
+        Ok(())
+    }
+
+    fn failure(self, reason: &Failure) -> std::io::Result<()> {
+        let message = failure::text(reason);
+        if self.is_json {
+            return show_json(&json!({ "type": "error", "code": failure::code(reason), "message": message }));
+        }
+        show("\n")?;
+        eprintln!("error: {message}");
+        Ok(())
+    }
+}
+
+fn show_json(value: &Value) -> std::io::Result<()> {
+    show(&format!("{value}\n"))
 }
 
 fn show(text: &str) -> std::io::Result<()> {

@@ -2,6 +2,7 @@
 
 pub(crate) const WEIR: &str = "\
 Exit status: 0 for success, 1 if an input, a model or an execution failed, 2 if the command could not be run.
+Each command has --json: JSON on each line, also of the failure that ends it.
 
 Examples:
   weir serve
@@ -72,6 +73,21 @@ mod tests {
         let help = command.get_after_help().map(ToString::to_string).unwrap_or_default();
         let own = help.lines().filter(|line| line.starts_with("  weir ")).map(|line| line.trim().to_owned());
         own.chain(command.get_subcommands().flat_map(examples)).collect()
+    }
+
+    /// The commands without subcommands that lack an argument.
+    fn commands_without(command: &clap::Command, argument: &str) -> Vec<String> {
+        if command.get_subcommands().next().is_none() {
+            let has = command.get_arguments().any(|one| one.get_long() == Some(argument));
+            return if has { Vec::new() } else { vec![command.get_name().to_owned()] };
+        }
+        command.get_subcommands().flat_map(|sub| commands_without(sub, argument)).collect()
+    }
+
+    #[test]
+    fn every_command_has_json() {
+        assert_eq!(commands_without(&Arguments::command(), "json"), Vec::<String>::new());
+        assert!(commands_without(&Arguments::command(), "watch").len() > 10);
     }
 
     #[test]

@@ -7,6 +7,7 @@ use std::process::ExitCode;
 
 use anyhow::Context;
 use clap::{Args, ValueEnum};
+use serde_json::json;
 
 /// `weir init-config`.
 #[derive(Debug, Args)]
@@ -20,6 +21,9 @@ pub(crate) struct InitConfig {
     /// Replace a file that exists
     #[arg(long)]
     force: bool,
+    /// Print a JSON object with the path of the file; for `-` with its text
+    #[arg(long)]
+    json: bool,
 }
 
 /// The presets.
@@ -48,8 +52,12 @@ impl Preset {
 
 pub(crate) fn main(arguments: &InitConfig) -> anyhow::Result<ExitCode> {
     let text = weir_config::template_with(arguments.preset.map_or(&[], Preset::values));
+    let mut out = std::io::stdout().lock();
     if arguments.file == Path::new("-") {
-        std::io::stdout().write_all(text.as_bytes())?;
+        match arguments.json {
+            true => writeln!(out, "{}", json!({ "text": text }))?,
+            false => out.write_all(text.as_bytes())?,
+        }
         return Ok(ExitCode::SUCCESS);
     }
     let mut options = OpenOptions::new();
@@ -63,8 +71,11 @@ pub(crate) fn main(arguments: &InitConfig) -> anyhow::Result<ExitCode> {
         format!("{} cannot be written{hint}", arguments.file.display())
     })?;
     file.write_all(text.as_bytes())?;
-    let shown = arguments.file.display();
-    writeln!(std::io::stdout(), "{shown} is written; `weir serve --config {shown}` uses it")?;
+    let shown = arguments.file.display().to_string();
+    match arguments.json {
+        true => writeln!(out, "{}", json!({ "path": shown }))?,
+        false => writeln!(out, "{shown} is written; `weir serve --config {shown}` uses it")?,
+    }
     Ok(ExitCode::SUCCESS)
 }
 
@@ -81,12 +92,12 @@ mod tests {
         ] {
             let dir = tempfile::tempdir().unwrap();
             let file = dir.path().join("weir.toml");
-            main(&InitConfig { preset, file: file.clone(), force: false }).unwrap();
+            main(&InitConfig { preset, file: file.clone(), force: false, json: false }).unwrap();
             let infer = weir_config::load(Some(&file), [], &[]).unwrap().infer;
             assert_eq!((infer.batch_size, infer.window_ms, infer.max_batch_size, infer.queue_items_max), values);
-            let error = main(&InitConfig { preset, file: file.clone(), force: false }).unwrap_err();
+            let error = main(&InitConfig { preset, file: file.clone(), force: false, json: false }).unwrap_err();
             assert!(format!("{error:#}").contains("--force"), "{error:#}");
-            main(&InitConfig { preset, file, force: true }).unwrap();
+            main(&InitConfig { preset, file, force: true, json: false }).unwrap();
         }
     }
 }

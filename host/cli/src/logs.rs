@@ -6,6 +6,7 @@ mod repeats;
 use std::io::IsTerminal;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use serde_json::json;
 use tracing_subscriber::layer::{Layer, SubscriberExt};
 use tracing_subscriber::util::SubscriberInitExt;
 use tracing_subscriber::{EnvFilter, filter::FilterExt, fmt};
@@ -48,12 +49,13 @@ pub(crate) fn start(log: &Log) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Writes the error that ends the program, as JSON if the log is JSON.
-pub(crate) fn last_error(error: &anyhow::Error) {
+/// Writes the error that ends the program, as JSON if the log or the output of the command is JSON.
+pub(crate) fn last_error(error: &anyhow::Error, is_json: bool) {
     let text = with_causes(error);
-    match JSON.load(Ordering::Relaxed) {
-        true => tracing::error!("{text}"),
-        false => eprintln!("weir: {text}"),
+    match (JSON.load(Ordering::Relaxed), is_json) {
+        (true, _) => tracing::error!("{text}"),
+        (false, true) => eprintln!("{}", json!({ "error": text })),
+        (false, false) => eprintln!("weir: {text}"),
     }
 }
 

@@ -26,15 +26,18 @@ mod test_connection;
 use std::io::Write;
 use std::process::ExitCode;
 
-use clap::{CommandFactory, Parser};
+use clap::{ArgMatches, CommandFactory, FromArgMatches};
+use serde_json::json;
 
 use crate::arguments::{Arguments, Command};
 
 include!(concat!(env!("OUT_DIR"), "/builtin.rs"));
 
 fn main() -> ExitCode {
-    let arguments = match Arguments::try_parse() {
-        Ok(arguments) => arguments,
+    let parsed = Arguments::command().try_get_matches();
+    let parsed = parsed.and_then(|matches| Ok((Arguments::from_arg_matches(&matches)?, is_json(&matches))));
+    let (arguments, is_json) = match parsed {
+        Ok(parsed) => parsed,
         Err(error) => arguments::exit(&error),
     };
     let result = match arguments.command {
@@ -49,7 +52,7 @@ fn main() -> ExitCode {
         Command::TestConnection(test) => test_connection::main(&test),
         Command::Status(status) => remote::status(&status),
         Command::Metrics(metrics) => remote::metrics(&metrics),
-        Command::Completions { shell } => completions(shell),
+        Command::Completions { shell, json } => completions(shell, json),
         Command::Man(man) => man::main(&man),
     };
     match result {
@@ -57,17 +60,32 @@ fn main() -> ExitCode {
         // The reader of the output has ended (`weir … | head`), which is not an error.
         Err(error) if is_broken_pipe(&error) => ExitCode::SUCCESS,
         Err(error) => {
-            logs::last_error(&error);
+            logs::last_error(&error, is_json);
             ExitCode::from(2)
         }
     }
 }
 
-fn completions(shell: clap_complete::Shell) -> anyhow::Result<ExitCode> {
+/// Whether the command of the arguments has `--json`.
+fn is_json(matches: &ArgMatches) -> bool {
+    match matches.subcommand() {
+        Some((_, command)) => is_json(command),
+        None => matches.try_get_one::<bool>("json").is_ok_and(|json| json.copied().unwrap_or_default()),
+    }
+}
+
+fn completions(shell: clap_complete::Shell, json: bool) -> anyhow::Result<ExitCode> {
     // Rendered first: `generate` panics on a write error.
     let mut script = Vec::new();
     clap_complete::generate(shell, &mut Arguments::command(), "weir", &mut script);
-    std::io::stdout().write_all(&script)?;
+    let mut out = std::io::stdout().lock();
+    match json {
+        true => {
+            let script = String::from_utf8_lossy(&script);
+            writeln!(out, "{}", json!({ "shell": shell.to_string(), "script": script }))?;
+        }
+        false => out.write_all(&script)?,
+    }
     Ok(ExitCode::SUCCESS)
 }
 

@@ -7,6 +7,7 @@ use std::process::ExitCode;
 use anyhow::Context;
 use clap::{Args, CommandFactory};
 use clap_mangen::Man;
+use serde_json::json;
 
 use crate::arguments::Arguments;
 
@@ -17,35 +18,58 @@ pub(crate) struct ManPages {
     /// Folder for the page of each command, `weir-COMMAND.1` [default: print the page of `weir`]
     #[arg(value_name = "DIR")]
     folder: Option<PathBuf>,
+    /// Print a JSON object for each page: its path, or its text
+    #[arg(long)]
+    json: bool,
 }
 
 pub(crate) fn main(arguments: &ManPages) -> anyhow::Result<ExitCode> {
     // Without the subcommand `help`, which would have a page for each command.
     let mut command = Arguments::command().disable_help_subcommand(true);
     command.build();
+    let mut out = std::io::stdout().lock();
     match &arguments.folder {
         Some(folder) => {
             std::fs::create_dir_all(folder).with_context(|| format!("{} cannot be created", folder.display()))?;
-            write_pages(&command, "weir", folder)?;
+            let mut pages = Vec::new();
+            write_pages(&command, "weir", folder, &mut pages)?;
+            for Page { command, file } in pages.iter().filter(|_| arguments.json) {
+                writeln!(out, "{}", json!({ "command": command, "path": file.display().to_string() }))?;
+            }
         }
         None => {
             // Rendered first, so that a closed output is reported by this write.
             let mut page = Vec::new();
             Man::new(command).render(&mut page)?;
-            std::io::stdout().write_all(&page)?;
+            match arguments.json {
+                true => {
+                    let text = String::from_utf8_lossy(&page);
+                    writeln!(out, "{}", json!({ "command": "weir", "text": text }))?;
+                }
+                false => out.write_all(&page)?,
+            }
         }
     }
     Ok(ExitCode::SUCCESS)
 }
 
+/// A page that was written.
+struct Page {
+    /// The command, such as `weir models list`.
+    command: String,
+    file: PathBuf,
+}
+
 /// Writes the page of a command, and those of its subcommands.
-fn write_pages(command: &clap::Command, name: &str, folder: &Path) -> anyhow::Result<()> {
+fn write_pages(command: &clap::Command, path: &str, folder: &Path, pages: &mut Vec<Page>) -> anyhow::Result<()> {
+    let name = path.replace(' ', "-");
     let mut page = Vec::new();
     // Without `build`, a subcommand has its own name only.
-    Man::new(command.clone().display_name(name.to_owned())).title(name.to_uppercase()).render(&mut page)?;
+    Man::new(command.clone().display_name(name.clone())).title(name.to_uppercase()).render(&mut page)?;
     let file = folder.join(format!("{name}.1"));
     std::fs::write(&file, page).with_context(|| format!("{} cannot be written", file.display()))?;
-    command.get_subcommands().try_for_each(|sub| write_pages(sub, &format!("{name}-{}", sub.get_name()), folder))
+    pages.push(Page { command: path.to_owned(), file });
+    command.get_subcommands().try_for_each(|sub| write_pages(sub, &format!("{path} {}", sub.get_name()), folder, pages))
 }
 
 #[cfg(test)]
@@ -56,7 +80,7 @@ mod tests {
     fn each_command_has_a_page() {
         let folder = tempfile::tempdir().unwrap();
         let folder_argument = Some(folder.path().join("man1"));
-        assert_eq!(main(&ManPages { folder: folder_argument }).unwrap(), ExitCode::SUCCESS);
+        assert_eq!(main(&ManPages { folder: folder_argument, json: false }).unwrap(), ExitCode::SUCCESS);
         let read = |name: &str| std::fs::read_to_string(folder.path().join("man1").join(name)).unwrap();
         assert!(read("weir.1").contains("weir\\-serve(1)"));
         assert!(read("weir-serve.1").contains("\\-\\-listen"));

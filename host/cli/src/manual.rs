@@ -11,7 +11,9 @@ pub(crate) fn main(arguments: &Manual) -> anyhow::Result<ExitCode> {
     let mut out = std::io::stdout().lock();
     if let Some(file) = &arguments.effective {
         let setup = Setup { config: file.clone(), models_dir: None, components: Vec::new(), keys: Vec::new() };
-        writeln!(out, "{}", serde_json::to_string_pretty(&setup.load(&[])?)?)?;
+        let config = setup.load(&[])?;
+        let text = if arguments.json { serde_json::to_string(&config) } else { serde_json::to_string_pretty(&config) };
+        writeln!(out, "{}", text?)?;
     } else if arguments.json {
         for weir_config::Key { name, variable, default, meaning } in weir_config::keys() {
             let key = json!({ "name": name, "variable": variable, "default": default, "meaning": meaning });

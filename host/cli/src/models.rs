@@ -23,12 +23,14 @@ pub(crate) fn main(arguments: &Models) -> anyhow::Result<ExitCode> {
         ModelsCommand::Check { models, engine, precision, json } => {
             check(root.as_deref(), models, *engine, precision.as_deref(), *json)
         }
-        ModelsCommand::Pull { source } => {
+        ModelsCommand::Pull { source, json } => {
             // Fetching the first model creates the folder.
             let beside = || Some(std::env::current_exe().ok()?.parent()?.join("models"));
-            pull(&root.or_else(beside).context(NO_FOLDER)?, source)
+            pull(&root.or_else(beside).context(NO_FOLDER)?, source, *json)
         }
-        ModelsCommand::Engine { engine: FetchedEngine::Onnxruntime, from } => fetch_onnxruntime(from.as_deref()),
+        ModelsCommand::Engine { engine: FetchedEngine::Onnxruntime, from, json } => {
+            fetch_onnxruntime(from.as_deref(), *json)
+        }
     }
 }
 
@@ -118,7 +120,7 @@ fn check(
     }
     let mut out = std::io::stdout().lock();
     if let Some(texts) = texts {
-        precision::check(&mut out, &dirs, texts, &config)?;
+        precision::check(&mut out, &dirs, texts, &config, json)?;
         return Ok(ExitCode::SUCCESS);
     }
     let mut code = ExitCode::SUCCESS;
@@ -203,44 +205,61 @@ fn describe(out: &mut impl Write, dir: &Path, report: &Report) -> std::io::Resul
     writeln!(out, "  weights {weights}, loaded in {load} ms, first run {trial} ms")
 }
 
-fn pull(root: &Path, source: &str) -> anyhow::Result<ExitCode> {
-    let mut view = ProgressView { bar: None, terminal: std::io::stderr().is_terminal() };
+fn pull(root: &Path, source: &str, json: bool) -> anyhow::Result<ExitCode> {
+    let mut view = ProgressView::new(json);
     let pulled = model::pull(source, root, &mut |progress| view.update(progress));
     view.clear();
-    println_path(&pulled?)?;
+    print_path(&pulled?, json)?;
     Ok(ExitCode::SUCCESS)
 }
 
-fn fetch_onnxruntime(from: Option<&Path>) -> anyhow::Result<ExitCode> {
+fn fetch_onnxruntime(from: Option<&Path>, json: bool) -> anyhow::Result<ExitCode> {
     let folder = weir_nn::library_folders().into_iter().next().context("this user has no folder for data: set HOME")?;
-    let mut view = ProgressView { bar: None, terminal: std::io::stderr().is_terminal() };
+    let mut view = ProgressView::new(json);
     let fetched = model::pull_onnxruntime(from, &folder, &mut |progress| view.update(progress));
     view.clear();
-    println_path(&fetched?)?;
+    print_path(&fetched?, json)?;
     Ok(ExitCode::SUCCESS)
 }
 
-fn println_path(path: &Path) -> std::io::Result<()> {
-    writeln!(std::io::stdout(), "{}", path.display())
+fn print_path(path: &Path, json: bool) -> std::io::Result<()> {
+    let path = path.display().to_string();
+    let mut out = std::io::stdout();
+    match json {
+        true => writeln!(out, "{}", json!({ "path": path })),
+        false => writeln!(out, "{path}"),
+    }
 }
 
-/// Shows progress: on a terminal a bar for the current file, elsewhere a line for each step and file.
+/// Shows progress: on a terminal a bar for the current file, elsewhere a line for each step and file, as text or as JSON.
 struct ProgressView {
     bar: Option<(String, ProgressBar)>,
     terminal: bool,
+    json: bool,
 }
 
 impl ProgressView {
+    fn new(json: bool) -> Self {
+        Self { bar: None, terminal: !json && std::io::stderr().is_terminal(), json }
+    }
+
     fn update(&mut self, progress: Progress) {
         match progress {
             Progress::Step(text) => {
                 self.clear();
-                eprintln!("{text}");
+                match self.json {
+                    true => eprintln!("{}", json!({ "step": text })),
+                    false => eprintln!("{text}"),
+                }
             }
             Progress::File { name, bytes, bytes_total } => {
                 if self.bar.as_ref().is_none_or(|(current, _)| *current != name) {
                     self.clear();
                     let bar = match bytes_total {
+                        _ if self.json => {
+                            eprintln!("{}", json!({ "file": name, "bytes_total": bytes_total }));
+                            ProgressBar::hidden()
+                        }
                         _ if !self.terminal => {
                             eprintln!("{name}");
                             ProgressBar::hidden()

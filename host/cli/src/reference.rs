@@ -14,7 +14,8 @@ const PAGE: &str = "\
 <!-- Generated from the definition of the command line: UPDATE_EXPECT=1 cargo test --release -p weir -->
 
 `weir COMMAND --help` prints the same. The exit status is 0 on success, 1 if an input or a model failed, and 2 if the command could not be
-run; errors are one sentence on standard error.
+run; errors are one sentence on standard error. With `--json`, which every command has, each line is JSON, also the error
+that ends the command, an object with the member `error`.
 
 ";
 

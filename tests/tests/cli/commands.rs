@@ -1,43 +1,15 @@
 //! The command line of `weir`: help, configuration, models, and reports of invalid arguments.
 
-use std::io::{BufRead, BufReader};
-use std::process::{Child, Command, Output, Stdio};
-use std::sync::mpsc::Receiver;
+use std::process::{Command, Output};
 
 use anyhow::{Context, Result};
 use serde_json::{Value, json};
-use weir_tests::{PATIENCE, Server, models, root, weir};
+use weir_tests::{Server, models, root, weir};
+
+use crate::Running;
 
 fn run(arguments: &[&str]) -> Result<Output> {
     Ok(Command::new(weir()?).args(arguments).output()?)
-}
-
-/// The lines of the standard output of a program that runs until it is killed.
-struct Running {
-    child: Child,
-    lines: Receiver<String>,
-}
-
-impl Running {
-    fn start(arguments: &[&str]) -> Result<Self> {
-        let mut command = Command::new(weir()?);
-        let mut child = command.args(arguments).stdout(Stdio::piped()).stderr(Stdio::null()).spawn()?;
-        let out = BufReader::new(child.stdout.take().context("a pipe")?);
-        let (sender, lines) = std::sync::mpsc::channel();
-        std::thread::spawn(move || out.lines().map_while(Result::ok).try_for_each(|line| sender.send(line)));
-        Ok(Self { child, lines })
-    }
-
-    fn line(&self) -> Result<String> {
-        self.lines.recv_timeout(PATIENCE).context("no line in time")
-    }
-}
-
-impl Drop for Running {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
 }
 
 /// Standard output and standard error as text.
@@ -358,7 +330,7 @@ fn spin_manifests_name_built_components_and_their_files() -> Result<()> {
 #[test]
 fn start_of_the_server_is_printed_as_json() -> Result<()> {
     let models = models().display().to_string();
-    let server = Running::start(&["serve", "--json", "--listen", "0", "--models-dir", &models])?;
+    let server = Running::start(&["serve", "--json", "--listen", "0", "--models-dir", &models], "")?;
     let mut start: Value = serde_json::from_str(&server.line()?)?;
     let address = start["address"].take();
     let url = format!("http://{}", address.as_str().context("an address")?);
@@ -377,7 +349,7 @@ async fn watched_status_is_printed_again_with_the_changed_settings() -> Result<(
     let secret = "events.file=/tmp/weir-secret-name.ndjson";
     let server = Server::start_stub(&["--set", "http.requests_max=77", "--set", secret]).await?;
     let watch = ["status", "--watch", "--interval", "0.05", "--url", &server.url("")];
-    let status = Running::start(&watch)?;
+    let status = Running::start(&watch, "")?;
     let mut settings = 0;
     while settings < 3 {
         if let Some(list) = status.line()?.strip_prefix("settings   ") {
@@ -387,7 +359,7 @@ async fn watched_status_is_printed_again_with_the_changed_settings() -> Result<(
     }
     let stats: Value = reqwest::get(server.url("/v1/stats")).await?.json().await?;
     assert!(!stats.to_string().contains("weir-secret-name"), "{stats}");
-    let json = Running::start(&[&watch[..], &["--json"]].concat())?;
+    let json = Running::start(&[&watch[..], &["--json"]].concat(), "")?;
     for _ in 0..2 {
         let status: Value = serde_json::from_str(&json.line()?)?;
         assert_eq!(status["stats"]["configuration"], stats["configuration"]);

@@ -10,7 +10,7 @@ use tempfile::TempDir;
 use weir_tests::{PATIENCE, component, models, ndjson, root, weir};
 
 /// A folder with the language model of the stand-in.
-fn folder() -> Result<TempDir> {
+pub(crate) fn language_model_folder() -> Result<TempDir> {
     let dir = tempfile::tempdir()?;
     std::fs::create_dir(dir.path().join("stub"))?;
     std::fs::copy(root().join("tests/data/language-model/model.gguf"), dir.path().join("stub/model.gguf"))?;
@@ -36,7 +36,7 @@ fn run(mut command: Command, input: &str) -> Result<(Option<i32>, Vec<Value>)> {
 
 #[test]
 fn lines_are_generated_from_and_printed_in_their_order() -> Result<()> {
-    let dir = folder()?;
+    let dir = language_model_folder()?;
     let input = "!slow first\n{\"text\":\"second\",\"id\":7}\n!fail\n{\"no\":1}\nlast\n";
     let (status, lines) = run(command("run", &dir, &["--task", "generate", "--max-tokens", "3"])?, input)?;
     assert_eq!(status, Some(1), "a line has failed");
@@ -50,7 +50,7 @@ fn lines_are_generated_from_and_printed_in_their_order() -> Result<()> {
 
 #[test]
 fn abstractive_summaries_have_their_mode() -> Result<()> {
-    let dir = folder()?;
+    let dir = language_model_folder()?;
     let infer = format!("infer={}", component("infer_stub.wasm")?.display());
     let embeddings = format!("model.embeddings.path={}", models().join("embeddings").display());
     let arguments = [
@@ -139,7 +139,7 @@ impl Drop for Chat {
 
 #[test]
 fn chat_streams_and_an_interrupt_ends_an_answer_and_not_the_chat() -> Result<()> {
-    let dir = folder()?;
+    let dir = language_model_folder()?;
     let mut chat = Chat::start(&dir)?;
     chat.say("hello")?;
     assert_eq!(chat.until("\n")?, "One two three four five.\n");

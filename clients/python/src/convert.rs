@@ -2,6 +2,7 @@
 
 use pyo3::IntoPyObjectExt;
 use pyo3::exceptions::PyValueError;
+use pyo3::intern;
 use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyList};
 use weir_core::failure::Failure;
@@ -114,21 +115,22 @@ fn list<'py, T>(
 
 fn label<'py>(py: Python<'py>, label: &LabelScore) -> PyResult<Bound<'py, PyDict>> {
     let dict = PyDict::new(py);
-    dict.set_item("label", &label.label)?;
-    dict.set_item("score", f64::from(label.score))?;
+    dict.set_item(intern!(py, "label"), &label.label)?;
+    dict.set_item(intern!(py, "score"), f64::from(label.score))?;
     Ok(dict)
 }
 
 fn entity<'py>(py: Python<'py>, entity: &Entity) -> PyResult<Bound<'py, PyDict>> {
     let dict = PyDict::new(py);
-    dict.set_item(if entity.index.is_some() { "entity" } else { "entity_group" }, &entity.label)?;
-    dict.set_item("score", f64::from(entity.score))?;
+    let group = if entity.index.is_some() { intern!(py, "entity") } else { intern!(py, "entity_group") };
+    dict.set_item(group, &entity.label)?;
+    dict.set_item(intern!(py, "score"), f64::from(entity.score))?;
     if let Some(index) = entity.index {
-        dict.set_item("index", index)?;
+        dict.set_item(intern!(py, "index"), index)?;
     }
-    dict.set_item("word", &entity.word)?;
-    dict.set_item("start", entity.start)?;
-    dict.set_item("end", entity.end)?;
+    dict.set_item(intern!(py, "word"), &entity.word)?;
+    dict.set_item(intern!(py, "start"), entity.start)?;
+    dict.set_item(intern!(py, "end"), entity.end)?;
     Ok(dict)
 }
 

@@ -92,6 +92,9 @@ pub enum StreamError {
     NotRunning,
 }
 
+/// Most outcomes that are handled together.
+const OUTCOMES_MAX: usize = 256;
+
 type CoreStream = Stream<Text, Output>;
 type OnResult = Arc<dyn Fn(&ItemResult<Output>) + Send + Sync>;
 type OnError = Arc<dyn Fn(&ItemError<Text>) + Send + Sync>;
@@ -236,8 +239,12 @@ impl TextStream {
     /// When there is no room and the drop policy makes none, or the stream does not run.
     pub fn try_push(&self, text: Text) -> Result<u64, PushError<Text>> {
         let bytes = text.text.len() + text.text_pair.as_ref().map_or(0, |pair| pair.len());
-        let result = self.shared.lock().push_sized(self.shared.now(), text, bytes);
-        if result.is_ok() {
+        let mut core = self.shared.lock();
+        let due = core.poll_timeout();
+        let result = core.push_sized(self.shared.now(), text, bytes);
+        // A text that waits for a free slot does not wake the task of the stream: an outcome will.
+        if core.poll_timeout() != due || core.has_errors() {
+            drop(core);
             self.shared.changed.notify_one();
         }
         result
@@ -423,13 +430,15 @@ async fn run_machine(shared: &Weak<Shared>, item_sender: &mpsc::UnboundedSender<
         tokio::select! {
             () = stream.changed.notified() => {}
             () = sleep => {}
-            outcome = outcomes.recv() => match outcome {
-                Some(outcome) => {
-                    let result = outcome.result.map_err(core_failure);
-                    stream.lock().handle_outcome(stream.now(), outcome.id, result);
+            outcomes = outcomes.recv_many(OUTCOMES_MAX) => {
+                if outcomes.is_empty() {
+                    return;
                 }
-                None => return,
-            },
+                let (mut core, now) = (stream.lock(), stream.now());
+                for outcome in outcomes {
+                    core.handle_outcome(now, outcome.id, outcome.result.map_err(core_failure));
+                }
+            }
         }
     }
 }

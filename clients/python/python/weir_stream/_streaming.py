@@ -163,6 +163,8 @@ class StreamingSentimentPipeline:
         self._adapters: List[Adapter] = []
         self._sources: List["asyncio.Task[None]"] = []
         self._iterators: "weakref.WeakSet[ResultIterator]" = weakref.WeakSet()
+        #: Whether there may be iterators, so that most pipelines need not look for them.
+        self._has_iterators = False
         self._pipeline: Optional[TextClassificationPipeline] = None
         self._stream: Optional[Stream] = None
         self._state = PipelineState.INITIALIZED
@@ -312,11 +314,14 @@ class StreamingSentimentPipeline:
         return [await self._push(item, None) for item in items]
 
     async def _push(self, item: Item, source: Optional[Adapter]) -> int:
-        mapping: Mapping[str, Any] = {"text": item} if isinstance(item, str) else item
-        if not isinstance(mapping, Mapping) or not isinstance(mapping.get("text"), str):
-            raise TypeError('an item is a text or a mapping with "text", such as {"text": "...", "id": "1"}')
-        text, text_pair, id = mapping["text"], mapping.get("text_pair"), mapping.get("id")
-        pushed = _Pushed(mapping, text, None if id is None else str(id), source)
+        text_pair: Optional[str] = None
+        if isinstance(item, str):
+            text, pushed = item, _Pushed({"text": item}, item, None, source)
+        else:
+            if not isinstance(item, Mapping) or not isinstance(item.get("text"), str):
+                raise TypeError('an item is a text or a mapping with "text", such as {"text": "...", "id": "1"}')
+            text, text_pair, id = item["text"], item.get("text_pair"), item.get("id")
+            pushed = _Pushed(item, text, None if id is None else str(id), source)
         self._pushes += 1
         if self._pushes % _TURN == 0:
             await asyncio.sleep(0)
@@ -370,6 +375,7 @@ class StreamingSentimentPipeline:
             iterator._end()
         else:
             self._iterators.add(iterator)
+            self._has_iterators = True
         return iterator
 
     async def get_stats(self) -> PipelineStats:
@@ -440,7 +446,9 @@ class StreamingSentimentPipeline:
 
     def _is_held_back(self) -> bool:
         """Whether delivery waits for an iterator with too many events. Not while stopping, since its reader may have called ``stop``."""
-        return self._state is not PipelineState.STOPPING and any(iterator._is_full() for iterator in self._iterators)
+        if not self._has_iterators or self._state is PipelineState.STOPPING:
+            return False
+        return any(iterator._is_full() for iterator in self._iterators)
 
     async def _deliver(self, event: StreamEvent) -> None:
         kind, seq, value, latency_ms, attempts = event
@@ -469,12 +477,13 @@ class StreamingSentimentPipeline:
         for callback in callbacks:
             try:
                 returned = callback(delivered)
-                if inspect.isawaitable(returned):
+                if returned is not None and inspect.isawaitable(returned):
                     await returned
             except Exception:
                 logger.exception("a callback raised for item %d", seq)
-        for iterator in tuple(self._iterators):
-            iterator._put(delivered)
+        if self._has_iterators:
+            for iterator in tuple(self._iterators):
+                iterator._put(delivered)
         if pushed.source is not None:
             try:
                 await pushed.source.deliver(delivered)

@@ -360,6 +360,11 @@ impl<T: Clone, R> Stream<T, R> {
         Some(output.value)
     }
 
+    /// Whether [`Self::poll_error`] returns an item.
+    pub fn has_errors(&self) -> bool {
+        !self.errors.is_empty()
+    }
+
     /// The next item without a result.
     pub fn poll_error(&mut self) -> Option<ItemError<T>> {
         let output = self.errors.pop_front()?;

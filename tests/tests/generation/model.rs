@@ -71,6 +71,32 @@ async fn greedy_text_is_the_same_alone_in_a_batch_and_after_a_restart() -> Resul
     Ok(())
 }
 
+/// A prompt that begins like an earlier one is computed from there on: of a long system message that two requests share, not one token in
+/// twenty is computed again.
+#[tokio::test]
+async fn shared_system_message_is_computed_once() -> Result<()> {
+    let Some(arguments) = arguments() else { return Ok(()) };
+    let server = start(&arguments, &[REQUEST_TIMEOUT]).await?;
+    let system = "You answer questions about the sea, its fish and its ships. ".repeat(80);
+    let mut computed = Vec::new();
+    let mut before = 0.0;
+    for question in ["Why is it salty?", "What is a tide?"] {
+        let mut body = ask(question, 4, false);
+        body["messages"] = json!([{ "role": "system", "content": system }, { "role": "user", "content": question }]);
+        let answer: Value = send(&server, "/v1/chat/completions", &body).await?.error_for_status()?.json().await?;
+        let now = server.metric("weir_generate_prefill_tokens_total").await?;
+        computed.push(now - before);
+        before = now;
+        // The last token of a prompt is computed with the first sample, and not counted.
+        let usage = &answer["usage"];
+        let cached = usage["prompt_tokens_details"]["cached_tokens"].as_f64().context("a count")?;
+        let rest = usage["prompt_tokens"].as_f64().context("a count")? - cached;
+        assert!((rest - 1.0..=rest).contains(&computed[computed.len() - 1]), "{computed:?} {answer}");
+    }
+    assert!(computed[0] > 800.0 && computed[1] * 20.0 <= computed[0], "{computed:?}");
+    Ok(())
+}
+
 /// Time for a text of some hundred tokens on a busy machine.
 const TEXT_PATIENCE: Duration = Duration::from_secs(180);
 /// A request may take this long, so that no text is cut on a busy machine.

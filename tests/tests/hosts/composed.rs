@@ -31,9 +31,14 @@ fn plug(socket: &[u8], plugs: &[&[u8]]) -> Result<Vec<u8>> {
 
 /// Starts the gateway with stand-ins for infer and generate, and the store, under `wasmtime serve`.
 async fn start_composed(arguments: &[&str]) -> Result<(Server, tempfile::TempDir)> {
+    start_composed_with("generate_stub.wasm", arguments).await
+}
+
+/// [`start_composed`], with another component that generates text.
+async fn start_composed_with(generate: &str, arguments: &[&str]) -> Result<(Server, tempfile::TempDir)> {
     let gateway = std::fs::read(component("gateway.wasm")?)?;
     let stub = |name: &str| Ok::<_, anyhow::Error>(std::fs::read(component(name)?)?);
-    let (infer, generate, store) = (stub("infer_stub.wasm")?, stub("generate_stub.wasm")?, stub("store.wasm")?);
+    let (infer, generate, store) = (stub("infer_stub.wasm")?, stub(generate)?, stub("store.wasm")?);
     let dir = tempfile::tempdir()?;
     let composed = dir.path().join("composed.wasm");
     std::fs::write(&composed, plug(&gateway, &[&infer, &generate, &store])?)?;
@@ -76,6 +81,37 @@ async fn gateway_answers_under_wasmtime_serve() -> Result<()> {
     assert_eq!(events[2]["semantic"]["intent"], "commitment", "{events:?}");
     let api: Value = reqwest::get(server.url("/openapi.json")).await?.json().await?;
     assert!(api["openapi"].as_str().context("a version")?.starts_with("3."));
+    Ok(())
+}
+
+/// The component of upstreams under this host: another `weir` is its server.
+#[tokio::test]
+async fn upstream_component_generates_in_each_dialect_under_wasmtime_serve() -> Result<()> {
+    let upstream = Server::start_generate_stub(&[]).await?;
+    let url = format!("WEIR_UPSTREAM_URL={}", upstream.url("/v1"));
+    let environment = ["WEIR_UPSTREAM_KIND=openai", &url, "WEIR_UPSTREAM_MODELS=stub", "WEIR_AUTH_LOOPBACK=true"];
+    let arguments: Vec<&str> = environment.iter().flat_map(|variable| ["--env", *variable]).collect();
+    let (server, _dir) = start_composed_with("upstream.wasm", &arguments).await?;
+    let text = "One two three four five.";
+    let messages = json!([{"role": "user", "content": "hi"}]);
+    for (path, body, member) in [
+        ("/v1/chat/completions", json!({"model": "stub", "messages": messages}), "/choices/0/message/content"),
+        ("/v1/messages", json!({"model": "stub", "max_tokens": 64, "messages": messages}), "/content/0/text"),
+        (
+            "/v1beta/models/stub:generateContent",
+            json!({"contents": [{"role": "user", "parts": [{"text": "hi"}]}]}),
+            "/candidates/0/content/parts/0/text",
+        ),
+    ] {
+        let (status, whole) = post(&server, path, &body).await?;
+        ensure!(status == 200 && whole.pointer(member) == Some(&json!(text)), "{path}: {status} {whole}");
+    }
+    let body = json!({"model": "stub", "messages": messages, "stream": true});
+    let stream = reqwest::Client::new().post(server.url("/v1/chat/completions")).json(&body).send().await?;
+    let stream = stream.text().await?;
+    let chunks = stream.lines().filter_map(|line| serde_json::from_str::<Value>(line.strip_prefix("data: ")?).ok());
+    let pieces = chunks.filter_map(|chunk| Some(chunk.pointer("/choices/0/delta/content")?.as_str()?.to_owned()));
+    ensure!(pieces.collect::<String>() == text && stream.ends_with("data: [DONE]\n\n"), "{stream}");
     Ok(())
 }
 

@@ -51,6 +51,36 @@ async fn huggingface_hub_client_understands_every_response() -> Result<()> {
     Ok(())
 }
 
+/// `/rerank` of text-embeddings-inference with a cross-encoder, a model with one label.
+#[tokio::test]
+async fn texts_are_ranked_by_the_scores_of_a_cross_encoder() -> Result<()> {
+    let model = format!("ranker={}", root().join("tests/models/regression-toy").display());
+    let server = Server::start(&["--model", &model]).await?;
+    let texts = ["The train was late.", "A wonderful evening!", "Rain."];
+    let body = json!({"query": "How was it?", "texts": texts, "return_text": true, "raw_scores": true});
+    let (status, ranked) = post(&server, "/rerank", &body).await?;
+    assert_eq!(status, 200, "{ranked}");
+    let ranked = ranked.as_array().context("a list")?;
+    let score = |item: &Value| item["score"].as_f64().context("a score");
+    let mut seen = Vec::new();
+    for item in ranked {
+        let index = usize::try_from(item["index"].as_u64().context("an index")?)?;
+        assert_eq!(item["text"], texts[index]);
+        let pair = json!({"inputs": {"text": "How was it?", "text_pair": texts[index]}, "model": "ranker",
+            "parameters": {"function_to_apply": "none"}});
+        let (_, alone) = post(&server, "/v1/classify", &pair).await?;
+        let alone = alone.pointer("/outputs/0/0/score").and_then(Value::as_f64).with_context(|| alone.to_string())?;
+        ensure!((alone - score(item)?).abs() < 1e-3, "{item} and {alone}");
+        seen.push(index);
+    }
+    for pair in ranked.windows(2) {
+        ensure!(score(&pair[0])? >= score(&pair[1])?, "{ranked:?}");
+    }
+    seen.sort_unstable();
+    assert_eq!(seen, [0, 1, 2]);
+    Ok(())
+}
+
 #[tokio::test]
 async fn hub_routes_have_the_shapes_of_the_inference_api() -> Result<()> {
     let server = Server::start_stub(&[]).await?;

@@ -22,8 +22,11 @@ const ROUNDS: usize = 2;
 const PARTS: [&str; 7] =
     ["prefill 128", "prefill 512", "prefill 2000", "decode 1", "decode 4", "decode 16", "decode 32"];
 
+/// The speed of a prompt whose prefix is in the cache, relative to the whole prompt.
+const REUSE: &str = "reuse 462";
+
 /// What a quick run measures, with one thread.
-const QUICK_PARTS: &str = "prefill 128,prefill 512,decode 1,decode 4,decode 16,gap";
+const QUICK_PARTS: &str = "prefill 128,prefill 512,reuse 462,decode 1,decode 4,decode 16,gap";
 
 /// What is measured: its name in the report, whether it is Weir, and whether the file is requantized.
 const SUBJECTS: [(&str, bool, bool); 4] = [
@@ -97,7 +100,7 @@ fn read(text: &str, subject: usize, threads: usize, measured: &mut Measured) {
             _ => continue,
         };
         let (Ok(passed), Ok(computed)) = numbers else { continue };
-        let is_rate = PARTS.contains(&part.as_str());
+        let is_rate = PARTS.contains(&part.as_str()) || part == REUSE;
         let better = |a: f64, b: f64| if is_rate { a.max(b) } else { a.min(b) };
         let entry = measured.entry((subject, threads, part)).or_insert((passed, computed));
         *entry = (better(entry.0, passed), better(entry.1, computed));
@@ -148,7 +151,7 @@ fn render(measured: &Measured, threads_measured: &[usize], machine: &str, rounds
         }
     }
     out.push_str(
-        "## Memory and gaps\n\n| | threads | memory, MiB | gap p50, ms | gap p99, ms |\n|---|---:|---:|---:|---:|\n",
+        "## Memory, gaps and reuse\n\n| | threads | memory, MiB | gap p50, ms | gap p99, ms | reuse |\n|---|---:|---:|---:|---:|---:|\n",
     );
     for (index, (name, ..)) in SUBJECTS.iter().enumerate() {
         for threads in threads_measured {
@@ -159,12 +162,17 @@ fn render(measured: &Measured, threads_measured: &[usize], machine: &str, rounds
             };
             let memory = measured.get(&(index, threads, "memory".to_owned()));
             let memory = memory.map_or("-".to_owned(), |memory| format!("{:.0}", memory.0));
-            let _ = writeln!(out, "| {name} | {threads} | {memory} | {} | {} |", value("gap p50"), value("gap p99"));
+            let reuse = measured.get(&(index, threads, REUSE.to_owned()));
+            let reuse = reuse.map_or("-".to_owned(), |ratio| format!("{:.0} ({:.0} computed)", ratio.0, ratio.1));
+            let (p50, p99) = (value("gap p50"), value("gap p99"));
+            let _ = writeln!(out, "| {name} | {threads} | {memory} | {p50} | {p99} | {reuse} |");
         }
     }
     out.push_str(
         "\nMemory is the peak of the process. A gap is the time between two tokens of four sequences while a prompt of 2,000 tokens is computed\n\
-         beside them, 32 tokens a step; computed times are those of all threads.\n",
+         beside them, 32 tokens a step; computed times are those of all threads. Reuse is how many times as fast the first token comes after a\n\
+         prompt of 462 tokens if 446 of them are in the cache. The time to the first token of another prompt is its tokens divided by their\n\
+         rate above.\n",
     );
     out
 }
@@ -176,13 +184,19 @@ mod tests {
     #[test]
     fn better_of_two_rounds_is_shown_with_its_ratios() {
         let mut measured = Measured::new();
-        read("isa avx2\nprefill 128 100.0 90.0\nmemory 120\ngap p99 50.0 40.0\n", 0, 1, &mut measured);
-        read("prefill 128 80.0 95.0\nmemory 110\ngap p99 45.0 44.0\n", 0, 1, &mut measured);
+        read(
+            "isa avx2\nprefill 128 100.0 90.0\nmemory 120\ngap p99 50.0 40.0\nreuse 462 20.0 19.0\n",
+            0,
+            1,
+            &mut measured,
+        );
+        read("prefill 128 80.0 95.0\nmemory 110\ngap p99 45.0 44.0\nreuse 462 18.0 21.4\n", 0, 1, &mut measured);
         read("prefill 128 40.0 30.0\n", 2, 1, &mut measured);
         read("prefill 128 80.0 50.0\n", 3, 1, &mut measured);
         let report = render(&measured, &[1], "A machine.", 2, "0.5");
         assert!(report.contains("| prefill 128 | 100 | - | 40 | 80 | 1.25 | 2.50 |"), "{report}");
         assert!(report.contains("| prefill 128 | 95 | - | 30 | 50 | 1.90 | 3.17 |"), "{report}");
-        assert!(report.contains("| Weir, Q4_1 as shipped | 1 | 110 | - | 45 (40 computed) |"), "{report}");
+        let row = "| Weir, Q4_1 as shipped | 1 | 110 | - | 45 (40 computed) | 20 (21 computed) |";
+        assert!(report.contains(row), "{report}");
     }
 }

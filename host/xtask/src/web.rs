@@ -105,7 +105,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn each_picture_of_a_view_is_shown_by_the_guide() {
+    fn each_picture_of_a_view_is_shown_by_the_guide_and_home_first_by_the_readme() {
         let root = House::find().root;
         let guide = fs::read_to_string(root.join("docs/guides/page.md")).unwrap();
         for view in IMAGES {
@@ -113,5 +113,8 @@ mod tests {
             assert!(root.join("docs").join(&image).is_file(), "docs/{image} does not exist");
             assert!(guide.contains(&image), "docs/guides/page.md does not show {image}");
         }
+        let readme = fs::read_to_string(root.join("README.md")).unwrap();
+        let first = readme.split("![").nth(1).unwrap();
+        assert!(first.lines().next().unwrap().ends_with("(docs/images/page-home.png)"), "the first picture: {first}");
     }
 }

@@ -525,13 +525,19 @@ sys.stdout.buffer.write(out)
 }
 
 #[tokio::test]
-async fn terminal_log_fits_80_columns_and_respects_no_color() -> Result<()> {
+async fn terminal_has_three_start_lines_80_columns_and_respects_no_color() -> Result<()> {
     let run = |environment: &'static [(&str, &str)]| tokio::task::spawn_blocking(|| run_on_terminal(environment));
     let plain = tokio::time::timeout(PATIENCE, run(&[("NO_COLOR", "1")])).await???;
     ensure!(plain.contains("ready") && !plain.contains('\u{1b}'), "{plain:?}");
     for line in plain.lines() {
         ensure!(line.trim_end().chars().count() <= 80, "{line}");
     }
+    // The URL of the page, the models, and the place of stored data.
+    let starts =
+        ["listening on http://127.0.0.1:", "models: embeddings, entities, sentiment", "stored data: in memory"];
+    let found: Vec<&str> =
+        plain.lines().filter_map(|line| starts.into_iter().find(|start| line.starts_with(start))).collect();
+    ensure!(found == starts && plain.contains(" (page: http://127.0.0.1:"), "{plain}");
     let colored = tokio::time::timeout(PATIENCE, run(&[])).await???;
     ensure!(colored.contains("\u{1b}["), "{colored:?}");
     Ok(())

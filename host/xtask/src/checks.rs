@@ -9,7 +9,7 @@ use crate::args::Args;
 use crate::house::{COMPONENTS, GUESTS, House, LIGHT_PACKAGES, NN, PLUGS, PORTABLE_PARTS, SEPARATE_PACKAGES};
 use crate::ui::{Step, seconds};
 use crate::{
-    browser, build, debian, deploy, dist, hosts, lm, nginx, node, portable, pushpin, python, redis, setup, sh,
+    browser, build, debian, deploy, dist, hosts, lm, nats, nginx, node, portable, pushpin, python, redis, setup, sh,
     typescript, web, wheels, wit,
 };
 
@@ -63,6 +63,8 @@ pub(crate) fn task(house: &House, mut args: Args) -> Result<()> {
     let model = lm::model(house);
     // Its wheel is for x86-64 with glibc 2.35 or later.
     let llama_server = lm::server(house);
+    // Its wheels are for x86-64 and aarch64.
+    let nats_server = nats::server(house);
     if node_packages.is_some() {
         let program = house.weir();
         report.whole("typescript", || typescript::test(house, &program, browser.as_deref()));
@@ -91,6 +93,9 @@ pub(crate) fn task(house: &House, mut args: Args) -> Result<()> {
         }
         if let Ok(folder) = &llama_server {
             command.env(lm::SERVER_VARIABLE, folder);
+        }
+        if let Ok(program) = &nats_server {
+            command.env(nats::VARIABLE, program);
         }
         if let Some(node_packages) = &node_packages {
             command.env(node::VARIABLE, node_packages);
@@ -155,6 +160,9 @@ pub(crate) fn task(house: &House, mut args: Args) -> Result<()> {
     }
     if let Err(error) = &llama_server {
         report.skipped("llama-server", &format!("{error:#}"));
+    }
+    if let Err(error) = &nats_server {
+        report.skipped("nats-server", &format!("{error:#}"));
     }
     if node_packages.is_none() {
         report.skipped(

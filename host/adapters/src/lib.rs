@@ -10,7 +10,7 @@
 //! - [`supervisor`]: runs one adapter: it tracks records in flight, writes results, commits positions and reconnects.
 //! - [`status`]: the state and the counters of each adapter.
 //! - [`build`]: drivers from the configuration.
-//! - [`mod@file`], [`redis`], [`http`], [`websocket`], [`channel`] and, with the feature `kafka`, `kafka`: the drivers.
+//! - [`mod@file`], [`redis`], [`nats`], [`http`], [`websocket`], [`channel`] and, with the feature `kafka`, `kafka`: the drivers.
 //! - [`check`]: checks of connections.
 //!
 //! This crate does not depend on wasmtime: the supervisor starts calls of a [`Component`](supervisor::Component), which the command
@@ -30,6 +30,7 @@ pub mod file;
 pub mod http;
 #[cfg(feature = "kafka")]
 pub mod kafka;
+pub mod nats;
 pub mod redis;
 pub mod status;
 pub mod supervisor;

@@ -37,7 +37,7 @@ pub(crate) enum Command {
     /// A line is a message; the answer is printed as it is generated. Ctrl-C cancels the answer and keeps the chat, `/new` starts another chat, and
     /// Ctrl-D ends the program.
     Chat(Chat),
-    /// Read records of files, Redis, Kafka, HTTP or a WebSocket, run a model over their texts, and write the results
+    /// Read records of files, Redis, Kafka, NATS, HTTP or a WebSocket, run a model over their texts, and write the results
     Stream(Box<Stream>),
     /// List, check and fetch models
     Models(Models),

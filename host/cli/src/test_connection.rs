@@ -8,8 +8,10 @@ use anyhow::bail;
 use clap::{Args, ValueEnum};
 use serde_json::{Value, json};
 use weir_adapters::check::{self, Checks};
+use weir_adapters::nats;
 use weir_config::{
-    Adapter, AdapterSink, AdapterSource, HttpSource, KafkaSink, KafkaSource, RedisSink, RedisSource, WebSocketSource,
+    Adapter, AdapterSink, AdapterSource, HttpSource, KafkaSink, KafkaSource, NatsSink, NatsSource, RedisSink,
+    RedisSource, WebSocketSource,
 };
 
 use crate::arguments::Setup;
@@ -24,10 +26,10 @@ pub(crate) struct TestConnection {
     /// URL, or the brokers of Kafka [default: that of the adapters of the configuration, or of the protocol]
     #[arg(long, visible_alias = "brokers", value_name = "URL")]
     url: Option<String>,
-    /// File with the password (Redis, Kafka) or the token (WebSocket, HTTP)
+    /// File with the password (Redis, Kafka, NATS with --username) or the token (WebSocket, HTTP, NATS)
     #[arg(long, value_name = "FILE")]
     secret_file: Option<PathBuf>,
-    /// Redis: stream to read
+    /// Redis, NATS: stream to read
     #[arg(long, value_name = "KEY", default_value = "text-input")]
     stream: String,
     /// Redis: stream to write
@@ -39,7 +41,22 @@ pub(crate) struct TestConnection {
     /// Kafka: topic to write
     #[arg(long, value_name = "TOPIC", default_value = "sentiment-output")]
     output_topic: String,
-    /// Kafka: user of SASL
+    /// NATS: consumer to read with
+    #[arg(long, value_name = "NAME", default_value = "weir")]
+    consumer: String,
+    /// NATS: subject to write
+    #[arg(long, value_name = "SUBJECT", default_value = "sentiment-output")]
+    output_subject: String,
+    /// NATS: file with the seed of an nkey
+    #[arg(long, value_name = "FILE")]
+    nkey_file: Option<PathBuf>,
+    /// NATS: file with the credentials of a user (`.creds`)
+    #[arg(long, value_name = "FILE")]
+    credentials_file: Option<PathBuf>,
+    /// NATS: file with root certificates (PEM) [default: those of Mozilla]
+    #[arg(long, value_name = "FILE")]
+    ca_file: Option<PathBuf>,
+    /// Kafka: user of SASL; NATS: user
     #[arg(long, value_name = "NAME")]
     username: Option<String>,
     /// Kafka: property of librdkafka, as in `--property security.protocol=sasl_ssl`; can be repeated
@@ -68,6 +85,8 @@ pub(crate) enum Protocol {
     Redis,
     /// Topics of Kafka
     Kafka,
+    /// A stream of NATS JetStream
+    Nats,
     /// A feed over HTTP
     Http,
     /// All of them
@@ -79,6 +98,7 @@ enum Endpoint {
     WebSocket(WebSocketSource),
     Redis(RedisSource, String),
     Kafka(KafkaSource, String),
+    Nats(NatsSource, String),
     Http(HttpSource),
 }
 
@@ -88,6 +108,7 @@ impl Endpoint {
             Self::WebSocket(_) => ("websocket", Protocol::WebSocket),
             Self::Redis(..) => ("redis", Protocol::Redis),
             Self::Kafka(..) => ("kafka", Protocol::Kafka),
+            Self::Nats(..) => ("nats", Protocol::Nats),
             Self::Http(_) => ("http", Protocol::Http),
         }
     }
@@ -97,6 +118,7 @@ impl Endpoint {
             Self::WebSocket(config) => check::websocket(config).await,
             Self::Redis(config, output) => check::redis(config, output).await,
             Self::Kafka(config, output) => check::kafka(config, output).await,
+            Self::Nats(config, output) => nats::check(config, output).await,
             Self::Http(config) => check::http(config).await,
         }
     }
@@ -124,6 +146,13 @@ impl TestConnection {
                     _ => self.output_topic.clone(),
                 };
                 Some(Endpoint::Kafka(KafkaSource { timeout_ms, ..source.clone() }, output))
+            }
+            AdapterSource::Nats(source) => {
+                let output = match &adapter.sink {
+                    AdapterSink::Nats(NatsSink { subject, url, .. }) if *url == source.url => subject.clone(),
+                    _ => self.output_subject.clone(),
+                };
+                Some(Endpoint::Nats(NatsSource { timeout_ms, ..source.clone() }, output))
             }
             AdapterSource::Http(source) => Some(Endpoint::Http(HttpSource { timeout_ms, ..source.clone() })),
             AdapterSource::WebSocket(source) => {
@@ -157,6 +186,27 @@ impl TestConnection {
                 };
                 Some(Endpoint::Kafka(config, self.output_topic.clone()))
             }
+            Protocol::Nats => {
+                let default = NatsSource::default();
+                let (password_file, token_file) = match self.username {
+                    Some(_) => (secret_file, PathBuf::new()),
+                    None => (PathBuf::new(), secret_file),
+                };
+                let config = NatsSource {
+                    url: self.url.clone().unwrap_or_else(|| default.url.clone()),
+                    username: self.username.clone().unwrap_or_default(),
+                    password_file,
+                    token_file,
+                    nkey_file: self.nkey_file.clone().unwrap_or_default(),
+                    credentials_file: self.credentials_file.clone().unwrap_or_default(),
+                    ca_file: self.ca_file.clone().unwrap_or_default(),
+                    stream: self.stream.clone(),
+                    consumer: self.consumer.clone(),
+                    timeout_ms,
+                    ..default
+                };
+                Some(Endpoint::Nats(config, self.output_subject.clone()))
+            }
             Protocol::Http => {
                 let url = self.url.clone()?;
                 Some(Endpoint::Http(HttpSource { url, token_file: secret_file, timeout_ms, ..HttpSource::default() }))
@@ -176,7 +226,7 @@ impl TestConnection {
     fn endpoints(&self) -> anyhow::Result<Vec<(String, Endpoint)>> {
         if self.url.is_some() {
             let Some(endpoint) = self.of_flags(self.protocol) else {
-                bail!("--url needs one protocol; give --protocol websocket, redis, kafka or http");
+                bail!("--url needs one protocol; give --protocol websocket, redis, kafka, nats or http");
             };
             return Ok(vec![(endpoint.protocol().0.to_owned(), endpoint)]);
         }
@@ -191,7 +241,7 @@ impl TestConnection {
         if !configured.is_empty() {
             return Ok(configured);
         }
-        let all = [Protocol::WebSocket, Protocol::Redis, Protocol::Kafka, Protocol::Http];
+        let all = [Protocol::WebSocket, Protocol::Redis, Protocol::Kafka, Protocol::Nats, Protocol::Http];
         let endpoints: Vec<(String, Endpoint)> = all
             .into_iter()
             .filter_map(|protocol| self.of_flags(protocol))

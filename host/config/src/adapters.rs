@@ -1,6 +1,7 @@
 //! The keys of adapters: `[[adapter]]`, their sources and their sinks.
 
 mod kafka;
+mod nats;
 
 use std::path::PathBuf;
 
@@ -8,6 +9,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 pub use self::kafka::{KafkaSink, KafkaSource};
+pub use self::nats::{NatsSink, NatsSource};
 use crate::WebSocketCompression;
 
 /// One adapter: `[[adapter]]`. It reads records of a source, runs a model over their texts, and writes the results to a
@@ -131,6 +133,8 @@ pub enum AdapterSource {
     Channel(ChannelSource),
     /// Topics of Kafka.
     Kafka(KafkaSource),
+    /// A stream of NATS.
+    Nats(NatsSource),
 }
 
 impl Default for AdapterSource {
@@ -155,6 +159,8 @@ pub enum AdapterSink {
     Channel(ChannelSink),
     /// A topic of Kafka.
     Kafka(KafkaSink),
+    /// A subject of NATS.
+    Nats(NatsSink),
 }
 
 impl Default for AdapterSink {

@@ -28,7 +28,7 @@ use serde::{Deserialize, Serialize};
 
 pub use adapters::{
     Adapter, AdapterSink, AdapterSource, ChannelSink, ChannelSource, FileSink, FileSource, HttpSink, HttpSource,
-    KafkaSink, KafkaSource, RedisSink, RedisSource, StdoutSink, WebSocketSource,
+    KafkaSink, KafkaSource, NatsSink, NatsSource, RedisSink, RedisSource, StdoutSink, WebSocketSource,
 };
 pub use changes::{ChangedSetting, changed_settings};
 pub use channels::{Auth, AuthMode, Events, EventsFallback, EventsStore, Sessions};

@@ -39,7 +39,7 @@ pub(crate) const METRICS: &[Metric] = &[
     gauge(
         "weir_adapter_remaining",
         &["adapter"],
-        "unread bytes in the files of an adapter, or unread records of its topics, if that is known",
+        "unread bytes in the files of an adapter, or unread records of its topics or its stream, if that is known",
     ),
     counter("weir_adapter_result_bytes_total", &["adapter"], "bytes of the results that an adapter has written"),
     counter("weir_adapter_results_total", &["adapter"], "results that an adapter has written"),

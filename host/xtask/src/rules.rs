@@ -175,6 +175,7 @@ const RESERVED: &[(&str, &[&str])] = &[
     ("redb", &["weir-events"]),
     ("redis", &["weir-adapters", "weir-events"]),
     ("rdkafka", &["weir-adapters", "weir-tests"]),
+    ("ring", &["weir-adapters"]),
     ("hyper", &["weir-adapters", "weir-edge", "weir-runtime", "weir-telemetry"]),
     (
         "wit-bindgen",

@@ -3,6 +3,7 @@
 mod feeds;
 mod files;
 mod kafka;
+mod nats;
 mod redis;
 mod serve;
 mod soak;

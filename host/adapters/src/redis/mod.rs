@@ -52,10 +52,15 @@ pub(crate) async fn connect(
 ///
 /// The file cannot be read, or has more than 4,096 bytes.
 pub fn secret(path: &Path) -> Result<String, DriverError> {
+    secret_within(path, PASSWORD_BYTES_MAX)
+}
+
+/// [`secret`] with another bound.
+pub(crate) fn secret_within(path: &Path, bytes_max: u64) -> Result<String, DriverError> {
     let unreadable = |reason: String| DriverError::Config(format!("{} cannot be read: {reason}", path.display()));
     let meta = std::fs::metadata(path).map_err(|error| unreadable(error.to_string()))?;
-    if meta.len() > PASSWORD_BYTES_MAX {
-        return Err(unreadable(format!("it has more than {PASSWORD_BYTES_MAX} bytes")));
+    if meta.len() > bytes_max {
+        return Err(unreadable(format!("it has more than {bytes_max} bytes")));
     }
     let text = std::fs::read_to_string(path).map_err(|error| unreadable(error.to_string()))?;
     Ok(text.trim_end_matches(['\r', '\n']).to_owned())

@@ -7,6 +7,7 @@ use weir_config::{Adapter, AdapterSink, AdapterSource, FileSink, FileSource, Red
 
 use super::feeds::{StreamHttp, StreamWebSocket};
 use super::kafka::StreamKafka;
+use super::nats::StreamNats;
 use crate::arguments::Setup;
 
 /// `weir stream`.
@@ -26,6 +27,8 @@ pub(crate) enum StreamSource {
     Redis(StreamRedis),
     /// Read topics of Kafka as a consumer of a group
     Kafka(Box<StreamKafka>),
+    /// Read a stream of NATS JetStream with a durable pull consumer
+    Nats(Box<StreamNats>),
     /// Read a feed over HTTP: server-sent events, or lines of JSON
     Http(StreamHttp),
     /// Read the messages of a WebSocket
@@ -262,6 +265,7 @@ impl StreamSource {
             Self::File(file) => &file.common,
             Self::Redis(redis) => &redis.common,
             Self::Kafka(kafka) => &kafka.common,
+            Self::Nats(nats) => &nats.common,
             Self::Http(http) => &http.common,
             Self::WebSocket(websocket) => &websocket.common,
         }
@@ -313,6 +317,7 @@ impl StreamSource {
                 }
             }
             Self::Kafka(kafka) => kafka.adapter(),
+            Self::Nats(nats) => nats.adapter(),
             Self::Http(http) => http.adapter(),
             Self::WebSocket(websocket) => websocket.adapter(),
         }

@@ -3,6 +3,7 @@
 pub(crate) mod arguments;
 mod feeds;
 mod kafka;
+mod nats;
 
 use std::io::IsTerminal;
 use std::process::ExitCode;

@@ -1,0 +1,67 @@
+//! Checks of a connection.
+
+use std::time::Duration;
+
+use weir_config::NatsSource as Config;
+
+use super::access::Access;
+use super::connection::{Client, open, within};
+use super::jetstream;
+use crate::check::{Checks, reach, with_remedy};
+use crate::driver::DriverError;
+
+/// Checks a stream of NATS: a server, the credentials, the stream, its consumer, and whether a stream stores the output subject.
+pub async fn check(config: &Config, output_subject: &str) -> Checks {
+    let mut checks = Checks::default();
+    run(&mut checks, config, output_subject).await;
+    checks
+}
+
+async fn run(checks: &mut Checks, config: &Config, output_subject: &str) -> Option<()> {
+    let access = Access::from(config);
+    let address = match access.addresses() {
+        Ok(addresses) => addresses.into_iter().next()?,
+        Err(error) => return checks.record("resolve", Err(error.to_string())),
+    };
+    reach(checks, &address.host, address.port, Duration::from_millis(config.timeout_ms)).await?;
+    let opened = match within(&address, &access, open(&address, &access)).await {
+        Ok(opened) => opened,
+        Err(error) if address.is_tls || error.to_string().starts_with("TLS") => {
+            let remedy = "check ca_file, and that the certificate of the server is for this name";
+            return checks.record("tls", Err(with_remedy(&error, remedy)));
+        }
+        Err(error) => {
+            return checks.record("handshake", Err(with_remedy(&error, "check that this is the port of NATS clients")));
+        }
+    };
+    if opened.is_tls {
+        checks.record("tls", Ok(((), "established".to_owned())));
+    }
+    let connected = async { Client::authenticate(opened, &access.credentials()?, access.timeout).await };
+    let connected = within(&address, &access, connected).await;
+    let connected = connected
+        .map(|client| (client, "accepted".to_owned()))
+        .map_err(|error| with_remedy(&error, "check the user, and the files with secrets"));
+    let client = checks.record("authenticate", connected)?;
+    let remedy = |error: &DriverError| match error {
+        DriverError::Config(reason) => reason.clone(),
+        error => with_remedy(error, "check the permissions of the user, and that JetStream is enabled"),
+    };
+    let stream = jetstream::stream(&client, &config.stream).await;
+    let found = stream.map(|stream| ((), format!("`{}` has {} messages", config.stream, stream.messages())));
+    checks.record("stream", found.map_err(|error| remedy(&error)))?;
+    let found = jetstream::consumer(&client, config).await.map(|consumer| match consumer {
+        Some(consumer) => {
+            let (pending, unacknowledged) = (consumer.num_pending, consumer.num_ack_pending);
+            format!("the consumer `{}` has {pending} messages to read, and {unacknowledged} in flight", config.consumer)
+        }
+        None => format!("the consumer `{}` does not exist yet; it is created at the start", config.consumer),
+    });
+    checks.record("read", found.map(|found| ((), found)).map_err(|error| remedy(&error)))?;
+    let stored = match jetstream::stream_of(&client, output_subject).await {
+        Ok(Some(stream)) => Ok(((), format!("`{stream}` stores `{output_subject}`"))),
+        Ok(None) => Err(format!("no stream stores `{output_subject}`; create one with this subject")),
+        Err(error) => Err(remedy(&error)),
+    };
+    checks.record("write", stored)
+}

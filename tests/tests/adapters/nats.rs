@@ -1,0 +1,351 @@
+//! `weir stream nats` with a nats-server.
+
+use std::collections::BTreeSet;
+use std::process::{Child, Command, Stdio};
+
+use anyhow::{Context as _, Result, ensure};
+use serde_json::{Value, json};
+use weir_tests::nats::{Nats, NatsMessage};
+use weir_tests::{Server, root, until};
+
+use super::{path, stub_stream, weir_command};
+
+fn texts(ids: std::ops::Range<u64>) -> impl Iterator<Item = String> {
+    ids.map(|id| format!("{{\"text\":\"I love number {id}\",\"id\":{id}}}"))
+}
+
+/// `weir stream nats`, which connects again without end; killed when dropped.
+struct Stream(Child);
+
+impl Stream {
+    fn start(nats: &Nats, more: &[&str]) -> Result<Self> {
+        let url = nats.url();
+        let mut arguments = vec!["nats", "--url", &url, "--quiet", "--reconnect-delay", "0.1"];
+        arguments.extend(["--max-reconnect-attempts", "0"]);
+        arguments.extend(more);
+        Ok(Self(stub_stream(&arguments)?.stdout(Stdio::null()).stderr(Stdio::null()).spawn()?))
+    }
+
+    /// Ends it as `kill -9` does.
+    fn kill(mut self) -> Result<()> {
+        self.0.kill()?;
+        self.0.wait()?;
+        Ok(())
+    }
+
+    /// Ends it with SIGTERM, which drains it. Its exit status is `code`: 1 if a record had an error.
+    fn terminate(mut self, code: i32) -> Result<()> {
+        Command::new("kill").args(["-s", "TERM", &self.0.id().to_string()]).status()?;
+        let status = self.0.wait()?;
+        ensure!(status.code() == Some(code), "the exit status after SIGTERM is {status}");
+        Ok(())
+    }
+}
+
+impl Drop for Stream {
+    fn drop(&mut self) {
+        // It may have ended.
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// The ids of results in their order.
+fn ids(results: &[NatsMessage]) -> Result<Vec<u64>> {
+    let id = |result: &NatsMessage| {
+        let result: Value = serde_json::from_slice(&result.payload)?;
+        result["id"].as_u64().context("no id")
+    };
+    results.iter().map(id).collect()
+}
+
+async fn acknowledged(nats: &Nats) -> Result<()> {
+    until("acknowledged", || async { nats.is_acknowledged() }).await
+}
+
+/// Waits for a result that was not there before.
+async fn wrote(nats: &Nats) -> Result<()> {
+    let before = nats.count("sentiment-output")?;
+    until("written", || async { Ok(nats.count("sentiment-output")? > before) }).await
+}
+
+/// A consumer is killed after the first results of each round, and the server after those of the last one: in the end every message has a
+/// result and is acknowledged.
+#[tokio::test]
+async fn killed_consumers_and_server_lose_no_message() -> Result<()> {
+    let Some(mut nats) = Nats::start()? else { return Ok(()) };
+    let mut count = 400;
+    nats.publish(texts(0..count))?;
+    // A message may be delivered again after each end.
+    let often = ["--ack-wait", "1", "--max-deliveries", "1000000"];
+    for round in 0..3 {
+        // Few records in flight, so that not all are processed before the end.
+        let stream = Stream::start(&nats, &[&often[..], &["--in-flight", "8"]].concat())?;
+        wrote(&nats).await.with_context(|| format!("round {round}"))?;
+        stream.kill()?;
+        nats.publish(texts(count..count + 100))?;
+        count += 100;
+    }
+    let stream = Stream::start(&nats, &[&often[..], &["--in-flight", "8"]].concat())?;
+    wrote(&nats).await?;
+    nats.kill()?;
+    nats.restart()?;
+    nats.publish(texts(count..count + 100))?;
+    count += 100;
+    acknowledged(&nats).await?;
+    stream.terminate(0)?;
+    let results = nats.read("sentiment-output")?;
+    let (found, expected): (BTreeSet<u64>, BTreeSet<u64>) =
+        (ids(&results)?.into_iter().collect(), (0..count).collect());
+    ensure!(found == expected, "{:?} have no result", expected.difference(&found));
+    for (result, id) in results.iter().zip(ids(&results)?) {
+        ensure!(result.header("traceparent") == Some("00-1"), "{result:?}");
+        ensure!(result.header("weir-model") == Some("sentiment"), "{result:?}");
+        // The messages of the stream have the numbers 1, 2 and so on.
+        ensure!(result.header("weir-record-id") == Some(&format!("text-input-{}", id + 1)), "{result:?}");
+    }
+    Ok(())
+}
+
+/// Messages that are not text or have none, and one that was delivered too often, go to the subject for errors with their bytes, their
+/// headers and the reason.
+#[tokio::test]
+async fn bad_messages_and_those_delivered_too_often_are_errors() -> Result<()> {
+    let Some(nats) = Nats::start()? else { return Ok(()) };
+    nats.publish(texts(1..2))?;
+    let mut client = nats.client()?;
+    let consumer = json!({ "durable_name": "weir", "ack_policy": "explicit", "max_deliver": -1 });
+    let consumer = json!({ "stream_name": "text-input", "config": consumer });
+    client.api("CONSUMER.DURABLE.CREATE.text-input.weir", &consumer)?;
+    for _ in 0..3 {
+        let message = client.request("$JS.API.CONSUMER.MSG.NEXT.text-input.weir", "", b"")?;
+        client.publish(&message.reply, "", "", b"-NAK")?;
+    }
+    let bad: [&[u8]; 2] = [b"broken \xff bytes", b"{\"id\":7}"];
+    nats.publish(bad)?;
+    nats.publish(texts(2..3))?;
+    let stream = Stream::start(&nats, &["--max-deliveries", "3"])?;
+    acknowledged(&nats).await?;
+    stream.terminate(1)?;
+    assert_eq!(ids(&nats.read("sentiment-output")?)?, [2]);
+    let errors = nats.read("sentiment-errors")?;
+    let described = |error: &NatsMessage| {
+        let header = |name: &str| error.header(name).unwrap_or_default().to_owned();
+        (error.payload.clone(), header("weir-error-category"), header("weir-error-code"))
+    };
+    let error = |payload: &[u8], category: &str, code: &str| (payload.to_owned(), category.to_owned(), code.to_owned());
+    let dead = texts(1..2).next().context("no text")?;
+    let expected = BTreeSet::from([
+        error(bad[0], "client", "not_utf8"),
+        error(bad[1], "client", "text_missing"),
+        error(dead.as_bytes(), "system", "deliveries_exhausted"),
+    ]);
+    assert_eq!(errors.iter().map(described).collect::<BTreeSet<_>>(), expected);
+    for error in &errors {
+        let reason = error.header("weir-error-reason").unwrap_or_default();
+        ensure!(!reason.is_empty() && error.header("traceparent") == Some("00-1"), "{error:?}");
+    }
+    Ok(())
+}
+
+/// While no stream stores the results, no message is acknowledged; once one does, each is.
+#[tokio::test]
+async fn messages_are_acknowledged_after_their_results_are_stored() -> Result<()> {
+    let Some(nats) = Nats::start_with("jetstream { store_dir: data }")? else { return Ok(()) };
+    nats.add_stream("text-input", &["text-input"])?;
+    nats.publish(texts(0..20))?;
+    let mut results = nats.client()?;
+    // With a subscriber, a result is received by someone, and stored by nobody.
+    results.subscribe("sentiment-output")?;
+    let stream =
+        Stream::start(&nats, &["--timeout", "1", "--ack-wait", "1", "--max-deliveries", "1000000", "--strict"])?;
+    // Another attempt, after the first one has failed.
+    for _ in 0..40 {
+        results.next()?;
+    }
+    let consumer = nats.consumer()?.context("no consumer")?;
+    ensure!(consumer["ack_floor"]["stream_seq"] == 0, "acknowledged without a stored result: {consumer}");
+    nats.add_stream("sentiment-output", &["sentiment-output"])?;
+    acknowledged(&nats).await?;
+    stream.terminate(0)?;
+    let found: BTreeSet<u64> = ids(&nats.read("sentiment-output")?)?.into_iter().collect();
+    ensure!(found == (0..20).collect(), "{found:?}");
+    Ok(())
+}
+
+/// While the model computes, messages in flight are reported as in progress; what exceeds the bound of records in flight stays in the stream.
+#[tokio::test]
+async fn messages_in_flight_are_bounded_and_in_progress() -> Result<()> {
+    let Some(nats) = Nats::start()? else { return Ok(()) };
+    nats.publish((0..10).map(|id| format!("{{\"text\":\"!never\",\"id\":{id}}}")))?;
+    let mut acknowledgements = nats.client()?;
+    acknowledgements.subscribe("$JS.ACK.>")?;
+    let stream = Stream::start(&nats, &["--ack-wait", "1", "--in-flight", "4"])?;
+    let mut reported: BTreeSet<String> = BTreeSet::new();
+    while reported.len() < 4 {
+        let message = acknowledgements.next()?;
+        ensure!(message.payload == b"+WPI", "{message:?}");
+        // The fourth token from the end is the number in the stream.
+        reported.insert(message.subject.rsplit('.').nth(3).context("no number")?.to_owned());
+    }
+    let consumer = nats.consumer()?.context("no consumer")?;
+    ensure!(consumer["num_ack_pending"] == 4 && consumer["num_pending"] == 6, "{consumer}");
+    stream.kill()
+}
+
+/// An adapter of a server: results in the order of the messages, and its state in `/stream/health`, `weir status` and the metrics.
+#[tokio::test]
+async fn server_has_results_in_order_and_reports_the_adapter() -> Result<()> {
+    let Some(mut nats) = Nats::start()? else { return Ok(()) };
+    nats.publish(texts(0..200))?;
+    let (dir, url) = (tempfile::tempdir()?, nats.url());
+    let file = path(dir.path(), "weir.toml");
+    std::fs::write(
+        &file,
+        format!(
+            "[[adapter]]\nname = 'n'\nordering = 'strict'\nreconnect_delay_ms = 50\n[adapter.source]\nkind = 'nats'\nurl = '{url}'\n\
+             [adapter.sink]\nkind = 'nats'\nurl = '{url}'\n"
+        ),
+    )?;
+    let mut server = Server::start_stub(&["--config", &file]).await?;
+    acknowledged(&nats).await?;
+    assert_eq!(ids(&nats.read("sentiment-output")?)?, (0..200).collect::<Vec<_>>());
+    until("counted", || async { Ok(server.metric("weir_adapter_results_total").await? == 200.0) }).await?;
+    let status = || -> Result<String> {
+        let output = weir_command(&["status", "--url", &server.url("")])?.output()?;
+        Ok(String::from_utf8(output.stdout)?)
+    };
+    let text = "n (nats to nats) running, 200 records, 200 results, 0 errors";
+    until("shown", || async { Ok(status()?.contains(text)) }).await?;
+    nats.kill()?;
+    until("reported", || async {
+        let health: Value = reqwest::get(server.url("/stream/health")).await?.json().await?;
+        Ok(health["status"] == "degraded" && health["adapters"][0]["state"] == "reconnecting")
+    })
+    .await?;
+    nats.restart()?;
+    nats.publish(texts(200..210))?;
+    acknowledged(&nats).await?;
+    // The killed server may not have stored the last acknowledgements.
+    let found: BTreeSet<u64> = ids(&nats.read("sentiment-output")?)?.into_iter().collect();
+    assert_eq!(found, (0..210).collect());
+    until("running", || async { Ok(status()?.contains("n (nats to nats) running")) }).await?;
+    server.signal("TERM")?;
+    let status = server.wait().await?;
+    ensure!(status.success(), "{status}: {}", server.log());
+    Ok(())
+}
+
+/// A source that delivers the results of its own adapter is refused.
+#[test]
+fn results_that_would_become_records_are_refused() -> Result<()> {
+    let Some(nats) = Nats::start()? else { return Ok(()) };
+    nats.add_stream("reviews", &["reviews.>"])?;
+    let url = nats.url();
+    let run = |more: &[&str]| -> Result<(Option<i32>, String)> {
+        let mut arguments = vec!["nats", "--url", &url, "--max-reconnect-attempts", "1", "--reconnect-delay", "0.01"];
+        arguments.extend(more);
+        let output = stub_stream(&arguments)?.output()?;
+        Ok((output.status.code(), String::from_utf8(output.stderr)?))
+    };
+    let (code, text) = run(&["--stream", "reviews", "--output-subject", "reviews.out"])?;
+    ensure!(
+        code == Some(2) && text.contains("each result would become a record; give source.subject"),
+        "{code:?} {text}"
+    );
+    let (code, text) = run(&["--stream", "nothing"])?;
+    ensure!(code == Some(2) && text.contains("NATS has no stream `nothing`; create it"), "{code:?} {text}");
+    Ok(())
+}
+
+/// The checks of a connection, as JSON: the last one and its message.
+fn check(nats: &Nats, more: &[&str]) -> Result<(Option<i32>, Vec<String>, String)> {
+    let url = nats.url();
+    let mut arguments = vec!["test-connection", "--protocol", "nats", "--json"];
+    if !more.contains(&"--url") {
+        arguments.extend(["--url", &url]);
+    }
+    arguments.extend(more);
+    let output = weir_command(&arguments)?.output()?;
+    let lines = String::from_utf8(output.stdout)?;
+    let lines: Vec<Value> = lines.lines().map(serde_json::from_str).collect::<Result<_, _>>()?;
+    let name = |line: &Value| line["check"].as_str().unwrap_or_default().to_owned();
+    let message = lines.last().and_then(|line| line["message"].as_str()).unwrap_or_default().to_owned();
+    Ok((output.status.code(), lines.iter().map(name).collect(), message))
+}
+
+#[test]
+fn checks_name_what_fails_and_what_to_do() -> Result<()> {
+    let Some(mut nats) = Nats::start()? else { return Ok(()) };
+    nats.publish(texts(0..3))?;
+    let (code, names, message) = check(&nats, &[])?;
+    assert_eq!(names, ["resolve", "connect", "authenticate", "stream", "read", "write"]);
+    assert_eq!((code, message.as_str()), (Some(0), "`sentiment-output` stores `sentiment-output`"));
+    for (arguments, name, expected) in [
+        (&["--stream", "nothing"][..], "stream", "NATS has no stream `nothing`; create it"),
+        (&["--output-subject", "nothing"], "write", "no stream stores `nothing`; create one with this subject"),
+        (&["--url", "localhost"], "resolve", "url must be nats://host:port or tls://host:port"),
+        (&["--secret-file", "/nowhere"], "authenticate", "/nowhere cannot be read"),
+        (&["--url", &nats.url().replace("nats:", "tls:")], "tls", "has no TLS, which the URL requires; check ca_file"),
+    ] {
+        let (code, names, message) = check(&nats, arguments)?;
+        ensure!(code == Some(1) && names.last().is_some_and(|last| last == name), "{arguments:?}: {names:?} {message}");
+        ensure!(message.contains(expected), "{arguments:?}: {message}");
+    }
+    nats.kill()?;
+    let (code, names, message) = check(&nats, &[])?;
+    ensure!(code == Some(1) && names == ["resolve", "connect"], "{names:?}");
+    ensure!(message.contains("check that the server runs"), "{message}");
+    Ok(())
+}
+
+/// Each form of credentials, wrong ones, permissions, and TLS with a certificate of another authority than Mozilla's.
+#[test]
+fn credentials_permissions_and_tls_are_checked() -> Result<()> {
+    let data = root().join("tests/data/nats");
+    let file = |name: &str| data.join(name).display().to_string();
+    let dir = tempfile::tempdir()?;
+    let (secret, wrong) = (path(dir.path(), "secret"), path(dir.path(), "wrong"));
+    std::fs::write(&secret, "right\n")?;
+    std::fs::write(&wrong, "wrong\n")?;
+    let users = "jetstream { store_dir: data }
+authorization { users: [
+  { user: admin, password: right }
+  { user: reader, password: right, permissions: { publish: ['$JS.API.STREAM.INFO.>', '_INBOX.>'] } }
+  { nkey: UDLL3HPONRSVS44ZKO7DEBNKPTU42CYQ2CTFD3GN5BLTBGNNR6MUQZNK }
+] }";
+    let Some(nats) = Nats::start_with(users)? else { return Ok(()) };
+    let last = |nats: &Nats, more: &[&str]| -> Result<(String, String)> {
+        let (_, mut names, message) = check(nats, more)?;
+        Ok((names.pop().unwrap_or_default(), message))
+    };
+    // Past the authentication, there is no stream yet.
+    let no_stream = ("stream".to_owned(), "NATS has no stream `text-input`; create it".to_owned());
+    assert_eq!(last(&nats, &["--username", "admin", "--secret-file", &secret])?, no_stream);
+    assert_eq!(last(&nats, &["--nkey-file", &file("user.nk")])?, no_stream);
+    let (name, message) = last(&nats, &["--username", "admin", "--secret-file", &wrong])?;
+    ensure!(name == "authenticate" && message.contains("Authorization Violation; check the user"), "{name}: {message}");
+    let (name, message) = last(&nats, &["--credentials-file", &file("user.creds")])?;
+    ensure!(name == "authenticate" && message.contains("NATS refuses the credentials"), "{name}: {message}");
+
+    let mut admin = nats.client_of("\"user\":\"admin\",\"pass\":\"right\"")?;
+    admin.api("STREAM.CREATE.text-input", &json!({ "name": "text-input", "subjects": ["text-input"] }))?;
+    let (name, message) = last(&nats, &["--username", "reader", "--secret-file", &secret])?;
+    ensure!(name == "read" && message.contains("Permissions Violation"), "{name}: {message}");
+    ensure!(message.contains("check the permissions of the user"), "{message}");
+
+    let tls = "tls { cert_file: 'DATA/server.pem', key_file: 'DATA/server.key' }\nauthorization { token: right }";
+    let nats = Nats::start_with(tls)?.context("no server")?;
+    let url = nats.url().replace("nats:", "tls:");
+    let (name, message) = last(&nats, &["--secret-file", &secret, "--url", &url, "--ca-file", &file("server.pem")])?;
+    ensure!(name == "stream" && message.contains("NATS has no JetStream for this user"), "{name}: {message}");
+    let (name, message) = last(&nats, &["--secret-file", &secret])?;
+    ensure!(name == "tls" && message.contains("check ca_file"), "{name}: {message}");
+    let (name, message) = last(&nats, &["--secret-file", &wrong, "--ca-file", &file("server.pem")])?;
+    ensure!(name == "authenticate" && message.contains("NATS refuses the credentials"), "{name}: {message}");
+
+    let nats = Nats::start_with(&std::fs::read_to_string(data.join("operator.conf"))?)?.context("no server")?;
+    let (name, message) = last(&nats, &["--credentials-file", &file("user.creds")])?;
+    ensure!(name == "stream" && message.contains("NATS has no JetStream for this user"), "{name}: {message}");
+    Ok(())
+}

@@ -1,13 +1,15 @@
 //! `cargo xtask bench`: the time to start, to the first event and for a long text, then a comparison with other servers
 //! ([`compare`]); `cargo xtask bench engine`: the kernels ([`engine`]); `cargo xtask bench fanout`: thousands of subscribers
 //! ([`fanout`]); `cargo xtask bench generate`: the engine of language models ([`generate`]); `cargo xtask bench path`: the stages of a request ([`path`]);
-//! `cargo xtask bench adapters`: adapters beside `weir run` ([`adapters`]); `cargo xtask bench sessions`: transcripts ([`sessions`]).
+//! `cargo xtask bench adapters`: adapters beside `weir run` ([`adapters`]); `cargo xtask bench kafka`: Kafka to Kafka beside Python ([`kafka`]);
+//! `cargo xtask bench sessions`: transcripts ([`sessions`]).
 
 mod adapters;
 mod compare;
 mod engine;
 mod fanout;
 mod generate;
+mod kafka;
 mod path;
 mod sessions;
 
@@ -42,6 +44,9 @@ tests/bench/GENERATE.md: about ten minutes. It takes --quick (one round with one
 
 `cargo xtask bench adapters` measures the texts per second of adapters (files, Redis Streams, server-sent events, a WebSocket) beside
 `weir run` on the same texts, and writes tests/bench/ADAPTERS.md: about three minutes. It takes --quick and --as-built.
+
+`cargo xtask bench kafka` measures `weir stream kafka` from topic to topic beside a consumer in Python (confluent-kafka and ONNX Runtime) and a flow of
+Bytewax, and writes tests/bench/KAFKA.md: about five minutes. It takes --quick and --as-built.
 
 `cargo xtask bench sessions` measures transcripts: 10,000 stored sessions at once, their memory and a minute of chunks for them,
 then the chunks per second of one request to `/v1/transcript` and of one to a session: about two minutes. It takes --quick and
@@ -93,6 +98,9 @@ pub(crate) fn task(house: &House, mut args: Args) -> Result<()> {
     }
     if args.word("generate") {
         return generate::task(house, args);
+    }
+    if args.word("kafka") {
+        return kafka::task(house, args);
     }
     if args.word("path") {
         return path::task(house, args);

@@ -1,4 +1,4 @@
-"""The one model of all peers in ONNX Runtime: tokenize, pad, run, softmax. One thread, 128 tokens at most; f32 arithmetic, but for the
+"""The one model of all peers in ONNX Runtime: tokenize, pad, run, softmax. One thread, or $BENCH_THREADS, and 128 tokens at most; f32 arithmetic, but for the
 graph of prepare.py int8, which $BENCH_GRAPH names."""
 
 import json
@@ -25,7 +25,7 @@ class Engine:
         self.tokenizer.enable_truncation(TOKENS_MAX)
         self.tokenizer.no_padding()
         options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = 1
+        options.intra_op_num_threads = int(os.environ.get("BENCH_THREADS", "1"))
         options.inter_op_num_threads = 1
         options.execution_mode = onnxruntime.ExecutionMode.ORT_SEQUENTIAL
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL

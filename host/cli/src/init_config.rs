@@ -81,6 +81,8 @@ pub(crate) fn main(arguments: &InitConfig) -> anyhow::Result<ExitCode> {
 
 #[cfg(test)]
 mod tests {
+    use weir_config::{AdapterSink, AdapterSource, KafkaSink, KafkaSource};
+
     use super::*;
 
     #[test]
@@ -97,7 +99,31 @@ mod tests {
             assert_eq!((infer.batch_size, infer.window_ms, infer.max_batch_size, infer.queue_items_max), values);
             let error = main(&InitConfig { preset, file: file.clone(), force: false, json: false }).unwrap_err();
             assert!(format!("{error:#}").contains("--force"), "{error:#}");
-            main(&InitConfig { preset, file, force: true, json: false }).unwrap();
+            main(&InitConfig { preset, file: file.clone(), force: true, json: false }).unwrap();
+            // The keys of Kafka, with their defaults, without the comment signs.
+            std::fs::write(&file, with_kafka(&std::fs::read_to_string(&file).unwrap())).unwrap();
+            let adapters = weir_config::load(Some(&file), [], &[]).unwrap().adapter;
+            assert_eq!(adapters.len(), 1);
+            assert_eq!(adapters[0].source, AdapterSource::Kafka(KafkaSource::default()));
+            assert_eq!(adapters[0].sink, AdapterSink::Kafka(KafkaSink::default()));
         }
+    }
+
+    /// A template with an adapter from Kafka to Kafka.
+    fn with_kafka(template: &str) -> String {
+        let (mut text, mut is_key) = (String::new(), false);
+        for line in template.lines() {
+            let content = line.trim_start_matches("# ");
+            let is_title = matches!(content, "[[adapter]]" | "[adapter.source]" | "[adapter.sink]");
+            let more = match content {
+                "[[adapter]]" => "name = 'k'\n",
+                "[adapter.source]" | "[adapter.sink]" => "kind = 'kafka'\n",
+                _ => "",
+            };
+            let line = if is_title || is_key { content } else { line };
+            is_key = content.starts_with("Of `kafka`");
+            text += &format!("{line}\n{more}");
+        }
+        text
     }
 }

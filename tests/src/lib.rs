@@ -15,6 +15,7 @@ pub mod kafka;
 pub mod nats;
 pub mod pipelines;
 pub mod redis;
+mod sasl_proxy;
 pub mod texts;
 pub mod tokens;
 pub mod websocket;

@@ -200,6 +200,11 @@ fn check_kafka(adapter: &Adapter) -> Result<(), String> {
     if !cfg!(feature = "kafka") && (source.is_some() || sinks.iter().any(Option::is_some)) {
         return Err("this program was built without Kafka; build it with the feature `kafka`".to_owned());
     }
+    #[cfg(feature = "kafka")]
+    {
+        source.map_or(Ok(()), |source| kafka::check_properties(&source.properties))?;
+        sinks.iter().flatten().try_for_each(|sink| kafka::check_properties(&sink.properties))?;
+    }
     let Some(source) = source else { return Ok(()) };
     if source.topics.is_empty() {
         return Err("source.topics is empty; name a topic".to_owned());

@@ -186,6 +186,9 @@ pub async fn kafka(_config: &KafkaSource, _output_topic: &str) -> Checks {
 async fn check_kafka(checks: &mut Checks, config: &KafkaSource, output_topic: &str) -> Option<()> {
     use crate::kafka;
 
+    if let Err(reason) = kafka::check_properties(&config.properties) {
+        return checks.record("tls", Err(reason));
+    }
     let timeout = Duration::from_millis(config.timeout_ms);
     let broker = config.brokers.split(',').next().unwrap_or_default().trim();
     let Some((host, port)) = broker.rsplit_once(':').and_then(|(host, port)| Some((host, port.parse().ok()?))) else {

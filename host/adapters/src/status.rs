@@ -1,6 +1,6 @@
 //! The state and the counters of each adapter: for `/stream/health`, `weir status` and metrics.
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use weir_codec::adapter::health::AdapterReport;
@@ -75,13 +75,15 @@ struct Inner {
     sink: &'static str,
     counters: Counters,
     state: Mutex<(State, Option<String>)>,
+    was_connected: AtomicBool,
 }
 
 impl Status {
     /// The status of an adapter that has not started.
     pub fn new(name: &str, source: &'static str, sink: &'static str) -> Self {
         let counters = Counters { remaining: AtomicU64::new(u64::MAX), ..Counters::default() };
-        Self(Arc::new(Inner { name: name.to_owned(), source, sink, counters, state: Mutex::default() }))
+        let (state, was_connected) = (Mutex::default(), AtomicBool::new(false));
+        Self(Arc::new(Inner { name: name.to_owned(), source, sink, counters, state, was_connected }))
     }
 
     /// The adapter's name.
@@ -97,6 +99,15 @@ impl Status {
     /// The state, and the last failure until the adapter runs again.
     pub fn state(&self) -> (State, Option<String>) {
         self.0.state.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Whether the source and the sinks were connected at least once.
+    pub fn was_connected(&self) -> bool {
+        self.0.was_connected.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn handle_connected(&self) {
+        self.0.was_connected.store(true, Ordering::Relaxed);
     }
 
     pub(crate) fn set(&self, state: State, failure: Option<String>) {

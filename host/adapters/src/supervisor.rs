@@ -182,6 +182,8 @@ impl Supervisor {
     ) -> Result<(), AdapterFailure> {
         let opened = async {
             let connection = self.driver.open().await?;
+            // The component may wait for its models.
+            self.status.handle_connected();
             let call = self.component.open().await?;
             Ok::<_, AdapterFailure>((connection, call))
         };

@@ -363,6 +363,23 @@ async fn wrong_settings_are_named() -> Result<()> {
     source(&mut wrong).properties = BTreeMap::from([("no.such.property".to_owned(), "secret".to_owned())]);
     let failure = start(&wrong)?.failed().await?.to_string();
     ensure!(failure.contains("no.such.property") && !failure.contains("secret"), "{failure}");
+    // Refused before anything connects, in the source and in the sinks.
+    let tls = BTreeMap::from([("security.protocol".to_owned(), "sasl_ssl".to_owned())]);
+    let mut sink = adapter(&cluster);
+    if let AdapterSink::Kafka(config) = &mut sink.sink {
+        config.properties = tls.clone();
+    }
+    source(&mut wrong).properties = tls;
+    for adapter in [&wrong, &sink] {
+        match (Plan::new(adapter, 1).err(), cfg!(feature = "kafka-tls")) {
+            (None, true) => {}
+            (Some(error), false) => {
+                ensure!(error.contains("security.protocol=sasl_ssl") && error.contains("`kafka-tls`"), "{error}")
+            }
+            (error, _) => anyhow::bail!("{error:?}"),
+        }
+    }
+    source(&mut wrong).properties = BTreeMap::new();
     source(&mut wrong).guarantee = "exactly".into();
     let error = Plan::new(&wrong, 1).err().context("it is accepted")?;
     ensure!(error.contains("`exactly` is not a guarantee"), "{error}");

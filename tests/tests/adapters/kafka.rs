@@ -8,6 +8,7 @@ use anyhow::{Context as _, Result, ensure};
 use weir_tests::kafka::{Kafka, KafkaRecord};
 use weir_tests::{Server, until};
 
+use super::files::seeded_random;
 use super::{path, stub_stream, weir_command};
 
 /// Texts with ids, and keys of which several are in each partition.
@@ -98,6 +99,84 @@ async fn transactions_commit_results_errors_and_positions() -> Result<()> {
     for error in &errors {
         assert_eq!((error.key.as_str(), error.headers["weir-error-category"].as_str()), ("bad", "client"));
     }
+    Ok(())
+}
+
+/// The process is killed after a random number of log entries, so within a transaction, between transactions or while it joins the group; a
+/// consumer of committed records then finds each result once. `WEIR_TEST_KILLS` sets the number of kills, for a longer run.
+#[tokio::test]
+async fn killed_transactions_have_each_result_once() -> Result<()> {
+    const PER_ROUND: i64 = 100;
+    let kills = std::env::var("WEIR_TEST_KILLS").ok().and_then(|kills| kills.parse().ok()).unwrap_or(4);
+    let kafka = Kafka::start().await?;
+    let mut random = seeded_random(11);
+    let mut count = 0;
+    for round in 0..kills {
+        kafka.produce(texts(count..count + PER_ROUND))?;
+        count += PER_ROUND;
+        let before = kafka.count("sentiment-output")?;
+        let more = i64::try_from(random() % 40)?;
+        let mut child = start(&kafka, &["--transactional", "--in-flight", "4"])?;
+        let written = until("written", || async { Ok(kafka.count("sentiment-output")? > before + more) }).await;
+        child.kill()?;
+        child.wait()?;
+        written.with_context(|| format!("round {round}"))?;
+    }
+    let child = start(&kafka, &["--transactional"])?;
+    until("committed", || async { Ok(kafka.committed("weir")? == count) }).await?;
+    terminate(child, 0)?;
+    let results = kafka.read_committed("sentiment-output")?;
+    let expected: BTreeSet<i64> = (0..count).collect();
+    ensure!(ids(&results) == expected, "{:?} have no result", expected.difference(&ids(&results)));
+    ensure!(results.len() == expected.len(), "{} results of {count} records", results.len());
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn clients_authenticate_with_sasl_plain() -> Result<()> {
+    let kafka = Kafka::start_with_password("ada", "secret").await?;
+    kafka.produce(texts(0..20))?;
+    let dir = tempfile::tempdir()?;
+    let (right, wrong) = (path(dir.path(), "right"), path(dir.path(), "wrong"));
+    std::fs::write(&right, "secret\n")?;
+    std::fs::write(&wrong, "guess\n")?;
+    let properties = ["--property", "security.protocol=sasl_plaintext", "--property", "sasl.mechanism=PLAIN"];
+    let with = |file| [&properties[..], &["--username", "ada", "--password-file", file]].concat();
+    let child = start(&kafka, &with(&right))?;
+    kafka.read("sentiment-output", |results| ids(results).len() == 20)?;
+    terminate(child, 0)?;
+    let arguments = ["kafka", "--brokers", kafka.brokers(), "--quiet"];
+    let output = stub_stream(&[&arguments[..], &with(&wrong)].concat())?.output()?;
+    let text = String::from_utf8(output.stderr)?;
+    ensure!(output.status.code() == Some(2) && text.contains("Kafka refuses the credentials"), "{text}");
+    ensure!(!text.contains("guess"), "{text}");
+    Ok(())
+}
+
+/// The command says at once that nothing is reached, and ends.
+#[test]
+fn broker_that_does_not_exist_ends_the_command() -> Result<()> {
+    let closed = std::net::TcpListener::bind("127.0.0.1:0")?.local_addr()?.to_string();
+    let run = |more: &[&str]| -> Result<(Option<i32>, String)> {
+        let mut arguments = vec!["kafka", "--brokers", &closed, "--quiet", "--connect-timeout", "0.2"];
+        arguments.extend(more);
+        let output = stub_stream(&arguments)?.output()?;
+        Ok((output.status.code(), String::from_utf8(output.stderr)?))
+    };
+    let (code, text) = run(&["--reconnect-delay", "0.1", "--max-reconnect-attempts", "0"])?;
+    ensure!(
+        code == Some(2) && text.contains("no connection yet") && text.contains("test-connection"),
+        "{code:?} {text}"
+    );
+    ensure!(text.contains("no connection within 0.2 s (--connect-timeout)"), "{text}");
+    // Refused before anything connects.
+    let (code, text) = run(&["--property", "security.protocol=sasl_ssl"])?;
+    ensure!(code == Some(2) && text.contains("`kafka-tls`") && text.lines().count() == 1, "{code:?} {text}");
+    let property = "security.protocol=ssl";
+    let arguments = ["test-connection", "--protocol", "kafka", "--property", property, "--brokers", &closed];
+    let output = weir_command(&arguments)?.output()?;
+    let text = String::from_utf8(output.stdout)?;
+    ensure!(output.status.code() == Some(1) && text.contains("`kafka-tls`") && !text.contains("resolve"), "{text}");
     Ok(())
 }
 

@@ -1,4 +1,4 @@
-//! Four adapters at once in a server that is killed at random: every item is counted as its guarantee says. `WEIR_TEST_KILLS` sets the number of
+//! Five adapters at once in a server that is killed at random: every item is counted as its guarantee says. `WEIR_TEST_KILLS` sets the number of
 //! kills, for a longer run.
 
 use std::collections::BTreeSet;
@@ -8,6 +8,7 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, ensure};
 use serde_json::Value;
 use weir_tests::client::publish;
+use weir_tests::kafka::Kafka;
 use weir_tests::redis::Redis;
 use weir_tests::{Server, ndjson, until};
 
@@ -18,7 +19,7 @@ use super::path;
 const KILLS: usize = 8;
 /// Lines of the file.
 const LINES: usize = 20_000;
-/// Entries of the stream of Redis, and events of the channel that is read over HTTP and over a WebSocket.
+/// Entries of the stream of Redis, records of the topic of Kafka, and events of the channel that is read over HTTP and over a WebSocket.
 const ENTRIES: u32 = 400;
 
 /// The table of an adapter.
@@ -28,7 +29,7 @@ fn adapter(name: &str, more: &str, source: &str, sink: &str) -> String {
     )
 }
 
-fn configuration(dir: &Path, redis: &Redis, feed: &Server) -> String {
+fn configuration(dir: &Path, redis: &Redis, kafka: &Kafka, feed: &Server) -> String {
     let sink = |stream: &str| format!("kind = 'redis'\nurl = '{}'\nstream = '{stream}'", redis.url());
     let lines = adapter(
         "lines",
@@ -58,7 +59,15 @@ fn configuration(dir: &Path, redis: &Redis, feed: &Server) -> String {
         ),
         &format!("{}\n[adapter.errors]\n{}", sink("messages"), sink("messages-errors")),
     );
-    lines + &entries + &events + &messages
+    let brokers = kafka.brokers();
+    let topic = |topic: &str| format!("kind = 'kafka'\nbrokers = '{brokers}'\ntopic = '{topic}'");
+    let records = adapter(
+        "records",
+        "in_flight_max = 16",
+        &format!("kind = 'kafka'\nbrokers = '{brokers}'\nguarantee = 'transactional'\nsession_timeout_ms = 6000"),
+        &format!("{}\n[adapter.errors]\n{}", topic("sentiment-output"), topic("sentiment-errors")),
+    );
+    lines + &entries + &events + &messages + &records
 }
 
 /// The payloads of a stream that are JSON objects.
@@ -76,16 +85,17 @@ fn texts(redis: &Redis, stream: &str) -> Result<BTreeSet<String>> {
 }
 
 #[tokio::test]
-async fn four_adapters_of_a_killed_server_lose_nothing() -> Result<()> {
+async fn five_adapters_of_a_killed_server_lose_nothing() -> Result<()> {
     let kills = std::env::var("WEIR_TEST_KILLS").ok().and_then(|kills| kills.parse().ok()).unwrap_or(KILLS);
     let dir = tempfile::tempdir()?;
     let redis = Redis::start()?;
     until("up", || async { Ok(redis.command(&["PING"]).is_ok()) }).await?;
     let feed = Server::start_stub(&[]).await?;
+    let kafka = Kafka::start().await?;
     let lines: String = (0..LINES).map(|id| format!("{{\"text\":\"I love number {id}\",\"id\":{id}}}\n")).collect();
     std::fs::write(dir.path().join("in.ndjson"), lines)?;
     let config = path(dir.path(), "weir.toml");
-    std::fs::write(&config, configuration(dir.path(), &redis, &feed))?;
+    std::fs::write(&config, configuration(dir.path(), &redis, &kafka, &feed))?;
     let output = dir.path().join("out.ndjson");
     let length =
         |stream: &str| -> Result<u64> { Ok(redis.command(&["XLEN", stream])?.trim_start_matches(':').trim().parse()?) };
@@ -103,6 +113,8 @@ async fn four_adapters_of_a_killed_server_lose_nothing() -> Result<()> {
             let payload = format!("{{\"text\":\"I love entry {number}\",\"id\":{number}}}");
             redis.command(&["XADD", "text-input", "*", "payload", &payload])?;
         }
+        let payload = |number| format!("{{\"text\":\"I love record {number}\",\"id\":{number}}}");
+        kafka.produce((added..target).map(|number| (format!("k{}", number % 16), payload(number))))?;
         added = target;
         let before = written()?;
         let server = Server::start_stub(&["--config", &config]).await?;
@@ -122,6 +134,7 @@ async fn four_adapters_of_a_killed_server_lose_nothing() -> Result<()> {
         Ok(pending.contains(":0\r\n") && groups.contains("lag :0"))
     })
     .await?;
+    until("committed", || async { Ok(kafka.committed("weir")? == i64::from(ENTRIES)) }).await?;
     until("events", || async { Ok(texts(&redis, "events")?.len() >= expected.len()) }).await?;
     until("messages", || async { Ok(texts(&redis, "messages")?.len() >= expected.len()) }).await?;
     server.signal("TERM")?;
@@ -137,6 +150,13 @@ async fn four_adapters_of_a_killed_server_lose_nothing() -> Result<()> {
     let ids: BTreeSet<u64> =
         payloads(&redis, "entries")?.iter().map(|result| result["id"].as_u64().unwrap_or(u64::MAX)).collect();
     ensure!(ids == (0..u64::from(ENTRIES)).collect(), "{} entries have a result", ids.len());
+    // From a topic to a topic, with transactions: exactly once.
+    let records = kafka.read_committed("sentiment-output")?;
+    let ids: BTreeSet<u64> = records
+        .iter()
+        .filter_map(|record| serde_json::from_str::<Value>(&record.payload).ok()?["id"].as_u64())
+        .collect();
+    ensure!(records.len() == ENTRIES as usize && ids == (0..u64::from(ENTRIES)).collect(), "{} results", records.len());
     // From a feed that repeats its events to a new reader: each of them, and nothing else.
     ensure!(texts(&redis, "events")? == expected);
     ensure!(texts(&redis, "messages")? == expected);

@@ -3,17 +3,24 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
+use futures::StreamExt as _;
+use futures::stream::FuturesUnordered;
 use rdkafka::client::ClientContext;
 use rdkafka::config::{ClientConfig, RDKafkaLogLevel};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use weir_config::{KafkaSink, KafkaSource};
+use tokio::net::TcpStream;
 
 use crate::driver::DriverError;
 use crate::redis::secret;
 
 /// Whether librdkafka was built with OpenSSL: TLS, SCRAM and OAUTHBEARER.
 pub(crate) const HAS_TLS: bool = cfg!(feature = "kafka-tls");
+
+/// The port of a broker without one.
+const DEFAULT_PORT: u16 = 9092;
 
 /// Properties that keys of the configuration or the guarantee of the adapter determine.
 const RESERVED: [&str; 6] = [
@@ -24,6 +31,69 @@ const RESERVED: [&str; 6] = [
     "enable.auto.offset.store",
     "transactional.id",
 ];
+
+/// Checks that the build supports what properties ask for, before anything connects.
+///
+/// # Errors
+///
+/// A property needs TLS or OpenSSL, and the build has neither.
+pub(crate) fn check_properties(properties: &BTreeMap<String, String>) -> Result<(), String> {
+    // The values of other properties may be secrets.
+    let needs_tls = |key: &str, value: &str| match key {
+        "security.protocol" if value.to_ascii_lowercase().ends_with("ssl") => Some(format!("{key}={value}")),
+        "sasl.mechanism" | "sasl.mechanisms" if !matches!(value, "PLAIN" | "GSSAPI") => Some(format!("{key}={value}")),
+        key if key.starts_with("ssl.") => Some(key.to_owned()),
+        _ => None,
+    };
+    let needed = properties.iter().find_map(|(key, value)| needs_tls(key, value));
+    match needed.filter(|_| !HAS_TLS) {
+        Some(property) => {
+            Err(format!("the property {property} needs a program that is built with the feature `kafka-tls`"))
+        }
+        None => Ok(()),
+    }
+}
+
+/// Connects to the bootstrap servers and returns once one accepts: librdkafka would wait for them without a reason.
+///
+/// # Errors
+///
+/// None of them accepts a connection; the text has the reason of each.
+pub(super) async fn reach(brokers: &str, timeout: Duration) -> Result<(), DriverError> {
+    let mut attempts: FuturesUnordered<_> = brokers
+        .split(',')
+        .map(str::trim)
+        .filter(|broker| !broker.is_empty())
+        .map(|broker| connect(broker, timeout))
+        .collect();
+    let mut reasons = Vec::new();
+    while let Some(attempt) = attempts.next().await {
+        match attempt {
+            Ok(()) => return Ok(()),
+            Err(reason) => reasons.push(reason),
+        }
+    }
+    let reasons = reasons.join(", ");
+    Err(DriverError::transport(format!(
+        "no broker of `{brokers}` accepts a connection ({reasons}); check the addresses and that a broker runs there, with `weir test-connection \
+         --protocol kafka`"
+    )))
+}
+
+/// Connects to a broker, `host`, `host:port` or `protocol://host:port`.
+async fn connect(broker: &str, timeout: Duration) -> Result<(), String> {
+    let address = broker.rsplit_once("://").map_or(broker, |(_, address)| address);
+    let (host, port) = match address.rsplit_once(':').and_then(|(host, port)| Some((host, port.parse().ok()?))) {
+        Some((host, port)) => (host, port),
+        None => (address, DEFAULT_PORT),
+    };
+    let connected = TcpStream::connect((host.trim_matches(['[', ']']), port));
+    match tokio::time::timeout(timeout, connected).await {
+        Ok(Ok(_)) => Ok(()),
+        Ok(Err(error)) => Err(format!("{broker}: {error}")),
+        Err(_) => Err(format!("{broker}: no answer within {} ms", timeout.as_millis())),
+    }
+}
 
 /// How to reach and authenticate with a cluster.
 pub(super) struct Access<'a> {
@@ -54,6 +124,7 @@ impl<'a> From<&'a KafkaSink> for Access<'a> {
 impl Access<'_> {
     /// The properties of a client: Weir's defaults for it, then those of the configuration.
     pub(super) fn config(&self, defaults: &[(&str, String)]) -> Result<ClientConfig, DriverError> {
+        check_properties(self.properties).map_err(DriverError::Config)?;
         let mut config = ClientConfig::new();
         config.set("bootstrap.servers", self.brokers).set("client.id", "weir");
         for (key, value) in defaults {
@@ -183,6 +254,33 @@ mod tests {
         assert_eq!(access("linger.ms"), Ok(Some("true".to_owned())));
         let refused = access("enable.auto.commit").unwrap_err();
         assert_eq!(refused.to_string(), "the property enable.auto.commit is not set here: Weir sets it");
+    }
+
+    #[test]
+    fn property_that_needs_tls_names_the_feature() {
+        let check = |key: &str, value: &str| check_properties(&BTreeMap::from([(key.to_owned(), value.to_owned())]));
+        let refused = |property: &str| match HAS_TLS {
+            true => Ok(()),
+            false => Err(format!("the property {property} needs a program that is built with the feature `kafka-tls`")),
+        };
+        assert_eq!(check("security.protocol", "SASL_SSL"), refused("security.protocol=SASL_SSL"));
+        assert_eq!(check("security.protocol", "ssl"), refused("security.protocol=ssl"));
+        assert_eq!(check("sasl.mechanism", "SCRAM-SHA-256"), refused("sasl.mechanism=SCRAM-SHA-256"));
+        assert_eq!(check("ssl.key.password", "hunter2"), refused("ssl.key.password"));
+        assert_eq!(check("security.protocol", "sasl_plaintext"), Ok(()));
+        assert_eq!(check("sasl.mechanism", "PLAIN"), Ok(()));
+    }
+
+    #[tokio::test]
+    async fn one_of_several_brokers_has_to_accept() {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let timeout = Duration::from_secs(60);
+        // Nothing listens on port 1.
+        assert_eq!(reach(&format!("127.0.0.1:1, PLAINTEXT://127.0.0.1:{port}"), timeout).await, Ok(()));
+        let failure = reach("127.0.0.1:1,[::1]:1", timeout).await.unwrap_err();
+        let text = failure.to_string();
+        assert!(failure.is_retryable() && text.contains("127.0.0.1:1: ") && text.contains("[::1]:1: "), "{text}");
     }
 
     #[test]

@@ -14,7 +14,7 @@ use weir_config::KafkaSink as Config;
 use weir_core::adapter::ResultRecord;
 
 use super::assignment::TopicPartition;
-use super::client::{Access, ReportContext, Reports, blocking};
+use super::client::{Access, ReportContext, Reports, blocking, reach};
 use super::consumer::{GroupConsumer, offset_list};
 use crate::driver::{BoxFuture, DriverError, Rejected, Sink};
 
@@ -44,6 +44,7 @@ impl Client {
         if let Some(id) = transactional_id {
             native.set("transactional.id", id);
         }
+        reach(config.brokers.as_str(), Duration::from_millis(config.timeout_ms)).await?;
         let context = ReportContext::default();
         let reports = context.0.clone();
         let producer = blocking(move || FutureProducer::from_config_and_context(&native, context)).await?;

@@ -11,7 +11,7 @@ use weir_config::KafkaSource as Config;
 use weir_core::adapter::SourceRecord;
 
 use super::assignment::{Assignment, TopicPartition};
-use super::client::{Access, Reports, blocking, failure};
+use super::client::{Access, Reports, blocking, failure, reach};
 use super::consumer::{Context, GroupConsumer, Poller, offset_list};
 use super::sink::Transaction;
 use crate::driver::{BoxFuture, Committer, DriverError, Read, Safe, Source};
@@ -70,6 +70,7 @@ pub async fn open(
         is_transactional: transaction.is_some(),
     };
     let (topics, timeout) = (config.topics.clone(), Duration::from_millis(config.timeout_ms));
+    reach(&config.brokers, timeout).await?;
     let consumer = blocking(move || {
         let consumer = GroupConsumer::from_config_and_context(&native, context).map_err(|error| failure(&error))?;
         // Finds a wrong address or wrong credentials; a group would wait for them without end.

@@ -69,6 +69,9 @@ pub(crate) struct StreamCommon {
     /// Most records that were read and not written yet
     #[arg(long, value_name = "N", default_value_t = 256, value_parser = clap::value_parser!(u32).range(1..))]
     in_flight: u32,
+    /// Time without a first connection after which the command fails, seconds; 0 for no limit
+    #[arg(long, value_name = "SECONDS", default_value_t = 30.0)]
+    pub(crate) connect_timeout: f64,
     /// Attempts to reconnect before the command fails; 0 for no limit
     #[arg(long, value_name = "N", default_value_t = 5)]
     max_reconnect_attempts: u32,
@@ -227,7 +230,7 @@ impl LineOutput {
     }
 }
 
-pub(super) fn milliseconds(seconds: f64) -> u64 {
+pub(crate) fn milliseconds(seconds: f64) -> u64 {
     (seconds.max(0.0) * 1000.0).round() as u64
 }
 

@@ -6,6 +6,7 @@ mod kafka;
 mod nats;
 
 use std::io::IsTerminal;
+use std::pin::pin;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -15,7 +16,7 @@ use anyhow::Context;
 use indicatif::{HumanDuration, ProgressBar, ProgressStyle};
 use serde_json::{Value, json};
 use tokio::signal::unix::{SignalKind, signal};
-use weir_adapters::status::Status;
+use weir_adapters::status::{State, Status};
 use weir_config::{Adapter, Config};
 use weir_runtime::Runtime;
 
@@ -28,6 +29,8 @@ pub(crate) use kafka::property;
 /// How often the progress bar is updated, and how often a plain line is written.
 const BAR_INTERVAL: Duration = Duration::from_millis(200);
 const PLAIN_INTERVAL: Duration = Duration::from_secs(10);
+/// How often the state of the adapter is read before its first connection.
+const STATE_INTERVAL: Duration = Duration::from_millis(50);
 
 pub(crate) fn main(arguments: &Stream) -> anyhow::Result<ExitCode> {
     let common = arguments.source.common();
@@ -40,7 +43,9 @@ pub(crate) fn main(arguments: &Stream) -> anyhow::Result<ExitCode> {
     let adapter = arguments.source.adapter();
     keep_one_model(&mut config, &adapter);
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
-    let code = runtime.block_on(run(config, adapter, ProgressForm::of(common.quiet, common.json)));
+    let connect_timeout = Duration::from_millis(arguments::milliseconds(common.connect_timeout));
+    let form = ProgressForm::of(common.quiet, common.json);
+    let code = runtime.block_on(run(config, adapter, connect_timeout, form));
     // Without waiting for replicas, whose threads may be in the middle of a computation.
     runtime.shutdown_background();
     code
@@ -68,7 +73,12 @@ fn keep_one_model(config: &mut Config, adapter: &Adapter) {
     }
 }
 
-async fn run(config: Config, adapter: Adapter, form: ProgressForm) -> anyhow::Result<ExitCode> {
+async fn run(
+    config: Config,
+    adapter: Adapter,
+    connect_timeout: Duration,
+    form: ProgressForm,
+) -> anyhow::Result<ExitCode> {
     // Registered first, so that no signal is lost.
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
@@ -77,6 +87,7 @@ async fn run(config: Config, adapter: Adapter, form: ProgressForm) -> anyhow::Re
     let mut adapters = RunningAdapters::start(&runtime, std::slice::from_ref(&adapter), |_, _| {})?;
     let status = adapters.statuses().pop().context("the adapter has no status")?;
     let progress = tokio::spawn(show_progress(status.clone(), form));
+    let mut unreached = pin!(first_connection(&status, connect_timeout, form));
     let mut stopping = false;
     let failures = loop {
         let stop = async {
@@ -90,6 +101,11 @@ async fn run(config: Config, adapter: Adapter, form: ProgressForm) -> anyhow::Re
             tokio::select! {
                 failures = result => Some(failures),
                 () = stop => None,
+                failure = &mut unreached => {
+                    progress.abort();
+                    let _ = progress.await;
+                    return Err(failure);
+                }
             }
         };
         match result {
@@ -110,6 +126,31 @@ async fn run(config: Config, adapter: Adapter, form: ProgressForm) -> anyhow::Re
         anyhow::bail!("{failure}");
     }
     Ok(if report.errors > 0 { ExitCode::FAILURE } else { ExitCode::SUCCESS })
+}
+
+/// Resolves if the adapter has not connected within a time; says so after the first attempt.
+async fn first_connection(status: &Status, timeout: Duration, form: ProgressForm) -> anyhow::Error {
+    let start = Instant::now();
+    let mut has_said = false;
+    while !status.was_connected() {
+        if let (State::Reconnecting, Some(failure)) = status.state() {
+            let limit_s = timeout.as_secs_f64();
+            if !std::mem::replace(&mut has_said, true) {
+                match form {
+                    ProgressForm::Json => eprintln!("{}", json!({"connected": false, "failure": failure})),
+                    _ if timeout.is_zero() => eprintln!("weir: no connection yet; the attempts continue: {failure}"),
+                    _ => eprintln!(
+                        "weir: no connection yet; the attempts end {limit_s} s after the start (--connect-timeout): {failure}"
+                    ),
+                }
+            }
+            if !timeout.is_zero() && start.elapsed() >= timeout {
+                return anyhow::anyhow!("no connection within {limit_s} s (--connect-timeout): {failure}");
+            }
+        }
+        tokio::time::sleep(STATE_INTERVAL).await;
+    }
+    std::future::pending().await
 }
 
 /// Shows the progress until this future is dropped, then the totals.

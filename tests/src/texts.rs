@@ -59,6 +59,7 @@ pub fn classify_item(id: u64, model: &str, text: impl Into<String>) -> Item {
         overflow: Overflow::Truncate,
         deadline_ms: None,
         when_full: WhenFull::Wait,
+        traceparent: None,
         task: Task::Classify(ClassifyOptions { top_k: None, activation: None }),
     }
 }

@@ -55,6 +55,7 @@ pub(crate) fn item(model: &str, task: &Task, overflow: Overflow, id: u64, (text,
         overflow,
         deadline_ms: None,
         when_full: WhenFull::Wait,
+        traceparent: None,
         task: task.clone(),
     }
 }

@@ -3,7 +3,6 @@
 use weir_codec::{
     adapter::{
         config::{AdapterConfig, Aggregation, TaskKind},
-        decode::Input,
         encode::Output,
     },
     inference::output::Entity,
@@ -11,15 +10,25 @@ use weir_codec::{
 use weir_core::{
     adapter::{Destination, ResultRecord},
     failure::Failure,
+    inference::text_step::TextStep,
 };
 
-use crate::bindings::{exports::weir::stream::adapter as records, weir::stream::types as wire};
+use crate::{
+    bindings::{exports::weir::stream::adapter as records, weir::stream::types as wire},
+    transform::{ItemContent, ItemInput},
+};
 
 /// Minimum and maximum length of a summary, in tokens.
 const SUMMARY_TOKENS: (u32, u32) = (30, 130);
 
 /// Builds the item of an attempt. It waits for room when the queue is full.
-pub fn item(config: &AdapterConfig, attempt: u64, input: Input) -> wire::Item {
+pub fn item(config: &AdapterConfig, attempt: u64, input: ItemInput) -> wire::Item {
+    let ItemInput { content, traceparent } = input;
+    let traceparent = traceparent.map(|traceparent| (*traceparent).to_owned());
+    let input = match content {
+        ItemContent::Text(input) => input,
+        ItemContent::Step(step, text) => return wire::Item { traceparent, ..step_item(config, attempt, step, text) },
+    };
     let when_too_long = if config.truncation { wire::Overflow::Truncate } else { wire::Overflow::Fail };
     let (overflow, task) = match config.task {
         TaskKind::Classify => {
@@ -37,11 +46,8 @@ pub fn item(config: &AdapterConfig, attempt: u64, input: Input) -> wire::Item {
             (wire::Overflow::Split, wire::Task::Tokens(options))
         }
         TaskKind::Embed => (when_too_long, wire::Task::Embed(wire::EmbedOptions { normalize: true })),
-        // `annotate` is computed without a model, and has no items.
-        TaskKind::Summarize | TaskKind::Annotate => {
-            let (tokens_min, tokens_max) = SUMMARY_TOKENS;
-            (wire::Overflow::Split, wire::Task::Summarize(wire::SummaryOptions { tokens_min, tokens_max }))
-        }
+        // `annotate` is computed without a model, and the items of `transcript` are steps.
+        TaskKind::Summarize | TaskKind::Annotate | TaskKind::Transcript => (wire::Overflow::Split, summarize()),
     };
     wire::Item {
         id: attempt,
@@ -51,8 +57,42 @@ pub fn item(config: &AdapterConfig, attempt: u64, input: Input) -> wire::Item {
         overflow,
         deadline_ms: None,
         when_full: wire::WhenFull::Wait,
+        traceparent,
         task,
     }
+}
+
+/// Builds the item of a step of a transcript, as `/v1/transcript` does.
+fn step_item(config: &AdapterConfig, attempt: u64, step: TextStep, text: String) -> wire::Item {
+    let models = &config.transcript;
+    let (model, overflow, task) = match step {
+        TextStep::Sentiment => {
+            let options = wire::ClassifyOptions { top_k: Some(1), activation: None };
+            (&models.sentiment_model, wire::Overflow::Truncate, wire::Task::Classify(options))
+        }
+        TextStep::Entities => {
+            let ignore_labels = vec!["O".to_owned()];
+            let options = wire::TokenOptions { aggregation: wire::Aggregation::First, ignore_labels, stride: None };
+            (&models.entities_model, wire::Overflow::Split, wire::Task::Tokens(options))
+        }
+        TextStep::Summarization => (&models.summary_model, wire::Overflow::Split, summarize()),
+    };
+    wire::Item {
+        id: attempt,
+        model: model.clone(),
+        text,
+        text_pair: None,
+        overflow,
+        deadline_ms: None,
+        when_full: wire::WhenFull::Wait,
+        traceparent: None,
+        task,
+    }
+}
+
+fn summarize() -> wire::Task {
+    let (tokens_min, tokens_max) = SUMMARY_TOKENS;
+    wire::Task::Summarize(wire::SummaryOptions { tokens_min, tokens_max })
 }
 
 /// Converts the result of an outcome.

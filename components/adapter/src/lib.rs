@@ -1,6 +1,7 @@
 //! The adapter component: records of other systems in, records with results out.
 //!
 //! - [`transform`]: the state of one call: decodes records, hands out their items for inference, encodes results.
+//! - [`sessions`]: the sessions of the task `transcript`.
 //! - [`convert`]: conversions between the types of core and codec and the WIT records.
 //! - `service`: the streams; compiled for wasm32 only, so that the other modules can be tested natively.
 //!
@@ -24,6 +25,7 @@ pub mod bindings {
 }
 
 pub mod convert;
+pub mod sessions;
 pub mod transform;
 
 #[cfg(target_arch = "wasm32")]

@@ -86,6 +86,9 @@ impl CallState {
             }
             buffer = read;
             let ended = !matches!(status, StreamResult::Complete(_));
+            if ended {
+                self.transform.borrow_mut().handle_end();
+            }
             self.has_ended.set(ended);
             self.items.notify();
             self.results.notify();

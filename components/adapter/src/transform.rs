@@ -1,8 +1,10 @@
 //! The state of one call: decodes records, hands out their items for inference, encodes results.
 
+use std::sync::Arc;
+
 use weir_codec::adapter::{
     config::{AdapterConfig, TaskKind},
-    decode::{CSV_COLUMNS_HEADER, Decoded, Input, REFUSAL_HEADER, Refusal, decode},
+    decode::{CSV_COLUMNS_HEADER, Decoded, Input, REFUSAL_HEADER, Refusal, decode, decode_chunks},
     encode::{Output, encode},
 };
 use weir_core::{
@@ -11,19 +13,44 @@ use weir_core::{
         FlowConfig, Header, Part, Position, ResultRecord, SourceRecord,
     },
     failure::Failure,
+    inference::text_step::TextStep,
     transcripts::annotate::{AnnotateBuffer, AnnotateConfig, Annotator},
 };
 
+use crate::sessions::{EndedSession, InputEvents, SessionName, Sessions};
+
 /// The header of a result with the name of the model.
 pub const MODEL_HEADER: &str = "weir-model";
+/// The header of a record with its trace context.
+const TRACE_HEADER: &str = "traceparent";
 
 /// The records of one call. The driver passes in records and outcomes, and polls items and results.
 #[derive(Debug)]
 pub struct Transform {
     config: AdapterConfig,
-    flow: Flow<OpenRecord, Input, Output>,
+    flow: Flow<OpenRecord, ItemInput, Output>,
     /// For the task `annotate`, which needs no model.
     annotator: Option<Annotator>,
+    /// For the task `transcript`.
+    sessions: Option<Sessions>,
+}
+
+/// The input of an item.
+#[derive(Debug, Clone, PartialEq)]
+pub struct ItemInput {
+    /// The text, and what is computed for it.
+    pub content: ItemContent,
+    /// The header `traceparent` of its record.
+    pub traceparent: Option<Arc<str>>,
+}
+
+/// The text of an item, and what is computed for it.
+#[derive(Debug, Clone, PartialEq)]
+pub enum ItemContent {
+    /// A text of a record, for the model of the adapter.
+    Text(Input),
+    /// A text of a transcript, for the model of a step.
+    Step(TextStep, String),
 }
 
 /// A record without all of its results.
@@ -33,15 +60,27 @@ struct OpenRecord {
     key: Option<Vec<u8>>,
     headers: Vec<Header>,
     origin: String,
-    position: Position,
+    /// None for the sessions that end after the last record.
+    position: Option<Position>,
     parts: Vec<OpenPart>,
 }
 
-/// One part of a payload: its bytes, and the refusal of a part that has no item.
+/// One part of a payload.
 #[derive(Debug)]
 struct OpenPart {
+    /// Its bytes; `None` when it is the whole payload.
     bytes: Option<Vec<u8>>,
-    refusal: Option<Refusal>,
+    content: PartContent,
+}
+
+#[derive(Debug)]
+enum PartContent {
+    /// It has no item.
+    Refused(Refusal),
+    /// It has one item.
+    Item,
+    /// Events of a transcript, each of which has a result. The name of the session unless it is that of the record.
+    Events(Option<SessionName>, Box<InputEvents>),
 }
 
 impl Transform {
@@ -57,7 +96,11 @@ impl Transform {
             TaskKind::Annotate => Some(Annotator::new(&AnnotateConfig::default()).map_err(|error| error.to_string())?),
             _ => None,
         };
-        Ok(Self { flow: Flow::new(flow, seed), config, annotator })
+        let sessions = match config.task {
+            TaskKind::Transcript => Some(Sessions::new(&config.transcript)?),
+            _ => None,
+        };
+        Ok(Self { flow: Flow::new(flow, seed), config, annotator, sessions })
     }
 
     /// The settings.
@@ -78,27 +121,68 @@ impl Transform {
             Some(headers.remove(at).value)
         };
         let (columns, refusal) = (take(CSV_COLUMNS_HEADER), take(REFUSAL_HEADER));
-        let decoded = match refusal {
-            Some(reason) => {
+        let (mut parts, mut contents) = (Vec::new(), Vec::new());
+        match (refusal, &mut self.sessions) {
+            (Some(reason), _) => {
                 let reason = String::from_utf8_lossy(&reason).into_owned();
-                vec![Decoded { bytes: None, item: Err(Refusal { code: "malformed_source", reason }) }]
+                let content = PartContent::Refused(Refusal { code: "malformed_source", reason });
+                parts.push(OpenPart { bytes: None, content });
             }
-            None => decode(&self.config, &payload, columns.as_deref()),
-        };
-        let (mut parts, mut inputs) = (Vec::with_capacity(decoded.len()), Vec::new());
-        for Decoded { bytes, item } in decoded {
-            let refusal = item.map(|input| inputs.push(input)).err();
-            parts.push(OpenPart { bytes, refusal });
+            (None, Some(sessions)) => {
+                let name = SessionName { origin: origin.clone(), key: key.clone() };
+                for Decoded { bytes, item } in decode_chunks(&self.config, &payload) {
+                    let handled = item.and_then(|input| sessions.handle_input(&name, position.partition, input));
+                    let content = match handled {
+                        Ok(events) => event_part(None, events, &mut contents),
+                        Err(refusal) => PartContent::Refused(refusal),
+                    };
+                    parts.push(OpenPart { bytes, content });
+                }
+                while let Some(EndedSession { name, events, .. }) = sessions.poll_excess() {
+                    parts.push(OpenPart { bytes: None, content: event_part(Some(name), events, &mut contents) });
+                }
+            }
+            (None, None) => {
+                for Decoded { bytes, item } in decode(&self.config, &payload, columns.as_deref()) {
+                    let content = match item {
+                        Ok(input) => {
+                            contents.push(ItemContent::Text(input));
+                            PartContent::Item
+                        }
+                        Err(refusal) => PartContent::Refused(refusal),
+                    };
+                    parts.push(OpenPart { bytes, content });
+                }
+            }
         }
-        self.flow.handle_record(position, OpenRecord { payload, key, headers, origin, position, parts }, inputs);
+        let trace = headers.iter().rev().find(|header| header.name == TRACE_HEADER);
+        let traceparent: Option<Arc<str>> =
+            trace.and_then(|header| std::str::from_utf8(&header.value).ok()).map(Arc::from);
+        let record = OpenRecord { payload, key, headers, origin, position: Some(position), parts };
+        let input = |content| ItemInput { content, traceparent: traceparent.clone() };
+        self.flow.handle_record(position, record, contents.into_iter().map(input).collect());
         self.annotate();
+    }
+
+    /// Ends the open sessions of transcripts, after the last record.
+    pub fn handle_end(&mut self) {
+        let Some(sessions) = &mut self.sessions else { return };
+        while let Some(EndedSession { name, partition, events }) = sessions.poll_end() {
+            let mut contents = Vec::new();
+            let content = event_part(None, events, &mut contents);
+            let SessionName { origin, key } = name;
+            let (payload, headers, parts) = (Vec::new(), Vec::new(), vec![OpenPart { bytes: None, content }]);
+            let record = OpenRecord { payload, key, headers, origin, position: None, parts };
+            let inputs = contents.into_iter().map(|content| ItemInput { content, traceparent: None });
+            self.flow.handle_record(Position { partition, offset: u64::MAX }, record, inputs.collect());
+        }
     }
 
     /// Annotates the waiting items, if the task is `annotate`.
     fn annotate(&mut self) {
         let Some(annotator) = &self.annotator else { return };
         let mut buffer = AnnotateBuffer::default();
-        while let Some((attempt, input)) = self.flow.poll_item(0) {
+        while let Some((attempt, ItemInput { content: ItemContent::Text(input), .. })) = self.flow.poll_item(0) {
             let annotation = annotator.annotate(&input.text, &mut buffer);
             self.flow.handle_outcome(0, attempt, Ok(Output::Annotation(annotation)));
         }
@@ -110,7 +194,7 @@ impl Transform {
     }
 
     /// The next item for inference, with the number of its attempt.
-    pub fn poll_item(&mut self, now: u64) -> Option<(u64, Input)> {
+    pub fn poll_item(&mut self, now: u64) -> Option<(u64, ItemInput)> {
         self.flow.poll_item(now)
     }
 
@@ -132,25 +216,44 @@ impl Transform {
             origin: origin.clone(),
             completes: Vec::new(),
         };
+        let with_model = || {
+            let mut headers = headers.clone();
+            headers.push(Header::new(MODEL_HEADER, self.config.model.as_str()));
+            headers
+        };
         let from = results.len();
         let mut items = parts.into_iter();
-        for OpenPart { bytes, refusal } in open {
-            let outcome = match refusal {
-                Some(refusal) => Err((ErrorCategory::Client, refusal.code, refusal.reason)),
-                None => match items.next() {
-                    Some(Part::Output(input, output)) => Ok(encode(&self.config, &input, &output)),
+        for OpenPart { bytes, content } in open {
+            let outcome = match content {
+                PartContent::Refused(refusal) => Err((ErrorCategory::Client, refusal.code, refusal.reason)),
+                PartContent::Events(session, events) => {
+                    let outputs = items.by_ref().take(events.queries.len()).map(|part| match part {
+                        Part::Output(_, output) => Ok(output),
+                        Part::Failed(_, failure) => Err(failure),
+                    });
+                    for line in events.lines(outputs.collect::<Vec<_>>()) {
+                        let mut line = result(line, with_model(), Destination::Output);
+                        if let Some(SessionName { origin, key }) = &session {
+                            (line.origin, line.key) = (origin.clone(), key.clone());
+                        }
+                        results.push(line);
+                    }
+                    continue;
+                }
+                PartContent::Item => match items.next() {
+                    Some(Part::Output(ItemInput { content: ItemContent::Text(input), .. }, output)) => {
+                        Ok(encode(&self.config, &input, &output))
+                    }
                     Some(Part::Failed(_, failure)) => {
                         Err((ErrorCategory::from(&failure), failure.code(), failure.to_string()))
                     }
-                    None => Err((ErrorCategory::System, "internal", "the item has no outcome".to_owned())),
+                    Some(Part::Output(..)) | None => {
+                        Err((ErrorCategory::System, "internal", "the item has no outcome".to_owned()))
+                    }
                 },
             };
             results.push(match outcome {
-                Ok(payload) => {
-                    let mut headers = headers.clone();
-                    headers.push(Header::new(MODEL_HEADER, self.config.model.as_str()));
-                    result(payload, headers, Destination::Output)
-                }
+                Ok(payload) => result(payload, with_model(), Destination::Output),
                 Err((category, code, reason)) => {
                     let mut headers = headers.clone();
                     headers.push(Header::new(ERROR_CATEGORY_HEADER, category.name()));
@@ -160,14 +263,22 @@ impl Transform {
                 }
             });
         }
-        if results.len() == from {
-            results.push(result(Vec::new(), Vec::new(), Destination::None));
-        }
-        if let Some(last) = results.last_mut() {
-            last.completes.push(position);
+        if let Some(position) = position {
+            if results.len() == from {
+                results.push(result(Vec::new(), Vec::new(), Destination::None));
+            }
+            if let Some(last) = results.last_mut() {
+                last.completes.push(position);
+            }
         }
         true
     }
+}
+
+/// The content of a part that is events; their queries are added to `contents`.
+fn event_part(session: Option<SessionName>, events: InputEvents, contents: &mut Vec<ItemContent>) -> PartContent {
+    contents.extend(events.queries.iter().map(|query| ItemContent::Step(query.step, query.text.clone())));
+    PartContent::Events(session, Box::new(events))
 }
 
 #[cfg(test)]
@@ -194,7 +305,8 @@ mod tests {
     fn run(transform: &mut Transform) -> Vec<ResultRecord> {
         let mut results = Vec::new();
         while let Some((attempt, input)) = transform.poll_item(0) {
-            transform.handle_outcome(0, attempt, Ok(label(&input.text)));
+            let (ItemContent::Text(Input { text, .. }) | ItemContent::Step(_, text)) = input.content;
+            transform.handle_outcome(0, attempt, Ok(label(&text)));
         }
         while transform.poll_results(&mut results) {}
         results
@@ -218,6 +330,8 @@ mod tests {
             ]
         );
         assert_eq!(results[0].header("traceparent"), Some("00-1"));
+        transform.handle_record(record(5, r#"{"text":"c"}"#));
+        assert_eq!(transform.poll_item(0).unwrap().1.traceparent.as_deref(), Some("00-1"));
         assert_eq!(results[0].header(MODEL_HEADER), Some("sentiment"));
         assert_eq!(results[1].header(ERROR_CATEGORY_HEADER), Some("client"));
         assert_eq!(results[1].header(ERROR_CODE_HEADER), Some("malformed_json"));
@@ -255,6 +369,54 @@ mod tests {
         assert!(text.starts_with(r#"{"id":7,"semantic":{"keywords":["cancel","supervisor"],"#), "{text}");
         assert!(text.contains(r#""risk_tags":["churn_risk","escalation"]"#), "{text}");
         assert_eq!(results[0].header(MODEL_HEADER), Some("rules"));
+    }
+
+    /// The payloads of results, each with the number of records that it completes.
+    fn payloads(results: &[ResultRecord]) -> Vec<(String, usize)> {
+        let payload = |result: &ResultRecord| String::from_utf8(result.payload.clone()).unwrap();
+        results.iter().map(|result| (payload(result), result.completes.len())).collect()
+    }
+
+    #[test]
+    fn chunk_has_its_events_as_results_and_the_end_completes_the_open_segment() {
+        let settings = r#"{"task":"transcript","transcript":{"parameters":"annotate=sentiment"}}"#;
+        let mut transform = Transform::new(settings, 1).unwrap();
+        transform.handle_record(record(0, r#"{"start":0,"end":1,"text":"a"}"#));
+        transform.handle_record(record(1, r#"{"start":9,"end":9.5,"text":"b"}"#));
+        transform.handle_record(record(2, r#"{"start":"9","end":9.5,"text":"c"}"#));
+        let mut other = record(3, r#"{"start":0,"end":1,"text":"d"}"#);
+        other.key = None;
+        transform.handle_record(other);
+        let results = run(&mut transform);
+        let partial = |text: &str, start: &str, end: &str| {
+            format!(
+                r#"{{"type":"partial_segment","segment":{{"start":{start},"end":{end},"text":"{text}","speaker_id":null}}}}"#
+            )
+        };
+        let last = |text: &str, start: &str, end: &str, id: u32| {
+            format!(
+                r#"{{"type":"final_segment","segment":{{"start":{start},"end":{end},"text":"{text}","speaker_id":null}},"segment_id":{id},"sentiment":{{"label":"{text}","score":1.0}}}}"#
+            )
+        };
+        assert_eq!(
+            payloads(&results),
+            [
+                (partial("a", "0.0", "1.0"), 1),
+                (last("a", "0.0", "1.0", 0), 0),
+                (partial("b", "9.0", "9.5"), 1),
+                (r#"{"start":"9","end":9.5,"text":"c"}"#.to_owned(), 1),
+                (partial("d", "0.0", "1.0"), 1),
+            ]
+        );
+        assert_eq!(
+            (results[3].destination, results[3].header(ERROR_CODE_HEADER)),
+            (Destination::Error, Some("wrong_type"))
+        );
+        transform.handle_end();
+        let results = run(&mut transform);
+        assert_eq!(payloads(&results), [(last("d", "0.0", "1.0", 0), 0), (last("b", "9.0", "9.5", 1), 0)]);
+        assert_eq!((results[0].key.as_deref(), results[1].key.as_deref()), (None, Some(&b"k"[..])));
+        assert_eq!((results[1].origin.as_str(), transform.open()), ("topic", 0));
     }
 
     #[test]

@@ -37,6 +37,7 @@ fn item(text: &str, task: Task) -> Item {
         overflow: Overflow::Truncate,
         deadline_ms: None,
         when_full: WhenFull::Wait,
+        traceparent: None,
         task,
     }
 }

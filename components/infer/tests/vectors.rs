@@ -98,6 +98,7 @@ fn item_of(line: &Value, files: &ModelFiles) -> Item {
         overflow: Overflow::Truncate,
         deadline_ms: None,
         when_full: WhenFull::Wait,
+        traceparent: None,
         task,
     }
 }

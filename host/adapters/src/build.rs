@@ -4,7 +4,9 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use weir_codec::adapter::config::{AdapterConfig, Fields, Format, OrderingName, OutputFormat, TaskKind};
+use weir_codec::adapter::config::{
+    AdapterConfig, Fields, Format, OrderingName, OutputFormat, TaskKind, TranscriptConfig,
+};
 use weir_codec::adapter::encode::csv_columns;
 use weir_config::{Adapter, AdapterSink, AdapterSource, KafkaSink};
 use weir_core::adapter::ReconnectConfig;
@@ -24,8 +26,8 @@ pub struct Plan {
     pub name: String,
     /// The component file; empty for the built-in one.
     pub component: PathBuf,
-    /// The name of its model; empty if it has none.
-    pub model: String,
+    /// The names of its models.
+    pub models: Vec<String>,
     /// The settings of the component: a JSON object.
     pub settings: String,
     /// The pipeline that processes the records instead of the component.
@@ -55,6 +57,41 @@ pub struct PipelinePlan {
     pub attempts_max: u32,
 }
 
+/// Checks that the results of a task, which are JSON of any form, are not to be written as rows or text.
+fn check_json_output(adapter: &Adapter, task: &str) -> Result<(), String> {
+    let line_format = match &adapter.sink {
+        AdapterSink::Stdout(sink) => sink.format.as_str(),
+        AdapterSink::File(sink) => sink.format.as_str(),
+        _ => "",
+    };
+    match adapter.output_format != "json" || matches!(line_format, "csv" | "text" | "table") {
+        true => Err(format!("the results of the task `{task}` are JSON; use the format json or ndjson for results")),
+        false => Ok(()),
+    }
+}
+
+/// The models that an adapter needs.
+///
+/// # Errors
+///
+/// The text names the key and the valid values.
+pub fn models(adapter: &Adapter) -> Result<Vec<String>, String> {
+    if adapter.task == "pipeline" {
+        return Ok(Vec::new());
+    }
+    models_of(&settings(adapter)?.0)
+}
+
+fn models_of(settings: &AdapterConfig) -> Result<Vec<String>, String> {
+    match settings.task {
+        TaskKind::Annotate => Ok(Vec::new()),
+        TaskKind::Transcript => settings.transcript.models(),
+        TaskKind::Classify | TaskKind::Tokens | TaskKind::Embed | TaskKind::Summarize => {
+            Ok(vec![settings.model.clone()])
+        }
+    }
+}
+
 /// The pipeline of an adapter, if its task is one.
 fn pipeline(adapter: &Adapter) -> Result<Option<PipelinePlan>, String> {
     if adapter.task != "pipeline" {
@@ -63,14 +100,7 @@ fn pipeline(adapter: &Adapter) -> Result<Option<PipelinePlan>, String> {
     if adapter.pipeline.is_empty() {
         return Err("pipeline is empty; give the name of a pipeline of the server".to_owned());
     }
-    let line_format = match &adapter.sink {
-        AdapterSink::Stdout(sink) => sink.format.as_str(),
-        AdapterSink::File(sink) => sink.format.as_str(),
-        _ => "",
-    };
-    if adapter.output_format != "json" || matches!(line_format, "csv" | "text" | "table") {
-        return Err("the outputs of a pipeline are JSON; use the format json or ndjson for results".to_owned());
-    }
+    check_json_output(adapter, "pipeline")?;
     let is_text = match adapter.format.as_str() {
         "text" => true,
         "json" | "ndjson" | "auto" => false,
@@ -145,7 +175,7 @@ impl Plan {
         Ok(Self {
             name: adapter.name.clone(),
             component: adapter.component.clone(),
-            model: if settings.task == TaskKind::Annotate { String::new() } else { settings.model.clone() },
+            models: if pipeline.is_some() { Vec::new() } else { models_of(&settings).map_err(wrong)? },
             settings: settings.to_json(),
             pipeline,
             driver: Arc::new(driver),
@@ -271,7 +301,7 @@ fn settings(adapter: &Adapter) -> Result<(AdapterConfig, Framing), String> {
         ("", TaskKind::Classify) => "sentiment",
         ("", TaskKind::Tokens) => "entities",
         ("", TaskKind::Embed | TaskKind::Summarize) => "embeddings",
-        (_, TaskKind::Annotate) => "rules",
+        (_, TaskKind::Annotate | TaskKind::Transcript) => "rules",
         (model, _) => model,
     };
     let (format, framing) = formats(adapter)?;
@@ -292,6 +322,9 @@ fn settings(adapter: &Adapter) -> Result<(AdapterConfig, Framing), String> {
         AdapterSink::Channel(_) => "json",
         AdapterSink::Redis(_) | AdapterSink::Http(_) | AdapterSink::Kafka(_) | AdapterSink::Nats(_) => "",
     };
+    if task == TaskKind::Transcript {
+        check_json_output(adapter, "transcript")?;
+    }
     let is_table = line_format == "table";
     match line_format {
         "csv" | "text" => output = line_format,
@@ -318,6 +351,12 @@ fn settings(adapter: &Adapter) -> Result<(AdapterConfig, Framing), String> {
         top_k: adapter.top_k,
         aggregation: parse_name("aggregation", &adapter.aggregation)?,
         truncation: adapter.truncation,
+        transcript: TranscriptConfig {
+            parameters: adapter.transcript.clone(),
+            sentiment_model: adapter.sentiment_model.clone(),
+            entities_model: adapter.entities_model.clone(),
+            summary_model: adapter.summary_model.clone(),
+        },
     };
     settings.check()?;
     Ok((settings, framing))

@@ -31,6 +31,7 @@ pub mod http;
 #[cfg(feature = "kafka")]
 pub mod kafka;
 pub mod nats;
+mod pending;
 pub mod redis;
 pub mod status;
 pub mod supervisor;

@@ -18,13 +18,12 @@ use weir_core::wording::counted;
 use crate::driver::{
     BoxFuture, CONTROL_HEADERS, Committer, Connection, Driver, DriverError, Marks, Read, Rejected, Safe, Sink, Source,
 };
+use crate::pending::PendingResults;
 use crate::status::{State, Status};
 use crate::traces::{RecordSpans, trace_record, write_span};
 
 /// The most records of a read.
 const READ_RECORDS_MAX: usize = 256;
-/// The most results that wait for the sink; with more, the component's results are not received.
-const PENDING_MAX: usize = 512;
 /// The instances that may end at one record before it goes to the error destination.
 const STRIKES_MAX: u32 = 2;
 
@@ -209,7 +208,8 @@ impl Supervisor {
             records: Some(call.records),
             results: Some(call.results),
             unsent: VecDeque::new(),
-            pending: Vec::new(),
+            pending: PendingResults::default(),
+            has_rest: false,
             safe: Safe::default(),
             marks: Watermarks::new(),
             has_ended: false,
@@ -335,7 +335,12 @@ impl Writer {
         Ok(())
     }
 
-    async fn finish(mut self) -> Result<(), DriverError> {
+    /// Ends the sinks. With `has_rest`, results were written since the last commit.
+    async fn finish(mut self, has_rest: bool) -> Result<(), DriverError> {
+        if has_rest {
+            let safe = Safe { marks: self.marks(), is_exact: true, ..Safe::default() };
+            self.committer.commit(&safe).await?;
+        }
         self.sink.finish().await?;
         if let Some(errors) = &mut self.errors {
             errors.finish().await?;
@@ -389,7 +394,9 @@ struct Flight<'a> {
     records: Option<mpsc::Sender<SourceRecord>>,
     results: Option<mpsc::Receiver<ResultRecord>>,
     unsent: VecDeque<SourceRecord>,
-    pending: Vec<ResultRecord>,
+    pending: PendingResults,
+    /// Results of no record are written and not committed.
+    has_rest: bool,
     safe: Safe,
     marks: Watermarks,
     /// Whether reading has ended.
@@ -414,7 +421,7 @@ impl Flight<'_> {
         let mut alone: Option<SourceRecord> = None;
         loop {
             if let Some(writer) = idle.take() {
-                let batch = self.complete_results();
+                let batch = self.pending.take(self.has_ended.then(|| self.marks.open()));
                 if batch.is_empty() && self.safe.completed.is_empty() {
                     if self.results.is_none() {
                         return self.end(writer, end, alone).await;
@@ -458,7 +465,7 @@ impl Flight<'_> {
                         self.has_ended = true;
                     }
                 }
-                result = receive(&mut self.results), if self.results.is_some() && self.pending.len() < PENDING_MAX => {
+                result = receive(&mut self.results), if self.results.is_some() && self.pending.has_room() => {
                     self.progressed = Instant::now();
                     match result {
                         Some(result) => self.pending.push(result),
@@ -478,7 +485,7 @@ impl Flight<'_> {
             }
             // Results that are available already.
             while let Some(results) = &mut self.results
-                && self.pending.len() < PENDING_MAX
+                && self.pending.has_room()
                 && let Ok(result) = results.try_recv()
             {
                 self.pending.push(result);
@@ -499,7 +506,7 @@ impl Flight<'_> {
             self.poison.handle_lost(open, alone);
             return Err(AdapterFailure::Lost { open, reason });
         }
-        writer.finish().await?;
+        writer.finish(self.has_rest).await?;
         Ok(())
     }
 
@@ -546,14 +553,9 @@ impl Flight<'_> {
         Ok(())
     }
 
-    /// Takes the results up to the last one that completes a record.
-    fn complete_results(&mut self) -> Vec<ResultRecord> {
-        let complete = self.pending.iter().rposition(|result| !result.completes.is_empty()).map_or(0, |last| last + 1);
-        self.pending.drain(..complete).collect()
-    }
-
     fn handle_written(&mut self, batch: &[ResultRecord]) {
         let counters = self.status.counters();
+        self.has_rest = batch.last().is_some_and(|last| last.completes.is_empty());
         for result in batch {
             match result.destination {
                 Destination::Output => counters.results.fetch_add(1, Ordering::Relaxed),

@@ -2,6 +2,7 @@
 //! and the sink see the header with the context of this span. A write has a span that links those of its results.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use weir_core::adapter::{Destination, ERROR_CODE_HEADER, Header, Position, ResultRecord, SourceRecord};
 use weir_telemetry::{Span, SpanContext, SpanKind, TRACEPARENT};
@@ -29,12 +30,9 @@ pub(crate) fn trace_record(record: &mut SourceRecord, adapter: &str) -> Option<S
 
 /// Starts the span of a write; none if none of its results is traced.
 pub(crate) fn write_span(batch: &[ResultRecord]) -> Option<Span> {
-    let mut contexts =
-        batch.iter().filter_map(|result| context(&result.headers)).filter(SpanContext::is_sampled).peekable();
-    contexts.peek()?;
-    let span = Span::start("adapter write", SpanKind::Producer, None)?;
+    let contexts = batch.iter().filter_map(|result| context(&result.headers));
+    let span = Span::linked("adapter write", SpanKind::Producer, contexts, Duration::ZERO)?;
     span.set_number("weir.results", i64::try_from(batch.len()).unwrap_or(i64::MAX));
-    contexts.for_each(|context| span.link(context));
     Some(span)
 }
 

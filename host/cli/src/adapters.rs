@@ -48,7 +48,7 @@ impl RunningAdapters {
                     component: runtime.adapters().load(&plan.component)?,
                     runtime: runtime.clone(),
                     name: plan.name.clone(),
-                    model: plan.model.clone(),
+                    models: plan.models.clone(),
                     settings: plan.settings.clone(),
                 }),
             };
@@ -121,19 +121,19 @@ struct RuntimeComponent {
     component: AdapterComponent,
     runtime: Arc<Runtime>,
     name: String,
-    model: String,
+    models: Vec<String>,
     settings: String,
 }
 
 impl Component for RuntimeComponent {
     fn open(&self) -> BoxFuture<'_, Result<ComponentCall, ComponentError>> {
         Box::pin(async move {
-            if !self.model.is_empty() {
-                if !self.runtime.models().iter().any(|model| model.name == self.model) {
-                    return Err(ComponentError::Config(format!("no model named `{}` is served", self.model)));
+            for name in &self.models {
+                if !self.runtime.models().iter().any(|model| model.name == *name) {
+                    return Err(ComponentError::Config(format!("no model named `{name}` is served")));
                 }
                 // Texts for a model that is still loading would exhaust their attempts.
-                self.runtime.settled(&self.model).await.map_err(ComponentError::Ended)?;
+                self.runtime.settled(name).await.map_err(ComponentError::Ended)?;
             }
             let opened = self.component.open(&self.name, self.settings.clone()).await;
             let AdapterCall { records, results, instance } = opened.map_err(|error| match error {

@@ -21,13 +21,22 @@ pub struct Adapter {
     pub name: String,
     /// A component file that decodes and encodes in place of the built-in one.
     pub component: PathBuf,
-    /// What is computed: `classify`, `tokens`, `embed` or `summarize`, by a model; `annotate`, by rules; or `pipeline`, by an execution of a
-    /// pipeline of the server.
+    /// What is computed: `classify`, `tokens`, `embed` or `summarize`, by a model; `annotate`, by rules; `transcript`, of records that are
+    /// chunks of transcripts, as `/v1/transcript` does; or `pipeline`, by an execution of a pipeline of the server.
     pub task: String,
     /// Of `pipeline`: its name. The record is the input, the output is the result.
     pub pipeline: String,
     /// Of `pipeline`: a file with a token that may start it, where authentication is required.
     pub token_file: PathBuf,
+    /// Of `transcript`: the parameters of `/v1/transcript`, such as `annotate=keywords,sentiment&max_gap_sec=0.8`. The records of one
+    /// origin with the same key are one transcript.
+    pub transcript: String,
+    /// Of `transcript`: the model of sentiments.
+    pub sentiment_model: String,
+    /// Of `transcript`: the model of entities.
+    pub entities_model: String,
+    /// Of `transcript`: the model of summaries.
+    pub summary_model: String,
     /// The model; empty: the bundled model of the task.
     pub model: String,
     /// The format of records: `json`, `ndjson`, `json_array`, `text` or `csv`; `auto` for files: by the extension.
@@ -89,6 +98,10 @@ impl Default for Adapter {
             task: "classify".into(),
             pipeline: String::new(),
             token_file: PathBuf::new(),
+            transcript: String::new(),
+            sentiment_model: "sentiment".into(),
+            entities_model: "entities".into(),
+            summary_model: "embeddings".into(),
             model: String::new(),
             format: "json".into(),
             text: "/text".into(),

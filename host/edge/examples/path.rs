@@ -284,6 +284,7 @@ async fn without_http(runtime: &Runtime, items: usize, texts: &[String]) -> Resu
         overflow: Overflow::Truncate,
         deadline_ms: None,
         when_full: WhenFull::Wait,
+        traceparent: None,
         task: Task::Classify(ClassifyOptions { top_k: Some(1), activation: None }),
     };
     let feed = async move {

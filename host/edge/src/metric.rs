@@ -92,8 +92,18 @@ pub(crate) const METRICS: &[Metric] = &[
     counter("weir_http_requests_total", &["method", "status"], "requests answered"),
     counter("weir_http_shed_total", &[], "requests refused like others of their kind, without the component"),
     counter("weir_http_stalled_total", &[], "connections and streams closed because the client did not send or read"),
+    histogram(
+        "weir_infer_batch_fill_ratio",
+        &["model"],
+        "tokens of items whose outcomes a replica returned together, as a share of `infer.batch_tokens_max`",
+    ),
     histogram("weir_infer_batch_items", &["model"], "items whose outcomes a replica returned together"),
     gauge("weir_infer_circuit_open", &["model"], "1 while the circuit breaker is open"),
+    histogram(
+        "weir_infer_compute_seconds",
+        &["model"],
+        "time in which a replica computed the items whose outcomes it returned together",
+    ),
     counter("weir_infer_failures_total", &["model"], "items answered with a failure by a replica"),
     histogram("weir_infer_item_seconds", &["model"], "time from an item's arrival to its outcome"),
     counter("weir_infer_items_abandoned_total", &["model"], "items not computed because their caller disconnected"),
@@ -108,6 +118,7 @@ pub(crate) const METRICS: &[Metric] = &[
     counter("weir_infer_items_throttled_total", &["model"], "items refused because their client had its share"),
     counter("weir_infer_items_total", &["model"], "items assigned to a replica"),
     gauge("weir_infer_queue_items", &["model"], "items waiting"),
+    histogram("weir_infer_queue_seconds", &["model"], "time from an item's arrival to its assignment to a replica"),
     gauge("weir_infer_queue_tokens", &["model"], "tokens waiting, as estimated from bytes"),
     counter("weir_infer_replica_hangs_total", &["model"], "replicas replaced because they gave no outcome in time"),
     counter("weir_infer_replica_restarts_total", &["model"], "replicas lost and replaced"),
@@ -231,7 +242,7 @@ server](../guides/operate.md#metrics). A metric appears once it has a value.
         assert_eq!(names.iter().map(String::as_str).collect::<Vec<_>>(), described_names);
         for metric in METRICS {
             assert_eq!(metric.name.ends_with("_total"), metric.kind == MetricKind::Counter, "{}", metric.name);
-            let is_histogram = metric.name.ends_with("_seconds") || metric.name.ends_with("_batch_items");
+            let is_histogram = ["_seconds", "_batch_items", "_ratio"].iter().any(|end| metric.name.ends_with(end));
             assert_eq!(is_histogram, metric.kind == MetricKind::Histogram, "{}", metric.name);
         }
     }

@@ -26,6 +26,9 @@ const LATENCY_BOUNDS_S: [f64; 14] =
 /// Upper bounds of the sizes of batches, items.
 const BATCH_BOUNDS: [f64; 8] = [1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0];
 
+/// Upper bounds of the shares of a batch that are filled.
+const FILL_BOUNDS: [f64; 8] = [0.05, 0.1, 0.25, 0.5, 0.75, 0.9, 1.0, 2.0];
+
 /// How often samples are added to their buckets.
 const UPKEEP_INTERVAL: Duration = Duration::from_secs(5);
 
@@ -37,6 +40,7 @@ impl Observer {
             .and_then(|builder| {
                 builder.set_buckets_for_metric(Matcher::Full("weir_infer_batch_items".into()), &BATCH_BOUNDS)
             })
+            .and_then(|builder| builder.set_buckets_for_metric(Matcher::Suffix("_ratio".into()), &FILL_BOUNDS))
             .and_then(PrometheusBuilder::install_recorder)
             .map_err(|error| ObserverError(error.to_string()))?;
         describe();

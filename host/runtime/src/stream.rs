@@ -341,6 +341,7 @@ impl Shared {
             overflow: Overflow::Truncate,
             deadline_ms: None,
             when_full: WhenFull::Wait,
+            traceparent: None,
             task: self.task.clone(),
         }
     }

@@ -1,6 +1,7 @@
 //! Spans, which are recorded when they end.
 
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use crate::context::SpanContext;
 use crate::recorder;
@@ -26,20 +27,44 @@ impl Span {
         if !recorder::is_sampled(parent.as_ref()) {
             return None;
         }
+        Some(Self::of(name.into(), kind, parent, now_ns()))
+    }
+
+    /// Starts a span of a trace of its own that links others, at most 256; none if none of them is sampled, or spans are not exported. It began
+    /// `elapsed` ago.
+    pub fn linked(
+        name: &'static str,
+        kind: SpanKind,
+        links: impl Iterator<Item = SpanContext>,
+        elapsed: Duration,
+    ) -> Option<Self> {
+        let mut links = links.filter(SpanContext::is_sampled).peekable();
+        // The trace is sampled, since those of its links are.
+        let samples = links.peek().is_some_and(|first| recorder::is_sampled(Some(first)));
+        if !samples {
+            return None;
+        }
+        let elapsed_ns = u64::try_from(elapsed.as_nanos()).unwrap_or(u64::MAX);
+        let span = Self::of(name.to_owned(), kind, None, now_ns().saturating_sub(elapsed_ns));
+        links.for_each(|link| span.link(link));
+        Some(span)
+    }
+
+    fn of(name: String, kind: SpanKind, parent: Option<SpanContext>, start_ns: u64) -> Self {
         let context = SpanContext::new(parent.as_ref());
         let data = SpanData {
-            name: name.into(),
+            name,
             kind,
             context,
             parent: parent.map(|parent| parent.span_id),
-            start_ns: now_ns(),
+            start_ns,
             end_ns: 0,
             attributes: Vec::new(),
             links: Vec::new(),
             links_dropped: 0,
             failure: None,
         };
-        Some(Self(Arc::new(SpanState { context, data: Mutex::new(Some(data)) })))
+        Self(Arc::new(SpanState { context, data: Mutex::new(Some(data)) }))
     }
 
     /// Its context, for the header [`crate::TRACEPARENT`] of what it causes.
@@ -63,8 +88,8 @@ impl Span {
         self.change(|data| data.attributes.push((name, Value::Number(value))));
     }
 
-    /// Links a span of any trace: an item of a batch.
-    pub fn link(&self, other: SpanContext) {
+    /// Links a span of any trace.
+    fn link(&self, other: SpanContext) {
         self.change(|data| match data.links.len() {
             0..LINKS_MAX => data.links.push(other),
             _ => data.links_dropped += 1,

@@ -9,7 +9,7 @@ use opentelemetry_proto::tonic::metrics::v1::metric::Data;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpListener;
 use tokio::sync::mpsc;
-use weir_telemetry::{Settings, Span, SpanKind, start};
+use weir_telemetry::{Settings, Span, SpanContext, SpanKind, start};
 
 const TIMEOUT: Duration = Duration::from_secs(30);
 const METRICS: &str = "# HELP weir_items_total items\n# TYPE weir_items_total counter\nweir_items_total{model=\"m\"} 3\n\
@@ -88,12 +88,15 @@ async fn spans_and_metrics_reach_a_receiver() -> Result<()> {
 
     let parent = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01".parse()?;
     let span = Span::start("item", SpanKind::Consumer, Some(parent)).context("sampled")?;
-    let batch = Span::start("batch", SpanKind::Internal, None).context("sampled")?;
-    batch.link(span.context());
+    let unsampled: SpanContext = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-00".parse()?;
+    let links = |contexts: [SpanContext; 2]| {
+        Span::linked("batch", SpanKind::Internal, contexts.into_iter(), Duration::from_secs(1))
+    };
+    ensure!(links([unsampled, unsampled]).is_none());
+    let batch = links([unsampled, span.context()]).context("sampled")?;
     batch.set_number("items", 1);
     span.set("origin", "feed");
     span.fail("refused");
-    let unsampled = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-00".parse()?;
     ensure!(Span::start("not sampled", SpanKind::Consumer, Some(unsampled)).is_none());
     let (item, batch_context) = (span.context(), batch.context());
     drop(span.clone());

@@ -72,6 +72,7 @@ const RULES: &[Rule] = &[
             "weir-events",
             "weir-lm",
             "weir-nn",
+            "weir-telemetry",
             "weir-tls",
             "weir-wasi",
         ],

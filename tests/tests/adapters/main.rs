@@ -7,6 +7,7 @@ mod nats;
 mod redis;
 mod serve;
 mod soak;
+mod transcripts;
 
 use std::io::Write as _;
 use std::path::Path;

@@ -103,15 +103,24 @@ async fn requests_and_records_are_traced_and_metrics_exported() -> Result<()> {
     until("records", || std::future::ready(Ok(records().len() == 2))).await?;
     let failed: Vec<Value> = records().into_iter().filter(|span| span["status"]["code"] == 2).collect();
     ensure!(failed.len() == 1 && failed[0]["status"]["message"] == "malformed_json", "{failed:?}");
-    let linked = || {
+    let linked = |name: &str| {
         let received = receiver.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let writes = received.0.iter().filter(|span| span["name"] == "adapter write");
-        writes.flat_map(|span| span["links"].as_array().cloned().unwrap_or_default()).collect::<Vec<_>>()
+        let spans = received.0.iter().filter(|span| span["name"] == name);
+        spans.flat_map(|span| span["links"].as_array().cloned().unwrap_or_default()).collect::<Vec<_>>()
     };
     for record in records() {
         let link = json!({"traceId": record["traceId"], "spanId": record["spanId"]});
-        until("linked", || std::future::ready(Ok(linked().contains(&link)))).await?;
+        until("linked", || std::future::ready(Ok(linked("adapter write").contains(&link)))).await?;
     }
+    // A batch links the request of one item and the record of another; the broken record has no item.
+    let mut items: Vec<Value> = records().into_iter().filter(|span| span["status"].is_null()).collect();
+    items.push(span);
+    for item in items {
+        let link = json!({"traceId": item["traceId"], "spanId": item["spanId"]});
+        until("computed", || std::future::ready(Ok(linked("infer batch").contains(&link)))).await?;
+    }
+    let batch = receiver.span("infer batch", ("weir.model", "sentiment")).context("no batch")?;
+    ensure!(batch["parentSpanId"].is_null() && batch["kind"] == 1, "{batch}");
 
     let is_counted = || {
         let metric = receiver.metric("weir_http_requests_total");
@@ -123,5 +132,16 @@ async fn requests_and_records_are_traced_and_metrics_exported() -> Result<()> {
     until("counted", || std::future::ready(Ok(is_counted()))).await?;
     let histogram = receiver.metric("weir_http_first_byte_seconds").context("no histogram")?;
     ensure!(histogram["histogram"]["aggregationTemporality"] == 2 && histogram["unit"] == "s", "{histogram}");
+    for name in ["weir_infer_queue_seconds", "weir_infer_compute_seconds", "weir_infer_batch_fill_ratio"] {
+        let is_counted = || {
+            let metric = received.metric(name).unwrap_or_default();
+            let points = metric["histogram"]["dataPoints"].as_array().cloned().unwrap_or_default();
+            points.iter().any(|point| {
+                let count: Option<u64> = point["count"].as_str().and_then(|count| count.parse().ok());
+                count.is_some_and(|count| count > 0) && point["attributes"].to_string().contains("sentiment")
+            })
+        };
+        until(name, || std::future::ready(Ok(is_counted()))).await?;
+    }
     Ok(())
 }

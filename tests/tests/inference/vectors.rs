@@ -75,7 +75,17 @@ fn item(line: &Value, id: u64) -> Result<Item> {
     // The text-classification pipeline truncates only on request; the others always.
     let cut = !matches!(task, Task::Classify(_)) || line["parameters"]["truncation"] == true;
     let overflow = if cut { Overflow::Truncate } else { Overflow::Fail };
-    Ok(Item { id, model, text, text_pair, overflow, deadline_ms: None, when_full: WhenFull::Wait, task })
+    Ok(Item {
+        id,
+        model,
+        text,
+        text_pair,
+        overflow,
+        deadline_ms: None,
+        when_full: WhenFull::Wait,
+        traceparent: None,
+        task,
+    })
 }
 
 fn task(parameters: &Value) -> Result<Task> {

@@ -3,9 +3,14 @@
 use serde::{Deserialize, Serialize};
 use weir_core::{
     adapter::Ordering,
-    inference::retry::{RetryConfig, RetryPolicy},
+    inference::{
+        retry::{RetryConfig, RetryPolicy},
+        rewrite::SummaryMode,
+    },
     wording::json_types,
 };
+
+use crate::transcripts::config::SessionRequest;
 
 /// The settings of an adapter component.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -37,6 +42,64 @@ pub struct AdapterConfig {
     pub aggregation: Aggregation,
     /// Whether a text that is too long is truncated; else it is an error.
     pub truncation: bool,
+    /// Of `transcript`: its settings.
+    pub transcript: TranscriptConfig,
+}
+
+/// The settings of the task `transcript`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct TranscriptConfig {
+    /// The parameters of `/v1/transcript`, as its query without the `?`.
+    pub parameters: String,
+    /// The model of the sentiment of a final segment.
+    pub sentiment_model: String,
+    /// The model of the entities of a final segment.
+    pub entities_model: String,
+    /// The model of summaries.
+    pub summary_model: String,
+}
+
+impl Default for TranscriptConfig {
+    fn default() -> Self {
+        Self {
+            parameters: String::new(),
+            sentiment_model: "sentiment".to_owned(),
+            entities_model: "entities".to_owned(),
+            summary_model: "embeddings".to_owned(),
+        }
+    }
+}
+
+impl TranscriptConfig {
+    /// The configuration of the sessions.
+    ///
+    /// # Errors
+    ///
+    /// The text names the parameter and the valid values.
+    pub fn session(&self) -> Result<SessionRequest, String> {
+        let request = SessionRequest::from_query(&self.parameters).map_err(|error| format!("transcript: {error}"))?;
+        if request.summary_mode == Some(SummaryMode::Abstractive) {
+            return Err("transcript: summary_mode `abstractive` needs a language model, which adapters do not use; use extractive".to_owned());
+        }
+        Ok(request)
+    }
+
+    /// The models that the parameters need.
+    ///
+    /// # Errors
+    ///
+    /// See [`TranscriptConfig::session`].
+    pub fn models(&self) -> Result<Vec<String>, String> {
+        let request = self.session()?;
+        let summary = request.config.summary;
+        let needed = [
+            (request.sentiment, &self.sentiment_model),
+            (request.entities, &self.entities_model),
+            (summary.every_finals > 0 || summary.at_end, &self.summary_model),
+        ];
+        Ok(needed.into_iter().filter(|(is_needed, _)| *is_needed).map(|(_, model)| model.clone()).collect())
+    }
 }
 
 impl Default for AdapterConfig {
@@ -55,6 +118,7 @@ impl Default for AdapterConfig {
             top_k: 1,
             aggregation: Aggregation::Average,
             truncation: true,
+            transcript: TranscriptConfig::default(),
         }
     }
 }
@@ -103,6 +167,8 @@ pub enum TaskKind {
     Summarize,
     /// Keywords, risks, actions and the intent, by rules and without a model.
     Annotate,
+    /// Partial and final segments of a transcript, a chunk in each record.
+    Transcript,
 }
 
 /// The format of payloads.
@@ -215,7 +281,22 @@ impl AdapterConfig {
         if self.top_k == 0 {
             return Err("top_k is 0, and must be at least 1".to_owned());
         }
+        if self.task == TaskKind::Transcript {
+            self.check_transcript()?;
+        }
         Ok(())
+    }
+
+    fn check_transcript(&self) -> Result<(), String> {
+        if !matches!(self.format, Format::Json | Format::Ndjson | Format::JsonArray) {
+            return Err(
+                "a chunk of `transcript` is a JSON object; use the format json, ndjson or json_array".to_owned()
+            );
+        }
+        if self.output != OutputFormat::Json {
+            return Err("the results of `transcript` are JSON; use the format json or ndjson for results".to_owned());
+        }
+        self.transcript.session().map(drop)
     }
 
     /// The retry policy of an item.
@@ -231,6 +312,8 @@ impl AdapterConfig {
     /// The order of results.
     pub fn order(&self) -> Ordering {
         match self.ordering {
+            // The events of a session have an order.
+            _ if self.task == TaskKind::Transcript => Ordering::Strict,
             OrderingName::BestEffort => Ordering::BestEffort,
             OrderingName::Strict => Ordering::Strict,
         }
@@ -279,14 +362,39 @@ mod tests {
             r#"{"fields":{"text":""}}"#,
             expect!["fields.text is empty; give a JSON pointer such as /text, or the name of a column"],
         );
+        check(
+            r#"{"task":"transcript","format":"text"}"#,
+            expect!["a chunk of `transcript` is a JSON object; use the format json, ndjson or json_array"],
+        );
+        check(
+            r#"{"task":"transcript","output":"csv"}"#,
+            expect!["the results of `transcript` are JSON; use the format json or ndjson for results"],
+        );
+        check(
+            r#"{"task":"transcript","transcript":{"parameters":"summary_at_end=true&summary_mode=abstractive"}}"#,
+            expect![
+                "transcript: summary_mode `abstractive` needs a language model, which adapters do not use; use extractive"
+            ],
+        );
+        check(r#"{"task":"transcript","transcript":{"parameters":"gap=1"}}"#, expect![]);
         check(r#"{"top_k":0}"#, expect!["top_k is 0, and must be at least 1"]);
         check(r#"{"retry_max_attempts":0}"#, expect!["retry_max_attempts is 0, and must be at least 1"]);
         check(
             r#"{"modl":"x"}"#,
             expect![
-                "unknown field `modl`, expected one of `task`, `model`, `format`, `fields`, `delimiter`, `output`, `output_text`, `ordering`, `retry_max_attempts`, `retry_base_backoff_ms`, `top_k`, `aggregation`, `truncation` at line 1 column 7"
+                "unknown field `modl`, expected one of `task`, `model`, `format`, `fields`, `delimiter`, `output`, `output_text`, `ordering`, `retry_max_attempts`, `retry_base_backoff_ms`, `top_k`, `aggregation`, `truncation`, `transcript` at line 1 column 7"
             ],
         );
+    }
+
+    #[test]
+    fn transcript_needs_the_models_of_its_parameters() {
+        let models = |parameters: &str| {
+            TranscriptConfig { parameters: parameters.to_owned(), ..TranscriptConfig::default() }.models().unwrap()
+        };
+        assert_eq!(models("annotate=keywords,intent"), Vec::<String>::new());
+        assert_eq!(models("annotate=sentiment&summary_every=2"), ["sentiment", "embeddings"]);
+        assert_eq!(models("annotate=entities"), ["entities"]);
     }
 
     #[test]

@@ -1,6 +1,8 @@
 //! Decodes the payloads of records into items.
 
-use serde::Serialize;
+use std::borrow::Cow;
+
+use serde::{Deserialize, Serialize};
 
 use super::{
     config::{AdapterConfig, Fields, Format},
@@ -10,6 +12,7 @@ use crate::{
     http::lines::Lines,
     inference::{output::Id, request::explain},
     json::tree::Node,
+    transcripts::input as transcript,
 };
 
 /// The header of a record that is one row of CSV: the row with the names of its columns. A driver that cuts files into rows sets it.
@@ -59,11 +62,11 @@ pub struct Refusal {
 
 /// One part of a payload.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Decoded {
+pub struct Decoded<T = Input> {
     /// Its bytes; `None` when it is the whole payload.
     pub bytes: Option<Vec<u8>>,
     /// The item, or why it is not one.
-    pub item: Result<Input, Refusal>,
+    pub item: Result<T, Refusal>,
 }
 
 fn refusal<T>(code: &'static str, reason: impl Into<String>) -> Result<T, Refusal> {
@@ -73,23 +76,57 @@ fn refusal<T>(code: &'static str, reason: impl Into<String>) -> Result<T, Refusa
 /// Decodes a payload. `columns` is the value of [`CSV_COLUMNS_HEADER`]; with it, the payload has no row of column names. Blank lines
 /// and an empty array give no items.
 pub fn decode(config: &AdapterConfig, payload: &[u8], columns: Option<&[u8]>) -> Vec<Decoded> {
-    let whole = |item| vec![Decoded { bytes: None, item }];
-    if payload.len() > PAYLOAD_BYTES_MAX {
-        let reason = format!("the payload has {} bytes, and may have {PAYLOAD_BYTES_MAX}", payload.len());
-        return whole(refusal("payload_too_long", reason));
+    if let Err(refusal) = check_length(payload) {
+        return whole(Err(refusal));
     }
     match config.format {
         Format::Json => whole(json(config, payload)),
         Format::Text => whole(text(payload)),
-        Format::Ndjson => parts_or_whole(ndjson(config, payload)),
-        Format::JsonArray => parts_or_whole(json_array(config, payload)),
+        Format::Ndjson => parts_or_whole(lines(payload, |line| json(config, line))),
+        Format::JsonArray => parts_or_whole(json_array(payload, |node, _| item(&config.fields, node))),
         Format::Csv => parts_or_whole(csv_rows(config, payload, columns)),
-        Format::Avro | Format::Protobuf => whole(refusal("format_declined", "this format is not decoded here")),
+        Format::Avro | Format::Protobuf => whole(declined()),
     }
 }
 
-fn parts_or_whole(parts: Result<Vec<Decoded>, Refusal>) -> Vec<Decoded> {
-    parts.unwrap_or_else(|refusal| vec![Decoded { bytes: None, item: Err(refusal) }])
+/// Decodes a payload into chunks of a transcript and ends, as `/v1/transcript` reads them.
+pub fn decode_chunks(config: &AdapterConfig, payload: &[u8]) -> Vec<Decoded<transcript::Input>> {
+    if let Err(refusal) = check_length(payload) {
+        return whole(Err(refusal));
+    }
+    match config.format {
+        Format::Json => whole(chunk(payload)),
+        Format::Ndjson => parts_or_whole(lines(payload, chunk)),
+        Format::JsonArray => parts_or_whole(json_array(payload, |_, bytes| chunk(bytes))),
+        Format::Text | Format::Csv | Format::Avro | Format::Protobuf => whole(declined()),
+    }
+}
+
+fn chunk(content: &[u8]) -> Result<transcript::Input, Refusal> {
+    transcript::read(content).map_err(|refused| match refused.code {
+        Cow::Borrowed(code) => Refusal { code, reason: refused.message },
+        Cow::Owned(_) => Refusal { code: "invalid_chunk", reason: refused.message },
+    })
+}
+
+fn check_length(payload: &[u8]) -> Result<(), Refusal> {
+    if payload.len() > PAYLOAD_BYTES_MAX {
+        let reason = format!("the payload has {} bytes, and may have {PAYLOAD_BYTES_MAX}", payload.len());
+        return refusal("payload_too_long", reason);
+    }
+    Ok(())
+}
+
+fn declined<T>() -> Result<T, Refusal> {
+    refusal("format_declined", "this format is not decoded here")
+}
+
+fn whole<T>(item: Result<T, Refusal>) -> Vec<Decoded<T>> {
+    vec![Decoded { bytes: None, item }]
+}
+
+fn parts_or_whole<T>(parts: Result<Vec<Decoded<T>>, Refusal>) -> Vec<Decoded<T>> {
+    parts.unwrap_or_else(|refusal| whole(Err(refusal)))
 }
 
 fn too_many() -> Refusal {
@@ -116,14 +153,14 @@ fn json(config: &AdapterConfig, payload: &[u8]) -> Result<Input, Refusal> {
     }
 }
 
-fn ndjson(config: &AdapterConfig, payload: &[u8]) -> Result<Vec<Decoded>, Refusal> {
+fn lines<T>(payload: &[u8], read: impl Fn(&[u8]) -> Result<T, Refusal>) -> Result<Vec<Decoded<T>>, Refusal> {
     let (mut lines, mut rest, mut parts) = (Lines::new(PAYLOAD_BYTES_MAX), payload, Vec::new());
     let mut part = |content: Option<&[u8]>| -> Result<(), Refusal> {
         if parts.len() == ITEMS_MAX {
             return Err(too_many());
         }
         let content = content.unwrap_or_default();
-        parts.push(Decoded { bytes: Some(content.to_vec()), item: json(config, content) });
+        parts.push(Decoded { bytes: Some(content.to_vec()), item: read(content) });
         Ok(())
     };
     while let Some(line) = lines.next_line(&mut rest) {
@@ -135,7 +172,10 @@ fn ndjson(config: &AdapterConfig, payload: &[u8]) -> Result<Vec<Decoded>, Refusa
     Ok(parts)
 }
 
-fn json_array(config: &AdapterConfig, payload: &[u8]) -> Result<Vec<Decoded>, Refusal> {
+fn json_array<T>(
+    payload: &[u8],
+    read: impl Fn(&Node<'_>, &[u8]) -> Result<T, Refusal>,
+) -> Result<Vec<Decoded<T>>, Refusal> {
     let nodes = match Node::read(payload, VALUES_MAX) {
         Ok(Node::Array(nodes)) => nodes,
         Ok(other) => return refusal("not_an_array", format!("it is {}; an array was expected", other.name())),
@@ -148,8 +188,7 @@ fn json_array(config: &AdapterConfig, payload: &[u8]) -> Result<Vec<Decoded>, Re
         return Err(too_many());
     }
     let texts = elements(payload);
-    let part =
-        |(node, bytes): (&Node<'_>, &[u8])| Decoded { bytes: Some(bytes.to_vec()), item: item(&config.fields, node) };
+    let part = |(node, bytes): (&Node<'_>, &[u8])| Decoded { bytes: Some(bytes.to_vec()), item: read(node, bytes) };
     Ok(nodes.iter().zip(texts).map(part).collect())
 }
 

@@ -101,6 +101,8 @@ pub fn csv_columns(config: &AdapterConfig) -> String {
         TaskKind::Embed => &["embedding"],
         TaskKind::Summarize => &["summary"],
         TaskKind::Annotate => &["semantic"],
+        // Its results are events, which have no columns.
+        TaskKind::Transcript => &[],
     };
     let text = config.output_text.then_some("text");
     csv::row(["id"].into_iter().chain(text).chain(result.iter().copied()), config.delimiter as u8)

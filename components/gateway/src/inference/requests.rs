@@ -49,7 +49,9 @@ pub(crate) fn embedding_item(id: u64, text: String, normalize: bool, settings: &
 }
 
 fn item(id: u64, model: String, text: String, overflow: Overflow, task: wire::Task) -> Item {
-    Item { id, model, text, text_pair: None, overflow, deadline_ms: None, when_full: WhenFull::Wait, task }
+    // The host adds the trace of the request.
+    let (text_pair, deadline_ms, traceparent) = (None, None, None);
+    Item { id, model, text, text_pair, overflow, deadline_ms, when_full: WhenFull::Wait, traceparent, task }
 }
 
 /// The task, the model and the bounds of every item of a request.
@@ -124,6 +126,7 @@ impl Plan {
             overflow,
             deadline_ms: self.deadline_ms,
             when_full: self.when_full,
+            traceparent: None,
             task,
         }
     }

@@ -180,6 +180,7 @@ async fn outputs(
                 overflow: Overflow::Truncate,
                 deadline_ms: None,
                 when_full: WhenFull::Wait,
+                traceparent: None,
                 task: task.clone(),
             };
             if sender.send(item).await.is_err() {

@@ -229,6 +229,7 @@ impl Request {
             overflow: self.overflow,
             deadline_ms: None,
             when_full: WhenFull::Wait,
+            traceparent: None,
             task: self.task.clone(),
         }
     }

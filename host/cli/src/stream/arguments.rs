@@ -45,6 +45,9 @@ pub(crate) struct StreamCommon {
     /// Name of a model [default: the bundled model of the task]
     #[arg(long, value_name = "NAME", env = "STREAMING_MODEL")]
     model: Option<String>,
+    /// Transcript: the parameters of `/v1/transcript`, as in `annotate=keywords,sentiment&max_gap_sec=0.8`
+    #[arg(long, value_name = "PARAMETERS", default_value = "")]
+    transcript: String,
     /// Format of records [default: for files by the extension, otherwise json]
     #[arg(long, visible_alias = "message-format", value_enum)]
     format: Option<RecordFormat>,
@@ -180,6 +183,8 @@ pub(crate) enum StreamTask {
     Summarize,
     /// Keywords, risks, actions and the intent, by rules and without a model
     Annotate,
+    /// Partial and final segments of transcripts whose chunks are the records
+    Transcript,
 }
 
 /// The formats of records.
@@ -245,6 +250,7 @@ impl StreamCommon {
             name: name_of.to_owned(),
             component: self.adapter.clone().unwrap_or_default(),
             task: name(self.task),
+            transcript: self.transcript.clone(),
             model: self.model.clone().unwrap_or_default(),
             format: self.format.map_or_else(|| default_format.to_owned(), name),
             text: self.text.clone(),

@@ -41,7 +41,7 @@ pub(crate) fn main(arguments: &Stream) -> anyhow::Result<ExitCode> {
     }
     logs::start(&config.log)?;
     let adapter = arguments.source.adapter();
-    keep_one_model(&mut config, &adapter);
+    keep_models(&mut config, &adapter)?;
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
     let connect_timeout = Duration::from_millis(arguments::milliseconds(common.connect_timeout));
     let form = ProgressForm::of(common.quiet, common.json);
@@ -51,26 +51,17 @@ pub(crate) fn main(arguments: &Stream) -> anyhow::Result<ExitCode> {
     code
 }
 
-/// Reduces the configuration to the model of the adapter.
-fn keep_one_model(config: &mut Config, adapter: &Adapter) {
-    let bundled = match adapter.task.as_str() {
-        "annotate" => {
-            config.model.clear();
-            config.models.dir = std::path::PathBuf::new();
-            return;
-        }
-        "classify" => "sentiment",
-        "tokens" => "entities",
-        _ => "embeddings",
-    };
-    let name = if adapter.model.is_empty() { bundled } else { &adapter.model };
-    config.model.retain(|other, _| other == name);
-    if config.model.is_empty() {
-        config.models.names = vec![name.to_owned()];
-    } else {
+/// Reduces the configuration to the models of the adapter.
+fn keep_models(config: &mut Config, adapter: &Adapter) -> anyhow::Result<()> {
+    let mut names = weir_adapters::build::models(adapter)
+        .map_err(|reason| anyhow::anyhow!("adapter `{}`: {reason}", adapter.name))?;
+    config.model.retain(|other, _| names.contains(other));
+    names.retain(|name| !config.model.contains_key(name));
+    if names.is_empty() {
         config.models.dir = std::path::PathBuf::new();
-        config.models.names.clear();
     }
+    config.models.names = names;
+    Ok(())
 }
 
 async fn run(

@@ -9,10 +9,12 @@ use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use tokio::sync::{Semaphore, mpsc};
+use weir_core::inference::queue::Ticket;
+use weir_telemetry::SpanContext;
 
 use crate::inference::item::SharedItem;
 use crate::inference::pool::Pool;
-use crate::inference::queue::{Job, Queue};
+use crate::inference::queue::{Job, Queue, QueuePermit};
 use crate::inference::reply::OutcomeSender;
 use crate::types::{Failure, Outcome, WhenFull};
 
@@ -40,11 +42,17 @@ impl CallOpener {
     /// As [`CallOpener::open`], for one of several owners, each of which has a share of each queue
     /// (`infer.caller_items_max`).
     pub fn open_for(&self, owner: u64) -> (CallSender, Outcomes) {
+        self.open_traced(owner, None)
+    }
+
+    /// As [`CallOpener::open_for`], for items that belong to a span unless they name another one.
+    pub(crate) fn open_traced(&self, owner: u64, trace: Option<SpanContext>) -> (CallSender, Outcomes) {
         let (tx, rx) = mpsc::unbounded_channel();
         let call = Arc::new(CallState {
             // Ids start at 1: call 0 is that of warm-ups.
             id: 1 + self.next_id.fetch_add(1, Ordering::Relaxed) % u64::from(u32::MAX),
             owner,
+            trace,
             pools: self.pools.clone(),
             is_abandoned: Arc::default(),
             room: Arc::new(Semaphore::new(self.items_max)),
@@ -64,6 +72,7 @@ struct CallState {
     /// Identifies the call in the queues, which serve calls in turn.
     id: u64,
     owner: u64,
+    trace: Option<SpanContext>,
     pools: Arc<Pools>,
     /// True once the outcomes are dropped.
     is_abandoned: Arc<AtomicBool>,
@@ -123,14 +132,14 @@ impl CallSender {
         let ticket = queue.ticket(self.call.id, self.call.owner, &item);
         if waits_for_room(&item, queue) {
             let permit = queue.permit(ticket.tokens).await.ok_or(CallAbandoned)?;
-            queue.push(Job::new(item, reply, ticket, Some(permit)));
+            queue.push(self.job(item, reply, ticket, Some(permit)));
             return self.check_open();
         }
         if item.when_full == WhenFull::Wait {
-            queue.push(Job::new(item, reply, ticket, None));
+            queue.push(self.job(item, reply, ticket, None));
             return self.check_open();
         }
-        let mut job = Job::new(item, reply, ticket, None);
+        let mut job = self.job(item, reply, ticket, None);
         loop {
             let mut departure = pin!(queue.departure());
             // Registered first, so that no departure after the offer is missed.
@@ -163,18 +172,26 @@ impl CallSender {
                 reply.discard();
                 return Err(item);
             };
-            queue.push(Job::new(item, reply, ticket, Some(permit)));
+            queue.push(self.job(item, reply, ticket, Some(permit)));
             return Ok(());
         }
         if item.when_full == WhenFull::Wait {
-            queue.push(Job::new(item, reply, ticket, None));
+            queue.push(self.job(item, reply, ticket, None));
             return Ok(());
         }
         let is_paced = self.call.is_paced.load(Ordering::Relaxed);
-        queue.offer(Job::new(item, reply, ticket, None), is_paced).map_err(|job| {
+        queue.offer(self.job(item, reply, ticket, None), is_paced).map_err(|job| {
             job.reply.discard();
             job.item
         })
+    }
+
+    fn job(&self, item: Item, reply: OutcomeSender, ticket: Ticket, permit: Option<QueuePermit>) -> Job {
+        let own = item.traceparent.as_deref().and_then(|traceparent| traceparent.parse().ok());
+        let trace = own.or(self.call.trace).filter(SpanContext::is_sampled);
+        let mut job = Job::new(item, reply, ticket, permit);
+        job.trace = trace;
+        job
     }
 
     /// The pool of an item's model. An item of an unknown model is answered with a failure.

@@ -28,13 +28,15 @@ pub struct SharedItem {
     /// What to do when the model's queue is full.
     #[component(name = "when-full")]
     pub when_full: WhenFull,
+    /// The span that the item belongs to.
+    pub traceparent: Option<String>,
     /// The task.
     pub task: Task,
 }
 
 impl From<Item> for SharedItem {
     fn from(item: Item) -> Self {
-        let Item { id, model, text, text_pair, overflow, deadline_ms, when_full, task } = item;
+        let Item { id, model, text, text_pair, overflow, deadline_ms, when_full, traceparent, task } = item;
         Self {
             id,
             model: model.into(),
@@ -43,6 +45,7 @@ impl From<Item> for SharedItem {
             overflow,
             deadline_ms,
             when_full,
+            traceparent,
             task,
         }
     }

@@ -34,7 +34,8 @@ impl HostWithStore<StoreData> for HasSelf<GatewayState> {
             let state = access.get();
             let request = tasks.into_iter().find_map(|task| state.request_of(task));
             let owner = request.as_ref().map_or(0, |request| request.client);
-            let (sender, outcomes) = state.calls.open_for(owner);
+            let trace = request.as_ref().and_then(|request| request.trace);
+            let (sender, outcomes) = state.calls.open_traced(owner, trace);
             if let Some(request) = request {
                 request.add_call(outcomes.handle());
             }

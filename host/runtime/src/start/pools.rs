@@ -68,6 +68,7 @@ fn start_pools(
             replicas: model.replicas,
             queue: queue_settings(&config.infer, dir.tokens_max, check_thread),
             memory_bytes_max: config.infer.memory_bytes_max,
+            batch_tokens_max: tokens_max,
             ahead_tokens: batches_ahead * u64::from(tokens_max),
             environment: guest_env::infer(config, selection.engine, tokens_max),
             hang_timeout: Duration::from_millis(config.infer.hang_timeout_ms),

@@ -85,6 +85,7 @@ async fn label(text: &str) -> String {
         overflow: Overflow::Truncate,
         deadline_ms: None,
         when_full: WhenFull::Wait,
+        traceparent: None,
         task: Task::Classify(ClassifyOptions { top_k: Some(1), activation: None }),
     };
     writer.write_all(vec![item]).await;

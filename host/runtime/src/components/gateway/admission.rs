@@ -18,6 +18,7 @@ use http_body::{Body, Frame, SizeHint};
 use http_body_util::BodyExt;
 use wasmtime_wasi_http::WasiBody;
 use wasmtime_wasi_http::handler::TrapOrPanicError;
+use weir_telemetry::SpanContext;
 
 use crate::components::engine::Host;
 use crate::generation::GenerationHandle;
@@ -57,6 +58,8 @@ pub(crate) struct InstanceBounds {
 /// dropped, it is no longer counted in its instance, and the calls that it made are abandoned.
 pub(crate) struct OpenRequest {
     pub(crate) client: u64,
+    /// The span of the request, or that of its client.
+    pub(crate) trace: Option<SpanContext>,
     instance: OnceLock<Arc<Occupancy>>,
     reservation: OnceLock<Arc<Reservation>>,
     calls: Mutex<Vec<CallHandle>>,
@@ -64,9 +67,10 @@ pub(crate) struct OpenRequest {
 }
 
 impl OpenRequest {
-    pub(crate) fn new(client: u64) -> Self {
+    pub(crate) fn new(client: u64, trace: Option<SpanContext>) -> Self {
         Self {
             client,
+            trace,
             instance: OnceLock::new(),
             reservation: OnceLock::new(),
             calls: Mutex::default(),
@@ -424,7 +428,7 @@ mod tests {
     /// Queues a request, which waits for as long as the receiver exists.
     fn push(queue: &RequestQueue, client: u64, body_bytes: u64) -> oneshot::Receiver<HandleResult> {
         let (result, received) = oneshot::channel();
-        let (open, since) = (Arc::new(OpenRequest::new(client)), Instant::now());
+        let (open, since) = (Arc::new(OpenRequest::new(client, None)), Instant::now());
         queue.lock().waiting.push_back(WaitingRequest { request: request(), open, result, body_bytes, since });
         received
     }

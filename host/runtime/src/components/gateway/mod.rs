@@ -21,6 +21,7 @@ use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
 use wasmtime_wasi_http::WasiBody;
 use weir_codec::http::router::RouteMatch;
+use weir_telemetry::TRACEPARENT;
 
 use crate::components::gateway::admission::{InstanceBounds, OpenRequest, RequestQueue};
 use crate::components::gateway::scaled::ScaledInstances;
@@ -74,7 +75,8 @@ impl Gateway {
     /// gave no response in time ([`is_timeout`]).
     pub async fn handle(&self, mut request: Request, client: u64) -> wasmtime::Result<Response> {
         let body_bytes = body_bytes(&mut request);
-        let open = Arc::new(OpenRequest::new(client));
+        let trace = request.headers().get(TRACEPARENT).and_then(|value| value.to_str().ok()?.parse().ok());
+        let open = Arc::new(OpenRequest::new(client, trace));
         let response = match RouteMatch::is_stateful(request.uri().path()) {
             true => self.stateful.handle(request, open.clone(), body_bytes).await?,
             false => self.stateless.handle(request, open.clone(), body_bytes).await?,

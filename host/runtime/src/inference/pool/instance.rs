@@ -112,7 +112,8 @@ impl InFlight {
         let items = jobs.into_iter().map(|job| {
             // The upper half is the id of the call: the component serves calls in turn.
             let id = job.ticket.call << 32 | u64::from(self.next.fetch_add(1, Ordering::Relaxed));
-            let item = SharedItem { id, ..job.item.clone() };
+            // The host has its trace already.
+            let item = SharedItem { id, traceparent: None, ..job.item.clone() };
             state.jobs.insert(id, job);
             item
         });

@@ -20,6 +20,9 @@ pub(super) struct PoolMetrics {
     pub(super) refused: Counter,
     pub(super) retried: Counter,
     pub(super) batch_items: Histogram,
+    pub(super) batch_fill: Histogram,
+    pub(super) compute_seconds: Histogram,
+    pub(super) queue_seconds: Histogram,
     pub(super) item_seconds: Histogram,
 }
 
@@ -28,6 +31,7 @@ impl PoolMetrics {
         let name = name.to_owned();
         let counter = |metric: &'static str| metrics::counter!(metric, "model" => name.clone());
         let gauge = |metric: &'static str| metrics::gauge!(metric, "model" => name.clone());
+        let histogram = |metric: &'static str| metrics::histogram!(metric, "model" => name.clone());
         Self {
             items: counter("weir_infer_items_total"),
             tokens: counter("weir_infer_tokens_total"),
@@ -45,8 +49,11 @@ impl PoolMetrics {
             throttled: counter("weir_infer_items_throttled_total"),
             refused: counter("weir_infer_items_circuit_open_total"),
             retried: counter("weir_infer_items_retried_total"),
-            batch_items: metrics::histogram!("weir_infer_batch_items", "model" => name.clone()),
-            item_seconds: metrics::histogram!("weir_infer_item_seconds", "model" => name.clone()),
+            batch_items: histogram("weir_infer_batch_items"),
+            batch_fill: histogram("weir_infer_batch_fill_ratio"),
+            compute_seconds: histogram("weir_infer_compute_seconds"),
+            queue_seconds: histogram("weir_infer_queue_seconds"),
+            item_seconds: histogram("weir_infer_item_seconds"),
         }
     }
 }

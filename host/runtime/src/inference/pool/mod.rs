@@ -46,6 +46,8 @@ pub(crate) struct PoolConfig {
     pub(crate) replicas: usize,
     pub(crate) queue: QueueSettings,
     pub(crate) memory_bytes_max: u64,
+    /// Most tokens of a batch.
+    pub(crate) batch_tokens_max: u32,
     /// Tokens assigned to a replica at a time: a few batches, from which it chooses.
     pub(crate) ahead_tokens: u64,
     /// Variables of the infer component that set how it forms batches.
@@ -452,6 +454,7 @@ impl Pool {
             overflow: Overflow::Truncate,
             deadline_ms: None,
             when_full: WhenFull::Wait,
+            traceparent: None,
             task,
         };
         // Its reply has no receiver: `OutcomeSink` handles its outcome.

@@ -4,9 +4,11 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::task::{Context, Poll};
+use std::time::Duration;
 
 use wasmtime::StoreContextMut;
 use wasmtime::component::{Destination, Source, StreamConsumer, StreamProducer, StreamResult, VecBuffer};
+use weir_telemetry::{Span, SpanContext, SpanKind};
 
 use super::Pool;
 use super::instance::Instance;
@@ -73,6 +75,9 @@ impl<D> StreamProducer<D> for ItemSource {
                     Assignment::Suspect(job) => (vec![*job], true),
                 };
                 self.pool.metrics.items.increment(jobs.len() as u64);
+                for job in jobs.iter().filter(|job| !job.is_warm_up()) {
+                    self.pool.metrics.queue_seconds.record(job.start_time.elapsed());
+                }
                 self.pool.queue.counts.handed_over.fetch_add(jobs.len() as u64, Ordering::Relaxed);
                 destination.set_buffer(self.instance.in_flight.add(jobs, has_suspect).into());
                 Poll::Ready(Ok(StreamResult::Completed))
@@ -98,7 +103,7 @@ impl OutcomeSink {
         stages::mark(Stage::Delivered);
         let pool = &self.pool;
         let (mut tokens, mut failures, mut lists) = (0, 0, OutcomeLists::default());
-        let mut computed: u32 = 0;
+        let mut batch = Batch::default();
         for outcome in outcomes {
             let Some((job, busy)) = self.instance.in_flight.remove(outcome.id) else {
                 if !self.instance.replaced.load(Ordering::SeqCst) {
@@ -108,24 +113,61 @@ impl OutcomeSink {
             };
             tokens += u64::from(outcome.tokens);
             pool.queue.counts.answered.fetch_add(1, Ordering::Relaxed);
-            if job.ticket.call == 0 {
+            if job.is_warm_up() {
                 failures += u64::from(outcome.result.is_err());
                 pool.handle_warm_up(&self.instance, outcome.result);
                 continue;
             }
             let busy_ns = u64::try_from(busy.as_nanos()).unwrap_or(u64::MAX);
             pool.queue.record_answer(&job.item, u64::from(outcome.tokens), busy_ns);
+            batch.add(&job, outcome.tokens, busy);
             let Some(job) = pool.queue.settle(job, outcome.result.as_ref().err()) else { continue };
             failures += u64::from(outcome.result.is_err());
-            computed += 1;
+            batch.items += 1;
             pool.metrics.item_seconds.record(job.start_time.elapsed());
             lists.add(job.reply, outcome.tokens, outcome.result);
         }
-        if computed > 0 {
-            pool.metrics.batch_items.record(computed);
-        }
+        batch.record(pool);
         pool.metrics.tokens.increment(tokens);
         pool.metrics.failures.increment(failures);
+    }
+}
+
+/// The items whose outcomes a replica returns together.
+#[derive(Default)]
+struct Batch {
+    /// All of them, and those that are not retried.
+    outcomes: u32,
+    items: u32,
+    tokens: u64,
+    /// The time since the outcomes before it, or since the replica was idle.
+    compute_time: Duration,
+    traces: Vec<SpanContext>,
+}
+
+impl Batch {
+    fn add(&mut self, job: &Job, tokens: u32, busy: Duration) {
+        self.outcomes += 1;
+        self.tokens += u64::from(tokens);
+        self.compute_time += busy;
+        self.traces.extend(job.trace);
+    }
+
+    /// Records its metrics, and a span that links those of its items.
+    fn record(self, pool: &Pool) {
+        if self.items > 0 {
+            pool.metrics.batch_items.record(self.items);
+        }
+        if self.outcomes > 0 {
+            pool.metrics.batch_fill.record(self.tokens as f64 / f64::from(pool.config.batch_tokens_max.max(1)));
+            pool.metrics.compute_seconds.record(self.compute_time);
+        }
+        let span = Span::linked("infer batch", SpanKind::Internal, self.traces.into_iter(), self.compute_time);
+        if let Some(span) = span {
+            span.set("weir.model", pool.config.name.as_str());
+            span.set_number("weir.items", i64::from(self.items));
+            span.set_number("weir.tokens", i64::try_from(self.tokens).unwrap_or(i64::MAX));
+        }
     }
 }
 

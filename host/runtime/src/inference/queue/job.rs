@@ -8,6 +8,7 @@ use tokio::sync::OwnedSemaphorePermit;
 use weir_core::inference::breaker::Permit;
 use weir_core::inference::queue::Ticket;
 use weir_core::inference::retry::Retry;
+use weir_telemetry::SpanContext;
 
 use crate::inference::item::SharedItem;
 use crate::inference::reply::OutcomeSender;
@@ -24,6 +25,8 @@ pub(crate) struct Job {
     pub(crate) queue_permit: Option<QueuePermit>,
     /// When the item arrived.
     pub(crate) start_time: Instant,
+    /// The span that its batch links, if that is sampled.
+    pub(crate) trace: Option<SpanContext>,
     /// Counts its tokens among those in flight while a replica has it.
     pub(super) in_flight: Option<InFlightTokens>,
 }
@@ -60,7 +63,13 @@ impl Job {
             queue_permit,
             in_flight: None,
             start_time: Instant::now(),
+            trace: None,
         }
+    }
+
+    /// Whether it is the first item of an instance, which belongs to no call.
+    pub(crate) fn is_warm_up(&self) -> bool {
+        self.ticket.call == 0
     }
 
     /// Releases the item's room in the queue, and sets its remaining time.

@@ -36,6 +36,7 @@ fn item(id: u64) -> SharedItem {
         overflow: Overflow::Truncate,
         deadline_ms: None,
         when_full: WhenFull::Fail,
+        traceparent: None,
         task: Task::Classify(ClassifyOptions { top_k: None, activation: None }),
     }
 }

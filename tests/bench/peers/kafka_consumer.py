@@ -19,7 +19,13 @@ def main():
     brokers, model = sys.argv[1:]
     engine = Engine(model)
     consumer = Consumer(
-        {"bootstrap.servers": brokers, "group.id": "peer", "auto.offset.reset": "earliest", "enable.auto.commit": False}
+        {
+            "bootstrap.servers": brokers,
+            "group.id": "peer",
+            "auto.offset.reset": "earliest",
+            "enable.auto.commit": False,
+            "session.timeout.ms": 6000,
+        }
     )
     consumer.subscribe(["text-input"])
     producer = Producer({"bootstrap.servers": brokers, "enable.idempotence": True, "linger.ms": 0})

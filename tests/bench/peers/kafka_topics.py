@@ -1,7 +1,7 @@
 """The topics of a measurement, on a broker that has just started.
 
     kafka_topics.py BROKERS fill FILE     creates the topics, and writes the lines of a file to text-input
-    kafka_topics.py BROKERS wait COUNT    prints `waiting`, then `done` once sentiment-output has COUNT records
+    kafka_topics.py BROKERS wait COUNT    prints `waiting`, `first` once sentiment-output has a record, and `done` once it has COUNT
 """
 
 import sys
@@ -17,9 +17,9 @@ TIMEOUT_S = 300
 def fill(brokers, file):
     """Creates the topics and writes the records."""
     names = ["text-input", "sentiment-output", "sentiment-errors"]
-    created = AdminClient({"bootstrap.servers": brokers}).create_topics([NewTopic(name, PARTITIONS, 1) for name in names])
-    for result in created.values():
-        result.result(TIMEOUT_S)
+    admin = AdminClient({"bootstrap.servers": brokers})
+    for created in admin.create_topics([NewTopic(name, PARTITIONS, 1) for name in names]).values():
+        created.result(TIMEOUT_S)
     producer = Producer({"bootstrap.servers": brokers, "linger.ms": 5, "queue.buffering.max.messages": 1_000_000})
     with open(file, encoding="utf-8") as lines:
         for number, line in enumerate(lines):
@@ -29,17 +29,20 @@ def fill(brokers, file):
 
 
 def wait(brokers, count):
-    """Waits for the results."""
+    """Waits for the results by reading them: the end of a partition is not exact in the broker."""
     consumer = Consumer({"bootstrap.servers": brokers, "group.id": "count"})
-    partitions = [TopicPartition("sentiment-output", number) for number in range(PARTITIONS)]
+    consumer.assign([TopicPartition("sentiment-output", number, 0) for number in range(PARTITIONS)])
     print("waiting", flush=True)
-    end = time.monotonic() + TIMEOUT_S
+    end, results = time.monotonic() + TIMEOUT_S, 0
     while time.monotonic() < end:
-        if sum(consumer.get_watermark_offsets(partition, TIMEOUT_S)[1] for partition in partitions) >= count:
+        more = sum(record.error() is None for record in consumer.consume(500, 0.02))
+        if more and not results:
+            print("first", flush=True)
+        results += more
+        if results >= count:
             print("done", flush=True)
             return
-        time.sleep(0.005)
-    raise SystemExit("there are not enough results")
+    raise SystemExit(f"there are {results} results")
 
 
 if __name__ == "__main__":

@@ -134,7 +134,7 @@ async fn requests_and_records_are_traced_and_metrics_exported() -> Result<()> {
     ensure!(histogram["histogram"]["aggregationTemporality"] == 2 && histogram["unit"] == "s", "{histogram}");
     for name in ["weir_infer_queue_seconds", "weir_infer_compute_seconds", "weir_infer_batch_fill_ratio"] {
         let is_counted = || {
-            let metric = received.metric(name).unwrap_or_default();
+            let metric = receiver.metric(name).unwrap_or_default();
             let points = metric["histogram"]["dataPoints"].as_array().cloned().unwrap_or_default();
             points.iter().any(|point| {
                 let count: Option<u64> = point["count"].as_str().and_then(|count| count.parse().ok());

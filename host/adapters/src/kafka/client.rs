@@ -10,8 +10,8 @@ use futures::stream::FuturesUnordered;
 use rdkafka::client::ClientContext;
 use rdkafka::config::{ClientConfig, RDKafkaLogLevel};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
-use weir_config::{KafkaSink, KafkaSource};
 use tokio::net::TcpStream;
+use weir_config::{KafkaSink, KafkaSource};
 
 use crate::driver::DriverError;
 use crate::redis::secret;

@@ -186,7 +186,7 @@ impl CallSender {
         })
     }
 
-    fn job(&self, item: Item, reply: OutcomeSender, ticket: Ticket, permit: Option<QueuePermit>) -> Job {
+    fn job(&self, item: SharedItem, reply: OutcomeSender, ticket: Ticket, permit: Option<QueuePermit>) -> Job {
         let own = item.traceparent.as_deref().and_then(|traceparent| traceparent.parse().ok());
         let trace = own.or(self.call.trace).filter(SpanContext::is_sampled);
         let mut job = Job::new(item, reply, ticket, permit);

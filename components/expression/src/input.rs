@@ -141,7 +141,7 @@ mod tests {
             ("steps.y[] | [0]", 1),
             ("`1` + steps.x.b", 1),
             ("input && steps.x || steps.y", 3),
-            ("[0]", 0),
+            ("[0]", 3),
             ("`1`", 0),
             ("none.input", 0),
             ("@.input", 3),

@@ -336,7 +336,7 @@ mod tests {
         assert_eq!(error("SUACSSL3"), "the seed of an nkey must have 58 characters");
         assert_eq!(error(&SEED.replace("SUACSSL3", "SUACSSL4")), "the checksum of the nkey is wrong");
         let mut account = base32_decode(SEED).unwrap();
-        account[1] = 0;
+        account[0] = SEED_PREFIX;
         let checksum = crc16(&account[..34]).to_le_bytes();
         account[34..].copy_from_slice(&checksum);
         assert_eq!(error(&base32_encode(&account)), "the nkey must be the seed of a user, `SU…`");

@@ -7,6 +7,7 @@ use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
 use weir_tests::client::{post, publish};
 use weir_tests::kafka::Kafka;
+use weir_tests::nats::Nats;
 use weir_tests::pipelines::Folder;
 use weir_tests::redis::Redis;
 use weir_tests::{Server, component, models, ndjson, onnxruntime, until, weir};
@@ -109,6 +110,8 @@ async fn each_command_prints_json() -> Result<()> {
     let redis_url = redis.url();
     let kafka = Kafka::start().await?;
     kafka.produce([("key".to_owned(), record.to_owned())])?;
+    // None where there is no nats-server.
+    let nats = Nats::start()?;
     let library = onnxruntime()?.display().to_string();
     let precision = format!("--precision={texts}");
 
@@ -120,7 +123,7 @@ async fn each_command_prints_json() -> Result<()> {
     let kafka_records = [&["--stdout", "--brokers", kafka.brokers()][..], &stub].concat();
     let chat = ["--models-dir", &language, "--component", &generate];
     let of_server = ["--url", url.as_str()];
-    let cases = [
+    let mut cases = vec![
         service("weir serve", &stub_with(&["--listen", "0"]), "url"),
         case("weir run", &stub_with(&["--task", "sentiment"]), "label"),
         case("weir run", &stub_with(&["--task", "sentiment"]), "elapsed_ms"),
@@ -150,7 +153,14 @@ async fn each_command_prints_json() -> Result<()> {
         case("weir man", &[], "text"),
         case("weir man", &[&man], "command"),
     ];
-    let names: BTreeSet<String> = cases.iter().map(|case| case.command.to_owned()).collect();
+    let mut names: BTreeSet<String> = cases.iter().map(|case| case.command.to_owned()).collect();
+    names.insert("weir stream nats".to_owned());
+    if let Some(nats) = &nats {
+        nats.publish([record])?;
+        let nats_url = nats.url();
+        let nats_records = [&["--stdout", "--url", nats_url.as_str()][..], &stub].concat();
+        cases.push(service("weir stream nats", &nats_records, "label"));
+    }
     assert_eq!(names, commands()?);
     for case in &cases {
         check(case, dir.path()).with_context(|| format!("{} {:?}", case.command, case.arguments))?;

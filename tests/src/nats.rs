@@ -220,7 +220,7 @@ impl NatsClient {
     pub fn request(&mut self, subject: &str, headers: &str, payload: &[u8]) -> Result<NatsMessage> {
         let answers = self.answers.clone();
         self.publish(subject, &answers, headers, payload)?;
-        self.next()
+        self.next_message()
     }
 
     /// Sends a request to JetStream.
@@ -233,7 +233,7 @@ impl NatsClient {
     }
 
     /// The next message.
-    pub fn next(&mut self) -> Result<NatsMessage> {
+    pub fn next_message(&mut self) -> Result<NatsMessage> {
         loop {
             let line = self.line()?;
             let fields: Vec<&str> = line.split(' ').collect();

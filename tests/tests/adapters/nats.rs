@@ -161,7 +161,7 @@ async fn messages_are_acknowledged_after_their_results_are_stored() -> Result<()
         Stream::start(&nats, &["--timeout", "1", "--ack-wait", "1", "--max-deliveries", "1000000", "--strict"])?;
     // Another attempt, after the first one has failed.
     for _ in 0..40 {
-        results.next()?;
+        results.next_message()?;
     }
     let consumer = nats.consumer()?.context("no consumer")?;
     ensure!(consumer["ack_floor"]["stream_seq"] == 0, "acknowledged without a stored result: {consumer}");
@@ -183,7 +183,7 @@ async fn messages_in_flight_are_bounded_and_in_progress() -> Result<()> {
     let stream = Stream::start(&nats, &["--ack-wait", "1", "--in-flight", "4"])?;
     let mut reported: BTreeSet<String> = BTreeSet::new();
     while reported.len() < 4 {
-        let message = acknowledgements.next()?;
+        let message = acknowledgements.next_message()?;
         ensure!(message.payload == b"+WPI", "{message:?}");
         // The fourth token from the end is the number in the stream.
         reported.insert(message.subject.rsplit('.').nth(3).context("no number")?.to_owned());

@@ -376,7 +376,12 @@ mod tests {
                 "transcript: summary_mode `abstractive` needs a language model, which adapters do not use; use extractive"
             ],
         );
-        check(r#"{"task":"transcript","transcript":{"parameters":"gap=1"}}"#, expect!["transcript: `gap` is not known here; there are max_gap_sec, overlap, annotate, max_segments, max_time_sec, summary_every, summary_at_end, summary_mode"]);
+        check(
+            r#"{"task":"transcript","transcript":{"parameters":"gap=1"}}"#,
+            expect![
+                "transcript: `gap` is not known here; there are max_gap_sec, overlap, annotate, max_segments, max_time_sec, summary_every, summary_at_end, summary_mode"
+            ],
+        );
         check(r#"{"top_k":0}"#, expect!["top_k is 0, and must be at least 1"]);
         check(r#"{"retry_max_attempts":0}"#, expect!["retry_max_attempts is 0, and must be at least 1"]);
         check(

@@ -19,6 +19,9 @@ use crate::redis::secret;
 /// Whether librdkafka was built with OpenSSL: TLS, SCRAM and OAUTHBEARER.
 pub(crate) const HAS_TLS: bool = cfg!(feature = "kafka-tls");
 
+/// How long a failed call handles the reports that have arrived: without a timeout, a poll handles one of them.
+pub(super) const REPORTS_TIMEOUT: Duration = Duration::from_millis(100);
+
 /// The port of a broker without one.
 const DEFAULT_PORT: u16 = 9092;
 

@@ -7,7 +7,7 @@ use rdkafka::consumer::{BaseConsumer, Consumer as _};
 use rdkafka::error::{KafkaError, KafkaResult};
 use weir_config::KafkaSource as Config;
 
-use super::client::{Access, ReportContext, blocking, failure};
+use super::client::{Access, REPORTS_TIMEOUT, ReportContext, blocking, failure};
 use crate::driver::DriverError;
 
 /// Calls a consumer that is not a member of a group.
@@ -23,7 +23,7 @@ async fn call<T: Send + 'static>(
             BaseConsumer::from_config_and_context(&native, context.clone()).map_err(|error| failure(&error))?;
         call(&consumer, timeout).map_err(|error| {
             // Handles the reports that have arrived.
-            drop(consumer.poll(Duration::ZERO));
+            drop(consumer.poll(REPORTS_TIMEOUT));
             context.0.failure(&error)
         })
     });

@@ -11,7 +11,7 @@ use weir_config::KafkaSource as Config;
 use weir_core::adapter::SourceRecord;
 
 use super::assignment::{Assignment, TopicPartition};
-use super::client::{Access, Reports, blocking, failure, reach};
+use super::client::{Access, REPORTS_TIMEOUT, Reports, blocking, failure, reach};
 use super::consumer::{Context, GroupConsumer, Poller, offset_list};
 use super::sink::Transaction;
 use crate::driver::{BoxFuture, Committer, DriverError, Read, Safe, Source};
@@ -76,7 +76,7 @@ pub async fn open(
         // Finds a wrong address or wrong credentials; a group would wait for them without end.
         if let Err(error) = consumer.fetch_metadata(topics.first().map(String::as_str), timeout) {
             // Reports that have arrived meanwhile; there are no messages yet.
-            drop(consumer.poll(Duration::ZERO));
+            drop(consumer.poll(REPORTS_TIMEOUT));
             return Err(consumer.context().reports.failure(&error));
         }
         let topics: Vec<&str> = topics.iter().map(String::as_str).collect();

@@ -6,7 +6,7 @@ use spin_sdk::wasip3::{
         types::{self, Fields},
     },
     spawn,
-    wit_bindgen::StreamResult,
+    wit_bindgen::{FutureReader, StreamResult},
     wit_future, wit_stream,
 };
 use weir_codec::{http::retry_after, pipelines::text};
@@ -34,7 +34,7 @@ pub(super) async fn call(
         let message = format!("this server's steps may not call `{}`", authority(url).unwrap_or_default());
         return Err(StepFailure::last("http_not_allowed", message));
     }
-    let request = request(url, method, headers, body, &attempt.key)?;
+    let (request, _sent) = request(url, method, headers, body, &attempt.key)?;
     attempt.running.wait_until_owned().await;
     let response = client::send(request).await.map_err(|error| unreachable(&error))?;
     let (status, retry_after_ms) = (response.get_status_code(), retry_after_ms(&response));
@@ -50,6 +50,9 @@ pub(super) async fn call(
     turns::run_over(&attempt.running.owner, body.len(), || output(&body, is_json)).await
 }
 
+/// Resolves when a request is sent. A host may close the connection when this is dropped, so it is kept as long as the response.
+type Sent = FutureReader<Result<(), types::ErrorCode>>;
+
 /// The request. `Idempotency-Key` identifies an attempt to the service, since an attempt may be repeated.
 fn request(
     url: &str,
@@ -57,7 +60,7 @@ fn request(
     headers: &[(String, String)],
     body: Option<Json>,
     key: &str,
-) -> Result<types::Request, StepFailure> {
+) -> Result<(types::Request, Sent), StepFailure> {
     let has = |name: &str| headers.iter().any(|(other, _)| other.eq_ignore_ascii_case(name));
     let length = body.as_ref().map(|body| body.bytes().to_string());
     let mut defaults = vec![
@@ -82,7 +85,7 @@ fn request(
         });
         reader
     });
-    let (request, _sent) = types::Request::new(headers, contents, trailers, None);
+    let (request, sent) = types::Request::new(headers, contents, trailers, None);
     let (scheme, rest) = match url.split_once("://") {
         Some(("https", rest)) => (types::Scheme::Https, rest),
         Some((_, rest)) => (types::Scheme::Http, rest),
@@ -95,7 +98,7 @@ fn request(
     request.set_scheme(Some(&scheme)).map_err(|()| wrong("its scheme"))?;
     request.set_authority(Some(authority)).map_err(|()| wrong("its authority"))?;
     request.set_path_with_query(Some(&path)).map_err(|()| wrong("its path"))?;
-    Ok(request)
+    Ok((request, sent))
 }
 
 fn wire_method(method: Method) -> types::Method {

@@ -5,7 +5,7 @@ use std::{future::Future, pin::pin};
 use futures::future::{Either, select};
 use weir_codec::generation::upstream::UpstreamRequest;
 use weir_core::{failure::Failure, generation::upstream::AttemptOutcome};
-use wit_bindgen::StreamResult;
+use wit_bindgen::{FutureReader, StreamResult};
 
 use super::{call::RunCall, server::Server};
 use crate::{
@@ -60,7 +60,7 @@ pub(super) async fn exchange(
     tokens: &mut u64,
 ) -> Result<Vec<EventKind>, AttemptEnd> {
     let idle_ms = server.settings.idle_timeout_ms;
-    let request = request(server, message)?;
+    let (request, _sent) = request(server, message)?;
     let response = match within(idle_ms, client::send(request)).await {
         Some(Ok(response)) => response,
         Some(Err(error)) => return Err(unreachable(&error)),
@@ -118,7 +118,10 @@ fn attempt_end_of(has_begun: bool, failure: Failure) -> AttemptEnd {
     AttemptEnd { failure, outcome }
 }
 
-fn request(server: &Server, message: &UpstreamRequest) -> Result<Request, AttemptEnd> {
+/// Resolves when a request is sent. A host may close the connection when this is dropped, so it is kept as long as the response.
+type Sent = FutureReader<Result<(), ErrorCode>>;
+
+fn request(server: &Server, message: &UpstreamRequest) -> Result<(Request, Sent), AttemptEnd> {
     let invalid = || AttemptEnd::for_good("the request to the upstream is invalid; check the URL of the upstream");
     let length = message.body.len().to_string();
     let common = [
@@ -140,7 +143,7 @@ fn request(server: &Server, message: &UpstreamRequest) -> Result<Request, Attemp
     let options = RequestOptions::new();
     // Best effort: a host without connection timeouts is covered by the timeouts of this component.
     let _ = options.set_connect_timeout(Some(server.settings.connect_timeout_ms * NS_PER_MS));
-    let (request, _sent) = Request::new(headers, Some(reader), trailers, Some(options));
+    let (request, sent) = Request::new(headers, Some(reader), trailers, Some(options));
     let address = &server.settings.address;
     let scheme = if address.is_tls { Scheme::Https } else { Scheme::Http };
     let path = format!("{}{}", address.path, message.path);
@@ -148,7 +151,7 @@ fn request(server: &Server, message: &UpstreamRequest) -> Result<Request, Attemp
     request.set_scheme(Some(&scheme)).map_err(|()| invalid())?;
     request.set_authority(Some(&address.authority)).map_err(|()| invalid())?;
     request.set_path_with_query(Some(&path)).map_err(|()| invalid())?;
-    Ok(request)
+    Ok((request, sent))
 }
 
 /// The failure of a request without a response. The cause is logged and not sent to clients.

@@ -157,10 +157,9 @@ impl Middleman {
     }
 }
 
-/// Ends the response, and reads what is left of the request: to close a socket with unread bytes resets the connection,
-/// which can take the response from the client.
+/// Reads what is left of a request until the client closes the connection. To close it first, with unread bytes or while the client
+/// writes, can take the response from the client.
 async fn read_to_end(mut client: TcpStream) -> Result<()> {
-    client.shutdown().await?;
     while client.read(&mut [0; 4096]).await? > 0 {}
     Ok(())
 }
@@ -175,14 +174,14 @@ async fn answer(mut client: TcpStream, behind: String) -> Result<()> {
     }
     let text = String::from_utf8_lossy(&head).into_owned();
     let is_for = |model: &str| text.contains(&format!("model={model}"));
-    let chunked = "HTTP/1.1 200 OK\r\ncontent-type: application/x-ndjson\r\ntransfer-encoding: chunked\r\n\r\n";
+    let chunked = "HTTP/1.1 200 OK\r\nconnection: close\r\ncontent-type: application/x-ndjson\r\ntransfer-encoding: chunked\r\n\r\n";
     if is_for("silent") {
         // The request is read, and never answered.
-        while client.read(&mut [0; 4096]).await? > 0 {}
+        read_to_end(client).await?;
     } else if is_for("busy") {
         let body = "{\"code\":\"rate_limited\",\"detail\":\"slow down\",\"retryable\":true}";
         let answer = format!(
-            "HTTP/1.1 429 Too Many Requests\r\nretry-after: 7\r\ncontent-type: application/problem+json\r\n\
+            "HTTP/1.1 429 Too Many Requests\r\nconnection: close\r\nretry-after: 7\r\ncontent-type: application/problem+json\r\n\
              content-length: {}\r\n\r\n{body}",
             body.len()
         );
@@ -191,6 +190,7 @@ async fn answer(mut client: TcpStream, behind: String) -> Result<()> {
     } else if is_for("cut") {
         let piece = "{\"index\":0,\"id\":0,\"sco";
         client.write_all(format!("{chunked}{:x}\r\n{piece}\r\n", piece.len()).as_bytes()).await?;
+        client.shutdown().await?;
         read_to_end(client).await?;
     } else if is_for("nonsense") {
         let piece = "<html>hello</html>\n";

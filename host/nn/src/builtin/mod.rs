@@ -11,7 +11,7 @@ mod mapping;
 mod network;
 mod recognize;
 pub(crate) mod safetensors;
-mod shards;
+pub(crate) mod shards;
 mod weights;
 
 use std::path::{Path, PathBuf};
@@ -26,7 +26,6 @@ use crate::registry::RegistryConfig;
 use crate::structure;
 use crate::tensor::Tensor;
 use network::{AnyEncoder, Readout, RowSelection};
-pub(crate) use shards::ShardIndex;
 use weights::GraphTensors;
 
 /// The file of weights in the layout of the Hugging Face hub.

@@ -20,7 +20,8 @@ use serde_json::json;
 use thiserror::Error;
 
 use super::{LANGUAGE_MODEL, ModelDir, ModelError};
-use crate::builtin::{self, SAFETENSORS, SAFETENSORS_INDEX, ShardIndex};
+use crate::builtin::shards::ShardIndex;
+use crate::builtin::{self, SAFETENSORS, SAFETENSORS_INDEX};
 use crate::onnx::external_files;
 use crate::registry::RegistryConfig;
 use crate::wording::quoted;

@@ -155,7 +155,7 @@ async fn messages_are_acknowledged_after_their_results_are_stored() -> Result<()
     nats.add_stream("text-input", &["text-input"])?;
     nats.publish(texts(0..20))?;
     let mut results = nats.client()?;
-    // With a subscriber, a result is received by someone, and stored by nobody.
+    // A subscriber receives the results, but no stream stores them.
     results.subscribe("sentiment-output")?;
     let stream =
         Stream::start(&nats, &["--timeout", "1", "--ack-wait", "1", "--max-deliveries", "1000000", "--strict"])?;

@@ -48,16 +48,19 @@ port=$((20000 + RANDOM % 20000))
 inside=(env -i /usr/sbin/chroot --userspec=65532:65532 "$work/root" /opt/weir/weir)
 "${inside[@]}" serve --listen "0.0.0.0:$port" > "$work/log" 2>&1 &
 server=$!
+ready=
 for _ in $(seq 1 300); do
-    [[ $(curl -s -o /dev/null -w '%{http_code}' "http://127.0.0.1:$port/readyz") != 200 ]] || break
+    [[ $(curl -s -m 5 -o /dev/null -w '%{http_code}' "http://127.0.0.1:$port/readyz") != 200 ]] || { ready=yes; break; }
     sleep 0.2
 done
+[[ -n $ready ]] || fail "it is not ready"
 grep -q '^Uid:[[:space:]]*65532[[:space:]]*65532' "/proc/$server/status" || fail "it runs as another user"
 grep -q '^CapEff:[[:space:]]*0000000000000000' "/proc/$server/status" || fail "it has capabilities"
 "${inside[@]}" status --url "http://127.0.0.1:$port" >/dev/null || fail "the health check fails"
-answer=$(curl -s "http://127.0.0.1:$port/v1/classify" -H 'content-type: application/json' -d '{"inputs": "What a wonderful evening!"}')
+answer=$(curl -s -m 60 "http://127.0.0.1:$port/v1/classify" -H 'content-type: application/json' -d '{"inputs": "What a wonderful evening!"}')
 [[ $answer == *'"label":"positive"'* ]] || fail "it answers $answer"
 kill -TERM "$server"
+timeout 60 tail --pid="$server" -f /dev/null || fail "it has not ended 60 s after SIGTERM"
 wait "$server" || fail "it ends with $? after SIGTERM"
 server=
 echo "ok  image: $(du -sm "$mount" | cut -f1) MB, user 65532, read-only root, no capabilities, health check, SIGTERM"

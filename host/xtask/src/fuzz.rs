@@ -13,9 +13,10 @@ use crate::sh;
 
 pub(crate) const USAGE: &str = "\
 Executes the fuzz targets (requests, lines, captions, events, channels, definitions, expressions, keys, tokens, GRIP,
-checkpoints, files of language models; with --nn the tensors of wasi:nn and files of weights) and prints how many executions there were. It uses cargo-fuzz where it is
-installed with a nightly compiler, and a seeded generator of inputs elsewhere. The input of a failure is kept under
-target/fuzz-failures (fuzz/artifacts with cargo-fuzz). A short run is part of `cargo xtask test`.
+checkpoints, files of language models; with --nn the tensors of wasi:nn and files of weights) and prints the number of
+executions. It uses cargo-fuzz where it is installed with a nightly compiler, and a seeded generator of inputs elsewhere. The
+input of a failure is kept under target/fuzz-failures (fuzz/artifacts with cargo-fuzz). A short run is part of
+`cargo xtask test`.
 
 Options:
   --target NAME      one target only
@@ -77,7 +78,7 @@ fn with_cargo_fuzz(house: &House, target: Option<&str>, executions: u64, seed: u
     }
     let mut total = 0;
     for name in &names {
-        let mut command = nightly(house);
+        let mut command = sh::nightly_cargo(house);
         command.args(["fuzz", "run", name]);
         if nn {
             command.args(["--features", "nn"]);
@@ -97,19 +98,9 @@ fn with_cargo_fuzz(house: &House, target: Option<&str>, executions: u64, seed: u
 }
 
 fn has_cargo_fuzz(house: &House) -> bool {
-    let mut command = nightly(house);
+    let mut command = sh::nightly_cargo(house);
     command.args(["fuzz", "--version"]).stdout(Stdio::null()).stderr(Stdio::null());
     command.status().is_ok_and(|status| status.success())
-}
-
-/// Cargo of the nightly toolchain, without the variables by which this cargo selects the pinned one.
-fn nightly(house: &House) -> Command {
-    let mut command = sh::program(house, "rustup");
-    command.args(["run", "nightly", "cargo"]);
-    for variable in ["RUSTUP_TOOLCHAIN", "CARGO", "RUSTC", "RUSTFLAGS"] {
-        command.env_remove(variable);
-    }
-    command
 }
 
 /// Runs a program with its own output.

@@ -54,7 +54,7 @@ pub(crate) fn task(house: &House, args: Args) -> Result<()> {
 
 /// The tests of one instruction set. `WEIR_TEST_KERNELS_BEST` is the one that the tests must find to be the best.
 fn command(house: &House, isa: &str, more: &[String]) -> Result<Command> {
-    let mut command = if isa == "miri" { nightly(house) } else { sh::cargo(house) };
+    let mut command = if isa == "miri" { sh::nightly_cargo(house) } else { sh::cargo(house) };
     if isa == "miri" {
         // Not the encoders: their code is safe, and would take hours.
         command.args(["miri", "test", "-p", PACKAGE, "--lib", "--test", "products", "--target-dir"]);
@@ -104,15 +104,5 @@ pub(crate) fn require_program(program: &str) -> Result<()> {
     if output.is_ok_and(|output| output.status.success()) {
         return Ok(());
     }
-    bail!("`{program}` cannot be run; Debian has it in qemu-user or gcc-aarch64-linux-gnu")
-}
-
-/// Cargo of the nightly toolchain, without the variables by which this cargo selects the pinned one.
-fn nightly(house: &House) -> Command {
-    let mut command = sh::program(house, "rustup");
-    command.args(["run", "nightly", "cargo"]);
-    for variable in ["RUSTUP_TOOLCHAIN", "CARGO", "RUSTC", "RUSTFLAGS"] {
-        command.env_remove(variable);
-    }
-    command
+    bail!("`{program}` cannot be run; Debian has it in qemu-user, gcc-aarch64-linux-gnu, g++-aarch64-linux-gnu or musl-tools")
 }

@@ -8,11 +8,14 @@
 //! - [`first_build`]: the estimate of the first build; [`dist`]: the archive for distribution, also for
 //!   another platform ([`cross`]), with its bill of materials ([`sbom`]); [`deploy`]: the checks of deploy/
 //! - [`demo`], [`checks`] (`cargo xtask test`), [`docs`], [`conformance`], [`fuzz`], [`mod@bench`]: the commands of the same names
-//! - [`redis`], [`pushpin`], [`browser`]: a Redis server, a proxy that holds connections, a Chromium, for the tests
-//! - [`hosts`]: other hosts of the components, for the tests
+//! - [`redis`], [`nats`], [`pushpin`], [`browser`]: a Redis server, a NATS server, a proxy that holds connections, a Chromium, for the
+//!   tests; [`lm`]: a language model and a server of such models; [`index_program`]: programs in wheels of Python's package index
+//! - [`python`], [`node`], [`make`]: the Python environment of the tests, packages of npm for them, `make` for a C library
+//! - [`hosts`]: other hosts of the components, for the tests; [`kernels`]: instruction sets that this machine may not have
 //! - [`nginx`]: a proxy for the tests, and the server that the fan-out is compared with
 //! - [`npm`], [`typescript`], [`web`]: the TypeScript client and the page of the gateway; [`wheels`]: the Python package
 //! - [`wit`]: the vendored WIT packages
+//! - `rules`, `imports`: tests of the dependencies between crates and between files
 #![allow(clippy::print_stdout, reason = "a command line program answers on standard output")]
 
 mod apt;

@@ -86,6 +86,16 @@ pub(crate) fn cargo(house: &House) -> Command {
     command
 }
 
+/// Cargo of the nightly toolchain, without the variables by which this cargo selects the pinned one.
+pub(crate) fn nightly_cargo(house: &House) -> Command {
+    let mut command = program(house, "rustup");
+    command.args(["run", "nightly", "cargo"]);
+    for variable in ["RUSTUP_TOOLCHAIN", "CARGO", "RUSTC", "RUSTFLAGS"] {
+        command.env_remove(variable);
+    }
+    command
+}
+
 /// Makes cargo print its progress although it does not write to a terminal: [`run`] parses it.
 pub(crate) fn show_progress(command: &mut Command) {
     command.env("CARGO_TERM_PROGRESS_WHEN", "always").env("CARGO_TERM_PROGRESS_WIDTH", PROGRESS_COLUMNS);

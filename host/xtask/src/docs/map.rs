@@ -8,7 +8,20 @@ use super::links::markdown_files;
 use crate::house::House;
 
 /// The folders at the root that paths of the document begin with.
-const ROOTS: [&str; 9] = ["components/", "demo/", "docs/", "examples/", "fuzz/", "host/", "tests/", "wit/", ".ci/"];
+const ROOTS: [&str; 12] = [
+    "clients/",
+    "components/",
+    "demo/",
+    "deploy/",
+    "docs/",
+    "examples/",
+    "fuzz/",
+    "host/",
+    "tests/",
+    "web/",
+    "wit/",
+    ".ci/",
+];
 
 /// The code spans of a Markdown text; fenced blocks have none.
 fn code_spans(markdown: &str) -> Vec<&str> {

@@ -41,6 +41,7 @@ def metadata(project, version, readme, extras):
     """The file METADATA."""
     lines = ["Metadata-Version: 2.4", f"Name: {project['name']}", f"Version: {version}", f"Summary: {project['description']}"]
     lines += [f"Requires-Python: {project['requires-python']}", f"License-Expression: {project['license']}"]
+    lines.append("License-File: LICENSE")
     if "keywords" in project:
         lines.append(f"Keywords: {','.join(project['keywords'])}")
     lines += [f"Classifier: {classifier}" for classifier in project.get("classifiers", [])]

@@ -107,7 +107,7 @@ pub(crate) fn run(
         texts.into_iter().zip(0..).map(|(text, id)| item(model, &task, overflow, id, text)).collect();
     let feed = async move {
         for item in items {
-            // An error means that the receiver is gone, which is below.
+            // An error means that the receiver has ended, and then `read` ends too.
             if sender.send(item).await.is_err() {
                 return;
             }
@@ -122,9 +122,9 @@ pub(crate) fn run(
                 return received;
             }
             for outcome in outcomes {
-                let place = usize::try_from(outcome.id).ok().and_then(|id| received.get_mut(id));
-                if let Some(place) = place {
-                    *place = Some(outcome);
+                let slot = usize::try_from(outcome.id).ok().and_then(|id| received.get_mut(id));
+                if let Some(slot) = slot {
+                    *slot = Some(outcome);
                 }
             }
         }

@@ -12,7 +12,7 @@ use weir_runtime::types::{
     TokenOptions,
 };
 
-/// What a model is asked, as `weir_stream._tasks` writes it.
+/// A task for a model, as `Task.mapping` of `weir_stream._backend` writes it.
 #[derive(FromPyObject)]
 #[pyo3(from_item_all)]
 pub(crate) struct TaskRequest {
@@ -39,10 +39,10 @@ pub(crate) struct TaskRequest {
 }
 
 impl TaskRequest {
-    /// The task and what to do with a long text.
+    /// The task, and the treatment of a long text.
     ///
     /// # Errors
-    /// A name is not one of those that there are.
+    /// A name does not exist.
     pub(crate) fn read(self) -> PyResult<(Task, Overflow)> {
         let task = match self.task.as_str() {
             "classify" => {

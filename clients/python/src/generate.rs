@@ -13,7 +13,7 @@ use weir_runtime::{Runtime, core_failure};
 use crate::convert;
 use crate::process::{self, Owned};
 
-/// A request, as `weir_stream._generation` writes it.
+/// A request, as `GenerateRequest.mapping` of `weir_stream._backend` writes it.
 #[derive(FromPyObject)]
 #[pyo3(from_item_all)]
 pub(crate) struct GenerateRequest {

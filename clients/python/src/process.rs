@@ -54,7 +54,8 @@ pub(crate) fn wait<T: Send>(py: Python<'_>, future: impl Future<Output = T> + Se
     }
 }
 
-/// A value that is dropped only in the process that made it: in a fork its threads are missing, and to stop them would wait for ever.
+/// A value that is dropped only in the process that made it: in a fork its threads are missing, and stopping them would
+/// never return.
 pub(crate) struct Owned<T>(Option<T>);
 
 impl<T> Owned<T> {

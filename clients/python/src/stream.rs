@@ -86,7 +86,7 @@ impl StreamSettings {
     }
 }
 
-/// What happened in a stream.
+/// An event of a stream.
 enum Event {
     Result(ItemResult<Output>),
     Error(ItemError<Text>),
@@ -224,11 +224,11 @@ impl Stream {
         self.stream.get()?.pause().map_err(|error| refused(&error))
     }
 
-    /// Takes no more texts. The event `2` says when every text has its result or error.
+    /// Takes no more texts. The event `2` follows when every text has its result or error.
     fn stop(&self) -> PyResult<()> {
         let (stream, mailbox) = (self.stream.get()?.clone(), self.mailbox.clone());
         process::threads()?.spawn(async move {
-            // An error means that it has stopped already, which is what the event says.
+            // An error means that it has stopped already, and the event follows in that case too.
             let _ = stream.stop().await;
             mailbox.stop();
         });

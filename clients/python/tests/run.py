@@ -19,7 +19,7 @@ SLOW_S = 5.0
 
 
 def limit(seconds: float) -> None:
-    """From now on."""
+    """Restarts the time after which the run ends."""
     faulthandler.dump_traceback_later(seconds, exit=True)
 
 

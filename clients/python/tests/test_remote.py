@@ -176,19 +176,32 @@ class Failing(BaseHTTPRequestHandler):
 
     failures = 0
     requests: List[str] = []
+    #: Whether a generation is in a chunk without an end; else the end of the connection is its end.
+    is_chunked = False
 
     def do_GET(self) -> None:
-        self.answer(200, b'{"models": [{"name": "sentiment", "kind": "text-classification"}]}')
+        kinds = {"sentiment": "text-classification", "writer": "text-generation"}
+        models = [{"name": name, "kind": kind} for name, kind in kinds.items()]
+        self.answer(200, json.dumps({"models": models}).encode())
 
     def do_POST(self) -> None:
         body: Dict[str, Any] = json.loads(self.rfile.read(int(self.headers["content-length"])))
         Failing.requests.append(self.path)
+        if self.path == "/v1/completions":
+            return self.generate(b'data: {"choices": [{"index": 0, "text": " three"}]}\n\n')
         if Failing.failures > 0:
             Failing.failures -= 1
             problem = {"status": 503, "code": "overloaded", "detail": "too much", "retryable": True}
             return self.answer(503, json.dumps(problem).encode())
         outputs = [[] if text == "odd" else [{"label": "positive", "score": 0.5}] for text in body["inputs"]]
         return self.answer(200, json.dumps({"model": "sentiment", "outputs": outputs}).encode())
+
+    def generate(self, content: bytes) -> None:
+        self.send_response(200)
+        if Failing.is_chunked:
+            self.send_header("transfer-encoding", "chunked")
+        self.end_headers()
+        self.wfile.write(b"%x\r\n%s\r\n" % (len(content), content) if Failing.is_chunked else content)
 
     def answer(self, status: int, content: bytes) -> None:
         self.send_response(status)
@@ -235,6 +248,16 @@ class Retries(unittest.TestCase):
         [event] = self.errors(0, 3, ["one", "odd", "two"])
         self.assertEqual((event.seq, event.error.code, event.error.category.value), (1, "inference_failed", "model"))
         self.assertEqual(self.stats.pushed, 3)
+
+    def test_generation_that_is_cut_off_is_an_error(self) -> None:
+        pipe = pipeline("text-generation", "writer", base_url=self.url)
+        for is_chunked in (True, False):
+            Failing.is_chunked = is_chunked
+            pieces = pipe.stream("One, two,")
+            self.assertEqual(next(pieces), " three")
+            with self.assertRaisesRegex(ServerError, "ended before the text") as raised:
+                next(pieces)
+            self.assertEqual(raised.exception.code, "cut_off")
 
     def test_failure_that_lasts_is_an_error(self) -> None:
         [event] = self.errors(100, 3)

@@ -1,6 +1,6 @@
 """The shipped sentiment model by real transformers, with torch, and by this package: equal labels and scores in every form of a call.
 
-WEIR_TEST_TRANSFORMERS names an interpreter that has both, such as the one that `cargo xtask bench compare` installs. It is skipped without:
+WEIR_TEST_TRANSFORMERS names an interpreter that has both, such as the one that `cargo xtask bench` installs. It is skipped without:
 torch has 3 GB.
 """
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import http.client
 import json
+import socket
 import threading
 import urllib.parse
 from typing import Any, Callable, Dict, Iterator, Optional
 
-from ._adapters._sse import SseParser, lines_of
+from ._adapters._sse import LINE_BYTES_MAX, SseParser, lines_of
 from ._errors import ServerError
 
 #: The longest time without data of a response, in seconds.
@@ -45,10 +46,10 @@ class Client:
         """The JSON of a response.
 
         Raises:
-            ServerError: the server cannot be reached, or answers with a problem.
+            ServerError: the server cannot be reached, answers with a problem, or the response is cut off.
         """
         response = self._send(method, path, body, {})
-        content = response.read()
+        content = self._read(response)
         if response.status >= 300:
             raise _problem(response, content)
         try:
@@ -57,14 +58,23 @@ class Client:
             raise ServerError(f"the response of {path} is not JSON", status=response.status, retryable=False) from error
 
     def events(self, path: str, body: Any) -> Iterator[str]:
-        """The data of the server-sent events of a response."""
+        """The data of the server-sent events of a response.
+
+        Raises:
+            ServerError: the server cannot be reached, answers with a problem, or the response is cut off.
+        """
         response = self._send("POST", path, body, {"Accept": "text/event-stream"})
         if response.status >= 300:
-            raise _problem(response, response.read())
+            raise _problem(response, self._read(response))
         parser = SseParser()
         try:
             while True:
-                line = response.readline()
+                try:
+                    line = response.readline(LINE_BYTES_MAX + 1)
+                except (OSError, http.client.HTTPException) as error:
+                    raise _cut_off(error) from error
+                if len(line) > LINE_BYTES_MAX:
+                    raise ServerError(f"a line of {path} has more than {LINE_BYTES_MAX} bytes", retryable=False)
                 if not line:
                     return
                 for one in lines_of(line):
@@ -75,18 +85,25 @@ class Client:
             # The rest of the response may be unread.
             self._drop()
 
+    def _read(self, response: http.client.HTTPResponse) -> bytes:
+        try:
+            return response.read()
+        except (OSError, http.client.HTTPException) as error:
+            self._drop()
+            raise _cut_off(error) from error
+
     def _send(self, method: str, path: str, body: Any, headers: Dict[str, str]) -> http.client.HTTPResponse:
         content = None if body is None else json.dumps(body).encode()
         headers = {**self._headers, **headers}
         if content is not None:
             headers["Content-Type"] = "application/json"
-        is_kept = getattr(self._threads, "connection", None) is not None
+        is_reused = getattr(self._threads, "connection", None) is not None
         try:
             return self._exchange(method, path, content, headers)
         except (OSError, http.client.HTTPException) as error:
             self._drop()
-            # A server closes an idle connection.
-            if is_kept:
+            # A server closes an idle connection. One that is silent may be computing, so the request is not repeated.
+            if is_reused and not isinstance(error, socket.timeout):
                 try:
                     return self._exchange(method, path, content, headers)
                 except (OSError, http.client.HTTPException) as again:
@@ -97,19 +114,24 @@ class Client:
     def _exchange(
         self, method: str, path: str, content: Optional[bytes], headers: Dict[str, str]
     ) -> http.client.HTTPResponse:
-        kept: Optional[_Connection] = getattr(self._threads, "connection", None)
-        if kept is None:
-            kept = _Connection(self._kind(self._host, self._port, timeout=_TIMEOUT_S))
-            self._threads.connection = kept
-        kept.http.request(method, self._prefix + path, content, headers)
-        response: http.client.HTTPResponse = kept.http.getresponse()
+        connection: Optional[_Connection] = getattr(self._threads, "connection", None)
+        if connection is None:
+            connection = _Connection(self._kind(self._host, self._port, timeout=_TIMEOUT_S))
+            self._threads.connection = connection
+        connection.http.request(method, self._prefix + path, content, headers)
+        response: http.client.HTTPResponse = connection.http.getresponse()
         return response
 
     def _drop(self) -> None:
-        kept: Optional[_Connection] = getattr(self._threads, "connection", None)
+        connection: Optional[_Connection] = getattr(self._threads, "connection", None)
         self._threads.connection = None
-        if kept is not None:
-            kept.http.close()
+        if connection is not None:
+            connection.http.close()
+
+
+def _cut_off(error: Exception) -> ServerError:
+    """The error of a response that has begun."""
+    return ServerError(f"the response was cut off: {error}", code="cut_off")
 
 
 def _problem(response: http.client.HTTPResponse, content: bytes) -> ServerError:

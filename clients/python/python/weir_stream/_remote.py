@@ -86,6 +86,7 @@ class RemoteBackend(Backend):
                 reason = choice.get("finish_reason")
                 if text or reason:
                     yield Piece(choice.get("index", 0), text or "", reason)
+        raise ServerError("the stream ended before the text", code="cut_off")
 
 
 def _parameters(task: Task) -> Dict[str, Any]:

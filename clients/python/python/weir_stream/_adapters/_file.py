@@ -51,7 +51,8 @@ class FileAdapter(Adapter):
 
     async def run(self, push: Push) -> None:
         if self._output_path is not None:
-            self._output = open(self._output_path, "a", encoding="utf-8")
+            # Each line is written when it is complete.
+            self._output = open(self._output_path, "a", encoding="utf-8", buffering=1)
         async for item in from_thread(self._items):
             await push(item)
 

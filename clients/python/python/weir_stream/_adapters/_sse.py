@@ -11,7 +11,7 @@ from typing import Any, Callable, Dict, Iterator, List, Mapping, Optional, Tuple
 from ._base import Adapter, Push, from_thread, item_of
 
 #: The longest line of a stream, in bytes.
-_LINE_BYTES_MAX = 1 << 20
+LINE_BYTES_MAX = 1 << 20
 #: The longest data of an event, in characters.
 _EVENT_CHARS_MAX = 16 << 20
 #: The longest delay before a reconnection, in seconds.
@@ -106,9 +106,9 @@ class HttpSseAdapter(Adapter):
                 raise ConnectionError(f"the server answers {response.status} {response.reason}")
             parser.reset()
             while not stopped.is_set():
-                line = response.readline(_LINE_BYTES_MAX + 1)
-                if len(line) > _LINE_BYTES_MAX:
-                    raise ConnectionError(f"a line has more than {_LINE_BYTES_MAX} bytes")
+                line = response.readline(LINE_BYTES_MAX + 1)
+                if len(line) > LINE_BYTES_MAX:
+                    raise ConnectionError(f"a line has more than {LINE_BYTES_MAX} bytes")
                 if not line:
                     return
                 for one in lines_of(line):
@@ -134,7 +134,8 @@ class SseParser:
         self.reset()
 
     def reset(self) -> None:
-        """Drops an incomplete event."""
+        """Begins another stream: drops an incomplete event."""
+        self._is_first_line = True
         self._data: List[str] = []
         self._chars = 0
         self._kind = ""
@@ -146,6 +147,9 @@ class SseParser:
         Raises:
             ConnectionError: the data of the event is too long.
         """
+        if self._is_first_line:
+            self._is_first_line = False
+            line = line[1:] if line.startswith("\ufeff") else line
         if not line:
             data, kind, event_id = self._data, self._kind, self._id
             self._data, self._kind, self._chars = [], "", 0

@@ -14,6 +14,7 @@ import urllib.request
 workflow = sys.argv[1]
 server = sys.argv[2] if len(sys.argv) > 2 else "http://localhost:8080"
 RETRIES_MAX = 5
+TIMEOUT_S = 30
 
 
 def publish(event):
@@ -25,7 +26,7 @@ def publish(event):
     )
     for attempt in range(RETRIES_MAX):
         try:
-            with urllib.request.urlopen(request) as response:
+            with urllib.request.urlopen(request, timeout=TIMEOUT_S) as response:
                 return json.load(response)["id"]
         except urllib.error.HTTPError as error:
             wait_s = error.headers.get("Retry-After")

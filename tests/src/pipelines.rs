@@ -125,3 +125,17 @@ pub fn check_contiguous(events: &[Event]) -> Result<()> {
     }
     Ok(())
 }
+
+/// Checks that the events of an execution have no gap, and that the execution and each of its steps `s0`, `s1` and so on was completed once.
+pub fn check_steps_completed_once(events: &[Event], steps: usize) -> Result<()> {
+    check_contiguous(events)?;
+    for n in 0..steps {
+        let completes_step = |event: &&Event| event.name == "step_complete" && event.data["step_id"] == format!("s{n}");
+        let completed = events.iter().filter(completes_step).count();
+        ensure!(completed == 1, "s{n} was completed {completed} times");
+    }
+    let ends: Vec<_> =
+        events.iter().filter(|event| event.name.starts_with("pipeline_")).map(|event| event.name.as_str()).collect();
+    ensure!(ends == ["pipeline_start", "pipeline_complete"], "{ends:?}");
+    Ok(())
+}

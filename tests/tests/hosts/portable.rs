@@ -138,33 +138,33 @@ async fn model_with_an_invalid_graph_fails_with_the_reason() -> Result<()> {
     Ok(())
 }
 
-/// A server in front of another that misbehaves for some models, and passes all else on.
-struct Middleman {
+/// A proxy in front of a server, which answers invalidly for some models and forwards all other requests.
+struct FaultyProxy {
     address: String,
 }
 
-impl Middleman {
+impl FaultyProxy {
     async fn start(server: &Server) -> Result<Self> {
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await?;
         let address = listener.local_addr()?.to_string();
-        let behind = server.address().to_owned();
+        let server = server.address().to_owned();
         tokio::spawn(async move {
             while let Ok((client, _)) = listener.accept().await {
-                tokio::spawn(answer(client, behind.clone()));
+                tokio::spawn(proxy_connection(client, server.clone()));
             }
         });
         Ok(Self { address })
     }
 }
 
-/// Reads what is left of a request until the client closes the connection. To close it first, with unread bytes or while the client
-/// writes, can take the response from the client.
+/// Reads the rest of a request until the client closes the connection. If this side closed it first, with unread bytes or while the client
+/// writes, the client might lose the response.
 async fn read_to_end(mut client: TcpStream) -> Result<()> {
     while client.read(&mut [0; 4096]).await? > 0 {}
     Ok(())
 }
 
-async fn answer(mut client: TcpStream, behind: String) -> Result<()> {
+async fn proxy_connection(mut client: TcpStream, server: String) -> Result<()> {
     let mut head = Vec::new();
     while !head.windows(4).any(|window| window == b"\r\n\r\n") {
         let mut buffer = [0; 4096];
@@ -197,7 +197,7 @@ async fn answer(mut client: TcpStream, behind: String) -> Result<()> {
         client.write_all(format!("{chunked}{:x}\r\n{piece}\r\n0\r\n\r\n", piece.len()).as_bytes()).await?;
         read_to_end(client).await?;
     } else {
-        let mut server = TcpStream::connect(behind).await?;
+        let mut server = TcpStream::connect(server).await?;
         server.write_all(&head).await?;
         tokio::io::copy_bidirectional(&mut client, &mut server).await?;
     }
@@ -215,8 +215,8 @@ async fn failure(server: &Server, model: &str) -> Result<Value> {
 #[tokio::test]
 async fn thin_instance_uses_another_server_and_reports_its_failures() -> Result<()> {
     let models = Server::start(&[]).await?;
-    let middleman = Middleman::start(&models).await?;
-    let url = format!("WEIR_REMOTE_URL=http://{}", middleman.address);
+    let proxy = FaultyProxy::start(&models).await?;
+    let url = format!("WEIR_REMOTE_URL=http://{}", proxy.address);
     let server = serve("weir-thin.wasm", &["--env", &url, "--env", "WEIR_REMOTE_TIMEOUT_MS=1500"])?;
     server.ready().await?;
 
@@ -251,7 +251,7 @@ async fn thin_instance_uses_another_server_and_reports_its_failures() -> Result<
     duplex.end().await?;
     duplex.raw.read_until(r#"{"done":true,"ok":3,"failed":0}"#).await?;
 
-    // What goes wrong is said to the item.
+    // Failures of the other server are failures of the item.
     let error = failure(&server, "none").await?;
     assert_eq!(error["code"], "unknown_model", "{error}");
     let error = failure(&server, "busy").await?;

@@ -2,13 +2,14 @@
 
 use std::path::Path;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result};
 use reqwest::Client;
 use serde_json::{Value, json};
 use weir_tests::Server;
 use weir_tests::follow::Event;
 use weir_tests::pipelines::{
-    Folder, check_contiguous, events, follow, run, start, start_execution, status, wait_until_ended,
+    Folder, check_contiguous, check_steps_completed_once, events, follow, run, start, start_execution, status,
+    wait_until_ended,
 };
 
 /// A server with a durable disk store.
@@ -22,19 +23,6 @@ async fn on_disk(folder: &Folder, file: &Path) -> Result<Server> {
 fn slow_steps(count: usize) -> Value {
     let step = |n: usize| json!({"id": format!("s{n}"), "kind": "sentiment", "input": "input"});
     (0..count).map(step).collect()
-}
-
-/// Checks that each step was completed once, and that the execution started and completed once.
-fn check_steps_completed_once(all: &[Event], steps: usize) -> Result<()> {
-    for n in 0..steps {
-        let completes_step = |event: &&Event| event.name == "step_complete" && event.data["step_id"] == format!("s{n}");
-        let completed = all.iter().filter(completes_step).count();
-        ensure!(completed == 1, "s{n} was completed {completed} times");
-    }
-    let last: Vec<_> =
-        all.iter().filter(|event| event.name.starts_with("pipeline_")).map(|e| e.name.as_str()).collect();
-    ensure!(last == ["pipeline_start", "pipeline_complete"], "{last:?}");
-    Ok(())
 }
 
 #[tokio::test]
@@ -65,8 +53,7 @@ async fn killed_execution_continues_in_the_same_sequence() -> Result<()> {
     }
     let last_id = received.last().map(|event| event.id.clone());
     received.extend(follow(&server, &ids[0], last_id.as_deref()).await?.remaining_events().await?);
-    // The events received over several connections are those of the channel, without a gap.
-    check_contiguous(&received)?;
+    // The events received over several connections are those of the channel.
     assert_eq!(received, events(&server, &ids[0]).await?);
     check_steps_completed_once(&received, STEPS)?;
     assert_eq!(received.last().context("events")?.data["metadata"]["resumed"], 3);
@@ -78,7 +65,6 @@ async fn killed_execution_continues_in_the_same_sequence() -> Result<()> {
     // The execution without a subscriber continued too.
     assert_eq!(wait_until_ended(&server, &ids[1]).await?["state"], "completed");
     let other = events(&server, &ids[1]).await?;
-    check_contiguous(&other)?;
     check_steps_completed_once(&other, STEPS)?;
 
     // An execution that has ended is known after another restart, and does not start again.

@@ -142,7 +142,7 @@ async fn failing_step_is_retried_then_the_pipeline_fails_or_continues() -> Resul
             json!([{"id": "mood", "kind": "sentiment", "retry": retry}, {"id": "never", "kind": "map", "expression": "@"}]),
         ),
         (
-            "goes_on",
+            "continues",
             json!([
                 {"id": "mood", "kind": "sentiment", "retry": retry, "on_error": "continue"},
                 {"id": "then", "kind": "map", "input": "{mood: steps.mood, text: input.text}", "expression": "@"},
@@ -164,7 +164,7 @@ async fn failing_step_is_retried_then_the_pipeline_fails_or_continues() -> Resul
     assert_eq!(retried, [true, true, false]);
     let attempts: Vec<&Value> = errors.iter().map(|event| &event.data["metadata"]["attempt"]).collect();
     assert_eq!(attempts, [1, 2, 3]);
-    let continued = run(&server, "goes_on", &input).await?;
+    let continued = run(&server, "continues", &input).await?;
     assert_eq!(
         (&continued["state"], &continued["output"]),
         (&json!("completed"), &json!({"mood": null, "text": "!down"}))

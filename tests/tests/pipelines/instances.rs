@@ -15,7 +15,7 @@ use weir_tests::client::{NDJSON, chunks_path, create_session, ndjson_body, post_
 use weir_tests::follow::{Event, Follower};
 use weir_tests::http::read_request;
 use weir_tests::pipelines::{
-    Folder, check_contiguous, events, follow, start, start_execution, status, wait_until_ended,
+    Folder, check_steps_completed_once, events, follow, start, start_execution, status, wait_until_ended,
 };
 use weir_tests::redis::Redis;
 use weir_tests::texts::Random;
@@ -123,20 +123,6 @@ async fn check_owned_elsewhere(response: Response) -> Result<()> {
     ensure!((status.as_u16(), &body["code"]) == (409, &json!("owned_elsewhere")), "{status}: {body}");
     let retry: u64 = retry.context("no Retry-After")?.to_str()?.parse()?;
     ensure!((1..=LEASE_MS / 1000 + 1).contains(&retry) && body["retryable"] == true, "{retry}: {body}");
-    Ok(())
-}
-
-/// Checks that the events have no gap, and that each step and the execution was completed once.
-fn check_steps_completed_once(all: &[Event], steps: usize) -> Result<()> {
-    check_contiguous(all)?;
-    for n in 0..steps {
-        let completes_step = |event: &&Event| event.name == "step_complete" && event.data["step_id"] == format!("s{n}");
-        let completed = all.iter().filter(completes_step).count();
-        ensure!(completed == 1, "s{n} was completed {completed} times");
-    }
-    let ends: Vec<_> =
-        all.iter().filter(|event| event.name.starts_with("pipeline_")).map(|event| event.name.as_str()).collect();
-    ensure!(ends == ["pipeline_start", "pipeline_complete"], "{ends:?}");
     Ok(())
 }
 

@@ -104,5 +104,7 @@ pub(crate) fn require_program(program: &str) -> Result<()> {
     if output.is_ok_and(|output| output.status.success()) {
         return Ok(());
     }
-    bail!("`{program}` cannot be run; Debian has it in qemu-user, gcc-aarch64-linux-gnu, g++-aarch64-linux-gnu or musl-tools")
+    bail!(
+        "`{program}` cannot be run; Debian has it in qemu-user, gcc-aarch64-linux-gnu, g++-aarch64-linux-gnu or musl-tools"
+    )
 }

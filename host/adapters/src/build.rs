@@ -57,7 +57,7 @@ pub struct PipelinePlan {
     pub attempts_max: u32,
 }
 
-/// Checks that the results of a task, which are JSON of any form, are not to be written as rows or text.
+/// Checks that the results of a task, which are JSON values without columns, are written as JSON.
 fn check_json_output(adapter: &Adapter, task: &str) -> Result<(), String> {
     let line_format = match &adapter.sink {
         AdapterSink::Stdout(sink) => sink.format.as_str(),
@@ -138,7 +138,7 @@ impl Plan {
                 "pipelines exist only in a server; put the adapter into the configuration of `weir serve`".to_owned(),
             ));
         }
-        // A pipeline needs only the settings of files and sinks, for which any task will do.
+        // A pipeline needs only the settings of files and sinks, which are the same for each task.
         let task = if pipeline.is_some() { "classify" } else { adapter.task.as_str() }.to_owned();
         let (settings, framing) = settings(&Adapter { task, ..adapter.clone() }).map_err(wrong)?;
         check_channels(adapter, store.is_some()).map_err(wrong)?;

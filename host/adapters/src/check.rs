@@ -49,7 +49,7 @@ impl Checks {
         let elapsed_ms = u64::try_from(self.began.elapsed().as_millis()).unwrap_or(u64::MAX);
         self.began = Instant::now();
         let (value, outcome) = match outcome {
-            Ok((value, found)) => (Some(value), Ok(found)),
+            Ok((value, description)) => (Some(value), Ok(description)),
             Err(reason) => (None, Err(reason)),
         };
         self.list.push(Check { name, outcome, elapsed_ms });
@@ -191,11 +191,12 @@ async fn check_kafka(checks: &mut Checks, config: &KafkaSource, output_topic: &s
     }
     let timeout = Duration::from_millis(config.timeout_ms);
     let broker = config.brokers.split(',').next().unwrap_or_default().trim();
-    let Some((host, port)) = broker.rsplit_once(':').and_then(|(host, port)| Some((host, port.parse().ok()?))) else {
+    let (host, port) = kafka::broker_address(broker);
+    if host.is_empty() {
         let reason = format!("`{broker}` is not a broker; give host:port, several separated by commas");
         return checks.record("resolve", Err(reason));
-    };
-    reach(checks, host.trim_matches(['[', ']']), port, timeout).await?;
+    }
+    reach(checks, host, port, timeout).await?;
     let topics = kafka::topics(config, None).await.map_err(|error| {
         let remedy = match kafka::HAS_TLS {
             true => "check the user, the password file, and the properties security.protocol and sasl.mechanism",
@@ -203,7 +204,8 @@ async fn check_kafka(checks: &mut Checks, config: &KafkaSource, output_topic: &s
         };
         with_remedy(&error, remedy)
     });
-    checks.record("authenticate", topics.map(|topics| ((), format!("{} topics are visible", topics.len()))))?;
+    let described = topics.map(|topics| ((), format!("{} visible", counted(topics.len(), "topic"))));
+    checks.record("authenticate", described)?;
     let topic = config.topics.first().map(String::as_str).unwrap_or_default();
     let remedy = |topic: &str, error: DriverError| {
         let error = with_remedy(&error, "create the topic, or check the permissions of the user");

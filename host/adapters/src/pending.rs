@@ -5,8 +5,8 @@ use weir_core::adapter::ResultRecord;
 /// The most results of complete records that wait; with more, the component's results are not received.
 const PENDING_MAX: usize = 512;
 
-/// Results in their order. Those of a record are written only together with the one that completes it, so a record that the component
-/// does not complete leaves no result.
+/// Results in their order. Those of a record are written only together with the one that completes it, so no result is written of a
+/// record that the component does not complete.
 #[derive(Debug, Default)]
 pub(crate) struct PendingResults {
     results: Vec<ResultRecord>,
@@ -31,8 +31,8 @@ impl PendingResults {
         self.complete < PENDING_MAX
     }
 
-    /// Takes the results of complete records. With `open`, the number of records that are not complete, results of no record are taken
-    /// too once all records are complete.
+    /// Removes the results of complete records. `open` is given once all records were read: the number of those that are not complete. If
+    /// the results complete all of them, results of no record are removed too.
     pub(crate) fn take(&mut self, open: Option<usize>) -> Vec<ResultRecord> {
         let count = match open {
             Some(open) if self.positions >= open => self.results.len(),

@@ -395,7 +395,7 @@ struct Flight<'a> {
     results: Option<mpsc::Receiver<ResultRecord>>,
     unsent: VecDeque<SourceRecord>,
     pending: PendingResults,
-    /// Results of no record are written and not committed.
+    /// Whether results that complete no record were written after the last commit.
     has_rest: bool,
     safe: Safe,
     marks: Watermarks,

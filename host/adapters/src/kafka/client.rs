@@ -19,7 +19,7 @@ use crate::redis::secret;
 /// Whether librdkafka was built with OpenSSL: TLS, SCRAM and OAUTHBEARER.
 pub(crate) const HAS_TLS: bool = cfg!(feature = "kafka-tls");
 
-/// How long a failed call handles the reports that have arrived: without a timeout, a poll handles one of them.
+/// How long a failed call handles the reports that have arrived: with a timeout of zero, a poll handles one of them.
 pub(super) const REPORTS_TIMEOUT: Duration = Duration::from_millis(100);
 
 /// The port of a broker without one.
@@ -83,14 +83,19 @@ pub(super) async fn reach(brokers: &str, timeout: Duration) -> Result<(), Driver
     )))
 }
 
-/// Connects to a broker, `host`, `host:port` or `protocol://host:port`.
-async fn connect(broker: &str, timeout: Duration) -> Result<(), String> {
+/// The host and the port of a broker, `host`, `host:port` or `protocol://host:port`.
+pub(crate) fn broker_address(broker: &str) -> (&str, u16) {
     let address = broker.rsplit_once("://").map_or(broker, |(_, address)| address);
     let (host, port) = match address.rsplit_once(':').and_then(|(host, port)| Some((host, port.parse().ok()?))) {
         Some((host, port)) => (host, port),
         None => (address, DEFAULT_PORT),
     };
-    let connected = TcpStream::connect((host.trim_matches(['[', ']']), port));
+    (host.trim_matches(['[', ']']), port)
+}
+
+/// Connects to a broker.
+async fn connect(broker: &str, timeout: Duration) -> Result<(), String> {
+    let connected = TcpStream::connect(broker_address(broker));
     match tokio::time::timeout(timeout, connected).await {
         Ok(Ok(_)) => Ok(()),
         Ok(Err(error)) => Err(format!("{broker}: {error}")),
@@ -272,6 +277,19 @@ mod tests {
         assert_eq!(check("ssl.key.password", "hunter2"), refused("ssl.key.password"));
         assert_eq!(check("security.protocol", "sasl_plaintext"), Ok(()));
         assert_eq!(check("sasl.mechanism", "PLAIN"), Ok(()));
+    }
+
+    #[test]
+    fn broker_has_a_protocol_and_a_port_or_not() {
+        for (broker, expected) in [
+            ("one", ("one", 9092)),
+            ("one:9093", ("one", 9093)),
+            ("SASL_SSL://one:9093", ("one", 9093)),
+            ("[::1]", ("::1", 9092)),
+            ("[::1]:9093", ("::1", 9093)),
+        ] {
+            assert_eq!(broker_address(broker), expected, "{broker}");
+        }
     }
 
     #[tokio::test]

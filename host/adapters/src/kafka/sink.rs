@@ -168,7 +168,7 @@ impl KafkaSink {
         let (mut rejected, mut sent) = (Vec::new(), Vec::new());
         for (index, result) in results.iter().enumerate() {
             if sent.len() == UNACKNOWLEDGED_MAX {
-                self.acknowledged(&mut sent, &mut rejected).await?;
+                self.receive_acknowledgements(&mut sent, &mut rejected).await?;
             }
             let mut record = self.record(result);
             loop {
@@ -177,7 +177,7 @@ impl KafkaSink {
                     Err((error, unsent)) => match error.rdkafka_error_code() {
                         // There is room once the sent results are acknowledged.
                         Some(RDKafkaErrorCode::QueueFull) if !sent.is_empty() => {
-                            self.acknowledged(&mut sent, &mut rejected).await?;
+                            self.receive_acknowledgements(&mut sent, &mut rejected).await?;
                             record = unsent;
                             continue;
                         }
@@ -187,13 +187,13 @@ impl KafkaSink {
                 break;
             }
         }
-        self.acknowledged(&mut sent, &mut rejected).await?;
+        self.receive_acknowledgements(&mut sent, &mut rejected).await?;
         rejected.sort_by_key(|rejected| rejected.index);
         Ok(rejected)
     }
 
     /// Waits until the sent results are acknowledged.
-    async fn acknowledged(
+    async fn receive_acknowledgements(
         &self,
         sent: &mut Vec<(usize, DeliveryFuture)>,
         rejected: &mut Vec<Rejected>,

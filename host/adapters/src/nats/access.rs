@@ -1,4 +1,4 @@
-//! How to reach the servers and authenticate with them: addresses, and the credentials of a user in one of five forms.
+//! The addresses of the servers, and the credentials of a user in one of four forms.
 
 use std::fmt;
 use std::path::Path;
@@ -14,10 +14,10 @@ use crate::redis::{secret, secret_within};
 
 /// The port of servers.
 const PORT: u16 = 4222;
-/// The longest credentials file: the JWT has the permissions of the user.
+/// The longest credentials file, in bytes: its JWT lists the permissions of the user.
 const CREDENTIALS_BYTES_MAX: u64 = 64 << 10;
 
-/// How to reach and authenticate with the servers.
+/// The addresses and the credentials of a configuration.
 pub(super) struct Access<'a> {
     pub(super) url: &'a str,
     pub(super) username: &'a str,
@@ -29,7 +29,7 @@ pub(super) struct Access<'a> {
     pub(super) timeout: Duration,
 }
 
-/// Both kinds of configurations have the same keys.
+/// Implements the conversion for both kinds of configurations, which have the same keys.
 macro_rules! access_of {
     ($config:ty) => {
         impl<'a> From<&'a $config> for Access<'a> {
@@ -70,7 +70,7 @@ impl fmt::Display for Address {
 }
 
 impl Access<'_> {
-    /// Checks what needs no file and no connection.
+    /// Checks the settings without reading files or connecting.
     ///
     /// # Errors
     ///
@@ -156,12 +156,12 @@ pub(super) enum Credentials {
     },
     Token(String),
     Nkey(Nkey),
-    /// A token of the account, and the key of the user.
+    /// The JWT of the user, and the key that it belongs to.
     Jwt(String, Nkey),
 }
 
 impl Credentials {
-    /// Adds them to the options of CONNECT.
+    /// Adds the credentials to the options of CONNECT.
     pub(super) fn add_to(&self, options: &mut Value, nonce: &str) {
         match self {
             Self::None => {}
@@ -250,7 +250,7 @@ fn base32_encode(bytes: &[u8]) -> String {
     text
 }
 
-/// The bytes of a text in base32; none if it is not.
+/// Decodes base32; `None` if the text is not valid.
 fn base32_decode(text: &str) -> Option<Vec<u8>> {
     let (mut bytes, mut bits, mut count) = (Vec::new(), 0u32, 0);
     for character in text.bytes() {

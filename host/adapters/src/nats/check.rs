@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use weir_config::NatsSource as Config;
+use weir_core::wording::counted;
 
 use super::access::Access;
 use super::connection::{Client, open, within};
@@ -10,7 +11,7 @@ use super::jetstream;
 use crate::check::{Checks, reach, with_remedy};
 use crate::driver::DriverError;
 
-/// Checks a stream of NATS: a server, the credentials, the stream, its consumer, and whether a stream stores the output subject.
+/// Checks a stream of NATS: the first server, the credentials, the stream, its consumer, and whether a stream stores the output subject.
 pub async fn check(config: &Config, output_subject: &str) -> Checks {
     let mut checks = Checks::default();
     run(&mut checks, config, output_subject).await;
@@ -48,16 +49,17 @@ async fn run(checks: &mut Checks, config: &Config, output_subject: &str) -> Opti
         error => with_remedy(error, "check the permissions of the user, and that JetStream is enabled"),
     };
     let stream = jetstream::stream(&client, &config.stream).await;
-    let found = stream.map(|stream| ((), format!("`{}` has {} messages", config.stream, stream.messages())));
-    checks.record("stream", found.map_err(|error| remedy(&error)))?;
-    let found = jetstream::consumer(&client, config).await.map(|consumer| match consumer {
+    let described =
+        stream.map(|stream| ((), format!("`{}` has {}", config.stream, counted(stream.messages(), "message"))));
+    checks.record("stream", described.map_err(|error| remedy(&error)))?;
+    let described = jetstream::consumer(&client, config).await.map(|consumer| match consumer {
         Some(consumer) => {
-            let (pending, unacknowledged) = (consumer.num_pending, consumer.num_ack_pending);
-            format!("the consumer `{}` has {pending} messages to read, and {unacknowledged} in flight", config.consumer)
+            let (pending, unacknowledged) = (counted(consumer.num_pending, "message"), consumer.num_ack_pending);
+            format!("the consumer `{}` has {pending} to read, and {unacknowledged} in flight", config.consumer)
         }
         None => format!("the consumer `{}` does not exist yet; it is created at the start", config.consumer),
     });
-    checks.record("read", found.map(|found| ((), found)).map_err(|error| remedy(&error)))?;
+    checks.record("read", described.map(|text| ((), text)).map_err(|error| remedy(&error)))?;
     let stored = match jetstream::stream_of(&client, output_subject).await {
         Ok(Some(stream)) => Ok(((), format!("`{stream}` stores `{output_subject}`"))),
         Ok(None) => Err(format!("no stream stores `{output_subject}`; create one with this subject")),

@@ -1,8 +1,8 @@
 //! A connection to a server: requests and subscriptions over one stream of bytes.
 //!
-//! A task reads frames and hands each message to the request or the subscription that it is for. Another one writes frames, and ends
-//! after the last clone of the client is dropped and everything that was sent is written. When the connection is lost, all requests and
-//! subscriptions end with the reason.
+//! A task reads frames and passes each message to its request or its subscription. Another one writes frames, and ends after the last
+//! clone of the client is dropped and all frames are written. When the connection is lost, all requests and subscriptions end with the
+//! reason.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -22,15 +22,15 @@ use crate::transport::{ByteStream, connect, secure};
 
 /// Frames that wait to be written; with more, senders wait.
 const OUTGOING_FRAMES_MAX: usize = 1024;
-/// Bytes of a read.
+/// The free bytes of the buffer before each read.
 const READ_BYTES: usize = 16 << 10;
 /// The errors by which a server refuses credentials.
 const REFUSALS: [&str; 4] =
     ["Authorization Violation", "Authentication Expired", "Authentication Revoked", "Authorization Expired"];
-/// The beginning of subjects for the acknowledgements of messages.
+/// The prefix of the subjects by which messages are acknowledged.
 const ACKNOWLEDGEMENTS: &str = "$JS.ACK.";
-/// The subscription for answers of requests.
-const ANSWERS: u64 = 1;
+/// The id of the subscription that receives the replies to requests.
+const REPLIES: u64 = 1;
 
 /// A connection. Clones share it; it is closed when the last one is dropped.
 #[derive(Clone)]
@@ -41,41 +41,41 @@ pub(super) struct Client {
 }
 
 struct Shared {
-    /// The prefix of subjects for answers to this connection.
+    /// The prefix of the subjects of replies to this connection.
     inbox: String,
     timeout: Duration,
-    /// The largest message with its headers that the server takes, in bytes.
+    /// The largest message with its headers that the server accepts, in bytes.
     message_bytes_max: usize,
     state: Mutex<State>,
 }
 
 #[derive(Default)]
 struct State {
-    /// Requests without an answer.
+    /// Requests without a reply.
     requests: HashMap<u64, Request>,
     request_next: u64,
     subscriptions: HashMap<u64, mpsc::Sender<Message>>,
     subscription_last: u64,
     /// The last error that the server has sent.
     error: Option<String>,
-    /// Why the connection is lost.
+    /// Why the connection was lost.
     failure: Option<DriverError>,
 }
 
 struct Request {
     subject: String,
-    answer: oneshot::Sender<Result<Message, DriverError>>,
+    reply: oneshot::Sender<Result<Message, DriverError>>,
 }
 
-/// The answer to a request that was sent.
-pub(super) struct Answer {
+/// The reply to a request that was sent.
+pub(super) struct PendingReply {
     number: u64,
     receiver: oneshot::Receiver<Result<Message, DriverError>>,
     shared: Arc<Shared>,
 }
 
-/// A subscription. When it is dropped, it ends, and messages of consumers that were not received are returned to the server, which
-/// delivers them again at once.
+/// A subscription. Dropping it ends it, and returns the messages of consumers that were not received to the server, which delivers them
+/// again at once.
 pub(super) struct Subscription {
     id: u64,
     /// The subject.
@@ -89,7 +89,7 @@ impl Drop for Subscription {
     fn drop(&mut self) {
         let Client { shared, outgoing, .. } = &self.client;
         shared.lock().subscriptions.remove(&self.id);
-        // Best effort: without room, the server delivers the messages again when the time for their acknowledgement is over.
+        // Best effort: without room, the server delivers the messages again after the time for their acknowledgement.
         let _ = outgoing.try_send(protocol::unsubscribe(self.id));
         self.messages.close();
         while let Ok(message) = self.messages.try_recv() {
@@ -192,7 +192,7 @@ impl Client {
         Self::start(opened.frames, &opened.info, timeout).await
     }
 
-    /// Starts the tasks of a connection, and subscribes to answers.
+    /// Starts the tasks of a connection, and subscribes to replies.
     async fn start(
         frames: FrameReader<Box<dyn ByteStream>>,
         info: &Info,
@@ -203,49 +203,49 @@ impl Client {
         let (outgoing, frames) = mpsc::channel(OUTGOING_FRAMES_MAX);
         let shared =
             Arc::new(Shared { inbox: inbox()?, timeout, message_bytes_max: info.max_payload, state: Mutex::default() });
-        // It ends when the client is dropped: each write has a deadline.
+        // It ends after the client is dropped, since each write has a deadline.
         tokio::spawn(write(writing, frames, shared.clone()));
         let reader = read(FrameReader { stream: reading, buffer }, shared.clone(), outgoing.downgrade());
         let reader = Arc::new(AbortOnDropHandle::new(tokio::spawn(reader)));
         let client = Self { shared, outgoing, _reader: reader };
-        client.send(protocol::subscribe(&format!("{}.*", client.shared.inbox), ANSWERS)).await?;
+        client.send(protocol::subscribe(&format!("{}.*", client.shared.inbox), REPLIES)).await?;
         Ok(client)
     }
 
-    /// The largest message with its headers that the server takes, in bytes.
+    /// The largest message with its headers that the server accepts, in bytes.
     pub(super) fn message_bytes_max(&self) -> usize {
         self.shared.message_bytes_max
     }
 
-    /// How long an answer may take.
+    /// The longest time until a reply.
     pub(super) fn timeout(&self) -> Duration {
         self.shared.timeout
     }
 
-    /// Why the connection is lost.
+    /// Why the connection was lost.
     pub(super) fn failure(&self) -> DriverError {
         let failure = self.shared.lock().failure.clone();
         failure.unwrap_or_else(|| DriverError::transport("the connection to NATS has ended"))
     }
 
-    /// Publishes a message without an answer.
+    /// Publishes a message without a reply.
     pub(super) async fn publish(&self, subject: &str, payload: &[u8]) -> Result<(), DriverError> {
         self.send(protocol::publish(subject, "", &[], payload)).await
     }
 
-    /// Publishes a message whose answers go to a subject of this connection.
-    pub(super) async fn publish_for(&self, subject: &str, answers: &str, payload: &[u8]) -> Result<(), DriverError> {
-        self.send(protocol::publish(subject, answers, &[], payload)).await
+    /// Publishes a message whose replies go to a subject of this connection.
+    pub(super) async fn publish_for(&self, subject: &str, replies: &str, payload: &[u8]) -> Result<(), DriverError> {
+        self.send(protocol::publish(subject, replies, &[], payload)).await
     }
 
-    /// Publishes a request, after those before it. Its answer is waited for separately.
+    /// Publishes a request without waiting for its reply. Requests are sent in the order of the calls.
     pub(super) async fn send_request(
         &self,
         subject: &str,
         headers: &[Header],
         payload: &[u8],
-    ) -> Result<Answer, DriverError> {
-        let (answer, receiver) = oneshot::channel();
+    ) -> Result<PendingReply, DriverError> {
+        let (reply, receiver) = oneshot::channel();
         let number = {
             let mut state = self.shared.lock();
             if let Some(failure) = &state.failure {
@@ -253,21 +253,21 @@ impl Client {
             }
             state.request_next += 1;
             let number = state.request_next;
-            state.requests.insert(number, Request { subject: subject.to_owned(), answer });
+            state.requests.insert(number, Request { subject: subject.to_owned(), reply });
             number
         };
-        let answer = Answer { number, receiver, shared: self.shared.clone() };
-        let reply = format!("{}.{number}", self.shared.inbox);
-        self.send(protocol::publish(subject, &reply, headers, payload)).await?;
-        Ok(answer)
+        let pending = PendingReply { number, receiver, shared: self.shared.clone() };
+        let reply_subject = format!("{}.{number}", self.shared.inbox);
+        self.send(protocol::publish(subject, &reply_subject, headers, payload)).await?;
+        Ok(pending)
     }
 
-    /// Publishes a request and waits for its answer.
+    /// Publishes a request and waits for its reply.
     pub(super) async fn request(&self, subject: &str, payload: &[u8]) -> Result<Message, DriverError> {
         self.send_request(subject, &[], payload).await?.receive().await
     }
 
-    /// Subscribes to a new subject of this connection. More than `messages_max` messages that were not received end the connection.
+    /// Subscribes to a new subject of this connection. The connection ends if more than `messages_max` messages wait to be received.
     pub(super) async fn subscribe(&self, messages_max: usize) -> Result<Subscription, DriverError> {
         let (sender, messages) = mpsc::channel(messages_max);
         let id = {
@@ -276,11 +276,11 @@ impl Client {
                 return Err(failure.clone());
             }
             state.subscription_last += 1;
-            let id = ANSWERS + state.subscription_last;
+            let id = REPLIES + state.subscription_last;
             state.subscriptions.insert(id, sender);
             id
         };
-        // It has a token more than the subjects of requests.
+        // It has one token more than the subjects of replies to requests.
         let subject = format!("{}.subscription.{id}", self.shared.inbox);
         let subscription = Subscription { id, subject, messages, client: self.clone() };
         self.send(protocol::subscribe(&subscription.subject, id)).await?;
@@ -292,16 +292,16 @@ impl Client {
     }
 }
 
-impl Answer {
-    /// Waits for the answer.
+impl PendingReply {
+    /// Waits for the reply.
     ///
     /// # Errors
     ///
-    /// There is none in time, the connection is lost, or the user may not publish the request.
+    /// No reply arrives within the timeout, the connection is lost, or the user may not publish the request.
     pub(super) async fn receive(mut self) -> Result<Message, DriverError> {
         let timeout = self.shared.timeout;
         match tokio::time::timeout(timeout, &mut self.receiver).await {
-            Ok(Ok(answer)) => answer,
+            Ok(Ok(reply)) => reply,
             Ok(Err(_)) => Err(DriverError::transport("the connection to NATS has ended")),
             Err(_) => {
                 let timeout_ms = timeout.as_millis();
@@ -311,7 +311,7 @@ impl Answer {
     }
 }
 
-impl Drop for Answer {
+impl Drop for PendingReply {
     fn drop(&mut self) {
         self.shared.lock().requests.remove(&self.number);
     }
@@ -322,14 +322,14 @@ impl Shared {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Hands a message to its request or subscription.
+    /// Passes a message to its request or subscription.
     fn handle_message(&self, message: Message, outgoing: &mpsc::WeakSender<Bytes>) -> Result<(), DriverError> {
         let mut state = self.lock();
-        if message.subscription == ANSWERS {
+        if message.subscription == REPLIES {
             let number = message.subject.rsplit('.').next().and_then(|number| number.parse::<u64>().ok());
             if let Some(request) = number.and_then(|number| state.requests.remove(&number)) {
-                // The request may have been given up.
-                let _ = request.answer.send(Ok(message));
+                // An error means that the reply was dropped.
+                let _ = request.reply.send(Ok(message));
             }
             return Ok(());
         }
@@ -350,7 +350,8 @@ impl Shared {
         Ok(())
     }
 
-    /// An error does not end the connection by itself: the server closes it if it has to end.
+    /// Handles an error of the server, which closes the connection itself if it has to end. A denied message without a reply ends it here,
+    /// since nothing else would report the denial.
     fn handle_error(&self, error: &str) -> Result<(), DriverError> {
         let denied = || DriverError::Denied(format!("NATS refuses: {error}"));
         if error.starts_with("Permissions Violation for Subscription") {
@@ -363,11 +364,13 @@ impl Shared {
             state.error = Some(error.to_owned());
             return Ok(());
         };
+        let mut is_request = false;
         for (_, request) in state.requests.extract_if(|_, request| request.subject == subject) {
-            // The request may have been given up.
-            let _ = request.answer.send(Err(denied()));
+            is_request = true;
+            // An error means that the reply was dropped.
+            let _ = request.reply.send(Err(denied()));
         }
-        Ok(())
+        if is_request { Ok(()) } else { Err(denied()) }
     }
 
     /// Ends the connection for all requests and subscriptions.
@@ -381,14 +384,14 @@ impl Shared {
         };
         let failure = state.failure.get_or_insert(failure).clone();
         for (_, request) in state.requests.drain() {
-            // The request may have been given up.
-            let _ = request.answer.send(Err(failure.clone()));
+            // An error means that the reply was dropped.
+            let _ = request.reply.send(Err(failure.clone()));
         }
         state.subscriptions.clear();
     }
 }
 
-/// Begins TLS, after the INFO of the server and before anything else.
+/// Begins TLS, after the INFO of the server and before any other frame.
 async fn begin_tls(
     frames: FrameReader<Box<dyn ByteStream>>,
     info: &Info,
@@ -399,7 +402,7 @@ async fn begin_tls(
         return Err(DriverError::Config(format!("NATS at {address} has no TLS, which the URL requires")));
     }
     if !frames.buffer.is_empty() {
-        // It would be taken for content of the encrypted connection.
+        // It would be read as content of the encrypted connection.
         return Err(DriverError::transport(format!("NATS at {address} has sent more than INFO before TLS")));
     }
     let stream = secure(&address.host, frames.stream, access.ca_file).await?;
@@ -430,7 +433,7 @@ async fn authenticate<S: AsyncRead + AsyncWrite + Unpin>(
     loop {
         match frames.next().await? {
             Frame::Pong => return Ok(()),
-            // Not of one that comes too late: `Authentication Timeout`.
+            // Not `Authentication Timeout`: another attempt may be in time.
             Frame::Error(error) if REFUSALS.iter().any(|refusal| error.contains(refusal)) => {
                 return Err(DriverError::Denied(format!("NATS refuses the credentials: {error}")));
             }
@@ -457,7 +460,7 @@ async fn read(mut frames: FrameReader<impl AsyncRead + Unpin>, shared: Arc<Share
             Ok(Frame::Error(error)) => shared.handle_error(&error),
             Ok(Frame::Ping) => {
                 if let Some(outgoing) = outgoing.upgrade() {
-                    // Without room, frames are written already, and reading must not wait for that.
+                    // Best effort: reading must not wait for room.
                     let _ = outgoing.try_send(Bytes::from_static(protocol::PONG));
                 }
                 Ok(())
@@ -472,7 +475,7 @@ async fn read(mut frames: FrameReader<impl AsyncRead + Unpin>, shared: Arc<Share
     shared.close(failure);
 }
 
-/// Writes frames until no sender is left.
+/// Writes frames until all senders are dropped.
 async fn write(stream: impl AsyncWrite + Unpin, mut outgoing: mpsc::Receiver<Bytes>, shared: Arc<Shared>) {
     let mut stream = BufWriter::new(stream);
     while let Some(frame) = outgoing.recv().await {
@@ -487,7 +490,7 @@ async fn write(stream: impl AsyncWrite + Unpin, mut outgoing: mpsc::Receiver<Byt
         let failure = match tokio::time::timeout(shared.timeout, writing).await {
             Ok(Ok(())) => continue,
             Ok(Err(error)) => format!("NATS: {error}"),
-            Err(_) => format!("NATS has taken nothing for {} ms", shared.timeout.as_millis()),
+            Err(_) => format!("NATS has accepted no data for {} ms", shared.timeout.as_millis()),
         };
         return shared.close(DriverError::transport(failure));
     }

@@ -14,12 +14,12 @@ use crate::driver::DriverError;
 /// The status of a request that no service has subscribed to.
 pub(super) const NO_RESPONDERS: u16 = 503;
 
-/// Numbers of errors that have a meaning of their own.
+/// Codes of errors that are handled separately.
 const STREAM_NOT_FOUND: u64 = 10_059;
 const CONSUMER_NOT_FOUND: u64 = 10_014;
 const MESSAGE_TOO_LARGE: u64 = 10_054;
 
-/// An error of JetStream.
+/// An error of JetStream, with the HTTP-like `code` and the more specific `err_code`.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
 #[serde(default)]
 pub(super) struct ApiError {
@@ -31,6 +31,14 @@ pub(super) struct ApiError {
 impl ApiError {
     fn failure(&self) -> DriverError {
         DriverError::transport(format!("NATS refuses: {} (error {})", self.description, self.err_code))
+    }
+
+    /// The failure to create a consumer. From 500 on, the error is one of the server, such as a cluster without a leader.
+    fn creation_failure(&self, consumer: &str) -> DriverError {
+        match self.code {
+            500.. => self.failure(),
+            _ => DriverError::Config(format!("NATS does not create the consumer `{consumer}`: {}", self.description)),
+        }
     }
 }
 
@@ -53,7 +61,7 @@ struct StreamState {
 }
 
 impl StreamInfo {
-    /// The messages that it has.
+    /// The number of stored messages.
     pub(super) fn messages(&self) -> u64 {
         self.state.messages
     }
@@ -68,10 +76,10 @@ impl StreamInfo {
 #[derive(Debug, Deserialize)]
 pub(super) struct ConsumerInfo {
     config: ConsumerConfig,
-    /// The messages that it has not delivered.
+    /// The number of messages that it has not delivered.
     #[serde(default)]
     pub(super) num_pending: u64,
-    /// The messages that were delivered and not acknowledged.
+    /// The number of messages that were delivered and not acknowledged.
     #[serde(default)]
     pub(super) num_ack_pending: u64,
 }
@@ -87,7 +95,7 @@ struct ConsumerConfig {
     filter_subject: String,
     filter_subjects: Vec<String>,
     max_deliver: i64,
-    /// Most messages of a request; 0: no bound.
+    /// The most messages of a request; 0: no bound.
     max_batch: u64,
 }
 
@@ -97,7 +105,7 @@ impl ConsumerInfo {
         Duration::from_nanos(self.config.ack_wait)
     }
 
-    /// The most messages that one request may ask for.
+    /// The most messages of one request.
     pub(super) fn batch_max(&self) -> usize {
         match self.config.max_batch {
             0 => usize::MAX,
@@ -112,7 +120,7 @@ impl ConsumerInfo {
         (filter_subject.is_empty() && filter_subjects.is_empty()) || filters.any(|filter| matches(filter, subject))
     }
 
-    /// Checks that no message of it is lost with the configuration of the source.
+    /// Checks that the consumer loses no message with the configuration of the source.
     fn check(&self, config: &Config) -> Result<(), String> {
         let name = &config.consumer;
         if !self.config.deliver_subject.is_empty() {
@@ -122,7 +130,7 @@ impl ConsumerInfo {
             return Err(format!("the consumer `{name}` has no explicit acknowledgements; name another one"));
         }
         match u64::try_from(self.config.max_deliver) {
-            // -1: without end.
+            // -1: unlimited.
             Err(_) | Ok(0) => Ok(()),
             Ok(max) if max > config.deliveries_max => Ok(()),
             Ok(max) => Err(format!(
@@ -135,17 +143,17 @@ impl ConsumerInfo {
 }
 
 /// Sends a request to JetStream.
-async fn call<T: DeserializeOwned>(
+async fn api_request<T: DeserializeOwned>(
     client: &Client,
     subject: &str,
     request: &Value,
 ) -> Result<Result<T, ApiError>, DriverError> {
     let payload = if request.is_null() { Vec::new() } else { request.to_string().into_bytes() };
-    let answer = client.request(subject, &payload).await?;
-    if answer.status.is_some_and(|status| status.code == NO_RESPONDERS) {
+    let reply = client.request(subject, &payload).await?;
+    if reply.status.is_some_and(|status| status.code == NO_RESPONDERS) {
         return Err(DriverError::transport("NATS has no JetStream for this user; enable it for the account"));
     }
-    parse(&answer.payload)
+    parse(&reply.payload)
 }
 
 fn parse<T: DeserializeOwned>(payload: &[u8]) -> Result<Result<T, ApiError>, DriverError> {
@@ -154,7 +162,7 @@ fn parse<T: DeserializeOwned>(payload: &[u8]) -> Result<Result<T, ApiError>, Dri
         error: Option<ApiError>,
     }
     let invalid =
-        |error: serde_json::Error| DriverError::transport(format!("an answer of JetStream is invalid: {error}"));
+        |error: serde_json::Error| DriverError::transport(format!("a reply of JetStream is invalid: {error}"));
     if let Some(error) = serde_json::from_slice::<Refusal>(payload).map_err(invalid)?.error {
         return Ok(Err(error));
     }
@@ -163,7 +171,7 @@ fn parse<T: DeserializeOwned>(payload: &[u8]) -> Result<Result<T, ApiError>, Dri
 
 /// A stream by its name.
 pub(super) async fn stream(client: &Client, name: &str) -> Result<StreamInfo, DriverError> {
-    match call(client, &format!("$JS.API.STREAM.INFO.{name}"), &Value::Null).await? {
+    match api_request(client, &format!("$JS.API.STREAM.INFO.{name}"), &Value::Null).await? {
         Ok(stream) => Ok(stream),
         Err(error) if error.err_code == STREAM_NOT_FOUND => {
             Err(DriverError::Config(format!("NATS has no stream `{name}`; create it")))
@@ -178,7 +186,8 @@ pub(super) async fn stream_of(client: &Client, subject: &str) -> Result<Option<S
     struct Names {
         streams: Option<Vec<String>>,
     }
-    let names: Result<Names, _> = call(client, "$JS.API.STREAM.NAMES", &json!({ "subject": subject })).await?;
+    let request = json!({ "subject": subject });
+    let names: Result<Names, _> = api_request(client, "$JS.API.STREAM.NAMES", &request).await?;
     let names = names.map_err(|error| error.failure())?;
     Ok(names.streams.unwrap_or_default().into_iter().next())
 }
@@ -186,7 +195,7 @@ pub(super) async fn stream_of(client: &Client, subject: &str) -> Result<Option<S
 /// The consumer of a source, if it exists.
 pub(super) async fn consumer(client: &Client, config: &Config) -> Result<Option<ConsumerInfo>, DriverError> {
     let subject = format!("$JS.API.CONSUMER.INFO.{}.{}", config.stream, config.consumer);
-    let consumer: ConsumerInfo = match call(client, &subject, &Value::Null).await? {
+    let consumer: ConsumerInfo = match api_request(client, &subject, &Value::Null).await? {
         Ok(consumer) => consumer,
         Err(error) if error.err_code == CONSUMER_NOT_FOUND => return Ok(None),
         Err(error) => return Err(error.failure()),
@@ -204,7 +213,7 @@ pub(super) async fn create_consumer(client: &Client, config: &Config) -> Result<
         "ack_policy": "explicit",
         "ack_wait": nanoseconds,
         "max_ack_pending": config.ack_pending_max,
-        // What was delivered too often goes to the error destination, and is acknowledged then.
+        // A message that was delivered too often is written to the error destination, and then acknowledged.
         "max_deliver": -1,
     });
     if !config.subject.is_empty() {
@@ -212,11 +221,8 @@ pub(super) async fn create_consumer(client: &Client, config: &Config) -> Result<
     }
     let subject = format!("$JS.API.CONSUMER.DURABLE.CREATE.{}.{}", config.stream, config.consumer);
     let request = json!({ "stream_name": config.stream, "config": settings });
-    let created: Result<ConsumerInfo, _> = call(client, &subject, &request).await?;
-    created.map_err(|error: ApiError| {
-        let ApiError { description, .. } = error;
-        DriverError::Config(format!("NATS does not create the consumer `{}`: {description}", config.consumer))
-    })
+    let created: Result<ConsumerInfo, _> = api_request(client, &subject, &request).await?;
+    created.map_err(|error: ApiError| error.creation_failure(&config.consumer))
 }
 
 /// Why a stream has not stored a message.
@@ -228,32 +234,32 @@ pub(super) enum PublishError {
     Failed(DriverError),
 }
 
-/// Checks the answer to a message that was published to a subject.
-pub(super) fn check_stored(subject: &str, answer: &Message) -> Result<(), PublishError> {
-    if answer.status.as_ref().is_some_and(|status| status.code == NO_RESPONDERS) {
+/// Checks the reply to a message that was published to a subject.
+pub(super) fn check_stored(subject: &str, reply: &Message) -> Result<(), PublishError> {
+    if reply.status.as_ref().is_some_and(|status| status.code == NO_RESPONDERS) {
         let reason = format!("no stream of NATS stores the subject `{subject}`; create one");
         return Err(PublishError::Failed(DriverError::transport(reason)));
     }
     #[derive(Deserialize)]
     struct Stored {
-        #[expect(dead_code, reason = "an answer without it is invalid")]
+        #[expect(dead_code, reason = "a reply without it is invalid")]
         stream: String,
     }
-    match parse::<Stored>(&answer.payload).map_err(PublishError::Failed)? {
+    match parse::<Stored>(&reply.payload).map_err(PublishError::Failed)? {
         Ok(_) => Ok(()),
         Err(error) if error.err_code == MESSAGE_TOO_LARGE => Err(PublishError::TooLarge(error.description)),
         Err(error) => Err(PublishError::Failed(error.failure())),
     }
 }
 
-/// What the subject for the acknowledgement of a message says about its delivery.
+/// The properties of a delivery, from the subject by which its message is acknowledged.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Delivery {
     /// The number of deliveries of the message, this one included.
     pub(super) delivered: u64,
     /// The number of the message in the stream.
     pub(super) sequence: u64,
-    /// The messages after it that were not delivered.
+    /// The number of messages after it that were not delivered.
     pub(super) pending: u64,
 }
 
@@ -283,6 +289,16 @@ mod tests {
         for bad in ["", "$JS.ACK.a.b", "a.b.c.1.2.3.4.5.6", "$JS.ACK.s.c.x.11.12.13.5"] {
             assert_eq!(Delivery::parse(bad), None, "{bad}");
         }
+    }
+
+    #[test]
+    fn failed_creation_is_retried_only_if_the_server_is_at_fault() {
+        let failure = |code| {
+            let error = ApiError { code, err_code: 10_008, description: "reason".to_owned() };
+            error.creation_failure("weir")
+        };
+        assert_eq!(failure(503), DriverError::transport("NATS refuses: reason (error 10008)"));
+        assert_eq!(failure(400), DriverError::Config("NATS does not create the consumer `weir`: reason".to_owned()));
     }
 
     fn consumer(config: &str) -> ConsumerInfo {

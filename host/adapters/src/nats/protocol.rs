@@ -34,7 +34,7 @@ pub(super) enum Frame {
 /// The properties of a server.
 #[derive(Debug, Clone, PartialEq, Deserialize)]
 pub(super) struct Info {
-    /// The largest message that it takes, headers included, in bytes.
+    /// The largest message that it accepts, headers included, in bytes.
     #[serde(default = "max_payload")]
     pub(super) max_payload: usize,
     /// Whether connections must have TLS.
@@ -43,7 +43,7 @@ pub(super) struct Info {
     /// Whether connections may have TLS.
     #[serde(default)]
     pub(super) tls_available: bool,
-    /// What a client with an nkey signs.
+    /// The challenge that a client with an nkey signs.
     #[serde(default)]
     pub(super) nonce: String,
 }
@@ -59,9 +59,9 @@ pub(super) struct Message {
     pub(super) subject: String,
     /// The id of the subscription.
     pub(super) subscription: u64,
-    /// The subject of an answer; empty if none is expected.
+    /// The subject of a reply; empty if none is expected.
     pub(super) reply: String,
-    /// The status of a message of the server itself.
+    /// The status, in a message of the server itself.
     pub(super) status: Option<Status>,
     pub(super) headers: Vec<Header>,
     pub(super) payload: Bytes,
@@ -74,7 +74,7 @@ pub(super) struct Status {
     pub(super) description: String,
 }
 
-/// What a server sent that is not of the protocol.
+/// A violation of the protocol by the server.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub(super) enum ProtocolError {
     /// A control line has no end.
@@ -95,7 +95,7 @@ impl ProtocolError {
     }
 }
 
-/// Takes a frame from the start of a buffer; none if it is incomplete.
+/// Removes a frame from the start of a buffer; `None` if it is incomplete.
 pub(super) fn decode(buffer: &mut BytesMut) -> Result<Option<Frame>, ProtocolError> {
     let Some(end) = buffer.windows(LINE_END.len()).take(LINE_BYTES_MAX).position(|window| window == LINE_END) else {
         return match buffer.len() > LINE_BYTES_MAX {
@@ -119,7 +119,7 @@ pub(super) fn decode(buffer: &mut BytesMut) -> Result<Option<Frame>, ProtocolErr
     Ok(Some(frame))
 }
 
-/// Takes a message whose control line ends at `end`: `MSG subject subscription [reply] bytes`, or
+/// Removes a message whose control line ends at `end`: `MSG subject subscription [reply] bytes`, or
 /// `HMSG subject subscription [reply] bytes-of-headers bytes`.
 fn decode_message(buffer: &mut BytesMut, end: usize) -> Result<Option<Frame>, ProtocolError> {
     let malformed = || ProtocolError::malformed(&buffer[..end]);
@@ -187,7 +187,7 @@ fn decode_headers(block: &[u8]) -> Result<(Option<Status>, Vec<Header>), Protoco
     Ok((status, headers))
 }
 
-/// Publishes a message. Without `reply`, no answer is expected. Subjects have been checked with [`is_subject`].
+/// Encodes a message. If `reply` is empty, no reply is expected. Subjects have been checked with [`is_subject`].
 pub(super) fn publish(subject: &str, reply: &str, headers: &[Header], payload: &[u8]) -> Bytes {
     let block = encode_headers(headers);
     let separator = if reply.is_empty() { "" } else { " " };
@@ -202,13 +202,13 @@ pub(super) fn publish(subject: &str, reply: &str, headers: &[Header], payload: &
     frame.into()
 }
 
-/// The bytes of headers in a message; 0 if there are none.
+/// The bytes of encoded headers; 0 if there are none.
 pub(super) fn headers_bytes(headers: &[Header]) -> usize {
     encode_headers(headers).len()
 }
 
-/// Headers as a block. A header is one line: control characters of values become spaces, and other characters than those that names may
-/// have become `-`.
+/// Encodes headers as a block, one line each: control characters of values become spaces, and characters that names must not contain
+/// become `-`.
 fn encode_headers(headers: &[Header]) -> Vec<u8> {
     if headers.is_empty() {
         return Vec::new();
@@ -224,17 +224,17 @@ fn encode_headers(headers: &[Header]) -> Vec<u8> {
     block
 }
 
-/// Subscribes to a subject.
+/// Encodes a subscription to a subject.
 pub(super) fn subscribe(subject: &str, subscription: u64) -> Bytes {
     format!("SUB {subject} {subscription}\r\n").into()
 }
 
-/// Ends a subscription.
+/// Encodes the end of a subscription.
 pub(super) fn unsubscribe(subscription: u64) -> Bytes {
     format!("UNSUB {subscription}\r\n").into()
 }
 
-/// Whether a text is a subject: tokens between points, of which none is empty. With `wildcards`, a token may be `*`, and the last `>`.
+/// Whether a text is a subject: tokens separated by `.`, none of which is empty. With `wildcards`, a token may be `*`, and the last `>`.
 pub(super) fn is_subject(subject: &str, wildcards: bool) -> bool {
     let count = subject.split('.').count();
     subject.split('.').enumerate().all(|(index, token)| match token {
@@ -244,7 +244,7 @@ pub(super) fn is_subject(subject: &str, wildcards: bool) -> bool {
     })
 }
 
-/// Whether a subject is one of those that a pattern with wildcards matches.
+/// Whether a pattern with wildcards matches a subject.
 pub(super) fn matches(pattern: &str, subject: &str) -> bool {
     let (mut patterns, mut tokens) = (pattern.split('.'), subject.split('.'));
     loop {
@@ -374,7 +374,7 @@ mod tests {
         ) {
             let headers: Vec<Header> = headers.iter().map(|(name, value)| Header::new(name, value.trim())).collect();
             let frame = publish("a.b", "r", &headers, &payload);
-            // What a server makes of it.
+            // The frame that a server delivers for it.
             let delivered = if headers.is_empty() { "MSG a.b 7 " } else { "HMSG a.b 7 " };
             let line_end = frame.windows(2).position(|window| window == LINE_END).unwrap();
             let line = std::str::from_utf8(&frame[..line_end]).unwrap();

@@ -5,10 +5,10 @@ use weir_config::{Adapter, AdapterSink, AdapterSource};
 use super::access::Access;
 use super::protocol::is_subject;
 
-/// The least time for an acknowledgement: messages in progress are reported three times within it.
+/// The minimum of `ack_wait_ms`: messages in progress are reported three times within it.
 const ACK_WAIT_MS_MIN: u64 = 300;
 
-/// Checks the parts of an adapter that are NATS, without files and connections.
+/// Checks the settings of NATS of an adapter, without reading files or connecting.
 ///
 /// # Errors
 ///

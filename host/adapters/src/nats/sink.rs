@@ -5,7 +5,7 @@ use weir_core::adapter::{Header, ResultRecord};
 
 use super::KEY_HEADER;
 use super::access::Access;
-use super::connection::{Answer, Client};
+use super::connection::{Client, PendingReply};
 use super::jetstream::{PublishError, check_stored};
 use super::protocol::headers_bytes;
 use crate::driver::{BoxFuture, DriverError, Rejected, Sink};
@@ -34,30 +34,30 @@ impl NatsSink {
         let (mut rejected, mut sent) = (Vec::new(), Vec::new());
         for (index, result) in results.iter().enumerate() {
             if sent.len() == UNACKNOWLEDGED_MAX {
-                self.acknowledged(&mut sent, &mut rejected).await?;
+                self.receive_acknowledgements(&mut sent, &mut rejected).await?;
             }
             let headers = headers(result);
             let (bytes, bytes_max) = (headers_bytes(&headers) + result.payload.len(), self.client.message_bytes_max());
             if bytes > bytes_max {
-                let reason = format!("it has {bytes} bytes with its headers, and NATS takes at most {bytes_max}");
+                let reason = format!("it has {bytes} bytes with its headers, and NATS accepts at most {bytes_max}");
                 rejected.push(Rejected { index, reason });
                 continue;
             }
             sent.push((index, self.client.send_request(&self.subject, &headers, &result.payload).await?));
         }
-        self.acknowledged(&mut sent, &mut rejected).await?;
+        self.receive_acknowledgements(&mut sent, &mut rejected).await?;
         rejected.sort_by_key(|rejected| rejected.index);
         Ok(rejected)
     }
 
     /// Waits until the sent results are stored.
-    async fn acknowledged(
+    async fn receive_acknowledgements(
         &self,
-        sent: &mut Vec<(usize, Answer)>,
+        sent: &mut Vec<(usize, PendingReply)>,
         rejected: &mut Vec<Rejected>,
     ) -> Result<(), DriverError> {
-        for (index, answer) in sent.drain(..) {
-            match check_stored(&self.subject, &answer.receive().await?) {
+        for (index, reply) in sent.drain(..) {
+            match check_stored(&self.subject, &reply.receive().await?) {
                 Ok(()) => {}
                 Err(PublishError::TooLarge(reason)) => rejected.push(Rejected { index, reason }),
                 Err(PublishError::Failed(failure)) => return Err(failure),

@@ -9,6 +9,7 @@ use tokio::time::Instant;
 use tokio_util::task::AbortOnDropHandle;
 use weir_config::NatsSource as Config;
 use weir_core::adapter::{Header, Position, SourceRecord};
+use weir_core::wording::counted;
 
 use super::KEY_HEADER;
 use super::access::Access;
@@ -20,15 +21,15 @@ use crate::driver::{BoxFuture, Committer, DriverError, Read, Safe, Source};
 
 /// The most messages of one request.
 const REQUEST_MESSAGES_MAX: usize = 256;
-/// The bytes of messages that a request asks for, unless the largest message has more.
+/// The bytes of the messages of one request, unless two of the largest messages have more.
 const REQUEST_BYTES: usize = 16 << 20;
-/// Messages of the server about a request, in addition to those that it asks for.
+/// The most status messages of the server about requests that wait to be received.
 const STATUS_MESSAGES_MAX: usize = 16;
 /// The shortest time between two reports of messages in progress.
 const PROGRESS_INTERVAL_MIN: Duration = Duration::from_millis(100);
-/// The statuses of requests that have ended: there are no messages, and none came in time.
+/// The statuses with which a request ends normally: there are no messages, or it has expired.
 const REQUEST_ENDS: [u16; 2] = [404, 408];
-/// The status of a request that ended for another reason, and those reasons after which another request may follow at once.
+/// The status of a request that ended for another reason, and the reasons after which another request may follow at once.
 const CONFLICT: u16 = 409;
 const BYTES_EXCEEDED: &str = "Message Size Exceeds MaxBytes";
 const BATCH_COMPLETED: &str = "Batch Completed";
@@ -63,15 +64,15 @@ pub struct NatsSource {
     config: Config,
     /// The subject of requests for messages.
     requests: String,
-    /// The answers to them.
-    answers: Subscription,
+    /// The messages and statuses that the server sends for them.
+    replies: Subscription,
     batch_max: usize,
     /// The messages of the open request that were not delivered, and whether it has delivered any.
     requested: usize,
     has_delivered: bool,
-    /// When the open request has ended, if the server is there.
+    /// When the server ends the open request at the latest.
     request_end: Instant,
-    /// A message that was received after the last read, and must not be read together with the others.
+    /// A message that was received and left for the next read, since only one of the two is dead.
     next: Option<(Message, Delivery)>,
     remaining: Option<u64>,
     shared: Shared,
@@ -104,14 +105,14 @@ pub async fn open(config: &Config, sinks: &[&str]) -> Result<(NatsSource, NatsCo
             config.consumer, config.stream
         )));
     }
-    let answers = client.subscribe(REQUEST_MESSAGES_MAX + STATUS_MESSAGES_MAX).await?;
+    let replies = client.subscribe(REQUEST_MESSAGES_MAX + STATUS_MESSAGES_MAX).await?;
     let shared = Shared::default();
     let progress = report_progress(client.clone(), shared.clone(), consumer.ack_wait() / 3);
     let source = NatsSource {
         client: client.clone(),
         config: config.clone(),
         requests: format!("$JS.API.CONSUMER.MSG.NEXT.{}.{}", config.stream, config.consumer),
-        answers,
+        replies,
         batch_max: consumer.batch_max().min(REQUEST_MESSAGES_MAX),
         requested: 0,
         has_delivered: true,
@@ -141,7 +142,7 @@ async fn report_progress(client: Client, shared: Shared, interval: Duration) {
 }
 
 impl NatsSource {
-    /// Reads messages that are not in flight already, at least one: those that are there, or the next one.
+    /// Reads messages that are not in flight already: those that have arrived, or else the next one.
     async fn next(&mut self, max: usize) -> Result<Read, DriverError> {
         let (mut records, mut is_dead) = (Vec::new(), false);
         while records.len() < max {
@@ -163,13 +164,13 @@ impl NatsSource {
         match is_dead {
             false => Ok(Read::Records(records)),
             true => {
-                let max = self.config.deliveries_max;
-                Ok(Read::Dead(records, format!("it was delivered more than {max} times without an acknowledgement")))
+                let deliveries = counted(self.config.deliveries_max, "time");
+                Ok(Read::Dead(records, format!("it was delivered more than {deliveries} without an acknowledgement")))
             }
         }
     }
 
-    /// Waits for a message. A request is open meanwhile, for at most `max` messages.
+    /// Waits for a message, with an open request for at most `max` messages.
     async fn receive(&mut self, max: usize) -> Result<(Message, Delivery), DriverError> {
         loop {
             if let Some(received) = self.try_receive()? {
@@ -178,9 +179,9 @@ impl NatsSource {
             if self.requested == 0 {
                 self.request(max).await?;
             }
-            // A request that has ended while nothing was read has its status on the way.
+            // If the request expired while nothing was read, its status may still be in transit.
             let end = self.request_end.max(Instant::now()) + self.client.timeout();
-            match tokio::time::timeout_at(end, self.answers.messages.recv()).await {
+            match tokio::time::timeout_at(end, self.replies.messages.recv()).await {
                 Ok(Some(message)) => {
                     if let Some(received) = self.handle(message)? {
                         return Ok(received);
@@ -192,10 +193,10 @@ impl NatsSource {
         }
     }
 
-    /// A message that is there already.
+    /// A message that has arrived.
     fn try_receive(&mut self) -> Result<Option<(Message, Delivery)>, DriverError> {
-        // The next wait finds the end of the connection.
-        while let Ok(message) = self.answers.messages.try_recv() {
+        // `receive` reports the end of the connection.
+        while let Ok(message) = self.replies.messages.try_recv() {
             if let Some(received) = self.handle(message)? {
                 return Ok(Some(received));
             }
@@ -203,7 +204,7 @@ impl NatsSource {
         Ok(None)
     }
 
-    /// Requests messages, for the time of a timeout.
+    /// Requests messages. The request expires after the timeout.
     async fn request(&mut self, max: usize) -> Result<(), DriverError> {
         let batch = max.min(self.batch_max);
         let expires = self.client.timeout();
@@ -212,19 +213,19 @@ impl NatsSource {
             "max_bytes": self.request_bytes(),
             "expires": u64::try_from(expires.as_nanos()).unwrap_or(u64::MAX),
         });
-        self.client.publish_for(&self.requests, &self.answers.subject, request.to_string().as_bytes()).await?;
+        self.client.publish_for(&self.requests, &self.replies.subject, request.to_string().as_bytes()).await?;
         self.requested = batch;
         self.has_delivered = false;
         self.request_end = Instant::now() + expires;
         Ok(())
     }
 
-    /// The largest message fits, with its subjects.
+    /// The most bytes of a request: the largest message fits, with its subjects.
     fn request_bytes(&self) -> usize {
         self.client.message_bytes_max().saturating_mul(2).max(REQUEST_BYTES)
     }
 
-    /// Handles an answer; returns the message, if it is one of the stream.
+    /// Handles a message of the server; returns it if it is one of the stream.
     fn handle(&mut self, message: Message) -> Result<Option<(Message, Delivery)>, DriverError> {
         let Some(status) = &message.status else {
             let invalid = || DriverError::transport(format!("`{}` is not an acknowledgement of NATS", message.reply));
@@ -295,20 +296,20 @@ impl Source for NatsSource {
 }
 
 impl NatsCommitter {
-    /// Acknowledges messages, and waits until the server has recorded it: no message with a result is delivered again after a crash.
+    /// Acknowledges messages, and waits until the server has recorded it, so that no message with a result is delivered again after a crash.
     async fn acknowledge(&self, safe: &Safe) -> Result<(), DriverError> {
         let subjects: Vec<String> = {
             let shared = lock(&self.shared);
             let reply = |offset: u64| shared.messages.get(&offset).map(|message| message.reply.clone());
             safe.completed.iter().filter_map(|position| reply(position.offset)).collect()
         };
-        let mut answers = Vec::with_capacity(subjects.len());
+        let mut replies = Vec::with_capacity(subjects.len());
         for subject in subjects {
-            answers.push(self.client.send_request(&subject, &[], b"+ACK").await?);
+            replies.push(self.client.send_request(&subject, &[], b"+ACK").await?);
         }
-        for answer in answers {
-            let answer = answer.receive().await?;
-            if answer.status.is_some_and(|status| status.code == NO_RESPONDERS) {
+        for reply in replies {
+            let reply = reply.receive().await?;
+            if reply.status.is_some_and(|status| status.code == NO_RESPONDERS) {
                 return Err(DriverError::transport("NATS has no consumer for an acknowledgement any more"));
             }
         }

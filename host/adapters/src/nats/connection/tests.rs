@@ -6,7 +6,7 @@ use weir_config::NatsSource;
 
 use super::*;
 
-/// How long anything may take before a test gives up.
+/// The deadline of each wait.
 const PATIENCE: Duration = Duration::from_secs(60);
 
 /// A connection as its server sees it.
@@ -24,7 +24,7 @@ impl Peer {
         self.0.get_mut().write_all(frames.as_bytes()).await.unwrap();
     }
 
-    /// The next request: its subject and the subject of its answer.
+    /// The next request: its subject and the subject of its reply.
     async fn request(&mut self) -> (String, String) {
         let line = self.line().await;
         let fields: Vec<&str> = line.split(' ').collect();
@@ -55,8 +55,8 @@ async fn connected() -> (Client, Peer) {
     };
     let (client, mut peer) = tokio::join!(Client::connect(&access), serving);
     let client = client.unwrap_or_else(|error| panic!("{error}"));
-    let answers = peer.line().await;
-    assert!(answers.starts_with("SUB _INBOX.") && answers.ends_with(".* 1"), "{answers}");
+    let subscribe = peer.line().await;
+    assert!(subscribe.starts_with("SUB _INBOX.") && subscribe.ends_with(".* 1"), "{subscribe}");
     (client, peer)
 }
 
@@ -75,7 +75,7 @@ async fn refused(frames: &str, config: NatsSource) -> DriverError {
 }
 
 #[tokio::test]
-async fn requests_get_their_own_answers() {
+async fn requests_get_their_own_replies() {
     let (client, mut peer) = connected().await;
     let one = client.send_request("one", &[], b"").await.unwrap();
     let two = client.send_request("two", &[], b"").await.unwrap();
@@ -101,6 +101,21 @@ async fn request_without_permission_is_denied() {
     assert_eq!(other.unwrap().receive().await.unwrap().payload, "x");
 }
 
+/// Nothing waits for a reply to it, so the denial would be lost.
+#[tokio::test]
+async fn message_without_permission_ends_the_connection() {
+    let (client, mut peer) = connected().await;
+    let mut subscription = client.subscribe(1).await.unwrap();
+    peer.line().await;
+    client.publish_for("a.b", &subscription.subject, b"").await.unwrap();
+    peer.request().await;
+    peer.send("-ERR 'Permissions Violation for Publish to \"a.b\"'\r\n").await;
+    let end = tokio::time::timeout(PATIENCE, subscription.messages.recv()).await;
+    assert_eq!(end.expect("an end in time"), None);
+    let reason = "NATS refuses: Permissions Violation for Publish to \"a.b\"";
+    assert_eq!(client.failure(), DriverError::Denied(reason.to_owned()));
+}
+
 #[tokio::test]
 async fn lost_connection_ends_requests_and_subscriptions_with_the_reason() {
     let (client, mut peer) = connected().await;
@@ -117,7 +132,7 @@ async fn lost_connection_ends_requests_and_subscriptions_with_the_reason() {
     assert_eq!(client.request("two", b"").await.unwrap_err(), reason);
 }
 
-/// Whether they were delivered before the end of the subscription or after it.
+/// Those that were delivered before the end of the subscription and those after it.
 #[tokio::test]
 async fn messages_that_were_not_received_are_returned() {
     let (client, mut peer) = connected().await;
@@ -127,7 +142,7 @@ async fn messages_that_were_not_received_are_returned() {
     assert!(subject.ends_with(".subscription.2"), "{line}");
     let message = |number: usize| format!("MSG text-input {id} $JS.ACK.s.c.1.{number}.1.0.0 1\r\nx\r\n");
     let status = format!("HMSG {subject} {id} 18 18\r\nNATS/1.0 408 x\r\n\r\n\r\n");
-    // The answer to a request shows that the client has the messages before it.
+    // The reply to a request shows that the client has the messages before it.
     let request = client.send_request("one", &[], b"").await.unwrap();
     let (_, reply) = peer.request().await;
     peer.send(&[message(1), status, message(2), format!("MSG {reply} 1 0\r\n\r\n")].concat()).await;

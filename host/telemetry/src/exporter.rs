@@ -67,7 +67,7 @@ impl FromStr for Endpoint {
     }
 }
 
-/// What is exported, and where to.
+/// The receiver of an export, and what is exported.
 #[derive(Debug, Clone)]
 pub struct Settings {
     /// The receiver.
@@ -84,7 +84,7 @@ pub struct Settings {
     pub instance: String,
 }
 
-/// The running exporter. Dropping it ends the export without the spans that wait.
+/// The running exporter. Dropping it ends the export and discards the spans that wait.
 pub struct Exporter {
     finish: Option<oneshot::Sender<()>>,
     task: AbortOnDropHandle<()>,
@@ -107,7 +107,7 @@ pub fn start(settings: Settings, render: impl Fn() -> String + Send + Sync + 'st
 }
 
 impl Exporter {
-    /// Exports what waits, and the metrics once more, within a time.
+    /// Exports the spans that wait, and the metrics once more; gives up after `timeout`.
     pub async fn finish(mut self, timeout: Duration) {
         if let Some(finish) = self.finish.take() {
             // An error means that the task has ended.
@@ -137,12 +137,14 @@ impl Export {
         let mut interval = tokio::time::interval(self.settings.metrics_interval);
         interval.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let mut batch = Vec::new();
+        let mut has_spans = true;
         loop {
             tokio::select! {
-                received = spans.recv_many(&mut batch, BATCH_SPANS_MAX) => {
-                    // Another exporter of the process has the spans.
+                received = spans.recv_many(&mut batch, BATCH_SPANS_MAX), if has_spans => {
                     if received == 0 {
-                        std::future::pending::<()>().await;
+                        // Another exporter of the process has the spans.
+                        has_spans = false;
+                        continue;
                     }
                     let more = async {
                         while batch.len() < BATCH_SPANS_MAX {

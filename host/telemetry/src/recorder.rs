@@ -20,10 +20,10 @@ pub(crate) struct Recorder {
 }
 
 impl Recorder {
-    /// Records the spans of the process from now on; returns them. If they have a recorder, none arrives.
+    /// Makes this the recorder of the process; returns the recorded spans. If there is a recorder already, the receiver has no sender.
     pub(crate) fn install(sample_percent: u32) -> mpsc::Receiver<SpanData> {
         let (spans, receiver) = mpsc::channel(QUEUE_SPANS_MAX);
-        // An error means that the spans have a recorder.
+        // An error means that there is a recorder.
         let _ = RECORDER.set(Self { spans, sample_percent });
         receiver
     }
@@ -43,7 +43,7 @@ pub(crate) fn is_sampled(parent: Option<&SpanContext>) -> bool {
     }
 }
 
-/// Takes a span that has ended.
+/// Queues a span that has ended.
 pub(crate) fn record(span: SpanData) {
     if let Some(recorder) = RECORDER.get()
         && recorder.spans.try_send(span).is_err()

@@ -22,7 +22,7 @@ struct SpanState {
 }
 
 impl Span {
-    /// Starts a span; none if spans are not exported or this trace is not sampled, which the parent decides where there is one.
+    /// Starts a span; `None` if spans are not exported or the trace is not sampled, which the parent decides if there is one.
     pub fn start(name: impl Into<String>, kind: SpanKind, parent: Option<SpanContext>) -> Option<Self> {
         if !recorder::is_sampled(parent.as_ref()) {
             return None;
@@ -30,8 +30,8 @@ impl Span {
         Some(Self::of(name.into(), kind, parent, now_ns()))
     }
 
-    /// Starts a span of a trace of its own that links others, at most 256; none if none of them is sampled, or spans are not exported. It began
-    /// `elapsed` ago.
+    /// Starts a span of a new trace, which began `elapsed` ago and links the sampled ones of `links`, at most 256; `None` if none is sampled or
+    /// spans are not exported.
     pub fn linked(
         name: &'static str,
         kind: SpanKind,
@@ -40,8 +40,8 @@ impl Span {
     ) -> Option<Self> {
         let mut links = links.filter(SpanContext::is_sampled).peekable();
         // The trace is sampled, since those of its links are.
-        let samples = links.peek().is_some_and(|first| recorder::is_sampled(Some(first)));
-        if !samples {
+        let is_sampled = links.peek().is_some_and(|first| recorder::is_sampled(Some(first)));
+        if !is_sampled {
             return None;
         }
         let elapsed_ns = u64::try_from(elapsed.as_nanos()).unwrap_or(u64::MAX);

@@ -36,7 +36,7 @@ pub(crate) enum Value {
     Number(i64),
 }
 
-/// What is exported of a span.
+/// The exported content of a span.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct SpanData {
     pub(crate) name: String,

@@ -67,7 +67,7 @@ async fn spans_and_metrics_reach_a_receiver() -> Result<()> {
         version: "1".into(),
         instance: "a".into(),
     };
-    let exporter = start(settings, || METRICS.to_owned());
+    let exporter = start(settings.clone(), || METRICS.to_owned());
 
     let (path, body) = tokio::time::timeout(TIMEOUT, requests.recv()).await?.context("no request")?;
     ensure!(path == "/otlp/v1/metrics", "{path}");
@@ -122,8 +122,9 @@ async fn spans_and_metrics_reach_a_receiver() -> Result<()> {
     ensure!((status.code, status.message.as_str()) == (2, "refused"));
     ensure!(second.parent_span_id.is_empty() && hex(&second.span_id) == batch_context.to_string()[36..52]);
     ensure!(second.links.len() == 1 && second.links[0].span_id == first.span_id);
+    ensure!(second.end_time_unix_nano - second.start_time_unix_nano >= 1_000_000_000, "it began a second ago");
 
-    // What waits at the end is exported, and the metrics again.
+    // The spans that wait at the end are exported, and the metrics again.
     drop(Span::start("last", SpanKind::Internal, None));
     exporter.finish(TIMEOUT).await;
     let mut paths = Vec::new();
@@ -132,5 +133,14 @@ async fn spans_and_metrics_reach_a_receiver() -> Result<()> {
         paths.push(path);
     }
     ensure!(paths == ["/otlp/v1/traces", "/otlp/v1/metrics"], "{paths:?}");
+
+    // The spans of the process are those of the first exporter; another one exports metrics only.
+    let (url, mut requests) = receiver().await?;
+    let exporter = start(Settings { endpoint: url.parse()?, ..settings }, || METRICS.to_owned());
+    let (path, _) = tokio::time::timeout(TIMEOUT, requests.recv()).await?.context("no request")?;
+    ensure!(path == "/otlp/v1/metrics", "{path}");
+    exporter.finish(TIMEOUT).await;
+    let (path, _) = tokio::time::timeout(TIMEOUT, requests.recv()).await?.context("no last request")?;
+    ensure!(path == "/otlp/v1/metrics", "{path}");
     Ok(())
 }

@@ -41,7 +41,7 @@ pub(crate) fn main(arguments: &Stream) -> anyhow::Result<ExitCode> {
     }
     logs::start(&config.log)?;
     let adapter = arguments.source.adapter();
-    keep_models(&mut config, &adapter)?;
+    retain_models(&mut config, &adapter)?;
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
     let connect_timeout = Duration::from_millis(arguments::milliseconds(common.connect_timeout));
     let form = ProgressForm::of(common.quiet, common.json);
@@ -52,7 +52,7 @@ pub(crate) fn main(arguments: &Stream) -> anyhow::Result<ExitCode> {
 }
 
 /// Reduces the configuration to the models of the adapter.
-fn keep_models(config: &mut Config, adapter: &Adapter) -> anyhow::Result<()> {
+fn retain_models(config: &mut Config, adapter: &Adapter) -> anyhow::Result<()> {
     let mut names = weir_adapters::build::models(adapter)
         .map_err(|reason| anyhow::anyhow!("adapter `{}`: {reason}", adapter.name))?;
     config.model.retain(|other, _| names.contains(other));
@@ -78,7 +78,7 @@ async fn run(
     let mut adapters = RunningAdapters::start(&runtime, std::slice::from_ref(&adapter), |_, _| {})?;
     let status = adapters.statuses().pop().context("the adapter has no status")?;
     let progress = tokio::spawn(show_progress(status.clone(), form));
-    let mut unreached = pin!(first_connection(&status, connect_timeout, form));
+    let mut connect_failure = pin!(fail_without_connection(&status, connect_timeout, form));
     let mut stopping = false;
     let failures = loop {
         let stop = async {
@@ -92,7 +92,7 @@ async fn run(
             tokio::select! {
                 failures = result => Some(failures),
                 () = stop => None,
-                failure = &mut unreached => {
+                failure = &mut connect_failure => {
                     progress.abort();
                     let _ = progress.await;
                     return Err(failure);
@@ -119,14 +119,14 @@ async fn run(
     Ok(if report.errors > 0 { ExitCode::FAILURE } else { ExitCode::SUCCESS })
 }
 
-/// Resolves if the adapter has not connected within a time; says so after the first attempt.
-async fn first_connection(status: &Status, timeout: Duration, form: ProgressForm) -> anyhow::Error {
+/// Resolves with an error if the adapter has not connected within `timeout`; zero: never. Writes the first failure to the standard error.
+async fn fail_without_connection(status: &Status, timeout: Duration, form: ProgressForm) -> anyhow::Error {
     let start = Instant::now();
-    let mut has_said = false;
+    let mut is_reported = false;
     while !status.was_connected() {
         if let (State::Reconnecting, Some(failure)) = status.state() {
             let limit_s = timeout.as_secs_f64();
-            if !std::mem::replace(&mut has_said, true) {
+            if !std::mem::replace(&mut is_reported, true) {
                 match form {
                     ProgressForm::Json => eprintln!("{}", json!({"connected": false, "failure": failure})),
                     _ if timeout.is_zero() => eprintln!("weir: no connection yet; the attempts continue: {failure}"),

@@ -72,6 +72,7 @@ struct CallState {
     /// Identifies the call in the queues, which serve calls in turn.
     id: u64,
     owner: u64,
+    /// The span of items that name no other one.
     trace: Option<SpanContext>,
     pools: Arc<Pools>,
     /// True once the outcomes are dropped.

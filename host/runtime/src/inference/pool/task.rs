@@ -21,11 +21,11 @@ const CALLER_DURATION_MAX: Duration = Duration::from_nanos(2 * CALLER_NS_MAX);
 /// The most polls on the thread of a caller: an outcome takes a few.
 const CALLER_POLLS_MAX: u32 = 32;
 
-/// What happens when the replica's future is woken: its thread is woken.
+/// No caller polls the future: a wake-up wakes the replica's thread.
 const ON_THREAD: u8 = 0;
-/// A caller polls the future.
+/// A caller polls the future: a wake-up makes the caller poll it again.
 const ON_CALLER: u8 = 1;
-/// A caller polls the future, and polls it again.
+/// A caller polls the future, which was woken meanwhile.
 const ON_CALLER_WOKEN: u8 = 2;
 
 /// The future of a replica's thread. It is its own waker.
@@ -33,7 +33,7 @@ pub(super) struct ReplicaTask {
     slot: Mutex<Slot>,
     /// Wakes the replica's thread.
     thread: AtomicWaker,
-    /// Who polls the future.
+    /// [`ON_THREAD`], [`ON_CALLER`] or [`ON_CALLER_WOKEN`].
     state: AtomicU8,
     /// Whether callers may poll it: its computations end, and take the expected time.
     may_borrow: bool,
@@ -66,7 +66,7 @@ impl ReplicaTask {
 
     /// Polls the future on the calling thread, which is that of a caller, until it waits or its turn ends.
     fn run_on_caller(self: Arc<Self>) {
-        // Its own thread polls it.
+        // If it cannot be locked, its own thread polls it.
         let Ok(mut slot) = self.slot.try_lock() else { return self.thread.wake() };
         let waker = Waker::from(self.clone());
         let (turn, start_time) = (CallerTurn::begin(), Instant::now());
@@ -183,8 +183,8 @@ impl Loan {
         LOAN.with_borrow_mut(|loan| match loan {
             None => false,
             Some(Some(other)) => Arc::ptr_eq(other, replica),
-            Some(place) => {
-                *place = Some(replica.clone());
+            Some(vacant) => {
+                *vacant = Some(replica.clone());
                 true
             }
         })

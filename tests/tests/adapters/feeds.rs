@@ -1,13 +1,11 @@
-//! Feeds of a running server as sources, channels inside of a server, and what `weir status` says of adapters.
-
-use std::process::{Child, Stdio};
+//! Feeds of a running server as sources, channels inside of a server, and the adapters in the output of `weir status`.
 
 use anyhow::{Context as _, Result, ensure};
 use serde_json::{Value, json};
 use weir_tests::client::{follow, post, publish};
 use weir_tests::{Server, ndjson, until};
 
-use super::{path, run, stub_stream, weir_command};
+use super::{StreamProcess, path, run, stub_stream, weir_command};
 
 /// The last event of a workflow.
 async fn finish(server: &Server, workflow: &str) -> Result<()> {
@@ -17,8 +15,8 @@ async fn finish(server: &Server, workflow: &str) -> Result<()> {
     Ok(())
 }
 
-fn start(arguments: &[&str]) -> Result<Child> {
-    Ok(stub_stream(arguments)?.stdout(Stdio::null()).stderr(Stdio::null()).spawn()?)
+fn start(arguments: &[&str]) -> Result<StreamProcess> {
+    StreamProcess::start(stub_stream(arguments)?)
 }
 
 /// A channel over server-sent events, until the channel ends.
@@ -31,7 +29,7 @@ async fn channel_over_http_is_read_to_its_end() -> Result<()> {
     let dir = tempfile::tempdir()?;
     let out = path(dir.path(), "out");
     let url = server.url("/stream/workflow/feed");
-    let mut child = start(&[
+    let stream = start(&[
         "http",
         "--url",
         &url,
@@ -50,13 +48,12 @@ async fn channel_over_http_is_read_to_its_end() -> Result<()> {
         publish(&server, "feed", n).await?;
     }
     finish(&server, "feed").await?;
-    until("ended", || std::future::ready(child.try_wait().map(|ended| ended.is_some()).map_err(Into::into))).await?;
+    ensure!(stream.wait()?.success());
     let texts: Vec<String> =
         ndjson(&read())?.iter().map(|result| result["text"].as_str().unwrap_or_default().to_owned()).collect();
     let expected: Vec<String> = (0..100).map(|n| format!("n{n}")).chain(["over".to_owned()]).collect();
     assert_eq!(texts.len(), expected.len());
     assert_eq!(texts.iter().collect::<std::collections::BTreeSet<_>>(), expected.iter().collect());
-    ensure!(child.wait()?.success());
     Ok(())
 }
 
@@ -67,7 +64,7 @@ async fn channel_over_a_websocket_is_read() -> Result<()> {
     let (out, errors) = (path(dir.path(), "out"), path(dir.path(), "errors"));
     let url = format!("ws://{}/ws", server.address());
     let subscribe = json!({"type": "subscribe", "channel": "workflow:feed"}).to_string();
-    let mut child = start(&[
+    let stream = start(&[
         "websocket",
         "--url",
         &url,
@@ -87,8 +84,7 @@ async fn channel_over_a_websocket_is_read() -> Result<()> {
     }
     let read = || std::fs::read_to_string(&out).unwrap_or_default();
     until("read", || async { Ok(read().lines().count() == 50) }).await?;
-    std::process::Command::new("sh").args(["-c", &format!("kill -TERM {}", child.id())]).status()?;
-    child.wait()?;
+    stream.terminate()?;
     // `connected` has no text.
     assert!(std::fs::read_to_string(&errors)?.contains("connected"));
     Ok(())
@@ -140,19 +136,19 @@ async fn status_and_metrics_of_a_server_are_shown() -> Result<()> {
     )?;
     let healthy = Server::start_stub(&[]).await?;
     let degraded = Server::start_stub(&["--config", &config]).await?;
-    let ask = |server: &Server, arguments: &[&str]| -> Result<(Option<i32>, String)> {
+    let command = |server: &Server, arguments: &[&str]| -> Result<(Option<i32>, String)> {
         let mut command = weir_command(arguments)?;
         command.args(["--url", &server.url("")]);
         let output = run(command, b"")?;
         Ok((output.status.code(), String::from_utf8(output.stdout)? + &String::from_utf8(output.stderr)?))
     };
-    let (code, text) = ask(&healthy, &["status"])?;
+    let (code, text) = command(&healthy, &["status"])?;
     assert!(code == Some(0) && text.contains("status     healthy") && text.contains("model      sentiment"), "{text}");
     until("reconnecting", || async {
-        Ok(ask(&degraded, &["status"])?.1.contains("broken (redis to stdout) reconnecting"))
+        Ok(command(&degraded, &["status"])?.1.contains("broken (redis to stdout) reconnecting"))
     })
     .await?;
-    let (code, text) = ask(&degraded, &["status", "--json"])?;
+    let (code, text) = command(&degraded, &["status", "--json"])?;
     let answer: Value = serde_json::from_str(&text)?;
     assert_eq!((code, &answer["health"]["status"]), (Some(1), &json!("degraded")));
     assert!(
@@ -160,9 +156,9 @@ async fn status_and_metrics_of_a_server_are_shown() -> Result<()> {
         "{text}"
     );
     assert!(answer["stats"]["models"].is_array(), "{text}");
-    let (code, text) = ask(&healthy, &["metrics", "--filter", "weir_http_requests_open"])?;
+    let (code, text) = command(&healthy, &["metrics", "--filter", "weir_http_requests_open"])?;
     assert!(code == Some(0) && text.starts_with("weir_http_requests_open") && text.lines().count() == 1, "{text}");
-    let (code, text) = ask(&healthy, &["metrics", "--json"])?;
+    let (code, text) = command(&healthy, &["metrics", "--json"])?;
     let samples: Vec<Value> = serde_json::from_str(&text)?;
     assert!(code == Some(0) && samples.iter().any(|sample| sample["name"] == "weir_http_connections_open"), "{text}");
     let mut nothing = weir_command(&["status", "--url", "http://127.0.0.1:1"])?;

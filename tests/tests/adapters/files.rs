@@ -203,14 +203,14 @@ fn record_at_which_the_component_never_yields_goes_to_the_errors() -> Result<()>
     let output = path(dir.path(), "out");
     let mut arguments = vec!["file", &input, "--adapter", &guest, "--output-file", &output, "--quiet"];
     arguments.extend(["--reconnect-delay", "0.001", "--set", "infer.hang_timeout_ms=1000"]);
-    let ran = run(stub_stream(&arguments)?, b"")?;
-    let text = std::fs::read_to_string(&output).with_context(|| format!("{ran:?}"))?;
+    let result = run(stub_stream(&arguments)?, b"")?;
+    let text = std::fs::read_to_string(&output).with_context(|| format!("{result:?}"))?;
     let lines: Vec<&str> = text.lines().collect();
     assert_eq!(lines.len(), 3, "{text}");
     assert!(lines[0].starts_with("1|") && lines[2].starts_with("2|"), "{text}");
     assert!(lines[1].contains(r#""payload":"spin""#), "{text}");
-    let said = String::from_utf8(ran.stderr)?;
-    assert!(said.contains("without yielding"), "{said}");
+    let message = String::from_utf8(result.stderr)?;
+    assert!(message.contains("without yielding"), "{message}");
     Ok(())
 }
 

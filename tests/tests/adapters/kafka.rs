@@ -1,7 +1,6 @@
 //! `weir stream kafka` with a broker.
 
 use std::collections::BTreeSet;
-use std::process::{Child, Stdio};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
@@ -9,26 +8,19 @@ use weir_tests::kafka::{Kafka, KafkaRecord};
 use weir_tests::{Server, until};
 
 use super::files::seeded_random;
-use super::{path, stub_stream, weir_command};
+use super::{StreamProcess, path, stub_stream, weir_command};
 
 /// Texts with ids, and keys of which several are in each partition.
 fn texts(ids: std::ops::Range<i64>) -> impl Iterator<Item = (String, String)> {
     ids.map(|id| (format!("key-{}", id % 16), format!("{{\"text\":\"I love number {id}\",\"id\":{id}}}")))
 }
 
-fn start(kafka: &Kafka, more: &[&str]) -> Result<Child> {
+/// Starts `weir stream kafka`.
+fn start(kafka: &Kafka, more: &[&str]) -> Result<StreamProcess> {
     let mut arguments = vec!["kafka", "--brokers", kafka.brokers(), "--quiet", "--session-timeout", "6"];
     arguments.extend(["--property", "heartbeat.interval.ms=1000"]);
     arguments.extend(more);
-    Ok(stub_stream(&arguments)?.stdout(Stdio::null()).stderr(Stdio::null()).spawn()?)
-}
-
-/// Ends a process with SIGTERM, which drains it. Its exit status is `code`: 1 if a record had an error.
-fn terminate(mut child: Child, code: i32) -> Result<()> {
-    std::process::Command::new("kill").args(["-s", "TERM", &child.id().to_string()]).status()?;
-    let status = child.wait()?;
-    ensure!(status.code() == Some(code), "the exit status after SIGTERM is {status}");
-    Ok(())
+    StreamProcess::start(stub_stream(&arguments)?)
 }
 
 /// The different ids of results.
@@ -37,8 +29,8 @@ fn ids(results: &[KafkaRecord]) -> BTreeSet<i64> {
     results.iter().filter_map(id).collect()
 }
 
-/// A consumer is killed after the first results of each round, and the broker stops for a while: in the end every record has a result, and
-/// every position is committed.
+/// A consumer is killed after the first results of each round, and the broker is suspended for a while. At the end, every record has a
+/// result, and every position is committed.
 #[tokio::test]
 async fn killed_consumers_and_a_silent_broker_lose_no_record() -> Result<()> {
     let kafka = Kafka::start().await?;
@@ -47,15 +39,14 @@ async fn killed_consumers_and_a_silent_broker_lose_no_record() -> Result<()> {
     for round in 0..3 {
         let before = kafka.count("sentiment-output")?;
         // Few records in flight, so that not all are processed before the end.
-        let mut child = start(&kafka, &["--in-flight", "8"])?;
+        let stream = start(&kafka, &["--in-flight", "8"])?;
         let written = until("written", || async { Ok(kafka.count("sentiment-output")? > before) }).await;
-        child.kill()?;
-        child.wait()?;
+        stream.kill()?;
         written.with_context(|| format!("round {round}"))?;
         kafka.produce(texts(count..count + 100))?;
         count += 100;
     }
-    let child = start(&kafka, &["--strict"])?;
+    let stream = start(&kafka, &["--strict"])?;
     let before = kafka.count("sentiment-output")?;
     until("written", || async { Ok(kafka.count("sentiment-output")? > before) }).await?;
     kafka.signal("STOP")?;
@@ -65,7 +56,7 @@ async fn killed_consumers_and_a_silent_broker_lose_no_record() -> Result<()> {
     kafka.produce(texts(count..count + 200))?;
     count += 200;
     until("committed", || async { Ok(kafka.committed("weir")? == count) }).await?;
-    terminate(child, 0)?;
+    ensure!(stream.terminate()?.success());
     let expected: BTreeSet<i64> = (0..count).collect();
     let results = kafka.read("sentiment-output", |results| ids(results).len() == expected.len())?;
     ensure!(ids(&results) == expected, "{:?} have no result", expected.difference(&ids(&results)));
@@ -78,21 +69,21 @@ async fn killed_consumers_and_a_silent_broker_lose_no_record() -> Result<()> {
     Ok(())
 }
 
-/// Orderly ends repeat nothing; what has no text goes to the topic for errors.
+/// A drained process repeats no result; records without a text go to the topic for errors, and make the exit status 1.
 #[tokio::test]
 async fn transactions_commit_results_errors_and_positions() -> Result<()> {
     let kafka = Kafka::start().await?;
     kafka.produce(texts(0..200))?;
     kafka.produce([("bad".to_owned(), "broken".to_owned()), ("bad".to_owned(), "{\"id\":7}".to_owned())])?;
     for (count, code) in [(202, 1), (302, 0)] {
-        let child = start(&kafka, &["--transactional"])?;
+        let stream = start(&kafka, &["--transactional"])?;
         until("committed", || async { Ok(kafka.committed("weir")? == count) }).await?;
-        terminate(child, code)?;
+        assert_eq!(stream.terminate()?.code(), Some(code));
         kafka.produce(texts(count - 2..count + 98))?;
     }
     let results = kafka.read("sentiment-output", |results| ids(results).len() == 300)?;
-    let control = usize::try_from(kafka.count("sentiment-output")?)?;
-    ensure!(results.len() == 300, "{} results of 300 records, {control} with markers of transactions", results.len());
+    let entries = kafka.count("sentiment-output")?;
+    ensure!(results.len() == 300, "{} results of 300 records, {entries} with markers of transactions", results.len());
     let errors = kafka.read("sentiment-errors", |errors| errors.len() >= 2)?;
     let payloads: BTreeSet<&str> = errors.iter().map(|error| error.payload.as_str()).collect();
     assert_eq!(payloads, BTreeSet::from(["broken", "{\"id\":7}"]));
@@ -102,9 +93,9 @@ async fn transactions_commit_results_errors_and_positions() -> Result<()> {
     Ok(())
 }
 
-/// The process is killed after a random number of log entries, so within a transaction, between transactions or while it joins the group. No
-/// record is lost, and a result can only be there twice if a kill aborted its transaction: this broker gives the results of aborted
-/// transactions to consumers of committed records too. `WEIR_TEST_KILLS` sets the number of kills, for a longer run.
+/// The process is killed after a random number of log entries: within a transaction, between transactions or while it joins the group. No
+/// record is lost, and a result is repeated only if a kill aborted its transaction: this broker gives the results of aborted transactions
+/// to consumers of committed records too. `WEIR_TEST_KILLS` sets the number of kills, for a longer run.
 #[tokio::test]
 async fn killed_transactions_lose_no_record_and_repeat_only_aborted_results() -> Result<()> {
     const PER_ROUND: i64 = 100;
@@ -119,15 +110,14 @@ async fn killed_transactions_lose_no_record_and_repeat_only_aborted_results() ->
         count += PER_ROUND;
         let before = kafka.count("sentiment-output")?;
         let more = i64::try_from(random() % 40)?;
-        let mut child = start(&kafka, &["--transactional", "--in-flight", &in_flight])?;
+        let stream = start(&kafka, &["--transactional", "--in-flight", &in_flight])?;
         let written = until("written", || async { Ok(kafka.count("sentiment-output")? > before + more) }).await;
-        child.kill()?;
-        child.wait()?;
+        stream.kill()?;
         written.with_context(|| format!("round {round}"))?;
     }
-    let child = start(&kafka, &["--transactional"])?;
+    let stream = start(&kafka, &["--transactional"])?;
     until("committed", || async { Ok(kafka.committed("weir")? == count) }).await?;
-    terminate(child, 0)?;
+    ensure!(stream.terminate()?.success());
     let results = kafka.read_committed("sentiment-output")?;
     let expected: BTreeSet<i64> = (0..count).collect();
     ensure!(ids(&results) == expected, "{:?} have no result", expected.difference(&ids(&results)));
@@ -146,9 +136,9 @@ async fn clients_authenticate_with_sasl_plain() -> Result<()> {
     std::fs::write(&wrong, "guess\n")?;
     let properties = ["--property", "security.protocol=sasl_plaintext", "--property", "sasl.mechanism=PLAIN"];
     let with = |file| [&properties[..], &["--username", "ada", "--password-file", file]].concat();
-    let child = start(&kafka, &with(&right))?;
+    let stream = start(&kafka, &with(&right))?;
     kafka.read("sentiment-output", |results| ids(results).len() == 20)?;
-    terminate(child, 0)?;
+    ensure!(stream.terminate()?.success());
     let arguments = ["kafka", "--brokers", kafka.brokers(), "--quiet"];
     let output = stub_stream(&[&arguments[..], &with(&wrong)].concat())?.output()?;
     let text = String::from_utf8(output.stderr)?;
@@ -157,7 +147,7 @@ async fn clients_authenticate_with_sasl_plain() -> Result<()> {
     Ok(())
 }
 
-/// The command says at once that nothing is reached, and ends.
+/// The command reports the unreachable broker, and ends.
 #[test]
 fn broker_that_does_not_exist_ends_the_command() -> Result<()> {
     let closed = std::net::TcpListener::bind("127.0.0.1:0")?.local_addr()?.to_string();
@@ -202,9 +192,12 @@ async fn server_reports_lag_and_connection_is_checked() -> Result<()> {
     let mut server = Server::start_stub(&["--config", &file]).await?;
     kafka.read("sentiment-output", |results| ids(results).len() == 50)?;
     until("committed", || async { Ok(kafka.committed("weir")? == 50) }).await?;
-    // An error means that there is no such metric yet.
-    until("reported", || async { Ok(server.metric("weir_adapter_lag_records").await.is_ok_and(|lag| lag == 0.0)) })
-        .await?;
+    until("reported", || async {
+        let metrics = reqwest::get(server.url("/metrics")).await?.text().await?;
+        let mut lags = metrics.lines().filter(|line| line.starts_with("weir_adapter_lag_records{")).peekable();
+        Ok(lags.peek().is_some() && lags.all(|line| line.ends_with(" 0")))
+    })
+    .await?;
     server.signal("TERM")?;
     let status = server.wait().await?;
     ensure!(status.success(), "{status}: {}", server.log());

@@ -1,4 +1,4 @@
-//! Adapters from end to end: the built `weir`, real components, files and a Redis server.
+//! Adapters from end to end: the built `weir`, real components, files, and servers of Redis, Kafka and NATS.
 
 mod feeds;
 mod files;
@@ -11,10 +11,11 @@ mod transcripts;
 
 use std::io::Write as _;
 use std::path::Path;
-use std::process::{Command, Output, Stdio};
+use std::process::{Child, Command, ExitStatus, Output, Stdio};
+use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, Result};
-use weir_tests::{component, models, weir};
+use anyhow::{Context as _, Result, ensure};
+use weir_tests::{PATIENCE, component, models, weir};
 
 /// `weir` with arguments.
 fn weir_command(arguments: &[&str]) -> Result<Command> {
@@ -37,15 +38,59 @@ fn stub_stream(arguments: &[&str]) -> Result<Command> {
     Ok(command)
 }
 
+/// A process of `weir stream`, without its output; killed when dropped.
+struct StreamProcess(Child);
+
+impl StreamProcess {
+    /// Starts a command.
+    fn start(mut command: Command) -> Result<Self> {
+        Ok(Self(command.stdout(Stdio::null()).stderr(Stdio::null()).spawn()?))
+    }
+
+    /// Ends it with SIGKILL.
+    fn kill(mut self) -> Result<()> {
+        self.0.kill()?;
+        self.0.wait()?;
+        Ok(())
+    }
+
+    /// Ends it with SIGTERM, which drains it; returns its exit status.
+    fn terminate(self) -> Result<ExitStatus> {
+        let status = Command::new("kill").args(["-s", "TERM", &self.0.id().to_string()]).status()?;
+        ensure!(status.success(), "kill -s TERM: {status}");
+        self.wait()
+    }
+
+    /// Waits until it ends; returns its exit status.
+    fn wait(mut self) -> Result<ExitStatus> {
+        let began = Instant::now();
+        loop {
+            if let Some(status) = self.0.try_wait()? {
+                return Ok(status);
+            }
+            ensure!(began.elapsed() < PATIENCE, "the process has not ended after {PATIENCE:?}");
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+}
+
+impl Drop for StreamProcess {
+    fn drop(&mut self) {
+        // It may have ended.
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
 /// Runs a command with bytes on its standard input.
 fn run(mut command: Command, input: &[u8]) -> Result<Output> {
     let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn()?;
     let mut stdin = child.stdin.take().context("a pipe")?;
     let input = input.to_vec();
     // The program may exit before it has read everything.
-    let feeding = std::thread::spawn(move || drop(stdin.write_all(&input)));
+    let writer = std::thread::spawn(move || drop(stdin.write_all(&input)));
     let output = child.wait_with_output()?;
-    let _ = feeding.join();
+    let _ = writer.join();
     Ok(output)
 }
 

@@ -1,53 +1,26 @@
 //! `weir stream nats` with a nats-server.
 
 use std::collections::BTreeSet;
-use std::process::{Child, Command, Stdio};
+use std::time::Instant;
 
 use anyhow::{Context as _, Result, ensure};
 use serde_json::{Value, json};
 use weir_tests::nats::{Nats, NatsMessage};
-use weir_tests::{Server, root, until};
+use weir_tests::{PATIENCE, Server, root, until};
 
-use super::{path, stub_stream, weir_command};
+use super::{StreamProcess, path, stub_stream, weir_command};
 
 fn texts(ids: std::ops::Range<u64>) -> impl Iterator<Item = String> {
     ids.map(|id| format!("{{\"text\":\"I love number {id}\",\"id\":{id}}}"))
 }
 
-/// `weir stream nats`, which connects again without end; killed when dropped.
-struct Stream(Child);
-
-impl Stream {
-    fn start(nats: &Nats, more: &[&str]) -> Result<Self> {
-        let url = nats.url();
-        let mut arguments = vec!["nats", "--url", &url, "--quiet", "--reconnect-delay", "0.1"];
-        arguments.extend(["--max-reconnect-attempts", "0"]);
-        arguments.extend(more);
-        Ok(Self(stub_stream(&arguments)?.stdout(Stdio::null()).stderr(Stdio::null()).spawn()?))
-    }
-
-    /// Ends it as `kill -9` does.
-    fn kill(mut self) -> Result<()> {
-        self.0.kill()?;
-        self.0.wait()?;
-        Ok(())
-    }
-
-    /// Ends it with SIGTERM, which drains it. Its exit status is `code`: 1 if a record had an error.
-    fn terminate(mut self, code: i32) -> Result<()> {
-        Command::new("kill").args(["-s", "TERM", &self.0.id().to_string()]).status()?;
-        let status = self.0.wait()?;
-        ensure!(status.code() == Some(code), "the exit status after SIGTERM is {status}");
-        Ok(())
-    }
-}
-
-impl Drop for Stream {
-    fn drop(&mut self) {
-        // It may have ended.
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
+/// Starts `weir stream nats` with an unlimited number of attempts to reconnect.
+fn start(nats: &Nats, more: &[&str]) -> Result<StreamProcess> {
+    let url = nats.url();
+    let mut arguments = vec!["nats", "--url", &url, "--quiet", "--reconnect-delay", "0.1"];
+    arguments.extend(["--max-reconnect-attempts", "0"]);
+    arguments.extend(more);
+    StreamProcess::start(stub_stream(&arguments)?)
 }
 
 /// The ids of results in their order.
@@ -59,45 +32,46 @@ fn ids(results: &[NatsMessage]) -> Result<Vec<u64>> {
     results.iter().map(id).collect()
 }
 
-async fn acknowledged(nats: &Nats) -> Result<()> {
+/// Waits until every message is acknowledged.
+async fn wait_until_acknowledged(nats: &Nats) -> Result<()> {
     until("acknowledged", || async { nats.is_acknowledged() }).await
 }
 
-/// Waits for a result that was not there before.
-async fn wrote(nats: &Nats) -> Result<()> {
+/// Waits until the stream has another result.
+async fn wait_for_result(nats: &Nats) -> Result<()> {
     let before = nats.count("sentiment-output")?;
     until("written", || async { Ok(nats.count("sentiment-output")? > before) }).await
 }
 
-/// A consumer is killed after the first results of each round, and the server after those of the last one: in the end every message has a
-/// result and is acknowledged.
+/// A consumer is killed after the first results of each round, and the server after those of the last one. At the end, every message has
+/// a result and is acknowledged.
 #[tokio::test]
 async fn killed_consumers_and_server_lose_no_message() -> Result<()> {
     let Some(mut nats) = Nats::start()? else { return Ok(()) };
     let mut count = 400;
     nats.publish(texts(0..count))?;
     // A message may be delivered again after each end.
-    let often = ["--ack-wait", "1", "--max-deliveries", "1000000"];
+    let redelivery = ["--ack-wait", "1", "--max-deliveries", "1000000"];
     for round in 0..3 {
         // Few records in flight, so that not all are processed before the end.
-        let stream = Stream::start(&nats, &[&often[..], &["--in-flight", "8"]].concat())?;
-        wrote(&nats).await.with_context(|| format!("round {round}"))?;
+        let stream = start(&nats, &[&redelivery[..], &["--in-flight", "8"]].concat())?;
+        wait_for_result(&nats).await.with_context(|| format!("round {round}"))?;
         stream.kill()?;
         nats.publish(texts(count..count + 100))?;
         count += 100;
     }
-    let stream = Stream::start(&nats, &[&often[..], &["--in-flight", "8"]].concat())?;
-    wrote(&nats).await?;
+    let stream = start(&nats, &[&redelivery[..], &["--in-flight", "8"]].concat())?;
+    wait_for_result(&nats).await?;
     nats.kill()?;
     nats.restart()?;
     nats.publish(texts(count..count + 100))?;
     count += 100;
-    acknowledged(&nats).await?;
-    stream.terminate(0)?;
+    wait_until_acknowledged(&nats).await?;
+    ensure!(stream.terminate()?.success());
     let results = nats.read("sentiment-output")?;
-    let (found, expected): (BTreeSet<u64>, BTreeSet<u64>) =
+    let (actual, expected): (BTreeSet<u64>, BTreeSet<u64>) =
         (ids(&results)?.into_iter().collect(), (0..count).collect());
-    ensure!(found == expected, "{:?} have no result", expected.difference(&found));
+    ensure!(actual == expected, "{:?} have no result", expected.difference(&actual));
     for (result, id) in results.iter().zip(ids(&results)?) {
         ensure!(result.header("traceparent") == Some("00-1"), "{result:?}");
         ensure!(result.header("weir-model") == Some("sentiment"), "{result:?}");
@@ -124,12 +98,12 @@ async fn bad_messages_and_those_delivered_too_often_are_errors() -> Result<()> {
     let bad: [&[u8]; 2] = [b"broken \xff bytes", b"{\"id\":7}"];
     nats.publish(bad)?;
     nats.publish(texts(2..3))?;
-    let stream = Stream::start(&nats, &["--max-deliveries", "3"])?;
-    acknowledged(&nats).await?;
-    stream.terminate(1)?;
+    let stream = start(&nats, &["--max-deliveries", "3"])?;
+    wait_until_acknowledged(&nats).await?;
+    assert_eq!(stream.terminate()?.code(), Some(1), "a record had an error");
     assert_eq!(ids(&nats.read("sentiment-output")?)?, [2]);
     let errors = nats.read("sentiment-errors")?;
-    let described = |error: &NatsMessage| {
+    let describe = |error: &NatsMessage| {
         let header = |name: &str| error.header(name).unwrap_or_default().to_owned();
         (error.payload.clone(), header("weir-error-category"), header("weir-error-code"))
     };
@@ -140,7 +114,7 @@ async fn bad_messages_and_those_delivered_too_often_are_errors() -> Result<()> {
         error(bad[1], "client", "text_missing"),
         error(dead.as_bytes(), "system", "deliveries_exhausted"),
     ]);
-    assert_eq!(errors.iter().map(described).collect::<BTreeSet<_>>(), expected);
+    assert_eq!(errors.iter().map(describe).collect::<BTreeSet<_>>(), expected);
     for error in &errors {
         let reason = error.header("weir-error-reason").unwrap_or_default();
         ensure!(!reason.is_empty() && error.header("traceparent") == Some("00-1"), "{error:?}");
@@ -148,7 +122,7 @@ async fn bad_messages_and_those_delivered_too_often_are_errors() -> Result<()> {
     Ok(())
 }
 
-/// While no stream stores the results, no message is acknowledged; once one does, each is.
+/// No message is acknowledged before a stream stores the results; then every message is.
 #[tokio::test]
 async fn messages_are_acknowledged_after_their_results_are_stored() -> Result<()> {
     let Some(nats) = Nats::start_with("jetstream { store_dir: data }")? else { return Ok(()) };
@@ -157,8 +131,7 @@ async fn messages_are_acknowledged_after_their_results_are_stored() -> Result<()
     let mut results = nats.client()?;
     // A subscriber receives the results, but no stream stores them.
     results.subscribe("sentiment-output")?;
-    let stream =
-        Stream::start(&nats, &["--timeout", "1", "--ack-wait", "1", "--max-deliveries", "1000000", "--strict"])?;
+    let stream = start(&nats, &["--timeout", "1", "--ack-wait", "1", "--max-deliveries", "1000000", "--strict"])?;
     // Another attempt, after the first one has failed.
     for _ in 0..40 {
         results.next_message()?;
@@ -166,23 +139,25 @@ async fn messages_are_acknowledged_after_their_results_are_stored() -> Result<()
     let consumer = nats.consumer()?.context("no consumer")?;
     ensure!(consumer["ack_floor"]["stream_seq"] == 0, "acknowledged without a stored result: {consumer}");
     nats.add_stream("sentiment-output", &["sentiment-output"])?;
-    acknowledged(&nats).await?;
-    stream.terminate(0)?;
-    let found: BTreeSet<u64> = ids(&nats.read("sentiment-output")?)?.into_iter().collect();
-    ensure!(found == (0..20).collect(), "{found:?}");
+    wait_until_acknowledged(&nats).await?;
+    ensure!(stream.terminate()?.success());
+    let results: BTreeSet<u64> = ids(&nats.read("sentiment-output")?)?.into_iter().collect();
+    ensure!(results == (0..20).collect(), "{results:?}");
     Ok(())
 }
 
-/// While the model computes, messages in flight are reported as in progress; what exceeds the bound of records in flight stays in the stream.
+/// While the model computes, messages in flight are reported as in progress; those beyond the bound of records in flight stay in the stream.
 #[tokio::test]
 async fn messages_in_flight_are_bounded_and_in_progress() -> Result<()> {
     let Some(nats) = Nats::start()? else { return Ok(()) };
     nats.publish((0..10).map(|id| format!("{{\"text\":\"!never\",\"id\":{id}}}")))?;
     let mut acknowledgements = nats.client()?;
     acknowledgements.subscribe("$JS.ACK.>")?;
-    let stream = Stream::start(&nats, &["--ack-wait", "1", "--in-flight", "4"])?;
+    let stream = start(&nats, &["--ack-wait", "1", "--in-flight", "4"])?;
     let mut reported: BTreeSet<String> = BTreeSet::new();
+    let began = Instant::now();
     while reported.len() < 4 {
+        ensure!(began.elapsed() < PATIENCE, "only {reported:?} are in progress");
         let message = acknowledgements.next_message()?;
         ensure!(message.payload == b"+WPI", "{message:?}");
         // The fourth token from the end is the number in the stream.
@@ -208,7 +183,7 @@ async fn server_has_results_in_order_and_reports_the_adapter() -> Result<()> {
         ),
     )?;
     let mut server = Server::start_stub(&["--config", &file]).await?;
-    acknowledged(&nats).await?;
+    wait_until_acknowledged(&nats).await?;
     assert_eq!(ids(&nats.read("sentiment-output")?)?, (0..200).collect::<Vec<_>>());
     until("counted", || async { Ok(server.metric("weir_adapter_results_total").await? == 200.0) }).await?;
     let status = || -> Result<String> {
@@ -225,10 +200,10 @@ async fn server_has_results_in_order_and_reports_the_adapter() -> Result<()> {
     .await?;
     nats.restart()?;
     nats.publish(texts(200..210))?;
-    acknowledged(&nats).await?;
+    wait_until_acknowledged(&nats).await?;
     // The killed server may not have stored the last acknowledgements.
-    let found: BTreeSet<u64> = ids(&nats.read("sentiment-output")?)?.into_iter().collect();
-    assert_eq!(found, (0..210).collect());
+    let results: BTreeSet<u64> = ids(&nats.read("sentiment-output")?)?.into_iter().collect();
+    assert_eq!(results, (0..210).collect());
     until("running", || async { Ok(status()?.contains("n (nats to nats) running")) }).await?;
     server.signal("TERM")?;
     let status = server.wait().await?;
@@ -319,7 +294,7 @@ authorization { users: [
         let (_, mut names, message) = check(nats, more)?;
         Ok((names.pop().unwrap_or_default(), message))
     };
-    // Past the authentication, there is no stream yet.
+    // The authentication succeeds, and there is no stream yet.
     let no_stream = ("stream".to_owned(), "NATS has no stream `text-input`; create it".to_owned());
     assert_eq!(last(&nats, &["--username", "admin", "--secret-file", &secret])?, no_stream);
     assert_eq!(last(&nats, &["--nkey-file", &file("user.nk")])?, no_stream);

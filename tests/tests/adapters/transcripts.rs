@@ -42,7 +42,7 @@ async fn chunks_of_a_file_have_the_events_of_the_route() -> Result<()> {
     assert_eq!(ndjson(&std::fs::read_to_string(&output)?)?, expected);
     let errors = ndjson(&std::fs::read_to_string(&errors)?)?;
     ensure!(errors.len() == 1 && errors[0]["error"]["code"] == "missing_field", "{errors:?}");
-    // Nothing is read or written again.
+    // The second run reads no line again and changes no output.
     let status = stub_stream(&arguments)?.args(outputs).status()?;
     ensure!(status.success(), "{status}");
     assert_eq!(ndjson(&std::fs::read_to_string(&output)?)?, expected);
@@ -70,7 +70,7 @@ fn captions_are_a_transcript() -> Result<()> {
     Ok(())
 }
 
-/// More results than wait for the sink of several records.
+/// The record has more results than the bound of those of several records that wait for the sink.
 #[test]
 fn record_with_many_items_has_all_its_results() -> Result<()> {
     let dir = tempfile::tempdir()?;

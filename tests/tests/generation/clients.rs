@@ -1,4 +1,4 @@
-//! Unmodified clients of other servers: each generates as a stream and as a whole, and meets errors.
+//! Unmodified clients of other servers: each generates as a stream and as a whole, and receives errors.
 
 use std::process::Command;
 

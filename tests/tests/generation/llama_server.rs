@@ -1,5 +1,5 @@
-//! A real llama-server as an upstream: `WEIR_TEST_LLAMA_SERVER` names its folder and `WEIR_TEST_LM` the model that it serves, which
-//! `cargo xtask test` both sets.
+//! A real llama-server as an upstream: `WEIR_TEST_LLAMA_SERVER` names its folder and `WEIR_TEST_LM` the model that it serves;
+//! `cargo xtask test` sets both.
 
 use std::path::PathBuf;
 use std::process::Command;
@@ -24,7 +24,7 @@ struct Fixture {
 }
 
 impl Fixture {
-    /// `None` where llama-server or the model is not here.
+    /// `None` if llama-server or the model is not available.
     async fn start(kind: &str, more: &str) -> Result<Option<Self>> {
         let paths = ["WEIR_TEST_LLAMA_SERVER", "WEIR_TEST_LM"].map(|name| std::env::var_os(name).map(PathBuf::from));
         let [Some(folder), Some(model)] = paths else {
@@ -33,7 +33,7 @@ impl Fixture {
         };
         let mut command = Command::new(folder.join("llama-server"));
         command.env("LD_LIBRARY_PATH", &folder).arg("--model").arg(model);
-        // On the processor; two requests at once.
+        // Computed by the processor, with two concurrent requests.
         command.args(["--host", "127.0.0.1", "--port", "0", "--no-webui", "-ngl", "0", "-c", "4096", "-np", "2"]);
         let llama = Server::spawn(command, "listening on http://")?;
         let health = format!("http://{}/health", llama.address());
@@ -51,9 +51,10 @@ impl Fixture {
         Ok(Some(Self { server, llama, _dir: dir }))
     }
 
-    /// The text and the usage with which llama-server answers itself.
+    /// The response of llama-server to a direct request.
     async fn direct(&self) -> Result<Value> {
-        let answer = Client::new().post(self.llama.url("/v1/chat/completions")).json(&ask(false)).send().await?;
+        let answer =
+            Client::new().post(self.llama.url("/v1/chat/completions")).json(&chat_request(false)).send().await?;
         Ok(answer.error_for_status()?.json().await?)
     }
 
@@ -69,25 +70,25 @@ fn messages(text: &str) -> Value {
     json!([{ "role": "user", "content": text }])
 }
 
-fn ask(stream: bool) -> Value {
+fn chat_request(stream: bool) -> Value {
     json!({ "model": "m", "messages": messages(QUESTION), "temperature": 0, "max_tokens": TOKENS_MAX, "stream": stream })
 }
 
 #[tokio::test]
-async fn llama_server_answers_in_every_dialect() -> Result<()> {
+async fn llama_server_generates_in_every_dialect() -> Result<()> {
     let Some(fixture) = Fixture::start("openai", "").await? else { return Ok(()) };
     let server = &fixture.server;
     let direct = fixture.direct().await?;
     let text = direct["choices"][0]["message"]["content"].as_str().context("a text")?.to_owned();
     assert!(text.len() > 20, "{direct}");
 
-    let whole: Value = send(server, "/v1/chat/completions", &ask(false)).await?.json().await?;
+    let whole: Value = send(server, "/v1/chat/completions", &chat_request(false)).await?.json().await?;
     assert_eq!(whole["choices"][0]["message"]["content"], text);
     assert_eq!(whole["choices"][0]["finish_reason"], direct["choices"][0]["finish_reason"]);
     for count in ["prompt_tokens", "completion_tokens", "total_tokens"] {
         assert_eq!(whole["usage"][count], direct["usage"][count], "{count}");
     }
-    let stream = send(server, "/v1/chat/completions", &ask(true)).await?.text().await?;
+    let stream = send(server, "/v1/chat/completions", &chat_request(true)).await?.text().await?;
     assert!(stream.ends_with("data: [DONE]\n\n"), "{stream}");
     let chunks = frames(&stream)?;
     assert_eq!(text_of(&chunks), text);
@@ -120,10 +121,10 @@ async fn llama_server_answers_in_every_dialect() -> Result<()> {
 }
 
 #[tokio::test]
-async fn llama_server_answers_by_the_api_of_anthropic() -> Result<()> {
+async fn llama_server_generates_by_the_api_of_anthropic() -> Result<()> {
     let Some(fixture) = Fixture::start("anthropic", "").await? else { return Ok(()) };
     let direct = fixture.direct().await?;
-    let stream = send(&fixture.server, "/v1/chat/completions", &ask(true)).await?.text().await?;
+    let stream = send(&fixture.server, "/v1/chat/completions", &chat_request(true)).await?.text().await?;
     assert!(stream.ends_with("data: [DONE]\n\n"), "{stream}");
     assert_eq!(text_of(&frames(&stream)?), direct["choices"][0]["message"]["content"].as_str().context("a text")?);
     Ok(())
@@ -133,7 +134,7 @@ async fn llama_server_answers_by_the_api_of_anthropic() -> Result<()> {
 async fn client_that_disconnects_ends_the_generation_of_llama_server() -> Result<()> {
     let Some(fixture) = Fixture::start("openai", "").await? else { return Ok(()) };
     for stream in [true, false] {
-        let mut body = ask(stream);
+        let mut body = chat_request(stream);
         (body["max_tokens"], body["temperature"]) = (1900.into(), 1.into());
         body["messages"] = messages("Tell a long story about the sea.");
         let request = Client::new().post(fixture.server.url("/v1/chat/completions")).json(&body).send();
@@ -148,7 +149,7 @@ async fn client_that_disconnects_ends_the_generation_of_llama_server() -> Result
 #[tokio::test]
 async fn llama_server_that_is_killed_ends_the_stream_with_an_error() -> Result<()> {
     let Some(fixture) = Fixture::start("openai", "retry_max_attempts = 1").await? else { return Ok(()) };
-    let mut body = ask(true);
+    let mut body = chat_request(true);
     (body["max_tokens"], body["messages"]) = (1900.into(), messages("Tell a long story about the sea."));
     let mut answer = send(&fixture.server, "/v1/chat/completions", &body).await?;
     let mut text = Vec::new();
@@ -168,7 +169,7 @@ async fn llama_server_that_is_killed_ends_the_stream_with_an_error() -> Result<(
     assert!(!text.contains("[DONE]") && !text.contains("\"finish_reason\":\""), "{text}");
     assert!(!text_of(&frames).is_empty());
     assert_eq!(frames.last().context("a frame")?["error"]["code"], "model_unavailable", "{text}");
-    let body = ask(false);
+    let body = chat_request(false);
     let answer = send(&fixture.server, "/v1/chat/completions", &body);
     let answer = tokio::time::timeout(Duration::from_secs(30), answer).await.context("an answer")??;
     assert_eq!(answer.status(), 503);

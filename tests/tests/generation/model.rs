@@ -13,7 +13,7 @@ use crate::{cancelled, frames, send, text_of, until};
 
 const NAME: &str = "smollm";
 
-/// The arguments that serve the model; none where it is not here.
+/// The arguments that serve the model; `None` if it is not available.
 fn arguments() -> Option<Vec<String>> {
     let Some(file) = std::env::var_os("WEIR_TEST_LM").map(PathBuf::from) else {
         eprintln!("WEIR_TEST_LM is not set: `cargo xtask setup` fetches the model");
@@ -29,7 +29,7 @@ async fn start(arguments: &[String], settings: &[&str]) -> Result<Server> {
     Server::start_stub(&arguments).await
 }
 
-fn ask(text: &str, tokens_max: u32, stream: bool) -> Value {
+fn chat_request(text: &str, tokens_max: u32, stream: bool) -> Value {
     json!({
         "model": NAME, "messages": [{ "role": "user", "content": text }], "temperature": 0, "max_tokens": tokens_max,
         "stream": stream,
@@ -37,7 +37,7 @@ fn ask(text: &str, tokens_max: u32, stream: bool) -> Value {
 }
 
 async fn generate(server: &Server, text: &str, tokens_max: u32) -> Result<String> {
-    let answer = send(server, "/v1/chat/completions", &ask(text, tokens_max, false)).await?;
+    let answer = send(server, "/v1/chat/completions", &chat_request(text, tokens_max, false)).await?;
     let answer: Value = answer.error_for_status()?.json().await?;
     Ok(answer["choices"][0]["message"]["content"].as_str().context("a text")?.to_owned())
 }
@@ -52,15 +52,16 @@ async fn greedy_text_is_the_same_alone_in_a_batch_and_after_a_restart() -> Resul
     let alone = generate(&server, "Name three colours.", 24).await?;
     assert!(!alone.is_empty());
     let others = ["What is rain?", "Count to ten.", "Tell me about the sea.", "Name three colours."];
-    let company = try_join_all(others.iter().map(|text| generate(&server, text, 24))).await?;
-    assert_eq!(company[3], alone);
+    let batched = try_join_all(others.iter().map(|text| generate(&server, text, 24))).await?;
+    assert_eq!(batched[3], alone);
     assert_eq!(generate(&server, "Name three colours.", 24).await?, alone, "its prompt is in the cache");
-    let text = send(&server, "/v1/chat/completions", &ask("Name three colours.", 24, true)).await?.text().await?;
+    let text =
+        send(&server, "/v1/chat/completions", &chat_request("Name three colours.", 24, true)).await?.text().await?;
     assert_eq!(text_of(&frames(&text)?), alone);
     drop(server);
     let server = start(&arguments, &["generate.threads=1"]).await?;
     assert_eq!(generate(&server, "Name three colours.", 24).await?, alone);
-    let mut body = ask("Write a sentence.", 16, false);
+    let mut body = chat_request("Write a sentence.", 16, false);
     (body["temperature"], body["seed"]) = (1.0.into(), 5.into());
     let mut texts = Vec::new();
     for _ in 0..2 {
@@ -71,8 +72,8 @@ async fn greedy_text_is_the_same_alone_in_a_batch_and_after_a_restart() -> Resul
     Ok(())
 }
 
-/// A prompt that begins like an earlier one is computed from there on: of a long system message that two requests share, not one token in
-/// twenty is computed again.
+/// The prefix of an earlier prompt is not computed again: of a prompt with a shared system message, at most a twentieth of the tokens of
+/// the first one is computed.
 #[tokio::test]
 async fn shared_system_message_is_computed_once() -> Result<()> {
     let Some(arguments) = arguments() else { return Ok(()) };
@@ -81,7 +82,7 @@ async fn shared_system_message_is_computed_once() -> Result<()> {
     let mut computed = Vec::new();
     let mut before = 0.0;
     for question in ["Why is it salty?", "What is a tide?"] {
-        let mut body = ask(question, 4, false);
+        let mut body = chat_request(question, 4, false);
         body["messages"] = json!([{ "role": "system", "content": system }, { "role": "user", "content": question }]);
         let answer: Value = send(&server, "/v1/chat/completions", &body).await?.error_for_status()?.json().await?;
         let now = server.metric("weir_generate_prefill_tokens_total").await?;
@@ -99,7 +100,7 @@ async fn shared_system_message_is_computed_once() -> Result<()> {
 
 /// Time for a text of some hundred tokens on a busy machine.
 const TEXT_PATIENCE: Duration = Duration::from_secs(180);
-/// A request may take this long, so that no text is cut on a busy machine.
+/// The timeout of requests, which no text reaches on a busy machine.
 const REQUEST_TIMEOUT: &str = "http.request_timeout_ms=600000";
 
 /// Reads a stream until a condition on its text is true.
@@ -129,7 +130,7 @@ async fn killed_server_keeps_the_exact_prefix_of_three_generations() -> Result<(
     let prompts = ["Tell me about the sea.", "Tell me about the sun.", "Tell me about the rain."];
     let mut streams = Vec::new();
     for prompt in prompts {
-        streams.push(send(&server, "/v1/chat/completions?detach=true", &ask(prompt, 1800, true)).await?);
+        streams.push(send(&server, "/v1/chat/completions?detach=true", &chat_request(prompt, 1800, true)).await?);
     }
     let mut before = Vec::new();
     for answer in &mut streams {
@@ -141,19 +142,19 @@ async fn killed_server_keeps_the_exact_prefix_of_three_generations() -> Result<(
     server.signal("KILL")?;
     server.wait().await?;
     let server = start(&arguments, &settings).await?;
-    for ((id, seen), prompt) in before.into_iter().zip(prompts) {
+    for ((id, received), prompt) in before.into_iter().zip(prompts) {
         let stored = reqwest::get(server.url(&format!("/v1/generations/{id}?stream=true"))).await?.text();
         let stored = tokio::time::timeout(PATIENCE, stored).await.context("a stored stream has an end")??;
-        let (seen, stored) = (frames(complete(&seen))?, frames(&stored)?);
-        assert!(stored.starts_with(&seen), "{seen:?}\n---\n{stored:?}");
+        let (received, stored) = (frames(complete(&received))?, frames(&stored)?);
+        assert!(stored.starts_with(&received), "{received:?}\n---\n{stored:?}");
         assert_eq!(stored.last().context("a frame")?["error"]["code"], "interrupted", "{stored:?}");
-        let said = text_of(&stored);
-        // The same request once more, as far as the crash let the first one come.
-        let mut again = send(&server, "/v1/chat/completions", &ask(prompt, 1800, true)).await?;
-        let enough = |text: &str| frames(complete(text)).is_ok_and(|frames| text_of(&frames).len() >= said.len());
+        let generated = text_of(&stored);
+        // The same request generates the same text up to the point of the crash.
+        let mut again = send(&server, "/v1/chat/completions", &chat_request(prompt, 1800, true)).await?;
+        let enough = |text: &str| frames(complete(text)).is_ok_and(|frames| text_of(&frames).len() >= generated.len());
         let again = read_until(&mut again, enough).await?;
         let again = text_of(&frames(complete(&again))?);
-        assert!(again.starts_with(&said) && !said.is_empty(), "{said}\n---\n{again}");
+        assert!(again.starts_with(&generated) && !generated.is_empty(), "{generated}\n---\n{again}");
     }
     Ok(())
 }
@@ -174,7 +175,7 @@ async fn disconnect_when(
 }
 
 #[tokio::test]
-async fn client_that_disconnects_frees_its_pages_queued_prefilling_and_not_streaming() -> Result<()> {
+async fn disconnected_client_frees_its_pages_queued_prefilling_and_not_streaming() -> Result<()> {
     const TOKENS: u32 = 2048;
     let Some(arguments) = arguments() else { return Ok(()) };
     let cache = format!("generate.cache_tokens_max={TOKENS}");
@@ -188,18 +189,18 @@ async fn client_that_disconnects_frees_its_pages_queued_prefilling_and_not_strea
     };
 
     // While it generates, and its client waits for the whole text.
-    disconnect_when(server, ask("Tell me about the sea.", 1500, false), "it runs", is_running).await?;
+    disconnect_when(server, chat_request("Tell me about the sea.", 1500, false), "it runs", is_running).await?;
     until("nothing runs or waits", is_idle).await?;
 
-    // While its prompt is computed: some of it is, and no token has been sampled when it is cancelled. A fast machine may be faster than
-    // the disconnection: then once more with another prompt.
+    // While its prompt is computed: a part is computed, and no token is sampled before the cancellation. On a fast machine the prompt may
+    // be complete before: then another prompt is tried.
     let mut was_prefilling = false;
     for attempt in 0..5 {
         let prompt = format!("{attempt}. {}", "The sea is wide and deep. ".repeat(240));
         let (prefilled, sampled) = ("weir_generate_prefill_tokens_total", "weir_generate_tokens_total");
         let (prefilled_before, sampled_before) = (metric(prefilled).await?, metric(sampled).await?);
         let is_prefilling = async || Ok(metric(prefilled).await? > prefilled_before);
-        disconnect_when(server, ask(&prompt, 100, false), "its prompt is computed", is_prefilling).await?;
+        disconnect_when(server, chat_request(&prompt, 100, false), "its prompt is computed", is_prefilling).await?;
         until("nothing runs or waits", is_idle).await?;
         was_prefilling = metric(sampled).await? == sampled_before;
         if was_prefilling {
@@ -209,16 +210,18 @@ async fn client_that_disconnects_frees_its_pages_queued_prefilling_and_not_strea
     assert!(was_prefilling, "in five attempts the prompt was computed before the client disconnected");
 
     // While it is queued behind another, which continues to its end.
-    let first = send(server, "/v1/chat/completions", &ask("Tell me about the sun.", 300, true)).await?;
+    let first = send(server, "/v1/chat/completions", &chat_request("Tell me about the sun.", 300, true)).await?;
     until("the first runs", is_running).await?;
-    disconnect_when(server, ask("Tell me about the rain.", 900, true), "the second is queued", is_queued).await?;
+    disconnect_when(server, chat_request("Tell me about the rain.", 900, true), "the second is queued", is_queued)
+        .await?;
     let text = tokio::time::timeout(TEXT_PATIENCE, first.text()).await.context("the first ends")??;
     assert!(text.ends_with("data: [DONE]\n\n"), "{text}");
     until("nothing runs or waits", is_idle).await?;
 
-    // All pages are there for one that reserves nearly all of them; had one of the others kept its own, it would not begin.
-    let mut last = send(server, "/v1/chat/completions", &ask("Say yes.", TOKENS - 100, true)).await?;
-    let begun = read_until(&mut last, |text| frames(complete(text)).is_ok_and(|frames| !text_of(&frames).is_empty()));
-    begun.await.context("the pages of a cancelled generation are free")?;
+    // A request that reserves nearly all pages starts only if each cancelled one has freed its pages.
+    let mut last = send(server, "/v1/chat/completions", &chat_request("Say yes.", TOKENS - 100, true)).await?;
+    let first_text =
+        read_until(&mut last, |text| frames(complete(text)).is_ok_and(|frames| !text_of(&frames).is_empty()));
+    first_text.await.context("the pages of a cancelled generation are free")?;
     Ok(())
 }

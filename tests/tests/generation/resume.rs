@@ -151,7 +151,7 @@ async fn generation_interrupted_by_kill_9_keeps_its_prefix_and_ends_with_an_erro
     Ok(())
 }
 
-/// The store refuses the events of a generation for a while: its channel ends nevertheless.
+/// The store refuses the events of a generation for a while; afterwards, its channel ends.
 #[tokio::test]
 async fn generation_whose_events_are_refused_ends_once_they_are_accepted() -> Result<()> {
     let redis = Redis::start()?;
@@ -162,17 +162,17 @@ async fn generation_whose_events_are_refused_ends_once_they_are_accepted() -> Re
     let server = Server::start_generate_stub(&arguments).await?;
     let answer = send(&server, "/v1/chat/completions?detach=true", &streamed("!never")).await?;
     let id = answer.headers()["x-weir-generation"].to_str()?.to_owned();
-    let (key, aside) = (format!("p:generation:{id}"), "aside");
-    redis.command(&["RENAME", &key, aside])?;
-    // A value of another type, which nothing can be appended to.
+    let (key, other_key) = (format!("p:generation:{id}"), "other");
+    redis.command(&["RENAME", &key, other_key])?;
+    // A value of another type, to which no event can be appended.
     redis.command(&["SET", &key, "x"])?;
     let deleted = Client::new().delete(server.url(&format!("/v1/generations/{id}")));
-    let deleting = tokio::spawn(deleted.send());
+    let cancellation = tokio::spawn(deleted.send());
     let state = format!("p:@@state:generation:{id}");
     until("given up", async || Ok(server.log().contains("were not stored"))).await?;
     ensure!(redis.command(&["EXISTS", &state])?.trim() == ":1", "the key of the generation shows that it has no end");
     redis.command(&["DEL", &key])?;
-    redis.command(&["RENAME", aside, &key])?;
+    redis.command(&["RENAME", other_key, &key])?;
     let path = format!("/v1/generations/{id}?stream=true");
     // The store answers again once it has reconnected.
     let mut text = String::new();
@@ -188,7 +188,7 @@ async fn generation_whose_events_are_refused_ends_once_they_are_accepted() -> Re
     let last = frames.last().with_context(|| format!("no frame in {text:?}"))?;
     assert_eq!(last["error"]["code"], "interrupted", "{text}");
     until("forgotten", async || Ok(redis.command(&["EXISTS", &state])?.trim() == ":0")).await?;
-    deleting.abort();
+    cancellation.abort();
     Ok(())
 }
 

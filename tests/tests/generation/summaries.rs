@@ -1,4 +1,4 @@
-//! Abstractive summaries: a language model rewrites what an extractive summary has, and its text counts only if it adds no number and no name.
+//! Abstractive summaries: a language model rewrites an extractive summary, and its text is used only if it adds no number and no name.
 
 use anyhow::{Context, Result};
 use serde_json::{Value, json};
@@ -6,7 +6,7 @@ use weir_tests::Server;
 use weir_tests::client::{NDJSON, create_session, end_session, feed, post, post_lines};
 use weir_tests::pipelines::{Folder, run};
 
-/// The stand-in summarizes a text as its length, and rewrites that truly, with a name, or with a number.
+/// The stand-in summarizes a text as its length, and rewrites the summary without an addition, with a name, or with a number.
 const CASES: [(usize, &str, &str, Option<&str>); 3] = [
     (120, "A stub summary.", "abstractive", None),
     (121, "stub summary of 121 code points", "extractive", Some("the name `Paris`")),

@@ -1,4 +1,4 @@
-//! Upstreams: servers with the APIs of OpenAI, Anthropic and Gemini behind every dialect, and everything that goes wrong with them.
+//! Upstreams: servers with the APIs of OpenAI, Anthropic and Gemini behind every dialect, and their failures.
 
 mod mock;
 
@@ -13,7 +13,7 @@ use weir_tests::{Server, ndjson};
 use self::mock::{APIS, Api, MockUpstream, PIECES, TOKENS};
 use crate::{chat, frames, send, text_of, until};
 
-/// What the servers generate.
+/// The text that the servers generate.
 fn generated() -> String {
     PIECES.concat()
 }
@@ -24,11 +24,11 @@ struct Fixture {
     _dir: TempDir,
 }
 
-/// The `[[upstream]]` table of a mock that has every model, with short times.
+/// The `[[upstream]]` table of a mock that has every model, with short timeouts.
 fn table(name: &str, mock: &MockUpstream, more: &str) -> String {
     let (kind, url) = (mock.api.name(), mock.url());
     let models = if more.contains("models") { "" } else { "models = ['*']\n" };
-    // The circuit is tested on its own.
+    // The circuit breaker has its own test.
     let circuit = if more.contains("circuit_failures") { "" } else { "circuit_failures = 1000\n" };
     let short = format!("retry_base_backoff_ms = 5\nidle_timeout_ms = 500\n{circuit}");
     format!("[[upstream]]\nname = '{name}'\nkind = '{kind}'\nurl = '{url}'\n{models}{short}{more}\n")
@@ -53,39 +53,39 @@ async fn start_one(mock: &MockUpstream, more: &str) -> Result<Fixture> {
     start(&table("one", mock, more), false).await
 }
 
-fn ask(model: &str, stream: bool) -> Value {
+fn chat_request(model: &str, stream: bool) -> Value {
     let mut body = chat("hello");
     (body["model"], body["stream"]) = (model.into(), stream.into());
     body
 }
 
-/// A chat as a stream, whole.
+/// The status and the complete stream of a chat.
 async fn stream_of(server: &Server, model: &str) -> Result<(u16, String)> {
-    let answer = send(server, "/v1/chat/completions", &ask(model, true)).await?;
+    let answer = send(server, "/v1/chat/completions", &chat_request(model, true)).await?;
     Ok((answer.status().as_u16(), answer.text().await?))
 }
 
-/// A text as plain pieces.
+/// The response of `/generate-stream`, which is plain text.
 async fn plain(server: &Server, model: &str) -> Result<reqwest::Response> {
     let body = json!({ "model": model, "messages": [{ "role": "user", "content": "hi" }] });
     Ok(Client::new().post(server.url("/generate-stream")).json(&body).send().await?)
 }
 
-/// A chat that is answered at once: the status and the body.
+/// The status and the body of a chat that is not streamed.
 async fn whole_of(server: &Server, model: &str) -> Result<(u16, Value)> {
-    let answer = send(server, "/v1/chat/completions", &ask(model, false)).await?;
+    let answer = send(server, "/v1/chat/completions", &chat_request(model, false)).await?;
     Ok((answer.status().as_u16(), answer.json().await?))
 }
 
 #[tokio::test]
-async fn every_dialect_meets_every_upstream() -> Result<()> {
-    let said = generated();
+async fn every_dialect_generates_with_every_upstream() -> Result<()> {
+    let expected = generated();
     for api in APIS {
         let mock = MockUpstream::start(api).await?;
         let fixture = start_one(&mock, "").await?;
         let server = &fixture.server;
         let answer = plain(server, "good").await?;
-        assert_eq!((answer.status().as_u16(), answer.text().await?), (200, said.clone()), "{api:?}");
+        assert_eq!((answer.status().as_u16(), answer.text().await?), (200, expected.clone()), "{api:?}");
         let body = json!({ "model": "good", "messages": [{ "role": "user", "content": "hi" }] });
         let events = Client::new().post(server.url("/generate-stream")).header("accept", "application/x-ndjson");
         let events = ndjson(&events.json(&body).send().await?.text().await?)?;
@@ -94,23 +94,23 @@ async fn every_dialect_meets_every_upstream() -> Result<()> {
         assert_eq!((&done["finish_reason"], &done["usage"]), (&json!("stop"), &usage), "{api:?}");
 
         let whole = whole_of(server, "long").await?.1;
-        assert_eq!(whole["choices"][0]["message"]["content"], said, "{api:?}");
+        assert_eq!(whole["choices"][0]["message"]["content"], expected, "{api:?}");
         assert_eq!(whole["choices"][0]["finish_reason"], "length", "{api:?}");
         assert_eq!(whole["usage"]["total_tokens"], TOKENS.0 + TOKENS.1, "{api:?}");
         let (status, text) = stream_of(server, "good").await?;
         assert_eq!(status, 200);
         assert!(text.ends_with("data: [DONE]\n\n"), "{api:?}: {text}");
-        assert_eq!(text_of(&frames(&text)?), said, "{api:?}");
+        assert_eq!(text_of(&frames(&text)?), expected, "{api:?}");
 
         let whole: Value =
             send(server, "/v1/responses", &json!({ "model": "good", "input": "hi" })).await?.json().await?;
-        assert_eq!(whole["output"][0]["content"][0]["text"], said, "{api:?}");
+        assert_eq!(whole["output"][0]["content"][0]["text"], expected, "{api:?}");
         let messages = json!([{ "role": "user", "content": "hi" }]);
         let body = json!({ "model": "good", "max_tokens": 64, "messages": messages });
         let whole: Value = send(server, "/v1/messages", &body).await?.json().await?;
         assert_eq!(
             (&whole["content"][0]["text"], &whole["stop_reason"]),
-            (&json!(said), &json!("end_turn")),
+            (&json!(expected), &json!("end_turn")),
             "{api:?}"
         );
         let count: Value = send(server, "/v1/messages/count_tokens", &body).await?.json().await?;
@@ -120,18 +120,18 @@ async fn every_dialect_meets_every_upstream() -> Result<()> {
         let text = send(server, path, &body).await?.text().await?;
         let parts = frames(&text)?;
         let parts = parts.iter().filter_map(|chunk| chunk.pointer("/candidates/0/content/parts/0/text")?.as_str());
-        assert_eq!(parts.collect::<String>(), said, "{api:?}");
+        assert_eq!(parts.collect::<String>(), expected, "{api:?}");
         let body = json!({ "model": "good", "id": "c", "messages": [
             { "id": "1", "role": "user", "parts": [{ "type": "text", "text": "hi" }] }] });
         let deltas = frames(&send(server, "/v1/ui/chat", &body).await?.text().await?)?;
-        assert_eq!(deltas.iter().filter_map(|part| part["delta"].as_str()).collect::<String>(), said, "{api:?}");
+        assert_eq!(deltas.iter().filter_map(|part| part["delta"].as_str()).collect::<String>(), expected, "{api:?}");
 
         let body = json!({ "model": "good", "prompt": "hi" });
         let answer = send(server, "/v1/completions", &body).await?;
         let status = answer.status();
         match api {
             // The API has completions of texts.
-            Api::OpenAi => assert_eq!(answer.json::<Value>().await?["choices"][0]["text"], said),
+            Api::OpenAi => assert_eq!(answer.json::<Value>().await?["choices"][0]["text"], expected),
             Api::Anthropic | Api::Gemini => assert_eq!(status, 400, "{api:?}"),
         }
         let call = whole_of(server, "tool").await?.1;
@@ -154,14 +154,14 @@ async fn key_goes_to_the_upstream_and_nowhere_else() -> Result<()> {
         let fixture = start_one(&mock, "key_file = 'KEY_FILE'").await?;
         let server = &fixture.server;
         let request = Client::new().post(server.url("/v1/chat/completions")).bearer_auth("of-the-client");
-        let answer = request.header("x-api-key", "of-the-client").json(&ask("good", false)).send().await?;
+        let answer = request.header("x-api-key", "of-the-client").json(&chat_request("good", false)).send().await?;
         let mut shown = format!("{:?}{}", answer.headers().clone(), answer.text().await?);
-        let seen = mock.requests();
-        let seen = seen.first().context("a request")?;
-        assert_eq!(seen.headers.get(header).map(String::as_str), Some(value), "{api:?}");
-        assert!(!format!("{seen:?}").contains("of-the-client"), "what a client sends is not passed on: {seen:?}");
-        assert!(seen.path.starts_with("/base/"), "{}", seen.path);
-        // A server that repeats the key in its message gives it to no client.
+        let requests = mock.requests();
+        let request = requests.first().context("a request")?;
+        assert_eq!(request.headers.get(header).map(String::as_str), Some(value), "{api:?}");
+        assert!(!format!("{request:?}").contains("of-the-client"), "the key of a client is not forwarded: {request:?}");
+        assert!(request.path.starts_with("/base/"), "{}", request.path);
+        // A server may repeat the key in its message, which no client receives.
         let (status, body) = whole_of(server, "denied").await?;
         assert_eq!((status, &body["error"]["code"]), (503, &json!("model_unavailable")));
         shown += &body.to_string();
@@ -186,11 +186,11 @@ async fn requests_one_after_another_share_connections() -> Result<()> {
             let (status, text) = stream_of(&fixture.server, "good").await?;
             assert_eq!((status, text_of(&frames(&text)?)), (200, generated()), "{api:?}");
         }
-        // A connection is idle again shortly after the end of its response, so a request that comes at once may open another.
-        // The unit tests wait until it is idle, and count one.
+        // A connection is idle again shortly after the end of its response, so a request may open another one before. The unit tests wait
+        // until it is idle, and count one.
         let opened = mock.connections();
         assert!(mock.count("good") == 5 && opened < 5, "{api:?}: {opened} connections");
-        // The mock closes this connection after its answer, and the next request has another.
+        // The mock closes this connection after its response, and the next request opens another one.
         assert_eq!(whole_of(&fixture.server, "long").await?.0, 200);
         assert_eq!(whole_of(&fixture.server, "good").await?.0, 200);
         assert!(mock.count("good") == 6 && mock.connections() <= opened + 2, "{api:?}");
@@ -238,16 +238,16 @@ async fn failure_before_the_first_token_is_retried() -> Result<()> {
         assert_eq!(mock.count("flaky"), 2, "{api:?}");
         let (status, body) = whole_of(server, "down").await?;
         assert_eq!((status, &body["error"]["code"]), (503, &json!("model_unavailable")), "{api:?}: {body}");
-        assert_eq!(mock.count("down"), 3, "{api:?}: as many attempts as there may be");
+        assert_eq!(mock.count("down"), 3, "{api:?}: the most attempts");
         let (status, body) = whole_of(server, "error-first").await?;
         assert_eq!((status, &body["error"]["message"]), (502, &json!("the engine failed on this text: it broke")));
         assert_eq!(mock.count("error-first"), 3, "{api:?}");
         let (status, body) = whole_of(server, "invalid").await?;
         assert_eq!(status, 400, "{api:?}");
         assert!(body["error"]["message"].as_str().is_some_and(|text| text.contains("too long")), "{body}");
-        assert_eq!(mock.count("invalid"), 1, "{api:?}: it would be refused again");
+        assert_eq!(mock.count("invalid"), 1, "{api:?}: a refused request is not repeated");
         let (status, _) = whole_of(server, "page").await?;
-        assert_eq!((status, mock.count("page")), (503, 1), "{api:?}: a page is no stream");
+        assert_eq!((status, mock.count("page")), (503, 1), "{api:?}: a page of HTML is not a stream");
     }
     Ok(())
 }
@@ -261,8 +261,8 @@ async fn retry_after_of_the_upstream_is_respected() -> Result<()> {
     assert_eq!(whole_of(server, "throttled").await?.0, 200);
     assert!(began.elapsed() >= Duration::from_secs(1), "{:?}", began.elapsed());
     assert_eq!(mock.count("throttled"), 2);
-    // Too long to wait for: the client is told.
-    let answer = send(server, "/v1/chat/completions", &ask("full", false)).await?;
+    // The delay exceeds that of retries: the client receives it.
+    let answer = send(server, "/v1/chat/completions", &chat_request("full", false)).await?;
     assert_eq!((answer.status().as_u16(), &answer.headers()["retry-after"]), (503, &"30".parse()?));
     assert_eq!(mock.count("full"), 1);
     Ok(())
@@ -282,8 +282,8 @@ async fn unreachable_or_silent_upstream_is_unavailable() -> Result<()> {
     let (status, body) = whole_of(server, "silent").await?;
     assert_eq!((status, &body["error"]["code"]), (503, &json!("model_unavailable")), "{body}");
     assert!(began.elapsed() < Duration::from_secs(30), "{:?}", began.elapsed());
-    until("the silent connection is closed", async || Ok(mock.left() == 1)).await?;
-    // It stands first for its model, and the other is asked.
+    until("the silent connection is closed", async || Ok(mock.disconnects() == 1)).await?;
+    // It is the first upstream of the model, and the other one generates.
     assert_eq!(whole_of(server, "gone").await?.0, 200);
     let metrics = reqwest::get(server.url("/metrics")).await?.text().await?;
     assert!(
@@ -297,7 +297,7 @@ async fn unreachable_or_silent_upstream_is_unavailable() -> Result<()> {
     Ok(())
 }
 
-/// After the first token there is no other attempt, and what was shown ends as a failure, never with a reason to stop.
+/// After the first token there is no other attempt, and the stream ends with an error and without a finish reason.
 #[tokio::test]
 async fn stream_that_is_cut_silent_failing_or_unfinished_is_a_failure() -> Result<()> {
     for api in APIS {
@@ -313,11 +313,11 @@ async fn stream_that_is_cut_silent_failing_or_unfinished_is_a_failure() -> Resul
             let last = frames.last().context("a frame")?;
             let code = if behavior == "error" { "engine_failed" } else { "model_unavailable" };
             assert_eq!(last["error"]["code"], code, "{api:?} {behavior}: {text}");
-            assert_eq!(mock.count(behavior), 1, "{api:?} {behavior}: text that was shown is not generated again");
-            // The connection is cut, which may happen before the head of the response is sent.
+            assert_eq!(mock.count(behavior), 1, "{api:?} {behavior}: text that was sent is not generated again");
+            // The connection is closed, possibly before the head of the response is sent.
             if let Ok(response) = plain(server, behavior).await {
                 assert_eq!(response.status(), 200);
-                assert!(response.text().await.is_err(), "{api:?} {behavior}: a text that is cut looks complete");
+                assert!(response.text().await.is_err(), "{api:?} {behavior}: an incomplete text looks complete");
             }
             let body =
                 json!({ "model": behavior, "max_tokens": 9, "stream": true, "messages": chat("hi")["messages"] });
@@ -329,7 +329,7 @@ async fn stream_that_is_cut_silent_failing_or_unfinished_is_a_failure() -> Resul
 }
 
 #[tokio::test]
-async fn local_model_is_asked_first_then_the_upstreams_in_their_order() -> Result<()> {
+async fn local_model_precedes_the_upstreams_in_their_order() -> Result<()> {
     let (first, second) = (MockUpstream::start(Api::OpenAi).await?, MockUpstream::start(Api::Anthropic).await?);
     let tables = format!(
         "{}{}",
@@ -346,14 +346,14 @@ async fn local_model_is_asked_first_then_the_upstreams_in_their_order() -> Resul
     let (status, whole) = whole_of(server, "stub").await?;
     assert!(status == 200 && local(&whole), "{whole}");
     assert!(first.requests().is_empty());
-    for trouble in ["!overloaded", "!down"] {
-        let mut body = chat(trouble);
+    for prompt in ["!overloaded", "!down"] {
+        let mut body = chat(prompt);
         body["stream"] = true.into();
         let text = send(server, "/v1/chat/completions", &body).await?.text().await?;
-        assert_eq!(text_of(&frames(&text)?), generated(), "{trouble}");
+        assert_eq!(text_of(&frames(&text)?), generated(), "{prompt}");
     }
     assert_eq!(first.count("flaky"), 3, "one failed once");
-    // What is wrong with a request is wrong everywhere, and what was begun is not begun again.
+    // An invalid request is not sent to another model, and a generation that has begun is not repeated.
     let mut body = chat("!template");
     body["stream"] = true.into();
     assert_eq!(send(server, "/v1/chat/completions", &body).await?.status(), 400);
@@ -362,7 +362,7 @@ async fn local_model_is_asked_first_then_the_upstreams_in_their_order() -> Resul
     let (_, text) = stream_of(server, "cut").await?;
     assert_eq!(frames(&text)?.last().context("a frame")?["error"]["code"], "model_unavailable");
     assert_eq!((second.count("invalid"), second.count("cut")), (0, 0));
-    // The first has failed, and so has the second: its failure is the answer.
+    // Both upstreams fail: the response is the failure of the second.
     let (status, _) = whole_of(server, "down").await?;
     assert_eq!((status, first.count("down"), second.count("down")), (503, 3, 1));
     let (status, _) = whole_of(server, "full").await?;
@@ -377,20 +377,20 @@ async fn models_of_upstreams_are_listed_and_their_patterns_are_not() -> Result<(
     let more = "models = ['named', 'vendor/*']\naliases = ['small=good']";
     let fixture = start_one(&mock, more).await?;
     let server = &fixture.server;
-    let listed: Value = reqwest::get(server.url("/v1/models")).await?.json().await?;
-    let models = listed["models"].as_array().context("models")?.iter();
+    let response: Value = reqwest::get(server.url("/v1/models")).await?.json().await?;
+    let models = response["models"].as_array().context("models")?.iter();
     let models = models.filter(|model| model["kind"] == "text-generation");
     let names: Vec<&str> = models.clone().filter_map(|model| model["name"].as_str()).collect();
     assert_eq!(names, ["named", "small"]);
     assert!(models.clone().all(|model| model["ready"] == true));
     assert_eq!(whole_of(server, "small").await?.0, 200);
     assert_eq!(whole_of(server, "vendor/good").await?.0, 200);
-    let asked: Vec<String> = mock.requests().into_iter().map(|request| request.model).collect();
-    assert_eq!(asked, ["good", "vendor/good"]);
+    let requested: Vec<String> = mock.requests().into_iter().map(|request| request.model).collect();
+    assert_eq!(requested, ["good", "vendor/good"]);
     let (status, body) = whole_of(server, "other").await?;
     assert_eq!((status, &body["error"]["code"]), (404, &json!("model_not_found")));
     assert!(body["error"]["message"].as_str().is_some_and(|text| text.contains("small")), "{body}");
-    // A request that names none gets the first.
+    // A request without a model uses the first one.
     let mut body = chat("hi");
     body.as_object_mut().context("an object")?.remove("model");
     assert_eq!(send(server, "/v1/chat/completions", &body).await?.status(), 200);
@@ -406,18 +406,22 @@ async fn disconnected_client_cancels_the_request_to_the_upstream() -> Result<()>
         let mock = MockUpstream::start(api).await?;
         let fixture = start_one(&mock, "").await?;
         let server = &fixture.server;
-        for (count, model, stream) in [(1, "endless", true), (2, "endless", false)] {
-            let request = Client::new().post(server.url("/v1/chat/completions")).json(&ask(model, stream)).send();
-            let left = tokio::time::timeout(Duration::from_millis(300), async { request.await?.text().await });
-            assert!(left.await.is_err(), "it never ends by itself");
-            until("the upstream sees that the client has left", async || Ok(mock.left() >= count)).await?;
-        }
-        // And one that cancels by name.
-        let detached = send(server, "/v1/chat/completions?detach=true", &ask("endless", true)).await?;
+        let mut response = send(server, "/v1/chat/completions", &chat_request("endless", true)).await?;
+        response.chunk().await?.context("a chunk")?;
+        drop(response);
+        until("the upstream is disconnected", async || Ok(mock.disconnects() == 1)).await?;
+        let body = chat_request("endless", false);
+        let request = Client::new().post(server.url("/v1/chat/completions")).json(&body).send();
+        let request = tokio::spawn(async move { request.await?.text().await });
+        until("the upstream generates", async || Ok(mock.count("endless") == 2)).await?;
+        request.abort();
+        until("the upstream is disconnected", async || Ok(mock.disconnects() == 2)).await?;
+        // A client may also cancel by the id.
+        let detached = send(server, "/v1/chat/completions?detach=true", &chat_request("endless", true)).await?;
         let id = detached.headers()["x-weir-generation"].to_str()?.to_owned();
         drop(detached);
         assert_eq!(Client::new().delete(server.url(&format!("/v1/generations/{id}"))).send().await?.status(), 204);
-        until("the upstream sees the cancel", async || Ok(mock.left() >= 3)).await?;
+        until("the upstream is disconnected", async || Ok(mock.disconnects() == 3)).await?;
     }
     Ok(())
 }
@@ -430,7 +434,7 @@ async fn circuit_opens_after_failures_and_stops_requests() -> Result<()> {
     for _ in 0..5 {
         assert_eq!(whole_of(&fixture.server, "down").await?.0, 503);
     }
-    let answer = send(&fixture.server, "/v1/chat/completions", &ask("good", false)).await?;
+    let answer = send(&fixture.server, "/v1/chat/completions", &chat_request("good", false)).await?;
     assert_eq!(answer.status(), 503);
     assert!(answer.headers().contains_key("retry-after"));
     assert_eq!(answer.json::<Value>().await?["error"]["code"], "circuit_open");
@@ -442,17 +446,17 @@ async fn circuit_opens_after_failures_and_stops_requests() -> Result<()> {
 async fn tokens_and_concurrent_requests_of_a_user_are_bounded() -> Result<()> {
     let mock = MockUpstream::start(Api::OpenAi).await?;
     let fixture = start_one(&mock, "user_tokens_per_minute = 5").await?;
-    assert_eq!(whole_of(&fixture.server, "good").await?.0, 200, "it takes 10, and pays at its end");
-    let answer = send(&fixture.server, "/v1/chat/completions", &ask("good", false)).await?;
+    assert_eq!(whole_of(&fixture.server, "good").await?.0, 200, "its 10 tokens are counted at its end");
+    let answer = send(&fixture.server, "/v1/chat/completions", &chat_request("good", false)).await?;
     assert_eq!(answer.status(), 429);
     let seconds: u32 = answer.headers()["retry-after"].to_str()?.parse()?;
     assert!((60..=73).contains(&seconds), "{seconds}");
     assert_eq!(mock.count("good"), 1);
 
     let fixture = start_one(&mock, "user_running_max = 1").await?;
-    let mut first = send(&fixture.server, "/v1/chat/completions", &ask("endless", true)).await?;
+    let mut first = send(&fixture.server, "/v1/chat/completions", &chat_request("endless", true)).await?;
     first.chunk().await?.context("a chunk")?;
     assert_eq!(whole_of(&fixture.server, "good").await?.0, 429);
     drop(first);
-    until("the place is free", async || Ok(whole_of(&fixture.server, "good").await?.0 == 200)).await
+    until("another request is admitted", async || Ok(whole_of(&fixture.server, "good").await?.0 == 200)).await
 }

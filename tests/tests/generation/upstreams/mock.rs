@@ -1,4 +1,4 @@
-//! A server with the API of an upstream, over real sockets. The model of a request says how it behaves; see [`Behavior`].
+//! A server with the API of an upstream, over real sockets. The model of a request selects its behavior.
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -9,9 +9,9 @@ use serde_json::{Value, json};
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::{TcpListener, TcpStream};
 
-/// What it generates, a piece at a time.
+/// The pieces of the text that it generates.
 pub(crate) const PIECES: [&str; 3] = ["One ", "zw\u{f6}lf ", "\u{1f600}."];
-/// Tokens of every prompt, and of every answer.
+/// The tokens of every prompt, and of every generated text.
 pub(crate) const TOKENS: (u64, u64) = (7, 3);
 
 /// The API of the server.
@@ -34,9 +34,9 @@ impl Api {
     }
 }
 
-/// A request that it has read.
+/// A request that the server has read.
 #[derive(Debug, Clone)]
-pub(crate) struct SeenRequest {
+pub(crate) struct ReceivedRequest {
     pub(crate) path: String,
     pub(crate) headers: HashMap<String, String>,
     pub(crate) model: String,
@@ -51,11 +51,11 @@ pub(crate) struct MockUpstream {
 
 #[derive(Default)]
 struct Shared {
-    requests: Mutex<Vec<SeenRequest>>,
+    requests: Mutex<Vec<ReceivedRequest>>,
     /// Requests for each model so far.
     counts: Mutex<BTreeMap<String, u32>>,
-    /// Clients that left before the end of their answer.
-    left: Mutex<u32>,
+    /// Clients that disconnected before the end of their response.
+    disconnects: Mutex<u32>,
     connections: Mutex<u32>,
 }
 
@@ -68,11 +68,11 @@ impl MockUpstream {
         let listener = TcpListener::bind("127.0.0.1:0").await?;
         let address = listener.local_addr()?.to_string();
         let shared = Arc::<Shared>::default();
-        let serving = shared.clone();
+        let server_state = shared.clone();
         tokio::spawn(async move {
             while let Ok((socket, _)) = listener.accept().await {
-                let shared = serving.clone();
-                // A client that leaves is an error of a write, which is counted where it matters.
+                let shared = server_state.clone();
+                // A disconnected client is an error of a write, which is counted where a test needs the count.
                 tokio::spawn(async move { drop(serve(socket, api, &shared).await) });
             }
         });
@@ -87,7 +87,7 @@ impl MockUpstream {
         }
     }
 
-    pub(crate) fn requests(&self) -> Vec<SeenRequest> {
+    pub(crate) fn requests(&self) -> Vec<ReceivedRequest> {
         lock(&self.shared.requests).clone()
     }
 
@@ -101,22 +101,22 @@ impl MockUpstream {
         *lock(&self.shared.connections)
     }
 
-    /// Clients that left before the end of their answer.
-    pub(crate) fn left(&self) -> u32 {
-        *lock(&self.shared.left)
+    /// Clients that disconnected before the end of their response.
+    pub(crate) fn disconnects(&self) -> u32 {
+        *lock(&self.shared.disconnects)
     }
 }
 
-/// Answers the requests on a connection until one that does not leave it open.
+/// Handles the requests on a connection until one that closes it.
 async fn serve(socket: TcpStream, api: Api, shared: &Shared) -> Result<()> {
     *lock(&shared.connections) += 1;
     let mut socket = BufReader::new(socket);
-    while answer(&mut socket, api, shared).await? {}
+    while handle_request(&mut socket, api, shared).await? {}
     Ok(())
 }
 
-/// Answers a request; whether the connection stays open.
-async fn answer(socket: &mut BufReader<TcpStream>, api: Api, shared: &Shared) -> Result<bool> {
+/// Handles a request; returns whether the connection stays open.
+async fn handle_request(socket: &mut BufReader<TcpStream>, api: Api, shared: &Shared) -> Result<bool> {
     let request = read(socket, api).await?;
     let model = request.model.clone();
     lock(&shared.requests).push(request);
@@ -134,7 +134,7 @@ async fn answer(socket: &mut BufReader<TcpStream>, api: Api, shared: &Shared) ->
         ("full", _) => refuse(socket, 429, "retry-after: 30\r\n", "slow down").await?,
         ("denied", _) => refuse(socket, 401, "", "the key secret-of-the-operator is wrong").await?,
         ("invalid", _) => refuse(socket, 400, "", "the prompt is too long").await?,
-        ("silent", _) => stay(socket, shared).await?,
+        ("silent", _) => wait_for_disconnect(socket, shared).await?,
         ("page", _) => {
             let page = "HTTP/1.1 200 OK\r\ncontent-type: text/html\r\ncontent-length: 2\r\n\r\nhi";
             socket.write_all(page.as_bytes()).await?;
@@ -144,7 +144,7 @@ async fn answer(socket: &mut BufReader<TcpStream>, api: Api, shared: &Shared) ->
     Ok(behavior == "good")
 }
 
-async fn read(socket: &mut BufReader<TcpStream>, api: Api) -> Result<SeenRequest> {
+async fn read(socket: &mut BufReader<TcpStream>, api: Api) -> Result<ReceivedRequest> {
     let mut line = String::new();
     socket.read_line(&mut line).await?;
     let path = line.split_whitespace().nth(1).context("a path")?.to_owned();
@@ -164,7 +164,7 @@ async fn read(socket: &mut BufReader<TcpStream>, api: Api) -> Result<SeenRequest
         Api::Gemini => of_path().context("a model in the path")?,
         Api::OpenAi | Api::Anthropic => body["model"].as_str().context("a model")?.to_owned(),
     };
-    Ok(SeenRequest { path, headers, model })
+    Ok(ReceivedRequest { path, headers, model })
 }
 
 async fn refuse(socket: &mut TcpStream, status: u16, headers: &str, message: &str) -> Result<()> {
@@ -175,11 +175,11 @@ async fn refuse(socket: &mut TcpStream, status: u16, headers: &str, message: &st
     Ok(socket.write_all(format!("{head}{body}").as_bytes()).await?)
 }
 
-/// Sends nothing until the client leaves.
-async fn stay(socket: &mut TcpStream, shared: &Shared) -> Result<()> {
+/// Sends nothing until the client disconnects.
+async fn wait_for_disconnect(socket: &mut TcpStream, shared: &Shared) -> Result<()> {
     let mut byte = [0];
     if socket.read(&mut byte).await.unwrap_or(0) == 0 {
-        *lock(&shared.left) += 1;
+        *lock(&shared.disconnects) += 1;
     }
     Ok(())
 }
@@ -207,7 +207,7 @@ async fn stream(socket: &mut TcpStream, api: Api, behavior: &str, shared: &Share
     }
     for (number, text) in PIECES.iter().enumerate() {
         let text = piece(api, text);
-        // In the middle of a character, and of a line.
+        // The two writes are divided within a character or a line.
         let middle = text.len() / 2;
         let (first, second) = text.as_bytes().split_at(middle);
         socket.write_all(format!("{:x}\r\n", text.len()).as_bytes()).await?;
@@ -217,7 +217,7 @@ async fn stream(socket: &mut TcpStream, api: Api, behavior: &str, shared: &Share
         socket.write_all(second).await?;
         socket.write_all(b"\r\n").await?;
         match (behavior, number) {
-            // The client reads what there is, then the end.
+            // The client reads the bytes before the end, then closes the connection.
             ("cut", 1) => {
                 socket.shutdown().await?;
                 let _ = socket.read(&mut [0]).await?;
@@ -227,10 +227,10 @@ async fn stream(socket: &mut TcpStream, api: Api, behavior: &str, shared: &Share
                 chunk(socket, &error(api)).await?;
                 return chunk(socket, "").await;
             }
-            ("gap", 0) => return stay(socket, shared).await,
+            ("gap", 0) => return wait_for_disconnect(socket, shared).await,
             ("endless", _) => loop {
                 if chunk(socket, &piece(api, "and ")).await.is_err() {
-                    *lock(&shared.left) += 1;
+                    *lock(&shared.disconnects) += 1;
                     return Ok(());
                 }
                 tokio::time::sleep(Duration::from_millis(20)).await;

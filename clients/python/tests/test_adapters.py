@@ -25,6 +25,7 @@ from weir_stream import (
     StreamingSentimentPipeline,
     WebSocketAdapter,
 )
+from weir_stream._adapters import Push
 from weir_stream._adapters._sse import SseParser, lines_of
 
 
@@ -94,6 +95,46 @@ class Files(unittest.TestCase):
         with self.assertLogs("streaming_sentiment_pipeline") as logged:
             self.assertEqual(run_async(run()), 1)
         self.assertIn("FileAdapter has ended", logged.output[0])
+
+
+class Closing(unittest.TestCase):
+    """Adapters are closed once, however the pipeline ends."""
+
+    def test_adapters_are_closed_after_a_timeout_an_error_and_without_a_start(self) -> None:
+        class Source(Adapter):
+            closed = 0
+
+            async def run(self, push: Push) -> None:
+                await push({"text": "A fine day."})
+
+            async def close(self) -> None:
+                self.closed += 1
+                raise OSError("not closed")
+
+        async def never(event: ResultEvent) -> None:
+            await asyncio.Event().wait()
+
+        async def run(is_started: bool, is_stuck: bool) -> List[int]:
+            pipeline = StreamingSentimentPipeline("sentiment")
+            sources = [Source(), Source()]
+            for source in sources:
+                pipeline.add_adapter(source)
+            if is_stuck:
+                pipeline.subscribe_result_callback(never)
+            if is_started:
+                await pipeline.start()
+                await pipeline.wait_adapters()
+            with self.assertLogs("streaming_sentiment_pipeline") as logged:
+                if is_stuck:
+                    with self.assertRaises(asyncio.TimeoutError):
+                        await pipeline.stop(timeout=0.5)
+                await pipeline.stop()
+            self.assertEqual([line.splitlines()[0].split(":")[-1] for line in logged.output], ["Source could not be closed"] * 2)
+            return [source.closed for source in sources]
+
+        for is_started, is_stuck in [(False, False), (True, False), (True, True)]:
+            with self.subTest(is_started=is_started, is_stuck=is_stuck):
+                self.assertEqual(run_async(run(is_started, is_stuck)), [1, 1])
 
 
 class Sse(unittest.TestCase):
@@ -171,7 +212,10 @@ class WebSockets(unittest.TestCase):
             server = await asyncio.start_server(serve, "127.0.0.1", 0)
             url = f"ws://127.0.0.1:{server.sockets[0].getsockname()[1]}/"
             with mock.patch("weir_stream._adapters._websocket._CONNECT_S", 0.05):
-                await asyncio.wait_for(WebSocketAdapter(url, attempts_max=0).run(push), 60)
+                try:
+                    await asyncio.wait_for(WebSocketAdapter(url, attempts_max=0).run(push), 60)
+                finally:
+                    server.close()
 
         with self.assertRaisesRegex(ConnectionError, "no response"):
             asyncio.run(run())

@@ -149,6 +149,43 @@ class Kafka(unittest.TestCase):
         self.assertEqual(consumer.committed[-1], 3)
         self.assertTrue(consumer.is_closed)
 
+    def test_result_that_cannot_be_produced_ends_the_adapter(self) -> None:
+        class Consumer:
+            def __init__(self) -> None:
+                self.polls = 0
+                self.committed: List[int] = []
+
+            def poll(self, timeout: float) -> Optional[Record]:
+                self.polls += 1
+                return Record(self.polls - 1, "A fine day.")
+
+            def commit(self, offsets: List[Any], asynchronous: bool) -> None:
+                self.committed += [one.offset for one in offsets]
+
+            def close(self) -> None:
+                pass
+
+        class Producer:
+            def produce(self, topic: str, value: bytes, key: bytes, on_delivery: Any) -> None:
+                on_delivery("the topic is full", None)
+
+            def flush(self, timeout: float) -> int:
+                return 0
+
+        consumer = Consumer()
+
+        async def run() -> None:
+            pipeline = StreamingSentimentPipeline("sentiment")
+            pipeline.add_adapter(KafkaAdapter("texts", output_topic="results", consumer=consumer, producer=Producer()))
+            async with pipeline:
+                await asyncio.wait_for(pipeline.wait_adapters(), WAIT_S)
+
+        with self.assertLogs("streaming_sentiment_pipeline") as logged:
+            run_async(run())
+        self.assertIn("KafkaAdapter has ended", "".join(logged.output))
+        self.assertIn("the topic is full", "".join(logged.output))
+        self.assertEqual(consumer.committed, [])
+
     def test_missing_client_is_named(self) -> None:
         with mock.patch.dict(sys.modules, {"confluent_kafka": None}):
             with self.assertRaisesRegex(ImportError, r"pip install weir-stream\[kafka\]"):

@@ -119,7 +119,7 @@ pub(crate) fn test(house: &House, program: &Path) -> Result<()> {
     })
 }
 
-/// The interpreter of `cargo xtask bench compare`, if it has transformers and torch, which nothing else installs: they have 3 GB.
+/// The interpreter of `cargo xtask bench`, if it has transformers and torch, which nothing else installs: they have 3 GB.
 fn transformers(house: &House) -> Option<PathBuf> {
     let folder = house.target.join("bench-venv");
     let versions = std::fs::read_dir(folder.join("lib")).ok()?;

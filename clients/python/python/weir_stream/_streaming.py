@@ -251,6 +251,7 @@ class StreamingSentimentPipeline:
             return
         if self._dispatcher is None or self._stream is None:
             self._close(PipelineState.STOPPED)
+            await self._close_adapters()
             return
         if asyncio.current_task() is self._dispatcher:
             raise RuntimeError("stop() waits for the callbacks, so a callback cannot await it; use asyncio.create_task(pipeline.stop())")
@@ -265,10 +266,10 @@ class StreamingSentimentPipeline:
             unanswered = len(self._items)
             self._dispatcher.cancel()
             self._close(PipelineState.ERROR)
+            await self._close_adapters()
             raise asyncio.TimeoutError(f"{unanswered} items had no result after {timeout} s and were abandoned")
         self._close(PipelineState.STOPPED)
-        for adapter in self._adapters:
-            await adapter.close()
+        await self._close_adapters()
 
     def _close(self, state: PipelineState) -> None:
         """Releases the engine, the descriptor and the iterators."""
@@ -504,6 +505,15 @@ class StreamingSentimentPipeline:
         """Returns when the sources of all adapters have ended: files at their end, others after their last attempt."""
         if self._sources:
             await asyncio.wait(self._sources)
+
+    async def _close_adapters(self) -> None:
+        """Closes every adapter once."""
+        adapters, self._adapters = self._adapters, []
+        for adapter in adapters:
+            try:
+                await adapter.close()
+            except Exception:
+                logger.exception("%s could not be closed", type(adapter).__name__)
 
     async def _stop_adapters(self) -> None:
         for source in self._sources:

@@ -24,6 +24,7 @@ _FLUSH_S = 10.0
 
 class KafkaAdapter(Adapter):
     """Texts of a topic; their results are produced to another. A position is committed only after the results of every record up to it.
+    A result that cannot be produced ends the adapter.
 
     Args:
         topic: the topic with the texts.
@@ -61,9 +62,13 @@ class KafkaAdapter(Adapter):
         if producer is None and output_topic is not None:
             producer = _client().Producer(common)
         self._consumer, self._producer = consumer, producer
+        self._failure: Optional[Exception] = None
 
     async def run(self, push: Push) -> None:
         async for record in from_thread(self._poll):
+            if self._failure is not None:
+                # No position after that record can be committed.
+                raise self._failure
             partition, offset = (record.topic(), record.partition()), record.offset()
             self._positions.add(partition, offset)
             # A tombstone has no value, and a blank record no text.
@@ -79,6 +84,14 @@ class KafkaAdapter(Adapter):
 
     async def deliver(self, event: Union[ResultEvent, ErrorEvent]) -> None:
         partition, offset, key = self._records.pop(event.seq)
+        try:
+            await self._produce(event, key)
+        except Exception as error:
+            self._failure = error
+            raise
+        self._finish(partition, offset)
+
+    async def _produce(self, event: Union[ResultEvent, ErrorEvent], key: Any) -> None:
         if self._producer is not None and self._output_topic is not None:
             value = json.dumps(record_of(event), ensure_ascii=False).encode()
             reports: List[Any] = []
@@ -88,9 +101,8 @@ class KafkaAdapter(Adapter):
             while not reports:
                 await loop.run_in_executor(None, self._producer.poll, _POLL_S)
             if reports[0] is not None:
-                # Not committed: the record is read again.
+                # Not committed: the next start reads the record again.
                 raise ConnectionError(f"the result was not produced: {reports[0]}")
-        self._finish(partition, offset)
 
     def _finish(self, partition: Tuple[str, int], offset: int) -> None:
         self._positions.finish(partition, offset)

@@ -19,6 +19,8 @@ from ._base import Adapter, Push, item_of, record_of
 _MESSAGE_BYTES_MAX = 1 << 20
 #: Timeout of a connection attempt and its handshake, in seconds.
 _CONNECT_S = 30.0
+#: The longest wait for the last messages to be sent when the adapter closes, in seconds.
+_CLOSE_S = 5.0
 _GUID = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"
 _CONTINUATION, _TEXT, _BINARY, _CLOSE, _PING, _PONG = 0, 1, 2, 8, 9, 10
 
@@ -180,8 +182,9 @@ class WebSocket:
         if not self._is_closed:
             self._is_closed = True
             try:
-                await self._write(_CLOSE, struct.pack("!H", 1000))
-            except OSError:
+                await asyncio.wait_for(self._write(_CLOSE, struct.pack("!H", 1000)), _CLOSE_S)
+            except (OSError, asyncio.TimeoutError):
+                # The server has gone, or does not read.
                 pass
         self._writer.close()
 

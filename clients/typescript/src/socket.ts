@@ -5,6 +5,8 @@ import type { Connect, EventFilter, RawEvent } from "./follow.js";
 const QUEUE_MAX = 1000;
 /** Most channels of one socket, as the server allows. */
 export const SOCKET_CHANNELS_MAX = 64;
+/** The longest wait for a socket to open, in milliseconds. */
+const OPEN_MS_MAX = 15_000;
 
 /** The socket could not be opened. Server-sent events may still work. */
 export class SocketUnavailableError extends WeirError {
@@ -42,7 +44,10 @@ export class SocketHub {
   private readonly subscriptions = new Map<string, Subscription>();
 
   /** `url` returns the address for the next socket, with a ticket if the client has a token. */
-  constructor(private readonly url: () => Promise<string>) {}
+  constructor(
+    private readonly url: () => Promise<string>,
+    private readonly openMsMax = OPEN_MS_MAX,
+  ) {}
 
   /** The number of followed channels. */
   get size(): number {
@@ -80,7 +85,10 @@ export class SocketHub {
       };
       request.signal.addEventListener("abort", abort);
       try {
-        const socket = await hub.open();
+        const aborted = new Promise<never>((_, reject) => {
+          request.signal.addEventListener("abort", () => reject(request.signal.reason), { once: true });
+        });
+        const socket = await Promise.race([hub.open(), aborted]);
         if (request.signal.aborted) throw request.signal.reason;
         hub.subscribe(socket, channel, subscription);
         for (;;) {
@@ -116,10 +124,19 @@ export class SocketHub {
 
   private async begin(): Promise<WebSocket> {
     const socket = new WebSocket(await this.url());
-    await new Promise<void>((resolve, reject) => {
-      socket.onopen = () => resolve();
-      socket.onerror = socket.onclose = () => reject(new SocketUnavailableError());
-    });
+    let timer: ReturnType<typeof setTimeout> | undefined;
+    try {
+      await new Promise<void>((resolve, reject) => {
+        timer = setTimeout(() => reject(new SocketUnavailableError()), this.openMsMax);
+        socket.onopen = () => resolve();
+        socket.onerror = socket.onclose = () => reject(new SocketUnavailableError());
+      });
+    } catch (error) {
+      socket.close();
+      throw error;
+    } finally {
+      clearTimeout(timer);
+    }
     this.socket = socket;
     this.hasOpened = true;
     socket.onerror = null;

@@ -109,14 +109,14 @@ async fn reach_target(checks: &mut Checks, target: &Target, timeout: Duration) -
     checks.record("tls", outcome)
 }
 
-/// Checks a stream of Redis: its server, the credentials, and the permissions to read it and to write the output stream.
-pub async fn redis(config: &RedisSource, output_stream: &str) -> Checks {
+/// Checks a stream of Redis: its server, the credentials, and the permissions to read it and to write the output stream, if there is one.
+pub async fn redis(config: &RedisSource, output_stream: Option<&str>) -> Checks {
     let mut checks = Checks::default();
     check_redis(&mut checks, config, output_stream).await;
     checks
 }
 
-async fn check_redis(checks: &mut Checks, config: &RedisSource, output_stream: &str) -> Option<()> {
+async fn check_redis(checks: &mut Checks, config: &RedisSource, output_stream: Option<&str>) -> Option<()> {
     let timeout = Duration::from_millis(config.timeout_ms);
     let info = config.url.as_str().into_connection_info();
     let (host, port) = match info.as_ref().map(redis::ConnectionInfo::addr) {
@@ -146,6 +146,7 @@ async fn check_redis(checks: &mut Checks, config: &RedisSource, output_stream: &
     read.arg("CREATE").arg(&config.stream).arg(&config.group).arg("$").arg("MKSTREAM");
     let may_read = queue(&mut connection, read).await;
     checks.record("read", may_read.map(|()| ((), format!("as a consumer of `{}`", config.group))))?;
+    let Some(output_stream) = output_stream else { return Some(()) };
     let mut write = redis::cmd("XADD");
     write.arg(output_stream).arg("*").arg("payload").arg("");
     let may_write = queue(&mut connection, write).await;
@@ -165,9 +166,10 @@ async fn queue(connection: &mut MultiplexedConnection, queued: redis::Cmd) -> Re
     outcome.map(drop)
 }
 
-/// Checks topics of Kafka: a broker, TLS and the credentials, whether the input topic may be read, and whether the output topic is visible.
+/// Checks topics of Kafka: a broker, TLS and the credentials, whether the input topic may be read, and whether the output topic, if there is
+/// one, is visible.
 #[cfg(feature = "kafka")]
-pub async fn kafka(config: &KafkaSource, output_topic: &str) -> Checks {
+pub async fn kafka(config: &KafkaSource, output_topic: Option<&str>) -> Checks {
     let mut checks = Checks::default();
     check_kafka(&mut checks, config, output_topic).await;
     checks
@@ -175,7 +177,7 @@ pub async fn kafka(config: &KafkaSource, output_topic: &str) -> Checks {
 
 /// A build without Kafka checks nothing.
 #[cfg(not(feature = "kafka"))]
-pub async fn kafka(_config: &KafkaSource, _output_topic: &str) -> Checks {
+pub async fn kafka(_config: &KafkaSource, _output_topic: Option<&str>) -> Checks {
     let mut checks = Checks::default();
     let reason = "this program was built without Kafka; build it with the feature `kafka`".to_owned();
     let _: Option<()> = checks.record("resolve", Err(reason));
@@ -183,7 +185,7 @@ pub async fn kafka(_config: &KafkaSource, _output_topic: &str) -> Checks {
 }
 
 #[cfg(feature = "kafka")]
-async fn check_kafka(checks: &mut Checks, config: &KafkaSource, output_topic: &str) -> Option<()> {
+async fn check_kafka(checks: &mut Checks, config: &KafkaSource, output_topic: Option<&str>) -> Option<()> {
     use crate::kafka;
 
     if let Err(reason) = kafka::check_properties(&config.properties) {
@@ -222,6 +224,7 @@ async fn check_kafka(checks: &mut Checks, config: &KafkaSource, output_topic: &s
         "read",
         records.map(|records| ((), format!("partition 0 of `{topic}` has {}", counted(records, "record")))),
     )?;
+    let Some(output_topic) = output_topic else { return Some(()) };
     checks.record("write", partitions(output_topic).await)
 }
 

@@ -391,12 +391,12 @@ async fn checks_name_what_fails_and_what_to_do() -> Result<()> {
     let cluster = cluster()?;
     let mut adapter = adapter(&cluster);
     let config = source(&mut adapter).clone();
-    let checks = check::kafka(&config, "sentiment-output").await;
+    let checks = check::kafka(&config, Some("sentiment-output")).await;
     let names: Vec<&str> = checks.list.iter().map(|check| check.name).collect();
     assert!(checks.passed(), "{checks:?}");
     assert_eq!(names, ["resolve", "connect", "authenticate", "topic", "read", "write"]);
     let closed = std::net::TcpListener::bind("127.0.0.1:0")?.local_addr()?;
-    let checks = check::kafka(&KafkaSource { brokers: closed.to_string(), ..config }, "sentiment-output").await;
+    let checks = check::kafka(&KafkaSource { brokers: closed.to_string(), ..config }, Some("sentiment-output")).await;
     let last = checks.list.last().context("no checks")?;
     assert!(last.name == "connect" && last.outcome.is_err(), "{checks:?}");
     Ok(())

@@ -93,12 +93,12 @@ pub(crate) enum Protocol {
     All,
 }
 
-/// A system to check.
+/// A system to check, and its stream, topic or subject for results, if there is one.
 enum Endpoint {
     WebSocket(WebSocketSource),
-    Redis(RedisSource, String),
-    Kafka(KafkaSource, String),
-    Nats(NatsSource, String),
+    Redis(RedisSource, Option<String>),
+    Kafka(KafkaSource, Option<String>),
+    Nats(NatsSource, Option<String>),
     Http(HttpSource),
 }
 
@@ -116,9 +116,9 @@ impl Endpoint {
     async fn check(&self) -> Checks {
         match self {
             Self::WebSocket(config) => check::websocket(config).await,
-            Self::Redis(config, output) => check::redis(config, output).await,
-            Self::Kafka(config, output) => check::kafka(config, output).await,
-            Self::Nats(config, output) => nats::check(config, output).await,
+            Self::Redis(config, output) => check::redis(config, output.as_deref()).await,
+            Self::Kafka(config, output) => check::kafka(config, output.as_deref()).await,
+            Self::Nats(config, output) => nats::check(config, output.as_deref()).await,
             Self::Http(config) => check::http(config).await,
         }
     }
@@ -135,22 +135,24 @@ impl TestConnection {
         match &adapter.source {
             AdapterSource::Redis(source) => {
                 let output = match &adapter.sink {
-                    AdapterSink::Redis(RedisSink { stream, url, .. }) if *url == source.url => stream.clone(),
-                    _ => self.output_stream.clone(),
+                    AdapterSink::Redis(RedisSink { stream, url, .. }) if *url == source.url => Some(stream.clone()),
+                    _ => None,
                 };
                 Some(Endpoint::Redis(RedisSource { timeout_ms, ..source.clone() }, output))
             }
             AdapterSource::Kafka(source) => {
                 let output = match &adapter.sink {
-                    AdapterSink::Kafka(KafkaSink { topic, brokers, .. }) if *brokers == source.brokers => topic.clone(),
-                    _ => self.output_topic.clone(),
+                    AdapterSink::Kafka(KafkaSink { topic, brokers, .. }) if *brokers == source.brokers => {
+                        Some(topic.clone())
+                    }
+                    _ => None,
                 };
                 Some(Endpoint::Kafka(KafkaSource { timeout_ms, ..source.clone() }, output))
             }
             AdapterSource::Nats(source) => {
                 let output = match &adapter.sink {
-                    AdapterSink::Nats(NatsSink { subject, url, .. }) if *url == source.url => subject.clone(),
-                    _ => self.output_subject.clone(),
+                    AdapterSink::Nats(NatsSink { subject, url, .. }) if *url == source.url => Some(subject.clone()),
+                    _ => None,
                 };
                 Some(Endpoint::Nats(NatsSource { timeout_ms, ..source.clone() }, output))
             }
@@ -171,7 +173,7 @@ impl TestConnection {
                 let url = self.url.clone().unwrap_or_else(|| default.url.clone());
                 let stream = self.stream.clone();
                 let config = RedisSource { url, password_file: secret_file, stream, timeout_ms, ..default };
-                Some(Endpoint::Redis(config, self.output_stream.clone()))
+                Some(Endpoint::Redis(config, Some(self.output_stream.clone())))
             }
             Protocol::Kafka => {
                 let default = KafkaSource::default();
@@ -184,7 +186,7 @@ impl TestConnection {
                     timeout_ms,
                     ..default
                 };
-                Some(Endpoint::Kafka(config, self.output_topic.clone()))
+                Some(Endpoint::Kafka(config, Some(self.output_topic.clone())))
             }
             Protocol::Nats => {
                 let default = NatsSource::default();
@@ -205,7 +207,7 @@ impl TestConnection {
                     timeout_ms,
                     ..default
                 };
-                Some(Endpoint::Nats(config, self.output_subject.clone()))
+                Some(Endpoint::Nats(config, Some(self.output_subject.clone())))
             }
             Protocol::Http => {
                 let url = self.url.clone()?;
@@ -275,7 +277,7 @@ fn show(name: &str, checks: &Checks, as_json: bool) -> anyhow::Result<()> {
     let mut out = std::io::stdout().lock();
     for check in &checks.list {
         let (is_good, text) = match &check.outcome {
-            Ok(found) => (true, found),
+            Ok(text) => (true, text),
             Err(reason) => (false, reason),
         };
         if as_json {

@@ -256,12 +256,24 @@ fn checks_name_what_fails_and_what_to_do() -> Result<()> {
     let (code, names, message) = check(&nats, &[])?;
     assert_eq!(names, ["resolve", "connect", "authenticate", "stream", "read", "write"]);
     assert_eq!((code, message.as_str()), (Some(0), "`sentiment-output` stores `sentiment-output`"));
+    // The results of this adapter have no subject.
+    let dir = tempfile::tempdir()?;
+    let (file, url) = (path(dir.path(), "weir.toml"), nats.url());
+    let source = format!("[adapter.source]\nkind = 'nats'\nurl = '{url}'\n");
+    std::fs::write(&file, format!("[[adapter]]\nname = 'n'\n{source}[adapter.sink]\nkind = 'stdout'\n"))?;
+    let output = weir_command(&["test-connection", "--protocol", "all", "--config", &file])?.output()?;
+    let text = String::from_utf8(output.stdout)?;
+    ensure!(output.status.success() && text.contains("n read") && !text.contains("n write"), "{text}");
     for (arguments, name, expected) in [
         (&["--stream", "nothing"][..], "stream", "NATS has no stream `nothing`; create it"),
         (&["--output-subject", "nothing"], "write", "no stream stores `nothing`; create one with this subject"),
         (&["--url", "localhost"], "resolve", "url must be nats://host:port or tls://host:port"),
         (&["--secret-file", "/nowhere"], "authenticate", "/nowhere cannot be read"),
-        (&["--url", &nats.url().replace("nats:", "tls:")], "tls", "has no TLS, which the URL requires; check ca_file"),
+        (
+            &["--url", &nats.url().replace("nats:", "tls:")],
+            "tls",
+            "has no TLS, which the URL requires; enable it, or use nats",
+        ),
     ] {
         let (code, names, message) = check(&nats, arguments)?;
         ensure!(code == Some(1) && names.last().is_some_and(|last| last == name), "{arguments:?}: {names:?} {message}");

@@ -11,14 +11,15 @@ use super::jetstream;
 use crate::check::{Checks, reach, with_remedy};
 use crate::driver::DriverError;
 
-/// Checks a stream of NATS: the first server, the credentials, the stream, its consumer, and whether a stream stores the output subject.
-pub async fn check(config: &Config, output_subject: &str) -> Checks {
+/// Checks a stream of NATS: the first server, the credentials, the stream, its consumer, and whether a stream stores the output
+/// subject, if there is one.
+pub async fn check(config: &Config, output_subject: Option<&str>) -> Checks {
     let mut checks = Checks::default();
     run(&mut checks, config, output_subject).await;
     checks
 }
 
-async fn run(checks: &mut Checks, config: &Config, output_subject: &str) -> Option<()> {
+async fn run(checks: &mut Checks, config: &Config, output_subject: Option<&str>) -> Option<()> {
     let access = Access::from(config);
     let address = match access.addresses() {
         Ok(addresses) => addresses.into_iter().next()?,
@@ -27,6 +28,7 @@ async fn run(checks: &mut Checks, config: &Config, output_subject: &str) -> Opti
     reach(checks, &address.host, address.port, Duration::from_millis(config.timeout_ms)).await?;
     let opened = match within(&address, &access, open(&address, &access)).await {
         Ok(opened) => opened,
+        Err(DriverError::Config(reason)) => return checks.record("tls", Err(reason)),
         Err(error) if address.is_tls || error.to_string().starts_with("TLS") => {
             let remedy = "check ca_file, and that the certificate of the server is for this name";
             return checks.record("tls", Err(with_remedy(&error, remedy)));
@@ -60,6 +62,7 @@ async fn run(checks: &mut Checks, config: &Config, output_subject: &str) -> Opti
         None => format!("the consumer `{}` does not exist yet; it is created at the start", config.consumer),
     });
     checks.record("read", described.map(|text| ((), text)).map_err(|error| remedy(&error)))?;
+    let Some(output_subject) = output_subject else { return Some(()) };
     let stored = match jetstream::stream_of(&client, output_subject).await {
         Ok(Some(stream)) => Ok(((), format!("`{stream}` stores `{output_subject}`"))),
         Ok(None) => Err(format!("no stream stores `{output_subject}`; create one with this subject")),

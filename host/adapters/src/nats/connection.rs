@@ -399,7 +399,8 @@ async fn begin_tls(
     access: &Access<'_>,
 ) -> Result<FrameReader<Box<dyn ByteStream>>, DriverError> {
     if !info.tls_required && !info.tls_available {
-        return Err(DriverError::Config(format!("NATS at {address} has no TLS, which the URL requires")));
+        let reason = format!("NATS at {address} has no TLS, which the URL requires; enable it, or use nats://");
+        return Err(DriverError::Config(reason));
     }
     if !frames.buffer.is_empty() {
         // It would be read as content of the encrypted connection.

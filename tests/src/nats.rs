@@ -15,7 +15,7 @@ use crate::{PATIENCE, free_port, root};
 /// The streams of the defaults of `weir stream nats`, each for the subject of its name.
 pub const STREAMS: [&str; 3] = ["text-input", "sentiment-output", "sentiment-errors"];
 
-/// A server whose streams are on the disk; killed when dropped.
+/// A server with its streams on the disk; killed when dropped.
 pub struct Nats {
     child: Child,
     port: u16,
@@ -28,7 +28,7 @@ pub struct Nats {
 pub struct NatsMessage {
     /// Its subject.
     pub subject: String,
-    /// The subject of an answer; empty if none is expected.
+    /// The subject of a reply; empty if none is expected.
     pub reply: String,
     /// Its headers as text, with the status of a message of the server.
     pub headers: String,
@@ -45,7 +45,7 @@ impl NatsMessage {
 }
 
 impl Nats {
-    /// Starts a server with the default streams; none where there is no nats-server.
+    /// Starts a server with the default streams; `None` if there is no nats-server.
     pub fn start() -> Result<Option<Self>> {
         let nats = Self::start_with("jetstream { store_dir: data }")?;
         if let Some(nats) = &nats {
@@ -64,12 +64,12 @@ impl Nats {
         let data = root().join("tests/data/nats");
         std::fs::write(dir.path().join("nats.conf"), configuration.replace("DATA", &data.display().to_string()))?;
         let mut nats = Self { child: spawn(&program, port, dir.path())?, port, program, dir };
-        nats.listens()?;
+        nats.wait_until_listening()?;
         Ok(Some(nats))
     }
 
     /// Waits until the server accepts connections, which it does after it has recovered its streams.
-    fn listens(&mut self) -> Result<()> {
+    fn wait_until_listening(&mut self) -> Result<()> {
         let began = Instant::now();
         while TcpStream::connect(("127.0.0.1", self.port)).is_err() {
             ensure!(began.elapsed() < PATIENCE, "nats-server does not listen after {PATIENCE:?}");
@@ -89,7 +89,7 @@ impl Nats {
     /// Starts it again, on the same port and folder.
     pub fn restart(&mut self) -> Result<()> {
         self.child = spawn(&self.program, self.port, self.dir.path())?;
-        self.listens()
+        self.wait_until_listening()
     }
 
     /// The URL of the server.
@@ -139,10 +139,10 @@ impl Nats {
         (1..=count).map(get).collect()
     }
 
-    /// The state of the consumer `weir` of `text-input`; none before it exists.
+    /// The state of the consumer `weir` of `text-input`; `None` before it exists.
     pub fn consumer(&self) -> Result<Option<Value>> {
-        let answer = self.client()?.request("$JS.API.CONSUMER.INFO.text-input.weir", "", b"")?;
-        let info: Value = serde_json::from_slice(&answer.payload)?;
+        let reply = self.client()?.request("$JS.API.CONSUMER.INFO.text-input.weir", "", b"")?;
+        let info: Value = serde_json::from_slice(&reply.payload)?;
         Ok(info["error"].is_null().then_some(info))
     }
 
@@ -169,19 +169,19 @@ fn spawn(program: &Path, port: u16, dir: &Path) -> Result<Child> {
 /// A connection.
 pub struct NatsClient {
     stream: BufReader<TcpStream>,
-    /// The subject of answers to this connection.
-    answers: String,
+    /// The subject of replies to this connection.
+    inbox: String,
 }
 
 impl NatsClient {
     fn connect(port: u16, options: &str) -> Result<Self> {
         let stream = TcpStream::connect(("127.0.0.1", port))?;
         stream.set_read_timeout(Some(PATIENCE))?;
-        let answers = format!("answers.{}", stream.local_addr()?.port());
-        let mut client = Self { stream: BufReader::new(stream), answers };
+        let inbox = format!("inbox.{}", stream.local_addr()?.port());
+        let mut client = Self { stream: BufReader::new(stream), inbox };
         client.line()?;
         let connect = format!("CONNECT {{\"verbose\":false,\"headers\":true,\"no_responders\":true,{options}}}\r\n");
-        client.write(format!("{connect}SUB {} 1\r\n", client.answers).as_bytes())?;
+        client.write(format!("{connect}SUB {} 1\r\n", client.inbox).as_bytes())?;
         Ok(client)
     }
 
@@ -196,7 +196,7 @@ impl NatsClient {
         Ok(line.trim_end().to_owned())
     }
 
-    /// Subscribes to a subject. The server has done so when this returns.
+    /// Subscribes to a subject; returns when the server has added the subscription.
     pub fn subscribe(&mut self, subject: &str) -> Result<()> {
         self.write(format!("SUB {subject} 2\r\nPING\r\n").as_bytes())?;
         while self.line()? != "PONG" {}
@@ -216,20 +216,20 @@ impl NatsClient {
         self.write(&[frame.as_bytes(), payload, b"\r\n"].concat())
     }
 
-    /// Publishes a message and waits for its answer.
+    /// Publishes a message and waits for its reply.
     pub fn request(&mut self, subject: &str, headers: &str, payload: &[u8]) -> Result<NatsMessage> {
-        let answers = self.answers.clone();
-        self.publish(subject, &answers, headers, payload)?;
+        let inbox = self.inbox.clone();
+        self.publish(subject, &inbox, headers, payload)?;
         self.next_message()
     }
 
     /// Sends a request to JetStream.
     pub fn api(&mut self, request: &str, options: &Value) -> Result<Value> {
         let payload = if options.is_null() { String::new() } else { options.to_string() };
-        let answer = self.request(&format!("$JS.API.{request}"), "", payload.as_bytes())?;
-        let answer: Value = serde_json::from_slice(&answer.payload).with_context(|| format!("{answer:?}"))?;
-        ensure!(answer["error"].is_null(), "{request}: {answer}");
-        Ok(answer)
+        let reply = self.request(&format!("$JS.API.{request}"), "", payload.as_bytes())?;
+        let reply: Value = serde_json::from_slice(&reply.payload).with_context(|| format!("{reply:?}"))?;
+        ensure!(reply["error"].is_null(), "{request}: {reply}");
+        Ok(reply)
     }
 
     /// The next message.

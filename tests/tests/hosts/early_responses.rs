@@ -92,8 +92,7 @@ async fn exchange(address: &str, head: &str, size: usize, pace: Pace, chunked: b
     if chunked {
         stream.write_all(b"0\r\n\r\n").await.context("the end of the body")?;
     }
-    let response =
-        tokio::time::timeout(PATIENCE, read_response(&mut stream)).await.context("no response in time")??;
+    let response = read_response(&mut stream).await?;
     if response.has("connection: close") {
         let mut rest = Vec::new();
         tokio::time::timeout(PATIENCE, stream.read_to_end(&mut rest)).await.context("no end in time")??;
@@ -101,15 +100,18 @@ async fn exchange(address: &str, head: &str, size: usize, pace: Pace, chunked: b
     } else {
         // The connection is usable for another request.
         stream.write_all(b"GET /livez HTTP/1.1\r\nHost: localhost\r\n\r\n").await.context("a second request")?;
-        let next = tokio::time::timeout(PATIENCE, read_response(&mut stream))
-            .await
-            .context("no second response in time")??;
+        let next = read_response(&mut stream).await.context("a second response")?;
         ensure!(next.status() == "200", "the second response: {}", next.head);
     }
     Ok(response)
 }
 
+/// Reads a response; an error after [`PATIENCE`].
 async fn read_response(stream: &mut TcpStream) -> Result<RawResponse> {
+    tokio::time::timeout(PATIENCE, read_whole_response(stream)).await.context("no response in time")?
+}
+
+async fn read_whole_response(stream: &mut TcpStream) -> Result<RawResponse> {
     let mut read = Vec::new();
     let mut buffer = vec![0; 1 << 14];
     loop {
@@ -243,7 +245,7 @@ async fn body_that_stops_arriving_is_408_and_the_response_is_read() -> Result<()
         stream.write_all(format!("{JSON}Content-Length: 1000000\r\n\r\n").as_bytes()).await?;
         stream.write_all(&[b' '; 1000]).await?;
         let mut byte = [0];
-        stream.peek(&mut byte).await?;
+        tokio::time::timeout(PATIENCE, stream.peek(&mut byte)).await.context("no response in time")??;
         // The rest is sent after the response has arrived and before the client reads it.
         stream.write_all(&vec![b' '; 999_000]).await?;
         let response = read_response(&mut stream).await?;

@@ -502,6 +502,8 @@ import os, pty, signal, sys
 pid, fd = pty.fork()
 if pid == 0:
     os.execv(sys.argv[1], sys.argv[1:])
+# The end of this program closes the terminal, which ends the server.
+signal.alarm(60)
 out = b''
 try:
     while b'ready' not in out:

@@ -330,7 +330,8 @@ fn method(results: &Results, text: &mut String) -> Result<()> {
          order alternates with every round (A B, B A), so that slow drift affects all alike. Closed loops count from the last response\n\
          before the window to the last one in it, by real tokens. Open loops measure from the due time of a request; requests to Weir have\n\
          a timeout of 100 ms (`timeout_ms`), which the peers do not support. All peers have the same\n\
-         weights in f32 (matrices stored as int8 are converted when they load), cut at 128 tokens, and batch up to 32 texts.\n"
+         weights in f32 (matrices stored as int8 are converted when they load), or in int8 by dynamic quantization where the name has it, cut\n\
+         at 128 tokens, and batch up to 32 texts.\n"
     )?;
     if !results.notes.is_empty() {
         writeln!(text, "Problems during the run:\n")?;

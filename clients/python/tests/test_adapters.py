@@ -199,6 +199,17 @@ class Sse(unittest.TestCase):
             self.assertEqual(parser.feed(""), ("message", "1234567890", None))
 
 
+async def accept_handshake(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    head = (await reader.readuntil(b"\r\n\r\n")).decode()
+    key = next(line.split(": ")[1] for line in head.split("\r\n") if line.startswith("Sec-WebSocket-Key"))
+    digest = hashlib.sha1((key + "258EAFA5-E914-47DA-95CA-C5AB0DC85B11").encode()).digest()
+    accept = base64.b64encode(digest).decode()
+    writer.write(
+        f"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+        f"Sec-WebSocket-Accept: {accept}\r\n\r\n".encode()
+    )
+
+
 class WebSockets(unittest.TestCase):
     def test_handshake_without_a_response_fails_after_its_timeout(self) -> None:
         async def push(item: Any) -> int:
@@ -220,6 +231,38 @@ class WebSockets(unittest.TestCase):
         with self.assertRaisesRegex(ConnectionError, "no response"):
             asyncio.run(run())
 
+    def test_connection_without_a_pong_is_ended(self) -> None:
+        """The first ping is answered, the second is not."""
+        texts: List[str] = []
+        pings: List[int] = []
+
+        async def push(item: Any) -> int:
+            texts.append(item["text"])
+            return len(texts)
+
+        async def run() -> None:
+            async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+                await accept_handshake(reader, writer)
+                # Half of a frame is no frame, and is kept.
+                writer.write(b"\x81\x0bA fine")
+                while head := await reader.read(2):
+                    pings.append(head[0] & 15)
+                    await reader.readexactly(4)
+                    if len(pings) == 1:
+                        writer.write(b" day." + b"\x8a\x00")
+                writer.close()
+
+            server = await asyncio.start_server(serve, "127.0.0.1", 0)
+            url = f"ws://127.0.0.1:{server.sockets[0].getsockname()[1]}/"
+            try:
+                await asyncio.wait_for(WebSocketAdapter(url, attempts_max=0, heartbeat_s=2.0).run(push), WAIT_S)
+            finally:
+                server.close()
+
+        with self.assertRaisesRegex(ConnectionError, "nothing received for 4 s"):
+            asyncio.run(run())
+        self.assertEqual((texts, pings[:2]), (["A fine day."], [9, 9]))
+
     def test_messages_are_answered_on_the_same_socket(self) -> None:
         async def run() -> Tuple[List[Dict[str, Any]], bool]:
             answers: List[Dict[str, Any]] = []
@@ -227,14 +270,7 @@ class WebSockets(unittest.TestCase):
 
             async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
                 nonlocal pong
-                head = (await reader.readuntil(b"\r\n\r\n")).decode()
-                key = next(line.split(": ")[1] for line in head.split("\r\n") if line.startswith("Sec-WebSocket-Key"))
-                digest = hashlib.sha1((key + "258EAFA5-E914-47DA-95CA-C5AB0DC85B11").encode()).digest()
-                accept = base64.b64encode(digest).decode()
-                writer.write(
-                    f"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
-                    f"Sec-WebSocket-Accept: {accept}\r\n\r\n".encode()
-                )
+                await accept_handshake(reader, writer)
                 long = json.dumps({"text": "It was terrible. " * 20, "id": "b"}).encode()
                 writer.write(b"\x81\x0bA fine day." + b"\x89\x02hi")
                 # In two frames.

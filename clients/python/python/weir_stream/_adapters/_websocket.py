@@ -10,7 +10,7 @@ import os
 import ssl
 import struct
 import urllib.parse
-from typing import AsyncIterator, Dict, Mapping, Optional, Tuple, Union
+from typing import Any, AsyncIterator, Coroutine, Dict, Mapping, Optional, Tuple, Union
 
 from .._events import ErrorEvent, ResultEvent
 from ._base import Adapter, Push, item_of, record_of
@@ -19,9 +19,13 @@ from ._base import Adapter, Push, item_of, record_of
 _MESSAGE_BYTES_MAX = 1 << 20
 #: Timeout of a connection attempt and its handshake, in seconds.
 _CONNECT_S = 30.0
+#: The time without a frame after which the adapter sends a ping, and after which again it ends the connection, in seconds.
+_HEARTBEAT_S = 30.0
 #: The longest wait for the last messages to be sent when the adapter closes, in seconds.
 _CLOSE_S = 5.0
 _GUID = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"
+#: A frame: whether it is the last of its message, its opcode, its payload.
+_Frame = Tuple[bool, int, bytes]
 _CONTINUATION, _TEXT, _BINARY, _CLOSE, _PING, _PONG = 0, 1, 2, 8, 9, 10
 
 
@@ -36,6 +40,7 @@ class WebSocketAdapter(Adapter):
         headers: further headers of the request.
         token: a bearer token.
         attempts_max: consecutive connections that may fail.
+        heartbeat_s: the time without a frame after which a ping is sent, and the time in which it has to be answered.
     """
 
     def __init__(
@@ -48,6 +53,7 @@ class WebSocketAdapter(Adapter):
         headers: Optional[Mapping[str, str]] = None,
         token: Optional[str] = None,
         attempts_max: int = 5,
+        heartbeat_s: float = _HEARTBEAT_S,
     ) -> None:
         if urllib.parse.urlsplit(url).scheme not in ("ws", "wss"):
             raise ValueError(f"{url!r} is not ws:// or wss://")
@@ -55,7 +61,9 @@ class WebSocketAdapter(Adapter):
         self._headers = dict(headers or {})
         if token is not None:
             self._headers["Authorization"] = f"Bearer {token}"
-        self._attempts_max = attempts_max
+        if not heartbeat_s > 0:
+            raise ValueError("heartbeat_s is not positive")
+        self._attempts_max, self._heartbeat_s = attempts_max, heartbeat_s
         self._socket: Optional[WebSocket] = None
 
     async def run(self, push: Push) -> None:
@@ -63,7 +71,7 @@ class WebSocketAdapter(Adapter):
         while True:
             try:
                 self._socket = await asyncio.wait_for(WebSocket.connect(self._url, self._headers), _CONNECT_S)
-                async for message in self._socket.messages():
+                async for message in self._socket.messages(self._heartbeat_s):
                     failures = 0
                     item = item_of(message, self._text_field, self._id_field)
                     if item is not None:
@@ -129,11 +137,16 @@ class WebSocket:
             raise
         return cls(reader, writer)
 
-    async def messages(self) -> AsyncIterator[str]:
-        """The messages, until the server closes."""
+    async def messages(self, heartbeat_s: float) -> AsyncIterator[str]:
+        """The messages, until the server closes.
+
+        Raises:
+            ConnectionError: the server sends nothing, also after a ping.
+        """
         parts = bytearray()
         while True:
-            is_last, kind, payload = await self._frame(_MESSAGE_BYTES_MAX - len(parts))
+            frame = self._frame(_MESSAGE_BYTES_MAX - len(parts))
+            is_last, kind, payload = await self._with_heartbeat(frame, heartbeat_s)
             if kind == _CLOSE:
                 await self._write(_CLOSE, payload[:2])
                 self._is_closed = True
@@ -146,7 +159,21 @@ class WebSocket:
                     yield parts.decode("utf-8", "replace")
                     parts = bytearray()
 
-    async def _frame(self, bytes_max: int) -> Tuple[bool, int, bytes]:
+    async def _with_heartbeat(self, frame: Coroutine[Any, Any, _Frame], heartbeat_s: float) -> _Frame:
+        # A task, since a cancelled read would lose the part of the frame that it has read.
+        reading = asyncio.ensure_future(frame)
+        try:
+            for is_answered in (True, False):
+                await asyncio.wait({reading}, timeout=heartbeat_s)
+                if reading.done():
+                    return reading.result()
+                if is_answered:
+                    await asyncio.wait_for(self._write(_PING, b""), heartbeat_s)
+            raise ConnectionError(f"nothing received for {2 * heartbeat_s:g} s")
+        finally:
+            reading.cancel()
+
+    async def _frame(self, bytes_max: int) -> _Frame:
         first, second = await self._reader.readexactly(2)
         length = second & 127
         if length == 126:

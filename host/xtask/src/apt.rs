@@ -59,9 +59,9 @@ fn with_apt(
     unpack(&apt, folder, step)
 }
 
-/// Writes a script that starts an unpacked program with its libraries. It uses `exec`, so that the process id is that of the
-/// program.
-pub(crate) fn starter(script: &Path, prefix: &Path, program: &Path) -> Result<()> {
+/// Writes a script that starts an unpacked program with its libraries and with an argument before those of the caller, which has no
+/// quotes. It uses `exec`, so that the process id is that of the program.
+pub(crate) fn starter(script: &Path, prefix: &Path, program: &Path, argument: Option<&str>) -> Result<()> {
     let folders = [prefix.join("usr/lib"), prefix.join("lib")];
     let mut libraries: Vec<String> = folders
         .iter()
@@ -78,9 +78,10 @@ pub(crate) fn starter(script: &Path, prefix: &Path, program: &Path) -> Result<()
         bail!("the packages of {} have no libraries", program.display());
     }
     let text = format!(
-        "#!/bin/sh\nLD_LIBRARY_PATH=\"{}${{LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}}\" exec \"{}\" \"$@\"\n",
+        "#!/bin/sh\nLD_LIBRARY_PATH=\"{}${{LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}}\" exec \"{}\"{} \"$@\"\n",
         libraries.join(":"),
-        program.display()
+        program.display(),
+        argument.map_or_else(String::new, |argument| format!(" \"{argument}\""))
     );
     write_if_changed(script, text.as_bytes())?;
     fs::set_permissions(script, fs::Permissions::from_mode(0o755)).context("cannot make the script executable")

@@ -75,6 +75,6 @@ fn unpack(apt: &Apt<'_>, folder: &Path, step: &mut Step) -> Result<String> {
     let prefix = folder.join("prefix");
     apt.unpack(step, &prefix)?;
     let script = folder.join(PACKAGE);
-    starter(&script, &prefix, &prefix.join("usr/lib/chromium").join(PACKAGE))?;
+    starter(&script, &prefix, &prefix.join("usr/lib/chromium").join(PACKAGE), None)?;
     sh::stdout_of(apt.program(script).arg("--version"))
 }

@@ -1,79 +1,65 @@
 //! The program for another platform than this machine's: cargo links it with Debian's compiler for the platform, and its precompiler and the
 //! finished program run here, under an emulator where the processor is another one.
 
+mod tools;
+
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 
+use self::tools::Kind;
+pub(crate) use self::tools::Tools;
 use crate::build::finish;
 use crate::files::{Key, Stamp, write_if_changed};
 use crate::house::{COMPONENTS, House};
-use crate::kernels::require_program;
-use crate::sh;
 use crate::ui::Step;
+use crate::{setup, sh};
 
 /// A platform that can be built elsewhere.
 #[derive(Debug)]
 pub(crate) struct Target {
     /// Its triple.
     pub(crate) triple: &'static str,
-    /// The C compiler, which also links.
-    compiler: &'static str,
-    /// The C++ compiler, for a platform that has one.
-    compiler_cpp: Option<&'static str>,
-    /// The emulator of another processor, and the folder of the platform's libraries.
-    emulator: Option<(&'static str, &'static str)>,
+    kind: Kind,
 }
 
 /// 64-bit Arm, and a program that is linked statically with another C library.
 pub(crate) static TARGETS: [Target; 2] = [
     Target {
         triple: "aarch64-unknown-linux-gnu",
-        compiler: "aarch64-linux-gnu-gcc",
-        compiler_cpp: Some("aarch64-linux-gnu-g++"),
-        emulator: Some(("qemu-aarch64", "/usr/aarch64-linux-gnu")),
+        kind: Kind::Processor { prefix: "aarch64-linux-gnu", emulator: "qemu-aarch64" },
     },
-    Target { triple: "x86_64-unknown-linux-musl", compiler: "musl-gcc", compiler_cpp: None, emulator: None },
+    Target { triple: "x86_64-unknown-linux-musl", kind: Kind::Musl },
 ];
 
 impl Target {
+    /// The compilers and the emulator.
+    pub(crate) fn tools(&self, house: &House) -> Result<Tools> {
+        Tools::ensure(house, self.triple, &self.kind)
+    }
+
     /// The built program.
     pub(crate) fn weir(&self, house: &House) -> PathBuf {
         self.built(house).join("weir")
     }
 
-    /// A command that runs a program of the platform.
-    pub(crate) fn command(&self, program: &Path) -> Command {
-        let Some((emulator, libraries)) = self.emulator else { return Command::new(program) };
-        let mut command = Command::new(emulator);
-        command.args(["-L", libraries]).arg(program);
-        command
-    }
-
     /// Builds the program. The components in target/components must have been built.
-    pub(crate) fn build(&self, house: &House) -> Result<()> {
-        let emulator = self.emulator.map(|(program, _)| program);
-        for program in [Some(self.compiler), self.compiler_cpp, emulator].into_iter().flatten() {
-            require_program(program)?;
-        }
+    pub(crate) fn build(&self, house: &House, tools: &Tools) -> Result<()> {
         let triple = self.triple;
-        let targets = sh::stdout_of(sh::program(house, "rustup").args(["target", "list", "--installed"]))?;
-        if !targets.lines().any(|line| line == triple) {
-            bail!("rustup has no {triple}: `rustup target add {triple}`");
-        }
+        setup::by_rustup(house, triple)?;
         let mut step = Step::begin("precompiler", &format!("builds weir-precompile for {triple}"));
-        let built = sh::check(&mut step, self.cargo(house).args(["--bin", "weir-precompile"]));
+        let built = sh::check(&mut step, self.cargo(house, tools).args(["--bin", "weir-precompile"]));
         finish(step, built.map(|_| format!("target/{triple}/release/weir-precompile")))?;
 
         let components = self.folder(house).join("components");
         let mut step = Step::begin("precompile", &format!("compiles the components for {triple}"));
-        let precompiled = self.precompile(house, &mut step, &components);
+        let precompiled = self.precompile(house, tools, &mut step, &components);
         finish(step, precompiled.map(|()| format!("target/{triple}/components")))?;
 
         let mut step = Step::begin("weir", &format!("builds weir for {triple} with the components inside"));
-        let mut cargo = self.cargo(house);
+        let mut cargo = self.cargo(house, tools);
         cargo.args(["--bin", "weir"]).env("WEIR_EMBED_DIR", components);
         let built = sh::check(&mut step, &mut cargo);
         finish(step, built.map(|_| format!("target/{triple}/release/weir")))
@@ -88,21 +74,16 @@ impl Target {
     }
 
     /// `cargo build` for the platform: the same packages each time, so that nothing compiles twice.
-    fn cargo(&self, house: &House) -> Command {
+    fn cargo(&self, house: &House, tools: &Tools) -> Command {
         let mut command = sh::cargo(house);
-        let variable = self.triple.replace('-', "_");
         command.args(["build", "--release", "--target", self.triple, "-p", "weir", "-p", "weir-runtime"]);
         command.env_remove("WEIR_EMBED_DIR");
         sh::show_progress(&mut command);
-        command.env(format!("CARGO_TARGET_{}_LINKER", variable.to_uppercase()), self.compiler);
-        command.env(format!("CC_{variable}"), self.compiler);
-        if let Some(compiler) = self.compiler_cpp {
-            command.env(format!("CXX_{variable}"), compiler);
-        }
+        tools.set(&mut command, self.triple);
         command
     }
 
-    fn precompile(&self, house: &House, step: &mut Step, folder: &Path) -> Result<()> {
+    fn precompile(&self, house: &House, tools: &Tools, step: &mut Step, folder: &Path) -> Result<()> {
         let precompiler = self.built(house).join("weir-precompile");
         let compiler = Key::default().file(&precompiler)?;
         fs::create_dir_all(folder).with_context(|| format!("cannot create {}", folder.display()))?;
@@ -115,7 +96,7 @@ impl Target {
             }
             step.show_progress(component.name);
             let scratch = folder.join(format!("{}.new", component.name));
-            sh::check(step, self.command(&precompiler).arg(&from).arg(&scratch))?;
+            sh::check(step, tools.command(&precompiler).arg(&from).arg(&scratch))?;
             let code = fs::read(&scratch).with_context(|| format!("cannot read {}", scratch.display()))?;
             write_if_changed(&to, &code)?;
             fs::remove_file(&scratch).with_context(|| format!("cannot remove {}", scratch.display()))?;

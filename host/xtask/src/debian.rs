@@ -52,7 +52,7 @@ pub(crate) fn deselect(house: &House) -> Result<()> {
 pub(crate) fn install(house: &House) -> Result<()> {
     let linkers = linkers(house)?;
     let stamp = Stamp::new(house, "debian", Key::default().text(RECIPE).text(&linkers.to_string_lossy()));
-    if !(stamp.fresh() && has_target(&folder(house).join("prefix/usr"))) {
+    if !(stamp.fresh() && has_target(&folder(house).join("prefix/usr"), WASM_TARGET)) {
         let mut step = Step::begin("packages", "fetches Debian's compiler and unpacks it under target");
         let version = packages(house, &linkers, &mut step);
         finish(step, version)?;
@@ -143,7 +143,7 @@ fn packages(house: &House, linkers: &Path, step: &mut Step) -> Result<String> {
 /// Writes a `rustc` that finds its own libraries; returns its version.
 fn wrapper(folder: &Path, usr: &Path, house: &House) -> Result<String> {
     let path = folder.join("rustc");
-    starter(&path, usr.parent().unwrap_or(usr), &usr.join("bin/rustc"))?;
+    starter(&path, usr.parent().unwrap_or(usr), &usr.join("bin/rustc"), None)?;
     let version = sh::stdout_of(sh::program(house, &path).arg("--version"))?;
     let number = version.split(' ').nth(1).unwrap_or_default();
     if !at_least(number, RUST_VERSION_MIN) {

@@ -20,9 +20,9 @@ unit, a bill of materials (CycloneDX), README.md, CHANGELOG.md, LICENSE and docs
 into another folder and runs it there; an archive that does not run is removed. The same files make the same bytes.
 
 Options:
-  --target TRIPLE   aarch64-unknown-linux-gnu on another machine: needs aarch64-linux-gnu-gcc, aarch64-linux-gnu-g++ and qemu-aarch64
-                    (Debian: gcc-aarch64-linux-gnu, g++-aarch64-linux-gnu, qemu-user), and rustup's target; the program runs emulated.
-                    x86_64-unknown-linux-musl: linked statically; needs musl-gcc (Debian: musl-tools) and rustup's target
+  --target TRIPLE   aarch64-unknown-linux-gnu on another machine: compiled with aarch64-linux-gnu-gcc and aarch64-linux-gnu-g++, and run by
+                    qemu-aarch64. x86_64-unknown-linux-musl: linked statically, with musl-gcc. Programs that are not on the PATH are
+                    fetched from Debian and unpacked under target, and rustup adds the target
 
 Environment:
   SOURCE_DATE_EPOCH   the time of every file in the archive, seconds; the default is the time of the last commit";
@@ -45,12 +45,12 @@ const NAMES_BYTES_MAX: usize = 16 << 20;
 const PROGRAM_BYTES_MAX: u64 = 130_000_000;
 
 /// The platform of an archive.
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 struct Platform {
     /// The triple in the archive's name.
     triple: String,
-    /// Another one than this machine's.
-    target: Option<&'static cross::Target>,
+    /// The programs of another one than this machine's.
+    tools: Option<cross::Tools>,
     /// The built program.
     weir: PathBuf,
 }
@@ -59,12 +59,12 @@ impl Platform {
     fn here(house: &House) -> Result<Self> {
         let rustc = sh::stdout_of(sh::program(house, "rustc").arg("-vV"))?;
         let triple = rustc.lines().find_map(|line| line.strip_prefix("host: ")).context("`rustc -vV` names no host")?;
-        Ok(Self { triple: triple.to_owned(), target: None, weir: house.weir() })
+        Ok(Self { triple: triple.to_owned(), tools: None, weir: house.weir() })
     }
 
     /// A program of this platform.
     fn command(&self, program: &Path) -> Command {
-        self.target.map_or_else(|| Command::new(program), |target| target.command(program))
+        self.tools.as_ref().map_or_else(|| Command::new(program), |tools| tools.command(program))
     }
 }
 
@@ -72,21 +72,24 @@ pub(crate) fn task(house: &House, mut args: Args) -> Result<()> {
     let target = args.value("--target")?;
     args.finish()?;
     let mut platform = Platform::here(house)?;
-    if let Some(triple) = target.filter(|triple| *triple != platform.triple) {
-        let target = cross::TARGETS.iter().find(|target| target.triple == triple);
-        let known = || cross::TARGETS.each_ref().map(|target| target.triple).join(" or ");
-        platform.target = Some(
-            target
-                .with_context(|| format!("`--target` is `{triple}`, and takes {} or {}", platform.triple, known()))?,
-        );
-        platform.triple = triple;
-    }
+    let target =
+        match target.filter(|triple| *triple != platform.triple) {
+            Some(triple) => {
+                let known = || cross::TARGETS.each_ref().map(|target| target.triple).join(" or ");
+                let target = cross::TARGETS.iter().find(|target| target.triple == triple);
+                Some(target.with_context(|| {
+                    format!("`--target` is `{triple}`, and takes {} or {}", platform.triple, known())
+                })?)
+            }
+            None => None,
+        };
     setup::ensure(house)?;
     build::components(house, &[])?;
-    match platform.target {
+    match target {
         Some(target) => {
-            target.build(house)?;
-            platform.weir = target.weir(house);
+            let tools = target.tools(house)?;
+            target.build(house, &tools)?;
+            platform = Platform { triple: target.triple.to_owned(), weir: target.weir(house), tools: Some(tools) };
         }
         None => build::weir(house)?,
     }
@@ -268,7 +271,7 @@ fn try_in(house: &House, step: &mut Step, platform: &Platform, archive: &Path, s
     let isolated = |program: &Path, arguments: &[&str]| {
         let mut command = platform.command(program);
         command.current_dir(scratch).env_clear().args(arguments).stdin(Stdio::null());
-        if platform.target.is_some() {
+        if platform.tools.is_some() {
             command.env("PATH", &emulator_path);
         }
         command

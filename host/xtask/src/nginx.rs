@@ -59,6 +59,6 @@ fn unpack(apt: &Apt<'_>, folder: &Path, step: &mut Step) -> Result<String> {
     code[offsets[0]..offsets[0] + FOLDER_HERE.len()].copy_from_slice(FOLDER_HERE);
     write_if_changed(&folder.join("module.so"), &code)?;
     write_if_changed(&folder.join("versions"), lines.join("\n").as_bytes())?;
-    starter(&folder.join(SERVER), &prefix, &prefix.join("usr/sbin/nginx"))?;
+    starter(&folder.join(SERVER), &prefix, &prefix.join("usr/sbin/nginx"), None)?;
     Ok(lines.join(", "))
 }

@@ -50,6 +50,6 @@ fn unpack(apt: &Apt<'_>, folder: &Path, step: &mut Step) -> Result<String> {
     let prefix = folder.join("prefix");
     apt.unpack(step, &prefix)?;
     let script = folder.join(SERVER);
-    starter(&script, &prefix, &prefix.join("usr/bin").join(SERVER))?;
+    starter(&script, &prefix, &prefix.join("usr/bin").join(SERVER), None)?;
     sh::stdout_of(apt.program(script).arg("--version"))
 }

@@ -38,7 +38,7 @@ pub(crate) fn task(house: &House, mut args: Args) -> Result<()> {
         Some("debian") => debian::install(house),
         Some("rustup") => {
             debian::deselect(house)?;
-            by_rustup(house)
+            by_rustup(house, WASM_TARGET)
         }
         Some(other) => bail!("unknown toolchain `{other}`: `rustup` and `debian` are known"),
     }
@@ -50,25 +50,26 @@ pub(crate) fn ensure(house: &House) -> Result<()> {
     if debian::selected_compiler(house).is_some() {
         return Ok(());
     }
-    if by_rustup(house).is_ok() {
+    if by_rustup(house, WASM_TARGET).is_ok() {
         return Ok(());
     }
     debian::install(house)
 }
 
-fn by_rustup(house: &House) -> Result<()> {
+/// Adds a target to the pinned toolchain, if it is missing.
+pub(crate) fn by_rustup(house: &House, target: &str) -> Result<()> {
     let sysroot = sh::stdout_of(sh::program(house, "rustc").args(["--print", "sysroot"]))?;
-    if has_target(Path::new(&sysroot)) {
+    if has_target(Path::new(&sysroot), target) {
         return Ok(());
     }
-    let mut step = Step::begin("setup", &format!("adds {WASM_TARGET} with rustup"));
-    let added = sh::check(&mut step, sh::program(house, "rustup").args(["target", "add", WASM_TARGET]));
-    finish(step, added.map(|_| format!("{WASM_TARGET} is installed")))
+    let mut step = Step::begin("setup", &format!("adds {target} with rustup"));
+    let added = sh::check(&mut step, sh::program(house, "rustup").args(["target", "add", target]));
+    finish(step, added.map(|_| format!("{target} is installed")))
 }
 
-/// Whether a toolchain has the standard library of the target.
-pub(crate) fn has_target(sysroot: &Path) -> bool {
-    let library = sysroot.join("lib/rustlib").join(WASM_TARGET).join("lib");
+/// Whether a toolchain has the standard library of a target.
+pub(crate) fn has_target(sysroot: &Path, target: &str) -> bool {
+    let library = sysroot.join("lib/rustlib").join(target).join("lib");
     std::fs::read_dir(library).is_ok_and(|mut entries| {
         entries.any(|entry| entry.is_ok_and(|entry| entry.file_name().to_string_lossy().starts_with("libstd-")))
     })

@@ -5,7 +5,7 @@ mod measure;
 use std::path::PathBuf;
 use std::process::Command;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 
 use crate::apt::fetch_once;
 use crate::args::Args;
@@ -21,8 +21,9 @@ Builds the components, then runs the conformance tests under one of these hosts,
   wasmtime   `wasmtime serve`, a wheel of Python's package index
   wash       `wash dev` of wasmCloud, a wheel of Python's package index
   node       Node.js 24 with the modules that jco makes; the same index, and npm
-  spin       Spin 4.1 or later, which no package registry has: `--bin PATH` names it
-  all        the first three, the default
+  spin       Spin 4.1 or later, which no package registry has: `--bin PATH` names it. tests/hosts/spin_stand_in.py is a stand-in, which starts
+             `wasmtime serve` from the manifest
+  all        `weir serve` and the first three, the default; then writes the table of docs/guides/hosts.md
 
 `measure` instead measures the time to the first answer, the memory and the processor time of the first three and of `weir serve`.
 
@@ -38,6 +39,8 @@ const REGISTRY_PROGRAM: &str = "usr/bin/docker-registry";
 const RECIPE: &str = "1";
 /// The test of a Spin given by its path.
 const SPIN_TEST: &str = "weir_wasm_under_spin_passes_the_conformance_cases";
+/// The test that compares the table of docs/guides/hosts.md.
+const TABLE_TEST: &str = "guide_has_the_table_and_the_flags";
 /// The conformance tests of hosts that have failed for reasons of their own: this command runs them, and `cargo xtask test` does not.
 pub(crate) const CONFORMANCE: [&str; 3] = [
     SPIN_TEST,
@@ -95,8 +98,7 @@ pub(crate) fn task(house: &House, mut args: Args) -> Result<()> {
         "spin" => SPIN_TEST,
         _ => "",
     };
-    let mut tests = build::host_cargo(house, "test");
-    tests.args(["--test", "hosts", "--", filter]).env("WEIR_COMPONENTS_DIR", house.components());
+    let mut tests = conformance_tests(house, filter);
     match &spin {
         Some(spin) => drop(tests.env("WEIR_TEST_SPIN", std::path::absolute(spin)?)),
         None => {
@@ -106,11 +108,30 @@ pub(crate) fn task(house: &House, mut args: Args) -> Result<()> {
             programs(house)?.set(&mut tests);
         }
     }
+    if host == "all" {
+        tests.args(["--skip", TABLE_TEST]);
+    }
     let status = tests.status().context("cannot start the tests")?;
     if !status.success() {
         bail!("the tests of {host} fail");
     }
+    if host == "all" {
+        // Every column of the table has passed.
+        let status = conformance_tests(house, TABLE_TEST)
+            .env("UPDATE_EXPECT", "1")
+            .status()
+            .context("cannot start the tests")?;
+        ensure!(status.success(), "the table cannot be written");
+        println!("docs/guides/hosts.md has the table");
+    }
     Ok(())
+}
+
+/// The tests whose names contain a text.
+fn conformance_tests(house: &House, filter: &str) -> Command {
+    let mut tests = build::host_cargo(house, "test");
+    tests.args(["--test", "hosts", "--", filter]).env("WEIR_COMPONENTS_DIR", house.components());
+    tests
 }
 
 /// Installs `wash`, Node.js 24 and jco, unless they are installed.

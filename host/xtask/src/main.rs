@@ -40,6 +40,7 @@ mod http;
 #[cfg(test)]
 mod imports;
 mod index_program;
+mod kafka;
 mod kernels;
 mod lm;
 mod make;
@@ -127,6 +128,7 @@ const TASKS: &[Task] = &[
     },
     Task { name: "lm", about: "fetch the language model of the demo and the tests", usage: lm::USAGE, run: lm::task },
     Task { name: "docs", about: "build the book of docs/", usage: docs::USAGE, run: docs::task },
+    Task { name: "kafka", about: "fetch a second Kafka broker for the tests", usage: kafka::USAGE, run: kafka::task },
     Task { name: "nats", about: "fetch a nats-server for the tests", usage: nats::USAGE, run: nats::task },
     Task { name: "redis", about: "fetch a redis-server for the tests", usage: redis::USAGE, run: redis::task },
     Task {

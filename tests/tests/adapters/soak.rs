@@ -1,5 +1,5 @@
-//! Five adapters at once in a server that is killed at random: every item is counted as its guarantee says. `WEIR_TEST_KILLS` sets the number of
-//! kills, for a longer run.
+//! Six adapters at once in a server that is killed at random: every item is counted as its guarantee says. `WEIR_TEST_KILLS` sets the number of
+//! kills, for a longer run. Where there is no nats-server, there are five.
 
 use std::collections::BTreeSet;
 use std::path::Path;
@@ -9,6 +9,7 @@ use anyhow::{Context as _, Result, ensure};
 use serde_json::Value;
 use weir_tests::client::publish;
 use weir_tests::kafka::Kafka;
+use weir_tests::nats::Nats;
 use weir_tests::redis::Redis;
 use weir_tests::{Server, ndjson, until};
 
@@ -17,11 +18,9 @@ use super::path;
 
 /// Default number of kills.
 const KILLS: usize = 8;
-/// Most records of the topic that are in flight, so at most the results of one transaction.
-const RECORDS_IN_FLIGHT: usize = 16;
 /// Lines of the file.
 const LINES: usize = 20_000;
-/// Entries of the stream of Redis, records of the topic of Kafka, and events of the channel that is read over HTTP and over a WebSocket.
+/// Entries of the stream of Redis, messages of that of NATS, records of the topic of Kafka, and events of the channel that is read over HTTP and over a WebSocket.
 const ENTRIES: u32 = 400;
 
 /// The table of an adapter.
@@ -31,7 +30,7 @@ fn adapter(name: &str, more: &str, source: &str, sink: &str) -> String {
     )
 }
 
-fn configuration(dir: &Path, redis: &Redis, kafka: &Kafka, feed: &Server) -> String {
+fn configuration(dir: &Path, redis: &Redis, kafka: &Kafka, nats: Option<&Nats>, feed: &Server) -> String {
     let sink = |stream: &str| format!("kind = 'redis'\nurl = '{}'\nstream = '{stream}'", redis.url());
     let lines = adapter(
         "lines",
@@ -65,11 +64,17 @@ fn configuration(dir: &Path, redis: &Redis, kafka: &Kafka, feed: &Server) -> Str
     let topic = |topic: &str| format!("kind = 'kafka'\nbrokers = '{brokers}'\ntopic = '{topic}'");
     let records = adapter(
         "records",
-        &format!("in_flight_max = {RECORDS_IN_FLIGHT}"),
+        "in_flight_max = 16",
         &format!("kind = 'kafka'\nbrokers = '{brokers}'\nguarantee = 'transactional'\nsession_timeout_ms = 6000"),
         &format!("{}\n[adapter.errors]\n{}", topic("sentiment-output"), topic("sentiment-errors")),
     );
-    lines + &entries + &events + &messages + &records
+    let jobs = nats.map(|nats| {
+        let url = format!("kind = 'nats'\nurl = '{}'", nats.url());
+        // A message may be delivered again after each kill.
+        let source = format!("{url}\nack_wait_ms = 1000\ndeliveries_max = 1000000");
+        adapter("jobs", "in_flight_max = 16", &source, &url)
+    });
+    lines + &entries + &events + &messages + &records + &jobs.unwrap_or_default()
 }
 
 /// The payloads of a stream that are JSON objects.
@@ -87,17 +92,17 @@ fn texts(redis: &Redis, stream: &str) -> Result<BTreeSet<String>> {
 }
 
 #[tokio::test]
-async fn five_adapters_of_a_killed_server_lose_nothing() -> Result<()> {
+async fn six_adapters_of_a_killed_server_lose_nothing() -> Result<()> {
     let kills = std::env::var("WEIR_TEST_KILLS").ok().and_then(|kills| kills.parse().ok()).unwrap_or(KILLS);
     let dir = tempfile::tempdir()?;
     let redis = Redis::start()?;
     until("up", || async { Ok(redis.command(&["PING"]).is_ok()) }).await?;
     let feed = Server::start_stub(&[]).await?;
-    let kafka = Kafka::start().await?;
+    let (kafka, nats) = (Kafka::start().await?, Nats::start()?);
     let lines: String = (0..LINES).map(|id| format!("{{\"text\":\"I love number {id}\",\"id\":{id}}}\n")).collect();
     std::fs::write(dir.path().join("in.ndjson"), lines)?;
     let config = path(dir.path(), "weir.toml");
-    std::fs::write(&config, configuration(dir.path(), &redis, &kafka, &feed))?;
+    std::fs::write(&config, configuration(dir.path(), &redis, &kafka, nats.as_ref(), &feed))?;
     let output = dir.path().join("out.ndjson");
     let length =
         |stream: &str| -> Result<u64> { Ok(redis.command(&["XLEN", stream])?.trim_start_matches(':').trim().parse()?) };
@@ -117,6 +122,9 @@ async fn five_adapters_of_a_killed_server_lose_nothing() -> Result<()> {
         }
         let payload = |number| format!("{{\"text\":\"I love record {number}\",\"id\":{number}}}");
         kafka.produce((added..target).map(|number| (format!("k{}", number % 16), payload(number))))?;
+        if let Some(nats) = &nats {
+            nats.publish((added..target).map(payload))?;
+        }
         added = target;
         let before = written()?;
         let server = Server::start_stub(&["--config", &config]).await?;
@@ -137,6 +145,9 @@ async fn five_adapters_of_a_killed_server_lose_nothing() -> Result<()> {
     })
     .await?;
     until("committed", || async { Ok(kafka.committed("weir")? == i64::from(ENTRIES)) }).await?;
+    if let Some(nats) = &nats {
+        until("acknowledged by NATS", || async { nats.is_acknowledged() }).await?;
+    }
     until("events", || async { Ok(texts(&redis, "events")?.len() >= expected.len()) }).await?;
     until("messages", || async { Ok(texts(&redis, "messages")?.len() >= expected.len()) }).await?;
     server.signal("TERM")?;
@@ -152,16 +163,21 @@ async fn five_adapters_of_a_killed_server_lose_nothing() -> Result<()> {
     let ids: BTreeSet<u64> =
         payloads(&redis, "entries")?.iter().map(|result| result["id"].as_u64().unwrap_or(u64::MAX)).collect();
     ensure!(ids == (0..u64::from(ENTRIES)).collect(), "{} entries have a result", ids.len());
-    // From a topic to a topic, with transactions: exactly once, but that this broker also gives the results of the transactions that a kill
-    // aborted to consumers of committed records.
+    // From NATS: at least once, and nothing else.
+    if let Some(nats) = &nats {
+        let results = nats.read("sentiment-output")?;
+        let id = |payload: &[u8]| serde_json::from_slice::<Value>(payload).ok()?["id"].as_u64();
+        let ids: BTreeSet<u64> = results.iter().map(|result| id(&result.payload).unwrap_or(u64::MAX)).collect();
+        ensure!(ids == (0..u64::from(ENTRIES)).collect(), "{} messages have a result", ids.len());
+    }
+    // From a topic to a topic, with transactions: exactly once.
     let records = kafka.read_committed("sentiment-output")?;
     let ids: BTreeSet<u64> = records
         .iter()
         .filter_map(|record| serde_json::from_str::<Value>(&record.payload).ok()?["id"].as_u64())
         .collect();
     ensure!(ids == (0..u64::from(ENTRIES)).collect(), "{} records have a result", ids.len());
-    let repeated = records.len() - ids.len();
-    ensure!(repeated <= kills * RECORDS_IN_FLIGHT, "{repeated} repeated results after {kills} kills");
+    ensure!(records.len() == ids.len(), "{} results of {ENTRIES} records", records.len());
     // From a feed that repeats its events to a new reader: each of them, and nothing else.
     ensure!(texts(&redis, "events")? == expected);
     ensure!(texts(&redis, "messages")? == expected);

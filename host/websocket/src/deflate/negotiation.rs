@@ -142,18 +142,22 @@ impl DeflateConfig {
         Some((Agreement { server, client }, response))
     }
 
-    /// A client's offer, as the value of `Sec-WebSocket-Extensions`.
+    /// A client's offers, as the value of `Sec-WebSocket-Extensions`.
     pub fn offer(&self) -> String {
         let bits = self.window_bits.clamp(9, 15);
-        let mut offer = NAME.to_owned();
-        if self.takeover == ContextTakeover::Never {
-            offer.push_str("; server_no_context_takeover; client_no_context_takeover");
+        let offer = |takeover: &str| {
+            let mut offer = format!("{NAME}{takeover}");
+            if bits < 15 {
+                let _ = write!(offer, "; server_max_window_bits={bits}");
+            }
+            let _ = write!(offer, "; client_max_window_bits={bits}");
+            offer
+        };
+        match self.takeover {
+            ContextTakeover::Never => offer("; server_no_context_takeover; client_no_context_takeover"),
+            // A server without memory for a window of each client may accept only the second one.
+            ContextTakeover::Allowed => format!("{}, {}", offer(""), offer("; client_no_context_takeover")),
         }
-        if bits < 15 {
-            let _ = write!(offer, "; server_max_window_bits={bits}");
-        }
-        let _ = write!(offer, "; client_max_window_bits={bits}");
-        offer
     }
 
     /// What a server's response, the value of its `Sec-WebSocket-Extensions`, means for a client that has sent [`Self::offer`].
@@ -286,6 +290,17 @@ mod tests {
         let mut offers = vec!["permessage-deflate; unknown"; OFFERS_MAX];
         offers.push("permessage-deflate");
         assert_eq!(accepted(SHARED, &offers), None);
+    }
+
+    #[test]
+    fn client_offers_to_compress_messages_alone() {
+        assert_eq!(
+            SHARED.offer(),
+            "permessage-deflate; client_max_window_bits=15, permessage-deflate; client_no_context_takeover; client_max_window_bits=15"
+        );
+        let response = "permessage-deflate; client_no_context_takeover";
+        let agreement = SHARED.complete(Some(response)).unwrap().expect("an agreement");
+        assert!(agreement.server.takes_over && !agreement.client.takes_over);
     }
 
     #[test]

@@ -1,5 +1,6 @@
 //! `cargo xtask bench adapters`: the texts of each adapter per second, beside `weir run` with the same texts, into `tests/bench/ADAPTERS.md`.
 
+use std::cell::RefCell;
 use std::fmt::Write as _;
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::net::{SocketAddr, TcpListener, TcpStream};
@@ -11,6 +12,7 @@ use anyhow::{Context, Result, bail, ensure};
 use serde_json::json;
 
 use super::engine::machine;
+use super::jetstream::JetStream;
 use crate::args::Args;
 use crate::demo::DOCUMENT;
 use crate::house::House;
@@ -39,12 +41,14 @@ enum Subject {
     File,
     Checkpoint,
     Redis,
+    Nats,
     Http,
     WebSocket,
 }
 
 impl Subject {
-    const ALL: [Self; 6] = [Self::Run, Self::File, Self::Checkpoint, Self::Redis, Self::Http, Self::WebSocket];
+    const ALL: [Self; 7] =
+        [Self::Run, Self::File, Self::Checkpoint, Self::Redis, Self::Nats, Self::Http, Self::WebSocket];
 
     fn name(self) -> &'static str {
         match self {
@@ -52,6 +56,7 @@ impl Subject {
             Self::File => "file to file",
             Self::Checkpoint => "file to file, with a checkpoint",
             Self::Redis => "Redis Streams to Redis Streams",
+            Self::Nats => "NATS JetStream to NATS JetStream",
             Self::Http => "server-sent events to a file",
             Self::WebSocket => "WebSocket to a file",
         }
@@ -114,6 +119,7 @@ struct Bench<'a> {
     texts: Vec<String>,
     redis: Process,
     redis_address: SocketAddr,
+    nats: RefCell<JetStream>,
     /// Its channel `workflow:bench` has the texts.
     feed: Server,
 }
@@ -141,6 +147,7 @@ impl<'a> Bench<'a> {
             ensure!(began.elapsed() < TIMEOUT, "the Redis server does not listen");
             std::thread::sleep(POLL);
         }
+        let nats = RefCell::new(JetStream::start(house, &dir)?);
         let events = (count + 1).to_string();
         let feed = Server::start(
             house,
@@ -153,7 +160,7 @@ impl<'a> Bench<'a> {
             response.body.read_to_string(&mut answer)?;
             ensure!(response.status == 200, "{answer}");
         }
-        Ok(Self { house, dir, texts, redis, redis_address, feed })
+        Ok(Self { house, dir, texts, redis, redis_address, nats, feed })
     }
 
     /// The time from the start of the process to the last result.
@@ -174,6 +181,7 @@ impl<'a> Bench<'a> {
                 self.stream(&[&arguments, &to_file[..]].concat(), &output)
             }
             Subject::Redis => self.redis(),
+            Subject::Nats => self.nats(),
             Subject::Http => {
                 let url = format!("http://{feed}/stream/workflow/bench");
                 let arguments = ["http", "--url", &url, "--event", "workflow_progress", "--text", "/message"];
@@ -212,36 +220,41 @@ impl<'a> Bench<'a> {
 
     /// `weir stream` until the output has every result.
     fn stream(&self, arguments: &[&str], output: &str) -> Result<Duration> {
-        let (started, mut child) = self.start(arguments)?;
-        loop {
-            let ended = child.0.try_wait()?;
-            let elapsed = started.elapsed();
-            let results = lines(Path::new(output))?;
-            if results >= self.texts.len() {
-                return Ok(elapsed);
-            }
-            if let Some(status) = ended {
-                bail!("{results} results, {status}");
-            }
-            ensure!(elapsed < TIMEOUT, "{results} results after {elapsed:?}");
-            std::thread::sleep(POLL);
-        }
+        self.until_written(arguments, || lines(Path::new(output)))
     }
 
     fn redis(&self) -> Result<Duration> {
         self.command(&[vec!["FLUSHALL"]])?;
-        let records: Vec<String> = self.texts.iter().map(|text| json!({"text": text}).to_string()).collect();
+        let records = self.records();
         let adds: Vec<Vec<&str>> =
             records.iter().map(|record| vec!["XADD", "text-input", "*", "payload", record]).collect();
         self.command(&adds)?;
         let url = format!("redis://{}/0", self.redis_address);
-        let (started, mut child) = self.start(&["redis", "--url", &url, "--quiet"])?;
+        self.until_written(&["redis", "--url", &url, "--quiet"], || {
+            let reply = self.command(&[vec!["XLEN", "sentiment-output"]])?;
+            Ok(reply.first().and_then(|reply| reply.trim_start_matches(':').parse().ok()).unwrap_or(0))
+        })
+    }
+
+    fn nats(&self) -> Result<Duration> {
+        let mut nats = self.nats.borrow_mut();
+        nats.fill(&self.records())?;
+        let url = format!("nats://{}", nats.address);
+        self.until_written(&["nats", "--url", &url, "--quiet"], || nats.count("sentiment-output"))
+    }
+
+    /// The texts as JSON.
+    fn records(&self) -> Vec<String> {
+        self.texts.iter().map(|text| json!({"text": text}).to_string()).collect()
+    }
+
+    /// The time of `weir stream` until `count` has reached the number of texts.
+    fn until_written(&self, arguments: &[&str], mut count: impl FnMut() -> Result<usize>) -> Result<Duration> {
+        let (started, mut child) = self.start(arguments)?;
         loop {
             let ended = child.0.try_wait()?;
-            let reply = self.command(&[vec!["XLEN", "sentiment-output"]])?;
+            let results = count()?;
             let elapsed = started.elapsed();
-            let results: usize =
-                reply.first().and_then(|reply| reply.trim_start_matches(':').parse().ok()).unwrap_or(0);
             if results >= self.texts.len() {
                 return Ok(elapsed);
             }
@@ -304,8 +317,15 @@ mod tests {
 
     #[test]
     fn rates_are_compared_with_the_median_of_weir_run() {
-        let mut seconds =
-            vec![vec![1.0, 3.0, 2.0], vec![2.0; 3], vec![2.2; 3], vec![2.0; 3], vec![4.0; 3], vec![1.0; 3]];
+        let mut seconds = vec![
+            vec![1.0, 3.0, 2.0],
+            vec![2.0; 3],
+            vec![2.2; 3],
+            vec![2.0; 3],
+            vec![4.0; 3],
+            vec![2.0; 3],
+            vec![1.0; 3],
+        ];
         let report = report(100, 3, &mut seconds);
         assert!(report.contains("| `weir run`, lines of text | 50 | 100 % |  |"), "{report}");
         assert!(report.contains("| file to file, with a checkpoint | 45 | 91 % | missed |"), "{report}");

@@ -2,7 +2,7 @@
 
 use weir_core::adapter::ResultRecord;
 
-/// The most results of complete records that wait; with more, the component's results are not received.
+/// With as many results of complete records that wait, the component's results are not received.
 const PENDING_MAX: usize = 512;
 
 /// Results in their order. Those of a record are written only together with the one that completes it, so no result is written of a
@@ -24,6 +24,10 @@ impl PendingResults {
             self.positions += positions;
             self.complete = self.results.len();
         }
+    }
+
+    pub(crate) fn extend(&mut self, results: Vec<ResultRecord>) {
+        results.into_iter().for_each(|result| self.push(result));
     }
 
     /// Whether more results may be received. The results of one record are bounded by the component.

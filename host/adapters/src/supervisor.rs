@@ -1,6 +1,5 @@
 //! Runs one adapter: it tracks records in flight, writes results, commits positions and reconnects.
 
-use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
@@ -24,6 +23,9 @@ use crate::traces::{RecordSpans, trace_record, write_span};
 
 /// The most records of a read.
 const READ_RECORDS_MAX: usize = 256;
+/// The part of the window that a read waits for, and for how long. Small reads would become small lists in all later stages.
+const READ_SHARE: usize = 4;
+const READ_DELAY: Duration = Duration::from_millis(5);
 /// The instances that may end at one record before it goes to the error destination.
 const STRIKES_MAX: u32 = 2;
 
@@ -35,10 +37,10 @@ pub trait Component: Send + Sync {
 
 /// A call of an adapter component.
 pub struct ComponentCall {
-    /// The records for the component; dropping the sender ends them.
-    pub records: mpsc::Sender<SourceRecord>,
-    /// The results.
-    pub results: mpsc::Receiver<ResultRecord>,
+    /// Lists of records for the component; dropping the sender ends them.
+    pub records: mpsc::Sender<Vec<SourceRecord>>,
+    /// Lists of results.
+    pub results: mpsc::Receiver<Vec<ResultRecord>>,
     /// Resolves when the results have ended, with the reason if the instance failed.
     pub end: BoxFuture<'static, Option<String>>,
 }
@@ -196,7 +198,9 @@ impl Supervisor {
         let window = if self.poison.solo > 0 { 1 } else { self.bounds.in_flight_max.max(1) };
         let permits = Arc::new(Semaphore::new(window));
         let (reads_to, reads) = mpsc::channel(1);
-        let reader = AbortOnDropHandle::new(tokio::spawn(read(source, permits.clone(), reads_to, self.status.clone())));
+        let chunk = (window / READ_SHARE).clamp(1, READ_RECORDS_MAX);
+        let reader = read(source, permits.clone(), chunk, reads_to, self.status.clone());
+        let reader = AbortOnDropHandle::new(tokio::spawn(reader));
         let flight = Flight {
             status: &self.status,
             poison: &mut self.poison,
@@ -207,7 +211,7 @@ impl Supervisor {
             reader: Some(reader),
             records: Some(call.records),
             results: Some(call.results),
-            unsent: VecDeque::new(),
+            unsent: Vec::new(),
             pending: PendingResults::default(),
             has_rest: false,
             safe: Safe::default(),
@@ -227,18 +231,24 @@ async fn stopped(stop: &mut watch::Receiver<bool>) {
     let _ = stop.wait_for(|stop| *stop).await;
 }
 
-/// Reads records while there are permits.
+/// Reads records while there are permits, if possible at least `chunk` at once.
 async fn read(
     mut source: Box<dyn Source>,
     permits: Arc<Semaphore>,
+    chunk: usize,
     reads: mpsc::Sender<Result<Read, DriverError>>,
     status: Status,
 ) {
     loop {
-        let Ok(first) = permits.acquire().await else { return };
-        let more = permits.available_permits().min(READ_RECORDS_MAX - 1);
+        let enough = permits.acquire_many(u32::try_from(chunk).unwrap_or(1));
+        let first = match tokio::time::timeout(READ_DELAY, enough).await {
+            Ok(enough) => enough,
+            Err(_) => permits.acquire().await,
+        };
+        let Ok(first) = first else { return };
+        let more = permits.available_permits().min(READ_RECORDS_MAX - first.num_permits());
         let rest = permits.try_acquire_many(u32::try_from(more).unwrap_or(0)).ok();
-        let max = 1 + rest.as_ref().map_or(0, |_| more);
+        let max = first.num_permits() + rest.as_ref().map_or(0, |_| more);
         let mut read = source.read(max).await;
         if let Ok(Read::Records(records) | Read::Dead(records, _)) = &mut read
             && !source.sets_control_headers()
@@ -391,9 +401,10 @@ struct Flight<'a> {
     permits: Arc<Semaphore>,
     reads: mpsc::Receiver<Result<Read, DriverError>>,
     reader: Option<AbortOnDropHandle<()>>,
-    records: Option<mpsc::Sender<SourceRecord>>,
-    results: Option<mpsc::Receiver<ResultRecord>>,
-    unsent: VecDeque<SourceRecord>,
+    records: Option<mpsc::Sender<Vec<SourceRecord>>>,
+    results: Option<mpsc::Receiver<Vec<ResultRecord>>>,
+    /// Records that the component has not received.
+    unsent: Vec<SourceRecord>,
     pending: PendingResults,
     /// Whether results that complete no record were written after the last commit.
     has_rest: bool,
@@ -452,23 +463,23 @@ impl Flight<'_> {
                     None => self.has_ended = true,
                 },
                 sent = send(self.records.clone()), if !self.unsent.is_empty() => {
-                    if let Some(permit) = sent
-                        && let Some(record) = self.unsent.pop_front()
-                    {
+                    if let Some(permit) = sent {
+                        let count = if self.window == 1 { 1 } else { self.unsent.len() };
+                        let records: Vec<_> = self.unsent.drain(..count).collect();
                         if self.window == 1 {
-                            alone = Some(record.clone());
+                            alone = records.last().cloned();
                         }
-                        permit.send(record);
+                        permit.send(records);
                     } else {
                         // The component has ended; the end of its results has the reason.
                         self.unsent.clear();
                         self.has_ended = true;
                     }
                 }
-                result = receive(&mut self.results), if self.results.is_some() && self.pending.has_room() => {
+                results = receive(&mut self.results), if self.results.is_some() && self.pending.has_room() => {
                     self.progressed = Instant::now();
-                    match result {
-                        Some(result) => self.pending.push(result),
+                    match results {
+                        Some(results) => self.pending.extend(results),
                         None => self.results = None,
                     }
                 }
@@ -486,9 +497,9 @@ impl Flight<'_> {
             // Results that are available already.
             while let Some(results) = &mut self.results
                 && self.pending.has_room()
-                && let Ok(result) = results.try_recv()
+                && let Ok(results) = results.try_recv()
             {
-                self.pending.push(result);
+                self.pending.extend(results);
             }
         }
     }
@@ -547,7 +558,7 @@ impl Flight<'_> {
                 let reason = "the adapter component ended each time it had this record";
                 self.pending.push(ResultRecord::error(record, ErrorCategory::System, "component_trapped", reason));
             } else {
-                self.unsent.push_back(record);
+                self.unsent.push(record);
             }
         }
         Ok(())
@@ -556,6 +567,7 @@ impl Flight<'_> {
     fn handle_written(&mut self, batch: &[ResultRecord]) {
         let counters = self.status.counters();
         self.has_rest = batch.last().is_some_and(|last| last.completes.is_empty());
+        let before = self.marks.open();
         for result in batch {
             match result.destination {
                 Destination::Output => counters.results.fetch_add(1, Ordering::Relaxed),
@@ -571,10 +583,10 @@ impl Flight<'_> {
                 counters.completed.fetch_add(1, Ordering::Relaxed);
                 self.spans.end(*position, result);
                 self.safe.completed.push(*position);
-                self.permits.add_permits(1);
                 self.poison.solo = self.poison.solo.saturating_sub(1);
             }
         }
+        self.permits.add_permits(before - self.marks.open());
         if self.poison.solo == 0 && self.window == 1 && self.in_flight_max > 1 {
             self.permits.add_permits(self.in_flight_max - 1);
             self.window = self.in_flight_max;
@@ -595,10 +607,10 @@ async fn stalled(progressed: Instant, stall_timeout: Option<Duration>) {
 }
 
 /// Waits for room in the component's channel; `None` when the component has ended.
-async fn send(records: Option<mpsc::Sender<SourceRecord>>) -> Option<mpsc::OwnedPermit<SourceRecord>> {
+async fn send(records: Option<mpsc::Sender<Vec<SourceRecord>>>) -> Option<mpsc::OwnedPermit<Vec<SourceRecord>>> {
     records?.reserve_owned().await.ok()
 }
 
-async fn receive(results: &mut Option<mpsc::Receiver<ResultRecord>>) -> Option<ResultRecord> {
+async fn receive(results: &mut Option<mpsc::Receiver<Vec<ResultRecord>>>) -> Option<Vec<ResultRecord>> {
     results.as_mut()?.recv().await
 }

@@ -34,8 +34,9 @@ struct Echo {
 
 impl Component for Echo {
     fn open(&self) -> BoxFuture<'_, Result<ComponentCall, ComponentError>> {
-        let (records, mut incoming) = mpsc::channel::<SourceRecord>(16);
+        let (records, lists) = mpsc::channel(16);
         let (outgoing, results) = mpsc::channel(16);
+        let mut incoming = one_by_one(lists);
         let (shuffles, poison, received) = (self.shuffles, self.poison, self.received.clone());
         let mut random = SplitMix64::new(self.calls.fetch_add(1, Ordering::Relaxed) as u64);
         let task = tokio::spawn(async move {
@@ -60,7 +61,7 @@ impl Component for Echo {
                 }
                 let index = if shuffles { between(random.next_u64(), 0, waiting.len() as u64 - 1) as usize } else { 0 };
                 let record = waiting.remove(index);
-                if outgoing.send(result(record)).await.is_err() {
+                if outgoing.send(vec![result(record)]).await.is_err() {
                     return None;
                 }
             }
@@ -68,6 +69,21 @@ impl Component for Echo {
         let end = Box::pin(async move { task.await.unwrap_or_else(|error| Some(error.to_string())) });
         Box::pin(async move { Ok(ComponentCall { records, results, end }) })
     }
+}
+
+/// The records of lists.
+fn one_by_one(mut lists: mpsc::Receiver<Vec<SourceRecord>>) -> mpsc::Receiver<SourceRecord> {
+    let (sender, records) = mpsc::channel(16);
+    tokio::spawn(async move {
+        while let Some(list) = lists.recv().await {
+            for record in list {
+                if sender.send(record).await.is_err() {
+                    return;
+                }
+            }
+        }
+    });
+    records
 }
 
 fn result(record: SourceRecord) -> ResultRecord {

@@ -18,8 +18,8 @@ use weir_core::adapter::{Destination, ErrorCategory, Header, ResultRecord, Sourc
 use weir_runtime::Runtime;
 use weir_runtime::gateway::{self, BodyError};
 
-/// The most records, and results, between the supervisor and the executions.
-const RECORDS_MAX: usize = 64;
+/// The most lists of records, and of results, between the supervisor and the executions.
+const LISTS_MAX: usize = 4;
 /// The most bytes of a response: an output has at most `pipelines.output_bytes_max`, and the response also lists the steps.
 const ANSWER_BYTES_MAX: usize = 4 << 20;
 /// The client number of adapters in the gateway.
@@ -54,8 +54,8 @@ impl PipelineComponent {
 
 impl Component for PipelineComponent {
     fn open(&self) -> BoxFuture<'_, Result<ComponentCall, ComponentError>> {
-        let (records, incoming) = mpsc::channel(RECORDS_MAX);
-        let (outgoing, results) = mpsc::channel(RECORDS_MAX);
+        let (records, incoming) = mpsc::channel(LISTS_MAX);
+        let (outgoing, results) = mpsc::channel(LISTS_MAX);
         let task = tokio::spawn(serve(self.0.clone(), incoming, outgoing));
         let end = Box::pin(async move { task.await.err().map(|error| error.to_string()) });
         Box::pin(async move { Ok(ComponentCall { records, results, end }) })
@@ -65,8 +65,8 @@ impl Component for PipelineComponent {
 /// Starts an execution for each record, and sends the results in the order of the records. The supervisor bounds the number of records.
 async fn serve(
     pipeline: Arc<Pipeline>,
-    mut incoming: mpsc::Receiver<SourceRecord>,
-    outgoing: mpsc::Sender<ResultRecord>,
+    mut incoming: mpsc::Receiver<Vec<SourceRecord>>,
+    outgoing: mpsc::Sender<Vec<ResultRecord>>,
 ) {
     let mut running: VecDeque<JoinHandle<ResultRecord>> = VecDeque::new();
     let mut has_ended = false;
@@ -81,15 +81,15 @@ async fn serve(
             result = first => {
                 running.pop_front();
                 let Ok(result) = result else { return };
-                if outgoing.send(result).await.is_err() {
+                if outgoing.send(vec![result]).await.is_err() {
                     return;
                 }
             }
-            record = incoming.recv(), if !has_ended => match record {
-                Some(record) => {
+            records = incoming.recv(), if !has_ended => match records {
+                Some(records) => running.extend(records.into_iter().map(|record| {
                     let pipeline = pipeline.clone();
-                    running.push_back(tokio::spawn(async move { pipeline.process(record).await }));
-                }
+                    tokio::spawn(async move { pipeline.process(record).await })
+                })),
                 None => has_ended = true,
             },
         }

@@ -21,11 +21,11 @@ pub(crate) struct Echo;
 
 impl Component for Echo {
     fn open(&self) -> BoxFuture<'_, Result<ComponentCall, ComponentError>> {
-        let (records, mut incoming) = mpsc::channel::<SourceRecord>(16);
+        let (records, mut incoming) = mpsc::channel::<Vec<SourceRecord>>(16);
         let (outgoing, results) = mpsc::channel(16);
         let task = tokio::spawn(async move {
-            while let Some(record) = incoming.recv().await {
-                if outgoing.send(answer(record)).await.is_err() {
+            while let Some(records) = incoming.recv().await {
+                if outgoing.send(records.into_iter().map(answer).collect()).await.is_err() {
                     return;
                 }
             }

@@ -32,9 +32,9 @@ use crate::components::limits::limits;
 use crate::inference::call::CallOpener;
 use crate::start::{Builtin, component_source};
 
-/// Most records written to an instance at once.
-const TRANSFER_MAX: usize = 64;
-/// Most results that wait for their reader.
+/// Most lists of records, and of results, that wait for their reader. A list is one message, since each message wakes its reader.
+const LISTS_MAX: usize = 4;
+/// Most results of a list.
 const RESULTS_MAX: usize = 256;
 
 /// Opens calls of adapter components; cheap to clone.
@@ -74,9 +74,9 @@ pub struct AdapterComponent {
 /// A call of an adapter component.
 pub struct AdapterCall {
     /// The sender of records; dropping it ends the stream of records.
-    pub records: mpsc::Sender<core::SourceRecord>,
+    pub records: mpsc::Sender<Vec<core::SourceRecord>>,
     /// The results. The stream ends when every record is complete, or when the instance is lost.
-    pub results: mpsc::Receiver<core::ResultRecord>,
+    pub results: mpsc::Receiver<Vec<core::ResultRecord>>,
     /// Dropping it ends the instance.
     pub instance: AdapterInstance,
 }
@@ -133,8 +133,8 @@ impl AdapterComponent {
     ///
     /// [`AdapterError::Config`], [`AdapterError::Ended`]
     pub async fn open(&self, name: &str, config: String) -> Result<AdapterCall, AdapterError> {
-        let (records, from_driver) = mpsc::channel(TRANSFER_MAX);
-        let (to_driver, results) = mpsc::channel(RESULTS_MAX);
+        let (records, from_driver) = mpsc::channel(LISTS_MAX);
+        let (to_driver, results) = mpsc::channel(LISTS_MAX);
         let (start_sender, start) = tokio::sync::oneshot::channel();
         let run = run(self.clone(), name.to_owned(), config, from_driver, to_driver, start_sender);
         let task = AbortOnDropHandle::new(tokio::spawn(async move { run.await.map_err(|error| format!("{error:#}")) }));
@@ -157,8 +157,8 @@ async fn run(
     component: AdapterComponent,
     name: String,
     config: String,
-    records: mpsc::Receiver<core::SourceRecord>,
-    results: mpsc::Sender<core::ResultRecord>,
+    records: mpsc::Receiver<Vec<core::SourceRecord>>,
+    results: mpsc::Sender<Vec<core::ResultRecord>>,
     start_sender: tokio::sync::oneshot::Sender<Result<(), String>>,
 ) -> wasmtime::Result<()> {
     let adapters = &component.adapters;
@@ -210,7 +210,7 @@ pub(crate) struct AdapterState {
 }
 
 /// Writes the records of a driver to the instance.
-struct Records(mpsc::Receiver<core::SourceRecord>);
+struct Records(mpsc::Receiver<Vec<core::SourceRecord>>);
 
 impl<D> StreamProducer<D> for Records {
     type Item = wire::SourceRecord;
@@ -223,14 +223,13 @@ impl<D> StreamProducer<D> for Records {
         mut destination: Destination<'a, wire::SourceRecord, VecBuffer<wire::SourceRecord>>,
         finish: bool,
     ) -> Poll<wasmtime::Result<StreamResult>> {
-        let room = destination.remaining(&mut store).unwrap_or(TRANSFER_MAX);
-        if room == 0 {
+        if destination.remaining(&mut store) == Some(0) {
             return Poll::Ready(Ok(StreamResult::Completed));
         }
-        let mut records = Vec::new();
-        match self.0.poll_recv_many(cx, &mut records, room) {
-            Poll::Ready(0) => Poll::Ready(Ok(StreamResult::Dropped)),
-            Poll::Ready(_) => {
+        match self.0.poll_recv(cx) {
+            Poll::Ready(None) => Poll::Ready(Ok(StreamResult::Dropped)),
+            // What the instance does not read at once remains in the buffer.
+            Poll::Ready(Some(records)) => {
                 destination.set_buffer(records.into_iter().map(source_record).collect::<Vec<_>>().into());
                 Poll::Ready(Ok(StreamResult::Completed))
             }
@@ -242,13 +241,13 @@ impl<D> StreamProducer<D> for Records {
 
 /// Sends the results of the instance to the driver.
 struct Results {
-    results: Option<mpsc::Sender<core::ResultRecord>>,
+    results: Option<mpsc::Sender<Vec<core::ResultRecord>>>,
     pending: Option<Pending>,
     _ended: NotifyOnDrop,
 }
 
-/// A future that resolves when there is room for one result.
-type Pending = Pin<Box<dyn Future<Output = Result<mpsc::OwnedPermit<core::ResultRecord>, ()>> + Send>>;
+/// A future that resolves when there is room for a list of results.
+type Pending = Pin<Box<dyn Future<Output = Result<mpsc::OwnedPermit<Vec<core::ResultRecord>>, ()>> + Send>>;
 
 impl<D> StreamConsumer<D> for Results {
     type Item = wire::ResultRecord;
@@ -265,7 +264,7 @@ impl<D> StreamConsumer<D> for Results {
             return Poll::Ready(Ok(StreamResult::Completed));
         }
         let Some(results) = self.results.clone() else { return Poll::Ready(Ok(StreamResult::Dropped)) };
-        // A permit is acquired before a result is read: results without room stay with the instance.
+        // A permit is acquired before results are read: results without room stay with the instance.
         let pending = self.pending.get_or_insert_with(|| {
             let results = results.clone();
             Box::pin(async move { results.reserve_owned().await.map_err(|_| ()) })
@@ -283,17 +282,9 @@ impl<D> StreamConsumer<D> for Results {
             Poll::Pending => return Poll::Pending,
         };
         self.pending = None;
-        let more = (offered - 1).min(results.capacity());
-        let mut read = Vec::with_capacity(1 + more);
+        let mut read = Vec::with_capacity(offered.min(RESULTS_MAX));
         source.read(&mut store, &mut read)?;
-        let mut read = read.into_iter().map(result_record);
-        if let Some(first) = read.next() {
-            permit.send(first);
-        }
-        for result in read {
-            // This is the only sender, so the counted room is available. An error means that the receiver is dropped.
-            let _ = results.try_send(result);
-        }
+        permit.send(read.into_iter().map(result_record).collect());
         Poll::Ready(Ok(StreamResult::Completed))
     }
 }

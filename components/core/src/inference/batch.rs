@@ -54,6 +54,9 @@ const CANDIDATES_MAX: usize = 96;
 const PACKED_AHEAD: usize = 2;
 /// As [`PACKED_AHEAD`], for padded batches, which need more sequences to choose similar lengths from.
 const PADDED_AHEAD: usize = 4;
+/// A packed batch is chosen if its tokens per time are at least this part of the best: the largest of such batches. Where a run costs about
+/// the same for each token, the estimate would otherwise select small batches by chance, and each batch has costs outside of the engine.
+const RATE_PART_MIN: f64 = 0.95;
 /// The parts of a token in which virtual time by service is counted, so fractions of a token are not lost.
 const PARTS: u64 = 1 << 16;
 /// Most texts with more tokens than a batch that are read at once. Their tokens do not count as read ahead.
@@ -244,16 +247,15 @@ impl<R> Batcher<R> {
                 }
             }
         }
-        // The most tokens per time; of equal rates the larger batch.
-        let (mut best, mut best_rate) = (first, 0.0);
-        for (sum, entry) in reached.iter().enumerate() {
-            let Some((rows, ..)) = *entry else { continue };
+        let rates = reached.iter().enumerate().filter_map(|(sum, entry)| {
+            let (rows, ..) = (*entry)?;
             let tokens = self.shapes.round(sum);
-            let rate = sum as f64 / self.cost.predict_ns(rows, tokens) as f64;
-            if rate >= best_rate && (sum == first || (tokens <= capacity && self.in_time(rows, tokens))) {
-                (best, best_rate) = (sum, rate);
-            }
-        }
+            let is_within = sum == first || (tokens <= capacity && self.in_time(rows, tokens));
+            is_within.then(|| (sum, sum as f64 / self.cost.predict_ns(rows, tokens) as f64))
+        });
+        let best_rate = rates.clone().map(|(_, rate)| rate).fold(0.0, f64::max);
+        let largest = rates.rev().find(|(_, rate)| *rate >= RATE_PART_MIN * best_rate);
+        let best = largest.map_or(first, |(sum, _)| sum);
         let mut chosen = Vec::new();
         let mut sum = best;
         while let Some((_, index, before)) = reached[sum] {
@@ -365,6 +367,20 @@ mod tests {
         push(&mut batcher, 1, &[10; 12]);
         let batch = batcher.next_batch().unwrap();
         assert!((3..=4).contains(&batch.rows.len()), "{batch:?}");
+    }
+
+    #[test]
+    fn equal_costs_of_tokens_fill_a_batch_although_the_estimate_prefers_few_long_texts() {
+        let mut batcher = Batcher::new(Form::Packed, Shapes::Any, LIMITS);
+        for _ in 0..200 {
+            // 10 us for each token, and half a microsecond for each text.
+            batcher.record(Shape { rows: 1, tokens: 16, length: 16 }, 160_500);
+            batcher.record(Shape { rows: 10, tokens: 120, length: 120 }, 1_205_000);
+            batcher.record(Shape { rows: 3, tokens: 60, length: 60 }, 601_500);
+        }
+        push(&mut batcher, 1, &[12, 20, 11, 12, 10, 14, 13, 12, 11, 10, 12, 20]);
+        let batch = batcher.next_batch().unwrap();
+        assert!(batch.rows.len() >= 10, "{batch:?}");
     }
 
     #[test]

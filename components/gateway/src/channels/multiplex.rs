@@ -257,7 +257,7 @@ impl Conversation<'_> {
 
     /// Sends the throttled progress that is due.
     fn send_due(&mut self) {
-        let now_ns = clock::now().monotonic_ns;
+        let now_ns = clock::monotonic_ns();
         let mut due = Vec::new();
         for followed in &mut self.followed {
             let mut entries = Vec::new();
@@ -354,7 +354,7 @@ impl Conversation<'_> {
     /// Sends the deliveries of a followed channel, and starts its next read.
     fn handle_deliveries(&mut self, index: usize, (deliveries, result, mut batch): DeliveryRead) {
         let FollowedChannel { channel, filter, mut throttle, .. } = self.followed.remove(index);
-        let now_ns = clock::now().monotonic_ns;
+        let now_ns = clock::monotonic_ns();
         let (mut end, mut due) = (None, Vec::new());
         for delivery in batch.drain(..) {
             match delivery {

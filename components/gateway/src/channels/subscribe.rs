@@ -157,7 +157,7 @@ impl Subscription {
                                 wrote = clock::now();
                             }
                             let mut due = Vec::new();
-                            self.throttle.handle_timer(clock::now().monotonic_ns, &mut due);
+                            self.throttle.handle_timer(clock::monotonic_ns(), &mut due);
                             let mut out = Vec::new();
                             due.iter().for_each(|entry| push_entry(&self.renderer, &mut out, entry));
                             if !out.is_empty() {
@@ -212,7 +212,7 @@ impl Subscription {
                 if self.filter.admits(&entry.event.name, &entry.event.data) {
                     self.renderer.push_coalesced(out, entry.coalesced);
                     let key = entry.event.coalesce.clone();
-                    self.throttle.handle_event(clock::now().monotonic_ns, key.as_deref(), entry, &mut due);
+                    self.throttle.handle_event(clock::monotonic_ns(), key.as_deref(), entry, &mut due);
                 }
             }
             Delivery::Gap(missing) => gap = Some(missing),

@@ -156,7 +156,7 @@ impl<'a, S: OutputSource> Duplex<'a, S> {
 
     /// Records that input has arrived or output was produced.
     pub(crate) fn touch(&self) {
-        self.active_ns.set(clock::now().monotonic_ns);
+        self.active_ns.set(clock::monotonic_ns());
     }
 
     /// Resolves when the unsent output allows more input.
@@ -207,7 +207,7 @@ impl<'a, S: OutputSource> Duplex<'a, S> {
                 return;
             } else if self.probe.take() {
                 // An empty write completes when the reader is ready for more, or gone.
-                self.probing_since_ns.set(Some(clock::now().monotonic_ns));
+                self.probing_since_ns.set(Some(clock::monotonic_ns()));
                 let probed = client.write(Vec::new()).await.0;
                 self.probing_since_ns.set(None);
                 if probed == StreamResult::Dropped {
@@ -222,13 +222,13 @@ impl<'a, S: OutputSource> Duplex<'a, S> {
     /// Sends bytes; false when the reader is gone.
     async fn send(&self, client: &mut BodyWriter<u8>, bytes: Vec<u8>) -> bool {
         self.sent_bytes.set(self.sent_bytes.get().saturating_add(bytes.len() as u64));
-        self.writing_since_ns.set(Some(clock::now().monotonic_ns));
+        self.writing_since_ns.set(Some(clock::monotonic_ns()));
         let (mut result, mut rest) = client.write(bytes).await;
         while matches!(result, StreamResult::Complete(_)) && rest.remaining() > 0 {
-            self.writing_since_ns.set(Some(clock::now().monotonic_ns));
+            self.writing_since_ns.set(Some(clock::monotonic_ns()));
             (result, rest) = client.write_buf(rest).await;
         }
-        let now_ns = clock::now().monotonic_ns;
+        let now_ns = clock::monotonic_ns();
         self.writing_since_ns.set(None);
         // Output was pending until now.
         self.active_ns.set(now_ns);
@@ -246,7 +246,7 @@ impl<'a, S: OutputSource> Duplex<'a, S> {
                 session.has_pending() || session.output_bytes() > 0 || self.writing_since_ns.get().is_some()
             };
             if is_pending {
-                self.active_ns.set(clock::now().monotonic_ns);
+                self.active_ns.set(clock::monotonic_ns());
             } else if self.active_ns.get() == active.monotonic_ns {
                 return;
             }
@@ -267,7 +267,7 @@ impl<'a, S: OutputSource> Duplex<'a, S> {
             // Output that was produced while a probe waits for the reader waits as well.
             let probe_since_ns = self.probing_since_ns.get().filter(|_| self.session.borrow().output_bytes() > 0);
             match self.writing_since_ns.get().or(probe_since_ns) {
-                Some(since_ns) if clock::now().monotonic_ns.saturating_sub(since_ns) >= stalled_ns => return,
+                Some(since_ns) if clock::monotonic_ns().saturating_sub(since_ns) >= stalled_ns => return,
                 Some(_) => {}
                 None if self.probing_since_ns.get().is_some() => {}
                 None => {

@@ -90,12 +90,10 @@ pub(crate) async fn exchange_counting<T>(
     }
     let (mut writer, reader) = wit_stream::new::<Item>();
     let send = pin!(async move {
-        let began = clock::now();
+        let began_ns = if items.len() > ITEMS_MAX { clock::monotonic_ns() } else { 0 };
+        let mut waited_ms = 0;
         let mut items = items.into_iter().peekable();
         while items.peek().is_some() {
-            // The deadline of an item counts from when it is written, and later items may wait for earlier ones.
-            let waited_ms = clock::now().monotonic_ns.saturating_sub(began.monotonic_ns) / 1_000_000;
-            let waited_ms = u32::try_from(waited_ms).unwrap_or(u32::MAX);
             let part = items
                 .by_ref()
                 .take(ITEMS_MAX)
@@ -103,6 +101,11 @@ pub(crate) async fn exchange_counting<T>(
             // Unwritten items mean that the reader is gone; the outcomes, or their absence, report that.
             if !writer.write_all(part.collect()).await.is_empty() {
                 break;
+            }
+            if items.peek().is_some() {
+                // The deadline of an item counts from when it is written, and later items may wait for earlier ones.
+                let passed_ms = clock::monotonic_ns().saturating_sub(began_ns) / 1_000_000;
+                waited_ms = u32::try_from(passed_ms).unwrap_or(u32::MAX);
             }
         }
         drop(writer);

@@ -75,7 +75,7 @@ impl Definitions {
 
     /// Reads changed files, if the last inspection is long enough ago.
     pub(super) fn reload(&self) {
-        let now_ns = clock::now().monotonic_ns;
+        let now_ns = clock::monotonic_ns();
         if self.reloaded_ns.get().is_some_and(|reloaded_ns| now_ns.saturating_sub(reloaded_ns) < RELOAD_NS) {
             return;
         }

@@ -122,7 +122,7 @@ pub(super) async fn drive(pipelines: &'static Pipelines, running: Rc<RunningExec
             running.execution.borrow_mut().handle_stored(count);
             let mut reliability = pipelines.reliability.borrow_mut();
             for sequenced in batch.events.iter().filter(|sequenced| sequenced.seq <= count) {
-                reliability.handle_event(clock::now().monotonic_ns, &sequenced.event);
+                reliability.handle_event(clock::monotonic_ns(), &sequenced.event);
             }
             running.progress_notify.notify();
         }
@@ -144,7 +144,7 @@ pub(super) async fn drive(pipelines: &'static Pipelines, running: Rc<RunningExec
         pipelines.abandon(&running);
         return;
     }
-    let status = running.execution.borrow().status(clock::now().monotonic_ns);
+    let status = running.execution.borrow().status(clock::monotonic_ns());
     pipelines.ended(&running, ExecutionSummary::from(status));
     running.finish();
     running.release().await;

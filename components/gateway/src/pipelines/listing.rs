@@ -23,7 +23,7 @@ const READ_AT_ONCE: usize = 8;
 
 /// Writes the entry of an execution if its state has changed since this instance last wrote it, or if it is to expire.
 pub(super) async fn put(running: &RunningExecution, ttl_ms: Option<u64>) -> Result<(), Failure> {
-    let status = running.execution.borrow().status(clock::now().monotonic_ns);
+    let status = running.execution.borrow().status(clock::monotonic_ns());
     if running.listed.get() == Some(status.state) && ttl_ms.is_none() {
         return Ok(());
     }

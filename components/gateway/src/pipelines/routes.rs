@@ -182,7 +182,7 @@ impl RequestContext<'_> {
             let end = Deadline::after(clock::now(), wait_ms).earlier(Deadline::after(self.began, timeout_ms));
             // After a takeover, only the other instance knows the end.
             if end.bound(running.clone().ended()).await.is_some() && !running.is_lost() {
-                let status = running.execution.borrow().status(clock::now().monotonic_ns);
+                let status = running.execution.borrow().status(clock::monotonic_ns());
                 let bytes = status.output.as_ref().map_or(0, Json::bytes);
                 return Ok(turns::run_over(&running.owner, bytes, || finished_response(&status, id, prefer)).await);
             }
@@ -273,7 +273,7 @@ impl RequestContext<'_> {
         let channel = channel(id)?;
         let may = |owner: &str| identity.authorize(action, &channel, Some(owner)).is_ok();
         if let Some(running) = pipelines.find(id).filter(|running| may(&running.owner)) {
-            return Ok(running.execution.borrow().status(clock::now().monotonic_ns));
+            return Ok(running.execution.borrow().status(clock::monotonic_ns()));
         }
         for key_kind in [ExecutionKey::Running, ExecutionKey::Ended] {
             let stored = persistence::get(key_kind, id).await.map_err(|failure| {
@@ -333,7 +333,7 @@ impl RequestContext<'_> {
         if running.is_lost() {
             return Err(store::owned_elsewhere(u64::from(BUSY_RETRY_MS)));
         }
-        let status = running.execution.borrow().status(clock::now().monotonic_ns);
+        let status = running.execution.borrow().status(clock::monotonic_ns());
         Ok(BufferedResponse::json(execution::status_json(&status).into_bytes()))
     }
 }
@@ -499,7 +499,7 @@ async fn list(pipelines: &Pipelines, identity: &Identity, query: &ListQuery) -> 
     for (_, listed) in pipelines.ended.borrow().iter().filter(|(owner, listed)| may(&listed.execution_id, owner)) {
         add(listed.clone());
     }
-    let now_ns = clock::now().monotonic_ns;
+    let now_ns = clock::monotonic_ns();
     for (_, running) in pipelines.running.borrow().iter().filter(|(id, running)| may(id, &running.owner)) {
         let status = running.execution.borrow().status(now_ns);
         add(ExecutionSummary::from(status));

@@ -59,7 +59,7 @@ impl RunningExecution {
     /// An execution of which nothing is stored yet.
     pub(super) fn new(execution: Execution, owner: String, lease: Option<StoreLease>) -> Self {
         let is_upload = lease.is_some() && upload::is_upload(execution.input());
-        let upload = is_upload.then(|| UploadProgress::new(&execution.status(clock::now().monotonic_ns)));
+        let upload = is_upload.then(|| UploadProgress::new(&execution.status(clock::monotonic_ns())));
         Self {
             upload: RefCell::new(upload),
             execution: RefCell::new(execution),

@@ -57,7 +57,7 @@ pub(crate) async fn take(user: &str) -> Turn {
         // Nothing is ever written.
         reader.read(Vec::with_capacity(1)).await;
     }
-    turn.began_ns = clock::now().monotonic_ns;
+    turn.began_ns = clock::monotonic_ns();
     turn
 }
 
@@ -160,7 +160,7 @@ impl Drop for Turn {
     fn drop(&mut self) {
         let took_ns = match self.began_ns {
             0 => 0,
-            began_ns => clock::now().monotonic_ns.saturating_sub(began_ns),
+            began_ns => clock::monotonic_ns().saturating_sub(began_ns),
         };
         let next = QUEUE.with_borrow_mut(|queue| {
             queue.waiting.remove(&self.ticket);

@@ -39,7 +39,7 @@ pub(crate) fn now_ms() -> u64 {
     thread_local! {
         static BEGAN: Now = clock::now();
     }
-    let passed_ns = |began: &Now| clock::now().monotonic_ns.saturating_sub(began.monotonic_ns);
+    let passed_ns = |began: &Now| clock::monotonic_ns().saturating_sub(began.monotonic_ns);
     BEGAN.with(|began| began.unix_ns.saturating_add(passed_ns(began)) / NS_PER_MS)
 }
 

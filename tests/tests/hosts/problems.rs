@@ -143,6 +143,26 @@ async fn request_past_its_timeout_ends_with_an_error() -> Result<()> {
 }
 
 #[tokio::test]
+async fn texts_without_an_outcome_in_the_time_of_their_request_end_it_with_504() -> Result<()> {
+    let server = Server::start_stub(&["--set", "http.request_timeout_ms=300"]).await?;
+    let client = reqwest::Client::new();
+    let classify = async |body: Value| client.post(server.url("/v1/classify")).json(&body).send().await;
+    // The first text occupies the only replica for longer than this test; the others wait for it.
+    for body in [
+        json!({"inputs": "this one is !never answered"}),
+        json!({"inputs": ["a good day", "a bad day"]}),
+        json!({"inputs": "a good day", "parameters": {"timeout_ms": 60_000}}),
+    ] {
+        let response = classify(body).await?;
+        assert_eq!(response.status(), 504);
+        assert_eq!(response.json::<Value>().await?["code"], "request_timeout");
+    }
+    let response = client.post(server.url("/predict")).json(&json!({"inputs": "a good day"})).send().await?;
+    assert_eq!(response.status(), 504);
+    Ok(())
+}
+
+#[tokio::test]
 async fn full_server_responds_503_and_serves_probes() -> Result<()> {
     let server = Server::start_stub(&["--set", "http.requests_max=1"]).await?;
     let body = json!({"text": "this one is !never answered", "include_summary": false}).to_string();

@@ -17,8 +17,8 @@ use super::{
     requests::Plan,
 };
 use crate::platform::{
-    bindings::weir::stream::types::{self as wire, Item},
-    clock::Deadline,
+    bindings::weir::stream::types::{self as wire, Item, WhenFull},
+    clock::{self, Deadline},
     settings::Settings,
 };
 
@@ -33,9 +33,7 @@ pub(crate) async fn whole(
     began: Now,
 ) -> Result<Vec<Result<Output, ItemError>>, Problem> {
     let is_single = inputs.len() == 1;
-    let deadline = Deadline::after(began, settings.request_timeout_ms);
-    let results = deadline.bound(run(plan, inputs, &Cell::new(0))).await;
-    let results = results.ok_or_else(|| Problem::request_timeout(settings.request_timeout_ms))?;
+    let results = run_in_time(plan, inputs, &Cell::new(0), settings, began).await?;
     let item_result = |result: Result<Output, Failure>| match result {
         Err(failure) if is_single || failure.retryable() => Err(Problem::item(&failure)),
         Err(failure) => Ok(Err(ItemError::from(&failure))),
@@ -61,12 +59,30 @@ pub(crate) async fn all_counted(
     settings: &Settings,
     began: Now,
 ) -> Result<(Vec<Output>, u64), Problem> {
-    let deadline = Deadline::after(began, settings.request_timeout_ms);
     let tokens = Cell::new(0);
-    let results = deadline.bound(run(plan, inputs, &tokens)).await;
-    let results = results.ok_or_else(|| Problem::request_timeout(settings.request_timeout_ms))?;
+    let results = run_in_time(plan, inputs, &tokens, settings, began).await?;
     let outputs = results.into_iter().map(|result| result.map_err(|failure| Problem::item(&failure)));
     Ok((outputs.collect::<Result<_, _>>()?, tokens.get()))
+}
+
+/// As [`run`], until the deadline of the request.
+async fn run_in_time(
+    plan: &Plan,
+    inputs: Vec<Input>,
+    tokens: &Cell<u64>,
+    settings: &Settings,
+    began: Now,
+) -> Result<Vec<Result<Output, Failure>>, Problem> {
+    let deadline = Deadline::after(began, settings.request_timeout_ms);
+    let results = if settings.has_item_deadlines && plan.is_within_request && plan.when_full == WhenFull::Fail {
+        // To set and cancel a timer takes longer than to read the clock after a failure.
+        let results = run(plan, inputs, tokens).await;
+        let is_late = results.contains(&Err(Failure::DeadlineExceeded)) && deadline.is_past(clock::now());
+        (!is_late).then_some(results)
+    } else {
+        deadline.bound(run(plan, inputs, tokens)).await
+    };
+    results.ok_or_else(|| Problem::request_timeout(settings.request_timeout_ms))
 }
 
 /// Runs all texts in one call. When one of them has a retryable failure, the others are dropped.

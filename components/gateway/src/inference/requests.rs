@@ -64,6 +64,8 @@ pub(crate) struct Plan {
     pub(crate) token_counts: bool,
     /// The deadline of an item, in milliseconds from its arrival; without one it waits without a bound.
     pub(crate) deadline_ms: Option<u32>,
+    /// The items have no more time than the request.
+    pub(crate) is_within_request: bool,
 }
 
 impl Plan {
@@ -75,15 +77,24 @@ impl Plan {
             Task::Embed => settings.summary_model.clone(),
         });
         let deadline_ms = parameters.timeout_ms;
-        Self { task, model, parameters, when_full: WhenFull::Wait, token_counts: false, deadline_ms }
+        Self {
+            task,
+            model,
+            parameters,
+            when_full: WhenFull::Wait,
+            token_counts: false,
+            deadline_ms,
+            is_within_request: false,
+        }
     }
 
     /// Limits the deadline of its items to the remaining time of the request.
     pub(crate) fn within(self, settings: &Settings, began: Now) -> Self {
-        let passed_ms = clock::now().monotonic_ns.saturating_sub(began.monotonic_ns) / 1_000_000;
+        let passed_ms = clock::monotonic_ns().saturating_sub(began.monotonic_ns) / 1_000_000;
         let left_ms = settings.request_timeout_ms.saturating_sub(passed_ms).max(1);
         let left_ms = u32::try_from(left_ms).unwrap_or(u32::MAX);
-        Self { deadline_ms: Some(self.deadline_ms.map_or(left_ms, |ms| ms.min(left_ms))), ..self }
+        let deadline_ms = Some(self.deadline_ms.map_or(left_ms, |ms| ms.min(left_ms)));
+        Self { deadline_ms, is_within_request: true, ..self }
     }
 
     /// Makes items fail at once if the queue is full.

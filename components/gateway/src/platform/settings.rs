@@ -14,6 +14,8 @@ pub(crate) struct Settings {
     pub(crate) body_timeout_ms: u64,
     /// `WEIR_HTTP_REQUEST_TIMEOUT_MS`: how long a request may take, 60000 by default.
     pub(crate) request_timeout_ms: u64,
+    /// `WEIR_INFER_DEADLINES`: `host` if every item of a request has its outcome by the deadline of the request, `none` by default.
+    pub(crate) has_item_deadlines: bool,
     /// `WEIR_STEPS_SENTIMENT`: the model that labels chunks, `sentiment` by default; empty: the step is switched off.
     pub(crate) sentiment_model: String,
     /// `WEIR_STEPS_SUMMARY`: the model that summarizes, `embeddings` by default; empty: the step is switched off.
@@ -172,6 +174,7 @@ impl Settings {
             body_bytes_max: number("WEIR_HTTP_BODY_BYTES_MAX", 1_048_576)?,
             body_timeout_ms: number("WEIR_HTTP_BODY_TIMEOUT_MS", 30_000)?,
             request_timeout_ms: number("WEIR_HTTP_REQUEST_TIMEOUT_MS", 60_000)?,
+            has_item_deadlines: choice(&variable, "WEIR_INFER_DEADLINES", ["none", "host"])?.unwrap_or(false),
             sentiment_model: model("WEIR_STEPS_SENTIMENT", "sentiment")?,
             summary_model: model("WEIR_STEPS_SUMMARY", "embeddings")?,
             entities_model: model("WEIR_STEPS_ENTITIES", "entities")?,
@@ -323,6 +326,7 @@ mod tests {
             ("WEIR_HTTP_REQUEST_TIMEOUT_MS", "-1"),
             ("WEIR_HTTP_REQUEST_TIMEOUT_MS", ""),
             ("WEIR_STEPS_ENTITIES", " "),
+            ("WEIR_INFER_DEADLINES", "yes"),
             ("WEIR_GRIP", "1"),
             ("WEIR_GATEWAY_UI", "yes"),
             ("WEIR_AUTH_MODE", "optional"),

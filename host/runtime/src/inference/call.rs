@@ -6,7 +6,7 @@ use std::pin::pin;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 use std::task::{Context, Poll, ready};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio::sync::{Semaphore, mpsc};
 use weir_core::inference::queue::Ticket;
@@ -42,17 +42,25 @@ impl CallOpener {
     /// As [`CallOpener::open`], for one of several owners, each of which has a share of each queue
     /// (`infer.caller_items_max`).
     pub fn open_for(&self, owner: u64) -> (CallSender, Outcomes) {
-        self.open_traced(owner, None)
+        self.open_within(owner, None, None)
     }
 
-    /// As [`CallOpener::open_for`], for items that belong to a span unless they name another one.
-    pub(crate) fn open_traced(&self, owner: u64, trace: Option<SpanContext>) -> (CallSender, Outcomes) {
+    /// As [`CallOpener::open_for`], for items that belong to a span unless they name another one. `deadline` is that of
+    /// the request of the call: an item with a deadline that does not wait for room is answered `deadline-exceeded` when
+    /// both have passed, even while a replica computes it.
+    pub(crate) fn open_within(
+        &self,
+        owner: u64,
+        trace: Option<SpanContext>,
+        deadline: Option<Instant>,
+    ) -> (CallSender, Outcomes) {
         let (tx, rx) = mpsc::unbounded_channel();
         let call = Arc::new(CallState {
             // Ids start at 1: call 0 is that of warm-ups.
             id: 1 + self.next_id.fetch_add(1, Ordering::Relaxed) % u64::from(u32::MAX),
             owner,
             trace,
+            deadline,
             pools: self.pools.clone(),
             is_abandoned: Arc::default(),
             room: Arc::new(Semaphore::new(self.items_max)),
@@ -74,6 +82,8 @@ struct CallState {
     owner: u64,
     /// The span of items that name no other one.
     trace: Option<SpanContext>,
+    /// The deadline of its request.
+    deadline: Option<Instant>,
     pools: Arc<Pools>,
     /// True once the outcomes are dropped.
     is_abandoned: Arc<AtomicBool>,
@@ -133,14 +143,14 @@ impl CallSender {
         let ticket = queue.ticket(self.call.id, self.call.owner, &item);
         if waits_for_room(&item, queue) {
             let permit = queue.permit(ticket.tokens).await.ok_or(CallAbandoned)?;
-            queue.push(self.job(item, reply, ticket, Some(permit)));
+            queue.push(self.job(item, reply, ticket, queue, Some(permit)));
             return self.check_open();
         }
         if item.when_full == WhenFull::Wait {
-            queue.push(self.job(item, reply, ticket, None));
+            queue.push(self.job(item, reply, ticket, queue, None));
             return self.check_open();
         }
-        let mut job = self.job(item, reply, ticket, None);
+        let mut job = self.job(item, reply, ticket, queue, None);
         loop {
             let mut departure = pin!(queue.departure());
             // Registered first, so that no departure after the offer is missed.
@@ -173,25 +183,34 @@ impl CallSender {
                 reply.discard();
                 return Err(item);
             };
-            queue.push(self.job(item, reply, ticket, Some(permit)));
+            queue.push(self.job(item, reply, ticket, queue, Some(permit)));
             return Ok(());
         }
         if item.when_full == WhenFull::Wait {
-            queue.push(self.job(item, reply, ticket, None));
+            queue.push(self.job(item, reply, ticket, queue, None));
             return Ok(());
         }
         let is_paced = self.call.is_paced.load(Ordering::Relaxed);
-        queue.offer(self.job(item, reply, ticket, None), is_paced).map_err(|job| {
+        queue.offer(self.job(item, reply, ticket, queue, None), is_paced).map_err(|job| {
             job.reply.discard();
             job.item
         })
     }
 
-    fn job(&self, item: SharedItem, reply: OutcomeSender, ticket: Ticket, permit: Option<QueuePermit>) -> Job {
+    fn job(
+        &self,
+        item: SharedItem,
+        reply: OutcomeSender,
+        ticket: Ticket,
+        queue: &Queue,
+        permit: Option<QueuePermit>,
+    ) -> Job {
         let own = item.traceparent.as_deref().and_then(|traceparent| traceparent.parse().ok());
         let trace = own.or(self.call.trace).filter(SpanContext::is_sampled);
+        let request_deadline = self.call.deadline.filter(|_| item.when_full == WhenFull::Fail);
         let mut job = Job::new(item, reply, ticket, permit);
         job.trace = trace;
+        job.answer_by_ns = ticket.deadline_ns.zip(request_deadline).map(|(own_ns, at)| own_ns.max(queue.ns_at(at)));
         job
     }
 

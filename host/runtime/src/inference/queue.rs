@@ -99,6 +99,11 @@ impl Queue {
         u64::try_from(self.start_time.elapsed().as_nanos()).unwrap_or(u64::MAX)
     }
 
+    /// A time on the queue's clock.
+    pub(crate) fn ns_at(&self, time: Instant) -> u64 {
+        u64::try_from(time.saturating_duration_since(self.start_time).as_nanos()).unwrap_or(u64::MAX)
+    }
+
     /// The ticket of an item, with the tokens that will be computed for it, estimated from its bytes.
     pub(crate) fn ticket(&self, call: u64, owner: u64, item: &SharedItem) -> Ticket {
         let tokens = item.text_bytes() as f64 * f64::from_bits(self.tokens_per_byte.load(Ordering::Relaxed));
@@ -383,7 +388,7 @@ impl Queue {
     /// Queues an item for another attempt; returns it if it may have no more attempts.
     fn retry(&self, mut state: MutexGuard<'_, State>, now: u64, mut job: Job, suspect: bool) -> Option<Job> {
         job.in_flight = None;
-        if job.reply.is_abandoned() {
+        if job.reply.is_abandoned() || job.reply.is_sent() {
             return None;
         }
         let random = state.random.next_u64();

@@ -41,8 +41,20 @@ impl OutcomeSender {
         self.is_sent = true;
     }
 
+    /// Sends the outcome before the replica that has the item gives one, which is then discarded.
+    pub(crate) fn send_early(&mut self, result: Result<Output, Failure>) {
+        self.send_once(0, result);
+    }
+
+    /// Whether the item has its outcome.
+    pub(crate) fn is_sent(&self) -> bool {
+        self.is_sent
+    }
+
     fn send_once(&mut self, tokens: u32, result: Result<Output, Failure>) {
-        self.is_sent = true;
+        if std::mem::replace(&mut self.is_sent, true) {
+            return;
+        }
         // An error means that the receiver is dropped.
         let _ = self.tx.send(vec![Outcome { id: self.id, tokens, result }]);
     }
@@ -55,7 +67,9 @@ pub(crate) struct OutcomeLists(Vec<(mpsc::UnboundedSender<Vec<Outcome>>, Vec<Out
 
 impl OutcomeLists {
     pub(crate) fn add(&mut self, mut sender: OutcomeSender, tokens: u32, result: Result<Output, Failure>) {
-        sender.is_sent = true;
+        if std::mem::replace(&mut sender.is_sent, true) {
+            return;
+        }
         let outcome = Outcome { id: sender.id, tokens, result };
         // Outcomes of one call often follow each other.
         match self.0.iter_mut().rev().find(|(tx, _)| tx.same_channel(&sender.tx)) {

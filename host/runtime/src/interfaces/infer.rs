@@ -35,7 +35,8 @@ impl HostWithStore<StoreData> for HasSelf<GatewayState> {
             let request = tasks.into_iter().find_map(|task| state.request_of(task));
             let owner = request.as_ref().map_or(0, |request| request.client);
             let trace = request.as_ref().and_then(|request| request.trace);
-            let (sender, outcomes) = state.calls.open_traced(owner, trace);
+            let deadline = request.as_ref().map(|request| request.deadline);
+            let (sender, outcomes) = state.calls.open_within(owner, trace, deadline);
             if let Some(request) = request {
                 request.add_call(outcomes.handle());
             }

@@ -32,6 +32,12 @@ pub(crate) fn start(
 ) -> Result<Gateway, StartError> {
     let source = component_source("gateway", &config.gateway.component, builtin.gateway)?;
     let component = code::load(host.engine(), &source)?;
+    let mut environment = guest_env::gateway(config);
+    // A component that is composed with its own infer component sends no items to the pools.
+    if component.component_type().imports(host.engine()).any(|(name, _)| name.starts_with("weir:stream/infer@")) {
+        let (name, value) = guest_env::DEADLINES;
+        environment.push((name.to_owned(), value.to_owned()));
+    }
     let steps = Steps::new(host, steps_config(config)?).map_err(|error| StartError::Link("step", error))?;
     let gateway = GatewayConfig {
         instance_requests_max: config.gateway.instance_requests_max as usize,
@@ -49,7 +55,8 @@ pub(crate) fn start(
                 .saturating_add(config.http.request_timeout_ms)
                 .saturating_add(HEAD_TIMEOUT_MARGIN_MS),
         ),
-        environment: guest_env::gateway(config),
+        request_timeout: Duration::from_millis(config.http.request_timeout_ms),
+        environment,
         folders: folders(config)?,
         http_allow: config.pipelines.http_allow.clone(),
     };

@@ -12,6 +12,9 @@ pub(super) const KEYS_DIR: &str = "/auth";
 /// The path of `pipelines.dir`, the folder of pipelines, in a gateway instance.
 pub(super) const PIPELINES_DIR: &str = "/pipelines";
 
+/// For a gateway whose items go to the pools of this host, which answer them at the deadline of their request.
+pub(super) const DEADLINES: (&str, &str) = ("WEIR_INFER_DEADLINES", "host");
+
 /// The keys that the gateway component sees, by section.
 const GATEWAY_KEYS: &[(&str, &[&str])] = &[
     ("http", &["hosts", "body_bytes_max", "body_timeout_ms", "request_timeout_ms"]),

@@ -60,6 +60,8 @@ pub(crate) struct OpenRequest {
     pub(crate) client: u64,
     /// The span of the request, or that of its client.
     pub(crate) trace: Option<SpanContext>,
+    /// The end of the time of its response, unless that is a stream (`http.request_timeout_ms`).
+    pub(crate) deadline: Instant,
     instance: OnceLock<Arc<Occupancy>>,
     reservation: OnceLock<Arc<Reservation>>,
     calls: Mutex<Vec<CallHandle>>,
@@ -67,10 +69,11 @@ pub(crate) struct OpenRequest {
 }
 
 impl OpenRequest {
-    pub(crate) fn new(client: u64, trace: Option<SpanContext>) -> Self {
+    pub(crate) fn new(client: u64, trace: Option<SpanContext>, deadline: Instant) -> Self {
         Self {
             client,
             trace,
+            deadline,
             instance: OnceLock::new(),
             reservation: OnceLock::new(),
             calls: Mutex::default(),
@@ -428,7 +431,8 @@ mod tests {
     /// Queues a request, which waits for as long as the receiver exists.
     fn push(queue: &RequestQueue, client: u64, body_bytes: u64) -> oneshot::Receiver<HandleResult> {
         let (result, received) = oneshot::channel();
-        let (open, since) = (Arc::new(OpenRequest::new(client, None)), Instant::now());
+        let since = Instant::now();
+        let open = Arc::new(OpenRequest::new(client, None, since));
         queue.lock().waiting.push_back(WaitingRequest { request: request(), open, result, body_bytes, since });
         received
     }

@@ -16,6 +16,7 @@ mod stateful;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
@@ -41,6 +42,8 @@ pub type Response = http::Response<ResponseBody>;
 pub struct Gateway {
     stateless: ScaledInstances,
     stateful: StatefulInstance,
+    /// The time for a response that is not a stream.
+    request_timeout: Duration,
 }
 
 impl Gateway {
@@ -59,8 +62,10 @@ impl Gateway {
             body_bytes_max: config.stateful_body_bytes_max,
             client_body_bytes_max: share(config.stateful_body_bytes_max),
         };
+        let request_timeout = config.request_timeout;
         let factory = Arc::new(factory);
         Self {
+            request_timeout,
             stateful: StatefulInstance::start(factory.clone(), RequestQueue::new(stateful)),
             stateless: ScaledInstances::new(factory, RequestQueue::new(stateless)),
         }
@@ -76,7 +81,8 @@ impl Gateway {
     pub async fn handle(&self, mut request: Request, client: u64) -> wasmtime::Result<Response> {
         let body_bytes = body_bytes(&mut request);
         let trace = request.headers().get(TRACEPARENT).and_then(|value| value.to_str().ok()?.parse().ok());
-        let open = Arc::new(OpenRequest::new(client, trace));
+        let deadline = Instant::now() + self.request_timeout;
+        let open = Arc::new(OpenRequest::new(client, trace, deadline));
         let response = match RouteMatch::is_stateful(request.uri().path()) {
             true => self.stateful.handle(request, open.clone(), body_bytes).await?,
             false => self.stateless.handle(request, open.clone(), body_bytes).await?,

@@ -40,6 +40,8 @@ pub(crate) struct GatewayConfig {
     pub(crate) idle_timeout: Duration,
     /// Time for the head of a response; the component has limits of its own below this.
     pub(crate) head_timeout: Duration,
+    /// The time for a response that is not a stream.
+    pub(crate) request_timeout: Duration,
     pub(crate) environment: Vec<(String, String)>,
     /// Folders, and the paths at which instances see them, read-only.
     pub(crate) folders: Vec<(PathBuf, &'static str)>,

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use crate::inference::item::SharedItem;
 use crate::inference::queue::Job;
+use crate::types::Failure;
 
 /// One instance of a replica.
 #[derive(Default)]
@@ -141,6 +142,16 @@ impl InFlight {
         Some((job, busy))
     }
 
+    /// Answers the items whose request has no more time. They stay in flight until the instance gives their outcomes,
+    /// which are discarded.
+    pub(super) fn answer_late(&self, now_ns: u64) {
+        for job in self.lock().jobs.values_mut() {
+            if job.answer_by_ns.is_some_and(|at| at <= now_ns) && !job.reply.is_sent() {
+                job.reply.send_early(Err(Failure::DeadlineExceeded));
+            }
+        }
+    }
+
     /// Removes all jobs; returns them in the order in which they were added, and whether the only one is a suspect.
     pub(super) fn clear(&self) -> (Vec<Job>, bool) {
         let mut state = self.lock();
@@ -170,5 +181,47 @@ impl InFlight {
             state.waiter = Some(cx.waker().clone());
         }
         (is_busy, state.has_suspect)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use futures::FutureExt;
+    use weir_core::inference::queue::Ticket;
+
+    use super::*;
+    use crate::inference::call::test_reply;
+    use crate::inference::reply::OutcomeLists;
+    use crate::types::{ClassifyOptions, Output, Overflow, Task, WhenFull};
+
+    #[tokio::test]
+    async fn late_item_in_flight_has_one_outcome_and_that_of_its_replica_is_discarded() {
+        let item = SharedItem {
+            id: 7,
+            model: "m".into(),
+            text: "".into(),
+            text_pair: None,
+            overflow: Overflow::Truncate,
+            deadline_ms: Some(1),
+            when_full: WhenFull::Fail,
+            traceparent: None,
+            task: Task::Classify(ClassifyOptions { top_k: None, activation: None }),
+        };
+        let (reply, mut outcomes) = test_reply(7);
+        let mut job = Job::new(item, reply, Ticket { call: 1, owner: 0, tokens: 1, deadline_ns: Some(5) }, None);
+        job.answer_by_ns = Some(10);
+        let in_flight = InFlight::default();
+        let items = in_flight.add(vec![job], false);
+        in_flight.answer_late(9);
+        assert!(outcomes.recv().now_or_never().is_none(), "its request has time");
+        in_flight.answer_late(10);
+        in_flight.answer_late(11);
+        let outcome = outcomes.recv().await.unwrap();
+        assert_eq!(outcome.id, 7);
+        assert!(matches!(outcome.result, Err(Failure::DeadlineExceeded)));
+        assert!(in_flight.silence().is_some(), "the replica has the item until it gives an outcome");
+        let (job, _) = in_flight.remove(items[0].id).unwrap();
+        OutcomeLists::default().add(job.reply, 3, Ok(Output::Embedding(Vec::new())));
+        assert!(outcomes.recv().await.is_none());
     }
 }

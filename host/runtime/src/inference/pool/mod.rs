@@ -344,7 +344,8 @@ impl Pool {
         }
     }
 
-    /// Releases and expires waiting items, and replaces replicas that hang; to be called every few milliseconds.
+    /// Releases and expires waiting items, answers items in flight whose request has no more time, and replaces replicas
+    /// that hang; to be called every few milliseconds.
     /// Returns whether an item waits or is in flight, or the pool is being stopped.
     pub(crate) fn tick(self: &Arc<Self>) -> bool {
         let mut busy = self.queue.tick() || *self.stopping.borrow();
@@ -353,6 +354,7 @@ impl Pool {
             let Some(instance) = instance else { continue };
             let Some(silence) = instance.in_flight.silence() else { continue };
             busy = true;
+            instance.in_flight.answer_late(self.queue.now_ns());
             // The first item may wait for a graph to be optimized.
             let factor = if instance.health.is_ready() { 1 } else { START_TIMEOUT_FACTOR };
             if silence >= self.config.hang_timeout * factor {

@@ -27,6 +27,8 @@ pub(crate) struct Job {
     pub(crate) start_time: Instant,
     /// The span that its batch links, if that is sampled.
     pub(crate) trace: Option<SpanContext>,
+    /// When it is answered `deadline-exceeded` even while a replica computes it, on the clock of its queue.
+    pub(crate) answer_by_ns: Option<u64>,
     /// Counts its tokens among those in flight while a replica has it.
     pub(super) in_flight: Option<InFlightTokens>,
 }
@@ -64,6 +66,7 @@ impl Job {
             in_flight: None,
             start_time: Instant::now(),
             trace: None,
+            answer_by_ns: None,
         }
     }
 

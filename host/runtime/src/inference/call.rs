@@ -18,6 +18,9 @@ use crate::inference::queue::{Job, Queue, QueuePermit};
 use crate::inference::reply::OutcomeSender;
 use crate::types::{Failure, Outcome, WhenFull};
 
+/// The part of a call's items for which a guest waits when the call is full.
+const REFILL_PARTS: usize = 8;
+
 /// The pools by model name.
 pub(crate) type Pools = BTreeMap<String, Arc<Pool>>;
 
@@ -64,6 +67,7 @@ impl CallOpener {
             pools: self.pools.clone(),
             is_abandoned: Arc::default(),
             room: Arc::new(Semaphore::new(self.items_max)),
+            refill: (self.items_max / REFILL_PARTS).max(1),
             is_paced: AtomicBool::new(false),
         });
         let sender = CallSender { call: call.clone(), tx };
@@ -89,6 +93,8 @@ struct CallState {
     is_abandoned: Arc<AtomicBool>,
     /// A permit is taken for each item, and returned when its outcome is read.
     room: Arc<Semaphore>,
+    /// For how many items the writer of a full call waits.
+    refill: usize,
     /// True once an item that would have been refused has waited for earlier ones.
     is_paced: AtomicBool,
 }
@@ -134,6 +140,12 @@ impl CallSender {
     /// The permits of the call's items: one must be forgotten for each item that is sent.
     pub(crate) fn room(&self) -> &Arc<Semaphore> {
         &self.call.room
+    }
+
+    /// For how many items a guest waits when the call is full, so that it is woken once for all of them. The others of its items
+    /// are meanwhile enough for the replicas.
+    pub(crate) fn refill(&self) -> usize {
+        self.call.refill
     }
 
     /// The second half of `send`: the item already has its permit in the call.

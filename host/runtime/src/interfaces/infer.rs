@@ -128,7 +128,7 @@ impl ValueReceiver for Outcomes {
 struct GuestItems {
     /// Items with a permit of the call, which are not in a queue yet.
     unsent: Unsent<CallSender>,
-    /// Waits for room for an item in the call.
+    /// Waits for room in the call.
     room: Option<RoomWait>,
     /// True once items of the write in progress were read: the write completes when they are in their queues.
     has_read: bool,
@@ -141,28 +141,38 @@ impl GuestItems {
         Self { unsent: Unsent::new(sender), room: None, has_read: false }
     }
 
-    /// Waits for room for one item in the call.
-    fn poll_room(&mut self, cx: &mut Context<'_>, room: &Arc<Semaphore>) -> Poll<Result<(), CallAbandoned>> {
-        if take_up_to(room, 1) == 1 {
+    /// Waits for room for `count` items in the call, and takes it.
+    fn poll_room(
+        &mut self,
+        cx: &mut Context<'_>,
+        room: &Arc<Semaphore>,
+        count: u32,
+    ) -> Poll<Result<(), CallAbandoned>> {
+        if take(room, count) {
             return Poll::Ready(Ok(()));
         }
         if room.is_closed() {
             return Poll::Ready(Err(CallAbandoned));
         }
-        // The wait releases its permit immediately and the loop acquires it again, so that a cancelled wait holds none.
+        // The wait releases its permits immediately and the loop acquires them again, so that a cancelled wait holds none.
         let wait = |room: Arc<Semaphore>| -> RoomWait {
-            Box::pin(async move { room.acquire().await.map(drop).map_err(|_| CallAbandoned) })
+            Box::pin(async move { room.acquire_many(count).await.map(drop).map_err(|_| CallAbandoned) })
         };
         let waiting = self.room.get_or_insert_with(|| wait(room.clone()));
         loop {
             ready!(waiting.as_mut().poll(cx))?;
-            if take_up_to(room, 1) == 1 {
+            if take(room, count) {
                 self.room = None;
                 return Poll::Ready(Ok(()));
             }
             *waiting = wait(room.clone());
         }
     }
+}
+
+/// Takes `count` permits without waiting; false if there are fewer.
+fn take(room: &Semaphore, count: u32) -> bool {
+    room.try_acquire_many(count).map(|permits| permits.forget()).is_ok()
 }
 
 /// Takes up to `count` permits without waiting; returns how many.
@@ -194,8 +204,10 @@ impl<D> StreamConsumer<D> for GuestItems {
             }
             // Room first, items second: what does not fit stays with the guest.
             let room = self.unsent.sender().room().clone();
-            let permits = match self.poll_room(cx, &room) {
-                Poll::Ready(Ok(())) => 1 + take_up_to(&room, offered.min(TRANSFER_MAX) - 1),
+            let items_max = offered.min(TRANSFER_MAX);
+            let refill = self.unsent.sender().refill().min(items_max);
+            let permits = match self.poll_room(cx, &room, u32::try_from(refill).unwrap_or(u32::MAX)) {
+                Poll::Ready(Ok(())) => refill + take_up_to(&room, items_max - refill),
                 Poll::Ready(Err(CallAbandoned)) => return Poll::Ready(Ok(StreamResult::Dropped)),
                 Poll::Pending if finish => {
                     self.room = None;

@@ -8,19 +8,25 @@
 //! Requests are sent one at a time, and the times between the stages are medians. Processor time is that of all threads
 //! except the client's; the engine's part of it is listed separately. Then the processor time for each item of a stream
 //! is measured, over HTTP and without it (as in `weir run`).
+//!
+//! Counts are printed beside the times, since they are hardly changed by other load of the machine: allocations, and the
+//! lists of values that cross between the host, its components and the socket. The longer the lists, the fewer there are.
 #![allow(clippy::print_stdout, reason = "the results are printed")]
 
+use std::alloc::{GlobalAlloc, Layout, System};
+use std::cell::Cell;
 use std::collections::BTreeMap;
 use std::error::Error;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
 use weir_config::Config;
 use weir_edge::{Listener, Observer, Server};
-use weir_runtime::stages::{self, STAGES, Stage};
+use weir_runtime::stages::{self, STAGES, Stage, TRANSFERS};
 use weir_runtime::types::{ClassifyOptions, Item, Overflow, Task, WhenFull};
 use weir_runtime::{Builtin, Runtime};
 
@@ -33,6 +39,51 @@ const CLIENT: &str = "client";
 const WARM_UP: usize = 100;
 /// Outcomes taken at once.
 const OUTCOMES_MAX: usize = 64;
+
+/// What the lists of each kind of transfer have.
+const LISTS: [&str; TRANSFERS] = [
+    "items from the gateway",
+    "items to a replica",
+    "outcomes from a replica",
+    "outcomes to the gateway",
+    "bytes of the body",
+];
+
+/// Counts the allocations of all threads except the client's.
+struct CountingAllocator;
+
+static ALLOCATIONS: AtomicU64 = AtomicU64::new(0);
+
+thread_local! {
+    static IS_CLIENT: Cell<bool> = const { Cell::new(false) };
+}
+
+// SAFETY: the allocations are those of `System`; counting them allocates nothing.
+unsafe impl GlobalAlloc for CountingAllocator {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        if !IS_CLIENT.get() {
+            ALLOCATIONS.fetch_add(1, Ordering::Relaxed);
+        }
+        // SAFETY: as for this function.
+        unsafe { System.alloc(layout) }
+    }
+
+    unsafe fn dealloc(&self, pointer: *mut u8, layout: Layout) {
+        // SAFETY: as for this function.
+        unsafe { System.dealloc(pointer, layout) }
+    }
+
+    unsafe fn realloc(&self, pointer: *mut u8, layout: Layout, size: usize) -> *mut u8 {
+        if !IS_CLIENT.get() {
+            ALLOCATIONS.fetch_add(1, Ordering::Relaxed);
+        }
+        // SAFETY: as for this function.
+        unsafe { System.realloc(pointer, layout, size) }
+    }
+}
+
+#[global_allocator]
+static ALLOCATOR: CountingAllocator = CountingAllocator;
 
 /// The span between each stage and the previous one; the first span starts when the client sends.
 const SPANS: [&str; STAGES + 1] = [
@@ -147,7 +198,10 @@ async fn measure(options: Options) -> Result<()> {
 /// Runs a task on a client thread, whose time is not counted.
 async fn run_on_client(task: impl FnOnce() -> Result<()> + Send + 'static) -> Result<()> {
     let (sender, receiver) = tokio::sync::oneshot::channel();
-    let run = move || drop(sender.send(task()));
+    let run = move || {
+        IS_CLIENT.set(true);
+        drop(sender.send(task()));
+    };
     std::thread::Builder::new().name(CLIENT.to_owned()).spawn(run)?;
     receiver.await?
 }
@@ -158,11 +212,18 @@ struct Usage {
     us: BTreeMap<String, f64>,
     waits: u64,
     engine_us: f64,
+    allocations: u64,
+    lists: [u64; TRANSFERS],
 }
 
 impl Usage {
     fn now() -> Self {
-        let mut usage = Self { engine_us: stages::engine_ns() as f64 / 1e3, ..Self::default() };
+        let mut usage = Self {
+            engine_us: stages::engine_ns() as f64 / 1e3,
+            allocations: ALLOCATIONS.load(Ordering::Relaxed),
+            lists: stages::transfer_counts(),
+            ..Self::default()
+        };
         for task in std::fs::read_dir("/proc/self/task").into_iter().flatten().flatten() {
             let file = |name: &str| std::fs::read_to_string(task.path().join(name)).unwrap_or_default();
             let name = file("comm").trim().to_owned();
@@ -195,6 +256,10 @@ impl Usage {
         let lines = by_thread.iter().filter(|(us, _)| *us >= 0.05).map(|(us, name)| format!("{name} {us:.1}"));
         println!("  by thread: {}", lines.collect::<Vec<_>>().join(", "));
         println!("  waits of threads {unit}: {:.2}", each(self.waits as f64, earlier.waits as f64));
+        println!("  allocations {unit}: {:.1}", each(self.allocations as f64, earlier.allocations as f64));
+        let lists = self.lists.iter().zip(earlier.lists).map(|(now, before)| each(*now as f64, before as f64));
+        let lists = LISTS.iter().zip(lists).map(|(name, count)| format!("{name} {count:.2}"));
+        println!("  lists {unit}: {}", lists.collect::<Vec<_>>().join(", "));
     }
 }
 
@@ -256,6 +321,7 @@ fn stream(address: SocketAddr, items: usize, texts: &[String]) -> Result<()> {
     );
     let mut request_socket = socket.try_clone()?;
     let writer = std::thread::Builder::new().name(CLIENT.to_owned()).spawn(move || {
+        IS_CLIENT.set(true);
         request_socket.write_all(head.as_bytes())?;
         request_socket.write_all(body.as_bytes())
     })?;

@@ -1,5 +1,6 @@
 //! Timestamps of the stages that one item passes in the process, for `cargo xtask bench path`. Recording is off unless a program turns
 //! it on; while it is off, a mark costs one atomic load. Only one item at a time can be traced: a mark replaces the one before.
+//! Transfers between the host and its components are counted too.
 
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -31,6 +32,25 @@ pub enum Stage {
 /// The number of stages.
 pub const STAGES: usize = 9;
 
+/// A list of values that crosses the boundary between the host and a component, or the socket.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Transfer {
+    /// Items that the host reads from a gateway instance.
+    ItemsRead,
+    /// Items that a replica takes.
+    ItemsTaken,
+    /// Outcomes that a replica gives.
+    OutcomesGiven,
+    /// Outcomes that a gateway instance reads.
+    OutcomesRead,
+    /// Bytes of a body that a gateway instance has written.
+    Body,
+}
+
+/// The number of kinds of [`Transfer`].
+pub const TRANSFERS: usize = 5;
+
+static TRANSFER_COUNTS: [AtomicU64; TRANSFERS] = [const { AtomicU64::new(0) }; TRANSFERS];
 static IS_ON: AtomicBool = AtomicBool::new(false);
 static START: OnceLock<Instant> = OnceLock::new();
 static MARKS_NS: [AtomicU64; STAGES] = [const { AtomicU64::new(0) }; STAGES];
@@ -62,6 +82,18 @@ pub fn mark(stage: Stage) {
     if IS_ON.load(Ordering::Relaxed) {
         MARKS_NS[stage as usize].store(now_ns(), Ordering::Relaxed);
     }
+}
+
+/// Counts a transfer.
+pub fn count(transfer: Transfer) {
+    if IS_ON.load(Ordering::Relaxed) {
+        TRANSFER_COUNTS[transfer as usize].fetch_add(1, Ordering::Relaxed);
+    }
+}
+
+/// The number of transfers of each kind since recording was turned on.
+pub fn transfer_counts() -> [u64; TRANSFERS] {
+    std::array::from_fn(|kind| TRANSFER_COUNTS[kind].load(Ordering::Relaxed))
 }
 
 /// Calls `compute`, and counts the processor time of this thread meanwhile.

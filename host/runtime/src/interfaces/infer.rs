@@ -16,7 +16,7 @@ use crate::components::gateway::state::GatewayState;
 use crate::inference::call::{CallAbandoned, CallSender, Outcomes};
 use crate::inference::item::{SharedItem, shared_items};
 use crate::interfaces::transfer::{GuestWriter, TRANSFER_MAX, Unsent, ValueReceiver, ValueSender};
-use crate::stages::{self, Stage};
+use crate::stages::{self, Stage, Transfer};
 use crate::types::{Item, ModelInfo, Outcome};
 use weir_wasi::StoreData;
 
@@ -119,6 +119,7 @@ impl ValueReceiver for Outcomes {
         let outcomes = ready!(self.poll_recv_many(cx, max));
         if !outcomes.is_empty() {
             stages::mark(Stage::Returned);
+            stages::count(Transfer::OutcomesRead);
         }
         Poll::Ready(outcomes)
     }
@@ -217,6 +218,7 @@ impl<D> StreamConsumer<D> for GuestItems {
             };
             let mut items = Vec::with_capacity(permits);
             source.read(&mut store, &mut items)?;
+            stages::count(Transfer::ItemsRead);
             room.add_permits(permits.saturating_sub(items.len()));
             self.unsent.extend(items.into_iter().map(ReadItem::new).collect());
             self.has_read = true;

@@ -17,7 +17,7 @@ use crate::components::ended::NotifyOnDrop;
 use crate::inference::item::SharedItem;
 use crate::inference::queue::{Assignment, Job, TakeRequest};
 use crate::inference::reply::OutcomeLists;
-use crate::stages::{self, Stage};
+use crate::stages::{self, Stage, Transfer};
 use crate::types::Outcome;
 
 /// Writes the items of all callers to an instance.
@@ -69,6 +69,7 @@ impl<D> StreamProducer<D> for ItemSource {
         match assignment {
             Poll::Ready(assignment) => {
                 stages::mark(Stage::Taken);
+                stages::count(Transfer::ItemsTaken);
                 task::record_taken();
                 let (jobs, has_suspect) = match assignment {
                     Assignment::Jobs(jobs) => (jobs, false),
@@ -101,6 +102,7 @@ pub(super) struct OutcomeSink {
 impl OutcomeSink {
     fn deliver(&self, outcomes: Vec<Outcome>) {
         stages::mark(Stage::Delivered);
+        stages::count(Transfer::OutcomesGiven);
         let pool = &self.pool;
         let (mut tokens, mut failures, mut lists) = (0, 0, OutcomeLists::default());
         let mut batch = Batch::default();

@@ -6,10 +6,11 @@ use std::task::{Context, Poll, ready};
 use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
 use http_body_util::Full;
-use metrics::gauge;
 use weir_runtime::gateway::{self, BodyError};
+use weir_runtime::stages::{self, Transfer};
 use weir_telemetry::Span;
 
+use crate::request_metrics;
 use crate::share::{ClientKey, Permit, PermitRefusal};
 use crate::sse::feed::{Feed, FeedOutput};
 use crate::sse::subscribers::UserPermit;
@@ -99,10 +100,16 @@ impl Body for ResponseBody {
 
     fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
         match &mut *self {
-            Self::Streamed { body, first, .. } => match first.take() {
-                Some(first) => Poll::Ready(Some(first)),
-                None => Pin::new(body.as_mut()).poll_frame(cx),
-            },
+            Self::Streamed { body, first, .. } => {
+                let frame = match first.take() {
+                    Some(first) => Some(first),
+                    None => ready!(Pin::new(body.as_mut()).poll_frame(cx)),
+                };
+                if frame.is_some() {
+                    stages::count(Transfer::Body);
+                }
+                Poll::Ready(frame)
+            }
             Self::Full { body, .. } => Pin::new(body).poll_frame(cx).map_err(|never| match never {}),
             Self::Held(body) => body.poll_next(cx).map(|bytes| bytes.map(|bytes| Ok(Frame::data(bytes)))),
             Self::Stats(stream) => {
@@ -143,7 +150,7 @@ pub(crate) struct OpenRequest {
 
 impl OpenRequest {
     pub(crate) fn new(permit: Permit, span: Option<Span>) -> Self {
-        gauge!("weir_http_requests_open").increment(1);
+        request_metrics::open_requests().increment(1);
         Self { permit, connection: None, _span: span }
     }
 
@@ -160,6 +167,6 @@ impl OpenRequest {
 
 impl Drop for OpenRequest {
     fn drop(&mut self) {
-        gauge!("weir_http_requests_open").decrement(1);
+        request_metrics::open_requests().decrement(1);
     }
 }

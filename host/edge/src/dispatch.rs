@@ -7,7 +7,7 @@ use http::header::{ACCEPT, CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE, EXPEC
 use http::{HeaderValue, Method, Request, Response, StatusCode, response};
 use http_body::Body;
 use http_body_util::{BodyExt, Limited};
-use metrics::{counter, histogram};
+use metrics::counter;
 use weir_codec::http::accept::{self, ResponseMode};
 use weir_codec::http::content_type;
 use weir_codec::http::cors::{Headers, OriginRefused};
@@ -24,6 +24,7 @@ use crate::head_checks::{self, METRICS_ALLOW, METRICS_PATH, STATS_PATH};
 use crate::health::{self, HEALTH_PATH};
 use crate::peeked::PeekedBody;
 use crate::request_id;
+use crate::request_metrics;
 use crate::response::{self as edge_response, EdgeProblem, EdgeResponse, edge_problem, problem_response};
 use crate::share::{ClientKey, Permit, PermitRefusal};
 use crate::sse::gzip;
@@ -80,9 +81,7 @@ pub(crate) async fn handle<B: RequestBody>(
     stages::mark(Stage::Answered);
     head_checks::add_cors_headers(response.headers_mut(), &cors);
     let status = response.status();
-    counter!("weir_http_requests_total", "method" => method_label(&method), "status" => status.as_u16().to_string())
-        .increment(1);
-    histogram!("weir_http_first_byte_seconds").record(start.elapsed().as_secs_f64());
+    request_metrics::record_response(&method, status, start.elapsed());
     if let Some(span) = &span {
         span.set_number("http.response.status_code", i64::from(status.as_u16()));
         if status.is_server_error() {
@@ -440,19 +439,5 @@ fn body_bytes<B: Body>(request: &Request<B>, bytes_max: u64) -> BodyBytes {
         // A body over the bound is refused before it is read.
         Some(bytes) => BodyBytes(bytes.min(bytes_max)),
         None => BodyBytes(bytes_max),
-    }
-}
-
-/// The metric label of a method. Unknown methods have one label, since clients choose them.
-fn method_label(method: &Method) -> &'static str {
-    match method.as_str() {
-        "GET" => "GET",
-        "HEAD" => "HEAD",
-        "POST" => "POST",
-        "PUT" => "PUT",
-        "DELETE" => "DELETE",
-        "OPTIONS" => "OPTIONS",
-        "PATCH" => "PATCH",
-        _ => "other",
     }
 }

@@ -6,6 +6,7 @@
 //! - `dispatch`: dispatches a request to the host itself or to the gateway component.
 //! - `head_checks`: the checks of the head of every request: transfer coding, host, path, origin.
 //! - `response`, `body`, `peeked`, `request_id`: responses, including those of the host itself.
+//! - `request_metrics`: the metrics that every request updates.
 //! - `sse`: connections that are held for subscribers, and fed without a guest.
 //! - `websocket`: WebSockets, which the component sees as requests with a line for each message.
 //! - `share`: pools of permits with a share for each client.
@@ -35,6 +36,7 @@ mod metric;
 pub mod observe;
 mod peeked;
 mod request_id;
+mod request_metrics;
 mod response;
 pub mod server;
 mod share;

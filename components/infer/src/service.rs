@@ -85,7 +85,7 @@ async fn serve(mut items: StreamReader<Item>, mut outcomes: StreamWriter<Outcome
             wit_bindgen::yield_async().await;
         } else if !outcomes.write_all(done).await.is_empty() {
             return;
-        } else {
+        } else if call.settings.yields {
             // Where infer and its reader are one component, only a yield lets the host send what was written before the next batch.
             wit_bindgen::yield_async().await;
         }

@@ -6,6 +6,7 @@
 //! | `WEIR_INFER_BATCH_TOKENS_MAX` | 128 | most tokens in a batch, with padding |
 //! | `WEIR_INFER_BATCH_TIME_MS_MAX` | 0 | a batch expected to take longer is made smaller; 0: no bound |
 //! | `WEIR_INFER_SHAPES` | `any` | `bounded` where the engine plans for each shape |
+//! | `WEIR_INFER_YIELD` | `on` | `off` where the host reads outcomes while they are written |
 
 use weir_core::inference::batch::Shapes;
 
@@ -21,6 +22,8 @@ pub struct Settings {
     pub time_ns_max: u64,
     /// The shapes that a run may have.
     pub shapes: Shapes,
+    /// Whether a call yields after each write of outcomes, for a reader in the same component.
+    pub yields: bool,
 }
 
 impl Settings {
@@ -40,6 +43,7 @@ impl Settings {
                 Some("bounded") => Shapes::Bounded,
                 _ => Shapes::Any,
             },
+            yields: variable("WEIR_INFER_YIELD").as_deref() != Some("off"),
         }
     }
 }
@@ -50,11 +54,19 @@ mod tests {
 
     #[test]
     fn variables_set_the_settings() {
-        let defaults = Settings { rows_max: 32, tokens_max: 128, time_ns_max: 0, shapes: Shapes::Any };
+        let defaults = Settings { rows_max: 32, tokens_max: 128, time_ns_max: 0, shapes: Shapes::Any, yields: true };
         assert_eq!(Settings::from(|_| None), defaults);
         assert_eq!(Settings::from(|_| Some("x".to_owned())), defaults);
-        let given = |name: &str| Some(if name == "WEIR_INFER_SHAPES" { "bounded".to_owned() } else { "7".to_owned() });
-        let all = Settings { rows_max: 7, tokens_max: 7, time_ns_max: 7_000_000, shapes: Shapes::Bounded };
+        let given = |name: &str| {
+            let value = match name {
+                "WEIR_INFER_SHAPES" => "bounded",
+                "WEIR_INFER_YIELD" => "off",
+                _ => "7",
+            };
+            Some(value.to_owned())
+        };
+        let all =
+            Settings { rows_max: 7, tokens_max: 7, time_ns_max: 7_000_000, shapes: Shapes::Bounded, yields: false };
         assert_eq!(Settings::from(given), all);
     }
 }

@@ -38,6 +38,8 @@ pub(crate) struct WordPiece {
     word_chars_max: usize,
     /// Added tokens, which are recognized anywhere in a text.
     added: Vec<String>,
+    /// Whether a byte is the first of an added token.
+    begins_added: [bool; 256],
     normalizer: NormalizerWrapper,
     pre_tokenizer: PreTokenizerWrapper,
     /// The classes by code point, computed on first occurrence.
@@ -83,12 +85,18 @@ impl WordPiece {
             trie.insert(piece.as_bytes(), id)?;
         }
         let prefix = model.continuing_subword_prefix.bytes();
+        let added: Vec<String> = added.into_values().map(|token| token.content).collect();
+        let mut begins_added = [false; 256];
+        for token in &added {
+            begins_added[usize::from(token.as_bytes()[0])] = true;
+        }
         Some(Self {
             continuing: prefix.into_iter().try_fold(ROOT, |node, byte| trie.next(node, byte)),
             trie,
             unk_id,
             word_chars_max: model.max_input_chars_per_word,
-            added: added.into_values().map(|token| token.content).collect(),
+            added,
+            begins_added,
             normalizer: normalizer.clone(),
             pre_tokenizer: pre_tokenizer.clone(),
             classes: vec![Cell::new(Class::Unknown); CHARS_END as usize],
@@ -97,7 +105,9 @@ impl WordPiece {
 
     /// The tokens of a text; none if it has added tokens or characters that are left to the crate.
     pub(crate) fn pieces(&self, text: &str) -> Option<Pieces> {
-        if self.added.iter().any(|token| text.contains(token.as_str())) {
+        // Hardly any text has such a byte, and one pass costs less than a search for each token.
+        let may_have_added = text.bytes().any(|byte| self.begins_added[usize::from(byte)]);
+        if may_have_added && self.added.iter().any(|token| text.contains(token.as_str())) {
             return None;
         }
         let mut pieces = Pieces::default();

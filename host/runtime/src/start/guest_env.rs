@@ -79,8 +79,12 @@ pub(super) fn gateway(config: &Config) -> Vec<(String, String)> {
 /// the engine's own bound if the setting is 0.
 pub(super) fn infer(config: &Config, engine: Engine, batch_tokens_max: u32) -> Vec<(String, String)> {
     let shapes = if engine.plans_shapes() { "bounded" } else { "any" };
-    let facts =
-        [("WEIR_INFER_BATCH_TOKENS_MAX", batch_tokens_max.to_string()), ("WEIR_INFER_SHAPES", shapes.to_owned())];
+    let facts = [
+        ("WEIR_INFER_BATCH_TOKENS_MAX", batch_tokens_max.to_string()),
+        ("WEIR_INFER_SHAPES", shapes.to_owned()),
+        // A pool reads outcomes while they are written.
+        ("WEIR_INFER_YIELD", "off".to_owned()),
+    ];
     variables(config, INFER_KEYS, facts)
 }
 
@@ -157,7 +161,7 @@ mod tests {
         let count = |keys: &[(&str, &[&str])]| keys.iter().map(|(_, names)| names.len()).sum::<usize>();
         assert_eq!(gateway(&config).len(), count(GATEWAY_KEYS) + 6);
         let engine = Engine::Tract;
-        assert_eq!(infer(&config, engine, 7).len(), count(INFER_KEYS) + 2);
+        assert_eq!(infer(&config, engine, 7).len(), count(INFER_KEYS) + 3);
         assert_eq!(generate(&config).len(), count(GENERATE_KEYS) + 1);
     }
 

@@ -30,6 +30,8 @@ const ROUNDS: usize = 5;
 const TIMEOUT: Duration = Duration::from_secs(300);
 /// The interval between counts of results.
 const POLL: Duration = Duration::from_millis(2);
+/// Records in flight, as many as four times the items of a call, so that the next items are always there.
+const IN_FLIGHT: &str = "1024";
 /// The goal: the rate of an adapter in percent of that of `weir run`.
 const GOAL_PERCENT: f64 = 95.0;
 const REPORT: &str = "tests/bench/ADAPTERS.md";
@@ -96,7 +98,8 @@ fn report(texts: usize, rounds: usize, seconds: &mut [Vec<f64>]) -> String {
     let medians: Vec<f64> = seconds.iter_mut().map(median).collect();
     let mut report = format!(
         "# Adapters: texts per second beside `weir run`\n\nWritten by `cargo xtask bench adapters` on {}: {texts} sentences through the \
-         bundled sentiment model, {rounds} rounds, the median of each. Times are from the start of the process to its last result.\n\n\
+         bundled sentiment model, {rounds} rounds, the median of each. Adapters have `--in-flight {IN_FLIGHT}`. Times are from the start \
+         of the process to its last result.\n\n\
          | | texts/s | of `weir run` | goal: {GOAL_PERCENT} % |\n|---|---|---|---|\n",
         machine()
     );
@@ -213,7 +216,13 @@ impl<'a> Bench<'a> {
 
     fn start(&self, arguments: &[&str]) -> Result<(Instant, Process)> {
         let mut command = sh::program(self.house, self.house.weir());
-        command.arg("stream").args(arguments).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+        command
+            .arg("stream")
+            .args(arguments)
+            .args(["--in-flight", IN_FLIGHT])
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null());
         let started = Instant::now();
         Ok((started, Process(command.spawn()?)))
     }

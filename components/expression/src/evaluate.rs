@@ -181,7 +181,7 @@ impl Evaluation {
                 for node in nodes {
                     arguments.push(self.value(node, input)?);
                 }
-                Cow::Owned(self.call(*function, arguments)?)
+                Cow::Owned(self.call(*function, &mut arguments)?)
             }
             Node::Map(each, list) => {
                 let list = self.value(list, input)?;

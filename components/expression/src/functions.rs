@@ -66,7 +66,7 @@ impl Evaluation {
     pub(super) fn call(
         &mut self,
         function: Function,
-        arguments: Vec<Cow<'_, Value>>,
+        arguments: &mut Vec<Cow<'_, Value>>,
     ) -> Result<Value, EvaluationError> {
         let name = function.name();
         let null = Cow::Owned(Value::Null);
@@ -176,7 +176,7 @@ impl Evaluation {
             }
             Function::Merge => {
                 let mut all = serde_json::Map::new();
-                for argument in &arguments {
+                for argument in arguments.iter() {
                     self.charge_value(argument)?;
                     let members = object(name, argument)?;
                     all.extend(members.iter().map(|(key, value)| (key.clone(), value.clone())));
@@ -184,7 +184,7 @@ impl Evaluation {
                 Value::Object(all)
             }
             Function::NotNull => {
-                let first = arguments.into_iter().find(|value| !value.is_null());
+                let first = arguments.drain(..).find(|value| !value.is_null());
                 first.map_or(Ok(Value::Null), |value| self.materialize(value))?
             }
             Function::ToArray => {

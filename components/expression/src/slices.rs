@@ -6,7 +6,7 @@
 
 use std::{borrow::Cow, pin::Pin};
 
-use serde_json::{Map, Value};
+use serde_json::{Map, Value, map};
 
 use super::{
     EvaluationError,
@@ -32,12 +32,37 @@ pub(super) struct Slices<'p, P> {
     steps_at_start: u64,
     /// Steps of the current slice that are not charged to the budget: values that are copied, compared or dropped.
     uncharged_steps: u64,
+    /// Arrays and objects that are no longer used. A large value is not dropped at once, but by [`Slices::discard`].
+    unused: Vec<Value>,
     pause: &'p mut P,
+}
+
+/// The values of an array or object that are not dropped.
+enum Remaining {
+    Array(std::vec::IntoIter<Value>),
+    Object(map::IntoIter),
+}
+
+impl Remaining {
+    fn of(value: Value) -> Option<Self> {
+        match value {
+            Value::Array(items) => Some(Self::Array(items.into_iter())),
+            Value::Object(members) => Some(Self::Object(members.into_iter())),
+            _ => None,
+        }
+    }
+
+    fn next(&mut self) -> Option<Value> {
+        match self {
+            Self::Array(items) => items.next(),
+            Self::Object(members) => members.next().map(|(_, member)| member),
+        }
+    }
 }
 
 impl<'p, P: AsyncFnMut()> Slices<'p, P> {
     pub(super) fn new(evaluation: Evaluation, pause: &'p mut P) -> Self {
-        Self { steps_at_start: evaluation.steps_left(), uncharged_steps: 0, evaluation, pause }
+        Self { steps_at_start: evaluation.steps_left(), uncharged_steps: 0, unused: Vec::new(), evaluation, pause }
     }
 
     /// Reads a text.
@@ -56,17 +81,28 @@ impl<'p, P: AsyncFnMut()> Slices<'p, P> {
         Ok(writer.into_text())
     }
 
-    /// Drops a value.
+    /// Drops a value, and those that are unused.
     pub(super) async fn discard(&mut self, value: Value) {
-        let mut rest = vec![value];
-        while let Some(value) = rest.pop() {
-            match value {
-                Value::Array(items) => rest.extend(items),
-                Value::Object(members) => rest.extend(members.into_iter().map(|(_, member)| member)),
-                _ => {}
+        self.set_aside(value);
+        while let Some(mut remaining) = self.unused.pop().and_then(Remaining::of) {
+            while let Some(value) = remaining.next() {
+                self.set_aside(value);
+                self.uncharged_steps += 1;
+                self.pause_if_due().await;
             }
-            self.uncharged_steps += 1;
-            self.pause_if_due().await;
+        }
+    }
+
+    /// Keeps a value that is no longer used, if dropping it can take long. The budget of memory bounds such values.
+    fn set_aside(&mut self, value: Value) {
+        if !is_scalar(&value) {
+            self.unused.push(value);
+        }
+    }
+
+    fn set_aside_owned(&mut self, value: Cow<'_, Value>) {
+        if let Cow::Owned(value) = value {
+            self.set_aside(value);
         }
     }
 
@@ -92,38 +128,25 @@ impl<'p, P: AsyncFnMut()> Slices<'p, P> {
             },
             Node::Project { left, flatten, filter, right } => {
                 let left = self.value(left, input).await?;
-                let Value::Array(items) = &*left else { return Ok(Cow::Owned(Value::Null)) };
-                let mut all = Vec::new();
-                for item in items {
-                    match item {
-                        Value::Array(inner) if *flatten => {
-                            for item in inner {
-                                self.project(filter.as_deref(), right, item, &mut all).await?;
-                            }
-                        }
-                        item => self.project(filter.as_deref(), right, item, &mut all).await?,
-                    }
+                if !left.is_array() {
+                    self.set_aside_owned(left);
+                    return Ok(Cow::Owned(Value::Null));
                 }
-                Cow::Owned(Value::Array(all))
+                let mut all = Vec::new();
+                let result = self.project_all(&left, *flatten, filter.as_deref(), right, &mut all).await;
+                self.set_aside_owned(left);
+                self.finish(result, Value::Array(all))?
             }
             Node::List(_) | Node::Object(_) if input.is_null() => Cow::Owned(Value::Null),
             Node::List(nodes) => {
                 let mut items = Vec::with_capacity(nodes.len());
-                for node in nodes {
-                    items.push(self.owned(node, input).await?);
-                }
-                self.evaluation.charge_memory(1, 0)?;
-                Cow::Owned(Value::Array(items))
+                let result = self.list(nodes, input, &mut items).await;
+                self.finish(result, Value::Array(items))?
             }
             Node::Object(nodes) => {
                 let mut members = Map::new();
-                for (name, node) in nodes {
-                    let member = self.owned(node, input).await?;
-                    self.evaluation.charge_memory(1, name.len())?;
-                    members.insert(name.clone(), member);
-                }
-                self.evaluation.charge_memory(1, 0)?;
-                Cow::Owned(Value::Object(members))
+                let result = self.object(nodes, input, &mut members).await;
+                self.finish(result, Value::Object(members))?
             }
             Node::Or(left, right) => match self.value(left, input).await? {
                 left if is_true(&left) => left,
@@ -133,16 +156,23 @@ impl<'p, P: AsyncFnMut()> Slices<'p, P> {
                 left if is_true(&left) => self.value(right, input).await?,
                 left => left,
             },
-            Node::Not(inner) => Cow::Owned(Value::Bool(!is_true(&*self.value(inner, input).await?))),
+            Node::Not(inner) => {
+                let inner = self.value(inner, input).await?;
+                let is_false = !is_true(&inner);
+                self.set_aside_owned(inner);
+                Cow::Owned(Value::Bool(is_false))
+            }
             Node::Compare(comparison, left, right) => {
                 let (left, right) = (self.value(left, input).await?, self.value(right, input).await?);
                 let result = match comparison {
-                    Comparison::Equal => Value::Bool(self.is_equal(&left, &right).await?),
-                    Comparison::NotEqual => Value::Bool(!self.is_equal(&left, &right).await?),
-                    _ => self.evaluation.compare(*comparison, &left, &right)?,
+                    Comparison::Equal => self.is_equal(&left, &right).await.map(Value::Bool),
+                    Comparison::NotEqual => self.is_equal(&left, &right).await.map(|is_equal| Value::Bool(!is_equal)),
+                    _ => self.evaluation.compare(*comparison, &left, &right),
                 };
+                self.set_aside_owned(left);
+                self.set_aside_owned(right);
                 self.pause_if_due().await;
-                Cow::Owned(result)
+                Cow::Owned(result?)
             }
             Node::Arithmetic(operator, left, right) => {
                 let (left, right) = (self.value(left, input).await?, self.value(right, input).await?);
@@ -153,23 +183,89 @@ impl<'p, P: AsyncFnMut()> Slices<'p, P> {
                 for node in nodes {
                     arguments.push(self.value(node, input).await?);
                 }
-                Cow::Owned(self.call(*function, arguments).await?)
+                let result = self.call(*function, &mut arguments).await;
+                arguments.into_iter().for_each(|argument| self.set_aside_owned(argument));
+                self.pause_if_due().await;
+                Cow::Owned(result?)
             }
             Node::Map(each, list) => {
                 let list = self.value(list, input).await?;
-                let Value::Array(items) = &*list else { return Err(wrong_type("map", "an array", &list)) };
                 let mut all = Vec::new();
-                for item in items {
-                    let value = match self.attempt(|evaluation| evaluation.owned(each, item)) {
-                        Some(value) => value?,
-                        None => self.owned(each, item).await?,
-                    };
-                    all.push(value);
-                    self.pause_if_due().await;
-                }
-                Cow::Owned(Value::Array(all))
+                let result = self.map(each, &list, &mut all).await;
+                self.set_aside_owned(list);
+                self.finish(result, Value::Array(all))?
             }
         })
+    }
+
+    /// The value, unless it could not be completed.
+    fn finish<'v>(
+        &mut self,
+        result: Result<(), EvaluationError>,
+        value: Value,
+    ) -> Result<Cow<'v, Value>, EvaluationError> {
+        match result {
+            Ok(()) => Ok(Cow::Owned(value)),
+            Err(error) => {
+                self.set_aside(value);
+                Err(error)
+            }
+        }
+    }
+
+    async fn project_all(
+        &mut self,
+        left: &Value,
+        flatten: bool,
+        filter: Option<&Node>,
+        right: &Node,
+        all: &mut Vec<Value>,
+    ) -> Result<(), EvaluationError> {
+        for item in left.as_array().into_iter().flatten() {
+            match item {
+                Value::Array(inner) if flatten => {
+                    for item in inner {
+                        self.project(filter, right, item, all).await?;
+                    }
+                }
+                item => self.project(filter, right, item, all).await?,
+            }
+        }
+        Ok(())
+    }
+
+    async fn list(&mut self, nodes: &[Node], input: &Value, items: &mut Vec<Value>) -> Result<(), EvaluationError> {
+        for node in nodes {
+            items.push(self.owned(node, input).await?);
+        }
+        self.evaluation.charge_memory(1, 0)
+    }
+
+    async fn object(
+        &mut self,
+        nodes: &[(String, Node)],
+        input: &Value,
+        members: &mut Map<String, Value>,
+    ) -> Result<(), EvaluationError> {
+        for (name, node) in nodes {
+            let member = self.owned(node, input).await?;
+            members.insert(name.clone(), member);
+            self.evaluation.charge_memory(1, name.len())?;
+        }
+        self.evaluation.charge_memory(1, 0)
+    }
+
+    async fn map(&mut self, each: &Node, list: &Value, all: &mut Vec<Value>) -> Result<(), EvaluationError> {
+        let Value::Array(items) = list else { return Err(wrong_type("map", "an array", list)) };
+        for item in items {
+            let value = match self.attempt(|evaluation| evaluation.owned(each, item)) {
+                Some(value) => value?,
+                None => self.owned(each, item).await?,
+            };
+            all.push(value);
+            self.pause_if_due().await;
+        }
+        Ok(())
     }
 
     async fn owned(&mut self, node: &Node, input: &Value) -> Result<Value, EvaluationError> {
@@ -177,11 +273,17 @@ impl<'p, P: AsyncFnMut()> Slices<'p, P> {
         self.materialize(value).await
     }
 
-    async fn over_owned(&mut self, node: &Node, input: Value) -> Result<Value, EvaluationError> {
-        match node {
-            Node::Current | Node::Field(_) => self.evaluation.over_owned(node, input),
+    async fn over_owned(&mut self, node: &Node, mut input: Value) -> Result<Value, EvaluationError> {
+        let result = match node {
+            Node::Current => return Ok(input),
+            Node::Field(name) => {
+                let member = input.as_object_mut().and_then(|members| members.remove(name));
+                Ok(member.unwrap_or(Value::Null))
+            }
             _ => self.owned(node, &input).await,
-        }
+        };
+        self.set_aside(input);
+        result
     }
 
     async fn project(
@@ -214,10 +316,14 @@ impl<'p, P: AsyncFnMut()> Slices<'p, P> {
 
     /// Calls a function. The work of those that are not listed here is proportional to the number of items of one array
     /// or the length of strings; they are not interrupted.
-    async fn call(&mut self, function: Function, mut arguments: Vec<Cow<'_, Value>>) -> Result<Value, EvaluationError> {
+    async fn call(
+        &mut self,
+        function: Function,
+        arguments: &mut Vec<Cow<'_, Value>>,
+    ) -> Result<Value, EvaluationError> {
         let name = function.name();
         let first = arguments.first().map_or(&Value::Null, |first| &**first);
-        let value = match (function, first) {
+        Ok(match (function, first) {
             (Function::Sort, Value::Array(items)) => {
                 self.charge(first).await?;
                 let sorted = self.sorted(name, items).await?;
@@ -243,19 +349,27 @@ impl<'p, P: AsyncFnMut()> Slices<'p, P> {
             },
             (Function::Values, _) => {
                 let members = self.copy(first).await?;
-                object(name, &members)?;
-                match members {
-                    Value::Object(members) => members.into_iter().map(|(_, member)| member).collect(),
-                    other => other,
+                if let Err(error) = object(name, &members) {
+                    self.set_aside(members);
+                    return Err(error);
                 }
+                let mut all = Vec::new();
+                if let Value::Object(members) = members {
+                    for (_, member) in members {
+                        all.push(member);
+                        self.uncharged_steps += 1;
+                        self.pause_if_due().await;
+                    }
+                }
+                Value::Array(all)
             }
             (Function::Merge, _) => {
                 let mut all = Map::new();
-                for argument in &arguments {
-                    let members = self.copy(argument).await?;
-                    object(name, &members)?;
-                    if let Value::Object(members) = members {
-                        all.extend(members);
+                for argument in arguments.iter() {
+                    let result = self.merge(name, argument, &mut all).await;
+                    if let Err(error) = result {
+                        self.set_aside(Value::Object(all));
+                        return Err(error);
                     }
                 }
                 Value::Object(all)
@@ -272,7 +386,13 @@ impl<'p, P: AsyncFnMut()> Slices<'p, P> {
             }
             (Function::Keys, _) => {
                 self.charge(first).await?;
-                object(name, first)?.keys().cloned().map(Value::String).collect()
+                let mut all = Vec::new();
+                for key in object(name, first)?.keys() {
+                    all.push(Value::String(key.clone()));
+                    self.uncharged_steps += 1;
+                    self.pause_if_due().await;
+                }
+                Value::Array(all)
             }
             (Function::NotNull, _) => match arguments.iter().position(|value| !value.is_null()) {
                 Some(at) => self.materialize(arguments.swap_remove(at)).await?,
@@ -289,9 +409,31 @@ impl<'p, P: AsyncFnMut()> Slices<'p, P> {
                 Value::String(self.write(Writer::unbounded(value)).await?)
             }
             _ => self.evaluation.call(function, arguments)?,
-        };
-        self.pause_if_due().await;
-        Ok(value)
+        })
+    }
+
+    /// Copies the members of an object to another.
+    async fn merge(
+        &mut self,
+        name: &'static str,
+        argument: &Value,
+        all: &mut Map<String, Value>,
+    ) -> Result<(), EvaluationError> {
+        let members = self.copy(argument).await?;
+        if let Err(error) = object(name, &members) {
+            self.set_aside(members);
+            return Err(error);
+        }
+        if let Value::Object(members) = members {
+            for (key, member) in members {
+                if let Some(replaced) = all.insert(key, member) {
+                    self.set_aside(replaced);
+                }
+                self.uncharged_steps += 1;
+                self.pause_if_due().await;
+            }
+        }
+        Ok(())
     }
 
     /// Converts a value to an owned one; the budget is charged for a copy.
@@ -374,6 +516,8 @@ impl<'p, P: AsyncFnMut()> Slices<'p, P> {
                     for (key, left) in left {
                         let Some(right) = right.get(key) else { return false };
                         rest.push((left, right));
+                        self.uncharged_steps += 1;
+                        self.pause_if_due().await;
                     }
                 }
                 (left, right) if is_scalar(left) && is_equal(left, right) => {}

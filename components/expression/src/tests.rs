@@ -44,6 +44,8 @@ fn large_evaluation_in_slices_has_the_same_result() {
     let numbers = format!("[{}1]", (0..60_000).map(|number| format!("{},", number % 10)).collect::<String>());
     let (numbers, bounds) = (Json::from_checked(numbers), Bounds::default());
     let fewer = Json::from_checked(format!("[{}1]", "7,3,".repeat(10_000)));
+    let members: String = (0..20_000).map(|number| format!("\"k{number}\":1,")).collect();
+    let members = Json::from_checked(format!("{{{members}\"k\":0}}"));
     let nested = format!("[{}]", vec!["[1,2,3,4,5,6,7,8,9,10]"; 3_000].join(","));
     for (expression, input, least) in [
         ("[length(map(&(@ == `1`), @)), length(map(&(@ == `2`), @))]", &numbers, 20),
@@ -72,6 +74,13 @@ fn large_evaluation_in_slices_has_the_same_result() {
         ("values({a: @}) | length(@)", &numbers, 15),
         ("merge({a: @}, {b: @}) | length(@)", &numbers, 25),
         ("[@] | length(@)", &Json::from_checked(nested), 10),
+        // Reading 200,000 bytes, copying, moving and dropping 20,000 members.
+        ("keys(@) | length(@)", &members, 14),
+        ("values(@) | length(@)", &members, 16),
+        ("merge(@, `{\"k\":1}`) | length(@)", &members, 16),
+        ("merge(@, @) | k1", &members, 22),
+        ("[@, @] | [0].k1", &members, 20),
+        ("{a: @, b: @}.a.k1", &members, 20),
     ] {
         let parsed = Expression::parse(expression).unwrap();
         let (result, pauses) = in_slices(&parsed, input, bounds);

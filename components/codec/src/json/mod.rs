@@ -108,6 +108,28 @@ pub(crate) fn duplicate<E: de::Error>(key: &str) -> E {
     E::custom(format_args!("{DUPLICATE}{key}"))
 }
 
+/// The error of a key that appears twice.
+pub(crate) fn duplicate_key(key: &str, line: usize, column: usize) -> JsonError {
+    JsonError::DuplicateKey { key: key.chars().take(KEY_CODE_POINTS_MAX).collect(), line, column }
+}
+
+impl JsonError {
+    /// The error of a text that begins after `lines` lines of a longer one, and its first line at `column`.
+    pub(crate) fn moved(mut self, lines: usize, column: isize) -> Self {
+        if let Self::Malformed { line, column: own, .. }
+        | Self::LoneSurrogate { line, column: own }
+        | Self::TooDeep { line, column: own }
+        | Self::DuplicateKey { line, column: own, .. } = &mut self
+        {
+            if *line == 1 {
+                *own = own.saturating_add_signed(column);
+            }
+            *line += lines;
+        }
+        self
+    }
+}
+
 /// Serializes a wire type as JSON on one line.
 pub(crate) fn to_vec(value: &impl Serialize) -> Vec<u8> {
     serde_json::to_vec(value).expect("a wire type has string keys and serializes")

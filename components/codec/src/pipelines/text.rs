@@ -2,11 +2,15 @@
 
 use weir_core::pipelines::Json;
 
-use crate::json::{JsonError, tree::Node};
+use crate::json::JsonError;
+
+mod reader;
+
+use reader::Reader;
 
 /// Maximum number of values, of any type and at any depth, in the JSON of a client or a step.
 pub const VALUES_MAX: usize = 1 << 17;
-/// Deepest nesting of such JSON. The outputs of steps nest it deeper, and stay below the 127 levels that [`Node`] reads.
+/// Deepest nesting of such JSON. The outputs of steps nest it deeper, and stay below the 127 levels that serde_json reads.
 pub const DEPTH_MAX: usize = weir_expression::OUTPUT_DEPTH_MAX;
 
 /// Reads one JSON value of any type: the body of `POST /pipelines/{name}`, and the output of a step.
@@ -18,9 +22,25 @@ pub const DEPTH_MAX: usize = weir_expression::OUTPUT_DEPTH_MAX;
 ///
 /// The body is not JSON, has too many values or a duplicate key, or is nested too deeply.
 pub fn read(body: &[u8]) -> Result<Json, JsonError> {
-    Node::read(body, VALUES_MAX)?;
-    let text = std::str::from_utf8(body).map_err(|error| JsonError::NotUtf8 { at: error.valid_up_to() })?;
-    compact(text).map(Json::from_checked)
+    let mut reader = Reader::new(body)?;
+    while reader.advance(usize::MAX)? {}
+    Ok(reader.into_json())
+}
+
+/// Bytes that are read between two pauses.
+const SLICE_BYTES: usize = 32 << 10;
+
+/// Like [`read`], with a pause after each 32 KiB, so that other tasks can run on the same thread. A string or a number is not divided.
+///
+/// # Errors
+///
+/// Those of [`read`].
+pub async fn read_in_slices(body: &[u8], mut pause: impl AsyncFnMut()) -> Result<Json, JsonError> {
+    let mut reader = Reader::new(body)?;
+    while reader.advance(SLICE_BYTES)? {
+        pause().await;
+    }
+    Ok(reader.into_json())
 }
 
 /// A text as a JSON string.
@@ -28,35 +48,6 @@ pub fn string(text: &str) -> Json {
     let mut out = String::with_capacity(text.len() + 2);
     super::writer::value(&mut out, text);
     Json::from_checked(out)
-}
-
-/// A JSON text without white space between its values.
-fn compact(text: &str) -> Result<String, JsonError> {
-    let mut compact = String::with_capacity(text.len());
-    let (mut in_string, mut escaped, mut depth) = (false, false, 0usize);
-    for (at, character) in text.char_indices() {
-        if in_string {
-            in_string = escaped || character != '"';
-            escaped = !escaped && character == '\\';
-        } else if matches!(character, ' ' | '\t' | '\r' | '\n') {
-            continue;
-        } else {
-            in_string = character == '"';
-            match character {
-                '{' | '[' => depth += 1,
-                '}' | ']' => depth = depth.saturating_sub(1),
-                _ => {}
-            }
-            if depth > DEPTH_MAX {
-                let before = &text[..at];
-                let line = before.matches('\n').count() + 1;
-                let column = at - before.rfind('\n').map_or(0, |end| end + 1) + 1;
-                return Err(JsonError::TooDeep { line, column });
-            }
-        }
-        compact.push(character);
-    }
-    Ok(compact)
 }
 
 #[cfg(test)]

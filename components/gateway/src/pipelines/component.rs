@@ -1,6 +1,5 @@
 //! Steps that the operator provides as components; `weir:stream/steps` runs them.
 
-use weir_codec::pipelines::text;
 use weir_core::pipelines::{Json, StepFailure};
 
 use crate::platform::{
@@ -26,12 +25,9 @@ pub(super) async fn run(
             let message = format!("the output of the step has {} bytes, and may have {bytes_max}", output.len());
             Err(StepFailure::last("output_too_large", message))
         }
-        Ok(output) => {
-            let output = turns::run_over(user, output.len(), || text::read(output.as_bytes())).await;
-            output.map_err(|error| {
-                StepFailure::last("step_output", cut(&format!("the output of the step is not JSON: {error}")))
-            })
-        }
+        Ok(output) => turns::read_json(user, output.as_bytes()).await.map_err(|error| {
+            StepFailure::last("step_output", cut(&format!("the output of the step is not JSON: {error}")))
+        }),
         Err(failure) => {
             let code = if is_code(&failure.code) { &failure.code } else { "step_failed" };
             let message = cut(&failure.message);

@@ -47,7 +47,7 @@ pub(super) async fn call(
     }
     let is_json = is_json(&response);
     let body = collect(response, attempt.pipelines.config.output_bytes_max).await?;
-    turns::run_over(&attempt.running.owner, body.len(), || output(&body, is_json)).await
+    output(&attempt.running.owner, &body, is_json).await
 }
 
 /// Resolves when a request is sent. A host may close the connection when this is dropped, so it is kept as long as the response.
@@ -163,18 +163,18 @@ async fn collect(response: types::Response, bytes_max: usize) -> Result<Vec<u8>,
     }
 }
 
-/// Reads a response body as a JSON value.
-fn output(body: &[u8], is_json: bool) -> Result<Json, StepFailure> {
+/// Reads a response body as a JSON value, in turns of the user if it is large.
+async fn output(user: &str, body: &[u8], is_json: bool) -> Result<Json, StepFailure> {
     let wrong =
         |error: String| StepFailure::last("http_answer", format!("the service's answer cannot be read: {error}"));
     if body.is_empty() {
         return Ok(Json::null());
     }
     if is_json {
-        return text::read(body).map_err(|error| wrong(error.to_string()));
+        return turns::read_json(user, body).await.map_err(|error| wrong(error.to_string()));
     }
     let text = std::str::from_utf8(body).map_err(|error| wrong(error.to_string()))?;
-    Ok(text::string(text))
+    Ok(turns::run_over(user, text.len(), || text::string(text)).await)
 }
 
 /// Whether the operator allows a URL. `HOST` allows the default port of the scheme, `HOST:PORT` that port with either
@@ -202,6 +202,8 @@ fn authority(url: &str) -> Option<String> {
 
 #[cfg(test)]
 mod tests {
+    use futures::FutureExt;
+
     use super::*;
 
     #[test]
@@ -240,12 +242,13 @@ mod tests {
     #[test]
     fn response_body_is_read_by_its_media_type() {
         let check = |body: &str, is_json, want: Option<&str>| {
-            assert_eq!(output(body.as_bytes(), is_json).ok().as_ref().map(Json::as_str), want, "{body}");
+            let read = output("ann", body.as_bytes(), is_json).now_or_never().expect("a small body needs no turn");
+            assert_eq!(read.ok().as_ref().map(Json::as_str), want, "{body}");
         };
         check("", true, Some("null"));
         check(" {\"a\": 1}\n", true, Some("{\"a\":1}"));
         check("a\n\"b\"", false, Some("\"a\\n\\\"b\\\"\""));
         check("{", true, None);
-        assert!(output(&[0xff], false).is_err());
+        assert!(output("ann", &[0xff], false).now_or_never().expect("no turn").is_err());
     }
 }

@@ -14,7 +14,6 @@ use weir_codec::{
         execution_id,
         list_query::{self, ListQuery},
         route::PipelineRoute,
-        text,
     },
 };
 use weir_core::pipelines::{Definition, Execution, Json, ReportError, Status};
@@ -148,8 +147,7 @@ impl RequestContext<'_> {
         let prefer = self.prefer();
         let key = self.idempotency_key()?;
         let body = self.json(body, settings).await?;
-        let input =
-            turns::run_over(identity.user(), body.len(), || text::read(&body)).await.map_err(RequestError::from)?;
+        let input = turns::read_json(identity.user(), &body).await.map_err(RequestError::from)?;
         pipelines.check_input(&input)?;
         pipelines.restoration.counted().await?;
         let _permit = pipelines.reserve(identity.user())?;
@@ -236,8 +234,9 @@ impl RequestContext<'_> {
     ) -> Result<StartDecision, Problem> {
         let record_key =
             format!("start:{}", digest::of(&[identity.user().as_bytes(), name.as_bytes(), key.as_bytes()]));
-        let input_digest =
-            turns::run_over(identity.user(), input.bytes(), || digest::of(&[input.as_str().as_bytes()])).await;
+        let mut slices = turns::Slices::begin_over(identity.user(), input.bytes()).await;
+        let input_digest = digest::of_in_slices(input.as_str().as_bytes(), async || slices.pause().await).await;
+        drop(slices);
         let end = Deadline::after(clock::now(), KEY_WAIT_MS);
         loop {
             if let KeyRecord::Started(id) = read_key(pipelines, &record_key, &input_digest).await? {

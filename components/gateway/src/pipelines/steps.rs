@@ -121,17 +121,12 @@ impl Attempt<'_> {
         expression: &str,
         input: impl Into<Input<'a>>,
     ) -> Result<Json, StepFailure> {
-        let user = &self.running.owner;
-        let mut turn = Some(turns::take(user).await);
+        let mut slices = turns::Slices::begin(&self.running.owner).await;
         let failed = |error: String| StepFailure::last("expression_failed", error);
         // The definition was checked when it was read, so this does not fail.
         let expression = Expression::parse(expression).map_err(|error| failed(error.to_string()))?;
         let bounds = Bounds { output_bytes_max: self.pipelines.config.output_bytes_max, ..Bounds::default() };
-        let next_turn = async || {
-            drop(turn.take());
-            turn = Some(turns::take(user).await);
-        };
-        let result = expression.evaluate_in_slices(input, bounds, next_turn).await;
+        let result = expression.evaluate_in_slices(input, bounds, async || slices.pause().await).await;
         result.map_err(|error| failed(error.to_string()))
     }
 

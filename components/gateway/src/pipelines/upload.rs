@@ -7,7 +7,7 @@ use weir_codec::{
     http::problem::Problem,
     json::field::RequestError,
     pipelines::{
-        execution, execution_id, text,
+        execution, execution_id,
         upload::{self, UploadQuery},
     },
 };
@@ -43,10 +43,10 @@ impl RequestContext<'_> {
         let body = self.whole(body, settings).await?;
         let read = || {
             let file = upload::read(content_type.as_deref(), &body)?;
-            let input = text::read(upload::input(&file, name.as_deref()).as_bytes());
-            input.map_err(|error| Problem::from(RequestError::from(error)))
+            Ok::<_, Problem>(upload::input(&file, name.as_deref()))
         };
         let input = turns::run_over(identity.user(), body.len(), read).await?;
+        let input = turns::read_json(identity.user(), input.as_bytes()).await.map_err(RequestError::from)?;
         pipelines.check_input(&input)?;
         pipelines.restoration.counted().await?;
         let _permit = pipelines.reserve(identity.user())?;

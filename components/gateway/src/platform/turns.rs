@@ -14,7 +14,8 @@ use std::{
 
 use futures::future::{Either, select};
 use spin_sdk::wasip3::{wit_bindgen::StreamWriter, wit_stream};
-use weir_core::turns::Turns;
+use weir_codec::{json::JsonError, pipelines::text};
+use weir_core::{pipelines::Json, turns::Turns};
 use weir_guest::notify::LocalNotify;
 use wit_bindgen::rt::async_support::yield_async;
 
@@ -97,6 +98,36 @@ pub(crate) async fn take_over(user: &str, bytes: usize) -> Option<Turn> {
 pub(crate) async fn run_over<T>(user: &str, bytes: usize, slice: impl FnOnce() -> T) -> T {
     let _turn = take_over(user, bytes).await;
     slice()
+}
+
+/// Reads a JSON value of any type, in turns of the user if it is large.
+pub(crate) async fn read_json(user: &str, body: &[u8]) -> Result<Json, JsonError> {
+    let mut slices = Slices::begin_over(user, body.len()).await;
+    text::read_in_slices(body, async || slices.pause().await).await
+}
+
+/// The turns of a long computation, of which it has one at all times.
+pub(crate) struct Slices<'u> {
+    user: &'u str,
+    turn: Option<Turn>,
+}
+
+impl<'u> Slices<'u> {
+    /// Waits for the first turn.
+    pub(crate) async fn begin(user: &'u str) -> Self {
+        Self { user, turn: Some(take(user).await) }
+    }
+
+    /// Like [`Slices::begin`], without a first turn if the computation is over few bytes.
+    pub(crate) async fn begin_over(user: &'u str, bytes: usize) -> Self {
+        Self { user, turn: take_over(user, bytes).await }
+    }
+
+    /// Ends the turn and waits for the next one.
+    pub(crate) async fn pause(&mut self) {
+        drop(self.turn.take());
+        self.turn = Some(take(self.user).await);
+    }
 }
 
 /// Runs a computation in a turn of the user.

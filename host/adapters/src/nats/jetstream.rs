@@ -6,6 +6,7 @@ use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 use weir_config::NatsSource as Config;
+use weir_core::wording::json_types;
 
 use super::connection::Client;
 use super::protocol::{Message, matches};
@@ -161,8 +162,9 @@ fn parse<T: DeserializeOwned>(payload: &[u8]) -> Result<Result<T, ApiError>, Dri
     struct Refusal {
         error: Option<ApiError>,
     }
-    let invalid =
-        |error: serde_json::Error| DriverError::transport(format!("a reply of JetStream is invalid: {error}"));
+    let invalid = |error: serde_json::Error| {
+        DriverError::transport(format!("a reply of JetStream is invalid: {}", json_types(&error.to_string())))
+    };
     if let Some(error) = serde_json::from_slice::<Refusal>(payload).map_err(invalid)?.error {
         return Ok(Err(error));
     }
@@ -319,6 +321,19 @@ mod tests {
         assert_eq!(error, "the consumer `weir` has no explicit acknowledgements; name another one");
         let error = check(r#"{"ack_policy":"explicit","deliver_subject":"push"}"#).unwrap_err();
         assert_eq!(error, "the consumer `weir` pushes messages; name another one");
+    }
+
+    #[test]
+    fn invalid_answer_is_refused_in_terms_of_json() {
+        for (answer, reason) in [
+            ("null", "invalid type: null, expected an object at line 1 column 4"),
+            ("[]", "invalid length 0, expected an object with 1 element at line 1 column 2"),
+            ("{}", "missing field `config` at line 1 column 2"),
+            ("{\"config\":", "it ends in the middle of a value at line 1 column 10"),
+        ] {
+            let error = parse::<ConsumerInfo>(answer.as_bytes()).unwrap_err();
+            assert_eq!(error, DriverError::transport(format!("a reply of JetStream is invalid: {reason}")));
+        }
     }
 
     #[test]

@@ -56,6 +56,8 @@ impl Constraints {
         let mut factory = ParserFactory::new(&environment, InferenceCapabilities::default(), &slices)
             .map_err(|error| format!("{error:#}"))?;
         factory.quiet();
+        // The state of the parser says nothing to a client, and takes seconds to write.
+        factory.limits_mut().verbose_errors = false;
         Ok(Self { factory, end_tokens })
     }
 
@@ -89,22 +91,42 @@ impl Constraints {
 
     /// The state of an empty text under a Lark grammar that this component wrote.
     pub(crate) fn begin_lark(&self, grammar: String) -> Result<Constraint, String> {
-        self.compile(TopLevelGrammar::from_lark(grammar))
+        self.compile(TopLevelGrammar::from_lark(grammar)).map_err(|error| without_lines(&error).to_owned())
     }
 
     fn compile(&self, grammar: TopLevelGrammar) -> Result<Constraint, String> {
         let mut matcher = Matcher::new(self.factory.create_parser(grammar));
         if let Some(error) = matcher.get_error() {
-            return Err(error);
+            return Err(reason(&error));
         }
         // A form that matches no text fails here.
-        matcher.compute_mask().map_err(|error| format!("{error:#}"))?;
+        matcher.compute_mask().map_err(|error| reason(&format!("{error:#}")))?;
         Ok(Constraint(matcher))
     }
 
     /// Whether a token ends a text.
     pub fn is_end(&self, token: u32) -> bool {
         self.end_tokens.contains(&token)
+    }
+}
+
+/// The reason of an error of llguidance, without the marks that follow it, and in words where it is the name of a value in Rust.
+fn reason(error: &str) -> String {
+    let error = error.split("\n<").next().unwrap_or_default().trim();
+    match error {
+        "NoExtension" | "NoExtensionBias" => "no text has this form",
+        "ParserTooComplex" | "LexerTooComplex" | "MaxTokensParser" => "it takes too much computation",
+        error => error,
+    }
+    .to_owned()
+}
+
+/// The reason of an error in a grammar that the client has not written, without its lines and the position in them.
+fn without_lines(error: &str) -> &str {
+    let first = error.lines().next().unwrap_or_default();
+    match first.strip_prefix("at ").and_then(|rest| rest.split_once("): ")) {
+        Some((_position, reason)) => reason,
+        None => first,
     }
 }
 
@@ -135,7 +157,7 @@ impl Constraint {
         if self.0.is_stopped() {
             return Ok(NextTokens::End);
         }
-        let mask = self.0.compute_mask().map_err(|error| format!("{error:#}"))?;
+        let mask = self.0.compute_mask().map_err(|error| reason(&format!("{error:#}")))?;
         if mask.is_zero() {
             return Ok(NextTokens::End);
         }
@@ -149,7 +171,20 @@ impl Constraint {
     ///
     /// The token was not allowed.
     pub fn push(&mut self, token: u32) -> Result<bool, String> {
-        self.0.consume_token(token).map_err(|error| format!("{error:#}"))?;
+        self.0.consume_token(token).map_err(|error| reason(&format!("{error:#}")))?;
         Ok(self.0.is_stopped())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn error_in_the_grammar_of_a_tool_has_no_lines_of_it() {
+        let error =
+            "at 3(7): failed to compile JSON schema: circular references: #\n   1 | start: call\n   2 | call: x\n";
+        assert_eq!(without_lines(error), "failed to compile JSON schema: circular references: #");
+        assert_eq!(without_lines("no text has this form"), "no text has this form");
     }
 }

@@ -125,6 +125,17 @@ fn schema() -> impl Strategy<Value = Value> {
     })
 }
 
+#[test]
+fn refusal_names_the_reason_in_words() {
+    for (form, want) in [
+        (Format::JsonSchema(r##"{"$ref":"#"}"##.into()), "the schema cannot be used: no text has this form"),
+        (Format::Grammar("start: start".into()), "the grammar cannot be used: no text has this form"),
+        (Format::Regex("[^\\s\\S]".into()), "the regular expression cannot be used: no text has this form"),
+    ] {
+        assert_eq!(CONSTRAINTS.begin(&form).err().as_deref(), Some(want), "{form:?}");
+    }
+}
+
 proptest! {
     #![proptest_config(ProptestConfig { cases: 400, ..ProptestConfig::default() })]
 

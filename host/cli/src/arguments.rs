@@ -10,6 +10,7 @@ use weir_config::{Config, Model};
 use crate::examples;
 use crate::init_config::InitConfig;
 use crate::man::ManPages;
+use crate::numbers::{seconds, temperature, whole};
 use crate::pipelines::Pipelines;
 use crate::remote::{Metrics, Status};
 use crate::stream::arguments::Stream;
@@ -106,22 +107,17 @@ pub(crate) struct Serve {
 #[derive(Debug, Args)]
 pub(crate) struct Generation {
     /// Generate: the most tokens of a text [default: generate.tokens_max, 512]
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    #[arg(long, value_name = "N", value_parser = whole::<1, u32>)]
     pub(crate) max_tokens: Option<u32>,
     /// Generate: 0 for the most likely text; higher for more variety [default: that of the model]
     #[arg(long, value_name = "NUMBER", value_parser = temperature)]
     pub(crate) temperature: Option<f32>,
     /// Generate: the same seed gives the same text
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = whole::<0, u64>)]
     pub(crate) seed: Option<u64>,
     /// Generate: the system message, which precedes the text
     #[arg(long, value_name = "TEXT")]
     pub(crate) system: Option<String>,
-}
-
-fn temperature(text: &str) -> Result<f32, String> {
-    let number: f32 = text.parse().map_err(|_| format!("`{text}` is not a number"))?;
-    if (0.0..=2.0).contains(&number) { Ok(number) } else { Err(format!("{number} is not from 0 to 2")) }
 }
 
 #[derive(Debug, Args)]
@@ -157,7 +153,7 @@ pub(crate) struct Run {
     #[arg(long, value_name = "NAME|DIR")]
     pub(crate) model: Option<String>,
     /// Sentiment: print the N best labels with their scores
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    #[arg(long, value_name = "N", value_parser = whole::<1, u32>)]
     pub(crate) top_k: Option<u32>,
     /// Entities: how tokens are grouped into entities
     #[arg(long, value_enum, default_value = "average")]
@@ -166,7 +162,7 @@ pub(crate) struct Run {
     #[arg(long)]
     pub(crate) no_truncation: bool,
     /// Transcript: the pause that ends a segment, seconds [default: 1.0]
-    #[arg(long, value_name = "SECONDS")]
+    #[arg(long, value_name = "SECONDS", value_parser = seconds)]
     pub(crate) max_gap_sec: Option<f64>,
     /// Summary: kind of the summary
     #[arg(long, value_enum, default_value = "extractive")]
@@ -174,7 +170,7 @@ pub(crate) struct Run {
     #[command(flatten)]
     pub(crate) generation: Generation,
     /// Replicas of the model, each with a thread [default: one for each core]
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    #[arg(long, value_name = "N", value_parser = whole::<1, u32>)]
     pub(crate) replicas: Option<u32>,
     /// Do not show progress on standard error
     #[arg(long, short)]

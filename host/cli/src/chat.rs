@@ -171,7 +171,7 @@ impl View {
             return show_json(&json!({ "type": "error", "code": failure::code(reason), "message": message }));
         }
         show("\n")?;
-        eprintln!("error: {message}");
+        eprintln!("error: {}", logs::printable(&message));
         Ok(())
     }
 }

@@ -55,8 +55,21 @@ pub(crate) fn last_error(error: &anyhow::Error, is_json: bool) {
     match (JSON.load(Ordering::Relaxed), is_json) {
         (true, _) => tracing::error!("{text}"),
         (false, true) => eprintln!("{}", json!({ "error": text })),
-        (false, false) => eprintln!("weir: {text}"),
+        (false, false) => eprintln!("weir: {}", printable(&text)),
     }
+}
+
+/// A text that can be of another program, without characters that control the terminal. Line ends stay.
+pub(crate) fn printable(text: &str) -> String {
+    let mut printable = String::with_capacity(text.len());
+    for c in text.chars() {
+        match c {
+            '\n' => printable.push(c),
+            c if c.is_control() => printable.extend(c.escape_default()),
+            c => printable.push(c),
+        }
+    }
+    printable
 }
 
 /// An error with its causes, without those that its message has already.
@@ -87,6 +100,12 @@ mod tests {
     use anyhow::Context as _;
 
     use super::*;
+
+    #[test]
+    fn text_of_a_peer_does_not_control_the_terminal() {
+        let text = "NATS refuses: \u{1b}[31m\u{9b}2J\u{7}é\r\nb\0";
+        assert_eq!(printable(text), "NATS refuses: \\u{1b}[31m\\u{9b}2J\\u{7}é\\r\nb\\u{0}");
+    }
 
     #[test]
     fn cause_that_the_message_has_is_not_repeated() {

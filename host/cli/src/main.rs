@@ -10,6 +10,7 @@ mod logs;
 mod man;
 mod manual;
 mod models;
+mod numbers;
 mod pipeline_adapter;
 mod pipelines;
 #[cfg(test)]

@@ -15,6 +15,8 @@ use weir_config::{
 };
 
 use crate::arguments::Setup;
+use crate::logs::printable;
+use crate::numbers;
 use crate::remote::{block_on, seconds};
 
 /// `weir test-connection`.
@@ -66,7 +68,7 @@ pub(crate) struct TestConnection {
     #[arg(long, value_name = "MESSAGE")]
     subscribe: Option<String>,
     /// Time for each check, seconds
-    #[arg(long, value_name = "SECONDS", default_value_t = 5.0)]
+    #[arg(long, value_name = "SECONDS", default_value_t = 5.0, value_parser = numbers::seconds)]
     timeout: f64,
     /// Print one JSON object for each check
     #[arg(long)]
@@ -287,7 +289,7 @@ fn show(name: &str, checks: &Checks, as_json: bool) -> anyhow::Result<()> {
             writeln!(out, "{line}")?;
         } else {
             let mark = if is_good { "ok    " } else { "failed" };
-            writeln!(out, "{mark} {name} {:<12} {text} ({} ms)", check.name, check.elapsed_ms)?;
+            writeln!(out, "{mark} {name} {:<12} {} ({} ms)", check.name, printable(text), check.elapsed_ms)?;
         }
     }
     Ok(())

@@ -130,14 +130,7 @@ fn quoted(value: &str) -> String {
 
 /// A text without line ends and terminal control characters.
 fn printable(text: &str) -> String {
-    let mut printable = String::with_capacity(text.len());
-    for c in text.trim_end().chars() {
-        match c {
-            c if c.is_control() => printable.extend(c.escape_default()),
-            c => printable.push(c),
-        }
-    }
-    printable
+    super::printable(text.trim_end()).replace('\n', "\\n")
 }
 
 #[cfg(test)]

@@ -9,6 +9,7 @@ use http::Method;
 use serde_json::{Value, json};
 
 use super::{Run, TIMEOUT_S};
+use crate::logs::printable;
 use crate::remote::Client;
 
 /// Most consecutive connections without an event.
@@ -54,7 +55,7 @@ pub(super) async fn run(arguments: &Run) -> anyhow::Result<ExitCode> {
     } else if is_completed {
         writeln!(out, "{}", serde_json::to_string_pretty(&execution["output"])?)?;
     } else {
-        let reason = execution["failure"]["error"].as_str().unwrap_or_default();
+        let reason = printable(execution["failure"]["error"].as_str().unwrap_or_default());
         let state = execution["state"].as_str().unwrap_or("unfinished");
         eprintln!("weir: the execution {id} is {state}{}{reason}", if reason.is_empty() { "" } else { ": " });
     }

@@ -13,6 +13,8 @@ use http::Method;
 use weir_adapters::driver::DriverError;
 use weir_adapters::http::{HttpRequest, HttpResponse};
 
+use crate::numbers;
+
 pub(crate) use metrics::{Metrics, main as metrics};
 pub(crate) use status::{Status, main as status};
 
@@ -26,7 +28,7 @@ pub(crate) struct ServerAddress {
     #[arg(long, value_name = "FILE")]
     token_file: Option<PathBuf>,
     /// Time for a response, seconds [default: 30 for pipelines, otherwise 5]
-    #[arg(long, value_name = "SECONDS")]
+    #[arg(long, value_name = "SECONDS", value_parser = numbers::seconds)]
     timeout: Option<f64>,
 }
 
@@ -50,7 +52,7 @@ pub(crate) struct Watch {
     #[arg(long)]
     watch: bool,
     /// Time between two requests, seconds
-    #[arg(long, value_name = "SECONDS", default_value_t = 2.0, requires = "watch")]
+    #[arg(long, value_name = "SECONDS", default_value_t = 2.0, requires = "watch", value_parser = numbers::seconds)]
     interval: f64,
 }
 

@@ -8,6 +8,7 @@ use serde_json::{Value, json};
 use weir_core::wording::plural_unless;
 
 use super::{ServerAddress, Watch, block_on};
+use crate::logs::printable;
 
 /// `weir status`.
 #[derive(Debug, Args)]
@@ -38,7 +39,7 @@ pub(crate) fn main(arguments: &Status) -> anyhow::Result<ExitCode> {
         arguments.watch.begin(&mut out, arguments.json)?;
         match arguments.json {
             true => writeln!(out, "{}", json!({"health": health, "stats": stats}))?,
-            false => write!(out, "{}", page(&health, &stats))?,
+            false => write!(out, "{}", printable(&page(&health, &stats)))?,
         }
         out.flush()?;
         Ok(response.status == 200 && health["status"] == "healthy")

@@ -115,7 +115,7 @@ async fn transcript(
         let detail = problem["detail"].as_str().unwrap_or("it was refused");
         // An invalid file does not stop the others; any other status is an error of the command line.
         anyhow::ensure!(FAULTS_OF_A_FILE.contains(&status.as_u16()), "{detail}");
-        eprintln!("weir: {}: {detail}", display_name(file));
+        eprintln!("weir: {}: {}", display_name(file), logs::printable(detail));
         return Ok(true);
     }
     let mut out = Events { out: std::io::stdout(), line_start: Vec::new(), failed: false };

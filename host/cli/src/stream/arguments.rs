@@ -9,6 +9,7 @@ use super::feeds::{StreamHttp, StreamWebSocket};
 use super::kafka::StreamKafka;
 use super::nats::StreamNats;
 use crate::arguments::Setup;
+use crate::numbers::{seconds, whole};
 
 /// `weir stream`.
 #[derive(Debug, Args)]
@@ -61,25 +62,25 @@ pub(crate) struct StreamCommon {
     #[arg(long)]
     with_text: bool,
     /// Classify: the number of labels in a result
-    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..))]
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = whole::<1, u32>)]
     top_k: u32,
     /// Write results in the order of the records
     #[arg(long)]
     strict: bool,
     /// Most texts in one run of the model
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    #[arg(long, value_name = "N", value_parser = whole::<1, u32>)]
     pub(crate) batch_size: Option<u32>,
     /// Most records that were read and not written yet
-    #[arg(long, value_name = "N", default_value_t = 256, value_parser = clap::value_parser!(u32).range(1..))]
+    #[arg(long, value_name = "N", default_value_t = 256, value_parser = whole::<1, u32>)]
     in_flight: u32,
     /// Time without a first connection after which the command fails, seconds; 0 for no limit
-    #[arg(long, value_name = "SECONDS", default_value_t = 30.0)]
+    #[arg(long, value_name = "SECONDS", default_value_t = 30.0, value_parser = seconds)]
     pub(crate) connect_timeout: f64,
     /// Attempts to reconnect before the command fails; 0 for no limit
-    #[arg(long, value_name = "N", default_value_t = 5)]
+    #[arg(long, value_name = "N", default_value_t = 5, value_parser = whole::<0, u32>)]
     max_reconnect_attempts: u32,
     /// Delay before the first of these attempts, seconds; it doubles with each one
-    #[arg(long, value_name = "SECONDS", default_value_t = 1.0)]
+    #[arg(long, value_name = "SECONDS", default_value_t = 1.0, value_parser = seconds)]
     reconnect_delay: f64,
     /// A component file that decodes and encodes in place of the built-in one
     #[arg(long, value_name = "FILE")]
@@ -161,7 +162,7 @@ pub(crate) struct StreamRedis {
     #[arg(long)]
     stdout: bool,
     /// Timeout of a connection attempt or a command, seconds
-    #[arg(long, value_name = "SECONDS", default_value_t = 5.0)]
+    #[arg(long, value_name = "SECONDS", default_value_t = 5.0, value_parser = seconds)]
     timeout: f64,
     #[command(flatten)]
     pub(crate) common: StreamCommon,

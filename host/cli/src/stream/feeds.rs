@@ -6,6 +6,7 @@ use clap::Args;
 use weir_config::{Adapter, AdapterSink, AdapterSource, HttpSink, HttpSource, WebSocketSource};
 
 use super::arguments::{LineOutput, StreamCommon, milliseconds};
+use crate::numbers::{seconds, whole};
 
 /// The destination of the results of a feed: a webhook, or lines.
 #[derive(Debug, Args)]
@@ -47,22 +48,22 @@ pub(crate) struct StreamHttp {
     #[arg(long, value_name = "FILE")]
     token_file: Option<PathBuf>,
     /// Timeout of a connection attempt and of the head of a response, seconds
-    #[arg(long, value_name = "SECONDS", default_value_t = 30.0)]
+    #[arg(long, value_name = "SECONDS", default_value_t = 30.0, value_parser = seconds)]
     timeout: f64,
     /// Name of the server-sent events that are records [default: all]; can be repeated
     #[arg(long = "event", value_name = "NAME")]
     events: Vec<String>,
     /// Time without data after which the feed is requested again, seconds; 0 for no limit
-    #[arg(long, value_name = "SECONDS", default_value_t = 0.0)]
+    #[arg(long, value_name = "SECONDS", default_value_t = 0.0, value_parser = seconds)]
     idle_timeout: f64,
     /// Attempts to request the feed again; 0 for no limit
-    #[arg(long, value_name = "N", default_value_t = 5)]
+    #[arg(long, value_name = "N", default_value_t = 5, value_parser = whole::<0, u32>)]
     max_retries: u32,
     /// Most requests in a second, in the long run
-    #[arg(long, value_name = "N", default_value_t = 10, value_parser = clap::value_parser!(u32).range(1..))]
+    #[arg(long, value_name = "N", default_value_t = 10, value_parser = whole::<1, u32>)]
     requests_per_second: u32,
     /// Most requests at once
-    #[arg(long, value_name = "N", default_value_t = 10, value_parser = clap::value_parser!(u32).range(1..))]
+    #[arg(long, value_name = "N", default_value_t = 10, value_parser = whole::<1, u32>)]
     burst_size: u32,
     #[command(flatten)]
     output: FeedOutput,
@@ -103,10 +104,10 @@ pub(crate) struct StreamWebSocket {
     #[arg(long, value_name = "MESSAGE")]
     subscribe: Option<String>,
     /// Timeout of a connection attempt and its handshake, seconds
-    #[arg(long, value_name = "SECONDS", default_value_t = 30.0)]
+    #[arg(long, value_name = "SECONDS", default_value_t = 30.0, value_parser = seconds)]
     timeout: f64,
     /// Time between two pings, seconds; a connection on which nothing has arrived for twice this time is lost
-    #[arg(long, value_name = "SECONDS", default_value_t = 30.0)]
+    #[arg(long, value_name = "SECONDS", default_value_t = 30.0, value_parser = seconds)]
     heartbeat_interval: f64,
     #[command(flatten)]
     output: FeedOutput,

@@ -7,6 +7,7 @@ use clap::Args;
 use weir_config::{Adapter, AdapterSink, AdapterSource, KafkaSink, KafkaSource, StdoutSink};
 
 use super::arguments::{StreamCommon, milliseconds};
+use crate::numbers::{seconds, whole};
 
 /// `weir stream kafka`.
 #[derive(Debug, Args)]
@@ -30,10 +31,10 @@ pub(crate) struct StreamKafka {
     #[arg(long, value_name = "POSITION", default_value = "earliest", value_parser = ["earliest", "latest"])]
     auto_offset_reset: String,
     /// A consumer that sends no heartbeat for this time loses its partitions, seconds
-    #[arg(long, value_name = "SECONDS", default_value_t = 30.0)]
+    #[arg(long, value_name = "SECONDS", default_value_t = 30.0, value_parser = seconds)]
     session_timeout: f64,
     /// Most records of one read
-    #[arg(long, value_name = "N", default_value_t = 500, value_parser = clap::value_parser!(u32).range(1..))]
+    #[arg(long, value_name = "N", default_value_t = 500, value_parser = whole::<1, u32>)]
     max_poll_records: u32,
     /// Commit results and positions in transactions; results are then in the order of the records
     #[arg(long, conflicts_with_all = ["stdout", "errors_file"])]

@@ -126,12 +126,13 @@ async fn fail_without_connection(status: &Status, timeout: Duration, form: Progr
     while !status.was_connected() {
         if let (State::Reconnecting, Some(failure)) = status.state() {
             let limit_s = timeout.as_secs_f64();
+            let printable = logs::printable(&failure);
             if !std::mem::replace(&mut is_reported, true) {
                 match form {
                     ProgressForm::Json => eprintln!("{}", json!({"connected": false, "failure": failure})),
-                    _ if timeout.is_zero() => eprintln!("weir: no connection yet; the attempts continue: {failure}"),
+                    _ if timeout.is_zero() => eprintln!("weir: no connection yet; the attempts continue: {printable}"),
                     _ => eprintln!(
-                        "weir: no connection yet; the attempts end {limit_s} s after the start (--connect-timeout): {failure}"
+                        "weir: no connection yet; the attempts end {limit_s} s after the start (--connect-timeout): {printable}"
                     ),
                 }
             }

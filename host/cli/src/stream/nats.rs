@@ -6,6 +6,7 @@ use clap::Args;
 use weir_config::{Adapter, AdapterSink, AdapterSource, NatsSink, NatsSource, StdoutSink};
 
 use super::arguments::{StreamCommon, milliseconds};
+use crate::numbers::{seconds, whole};
 
 /// `weir stream nats`.
 #[derive(Debug, Args)]
@@ -41,10 +42,10 @@ pub(crate) struct StreamNats {
     #[arg(long, value_name = "NAME", default_value = "weir")]
     consumer: String,
     /// Time after which the server delivers a message again that is neither acknowledged nor in progress, seconds; of a new consumer
-    #[arg(long, value_name = "SECONDS", default_value_t = 30.0)]
+    #[arg(long, value_name = "SECONDS", default_value_t = 30.0, value_parser = seconds)]
     ack_wait: f64,
     /// Deliveries of a message before it goes to the subject for errors without another attempt
-    #[arg(long, value_name = "N", default_value_t = 5, value_parser = clap::value_parser!(u64).range(1..))]
+    #[arg(long, value_name = "N", default_value_t = 5, value_parser = whole::<1, u64>)]
     max_deliveries: u64,
     /// Subject for the results
     #[arg(long, value_name = "SUBJECT", default_value = "sentiment-output")]
@@ -56,7 +57,7 @@ pub(crate) struct StreamNats {
     #[arg(long)]
     stdout: bool,
     /// Timeout of a connection attempt or a request, seconds
-    #[arg(long, value_name = "SECONDS", default_value_t = 5.0)]
+    #[arg(long, value_name = "SECONDS", default_value_t = 5.0, value_parser = seconds)]
     timeout: f64,
     #[command(flatten)]
     pub(crate) common: StreamCommon,

@@ -130,8 +130,8 @@ pub(crate) fn weir(house: &House) -> Result<()> {
     let mut step = Step::begin("weir", "builds target/release/weir with the components inside");
     // The default folder of `weir` is `models` beside the program.
     let models = house.target.join("release").join("models");
-    let built =
-        sh::check(&mut step, host_cargo(house, "build").arg("--bins")).and_then(|_| copy_models(house, &models));
+    let built = sh::check(&mut step, host_cargo(house, "build").args(["--bin", "weir"]))
+        .and_then(|_| copy_models(house, &models));
     finish(step, built.map(|models| format!("target/release/weir, models/{{{}}} beside it", models.join(","))))
 }
 

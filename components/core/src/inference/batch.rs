@@ -56,7 +56,7 @@ const PACKED_AHEAD: usize = 2;
 const PADDED_AHEAD: usize = 4;
 /// A packed batch is chosen if its tokens per time are at least this part of the best: the largest of such batches. Where a run costs about
 /// the same for each token, the estimate would otherwise select small batches by chance, and each batch has costs outside of the engine.
-const RATE_PART_MIN: f64 = 0.95;
+const RATE_PART_MIN: f64 = 0.85;
 /// The parts of a token in which virtual time by service is counted, so fractions of a token are not lost.
 const PARTS: u64 = 1 << 16;
 /// Most texts with more tokens than a batch that are read at once. Their tokens do not count as read ahead.

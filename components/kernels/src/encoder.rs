@@ -8,12 +8,13 @@ use crate::aligned::Aligned;
 use crate::attention::{Attention, Buffers};
 use crate::isa::Isa;
 pub use crate::math::Activation;
-use crate::matrix::{INNER_MAX, Matrix, Precision, Values};
+use crate::matrix::{INNER_MAX, Matrix};
 use crate::normalize::LayerNorm;
 use crate::product::Epilogue;
 use crate::relative::{self, Bias, Disentangled, LayerDistances, OwnedRelative, PackedDistances, Relative, ScoreTerm};
 use crate::rows::Rows;
 use crate::table::{Table, Words};
+use crate::weights::{Precision, Values};
 
 /// The numbers of an encoder's shape.
 #[derive(Clone, Copy, Debug, PartialEq)]

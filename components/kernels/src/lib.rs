@@ -52,6 +52,7 @@ mod simd;
 mod strided;
 mod table;
 mod tile;
+mod weights;
 
 #[cfg(target_arch = "x86_64")]
 mod avx2;
@@ -70,7 +71,7 @@ pub use encoder::{
     Texts, Variant,
 };
 pub use isa::{Isa, UnknownIsa};
-pub use matrix::{Matrix, Precision, Values};
+pub use matrix::Matrix;
 pub use modern::{ModernConfig, ModernEncoder, ModernLayerWeights};
 pub use peak::peak_operations;
 pub use product::Epilogue;
@@ -78,3 +79,4 @@ pub use quantized::{BLOCK, PANEL, QuantizedMatrix, QuantizedRows, WeightBlock, W
 pub use relative::{LayerDistances, Relative};
 pub use rows::Rows;
 pub use table::{Table, TableRows};
+pub use weights::{Precision, Values};

@@ -3,36 +3,7 @@
 use crate::aligned::Aligned;
 use crate::isa::{Isa, Layout};
 use crate::pack::pack;
-use crate::product::{Epilogue, Product};
-use crate::rows::Rows;
-
-/// The number format of products.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Precision {
-    /// f32 by f32.
-    F32,
-    /// bf16 by bf16, both rounded to nearest, with sums in f32. An instruction set without such a product multiplies the rounded
-    /// numbers in f32.
-    Bf16,
-    /// Activations in u8 with a scale and a zero point for each row, weights in i8 with a scale for each column, sums in i32.
-    Int8,
-}
-
-/// Weights as a file stores them.
-#[derive(Clone, Copy, Debug)]
-pub enum Values<'a> {
-    /// `[inner, columns]` by rows.
-    F32(&'a [f32]),
-    /// `[columns, inner]` by rows, as torch stores the weight of a linear layer.
-    F32Transposed(&'a [f32]),
-    /// `[inner, columns]` by rows, and the factor `[columns]` of each column.
-    I8 {
-        /// The integers.
-        values: &'a [i8],
-        /// The factors.
-        scales: &'a [f32],
-    },
-}
+use crate::weights::{Precision, Values, Weights};
 
 /// The largest inner dimension: with it a sum of u8 by i8 products stays below 2^31.
 pub(crate) const INNER_MAX: usize = 1 << 16;
@@ -47,26 +18,6 @@ pub struct Matrix {
     /// `[panels * layout.columns]`, zeros past the last column.
     pub(crate) bias: Aligned<f32>,
     pub(crate) weights: Weights,
-}
-
-/// The panels.
-#[derive(Debug)]
-pub(crate) enum Weights {
-    /// `[panel][inner][column]`
-    F32(Aligned<f32>),
-    /// `[panel][pair][column]`, the first of a pair in the low half of the word.
-    Bf16(Aligned<u32>),
-    /// `[panel][group][column][element of the group]`, and for each column its factor and the sum of its weights.
-    Int8 { values: Aligned<i8>, scales: Aligned<f32>, sums: Aligned<i32> },
-}
-
-impl Values<'_> {
-    fn len(&self) -> usize {
-        match self {
-            Self::F32(values) | Self::F32Transposed(values) => values.len(),
-            Self::I8 { values, .. } => values.len(),
-        }
-    }
 }
 
 impl Matrix {
@@ -91,16 +42,6 @@ impl Matrix {
         bias.iter_mut().zip(all).for_each(|(to, from)| *to = *from);
         let weights = pack(isa, precision, inner, parts);
         Self { isa, inner, columns, layout, bias, weights }
-    }
-
-    /// `out = epilogue(source · self + bias)`: `source` is `[rows, inner]`, `out` is `[rows, columns]`. A row of the result depends on
-    /// its row of `source` alone.
-    ///
-    /// # Panics
-    /// When `source` is not whole rows, or `out` does not have as many rows.
-    pub fn multiply(&self, source: &[f32], epilogue: Epilogue, out: &mut [f32], rows: &mut Rows) {
-        let activations = rows.lower(source, self);
-        Product { rows: source.len() / self.inner, activations, matrix: self, epilogue, out }.compute();
     }
 
     /// The dimension that a product sums over.

@@ -7,11 +7,12 @@ use crate::attention::Attention;
 use crate::encoder::{EncoderError, Linear, Norm, OwnedNorm, Scratch, Texts, check_linear, check_texts};
 use crate::isa::Isa;
 use crate::math::Activation;
-use crate::matrix::{INNER_MAX, Matrix, Precision};
+use crate::matrix::{INNER_MAX, Matrix};
 use crate::normalize::LayerNorm;
 use crate::product::Epilogue;
 use crate::relative::{ScoreTerm, Window};
 use crate::table::{Table, Words};
+use crate::weights::Precision;
 
 /// The numbers of a modern encoder's shape.
 #[derive(Clone, Copy, Debug, PartialEq)]

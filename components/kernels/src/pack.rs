@@ -2,8 +2,8 @@
 
 use crate::aligned::Aligned;
 use crate::isa::Isa;
-use crate::matrix::{Precision, Values, Weights};
 use crate::simd::{Kernel, LANES_MAX, Simd, bf16};
+use crate::weights::{Precision, Values, Weights};
 
 /// The widest panel of any instruction set.
 const WIDTH_MAX: usize = 2 * LANES_MAX;

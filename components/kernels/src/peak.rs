@@ -1,10 +1,10 @@
 //! The upper bound of the rate of products.
 
 use crate::isa::Isa;
-use crate::matrix::Precision;
 use crate::simd::{Kernel, Simd};
 use crate::strided::Strided;
 use crate::tile::{Brain, Float, Format, Integer, by_rows};
+use crate::weights::Precision;
 
 /// Steps of the tile: its operands stay in the first-level cache.
 const STEPS: usize = 64;

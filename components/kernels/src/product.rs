@@ -1,11 +1,12 @@
 //! The product of activations and packed weights.
 
 use crate::math::Activation;
-use crate::matrix::{Matrix, Weights};
-use crate::rows::{Activations, Block, Lowered, blocks};
+use crate::matrix::Matrix;
+use crate::rows::{Activations, Block, Lowered, Rows, blocks};
 use crate::simd::{Kernel, Simd, load_up_to, store_up_to};
 use crate::strided::Strided;
 use crate::tile::{Brain, Float, Format, Integer, by_rows};
+use crate::weights::Weights;
 
 /// How an element of a product, with its bias added, is written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -16,6 +17,18 @@ pub enum Epilogue {
     Add,
     /// Its activation replaces the old value.
     Activate(Activation),
+}
+
+impl Matrix {
+    /// `out = epilogue(source · self + bias)`: `source` is `[rows, inner]`, `out` is `[rows, columns]`. A row of the result depends on
+    /// its row of `source` alone.
+    ///
+    /// # Panics
+    /// When `source` is not whole rows, or `out` does not have as many rows.
+    pub fn multiply(&self, source: &[f32], epilogue: Epilogue, out: &mut [f32], rows: &mut Rows) {
+        let activations = rows.lower(source, self);
+        Product { rows: source.len() / self.inner(), activations, matrix: self, epilogue, out }.compute();
+    }
 }
 
 /// `out[row][column] = epilogue(rows · matrix + bias)`, `out` being `[rows, matrix.columns()]`.

@@ -4,9 +4,10 @@ use std::fmt;
 use std::ops::Range;
 
 use crate::isa::Isa;
-use crate::matrix::{Matrix, Precision, Values};
+use crate::matrix::Matrix;
 use crate::product::Epilogue;
 use crate::rows::Rows;
+use crate::weights::{Precision, Values};
 
 /// A term that is added to attention scores before the softmax.
 pub(crate) trait ScoreTerm {

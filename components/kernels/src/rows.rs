@@ -1,9 +1,10 @@
 //! Activations in the form that products read.
 
 use crate::aligned::Aligned;
-use crate::matrix::{Matrix, Precision};
+use crate::matrix::Matrix;
 use crate::simd::{Kernel, Simd, load_up_to};
 use crate::strided::Strided;
+use crate::weights::Precision;
 
 /// Scratch memory for activations `[rows, inner]` that are converted to the precision of a matrix. It grows to the size of the largest
 /// product. Products in f32 read the activations in place.

@@ -2,7 +2,7 @@
 //!
 //! Read in this order:
 //! - [`tokenizer`]: from texts to tokens and from tokens to bytes, with the vocabulary in the file of a model;
-//!   [`sentencepiece`]: the encoder for vocabularies with scores.
+//!   [`sentencepiece`]: the encoder for vocabularies with scores; [`vocabulary`]: which vocabularies are supported.
 //! - [`template`]: from chats to text, with the template of the model. Templates are untrusted code: they run with fuel
 //!   and bounds.
 //! - [`escape`]: users' text in a prompt never becomes a control token.
@@ -40,6 +40,7 @@ pub mod settings;
 pub mod template;
 pub mod tokenizer;
 pub mod tools;
+pub mod vocabulary;
 
 #[cfg(target_arch = "wasm32")]
 mod service;

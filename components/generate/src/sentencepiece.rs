@@ -5,7 +5,7 @@ use std::cmp::Ordering;
 use std::collections::{BinaryHeap, HashMap};
 
 use crate::bindings::weir::stream::lm::Tokenizer as Vocabulary;
-use crate::tokenizer::{TokenizerError, byte_token};
+use crate::vocabulary::{TokenizerError, byte_token};
 
 pub(crate) struct SentencePiece {
     tokens: HashMap<String, (u32, f32)>,

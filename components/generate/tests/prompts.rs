@@ -10,8 +10,9 @@ use weir_generate::bindings::weir::stream::types::WhenFull;
 use weir_generate::model::LanguageModel;
 use weir_generate::prepare::{Prepared, prepare};
 use weir_generate::settings::Settings;
-use weir_generate::tokenizer::{PRE_TOKENIZERS, Tokenizer, TokenizerError, byte_alphabet};
+use weir_generate::tokenizer::{Tokenizer, byte_alphabet};
 use weir_generate::types::{Chat, Prompt, Request, Sampling};
+use weir_generate::vocabulary::{PRE_TOKENIZERS, TokenizerError};
 
 const CHATML: &str = "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}{{ '<|im_start|>assistant\n' }}";
 /// A template like those of Gemma and Mistral: no system message, and roles must alternate.

@@ -5,8 +5,9 @@ use std::{borrow::Cow, cmp::Ordering};
 use serde_json::{Map, Number, Value};
 
 use super::{
-    Bounds, EvaluationError,
-    parse::{Comparison, Node, Operator},
+    bounds::Bounds,
+    error::EvaluationError,
+    tree::{Comparison, Node, Operator},
 };
 
 /// The memory cost of a value besides its text, in bytes.

@@ -3,7 +3,7 @@
 use serde_json::{Map, Value};
 use weir_core::pipelines::{Inputs, Json};
 
-use super::parse::Node;
+use super::tree::Node;
 
 /// What an expression is evaluated over.
 #[derive(Debug, Clone, Copy)]

@@ -16,6 +16,8 @@
 //! There are no loops other than those over the items of arrays, and no recursion. An evaluation has a budget:
 //! [`Bounds`].
 
+mod bounds;
+mod error;
 mod evaluate;
 mod functions;
 mod input;
@@ -24,92 +26,26 @@ mod slices;
 #[cfg(test)]
 mod tests;
 mod text;
+mod tree;
 
 use std::borrow::Cow;
 
-use thiserror::Error;
 use weir_core::pipelines::Json;
 
 use evaluate::Evaluation;
 use input::Place;
-use parse::Node;
 use slices::Slices;
 use text::{Reader, Writer};
+use tree::Node;
 
+pub use bounds::{Bounds, DEPTH_MAX, EXPRESSION_BYTES_MAX, OUTPUT_DEPTH_MAX};
+pub use error::{EvaluationError, ParseError};
 pub use input::Input;
-
-/// Longest expression, in bytes.
-pub const EXPRESSION_BYTES_MAX: usize = 8192;
-/// Deepest nesting of an expression.
-pub const DEPTH_MAX: usize = 48;
-/// Deepest nesting of a result. The codec crate parses JSON of this depth, so a result can be the input of another
-/// step.
-pub const OUTPUT_DEPTH_MAX: usize = 100;
 
 /// A parsed expression.
 #[derive(Debug, Clone)]
 pub struct Expression {
     root: Node,
-}
-
-/// The bounds of an evaluation.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Bounds {
-    /// Most steps: nodes visited, and values created or compared.
-    pub steps_max: u64,
-    /// Most bytes of all values that are created during the evaluation, by an estimate.
-    pub memory_bytes_max: usize,
-    /// Most bytes of the result as JSON.
-    pub output_bytes_max: usize,
-}
-
-impl Default for Bounds {
-    fn default() -> Self {
-        Self { steps_max: 1_000_000, memory_bytes_max: 16 << 20, output_bytes_max: 1 << 20 }
-    }
-}
-
-/// Why a text is not an expression.
-#[derive(Debug, Clone, PartialEq, Eq, Error)]
-#[error("{message} at byte {at}")]
-pub struct ParseError {
-    /// The error, without its position.
-    pub message: String,
-    /// The position in bytes, from 1.
-    pub at: usize,
-}
-
-/// Why an evaluation has no result. A retry does not help.
-#[derive(Debug, Clone, PartialEq, Eq, Error)]
-pub enum EvaluationError {
-    /// The input is not JSON.
-    #[error("the input is not JSON")]
-    Input,
-    /// The evaluation exceeds [`Bounds::steps_max`].
-    #[error("the expression takes more than {0} steps")]
-    Steps(u64),
-    /// The evaluation exceeds [`Bounds::memory_bytes_max`].
-    #[error("the expression makes values of more than {0} bytes")]
-    Memory(usize),
-    /// The result exceeds [`Bounds::output_bytes_max`].
-    #[error("the result has more than {0} bytes")]
-    OutputBytes(usize),
-    /// The result is nested deeper than [`OUTPUT_DEPTH_MAX`].
-    #[error("the result is nested deeper than {OUTPUT_DEPTH_MAX} levels")]
-    OutputDepth,
-    /// A value has a type that the operator or function does not accept.
-    #[error("{operation} takes {expected}, not {actual}")]
-    Type {
-        /// The operator or function.
-        operation: &'static str,
-        /// The accepted types.
-        expected: &'static str,
-        /// The type of the value.
-        actual: &'static str,
-    },
-    /// The result of an operation is not a number, such as that of a division by zero.
-    #[error("the result of {0} is no number")]
-    NotANumber(&'static str),
 }
 
 impl Expression {

@@ -2,61 +2,11 @@
 
 use serde_json::Value;
 
-use super::{DEPTH_MAX, EXPRESSION_BYTES_MAX, ParseError, functions::Function};
-
-/// A node of the tree.
-#[derive(Debug, Clone)]
-pub(super) enum Node {
-    /// `@`
-    Current,
-    /// `name`
-    Field(String),
-    /// `[n]`
-    Index(i64),
-    /// A literal.
-    Literal(Value),
-    /// `a.b`, `a[0]`, `a | b`: the right node over the value of the left one.
-    Then(Box<Node>, Box<Node>),
-    /// `a[*].b`, `a[?p].b`, `a[].b`: the right node over each item of the left value.
-    Project { left: Box<Node>, flatten: bool, filter: Option<Box<Node>>, right: Box<Node> },
-    /// `[a, b]`
-    List(Vec<Node>),
-    /// `{x: a}`
-    Object(Vec<(String, Node)>),
-    /// `a || b`
-    Or(Box<Node>, Box<Node>),
-    /// `a && b`
-    And(Box<Node>, Box<Node>),
-    /// `!a`
-    Not(Box<Node>),
-    /// `a < b`
-    Compare(Comparison, Box<Node>, Box<Node>),
-    /// `a + b`
-    Arithmetic(Operator, Box<Node>, Box<Node>),
-    /// `f(a, b)`
-    Call(Function, Vec<Node>),
-    /// `map(&a, b)`
-    Map(Box<Node>, Box<Node>),
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Comparison {
-    Equal,
-    NotEqual,
-    Less,
-    LessOrEqual,
-    Greater,
-    GreaterOrEqual,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Operator {
-    Add,
-    Subtract,
-    Multiply,
-    Divide,
-    Modulo,
-}
+use super::{
+    bounds::{DEPTH_MAX, EXPRESSION_BYTES_MAX},
+    error::ParseError,
+    tree::{Comparison, Function, Node, Operator},
+};
 
 #[derive(Debug, Clone, PartialEq)]
 enum Token {

@@ -9,11 +9,11 @@ use std::{borrow::Cow, pin::Pin};
 use serde_json::{Map, Value, map};
 
 use super::{
-    EvaluationError,
+    error::EvaluationError,
     evaluate::{Evaluation, compute, is_equal, is_true, measure, wrong_type},
-    functions::{Function, compare_sorted, object},
-    parse::{Comparison, Node},
+    functions::{compare_sorted, object},
     text::{Reader, Writer},
+    tree::{Comparison, Function, Node},
 };
 
 /// Steps after which a slice ends.

@@ -4,7 +4,10 @@
 
 use serde_json::{Map, Value, map};
 
-use super::{Bounds, EvaluationError, OUTPUT_DEPTH_MAX};
+use super::{
+    bounds::{Bounds, OUTPUT_DEPTH_MAX},
+    error::EvaluationError,
+};
 
 /// Deepest nesting of a text that is read, the same as that of serde_json.
 const DEPTH_MAX: usize = 127;

@@ -323,12 +323,9 @@ impl Hub {
         }
     }
 
-    /// Adds a subscriber that has seen everything up to `after`. None when the channel is not in memory any more.
-    pub(crate) fn subscribe(
-        self: &Arc<Self>,
-        channel: &Arc<Channel>,
-        after: Cursor,
-    ) -> Result<Option<crate::Subscription>, Error> {
+    /// Adds a subscriber that has seen everything up to `after` to a channel, and returns its slot. None when the channel is not in
+    /// memory any more.
+    pub(crate) fn add_subscriber(&self, channel: &Channel, after: Cursor) -> Result<Option<usize>, Error> {
         let mut state = channel.lock();
         if state.is_removed {
             return Ok(None);
@@ -338,11 +335,10 @@ impl Hub {
             return Err(Error::unavailable("too many subscribers", 1_000));
         }
         let subscriber = Subscriber::new(after, self.outbox_bytes_max, &state.log);
-        let slot = state.add_subscriber(Slot { subscriber, waker: None });
-        Ok(Some(crate::Subscription::new(Arc::clone(self), Arc::clone(channel), slot)))
+        Ok(Some(state.add_subscriber(Slot { subscriber, waker: None })))
     }
 
-    pub(crate) fn unsubscribe(&self, channel: &Channel, slot: usize) {
+    pub(crate) fn remove_subscriber(&self, channel: &Channel, slot: usize) {
         self.counters.subscribers.fetch_sub(1, Ordering::Relaxed);
         let mut state = channel.lock();
         state.remove_subscriber(slot);

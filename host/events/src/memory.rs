@@ -66,7 +66,7 @@ impl Memory {
         loop {
             let channel = self.hub.insert(name, user, || self.empty(name))?;
             channel.lock().log.expire(self.clock.now_ms());
-            if let Some(subscription) = self.hub.subscribe(&channel, after)? {
+            if let Some(subscription) = Subscription::open(&self.hub, &channel, after)? {
                 return Ok(subscription);
             }
         }

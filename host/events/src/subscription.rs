@@ -8,6 +8,7 @@ use std::task::{Context, Poll};
 use futures::Stream;
 use weir_core::channels::{ChannelName, CloseReason, Cursor, Delivery};
 
+use crate::error::Error;
 use crate::hub::{Channel, Hub, State};
 
 /// A reader that follows a channel: the retained events after its cursor, then live events.
@@ -22,8 +23,10 @@ pub struct Subscription {
 }
 
 impl Subscription {
-    pub(crate) fn new(hub: Arc<Hub>, channel: Arc<Channel>, slot: usize) -> Self {
-        Self { hub, channel, slot }
+    /// Follows a channel after a cursor. None when the channel is not in memory any more.
+    pub(crate) fn open(hub: &Arc<Hub>, channel: &Arc<Channel>, after: Cursor) -> Result<Option<Self>, Error> {
+        let slot = hub.add_subscriber(channel, after)?;
+        Ok(slot.map(|slot| Self { hub: Arc::clone(hub), channel: Arc::clone(channel), slot }))
     }
 
     /// The channel that it follows.
@@ -121,6 +124,6 @@ impl Stream for Subscription {
 
 impl Drop for Subscription {
     fn drop(&mut self) {
-        self.hub.unsubscribe(&self.channel, self.slot);
+        self.hub.remove_subscriber(&self.channel, self.slot);
     }
 }

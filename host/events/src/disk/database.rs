@@ -9,10 +9,13 @@ use weir_core::channels::{ChannelName, Cursor, Entry, Log, eviction_order};
 
 use crate::clock::Clock;
 use crate::config::EventsConfig;
+use crate::disk::record;
 use crate::disk::storage::Opener;
 use crate::disk::tables::{self, Change, ChannelMeta, ChannelMetas, EVENTS, FileContent, VALUES};
-use crate::disk::{RETRY_AFTER_MS, record};
 use crate::error::{Error, OpenError, lock};
+
+/// When a publisher should retry after the file could not be written.
+pub(crate) const RETRY_AFTER_MS: u64 = 1_000;
 
 #[derive(Debug)]
 pub(crate) struct Database {
@@ -209,7 +212,7 @@ impl Database {
     /// The value under a key, if there is one that has not expired.
     pub(crate) fn value(&self, key: &ChannelName) -> Result<Option<Vec<u8>>, Error> {
         let (file, _) = self.settled(key)?;
-        let Some(file) = file.as_ref() else { return Err(super::closed()) };
+        let Some(file) = file.as_ref() else { return Err(closed()) };
         let read = || -> Result<_, redb::Error> {
             let values = file.begin_read()?.open_table(VALUES)?;
             let row = values.get(key.as_str())?;
@@ -360,7 +363,7 @@ impl Database {
         let file = self.reading();
         let index = lock(&self.index);
         if file.is_none() || index.unsettled.contains(name.as_str()) {
-            return Err(super::closed());
+            return Err(closed());
         }
         Ok((file, index.channels.get(name).filter(|_| !index.removals.contains(name)).cloned()))
     }
@@ -376,4 +379,8 @@ impl Database {
 
 fn unreadable(error: &redb::Error) -> Error {
     Error::unavailable(format!("the channel store cannot be read: {error}"), RETRY_AFTER_MS)
+}
+
+pub(crate) fn closed() -> Error {
+    Error::unavailable("the channel store is closed", RETRY_AFTER_MS)
 }

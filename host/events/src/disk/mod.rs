@@ -27,7 +27,7 @@ use crate::backend::{Health, Usage, WriteContext};
 use crate::claims::{ClaimEnd, Claims};
 use crate::clock::Clock;
 use crate::config::{EventsConfig, StoreKind};
-use crate::disk::database::Database;
+use crate::disk::database::{Database, closed};
 use crate::disk::storage::Opener;
 use crate::disk::tables::{ChannelMeta, Put};
 use crate::disk::values::StoredValues;
@@ -36,9 +36,6 @@ use crate::error::{Error, OpenError, lock};
 use crate::hub::{Channel, Hub, State};
 use crate::lease::{Acquisition, LocalLeases};
 use crate::subscription::Subscription;
-
-/// When a publisher should retry after the file could not be written.
-pub(crate) const RETRY_AFTER_MS: u64 = 1_000;
 
 #[derive(Debug)]
 pub(crate) struct Disk {
@@ -142,7 +139,7 @@ impl Disk {
         loop {
             let channel = self.channel(name, user).await?;
             channel.lock().log.expire(self.clock.now_ms());
-            if let Some(subscription) = self.hub.subscribe(&channel, after)? {
+            if let Some(subscription) = Subscription::open(&self.hub, &channel, after)? {
                 return Ok(subscription);
             }
         }
@@ -297,8 +294,4 @@ impl Disk {
         state.user = user;
         Ok(Some(state))
     }
-}
-
-pub(crate) fn closed() -> Error {
-    Error::unavailable("the channel store is closed", RETRY_AFTER_MS)
 }

@@ -10,8 +10,8 @@ use redis::{Cmd, RedisError};
 
 use crate::error::Error;
 use crate::hub::{Channel, wake};
-use crate::redis::Shared;
 use crate::redis::link::ServerConnection;
+use crate::redis::shared::Shared;
 use crate::redis::stream::event;
 
 /// The most entries of one stream in one reply.

@@ -6,70 +6,18 @@
 
 mod chunk;
 mod head;
+mod job;
 mod layer;
+mod state;
 mod workspace;
 
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError, RwLock};
-
-use weir_kernels::CachePages;
-
-use crate::engine::{Cancel, Sample};
-use crate::forward::chunk::Chunk;
+pub(crate) use crate::forward::job::{Job, JobSample};
 use crate::forward::layer::Pass;
+pub(crate) use crate::forward::state::Forward;
 pub(crate) use crate::forward::workspace::Workspace;
-use crate::model::Model;
-use crate::sampling::{Outcome, Sampler};
 use crate::team::{Member, TeamFailure};
 
-/// A sequence in a step.
-#[derive(Debug)]
-pub(crate) struct Job {
-    /// Tokens before the step.
-    pub(crate) first: usize,
-    /// All pages.
-    pub(crate) pages: Vec<u32>,
-    /// All tokens.
-    pub(crate) tokens: Vec<u32>,
-    pub(crate) sample: Option<JobSample>,
-}
-
-/// How a token is sampled after the last one of a job.
-#[derive(Debug)]
-pub(crate) struct JobSample {
-    pub(crate) sample: Sample,
-    /// Tokens before the first one that was sampled.
-    pub(crate) prompt: usize,
-    pub(crate) sampler: Arc<Sampler>,
-}
-
-/// A forward pass over several jobs.
-#[derive(Debug)]
-pub(crate) struct Forward {
-    model: Arc<Model>,
-    cache: Arc<Vec<RwLock<CachePages>>>,
-    workspace: Arc<Workspace>,
-    jobs: Vec<Job>,
-    chunks: Vec<Chunk>,
-    cancel: Cancel,
-    is_cancelled: AtomicBool,
-    /// By job.
-    outcomes: Mutex<Vec<Option<Outcome>>>,
-}
-
 impl Forward {
-    pub(crate) fn new(
-        model: Arc<Model>,
-        cache: Arc<Vec<RwLock<CachePages>>>,
-        workspace: Arc<Workspace>,
-        jobs: Vec<Job>,
-        cancel: Cancel,
-    ) -> Self {
-        let chunks = Chunk::split(&model, &jobs, workspace.threads());
-        let outcomes = Mutex::new(jobs.iter().map(|_| None).collect());
-        Self { model, cache, workspace, jobs, chunks, cancel, is_cancelled: AtomicBool::new(false), outcomes }
-    }
-
     /// Computes this thread's part of every phase.
     pub(crate) fn compute(&self, member: &Member<'_>) -> Result<(), TeamFailure> {
         let mut local = self.workspace.local(member.index);
@@ -85,14 +33,5 @@ impl Forward {
             pass.sample()?;
         }
         Ok(())
-    }
-
-    /// The sampled tokens, in the order of the jobs that have a sample; `None` if the pass was cancelled.
-    pub(crate) fn outcomes(&self) -> Option<Vec<Outcome>> {
-        if self.is_cancelled.load(Ordering::Acquire) {
-            return None;
-        }
-        let mut outcomes = self.outcomes.lock().unwrap_or_else(PoisonError::into_inner);
-        Some(outcomes.iter_mut().filter_map(Option::take).collect())
     }
 }

@@ -20,12 +20,14 @@ mod forward;
 pub mod gguf;
 pub mod model;
 mod sampling;
+mod step;
 mod team;
 
 pub use cache::SequenceError;
-pub use engine::{Cancel, Engine, EngineConfig, EngineError, Row, Sample, Sampled, StepError};
+pub use engine::{Engine, EngineConfig, EngineError};
 pub use model::{LoadError, Model, Tokenizer, TokenizerKind};
 pub use sampling::{Sampler, SamplerError};
+pub use step::{Cancel, Row, Sample, Sampled, StepError};
 
 /// Tokens of a page of the cache.
 pub const PAGE_TOKENS: u32 = weir_kernels::PAGE_TOKENS as u32;

@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use super::Job;
+use super::job::Job;
 use crate::model::Model;
 use crate::team::share;
 

@@ -5,8 +5,8 @@ use std::sync::atomic::Ordering;
 
 use weir_kernels::{Isa, PANEL, PagedAttention, QuantizedMatrix, gated_silu, rms_norm, rotate};
 
-use super::Forward;
 use super::chunk::Chunk;
+use super::state::Forward;
 use super::workspace::{Layout, Local, Workspace};
 use crate::model::{LayerWeights, Model, Parameters};
 use crate::team::{Member, TeamFailure};

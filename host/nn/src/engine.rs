@@ -8,8 +8,8 @@ use std::sync::Arc;
 
 use weir_core::nearest::suggestion;
 
+use crate::config::RegistryConfig;
 use crate::error::{LoadError, NnError};
-use crate::registry::RegistryConfig;
 use crate::tensor::Tensor;
 use crate::wording::quoted;
 
@@ -296,6 +296,15 @@ impl fmt::Display for TensorInfo {
     }
 }
 
+/// The inputs and outputs of a loaded graph, in its order, and its size.
+#[derive(Debug)]
+pub(crate) struct GraphInfo {
+    pub(crate) inputs: Vec<TensorInfo>,
+    pub(crate) outputs: Vec<TensorInfo>,
+    /// The weights, in bytes as the graph stores them.
+    pub(crate) parameter_bytes: u64,
+}
+
 /// An engine that can load graphs.
 pub(crate) trait Backend: Send + Sync {
     /// Checks that the engine is available, before it loads a graph.
@@ -321,14 +330,8 @@ pub(crate) trait Backend: Send + Sync {
 
 /// A graph that an engine loaded: immutable, shared by every context.
 pub(crate) trait BackendGraph: Send + Sync {
-    /// The inputs, in the graph's order.
-    fn inputs(&self) -> &[TensorInfo];
-
-    /// The outputs, in the graph's order.
-    fn outputs(&self) -> &[TensorInfo];
-
-    /// The weights, in bytes as the graph stores them.
-    fn parameter_bytes(&self) -> u64;
+    /// Its inputs, outputs and size.
+    fn info(&self) -> &GraphInfo;
 
     /// Creates an execution context for one caller.
     ///
@@ -353,7 +356,7 @@ pub(crate) trait BackendGraph: Send + Sync {
 /// The execution context of one caller. After an error or a panic its state is unspecified, and the caller drops it.
 pub(crate) trait BackendContext: Send {
     /// Computes the outputs, in the graph's order, from the inputs in the graph's order. The inputs have been checked:
-    /// types, ranks, lengths and symbols agree with [`BackendGraph::inputs`].
+    /// types, ranks, lengths and symbols agree with the inputs of [`BackendGraph::info`].
     ///
     /// # Errors
     /// When the engine fails.

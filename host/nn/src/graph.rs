@@ -8,11 +8,11 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
 use crate::builtin::Builtin;
+use crate::config::RegistryConfig;
 use crate::engine::{Backend, BackendContext, BackendGraph, Dimension, Engine, GraphSource, Precision, TensorInfo};
 use crate::error::{LoadError, NnError};
 #[cfg(not(target_arch = "wasm32"))]
 use crate::onnxruntime::OnnxRuntime;
-use crate::registry::RegistryConfig;
 use crate::tensor::Tensor;
 #[cfg(not(target_arch = "wasm32"))]
 use crate::tract::Tract;
@@ -90,17 +90,17 @@ impl Graph {
 
     /// Its inputs, in the graph's order.
     pub fn inputs(&self) -> &[TensorInfo] {
-        self.backend.inputs()
+        &self.backend.info().inputs
     }
 
     /// Its outputs, in the graph's order.
     pub fn outputs(&self) -> &[TensorInfo] {
-        self.backend.outputs()
+        &self.backend.info().outputs
     }
 
     /// Its weights, in bytes as the graph stores them.
     pub fn parameter_bytes(&self) -> u64 {
-        self.backend.parameter_bytes()
+        self.backend.info().parameter_bytes
     }
 
     /// Waits until the plans that are being built in the background are ready. For benchmarks and tests.

@@ -28,6 +28,7 @@
 #![cfg_attr(target_arch = "wasm32", allow(dead_code, reason = "parts of the engines that a component does not have"))]
 
 mod builtin;
+mod config;
 mod engine;
 mod error;
 mod fit;
@@ -60,6 +61,7 @@ pub mod safetensors {
 #[path = "../tests/graphs/mod.rs"]
 mod graphs;
 
+pub use config::RegistryConfig;
 pub use engine::{
     Dimension, ElementType, Engine, EngineChoice, Precision, PrecisionChoice, TensorInfo, UnknownEngine,
     UnknownPrecision,
@@ -70,7 +72,7 @@ pub use graph::{Context, Graph};
 pub use host::{ContextHandle, ErrorHandle, GraphAccess, GraphHandle, NnCtx, NnView, TensorHandle, add_to_linker};
 #[cfg(not(target_arch = "wasm32"))]
 pub use onnxruntime::library_folders;
-pub use registry::{Registry, RegistryConfig};
+pub use registry::Registry;
 pub use selection::Selection;
 pub use tensor::{Tensor, TensorType};
 pub use weir_kernels::{Isa, UnknownIsa};

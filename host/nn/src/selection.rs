@@ -5,9 +5,9 @@ use std::path::{Path, PathBuf};
 use weir_kernels::Isa;
 
 use crate::builtin::{self, SAFETENSORS, SAFETENSORS_INDEX};
+use crate::config::RegistryConfig;
 use crate::engine::{Engine, EngineChoice, Precision, PrecisionChoice};
 use crate::error::LoadError;
-use crate::registry::RegistryConfig;
 
 /// The graph of texts end to end, beside `model.onnx`.
 const PACKED: &str = "model_packed.onnx";

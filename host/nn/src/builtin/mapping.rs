@@ -7,7 +7,10 @@ use std::sync::Arc;
 use half::{bf16, f16};
 use weir_kernels::TableRows;
 
-pub(crate) use super::file::Mapping;
+#[cfg(target_arch = "wasm32")]
+pub(crate) use super::file_in_memory::Mapping;
+#[cfg(not(target_arch = "wasm32"))]
+pub(crate) use super::mapped_file::Mapping;
 use super::safetensors::Dtype;
 
 /// Bytes of numbers.

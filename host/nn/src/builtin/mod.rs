@@ -3,11 +3,13 @@
 //! It loads `model_packed.onnx` graphs that [`recognize`] knows node by node, and `model.safetensors` files whose `config.json`
 //! names an architecture of [`hub`], or several such files with an index. Both take several texts end to end. A text's result has the same bits in every batch.
 
-#[cfg_attr(target_arch = "wasm32", path = "file_in_memory.rs")]
-#[cfg_attr(not(target_arch = "wasm32"), path = "mapped_file.rs")]
-mod file;
+#[cfg(target_arch = "wasm32")]
+mod file_in_memory;
 mod hub;
+#[cfg(not(target_arch = "wasm32"))]
+mod mapped_file;
 mod mapping;
+mod model;
 mod network;
 mod recognize;
 pub(crate) mod safetensors;
@@ -19,12 +21,13 @@ use std::sync::Arc;
 
 use weir_kernels::{Isa, Rows, Scratch, Texts};
 
-use crate::engine::{Backend, BackendContext, BackendGraph, GraphSource, Precision, TensorInfo};
+use crate::config::RegistryConfig;
+use crate::engine::{Backend, BackendContext, BackendGraph, GraphInfo, GraphSource, Precision, TensorInfo};
 use crate::error::{LoadError, NnError};
 use crate::fit::{TensorInteger as _, fitting};
-use crate::registry::RegistryConfig;
 use crate::structure;
 use crate::tensor::Tensor;
+use model::EncoderModel;
 use network::{AnyEncoder, Readout, RowSelection};
 use weights::GraphTensors;
 
@@ -89,9 +92,7 @@ fn load_onnx(
     let loaded = weights::load(&stored, &shape, isa, precision).map_err(unsupported)?;
     stored.release();
     Ok(EncoderModel {
-        inputs: shape.inputs,
-        outputs: vec![shape.output],
-        parameter_bytes: loaded.parameter_bytes,
+        info: GraphInfo { inputs: shape.inputs, outputs: vec![shape.output], parameter_bytes: loaded.parameter_bytes },
         encoder: AnyEncoder::Bert(Box::new(loaded.encoder)),
         readout: Readout {
             from: if shape.pooled { RowSelection::PoolInput } else { RowSelection::Tokens },
@@ -153,29 +154,11 @@ pub(crate) fn recognize(file: &Path, config: &RegistryConfig) -> Result<Recogniz
     })
 }
 
-struct EncoderModel {
-    inputs: Vec<TensorInfo>,
-    outputs: Vec<TensorInfo>,
-    parameter_bytes: u64,
-    encoder: AnyEncoder,
-    readout: Readout,
-    /// The index of the input with the token types; `None` when all are 0.
-    types_input: Option<usize>,
-}
-
 struct BuiltinGraph(Arc<EncoderModel>);
 
 impl BackendGraph for BuiltinGraph {
-    fn inputs(&self) -> &[TensorInfo] {
-        &self.0.inputs
-    }
-
-    fn outputs(&self) -> &[TensorInfo] {
-        &self.0.outputs
-    }
-
-    fn parameter_bytes(&self) -> u64 {
-        self.0.parameter_bytes
+    fn info(&self) -> &GraphInfo {
+        &self.0.info
     }
 
     fn context(&self) -> Result<Box<dyn BackendContext>, NnError> {
@@ -245,8 +228,8 @@ impl Batch {
 
 impl BackendContext for BuiltinContext {
     fn compute(&mut self, inputs: &[Tensor]) -> Result<Vec<Tensor>, NnError> {
-        let EncoderModel { inputs: infos, encoder, readout, types_input, .. } = &*self.graph;
-        let batch = Batch::read(infos, *types_input, inputs)?;
+        let EncoderModel { info, encoder, readout, types_input } = &*self.graph;
+        let batch = Batch::read(&info.inputs, *types_input, inputs)?;
         let texts = Texts { ids: &batch.ids, types: &batch.types, lengths: &batch.lengths };
         let states = encoder.states(texts, &mut self.scratch).map_err(|error| NnError::invalid(error.to_string()))?;
         let hidden = encoder.hidden();

@@ -7,9 +7,10 @@ use std::time::Instant;
 
 use super::{ModelDir, ModelError, Task};
 use crate::builtin::safetensors_file;
+use crate::config::RegistryConfig;
 use crate::engine::{Dimension, EngineChoice, PrecisionChoice, TensorInfo};
 use crate::graph::Graph;
-use crate::registry::{Registry, RegistryConfig};
+use crate::registry::Registry;
 use crate::selection::Selection;
 use crate::tensor::{Tensor, TensorType};
 use crate::wording::{listed, quoted};

@@ -14,9 +14,9 @@ use prost::Message;
 use tract_onnx::pb::tensor_proto::{DataLocation, DataType};
 use tract_onnx::pb::{GraphProto, ModelProto, NodeProto, SparseTensorProto, TensorProto, ValueInfoProto, type_proto};
 
+use crate::config::RegistryConfig;
 use crate::engine::GraphSource;
 use crate::error::LoadError;
-use crate::registry::RegistryConfig;
 use crate::structure::{External, read_file};
 use crate::wording::quoted;
 

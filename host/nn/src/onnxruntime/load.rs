@@ -15,14 +15,21 @@ use prost::Message;
 use tract_onnx::pb::tensor_proto::DataLocation;
 use tract_onnx::pb::{GraphProto, StringStringEntryProto, ValueInfoProto, type_proto};
 
+use super::element::element;
 use super::value::Runner;
-use super::{LoadedGraph, convert};
-use crate::engine::{Dimension, ElementType, GraphSource, TensorInfo};
+use crate::config::RegistryConfig;
+use crate::engine::{Dimension, ElementType, GraphInfo, GraphSource, TensorInfo};
 use crate::error::{LoadError, one_line};
 use crate::onnx;
-use crate::registry::RegistryConfig;
 use crate::tensor::TensorType;
 use crate::wording::quoted;
+
+/// A loaded graph.
+pub(super) struct LoadedGraph {
+    pub(super) info: GraphInfo,
+    pub(super) tensor_bytes_max: usize,
+    pub(super) runner: Runner,
+}
 
 /// The name of the file in memory with the weights.
 const WEIGHTS: &str = "weights";
@@ -60,7 +67,7 @@ pub(super) fn load(
         let ValueType::Tensor { ty, shape, dimension_symbols } = outlet.dtype() else {
             return Err(unsupported(format!("{what} {name} is no tensor", name = quoted(&name))));
         };
-        let element = match convert::element(*ty) {
+        let element = match element(*ty) {
             Some(ElementType::Wit(TensorType::Fp32)) if is_bf16 => ElementType::Wit(TensorType::Bf16),
             Some(element) => element,
             None => {
@@ -84,9 +91,7 @@ pub(super) fn load(
     let outputs = session.outputs().iter().map(|o| describe(o, "output", parsed.output_bf16.contains(o.name())));
     let outputs = outputs.collect::<Result<_, _>>()?;
     Ok(LoadedGraph {
-        inputs,
-        outputs,
-        parameter_bytes: parsed.parameter_bytes,
+        info: GraphInfo { inputs, outputs, parameter_bytes: parsed.parameter_bytes },
         tensor_bytes_max: config.tensor_bytes_max,
         runner: Runner::new(session).map_err(|reason| LoadError::Broken { origin, reason })?,
     })

@@ -8,18 +8,21 @@
 //! once.
 
 mod convert;
+mod element;
 mod library;
 mod load;
 mod value;
 
 use std::sync::Arc;
 
-use crate::engine::{Backend, BackendContext, BackendGraph, GraphSource, Precision, TensorInfo};
+use crate::config::RegistryConfig;
+use crate::engine::{Backend, BackendContext, BackendGraph, GraphInfo, GraphSource, Precision};
 use crate::error::{LoadError, NnError};
-use crate::registry::RegistryConfig;
 use crate::tensor::Tensor;
 use crate::wording::quoted;
-use value::{Runner, Value};
+use element::native;
+use load::LoadedGraph;
+use value::Value;
 
 pub(crate) use library::{best_in, probe};
 
@@ -45,28 +48,11 @@ impl Backend for OnnxRuntime {
     }
 }
 
-/// A loaded graph.
-struct LoadedGraph {
-    inputs: Vec<TensorInfo>,
-    outputs: Vec<TensorInfo>,
-    parameter_bytes: u64,
-    tensor_bytes_max: usize,
-    runner: Runner,
-}
-
 struct SharedGraph(Arc<LoadedGraph>);
 
 impl BackendGraph for SharedGraph {
-    fn inputs(&self) -> &[TensorInfo] {
-        &self.0.inputs
-    }
-
-    fn outputs(&self) -> &[TensorInfo] {
-        &self.0.outputs
-    }
-
-    fn parameter_bytes(&self) -> u64 {
-        self.0.parameter_bytes
+    fn info(&self) -> &GraphInfo {
+        &self.0.info
     }
 
     fn context(&self) -> Result<Box<dyn BackendContext>, NnError> {
@@ -79,15 +65,15 @@ struct OnnxRuntimeContext(Arc<LoadedGraph>);
 impl BackendContext for OnnxRuntimeContext {
     fn compute(&mut self, inputs: &[Tensor]) -> Result<Vec<Tensor>, NnError> {
         let graph = &*self.0;
-        let data = graph.inputs.iter().zip(inputs).map(|(info, tensor)| convert::to_native(info, tensor));
+        let data = graph.info.inputs.iter().zip(inputs).map(|(info, tensor)| convert::to_native(info, tensor));
         let data = data.collect::<Result<Vec<_>, NnError>>()?;
-        let values = graph.inputs.iter().zip(inputs).zip(&data).map(|((info, tensor), data)| {
-            let value = Value::borrowing(convert::native(info.element), &tensor.dimensions, data);
+        let values = graph.info.inputs.iter().zip(inputs).zip(&data).map(|((info, tensor), data)| {
+            let value = Value::borrowing(native(info.element), &tensor.dimensions, data);
             value.map_err(|e| NnError::runtime(format!("input {} cannot be passed on: {e}", quoted(&info.name))))
         });
         let values = values.collect::<Result<Vec<_>, NnError>>()?;
         let outputs = graph.runner.run(&values).map_err(NnError::runtime)?;
-        let infos = graph.outputs.iter();
+        let infos = graph.info.outputs.iter();
         infos.zip(&outputs).map(|(info, value)| convert::from_native(info, value, graph.tensor_bytes_max)).collect()
     }
 }

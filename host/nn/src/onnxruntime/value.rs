@@ -11,7 +11,7 @@ use ort::session::Session;
 use ort::sys;
 use ort::value::TensorElementType;
 
-use super::convert;
+use super::element::element as element_type;
 use crate::engine::ElementType;
 use crate::error::one_line;
 use crate::wording::{listed, quoted};
@@ -166,7 +166,7 @@ impl Output {
             return Err("it is no tensor".to_owned());
         }
         let (native, dimensions) = self.shape()?;
-        let element = convert::element(native);
+        let element = element_type(native);
         let count = dimensions.iter().try_fold(1usize, |n, d| n.checked_mul(usize::try_from(*d).ok()?));
         let bytes = count.and_then(|n| n.checked_mul(element.map_or(0, ElementType::size_bytes)));
         let bytes = bytes

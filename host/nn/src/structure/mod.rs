@@ -9,8 +9,8 @@ use std::path::{Component, Path};
 
 use prost::Message;
 
+use crate::config::RegistryConfig;
 use crate::error::LoadError;
-use crate::registry::RegistryConfig;
 use crate::wording::quoted;
 use proto::{ModelProto, TensorProto, tensor_proto};
 

@@ -12,6 +12,26 @@ use crate::wording::{listed, quoted};
 
 type TractTensor = tract_onnx::prelude::Tensor;
 
+/// The element type of a tract type; `None` when a guest can neither pass nor get it.
+pub(super) fn element_type(datum: DatumType) -> Option<ElementType> {
+    use TensorType as T;
+    Some(match datum {
+        DatumType::F16 => ElementType::Wit(T::Fp16),
+        DatumType::F32 => ElementType::Wit(T::Fp32),
+        DatumType::F64 => ElementType::Wit(T::Fp64),
+        DatumType::U8 => ElementType::Wit(T::U8),
+        DatumType::I32 => ElementType::Wit(T::I32),
+        DatumType::I64 | DatumType::TDim => ElementType::Wit(T::I64),
+        DatumType::Bool => ElementType::Bool,
+        DatumType::I8 => ElementType::I8,
+        DatumType::I16 => ElementType::I16,
+        DatumType::U16 => ElementType::U16,
+        DatumType::U32 => ElementType::U32,
+        DatumType::U64 => ElementType::U64,
+        _ => return None,
+    })
+}
+
 /// Converts a checked input to the engine's value.
 pub(super) fn to_tract(info: &TensorInfo, tensor: &Tensor) -> Result<TValue, NnError> {
     let shape: Vec<usize> = tensor.dimensions.iter().map(|d| *d as usize).collect();

@@ -7,12 +7,13 @@ use tract_onnx::prelude::*;
 use tract_onnx::tract_hir::infer::Factoid;
 use tract_onnx::tract_hir::internal::{DimLike, GenericFactoid};
 
+use super::convert::element_type;
+use super::error::chain;
 use super::share::PackedWeights;
-use super::{chain, element_type};
-use crate::engine::{Dimension, ElementType, GraphSource, TensorInfo};
+use crate::config::RegistryConfig;
+use crate::engine::{Dimension, ElementType, GraphInfo, GraphSource, TensorInfo};
 use crate::error::LoadError;
 use crate::onnx;
-use crate::registry::RegistryConfig;
 use crate::tensor::TensorType;
 use crate::wording::{case_name, quoted};
 
@@ -22,9 +23,7 @@ pub(super) struct LoadedModel {
     pub(super) typed: Arc<TypedModel>,
     /// The plan for every shape.
     pub(super) symbolic: Arc<TypedRunnableModel>,
-    pub(super) inputs: Vec<TensorInfo>,
-    pub(super) outputs: Vec<TensorInfo>,
-    pub(super) parameter_bytes: u64,
+    pub(super) info: GraphInfo,
     /// The packed weights that further plans can share.
     pub(super) weights: PackedWeights,
 }
@@ -73,7 +72,8 @@ pub(super) fn load(source: GraphSource<'_>, config: &RegistryConfig) -> Result<L
     let symbolic = TypedSimplePlan::new(optimized).map_err(|e| broken("cannot be planned", e))?;
     stopwatch.lap("plan");
     tracing::debug!(%origin, times = %stopwatch.laps, "graph prepared");
-    Ok(LoadedModel { typed: Arc::new(typed), symbolic, inputs, outputs, parameter_bytes, weights })
+    let info = GraphInfo { inputs, outputs, parameter_bytes };
+    Ok(LoadedModel { typed: Arc::new(typed), symbolic, info, weights })
 }
 
 /// Milliseconds per step, for the log.

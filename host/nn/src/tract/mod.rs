@@ -4,6 +4,7 @@
 //! plan for any shape, and fixed-shape plans, faster by a third, for frequent shapes. [`convert`] converts tensors.
 
 mod convert;
+mod error;
 mod load;
 mod plans;
 mod share;
@@ -12,10 +13,11 @@ use std::sync::Arc;
 
 use tract_onnx::prelude::*;
 
-use crate::engine::{Backend, BackendContext, BackendGraph, ElementType, GraphSource, Precision, TensorInfo};
-use crate::error::{LoadError, NnError, one_line};
-use crate::registry::RegistryConfig;
+use crate::config::RegistryConfig;
+use crate::engine::{Backend, BackendContext, BackendGraph, GraphInfo, GraphSource, Precision};
+use crate::error::{LoadError, NnError};
 use crate::tensor::Tensor;
+use error::chain;
 use plans::{Plans, States};
 
 /// The engine `tract`.
@@ -31,9 +33,7 @@ impl Backend for Tract {
         let loaded = load::load(source, config)?;
         let plans = Plans::new(loaded.typed, loaded.symbolic, loaded.weights, config);
         Ok(Arc::new(TractGraph(Arc::new(LoadedGraph {
-            inputs: loaded.inputs,
-            outputs: loaded.outputs,
-            parameter_bytes: loaded.parameter_bytes,
+            info: loaded.info,
             tensor_bytes_max: config.tensor_bytes_max,
             plans,
         }))))
@@ -41,9 +41,7 @@ impl Backend for Tract {
 }
 
 struct LoadedGraph {
-    inputs: Vec<TensorInfo>,
-    outputs: Vec<TensorInfo>,
-    parameter_bytes: u64,
+    info: GraphInfo,
     tensor_bytes_max: usize,
     plans: Arc<Plans>,
 }
@@ -51,16 +49,8 @@ struct LoadedGraph {
 struct TractGraph(Arc<LoadedGraph>);
 
 impl BackendGraph for TractGraph {
-    fn inputs(&self) -> &[TensorInfo] {
-        &self.0.inputs
-    }
-
-    fn outputs(&self) -> &[TensorInfo] {
-        &self.0.outputs
-    }
-
-    fn parameter_bytes(&self) -> u64 {
-        self.0.parameter_bytes
+    fn info(&self) -> &GraphInfo {
+        &self.0.info
     }
 
     fn context(&self) -> Result<Box<dyn BackendContext>, NnError> {
@@ -87,38 +77,13 @@ struct TractContext {
 
 impl BackendContext for TractContext {
     fn compute(&mut self, inputs: &[Tensor]) -> Result<Vec<Tensor>, NnError> {
-        let infos = &self.graph.inputs;
+        let infos = &self.graph.info.inputs;
         let values = infos.iter().zip(inputs).map(|(info, tensor)| convert::to_tract(info, tensor));
         let values = values.collect::<Result<TVec<TValue>, NnError>>()?;
         let state = self.states.for_inputs(&self.graph.plans, &values).map_err(|e| NnError::runtime(chain(&e)))?;
         let outputs = state.run(values).map_err(|e| NnError::runtime(chain(&e)))?;
-        let infos = &self.graph.outputs;
+        let infos = &self.graph.info.outputs;
         let bytes_max = self.graph.tensor_bytes_max;
         infos.iter().zip(outputs).map(|(info, value)| convert::from_tract(info, &value, bytes_max)).collect()
     }
-}
-
-/// The element type of a tract type; `None` when a guest can neither pass nor get it.
-fn element_type(datum: DatumType) -> Option<ElementType> {
-    use crate::tensor::TensorType as T;
-    Some(match datum {
-        DatumType::F16 => ElementType::Wit(T::Fp16),
-        DatumType::F32 => ElementType::Wit(T::Fp32),
-        DatumType::F64 => ElementType::Wit(T::Fp64),
-        DatumType::U8 => ElementType::Wit(T::U8),
-        DatumType::I32 => ElementType::Wit(T::I32),
-        DatumType::I64 | DatumType::TDim => ElementType::Wit(T::I64),
-        DatumType::Bool => ElementType::Bool,
-        DatumType::I8 => ElementType::I8,
-        DatumType::I16 => ElementType::I16,
-        DatumType::U16 => ElementType::U16,
-        DatumType::U32 => ElementType::U32,
-        DatumType::U64 => ElementType::U64,
-        _ => return None,
-    })
-}
-
-/// An error with its causes on one line of bounded length: tract prints whole nodes.
-fn chain(error: &TractError) -> String {
-    one_line(&error.chain().map(ToString::to_string).collect::<Vec<_>>().join(": "))
 }

@@ -10,8 +10,9 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use lru::LruCache;
 use tract_onnx::prelude::*;
 
+use super::error::chain;
 use super::share::PackedWeights;
-use crate::registry::RegistryConfig;
+use crate::config::RegistryConfig;
 
 /// The sizes of every axis of every input, in order.
 type Shape = Vec<usize>;
@@ -162,7 +163,7 @@ impl Plans {
                 }
                 failed => {
                     let reason = match failed {
-                        Ok(Err(error)) => super::chain(&error),
+                        Ok(Err(error)) => chain(&error),
                         _ => "a panic".to_owned(),
                     };
                     let sizes: Vec<String> = shape.iter().map(ToString::to_string).collect();

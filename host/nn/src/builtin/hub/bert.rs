@@ -6,10 +6,9 @@ use weir_kernels::{
     Variant,
 };
 
-use super::LAYERS_MAX;
 use super::deberta::{self, Deberta};
 use super::family::Family;
-use super::settings::Settings;
+use super::settings::{LAYERS_MAX, Settings};
 use super::tensors::Tensors;
 use crate::builtin::network::AnyEncoder;
 

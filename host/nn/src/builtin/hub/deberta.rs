@@ -5,8 +5,7 @@ use std::borrow::Cow;
 use serde_json::{Value, json};
 use weir_kernels::{Epilogue, Isa, Matrix, Precision, Rows, Values};
 
-use super::TOKENS_MAX;
-use super::settings::Settings;
+use super::settings::{Settings, TOKENS_MAX};
 use super::tensors::{OwnedLinear, Tensors};
 use crate::builtin::network::normalize;
 use crate::wording::quoted;

@@ -17,20 +17,15 @@ use std::path::Path;
 use serde_json::Value;
 use weir_kernels::{Isa, Precision};
 
-use super::EncoderModel;
+use super::model::EncoderModel;
 use super::network::{Readout, RowSelection};
-use crate::engine::{Dimension, ElementType, TensorInfo};
-use crate::registry::RegistryConfig;
+use crate::config::RegistryConfig;
+use crate::engine::{Dimension, ElementType, GraphInfo, TensorInfo};
 use crate::tensor::TensorType;
 use family::Family;
 use sentence::Modules;
 use settings::Settings;
 use tensors::Tensors;
-
-/// The most layers of a model.
-const LAYERS_MAX: usize = 1000;
-/// The longest text for which distances or positions are computed, in tokens; infer bounds texts by `max_position_embeddings`.
-const TOKENS_MAX: usize = 1 << 16;
 
 /// The task of a model, by the name of its architecture.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -154,9 +149,7 @@ pub(super) fn load(
     let output =
         TensorInfo { name: name.to_owned(), element: ElementType::Wit(TensorType::Fp32), dimensions: Some(dimensions) };
     Ok(EncoderModel {
-        inputs,
-        outputs: vec![output],
-        parameter_bytes: tensors.bytes(),
+        info: GraphInfo { inputs, outputs: vec![output], parameter_bytes: tensors.bytes() },
         encoder,
         readout,
         types_input: types.then_some(3),

@@ -4,9 +4,8 @@ use serde_json::{Value, json};
 use weir_kernels::{Isa, Linear, ModernConfig, ModernEncoder, ModernLayerWeights, Precision, Table, Values};
 
 use super::family::Family;
-use super::settings::Settings;
+use super::settings::{LAYERS_MAX, Settings, TOKENS_MAX};
 use super::tensors::{OwnedLinear, Tensors};
-use super::{LAYERS_MAX, TOKENS_MAX};
 use crate::builtin::network::AnyEncoder;
 
 /// The kind of attention of a layer.

@@ -10,6 +10,11 @@ use weir_kernels::Activation;
 use crate::builtin::network::HeadActivation;
 use crate::wording::{json_types, quoted};
 
+/// The most layers of a model.
+pub(super) const LAYERS_MAX: usize = 1000;
+/// The longest text for which distances or positions are computed, in tokens; infer bounds texts by `max_position_embeddings`.
+pub(super) const TOKENS_MAX: usize = 1 << 16;
+
 /// The longest of these files, in bytes.
 const BYTES_MAX: u64 = 16 << 20;
 

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::fs::File;
 use std::path::{Path, PathBuf};
 
-use super::{FILES_MAX, ModelSource, Progress, PullError, copy_bounded, disk, provenance};
+use super::source::{FILES_MAX, ModelSource, Progress, PullError, copy_bounded, disk, provenance};
 
 /// The most levels of subdirectories.
 const DEPTH_MAX: usize = 3;

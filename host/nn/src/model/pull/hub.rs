@@ -6,7 +6,7 @@ use std::path::Path;
 use hf_hub::api::sync::{ApiBuilder, ApiError, ApiRepo};
 use hf_hub::{Repo, RepoType};
 
-use super::{ModelSource, Progress, PullError, disk, provenance};
+use super::source::{ModelSource, Progress, PullError, disk, provenance};
 
 /// The default revision.
 const REVISION_DEFAULT: &str = "main";

@@ -2,7 +2,8 @@
 
 use std::path::{Path, PathBuf};
 
-use super::{MODEL_BYTES_MAX, Progress, PullError, copy_bounded, disk, is_inside, wheel};
+use super::source::{MODEL_BYTES_MAX, Progress, PullError, copy_bounded, disk, is_inside};
+use super::wheel;
 use crate::onnxruntime::{best_in, probe};
 
 /// The version that [`pull_onnxruntime`] fetches; the tests run with the same one.

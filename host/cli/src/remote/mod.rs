@@ -130,42 +130,9 @@ pub(crate) fn block_on<T>(future: impl Future<Output = anyhow::Result<T>>) -> an
     tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(future)
 }
 
-/// A sample of a text in the exposition format of Prometheus.
-#[derive(Debug, Clone, PartialEq, serde::Serialize)]
-struct Sample<'a> {
-    name: &'a str,
-    /// The labels with their values as they are written, without the braces.
-    #[serde(skip_serializing_if = "str::is_empty")]
-    labels: &'a str,
-    value: f64,
-}
-
-/// The samples of a text in the exposition format of Prometheus.
-fn samples(text: &str) -> impl Iterator<Item = Sample<'_>> {
-    text.lines().filter(|line| !line.starts_with('#')).filter_map(|line| {
-        let (series, value) = line.rsplit_once(' ')?;
-        let (name, labels) = series.split_once('{').unwrap_or((series, ""));
-        Some(Sample { name, labels: labels.trim_end_matches('}'), value: value.parse().ok()? })
-    })
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn samples_are_read_from_the_exposition_format() {
-        let text = "# HELP x y\n# TYPE x gauge\nweir_adapter_state{adapter=\"a\",state=\"running\"} 1\nweir_http_requests_open 3\n\nx NaN\n";
-        let samples: Vec<Sample<'_>> = samples(text).filter(|sample| !sample.value.is_nan()).collect();
-        let sample = |name, labels, value| Sample { name, labels, value };
-        assert_eq!(
-            samples,
-            [
-                sample("weir_adapter_state", "adapter=\"a\",state=\"running\"", 1.0),
-                sample("weir_http_requests_open", "", 3.0)
-            ]
-        );
-    }
 
     #[tokio::test]
     async fn address_that_is_invalid_or_has_no_server_is_refused_with_a_remedy() {

@@ -11,7 +11,7 @@ fn embed_components(names: &[&str]) {
     let dir = std::env::var_os("WEIR_EMBED_DIR").map(std::path::PathBuf::from);
     let mut code = String::from("/// The components that this program was built with.\n");
     // Each codegen unit that uses a constant would have a copy of its bytes.
-    code.push_str("static BUILTIN: weir_runtime::Builtin = weir_runtime::Builtin {\n");
+    code.push_str("pub(crate) static BUILTIN: weir_runtime::Builtin = weir_runtime::Builtin {\n");
     for name in COMPONENTS {
         let file = dir.as_ref().filter(|_| names.contains(&name)).map(|dir| dir.join(format!("{name}.cwasm")));
         if let Some(file) = &file {

@@ -10,6 +10,7 @@ use weir_config::{Config, Model};
 use weir_runtime::Runtime;
 use weir_runtime::types::ModelKind;
 
+use crate::builtin::BUILTIN;
 use crate::call::{self, Call, TextPair};
 use crate::convert::{self, TaskRequest};
 use crate::generate::{GenerateRequest, Generation};
@@ -47,7 +48,7 @@ impl Engine {
         }
         let start = || {
             let _context = threads.enter();
-            Runtime::start(&config, crate::BUILTIN)
+            Runtime::start(&config, BUILTIN)
         };
         let runtime = py.detach(start).map_err(|error| PyValueError::new_err(convert::chain(&error)))?;
         Ok(Self { runtime: Owned::new(Arc::new(runtime)) })

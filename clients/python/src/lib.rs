@@ -13,6 +13,7 @@
 //!   loop. The end of the interpreter therefore has nothing to wait for.
 //! - A thread of Python that waits for the engine releases the interpreter and looks for signals every 50 ms.
 
+mod builtin;
 mod call;
 mod convert;
 mod engine;
@@ -23,8 +24,6 @@ mod stream;
 mod transcript;
 
 use pyo3::prelude::*;
-
-include!(concat!(env!("OUT_DIR"), "/builtin.rs"));
 
 /// The engine of `weir_stream`.
 #[pymodule]

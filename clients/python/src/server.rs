@@ -12,6 +12,7 @@ use weir_config::{Config, Model};
 use weir_edge::{Listener, Observer};
 use weir_runtime::Runtime;
 
+use crate::builtin::BUILTIN;
 use crate::convert;
 use crate::process::{self, Owned};
 
@@ -44,7 +45,7 @@ impl Server {
             let listener = Listener::bind(&config.http.listen).await;
             let listener = listener.map_err(|error| PyOSError::new_err(convert::chain(&error)))?;
             let address = listener.address().to_string();
-            let runtime = Runtime::serve(&config, crate::BUILTIN).await;
+            let runtime = Runtime::serve(&config, BUILTIN).await;
             let runtime = runtime.map_err(|error| PyValueError::new_err(convert::chain(&error)))?;
             let runtime = Arc::new(runtime);
             let server = weir_edge::Server::new(&config, listener, runtime.clone(), observer);

@@ -16,8 +16,9 @@ use weir_runtime::inference::failure;
 use weir_runtime::types::Failure;
 
 use crate::arguments::Chat;
+use crate::builtin::BUILTIN;
 use crate::generation::{self, Generation, Part};
-use crate::{BUILTIN, logs};
+use crate::logs;
 
 const HELP: &str = "Ctrl-C cancels an answer, /new starts another chat, Ctrl-D ends the program";
 

@@ -2,6 +2,7 @@
 
 mod adapters;
 mod arguments;
+mod builtin;
 mod chat;
 mod examples;
 mod generation;
@@ -18,6 +19,7 @@ mod reference;
 mod remote;
 mod run;
 mod serve;
+mod setup;
 mod start_files;
 mod start_lines;
 mod stream;
@@ -31,8 +33,6 @@ use clap::{ArgMatches, CommandFactory, FromArgMatches};
 use serde_json::json;
 
 use crate::arguments::{Arguments, Command};
-
-include!(concat!(env!("OUT_DIR"), "/builtin.rs"));
 
 fn main() -> ExitCode {
     let parsed = Arguments::command().try_get_matches();
@@ -99,7 +99,7 @@ fn is_broken_pipe(error: &anyhow::Error) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use crate::builtin::BUILTIN;
 
     /// Bytes of a component that are compared.
     const SAMPLE_BYTES: usize = 4096;

@@ -5,23 +5,11 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::Context;
-use clap::{Args, CommandFactory};
+use clap::CommandFactory;
 use clap_mangen::Man;
 use serde_json::json;
 
-use crate::arguments::Arguments;
-
-/// `weir man`.
-#[derive(Debug, Args)]
-#[command(after_help = crate::examples::MAN)]
-pub(crate) struct ManPages {
-    /// Folder for the page of each command, `weir-COMMAND.1` [default: print the page of `weir`]
-    #[arg(value_name = "DIR")]
-    folder: Option<PathBuf>,
-    /// Print a JSON object for each page: its path, or its text
-    #[arg(long)]
-    json: bool,
-}
+use crate::arguments::{Arguments, ManPages};
 
 pub(crate) fn main(arguments: &ManPages) -> anyhow::Result<ExitCode> {
     // Without the subcommand `help`, which would have a page for each command.

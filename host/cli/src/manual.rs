@@ -5,7 +5,8 @@ use std::process::ExitCode;
 
 use serde_json::json;
 
-use crate::arguments::{Manual, Setup};
+use crate::arguments::Manual;
+use crate::setup::Setup;
 
 pub(crate) fn main(arguments: &Manual) -> anyhow::Result<ExitCode> {
     let mut out = std::io::stdout().lock();

@@ -1,5 +1,6 @@
 //! `weir models`: lists, checks and fetches models; fetches an engine.
 
+mod failure;
 mod language;
 mod precision;
 
@@ -14,7 +15,9 @@ use weir_core::wording::counted;
 use weir_nn::model::{self, Progress, Report};
 use weir_nn::{EngineChoice, Isa, RegistryConfig, Selection};
 
-use crate::arguments::{FetchedEngine, Models, ModelsCommand, beside_program};
+use crate::arguments::{FetchedEngine, Models, ModelsCommand};
+use crate::setup::beside_program;
+use failure::failed;
 
 pub(crate) fn main(arguments: &Models) -> anyhow::Result<ExitCode> {
     let root = arguments.models_dir.clone().or_else(beside_program);
@@ -148,17 +151,6 @@ fn check(
         }
     }
     Ok(code)
-}
-
-/// Writes why a model does not work.
-fn failed(out: &mut impl Write, dir: &Path, reason: &str, json: bool) -> std::io::Result<()> {
-    let folder = dir.display().to_string();
-    // The errors of a model name its folder too.
-    let reason = reason.strip_prefix(&format!("{folder}: ")).unwrap_or(reason);
-    match json {
-        true => writeln!(out, "{}", json!({ "folder": folder, "works": false, "error": reason })),
-        false => writeln!(out, "{folder}: {reason}"),
-    }
 }
 
 /// A model that works as JSON.

@@ -16,11 +16,13 @@ use weir_runtime::Runtime;
 use weir_runtime::types::{ModelInfo, ModelKind};
 
 use crate::adapters::RunningAdapters;
-use crate::arguments::{Serve, add_models, beside_program, set_adapters};
+use crate::arguments::{Serve, add_models, set_adapters};
+use crate::builtin::BUILTIN;
 use crate::generation::GET_LANGUAGE_MODEL;
+use crate::setup::beside_program;
 use crate::start_files::NewFiles;
 use crate::start_lines::StartLines;
-use crate::{BUILTIN, logs, telemetry};
+use crate::{logs, telemetry};
 
 pub(crate) fn main(arguments: &Serve) -> anyhow::Result<ExitCode> {
     let mut more = Vec::new();

@@ -14,10 +14,10 @@ use weir_config::{
     RedisSource, WebSocketSource,
 };
 
-use crate::arguments::Setup;
 use crate::logs::printable;
 use crate::numbers;
 use crate::remote::{block_on, seconds};
+use crate::setup::Setup;
 
 /// `weir test-connection`.
 #[derive(Debug, Args)]

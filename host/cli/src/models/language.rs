@@ -10,6 +10,8 @@ use serde_json::json;
 use weir_lm::{Cancel, Engine, EngineConfig, Model, Row, Sample, Sampler};
 use weir_nn::model::LANGUAGE_MODEL;
 
+use super::failure::failed;
+
 /// Whether a folder contains a language model.
 pub(super) fn is_folder(dir: &Path) -> bool {
     dir.join(LANGUAGE_MODEL).is_file()
@@ -61,7 +63,7 @@ pub(super) fn check(out: &mut impl Write, dir: &Path, json: bool) -> std::io::Re
             Ok(true)
         }
         Err(error) => {
-            super::failed(out, dir, &error, json)?;
+            failed(out, dir, &error, json)?;
             Ok(false)
         }
     }

@@ -18,7 +18,7 @@ use weir_runtime::types::{
     Aggregation, ClassifyOptions, EmbedOptions, Failure, Item, Outcome, Output, Overflow, Task, TokenOptions, WhenFull,
 };
 
-use crate::BUILTIN;
+use crate::builtin::BUILTIN;
 
 /// The most texts that are compared; further ones are ignored.
 const TEXTS_MAX: usize = 10_000;

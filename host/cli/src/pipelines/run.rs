@@ -5,12 +5,13 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::{Context, bail};
+use clap::Args;
 use http::Method;
 use serde_json::{Value, json};
 
-use super::{Run, TIMEOUT_S};
+use super::requests::{self, TIMEOUT_S};
 use crate::logs::printable;
-use crate::remote::Client;
+use crate::remote::{Client, ServerAddress};
 
 /// Most consecutive connections without an event.
 const ATTEMPTS_MAX: u32 = 10;
@@ -18,6 +19,33 @@ const ATTEMPTS_MAX: u32 = 10;
 const RETRY: Duration = Duration::from_secs(1);
 /// Longest line of an event, bytes.
 const LINE_BYTES_MAX: usize = 64 << 20;
+
+#[derive(Debug, Args)]
+pub(super) struct Run {
+    /// Name of the pipeline
+    #[arg(value_name = "NAME")]
+    name: String,
+    /// Input: JSON that begins with `{`, `[` or `"`, a file with JSON, or `-` for standard input
+    #[arg(long, value_name = "JSON|FILE|-", default_value = "{}")]
+    input: String,
+    /// Input: `{"text": TEXT}`
+    #[arg(long, value_name = "TEXT", conflicts_with = "input")]
+    text: Option<String>,
+    /// Print each event, and the output at the end
+    #[arg(long, conflicts_with = "detach")]
+    follow: bool,
+    /// Print the id of the execution, and do not wait for its end
+    #[arg(long)]
+    detach: bool,
+    /// The same key starts one execution
+    #[arg(long, value_name = "KEY")]
+    idempotency_key: Option<String>,
+    #[command(flatten)]
+    server: ServerAddress,
+    /// Print a JSON object for each event, and the whole execution at the end
+    #[arg(long)]
+    json: bool,
+}
 
 pub(super) async fn run(arguments: &Run) -> anyhow::Result<ExitCode> {
     let input = match &arguments.text {
@@ -28,7 +56,7 @@ pub(super) async fn run(arguments: &Run) -> anyhow::Result<ExitCode> {
     let key = arguments.idempotency_key.as_deref();
     let headers: Vec<(&str, &str)> = key.map(|key| ("idempotency-key", key)).into_iter().collect();
     let path = format!("/pipelines/{}", path_segment(&arguments.name));
-    let started = super::json(&client, &Method::POST, &path, &headers, Some(&input)).await?;
+    let started = requests::json(&client, &Method::POST, &path, &headers, Some(&input)).await?;
     let id = started["execution_id"].as_str().context("the response has no id of an execution")?;
     let mut out = std::io::stdout().lock();
     if arguments.detach {
@@ -48,7 +76,7 @@ pub(super) async fn run(arguments: &Run) -> anyhow::Result<ExitCode> {
         Ok(())
     };
     follow(&client, id, &mut show).await?;
-    let execution = super::json(&client, &Method::GET, &format!("/executions/{id}"), &[], None).await?;
+    let execution = requests::json(&client, &Method::GET, &format!("/executions/{id}"), &[], None).await?;
     let is_completed = execution["state"] == "completed";
     if arguments.json {
         writeln!(out, "{execution}")?;
@@ -97,7 +125,7 @@ async fn follow(client: &Client, id: &str, show: &mut impl FnMut(&Value) -> anyh
     loop {
         let mut headers = vec![("accept", "application/x-ndjson")];
         headers.extend(last_id.as_deref().map(|last_id| ("last-event-id", last_id)));
-        let mut response = match super::send(client, &Method::GET, &path, &headers, None).await {
+        let mut response = match requests::send(client, &Method::GET, &path, &headers, None).await {
             Ok(response) if response.status() == 204 => return Ok(()),
             Ok(response) => response,
             Err(_) if attempts < ATTEMPTS_MAX && last_id.is_some() => {

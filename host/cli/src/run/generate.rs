@@ -17,12 +17,15 @@ use weir_runtime::Runtime;
 use weir_runtime::inference::failure;
 use weir_runtime::types::{Failure, Output};
 
+use super::input::{Line, Reader};
+use super::model::{ModelTask, choose};
 use super::output::OutputLine;
 use super::progress::{Progress, ProgressForm};
-use super::{Line, ModelTask, Reader, Request};
+use super::request::Request;
 use crate::arguments::{Run, Task};
+use crate::builtin::BUILTIN;
 use crate::generation::{self, Generation};
-use crate::{BUILTIN, logs};
+use crate::logs;
 
 /// The most lines in progress: more than a model generates at once by default.
 const LINES_MAX: usize = 96;
@@ -42,7 +45,7 @@ pub(crate) fn main(arguments: &Run) -> anyhow::Result<ExitCode> {
     if is_summary {
         let name = arguments.model.as_deref().unwrap_or(ModelTask::Summary.bundled_model());
         let mut one = config.clone();
-        let name = super::choose(&mut one, name)?;
+        let name = choose(&mut one, name)?;
         models.extend(one.model.into_iter().map(|(name, model)| (name, model.path)));
         sentences = Some(name);
     }

@@ -3,31 +3,32 @@
 
 mod generate;
 mod input;
+mod model;
 mod output;
 pub(crate) mod progress;
+mod request;
 mod transcript;
 
 use std::collections::BTreeMap;
 use std::io::{BufWriter, Write};
-use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use anyhow::{Context, bail};
+use anyhow::Context;
 use tokio::sync::mpsc;
 use weir_codec::inference::output::Id;
 use weir_codec::inference::request::Input;
-use weir_runtime::types::{
-    self, ClassifyOptions, EmbedOptions, Failure, Item, ModelKind, Outcome, Overflow, SummaryOptions, TokenOptions,
-    WhenFull,
-};
+use weir_runtime::types::{Failure, Outcome};
 use weir_runtime::{CallSender, Outcomes, Runtime};
 
-use crate::arguments::{Aggregation, Run, SummaryMode, Task};
-use crate::{BUILTIN, logs};
+use crate::arguments::{Run, SummaryMode, Task};
+use crate::builtin::BUILTIN;
+use crate::logs;
 use input::{Line, Reader};
+use model::{ModelTask, check_kind, choose};
 use output::{Form, OutputLine};
 use progress::{Progress, ProgressForm};
+use request::Request;
 
 /// Most lines that were read and are not printed. Results arrive in any order and are printed in the order of the
 /// lines, so this bounds the waiting results.
@@ -36,9 +37,6 @@ const WINDOW_LINES: usize = 4096;
 const LIST_LINES_MAX: usize = 64;
 /// Most lists that wait between two tasks.
 const LISTS_MAX: usize = 16;
-
-/// The bounds of a summary, in tokens.
-const SUMMARY_TOKENS: std::ops::RangeInclusive<u32> = 30..=130;
 
 pub(crate) fn main(arguments: &Run) -> anyhow::Result<ExitCode> {
     if arguments.task == Task::Generate || arguments.mode == SummaryMode::Abstractive {
@@ -58,71 +56,6 @@ pub(crate) fn main(arguments: &Run) -> anyhow::Result<ExitCode> {
     let code = runtime.block_on(run(arguments, task, config, &model));
     runtime.shutdown_background();
     code
-}
-
-/// A task of a model.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum ModelTask {
-    Sentiment,
-    Entities,
-    Embed,
-    Summary,
-}
-
-impl ModelTask {
-    fn of(task: Task) -> Option<Self> {
-        match task {
-            Task::Sentiment => Some(Self::Sentiment),
-            Task::Entities => Some(Self::Entities),
-            Task::Embed => Some(Self::Embed),
-            Task::Summary => Some(Self::Summary),
-            Task::Transcript | Task::Generate => None,
-        }
-    }
-
-    /// The task of the HTTP interface whose lines have the same fields.
-    fn input_task(self) -> weir_codec::inference::task::Task {
-        match self {
-            Self::Sentiment => weir_codec::inference::task::Task::Classify,
-            Self::Entities => weir_codec::inference::task::Task::Tokens,
-            Self::Embed | Self::Summary => weir_codec::inference::task::Task::Embed,
-        }
-    }
-
-    /// The bundled model of the task.
-    fn bundled_model(self) -> &'static str {
-        match self {
-            Self::Sentiment => "sentiment",
-            Self::Entities => "entities",
-            Self::Embed | Self::Summary => "embeddings",
-        }
-    }
-}
-
-/// Reduces the configuration to one model: a configured one, one in the models folder, or a folder.
-fn choose(config: &mut weir_config::Config, name: &str) -> anyhow::Result<String> {
-    let beside = config.models.dir.join(name);
-    let configured = config.model.remove(name);
-    config.models.names.clear();
-    let model = match configured {
-        Some(model) => model,
-        None if !config.models.dir.as_os_str().is_empty() && !name.contains('/') && beside.is_dir() => {
-            weir_config::Model { path: beside, ..Default::default() }
-        }
-        None if PathBuf::from(name).is_dir() => weir_config::Model { path: name.into(), ..Default::default() },
-        None => bail!("no model `{name}`: not a folder, and not in {}", folder_text(&config.models.dir, name)),
-    };
-    let name = PathBuf::from(name).file_name().and_then(|n| n.to_str()).unwrap_or("model").to_string();
-    config.models.dir = PathBuf::new();
-    config.model = BTreeMap::from([(name.clone(), model)]);
-    Ok(name)
-}
-
-fn folder_text(dir: &std::path::Path, name: &str) -> String {
-    if dir.as_os_str().is_empty() {
-        return "any models folder (none was given or found): give one with --models-dir".into();
-    }
-    format!("{}, which has {}", dir.display(), crate::models::names_in(dir, name))
 }
 
 async fn run(arguments: &Run, task: ModelTask, config: weir_config::Config, model: &str) -> anyhow::Result<ExitCode> {
@@ -167,72 +100,6 @@ async fn run(arguments: &Run, task: ModelTask, config: weir_config::Config, mode
     anyhow::ensure!(read == printed_count, "lines that were read: {read}; lines with a result: {printed_count}");
     progress.finish(failed);
     Ok(if failed > 0 { ExitCode::FAILURE } else { ExitCode::SUCCESS })
-}
-
-/// Checks that the model is of the kind that the task needs.
-fn check_kind(task: ModelTask, model: &str, runtime: &Runtime) -> anyhow::Result<()> {
-    let kind = runtime.models().into_iter().find(|info| info.name == model).map(|info| info.kind);
-    let (needed, description) = match task {
-        ModelTask::Sentiment => (ModelKind::TextClassification, "text classification"),
-        ModelTask::Entities => (ModelKind::TokenClassification, "token classification"),
-        ModelTask::Embed | ModelTask::Summary => (ModelKind::FeatureExtraction, "sentence embeddings"),
-    };
-    if kind != Some(needed) {
-        bail!("model {model} is not for this task, which needs one for {description}");
-    }
-    Ok(())
-}
-
-/// The request for every line.
-struct Request {
-    model: String,
-    overflow: Overflow,
-    task: types::Task,
-}
-
-impl Request {
-    fn new(arguments: &Run, task: ModelTask, model: &str) -> Self {
-        let overflow_policy = if arguments.no_truncation { Overflow::Fail } else { Overflow::Truncate };
-        let (overflow, task) = match task {
-            ModelTask::Sentiment => (
-                overflow_policy,
-                types::Task::Classify(ClassifyOptions { top_k: Some(arguments.top_k.unwrap_or(1)), activation: None }),
-            ),
-            ModelTask::Entities => {
-                let aggregation = match arguments.aggregation {
-                    Aggregation::None => types::Aggregation::None,
-                    Aggregation::Simple => types::Aggregation::Simple,
-                    Aggregation::First => types::Aggregation::First,
-                    Aggregation::Average => types::Aggregation::Average,
-                    Aggregation::Max => types::Aggregation::Max,
-                };
-                (
-                    Overflow::Split,
-                    types::Task::Tokens(TokenOptions { aggregation, ignore_labels: vec!["O".into()], stride: None }),
-                )
-            }
-            ModelTask::Embed => (overflow_policy, types::Task::Embed(EmbedOptions { normalize: true })),
-            ModelTask::Summary => {
-                let (tokens_min, tokens_max) = SUMMARY_TOKENS.into_inner();
-                (Overflow::Split, types::Task::Summarize(SummaryOptions { tokens_min, tokens_max }))
-            }
-        };
-        Self { model: model.to_string(), overflow, task }
-    }
-
-    fn item(&self, index: u64, text: String, text_pair: Option<String>) -> Item {
-        Item {
-            id: index,
-            model: self.model.clone(),
-            text,
-            text_pair,
-            overflow: self.overflow,
-            deadline_ms: None,
-            when_full: WhenFull::Wait,
-            traceparent: None,
-            task: self.task.clone(),
-        }
-    }
 }
 
 /// The destinations of lines.

@@ -7,7 +7,7 @@ use weir_core::inference::rewrite::{SummaryMode, SummaryText};
 use weir_runtime::inference::failure;
 use weir_runtime::types::{Entity, Failure, LabelScore, Output};
 
-use super::ModelTask;
+use super::model::ModelTask;
 
 /// The form of results.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

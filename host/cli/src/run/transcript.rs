@@ -21,7 +21,8 @@ use weir_runtime::gateway::{self, BodyError, Gateway};
 
 use super::progress::{Progress, ProgressForm};
 use crate::arguments::Run;
-use crate::{BUILTIN, logs};
+use crate::builtin::BUILTIN;
+use crate::logs;
 
 /// The longest captions file, bytes: the gateway reads it completely.
 const CAPTIONS_BYTES_MAX: u64 = 64 << 20;

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use clap::Args;
 use weir_config::{Adapter, AdapterSink, AdapterSource, HttpSink, HttpSource, WebSocketSource};
 
-use super::arguments::{LineOutput, StreamCommon, milliseconds};
+use super::common::{LineOutput, StreamCommon, milliseconds};
 use crate::numbers::{seconds, whole};
 
 /// The destination of the results of a feed: a webhook, or lines.

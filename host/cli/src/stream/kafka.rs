@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use clap::Args;
 use weir_config::{Adapter, AdapterSink, AdapterSource, KafkaSink, KafkaSource, StdoutSink};
 
-use super::arguments::{StreamCommon, milliseconds};
+use super::common::{StreamCommon, milliseconds};
 use crate::numbers::{seconds, whole};
 
 /// `weir stream kafka`.

@@ -1,6 +1,7 @@
 //! `weir stream`: one adapter without a server.
 
 pub(crate) mod arguments;
+mod common;
 mod feeds;
 mod kafka;
 mod nats;
@@ -21,8 +22,9 @@ use weir_config::{Adapter, Config};
 use weir_runtime::Runtime;
 
 use crate::adapters::RunningAdapters;
+use crate::builtin::BUILTIN;
+use crate::logs;
 use crate::run::progress::{ProgressForm, human_counted, milliseconds};
-use crate::{BUILTIN, logs};
 use arguments::Stream;
 pub(crate) use kafka::property;
 
@@ -43,7 +45,7 @@ pub(crate) fn main(arguments: &Stream) -> anyhow::Result<ExitCode> {
     let adapter = arguments.source.adapter();
     retain_models(&mut config, &adapter)?;
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
-    let connect_timeout = Duration::from_millis(arguments::milliseconds(common.connect_timeout));
+    let connect_timeout = Duration::from_millis(common::milliseconds(common.connect_timeout));
     let form = ProgressForm::of(common.quiet, common.json);
     let code = runtime.block_on(run(config, adapter, connect_timeout, form));
     // Without waiting for replicas, whose threads may be in the middle of a computation.

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use clap::Args;
 use weir_config::{Adapter, AdapterSink, AdapterSource, NatsSink, NatsSource, StdoutSink};
 
-use super::arguments::{StreamCommon, milliseconds};
+use super::common::{StreamCommon, milliseconds};
 use crate::numbers::{seconds, whole};
 
 /// `weir stream nats`.

@@ -4,109 +4,28 @@
 mod decoder;
 pub(crate) mod load;
 pub(crate) mod overhead;
+mod plan;
 mod report;
 mod servers;
 
-use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Instant;
 
 use anyhow::{Context, Result, ensure};
-use serde::{Deserialize, Serialize};
 
 use crate::corpus::Text;
 use crate::machine::machine;
 use crate::peers::stdout_of;
 use crate::process;
-use crate::results::Machine;
 use crate::server::{RunningServer, pinned};
 
 use load::{Dialect, FanoutResult};
-use overhead::Overhead;
+use plan::{Cell, FanoutResults, SHAPES, Shape, absolute};
 
-/// The options of the measurement.
-#[derive(Debug, Clone, clap::Args)]
-pub(crate) struct Options {
-    /// The program to measure.
-    #[arg(long, default_value = "target/release/weir")]
-    weir: PathBuf,
-    /// A folder with `nginx`, `module.so` (nchan) and `versions`; without it Weir is measured alone.
-    #[arg(long)]
-    nginx: Option<PathBuf>,
-    #[arg(long, default_value = ".")]
-    root: PathBuf,
-    #[arg(long, default_value = "target/bench")]
-    work: PathBuf,
-    /// The folder of FANOUT.md.
-    #[arg(long, default_value = "tests/bench")]
-    to: PathBuf,
-    /// Rounds; the order of the servers changes from one to the next (ABBA).
-    #[arg(long, default_value_t = 4)]
-    rounds: usize,
-    /// Idle subscribers.
-    #[arg(long, default_value_t = 10_000)]
-    idle: usize,
-    /// Subscribers that receive events.
-    #[arg(long, default_value_t = 1_000)]
-    subscribers: usize,
-    /// Duration of publishing in each shape, s.
-    #[arg(long, default_value_t = 8.0)]
-    seconds: f64,
-    /// One more argument of `weir serve`.
-    #[arg(long, allow_hyphen_values = true)]
-    weir_arg: Vec<String>,
-    /// One round with fewer subscribers: a minute. It writes no FANOUT.md.
-    #[arg(long)]
-    quick: bool,
-    #[arg(long)]
-    server_core: Option<usize>,
-    #[arg(long)]
-    load_core: Option<usize>,
-}
+pub(crate) use plan::Options;
 
-/// The shape of a fan-out.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
-struct Shape {
-    channels: usize,
-    /// Events per second on each channel.
-    rate: f64,
-}
-
-const SHAPES: [Shape; 4] = [
-    Shape { channels: 1, rate: 10.0 },
-    Shape { channels: 1, rate: 100.0 },
-    Shape { channels: 10, rate: 10.0 },
-    Shape { channels: 10, rate: 100.0 },
-];
 /// Channels over which idle subscribers are spread.
 const IDLE_CHANNELS: usize = 100;
-
-/// One measurement of one server.
-#[derive(Debug, Clone, Serialize, Deserialize)]
-struct Cell {
-    server: String,
-    round: usize,
-    /// None: idle.
-    shape: Option<Shape>,
-    fanned: FanoutResult,
-}
-
-/// The results of a run.
-#[derive(Debug, Clone, Serialize, Deserialize)]
-struct FanoutResults {
-    machine: Machine,
-    versions: Vec<String>,
-    /// Names and titles, in the order of the report.
-    servers: Vec<(String, String)>,
-    commands: Vec<(String, String)>,
-    rounds: usize,
-    seconds: f64,
-    /// Cores used by other processes meanwhile.
-    others_cores: f64,
-    cells: Vec<Cell>,
-    overhead: Vec<Overhead>,
-    took_s: f64,
-}
 
 pub(crate) fn run(mut options: Options) -> Result<()> {
     if options.quick {
@@ -222,8 +141,4 @@ fn versions(options: &Options) -> Result<Vec<String>> {
         versions.extend(of_packages.lines().map(str::to_owned));
     }
     Ok(versions)
-}
-
-fn absolute(path: &Path) -> Result<PathBuf> {
-    std::path::absolute(path).with_context(|| format!("{} is no path", path.display()))
 }

@@ -3,7 +3,7 @@
 use std::fmt::Write as _;
 
 use super::load::FanoutResult;
-use super::{FanoutResults, SHAPES, Shape};
+use super::plan::{FanoutResults, SHAPES, Shape};
 use crate::results::median;
 
 /// Cores that other processes may use before the report mentions them.

@@ -3,7 +3,7 @@
 use anyhow::{Context, Result};
 
 use super::load::Dialect;
-use super::{Options, absolute};
+use super::plan::{Options, absolute};
 use crate::http::Form;
 use crate::server::Spec;
 

@@ -2,10 +2,10 @@
 
 use weir_codec::{
     adapter::{
-        config::{AdapterConfig, Aggregation, TaskKind},
+        config::{AdapterConfig, TaskKind},
         encode::Output,
     },
-    inference::output::Entity,
+    inference::{output::Entity, task::Aggregation},
 };
 use weir_core::{
     adapter::{Destination, ResultRecord},

@@ -10,7 +10,7 @@ use weir_core::{
     wording::json_types,
 };
 
-use crate::transcripts::config::SessionRequest;
+use crate::{inference::task::Aggregation, transcripts::config::SessionRequest};
 
 /// The settings of an adapter component.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -211,22 +211,6 @@ pub enum OrderingName {
     BestEffort,
     /// In the order of the records of each partition.
     Strict,
-}
-
-/// How tokens are grouped into entities.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Aggregation {
-    /// Each token is an entity.
-    None,
-    /// Adjacent tokens with the same label.
-    Simple,
-    /// A word has the label of its first token.
-    First,
-    /// A word has the label with the best mean score.
-    Average,
-    /// A word has the label of its best token.
-    Max,
 }
 
 impl AdapterConfig {

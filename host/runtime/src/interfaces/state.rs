@@ -22,17 +22,12 @@ impl HostWithStore<StoreData> for HasSelf<GatewayState> {
         user: Option<String>,
     ) -> wasmtime::Result<Result<(), Failure>> {
         let store = store(accessor);
-        let name = match name(&key) {
-            Ok(name) => name,
-            Err(invalid) => return Ok(Err(invalid)),
+        let put = async {
+            let (name, fence) = (name(&key)?, lease.map(fence).transpose()?);
+            let write = WriteContext { fence: fence.as_ref(), user: user.as_deref() };
+            store.put_as(&name, value, ttl_ms, write).await.map_err(failure)
         };
-        match lease.map(fence).transpose() {
-            Ok(fence) => {
-                let write = WriteContext { fence: fence.as_ref(), user: user.as_deref() };
-                Ok(store.put_as(&name, value, ttl_ms, write).await.map_err(failure))
-            }
-            Err(invalid) => Ok(Err(invalid)),
-        }
+        Ok(put.await)
     }
 
     async fn get(
@@ -40,11 +35,7 @@ impl HostWithStore<StoreData> for HasSelf<GatewayState> {
         key: String,
     ) -> wasmtime::Result<Result<Option<Vec<u8>>, Failure>> {
         let store = store(accessor);
-        let name = match name(&key) {
-            Ok(name) => name,
-            Err(invalid) => return Ok(Err(invalid)),
-        };
-        Ok(store.get(&name).await.map_err(failure))
+        Ok(async { store.get(&name(&key)?).await.map_err(failure) }.await)
     }
 
     async fn delete(
@@ -53,14 +44,11 @@ impl HostWithStore<StoreData> for HasSelf<GatewayState> {
         lease: Option<Fence>,
     ) -> wasmtime::Result<Result<(), Failure>> {
         let store = store(accessor);
-        let name = match name(&key) {
-            Ok(name) => name,
-            Err(invalid) => return Ok(Err(invalid)),
+        let delete = async {
+            let (name, fence) = (name(&key)?, lease.map(fence).transpose()?);
+            store.delete_fenced(&name, fence.as_ref()).await.map_err(failure)
         };
-        match lease.map(fence).transpose() {
-            Ok(fence) => Ok(store.delete_fenced(&name, fence.as_ref()).await.map_err(failure)),
-            Err(invalid) => Ok(Err(invalid)),
-        }
+        Ok(delete.await)
     }
 
     async fn keys(
@@ -83,11 +71,7 @@ impl HostWithStore<StoreData> for HasSelf<GatewayState> {
         ttl_ms: u64,
     ) -> wasmtime::Result<Result<Acquisition, Failure>> {
         let store = store(accessor);
-        let name = match name(&key) {
-            Ok(name) => name,
-            Err(invalid) => return Ok(Err(invalid)),
-        };
-        let acquired = store.acquire(&name, &owner, ttl_ms).await.map_err(failure);
+        let acquired = async { store.acquire(&name(&key)?, &owner, ttl_ms).await.map_err(failure) }.await;
         Ok(acquired.map(|acquired| match acquired {
             weir_events::Acquisition::Acquired(token) => Acquisition::Acquired(token),
             weir_events::Acquisition::Held { remaining_ms } => Acquisition::Held(remaining_ms),
@@ -100,17 +84,11 @@ impl HostWithStore<StoreData> for HasSelf<GatewayState> {
         ttl_ms: u64,
     ) -> wasmtime::Result<Result<(), Failure>> {
         let store = store(accessor);
-        match fence(lease) {
-            Ok(fence) => Ok(store.renew(&fence, ttl_ms).await.map_err(failure)),
-            Err(invalid) => Ok(Err(invalid)),
-        }
+        Ok(async { store.renew(&fence(lease)?, ttl_ms).await.map_err(failure) }.await)
     }
 
     async fn release(accessor: &Accessor<StoreData, Self>, lease: Fence) -> wasmtime::Result<Result<(), Failure>> {
         let store = store(accessor);
-        match fence(lease) {
-            Ok(fence) => Ok(store.release(&fence).await.map_err(failure)),
-            Err(invalid) => Ok(Err(invalid)),
-        }
+        Ok(async { store.release(&fence(lease)?).await.map_err(failure) }.await)
     }
 }

@@ -305,3 +305,86 @@ fn record(message: &BorrowedMessage<'_>, assignment: &Assignment) -> SourceRecor
         },
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::{BTreeMap, HashMap};
+    use std::sync::Mutex;
+
+    use metrics::{Counter, Gauge, Histogram, Key, KeyName, Metadata, Recorder, SharedString, Unit};
+    use rdkafka::config::ClientConfig;
+    use rdkafka::statistics::{Partition, Topic};
+
+    use super::*;
+
+    /// The gauges with a label `partition`, by its value.
+    #[derive(Default)]
+    struct Gauges(Mutex<BTreeMap<String, Arc<AtomicU64>>>);
+
+    impl Gauges {
+        fn values(&self) -> Vec<(String, f64)> {
+            let gauges = self.0.lock().unwrap();
+            gauges.iter().map(|(name, bits)| (name.clone(), f64::from_bits(bits.load(Ordering::Relaxed)))).collect()
+        }
+    }
+
+    impl Recorder for Gauges {
+        fn describe_counter(&self, _: KeyName, _: Option<Unit>, _: SharedString) {}
+        fn describe_gauge(&self, _: KeyName, _: Option<Unit>, _: SharedString) {}
+        fn describe_histogram(&self, _: KeyName, _: Option<Unit>, _: SharedString) {}
+
+        fn register_counter(&self, _: &Key, _: &Metadata<'_>) -> Counter {
+            Counter::noop()
+        }
+
+        fn register_gauge(&self, key: &Key, _: &Metadata<'_>) -> Gauge {
+            let partition = key.labels().find(|label| label.key() == "partition").expect("a label");
+            let name = format!("{} {}", key.name(), partition.value());
+            Gauge::from_arc(self.0.lock().unwrap().entry(name).or_default().clone())
+        }
+
+        fn register_histogram(&self, _: &Key, _: &Metadata<'_>) -> Histogram {
+            Histogram::noop()
+        }
+    }
+
+    fn statistics(lags: &[i64]) -> Statistics {
+        let partition = |lag: &i64| Partition { consumer_lag: *lag, ..Partition::default() };
+        let topic = Topic { partitions: (0..).zip(lags.iter().map(partition)).collect(), ..Topic::default() };
+        let topic = Topic { topic: "t".to_owned(), ..topic };
+        Statistics { topics: HashMap::from([("t".to_owned(), topic)]), ..Statistics::default() }
+    }
+
+    #[test]
+    fn lag_of_a_revoked_partition_is_that_of_its_next_consumer() {
+        let lag = Arc::new(AtomicU64::new(u64::MAX));
+        let context = Context {
+            assignment: Arc::default(),
+            reports: Reports::default(),
+            name: "a".to_owned(),
+            lag: lag.clone(),
+            has_commit_failed: AtomicBool::new(false),
+            is_transactional: false,
+        };
+        // It connects to no broker.
+        let consumer: GroupConsumer =
+            ClientConfig::new().set("group.id", "g").create_with_context(context).expect("a consumer");
+        let (context, gauges) = (consumer.context(), Gauges::default());
+        let gauge = |partition: u32, lag| (format!("weir_adapter_lag_records {partition}"), lag);
+        metrics::with_local_recorder(&gauges, || {
+            context.stats(statistics(&[7, 5]));
+            assert_eq!(gauges.values(), [gauge(0, 7.0), gauge(1, 5.0)]);
+            assert_eq!(lag.load(Ordering::Relaxed), 12);
+            let mut revoked = TopicPartitionList::new();
+            revoked.add_partition("t", 1);
+            context.pre_rebalance(&consumer, &Rebalance::Revoke(&revoked));
+            assert_eq!(gauges.values(), [gauge(0, 7.0), gauge(1, 0.0)]);
+            // That of the partitions of other consumers is -1.
+            context.stats(statistics(&[6, -1]));
+            assert_eq!(gauges.values(), [gauge(0, 6.0), gauge(1, 0.0)]);
+            assert_eq!(lag.load(Ordering::Relaxed), 6);
+            context.stats(statistics(&[-1, -1]));
+            assert_eq!(lag.load(Ordering::Relaxed), u64::MAX, "the lag of a consumer without partitions is not known");
+        });
+    }
+}

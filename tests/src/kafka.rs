@@ -55,19 +55,16 @@ impl Kafka {
         Self::start_at(address, address, None).await
     }
 
-    /// Starts the second broker and creates the topics; none where its program is not.
-    pub async fn start_second() -> Result<Option<Self>> {
-        let Some(program) = std::env::var_os("WEIR_TEST_KAFKA") else {
-            eprintln!("WEIR_TEST_KAFKA is not set: `cargo xtask test` fetches a second broker");
-            return Ok(None);
-        };
+    /// Starts the second broker and creates the topics.
+    pub async fn start_second() -> Result<Self> {
+        let program = tool("WEIR_TEST_KAFKA")?;
         let (port, data) = (crate::free_port()?.to_string(), tempfile::tempdir()?);
         let mut command = Command::new(program);
         command.args(["start", "--only", "kafka", "--kafka-port", &port, "--data-dir"]).arg(data.path());
         let child = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn()?;
         let kafka = Self { child, _data: Some(data), brokers: format!("127.0.0.1:{port}"), proxy: None };
         kafka.create_topics().await?;
-        Ok(Some(kafka))
+        Ok(kafka)
     }
 
     /// Starts a broker, whose clients authenticate with SASL PLAIN, and creates the topics.

@@ -74,6 +74,18 @@ pub fn tool(variable: &str) -> Result<PathBuf> {
     Ok(value.into())
 }
 
+/// Waits for the exit of a process.
+pub fn exit_status(child: &mut Child) -> Result<ExitStatus> {
+    let began = Instant::now();
+    loop {
+        if let Some(status) = child.try_wait()? {
+            return Ok(status);
+        }
+        ensure!(began.elapsed() < PATIENCE, "the process {} has not exited after {PATIENCE:?}", child.id());
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
 /// The ONNX Runtime library of the Python environment of the tests.
 pub fn onnxruntime() -> Result<PathBuf> {
     let python = tool("WEIR_TEST_PYTHON")?;

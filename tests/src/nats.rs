@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result, bail, ensure};
 use serde_json::{Value, json};
 
-use crate::{PATIENCE, free_port, root};
+use crate::{PATIENCE, free_port, root, tool};
 
 /// The streams of the defaults of `weir stream nats`, each for the subject of its name.
 pub const STREAMS: [&str; 3] = ["text-input", "sentiment-output", "sentiment-errors"];
@@ -45,27 +45,22 @@ impl NatsMessage {
 }
 
 impl Nats {
-    /// Starts a server with the default streams; `None` if there is no nats-server.
-    pub fn start() -> Result<Option<Self>> {
+    /// Starts a server with the default streams.
+    pub fn start() -> Result<Self> {
         let nats = Self::start_with("jetstream { store_dir: data }")?;
-        if let Some(nats) = &nats {
-            STREAMS.iter().try_for_each(|stream| nats.add_stream(stream, &[stream]))?;
-        }
+        STREAMS.iter().try_for_each(|stream| nats.add_stream(stream, &[stream]))?;
         Ok(nats)
     }
 
     /// Starts a server with a configuration, in which `DATA` is the folder of test data.
-    pub fn start_with(configuration: &str) -> Result<Option<Self>> {
-        let Some(program) = std::env::var_os("WEIR_TEST_NATS").map(PathBuf::from) else {
-            eprintln!("WEIR_TEST_NATS is not set: `cargo xtask test` fetches a nats-server");
-            return Ok(None);
-        };
+    pub fn start_with(configuration: &str) -> Result<Self> {
+        let program = tool("WEIR_TEST_NATS")?;
         let (port, dir) = (free_port()?, tempfile::tempdir()?);
         let data = root().join("tests/data/nats");
         std::fs::write(dir.path().join("nats.conf"), configuration.replace("DATA", &data.display().to_string()))?;
         let mut nats = Self { child: spawn(&program, port, dir.path())?, port, program, dir };
         nats.wait_until_listening()?;
-        Ok(Some(nats))
+        Ok(nats)
     }
 
     /// Waits until the server accepts connections, which it does after it has recovered its streams.

@@ -12,10 +12,9 @@ mod transcripts;
 use std::io::Write as _;
 use std::path::Path;
 use std::process::{Child, Command, ExitStatus, Output, Stdio};
-use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
-use weir_tests::{PATIENCE, component, models, weir};
+use weir_tests::{component, exit_status, models, weir};
 
 /// `weir` with arguments.
 fn weir_command(arguments: &[&str]) -> Result<Command> {
@@ -63,14 +62,7 @@ impl StreamProcess {
 
     /// Waits until it ends; returns its exit status.
     fn wait(mut self) -> Result<ExitStatus> {
-        let began = Instant::now();
-        loop {
-            if let Some(status) = self.0.try_wait()? {
-                return Ok(status);
-            }
-            ensure!(began.elapsed() < PATIENCE, "the process has not ended after {PATIENCE:?}");
-            std::thread::sleep(Duration::from_millis(5));
-        }
+        exit_status(&mut self.0)
     }
 }
 

@@ -47,7 +47,7 @@ async fn wait_for_result(nats: &Nats) -> Result<()> {
 /// a result and is acknowledged.
 #[tokio::test]
 async fn killed_consumers_and_server_lose_no_message() -> Result<()> {
-    let Some(mut nats) = Nats::start()? else { return Ok(()) };
+    let mut nats = Nats::start()?;
     let mut count = 400;
     nats.publish(texts(0..count))?;
     // A message may be delivered again after each end.
@@ -85,7 +85,7 @@ async fn killed_consumers_and_server_lose_no_message() -> Result<()> {
 /// headers and the reason.
 #[tokio::test]
 async fn bad_messages_and_those_delivered_too_often_are_errors() -> Result<()> {
-    let Some(nats) = Nats::start()? else { return Ok(()) };
+    let nats = Nats::start()?;
     nats.publish(texts(1..2))?;
     let mut client = nats.client()?;
     let consumer = json!({ "durable_name": "weir", "ack_policy": "explicit", "max_deliver": -1 });
@@ -125,7 +125,7 @@ async fn bad_messages_and_those_delivered_too_often_are_errors() -> Result<()> {
 /// No message is acknowledged before a stream stores the results; then every message is.
 #[tokio::test]
 async fn messages_are_acknowledged_after_their_results_are_stored() -> Result<()> {
-    let Some(nats) = Nats::start_with("jetstream { store_dir: data }")? else { return Ok(()) };
+    let nats = Nats::start_with("jetstream { store_dir: data }")?;
     nats.add_stream("text-input", &["text-input"])?;
     nats.publish(texts(0..20))?;
     let mut results = nats.client()?;
@@ -149,7 +149,7 @@ async fn messages_are_acknowledged_after_their_results_are_stored() -> Result<()
 /// While the model computes, messages in flight are reported as in progress; those beyond the bound of records in flight stay in the stream.
 #[tokio::test]
 async fn messages_in_flight_are_bounded_and_in_progress() -> Result<()> {
-    let Some(nats) = Nats::start()? else { return Ok(()) };
+    let nats = Nats::start()?;
     nats.publish((0..10).map(|id| format!("{{\"text\":\"!never\",\"id\":{id}}}")))?;
     let mut acknowledgements = nats.client()?;
     acknowledgements.subscribe("$JS.ACK.>")?;
@@ -171,7 +171,7 @@ async fn messages_in_flight_are_bounded_and_in_progress() -> Result<()> {
 /// An adapter of a server: results in the order of the messages, and its state in `/stream/health`, `weir status` and the metrics.
 #[tokio::test]
 async fn server_has_results_in_order_and_reports_the_adapter() -> Result<()> {
-    let Some(mut nats) = Nats::start()? else { return Ok(()) };
+    let mut nats = Nats::start()?;
     nats.publish(texts(0..200))?;
     let (dir, url) = (tempfile::tempdir()?, nats.url());
     let file = path(dir.path(), "weir.toml");
@@ -214,7 +214,7 @@ async fn server_has_results_in_order_and_reports_the_adapter() -> Result<()> {
 /// A source that delivers the results of its own adapter is refused.
 #[test]
 fn results_that_would_become_records_are_refused() -> Result<()> {
-    let Some(nats) = Nats::start()? else { return Ok(()) };
+    let nats = Nats::start()?;
     nats.add_stream("reviews", &["reviews.>"])?;
     let url = nats.url();
     let run = |more: &[&str]| -> Result<(Option<i32>, String)> {
@@ -251,7 +251,7 @@ fn check(nats: &Nats, more: &[&str]) -> Result<(Option<i32>, Vec<String>, String
 
 #[test]
 fn checks_name_what_fails_and_what_to_do() -> Result<()> {
-    let Some(mut nats) = Nats::start()? else { return Ok(()) };
+    let mut nats = Nats::start()?;
     nats.publish(texts(0..3))?;
     let (code, names, message) = check(&nats, &[])?;
     assert_eq!(names, ["resolve", "connect", "authenticate", "stream", "read", "write"]);
@@ -301,7 +301,7 @@ authorization { users: [
   { user: reader, password: right, permissions: { publish: ['$JS.API.STREAM.INFO.>', '_INBOX.>'] } }
   { nkey: UDLL3HPONRSVS44ZKO7DEBNKPTU42CYQ2CTFD3GN5BLTBGNNR6MUQZNK }
 ] }";
-    let Some(nats) = Nats::start_with(users)? else { return Ok(()) };
+    let nats = Nats::start_with(users)?;
     let last = |nats: &Nats, more: &[&str]| -> Result<(String, String)> {
         let (_, mut names, message) = check(nats, more)?;
         Ok((names.pop().unwrap_or_default(), message))
@@ -322,7 +322,7 @@ authorization { users: [
     ensure!(message.contains("check the permissions of the user"), "{message}");
 
     let tls = "tls { cert_file: 'DATA/server.pem', key_file: 'DATA/server.key' }\nauthorization { token: right }";
-    let nats = Nats::start_with(tls)?.context("no server")?;
+    let nats = Nats::start_with(tls)?;
     let url = nats.url().replace("nats:", "tls:");
     let (name, message) = last(&nats, &["--secret-file", &secret, "--url", &url, "--ca-file", &file("server.pem")])?;
     ensure!(name == "stream" && message.contains("NATS has no JetStream for this user"), "{name}: {message}");
@@ -331,7 +331,7 @@ authorization { users: [
     let (name, message) = last(&nats, &["--secret-file", &wrong, "--ca-file", &file("server.pem")])?;
     ensure!(name == "authenticate" && message.contains("NATS refuses the credentials"), "{name}: {message}");
 
-    let nats = Nats::start_with(&std::fs::read_to_string(data.join("operator.conf"))?)?.context("no server")?;
+    let nats = Nats::start_with(&std::fs::read_to_string(data.join("operator.conf"))?)?;
     let (name, message) = last(&nats, &["--credentials-file", &file("user.creds")])?;
     ensure!(name == "stream" && message.contains("NATS has no JetStream for this user"), "{name}: {message}");
     Ok(())

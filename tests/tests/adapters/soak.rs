@@ -1,5 +1,5 @@
 //! Six adapters at once in a server that is killed at random: every item is counted as its guarantee says. `WEIR_TEST_KILLS` sets the number of
-//! kills, for a longer run. Where there is no nats-server, there are five.
+//! kills, for a longer run.
 
 use std::collections::BTreeSet;
 use std::path::Path;
@@ -30,7 +30,7 @@ fn adapter(name: &str, more: &str, source: &str, sink: &str) -> String {
     )
 }
 
-fn configuration(dir: &Path, redis: &Redis, kafka: &Kafka, nats: Option<&Nats>, feed: &Server) -> String {
+fn configuration(dir: &Path, redis: &Redis, kafka: &Kafka, nats: &Nats, feed: &Server) -> String {
     let sink = |stream: &str| format!("kind = 'redis'\nurl = '{}'\nstream = '{stream}'", redis.url());
     let lines = adapter(
         "lines",
@@ -68,13 +68,11 @@ fn configuration(dir: &Path, redis: &Redis, kafka: &Kafka, nats: Option<&Nats>, 
         &format!("kind = 'kafka'\nbrokers = '{brokers}'\nguarantee = 'transactional'\nsession_timeout_ms = 6000"),
         &format!("{}\n[adapter.errors]\n{}", topic("sentiment-output"), topic("sentiment-errors")),
     );
-    let jobs = nats.map(|nats| {
-        let url = format!("kind = 'nats'\nurl = '{}'", nats.url());
-        // A message may be delivered again after each kill.
-        let source = format!("{url}\nack_wait_ms = 1000\ndeliveries_max = 1000000");
-        adapter("jobs", "in_flight_max = 16", &source, &url)
-    });
-    lines + &entries + &events + &messages + &records + &jobs.unwrap_or_default()
+    let url = format!("kind = 'nats'\nurl = '{}'", nats.url());
+    // A message may be delivered again after each kill.
+    let source = format!("{url}\nack_wait_ms = 1000\ndeliveries_max = 1000000");
+    let jobs = adapter("jobs", "in_flight_max = 16", &source, &url);
+    lines + &entries + &events + &messages + &records + &jobs
 }
 
 /// The payloads of a stream that are JSON objects.
@@ -102,7 +100,7 @@ async fn six_adapters_of_a_killed_server_lose_nothing() -> Result<()> {
     let lines: String = (0..LINES).map(|id| format!("{{\"text\":\"I love number {id}\",\"id\":{id}}}\n")).collect();
     std::fs::write(dir.path().join("in.ndjson"), lines)?;
     let config = path(dir.path(), "weir.toml");
-    std::fs::write(&config, configuration(dir.path(), &redis, &kafka, nats.as_ref(), &feed))?;
+    std::fs::write(&config, configuration(dir.path(), &redis, &kafka, &nats, &feed))?;
     let output = dir.path().join("out.ndjson");
     let length =
         |stream: &str| -> Result<u64> { Ok(redis.command(&["XLEN", stream])?.trim_start_matches(':').trim().parse()?) };
@@ -122,9 +120,7 @@ async fn six_adapters_of_a_killed_server_lose_nothing() -> Result<()> {
         }
         let payload = |number| format!("{{\"text\":\"I love record {number}\",\"id\":{number}}}");
         kafka.produce((added..target).map(|number| (format!("k{}", number % 16), payload(number))))?;
-        if let Some(nats) = &nats {
-            nats.publish((added..target).map(payload))?;
-        }
+        nats.publish((added..target).map(payload))?;
         added = target;
         let before = written()?;
         let server = Server::start_stub(&["--config", &config]).await?;
@@ -145,9 +141,7 @@ async fn six_adapters_of_a_killed_server_lose_nothing() -> Result<()> {
     })
     .await?;
     until("committed", || async { Ok(kafka.committed("weir")? == i64::from(ENTRIES)) }).await?;
-    if let Some(nats) = &nats {
-        until("acknowledged by NATS", || async { nats.is_acknowledged() }).await?;
-    }
+    until("acknowledged by NATS", || async { nats.is_acknowledged() }).await?;
     until("events", || async { Ok(texts(&redis, "events")?.len() >= expected.len()) }).await?;
     until("messages", || async { Ok(texts(&redis, "messages")?.len() >= expected.len()) }).await?;
     server.signal("TERM")?;
@@ -164,12 +158,10 @@ async fn six_adapters_of_a_killed_server_lose_nothing() -> Result<()> {
         payloads(&redis, "entries")?.iter().map(|result| result["id"].as_u64().unwrap_or(u64::MAX)).collect();
     ensure!(ids == (0..u64::from(ENTRIES)).collect(), "{} entries have a result", ids.len());
     // From NATS: at least once, and nothing else.
-    if let Some(nats) = &nats {
-        let results = nats.read("sentiment-output")?;
-        let id = |payload: &[u8]| serde_json::from_slice::<Value>(payload).ok()?["id"].as_u64();
-        let ids: BTreeSet<u64> = results.iter().map(|result| id(&result.payload).unwrap_or(u64::MAX)).collect();
-        ensure!(ids == (0..u64::from(ENTRIES)).collect(), "{} messages have a result", ids.len());
-    }
+    let results = nats.read("sentiment-output")?;
+    let id = |payload: &[u8]| serde_json::from_slice::<Value>(payload).ok()?["id"].as_u64();
+    let ids: BTreeSet<u64> = results.iter().map(|result| id(&result.payload).unwrap_or(u64::MAX)).collect();
+    ensure!(ids == (0..u64::from(ENTRIES)).collect(), "{} messages have a result", ids.len());
     // From a topic to a topic, with transactions: exactly once.
     let records = kafka.read_committed("sentiment-output")?;
     let ids: BTreeSet<u64> = records

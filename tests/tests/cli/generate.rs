@@ -4,10 +4,10 @@ use std::io::{BufRead, BufReader, Read, Write};
 use std::process::{Child, ChildStdin, Command, Stdio};
 use std::sync::mpsc::{Receiver, channel};
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
 use tempfile::TempDir;
-use weir_tests::{PATIENCE, component, models, ndjson, root, weir};
+use weir_tests::{PATIENCE, component, exit_status, models, ndjson, root, weir};
 
 /// A folder with the language model of the stand-in.
 pub(crate) fn language_model_folder() -> Result<TempDir> {
@@ -180,14 +180,9 @@ fn chat_streams_and_an_interrupt_ends_an_answer_and_not_the_chat() -> Result<()>
     chat.say("still here")?;
     assert_eq!(chat.until("\n")?, "One two three four five.\n", "a question without an answer is not part of the chat");
     drop(std::mem::replace(&mut chat.input, sink()?));
-    for _ in 0..1000 {
-        if let Some(status) = chat.child.try_wait()? {
-            assert!(status.success(), "{status}");
-            return Ok(());
-        }
-        std::thread::sleep(std::time::Duration::from_millis(20));
-    }
-    bail!("the end of its input does not end the chat")
+    let status = exit_status(&mut chat.child).context("the end of its input ends the chat")?;
+    assert!(status.success(), "{status}");
+    Ok(())
 }
 
 /// The input of a program that takes it.

@@ -73,6 +73,9 @@ fn check(case: &Case, data: &std::path::Path) -> Result<()> {
     Ok(())
 }
 
+/// A record of a source.
+const RECORD: &str = r#"{"text":"A fine day.","id":1}"#;
+
 #[tokio::test]
 async fn each_command_prints_json() -> Result<()> {
     let dir = tempfile::tempdir()?;
@@ -103,15 +106,12 @@ async fn each_command_prints_json() -> Result<()> {
     post(&server, "/stream/publish/workflow/over", &last).await?;
     let over = server.url("/stream/workflow/over");
 
-    let record = r#"{"text":"A fine day.","id":1}"#;
     let redis = Redis::start()?;
     until("up", async || Ok(redis.command(&["PING"]).is_ok())).await?;
-    redis.command(&["XADD", "text-input", "*", "payload", record])?;
+    redis.command(&["XADD", "text-input", "*", "payload", RECORD])?;
     let redis_url = redis.url();
     let kafka = Kafka::start().await?;
-    kafka.produce([("key".to_owned(), record.to_owned())])?;
-    // None where there is no nats-server.
-    let nats = Nats::start()?;
+    kafka.produce([("key".to_owned(), RECORD.to_owned())])?;
     let library = onnxruntime()?.display().to_string();
     let precision = format!("--precision={texts}");
 
@@ -123,7 +123,7 @@ async fn each_command_prints_json() -> Result<()> {
     let kafka_records = [&["--stdout", "--brokers", kafka.brokers()][..], &stub].concat();
     let chat = ["--models-dir", &language, "--component", &generate];
     let of_server = ["--url", url.as_str()];
-    let mut cases = vec![
+    let cases = [
         service("weir serve", &stub_with(&["--listen", "0"]), "url"),
         case("weir run", &stub_with(&["--task", "sentiment"]), "label"),
         case("weir run", &stub_with(&["--task", "sentiment"]), "elapsed_ms"),
@@ -154,18 +154,24 @@ async fn each_command_prints_json() -> Result<()> {
         case("weir man", &[&man], "command"),
     ];
     let mut names: BTreeSet<String> = cases.iter().map(|case| case.command.to_owned()).collect();
+    // [`stream_nats_prints_json`]
     names.insert("weir stream nats".to_owned());
-    if let Some(nats) = &nats {
-        nats.publish([record])?;
-        let nats_url = nats.url();
-        let nats_records = [&["--stdout", "--url", nats_url.as_str()][..], &stub].concat();
-        cases.push(service("weir stream nats", &nats_records, "label"));
-    }
     assert_eq!(names, commands()?);
     for case in &cases {
         check(case, dir.path()).with_context(|| format!("{} {:?}", case.command, case.arguments))?;
     }
     Ok(())
+}
+
+#[test]
+fn stream_nats_prints_json() -> Result<()> {
+    let (dir, nats) = (tempfile::tempdir()?, Nats::start()?);
+    nats.publish([RECORD])?;
+    let (shipped, url) = (models().display().to_string(), nats.url());
+    let infer = format!("infer={}", component("infer_stub.wasm")?.display());
+    let stub = ["--models-dir", &shipped, "--component", &infer, "--set", "models.replicas=1"];
+    let arguments = [&["--stdout", "--url", &url, "--set", "log.format=json"][..], &stub].concat();
+    check(&service("weir stream nats", &arguments, "label"), dir.path())
 }
 
 #[test]

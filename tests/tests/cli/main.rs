@@ -11,10 +11,9 @@ mod run;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
-use std::time::Instant;
 
 use anyhow::{Context, Result, bail, ensure};
-use weir_tests::{PATIENCE, weir};
+use weir_tests::{PATIENCE, exit_status, weir};
 
 /// A running `weir`, whose outputs are read by the line; killed when dropped.
 struct Running {
@@ -56,14 +55,7 @@ impl Running {
     /// Waits for the end: the exit status, and the remaining lines of the standard output and of the standard error.
     fn end(mut self) -> Result<(ExitStatus, Vec<String>, Vec<String>)> {
         let (output, errors) = (remaining(&self.output)?, remaining(&self.errors)?);
-        let began = Instant::now();
-        loop {
-            if let Some(status) = self.child.try_wait()? {
-                return Ok((status, output, errors));
-            }
-            ensure!(began.elapsed() < PATIENCE, "the program has closed its outputs and does not end");
-            std::thread::sleep(std::time::Duration::from_millis(5));
-        }
+        Ok((exit_status(&mut self.child)?, output, errors))
     }
 }
 

@@ -1,14 +1,13 @@
 //! A real llama-server as an upstream: `WEIR_TEST_LLAMA_SERVER` names its folder and `WEIR_TEST_LM` the model that it serves;
 //! `cargo xtask test` sets both.
 
-use std::path::PathBuf;
 use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
 use reqwest::Client;
 use serde_json::{Value, json};
-use weir_tests::{PATIENCE, Server, ndjson};
+use weir_tests::{PATIENCE, Server, ndjson, tool};
 
 use crate::{frames, send, text_of, until};
 
@@ -24,13 +23,8 @@ struct Fixture {
 }
 
 impl Fixture {
-    /// `None` if llama-server or the model is not available.
-    async fn start(kind: &str, more: &str) -> Result<Option<Self>> {
-        let paths = ["WEIR_TEST_LLAMA_SERVER", "WEIR_TEST_LM"].map(|name| std::env::var_os(name).map(PathBuf::from));
-        let [Some(folder), Some(model)] = paths else {
-            eprintln!("WEIR_TEST_LLAMA_SERVER or WEIR_TEST_LM is not set: `cargo xtask test` fetches both");
-            return Ok(None);
-        };
+    async fn start(kind: &str, more: &str) -> Result<Self> {
+        let (folder, model) = (tool("WEIR_TEST_LLAMA_SERVER")?, tool("WEIR_TEST_LM")?);
         let mut command = Command::new(folder.join("llama-server"));
         command.env("LD_LIBRARY_PATH", &folder).arg("--model").arg(model);
         // Computed by the processor, with two concurrent requests.
@@ -48,7 +42,7 @@ impl Fixture {
         let table = format!("[[upstream]]\nname = 'llama'\nkind = '{kind}'\nurl = '{url}'\nmodels = ['*']\n{more}\n");
         std::fs::write(&file, table)?;
         let server = Server::start_stub(&["--config", file.to_str().context("a path")?]).await?;
-        Ok(Some(Self { server, llama, _dir: dir }))
+        Ok(Self { server, llama, _dir: dir })
     }
 
     /// The response of llama-server to a direct request.
@@ -76,7 +70,7 @@ fn chat_request(stream: bool) -> Value {
 
 #[tokio::test]
 async fn llama_server_generates_in_every_dialect() -> Result<()> {
-    let Some(fixture) = Fixture::start("openai", "").await? else { return Ok(()) };
+    let fixture = Fixture::start("openai", "").await?;
     let server = &fixture.server;
     let direct = fixture.direct().await?;
     let text = direct["choices"][0]["message"]["content"].as_str().context("a text")?.to_owned();
@@ -122,7 +116,7 @@ async fn llama_server_generates_in_every_dialect() -> Result<()> {
 
 #[tokio::test]
 async fn llama_server_generates_by_the_api_of_anthropic() -> Result<()> {
-    let Some(fixture) = Fixture::start("anthropic", "").await? else { return Ok(()) };
+    let fixture = Fixture::start("anthropic", "").await?;
     let direct = fixture.direct().await?;
     let stream = send(&fixture.server, "/v1/chat/completions", &chat_request(true)).await?.text().await?;
     assert!(stream.ends_with("data: [DONE]\n\n"), "{stream}");
@@ -132,7 +126,7 @@ async fn llama_server_generates_by_the_api_of_anthropic() -> Result<()> {
 
 #[tokio::test]
 async fn client_that_disconnects_ends_the_generation_of_llama_server() -> Result<()> {
-    let Some(fixture) = Fixture::start("openai", "").await? else { return Ok(()) };
+    let fixture = Fixture::start("openai", "").await?;
     for stream in [true, false] {
         let mut body = chat_request(stream);
         (body["max_tokens"], body["temperature"]) = (1900.into(), 1.into());
@@ -148,7 +142,7 @@ async fn client_that_disconnects_ends_the_generation_of_llama_server() -> Result
 
 #[tokio::test]
 async fn llama_server_that_is_killed_ends_the_stream_with_an_error() -> Result<()> {
-    let Some(fixture) = Fixture::start("openai", "retry_max_attempts = 1").await? else { return Ok(()) };
+    let fixture = Fixture::start("openai", "retry_max_attempts = 1").await?;
     let mut body = chat_request(true);
     (body["max_tokens"], body["messages"]) = (1900.into(), messages("Tell a long story about the sea."));
     let mut answer = send(&fixture.server, "/v1/chat/completions", &body).await?;

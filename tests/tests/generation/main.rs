@@ -2,8 +2,8 @@
 
 mod clients;
 mod dialects;
+mod language_model;
 mod llama_server;
-mod model;
 mod resume;
 mod steps;
 mod summaries;

@@ -1,25 +1,22 @@
 //! The language model of the demo over HTTP: `WEIR_TEST_LM` names its file, and `cargo xtask test` sets it.
 
-use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use futures::future::try_join_all;
 use reqwest::{Client, Response};
 use serde_json::{Value, json};
-use weir_tests::{PATIENCE, Server};
+use weir_tests::{PATIENCE, Server, tool};
 
 use crate::{cancelled, frames, send, text_of, until};
 
 const NAME: &str = "smollm";
 
-/// The arguments that serve the model; `None` if it is not available.
-fn arguments() -> Option<Vec<String>> {
-    let Some(file) = std::env::var_os("WEIR_TEST_LM").map(PathBuf::from) else {
-        eprintln!("WEIR_TEST_LM is not set: `cargo xtask setup` fetches the model");
-        return None;
-    };
-    Some(vec!["--model".to_owned(), format!("{NAME}={}", file.parent()?.display())])
+/// The arguments that serve the model.
+fn arguments() -> Result<Vec<String>> {
+    let file = tool("WEIR_TEST_LM")?;
+    let folder = file.parent().context("the folder of the model")?;
+    Ok(vec!["--model".to_owned(), format!("{NAME}={}", folder.display())])
 }
 
 /// A server with the model, and with more settings.
@@ -44,7 +41,7 @@ async fn generate(server: &Server, text: &str, tokens_max: u32) -> Result<String
 
 #[tokio::test]
 async fn greedy_text_is_the_same_alone_in_a_batch_and_after_a_restart() -> Result<()> {
-    let Some(arguments) = arguments() else { return Ok(()) };
+    let arguments = arguments()?;
     let server = start(&arguments, &[]).await?;
     let ready: Value = reqwest::get(server.url("/readyz")).await?.json().await?;
     let is_named = |model: &Value| model["name"] == NAME && model["ready"] == true;
@@ -76,7 +73,7 @@ async fn greedy_text_is_the_same_alone_in_a_batch_and_after_a_restart() -> Resul
 /// the first one is computed.
 #[tokio::test]
 async fn shared_system_message_is_computed_once() -> Result<()> {
-    let Some(arguments) = arguments() else { return Ok(()) };
+    let arguments = arguments()?;
     let server = start(&arguments, &[REQUEST_TIMEOUT]).await?;
     let system = "You answer questions about the sea, its fish and its ships. ".repeat(80);
     let mut computed = Vec::new();
@@ -122,7 +119,7 @@ fn complete(text: &str) -> &str {
 
 #[tokio::test]
 async fn killed_server_keeps_the_exact_prefix_of_three_generations() -> Result<()> {
-    let Some(arguments) = arguments() else { return Ok(()) };
+    let arguments = arguments()?;
     let dir = tempfile::tempdir()?;
     let path = format!("events.path={}", dir.path().join("events.redb").display());
     let settings = ["events.store=disk", "events.durable=true", &path, "events.lease_ms=1000", REQUEST_TIMEOUT];
@@ -177,7 +174,7 @@ async fn disconnect_when(
 #[tokio::test]
 async fn disconnected_client_frees_its_pages_queued_prefilling_and_not_streaming() -> Result<()> {
     const TOKENS: u32 = 2048;
-    let Some(arguments) = arguments() else { return Ok(()) };
+    let arguments = arguments()?;
     let cache = format!("generate.cache_tokens_max={TOKENS}");
     // One request at a time, and its prompt in the smallest parts.
     let server = &start(&arguments, &[&cache, "generate.running_max=1", "generate.step_ms=1", REQUEST_TIMEOUT]).await?;

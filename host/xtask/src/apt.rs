@@ -9,11 +9,10 @@ use std::process::Command;
 
 use anyhow::{Context, Result, anyhow, bail};
 
-use crate::build::finish;
 use crate::files::{Key, Stamp, write_if_changed};
 use crate::house::House;
 use crate::sh;
-use crate::ui::Step;
+use crate::ui::{Step, finish};
 
 const KEYRING: &str = "/usr/share/keyrings/debian-archive-keyring.gpg";
 

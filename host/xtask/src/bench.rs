@@ -12,21 +12,22 @@ mod generate;
 mod jetstream;
 mod kafka;
 mod path;
+mod programs;
 mod sessions;
 
-use std::io::{BufRead, BufReader, Write};
-use std::process::Stdio;
+use std::io::{BufRead, BufReader};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, anyhow, bail};
+use anyhow::{Context, Result, bail};
 use serde_json::{Value, json};
 
 use crate::args::Args;
 use crate::demo::{DOCUMENT, ms};
 use crate::house::House;
+use crate::http;
 use crate::server::Server;
 use crate::ui::Step;
-use crate::{build, http, setup, sh};
+use programs::{build_weir, run_time};
 
 pub(crate) const USAGE: &str = "\
 Measures on this machine: the time from exec until `/readyz` is 200, from a request to its first and to its last event, and the
@@ -70,22 +71,6 @@ Environment:
 const ROUNDS_MAX: usize = 1_000;
 /// The lines of one `weir run`.
 const RUN_LINES: usize = 1_000;
-
-/// Builds `weir`, unless it is measured as built.
-fn build_weir(house: &House, as_built: bool) -> Result<()> {
-    if !as_built {
-        setup::ensure(house)?;
-        build::components(house, &[])?;
-        build::weir(house)?;
-    }
-    Ok(())
-}
-
-/// [`build_weir`], and the load generator; returns the path of the load generator.
-fn build_programs(house: &House, as_built: bool) -> Result<std::path::PathBuf> {
-    build_weir(house, as_built)?;
-    compare::generator(house)
-}
 
 pub(crate) fn task(house: &House, mut args: Args) -> Result<()> {
     if args.word("adapters") {
@@ -189,31 +174,6 @@ fn run_input(text: &str) -> String {
     (0..RUN_LINES)
         .map(|number| format!("{} ({number}).\n", sentences[number % sentences.len()].replace('\n', " ")))
         .collect()
-}
-
-/// The time of `weir run` for the lines of an input, its start included.
-fn run_time(house: &House, input: String) -> Result<Duration> {
-    let lines = input.lines().count();
-    let started = Instant::now();
-    let mut child = sh::program(house, house.weir())
-        .args(["run", "--task", "sentiment", "-"])
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::null())
-        .spawn()
-        .context("cannot start weir run")?;
-    let mut stdin = child.stdin.take().ok_or_else(|| anyhow!("weir run has no standard input"))?;
-    // On a thread of its own: both pipes may be full at the same time.
-    let writer = std::thread::spawn(move || stdin.write_all(input.as_bytes()));
-    let output = child.wait_with_output().context("cannot wait for weir run")?;
-    let elapsed = started.elapsed();
-    let written = writer.join().map_err(|_| anyhow!("the writer panicked"))?;
-    written.context("cannot write to weir run")?;
-    let answered = output.stdout.iter().filter(|byte| **byte == b'\n').count();
-    if !output.status.success() || answered != lines {
-        bail!("weir run answered {answered} of {lines} lines: {}", output.status);
-    }
-    Ok(elapsed)
 }
 
 /// The median of sorted times.

@@ -1,4 +1,4 @@
-//! `cargo xtask build`: components, their precompiled forms, and `weir` with both inside.
+//! Builds components, their precompiled forms, and `weir` with both inside.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -9,52 +9,14 @@ use anyhow::{Context, Result, bail};
 use wac_graph::types::Package;
 use wac_graph::{CompositionGraph, EncodeOptions};
 
-use crate::args::Args;
 use crate::files::{Key, Stamp, copy_if_changed, copy_tree, write_if_changed};
 use crate::house::{
-    COMPONENT_CONFIG, COMPONENTS, Component, GUESTS, HOST_PACKAGES, House, PLUGS, PORTABLE_PARTS, SEPARATE_PACKAGES,
-    SHIPPED_MODELS, WASM_TARGET,
+    COMPONENT_CONFIG, COMPONENTS, Component, HOST_PACKAGES, House, PLUGS, SEPARATE_PACKAGES, SHIPPED_MODELS,
+    WASM_TARGET,
 };
 use crate::sh;
-use crate::ui::Step;
-use crate::{debian, first_build, portable, setup};
-
-pub(crate) const USAGE: &str = "\
-Builds target/components/NAME.wasm, NAME.cwasm (precompiled for this machine) and target/release/weir, with the bundled
-models beside it (target/release/models).
-
-Options:
-  --components   stop after the components' .wasm files
-  --guests       also build the guest programs of the tests
-  --portable     compose the components for other WASI 0.3 hosts, and stop: target/components/weir.wasm (everything inside;
-                 models in /models), weir-thin.wasm (asks another weir) and weir-open.wasm (infer is left open)
-  --with-models NAME[,NAME…]
-                 with --portable: also weir-with-models.wasm, which contains these models of the shipped ones and needs no
-                 folder; needs Python, for the wheel of wasmtime";
-
-pub(crate) fn task(house: &House, mut args: Args) -> Result<()> {
-    let only_components = args.flag("--components");
-    let guests = args.flag("--guests");
-    let is_portable = args.flag("--portable");
-    let models = args.value("--with-models")?;
-    args.finish()?;
-    if models.is_some() && !is_portable {
-        bail!("`--with-models` needs `--portable`");
-    }
-    setup::ensure(house)?;
-    let (guests, parts) = (guests.then_some(GUESTS), is_portable.then_some(PORTABLE_PARTS));
-    components(house, &guests.into_iter().chain(parts).collect::<Vec<_>>())?;
-    if is_portable {
-        portable::compose(house)?;
-    }
-    if let Some(models) = models {
-        portable::store_models(house, &models.split(',').map(str::to_owned).collect::<Vec<_>>())?;
-    }
-    if only_components || is_portable {
-        return Ok(());
-    }
-    weir(house)
-}
+use crate::ui::{Step, finish};
+use crate::{debian, first_build, setup};
 
 /// Builds the components and those of other tables (guests, parts for other hosts) for wasm32-wasip2, into target/components. Those of
 /// [`PLUGS`] are also plugged into their socket component.
@@ -229,20 +191,6 @@ fn precompile(house: &House, step: &mut Step) -> Result<Vec<&'static str>> {
     Ok(changed)
 }
 
-/// Ends a step with its result.
-pub(crate) fn finish(step: Step, result: Result<String>) -> Result<()> {
-    match result {
-        Ok(line) => {
-            step.done(&line);
-            Ok(())
-        }
-        Err(error) => {
-            step.failed("");
-            Err(error)
-        }
-    }
-}
-
 fn changed_names(changed: &[&str], place: &str) -> String {
     if changed.is_empty() { format!("nothing new {place}") } else { format!("{} {place}", changed.join(", ")) }
 }
@@ -252,6 +200,7 @@ mod tests {
     use std::collections::BTreeSet;
 
     use super::*;
+    use crate::house::GUESTS;
 
     /// Every guest has a line in [`GUESTS`] (so it is built) and a test that names its file (so it is run).
     #[test]

@@ -59,7 +59,6 @@ pub(crate) fn task(house: &House, mut args: Args) -> Result<()> {
     let node_packages = node::is_available().then(|| report.whole("npm", || node::ensure(house))).flatten();
     let browser = browser::is_available().then(|| report.whole("browser", || browser::browser(house))).flatten();
     let hosts = node::is_available().then(|| report.whole("hosts", || hosts::programs(house))).flatten();
-    // Tests of the language model are skipped without it.
     let model = lm::model(house);
     // Its wheel is for x86-64 with glibc 2.35 or later.
     let llama_server = lm::server(house);
@@ -130,7 +129,7 @@ pub(crate) fn task(house: &House, mut args: Args) -> Result<()> {
     }
     let mut host = build::host_cargo(house, runner);
     host.args(run);
-    // Tests without their data, Node.js or browser are skipped, and a row of the table says so.
+    // A test fails without its program or data. Where they cannot be had, it is left out, and a row of the table says so.
     let mut skipped: Vec<&str> = if data.is_none() { vec![SCORES] } else { Vec::new() };
     skipped.extend(hosts::CONFORMANCE);
     if hosts.is_none() {
@@ -141,6 +140,18 @@ pub(crate) fn task(house: &House, mut args: Args) -> Result<()> {
     }
     if browser.is_none() {
         skipped.push(browser::TEST);
+    }
+    if model.is_err() {
+        skipped.push(lm::TESTS);
+    }
+    if model.is_err() || llama_server.is_err() {
+        skipped.push(lm::SERVER_TESTS);
+    }
+    if nats_server.is_err() {
+        skipped.extend(nats::TESTS);
+    }
+    if kafka_broker.is_err() {
+        skipped.push(kafka::TEST);
     }
     if nextest && !skipped.is_empty() {
         let tests: Vec<String> = skipped.iter().map(|test| format!("not test({test})")).collect();

@@ -11,10 +11,9 @@ use anyhow::{Context, Result};
 
 use self::tools::Kind;
 pub(crate) use self::tools::Tools;
-use crate::build::finish;
 use crate::files::{Key, Stamp, write_if_changed};
 use crate::house::{COMPONENTS, House};
-use crate::ui::Step;
+use crate::ui::{Step, finish};
 use crate::{setup, sh};
 
 /// A platform that can be built elsewhere.

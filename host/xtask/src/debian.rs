@@ -12,12 +12,10 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, anyhow, bail};
 
 use crate::apt::{Apt, starter};
-use crate::build::finish;
 use crate::files::{Key, Stamp, copy_if_changed, write_if_changed};
-use crate::house::{House, WASM_TARGET};
-use crate::setup::has_target;
+use crate::house::{House, WASM_TARGET, has_target};
 use crate::sh;
-use crate::ui::Step;
+use crate::ui::{Step, finish};
 
 /// The package of the compiler; the others are read from its dependencies.
 const COMPILER_PACKAGE: &str = "rustc-web";

@@ -5,10 +5,9 @@ use std::path::{Path, PathBuf};
 use anyhow::{Result, bail};
 
 use crate::args::Args;
-use crate::build::finish;
 use crate::files::{Key, Stamp};
 use crate::house::House;
-use crate::ui::Step;
+use crate::ui::{Step, finish};
 use crate::{python, sh};
 
 pub(crate) const USAGE: &str = "\

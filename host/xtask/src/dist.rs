@@ -8,10 +8,10 @@ use std::process::{Command, Stdio};
 use anyhow::{Context, Result, bail, ensure};
 
 use crate::args::Args;
-use crate::build::{self, finish};
+use crate::build;
 use crate::files::{copy_tree, sha256};
 use crate::house::{House, SHIPPED_MODELS};
-use crate::ui::Step;
+use crate::ui::{Step, finish};
 use crate::{cross, deploy, sbom, setup, sh};
 
 pub(crate) const USAGE: &str = "\

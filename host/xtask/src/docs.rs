@@ -16,10 +16,9 @@ use std::path::PathBuf;
 use anyhow::{Context, Result};
 
 use crate::args::Args;
-use crate::build::finish;
 use crate::files::on_path;
 use crate::house::House;
-use crate::ui::Step;
+use crate::ui::{Step, finish};
 use crate::{node, sh};
 
 pub(crate) const USAGE: &str = "\

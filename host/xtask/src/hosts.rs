@@ -1,6 +1,7 @@
 //! `cargo xtask hosts`: the components under other hosts than `weir`, and what they need there.
 
 mod measure;
+mod programs;
 
 use std::path::PathBuf;
 use std::process::Command;
@@ -9,11 +10,12 @@ use anyhow::{Context, Result, bail, ensure};
 
 use crate::apt::fetch_once;
 use crate::args::Args;
-use crate::build::{self, finish};
+use crate::build;
 use crate::files::{Key, Stamp, copy_if_changed};
 use crate::house::{GUESTS, House, PORTABLE_PARTS};
-use crate::ui::Step;
+use crate::ui::{Step, finish};
 use crate::{portable, python, setup, sh};
+use programs::Programs;
 
 pub(crate) const USAGE: &str = "\
 Builds the components, then runs the conformance tests under one of these hosts, each fetched once:
@@ -50,25 +52,6 @@ pub(crate) const CONFORMANCE: [&str; 3] = [
 /// The other tests that need [`Programs`].
 pub(crate) const TESTS: [&str; 2] =
     ["component_is_pushed_to_a_registry_and_pulled_from_it", "session_component_in_node_annotates_texts_and_streams"];
-
-/// The programs, for the variables that the tests read.
-#[derive(Debug)]
-pub(crate) struct Programs {
-    wash: PathBuf,
-    node: PathBuf,
-    /// The folder of `node_modules` with jco and its shims.
-    packages: PathBuf,
-    /// A registry of OCI artifacts.
-    registry: PathBuf,
-}
-
-impl Programs {
-    /// Sets the variables of the tests.
-    pub(crate) fn set(&self, command: &mut Command) {
-        command.env("WEIR_TEST_WASH", &self.wash).env("WEIR_TEST_NODE24", &self.node);
-        command.env("WEIR_TEST_JCO", &self.packages).env("WEIR_TEST_REGISTRY", &self.registry);
-    }
-}
 
 pub(crate) fn task(house: &House, mut args: Args) -> Result<()> {
     let (spin, write) = (args.value("--bin")?, args.flag("--write"));

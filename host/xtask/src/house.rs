@@ -99,6 +99,14 @@ pub(crate) const COMPONENT_CONFIG: [&str; 2] = ["profile.release.lto=true", "pro
 /// The target of the components.
 pub(crate) const WASM_TARGET: &str = "wasm32-wasip2";
 
+/// Whether a toolchain has the standard library of a target.
+pub(crate) fn has_target(sysroot: &Path, target: &str) -> bool {
+    let library = sysroot.join("lib/rustlib").join(target).join("lib");
+    std::fs::read_dir(library).is_ok_and(|mut entries| {
+        entries.any(|entry| entry.is_ok_and(|entry| entry.file_name().to_string_lossy().starts_with("libstd-")))
+    })
+}
+
 impl Component {
     /// The output of cargo.
     pub(crate) fn built(&self, house: &House) -> PathBuf {

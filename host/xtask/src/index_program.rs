@@ -6,11 +6,10 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
 
-use crate::build::finish;
 use crate::files::{Key, Stamp, sha256};
 use crate::house::House;
 use crate::sh;
-use crate::ui::Step;
+use crate::ui::{Step, finish};
 
 /// A program in a wheel.
 pub(crate) struct IndexProgram {

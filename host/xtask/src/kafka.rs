@@ -15,6 +15,8 @@ under target. Tests find it in WEIR_TEST_KAFKA. The other broker of the tests, t
 
 /// The variable in which tests find the program.
 pub(crate) const VARIABLE: &str = "WEIR_TEST_KAFKA";
+/// The end-to-end test that needs it.
+pub(crate) const TEST: &str = "consumers_of_killed_transactions_have_each_result_once";
 
 /// The wheels for x86-64 and aarch64, with glibc.
 const BROKER: IndexProgram = IndexProgram {

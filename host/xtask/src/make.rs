@@ -1,17 +1,12 @@
 //! `make`, which the build of the Kafka client's C library needs: the one on the PATH, or Debian's, unpacked under target.
 
-use std::path::PathBuf;
-
 use anyhow::{Context, Result};
 
 use crate::apt::fetch_once;
 use crate::files::on_path;
 use crate::house::House;
-use crate::sh;
+use crate::sh::{self, MAKE, MAKE_PROGRAM};
 
-const MAKE: &str = "make";
-/// Its path in the folder of [`fetch_once`].
-const PROGRAM: &str = "prefix/usr/bin/make";
 /// Version of this file's procedure: a change makes older results stale.
 const RECIPE: &str = "1";
 
@@ -21,21 +16,12 @@ pub(crate) fn ensure(house: &House) -> Result<()> {
         return Ok(());
     }
     let doing = "fetches Debian's make and unpacks it under target";
-    fetch_once(house, MAKE, doing, RECIPE, PROGRAM, |apt, folder, step| {
+    fetch_once(house, MAKE, doing, RECIPE, MAKE_PROGRAM, |apt, folder, step| {
         apt.fetch(step, &[MAKE.to_owned()])?;
         apt.unpack(step, &folder.join("prefix"))?;
-        let version = sh::stdout_of(apt.program(folder.join(PROGRAM)).arg("--version"))?;
+        let version = sh::stdout_of(apt.program(folder.join(MAKE_PROGRAM)).arg("--version"))?;
         Ok(version.lines().next().unwrap_or_default().to_owned())
     })
     .context("there is no `make`, and Debian's cannot be fetched: install make")?;
     Ok(())
-}
-
-/// The folder of the fetched `make`, if it is needed.
-pub(crate) fn folder(house: &House) -> Option<PathBuf> {
-    if on_path(&[MAKE]).is_some() {
-        return None;
-    }
-    let program = house.keep().join(MAKE).join(PROGRAM);
-    program.exists().then(|| program.parent().map(PathBuf::from)).flatten()
 }

@@ -15,6 +15,9 @@ find it in WEIR_TEST_NATS.";
 
 /// The variable in which tests find the program.
 pub(crate) const VARIABLE: &str = "WEIR_TEST_NATS";
+/// Parts of the names of the end-to-end tests that need it.
+pub(crate) const TESTS: [&str; 3] =
+    ["nats::", "stream_nats_prints_json", "six_adapters_of_a_killed_server_lose_nothing"];
 
 /// The wheels for x86-64 and aarch64, with glibc 2.28 or later, or musl.
 const SERVER: IndexProgram = IndexProgram {

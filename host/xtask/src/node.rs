@@ -5,11 +5,10 @@ use std::path::PathBuf;
 
 use anyhow::{Context, Result};
 
-use crate::build::finish;
 use crate::files::{Key, Stamp, on_path};
 use crate::house::House;
 use crate::sh;
-use crate::ui::Step;
+use crate::ui::{Step, finish};
 
 /// The variable that tests read the folder of `node_modules` from.
 pub(crate) const VARIABLE: &str = "WEIR_TEST_NPM";

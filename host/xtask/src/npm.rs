@@ -7,11 +7,10 @@ use std::process::Command;
 
 use anyhow::{Context, Result};
 
-use crate::build::finish;
 use crate::files::{Key, Stamp, copy_if_changed};
 use crate::house::House;
 use crate::sh;
-use crate::ui::Step;
+use crate::ui::{Step, finish};
 
 /// Folders that npm and the projects' builds generate.
 const GENERATED: [&str; 2] = ["node_modules", "dist"];

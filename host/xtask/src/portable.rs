@@ -17,12 +17,12 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
 
-use crate::build::{component_cargo, copy_models, finish, plug, shipped_models};
+use crate::build::{component_cargo, copy_models, plug, shipped_models};
 use crate::files::{Key, Stamp, copy_if_changed, copy_tree, write_if_changed};
 use crate::house::{COMPONENTS, Component, House, NN, NN_RUSTFLAGS, PORTABLE_PARTS, SHIPPED_MODELS};
 use crate::python;
 use crate::sh;
-use crate::ui::Step;
+use crate::ui::{Step, finish};
 
 /// The composed components, by the names of their files.
 pub(crate) const COMPOSED: [&str; 3] = ["weir", "weir-thin", "weir-open"];

@@ -6,11 +6,10 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
 
-use crate::build::finish;
 use crate::files::{Key, Stamp};
 use crate::house::House;
 use crate::sh;
-use crate::ui::Step;
+use crate::ui::{Step, finish};
 
 /// The pinned packages.
 pub(crate) const REQUIREMENTS: &str = "tests/python-requirements.txt";

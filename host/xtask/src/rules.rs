@@ -209,12 +209,16 @@ const RESERVED: &[(&str, &[&str])] = &[
     ("anyhow", &["embed-example", "weir", "weir-tests", "xtask"]),
 ];
 
+/// What cargo knows about the workspace.
+pub(crate) fn metadata() -> Value {
+    let mut cargo = sh::cargo(&House::find());
+    cargo.args(["metadata", "--no-deps", "--format-version", "1"]);
+    serde_json::from_str(&sh::stdout_of(&mut cargo).unwrap()).unwrap()
+}
+
 #[test]
 fn crates_use_only_allowed_dependencies() {
-    let house = House::find();
-    let mut cargo = sh::cargo(&house);
-    cargo.args(["metadata", "--no-deps", "--format-version", "1"]);
-    let metadata: Value = serde_json::from_str(&sh::stdout_of(&mut cargo).unwrap()).unwrap();
+    let metadata = metadata();
     let packages = metadata["packages"].as_array().unwrap();
     let workspace: Vec<&str> = packages.iter().map(|package| package["name"].as_str().unwrap()).collect();
     let mut broken = Vec::new();
@@ -327,9 +331,7 @@ fn guests_leave_json_to_codec() {
 /// A plain `cargo test` builds the native crates: all but those that become components, the guest programs and the fuzz targets.
 #[test]
 fn default_members_are_the_native_crates() {
-    let mut cargo = sh::cargo(&House::find());
-    cargo.args(["metadata", "--no-deps", "--format-version", "1"]);
-    let metadata: Value = serde_json::from_str(&sh::stdout_of(&mut cargo).unwrap()).unwrap();
+    let metadata = metadata();
     let ids = |list: &str| -> BTreeSet<String> {
         metadata[list].as_array().unwrap().iter().map(|id| id.as_str().unwrap().to_owned()).collect()
     };
@@ -371,6 +373,33 @@ fn messages_have_no_debug_forms() {
             let debug: Vec<_> = lines.filter(is_debug).collect();
             assert!(debug.is_empty(), "{folder}/{name} formats with `Debug`:\n{}", debug.join("\n"));
         }
+    }
+}
+
+/// A test fails without the program that it needs, by `tool` of weir-tests; `cargo xtask test` leaves out those whose program cannot be had.
+/// A test that ended early instead would count as passed.
+#[test]
+fn end_to_end_tests_fail_without_their_programs() {
+    let root = House::find().root.join("tests");
+    for (name, text) in sources(&root.join("src")).into_iter().chain(sources(&root.join("tests"))) {
+        // A number of repetitions has a default.
+        let reads = |line: &&str| line.contains("std::env::var") && !line.contains("WEIR_TEST_KILLS");
+        let is_of_tests = |line: &&str| line.contains("WEIR_TEST_") || line.contains("WEIR_DATA");
+        let lines: Vec<&str> = text.lines().filter(reads).filter(is_of_tests).collect();
+        assert!(lines.is_empty(), "{name} does not read it by `tool`: {lines:?}");
+    }
+}
+
+/// The test programs of weir-tests have the modules and tests that [`crate::checks`] leaves out without their programs.
+#[test]
+fn tests_that_are_left_out_exist() {
+    let sources = sources(&House::find().root.join("tests/tests"));
+    for part in crate::nats::TESTS.into_iter().chain([crate::lm::TESTS, crate::lm::SERVER_TESTS, crate::kafka::TEST]) {
+        let is_there = match part.strip_suffix("::") {
+            Some(module) => sources.iter().any(|(name, _)| name.ends_with(&format!("/{module}.rs"))),
+            None => sources.iter().any(|(_, text)| text.contains(&format!("fn {part}("))),
+        };
+        assert!(is_there, "no end-to-end test {part}");
     }
 }
 

@@ -6,13 +6,12 @@ use std::path::Path;
 use anyhow::{Result, bail};
 
 use crate::args::Args;
-use crate::build::finish;
 use crate::debian;
-use crate::house::{House, WASM_TARGET};
+use crate::house::{House, WASM_TARGET, has_target};
 use crate::lm;
 use crate::make;
 use crate::sh;
-use crate::ui::Step;
+use crate::ui::{Step, finish};
 
 pub(crate) const USAGE: &str = "\
 Installs the wasm32-wasip2 target for the pinned toolchain: with rustup or, if its server is unreachable, from Debian's
@@ -65,12 +64,4 @@ pub(crate) fn by_rustup(house: &House, target: &str) -> Result<()> {
     let mut step = Step::begin("setup", &format!("adds {target} with rustup"));
     let added = sh::check(&mut step, sh::program(house, "rustup").args(["target", "add", target]));
     finish(step, added.map(|_| format!("{target} is installed")))
-}
-
-/// Whether a toolchain has the standard library of a target.
-pub(crate) fn has_target(sysroot: &Path, target: &str) -> bool {
-    let library = sysroot.join("lib/rustlib").join(target).join("lib");
-    std::fs::read_dir(library).is_ok_and(|mut entries| {
-        entries.any(|entry| entry.is_ok_and(|entry| entry.file_name().to_string_lossy().starts_with("libstd-")))
-    })
 }

@@ -3,6 +3,7 @@
 use std::collections::VecDeque;
 use std::ffi::OsStr;
 use std::io::{BufRead, BufReader, Read};
+use std::path::PathBuf;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
 use std::thread;
@@ -10,8 +11,8 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 
+use crate::files::on_path;
 use crate::house::House;
-use crate::make;
 use crate::ui::{Step, seconds};
 
 /// Lines of a program's output that are stored.
@@ -26,6 +27,11 @@ const TICK: Duration = Duration::from_secs(1);
 const SILENCE_MAX: Duration = Duration::from_secs(20 * 60);
 /// How long output is read after the end of a program: processes that it left may hold its output open.
 const OUTPUT_AFTER_END_MAX: Duration = Duration::from_secs(5);
+
+/// The program that the build of the Kafka client needs ([`crate::make`]).
+pub(crate) const MAKE: &str = "make";
+/// Its path in the folder of the fetched package.
+pub(crate) const MAKE_PROGRAM: &str = "prefix/usr/bin/make";
 
 /// A process that is killed when it is dropped.
 #[derive(Debug)]
@@ -76,7 +82,7 @@ pub(crate) fn cargo(house: &House) -> Command {
     let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
     let mut command = program(house, cargo);
     command.env("CARGO_TERM_COLOR", "never").env("CARGO_TERM_PROGRESS_WHEN", "never");
-    if let Some(folder) = make::folder(house) {
+    if let Some(folder) = make_folder(house) {
         let path = std::env::var_os("PATH").unwrap_or_default();
         let folders = std::env::split_paths(&path).chain([folder]);
         if let Ok(path) = std::env::join_paths(folders) {
@@ -94,6 +100,15 @@ pub(crate) fn nightly_cargo(house: &House) -> Command {
         command.env_remove(variable);
     }
     command
+}
+
+/// The folder of the fetched `make`, if it is needed.
+fn make_folder(house: &House) -> Option<PathBuf> {
+    if on_path(&[MAKE]).is_some() {
+        return None;
+    }
+    let program = house.keep().join(MAKE).join(MAKE_PROGRAM);
+    program.exists().then(|| program.parent().map(PathBuf::from)).flatten()
 }
 
 /// Makes cargo print its progress although it does not write to a terminal: [`run`] parses it.

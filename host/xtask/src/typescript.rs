@@ -6,11 +6,11 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, bail};
 
 use crate::args::Args;
-use crate::build::{self, finish};
+use crate::build;
 use crate::files::write_if_changed;
 use crate::house::House;
 use crate::npm::Project;
-use crate::ui::Step;
+use crate::ui::{Step, finish};
 use crate::{browser, node, sh};
 
 pub(crate) const USAGE: &str = "\

@@ -3,6 +3,7 @@
 use std::io::IsTerminal;
 use std::time::{Duration, Instant};
 
+use anyhow::Result;
 use indicatif::{ProgressBar, ProgressStyle};
 
 /// How often a running step prints a line if the output is not a terminal.
@@ -71,6 +72,20 @@ impl Step {
         }
         eprintln!("{mark:<4} {:<12} {:>8}  {text}", self.name, seconds(elapsed));
         elapsed
+    }
+}
+
+/// Ends a step with its result.
+pub(crate) fn finish(step: Step, result: Result<String>) -> Result<()> {
+    match result {
+        Ok(line) => {
+            step.done(&line);
+            Ok(())
+        }
+        Err(error) => {
+            step.failed("");
+            Err(error)
+        }
     }
 }
 

@@ -6,12 +6,12 @@ use std::path::Path;
 use anyhow::{Context, Result, bail};
 
 use crate::args::Args;
-use crate::build::{self, finish};
+use crate::build;
 use crate::files::write_if_changed;
 use crate::house::House;
 use crate::npm::Project;
 use crate::typescript::{self, PROGRAM, run};
-use crate::ui::Step;
+use crate::ui::{Step, finish};
 use crate::{browser, node, sh};
 
 pub(crate) const USAGE: &str = "\

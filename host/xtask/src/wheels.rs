@@ -6,11 +6,11 @@ use std::process::Command;
 use anyhow::{Context, Result, bail};
 
 use crate::args::Args;
-use crate::build::{self, finish};
+use crate::build;
 use crate::files::{Key, Stamp};
 use crate::house::House;
 use crate::typescript::{PROGRAM, run};
-use crate::ui::Step;
+use crate::ui::{Step, finish};
 use crate::{lm, python, sh};
 
 pub(crate) const USAGE: &str = "\

@@ -13,6 +13,7 @@ use serde_json::json;
 
 use super::engine::machine;
 use super::jetstream::JetStream;
+use super::programs;
 use crate::args::Args;
 use crate::demo::DOCUMENT;
 use crate::house::House;
@@ -68,7 +69,7 @@ impl Subject {
 pub(super) fn task(house: &House, mut args: Args) -> Result<()> {
     let (quick, as_built) = (args.flag("--quick"), args.flag("--as-built"));
     args.finish()?;
-    super::build_weir(house, as_built)?;
+    programs::build_weir(house, as_built)?;
     let (texts, rounds) = if quick { (TEXTS_QUICK, 1) } else { (TEXTS, ROUNDS) };
     let bench = Bench::new(house, texts)?;
     let mut seconds = vec![Vec::new(); Subject::ALL.len()];
@@ -176,7 +177,7 @@ impl<'a> Bench<'a> {
         let to_file = ["--output-file", output.as_str(), "--quiet"];
         let feed = self.feed.address;
         match subject {
-            Subject::Run => super::run_time(self.house, self.texts.iter().map(|text| format!("{text}\n")).collect()),
+            Subject::Run => programs::run_time(self.house, self.texts.iter().map(|text| format!("{text}\n")).collect()),
             Subject::File => self.stream(&[&["file", &input, "--format", "ndjson"], &to_file[..]].concat(), &output),
             Subject::Checkpoint => {
                 let checkpoint = self.path("checkpoint");

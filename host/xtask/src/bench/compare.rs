@@ -5,10 +5,10 @@ use std::process::Stdio;
 
 use anyhow::{Context, Result, bail};
 
-use crate::build::{self, finish};
+use crate::build;
 use crate::house::{House, SHIPPED_MODELS};
 use crate::sh;
-use crate::ui::Step;
+use crate::ui::{Step, finish};
 
 /// The example of `weir-nn` that runs an engine in a loop; `weir-bench` sets `$BENCH_TEXTS`.
 const TRACT_CEILING: &str = "release/examples/measure";

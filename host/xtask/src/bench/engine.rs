@@ -9,9 +9,8 @@ use std::process::Command;
 use anyhow::{Context, Result};
 
 use crate::args::Args;
-use crate::build::finish;
 use crate::house::House;
-use crate::ui::Step;
+use crate::ui::{Step, finish};
 use crate::{python, sh};
 
 const REPORT: &str = "tests/bench/ENGINE.md";

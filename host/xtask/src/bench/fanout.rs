@@ -2,6 +2,7 @@
 
 use anyhow::Result;
 
+use super::programs;
 use crate::args::Args;
 use crate::house::House;
 use crate::nginx;
@@ -11,7 +12,7 @@ pub(super) fn task(house: &House, args: Args) -> Result<()> {
     let (mut args, more) = args.split();
     let (quick, as_built) = (args.flag("--quick"), args.flag("--as-built"));
     args.finish()?;
-    let program = super::build_programs(house, as_built)?;
+    let program = programs::build_programs(house, as_built)?;
     let nginx = nginx::folder(house)?;
     let mut words = vec!["fanout".to_owned()];
     for (name, path) in [

@@ -8,9 +8,8 @@ use std::path::Path;
 use anyhow::{Context, Result};
 
 use crate::args::Args;
-use crate::build::finish;
 use crate::house::House;
-use crate::ui::Step;
+use crate::ui::{Step, finish};
 use crate::{lm, python, sh};
 
 const REPORT: &str = "tests/bench/GENERATE.md";

@@ -12,13 +12,13 @@ use anyhow::{Context, Result, ensure};
 use serde_json::json;
 
 use super::engine::machine;
+use super::programs;
 use crate::args::Args;
-use crate::build::finish;
 use crate::demo::DOCUMENT;
 use crate::files::{Key, Stamp};
 use crate::house::{House, SHIPPED_MODELS};
 use crate::sh::Process;
-use crate::ui::Step;
+use crate::ui::{Step, finish};
 use crate::{python, sh};
 
 const REQUIREMENTS: &str = "tests/bench/requirements-kafka.txt";
@@ -68,7 +68,7 @@ struct Measurement {
 pub(super) fn task(house: &House, mut args: Args) -> Result<()> {
     let (quick, as_built) = (args.flag("--quick"), args.flag("--as-built"));
     args.finish()?;
-    super::build_weir(house, as_built)?;
+    programs::build_weir(house, as_built)?;
     let (records, rounds) = if quick { (RECORDS_QUICK, 1) } else { (RECORDS, ROUNDS) };
     let bench = Bench::new(house, records)?;
     let mut measured = vec![Vec::new(); Subject::ALL.len()];

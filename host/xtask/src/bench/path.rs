@@ -4,11 +4,12 @@ use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, bail};
 
+use super::programs;
 use crate::args::Args;
-use crate::build::{self, finish};
+use crate::build;
 use crate::house::{House, SHIPPED_MODELS};
 use crate::sh;
-use crate::ui::Step;
+use crate::ui::{Step, finish};
 
 const EXAMPLE: &str = "release/examples/path";
 
@@ -16,7 +17,7 @@ pub(super) fn task(house: &House, args: Args) -> Result<()> {
     let (mut args, more) = args.split();
     let (quick, as_built) = (args.flag("--quick"), args.flag("--as-built"));
     args.finish()?;
-    super::build_weir(house, as_built)?;
+    programs::build_weir(house, as_built)?;
     if !as_built {
         let mut step = Step::begin("path", "builds the server with its client");
         let built = sh::check(&mut step, build::host_cargo(house, "build").args(["--example", "path"]));

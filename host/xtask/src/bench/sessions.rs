@@ -3,6 +3,7 @@
 
 use anyhow::Result;
 
+use super::programs;
 use crate::args::Args;
 use crate::house::House;
 use crate::server::Server;
@@ -16,7 +17,7 @@ const SECONDS_QUICK: u32 = 5;
 pub(super) fn task(house: &House, mut args: Args) -> Result<()> {
     let (quick, as_built) = (args.flag("--quick"), args.flag("--as-built"));
     args.finish()?;
-    let program = super::build_programs(house, as_built)?;
+    let program = programs::build_programs(house, as_built)?;
     let channels = format!("events.channels_max={}", 4 * SESSIONS);
     let server = Server::start(house, &["--set", &channels])?;
     let address = server.address.to_string();

@@ -13,13 +13,12 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use serde_json::json;
 
-use super::Programs;
-use crate::build::finish;
+use super::programs::Programs;
 use crate::files::{copy_if_changed, write_if_changed};
 use crate::house::House;
 use crate::python::Python;
 use crate::sh::Process;
-use crate::ui::Step;
+use crate::ui::{Step, finish};
 use crate::{http, sh};
 
 /// The page with the table, and the marks around it.

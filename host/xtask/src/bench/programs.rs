@@ -1,0 +1,53 @@
+//! Builds the programs that are measured, and times `weir run`.
+
+use std::io::Write;
+use std::path::PathBuf;
+use std::process::Stdio;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, anyhow, bail};
+
+use super::compare;
+use crate::house::House;
+use crate::{build, setup, sh};
+
+/// Builds `weir`, unless it is measured as built.
+pub(super) fn build_weir(house: &House, as_built: bool) -> Result<()> {
+    if !as_built {
+        setup::ensure(house)?;
+        build::components(house, &[])?;
+        build::weir(house)?;
+    }
+    Ok(())
+}
+
+/// [`build_weir`], and the load generator; returns the path of the load generator.
+pub(super) fn build_programs(house: &House, as_built: bool) -> Result<PathBuf> {
+    build_weir(house, as_built)?;
+    compare::generator(house)
+}
+
+/// The time of `weir run` for the lines of an input, its start included.
+pub(super) fn run_time(house: &House, input: String) -> Result<Duration> {
+    let lines = input.lines().count();
+    let started = Instant::now();
+    let mut child = sh::program(house, house.weir())
+        .args(["run", "--task", "sentiment", "-"])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null())
+        .spawn()
+        .context("cannot start weir run")?;
+    let mut stdin = child.stdin.take().ok_or_else(|| anyhow!("weir run has no standard input"))?;
+    // On a thread of its own: both pipes may be full at the same time.
+    let writer = std::thread::spawn(move || stdin.write_all(input.as_bytes()));
+    let output = child.wait_with_output().context("cannot wait for weir run")?;
+    let elapsed = started.elapsed();
+    let written = writer.join().map_err(|_| anyhow!("the writer panicked"))?;
+    written.context("cannot write to weir run")?;
+    let answered = output.stdout.iter().filter(|byte| **byte == b'\n').count();
+    if !output.status.success() || answered != lines {
+        bail!("weir run answered {answered} of {lines} lines: {}", output.status);
+    }
+    Ok(elapsed)
+}

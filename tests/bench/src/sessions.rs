@@ -17,6 +17,9 @@ use crate::{
     process,
 };
 
+/// Sessions before the first measurement of memory.
+const WARM_SESSIONS: usize = 1_000;
+
 /// The options of the measurement.
 #[derive(Debug, Clone, clap::Args)]
 pub(crate) struct Options {
@@ -44,8 +47,10 @@ pub(crate) struct Options {
 pub(crate) async fn run(options: Options) -> Result<Value> {
     ensure!(options.sessions > 0 && options.connections > 0 && options.chunks > 0, "there is at least one of each");
     let resident = || options.pid.map(|pid| process::resident_bytes(&[pid]));
+    // Memory that the server allocates for the first sessions and connections does not belong to a session.
+    create(&options, WARM_SESSIONS).await?;
     let before = resident();
-    let ids = Rc::new(create(&options).await?);
+    let ids = Rc::new(create(&options, options.sessions).await?);
     let idle = resident();
     let (chunks, times) = soak(&options, &ids).await?;
     let after = resident();
@@ -66,12 +71,13 @@ pub(crate) async fn run(options: Options) -> Result<Value> {
     }))
 }
 
-async fn create(options: &Options) -> Result<Vec<String>> {
+/// Creates sessions; returns their ids.
+async fn create(options: &Options, sessions: usize) -> Result<Vec<String>> {
     let local = tokio::task::LocalSet::new();
-    let each = options.sessions.div_ceil(options.connections);
+    let each = sessions.div_ceil(options.connections);
     let creations = (0..options.connections).map(|connection| {
         let options = options.clone();
-        let count = each.min(options.sessions.saturating_sub(connection * each));
+        let count = each.min(sessions.saturating_sub(connection * each));
         async move {
             let mut connection = Connection::open(options.address).await?;
             let config = json!({"summary": {"every_finals": 0, "at_end": false}}).to_string();

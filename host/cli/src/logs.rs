@@ -1,6 +1,7 @@
 //! Logs on standard error.
 
 mod line;
+mod printable;
 mod repeats;
 
 use std::io::IsTerminal;
@@ -13,6 +14,7 @@ use tracing_subscriber::{EnvFilter, filter::FilterExt, fmt};
 use weir_config::{Log, LogFormat};
 
 use line::Lines;
+pub(crate) use printable::printable;
 use repeats::Repeats;
 
 /// A crate of wasmtime that warns about every aborted or malformed body. Such requests are answered, and the operator
@@ -57,19 +59,6 @@ pub(crate) fn last_error(error: &anyhow::Error, is_json: bool) {
         (false, true) => eprintln!("{}", json!({ "error": text })),
         (false, false) => eprintln!("weir: {}", printable(&text)),
     }
-}
-
-/// A text that can be of another program, without characters that control the terminal. Line ends stay.
-pub(crate) fn printable(text: &str) -> String {
-    let mut printable = String::with_capacity(text.len());
-    for c in text.chars() {
-        match c {
-            '\n' => printable.push(c),
-            c if c.is_control() => printable.extend(c.escape_default()),
-            c => printable.push(c),
-        }
-    }
-    printable
 }
 
 /// An error with its causes, without those that its message has already.

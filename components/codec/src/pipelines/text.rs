@@ -8,10 +8,7 @@ mod reader;
 
 use reader::Reader;
 
-/// Maximum number of values, of any type and at any depth, in the JSON of a client or a step.
-pub const VALUES_MAX: usize = 1 << 17;
-/// Deepest nesting of such JSON. The outputs of steps nest it deeper, and stay below the 127 levels that serde_json reads.
-pub const DEPTH_MAX: usize = weir_expression::OUTPUT_DEPTH_MAX;
+pub use reader::{DEPTH_MAX, VALUES_MAX};
 
 /// Reads one JSON value of any type: the body of `POST /pipelines/{name}`, and the output of a step.
 ///

@@ -130,7 +130,7 @@ fn quoted(value: &str) -> String {
 
 /// A text without line ends and terminal control characters.
 fn printable(text: &str) -> String {
-    super::printable(text.trim_end()).replace('\n', "\\n")
+    super::printable::printable(text.trim_end()).replace('\n', "\\n")
 }
 
 #[cfg(test)]

@@ -4,8 +4,12 @@ use std::{borrow::Cow, collections::BTreeSet};
 
 use weir_core::pipelines::Json;
 
-use super::{DEPTH_MAX, VALUES_MAX};
 use crate::json::{JsonError, duplicate_key, tree::Node};
+
+/// Maximum number of values, of any type and at any depth, in the JSON of a client or a step.
+pub const VALUES_MAX: usize = 1 << 17;
+/// Deepest nesting of such JSON. The outputs of steps nest it deeper, and stay below the 127 levels that serde_json reads.
+pub const DEPTH_MAX: usize = weir_expression::OUTPUT_DEPTH_MAX;
 
 /// Bytes after a value that an error can depend on.
 const CONTEXT_BYTES: usize = 16;

@@ -317,14 +317,17 @@ mod tests {
 
     use super::*;
 
-    /// The gauges with a label `partition`, by its value.
+    /// The gauges of the lag, by their partitions.
     #[derive(Default)]
     struct Gauges(Mutex<BTreeMap<String, Arc<AtomicU64>>>);
 
     impl Gauges {
         fn values(&self) -> Vec<(String, f64)> {
             let gauges = self.0.lock().unwrap();
-            gauges.iter().map(|(name, bits)| (name.clone(), f64::from_bits(bits.load(Ordering::Relaxed)))).collect()
+            gauges
+                .iter()
+                .map(|(partition, bits)| (partition.clone(), f64::from_bits(bits.load(Ordering::Relaxed))))
+                .collect()
         }
     }
 
@@ -338,9 +341,9 @@ mod tests {
         }
 
         fn register_gauge(&self, key: &Key, _: &Metadata<'_>) -> Gauge {
-            let partition = key.labels().find(|label| label.key() == "partition").expect("a label");
-            let name = format!("{} {}", key.name(), partition.value());
-            Gauge::from_arc(self.0.lock().unwrap().entry(name).or_default().clone())
+            assert_eq!(key.name(), "weir_adapter_lag_records");
+            let partition = key.labels().find(|label| label.key() == "partition").expect("a label").value();
+            Gauge::from_arc(self.0.lock().unwrap().entry(partition.to_owned()).or_default().clone())
         }
 
         fn register_histogram(&self, _: &Key, _: &Metadata<'_>) -> Histogram {
@@ -370,7 +373,7 @@ mod tests {
         let consumer: GroupConsumer =
             ClientConfig::new().set("group.id", "g").create_with_context(context).expect("a consumer");
         let (context, gauges) = (consumer.context(), Gauges::default());
-        let gauge = |partition: u32, lag| (format!("weir_adapter_lag_records {partition}"), lag);
+        let gauge = |partition: u32, lag| (partition.to_string(), lag);
         metrics::with_local_recorder(&gauges, || {
             context.stats(statistics(&[7, 5]));
             assert_eq!(gauges.values(), [gauge(0, 7.0), gauge(1, 5.0)]);

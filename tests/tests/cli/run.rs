@@ -180,7 +180,9 @@ fn wrong_line_of_a_transcript_is_reported_and_the_rest_is_read() -> Result<()> {
     check_error(
         &["--task", "transcript", "--quiet", "--max-gap-sec=-1"],
         expect![[r#"
-            weir: standard input: max_gap_sec must be a finite number of at least 0, and is -1
+            error: invalid value '-1' for '--max-gap-sec <SECONDS>': -1 is not allowed: the smallest value is 0
+
+            For more information, try '--help'.
         "#]],
     )
 }

@@ -199,7 +199,14 @@ async fn check_kafka(checks: &mut Checks, config: &KafkaSource, output_topic: Op
         return checks.record("resolve", Err(reason));
     }
     reach(checks, host, port, timeout).await?;
-    let topics = kafka::topics(config, None).await.map_err(|error| {
+    let topics = kafka::topics(config, None).await;
+    if let Err(error) = &topics
+        && kafka::is_tls_failure(error)
+    {
+        let remedy = "check the property ssl.ca.location and the addresses of the brokers";
+        return checks.record("tls", Err(with_remedy(error, remedy)));
+    }
+    let topics = topics.map_err(|error| {
         let remedy = match kafka::HAS_TLS {
             true => "check the user, the password file, and the properties security.protocol and sasl.mechanism",
             false => "check the user, the password file and the properties; this program was built without TLS",

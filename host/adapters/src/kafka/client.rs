@@ -22,6 +22,11 @@ pub(crate) const HAS_TLS: bool = cfg!(feature = "kafka-tls");
 /// How long a failed call handles the reports that have arrived: with a timeout of zero, a poll handles one of them.
 pub(super) const REPORTS_TIMEOUT: Duration = Duration::from_millis(100);
 
+/// A part of every error of OpenSSL about TLS.
+const OPENSSL_ERROR: &str = ":SSL routines:";
+/// The beginning of the failure of a TLS handshake.
+const TLS_FAILURE: &str = "TLS with ";
+
 /// The port of a broker without one.
 const DEFAULT_PORT: u16 = 9092;
 
@@ -159,6 +164,8 @@ impl Access<'_> {
 pub(super) struct Reports {
     /// The last refusal of the credentials.
     denied: Mutex<Option<String>>,
+    /// The last failure of a TLS handshake.
+    handshake: Mutex<Option<String>>,
 }
 
 impl Reports {
@@ -175,19 +182,46 @@ impl Reports {
 
     pub(super) fn handle_error(&self, error: &KafkaError, reason: &str) {
         tracing::debug!(%error, reason, "librdkafka");
-        let code = error.rdkafka_error_code();
-        if matches!(code, Some(RDKafkaErrorCode::Authentication | RDKafkaErrorCode::SaslAuthenticationFailed)) {
-            *self.denied.lock().unwrap_or_else(PoisonError::into_inner) = Some(reason.to_owned());
-        }
+        let report = match error.rdkafka_error_code() {
+            Some(RDKafkaErrorCode::Authentication | RDKafkaErrorCode::SaslAuthenticationFailed) => &self.denied,
+            Some(RDKafkaErrorCode::SSL) => &self.handshake,
+            // A handshake that fails in its first call is a lost connection for librdkafka.
+            _ if reason.contains(OPENSSL_ERROR) => &self.handshake,
+            _ => return,
+        };
+        *report.lock().unwrap_or_else(PoisonError::into_inner) = Some(reason.to_owned());
     }
 
-    /// The failure of an operation: a timeout after refused credentials is a refusal.
+    /// The failure of an operation: a timeout after refused credentials is a refusal, and one after a TLS handshake that has failed is a
+    /// failure of TLS.
     pub(super) fn failure(&self, error: &KafkaError) -> DriverError {
-        match self.denied.lock().unwrap_or_else(PoisonError::into_inner).take() {
-            Some(reason) => DriverError::Denied(format!("Kafka refuses the credentials: {reason}")),
-            None => failure(error),
+        let take = |report: &Mutex<Option<String>>| report.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(reason) = take(&self.denied) {
+            return DriverError::Denied(format!("Kafka refuses the credentials: {reason}"));
+        }
+        match (failure(error), take(&self.handshake)) {
+            (DriverError::Transport { .. }, Some(report)) => DriverError::transport(handshake_failure(&report)),
+            (failure, _) => failure,
         }
     }
+}
+
+/// The failure of a TLS handshake, which librdkafka reports as `protocol://host:port/id: reason`.
+fn handshake_failure(report: &str) -> String {
+    let (broker, reason) = report.split_once(": ").unwrap_or(("the broker", report));
+    let broker = broker.rsplit_once("://").map_or(broker, |(_, address)| address);
+    let broker = broker.split('/').next().unwrap_or(broker);
+    let reason = match reason.contains("certificate verify failed") {
+        // OpenSSL does not say which.
+        true => "the certificate is not of an authority in ssl.ca.location, or is for another host, or has expired",
+        false => reason,
+    };
+    format!("{TLS_FAILURE}{broker}: {reason}")
+}
+
+/// Whether a failure is that of a TLS handshake.
+pub(crate) fn is_tls_failure(failure: &DriverError) -> bool {
+    failure.to_string().starts_with(TLS_FAILURE)
 }
 
 /// The context of clients other than the consumer of a group.
@@ -322,5 +356,32 @@ mod tests {
             reports.failure(&timeout),
             DriverError::Denied("Kafka refuses the credentials: no such user".to_owned())
         );
+    }
+
+    #[test]
+    fn failed_handshakes_explain_a_timeout() {
+        let (reports, timeout) = (Reports::default(), KafkaError::MetadataFetch(RDKafkaErrorCode::OperationTimedOut));
+        let ssl = KafkaError::Global(RDKafkaErrorCode::SSL);
+        let report = |reason: &str| {
+            reports.handle_error(&ssl, &format!("sasl_ssl://one:9093/bootstrap: SSL handshake failed: {reason}"));
+        };
+        report("error:0A000086:SSL routines::certificate verify failed: broker certificate could not be verified");
+        let reason =
+            "the certificate is not of an authority in ssl.ca.location, or is for another host, or has expired";
+        let failure = reports.failure(&timeout);
+        assert_eq!(failure, DriverError::transport(format!("TLS with one:9093: {reason}")));
+        assert!(is_tls_failure(&failure) && !is_tls_failure(&reports.failure(&timeout)));
+        report("error:0A00010B:SSL routines::wrong version number");
+        let reason = "SSL handshake failed: error:0A00010B:SSL routines::wrong version number";
+        assert_eq!(reports.failure(&timeout), DriverError::transport(format!("TLS with one:9093: {reason}")));
+        let lost = KafkaError::Global(RDKafkaErrorCode::BrokerTransportFailure);
+        reports.handle_error(&lost, "ssl://two:9093/2: error:0A000086:SSL routines::certificate verify failed");
+        assert!(reports.failure(&timeout).to_string().starts_with("TLS with two:9093: the certificate is not of"));
+        reports.handle_error(&lost, "ssl://two:9093/2: Disconnected");
+        assert!(!is_tls_failure(&reports.failure(&timeout)));
+        // Another failure than that of a connection is not explained by it.
+        report("error");
+        let denied = KafkaError::MetadataFetch(RDKafkaErrorCode::TopicAuthorizationFailed);
+        assert!(matches!(reports.failure(&denied), DriverError::Denied(_)));
     }
 }

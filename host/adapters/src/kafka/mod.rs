@@ -14,7 +14,7 @@ mod probe;
 mod sink;
 mod source;
 
-pub(crate) use client::{HAS_TLS, broker_address, check_properties};
+pub(crate) use client::{HAS_TLS, broker_address, check_properties, is_tls_failure};
 pub(crate) use probe::{check_read, topics};
 pub use sink::{KafkaSink, Transaction};
 pub use source::{KafkaCommitter, KafkaSource, open};

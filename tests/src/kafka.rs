@@ -18,8 +18,9 @@ use rdkafka::message::{BorrowedMessage, Header, Headers as _, Message as _, Owne
 use rdkafka::producer::{BaseProducer, BaseRecord, Producer as _};
 use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
 
-use crate::sasl_proxy::SaslProxy;
-use crate::{PATIENCE, kafka_log, tool};
+use crate::kafka_proxy::{Clients, KafkaProxy, tls_acceptor};
+use crate::scram::Scram;
+use crate::{PATIENCE, kafka_log, root, tool};
 
 /// The partitions of each topic.
 const PARTITIONS: i32 = 4;
@@ -34,7 +35,7 @@ pub struct Kafka {
     /// The addresses that clients use.
     brokers: String,
     /// The proxy that authenticates clients, with the user and the password.
-    proxy: Option<(SaslProxy, [String; 2])>,
+    proxy: Option<(KafkaProxy, [String; 2])>,
 }
 
 /// A record of a topic.
@@ -69,16 +70,29 @@ impl Kafka {
 
     /// Starts a broker, whose clients authenticate with SASL PLAIN, and creates the topics.
     pub async fn start_with_password(user: &str, password: &str) -> Result<Self> {
+        Self::start_for(Clients { user: user.to_owned(), password: password.to_owned(), tls: None }).await
+    }
+
+    /// As [`Kafka::start_with_password`], and with TLS on the same port for other clients: with the certificate `NAME.pem` of a folder of
+    /// `tests/data`, and with SCRAM for the same user, or without SASL.
+    pub async fn start_with_tls(certificate: &str, scram: Option<Scram>, user: &str, password: &str) -> Result<Self> {
+        let acceptor = tls_acceptor(&root().join("tests/data"), certificate).context("the certificate")?;
+        let tls = Some((acceptor, scram));
+        Self::start_for(Clients { user: user.to_owned(), password: password.to_owned(), tls }).await
+    }
+
+    async fn start_for(clients: Clients) -> Result<Self> {
         let address = SocketAddr::from(([127, 0, 0, 1], crate::free_port()?));
-        let proxy = SaslProxy::start(address, user, password).await?;
+        let credentials = [clients.user.clone(), clients.password.clone()];
+        let proxy = KafkaProxy::start(address, clients).await?;
         let advertised = proxy.address();
-        Self::start_at(address, advertised, Some((proxy, [user.to_owned(), password.to_owned()]))).await
+        Self::start_at(address, advertised, Some((proxy, credentials))).await
     }
 
     async fn start_at(
         address: SocketAddr,
         advertised: SocketAddr,
-        proxy: Option<(SaslProxy, [String; 2])>,
+        proxy: Option<(KafkaProxy, [String; 2])>,
     ) -> Result<Self> {
         let mut command = Command::new(program()?);
         command.args(["broker", "--silent", "--storage-engine", "memory://tansu/"]);

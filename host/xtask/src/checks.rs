@@ -9,8 +9,8 @@ use crate::args::Args;
 use crate::house::{COMPONENTS, GUESTS, House, LIGHT_PACKAGES, NN, PLUGS, PORTABLE_PARTS, SEPARATE_PACKAGES};
 use crate::ui::{Step, seconds};
 use crate::{
-    browser, build, debian, deploy, dist, hosts, kafka, lm, nats, nginx, node, portable, pushpin, python, redis, setup,
-    sh, typescript, web, wheels, wit,
+    browser, build, debian, deploy, dist, hosts, kafka, kafka_tls, lm, nats, nginx, node, portable, pushpin, python,
+    redis, setup, sh, typescript, web, wheels, wit,
 };
 
 pub(crate) const USAGE: &str = "\
@@ -132,6 +132,7 @@ pub(crate) fn task(house: &House, mut args: Args) -> Result<()> {
     // A test fails without its program or data. Where they cannot be had, it is left out, and a row of the table says so.
     let mut skipped: Vec<&str> = if data.is_none() { vec![SCORES] } else { Vec::new() };
     skipped.extend(hosts::CONFORMANCE);
+    skipped.push(kafka_tls::TESTS);
     if hosts.is_none() {
         skipped.extend(hosts::TESTS);
     }
@@ -190,6 +191,7 @@ pub(crate) fn task(house: &House, mut args: Args) -> Result<()> {
     }
     report
         .skipped("other hosts", "`cargo xtask hosts` runs the conformance cases under wash, Node.js and a given Spin");
+    report.skipped("kafka with TLS", "`cargo xtask kafka-tls` builds OpenSSL and runs the tests");
     if hosts.is_none() {
         report.skipped("host tools", "npm is not here, or wash, Node.js 24 and jco were not fetched");
     }

@@ -11,6 +11,7 @@
 //! - [`redis`], [`nats`], [`pushpin`], [`browser`]: a Redis server, a NATS server, a proxy that holds connections, a Chromium, for the
 //!   tests; [`lm`]: a language model and a server of such models; [`index_program`]: programs in wheels of Python's package index
 //! - [`python`], [`node`], [`make`]: the Python environment of the tests, packages of npm for them, `make` for a C library
+//! - [`kafka_tls`]: the tests of Kafka with TLS, with a build of `weir` of its own
 //! - [`hosts`]: other hosts of the components, for the tests; [`kernels`]: instruction sets that this machine may not have
 //! - [`nginx`]: a proxy for the tests, and the server that the fan-out is compared with
 //! - [`npm`], [`typescript`], [`web`]: the TypeScript client and the page of the gateway; [`wheels`]: the Python package
@@ -42,6 +43,7 @@ mod http;
 mod imports;
 mod index_program;
 mod kafka;
+mod kafka_tls;
 mod kernels;
 mod lm;
 mod make;
@@ -130,6 +132,12 @@ const TASKS: &[Task] = &[
     Task { name: "lm", about: "fetch the language model of the demo and the tests", usage: lm::USAGE, run: lm::task },
     Task { name: "docs", about: "build the book of docs/", usage: docs::USAGE, run: docs::task },
     Task { name: "kafka", about: "fetch a second Kafka broker for the tests", usage: kafka::USAGE, run: kafka::task },
+    Task {
+        name: "kafka-tls",
+        about: "test Kafka with TLS and SCRAM, with OpenSSL built from source",
+        usage: kafka_tls::USAGE,
+        run: kafka_tls::task,
+    },
     Task { name: "nats", about: "fetch a nats-server for the tests", usage: nats::USAGE, run: nats::task },
     Task { name: "redis", about: "fetch a redis-server for the tests", usage: redis::USAGE, run: redis::task },
     Task {

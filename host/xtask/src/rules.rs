@@ -172,11 +172,11 @@ const RESERVED: &[(&str, &[&str])] = &[
             "weir-websocket",
         ],
     ),
-    ("rustls", &["weir-tls"]),
+    ("rustls", &["weir-tests", "weir-tls"]),
     ("redb", &["weir-events"]),
     ("redis", &["weir-adapters", "weir-events"]),
     ("rdkafka", &["weir-adapters", "weir-tests"]),
-    ("ring", &["weir-adapters"]),
+    ("ring", &["weir-adapters", "weir-tests"]),
     ("hyper", &["weir-adapters", "weir-edge", "weir-runtime", "weir-telemetry"]),
     (
         "wit-bindgen",
@@ -394,7 +394,8 @@ fn end_to_end_tests_fail_without_their_programs() {
 #[test]
 fn tests_that_are_left_out_exist() {
     let sources = sources(&House::find().root.join("tests/tests"));
-    for part in crate::nats::TESTS.into_iter().chain([crate::lm::TESTS, crate::lm::SERVER_TESTS, crate::kafka::TEST]) {
+    let others = [crate::lm::TESTS, crate::lm::SERVER_TESTS, crate::kafka::TEST, crate::kafka_tls::TESTS];
+    for part in crate::nats::TESTS.into_iter().chain(others) {
         let is_there = match part.strip_suffix("::") {
             Some(module) => sources.iter().any(|(name, _)| name.ends_with(&format!("/{module}.rs"))),
             None => sources.iter().any(|(_, text)| text.contains(&format!("fn {part}("))),

@@ -11,7 +11,7 @@ use super::files::seeded_random;
 use super::{StreamProcess, path, stub_stream, weir_command};
 
 /// Texts with ids, and keys of which several are in each partition.
-fn texts(ids: std::ops::Range<i64>) -> impl Iterator<Item = (String, String)> {
+pub(super) fn texts(ids: std::ops::Range<i64>) -> impl Iterator<Item = (String, String)> {
     ids.map(|id| (format!("key-{}", id % 16), format!("{{\"text\":\"I love number {id}\",\"id\":{id}}}")))
 }
 
@@ -24,7 +24,7 @@ fn start(kafka: &Kafka, more: &[&str]) -> Result<StreamProcess> {
 }
 
 /// The different ids of results.
-fn ids(results: &[KafkaRecord]) -> BTreeSet<i64> {
+pub(super) fn ids(results: &[KafkaRecord]) -> BTreeSet<i64> {
     let id = |result: &KafkaRecord| serde_json::from_str::<serde_json::Value>(&result.payload).ok()?["id"].as_i64();
     results.iter().filter_map(id).collect()
 }

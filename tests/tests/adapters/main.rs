@@ -3,6 +3,7 @@
 mod feeds;
 mod files;
 mod kafka;
+mod kafka_tls;
 mod nats;
 mod redis;
 mod serve;
@@ -25,14 +26,24 @@ fn weir_command(arguments: &[&str]) -> Result<Command> {
 
 /// `weir stream`, with the models that ship.
 fn stream(arguments: &[&str]) -> Result<Command> {
-    let mut command = Command::new(weir()?);
+    Ok(stream_of(&weir()?, arguments))
+}
+
+/// [`stream`] of a given `weir`.
+fn stream_of(program: &Path, arguments: &[&str]) -> Command {
+    let mut command = Command::new(program);
     command.arg("stream").args(arguments).arg("--models-dir").arg(models());
-    Ok(command)
+    command
 }
 
 /// `weir stream`, with the stand-in for the infer component, which derives outputs from keywords.
 fn stub_stream(arguments: &[&str]) -> Result<Command> {
-    let mut command = stream(arguments)?;
+    stub_stream_of(&weir()?, arguments)
+}
+
+/// [`stub_stream`] of a given `weir`.
+fn stub_stream_of(program: &Path, arguments: &[&str]) -> Result<Command> {
+    let mut command = stream_of(program, arguments);
     command.args(["--component", &format!("infer={}", component("infer_stub.wasm")?.display())]);
     Ok(command)
 }

@@ -201,7 +201,7 @@ test("token that is set or removed reloads the view", options, async (t) => {
 test("page whose socket cannot be opened follows by server-sent events", options, async (t) => {
   const server = await serve(t);
   const block = (page) => page.addInitScript(() => {
-    window.WebSocket = class { static OPEN = 1; constructor() { setTimeout(() => this.onclose?.()); } };
+    window.WebSocket = class { static OPEN = 1; constructor() { setTimeout(() => this.onclose?.()); } close() {} };
   });
   const { page, activity } = await open(t, `${server.page}/channels?c=workflow:42`, { block });
   await publish(server, "42", 7);

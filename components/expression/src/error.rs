@@ -20,13 +20,13 @@ pub enum EvaluationError {
     /// The input is not JSON.
     #[error("the input is not JSON")]
     Input,
-    /// The evaluation exceeds [`Bounds::steps_max`].
+    /// The evaluation exceeds [`Bounds::steps_max`](crate::Bounds::steps_max).
     #[error("the expression takes more than {0} steps")]
     Steps(u64),
-    /// The evaluation exceeds [`Bounds::memory_bytes_max`].
+    /// The evaluation exceeds [`Bounds::memory_bytes_max`](crate::Bounds::memory_bytes_max).
     #[error("the expression makes values of more than {0} bytes")]
     Memory(usize),
-    /// The result exceeds [`Bounds::output_bytes_max`].
+    /// The result exceeds [`Bounds::output_bytes_max`](crate::Bounds::output_bytes_max).
     #[error("the result has more than {0} bytes")]
     OutputBytes(usize),
     /// The result is nested deeper than [`OUTPUT_DEPTH_MAX`].

@@ -87,7 +87,7 @@ pub enum PullError {
     Broken {
         /// The source.
         origin: String,
-        /// The error of [`ModelDir::open`].
+        /// The error of [`ModelDir::open`](crate::model::ModelDir::open).
         reason: String,
     },
     /// The disk failed.

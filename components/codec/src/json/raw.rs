@@ -35,15 +35,15 @@ fn skip_space(text: &[u8]) -> &[u8] {
 }
 
 /// The length of the string at the beginning of a text, in bytes, with its quotes.
-fn string_bytes(text: &[u8]) -> Option<usize> {
+pub(crate) fn string_bytes(text: &[u8]) -> Option<usize> {
     let mut at = 1;
     (text.first() == Some(&b'"')).then_some(())?;
     loop {
-        match text.get(at)? {
-            b'"' => return Some(at + 1),
-            b'\\' => at += 2,
-            _ => at += 1,
+        at += text.get(at..)?.iter().position(|byte| matches!(byte, b'"' | b'\\'))?;
+        if text[at] == b'"' {
+            return Some(at + 1);
         }
+        at += 2;
     }
 }
 

@@ -4,7 +4,7 @@ use std::{borrow::Cow, collections::BTreeSet};
 
 use weir_core::pipelines::Json;
 
-use crate::json::{JsonError, duplicate_key, tree::Node};
+use crate::json::{JsonError, duplicate_key, raw::string_bytes, tree::Node};
 
 /// Maximum number of values, of any type and at any depth, in the JSON of a client or a step.
 pub const VALUES_MAX: usize = 1 << 17;
@@ -217,18 +217,6 @@ impl<'t> Reader<'t> {
 
     fn peek(&self) -> Option<u8> {
         self.text.as_bytes().get(self.at).copied()
-    }
-}
-
-/// The length of the string that begins here, with its quotes.
-fn string_bytes(text: &[u8]) -> Option<usize> {
-    let mut at = 1;
-    loop {
-        at += text.get(at..)?.iter().position(|byte| matches!(byte, b'"' | b'\\'))?;
-        if text[at] == b'"' {
-            return Some(at + 1);
-        }
-        at += 2;
     }
 }
 

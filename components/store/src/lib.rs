@@ -1,15 +1,19 @@
-//! The channel store for hosts other than `weir`: core's log, subscribers, claims, values and leases behind `weir:stream/events` and
-//! `weir:stream/state`, in the memory of the component.
+//! The store for hosts other than `weir`: `weir:stream/events`, `weir:stream/state` and `weir:stream/steps`.
 //!
-//! Its content is lost with its instance, and instances share nothing. A host that creates an instance for each request, or ends idle ones,
-//! therefore loses channels, sessions and executions. `docs/guides/hosts.md` describes how each host is configured for one instance;
-//! `GET /stream/health` names the store `memory`.
+//! A component of the store is an [`Instance`] and the macro [`bindings::export`]: `components/store-memory` has a [`Memory`], the
+//! components `components/store-keyvalue*` have a [`Keyvalue`].
 //!
-//! A follower checks for new events every 20 ms, since one task of a component does not wake another.
+//! - `service`: the exports, over the trait [`Store`]; `convert`: conversions between the types of WIT and those of core.
+//! - `memory`: core's logs, values, claims and leases in the memory of the component. Its content is lost with its instance, and instances
+//!   share nothing.
+//! - `keyvalue`: the same in a bucket of `wasi:keyvalue`, which several instances share. What it stores is as durable as the bucket.
 //!
-//! It also exports `weir:stream/steps`: such a host runs no components of its operator, so every step is unknown.
+//! `docs/guides/hosts.md` describes how each host is configured. `GET /stream/health` names the store `memory` or `keyvalue`.
+//!
+//! Every step is unknown: such a host runs no components of its operator.
 
-mod bindings {
+/// The generated bindings, and the macro that exports an [`Instance`].
+pub mod bindings {
     #![allow(missing_docs, clippy::all, unreachable_pub)]
     wit_bindgen::generate!({
         inline: "
@@ -25,6 +29,8 @@ mod bindings {
         path: "../../wit",
         world: "weir:store/store",
         generate_all,
+        pub_export_macro: true,
+        default_bindings_module: "weir_store::bindings",
         with: {
             "weir:stream/events@0.1.0/cursor": weir_core::channels::Cursor,
             "weir:stream/events@0.1.0/gap": weir_core::channels::Gap,
@@ -33,307 +39,117 @@ mod bindings {
 }
 
 mod channels;
+mod convert;
+mod keyvalue;
+mod memory;
+mod service;
 
-use std::{cell::RefCell, sync::Arc};
+use std::rc::Rc;
 
-use bindings::{
-    exports::weir::stream::{
-        events::{Closed as WireClosed, Condition, Delivery, Entry, Event, Failure, Fence, Guest, Page},
-        state, steps,
-    },
-    wasi::clocks::{monotonic_clock, system_clock},
-    wit_stream,
+use weir_core::channels::{ChannelName, Cursor, Delivery, Draft, Fence, Page};
+
+pub use bindings::exports::weir::stream::{
+    events::{Condition, Failure},
+    state::Acquisition,
 };
-use weir_core::channels::{
-    self as core, AcquireError, ChannelName, Claims, Cursor, Draft, EventLimits, Leases, ShareExceeded, Subscriber,
-    Values,
-};
-use wit_bindgen::rt::async_support::{StreamReader, spawn};
+pub use keyvalue::{Bucket, BucketHost, Host, HostError, Keyvalue};
+pub use memory::Memory;
 
-use crate::channels::{Channel, Channels};
-
-/// The interval at which a follower checks for new events.
-const FOLLOW_INTERVAL_NS: u64 = 20_000_000;
-const CHANNELS_MAX: usize = 1000;
-const CLAIMS_MAX: usize = 1000;
-const LEASES_MAX: usize = 10_000;
-const OUTBOX_BYTES_MAX: usize = 256 << 10;
-const STATE_BYTES_MAX: usize = 64 << 20;
-const VALUE_BYTES_MAX: usize = 1 << 20;
-const PAGE_BYTES_MAX: usize = 1 << 20;
+/// Most events of a page, and keys of a list.
 const PAGE_EVENTS_MAX: usize = 1000;
+/// Most bytes of a page.
+const PAGE_BYTES_MAX: usize = 1 << 20;
+/// Most bytes of the undelivered events of a follower.
+const OUTBOX_BYTES_MAX: usize = 256 << 10;
+/// After which time a caller retries when the store is unavailable, in milliseconds.
+const RETRY_MS: u32 = 1000;
 
-#[derive(Default)]
-struct State {
-    channels: Channels,
-    claims: Option<Claims>,
-    values: Option<Values<Vec<u8>>>,
-    leases: Option<Leases>,
-    followers: u64,
+/// The store of a component.
+pub trait Instance: 'static {
+    /// Its kind.
+    type Store: Store;
+
+    /// The one store of the instance.
+    fn store() -> Rc<Self::Store>;
 }
 
-thread_local! {
-    static STATE: RefCell<State> = RefCell::default();
-}
-
-struct Store;
-bindings::export!(Store with_types_in bindings);
-
-impl Guest for Store {
-    async fn append(
-        channel: String,
-        events: Vec<Event>,
+/// What the interfaces need of a store. Names, and the bounds of one event and one value, are checked by the caller.
+pub trait Store: 'static {
+    /// Appends events, all or none, with adjacent cursors.
+    fn append(
+        &self,
+        channel: &ChannelName,
+        drafts: Vec<Draft>,
         fence: Option<Fence>,
-        _user: Option<String>,
-    ) -> Result<Vec<Cursor>, Failure> {
-        let name = name(&channel)?;
-        check(fence)?;
-        let drafts: Vec<Draft> = events.into_iter().map(draft).collect();
-        Draft::check_all(&drafts, &EventLimits::default()).map_err(|error| match error.too_large() {
-            true => Failure::TooLarge(error.to_string()),
-            false => Failure::Invalid(error.to_string()),
-        })?;
-        with(&name, |channel| {
-            if channel.log.finished() {
-                return Err(Failure::Finished);
-            }
-            let mut cursors = Vec::new();
-            for draft in drafts {
-                let entry = Arc::new(draft.at(channel.log.last().next(), now_ms()));
-                cursors.push(entry.cursor);
-                channel.log.push(entry.clone());
-                for (_, subscriber) in &mut channel.subscribers {
-                    subscriber.handle_appended(&entry);
-                }
-            }
-            Ok(cursors)
-        })?
-    }
+    ) -> impl Future<Output = Result<Vec<Cursor>, Failure>>;
 
-    async fn read(channel: String, after: Cursor, limit: u32) -> Result<Page, Failure> {
-        let name = name(&channel)?;
-        let limit = (limit as usize).clamp(1, PAGE_EVENTS_MAX);
-        // A read creates no channel, so that reads of unknown names do not evict others.
-        let page = STATE.with_borrow_mut(|state| match state.channels.get(&name) {
-            Some(channel) => channel.log.read(after, limit, PAGE_BYTES_MAX),
-            None => state.channels.empty_log(now_ms()).read(after, limit, PAGE_BYTES_MAX),
-        });
-        Ok(Page {
-            gap: page.gap,
-            entries: page.entries.iter().map(|stored| entry(stored, 0)).collect(),
-            next: page.next,
-            ended: page.ended,
-        })
-    }
+    /// The events after a cursor, at most `limit`.
+    fn read(&self, channel: &ChannelName, after: Cursor, limit: usize) -> Result<Page, Failure>;
 
-    async fn follow(channel: String, after: Cursor, _user: Option<String>) -> Result<StreamReader<Delivery>, Failure> {
-        let name = name(&channel)?;
-        let id = STATE.with_borrow_mut(|state| {
-            state.followers += 1;
-            state.followers
-        });
-        with(&name, |channel| {
-            let subscriber = Subscriber::new(after, OUTBOX_BYTES_MAX, &channel.log);
-            channel.subscribers.push((id, subscriber));
-        })?;
-        let (mut writer, reader) = wit_stream::new::<Delivery>();
-        spawn(async move {
-            loop {
-                let (deliveries, ended) = take(&name, id);
-                let any = !deliveries.is_empty();
-                if any && !writer.write_all(deliveries).await.is_empty() {
-                    break;
-                }
-                if ended {
-                    break;
-                }
-                if !any {
-                    monotonic_clock::wait_for(FOLLOW_INTERVAL_NS).await;
-                }
-            }
-            STATE.with_borrow_mut(|state| {
-                if let Some(channel) = state.channels.get(&name) {
-                    channel.subscribers.retain(|(other, _)| *other != id);
-                }
-            });
-        });
-        Ok(reader)
-    }
+    /// Registers a follower, and returns its id.
+    fn follow(&self, channel: &ChannelName, after: Cursor) -> Result<u64, Failure>;
 
-    async fn claim(key: String, ttl_ms: u64) -> Result<bool, Failure> {
-        STATE.with_borrow_mut(|state| {
-            let claims = state.claims.get_or_insert_with(|| Claims::new(CLAIMS_MAX, 100));
-            claims.claim(&key, now_ms(), ttl_ms).map_err(|_| Failure::Unavailable(1000))
-        })
-    }
+    /// The deliveries for a follower, and whether its channel has ended for it.
+    fn poll(&self, channel: &ChannelName, follower: u64) -> (Vec<Delivery>, bool);
 
-    async fn health() -> Condition {
-        let followers = STATE.with_borrow(|state| state.channels.subscribers()) as u32;
-        let (store, exhausted) = ("memory".to_owned(), Vec::new());
-        Condition { store, ok: true, fallback: false, detail: None, followers, exhausted, life: None }
-    }
-}
+    /// Removes a follower.
+    fn unfollow(&self, channel: &ChannelName, follower: u64);
 
-impl state::Guest for Store {
-    async fn put(
-        key: String,
+    /// Claims a key: true for exactly one caller until the time has passed.
+    fn claim(&self, key: &str, ttl_ms: u64) -> impl Future<Output = Result<bool, Failure>>;
+
+    /// Its health.
+    fn health(&self) -> Condition;
+
+    /// Stores a value, for `ttl_ms` milliseconds or until it is deleted.
+    fn put(
+        &self,
+        key: &ChannelName,
         value: Vec<u8>,
         ttl_ms: Option<u64>,
         fence: Option<Fence>,
-        user: Option<String>,
-    ) -> Result<(), Failure> {
-        let key = name(&key)?;
-        check(fence)?;
-        if value.len() > VALUE_BYTES_MAX {
-            return Err(Failure::TooLarge(format!("a value has at most {VALUE_BYTES_MAX} bytes")));
-        }
-        if ttl_ms == Some(0) {
-            return Err(Failure::Invalid("a value lives for at least 1 ms".to_owned()));
-        }
-        let (now_ms, bytes) = (now_ms(), value.len());
-        let end_ms = ttl_ms.map_or(Values::<()>::NEVER_MS, |ttl_ms| now_ms.saturating_add(ttl_ms));
-        values(|values| {
-            values.expire(now_ms);
-            let put = values.put(&key, value, bytes, end_ms, user.as_deref());
-            put.map(drop).map_err(|exceeded| match exceeded {
-                ShareExceeded::User { .. } => Failure::ShareExceeded(1000),
-                ShareExceeded::Total { .. } => Failure::Full(1000),
-            })
-        })
-    }
+        user: Option<&str>,
+    ) -> impl Future<Output = Result<(), Failure>>;
 
-    async fn get(key: String) -> Result<Option<Vec<u8>>, Failure> {
-        let key = name(&key)?;
-        Ok(values(|values| values.value(&key, now_ms()).cloned()))
-    }
+    /// The value of a key.
+    fn value(&self, key: &ChannelName) -> Result<Option<Vec<u8>>, Failure>;
 
-    async fn delete(key: String, fence: Option<Fence>) -> Result<(), Failure> {
-        let key = name(&key)?;
-        check(fence)?;
-        values(|values| values.delete(&key));
-        Ok(())
-    }
+    /// Deletes a key and its value.
+    fn delete(&self, key: &ChannelName, fence: Option<Fence>) -> impl Future<Output = Result<(), Failure>>;
 
-    async fn keys(kind: String, after: String, limit: u32) -> Result<Vec<String>, Failure> {
-        name(&format!("{kind}:x"))?;
-        let limit = (limit as usize).min(PAGE_EVENTS_MAX);
-        Ok(values(|values| values.keys(&kind, &after, limit, now_ms()).iter().map(ToString::to_string).collect()))
-    }
+    /// The keys of a kind after another, in order, at most `limit`.
+    fn keys(&self, kind: &str, after: &str, limit: usize) -> Result<Vec<String>, Failure>;
 
-    async fn count(kind: String) -> Result<u64, Failure> {
-        Ok(values(|values| values.count(&kind)) as u64)
-    }
+    /// The number of keys of a kind.
+    fn count(&self, kind: &str) -> Result<u64, Failure>;
 
-    async fn acquire(key: String, owner: String, ttl_ms: u64) -> Result<state::Acquisition, Failure> {
-        let key = name(&key)?;
-        match leases(|leases| leases.acquire(&key, &owner, clock_ms(), ttl_ms)) {
-            Ok(token) => Ok(state::Acquisition::Acquired(token)),
-            Err(AcquireError::Held { remaining_ms }) => Ok(state::Acquisition::Held(remaining_ms)),
-            Err(AcquireError::Full { .. }) => Err(Failure::Unavailable(1000)),
-        }
-    }
+    /// Acquires a lease.
+    fn acquire(
+        &self,
+        key: &ChannelName,
+        owner: &str,
+        ttl_ms: u64,
+    ) -> impl Future<Output = Result<Acquisition, Failure>>;
 
-    async fn renew(fence: Fence, ttl_ms: u64) -> Result<(), Failure> {
-        let fence = self::fence(fence)?;
-        leases(|leases| leases.renew(&fence, clock_ms(), ttl_ms)).map_err(|_| Failure::Fenced)
-    }
+    /// Extends a lease.
+    fn renew(&self, fence: &Fence, ttl_ms: u64) -> impl Future<Output = Result<(), Failure>>;
 
-    async fn release(fence: Fence) -> Result<(), Failure> {
-        let fence = self::fence(fence)?;
-        leases(|leases| leases.release(&fence, clock_ms())).map_err(|_| Failure::Fenced)
-    }
+    /// Ends a lease.
+    fn release(&self, fence: &Fence) -> impl Future<Output = Result<(), Failure>>;
 }
 
-/// Fails if the lease of a write is lost.
-fn check(fence: Option<Fence>) -> Result<(), Failure> {
-    let Some(fence) = fence.map(self::fence).transpose()? else { return Ok(()) };
-    leases(|leases| leases.check(&fence)).map_err(|_| Failure::Fenced)
-}
-
-fn fence(fence: Fence) -> Result<core::Fence, Failure> {
-    Ok(core::Fence { key: name(&fence.key)?, token: fence.token })
-}
-
-fn leases<T>(act: impl FnOnce(&mut Leases) -> T) -> T {
-    STATE.with_borrow_mut(|state| act(state.leases.get_or_insert_with(|| Leases::new(LEASES_MAX, 0))))
-}
-
-fn clock_ms() -> u64 {
-    monotonic_clock::now() / 1_000_000
-}
-
-fn values<T>(act: impl FnOnce(&mut Values<Vec<u8>>) -> T) -> T {
-    STATE.with_borrow_mut(|state| act(state.values.get_or_insert_with(|| Values::new(STATE_BYTES_MAX, 100))))
-}
-
-/// The deliveries for a subscriber, and whether its channel has ended for it.
-fn take(name: &ChannelName, id: u64) -> (Vec<Delivery>, bool) {
-    STATE.with_borrow_mut(|state| {
-        let Some(Channel { log, subscribers, .. }) = state.channels.get(name) else { return (Vec::new(), true) };
-        let Some((_, subscriber)) = subscribers.iter_mut().find(|(other, _)| *other == id) else {
-            return (Vec::new(), true);
-        };
-        let mut deliveries = Vec::new();
-        while let Some(delivery) = subscriber.poll(log) {
-            deliveries.push(wire(delivery));
-        }
-        (deliveries, subscriber.ended())
-    })
-}
-
-/// Calls a function with a channel, which is created if it does not exist.
-fn with<T>(name: &ChannelName, act: impl FnOnce(&mut Channel) -> T) -> Result<T, Failure> {
-    STATE.with_borrow_mut(|state| {
-        let channel = state.channels.open(name, now_ms(), CHANNELS_MAX).ok_or(Failure::Unavailable(1000))?;
-        Ok(act(channel))
-    })
-}
-
-fn name(text: &str) -> Result<ChannelName, Failure> {
-    text.parse().map_err(|error: core::NameError| Failure::Invalid(error.to_string()))
-}
-
-fn now_ms() -> u64 {
-    let now = system_clock::now();
+/// Milliseconds since 1970.
+pub fn now_ms() -> u64 {
+    let now = bindings::wasi::clocks::system_clock::now();
     u64::try_from(now.seconds).unwrap_or(0) * 1000 + u64::from(now.nanoseconds) / 1_000_000
 }
 
-fn draft(event: Event) -> Draft {
-    Draft {
-        name: event.name.into(),
-        data: event.data.into(),
-        coalesce: event.coalesce.map(Into::into),
-        finishes: event.finishes,
-    }
+/// Milliseconds of a clock that never goes back.
+pub fn clock_ms() -> u64 {
+    bindings::wasi::clocks::monotonic_clock::now() / 1_000_000
 }
 
-fn entry(entry: &core::Entry, coalesced: u32) -> Entry {
-    Entry {
-        at: entry.cursor,
-        time_ms: entry.time_ms,
-        event: Event {
-            name: entry.name.to_string(),
-            data: entry.data.to_string(),
-            coalesce: entry.coalesce.as_ref().map(ToString::to_string),
-            finishes: entry.finishes,
-        },
-        coalesced,
-    }
-}
-
-fn wire(delivery: core::Delivery) -> Delivery {
-    match delivery {
-        core::Delivery::Event { entry: event, coalesced } => Delivery::Entry(entry(&event, coalesced)),
-        core::Delivery::Gap(missing) => Delivery::Gap(missing),
-        core::Delivery::Closed(core::CloseReason::Slow) => Delivery::Closed(WireClosed::Slow),
-        core::Delivery::Closed(core::CloseReason::Lost) => Delivery::Closed(WireClosed::Lost),
-    }
-}
-
-/// Every step is unknown: such a host runs no components of its operator.
-impl steps::Guest for Store {
-    async fn run(name: String, _: String, _: String, _: steps::Limits) -> Result<String, steps::Failure> {
-        let message = format!("this server has no component `{name}`");
-        Err(steps::Failure { code: "unknown_step".to_owned(), message, retryable: false })
-    }
+/// Resolves after a time.
+pub async fn wait_ms(ms: u64) {
+    bindings::wasi::clocks::monotonic_clock::wait_for(ms.saturating_mul(1_000_000)).await;
 }

@@ -14,7 +14,8 @@ Options:
   --components   stop after the components' .wasm files
   --guests       also build the guest programs of the tests
   --portable     compose the components for other WASI 0.3 hosts, and stop: target/components/weir.wasm (everything inside;
-                 models in /models), weir-thin.wasm (asks another weir) and weir-open.wasm (infer is left open)
+                 models in /models), weir-thin.wasm (asks another weir), weir-open.wasm (infer is left open), and
+                 weir-keyvalue.wasm and weir-keyvalue-draft2.wasm (as weir.wasm, with the store in wasi:keyvalue)
   --with-models NAME[,NAME…]
                  with --portable: also weir-with-models.wasm, which contains these models of the shipped ones and needs no
                  folder; needs Python, for the wheel of wasmtime";

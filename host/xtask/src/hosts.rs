@@ -14,7 +14,7 @@ use crate::build;
 use crate::files::{Key, Stamp, copy_if_changed};
 use crate::house::{GUESTS, House, PORTABLE_PARTS};
 use crate::ui::{Step, finish};
-use crate::{portable, python, setup, sh};
+use crate::{portable, python, redis, setup, sh};
 use programs::Programs;
 
 pub(crate) const USAGE: &str = "\
@@ -43,9 +43,10 @@ const RECIPE: &str = "1";
 const SPIN_TEST: &str = "weir_wasm_under_spin_passes_the_conformance_cases";
 /// The test that compares the table of docs/guides/hosts.md.
 const TABLE_TEST: &str = "guide_has_the_table_and_the_flags";
-/// The conformance tests of hosts that have failed for reasons of their own: this command runs them, and `cargo xtask test` does not.
-pub(crate) const CONFORMANCE: [&str; 3] = [
+/// The tests of hosts that have failed for reasons of their own: this command runs them, and `cargo xtask test` does not.
+pub(crate) const CONFORMANCE: [&str; 4] = [
     SPIN_TEST,
+    "channels_and_sessions_survive_instances_and_restarts_of_wash_dev",
     "weir_wasm_in_node_passes_the_conformance_cases_of_its_row",
     "weir_wasm_under_wash_dev_passes_the_conformance_cases",
 ];
@@ -87,6 +88,7 @@ pub(crate) fn task(house: &House, mut args: Args) -> Result<()> {
         None => {
             let python = python::ensure(house)?;
             tests.env("WEIR_TEST_WASMTIME", &python.wasmtime).env("WEIR_TEST_PYTHON", &python.python);
+            tests.env(redis::VARIABLE, redis::server(house)?);
             tests.args(["--skip", "pushpin", "--skip", SPIN_TEST]);
             programs(house)?.set(&mut tests);
         }

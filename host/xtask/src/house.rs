@@ -29,7 +29,9 @@ pub(crate) const PLUGS: &[(Component, &str)] = &[(Component { package: "weir-ses
 
 /// What other hosts need besides the gateway and infer: the parts of [`crate::portable`], one line each.
 pub(crate) const PORTABLE_PARTS: &[Component] = &[
-    Component { package: "weir-store", name: "store" },
+    Component { package: "weir-store-memory", name: "store" },
+    Component { package: "weir-store-keyvalue", name: "store_keyvalue" },
+    Component { package: "weir-store-keyvalue-draft2", name: "store_keyvalue_draft2" },
     Component { package: "weir-no-generate", name: "no_generate" },
     Component { package: "weir-infer-remote", name: "infer_remote" },
 ];

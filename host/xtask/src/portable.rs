@@ -5,6 +5,8 @@
 //! | `weir.wasm` | gateway, session, infer, nn, store | any host; models in the read-only folder `/models` |
 //! | `weir-thin.wasm` | gateway, session, infer-remote, store | instances that use the models of another `weir`, `WEIR_REMOTE_URL` |
 //! | `weir-open.wasm` | gateway, session, store | a host that composes one dependency, `weir:stream/infer`, as Spin does |
+//! | `weir-keyvalue.wasm` | as `weir.wasm`, with the store in `wasi:keyvalue@0.2.0-draft` | wasmCloud |
+//! | `weir-keyvalue-draft2.wasm` | as `weir.wasm`, with the store in `wasi:keyvalue@0.2.0-draft2` | Spin |
 //! | `weir-with-models.wasm` | as `weir.wasm`, and models | hosts without folders, and short starts; only with `--with-models` |
 //!
 //! A component with models is made by `wasmtime wizer`, from the wheel of the tests: it runs `wizer-initialize`, which reads the models, and
@@ -25,7 +27,7 @@ use crate::sh;
 use crate::ui::{Step, finish};
 
 /// The composed components, by the names of their files.
-pub(crate) const COMPOSED: [&str; 3] = ["weir", "weir-thin", "weir-open"];
+pub(crate) const COMPOSED: [&str; 5] = ["weir", "weir-thin", "weir-open", "weir-keyvalue", "weir-keyvalue-draft2"];
 /// The composed component with models inside.
 const WITH_MODELS: &str = "weir-with-models";
 /// The model of that component in the tests.
@@ -53,19 +55,20 @@ pub(crate) fn compose(house: &House) -> Result<()> {
 }
 
 /// Writes each file; returns the names with the sizes in bytes.
-fn written(house: &House) -> Result<[(&'static str, usize); 3]> {
-    let open = || Ok::<_, anyhow::Error>(vec![content(house, "store")?, content(house, "no_generate")?]);
-    let with = |infer| {
-        let mut plugs = open()?;
-        plugs.push(infer);
-        plug(content(house, "gateway")?, plugs)
+fn written(house: &House) -> Result<[(&'static str, usize); COMPOSED.len()]> {
+    let with = |store, infer: Option<(&str, Vec<u8>)>| {
+        let plugs = [content(house, store)?, content(house, "no_generate")?].into_iter().chain(infer);
+        plug(content(house, "gateway")?, plugs.collect())
     };
-    let infer = plug(content(house, "infer")?, vec![content(house, "nn")?])?;
-    let [weir, thin, bare] = COMPOSED;
+    let models = plug(content(house, "infer")?, vec![content(house, "nn")?])?;
+    let models = || Some(("infer_nn", models.clone()));
+    let [weir, thin, open, keyvalue, draft2] = COMPOSED;
     let files = [
-        (weir, with(("infer_nn", infer))?),
-        (thin, with(content(house, "infer_remote")?)?),
-        (bare, plug(content(house, "gateway")?, open()?)?),
+        (weir, with("store", models())?),
+        (thin, with("store", Some(content(house, "infer_remote")?))?),
+        (open, with("store", None)?),
+        (keyvalue, with("store_keyvalue", models())?),
+        (draft2, with("store_keyvalue_draft2", models())?),
     ];
     for (name, bytes) in &files {
         write_if_changed(&house.components().join(format!("{name}.wasm")), bytes)?;

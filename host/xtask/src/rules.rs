@@ -43,7 +43,10 @@ const RULES: &[Rule] = &[
     // The host's crate, which has the engine builtin alone when it is compiled for wasm32.
     Rule { package: "weir-nn-component", house: &["weir-nn"], others: Some(&["wit-bindgen"]) },
     // The state machines of the host's store, for the same guarantees.
-    Rule { package: "weir-store", house: &["weir-core"], others: Some(&["wit-bindgen"]) },
+    Rule { package: "weir-store", house: &["weir-core"], others: Some(&["thiserror", "wit-bindgen"]) },
+    Rule { package: "weir-store-memory", house: &["weir-store"], others: Some(&["wit-bindgen"]) },
+    Rule { package: "weir-store-keyvalue", house: &["weir-store"], others: Some(&["wit-bindgen"]) },
+    Rule { package: "weir-store-keyvalue-draft2", house: &["weir-store"], others: Some(&["wit-bindgen"]) },
     Rule { package: "weir-no-generate", house: &[], others: Some(&["wit-bindgen"]) },
     Rule {
         package: "weir-infer-remote",
@@ -191,6 +194,9 @@ const RESERVED: &[(&str, &[&str])] = &[
             "weir-no-generate",
             "weir-session",
             "weir-store",
+            "weir-store-memory",
+            "weir-store-keyvalue",
+            "weir-store-keyvalue-draft2",
             "weir-upstream",
             "nn-probe",
             "infer-stub",

@@ -4,6 +4,8 @@ mod composed;
 mod early_responses;
 mod embed;
 mod http;
+mod keyvalue;
+mod keyvalue_draft2;
 mod lifecycle;
 mod node;
 mod portable;

@@ -86,6 +86,8 @@ fn guide_has_the_table_and_the_flags() -> Result<()> {
 fn composed_components_import_only_wasi() -> Result<()> {
     for (name, open) in [
         ("weir", None),
+        ("weir-keyvalue", None),
+        ("weir-keyvalue-draft2", None),
         ("weir-with-models", None),
         ("weir-thin", None),
         ("weir-open", Some("weir:stream/infer@0.1.0")),

@@ -1,0 +1,49 @@
+//! `weir-keyvalue.wasm`, whose store is in `wasi:keyvalue@0.2.0-draft`, under an unmodified `wasmtime serve`, whose buckets end with their
+//! instance. `wasmcloud.rs` has the test with a host that keeps them.
+
+use std::process::Command;
+
+use anyhow::{Context, Result, ensure};
+use serde_json::{Value, json};
+use weir_tests::client::post;
+use weir_tests::conformance::publish_and_resume;
+use weir_tests::{Server, component, tool, until};
+
+const LOOPBACK: &str = "WEIR_AUTH_LOOPBACK=true";
+
+async fn wasmtime(flags: &[&str]) -> Result<Server> {
+    let mut command = Command::new(tool("WEIR_TEST_WASMTIME")?);
+    command.args(["serve", "-Sp3,cli,keyvalue", "-Wcomponent-model-async", "--addr", "127.0.0.1:0", "--env", LOOPBACK]);
+    command.args(flags).arg(component("weir-keyvalue.wasm")?);
+    let server = Server::spawn(command, "Serving HTTP on http://")?;
+    let lives = || async { Ok(reqwest::get(server.url("/livez")).await.is_ok_and(|answer| answer.status() == 200)) };
+    until("listening", lives).await?;
+    Ok(server)
+}
+
+async fn publish(server: &Server, id: &str, progress: u32) -> Result<String> {
+    let body = json!({"step": "s", "progress": progress});
+    let (status, answer) = post(server, &format!("/stream/publish/workflow/{id}"), &body).await?;
+    ensure!(status == 200, "{status} {answer}");
+    Ok(answer["id"].as_str().context("an id")?.to_owned())
+}
+
+#[tokio::test]
+async fn one_instance_of_wasmtime_serve_has_channels_in_its_bucket() -> Result<()> {
+    let one = ["--max-instance-reuse-count=100000", "--max-instance-concurrent-reuse-count=1000"];
+    let server = wasmtime(&one).await?;
+    publish_and_resume(&server, "w1").await?;
+    let health: Value = reqwest::get(server.url("/stream/health")).await?.json().await?;
+    assert_eq!(health["services"]["keyvalue"], "healthy", "{health}");
+    Ok(())
+}
+
+/// A bucket of wasmtime is made anew when it is opened, so another instance has none of it. `docs/guides/wasmtime.md` says so.
+#[tokio::test]
+async fn instances_of_wasmtime_serve_share_no_bucket() -> Result<()> {
+    let server = wasmtime(&["--max-instance-reuse-count=1"]).await?;
+    let (first, second) = (publish(&server, "w1", 1).await?, publish(&server, "w1", 2).await?);
+    // Each is the first event of its channel.
+    ensure!(first.ends_with("-1") && second.ends_with("-1"), "{first} {second}");
+    Ok(())
+}

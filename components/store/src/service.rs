@@ -1,7 +1,7 @@
 //! The exports of a store component.
 
 use weir_core::channels::{Cursor, Draft, EventLimits};
-use wit_bindgen::rt::async_support::{StreamReader, spawn};
+use wit_bindgen::rt::async_support::{StreamReader, StreamResult, spawn};
 
 use crate::{
     Instance, PAGE_EVENTS_MAX, Store,
@@ -65,6 +65,10 @@ impl<I: Instance> events::Guest for I {
                 }
                 if !any {
                     wait_ms(FOLLOW_INTERVAL_MS).await;
+                    // A write of nothing delivers nothing, and tells whether the reader is still there.
+                    if writer.write(Vec::new()).await.0 == StreamResult::Dropped {
+                        break;
+                    }
                 }
             }
             store.unfollow(&channel, follower);

@@ -12,6 +12,7 @@ use wac_graph::types::Package;
 use wac_graph::{CompositionGraph, EncodeOptions};
 use weir_tests::client::post;
 use weir_tests::conformance::publish_and_resume;
+use weir_tests::follow::Follower;
 use weir_tests::pipelines::{Folder, run};
 use weir_tests::{Server, component, free_port, ndjson, statuses, tool, until};
 
@@ -131,6 +132,27 @@ async fn channels_are_served_under_wasmtime_serve() -> Result<()> {
     let health: Value = reqwest::get(server.url("/stream/health")).await?.json().await?;
     assert_eq!(health["status"], "healthy", "{health}");
     Ok(())
+}
+
+/// Nothing is appended to the channel, so only the end of the stream can tell the store.
+#[tokio::test]
+async fn reader_that_leaves_a_quiet_channel_is_not_counted_any_more() -> Result<()> {
+    let one = ["--max-instance-reuse-count=100000", "--max-instance-concurrent-reuse-count=1000"];
+    // The gateway notices at its next write that the client has disconnected.
+    let environment = ["--env", "WEIR_AUTH_LOOPBACK=true", "--env", "WEIR_EVENTS_HEARTBEAT_MS=200"];
+    let (server, _dir) = start_composed(&[&one[..], &environment].concat()).await?;
+    let followers = |expected: u64| {
+        let server = &server;
+        move || async move {
+            let health: Value = reqwest::get(server.url("/stream/health")).await?.json().await?;
+            Ok(health["active_streams"] == expected)
+        }
+    };
+    let mut follower = Follower::open(&server, "/stream/workflow/quiet", None).await?;
+    ensure!(follower.next_event().await?.name == "connected");
+    until("the follower is counted", followers(1)).await?;
+    drop(follower);
+    until("the follower is gone", followers(0)).await
 }
 
 /// Pushpin in front of a server, with its own ports and folder.

@@ -3,8 +3,13 @@
 # read-only root, in namespaces of its own except that of the network. The base has the same packages of Debian 12 as the image of the
 # registry that the Containerfile names. Needs root, and Debian's apt, buildah, crun and curl.
 #
-#   deploy/container/check.sh target/dist/weir-0.1.0-x86_64-unknown-linux-gnu.tar.gz
+#   deploy/container/check.sh [--build] target/dist/weir-0.1.0-x86_64-unknown-linux-gnu.tar.gz
+#
+# With --build every step of Containerfile.build runs, in Debian 12 as debootstrap installs it, except the compilation: a stand-in for
+# cargo looks for the compilers, and its result is the archive.
 set -euo pipefail
+with_build=
+[[ $1 != --build ]] || { with_build=yes; shift; }
 archive=$(realpath "$1")
 here=$(cd "$(dirname "$0")" && pwd)
 work=$(mktemp -d)
@@ -29,7 +34,34 @@ for package in "$work/packages/"*.deb; do
 done
 printf 'FROM scratch\nCOPY rootfs /\n' > "$work/base/Containerfile"
 store build --isolation chroot -q -t weir-base "$work/base" >/dev/null
-store build --isolation chroot -q --format docker --build-arg BASE=localhost/weir-base -f "$here/Containerfile" -t weir "$work/image" >/dev/null
+image() { store build --isolation chroot -q --format docker --build-arg BASE=localhost/weir-base -t weir "$@" >/dev/null; }
+if [[ -n $with_build ]]; then
+    # In place of the image of the registry with a Rust toolchain, which has these packages too.
+    rust=$work/rust/rootfs
+    mkdir -p "$work/rust"
+    debootstrap --variant=minbase --include=ca-certificates,gcc,libc6-dev bookworm "$rust" > "$work/log" || fail "debootstrap fails"
+    cp "$archive" "$rust/archive.tar.gz"
+    cat > "$rust/usr/local/bin/rustup" <<'EOF'
+#!/bin/sh -e
+[ "$*" = "target add wasm32-wasip2" ]
+EOF
+    cat > "$rust/usr/local/bin/cargo" <<'EOF'
+#!/bin/sh -e
+[ "$*" = "xtask dist" ]
+ls Cargo.toml Cargo.lock rust-toolchain.toml .cargo/config.toml host/xtask/Cargo.toml deploy/check.py wit host/nn/models > /dev/null
+[ ! -e target ]
+cc --version > /dev/null && c++ --version > /dev/null && make --version > /dev/null && curl --version > /dev/null && git --version > /dev/null
+python3 -m venv /tmp/venv
+mkdir -p target/dist
+cp /archive.tar.gz target/dist/weir-archive.tar.gz
+EOF
+    chmod +x "$rust/usr/local/bin/rustup" "$rust/usr/local/bin/cargo"
+    printf 'FROM scratch\nCOPY rootfs /\n' > "$work/rust/Containerfile"
+    store build --isolation chroot -q -t weir-rust "$work/rust" >/dev/null
+    image --build-arg RUST=localhost/weir-rust -f "$here/Containerfile.build" "$here/../.."
+else
+    image -f "$here/Containerfile" "$work/image"
+fi
 
 # The image says how it is run.
 store inspect --type image weir > "$work/image.json"
@@ -74,4 +106,4 @@ kill -TERM "$server"
 timeout 60 tail --pid="$runtime" -f /dev/null || fail "it has not ended 60 s after SIGTERM"
 wait "$runtime" || fail "it ends with $? after SIGTERM"
 runtime=
-echo "ok  image: $(du -sm "$mount" | cut -f1) MB, Debian $(cat "$base/etc/debian_version") as base, user 65532, read-only root, no capabilities, health check, SIGTERM"
+echo "ok  image${with_build:+ of Containerfile.build}: $(du -sm "$mount" | cut -f1) MB, Debian $(cat "$base/etc/debian_version") as base, user 65532, read-only root, no capabilities, health check, SIGTERM"

@@ -3,7 +3,7 @@
 /// The fields of `weir_runtime::Builtin`.
 const COMPONENTS: [&str; 5] = ["adapter", "gateway", "generate", "infer", "upstream"];
 
-/// Writes `builtin.rs` in OUT_DIR: the static `BUILTIN` with the named components, which were compiled ahead of time, from the folder
+/// Writes `builtin.rs` in OUT_DIR: the static `BUILTIN` with the named components, which `weir-precompile` has written, from the folder
 /// WEIR_EMBED_DIR. A component without a file is `None`.
 fn embed_components(names: &[&str]) {
     println!("cargo::rerun-if-env-changed=WEIR_EMBED_DIR");
@@ -13,7 +13,7 @@ fn embed_components(names: &[&str]) {
     // Each codegen unit that uses a constant would have a copy of its bytes.
     code.push_str("pub(crate) static BUILTIN: weir_runtime::Builtin = weir_runtime::Builtin {\n");
     for name in COMPONENTS {
-        let file = dir.as_ref().filter(|_| names.contains(&name)).map(|dir| dir.join(format!("{name}.cwasm")));
+        let file = dir.as_ref().filter(|_| names.contains(&name)).map(|dir| dir.join(format!("{name}.cwasm.zst")));
         if let Some(file) = &file {
             println!("cargo::rerun-if-changed={}", file.display());
         }

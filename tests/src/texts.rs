@@ -35,7 +35,7 @@ impl Random {
 /// A runtime with a built component as its infer component: `infer` or a guest.
 pub fn runtime(config: &Config, infer: &str) -> Result<Runtime> {
     let mut config = config.clone();
-    let compiled = component(&format!("{infer}.cwasm"));
+    let compiled = component(&format!("{infer}.cwasm.zst"));
     let builtin = match compiled {
         Ok(file) => {
             let infer: &[u8] = Box::leak(std::fs::read(file)?.into_boxed_slice());

@@ -1,9 +1,12 @@
 //! The native host as one value: models with their replicas, the channel store, and the gateway.
 
+use std::panic::resume_unwind;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
 use std::time::Duration;
 
+use wasmtime::component::Component;
 use weir_config::Config;
 use weir_events::Store;
 
@@ -12,7 +15,7 @@ use crate::components::adapter::Adapters;
 use crate::components::engine::Host;
 use crate::components::gateway::Gateway;
 use crate::generation::Generations;
-use crate::inference::call::CallOpener;
+use crate::inference::call::{CallOpener, Pools};
 use crate::inference::pool::PoolStats;
 use crate::start::{Builtin, StartError, event_store, gateway, generations, pools};
 use crate::types::ModelInfo;
@@ -57,14 +60,15 @@ impl Runtime {
     fn start_with(config: &Config, builtin: Builtin, events: Option<Store>) -> Result<Self, StartError> {
         let host = Host::new().map_err(StartError::Engines)?;
         let draining = Arc::new(AtomicBool::new(false));
-        let pools = Arc::new(pools::start(config, builtin, &host)?);
-        let calls = CallOpener::new(pools, config.infer.call_items_max as usize);
+        let (pools, gateway_component) = start_pools(config, builtin, &host, events.is_some())?;
+        let calls = CallOpener::new(Arc::new(pools), config.infer.call_items_max as usize);
         let generations = generations::start(config, builtin, &host)?;
         let hang_timeout = Duration::from_millis(config.infer.hang_timeout_ms);
         let adapters = Adapters::new(&host, &calls, builtin, config.gateway.memory_bytes_max, hang_timeout);
-        let serving = match events {
-            Some(events) => {
-                let gateway = gateway::start(config, builtin, &host, (&calls, &generations), &events, &draining)?;
+        let serving = match events.zip(gateway_component) {
+            Some((events, component)) => {
+                let parts = (&calls, &generations);
+                let gateway = gateway::start(config, &component, &host, parts, &events, &draining)?;
                 Some(ServerParts { gateway, events })
             }
             None => None,
@@ -168,6 +172,23 @@ impl Runtime {
             event_store::report(events);
         }
     }
+}
+
+/// Starts the pools and, at the same time, loads the gateway's component: most of a start is decompressing components.
+fn start_pools(
+    config: &Config,
+    builtin: Builtin,
+    host: &Host,
+    with_gateway: bool,
+) -> Result<(Pools, Option<Component>), StartError> {
+    let load = || gateway::load(config, builtin, host);
+    thread::scope(|scope| {
+        let spawn = || thread::Builder::new().name("weir-load".into()).spawn_scoped(scope, load);
+        let thread = with_gateway.then(spawn).transpose().map_err(StartError::Threads)?;
+        let pools = pools::start(config, builtin, host)?;
+        let component = thread.map(|thread| thread.join().unwrap_or_else(|panic| resume_unwind(panic))).transpose()?;
+        Ok((pools, component))
+    })
 }
 
 impl Drop for Runtime {

@@ -175,7 +175,7 @@ fn precompile(house: &House, step: &mut Step) -> Result<Vec<&'static str>> {
         }
         step.show_progress(component.name);
         // In another file, so that the output is only replaced by a complete one.
-        let scratch = house.keep().join(format!("{}.cwasm", component.name));
+        let scratch = house.keep().join(format!("{}.cwasm.zst", component.name));
         fs::create_dir_all(house.keep()).with_context(|| format!("cannot create {}", house.keep().display()))?;
         sh::check(step, sh::program(house, house.precompiler()).arg(&from).arg(&scratch))?;
         let code = fs::read(&scratch).with_context(|| format!("cannot read {}", scratch.display()))?;

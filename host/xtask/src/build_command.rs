@@ -7,7 +7,7 @@ use crate::house::{GUESTS, House, PORTABLE_PARTS};
 use crate::{build, portable, setup};
 
 pub(crate) const USAGE: &str = "\
-Builds target/components/NAME.wasm, NAME.cwasm (precompiled for this machine) and target/release/weir, with the bundled
+Builds target/components/NAME.wasm, NAME.cwasm.zst (precompiled for this machine, compressed) and target/release/weir, with the bundled
 models beside it (target/release/models).
 
 Options:

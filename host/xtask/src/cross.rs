@@ -87,7 +87,7 @@ impl Target {
         let compiler = Key::default().file(&precompiler)?;
         fs::create_dir_all(folder).with_context(|| format!("cannot create {}", folder.display()))?;
         for component in COMPONENTS {
-            let (from, to) = (component.delivered(house), folder.join(format!("{}.cwasm", component.name)));
+            let (from, to) = (component.delivered(house), folder.join(format!("{}.cwasm.zst", component.name)));
             let key = compiler.clone().file(&from)?;
             let stamp = Stamp::new(house, &format!("precompile-{}-{}", self.triple, component.name), key);
             if stamp.fresh() && to.exists() {

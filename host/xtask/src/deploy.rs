@@ -83,3 +83,55 @@ fn tools(house: &House) -> Result<PathBuf> {
     finish(step, installed)?;
     Ok(interpreter)
 }
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use super::*;
+
+    const BUILD: &str = "deploy/container/Containerfile.build";
+
+    fn text(house: &House, file: &str) -> String {
+        fs::read_to_string(house.root.join(file)).unwrap_or_else(|error| panic!("{file}: {error}"))
+    }
+
+    /// A word of a text that begins with `prefix`, without the prefix.
+    fn word<'a>(text: &'a str, prefix: &str) -> Option<&'a str> {
+        text.split_whitespace().find_map(|word| word.strip_prefix(prefix))
+    }
+
+    #[test]
+    fn image_of_the_build_has_the_pinned_toolchain_and_the_target_of_the_components() {
+        let house = House::find();
+        let build = text(&house, BUILD);
+        let image = word(&build, "RUST=docker.io/library/rust:").expect("an image of Rust");
+        let toolchain = text(&house, "rust-toolchain.toml");
+        let channel = toolchain.lines().find_map(|line| line.strip_prefix("channel = ")).expect("a channel");
+        let channel = channel.trim_matches('"');
+        let version = image.split('-').next().unwrap_or_default();
+        assert!(channel == version || channel.starts_with(&format!("{version}.")), "{image} and {channel}");
+        assert!(build.contains(&format!("rustup target add {}", crate::house::WASM_TARGET)), "{build}");
+    }
+
+    /// The context of the build is the workspace, less what .dockerignore leaves out; that of the other Containerfile is the folder into
+    /// which its own comment unpacks an archive.
+    #[test]
+    fn containerfiles_copy_what_exists() {
+        let house = House::find();
+        let build = text(&house, BUILD);
+        let ignored = text(&house, ".dockerignore");
+        for needed in ["Cargo.toml", "host/xtask/Cargo.toml", "deploy/check.py", crate::house::SHIPPED_MODELS] {
+            assert!(house.root.join(needed).exists(), "{needed} is not in the context");
+            assert!(!ignored.lines().any(|line| needed.starts_with(line)), "{needed} is left out");
+        }
+        let archive = text(&house, "deploy/container/Containerfile");
+        for (file, text, folder) in [(BUILD, &build, "/out/weir"), ("Containerfile", &archive, "target/image/weir")] {
+            let copy = text.lines().filter(|line| line.starts_with("COPY ")).last().expect("a last COPY");
+            let [.., from, to] = copy.split(' ').collect::<Vec<_>>()[..] else { panic!("{copy}") };
+            assert!(folder.ends_with(from), "{file}: {copy}");
+            assert!(text.contains(&format!("-C {folder} --strip-components=1")), "{file} fills no {folder}");
+            assert!(text.contains(&format!("ENTRYPOINT [\"{to}/weir\"]")), "{file} starts another program than {to}/weir");
+        }
+    }
+}

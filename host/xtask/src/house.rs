@@ -123,7 +123,7 @@ impl Component {
 
     /// The precompiled file, which `weir` embeds.
     pub(crate) fn precompiled(&self, house: &House) -> PathBuf {
-        house.components().join(format!("{}.cwasm", self.name))
+        house.components().join(format!("{}.cwasm.zst", self.name))
     }
 }
 

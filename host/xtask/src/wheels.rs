@@ -154,7 +154,7 @@ fn measure(house: &House) -> Result<()> {
     let mut ratios = Vec::new();
     for _ in 0..ROUNDS {
         let mut rust = sh::program(house, release.join("throughput"));
-        rust.arg(house.components().join("infer.cwasm")).arg(release.join("models")).arg(TEXTS);
+        rust.arg(house.components().join("infer.cwasm.zst")).arg(release.join("models")).arg(TEXTS);
         let mut other = sh::program(house, &python);
         other.arg(house.root.join(PACKAGE).join("throughput.py")).arg(TEXTS);
         let (rust, python) = (rate(&mut rust)?, rate(&mut other)?);

@@ -32,7 +32,7 @@ fn start() -> Result<Runtime> {
             config.model.insert(name, Model { path, ..Default::default() });
         }
     }
-    let code = std::fs::read(component("infer.cwasm")?)?;
+    let code = std::fs::read(component("infer.cwasm.zst")?)?;
     let infer: &[u8] = Box::leak(code.into_boxed_slice());
     let builtin = Builtin { infer: Some(infer), ..Builtin::default() };
     Ok(Runtime::start(&config, builtin)?)

@@ -21,7 +21,7 @@ fn text(number: usize) -> Text {
 async fn main() -> anyhow::Result<()> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let [component, models, count] = arguments.as_slice() else {
-        anyhow::bail!("usage: throughput INFER.cwasm MODELS_DIR TEXTS");
+        anyhow::bail!("usage: throughput INFER.cwasm.zst MODELS_DIR TEXTS");
     };
     let count: usize = count.parse()?;
     let infer: &'static [u8] = Box::leak(std::fs::read(component)?.into_boxed_slice());

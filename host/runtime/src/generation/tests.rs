@@ -40,7 +40,7 @@ fn component(host: &Host, name: &str) -> wasmtime::component::Component {
     let target = std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| root.join("target"), std::path::PathBuf::from);
     let dir =
         std::env::var_os("WEIR_COMPONENTS_DIR").map_or_else(|| target.join("components"), std::path::PathBuf::from);
-    let compiled = std::fs::read(dir.join(format!("{name}.cwasm"))).ok();
+    let compiled = std::fs::read(dir.join(format!("{name}.cwasm.zst"))).ok();
     let compiled = compiled.map(|code| ComponentSource::Builtin(Box::leak(code.into_boxed_slice())));
     let loaded = compiled.and_then(|source| code::load(host.engine(), &source).ok());
     loaded.unwrap_or_else(|| {

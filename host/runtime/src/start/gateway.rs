@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
+use wasmtime::component::Component;
 use weir_config::{AuthMode, Config};
 use weir_events::Store;
 
@@ -22,16 +23,21 @@ use crate::start::{Builtin, StartError, component_source};
 /// 504 itself unless it hangs.
 const HEAD_TIMEOUT_MARGIN_MS: u64 = 5_000;
 
+/// Loads the component.
+pub(crate) fn load(config: &Config, builtin: Builtin, host: &Host) -> Result<Component, StartError> {
+    let source = component_source("gateway", &config.gateway.component, builtin.gateway)?;
+    Ok(code::load(host.engine(), &source)?)
+}
+
+/// Starts the gateway with its component.
 pub(crate) fn start(
     config: &Config,
-    builtin: Builtin,
+    component: &Component,
     host: &Host,
     (calls, generations): (&CallOpener, &Generations),
     events: &Store,
     draining: &Arc<AtomicBool>,
 ) -> Result<Gateway, StartError> {
-    let source = component_source("gateway", &config.gateway.component, builtin.gateway)?;
-    let component = code::load(host.engine(), &source)?;
     let mut environment = guest_env::gateway(config);
     // A component that is composed with its own infer component sends no items to the pools.
     if component.component_type().imports(host.engine()).any(|(name, _)| name.starts_with("weir:stream/infer@")) {
@@ -62,7 +68,7 @@ pub(crate) fn start(
     };
     let calls = (calls.clone(), generations.clone());
     let (events, draining) = (events.clone(), draining.clone());
-    let factory = GatewayFactory::new(host, &component, gateway, calls, events, steps, draining);
+    let factory = GatewayFactory::new(host, component, gateway, calls, events, steps, draining);
     Ok(Gateway::start(factory.map_err(|error| StartError::Link("gateway", error))?))
 }
 

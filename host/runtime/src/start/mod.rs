@@ -21,18 +21,18 @@ use weir_nn::model::ModelError;
 
 use crate::components::code::{ComponentError, ComponentSource};
 
-/// The components that this program was built with.
+/// The components that this program was built with: the files of `weir-precompile`.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Builtin {
-    /// The gateway component's code, compiled ahead of time.
+    /// The gateway component's code.
     pub gateway: Option<&'static [u8]>,
-    /// The generate component's code, compiled ahead of time.
+    /// The generate component's code.
     pub generate: Option<&'static [u8]>,
-    /// The infer component's code, compiled ahead of time.
+    /// The infer component's code.
     pub infer: Option<&'static [u8]>,
-    /// The adapter component's code, compiled ahead of time.
+    /// The adapter component's code.
     pub adapter: Option<&'static [u8]>,
-    /// The upstream component's code, compiled ahead of time.
+    /// The upstream component's code.
     pub upstream: Option<&'static [u8]>,
 }
 

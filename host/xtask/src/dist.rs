@@ -1,6 +1,7 @@
 //! `cargo xtask dist`: an archive that runs in any folder.
 
 use std::fs;
+use std::io::Read;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -11,8 +12,9 @@ use crate::args::Args;
 use crate::build;
 use crate::files::{copy_tree, sha256};
 use crate::house::{House, SHIPPED_MODELS};
+use crate::server::Server;
 use crate::ui::{Step, finish};
-use crate::{cross, deploy, sbom, setup, sh};
+use crate::{cross, deploy, http, sbom, setup, sh};
 
 pub(crate) const USAGE: &str = "\
 Builds target/dist/weir-VERSION-TARGET.tar.gz: the program, the bundled models, completions for bash, zsh and fish, manual pages, a systemd
@@ -41,6 +43,8 @@ const BILL: &str = "weir.cdx.json";
 const GLIBC_MINOR_MAX: u32 = 36;
 /// Where the names of an ELF program's libraries and their versions lie: at its beginning.
 const NAMES_BYTES_MAX: usize = 16 << 20;
+/// The first label of a friendly text.
+const POSITIVE: &str = r#""label":"positive""#;
 /// Most bytes of the program: it holds each component once.
 const PROGRAM_BYTES_MAX: u64 = 130_000_000;
 
@@ -281,9 +285,16 @@ fn try_in(house: &House, step: &mut Step, platform: &Platform, archive: &Path, s
     fs::write(&text, "What a wonderful, generous evening!\n")?;
     let run = ["run", "--quiet", "--task", "sentiment", "text.txt"];
     let output = sh::stdout_of(&mut isolated(&weir, &run))?;
-    if !output.contains(r#""label":"positive""#) {
+    if !output.contains(POSITIVE) {
         bail!("the unpacked program answers `{output}`");
     }
+    step.show_progress("weir serve");
+    let server = Server::spawn(&mut isolated(&weir, &["serve"]))?;
+    let mut answer = String::new();
+    let texts = r#"{"inputs": ["What a wonderful, generous evening!"]}"#;
+    http::request(server.address, "POST", "/v1/classify", Some(texts))?.body.read_to_string(&mut answer)?;
+    ensure!(answer.contains(&format!("[[{{{POSITIVE}")), "the unpacked server answers `{answer}`");
+    server.stop()?;
     // Without its models it says what is missing, and how to give it.
     let copy_folder = scratch.join("alone");
     fs::create_dir_all(&copy_folder)?;

@@ -46,14 +46,20 @@ pub(crate) struct Server {
 impl Server {
     /// Starts `weir serve` on a free port and waits until it is ready.
     pub(crate) fn start(house: &House, args: &[&str]) -> Result<Self> {
+        let mut command = sh::program(house, house.weir());
+        command.arg("serve").args(args);
+        Self::spawn(&mut command)
+    }
+
+    /// As [`Server::start`], with the command of a `weir serve`.
+    pub(crate) fn spawn(command: &mut Command) -> Result<Self> {
         let started = Instant::now();
-        let mut child = sh::program(house, house.weir())
-            .args(["serve", "--listen", "127.0.0.1:0"])
-            .args(args)
+        let mut child = command
+            .args(["--listen", "127.0.0.1:0"])
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
             .spawn()
-            .with_context(|| format!("cannot start {}", house.weir().display()))?;
+            .with_context(|| format!("cannot start {}", command.get_program().display()))?;
         let log = child.stderr.take().map(|stderr| thread::spawn(move || last_lines(stderr)));
         let address = match listening(&mut child, started) {
             Ok(address) => address,

@@ -30,7 +30,8 @@ pub(crate) enum Kind {
 /// Programs of a platform.
 #[derive(Debug)]
 pub(crate) struct Tools {
-    /// The C compiler, which also links.
+    linker: PathBuf,
+    /// The C compiler.
     compiler: PathBuf,
     compiler_cpp: PathBuf,
     /// Where the platform's names of other programs begin, such as `…/aarch64-linux-gnu-`; those of this machine without it.
@@ -52,7 +53,7 @@ impl Tools {
     /// programs of this machine by names of their own.
     pub(crate) fn set(&self, command: &mut Command, triple: &str) {
         let variable = triple.replace('-', "_");
-        command.env(format!("CARGO_TARGET_{}_LINKER", variable.to_uppercase()), &self.compiler);
+        command.env(format!("CARGO_TARGET_{}_LINKER", variable.to_uppercase()), &self.linker);
         for (name, program) in [("CC", &self.compiler), ("CXX", &self.compiler_cpp)] {
             command.env(name, program).env(format!("{name}_{variable}"), program);
         }
@@ -83,7 +84,7 @@ fn cross(house: &House, triple: &'static str, prefix: &str, emulator: &str) -> R
     {
         let binutils = Some(format!("{prefix}-"));
         let emulator = Some((emulator, Path::new("/usr").join(prefix)));
-        return Ok(Tools { compiler, compiler_cpp, binutils, emulator });
+        return Ok(Tools { linker: compiler.clone(), compiler, compiler_cpp, binutils, emulator });
     }
     let doing = format!("fetches Debian's compiler and emulator for {triple}, and unpacks them under target");
     let package = format!("g++-{prefix}");
@@ -112,6 +113,7 @@ fn cross(house: &House, triple: &'static str, prefix: &str, emulator: &str) -> R
     .with_context(|| format!("{gcc}, {cpp} and {emulator} are not all on the PATH, and Debian's cannot be fetched"))?;
     let bin = folder.join("bin");
     Ok(Tools {
+        linker: bin.join(&gcc),
         compiler: bin.join(&gcc),
         compiler_cpp: bin.join(&cpp),
         binutils: Some(format!("{}-", bin.join(prefix).display())),
@@ -122,7 +124,14 @@ fn cross(house: &House, triple: &'static str, prefix: &str, emulator: &str) -> R
 /// The compiler of this machine with musl's headers and libraries.
 fn musl(house: &House, triple: &'static str) -> Result<Tools> {
     const PROGRAM: &str = "musl-gcc";
-    let tools = |compiler| Tools { compiler, compiler_cpp: "c++".into(), binutils: None, emulator: None };
+    // Rust brings what a static program begins with and links. `musl-gcc` would link a program that needs the dynamic linker of musl.
+    let tools = |compiler| Tools {
+        linker: "cc".into(),
+        compiler,
+        compiler_cpp: "c++".into(),
+        binutils: None,
+        emulator: None,
+    };
     if let Some(compiler) = on_path(&[PROGRAM]) {
         return Ok(tools(compiler));
     }

@@ -140,7 +140,8 @@ impl Options {
         let code = |name: &str| -> Result<Option<&'static [u8]>> {
             Ok(Some(Box::leak(std::fs::read(components.join(name))?.into_boxed_slice())))
         };
-        let builtin = Builtin { gateway: code("gateway.cwasm.zst")?, infer: code("infer.cwasm.zst")?, ..Builtin::default() };
+        let builtin =
+            Builtin { gateway: code("gateway.cwasm.zst")?, infer: code("infer.cwasm.zst")?, ..Builtin::default() };
         Ok(Self { config: weir_config::load(None, [], &settings)?, builtin, requests, items, texts })
     }
 }

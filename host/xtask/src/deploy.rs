@@ -131,7 +131,10 @@ mod tests {
             let [.., from, to] = copy.split(' ').collect::<Vec<_>>()[..] else { panic!("{copy}") };
             assert!(folder.ends_with(from), "{file}: {copy}");
             assert!(text.contains(&format!("-C {folder} --strip-components=1")), "{file} fills no {folder}");
-            assert!(text.contains(&format!("ENTRYPOINT [\"{to}/weir\"]")), "{file} starts another program than {to}/weir");
+            assert!(
+                text.contains(&format!("ENTRYPOINT [\"{to}/weir\"]")),
+                "{file} starts another program than {to}/weir"
+            );
         }
     }
 }

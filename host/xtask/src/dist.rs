@@ -45,8 +45,8 @@ const GLIBC_MINOR_MAX: u32 = 36;
 const NAMES_BYTES_MAX: usize = 16 << 20;
 /// The first label of a friendly text.
 const POSITIVE: &str = r#""label":"positive""#;
-/// Most bytes of the program: it holds each component once.
-const PROGRAM_BYTES_MAX: u64 = 130_000_000;
+/// Most bytes of the program: it holds each component once, compressed.
+const PROGRAM_BYTES_MAX: u64 = 95_000_000;
 
 /// The platform of an archive.
 #[derive(Debug)]

@@ -125,13 +125,8 @@ fn cross(house: &House, triple: &'static str, prefix: &str, emulator: &str) -> R
 fn musl(house: &House, triple: &'static str) -> Result<Tools> {
     const PROGRAM: &str = "musl-gcc";
     // Rust brings what a static program begins with and links. `musl-gcc` would link a program that needs the dynamic linker of musl.
-    let tools = |compiler| Tools {
-        linker: "cc".into(),
-        compiler,
-        compiler_cpp: "c++".into(),
-        binutils: None,
-        emulator: None,
-    };
+    let tools =
+        |compiler| Tools { linker: "cc".into(), compiler, compiler_cpp: "c++".into(), binutils: None, emulator: None };
     if let Some(compiler) = on_path(&[PROGRAM]) {
         return Ok(tools(compiler));
     }

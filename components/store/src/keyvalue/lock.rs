@@ -32,6 +32,7 @@ struct Lock<'a, H: Host> {
     records: &'a Records<H>,
     shard: u64,
     number: u64,
+    /// From when on others wait for this instance.
     since_ms: u64,
 }
 
@@ -67,22 +68,27 @@ pub(super) async fn lock<'a, H: Host>(
 
 async fn lock_shard<H: Host>(records: &Records<H>, shard: u64) -> Result<Lock<'_, H>, Failure> {
     let (numbers, host) = (names::numbers(shard), &records.host);
+    // When the last call began that did not see the current state. Others may have waited since then, and take over accordingly.
+    let mut earlier_ms = host.clock_ms();
     let mut number = records.increment(&numbers, 1)?;
-    let (mut before, mut before_since_ms, mut poll_ms) = (None, host.clock_ms(), POLL_MS_MIN);
+    let (mut seen, mut since_ms, mut poll_ms) = (None, earlier_ms, POLL_MS_MIN);
     loop {
+        let began_ms = host.clock_ms();
         let served = records.record(&names::served(shard), Served::decode)?.map_or(0, |served| served.number);
         // Others took this instance for ended, or the host has lost the counter of numbers.
         if served >= number {
+            (earlier_ms, seen) = (host.clock_ms(), None);
             number = records.increment(&numbers, (served - number).saturating_add(1))?;
             continue;
         }
-        if before != Some(served) {
-            (before, before_since_ms, poll_ms) = (Some(served), host.clock_ms(), POLL_MS_MIN);
+        if seen != Some(served) {
+            (seen, since_ms, poll_ms) = (Some(served), earlier_ms, POLL_MS_MIN);
         }
+        earlier_ms = began_ms;
         let ahead = number - served - 1;
-        let waited_ms = host.clock_ms().saturating_sub(before_since_ms);
-        if waited_ms >= LOCK_MS_MAX * ahead.min(ORDERED_MAX) {
-            return Ok(Lock { records, shard, number, since_ms: host.clock_ms() });
+        let turn_ms = since_ms.saturating_add(LOCK_MS_MAX * ahead.min(ORDERED_MAX));
+        if host.clock_ms() >= turn_ms {
+            return Ok(Lock { records, shard, number, since_ms: turn_ms });
         }
         host.wait_ms(poll_ms).await;
         poll_ms = (poll_ms * 2).min(POLL_MS_MAX);

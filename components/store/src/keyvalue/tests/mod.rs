@@ -335,18 +335,21 @@ fn new_keys_are_refused_when_the_bucket_is_full() {
 
 #[test]
 fn slow_holder_of_a_lock_writes_nothing() {
-    let world = World::new(1);
-    let (kv, plan) = world.instance();
-    append(&world, &kv, "1").unwrap();
-    plan.slow.replace(Some((names::channel(&name("note:x")), LOCK_MS_MAX / 2)));
-    assert!(matches!(append(&world, &kv, "2"), Err(Failure::Unavailable(_))));
-    plan.slow.replace(None);
-    // Its lock is taken over.
-    let before = world.clock_ms.get();
-    append(&world, &kv, "3").unwrap();
-    assert!(world.clock_ms.get() - before <= LOCK_MS_MAX + 100);
-    let data: Vec<String> = events(&kv).into_iter().map(|(_, data)| data).collect();
-    assert_eq!(data, ["1", "3"]);
+    // It is slow after it has the lock, or before it knows that it has it, while others wait already.
+    for slow in [names::channel(&name("note:x")), "weir.served.".to_owned()] {
+        let world = World::new(1);
+        let (kv, plan) = world.instance();
+        append(&world, &kv, "1").unwrap();
+        plan.slow.replace(Some((slow, LOCK_MS_MAX / 2)));
+        assert!(matches!(append(&world, &kv, "2"), Err(Failure::Unavailable(_))));
+        plan.slow.replace(None);
+        // Its lock is taken over.
+        let before = world.clock_ms.get();
+        append(&world, &kv, "3").unwrap();
+        assert!(world.clock_ms.get() - before <= LOCK_MS_MAX + 100);
+        let data: Vec<String> = events(&kv).into_iter().map(|(_, data)| data).collect();
+        assert_eq!(data, ["1", "3"]);
+    }
 }
 
 /// An instance ends at any call of an append; the next one is delayed at most by the time of one lock.

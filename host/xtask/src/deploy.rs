@@ -127,7 +127,7 @@ mod tests {
         }
         let archive = text(&house, "deploy/container/Containerfile");
         for (file, text, folder) in [(BUILD, &build, "/out/weir"), ("Containerfile", &archive, "target/image/weir")] {
-            let copy = text.lines().filter(|line| line.starts_with("COPY ")).last().expect("a last COPY");
+            let copy = text.lines().rfind(|line| line.starts_with("COPY ")).expect("a last COPY");
             let [.., from, to] = copy.split(' ').collect::<Vec<_>>()[..] else { panic!("{copy}") };
             assert!(folder.ends_with(from), "{file}: {copy}");
             assert!(text.contains(&format!("-C {folder} --strip-components=1")), "{file} fills no {folder}");

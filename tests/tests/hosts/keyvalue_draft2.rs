@@ -11,7 +11,7 @@ use weir_tests::component;
 use weir_wasi::StoreData;
 
 mod bindings {
-    #![allow(unreachable_pub)]
+    #![allow(clippy::all, unreachable_pub)]
 
     /// A bucket that is open in an instance.
     pub struct Bucket;

@@ -69,10 +69,20 @@ fn built(path: PathBuf) -> Result<PathBuf> {
     Ok(path)
 }
 
-/// The path in an environment variable that `cargo xtask test` sets or passes on.
+/// The path in an environment variable that a command of xtask sets or passes on.
 pub fn tool(variable: &str) -> Result<PathBuf> {
-    let value = std::env::var_os(variable).with_context(|| format!("{variable} is not set: run `cargo xtask test`"))?;
+    let value = std::env::var_os(variable).with_context(|| missing(variable))?;
     Ok(value.into())
+}
+
+/// That a variable is not set, with the command that sets it.
+fn missing(variable: &str) -> String {
+    let command = match variable {
+        "WEIR_TEST_KAFKA_TLS" => "cargo xtask kafka-tls",
+        "WEIR_TEST_SPIN" => "cargo xtask hosts spin --bin PATH",
+        _ => "cargo xtask test",
+    };
+    format!("{variable} is not set: run `{command}`")
 }
 
 /// Waits for the exit of a process.
@@ -490,5 +500,17 @@ impl Raw {
             }
         };
         tokio::time::timeout(PATIENCE, reading).await.context("not all in time")?
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn missing_variable_names_the_command_that_sets_it() {
+        assert_eq!(missing("WEIR_TEST_REDIS"), "WEIR_TEST_REDIS is not set: run `cargo xtask test`");
+        assert_eq!(missing("WEIR_TEST_KAFKA_TLS"), "WEIR_TEST_KAFKA_TLS is not set: run `cargo xtask kafka-tls`");
+        assert_eq!(missing("WEIR_TEST_SPIN"), "WEIR_TEST_SPIN is not set: run `cargo xtask hosts spin --bin PATH`");
     }
 }

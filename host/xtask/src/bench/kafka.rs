@@ -23,7 +23,7 @@ use crate::{python, sh};
 
 const REQUIREMENTS: &str = "tests/bench/requirements-kafka.txt";
 /// Version of the installation procedure: a change makes older environments stale.
-const RECIPE: &str = "1";
+const RECIPE: &str = "2";
 const REPORT: &str = "tests/bench/KAFKA.md";
 /// The records of a round.
 const RECORDS: usize = 5_000;
@@ -223,10 +223,7 @@ fn environment(house: &House) -> Result<PathBuf> {
     }
     let mut step = Step::begin("peers", &format!("installs {REQUIREMENTS} into target/bench-kafka-venv"));
     let mut install = || {
-        sh::check(&mut step, sh::program(house, "python3").args(["-m", "venv", "--clear"]).arg(&folder))?;
-        let mut pip = sh::program(house, &python);
-        pip.args(["-m", "pip", "install", "--disable-pip-version-check", "--progress-bar", "off"]);
-        sh::check(&mut step, pip.args(["--only-binary", ":all:", "--requirement"]).arg(&requirements))?;
+        python::install(house, &mut step, &folder, &requirements)?;
         stamp.set()?;
         Ok("target/bench-kafka-venv".to_owned())
     };
@@ -238,6 +235,16 @@ fn environment(house: &House) -> Result<PathBuf> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn every_package_of_the_peers_has_hashes() {
+        let file = concat!(env!("CARGO_MANIFEST_DIR"), "/../../tests/bench/requirements-kafka.txt");
+        let text = std::fs::read_to_string(file).unwrap();
+        let lines: Vec<&str> = text.lines().filter(|line| !line.starts_with('#')).collect();
+        let hashed = lines.windows(2).filter(|pair| pair[0].contains("==") && pair[1].contains("--hash=sha256:"));
+        let packages = lines.iter().filter(|line| line.contains("==")).count();
+        assert!(packages > 3 && hashed.count() == packages, "{text}");
+    }
 
     #[test]
     fn weir_is_compared_with_the_median_of_each_peer() {

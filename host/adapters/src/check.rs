@@ -24,17 +24,19 @@ pub struct Check {
     pub elapsed_ms: u64,
 }
 
-/// The checks of one connection, up to the first failure.
+/// The checks of one connection, up to the first failure of each of its servers.
 #[derive(Debug)]
 pub struct Checks {
     /// The checks, in their order.
     pub list: Vec<Check>,
+    /// The server that is checked, if there are several.
+    server: Option<String>,
     began: Instant,
 }
 
 impl Default for Checks {
     fn default() -> Self {
-        Self { list: Vec::new(), began: Instant::now() }
+        Self { list: Vec::new(), server: None, began: Instant::now() }
     }
 }
 
@@ -44,13 +46,22 @@ impl Checks {
         self.list.iter().all(|check| check.outcome.is_ok())
     }
 
+    /// Sets the server, one of several, with whose address the texts of the next checks begin; `None`: they concern all.
+    pub(crate) fn begin_server(&mut self, server: Option<String>) {
+        self.server = server;
+    }
+
     /// Adds a check that ends now; `None` after a failure.
     pub(crate) fn record<T>(&mut self, name: &'static str, outcome: Result<(T, String), String>) -> Option<T> {
         let elapsed_ms = u64::try_from(self.began.elapsed().as_millis()).unwrap_or(u64::MAX);
         self.began = Instant::now();
+        let named = |text: String| match &self.server {
+            Some(server) if !text.starts_with(server.as_str()) => format!("{server}: {text}"),
+            _ => text,
+        };
         let (value, outcome) = match outcome {
-            Ok((value, description)) => (Some(value), Ok(description)),
-            Err(reason) => (None, Err(reason)),
+            Ok((value, description)) => (Some(value), Ok(named(description))),
+            Err(reason) => (None, Err(named(reason))),
         };
         self.list.push(Check { name, outcome, elapsed_ms });
         value
@@ -166,7 +177,7 @@ async fn queue(connection: &mut MultiplexedConnection, queued: redis::Cmd) -> Re
     outcome.map(drop)
 }
 
-/// Checks topics of Kafka: a broker, TLS and the credentials, whether the input topic may be read, and whether the output topic, if there is
+/// Checks topics of Kafka: each broker, TLS and the credentials, whether the input topic may be read, and whether the output topic, if there is
 /// one, is visible.
 #[cfg(feature = "kafka")]
 pub async fn kafka(config: &KafkaSource, output_topic: Option<&str>) -> Checks {
@@ -191,14 +202,7 @@ async fn check_kafka(checks: &mut Checks, config: &KafkaSource, output_topic: Op
     if let Err(reason) = kafka::check_properties(&config.properties) {
         return checks.record("tls", Err(reason));
     }
-    let timeout = Duration::from_millis(config.timeout_ms);
-    let broker = config.brokers.split(',').next().unwrap_or_default().trim();
-    let (host, port) = kafka::broker_address(broker);
-    if host.is_empty() {
-        let reason = format!("`{broker}` is not a broker; give host:port, several separated by commas");
-        return checks.record("resolve", Err(reason));
-    }
-    reach(checks, host, port, timeout).await?;
+    reach_brokers(checks, &config.brokers, Duration::from_millis(config.timeout_ms)).await?;
     let topics = kafka::topics(config, None).await;
     if let Err(error) = &topics
         && kafka::is_tls_failure(error)
@@ -233,6 +237,24 @@ async fn check_kafka(checks: &mut Checks, config: &KafkaSource, output_topic: Op
     )?;
     let Some(output_topic) = output_topic else { return Some(()) };
     checks.record("write", partitions(output_topic).await)
+}
+
+/// Resolves and connects to each broker; `None` if none can be reached.
+#[cfg(feature = "kafka")]
+async fn reach_brokers(checks: &mut Checks, brokers: &str, timeout: Duration) -> Option<()> {
+    let all: Vec<&str> = brokers.split(',').map(str::trim).filter(|broker| !broker.is_empty()).collect();
+    let mut is_reached = None;
+    for broker in &all {
+        checks.begin_server((all.len() > 1).then(|| (*broker).to_owned()));
+        let (host, port) = crate::kafka::broker_address(broker);
+        is_reached = reach(checks, host, port, timeout).await.or(is_reached);
+    }
+    checks.begin_server(None);
+    if all.is_empty() {
+        let reason = format!("`{brokers}` names no broker; give host:port, several separated by commas");
+        return checks.record("resolve", Err(reason));
+    }
+    is_reached
 }
 
 /// Checks a feed over HTTP: its server, TLS, credentials and content type.
@@ -298,4 +320,34 @@ async fn check_websocket(checks: &mut Checks, config: &WebSocketSource) -> Optio
         Err(error) => Err(with_remedy(&error, "check the subscription message")),
     };
     checks.record("read", outcome)
+}
+
+#[cfg(all(test, feature = "kafka"))]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn every_broker_is_checked_by_its_address() {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let open = listener.local_addr().unwrap().to_string();
+        let check = async |brokers: &str| {
+            let mut checks = Checks::default();
+            let is_reached = reach_brokers(&mut checks, brokers, Duration::from_secs(60)).await.is_some();
+            let failures = checks.list.iter().filter_map(|check| check.outcome.clone().err()).collect::<Vec<_>>();
+            (is_reached, checks.list.len(), failures)
+        };
+        assert_eq!(check(&open).await, (true, 2, Vec::new()));
+        // Nothing listens on port 1.
+        for brokers in [format!("{open}, 127.0.0.1:1"), format!("127.0.0.1:1,{open}")] {
+            let (is_reached, count, failures) = check(&brokers).await;
+            assert!(is_reached && count == 4 && failures.len() == 1, "{failures:?}");
+            assert!(failures[0].starts_with("127.0.0.1:1: Connection refused"), "{failures:?}");
+        }
+        let (is_reached, _, failures) = check("127.0.0.1:1,[::1]:1").await;
+        assert!(!is_reached && failures.len() == 2, "{failures:?}");
+        assert!(failures[0].starts_with("127.0.0.1:1: ") && failures[1].starts_with("[::1]:1: "), "{failures:?}");
+        let (is_reached, _, failures) = check(" , ").await;
+        assert!(!is_reached);
+        assert_eq!(failures, ["` , ` names no broker; give host:port, several separated by commas"]);
+    }
 }

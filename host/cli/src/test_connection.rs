@@ -22,7 +22,8 @@ use crate::setup::Setup;
 /// `weir test-connection`.
 #[derive(Debug, Args)]
 pub(crate) struct TestConnection {
-    /// What to connect to; `all` takes the adapters of the configuration, or the defaults of each protocol if there are none
+    /// What to connect to: the adapters of the configuration with this protocol, with the other flags in the place of their values, or the
+    /// defaults of the protocol if there are none
     #[arg(long, value_enum)]
     protocol: Protocol,
     /// URL, or the brokers of Kafka [default: that of the adapters of the configuration, or of the protocol]
@@ -31,24 +32,24 @@ pub(crate) struct TestConnection {
     /// File with the password (Redis, Kafka, NATS with --username) or the token (WebSocket, HTTP, NATS)
     #[arg(long, value_name = "FILE")]
     secret_file: Option<PathBuf>,
-    /// Redis, NATS: stream to read
-    #[arg(long, value_name = "KEY", default_value = "text-input")]
-    stream: String,
-    /// Redis: stream to write
-    #[arg(long, value_name = "KEY", default_value = "sentiment-output")]
-    output_stream: String,
-    /// Kafka: topic to read
-    #[arg(long, value_name = "TOPIC", default_value = "text-input")]
-    topic: String,
-    /// Kafka: topic to write
-    #[arg(long, value_name = "TOPIC", default_value = "sentiment-output")]
-    output_topic: String,
-    /// NATS: consumer to read with
-    #[arg(long, value_name = "NAME", default_value = "weir")]
-    consumer: String,
-    /// NATS: subject to write
-    #[arg(long, value_name = "SUBJECT", default_value = "sentiment-output")]
-    output_subject: String,
+    /// Redis, NATS: stream to read [default: that of the adapters, or text-input]
+    #[arg(long, value_name = "KEY")]
+    stream: Option<String>,
+    /// Redis: stream to write [default: that of the adapters, or sentiment-output]
+    #[arg(long, value_name = "KEY")]
+    output_stream: Option<String>,
+    /// Kafka: topic to read [default: that of the adapters, or text-input]
+    #[arg(long, value_name = "TOPIC")]
+    topic: Option<String>,
+    /// Kafka: topic to write [default: that of the adapters, or sentiment-output]
+    #[arg(long, value_name = "TOPIC")]
+    output_topic: Option<String>,
+    /// NATS: consumer to read with [default: that of the adapters, or weir]
+    #[arg(long, value_name = "NAME")]
+    consumer: Option<String>,
+    /// NATS: subject to write [default: that of the adapters, or sentiment-output]
+    #[arg(long, value_name = "SUBJECT")]
+    output_subject: Option<String>,
     /// NATS: file with the seed of an nkey
     #[arg(long, value_name = "FILE")]
     nkey_file: Option<PathBuf>,
@@ -96,6 +97,7 @@ pub(crate) enum Protocol {
 }
 
 /// A system to check, and its stream, topic or subject for results, if there is one.
+#[derive(Debug, PartialEq)]
 enum Endpoint {
     WebSocket(WebSocketSource),
     Redis(RedisSource, Option<String>),
@@ -131,16 +133,15 @@ impl TestConnection {
         u64::try_from(seconds(self.timeout).as_millis()).unwrap_or(u64::MAX)
     }
 
-    /// The systems of an adapter of the configuration.
+    /// The system that an adapter of the configuration reads, with the flags in the place of its values.
     fn of_adapter(&self, adapter: &Adapter) -> Option<Endpoint> {
-        let timeout_ms = self.timeout_ms();
         match &adapter.source {
             AdapterSource::Redis(source) => {
                 let output = match &adapter.sink {
                     AdapterSink::Redis(RedisSink { stream, url, .. }) if *url == source.url => Some(stream.clone()),
                     _ => None,
                 };
-                Some(Endpoint::Redis(RedisSource { timeout_ms, ..source.clone() }, output))
+                Some(self.redis(source.clone(), output))
             }
             AdapterSource::Kafka(source) => {
                 let output = match &adapter.sink {
@@ -149,95 +150,120 @@ impl TestConnection {
                     }
                     _ => None,
                 };
-                Some(Endpoint::Kafka(KafkaSource { timeout_ms, ..source.clone() }, output))
+                Some(self.kafka(source.clone(), output))
             }
             AdapterSource::Nats(source) => {
                 let output = match &adapter.sink {
                     AdapterSink::Nats(NatsSink { subject, url, .. }) if *url == source.url => Some(subject.clone()),
                     _ => None,
                 };
-                Some(Endpoint::Nats(NatsSource { timeout_ms, ..source.clone() }, output))
+                Some(self.nats(source.clone(), output))
             }
-            AdapterSource::Http(source) => Some(Endpoint::Http(HttpSource { timeout_ms, ..source.clone() })),
-            AdapterSource::WebSocket(source) => {
-                Some(Endpoint::WebSocket(WebSocketSource { timeout_ms, ..source.clone() }))
-            }
+            AdapterSource::Http(source) => Some(self.http(source.clone())),
+            AdapterSource::WebSocket(source) => Some(self.websocket(source.clone())),
             AdapterSource::File(_) | AdapterSource::Channel(_) => None,
         }
     }
 
-    /// The system of the flags; `None` if its URL is missing and has no default.
+    /// The system of the flags and the defaults; `None` if its URL is missing and has no default.
     fn of_flags(&self, protocol: Protocol) -> Option<Endpoint> {
-        let (timeout_ms, secret_file) = (self.timeout_ms(), self.secret_file.clone().unwrap_or_default());
         match protocol {
-            Protocol::Redis => {
-                let default = RedisSource::default();
-                let url = self.url.clone().unwrap_or_else(|| default.url.clone());
-                let stream = self.stream.clone();
-                let config = RedisSource { url, password_file: secret_file, stream, timeout_ms, ..default };
-                Some(Endpoint::Redis(config, Some(self.output_stream.clone())))
-            }
-            Protocol::Kafka => {
-                let default = KafkaSource::default();
-                let config = KafkaSource {
-                    brokers: self.url.clone().unwrap_or_else(|| default.brokers.clone()),
-                    topics: vec![self.topic.clone()],
-                    username: self.username.clone().unwrap_or_default(),
-                    password_file: secret_file,
-                    properties: self.properties.iter().cloned().collect(),
-                    timeout_ms,
-                    ..default
-                };
-                Some(Endpoint::Kafka(config, Some(self.output_topic.clone())))
-            }
-            Protocol::Nats => {
-                let default = NatsSource::default();
-                let (password_file, token_file) = match self.username {
-                    Some(_) => (secret_file, PathBuf::new()),
-                    None => (PathBuf::new(), secret_file),
-                };
-                let config = NatsSource {
-                    url: self.url.clone().unwrap_or_else(|| default.url.clone()),
-                    username: self.username.clone().unwrap_or_default(),
-                    password_file,
-                    token_file,
-                    nkey_file: self.nkey_file.clone().unwrap_or_default(),
-                    credentials_file: self.credentials_file.clone().unwrap_or_default(),
-                    ca_file: self.ca_file.clone().unwrap_or_default(),
-                    stream: self.stream.clone(),
-                    consumer: self.consumer.clone(),
-                    timeout_ms,
-                    ..default
-                };
-                Some(Endpoint::Nats(config, Some(self.output_subject.clone())))
-            }
-            Protocol::Http => {
-                let url = self.url.clone()?;
-                Some(Endpoint::Http(HttpSource { url, token_file: secret_file, timeout_ms, ..HttpSource::default() }))
-            }
-            Protocol::WebSocket => Some(Endpoint::WebSocket(WebSocketSource {
-                url: self.url.clone()?,
-                token_file: secret_file,
-                subscribe: self.subscribe.clone().unwrap_or_default(),
-                timeout_ms,
-                ..WebSocketSource::default()
-            })),
+            Protocol::Redis => Some(self.redis(RedisSource::default(), Some(RedisSink::default().stream))),
+            Protocol::Kafka => Some(self.kafka(KafkaSource::default(), Some(KafkaSink::default().topic))),
+            Protocol::Nats => Some(self.nats(NatsSource::default(), Some(NatsSink::default().subject))),
+            Protocol::Http => self.url.is_some().then(|| self.http(HttpSource::default())),
+            Protocol::WebSocket => self.url.is_some().then(|| self.websocket(WebSocketSource::default())),
             Protocol::All => None,
         }
     }
 
+    fn redis(&self, config: RedisSource, output: Option<String>) -> Endpoint {
+        let config = RedisSource {
+            url: given(&self.url, config.url),
+            password_file: given(&self.secret_file, config.password_file),
+            stream: given(&self.stream, config.stream),
+            timeout_ms: self.timeout_ms(),
+            ..config
+        };
+        Endpoint::Redis(config, self.output_stream.clone().or(output))
+    }
+
+    fn kafka(&self, mut config: KafkaSource, output: Option<String>) -> Endpoint {
+        config.properties.extend(self.properties.iter().cloned());
+        let config = KafkaSource {
+            brokers: given(&self.url, config.brokers),
+            topics: self.topic.clone().map_or(config.topics, |topic| vec![topic]),
+            username: given(&self.username, config.username),
+            password_file: given(&self.secret_file, config.password_file),
+            timeout_ms: self.timeout_ms(),
+            ..config
+        };
+        Endpoint::Kafka(config, self.output_topic.clone().or(output))
+    }
+
+    fn nats(&self, config: NatsSource, output: Option<String>) -> Endpoint {
+        let config = self.with_credentials(config);
+        let config = NatsSource {
+            url: given(&self.url, config.url),
+            ca_file: given(&self.ca_file, config.ca_file),
+            stream: given(&self.stream, config.stream),
+            consumer: given(&self.consumer, config.consumer),
+            timeout_ms: self.timeout_ms(),
+            ..config
+        };
+        Endpoint::Nats(config, self.output_subject.clone().or(output))
+    }
+
+    /// The configuration with the credentials of the flags. Their forms exclude each other, so another one of the configuration does not
+    /// remain.
+    fn with_credentials(&self, config: NatsSource) -> NatsSource {
+        let Self { username, secret_file, nkey_file, credentials_file, .. } = self;
+        let is_key = nkey_file.is_some() || credentials_file.is_some();
+        if username.is_none() && secret_file.is_none() && !is_key {
+            return config;
+        }
+        let username = given(username, if is_key { String::new() } else { config.username });
+        let (password_file, token_file) = match username.is_empty() {
+            true => (PathBuf::new(), secret_file.clone().unwrap_or_default()),
+            false => (given(secret_file, config.password_file), PathBuf::new()),
+        };
+        NatsSource {
+            username,
+            password_file,
+            token_file,
+            nkey_file: nkey_file.clone().unwrap_or_default(),
+            credentials_file: credentials_file.clone().unwrap_or_default(),
+            ..config
+        }
+    }
+
+    fn http(&self, config: HttpSource) -> Endpoint {
+        Endpoint::Http(HttpSource {
+            url: given(&self.url, config.url),
+            token_file: given(&self.secret_file, config.token_file),
+            timeout_ms: self.timeout_ms(),
+            ..config
+        })
+    }
+
+    fn websocket(&self, config: WebSocketSource) -> Endpoint {
+        Endpoint::WebSocket(WebSocketSource {
+            url: given(&self.url, config.url),
+            token_file: given(&self.secret_file, config.token_file),
+            subscribe: given(&self.subscribe, config.subscribe),
+            timeout_ms: self.timeout_ms(),
+            ..config
+        })
+    }
+
     /// The systems to check, with their names.
-    fn endpoints(&self) -> anyhow::Result<Vec<(String, Endpoint)>> {
-        if self.url.is_some() {
-            let Some(endpoint) = self.of_flags(self.protocol) else {
-                bail!("--url needs one protocol; give --protocol websocket, redis, kafka, nats or http");
-            };
-            return Ok(vec![(endpoint.protocol().0.to_owned(), endpoint)]);
+    fn endpoints(&self, adapters: &[Adapter]) -> anyhow::Result<Vec<(String, Endpoint)>> {
+        if self.url.is_some() && self.protocol == Protocol::All {
+            bail!("--url needs one protocol; give --protocol websocket, redis, kafka, nats or http");
         }
         let is_selected =
             |endpoint: &Endpoint| matches!(self.protocol, Protocol::All) || endpoint.protocol().1 == self.protocol;
-        let configured = self.setup.load(&[])?.adapter;
-        let configured: Vec<(String, Endpoint)> = configured
+        let configured: Vec<(String, Endpoint)> = adapters
             .iter()
             .filter_map(|adapter| Some((adapter.name.clone(), self.of_adapter(adapter)?)))
             .filter(|(_, endpoint)| is_selected(endpoint))
@@ -261,8 +287,13 @@ impl TestConnection {
     }
 }
 
+/// The value of a flag, or that of the configuration.
+fn given<T: Clone>(flag: &Option<T>, configured: T) -> T {
+    flag.clone().unwrap_or(configured)
+}
+
 pub(crate) fn main(arguments: &TestConnection) -> anyhow::Result<ExitCode> {
-    let endpoints = arguments.endpoints()?;
+    let endpoints = arguments.endpoints(&arguments.setup.load(&[])?.adapter)?;
     let has_passed = block_on(async {
         let mut has_passed = true;
         for (name, endpoint) in &endpoints {
@@ -293,4 +324,116 @@ fn show(name: &str, checks: &Checks, as_json: bool) -> anyhow::Result<()> {
         }
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use clap::Parser as _;
+
+    use super::*;
+    use crate::arguments::{Arguments, Command};
+
+    /// The systems that the flags select, with these adapters in the configuration.
+    fn endpoints(flags: &[&str], adapters: &[Adapter]) -> Vec<(String, Endpoint)> {
+        let arguments = ["weir", "test-connection"].iter().chain(flags);
+        let Command::TestConnection(test) = Arguments::try_parse_from(arguments).unwrap().command else { panic!() };
+        test.endpoints(adapters).unwrap()
+    }
+
+    fn adapter(name: &str, source: AdapterSource, sink: AdapterSink) -> Adapter {
+        Adapter { name: name.into(), source, sink, ..Adapter::default() }
+    }
+
+    /// The adapters of a configuration in which no value is that of a default.
+    fn configured() -> [Adapter; 3] {
+        let redis = RedisSource { url: "redis://one/3".into(), stream: "in".into(), ..RedisSource::default() };
+        let results = RedisSink { url: "redis://one/3".into(), stream: "out".into(), ..RedisSink::default() };
+        let properties = [("security.protocol", "sasl_ssl"), ("sasl.mechanism", "PLAIN")];
+        let kafka = KafkaSource {
+            brokers: "one:9093".into(),
+            topics: vec!["in".into(), "more".into()],
+            username: "ada".into(),
+            password_file: "password".into(),
+            properties: properties.map(|(key, value)| (key.to_owned(), value.to_owned())).into(),
+            ..KafkaSource::default()
+        };
+        let nats = NatsSource {
+            url: "nats://one".into(),
+            username: "ada".into(),
+            password_file: "password".into(),
+            stream: "in".into(),
+            ..NatsSource::default()
+        };
+        [
+            adapter("r", AdapterSource::Redis(redis), AdapterSink::Redis(results)),
+            adapter("k", AdapterSource::Kafka(kafka), AdapterSink::default()),
+            adapter("n", AdapterSource::Nats(nats), AdapterSink::default()),
+        ]
+    }
+
+    #[test]
+    fn flags_replace_the_values_of_the_adapters() {
+        let one = |flags: &[&str]| {
+            let mut all = endpoints(flags, &configured());
+            assert_eq!(all.len(), 1, "{all:?}");
+            all.remove(0)
+        };
+        let (name, Endpoint::Redis(config, output)) = one(&["--protocol", "redis", "--stream", "other"]) else {
+            panic!()
+        };
+        assert_eq!((name.as_str(), config.url.as_str(), config.stream.as_str()), ("r", "redis://one/3", "other"));
+        assert_eq!(output.as_deref(), Some("out"));
+        let flags = ["--protocol", "redis", "--url", "redis://two", "--output-stream", "other"];
+        let (_, Endpoint::Redis(config, output)) = one(&flags) else { panic!() };
+        assert_eq!((config.url.as_str(), config.stream.as_str()), ("redis://two", "in"));
+        assert_eq!(output.as_deref(), Some("other"));
+        let property = "security.protocol=sasl_plaintext";
+        let flags = ["--protocol", "kafka", "--brokers", "two", "--topic", "other", "--property", property];
+        let (_, Endpoint::Kafka(config, output)) = one(&flags) else { panic!() };
+        assert_eq!((config.brokers.as_str(), config.topics), ("two", vec!["other".to_owned()]));
+        assert_eq!((config.username.as_str(), config.password_file), ("ada", PathBuf::from("password")));
+        let properties = [("security.protocol", "sasl_plaintext"), ("sasl.mechanism", "PLAIN")];
+        let properties = properties.map(|(key, value)| (key.to_owned(), value.to_owned()));
+        assert_eq!(config.properties, BTreeMap::from(properties));
+        assert_eq!(output, None, "its results go elsewhere");
+    }
+
+    #[test]
+    fn credentials_of_flags_replace_those_of_nats() {
+        let of = |flags: &[&str]| {
+            let flags = [&["--protocol", "nats"][..], flags].concat();
+            let Some((_, Endpoint::Nats(config, _))) = endpoints(&flags, &configured()).pop() else { panic!() };
+            assert_eq!((config.url.as_str(), config.stream.as_str()), ("nats://one", "in"));
+            [
+                config.username.into(),
+                config.password_file,
+                config.token_file,
+                config.nkey_file,
+                config.credentials_file,
+            ]
+            .map(|value| value.display().to_string())
+        };
+        assert_eq!(of(&[]), ["ada", "password", "", "", ""]);
+        assert_eq!(of(&["--secret-file", "new"]), ["ada", "new", "", "", ""]);
+        assert_eq!(of(&["--username", "bob"]), ["bob", "password", "", "", ""]);
+        assert_eq!(of(&["--nkey-file", "seed"]), ["", "", "", "seed", ""]);
+        assert_eq!(of(&["--credentials-file", "user.creds"]), ["", "", "", "", "user.creds"]);
+    }
+
+    #[test]
+    fn protocol_without_an_adapter_has_its_defaults() {
+        let all = endpoints(&["--protocol", "nats", "--secret-file", "token"], &configured()[..2]);
+        let [(name, Endpoint::Nats(config, output))] = &all[..] else { panic!("{all:?}") };
+        assert_eq!((name.as_str(), config.url.as_str()), ("nats", "nats://127.0.0.1:4222"));
+        assert_eq!((config.stream.as_str(), output.as_deref()), ("text-input", Some("sentiment-output")));
+        assert_eq!(config.token_file, PathBuf::from("token"));
+        let names = |flags: &[&str], adapters: &[Adapter]| {
+            endpoints(flags, adapters).into_iter().map(|(name, _)| name).collect::<Vec<_>>()
+        };
+        assert_eq!(names(&["--protocol", "all"], &configured()), ["r", "k", "n"]);
+        assert_eq!(names(&["--protocol", "all"], &[]), ["redis", "kafka", "nats"]);
+        assert_eq!(names(&["--protocol", "http", "--url", "http://one"], &configured()), ["http"]);
+    }
 }

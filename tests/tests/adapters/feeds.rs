@@ -194,6 +194,10 @@ async fn connections_are_checked_one_by_one() -> Result<()> {
     std::fs::write(&config, format!("[[adapter]]\nname = 'feed'\n[adapter.source]\nkind = 'http'\nurl = '{url}'\n"))?;
     let (code, text) = check(&["--protocol", "all", "--config", &config])?;
     assert!(code == Some(0) && text.contains("ok     feed read"), "{text}");
+    // A flag takes precedence.
+    let nowhere = server.url("/nowhere");
+    let (code, text) = check(&["--protocol", "http", "--config", &config, "--url", &nowhere])?;
+    assert!(code == Some(1) && text.contains("failed feed read         the server answers 404"), "{text}");
     Ok(())
 }
 

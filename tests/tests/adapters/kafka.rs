@@ -228,5 +228,14 @@ async fn server_reports_lag_and_connection_is_checked() -> Result<()> {
     ensure!(passed && lines.contains("\"read\"") && lines.contains("\"write\""), "{lines}");
     let (passed, lines) = check(&["--property", "no.such.property=1"])?;
     ensure!(!passed && lines.contains("no.such.property"), "{lines}");
+    // The flags replace the values of the adapter, and each broker is checked.
+    let brokers = format!("{brokers},127.0.0.1:1");
+    let flags = ["--brokers", &brokers, "--topic", "nothing", "--json"];
+    let flags = [&["test-connection", "--protocol", "kafka", "--config", &file][..], &flags].concat();
+    let output = weir_command(&flags)?.output()?;
+    let lines = String::from_utf8(output.stdout)?;
+    ensure!(output.status.code() == Some(1) && lines.contains("`nothing`: Kafka: "), "{lines}");
+    let failures = lines.lines().filter(|line| line.contains("\"passed\":false")).collect::<Vec<_>>();
+    ensure!(failures.len() == 2 && failures[0].contains("127.0.0.1:1: Connection refused"), "{lines}");
     Ok(())
 }

@@ -286,6 +286,25 @@ fn checks_name_what_fails_and_what_to_do() -> Result<()> {
     Ok(())
 }
 
+/// A server that cannot be reached is named, whether it is the first or not, and the stream is checked with one that can.
+#[test]
+fn every_server_is_checked_by_its_address() -> Result<()> {
+    let nats = Nats::start()?;
+    let address = nats.url().replace("nats://", "");
+    // Nothing listens on port 1.
+    for urls in [format!("{},nats://127.0.0.1:1", nats.url()), format!("nats://127.0.0.1:1, {}", nats.url())] {
+        let output = weir_command(&["test-connection", "--protocol", "nats", "--url", &urls])?.output()?;
+        let text = String::from_utf8(output.stdout)?;
+        ensure!(output.status.code() == Some(1), "{text}");
+        let failures: Vec<&str> = text.lines().filter(|line| line.starts_with("failed")).collect();
+        ensure!(failures.len() == 1 && failures[0].contains("connect      127.0.0.1:1: Connection refused"), "{text}");
+        ensure!(text.contains(&format!("ok     nats authenticate {address}: accepted")), "{text}");
+        let last = format!("ok     nats write        {address}: `sentiment-output` stores `sentiment-output`");
+        ensure!(text.lines().last().is_some_and(|line| line.starts_with(&last)), "{text}");
+    }
+    Ok(())
+}
+
 /// Each form of credentials, wrong ones, permissions, and TLS with a certificate of another authority than Mozilla's.
 #[test]
 fn credentials_permissions_and_tls_are_checked() -> Result<()> {

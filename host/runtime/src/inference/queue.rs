@@ -1,6 +1,7 @@
 //! The items that wait for one model, from all callers: [`weir_core::inference::queue`] with a clock, wake-ups and
 //! replies.
 
+mod clock;
 mod job;
 mod state;
 
@@ -18,6 +19,7 @@ use weir_core::inference::queue::{DropPolicy, PushOutcome, PushRefusal, Ticket};
 pub(crate) use self::job::{Job, QueuePermit};
 pub(crate) use self::state::{Assignment, QueueSettings, TakeRequest};
 
+use self::clock::Clock;
 use self::job::milliseconds;
 use self::state::{DelayedRetry, State};
 use crate::inference::item::SharedItem;
@@ -35,7 +37,7 @@ pub(crate) struct Queue {
     /// Notified when items leave the queue.
     departures: Notify,
     replicas: usize,
-    start_time: Instant,
+    clock: Clock,
     /// The estimated tokens per byte of text, as the bits of an f64; updated with each outcome.
     tokens_per_byte: AtomicU64,
     /// The estimated tokens in flight.
@@ -78,6 +80,10 @@ const BUSY_NS_MAX: u64 = 1_000_000_000;
 
 impl Queue {
     pub(crate) fn new(settings: QueueSettings, replicas: usize) -> Self {
+        Self::with_clock(settings, replicas, Clock::system())
+    }
+
+    fn with_clock(settings: QueueSettings, replicas: usize, clock: Clock) -> Self {
         let bounds = settings.bounds;
         let tokens = usize::try_from(bounds.tokens_max / 2).unwrap_or(usize::MAX).clamp(1, u32::MAX as usize);
         Self {
@@ -87,7 +93,7 @@ impl Queue {
             departures: Notify::new(),
             settings,
             replicas,
-            start_time: Instant::now(),
+            clock,
             tokens_per_byte: AtomicU64::new(FIRST_TOKENS_PER_BYTE.to_bits()),
             in_flight: Arc::default(),
             counts: Counts::default(),
@@ -96,12 +102,12 @@ impl Queue {
 
     /// Nanoseconds on the queue's clock.
     pub(crate) fn now_ns(&self) -> u64 {
-        u64::try_from(self.start_time.elapsed().as_nanos()).unwrap_or(u64::MAX)
+        self.clock.now_ns()
     }
 
     /// A time on the queue's clock.
     pub(crate) fn ns_at(&self, time: Instant) -> u64 {
-        u64::try_from(time.saturating_duration_since(self.start_time).as_nanos()).unwrap_or(u64::MAX)
+        self.clock.ns_at(time)
     }
 
     /// The ticket of an item, with the tokens that will be computed for it, estimated from its bytes.

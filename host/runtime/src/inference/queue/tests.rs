@@ -1,4 +1,5 @@
 use std::task::Waker;
+use std::time::Duration;
 
 use weir_core::inference::breaker::BreakerConfig;
 use weir_core::inference::queue::{Aggregation, QueueConfig, Window};
@@ -25,6 +26,11 @@ fn settings() -> QueueSettings {
         breaker: Some(BreakerConfig { failures_to_open: 2, ..BreakerConfig::default() }),
         check_thread: Arc::default(),
     }
+}
+
+/// A queue whose clock stands still.
+fn queue_with(settings: QueueSettings, replicas: usize) -> Queue {
+    Queue::with_clock(settings, replicas, Clock::manual())
 }
 
 fn item(id: u64) -> SharedItem {
@@ -68,7 +74,7 @@ async fn failure(outcomes: &mut Outcomes) -> Failure {
 
 #[test]
 fn replica_gets_its_share_of_the_waiting_items() {
-    let queue = Queue::new(settings(), 2);
+    let queue = queue_with(settings(), 2);
     let receivers: Vec<Outcomes> = (0..5).map(|id| push(&queue, id)).collect();
     // Half of the waiting tokens, and at least one item.
     assert_eq!(ids(take(&queue, 0, false)), Some(vec![0, 1]));
@@ -90,7 +96,7 @@ fn offer(queue: &Queue, id: u64, call: u64, is_paced: bool) -> (bool, Outcomes) 
 /// The bound is 16 items, of which the items of one call take half.
 #[tokio::test]
 async fn items_of_a_call_wait_for_earlier_ones_and_leave_room_for_others() {
-    let queue = Queue::new(settings(), 1);
+    let queue = queue_with(settings(), 1);
     let mut receivers = Vec::new();
     for id in 0..8 {
         let (is_queued, receiver) = offer(&queue, id, 1, false);
@@ -100,7 +106,7 @@ async fn items_of_a_call_wait_for_earlier_ones_and_leave_room_for_others() {
     assert!(!offer(&queue, 8, 1, false).0, "the rest is the room of others");
     let departure = queue.departure();
     assert_eq!(ids(take(&queue, 0, false)).map(|ids| ids.len()), Some(8));
-    tokio::time::timeout(std::time::Duration::from_secs(30), departure).await.expect("a departure");
+    tokio::time::timeout(Duration::from_secs(30), departure).await.expect("a departure");
     for id in 8..16 {
         let (is_queued, receiver) = offer(&queue, id, 1, true);
         assert!(is_queued, "{id}");
@@ -125,7 +131,7 @@ async fn items_of_a_call_wait_for_earlier_ones_and_leave_room_for_others() {
 /// Where others take the room, an item is refused although one of its call waits.
 #[tokio::test]
 async fn item_is_refused_where_other_calls_fill_the_queue() {
-    let queue = Queue::new(settings(), 1);
+    let queue = queue_with(settings(), 1);
     let receivers: Vec<Outcomes> = (0..16).map(|id| offer(&queue, id, id, false).1).collect();
     let (is_queued, mut refused) = offer(&queue, 16, 0, false);
     assert!(is_queued && matches!(failure(&mut refused).await, Failure::Overloaded(_)));
@@ -134,7 +140,7 @@ async fn item_is_refused_where_other_calls_fill_the_queue() {
 
 #[test]
 fn long_text_that_is_truncated_counts_with_the_tokens_that_are_computed() {
-    let queue = Queue::new(settings(), 1);
+    let queue = queue_with(settings(), 1);
     let long = |overflow| SharedItem { text: "x".repeat(1_000_000).into(), overflow, ..item(0) };
     let tokens = |item: &SharedItem| queue.ticket(1, 0, item).tokens;
     for overflow in [Overflow::Truncate, Overflow::TruncateLeft, Overflow::Fail] {
@@ -158,7 +164,7 @@ fn long_text_that_is_truncated_counts_with_the_tokens_that_are_computed() {
 
 #[tokio::test]
 async fn truncated_text_delays_others_only_by_the_tokens_that_are_computed() {
-    let queue = Queue::new(settings(), 1);
+    let queue = queue_with(settings(), 1);
     // 1,000 tokens a second.
     for _ in 0..100 {
         queue.record_answer(&item(0), 1_000, 1_000_000_000);
@@ -181,7 +187,7 @@ async fn truncated_text_delays_others_only_by_the_tokens_that_are_computed() {
 /// An item with more time, or without a deadline, is queued.
 #[tokio::test]
 async fn item_that_would_miss_its_deadline_is_refused_at_once() {
-    let queue = Queue::new(settings(), 1);
+    let queue = queue_with(settings(), 1);
     // 1,000 tokens a second.
     for _ in 0..100 {
         queue.record_answer(&item(0), 1_000, 1_000_000_000);
@@ -213,7 +219,7 @@ async fn item_that_would_miss_its_deadline_is_refused_at_once() {
 
 #[tokio::test]
 async fn unavailable_queue_answers_every_item() {
-    let queue = Queue::new(settings(), 1);
+    let queue = queue_with(settings(), 1);
     let mut first = push(&queue, 0);
     queue.set_unavailable(Some("the replica is lost".into()));
     let mut second = push(&queue, 1);
@@ -227,7 +233,7 @@ async fn unavailable_queue_answers_every_item() {
 
 #[tokio::test]
 async fn items_of_a_lost_replica_are_retried_one_by_one() {
-    let queue = Queue::new(settings(), 1);
+    let queue = queue_with(settings(), 1);
     let mut outcomes: Vec<Outcomes> = (0..3).map(|id| push(&queue, id)).collect();
     let jobs = take(&queue, 0, false).unwrap();
     assert_eq!(jobs.len(), 3);
@@ -252,7 +258,7 @@ async fn items_of_a_lost_replica_are_retried_one_by_one() {
 
 #[tokio::test]
 async fn transient_failure_is_retried_and_a_permanent_one_is_answered() {
-    let queue = Queue::new(settings(), 1);
+    let queue = queue_with(settings(), 1);
     let _outcomes = push(&queue, 0);
     let unavailable = Failure::Unavailable("for now".into());
     for _ in 0..2 {
@@ -262,7 +268,7 @@ async fn transient_failure_is_retried_and_a_permanent_one_is_answered() {
     }
     let job = take(&queue, 0, false).unwrap().remove(0);
     assert!(queue.settle(job, Some(&unavailable)).is_some(), "there are three attempts");
-    let queue = Queue::new(settings(), 1);
+    let queue = queue_with(settings(), 1);
     let _outcomes = push(&queue, 0);
     let job = take(&queue, 0, false).unwrap().remove(0);
     assert!(queue.settle(job, Some(&Failure::Engine(String::new()))).is_some());
@@ -270,7 +276,7 @@ async fn transient_failure_is_retried_and_a_permanent_one_is_answered() {
 
 #[tokio::test]
 async fn circuit_opens_for_failures_in_a_row_and_not_for_single_ones() {
-    let queue = Queue::new(settings(), 1);
+    let queue = queue_with(settings(), 1);
     let settle_next = |ok: bool| {
         let outcomes = push(&queue, 0);
         let job = take(&queue, 0, false).expect("an admitted item").remove(0);
@@ -285,21 +291,21 @@ async fn circuit_opens_for_failures_in_a_row_and_not_for_single_ones() {
     (0..3).for_each(|_| settle_next(false));
     assert!(!queue.depth().2, "three failures in a row, of which the first is not counted");
     let mut outcomes = push(&queue, 1);
-    assert!(matches!(failure(&mut outcomes).await, Failure::CircuitOpen(ms) if ms > 29_000));
+    assert_eq!(failure(&mut outcomes).await, Failure::CircuitOpen(30_000));
     assert_eq!(queue.counts.refused.load(Ordering::Relaxed), 1);
 }
 
 #[tokio::test]
 async fn probes_of_an_unavailable_queue_return_their_permits() {
     let breaker = BreakerConfig { failures_to_open: 1, open_ns: 300_000_000, ..BreakerConfig::default() };
-    let queue = Queue::new(QueueSettings { breaker: Some(breaker), ..settings() }, 1);
+    let queue = queue_with(QueueSettings { breaker: Some(breaker), ..settings() }, 1);
     for _ in 0..2 {
         let _outcomes = push(&queue, 0);
         let job = take(&queue, 0, false).expect("an admitted item").remove(0);
         drop(queue.settle(job, Some(&Failure::Engine(String::new()))));
     }
     assert!(!queue.depth().2, "two failures in a row, of which the first is not counted");
-    tokio::time::sleep(std::time::Duration::from_millis(310)).await;
+    queue.clock.advance(Duration::from_millis(300));
     let mut probes = [push(&queue, 1), push(&queue, 2)];
     queue.set_unavailable(Some("the replica is lost".into()));
     for outcomes in &mut probes {
@@ -315,13 +321,13 @@ async fn full_queue_refuses_items_with_a_retry_delay() {
     let mut small = settings();
     small.bounds.items_max = 2;
     small.bounds.owner_items_max = 1;
-    let queue = Queue::new(small, 1);
+    let queue = queue_with(small, 1);
     let _first = push(&queue, 0);
     assert!(matches!(failure(&mut push(&queue, 1)).await, Failure::Throttled(ms) if ms >= 1));
 
     let mut full = settings();
     full.bounds.items_max = 1;
-    let queue = Queue::new(full, 1);
+    let queue = queue_with(full, 1);
     let _first = push(&queue, 0);
     assert!(matches!(failure(&mut push(&queue, 1)).await, Failure::Overloaded(ms) if ms >= 1));
     assert_eq!(queue.counts.overloaded.load(Ordering::Relaxed), 1);
@@ -331,7 +337,7 @@ async fn full_queue_refuses_items_with_a_retry_delay() {
 async fn expired_items_are_answered_and_windows_can_be_flushed() {
     let mut windowed = settings();
     windowed.bounds.window = Some(Window { aggregation: Aggregation::CountOnly, batch_size: 3, window_ns: 0 });
-    let queue = Queue::new(windowed, 1);
+    let queue = queue_with(windowed, 1);
     let (reply, mut late) = call::test_reply(0);
     let dated = SharedItem { deadline_ms: Some(0), ..item(0) };
     let ticket = queue.ticket(1, 0, &dated);

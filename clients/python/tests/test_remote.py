@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import threading
@@ -248,6 +249,33 @@ class Retries(unittest.TestCase):
         [event] = self.errors(0, 3, ["one", "odd", "two"])
         self.assertEqual((event.seq, event.error.code, event.error.category.value), (1, "inference_failed", "model"))
         self.assertEqual(self.stats.pushed, 3)
+
+    def test_stream_that_is_dropped_has_no_threads(self) -> None:
+        Failing.failures = 0
+        others = set(threading.enumerate())
+
+        def threads() -> List[threading.Thread]:
+            return [thread for thread in threading.enumerate() if thread.name.startswith("weir-remote-") and thread not in others]
+
+        async def run(is_started: bool) -> None:
+            stream = StreamingSentimentPipeline("sentiment", base_url=self.url)
+            await stream.initialize()
+            self.assertEqual(len(threads()), 2)
+            if not is_started:
+                return
+            await stream.start()
+            await stream.push("one")
+            results = stream.results()
+            await results.__anext__()
+            results.close()
+
+        for is_started in (False, True):
+            with self.subTest(is_started=is_started):
+                run_async(run(is_started))
+                gc.collect()
+                for thread in threads():
+                    thread.join(WAIT_S)
+                self.assertEqual(threads(), [])
 
     def test_generation_that_is_cut_off_is_an_error(self) -> None:
         pipe = pipeline("text-generation", "writer", base_url=self.url)

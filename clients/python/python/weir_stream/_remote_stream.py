@@ -7,6 +7,7 @@ import random
 import socket
 import threading
 import time
+import weakref
 from collections import deque
 from typing import Any, Callable, Deque, Dict, List, Optional, Sequence, Tuple
 
@@ -36,7 +37,45 @@ class _Item:
 
 
 class RemoteStream(Stream):
-    """Sends batches of texts with ``run``, which raises :class:`ServerError` when a whole batch has failed."""
+    """Sends batches of texts with ``run``, which raises :class:`ServerError` when a whole batch has failed.
+
+    Its threads refer to what it wraps, not to it: when it is dropped, they end.
+    """
+
+    def __init__(self, run: Callable[[Sequence[TextPair]], List[Outcome]], settings: Dict[str, Any]) -> None:
+        self._sender = _Sender(run, settings)
+        self.abandon = weakref.finalize(self, self._sender.abandon)
+
+    def take_fd(self) -> int:
+        return self._sender.take_fd()
+
+    def start(self) -> None:
+        self._sender.start()
+
+    def pause(self) -> None:
+        self._sender.pause()
+
+    def stop(self) -> None:
+        self._sender.stop()
+
+    def try_push(self, text: str, text_pair: Optional[str]) -> Optional[int]:
+        return self._sender.try_push(text, text_pair)
+
+    def flush(self, reason: str) -> int:
+        return self._sender.flush(reason)
+
+    def acknowledge(self, count: int) -> None:
+        self._sender.acknowledge(count)
+
+    def take_events(self) -> List[StreamEvent]:
+        return self._sender.take_events()
+
+    def stats(self) -> Dict[str, Any]:
+        return self._sender.stats()
+
+
+class _Sender(Stream):
+    """The state of a stream, and the threads that send its batches."""
 
     def __init__(self, run: Callable[[Sequence[TextPair]], List[Outcome]], settings: Dict[str, Any]) -> None:
         self._run, self._settings = run, settings

@@ -2,7 +2,8 @@
 //!
 //! Read in this order:
 //! - [`tokenizer`]: from texts to tokens and from tokens to bytes, with the vocabulary in the file of a model;
-//!   [`sentencepiece`]: the encoder for vocabularies with scores; [`vocabulary`]: which vocabularies are supported.
+//!   [`sentencepiece`]: the encoder for vocabularies with scores; [`vocabulary`]: which vocabularies are supported;
+//!   `minimum`: the fewest tokens that a text can have.
 //! - [`template`]: from chats to text, with the template of the model. Templates are untrusted code: they run with fuel
 //!   and bounds.
 //! - [`escape`]: users' text in a prompt never becomes a control token.
@@ -33,6 +34,7 @@ pub use bindings::weir::stream::types::Failure;
 pub mod choice;
 pub mod constraint;
 pub mod escape;
+mod minimum;
 pub mod model;
 pub mod prepare;
 pub mod sentencepiece;

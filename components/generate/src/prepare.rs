@@ -96,11 +96,7 @@ pub fn prepare(
         (true, Some(begin)) => vec![begin],
         (true, None) => return Err(invalid("the prompt is empty")),
     };
-    let tokens_max = model.info.context_tokens_max.saturating_sub(1);
-    let count = u32::try_from(tokens.len()).unwrap_or(u32::MAX);
-    if count > tokens_max {
-        return Err(Failure::TooLong(TooLong { tokens: count, tokens_max }));
-    }
+    check_length(tokens.len(), model)?;
     let seed = request.sampling.seed.unwrap_or_else(random_seed);
     let shared_tokens = model.shared_tokens(&tokens);
     Ok(Prepared { tokens, shared_tokens, sampler: sampler(&request.sampling, seed), constraint, tools: format })
@@ -178,7 +174,18 @@ fn sampler(sampling: &Sampling, seed: u64) -> Sampler {
     }
 }
 
+/// Checks that a prompt leaves room for a token in the context.
+fn check_length(tokens: usize, model: &LanguageModel) -> Result<(), Failure> {
+    let tokens_max = model.info.context_tokens_max.saturating_sub(1);
+    match u32::try_from(tokens).unwrap_or(u32::MAX) {
+        tokens if tokens > tokens_max => Err(Failure::TooLong(TooLong { tokens, tokens_max })),
+        _ => Ok(()),
+    }
+}
+
 fn encode(model: &LanguageModel, text: &str, parse_control: bool) -> Result<Vec<u32>, Failure> {
+    // The library takes a second for a megabyte, and this takes milliseconds.
+    check_length(model.tokenizer.tokens_min(text, parse_control), model)?;
     model.tokenizer.encode(text, parse_control).map_err(|error| invalid(error.to_string()))
 }
 

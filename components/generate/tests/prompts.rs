@@ -124,6 +124,37 @@ static TOKENIZERS: LazyLock<Vec<(&str, Tokenizer)>> = LazyLock::new(|| {
     rules.map(|pre| (pre, Tokenizer::new(vocabulary(pre), None).expect("a tokenizer"))).collect()
 });
 
+/// The tokenizers of every rule, with several tokens of more bytes, and of vocabularies in which bytes have no token.
+static BOUNDED: LazyLock<Vec<(&str, Tokenizer)>> = LazyLock::new(|| {
+    let longer = |pre: &str| {
+        let mut vocabulary = vocabulary(pre);
+        let merges = ["l o", "hel lo", "Ġ hello", "Ċ Ċ", "Ì ¸", "x x", "xx xx", "xxxx xxxx"];
+        vocabulary.tokens.extend(merges.map(|merge| merge.replace(' ', "")));
+        vocabulary.merges.extend(merges.map(str::to_owned));
+        vocabulary.kinds.resize(vocabulary.tokens.len(), 1);
+        vocabulary
+    };
+    let without = |vocabulary: Vocabulary, dropped: &[&str]| {
+        let named = vocabulary.tokens.iter().zip(&vocabulary.kinds).zip(vocabulary.scores.iter().chain(&[0.0; 1000]));
+        let remaining = named.filter(|((name, _), _)| !dropped.contains(&name.as_str()));
+        let (tokens, rest): (Vec<String>, Vec<(u8, f32)>) =
+            remaining.map(|((name, kind), score)| (name.clone(), (*kind, *score))).unzip();
+        let (kinds, scores) = rest.into_iter().unzip();
+        let is_complete = |merge: &&String| {
+            let (left, right) = merge.split_once(' ').expect("a pair");
+            [left, right, &merge.replace(' ', "")].iter().all(|name| !dropped.contains(name))
+        };
+        let merges = vocabulary.merges.iter().filter(is_complete).cloned().collect();
+        Vocabulary { tokens, kinds, scores, merges, ..vocabulary }
+    };
+    let all = PRE_TOKENIZERS.into_iter().map(|pre| (pre, longer(pre))).chain([
+        ("without", without(longer("llama-bpe"), &["x", "xx", "xxxx", "xxxxxxxx", "e", "Ċ"])),
+        ("pieces", pieces()),
+        ("pieces without", without(pieces(), &["<unk>", "<0x20>", "<0x78>", "▁", "▁a", "▁ab"])),
+    ]);
+    all.map(|(name, vocabulary)| (name, Tokenizer::new(vocabulary, None).expect("a tokenizer"))).collect()
+});
+
 proptest! {
     /// The prompt of any chat has exactly the control tokens that the template writes.
     #[test]
@@ -147,6 +178,29 @@ proptest! {
             let tokens = tokenizer.encode(&text, false).unwrap();
             let bytes: Vec<u8> = tokens.iter().flat_map(|token| tokenizer.bytes(*token).to_vec()).collect();
             prop_assert_eq!(String::from_utf8(bytes).unwrap(), text.replace('\u{fdd0}', ""), "{}", pre);
+        }
+    }
+
+    /// A text has at least as many tokens as its minimum: with every rule that splits text, also one that normalizes it, with a vocabulary that
+    /// lacks tokens of bytes, and with special tokens in the text.
+    #[test]
+    fn no_text_has_fewer_tokens_than_its_minimum(
+        text in "(\\PC|hel|hello |<\\|im_end\\|>|<tool_call>|\u{338}|\u{212b}|\u{1100}\u{1161}\u{11a8}|e\u{301}|\u{fdd0}|▁|ab| |\n|x){0,30}",
+    ) {
+        for (pre, tokenizer) in BOUNDED.iter() {
+            for parse_control in [false, true] {
+                let tokens = tokenizer.encode(&text, parse_control).unwrap().len();
+                let minimum = tokenizer.tokens_min(&text, parse_control);
+                prop_assert!(minimum <= tokens, "{pre}: {minimum} > {tokens}");
+            }
+        }
+    }
+
+    /// Of texts whose bytes are all tokens of their own, the minimum is the number.
+    #[test]
+    fn minimum_of_bytes_without_merges_is_exact(text in "[α-ω ]{0,40}") {
+        for (pre, tokenizer) in TOKENIZERS.iter() {
+            prop_assert_eq!(tokenizer.tokens_min(&text, false), tokenizer.encode(&text, false).unwrap().len(), "{}", pre);
         }
     }
 
@@ -282,5 +336,11 @@ fn every_bound_has_its_failure() {
     assert_eq!(reasons.len(), 18, "{reasons:#?}");
     let Err(Failure::TooLong(counts)) = prepared(CHATML, &request(Prompt::Text("x".repeat(600)))) else { panic!() };
     assert_eq!((counts.tokens, counts.tokens_max), (600, 511));
+    // Refused without tokenizing it, with the fewest tokens that it can have: that of `hel` has three bytes.
+    let refused = prepared(CHATML, &request(Prompt::Text("el".repeat(1 << 19))));
+    let Err(Failure::TooLong(counts)) = refused else { panic!() };
+    assert_eq!((counts.tokens, counts.tokens_max), (1 << 19, 511));
+    let fits = request(Prompt::Text("hel".repeat(511)));
+    assert_eq!(prepared(CHATML, &fits).unwrap().tokens.len(), 511);
     assert_eq!(prepared(CHATML, &base()).unwrap().sampler.seed, 7);
 }

@@ -190,6 +190,9 @@ fn one_sequence(
     overflow: Overflow,
     tokenizer: &ModelTokenizer,
 ) -> Result<Sequence, Failure> {
+    if overflow == Overflow::Truncate {
+        return tokenizer.tokenize_beginning(text, pair).map_err(unreadable);
+    }
     let tokenized = tokenizer.tokenize(text, pair, truncation_side(overflow)).map_err(unreadable)?;
     if overflow == Overflow::Fail {
         check_length(tokenized.tokens_total, tokenizer)?;

@@ -180,10 +180,10 @@ impl ModelTokenizer {
         Ok(parsed)
     }
 
-    /// The bare tokens of a single text and their frame, if the one-pass tokenizer supports the text.
-    fn pieces(&self, text: &str) -> Option<(Pieces, &Frame)> {
+    /// The bare tokens of a single text, or its first ones, at least `tokens_max`, and their frame, if the one-pass tokenizer supports the text.
+    fn pieces(&self, text: &str, tokens_max: usize) -> Option<(Pieces, &Frame)> {
         let (word_piece, frame) = self.word_piece.as_ref()?;
-        Some((word_piece.pieces(text)?, frame))
+        Some((word_piece.pieces(text, tokens_max)?, frame))
     }
 
     /// The id that fills a sequence up to the longest of its batch.
@@ -223,7 +223,7 @@ impl ModelTokenizer {
     /// names remains. A pair is truncated from the longer text first.
     pub fn tokenize(&self, text: &str, pair: Option<&str>, keep: TruncationSide) -> Result<Tokenized, TokenizeError> {
         if pair.is_none()
-            && let Some((Pieces { ids, offsets }, frame)) = self.pieces(text)
+            && let Some((Pieces { ids, offsets }, frame)) = self.pieces(text, usize::MAX)
         {
             let cut = ids.len().saturating_sub(self.room());
             let range = match keep {
@@ -250,10 +250,21 @@ impl ModelTokenizer {
         Ok(Tokenized { sequence: self.finish(text, pair)?, tokens_total })
     }
 
+    /// As [`ModelTokenizer::tokenize`] for the beginning of a text; where the tokenizer permits it, the rest is not read.
+    pub fn tokenize_beginning(&self, text: &str, pair: Option<&str>) -> Result<Sequence, TokenizeError> {
+        if pair.is_none()
+            && let Some((Pieces { ids, offsets }, frame)) = self.pieces(text, self.room())
+        {
+            let count = ids.len().min(self.room());
+            return Ok(frame.sequence(&ids[..count], &offsets[..count]));
+        }
+        Ok(self.tokenize(text, pair, TruncationSide::Beginning)?.sequence)
+    }
+
     /// Tokenizes a text to one sequence or, above the maximum of the model, to windows that overlap by `stride` tokens
     /// and are cut between words. Returns each with its range among the tokens of the text.
     pub fn tokenize_windows(&self, text: &str, stride: usize) -> Result<Vec<(Range<usize>, Sequence)>, TokenizeError> {
-        if let Some((Pieces { ids, offsets }, frame)) = self.pieces(text)
+        if let Some((Pieces { ids, offsets }, frame)) = self.pieces(text, usize::MAX)
             && ids.len() <= self.room()
         {
             return Ok(vec![(0..ids.len(), frame.sequence(&ids, &offsets))]);
@@ -301,7 +312,7 @@ impl ModelTokenizer {
 
     /// The number of tokens of a text, without special tokens.
     pub fn count(&self, text: &str) -> Result<usize, TokenizeError> {
-        if let Some((pieces, _)) = self.pieces(text) {
+        if let Some((pieces, _)) = self.pieces(text, usize::MAX) {
             return Ok(pieces.ids.len());
         }
         Ok(self.tokenizer.encode_fast(text, false).map_err(TokenizeError::Encode)?.len())

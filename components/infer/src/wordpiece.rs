@@ -103,8 +103,9 @@ impl WordPiece {
         })
     }
 
-    /// The tokens of a text; none if it has added tokens or characters that are left to the crate.
-    pub(crate) fn pieces(&self, text: &str) -> Option<Pieces> {
+    /// The tokens of a text, up to the end of the word that has the last of `tokens_max`; none if the text has added tokens or, up to there,
+    /// characters that are left to the crate.
+    pub(crate) fn pieces(&self, text: &str, tokens_max: usize) -> Option<Pieces> {
         // Hardly any text has such a byte, and one pass costs less than a search for each token.
         let may_have_added = text.bytes().any(|byte| self.begins_added[usize::from(byte)]);
         if may_have_added && self.added.iter().any(|token| text.contains(token.as_str())) {
@@ -113,6 +114,10 @@ impl WordPiece {
         let mut pieces = Pieces::default();
         let mut word = Word::default();
         for (index, char) in text.chars().enumerate() {
+            // A word is tokenized at its end, independently of what follows.
+            if pieces.ids.len() >= tokens_max {
+                break;
+            }
             match self.class(char) {
                 Class::Part(char) => word.push(char, index),
                 Class::Removed => {}
@@ -328,10 +333,17 @@ mod tests {
 
     /// Whether the text was tokenized here; panics if the result differs from that of the crate.
     fn check(tokenizer: &Tokenizer, word_piece: &WordPiece, text: &str) -> bool {
-        let Some(Pieces { ids, offsets }) = word_piece.pieces(text) else { return false };
+        let Some(Pieces { ids, offsets }) = word_piece.pieces(text, usize::MAX) else { return false };
         let expected = tokenizer.encode_char_offsets(text, false).unwrap();
         assert_eq!(ids, expected.get_ids(), "{text:?}");
         assert_eq!(offsets, expected.get_offsets(), "{text:?}");
+        // The first tokens are those of the whole text.
+        for tokens_max in [0, 1, ids.len() / 2, ids.len()] {
+            let first = word_piece.pieces(text, tokens_max).unwrap();
+            assert!(first.ids.len() >= tokens_max.min(ids.len()), "{text:?}");
+            assert_eq!(first.ids, ids[..first.ids.len()], "{text:?}");
+            assert_eq!(first.offsets, offsets[..first.ids.len()], "{text:?}");
+        }
         true
     }
 
@@ -362,6 +374,15 @@ mod tests {
                 assert!(own == is_own, "{text:?}");
             }
         }
+    }
+
+    #[test]
+    fn text_is_read_no_further_than_its_first_tokens() {
+        let (_, word_piece) = both().remove(0);
+        // The last character is left to the crate.
+        let text = "one two three ".repeat(100) + "日";
+        assert_eq!(word_piece.pieces(&text, usize::MAX).map(|pieces| pieces.ids.len()), None);
+        assert_eq!(word_piece.pieces(&text, 5).map(|pieces| pieces.ids.len()), Some(5));
     }
 
     /// Reads the folder `WEIR_DATA`, which is not part of the repository; without it, the vectors of the tests. Debug

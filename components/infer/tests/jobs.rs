@@ -403,3 +403,18 @@ fn summary_reads_the_part_that_overflow_allows() {
     assert!(!summary(run_with(Overflow::Truncate)).contains("beyond"));
     assert_eq!(run_with(Overflow::Fail), Err(Failure::TooLong(TooLong { tokens: 21, tokens_max: 16 })));
 }
+
+#[test]
+fn beginning_of_a_text_is_the_same_without_the_rest() {
+    let files = model(CONFIG_VECTORS, 16);
+    let words = "Don't panic: it's an unbelievably long afternoon, e\u{301}tude. ".repeat(50);
+    let with = |more: &str| format!("{words}{more}");
+    // The one-pass tokenizer leaves the last two texts to the other one.
+    let texts = [String::new(), "short".into(), "x".repeat(5_000), with(""), with("日本語"), with("[MASK]"), "日".repeat(40)];
+    for text in &texts {
+        for pair in [None, Some(words.as_str())] {
+            let whole = files.tokenizer.tokenize(text, pair, TruncationSide::Beginning).unwrap().sequence;
+            assert_eq!(files.tokenizer.tokenize_beginning(text, pair).unwrap(), whole, "{text:?}");
+        }
+    }
+}

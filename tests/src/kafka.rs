@@ -18,6 +18,7 @@ use rdkafka::message::{BorrowedMessage, Header, Headers as _, Message as _, Owne
 use rdkafka::producer::{BaseProducer, BaseRecord, Producer as _};
 use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
 
+use crate::kafka_faults::FaultyProxy;
 use crate::kafka_proxy::{Clients, KafkaProxy, tls_acceptor};
 use crate::scram::Scram;
 use crate::{PATIENCE, kafka_log, root, tool};
@@ -79,6 +80,13 @@ impl Kafka {
         let acceptor = tls_acceptor(&root().join("tests/data"), certificate).context("the certificate")?;
         let tls = Some((acceptor, scram));
         Self::start_for(Clients { user: user.to_owned(), password: password.to_owned(), tls }).await
+    }
+
+    /// Starts a broker behind a faulty proxy, and creates the topics.
+    pub async fn start_faulty() -> Result<(Self, FaultyProxy)> {
+        let address = SocketAddr::from(([127, 0, 0, 1], crate::free_port()?));
+        let proxy = FaultyProxy::start(address).await?;
+        Ok((Self::start_at(address, proxy.address(), None).await?, proxy))
     }
 
     async fn start_for(clients: Clients) -> Result<Self> {

@@ -12,6 +12,7 @@ mod duplex;
 pub mod follow;
 pub mod http;
 pub mod kafka;
+pub mod kafka_faults;
 mod kafka_log;
 mod kafka_proxy;
 pub mod nats;
@@ -292,10 +293,7 @@ impl Server {
 
     /// Resident memory of the process, in bytes.
     pub fn resident_bytes(&self) -> Result<u64> {
-        let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.id()))?;
-        let line = status.lines().find(|line| line.starts_with("VmRSS:")).context("no VmRSS")?;
-        let kib: u64 = line.split_whitespace().nth(1).context("no value")?.parse()?;
-        Ok(kib * 1024)
+        memory_bytes(self.child.id(), "VmRSS:")
     }
 }
 
@@ -304,6 +302,14 @@ impl Drop for Server {
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
+}
+
+/// A line of `/proc/ID/status` about memory, in bytes: `VmRSS:`, the resident memory, or `VmHWM:`, its peak.
+pub fn memory_bytes(process: u32, name: &str) -> Result<u64> {
+    let status = std::fs::read_to_string(format!("/proc/{process}/status"))?;
+    let line = status.lines().find(|line| line.starts_with(name)).with_context(|| format!("no {name}"))?;
+    let kib: u64 = line.split_whitespace().nth(1).context("no value")?.parse()?;
+    Ok(kib * 1024)
 }
 
 /// Evaluates a condition repeatedly until it is true; an error after [`PATIENCE`].

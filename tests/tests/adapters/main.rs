@@ -3,6 +3,7 @@
 mod feeds;
 mod files;
 mod kafka;
+mod kafka_faults;
 mod kafka_tls;
 mod nats;
 mod redis;

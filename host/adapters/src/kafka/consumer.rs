@@ -3,7 +3,7 @@
 //! librdkafka calls back in `poll`: a consumer that does not poll learns of no rebalance, and leaves its group after
 //! `max.poll.interval.ms`. So while the adapter takes no records, the thread pauses the partitions and polls on.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -31,6 +31,8 @@ const PAUSE_AFTER: Duration = Duration::from_millis(500);
 const REVOKE_TIMEOUT: Duration = Duration::from_secs(20);
 /// The time between attempts to commit after a failure.
 const COMMIT_RETRY_INTERVAL: Duration = Duration::from_secs(1);
+/// The most partitions that a line of the log names.
+const NAMES_MAX: usize = 32;
 
 /// What librdkafka reports to.
 pub(super) struct Context {
@@ -87,7 +89,12 @@ fn partitions(list: &TopicPartitionList) -> BTreeSet<TopicPartition> {
 
 /// The partitions as a text: `topic-0, topic-1`.
 fn names(partitions: &BTreeSet<TopicPartition>) -> String {
-    partitions.iter().map(|(topic, partition)| format!("{topic}-{partition}")).collect::<Vec<_>>().join(", ")
+    let first = partitions.iter().take(NAMES_MAX).map(|(topic, partition)| format!("{topic}-{partition}"));
+    let names = first.collect::<Vec<_>>().join(", ");
+    match partitions.len().saturating_sub(NAMES_MAX) {
+        0 => names,
+        more => format!("{names} and {more} more"),
+    }
 }
 
 /// A list of positions for a commit.
@@ -153,9 +160,32 @@ pub(super) struct Poller {
 struct PendingReads {
     revoked: Vec<u32>,
     records: Vec<SourceRecord>,
+    offsets: LastOffsets,
     is_paused: bool,
     /// The adapter takes no more records, and writes those in flight.
     is_ending: bool,
+}
+
+/// The offset of the last record of each partition, by its number.
+#[derive(Default)]
+struct LastOffsets(HashMap<u32, u64>);
+
+impl LastOffsets {
+    /// Records an offset.
+    ///
+    /// # Errors
+    ///
+    /// It does not ascend. The next connection has other numbers of partitions.
+    fn advance(&mut self, record: &SourceRecord) -> Result<(), DriverError> {
+        let Position { partition, offset } = record.position;
+        match self.0.insert(partition, offset) {
+            Some(last) if offset <= last => Err(DriverError::transport(format!(
+                "the offsets of a partition of `{}` have gone back from {last} to {offset}, as those of a topic that was deleted and created",
+                record.origin
+            ))),
+            _ => Ok(()),
+        }
+    }
 }
 
 impl Poller {
@@ -193,6 +223,7 @@ impl Poller {
     fn send(&self, pending: &mut PendingReads) -> Result<(), DriverError> {
         pending.revoked.extend(self.assignment.take_revoked());
         pending.records.retain(|record| !pending.revoked.contains(&record.position.partition));
+        pending.offsets.0.retain(|number, _| !pending.revoked.contains(number));
         let has_reads = !pending.revoked.is_empty() || !pending.records.is_empty();
         if pending.is_ending || !(has_reads || pending.is_paused) {
             return Ok(());
@@ -243,7 +274,9 @@ impl Poller {
             match message {
                 Ok(_) if pending.is_ending => self.pause(pending),
                 Ok(message) => {
-                    pending.records.push(record(&message, &self.assignment));
+                    let record = record(&message, &self.assignment);
+                    pending.offsets.advance(&record)?;
+                    pending.records.push(record);
                     if pending.is_paused {
                         // Of a partition that was assigned after the pause.
                         self.pause(pending);
@@ -356,6 +389,35 @@ mod tests {
         let topic = Topic { partitions: (0..).zip(lags.iter().map(partition)).collect(), ..Topic::default() };
         let topic = Topic { topic: "t".to_owned(), ..topic };
         Statistics { topics: HashMap::from([("t".to_owned(), topic)]), ..Statistics::default() }
+    }
+
+    #[test]
+    fn offsets_that_go_back_end_the_connection() {
+        let record = |partition: u32, offset: u64| SourceRecord {
+            payload: Vec::new(),
+            key: None,
+            headers: Vec::new(),
+            origin: "t".to_owned(),
+            position: Position { partition, offset },
+        };
+        let mut offsets = LastOffsets::default();
+        for (partition, offset) in [(0, 0), (1, 7), (0, 1), (0, 5), (2, 0)] {
+            assert_eq!(offsets.advance(&record(partition, offset)), Ok(()));
+        }
+        for (offset, last) in [(5, 5), (0, 5)] {
+            let failure = offsets.advance(&record(0, offset)).unwrap_err();
+            assert!(failure.is_retryable(), "{failure:?}");
+            let text = format!("the offsets of a partition of `t` have gone back from {last} to {offset}");
+            assert!(failure.to_string().starts_with(&text), "{failure}");
+        }
+    }
+
+    #[test]
+    fn many_partitions_are_counted_in_a_line_of_the_log() {
+        let partitions = |count| (0..count).map(|partition| ("t".to_owned(), partition)).collect();
+        assert_eq!(names(&partitions(2)), "t-0, t-1");
+        let text = names(&partitions(100_000));
+        assert!(text.starts_with("t-0, t-1, ") && text.ends_with("t-31 and 99968 more"), "{text}");
     }
 
     #[test]

@@ -37,6 +37,8 @@ pub struct KafkaCommitter {
     consumer: Option<Arc<GroupConsumer>>,
     assignment: Arc<Assignment>,
     transaction: Option<Transaction>,
+    /// The bound of the last commit.
+    timeout: Duration,
     /// Resolves when the consumer has left the group.
     left: Option<oneshot::Receiver<()>>,
 }
@@ -93,7 +95,7 @@ pub async fn open(
         records_max: config.max_poll_records.max(1) as usize,
         runtime: tokio::runtime::Handle::current(),
     };
-    let committer = KafkaCommitter { consumer: Some(consumer), assignment, transaction, left: Some(left) };
+    let committer = KafkaCommitter { consumer: Some(consumer), assignment, transaction, timeout, left: Some(left) };
     // It ends when the committer is dropped.
     std::thread::Builder::new()
         .name("weir-kafka".to_owned())
@@ -168,7 +170,13 @@ impl KafkaCommitter {
         if self.transaction.is_none() && !positions.is_empty() {
             let list = offset_list(&positions).map_err(|error| failure(&error))?;
             let consumer = self.consumer()?.clone();
-            blocking(move || consumer.commit(&list, CommitMode::Sync)).await?.map_err(|error| failure(&error))?;
+            // librdkafka would wait for minutes for brokers that are silent.
+            let committed = blocking(move || consumer.commit(&list, CommitMode::Sync));
+            let committed = tokio::time::timeout(self.timeout, committed).await.map_err(|_| {
+                let timeout_ms = self.timeout.as_millis();
+                DriverError::transport(format!("the last positions are not committed within {timeout_ms} ms: their records are read again"))
+            });
+            committed??.map_err(|error| failure(&error))?;
         }
         self.close();
         if let Some(left) = self.left.take() {

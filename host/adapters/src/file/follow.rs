@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use weir_core::adapter::SourceRecord;
 
-use super::frames::{Frames, Framing};
+use super::frames::{Frames, Framing, is_packed};
 use super::progress::{AfterEnd, FileKey, Progress};
 
 /// The interval at which the patterns are matched again.
@@ -141,10 +141,10 @@ impl Follower {
                     file.close(&self.progress);
                     self.files.insert(path, next);
                 }
-                Some(Successor::Truncated) => {
+                Some(Successor::Truncated(next)) => {
                     let key = file.key.clone();
                     self.progress.reset(&key);
-                    let next = Followed::open(&path, File::open(&path)?, key, self.framing, &self.progress)?;
+                    let next = Followed::open(&path, next, key, self.framing, &self.progress)?;
                     self.files.insert(path, next);
                 }
             }
@@ -155,7 +155,8 @@ impl Follower {
     /// Opens files that match and are not followed yet.
     fn open_matches(&mut self) -> io::Result<()> {
         for path in matches(&self.patterns)? {
-            if self.files.contains_key(&path) {
+            // A packed file that matches is the copy of one that was rotated.
+            if self.files.contains_key(&path) || is_packed(&path) {
                 continue;
             }
             let file = match File::open(&path) {
@@ -179,7 +180,7 @@ impl Follower {
 /// How a file was replaced.
 enum Successor {
     Rotated(File, FileKey),
-    Truncated,
+    Truncated(File),
 }
 
 fn successor(file: &Followed) -> io::Result<Option<Successor>> {
@@ -192,8 +193,9 @@ fn successor(file: &Followed) -> io::Result<Option<Successor>> {
     if key != file.key {
         return Ok(Some(Successor::Rotated(next, key)));
     }
-    let is_truncated = next.metadata()?.len() < file.offset;
-    Ok(is_truncated.then_some(Successor::Truncated))
+    // An incomplete line that was read is of the content before, too.
+    let is_truncated = next.metadata()?.len() < file.frames.position();
+    Ok(is_truncated.then_some(Successor::Truncated(next)))
 }
 
 /// Finds a rotated file in the folder of its path by its identity.
@@ -201,9 +203,15 @@ fn find_rotated(path: &Path, key: &FileKey) -> io::Result<Option<File>> {
     let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
     for entry in std::fs::read_dir(parent)? {
         let entry = entry?;
-        let meta = entry.metadata()?;
-        if meta.is_file() && (meta.dev(), meta.ino()) == key.identity {
-            return File::open(entry.path()).map(Some);
+        let opened = entry.metadata().and_then(|meta| {
+            let is_rotated = meta.is_file() && (meta.dev(), meta.ino()) == key.identity;
+            is_rotated.then(|| File::open(entry.path())).transpose()
+        });
+        match opened {
+            Ok(None) => {}
+            // It was renamed or deleted meanwhile.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            opened => return opened,
         }
     }
     Ok(None)
@@ -274,6 +282,35 @@ mod tests {
         append(&path, "h\n");
         assert_eq!(texts(&mut follower), Vec::<String>::new());
         assert_eq!(texts(&mut follower), ["h"]);
+    }
+
+    #[test]
+    fn incomplete_line_before_a_truncation_is_no_part_of_a_line_after_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("log");
+        append(&path, "a\nbcd");
+        let progress = Arc::new(Progress::load(None).unwrap());
+        let mut follower = Follower::new(vec![path.display().to_string()], Framing::Lines, progress);
+        assert_eq!(texts(&mut follower), ["a"]);
+        // Longer than what is before the incomplete line, and shorter than what was read.
+        std::fs::write(&path, "x\ny").unwrap();
+        assert_eq!(texts(&mut follower), Vec::<String>::new());
+        append(&path, "z\n");
+        assert_eq!(texts(&mut follower), ["x", "yz"]);
+    }
+
+    #[test]
+    fn packed_files_that_match_are_not_followed() {
+        let dir = tempfile::tempdir().unwrap();
+        append(&dir.path().join("log"), "new\n");
+        let packed = File::create(dir.path().join("log.1.gz")).unwrap();
+        let mut packed = flate2::write::GzEncoder::new(packed, flate2::Compression::default());
+        packed.write_all(&b"old\n".repeat(100)).unwrap();
+        packed.finish().unwrap();
+        let progress = Arc::new(Progress::load(None).unwrap());
+        let mut follower = Follower::new(vec![format!("{}/*", dir.path().display())], Framing::Lines, progress);
+        assert_eq!(texts(&mut follower), ["new"]);
+        assert_eq!(texts(&mut follower), Vec::<String>::new());
     }
 
     /// Commits everything that the records complete.

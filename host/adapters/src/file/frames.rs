@@ -111,6 +111,11 @@ impl Frames {
         Ok(frames)
     }
 
+    /// The position up to which content was read; after the last record, unless a line or row is incomplete.
+    pub(super) fn position(&self) -> u64 {
+        self.offset + self.partial_bytes
+    }
+
     /// The length of the file if it has no name any more.
     pub(super) fn length_if_deleted(&self) -> io::Result<Option<u64>> {
         let Some(file) = &self.file else { return Ok(None) };

@@ -137,6 +137,27 @@ async fn lost_feed_of_events_is_requested_after_its_last_event() -> Result<()> {
     Ok(())
 }
 
+/// Ids with control characters, and long ones, cannot be sent: the feed is resumed after the last one that can.
+#[tokio::test]
+async fn feed_is_resumed_after_the_last_id_that_a_header_can_have() -> Result<()> {
+    let long = "x".repeat(5000);
+    let server = Server::start(&[
+        &format!("{SSE}id: 1\ndata: one\n\nid: a\u{1}b\ndata: two\n\nid: {long}\ndata: three\n\n"),
+        &format!("{SSE}id: é\ndata: four\n\n"),
+        GONE,
+    ])
+    .await?;
+    let dir = tempfile::tempdir()?;
+    let out = dir.path().join("out");
+    let status = start(&feed(&server, &out))?.ended().await?;
+    assert_eq!(std::fs::read_to_string(out)?, "one\ntwo\nthree\nfour\n");
+    let requests = server.requests();
+    let after: Vec<Option<&str>> = requests.iter().map(|request| request.header("last-event-id")).collect();
+    assert_eq!(after, [None, Some("1"), Some("é")]);
+    assert_eq!((status.report().records, status.report().reconnects), (4, 0));
+    Ok(())
+}
+
 #[tokio::test]
 async fn lines_are_records_until_the_response_ends() -> Result<()> {
     let server = Server::start(&[&format!("{NDJSON}\"a\"\n\n\"b\"\nbad\n\"c\"")]).await?;

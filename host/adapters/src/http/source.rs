@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use http::header::{ACCEPT, AUTHORIZATION, CONTENT_TYPE};
+use http::header::{ACCEPT, AUTHORIZATION, CONTENT_TYPE, HeaderValue};
 use http_body_util::{BodyExt as _, Full};
 use hyper::body::Incoming;
 use weir_codec::adapter::decode::{PAYLOAD_BYTES_MAX, REFUSAL_HEADER};
@@ -23,6 +23,10 @@ use crate::redis::secret;
 
 /// The header of a record with the type of its event.
 const EVENT_HEADER: &str = "sse-event";
+/// The longest id of an event that is sent to resume the feed, in bytes: servers refuse requests with long headers.
+const ID_BYTES_MAX: usize = 4096;
+/// The longest reconnection time that a server can set, ms.
+const RETRY_MS_MAX: u64 = 3_600_000;
 
 /// The committed position: the id of the last event whose result is written. It is kept across connections.
 #[derive(Debug, Default)]
@@ -222,7 +226,7 @@ impl HttpSource {
                 for one in received {
                     match one {
                         Received::Event(event) => self.add_event(event),
-                        Received::Retry(ms) => self.retry_ms = Some(ms),
+                        Received::Retry(ms) => self.retry_ms = Some(ms.min(RETRY_MS_MAX)),
                         Received::Comment(_) => {}
                     }
                 }
@@ -255,15 +259,18 @@ impl HttpSource {
 
     fn add_event(&mut self, event: Event) {
         let mut headers: Vec<Header> = event.name.iter().map(|name| Header::new(EVENT_HEADER, name.as_str())).collect();
-        if event.id.is_some() {
-            self.last_id = event.id;
+        if event.id.as_ref().is_some_and(|id| is_sendable(id)) {
+            self.last_id.clone_from(&event.id);
         }
         let name = event.name.as_deref().unwrap_or("message");
         if !self.config.events.is_empty() && !self.config.events.iter().any(|selected| selected == name) {
             return;
         }
-        if let Some(id) = self.last_id.as_ref().filter(|id| !id.is_empty()) {
+        let last_id = self.last_id.as_ref().filter(|id| !id.is_empty());
+        if let Some(id) = event.id.as_ref().filter(|id| !id.is_empty()).or(last_id) {
             headers.push(Header::new(RECORD_ID_HEADER, id.as_str()));
+        }
+        if let Some(id) = last_id {
             self.progress.lock().ids.insert(self.offset, id.clone());
         }
         self.add(event.data.into_bytes(), headers);
@@ -286,6 +293,11 @@ impl HttpSource {
         let origin = self.config.url.clone();
         self.ready.push_back(SourceRecord { payload, key: None, headers, origin, position });
     }
+}
+
+/// Whether an id can be sent in the header `last-event-id`. Another one leaves the feed at the event before.
+fn is_sendable(id: &str) -> bool {
+    id.len() <= ID_BYTES_MAX && HeaderValue::from_bytes(id.as_bytes()).is_ok()
 }
 
 impl Source for HttpSource {

@@ -7,6 +7,7 @@
 mod sink;
 mod source;
 
+use std::io::Read as _;
 use std::path::Path;
 use std::time::Duration;
 
@@ -58,11 +59,13 @@ pub fn secret(path: &Path) -> Result<String, DriverError> {
 /// [`secret`] with another bound.
 pub(crate) fn secret_within(path: &Path, bytes_max: u64) -> Result<String, DriverError> {
     let unreadable = |reason: String| DriverError::Config(format!("{} cannot be read: {reason}", path.display()));
-    let meta = std::fs::metadata(path).map_err(|error| unreadable(error.to_string()))?;
-    if meta.len() > bytes_max {
+    let mut text = String::new();
+    // The length of what is no regular file is not known before it is read.
+    let file = std::fs::File::open(path).map_err(|error| unreadable(error.to_string()))?;
+    file.take(bytes_max + 1).read_to_string(&mut text).map_err(|error| unreadable(error.to_string()))?;
+    if text.len() as u64 > bytes_max {
         return Err(unreadable(format!("it has more than {bytes_max} bytes")));
     }
-    let text = std::fs::read_to_string(path).map_err(|error| unreadable(error.to_string()))?;
     Ok(text.trim_end_matches(['\r', '\n']).to_owned())
 }
 
@@ -74,5 +77,27 @@ fn failure(error: &RedisError) -> DriverError {
             DriverError::Denied(format!("Redis refuses: {error}"))
         }
         _ => DriverError::transport(format!("Redis: {error}")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn secret_is_bounded_in_files_of_every_kind() {
+        let path = std::env::temp_dir().join(format!("weir-secret-{}", std::process::id()));
+        let with = |text: &str| {
+            std::fs::write(&path, text).unwrap();
+            secret_within(&path, 8).map_err(|error| error.to_string())
+        };
+        assert_eq!(with("12345678"), Ok("12345678".to_owned()));
+        assert_eq!(with("1234567\n"), Ok("1234567".to_owned()));
+        let too_long = |path: &Path| Err(format!("{} cannot be read: it has more than 8 bytes", path.display()));
+        assert_eq!(with("123456789"), too_long(&path));
+        std::fs::remove_file(&path).unwrap();
+        // It has no end, and its length is 0.
+        let zeros = Path::new("/dev/zero");
+        assert_eq!(secret_within(zeros, 8).map_err(|error| error.to_string()), too_long(zeros));
     }
 }

@@ -187,6 +187,39 @@ class Sse(unittest.TestCase):
         self.assertEqual(sorted(str(event.id) for event in events), ["0", "1", "2", "3"])
         self.assertEqual(requests, [None, "1", "3"])
 
+    def test_stream_continues_after_the_last_id_that_a_header_can_have(self) -> None:
+        requests: List[Optional[str]] = []
+        ids = ["1", "日", "a\x01b", "x" * 5000]
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_GET(self) -> None:
+                requests.append(self.headers["last-event-id"])
+                self.send_response(200 if len(requests) == 1 else 204)
+                self.send_header("content-type", "text/event-stream")
+                self.end_headers()
+                if len(requests) == 1:
+                    # The number is longer than those that Python reads.
+                    self.wfile.write(b"retry: 1\nretry: " + b"9" * 5000 + b"\n\n")
+                    self.wfile.write("".join(f'id: {id}\ndata: {{"text": "A fine day."}}\n\n' for id in ids).encode())
+
+            def log_message(self, format: str, *arguments: Any) -> None:
+                pass
+
+        server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        adapter = HttpSseAdapter(f"http://127.0.0.1:{server.server_port}/")
+        items: List[Any] = []
+
+        async def push(item: Any) -> int:
+            items.append(item["id"])
+            return len(items)
+
+        run_async(adapter.run(push))
+        server.shutdown()
+        server.server_close()
+        self.assertEqual(items, ids)
+        self.assertEqual([id and id.encode("latin-1").decode() for id in requests], [None, "日"])
+
     def test_event_that_is_too_long_is_refused(self) -> None:
         parser = SseParser()
         with mock.patch("weir_stream._adapters._sse._EVENT_CHARS_MAX", 10):

@@ -6,7 +6,7 @@ import http.client
 import random
 import threading
 import urllib.parse
-from typing import Any, Callable, Dict, Iterator, List, Mapping, Optional, Tuple
+from typing import Any, Callable, Dict, Iterator, List, Mapping, Optional, Tuple, Union
 
 from ._base import Adapter, Push, from_thread, item_of
 
@@ -16,6 +16,9 @@ LINE_BYTES_MAX = 1 << 20
 _EVENT_CHARS_MAX = 16 << 20
 #: The longest delay before a reconnection, in seconds.
 _DELAY_MAX_S = 30.0
+#: The longest id that is sent to resume, in bytes, and the most digits of a reconnection time: others have no effect.
+_ID_BYTES_MAX = 4096
+_RETRY_DIGITS_MAX = 15
 
 
 class HttpSseAdapter(Adapter):
@@ -64,7 +67,8 @@ class HttpSseAdapter(Adapter):
             try:
                 for kind, data, event_id in self._connect(parser, stopped):
                     failures = 0
-                    self.last_event_id = event_id or self.last_event_id
+                    if event_id and is_sendable(event_id):
+                        self.last_event_id = event_id
                     if self._types is not None and kind not in self._types:
                         continue
                     item = item_of(data, self._text_field, self._id_field)
@@ -93,9 +97,9 @@ class HttpSseAdapter(Adapter):
         )
         connection = kind(parts.hostname or "", parts.port, timeout=self._timeout_s)
         try:
-            headers = dict(self._headers)
+            headers: Dict[str, Union[str, bytes]] = dict(self._headers)
             if self.last_event_id is not None:
-                headers["Last-Event-ID"] = self.last_event_id
+                headers["Last-Event-ID"] = self.last_event_id.encode()
             connection.request("GET", urllib.parse.urlunsplit(("", "", parts.path or "/", parts.query, "")), headers=headers)
             response = connection.getresponse()
             if response.status == 204:
@@ -117,6 +121,12 @@ class HttpSseAdapter(Adapter):
                         yield event
         finally:
             connection.close()
+
+
+def is_sendable(event_id: str) -> bool:
+    """Whether an id can be sent in the header ``Last-Event-ID``. Another one leaves the stream at the event before."""
+    has_control = any(char < " " and char != "\t" or char == "\x7f" for char in event_id)
+    return not has_control and len(event_id.encode()) <= _ID_BYTES_MAX
 
 
 def lines_of(line: bytes) -> List[str]:
@@ -165,6 +175,6 @@ class SseParser:
             self._kind = value
         elif name == "id" and "\0" not in value:
             self._id = value
-        elif name == "retry" and value.isascii() and value.isdigit():
+        elif name == "retry" and value.isascii() and value.isdigit() and len(value) <= _RETRY_DIGITS_MAX:
             self.retry_ms = int(value)
         return None

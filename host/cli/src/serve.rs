@@ -35,10 +35,10 @@ pub(crate) fn main(arguments: &Serve) -> anyhow::Result<ExitCode> {
     logs::start(&config.log)?;
     allow_files(&config.http);
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().context("no threads")?;
-    let code = runtime.block_on(serve(config, arguments.json))?;
+    let code = runtime.block_on(serve(config, arguments.json));
     // Without waiting for replicas, whose threads may be in the middle of a computation.
     runtime.shutdown_background();
-    Ok(code)
+    code
 }
 
 /// Raises the limit of open files as far as the system allows: each connection is one.

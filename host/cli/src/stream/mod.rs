@@ -31,7 +31,7 @@ pub(crate) use kafka::property;
 /// How often the progress bar is updated, and how often a plain line is written.
 const BAR_INTERVAL: Duration = Duration::from_millis(200);
 const PLAIN_INTERVAL: Duration = Duration::from_secs(10);
-/// How often the state of the adapter is read before its first connection.
+/// How often the state of the adapter is read before its first connection, and while it ends.
 const STATE_INTERVAL: Duration = Duration::from_millis(50);
 
 pub(crate) fn main(arguments: &Stream) -> anyhow::Result<ExitCode> {
@@ -81,6 +81,7 @@ async fn run(
     let status = adapters.statuses().pop().context("the adapter has no status")?;
     let progress = tokio::spawn(show_progress(status.clone(), form));
     let mut connect_failure = pin!(fail_without_connection(&status, connect_timeout, form));
+    let drain_timeout = Duration::from_millis(config.http.drain_timeout_ms);
     let mut stopping = false;
     let failures = loop {
         let stop = async {
@@ -98,6 +99,15 @@ async fn run(
                     progress.abort();
                     let _ = progress.await;
                     return Err(failure);
+                }
+                () = stalled(&status, drain_timeout), if stopping => {
+                    progress.abort();
+                    let _ = progress.await;
+                    anyhow::bail!(
+                        "the adapter has made no progress for {} ms after the signal (http.drain_timeout_ms): its source delivers the records \
+                         in flight again, if it has positions",
+                        drain_timeout.as_millis()
+                    );
                 }
             }
         };
@@ -119,6 +129,19 @@ async fn run(
         anyhow::bail!("{failure}");
     }
     Ok(if report.errors > 0 { ExitCode::FAILURE } else { ExitCode::SUCCESS })
+}
+
+/// Resolves when no record was completed for a time.
+async fn stalled(status: &Status, timeout: Duration) {
+    let completed = || status.counters().completed.load(Ordering::Relaxed);
+    let (mut before, mut since) = (completed(), Instant::now());
+    while since.elapsed() < timeout {
+        tokio::time::sleep(STATE_INTERVAL.min(timeout)).await;
+        let now = completed();
+        if std::mem::replace(&mut before, now) != now {
+            since = Instant::now();
+        }
+    }
 }
 
 /// Resolves with an error if the adapter has not connected within `timeout`; zero: never. Writes the first failure to the standard error.

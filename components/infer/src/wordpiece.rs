@@ -20,6 +20,9 @@ const CHARS_END: u32 = 0x2C00;
 /// Left to the crate as well, between the European alphabets and the punctuation: scripts whose marks are letters.
 const CHARS_GAP: std::ops::Range<u32> = 0x590..0x1E00;
 
+/// The most frequent ideographs of Chinese, Japanese and Korean.
+const IDEOGRAPHS: std::ops::RangeInclusive<char> = '\u{4e00}'..='\u{9fff}';
+
 /// The bare tokens of a text.
 #[derive(Debug, Default)]
 pub(crate) struct Pieces {
@@ -42,6 +45,8 @@ pub(crate) struct WordPiece {
     begins_added: [bool; 256],
     normalizer: NormalizerWrapper,
     pre_tokenizer: PreTokenizerWrapper,
+    /// Whether each ideograph is a word.
+    divides_ideographs: bool,
     /// The classes by code point, computed on first occurrence.
     classes: Vec<Cell<Class>>,
 }
@@ -99,6 +104,7 @@ impl WordPiece {
             begins_added,
             normalizer: normalizer.clone(),
             pre_tokenizer: pre_tokenizer.clone(),
+            divides_ideographs: matches!(normalizer, NormalizerWrapper::BertNormalizer(bert) if bert.handle_chinese_chars),
             classes: vec![Cell::new(Class::Unknown); CHARS_END as usize],
         })
     }
@@ -132,6 +138,24 @@ impl WordPiece {
         }
         self.end_word(&mut word, &mut pieces);
         Some(pieces)
+    }
+
+    /// The last position in a text at which every tokenizer of this kind divides it: the tokens before it do not depend on what follows.
+    /// None if there is none, or an added token may be at any position.
+    pub(crate) fn last_boundary(&self, text: &str) -> Option<usize> {
+        let is_ideograph = |char: char| self.divides_ideographs && IDEOGRAPHS.contains(&char);
+        if self.added.iter().any(|token| token.contains(|char: char| char.is_whitespace() || is_ideograph(char))) {
+            return None;
+        }
+        let mut next = None;
+        for (at, char) in text.char_indices().rev() {
+            let divides = matches!(char, ' ' | '\n') || (is_ideograph(char) && next.is_some_and(is_ideograph));
+            if divides {
+                return Some(at + char.len_utf8());
+            }
+            next = Some(char);
+        }
+        None
     }
 
     fn class(&self, char: char) -> Class {

@@ -410,11 +410,30 @@ fn beginning_of_a_text_is_the_same_without_the_rest() {
     let words = "Don't panic: it's an unbelievably long afternoon, e\u{301}tude. ".repeat(50);
     let with = |more: &str| format!("{words}{more}");
     // The one-pass tokenizer leaves the last two texts to the other one.
-    let texts = [String::new(), "short".into(), "x".repeat(5_000), with(""), with("日本語"), with("[MASK]"), "日".repeat(40)];
+    let texts =
+        [String::new(), "short".into(), "x".repeat(5_000), with(""), with("日本語"), with("[MASK]"), "日".repeat(40)];
     for text in &texts {
         for pair in [None, Some(words.as_str())] {
             let whole = files.tokenizer.tokenize(text, pair, TruncationSide::Beginning).unwrap().sequence;
             assert_eq!(files.tokenizer.tokenize_beginning(text, pair).unwrap(), whole, "{text:?}");
         }
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(256))]
+
+    /// Also where only a beginning is given to the tokenizer: it is left to the crate, and longer than 112 bytes.
+    #[test]
+    fn beginning_of_any_text_is_the_same_without_the_rest(
+        text in "([a-c]{1,3}|[ ,.\n]|é|e\u{301}|\u{301}|日本|語|[\u{4e00}-\u{4e20}]{1,20}|ไทย|\\[MASK\\]|한국| ){0,120}",
+    ) {
+        thread_local! {
+            static FILES: Rc<ModelFiles> = model(CONFIG_VECTORS, 16);
+        }
+        FILES.with(|files| {
+            let whole = files.tokenizer.tokenize(&text, None, TruncationSide::Beginning).unwrap().sequence;
+            assert_eq!(files.tokenizer.tokenize_beginning(&text, None).unwrap(), whole, "{text:?}");
+        });
     }
 }

@@ -406,14 +406,8 @@ mod tests {
             let flags = [&["--protocol", "nats"][..], flags].concat();
             let Some((_, Endpoint::Nats(config, _))) = endpoints(&flags, &configured()).pop() else { panic!() };
             assert_eq!((config.url.as_str(), config.stream.as_str()), ("nats://one", "in"));
-            [
-                config.username.into(),
-                config.password_file,
-                config.token_file,
-                config.nkey_file,
-                config.credentials_file,
-            ]
-            .map(|value| value.display().to_string())
+            [config.username.into(), config.password_file, config.token_file, config.nkey_file, config.credentials_file]
+                .map(|value| value.display().to_string())
         };
         assert_eq!(of(&[]), ["ada", "password", "", "", ""]);
         assert_eq!(of(&["--secret-file", "new"]), ["ada", "new", "", "", ""]);

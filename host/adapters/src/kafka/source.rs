@@ -174,7 +174,9 @@ impl KafkaCommitter {
             let committed = blocking(move || consumer.commit(&list, CommitMode::Sync));
             let committed = tokio::time::timeout(self.timeout, committed).await.map_err(|_| {
                 let timeout_ms = self.timeout.as_millis();
-                DriverError::transport(format!("the last positions are not committed within {timeout_ms} ms: their records are read again"))
+                DriverError::transport(format!(
+                    "the last positions are not committed within {timeout_ms} ms: their records are read again"
+                ))
             });
             committed??.map_err(|error| failure(&error))?;
         }

@@ -19,9 +19,9 @@ pub enum Failure {
         served: Vec<String>,
     },
     /// More tokens than the model accepts; retrying does not help.
-    #[error("the text has {tokens} tokens and the model takes {tokens_max}")]
+    #[error("the text has at least {tokens} tokens and the model takes {tokens_max}")]
     TooLong {
-        /// Tokens of the text, special tokens included.
+        /// Tokens of the text, special tokens included; of a prompt that was refused without tokenizing it, the fewest that it can have.
         tokens: u32,
         /// Tokens that the model accepts.
         tokens_max: u32,

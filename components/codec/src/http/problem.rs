@@ -551,7 +551,7 @@ mod tests {
             &Problem::failed(step, &StepFailure::from(&Failure::TooLong { tokens: 600, tokens_max: 512 })),
             expect![[r#"
             500 allow=None retry-after=None
-            {"type":"urn:weir:problem:too-long","title":"The model refused its input","status":500,"detail":"summarization: the text has 600 tokens and the model takes 512","code":"too_long","request_id":"r-1","retryable":false,"step":"summarization"}"#]],
+            {"type":"urn:weir:problem:too-long","title":"The model refused its input","status":500,"detail":"summarization: the text has at least 600 tokens and the model takes 512","code":"too_long","request_id":"r-1","retryable":false,"step":"summarization"}"#]],
         );
         check(
             &Problem::request_timeout(60_000),

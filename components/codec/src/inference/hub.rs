@@ -214,7 +214,7 @@ mod tests {
         );
         check(
             Problem::item(&Failure::TooLong { tokens: 9, tokens_max: 8 }),
-            expect![[r#"400 {"error":"the text has 9 tokens and the model takes 8"}"#]],
+            expect![[r#"400 {"error":"the text has at least 9 tokens and the model takes 8"}"#]],
         );
         check(
             Problem::item(&Failure::Throttled { retry_after_ms: 5 }),

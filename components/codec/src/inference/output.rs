@@ -218,7 +218,7 @@ mod tests {
     fn body_has_a_slot_for_each_text() {
         let labels = Output::Labels(vec![LabelScore { label: "good".to_owned(), score: 0.5 }]);
         let outputs = [Ok(labels), Err(ItemError::from(&Failure::TooLong { tokens: 9, tokens_max: 8 }))];
-        expect![[r#"{"outputs":[[{"label":"good","score":0.5}],{"error":{"code":"too_long","message":"the text has 9 tokens and the model takes 8","retryable":false}}],"model":"m"}"#]]
+        expect![[r#"{"outputs":[[{"label":"good","score":0.5}],{"error":{"code":"too_long","message":"the text has at least 9 tokens and the model takes 8","retryable":false}}],"model":"m"}"#]]
             .assert_eq(&String::from_utf8(answer_json(&outputs, "m")).expect("UTF-8"));
         expect![[r#"{"outputs":[],"model":"m"}"#]].assert_eq(&String::from_utf8(answer_json(&[], "m")).expect("UTF-8"));
     }

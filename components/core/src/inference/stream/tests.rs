@@ -236,7 +236,7 @@ fn transient_failures_are_retried_and_others_are_not() {
     stream.handle_outcome(0, ids[0], unavailable());
     assert!(!stream.handle_outcome(0, ids[0], Ok(9)), "an attempt has one outcome");
     stream.handle_outcome(0, ids[1], Err(Failure::TooLong { tokens: 9, tokens_max: 5 }));
-    assert_eq!(errors(&mut stream), [(1, 1, "the text has 9 tokens and the model takes 5".to_owned())]);
+    assert_eq!(errors(&mut stream), [(1, 1, "the text has at least 9 tokens and the model takes 5".to_owned())]);
     assert_eq!((batch(&mut stream, 99 * MS), stream.poll_timeout()), (None, Some(100 * MS)));
     assert_eq!(answer(&mut stream, 100 * MS, &unavailable()), Some((FlushReason::Timeout, 1)));
     // The delay of the policy applies to a failure without a delay of its own.

@@ -5,8 +5,9 @@ use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
-use weir_tests::client::post;
+use weir_tests::client::{post, post_lines};
 use weir_tests::conformance::publish_and_resume;
+use weir_tests::pipelines::{Folder, run};
 use weir_tests::{Server, component, tool, until};
 
 const LOOPBACK: &str = "WEIR_AUTH_LOOPBACK=true";
@@ -28,13 +29,39 @@ async fn publish(server: &Server, id: &str, progress: u32) -> Result<String> {
     Ok(answer["id"].as_str().context("an id")?.to_owned())
 }
 
+/// Flags with which one instance serves all requests.
+const ONE: [&str; 2] = ["--max-instance-reuse-count=100000", "--max-instance-concurrent-reuse-count=1000"];
+
 #[tokio::test]
 async fn one_instance_of_wasmtime_serve_has_channels_in_its_bucket() -> Result<()> {
-    let one = ["--max-instance-reuse-count=100000", "--max-instance-concurrent-reuse-count=1000"];
-    let server = wasmtime(&one).await?;
+    let server = wasmtime(&ONE).await?;
     publish_and_resume(&server, "w1").await?;
     let health: Value = reqwest::get(server.url("/stream/health")).await?.json().await?;
     assert_eq!(health["services"]["keyvalue"], "healthy", "{health}");
+    Ok(())
+}
+
+#[tokio::test]
+async fn executions_and_sessions_are_in_the_bucket() -> Result<()> {
+    let steps = json!([
+        {"id": "own", "kind": "component", "path": "own", "on_error": "continue"},
+        {"id": "both", "kind": "map", "after": ["own"], "expression": "'stored'"},
+    ]);
+    let pipelines = Folder::new(&[("own", steps)])?;
+    let folder = format!("{}::/pipelines", pipelines.path().display());
+    let server = wasmtime(&[&ONE[..], &["--dir", &folder]].concat()).await?;
+    let execution = run(&server, "own", &json!({"text": "good"})).await?;
+    assert_eq!((&execution["state"], &execution["output"]), (&json!("completed"), &json!("stored")), "{execution}");
+
+    let body = json!({"annotate": ["keywords"], "summary": {"every_finals": 0, "at_end": false}});
+    let (status, session) = post(&server, "/sessions", &body).await?;
+    ensure!(status == 200 || status == 201, "{status} {session}");
+    let path = format!("/sessions/{}/chunks", session["session_id"].as_str().context("a session")?);
+    let chunk = "{\"start\":0,\"end\":1,\"text\":\"Can you send the price list?\",\"speaker_id\":\"ann\",\"seq\":1}\n";
+    for expected in ["partial_segment", "repeated"] {
+        let events = post_lines(&server, &path, "application/x-ndjson", chunk).await?;
+        assert_eq!(events[0]["type"], expected, "{events:?}");
+    }
     Ok(())
 }
 

@@ -39,6 +39,11 @@ pub(crate) enum GraphError {
 }
 
 impl GraphError {
+    /// Whether a smaller batch may succeed.
+    pub(crate) fn is_too_large(&self) -> bool {
+        matches!(self, Self::Nn { code, .. } if *code == code_name(ErrorCode::TooLarge))
+    }
+
     fn nn(doing: &'static str, error: &NnError) -> Self {
         Self::Nn { doing, code: code_name(error.code()), text: error.data() }
     }

@@ -19,12 +19,6 @@ use weir_core::inference::batch::{BatchLimits, Batcher, Form, Shape};
 use weir_guest::read::read_up_to;
 use wit_bindgen::{StreamReader, StreamResult, StreamWriter};
 
-/// The most items in one read.
-const ITEMS_MAX: usize = 32;
-/// The most bytes of text that are tokenized before the next batch is computed, so that short texts do not wait for
-/// long ones behind them to be tokenized.
-const TOKENIZED_BYTES_MAX: usize = 64 << 10;
-
 thread_local! {
     static MODELS: Rc<Models> = Rc::default();
 }
@@ -60,14 +54,14 @@ async fn serve(mut items: StreamReader<Item>, mut outcomes: StreamWriter<Outcome
     let mut ended = false;
     loop {
         if !ended && unread.is_empty() && call.wants_items() {
-            let (status, mut batch) = read_up_to(&mut items, ITEMS_MAX, call.is_idle()).await;
+            let (status, mut batch) = read_up_to(&mut items, call.settings.read_items_max(), call.is_idle()).await;
             ended = matches!(status, StreamResult::Dropped);
             batch.reverse();
             unread = batch;
         }
         let mut done = Vec::new();
         let mut bytes = 0;
-        while bytes < TOKENIZED_BYTES_MAX
+        while bytes < call.settings.tokenized_bytes_max()
             && let Some(item) = unread.pop()
         {
             bytes += item.text.len() + item.text_pair.as_ref().map_or(0, String::len);
@@ -225,7 +219,10 @@ impl Lane {
                 rows.iter().enumerate().for_each(|(index, row)| row.accept(Ok((&output, index)), done));
             }
             Err(error) if rows.len() == 1 => rows[0].accept(Err(error.to_string()), done),
-            Err(_) => {
+            Err(error) => {
+                if error.is_too_large() {
+                    self.batcher.borrow_mut().shrink(shape);
+                }
                 let (one, other) = rows.split_at(rows.len() / 2);
                 for half in [one, other] {
                     self.compute(half, self.shape_of(half), done);

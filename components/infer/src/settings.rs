@@ -32,6 +32,17 @@ impl Settings {
         Self::from(|name| std::env::var(name).ok())
     }
 
+    /// The most items in one read: enough short texts for a batch.
+    pub fn read_items_max(&self) -> usize {
+        (self.tokens_max / 4).clamp(32, 1024)
+    }
+
+    /// The most bytes of text that are tokenized before the next batch is computed, so that short texts do not wait for
+    /// long ones behind them to be tokenized.
+    pub fn tokenized_bytes_max(&self) -> usize {
+        self.tokens_max.saturating_mul(8).max(64 << 10)
+    }
+
     /// The settings from variables. An invalid variable counts as absent, since the host has checked them.
     pub fn from(variable: impl Fn(&str) -> Option<String>) -> Self {
         let number = |name: &str| variable(name).and_then(|value| value.parse::<u32>().ok());
@@ -68,5 +79,10 @@ mod tests {
         let all =
             Settings { rows_max: 7, tokens_max: 7, time_ns_max: 7_000_000, shapes: Shapes::Bounded, yields: false };
         assert_eq!(Settings::from(given), all);
+        let reads = |tokens_max| {
+            let settings = Settings { tokens_max, ..all };
+            (settings.read_items_max(), settings.tokenized_bytes_max())
+        };
+        assert_eq!([reads(128), reads(4096), reads(usize::MAX)], [(32, 65_536), (1024, 65_536), (1024, usize::MAX)]);
     }
 }

@@ -50,6 +50,8 @@ pub struct BatchLimits {
 const ROW_COUNTS: [usize; 10] = [1, 2, 3, 4, 6, 8, 12, 16, 24, 32];
 /// Most sequences that are considered for a batch: those with the earliest turns.
 const CANDIDATES_MAX: usize = 96;
+/// A padded batch of a device for thousands of tokens has more candidates: one for this many tokens.
+const CANDIDATE_TOKENS: usize = 16;
 /// The batches' worth of tokens that a batcher with packed batches reads ahead.
 const PACKED_AHEAD: usize = 2;
 /// As [`PACKED_AHEAD`], for padded batches, which need more sequences to choose similar lengths from.
@@ -190,7 +192,7 @@ impl<R> Batcher<R> {
         self.rows.sort_unstable_by_key(|row| (row.turn, row.order));
         let oldest = self.rows.first()?.turn;
         self.virtual_time = self.virtual_time.max(oldest);
-        let candidates = self.rows.len().min(CANDIDATES_MAX);
+        let candidates = self.rows.len().min(self.candidates_max());
         let lengths: Vec<usize> = self.rows[..candidates].iter().map(|row| row.tokens).collect();
         let (mut chosen, shape) = match self.form {
             Form::Packed => self.pack(&lengths),
@@ -219,6 +221,18 @@ impl<R> Batcher<R> {
     /// Records the duration of a run.
     pub fn record(&mut self, shape: Shape, duration_ns: u64) {
         self.cost.record(shape.rows, shape.tokens, duration_ns);
+    }
+
+    /// Bounds later batches to half of the tokens of a run for which the memory of the device did not suffice.
+    pub fn shrink(&mut self, shape: Shape) {
+        self.limits.tokens_max = (shape.tokens / 2).clamp(1, self.limits.tokens_max);
+    }
+
+    fn candidates_max(&self) -> usize {
+        match self.form {
+            Form::Packed => CANDIDATES_MAX,
+            Form::Padded => CANDIDATES_MAX.max(self.limits.tokens_max / CANDIDATE_TOKENS),
+        }
     }
 
     /// The current cost estimate.
@@ -381,6 +395,36 @@ mod tests {
         push(&mut batcher, 1, &[12, 20, 11, 12, 10, 14, 13, 12, 11, 10, 12, 20]);
         let batch = batcher.next_batch().unwrap();
         assert!(batch.rows.len() >= 10, "{batch:?}");
+    }
+
+    #[test]
+    fn batches_of_a_device_have_thousands_of_tokens() {
+        let limits = BatchLimits { rows_max: 512, tokens_max: 4096, time_ns_max: 0 };
+        let mut batcher = Batcher::new(Form::Padded, Shapes::Any, limits);
+        for _ in 0..100 {
+            // A millisecond to start a run, and a microsecond for each token.
+            batcher.record(Shape { rows: 1, tokens: 16, length: 16 }, 1_016_000);
+            batcher.record(Shape { rows: 128, tokens: 4096, length: 32 }, 5_096_000);
+        }
+        let lengths: Vec<usize> = (0..1000).map(|index| 12 + index % 5).collect();
+        push(&mut batcher, 1, &lengths);
+        assert!(batcher.wants(), "a few batches are read ahead");
+        let batch = batcher.next_batch().unwrap();
+        assert!(batch.rows.len() > 200 && batch.shape.tokens <= 4096, "{} texts, {:?}", batch.rows.len(), batch.shape);
+    }
+
+    #[test]
+    fn run_that_was_too_large_bounds_later_ones() {
+        let mut batcher = Batcher::new(Form::Padded, Shapes::Any, LIMITS);
+        batcher.shrink(Shape { rows: 8, tokens: 120, length: 15 });
+        push(&mut batcher, 1, &[15; 12]);
+        assert_eq!(batcher.next_batch().unwrap().shape.tokens, 60);
+        // A later, smaller failure bounds them more, and a larger one from before changes nothing.
+        batcher.shrink(Shape { rows: 4, tokens: 60, length: 15 });
+        batcher.shrink(Shape { rows: 8, tokens: 120, length: 15 });
+        assert_eq!(batcher.next_batch().unwrap().shape.tokens, 30);
+        batcher.shrink(Shape { rows: 1, tokens: 1, length: 1 });
+        assert_eq!(batcher.next_batch().unwrap().shape.tokens, 15);
     }
 
     #[test]

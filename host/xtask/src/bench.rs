@@ -2,13 +2,14 @@
 //! ([`compare`]); `cargo xtask bench engine`: the kernels ([`engine`]); `cargo xtask bench fanout`: thousands of subscribers
 //! ([`fanout`]); `cargo xtask bench generate`: the engine of language models ([`generate`]); `cargo xtask bench path`: the stages of a request ([`path`]);
 //! `cargo xtask bench adapters`: adapters beside `weir run` ([`adapters`]); `cargo xtask bench kafka`: Kafka to Kafka beside Python ([`kafka`]);
-//! `cargo xtask bench sessions`: transcripts ([`sessions`]).
+//! `cargo xtask bench sessions`: transcripts ([`sessions`]); `cargo xtask bench gpu`: models on a GPU ([`gpu`]).
 
 mod adapters;
 mod compare;
 mod engine;
 mod fanout;
 mod generate;
+mod gpu;
 mod jetstream;
 mod kafka;
 mod path;
@@ -54,6 +55,10 @@ Bytewax, and writes tests/bench/KAFKA.md: about five minutes. It takes --quick a
 then the chunks per second of one request to `/v1/transcript` and of one to a session: about two minutes. It takes --quick and
 --as-built.
 
+`cargo xtask bench gpu` needs a GPU of NVIDIA. It compares the results of the bundled models on it with those of the processor, and the most
+requests that `weir serve` answers within 100 ms at p99 with ONNX Runtime alone in Python (its packages are 3 GB), and writes
+tests/bench/GPU.md: about five minutes. It takes --quick and --as-built.
+
 `cargo xtask bench path` prints the time of each stage of a request, and the processor time outside of the engine for
 each request and each item of a stream, on one core and on all: about a minute. It takes --quick, --as-built and -- OPTIONS of the
 example `path` of host/edge (--texts FILE, --set KEY=VALUE).
@@ -84,6 +89,9 @@ pub(crate) fn task(house: &House, mut args: Args) -> Result<()> {
     }
     if args.word("generate") {
         return generate::task(house, args);
+    }
+    if args.word("gpu") {
+        return gpu::task(house, args);
     }
     if args.word("kafka") {
         return kafka::task(house, args);

@@ -15,15 +15,12 @@ use super::engine::machine;
 use super::programs;
 use crate::args::Args;
 use crate::demo::DOCUMENT;
-use crate::files::{Key, Stamp};
 use crate::house::{House, SHIPPED_MODELS};
 use crate::sh::Process;
-use crate::ui::{Step, finish};
+use crate::ui::Step;
 use crate::{python, sh};
 
 const REQUIREMENTS: &str = "tests/bench/requirements-kafka.txt";
-/// Version of the installation procedure: a change makes older environments stale.
-const RECIPE: &str = "2";
 const REPORT: &str = "tests/bench/KAFKA.md";
 /// The records of a round.
 const RECORDS: usize = 5_000;
@@ -132,7 +129,7 @@ struct Bench<'a> {
 impl<'a> Bench<'a> {
     fn new(house: &'a House, count: usize) -> Result<Self> {
         let broker = python::broker(house)?;
-        let python = environment(house)?;
+        let python = programs::environment(house, "bench-kafka-venv", REQUIREMENTS)?;
         let (model, records) = (house.keep().join("bench-kafka-model"), house.keep().join("bench-kafka.ndjson"));
         let prepare = house.root.join("tests/bench/peers/prepare.py");
         let source = house.root.join(SHIPPED_MODELS).join("sentiment");
@@ -210,26 +207,6 @@ impl<'a> Bench<'a> {
         command.env("BENCH_THREADS", threads);
         command
     }
-}
-
-/// The interpreter of an environment with the packages of the peers.
-fn environment(house: &House) -> Result<PathBuf> {
-    let folder = house.target.join("bench-kafka-venv");
-    let python = folder.join("bin/python");
-    let requirements = house.root.join(REQUIREMENTS);
-    let stamp = Stamp::new(house, "bench-kafka-venv", Key::default().text(RECIPE).file(&requirements)?);
-    if stamp.fresh() && python.exists() {
-        return Ok(python);
-    }
-    let mut step = Step::begin("peers", &format!("installs {REQUIREMENTS} into target/bench-kafka-venv"));
-    let mut install = || {
-        python::install(house, &mut step, &folder, &requirements)?;
-        stamp.set()?;
-        Ok("target/bench-kafka-venv".to_owned())
-    };
-    let installed = install();
-    finish(step, installed)?;
-    Ok(python)
 }
 
 #[cfg(test)]

@@ -8,8 +8,13 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, anyhow, bail};
 
 use super::compare;
+use crate::files::{Key, Stamp};
 use crate::house::House;
-use crate::{build, setup, sh};
+use crate::ui::{Step, finish};
+use crate::{build, python, setup, sh};
+
+/// Version of the installation procedure: a change makes older environments stale.
+const RECIPE: &str = "2";
 
 /// Builds `weir`, unless it is measured as built.
 pub(super) fn build_weir(house: &House, as_built: bool) -> Result<()> {
@@ -50,4 +55,24 @@ pub(super) fn run_time(house: &House, input: String) -> Result<Duration> {
         bail!("weir run answered {answered} of {lines} lines: {}", output.status);
     }
     Ok(elapsed)
+}
+
+/// The interpreter of an environment with the packages of peers, in a folder of target.
+pub(super) fn environment(house: &House, name: &str, requirements: &str) -> Result<PathBuf> {
+    let folder = house.target.join(name);
+    let python = folder.join("bin/python");
+    let file = house.root.join(requirements);
+    let stamp = Stamp::new(house, name, Key::default().text(RECIPE).file(&file)?);
+    if stamp.fresh() && python.exists() {
+        return Ok(python);
+    }
+    let mut step = Step::begin("peers", &format!("installs {requirements} into target/{name}"));
+    let mut install = || {
+        python::install(house, &mut step, &folder, &file)?;
+        stamp.set()?;
+        Ok(format!("target/{name}"))
+    };
+    let installed = install();
+    finish(step, installed)?;
+    Ok(python)
 }

@@ -4,7 +4,9 @@ use std::cell::Cell;
 use std::path::Path;
 use std::sync::Arc;
 
-use weir_nn::{Engine, EngineChoice, Graph, LoadError, NnError, PrecisionChoice, Registry, RegistryConfig, Selection};
+use weir_nn::{
+    Choices, Engine, EngineChoice, Graph, LoadError, NnError, PrecisionChoice, Registry, RegistryConfig, Selection,
+};
 
 /// The folder of the model folders, read-only.
 const MODELS_DIR: &str = "/models";
@@ -82,7 +84,8 @@ impl Graphs {
         }
         self.registry.remove(name);
         let engine = EngineChoice::Only(Engine::Builtin);
-        let selection = Selection::of(&path, engine, self.precision, self.registry.config())?;
+        let choices = Choices { engine, precision: self.precision, ..Choices::default() };
+        let selection = Selection::of(&path, choices, self.registry.config())?;
         self.registry.insert_selection(name, &selection)?;
         let loaded = self.registry.graph(name).map_err(NnError::from).and_then(|graph| self.counted(graph));
         if loaded.is_err() {

@@ -223,8 +223,11 @@ pub(crate) enum ModelsCommand {
         /// Engine that runs them: `auto`, `builtin`, `tract` or `onnxruntime`
         #[arg(long, value_name = "ENGINE", default_value = "auto")]
         engine: weir_nn::EngineChoice,
+        /// Device that computes them: `cpu`, `cuda`, `cuda:N` or `auto`
+        #[arg(long, value_name = "DEVICE", default_value = "cpu")]
+        device: weir_nn::DeviceChoice,
         /// Compare the precisions of the engine `builtin` on the lines of FILE [default: of the standard input]
-        #[arg(long, value_name = "FILE", num_args = 0..=1, require_equals = true, default_missing_value = "-", conflicts_with = "engine")]
+        #[arg(long, value_name = "FILE", num_args = 0..=1, require_equals = true, default_missing_value = "-", conflicts_with_all = ["engine", "device"])]
         precision: Option<PathBuf>,
         /// Print a JSON object for each model
         #[arg(long)]

@@ -13,7 +13,7 @@ use indicatif::{HumanBytes, ProgressBar, ProgressStyle};
 use serde_json::{Value, json};
 use weir_core::wording::counted;
 use weir_nn::model::{self, Progress, Report};
-use weir_nn::{EngineChoice, Isa, RegistryConfig, Selection};
+use weir_nn::{Choices, Isa, RegistryConfig, Selection};
 
 use crate::arguments::{FetchedEngine, Models, ModelsCommand};
 use crate::setup::beside_program;
@@ -23,8 +23,9 @@ pub(crate) fn main(arguments: &Models) -> anyhow::Result<ExitCode> {
     let root = arguments.models_dir.clone().or_else(beside_program);
     match &arguments.command {
         ModelsCommand::List { json } => list(&root.context(NO_FOLDER)?, *json),
-        ModelsCommand::Check { models, engine, precision, json } => {
-            check(root.as_deref(), models, *engine, precision.as_deref(), *json)
+        ModelsCommand::Check { models, engine, device, precision, json } => {
+            let choices = Choices { engine: *engine, device: *device, ..Choices::default() };
+            check(root.as_deref(), models, choices, precision.as_deref(), *json)
         }
         ModelsCommand::Pull { source, json } => {
             // Fetching the first model creates the folder.
@@ -90,24 +91,24 @@ fn listed(entry: &model::ModelListing) -> Value {
         Ok(model) => json!({
             "name": entry.name, "task": model.task.to_string(), "labels": model.labels, "tokens_max": model.tokens_max,
             "bytes": entry.bytes, "engine": entry.selection.as_ref().map(engine_of),
+            "device": entry.selection.as_ref().map(|selection| selection.device.to_string()),
         }),
         Err(error) => json!({ "name": entry.name, "error": error.to_string() }),
     }
 }
 
-/// The engine and the precision with the reasons of their selection, and the instruction set.
+/// The engine and the precision with the reasons of their selection, and the instruction set or else the device.
 fn engine_of(selection: &Selection) -> String {
-    let Selection { engine, reason, precision_reason, .. } = selection;
-    match selection.precision.zip(selection.isa) {
-        Some((precision, isa)) => format!("{engine} ({reason}) in {precision} ({precision_reason}) on {isa}"),
-        None => format!("{engine} ({reason})"),
-    }
+    let Selection { engine, device, reason, precision_reason, .. } = selection;
+    let precision = selection.precision.map(|precision| format!(" in {precision} ({precision_reason})"));
+    let place = selection.isa.map_or_else(|| device.to_string(), |isa| isa.to_string());
+    format!("{engine} ({reason}){} on {place}", precision.unwrap_or_default())
 }
 
 fn check(
     root: Option<&Path>,
     names: &[String],
-    engine: EngineChoice,
+    choices: Choices,
     texts: Option<&Path>,
     json: bool,
 ) -> anyhow::Result<ExitCode> {
@@ -134,7 +135,7 @@ fn check(
             }
             continue;
         }
-        match model::check(&dir, engine, &config) {
+        match model::check(&dir, choices, &config) {
             Ok(report) if json => writeln!(out, "{}", checked(&dir, &report))?,
             Ok(report) => describe(&mut out, &dir, &report)?,
             Err(model::ModelError::NoDirectory(_)) if root.is_some_and(|root| root.is_dir()) => {
@@ -158,6 +159,7 @@ fn checked(dir: &Path, report: &Report) -> Value {
     json!({
         "folder": dir.display().to_string(), "works": true, "task": report.model.task.to_string(),
         "tokens_max": report.model.tokens_max, "labels": report.model.labels, "engine": engine_of(&report.selection),
+        "device": report.selection.device.to_string(), "fallback": report.selection.fallback,
         "parameter_bytes": report.parameter_bytes, "load_ms": report.load_ms, "first_run_ms": report.trial_ms,
     })
 }
@@ -184,6 +186,9 @@ fn describe(out: &mut impl Write, dir: &Path, report: &Report) -> std::io::Resul
     let model = &report.model;
     writeln!(out, "{}: works", dir.display())?;
     writeln!(out, "  {}, at most {} tokens, with {}", model.task, model.tokens_max, engine_of(&report.selection))?;
+    if let Some(reason) = &report.selection.fallback {
+        writeln!(out, "  not on a GPU: {reason}")?;
+    }
     if !model.labels.is_empty() {
         writeln!(out, "  labels: {}", model.labels.join(", "))?;
     }

@@ -157,17 +157,26 @@ pub struct Models {
     pub dir: PathBuf,
     /// Names of the models to serve from `dir`; empty: all of them.
     pub names: Vec<String>,
-    /// Replicas of each model, each with a thread; 0: one for each core.
+    /// Replicas of each model, each with a thread; 0: one for each core, or two on a GPU, of which one prepares its next
+    /// batch while that of the other is computed.
     pub replicas: u32,
     /// The engine that runs a model: `builtin` (Weir's own kernels: encoders of the BERT family, with bit-identical
     /// results in every batch); `tract` (any ONNX graph); `onnxruntime` (`weir models engine onnxruntime` fetches it);
     /// or `auto`, which is `builtin` for the models that it supports and `tract` for the others (`weir models list`
-    /// shows which and why).
+    /// shows which and why), and on a GPU `onnxruntime`.
     pub engine: String,
+    /// The device that computes a model: `cpu`; `cuda`, the first GPU of NVIDIA, or `cuda:N`, another one, where an
+    /// error ends the start of the server; or `auto`, which is `cuda` if that works and else `cpu`, with a warning that
+    /// says why. GPUs need the engine `onnxruntime` and the library of the package `onnxruntime-gpu`.
+    pub device: String,
+    /// A folder for the engines that TensorRT builds from models. With it, TensorRT computes what it supports on GPUs,
+    /// and CUDA the rest; the first start builds the engines, which takes minutes. Empty: CUDA alone.
+    pub tensorrt: PathBuf,
     /// The precision in which the engine `builtin` multiplies weights: `f32`; `bf16`; `int8` (weights by column,
     /// activations by token); or `auto`, which is `int8` for classifiers whose weights are stored in `int8`, such as
     /// the bundled models for sentiment and entities, and for all others `bf16` if the processor has an instruction for
-    /// it, otherwise `f32`. `weir models check --precision` measures the effect of each on your texts.
+    /// it, otherwise `f32`. `weir models check --precision` measures the effect of each on your texts. On a GPU, `auto`
+    /// multiplies numbers of 32 bits in TF32 if the GPU can, and `f32` does not.
     pub precision: String,
     /// The instruction set of the engine `builtin`: `auto`, the fastest that the processor has; or one that it has, to
     /// reproduce the results of a machine without the faster ones: `avx512bf16`, `avx512`, `avxvnni`, `avx2`,
@@ -187,6 +196,8 @@ impl Default for Models {
             names: Vec::new(),
             replicas: 0,
             engine: "auto".into(),
+            device: "cpu".into(),
+            tensorrt: PathBuf::new(),
             precision: "auto".into(),
             isa: "auto".into(),
             plans_max: 32,
@@ -204,6 +215,9 @@ pub struct Model {
     /// Its engine; absent: `models.engine`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub engine: Option<String>,
+    /// Its device; absent: `models.device`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub device: Option<String>,
     /// Its precision; absent: `models.precision`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub precision: Option<String>,
@@ -302,8 +316,8 @@ pub struct Infer {
     pub window_ms: u32,
     /// Most texts in one run of a model.
     pub max_batch_size: u32,
-    /// Most tokens in one run of a model, padding included; a longer text runs alone. 0: the engine's own bound, 128 on
-    /// a processor core.
+    /// Most tokens in one run of a model, padding included; a longer text runs alone. 0: the device's own bound, 128 on
+    /// a processor core and 4096 on a GPU.
     pub batch_tokens_max: u32,
     /// Longest expected time of one run, ms; batches are made smaller to meet it. 0: no bound.
     pub batch_time_ms_max: u32,

@@ -319,7 +319,8 @@ impl Provider for Pairs {
             let is_text = match default_of(&defaults, key) {
                 Some(default) => default.is_string(),
                 None => {
-                    key.starts_with("model.") && [".path", ".engine", ".precision"].iter().any(|end| key.ends_with(end))
+                    const TEXTS: [&str; 4] = [".path", ".engine", ".device", ".precision"];
+                    key.starts_with("model.") && TEXTS.iter().any(|end| key.ends_with(end))
                 }
             };
             let value = if is_text { Value::from(text.clone()) } else { value };

@@ -24,8 +24,8 @@ use std::time::Instant;
 
 use anyhow::{Context as _, bail};
 use weir_nn::{
-    Dimension, ElementType, Engine, EngineChoice, Graph, PrecisionChoice, Registry, RegistryConfig, Selection, Tensor,
-    TensorType,
+    Choices, Dimension, ElementType, Engine, EngineChoice, Graph, PrecisionChoice, Registry, RegistryConfig, Selection,
+    Tensor, TensorType,
 };
 
 /// Batch and tokens.
@@ -86,7 +86,8 @@ fn main() -> anyhow::Result<()> {
     let registry = Registry::new(config);
     let graph = if engine == Engine::Builtin {
         let folder = if path.is_file() { path.parent().unwrap_or(Path::new(".")) } else { &path };
-        let selection = Selection::of(folder, EngineChoice::Only(engine), precision, registry.config())?;
+        let choices = Choices { engine: EngineChoice::Only(engine), precision, ..Choices::default() };
+        let selection = Selection::of(folder, choices, registry.config())?;
         registry.insert_selection("measured", &selection)?;
         registry.graph("measured")?
     } else {

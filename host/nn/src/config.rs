@@ -21,6 +21,9 @@ pub struct RegistryConfig {
     /// (`WEIR_ONNXRUNTIME`, `ORT_DYLIB_PATH`), [`library_folders`](crate::library_folders) and the search path of the system's
     /// loader. A process loads it once, with the configuration of the first graph that needs it.
     pub onnxruntime: Option<PathBuf>,
+    /// The folder for the engines that TensorRT builds from graphs. With it, TensorRT computes the parts of graphs on GPUs that it
+    /// supports, and CUDA the rest; `None`: CUDA alone.
+    pub tensorrt: Option<PathBuf>,
     /// The instruction set of the engine `builtin`.
     pub isa: Isa,
     /// The most tensors, contexts, graphs and errors that an instance may hold at once.
@@ -38,6 +41,7 @@ impl Default for RegistryConfig {
             plans_max: 32,
             plan_after_uses: 4,
             onnxruntime: None,
+            tensorrt: None,
             isa: Isa::best(),
             resources_max: 10_000,
             resource_bytes_max: 1 << 30,

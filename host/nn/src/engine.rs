@@ -9,6 +9,7 @@ use std::sync::Arc;
 use weir_core::nearest::suggestion;
 
 use crate::config::RegistryConfig;
+use crate::device::{Device, DeviceChoice};
 use crate::error::{LoadError, NnError};
 use crate::tensor::Tensor;
 use crate::wording::quoted;
@@ -19,7 +20,7 @@ pub enum Engine {
     /// tract: pure Rust, on the CPU, part of this binary.
     #[default]
     Tract,
-    /// ONNX Runtime, on the CPU: a shared library that is loaded at the first graph that uses it, see
+    /// ONNX Runtime, on the CPU or a GPU: a shared library that is loaded at the first graph that uses it, see
     /// [`library_folders`](crate::library_folders).
     OnnxRuntime,
     /// The kernels of this project, on the CPU, part of this binary: encoders of the BERT and ModernBERT families, from
@@ -30,7 +31,8 @@ pub enum Engine {
 /// The configured engine.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub enum EngineChoice {
-    /// [`Engine::Builtin`] for the models that it takes, [`Engine::Tract`] for all others.
+    /// On the CPU [`Engine::Builtin`] for the models that it takes and [`Engine::Tract`] for all others; on a GPU
+    /// [`Engine::OnnxRuntime`].
     #[default]
     Auto,
     /// This engine; a model that it does not support is an error.
@@ -69,10 +71,11 @@ impl fmt::Display for EngineChoice {
 }
 
 impl Engine {
-    /// Whether it computes texts end to end faster than padded ones, where a model has a graph for that.
-    pub fn prefers_packed(self) -> bool {
+    /// Whether it computes texts end to end faster than padded ones, where a model has a graph for that. On a GPU, the attention between
+    /// all tokens of thousands costs more than padding.
+    pub fn prefers_packed(self, device: Device) -> bool {
         match self {
-            Self::Tract | Self::Builtin => true,
+            Self::Tract | Self::Builtin => device == Device::Cpu,
             Self::OnnxRuntime => false,
         }
     }
@@ -85,11 +88,19 @@ impl Engine {
         }
     }
 
-    /// The most tokens that a run on one processor core should have: larger batches are not faster per token, and requests that
-    /// arrive during a run wait for its end.
-    pub fn batch_tokens(self) -> u32 {
-        match self {
-            Self::Tract | Self::OnnxRuntime | Self::Builtin => 128,
+    /// Checks that it has code for a device.
+    ///
+    /// # Errors
+    /// The devices that it has, and the remedy, in one clause.
+    pub(crate) fn check_device(self, device: Device) -> Result<(), LoadError> {
+        match (self, device) {
+            (_, Device::Cpu) | (Self::OnnxRuntime, Device::Cuda(_)) => Ok(()),
+            (Self::Builtin | Self::Tract, Device::Cuda(_)) => {
+                let reason = format!(
+                    "the engine {self} computes on the CPU alone: set models.engine to \"onnxruntime\" or \"auto\""
+                );
+                Err(LoadError::NoDevice { device, reason })
+            }
         }
     }
 }
@@ -171,6 +182,25 @@ impl fmt::Display for PrecisionChoice {
             Self::Only(precision) => precision.fmt(f),
         }
     }
+}
+
+/// What is configured for a model.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Choices {
+    /// The engine.
+    pub engine: EngineChoice,
+    /// The precision.
+    pub precision: PrecisionChoice,
+    /// The device.
+    pub device: DeviceChoice,
+}
+
+/// How a graph is loaded.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct GraphOptions {
+    /// The precision of the engine `builtin`. On a GPU, `f32` excludes the products of tensor cores that round to fewer bits.
+    pub(crate) precision: Option<Precision>,
+    pub(crate) device: Device,
 }
 
 /// The source of a graph.
@@ -307,15 +337,15 @@ pub(crate) struct GraphInfo {
 
 /// An engine that can load graphs.
 pub(crate) trait Backend: Send + Sync {
-    /// Checks that the engine is available, before it loads a graph.
+    /// Checks that the engine is available for a device for which it has code, before it loads a graph.
     ///
     /// # Errors
-    /// When its library is missing or unfit.
-    fn prepare(&self, _config: &RegistryConfig) -> Result<(), LoadError> {
+    /// When its library or the device is missing or unfit.
+    fn prepare(&self, _device: Device, _config: &RegistryConfig) -> Result<(), LoadError> {
         Ok(())
     }
 
-    /// Loads a graph, within the bounds of `config`. Only the built-in engine uses `precision`.
+    /// Loads a graph, within the bounds of `config`.
     ///
     /// # Errors
     /// When the graph is malformed, past a bound, or uses a feature that the engine lacks. It may also panic on a hostile graph:
@@ -323,7 +353,7 @@ pub(crate) trait Backend: Send + Sync {
     fn load(
         &self,
         source: GraphSource<'_>,
-        precision: Precision,
+        options: GraphOptions,
         config: &RegistryConfig,
     ) -> Result<Arc<dyn BackendGraph>, LoadError>;
 }

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use thiserror::Error;
 
+use crate::device::Device;
 use crate::wording::quoted;
 
 /// Why a guest's call failed: the cases of `wasi:nn/errors.error-code`.
@@ -58,6 +59,12 @@ impl NnError {
     /// An error with [`ErrorCode::UnsupportedOperation`].
     pub fn unsupported(text: impl Into<String>) -> Self {
         Self::new(ErrorCode::UnsupportedOperation, text)
+    }
+
+    /// The memory of a device does not suffice for a batch; a smaller one may succeed.
+    pub(crate) fn out_of_memory(device: Device) -> Self {
+        let remedy = "set infer.batch_tokens_max to a smaller one, or serve fewer models on it";
+        Self::too_large(format!("the memory of {device} is too small for this batch: {remedy}"))
     }
 
     /// An error with [`ErrorCode::TooLarge`].
@@ -117,6 +124,14 @@ pub enum LoadError {
         /// The reason and the remedy.
         reason: String,
     },
+    /// The engine cannot compute on the device: the device, its driver or a library is missing or unusable, or its memory is exhausted.
+    #[error("{device}: {reason}")]
+    NoDevice {
+        /// The device.
+        device: Device,
+        /// The reason and the remedy.
+        reason: String,
+    },
     /// The graph is past a bound of the configuration.
     #[error("{origin}: {reason}")]
     TooLarge {
@@ -132,9 +147,10 @@ impl From<LoadError> for NnError {
         let code = match &error {
             LoadError::UnknownName(_) => ErrorCode::NotFound,
             LoadError::NameTaken(_) => ErrorCode::InvalidArgument,
-            LoadError::Missing { .. } | LoadError::Unreadable { .. } | LoadError::NoEngine { .. } => {
-                ErrorCode::RuntimeError
-            }
+            LoadError::Missing { .. }
+            | LoadError::Unreadable { .. }
+            | LoadError::NoEngine { .. }
+            | LoadError::NoDevice { .. } => ErrorCode::RuntimeError,
             LoadError::Broken { .. } => ErrorCode::InvalidEncoding,
             LoadError::Unsupported { .. } => ErrorCode::UnsupportedOperation,
             LoadError::TooLarge { .. } => ErrorCode::TooLarge,

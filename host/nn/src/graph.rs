@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use crate::builtin::Builtin;
 use crate::config::RegistryConfig;
-use crate::engine::{Backend, BackendContext, BackendGraph, Dimension, Engine, GraphSource, Precision, TensorInfo};
+use crate::engine::{Backend, BackendContext, BackendGraph, Dimension, Engine, GraphOptions, GraphSource, TensorInfo};
 use crate::error::{LoadError, NnError};
 #[cfg(not(target_arch = "wasm32"))]
 use crate::onnxruntime::OnnxRuntime;
@@ -53,7 +53,12 @@ struct Absent(&'static str);
 
 #[cfg(target_arch = "wasm32")]
 impl Backend for Absent {
-    fn load(&self, _: GraphSource<'_>, _: Precision, _: &RegistryConfig) -> Result<Arc<dyn BackendGraph>, LoadError> {
+    fn load(
+        &self,
+        _: GraphSource<'_>,
+        _: GraphOptions,
+        _: &RegistryConfig,
+    ) -> Result<Arc<dyn BackendGraph>, LoadError> {
         Err(LoadError::NoEngine { engine: self.0, reason: "a component has the engine builtin alone".to_owned() })
     }
 }
@@ -67,14 +72,15 @@ impl Graph {
         name: &str,
         source: GraphSource<'_>,
         engine: Engine,
-        precision: Precision,
+        options: GraphOptions,
         config: &RegistryConfig,
     ) -> Result<Self, LoadError> {
-        let backend = catch_unwind(AssertUnwindSafe(|| backend(engine).load(source, precision, config)))
-            .unwrap_or_else(|panic| {
+        let backend = catch_unwind(AssertUnwindSafe(|| backend(engine).load(source, options, config))).unwrap_or_else(
+            |panic| {
                 let reason = format!("{engine} cannot make sense of it: {}", panic_text(panic.as_ref()));
                 Err(LoadError::Broken { origin: source.origin(), reason })
-            })?;
+            },
+        )?;
         Ok(Self { name: name.to_owned(), engine, backend, tensor_bytes_max: config.tensor_bytes_max })
     }
 

@@ -29,6 +29,9 @@
 
 mod builtin;
 mod config;
+mod device;
+#[cfg(not(target_arch = "wasm32"))]
+mod driver;
 mod engine;
 mod error;
 mod fit;
@@ -62,8 +65,9 @@ pub mod safetensors {
 mod graphs;
 
 pub use config::RegistryConfig;
+pub use device::{Device, DeviceChoice, UnknownDevice};
 pub use engine::{
-    Dimension, ElementType, Engine, EngineChoice, Precision, PrecisionChoice, TensorInfo, UnknownEngine,
+    Choices, Dimension, ElementType, Engine, EngineChoice, Precision, PrecisionChoice, TensorInfo, UnknownEngine,
     UnknownPrecision,
 };
 pub use error::{ErrorCode, LoadError, NnError};

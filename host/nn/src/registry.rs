@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use crate::config::RegistryConfig;
-use crate::engine::{Engine, GraphSource, Precision};
+use crate::engine::{Engine, GraphOptions, GraphSource};
 use crate::error::LoadError;
 use crate::graph::{Graph, backend};
 use crate::selection::{Selection, onnx_file};
@@ -14,7 +14,7 @@ use crate::selection::{Selection, onnx_file};
 struct Entry {
     path: PathBuf,
     engine: Engine,
-    precision: Precision,
+    options: GraphOptions,
     loaded: OnceLock<Result<Arc<Graph>, LoadError>>,
 }
 
@@ -60,7 +60,7 @@ impl Registry {
     /// # Errors
     /// When the name is taken, or the engine's library is missing or unusable, so that every use of the graph would fail.
     pub fn insert_lazy(&self, name: &str, path: &Path, engine: Engine) -> Result<(), LoadError> {
-        self.insert_entry(name, path, engine, Precision::default())
+        self.insert_entry(name, path, engine, GraphOptions::default())
     }
 
     /// Registers the graph of a selection, to be loaded at its first use.
@@ -68,16 +68,17 @@ impl Registry {
     /// # Errors
     /// As [`insert_lazy`](Self::insert_lazy).
     pub fn insert_selection(&self, name: &str, selection: &Selection) -> Result<(), LoadError> {
-        self.insert_entry(name, &selection.file, selection.engine, selection.precision.unwrap_or_default())
+        let options = GraphOptions { precision: selection.precision, device: selection.device };
+        self.insert_entry(name, &selection.file, selection.engine, options)
     }
 
-    fn insert_entry(&self, name: &str, path: &Path, engine: Engine, precision: Precision) -> Result<(), LoadError> {
-        backend(engine).prepare(&self.config)?;
+    fn insert_entry(&self, name: &str, path: &Path, engine: Engine, options: GraphOptions) -> Result<(), LoadError> {
+        backend(engine).prepare(options.device, &self.config)?;
         let mut entries = self.entries.lock().unwrap_or_else(PoisonError::into_inner);
         if entries.contains_key(name) {
             return Err(LoadError::NameTaken(name.to_owned()));
         }
-        let entry = Entry { path: path.to_owned(), engine, precision, loaded: OnceLock::new() };
+        let entry = Entry { path: path.to_owned(), engine, options, loaded: OnceLock::new() };
         entries.insert(name.to_owned(), Arc::new(entry));
         Ok(())
     }
@@ -102,9 +103,9 @@ impl Registry {
     /// # Errors
     /// When it cannot be loaded.
     pub fn load_bytes(&self, content: &[u8], engine: Engine) -> Result<Arc<Graph>, LoadError> {
-        backend(engine).prepare(&self.config)?;
-        let precision = Precision::default();
-        Ok(Arc::new(Graph::load("", GraphSource::Bytes(content), engine, precision, &self.config)?))
+        let options = GraphOptions::default();
+        backend(engine).prepare(options.device, &self.config)?;
+        Ok(Arc::new(Graph::load("", GraphSource::Bytes(content), engine, options, &self.config)?))
     }
 
     /// The registered names, in order.
@@ -115,12 +116,12 @@ impl Registry {
     fn load(&self, name: &str, entry: &Entry) -> Result<Arc<Graph>, LoadError> {
         let started = std::time::Instant::now();
         let file = onnx_file(&entry.path)?;
-        let graph = Graph::load(name, GraphSource::File(&file), entry.engine, entry.precision, &self.config)?;
+        let graph = Graph::load(name, GraphSource::File(&file), entry.engine, entry.options, &self.config)?;
         let ms = started.elapsed().as_millis() as u64;
         let builtin = entry.engine == Engine::Builtin;
-        let precision = builtin.then(|| tracing::field::display(entry.precision));
+        let precision = builtin.then(|| tracing::field::display(entry.options.precision.unwrap_or_default()));
         let isa = builtin.then(|| tracing::field::display(self.config.isa));
-        tracing::info!(name, engine = %entry.engine, precision, isa, ms, "graph loaded");
+        tracing::info!(name, engine = %entry.engine, device = %entry.options.device, precision, isa, ms, "graph loaded");
         tracing::debug!(name, file = %file.display(), "graph loaded from");
         Ok(Arc::new(graph))
     }

@@ -1,4 +1,4 @@
-//! Selects the engine of a model and the file that it loads.
+//! Selects the engine of a model, its device and the file that it loads.
 
 use std::path::{Path, PathBuf};
 
@@ -6,8 +6,10 @@ use weir_kernels::Isa;
 
 use crate::builtin::{self, SAFETENSORS, SAFETENSORS_INDEX};
 use crate::config::RegistryConfig;
-use crate::engine::{Engine, EngineChoice, Precision, PrecisionChoice};
+use crate::device::{Device, DeviceChoice};
+use crate::engine::{Choices, Engine, EngineChoice, Precision, PrecisionChoice};
 use crate::error::LoadError;
+use crate::graph::backend;
 
 /// The graph of texts end to end, beside `model.onnx`.
 const PACKED: &str = "model_packed.onnx";
@@ -17,9 +19,14 @@ const PACKED: &str = "model_packed.onnx";
 pub struct Selection {
     /// The engine.
     pub engine: Engine,
+    /// The device.
+    pub device: Device,
+    /// Why the device is not a GPU, where [`DeviceChoice::Auto`] was configured.
+    pub fallback: Option<String>,
     /// The graph's file.
     pub file: PathBuf,
-    /// The precision of the engine `builtin`; `None` for other engines, which use the types of the graph.
+    /// The precision of the engine `builtin`, or the configured one of a GPU; `None` for other engines, which use the types of the
+    /// graph.
     pub precision: Option<Precision>,
     /// The instruction set of the engine `builtin`; `None` for other engines.
     pub isa: Option<Isa>,
@@ -33,19 +40,26 @@ pub struct Selection {
 
 impl Selection {
     /// Selects the engine and the graph of a model directory. To check whether the built-in engine supports it, the structure of a
-    /// graph is read, but no weights.
+    /// graph is read, but no weights. A GPU is started, and computes a small graph.
     ///
     /// # Errors
-    /// When there is no graph, or the built-in engine is the only choice and does not support the model.
-    pub fn of(
-        path: &Path,
-        choice: EngineChoice,
-        precision: PrecisionChoice,
-        config: &RegistryConfig,
-    ) -> Result<Self, LoadError> {
-        match choice {
+    /// When there is no graph, the only choice is the built-in engine and it does not support the model, or the device cannot be used.
+    pub fn of(path: &Path, choices: Choices, config: &RegistryConfig) -> Result<Self, LoadError> {
+        match choices.device {
+            DeviceChoice::Only(Device::Cpu) => Self::on_cpu(path, choices, config),
+            DeviceChoice::Only(device) => Self::on_gpu(path, choices, device, config),
+            DeviceChoice::Auto => Self::on_gpu(path, choices, Device::Cuda(0), config).or_else(|error| {
+                let selection = Self::on_cpu(path, choices, config)?;
+                Ok(Self { fallback: Some(error.to_string()), ..selection })
+            }),
+        }
+    }
+
+    fn on_cpu(path: &Path, choices: Choices, config: &RegistryConfig) -> Result<Self, LoadError> {
+        let Choices { engine, precision, .. } = choices;
+        match engine {
             EngineChoice::Auto => Self::builtin(path, precision, config).or_else(|reason| {
-                match Self::general(path, Engine::Tract, format!("not builtin: {reason}")) {
+                match Self::general(path, Engine::Tract, Device::Cpu, format!("not builtin: {reason}")) {
                     // There is no graph for tract either, so the error has the reason of the built-in engine.
                     Err(LoadError::Missing { .. }) if builtin::safetensors_file(path).is_some() => {
                         let reason =
@@ -59,8 +73,34 @@ impl Selection {
                 let origin = path.display().to_string();
                 LoadError::Unsupported { origin, reason: format!("the engine builtin does not take it: {reason}") }
             }),
-            EngineChoice::Only(engine) => Self::general(path, engine, "as configured".to_owned()),
+            EngineChoice::Only(engine) => Self::general(path, engine, Device::Cpu, "as configured".to_owned()),
         }
+    }
+
+    fn on_gpu(path: &Path, choices: Choices, device: Device, config: &RegistryConfig) -> Result<Self, LoadError> {
+        let (engine, reason) = match choices.engine {
+            EngineChoice::Auto => (Engine::OnnxRuntime, "the engine for GPUs"),
+            EngineChoice::Only(engine) => (engine, "as configured"),
+        };
+        engine.check_device(device)?;
+        let precision = match choices.precision {
+            PrecisionChoice::Only(Precision::F32) => Some(Precision::F32),
+            PrecisionChoice::Auto => None,
+            PrecisionChoice::Only(precision) => {
+                let reason = format!("models on GPUs have no {precision}: set models.precision to \"auto\" or \"f32\"");
+                return Err(LoadError::NoDevice { device, reason });
+            }
+        };
+        let selection = Self::general(path, engine, device, reason.to_owned()).map_err(|error| match error {
+            LoadError::Missing { .. } if builtin::safetensors_file(path).is_some() => {
+                let reason = format!("a model on {device} needs an ONNX graph, and there is none");
+                LoadError::Unsupported { origin: path.display().to_string(), reason }
+            }
+            error => error,
+        })?;
+        backend(engine).prepare(device, config)?;
+        let precision_reason = precision.map_or_else(String::new, |_| "as configured".to_owned());
+        Ok(Self { precision, precision_reason, ..selection })
     }
 
     /// The built-in engine, or why it does not take the model.
@@ -79,6 +119,8 @@ impl Selection {
                     };
                     return Ok(Self {
                         engine: Engine::Builtin,
+                        device: Device::Cpu,
+                        fallback: None,
                         file,
                         precision: Some(precision),
                         isa: Some(config.isa),
@@ -97,12 +139,21 @@ impl Selection {
     }
 
     /// An engine that runs any graph.
-    fn general(path: &Path, engine: Engine, reason: String) -> Result<Self, LoadError> {
-        let packed = Some(path.join(PACKED)).filter(|file| engine.prefers_packed() && file.is_file());
+    fn general(path: &Path, engine: Engine, device: Device, reason: String) -> Result<Self, LoadError> {
+        let packed = Some(path.join(PACKED)).filter(|file| engine.prefers_packed(device) && file.is_file());
         let is_packed = packed.is_some();
         let file = packed.map_or_else(|| onnx_file(path), Ok)?;
-        let (precision, isa) = (None, None);
-        Ok(Self { engine, file, precision, isa, packed: is_packed, reason, precision_reason: String::new() })
+        Ok(Self {
+            engine,
+            device,
+            fallback: None,
+            file,
+            precision: None,
+            isa: None,
+            packed: is_packed,
+            reason,
+            precision_reason: String::new(),
+        })
     }
 }
 

@@ -9,12 +9,19 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use serde_json::Value;
-use weir_nn::{Engine, EngineChoice, Graph, Precision, PrecisionChoice, Registry, RegistryConfig, Selection, Tensor};
+use weir_nn::{
+    Choices, Device, DeviceChoice, Engine, EngineChoice, Graph, Precision, PrecisionChoice, Registry, RegistryConfig,
+    Selection, Tensor,
+};
 
 /// The largest difference from transformers' result.
 const DIFFERENCE_MAX: f32 = 1e-4;
 
-const F32: PrecisionChoice = PrecisionChoice::Only(Precision::F32);
+const F32: Choices = Choices {
+    engine: EngineChoice::Auto,
+    precision: PrecisionChoice::Only(Precision::F32),
+    device: DeviceChoice::Only(Device::Cpu),
+};
 
 /// A text and its expected result.
 struct Case {
@@ -28,7 +35,7 @@ fn models() -> PathBuf {
 }
 
 fn load(dir: &Path) -> Arc<Graph> {
-    let selection = Selection::of(dir, EngineChoice::Auto, F32, &RegistryConfig::default()).unwrap();
+    let selection = Selection::of(dir, F32, &RegistryConfig::default()).unwrap();
     assert_eq!(selection.engine, Engine::Builtin, "{}: {}", dir.display(), selection.reason);
     let registry = Registry::new(RegistryConfig::default());
     registry.insert_selection("g", &selection).unwrap();
@@ -147,14 +154,32 @@ fn copy(from: &Path, to: &Path) {
 }
 
 #[test]
+fn model_without_a_graph_is_computed_by_the_cpu_alone() {
+    let dir = models().join("bert-tokens");
+    let select = |device: DeviceChoice, engine: EngineChoice| {
+        let choices = Choices { device, engine, ..Choices::default() };
+        Selection::of(&dir, choices, &RegistryConfig::default())
+    };
+    let reason = "a model on cuda:0 needs an ONNX graph, and there is none";
+    let error = select(DeviceChoice::Only(Device::Cuda(0)), EngineChoice::Auto).unwrap_err().to_string();
+    assert!(error.ends_with(reason), "{error}");
+    let selection = select(DeviceChoice::Auto, EngineChoice::Auto).unwrap();
+    assert_eq!((selection.engine, selection.device), (Engine::Builtin, Device::Cpu));
+    assert!(selection.fallback.unwrap().ends_with(reason));
+    let selection = select(DeviceChoice::Auto, EngineChoice::Only(Engine::Builtin)).unwrap();
+    assert!(selection.fallback.unwrap().contains("the engine builtin computes on the CPU alone"));
+    assert_eq!(select(DeviceChoice::default(), EngineChoice::Auto).unwrap().fallback, None);
+}
+
+#[test]
 fn unsupported_feature_is_refused_with_its_key() {
     const BERT: &str = "nlptown-bert-base-multilingual-uncased-sentiment";
     let check_refusal = |dir: &Path, reason: &str| {
-        let error = Selection::of(dir, EngineChoice::Auto, F32, &RegistryConfig::default()).unwrap_err().to_string();
+        let error = Selection::of(dir, F32, &RegistryConfig::default()).unwrap_err().to_string();
         assert!(error.contains(reason), "{error}");
         // With a graph, tract serves the model, and the selection has the reason.
         std::fs::write(dir.join("model.onnx"), "").unwrap();
-        let selection = Selection::of(dir, EngineChoice::Auto, F32, &RegistryConfig::default()).unwrap();
+        let selection = Selection::of(dir, F32, &RegistryConfig::default()).unwrap();
         assert_eq!(selection.engine, Engine::Tract);
         assert!(selection.reason.contains(reason), "{}", selection.reason);
     };
@@ -241,7 +266,7 @@ fn invalid_shards_are_refused_with_the_reason() {
     let check_with = |config: RegistryConfig, change: &dyn Fn(&Path), reason: &str| {
         let dir = sharded_copy("bert-tokens", 2);
         change(dir.path());
-        let error = Selection::of(dir.path(), EngineChoice::Auto, F32, &config).unwrap_err().to_string();
+        let error = Selection::of(dir.path(), F32, &config).unwrap_err().to_string();
         assert!(error.contains(reason), "{error}");
     };
     let check = |change: &dyn Fn(&Path), reason: &str| check_with(RegistryConfig::default(), change, reason);

@@ -8,7 +8,7 @@ use std::path::Path;
 use expect_test::{Expect, expect};
 use graphs::Dt;
 use weir_nn::model::{ModelDir, check, list};
-use weir_nn::{Engine, EngineChoice, RegistryConfig};
+use weir_nn::{Choices, Engine, EngineChoice, RegistryConfig};
 
 const BERT: &str = r#"{"model_type":"bert","architectures":["BertForSequenceClassification"],
     "id2label":{"0":"negative","1":"neutral","2":"positive"},"max_position_embeddings":512,"pad_token_id":0}"#;
@@ -202,7 +202,7 @@ fn classifier(labels: i64, weight: f32) -> Vec<u8> {
 }
 
 fn describe_check(dir: &Path) -> String {
-    match check(dir, EngineChoice::Auto, &RegistryConfig::default()) {
+    match check(dir, Choices::default(), &RegistryConfig::default()) {
         Ok(report) => {
             let inputs: Vec<String> = report.inputs.iter().map(ToString::to_string).collect();
             format!("{} -> {:?}, {} bytes", inputs.join(", "), report.trial_dimensions, report.parameter_bytes)
@@ -274,10 +274,10 @@ fn shipped_models_are_served_by_the_builtin_engine() {
         let selection = listed.selection.unwrap();
         assert_eq!((selection.engine, selection.packed), (Engine::Builtin, true), "{}", listed.name);
         assert!(selection.reason.starts_with("model_packed.onnx: an encoder of "), "{}", selection.reason);
-        let report = check(&models.join(&listed.name), EngineChoice::Auto, &RegistryConfig::default()).unwrap();
+        let report = check(&models.join(&listed.name), Choices::default(), &RegistryConfig::default()).unwrap();
         assert_eq!(report.selection, selection);
-        let tract =
-            check(&models.join(&listed.name), EngineChoice::Only(Engine::Tract), &RegistryConfig::default()).unwrap();
+        let on_tract = Choices { engine: EngineChoice::Only(Engine::Tract), ..Choices::default() };
+        let tract = check(&models.join(&listed.name), on_tract, &RegistryConfig::default()).unwrap();
         assert_eq!((tract.selection.engine, tract.selection.reason.as_str()), (Engine::Tract, "as configured"));
         assert_eq!(tract.trial_dimensions, report.trial_dimensions);
     }

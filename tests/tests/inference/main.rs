@@ -2,6 +2,7 @@
 //! with its faults.
 
 mod classify;
+mod device;
 mod dialects;
 mod engine;
 mod isa;

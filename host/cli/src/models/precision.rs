@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 use weir_config::{Config, Model};
 use weir_core::wording::counted;
 use weir_nn::model::{self, ModelDir};
-use weir_nn::{Engine, EngineChoice, Precision, PrecisionChoice, RegistryConfig, Selection};
+use weir_nn::{Choices, Engine, Precision, RegistryConfig, Selection};
 use weir_runtime::Runtime;
 use weir_runtime::inference::failure;
 use weir_runtime::types::{
@@ -89,8 +89,7 @@ async fn check_model(
 ) -> anyhow::Result<()> {
     let folder = dir.display().to_string();
     let model = ModelDir::open(dir)?;
-    let of = |choice| Selection::of(dir, EngineChoice::Auto, choice, registry);
-    let selection = of(PrecisionChoice::Auto)?;
+    let selection = Selection::of(dir, Choices::default(), registry)?;
     if selection.engine != Engine::Builtin {
         let (engine, reason) = (selection.engine.to_string(), &selection.reason);
         match json {
@@ -111,7 +110,7 @@ async fn check_model(
             path: dir.to_owned(),
             engine: Some(Engine::Builtin.to_string()),
             precision: Some(precision.to_string()),
-            replicas: None,
+            ..Default::default()
         };
         config.model.insert(precision.to_string(), model_config);
     }

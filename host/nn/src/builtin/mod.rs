@@ -22,7 +22,9 @@ use std::sync::Arc;
 use weir_kernels::{Isa, Rows, Scratch, Texts};
 
 use crate::config::RegistryConfig;
-use crate::engine::{Backend, BackendContext, BackendGraph, GraphInfo, GraphSource, Precision, TensorInfo};
+use crate::engine::{
+    Backend, BackendContext, BackendGraph, GraphInfo, GraphOptions, GraphSource, Precision, TensorInfo,
+};
 use crate::error::{LoadError, NnError};
 use crate::fit::{TensorInteger as _, fitting};
 use crate::structure;
@@ -46,10 +48,11 @@ impl Backend for Builtin {
     fn load(
         &self,
         source: GraphSource<'_>,
-        precision: Precision,
+        options: GraphOptions,
         config: &RegistryConfig,
     ) -> Result<Arc<dyn BackendGraph>, LoadError> {
         let origin = source.origin();
+        let precision = options.precision.unwrap_or_default();
         let isa = config.isa;
         let unsupported = |reason: String| LoadError::Unsupported { origin: origin.clone(), reason };
         let inner = match source {

@@ -8,7 +8,7 @@ use std::time::Instant;
 use super::{ModelDir, ModelError, Task};
 use crate::builtin::safetensors_file;
 use crate::config::RegistryConfig;
-use crate::engine::{Dimension, EngineChoice, PrecisionChoice, TensorInfo};
+use crate::engine::{Choices, Dimension, TensorInfo};
 use crate::graph::Graph;
 use crate::registry::Registry;
 use crate::selection::Selection;
@@ -25,7 +25,7 @@ pub struct ModelListing {
     pub name: String,
     /// The model, or why it cannot be read.
     pub model: Result<ModelDir, ModelError>,
-    /// The engine that `models.engine = "auto"` selects; `None` when no engine can serve it.
+    /// The engine that `models.engine = "auto"` selects on the CPU; `None` when no engine can serve it.
     pub selection: Option<Selection>,
     /// The size of its files in bytes, targets of symbolic links included.
     pub bytes: u64,
@@ -70,7 +70,7 @@ pub fn list(root: &Path, config: &RegistryConfig) -> Result<Vec<ModelListing>, M
         let is_language_model = path.join(super::LANGUAGE_MODEL).is_file();
         if has_model_file && !is_language_model && !name.starts_with('.') {
             let model = ModelDir::open(&path);
-            let selection = Selection::of(&path, EngineChoice::Auto, PrecisionChoice::Auto, config);
+            let selection = Selection::of(&path, Choices::default(), config);
             let selection = selection.ok().filter(|_| model.is_ok());
             let listing = ModelListing { name: name.clone(), model, selection, bytes: directory_bytes(&path, 0) };
             listings.insert(name, listing);
@@ -96,10 +96,10 @@ fn directory_bytes(path: &Path, depth: u32) -> u64 {
 /// # Errors
 /// When the directory is invalid, the graph cannot be loaded or run, or its outputs are not finite or do not agree with the labels of
 /// `config.json`.
-pub fn check(path: &Path, choice: EngineChoice, config: &RegistryConfig) -> Result<Report, ModelError> {
+pub fn check(path: &Path, choices: Choices, config: &RegistryConfig) -> Result<Report, ModelError> {
     let model = ModelDir::open(path)?;
     let registry = Registry::new(RegistryConfig { plan_after_uses: 0, ..config.clone() });
-    let selection = Selection::of(path, choice, PrecisionChoice::Auto, registry.config())?;
+    let selection = Selection::of(path, choices, registry.config())?;
     let started = Instant::now();
     registry.insert_selection("model", &selection)?;
     let graph = registry.graph("model")?;

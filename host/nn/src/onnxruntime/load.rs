@@ -16,9 +16,11 @@ use tract_onnx::pb::tensor_proto::DataLocation;
 use tract_onnx::pb::{GraphProto, StringStringEntryProto, ValueInfoProto, type_proto};
 
 use super::element::element;
+use super::provider::{self, is_out_of_memory};
 use super::value::Runner;
 use crate::config::RegistryConfig;
-use crate::engine::{Dimension, ElementType, GraphInfo, GraphSource, TensorInfo};
+use crate::device::Device;
+use crate::engine::{Dimension, ElementType, GraphInfo, GraphOptions, GraphSource, TensorInfo};
 use crate::error::{LoadError, one_line};
 use crate::onnx;
 use crate::tensor::TensorType;
@@ -27,6 +29,7 @@ use crate::wording::quoted;
 /// A loaded graph.
 pub(super) struct LoadedGraph {
     pub(super) info: GraphInfo,
+    pub(super) device: Device,
     pub(super) tensor_bytes_max: usize,
     pub(super) runner: Runner,
 }
@@ -40,27 +43,26 @@ const WEIGHTS_APART_BYTES: usize = 1024;
 /// The alignment of each tensor in the file, for vector instructions.
 const WEIGHTS_ALIGNMENT_BYTES: usize = 64;
 
-/// The execution providers: the first that supports a node runs it, and the implicit CPU provider runs the rest.
-fn providers() -> Vec<ExecutionProviderDispatch> {
-    Vec::new()
-}
-
 /// Loads a graph.
 pub(super) fn load(
     environment: &Environment,
     source: GraphSource<'_>,
+    options: GraphOptions,
     config: &RegistryConfig,
 ) -> Result<LoadedGraph, LoadError> {
+    let device = options.device;
     let origin = source.origin();
     let mut parsed = onnx::read(source, config)?;
     let graph = parsed.model.graph.as_mut();
     let graph = graph.ok_or_else(|| LoadError::Broken { origin: origin.clone(), reason: "no graph".to_owned() })?;
     let unranked: Vec<String> =
         graph.input.iter().chain(&graph.output).filter(|info| !is_ranked(info)).map(|info| info.name.clone()).collect();
+    let providers = provider::of(options, config, &graph.input);
     let weights: Arc<[u8]> = take_weights(graph).into();
     let bytes = parsed.model.encode_to_vec();
     drop(parsed.model);
-    let session = session(environment, &bytes, weights).map_err(|error| refusal(&origin, &error))?;
+    let session = session(environment, &bytes, weights, providers);
+    let session = session.map_err(|error| refusal(&origin, device, &error))?;
     let describe = |outlet: &Outlet, what: &str, is_bf16: bool| {
         let name = outlet.name().to_owned();
         let unsupported = |reason: String| LoadError::Unsupported { origin: origin.clone(), reason };
@@ -92,6 +94,7 @@ pub(super) fn load(
     let outputs = outputs.collect::<Result<_, _>>()?;
     Ok(LoadedGraph {
         info: GraphInfo { inputs, outputs, parameter_bytes: parsed.parameter_bytes },
+        device,
         tensor_bytes_max: config.tensor_bytes_max,
         runner: Runner::new(session).map_err(|reason| LoadError::Broken { origin, reason })?,
     })
@@ -125,7 +128,12 @@ fn take_weights(graph: &mut GraphProto) -> Vec<u8> {
 }
 
 /// Creates a session that computes on the calling thread only: each replica of a model is a thread already.
-fn session(environment: &Environment, graph: &[u8], weights: Arc<[u8]>) -> ort::Result<Session> {
+fn session(
+    environment: &Environment,
+    graph: &[u8],
+    weights: Arc<[u8]>,
+    providers: Vec<ExecutionProviderDispatch>,
+) -> ort::Result<Session> {
     let mut builder = Session::builder(environment)?
         .with_optimization_level(GraphOptimizationLevel::All)?
         .with_intra_threads(1)?
@@ -134,7 +142,7 @@ fn session(environment: &Environment, graph: &[u8], weights: Arc<[u8]>) -> ort::
         .with_quant_qdq(false)?
         // A memory pattern is stored for every shape of an input, without a bound.
         .with_memory_pattern(false)?
-        .with_execution_providers(providers())?;
+        .with_execution_providers(providers)?;
     if !weights.is_empty() {
         builder = builder.with_external_initializer_file_in_memory(WEIGHTS, weights)?;
     }
@@ -142,7 +150,13 @@ fn session(environment: &Environment, graph: &[u8], weights: Arc<[u8]>) -> ort::
 }
 
 /// Converts ONNX Runtime's error to a load error.
-fn refusal(origin: &str, error: &ort::Error) -> LoadError {
+fn refusal(origin: &str, device: Device, error: &ort::Error) -> LoadError {
+    if device != Device::Cpu && is_out_of_memory(error.message()) {
+        let reason = format!(
+            "its memory is too small for {origin}: serve fewer models on it, or stop other programs that use it"
+        );
+        return LoadError::NoDevice { device, reason };
+    }
     let (origin, reason) = (origin.to_owned(), one_line(error.message()));
     match error.code() {
         ort::ErrorCode::NotImplemented => LoadError::Unsupported { origin, reason },

@@ -6,17 +6,23 @@
 //!
 //! One session serves every context of a graph: it computes on the calling thread, and its `Run` may be called from many threads at
 //! once.
+//!
+//! On a GPU ([`provider`]) the weights and the intermediate results stay there. Inputs and outputs are copied for each run: they come from
+//! and go to components, and are small beside them (8 bytes for a token, a few numbers for a text).
 
 mod convert;
 mod element;
 mod library;
 mod load;
+mod provider;
 mod value;
 
 use std::sync::Arc;
 
 use crate::config::RegistryConfig;
-use crate::engine::{Backend, BackendContext, BackendGraph, GraphInfo, GraphSource, Precision};
+use crate::device::Device;
+use crate::driver;
+use crate::engine::{Backend, BackendContext, BackendGraph, GraphInfo, GraphOptions, GraphSource};
 use crate::error::{LoadError, NnError};
 use crate::tensor::Tensor;
 use crate::wording::quoted;
@@ -32,18 +38,22 @@ pub use library::library_folders;
 pub(crate) struct OnnxRuntime;
 
 impl Backend for OnnxRuntime {
-    fn prepare(&self, config: &RegistryConfig) -> Result<(), LoadError> {
-        library::environment(config.onnxruntime.as_deref()).map(drop)
+    fn prepare(&self, device: Device, config: &RegistryConfig) -> Result<(), LoadError> {
+        if let Device::Cuda(number) = device {
+            driver::check(number).map_err(|reason| LoadError::NoDevice { device, reason })?;
+        }
+        let environment = library::environment(config.onnxruntime.as_deref())?;
+        provider::check(&environment, device, config)
     }
 
     fn load(
         &self,
         source: GraphSource<'_>,
-        _precision: Precision,
+        options: GraphOptions,
         config: &RegistryConfig,
     ) -> Result<Arc<dyn BackendGraph>, LoadError> {
         let environment = library::environment(config.onnxruntime.as_deref())?;
-        let loaded = load::load(&environment, source, config)?;
+        let loaded = load::load(&environment, source, options, config)?;
         Ok(Arc::new(SharedGraph(Arc::new(loaded))))
     }
 }
@@ -72,8 +82,20 @@ impl BackendContext for OnnxRuntimeContext {
             value.map_err(|e| NnError::runtime(format!("input {} cannot be passed on: {e}", quoted(&info.name))))
         });
         let values = values.collect::<Result<Vec<_>, NnError>>()?;
-        let outputs = graph.runner.run(&values).map_err(NnError::runtime)?;
+        let outputs = graph.runner.run(&values).map_err(|error| graph.failure(error))?;
         let infos = graph.info.outputs.iter();
         infos.zip(&outputs).map(|(info, value)| convert::from_native(info, value, graph.tensor_bytes_max)).collect()
+    }
+}
+
+impl LoadedGraph {
+    /// The error of a run.
+    fn failure(&self, error: String) -> NnError {
+        if self.device == Device::Cpu || !provider::is_out_of_memory(&error) {
+            return NnError::runtime(error);
+        }
+        let device = self.device;
+        tracing::debug!(%device, error, "a batch exhausted the memory of the GPU");
+        NnError::out_of_memory(device)
     }
 }

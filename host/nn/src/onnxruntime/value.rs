@@ -91,7 +91,7 @@ pub(super) struct Runner {
 }
 
 impl Runner {
-    /// A runner for a session that runs on the processor, with its names in the graph's order.
+    /// A runner for a session, with its names in the graph's order.
     pub(super) fn new(session: Session) -> Result<Self, String> {
         let name = |outlet: &ort::value::Outlet| CString::new(outlet.name()).map_err(|e| e.to_string());
         let inputs = session.inputs().iter().map(name).collect::<Result<_, _>>()?;
@@ -101,9 +101,9 @@ impl Runner {
 
     /// Computes all outputs, from values in the order of the inputs.
     ///
-    /// Many threads may call this at once. ONNX Runtime documents `Run` as thread-safe and its CPU kernels as stateless. `ort` does not
-    /// rely on that (its `run` takes `&mut self`), because the providers of some devices violate it: with such a provider, this needs
-    /// a lock or a session for each context.
+    /// Many threads may call this at once. ONNX Runtime documents `Run` as thread-safe and its kernels as stateless; for providers that
+    /// cannot run concurrently it takes a lock itself. `ort` does not rely on that: its `run` takes `&mut self`. The outputs are in the
+    /// memory of the processor, also those of a GPU.
     pub(super) fn run(&self, values: &[Value<'_>]) -> Result<Vec<Output>, String> {
         if values.len() != self.inputs.len() {
             return Err(format!("{} values for {} inputs", values.len(), self.inputs.len()));

@@ -14,7 +14,7 @@ use std::sync::Arc;
 use tract_onnx::prelude::*;
 
 use crate::config::RegistryConfig;
-use crate::engine::{Backend, BackendContext, BackendGraph, GraphInfo, GraphSource, Precision};
+use crate::engine::{Backend, BackendContext, BackendGraph, GraphInfo, GraphOptions, GraphSource};
 use crate::error::{LoadError, NnError};
 use crate::tensor::Tensor;
 use error::chain;
@@ -27,7 +27,7 @@ impl Backend for Tract {
     fn load(
         &self,
         source: GraphSource<'_>,
-        _precision: Precision,
+        _options: GraphOptions,
         config: &RegistryConfig,
     ) -> Result<Arc<dyn BackendGraph>, LoadError> {
         let loaded = load::load(source, config)?;

@@ -5,7 +5,6 @@
 //! are not settings are added. Neither contains a path of the host or a secret, which a test checks.
 
 use weir_config::{Config, EventsStore, Upstream};
-use weir_nn::Engine;
 
 /// The path of `auth.dir`, the folder of keys, in a gateway instance.
 pub(super) const KEYS_DIR: &str = "/auth";
@@ -75,10 +74,10 @@ pub(super) fn gateway(config: &Config) -> Vec<(String, String)> {
     variables(config, GATEWAY_KEYS, facts)
 }
 
-/// The environment of the infer component, for a model on an engine. `batch_tokens_max` is the setting of that name, or
-/// the engine's own bound if the setting is 0.
-pub(super) fn infer(config: &Config, engine: Engine, batch_tokens_max: u32) -> Vec<(String, String)> {
-    let shapes = if engine.plans_shapes() { "bounded" } else { "any" };
+/// The environment of the infer component, for a model on an engine that plans for each shape or not. `batch_tokens_max`
+/// is the setting of that name, or the device's own bound if the setting is 0.
+pub(super) fn infer(config: &Config, plans_shapes: bool, batch_tokens_max: u32) -> Vec<(String, String)> {
+    let shapes = if plans_shapes { "bounded" } else { "any" };
     let facts = [
         ("WEIR_INFER_BATCH_TOKENS_MAX", batch_tokens_max.to_string()),
         ("WEIR_INFER_SHAPES", shapes.to_owned()),
@@ -160,8 +159,7 @@ mod tests {
         }
         let count = |keys: &[(&str, &[&str])]| keys.iter().map(|(_, names)| names.len()).sum::<usize>();
         assert_eq!(gateway(&config).len(), count(GATEWAY_KEYS) + 6);
-        let engine = Engine::Tract;
-        assert_eq!(infer(&config, engine, 7).len(), count(INFER_KEYS) + 3);
+        assert_eq!(infer(&config, true, 7).len(), count(INFER_KEYS) + 3);
         assert_eq!(generate(&config).len(), count(GENERATE_KEYS) + 1);
     }
 
@@ -218,8 +216,7 @@ mod tests {
             assert!(has(name), "{name} is not marked");
         }
         let config = weir_config::load(None, [], &marked).expect("a configuration of markers");
-        let engine = Engine::Tract;
-        for (name, value) in gateway(&config).into_iter().chain(generate(&config)).chain(infer(&config, engine, 7)) {
+        for (name, value) in gateway(&config).into_iter().chain(generate(&config)).chain(infer(&config, true, 7)) {
             assert!(!value.contains('/') || value == KEYS_DIR || value == PIPELINES_DIR, "{name} is {value}");
             for (key, _) in &marked {
                 let is_seen = value.split(' ').any(|word| word == format!("marker-{key}"));

@@ -63,9 +63,9 @@ pub enum StartError {
         /// `models.dir`.
         dir: PathBuf,
     },
-    /// The engine or the precision named in the configuration does not exist.
+    /// The engine, the precision or the device named in the configuration does not exist.
     #[error("model {name}: {message}")]
-    Engine {
+    Choice {
         /// The model's name.
         name: String,
         /// The reason, with the names that exist.

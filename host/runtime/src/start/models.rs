@@ -6,15 +6,15 @@ use std::str::FromStr;
 
 use weir_config::Config;
 use weir_nn::model::LANGUAGE_MODEL;
-use weir_nn::{EngineChoice, Isa, PrecisionChoice, RegistryConfig, UnknownIsa};
+use weir_nn::{Choices, Isa, RegistryConfig, UnknownIsa};
 
 use crate::start::StartError;
 
 /// The settings of one model.
 pub(super) struct ModelSettings {
     pub(super) path: PathBuf,
-    pub(super) engine: EngineChoice,
-    pub(super) precision: PrecisionChoice,
+    pub(super) choices: Choices,
+    /// 0: as many as the device of the model has by default.
     pub(super) replicas: usize,
 }
 
@@ -37,19 +37,20 @@ pub(super) fn language_models(config: &Config) -> Result<BTreeMap<String, PathBu
 pub(super) fn settings(config: &Config) -> Result<BTreeMap<String, ModelSettings>, StartError> {
     let models = named_folders(config)?.into_iter().filter(|(_, model)| !model.path.join(LANGUAGE_MODEL).is_file());
     let settings = models.map(|(name, model)| {
-        let engine = model.engine.as_deref().unwrap_or(&config.models.engine);
-        let engine = EngineChoice::from_str(engine)
-            .map_err(|error| StartError::Engine { name: name.clone(), message: error.to_string() })?;
-        let precision = model.precision.as_deref().unwrap_or(&config.models.precision);
-        let precision = PrecisionChoice::from_str(precision)
-            .map_err(|error| StartError::Engine { name: name.clone(), message: error.to_string() })?;
-        let replicas = match model.replicas.unwrap_or(config.models.replicas) {
-            0 => std::thread::available_parallelism().map_or(1, usize::from),
-            replicas => replicas as usize,
+        let choices = Choices {
+            engine: parse(&name, model.engine.as_deref().unwrap_or(&config.models.engine))?,
+            precision: parse(&name, model.precision.as_deref().unwrap_or(&config.models.precision))?,
+            device: parse(&name, model.device.as_deref().unwrap_or(&config.models.device))?,
         };
-        Ok((name, ModelSettings { path: model.path, engine, precision, replicas }))
+        let replicas = model.replicas.unwrap_or(config.models.replicas) as usize;
+        Ok((name, ModelSettings { path: model.path, choices, replicas }))
     });
     settings.collect()
+}
+
+/// Parses the engine, the precision or the device of a model.
+fn parse<T: FromStr<Err: ToString>>(model: &str, name: &str) -> Result<T, StartError> {
+    T::from_str(name).map_err(|error| StartError::Choice { name: model.to_owned(), message: error.to_string() })
 }
 
 /// The models with their folders, by name.

@@ -1,5 +1,6 @@
 //! Starts a pool of replicas for each model, and the thread that checks the pools.
 
+use std::collections::BTreeSet;
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
@@ -16,6 +17,7 @@ use crate::inference::call::Pools;
 use crate::inference::pool::{InferFactory, Pool, PoolConfig};
 use crate::inference::queue::QueueSettings;
 use crate::sleeper::Sleeper;
+use crate::start::models::ModelSettings;
 use crate::start::{Builtin, StartError, component_source, guest_env, models};
 use crate::types::{ModelInfo, ModelKind};
 
@@ -41,6 +43,7 @@ fn start_pools(
     let registry = Arc::new(Registry::new(RegistryConfig {
         tensor_bytes_max: usize::try_from(config.models.tensor_bytes_max).unwrap_or(usize::MAX),
         plans_max: config.models.plans_max as usize,
+        tensorrt: Some(config.models.tensorrt.clone()).filter(|folder| !folder.as_os_str().is_empty()),
         isa: models::isa(config)?,
         ..RegistryConfig::default()
     }));
@@ -48,15 +51,19 @@ fn start_pools(
     let component = code::load(host.engine(), &source)?;
     let factory =
         InferFactory::new(host, &component, registry.clone()).map_err(|error| StartError::Link("infer", error))?;
+    let mut fallbacks = BTreeSet::new();
     for (name, model) in models {
         let dir = ModelDir::open(&model.path).map_err(|source| StartError::Model { name: name.clone(), source })?;
-        let load_error = |error: LoadError| StartError::Model { name: name.clone(), source: error.into() };
-        let selection =
-            Selection::of(&model.path, model.engine, model.precision, registry.config()).map_err(load_error)?;
-        tracing::debug!(model = name, engine = %selection.engine, reason = selection.reason, "engine selected");
-        registry.insert_selection(&name, &selection).map_err(load_error)?;
+        let selection = select(&name, &model, &registry)
+            .map_err(|error| StartError::Model { name: name.clone(), source: error.into() })?;
+        let Selection { engine, device, .. } = selection;
+        if let Some(reason) = selection.fallback
+            && fallbacks.insert(reason.clone())
+        {
+            tracing::warn!(reason, "models.device is `auto`, and the CPU computes");
+        }
         let tokens_max = match config.infer.batch_tokens_max {
-            0 => selection.engine.batch_tokens(),
+            0 => device.batch_tokens(),
             tokens_max => tokens_max,
         };
         // Padded batches need items of different lengths to choose from; packed batches need only enough items for the
@@ -65,21 +72,30 @@ fn start_pools(
         let pool = Pool::new(PoolConfig {
             info: info(&name, &dir),
             path: model.path,
-            replicas: model.replicas,
+            replicas: if model.replicas == 0 { device.replicas() } else { model.replicas },
             queue: queue_settings(&config.infer, dir.tokens_max, check_thread),
             memory_bytes_max: config.infer.memory_bytes_max,
             batch_tokens_max: tokens_max,
             ahead_tokens: batches_ahead * u64::from(tokens_max),
-            environment: guest_env::infer(config, selection.engine, tokens_max),
+            environment: guest_env::infer(config, engine.plans_shapes(), tokens_max),
             hang_timeout: Duration::from_millis(config.infer.hang_timeout_ms),
             // Other engines compute graphs of which nothing is known, and may hang.
-            may_borrow_threads: selection.engine == Engine::Builtin,
+            may_borrow_threads: engine == Engine::Builtin,
             name: name.clone(),
         });
         pool.start(&factory).map_err(StartError::Threads)?;
         pools.insert(name, pool);
     }
     Ok(pools)
+}
+
+/// Selects the engine and the device of a model, and registers its graph.
+fn select(name: &str, model: &ModelSettings, registry: &Registry) -> Result<Selection, LoadError> {
+    let selection = Selection::of(&model.path, model.choices, registry.config())?;
+    let Selection { engine, device, reason, .. } = &selection;
+    tracing::debug!(model = name, %engine, %device, reason, "engine selected");
+    registry.insert_selection(name, &selection)?;
+    Ok(selection)
 }
 
 fn info(name: &str, dir: &ModelDir) -> ModelInfo {

@@ -5,6 +5,7 @@ use std::io::Read;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
 
@@ -12,7 +13,7 @@ use crate::args::Args;
 use crate::build;
 use crate::files::{copy_tree, sha256};
 use crate::house::{House, SHIPPED_MODELS};
-use crate::server::Server;
+use crate::server::{START_MAX, Server};
 use crate::ui::{Step, finish};
 use crate::{cross, deploy, http, sbom, setup, sh};
 
@@ -45,6 +46,8 @@ const GLIBC_MINOR_MAX: u32 = 36;
 const NAMES_BYTES_MAX: usize = 16 << 20;
 /// The first label of a friendly text.
 const POSITIVE: &str = r#""label":"positive""#;
+/// How long the start of a program of another platform may take, under an emulator.
+const START_ELSEWHERE_MAX: Duration = Duration::from_secs(600);
 /// Most bytes of the program: it holds each component once, compressed.
 const PROGRAM_BYTES_MAX: u64 = 95_000_000;
 
@@ -289,7 +292,8 @@ fn try_in(house: &House, step: &mut Step, platform: &Platform, archive: &Path, s
         bail!("the unpacked program answers `{output}`");
     }
     step.show_progress("weir serve");
-    let server = Server::spawn(&mut isolated(&weir, &["serve"]))?;
+    let start_max = if platform.tools.is_some() { START_ELSEWHERE_MAX } else { START_MAX };
+    let server = Server::spawn(&mut isolated(&weir, &["serve"]), start_max)?;
     let mut answer = String::new();
     let texts = r#"{"inputs": ["What a wonderful, generous evening!"]}"#;
     http::request(server.address, "POST", "/v1/classify", Some(texts))?.body.read_to_string(&mut answer)?;

@@ -17,7 +17,7 @@ use crate::{build, http, setup, sh};
 pub(crate) const USAGE: &str = "All arguments after `serve` are passed to `weir serve`.";
 
 /// How long a start may take: every model is loaded and run once.
-const START_MAX: Duration = Duration::from_secs(60);
+pub(crate) const START_MAX: Duration = Duration::from_secs(60);
 /// How long a graceful end may take.
 const STOP_MAX: Duration = Duration::from_secs(30);
 /// The interval between checks of `/readyz` or of the process.
@@ -48,11 +48,11 @@ impl Server {
     pub(crate) fn start(house: &House, args: &[&str]) -> Result<Self> {
         let mut command = sh::program(house, house.weir());
         command.arg("serve").args(args);
-        Self::spawn(&mut command)
+        Self::spawn(&mut command, START_MAX)
     }
 
-    /// As [`Server::start`], with the command of a `weir serve`.
-    pub(crate) fn spawn(command: &mut Command) -> Result<Self> {
+    /// As [`Server::start`], with the command of a `weir serve` and the time that its start may take.
+    pub(crate) fn spawn(command: &mut Command, start_max: Duration) -> Result<Self> {
         let started = Instant::now();
         let mut child = command
             .args(["--listen", "127.0.0.1:0"])
@@ -61,7 +61,7 @@ impl Server {
             .spawn()
             .with_context(|| format!("cannot start {}", command.get_program().display()))?;
         let log = child.stderr.take().map(|stderr| thread::spawn(move || last_lines(stderr)));
-        let address = match listening(&mut child, started) {
+        let address = match listening(&mut child, started, start_max) {
             Ok(address) => address,
             Err(error) => {
                 let _ = child.kill();
@@ -72,13 +72,13 @@ impl Server {
         };
         let listening_after = started.elapsed();
         let mut server = Self { child, address, listening_after, ready_after: listening_after };
-        server.wait_ready(started)?;
+        server.wait_ready(started, start_max)?;
         server.ready_after = started.elapsed();
         Ok(server)
     }
 
-    fn wait_ready(&mut self, started: Instant) -> Result<()> {
-        while started.elapsed() < START_MAX {
+    fn wait_ready(&mut self, started: Instant, start_max: Duration) -> Result<()> {
+        while started.elapsed() < start_max {
             if http::request(self.address, "GET", "/readyz", None).is_ok_and(|response| response.status == 200) {
                 return Ok(());
             }
@@ -87,7 +87,7 @@ impl Server {
             }
             thread::sleep(POLL);
         }
-        bail!("weir was not ready after {} s", START_MAX.as_secs())
+        bail!("weir was not ready after {} s", start_max.as_secs())
     }
 
     /// The process id.
@@ -130,7 +130,7 @@ impl Drop for Server {
 }
 
 /// Waits for `listening on http://ADDR`, and keeps reading, so that the server never blocks on its output.
-fn listening(child: &mut Child, started: Instant) -> Result<SocketAddr> {
+fn listening(child: &mut Child, started: Instant, start_max: Duration) -> Result<SocketAddr> {
     let stdout = child.stdout.take().ok_or_else(|| anyhow!("weir has no standard output"))?;
     let (sender, lines) = channel();
     thread::spawn(move || {
@@ -139,13 +139,13 @@ fn listening(child: &mut Child, started: Instant) -> Result<SocketAddr> {
         }
     });
     loop {
-        match lines.recv_timeout(START_MAX.saturating_sub(started.elapsed())) {
+        match lines.recv_timeout(start_max.saturating_sub(started.elapsed())) {
             Ok(line) => {
                 if let Some(address) = line.trim().strip_prefix("listening on http://") {
                     return address.parse().with_context(|| format!("weir listens on `{address}`"));
                 }
             }
-            Err(RecvTimeoutError::Timeout) => bail!("weir did not listen after {} s", START_MAX.as_secs()),
+            Err(RecvTimeoutError::Timeout) => bail!("weir did not listen after {} s", start_max.as_secs()),
             Err(RecvTimeoutError::Disconnected) => bail!("weir ended before it listened"),
         }
     }

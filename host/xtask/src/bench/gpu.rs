@@ -14,7 +14,7 @@ use super::programs;
 use crate::args::Args;
 use crate::demo::DOCUMENT;
 use crate::house::{House, SHIPPED_MODELS};
-use crate::server::Server;
+use crate::server::{START_MAX, Server};
 use crate::sh;
 use crate::ui::Step;
 
@@ -176,7 +176,7 @@ impl<'a> Bench<'a> {
         let steps = ["--set", "steps.entities=", "--set", "steps.summary=", "--set", "http.client_share_percent=100"];
         let mut serve = sh::program(self.house, self.house.weir());
         serve.arg("serve").args(args).args(steps).envs(self.environment.iter().cloned());
-        let server = Server::spawn(&mut serve)?;
+        let server = Server::spawn(&mut serve, START_MAX)?;
         let url = format!("http://{}/v1/classify", server.address);
         let closed = self.load(&["closed", "--connections", "256"], &url)?;
         let stream = self.load(&["stream"], &url)?["tokens_per_s"].as_f64().context("no rate of the stream")?;

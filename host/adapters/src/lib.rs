@@ -19,7 +19,7 @@
 //! # Invariants
 //!
 //! - A position is committed only after every result up to it is written.
-//! - Records that were read and not written are bounded (`in_flight_max`).
+//! - Records that were read and not written are bounded (`in_flight_max`, and 64 MiB), and so are the results of a record.
 //! - A failing adapter stops or reconnects without affecting other adapters.
 
 pub mod build;
@@ -32,6 +32,7 @@ pub mod http;
 pub mod kafka;
 pub mod nats;
 mod pending;
+mod reader;
 pub mod redis;
 pub mod status;
 pub mod supervisor;

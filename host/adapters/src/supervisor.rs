@@ -5,27 +5,23 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use futures::future::OptionFuture;
-use tokio::sync::{Semaphore, mpsc, watch};
+use tokio::sync::{mpsc, watch};
 use tokio_util::task::AbortOnDropHandle;
 use weir_core::adapter::{
     Destination, ERROR_CATEGORY_HEADER, ERROR_CODE_HEADER, ERROR_REASON_HEADER, ErrorCategory, Header, Reconnect,
-    ReconnectConfig, ResultRecord, SourceRecord, Watermarks,
+    ReconnectConfig, ResultRecord, SourceRecord, Watermarks, Window,
 };
 use weir_core::random::SplitMix64;
 use weir_core::wording::counted;
 
-use crate::driver::{
-    BoxFuture, CONTROL_HEADERS, Committer, Connection, Driver, DriverError, Marks, Read, Rejected, Safe, Sink, Source,
-};
+use crate::driver::{BoxFuture, Committer, Connection, Driver, DriverError, Marks, Read, Rejected, Safe, Sink};
 use crate::pending::PendingResults;
+use crate::reader::{Room, chunk, read, record_bytes};
 use crate::status::{State, Status};
 use crate::traces::{RecordSpans, trace_record, write_span};
 
-/// The most records of a read.
-const READ_RECORDS_MAX: usize = 256;
-/// The part of the window that a read waits for, and for how long. Small reads would become small lists in all later stages.
-const READ_SHARE: usize = 4;
-const READ_DELAY: Duration = Duration::from_millis(5);
+/// How long records may wait for others before they are sent to a component that has enough of them.
+const SEND_DELAY: Duration = Duration::from_millis(5);
 /// The instances that may end at one record before it goes to the error destination.
 const STRIKES_MAX: u32 = 2;
 
@@ -195,23 +191,25 @@ impl Supervisor {
         connected();
         self.status.set(State::Running, None);
         let Connection { source, committer, sink, errors } = connection;
-        let window = if self.poison.solo > 0 { 1 } else { self.bounds.in_flight_max.max(1) };
-        let permits = Arc::new(Semaphore::new(window));
+        let rated = Window::new(self.bounds.in_flight_max.max(1));
+        let window = if self.poison.solo > 0 { 1 } else { rated.size() };
+        let room = Arc::new(Room::new(window));
         let (reads_to, reads) = mpsc::channel(1);
-        let chunk = (window / READ_SHARE).clamp(1, READ_RECORDS_MAX);
-        let reader = read(source, permits.clone(), chunk, reads_to, self.status.clone());
+        let reader = read(source, room.clone(), reads_to, self.status.clone());
         let reader = AbortOnDropHandle::new(tokio::spawn(reader));
         let flight = Flight {
             status: &self.status,
             poison: &mut self.poison,
-            in_flight_max: self.bounds.in_flight_max.max(1),
+            rated,
             window,
-            permits,
+            room,
+            start: Instant::now(),
             reads,
             reader: Some(reader),
             records: Some(call.records),
             results: Some(call.results),
             unsent: Vec::new(),
+            unsent_since: Instant::now(),
             pending: PendingResults::default(),
             has_rest: false,
             safe: Safe::default(),
@@ -229,53 +227,6 @@ impl Supervisor {
 async fn stopped(stop: &mut watch::Receiver<bool>) {
     // An error means that the sender was dropped.
     let _ = stop.wait_for(|stop| *stop).await;
-}
-
-/// Reads records while there are permits, if possible at least `chunk` at once.
-async fn read(
-    mut source: Box<dyn Source>,
-    permits: Arc<Semaphore>,
-    chunk: usize,
-    reads: mpsc::Sender<Result<Read, DriverError>>,
-    status: Status,
-) {
-    loop {
-        let enough = permits.acquire_many(u32::try_from(chunk).unwrap_or(1));
-        let first = match tokio::time::timeout(READ_DELAY, enough).await {
-            Ok(enough) => enough,
-            Err(_) => permits.acquire().await,
-        };
-        let Ok(first) = first else { return };
-        let more = permits.available_permits().min(READ_RECORDS_MAX - first.num_permits());
-        let rest = permits.try_acquire_many(u32::try_from(more).unwrap_or(0)).ok();
-        let max = first.num_permits() + rest.as_ref().map_or(0, |_| more);
-        let mut read = source.read(max).await;
-        if let Ok(Read::Records(records) | Read::Dead(records, _)) = &mut read
-            && !source.sets_control_headers()
-        {
-            for record in records {
-                record.headers.retain(|header| !CONTROL_HEADERS.contains(&header.name.as_str()));
-            }
-        }
-        let count = match &read {
-            Ok(Read::Records(records) | Read::Dead(records, _)) => records.len(),
-            _ => 0,
-        };
-        // Each record takes a permit, which is added again when the record is complete.
-        let mut unused = first;
-        if let Some(rest) = rest {
-            unused.merge(rest);
-        }
-        if let Some(used) = unused.split(count.min(max)) {
-            used.forget();
-        }
-        drop(unused);
-        status.counters().remaining.store(source.remaining().unwrap_or(u64::MAX), Ordering::Relaxed);
-        let is_last = matches!(read, Ok(Read::End) | Err(_));
-        if reads.send(read).await.is_err() || is_last {
-            return;
-        }
-    }
 }
 
 /// The writing parts of a connection, owned by one future at a time.
@@ -396,15 +347,18 @@ fn same(one: &SourceRecord, other: &SourceRecord) -> bool {
 struct Flight<'a> {
     status: &'a Status,
     poison: &'a mut Poison,
-    in_flight_max: usize,
+    /// The window by the rate of records, and the one in use: 1 while records are processed one at a time.
+    rated: Window,
     window: usize,
-    permits: Arc<Semaphore>,
+    room: Arc<Room>,
+    start: Instant,
     reads: mpsc::Receiver<Result<Read, DriverError>>,
     reader: Option<AbortOnDropHandle<()>>,
     records: Option<mpsc::Sender<Vec<SourceRecord>>>,
     results: Option<mpsc::Receiver<Vec<ResultRecord>>>,
-    /// Records that the component has not received.
+    /// Records that the component has not received, and when the first of them was read.
     unsent: Vec<SourceRecord>,
+    unsent_since: Instant,
     pending: PendingResults,
     /// Whether results that complete no record were written after the last commit.
     has_rest: bool,
@@ -450,6 +404,7 @@ impl Flight<'_> {
             let is_busy = idle.is_none();
             // While results are written, the component may wait for that.
             let stall = self.stall_timeout.filter(|_| !is_busy && self.marks.open() > 0);
+            let send_at = self.send_at();
             tokio::select! {
                 Some((writer, batch, written)) = &mut busy, if is_busy => {
                     busy = OptionFuture::default();
@@ -458,11 +413,11 @@ impl Flight<'_> {
                     self.progressed = Instant::now();
                     idle = Some(writer);
                 }
-                read = self.reads.recv(), if !self.has_ended && self.unsent.is_empty() => match read {
+                read = self.reads.recv(), if !self.has_ended && self.unsent.len() < chunk(self.window) => match read {
                     Some(read) => self.handle_read(read?)?,
                     None => self.has_ended = true,
                 },
-                sent = send(self.records.clone()), if !self.unsent.is_empty() => {
+                sent = send(self.records.clone(), send_at), if !self.unsent.is_empty() => {
                     if let Some(permit) = sent {
                         let count = if self.window == 1 { 1 } else { self.unsent.len() };
                         let records: Vec<_> = self.unsent.drain(..count).collect();
@@ -501,7 +456,20 @@ impl Flight<'_> {
             {
                 self.pending.extend(results);
             }
+            if let Some(reason) = self.pending.excess() {
+                let open = self.marks.open();
+                self.poison.handle_lost(open, alone);
+                return Err(AdapterFailure::Lost { open, reason });
+            }
         }
+    }
+
+    /// The time at which the unsent records are sent, if not now. Each list wakes all later stages, so while the component has enough
+    /// records, a few wait for others.
+    fn send_at(&self) -> Option<Instant> {
+        let sent = self.marks.open().saturating_sub(self.unsent.len());
+        let is_due = self.has_ended || self.unsent.len() >= chunk(self.window) || sent < self.window.div_ceil(2);
+        (!is_due).then(|| self.unsent_since + SEND_DELAY)
     }
 
     /// Ends the connection: finishes the sinks, or reports the records that the component has lost.
@@ -527,12 +495,13 @@ impl Flight<'_> {
             Read::Records(records) => (records, None),
             Read::Dead(records, reason) => (records, Some(reason)),
             Read::Revoked(partitions) => {
-                let before = self.marks.open();
-                for partition in partitions {
-                    self.marks.handle_revoked(partition);
-                    self.spans.revoke(partition);
+                let before = (self.marks.open(), self.marks.open_bytes());
+                for partition in &partitions {
+                    self.marks.handle_revoked(*partition);
+                    self.spans.revoke(*partition);
                 }
-                self.permits.add_permits(before - self.marks.open());
+                self.unsent.retain(|record| !partitions.contains(&record.position.partition));
+                self.release_since(before);
                 return Ok(());
             }
             Read::End => {
@@ -543,14 +512,18 @@ impl Flight<'_> {
         if self.marks.open() == 0 {
             self.progressed = Instant::now();
         }
+        if self.unsent.is_empty() {
+            self.unsent_since = Instant::now();
+        }
         for mut record in records {
+            let bytes = record_bytes(&record);
             if let Some(span) = trace_record(&mut record, self.status.name()) {
                 self.spans.insert(record.position, span);
             }
             counters.records.fetch_add(1, Ordering::Relaxed);
             counters.record_bytes.fetch_add(record.payload.len() as u64, Ordering::Relaxed);
             self.marks
-                .handle_read(record.position)
+                .handle_read(record.position, bytes)
                 .map_err(|error| DriverError::Config(format!("the driver is wrong: {error}")))?;
             if let Some(reason) = &dead {
                 self.pending.push(ResultRecord::error(record, ErrorCategory::System, "deliveries_exhausted", reason));
@@ -567,7 +540,7 @@ impl Flight<'_> {
     fn handle_written(&mut self, batch: &[ResultRecord]) {
         let counters = self.status.counters();
         self.has_rest = batch.last().is_some_and(|last| last.completes.is_empty());
-        let before = self.marks.open();
+        let before = (self.marks.open(), self.marks.open_bytes());
         for result in batch {
             match result.destination {
                 Destination::Output => counters.results.fetch_add(1, Ordering::Relaxed),
@@ -586,15 +559,22 @@ impl Flight<'_> {
                 self.poison.solo = self.poison.solo.saturating_sub(1);
             }
         }
-        self.permits.add_permits(before - self.marks.open());
-        if self.poison.solo == 0 && self.window == 1 && self.in_flight_max > 1 {
-            self.permits.add_permits(self.in_flight_max - 1);
-            self.window = self.in_flight_max;
+        let now_ns = u64::try_from(self.start.elapsed().as_nanos()).unwrap_or(u64::MAX);
+        self.rated.handle_complete(now_ns, before.0 - self.marks.open());
+        self.release_since(before);
+        if self.poison.solo == 0 && self.window != self.rated.size() {
+            self.window = self.rated.size();
+            self.room.resize(self.window);
         }
         while let Some(commit) = self.marks.poll_commit() {
             self.safe.commits.push(commit);
         }
         self.safe.is_exact = !self.marks.has_gaps();
+    }
+
+    /// Returns the room of the records that were open before and are not now.
+    fn release_since(&self, (open, open_bytes): (usize, usize)) {
+        self.room.release(open - self.marks.open(), open_bytes - self.marks.open_bytes());
     }
 }
 
@@ -606,8 +586,14 @@ async fn stalled(progressed: Instant, stall_timeout: Option<Duration>) {
     }
 }
 
-/// Waits for room in the component's channel; `None` when the component has ended.
-async fn send(records: Option<mpsc::Sender<Vec<SourceRecord>>>) -> Option<mpsc::OwnedPermit<Vec<SourceRecord>>> {
+/// Waits for a time, then for room in the component's channel; `None` when the component has ended.
+async fn send(
+    records: Option<mpsc::Sender<Vec<SourceRecord>>>,
+    at: Option<Instant>,
+) -> Option<mpsc::OwnedPermit<Vec<SourceRecord>>> {
+    if let Some(at) = at {
+        tokio::time::sleep_until(at.into()).await;
+    }
     records?.reserve_owned().await.ok()
 }
 

@@ -70,7 +70,8 @@ pub struct Adapter {
     pub retry_max_attempts: u32,
     /// Base delay of these attempts, ms.
     pub retry_base_backoff_ms: u32,
-    /// Most records that were read and are not written yet; beyond it the source waits.
+    /// Most records that were read and are not written yet; beyond it, and from 64 MiB, the source waits. They are more than 256 only if
+    /// they are written within half a second.
     pub in_flight_max: u32,
     /// Attempts to connect again after a failure before the adapter stops; 0: without end.
     pub reconnect_attempts_max: u32,
@@ -118,7 +119,7 @@ impl Default for Adapter {
             truncation: true,
             retry_max_attempts: 3,
             retry_base_backoff_ms: 100,
-            in_flight_max: 256,
+            in_flight_max: 1024,
             reconnect_attempts_max: 0,
             reconnect_delay_ms: 1000,
             reconnect_delay_ms_max: 30_000,

@@ -1,6 +1,7 @@
 //! Records of an external system, from their source to the commit of their positions.
 //!
 //! - [`Watermarks`]: which positions are complete, and up to which one each partition may be committed.
+//! - [`Window`]: how many records may be in flight.
 //! - [`Flow`]: the items of each record, their attempts, and the complete records in the configured order.
 //! - [`Reconnect`]: the delays before attempts to reconnect.
 //!
@@ -10,11 +11,13 @@
 mod flow;
 mod reconnect;
 mod watermark;
+mod window;
 
 pub use self::{
     flow::{Done, Flow, FlowConfig, Part},
     reconnect::{Reconnect, ReconnectConfig},
     watermark::{Commit, PositionError, Watermarks},
+    window::Window,
 };
 pub use crate::inference::stream::{ErrorCategory, Ordering};
 

@@ -34,18 +34,26 @@ pub struct Commit {
 #[derive(Debug, Clone, Default)]
 pub struct Watermarks {
     partitions: BTreeMap<u32, Partition>,
-    /// Records that were read and are not complete.
+    /// Records that were read and are not complete, and their bytes.
     open: usize,
+    open_bytes: usize,
 }
 
 #[derive(Debug, Clone, Default)]
 struct Partition {
-    /// Offsets from the first incomplete one, ascending, each with whether it is complete.
-    offsets: VecDeque<(u64, bool)>,
+    /// From the first incomplete record, ascending.
+    records: VecDeque<Record>,
     last_read: Option<u64>,
     watermark: Option<u64>,
     /// Whether the watermark was not polled yet.
     is_new: bool,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Record {
+    offset: u64,
+    bytes: usize,
+    is_complete: bool,
 }
 
 impl Watermarks {
@@ -59,20 +67,26 @@ impl Watermarks {
         self.open
     }
 
-    /// Records a position that was read.
+    /// The bytes of these records.
+    pub fn open_bytes(&self) -> usize {
+        self.open_bytes
+    }
+
+    /// Records the position of a record of this many bytes that was read.
     ///
     /// # Errors
     ///
     /// It does not follow the last one of its partition.
-    pub fn handle_read(&mut self, position: Position) -> Result<(), PositionError> {
+    pub fn handle_read(&mut self, position: Position, bytes: usize) -> Result<(), PositionError> {
         let Position { partition, offset } = position;
         let part = self.partitions.entry(partition).or_default();
         if let Some(last) = part.last_read.filter(|last| offset <= *last) {
             return Err(PositionError::NotAscending { partition, offset, last });
         }
         part.last_read = Some(offset);
-        part.offsets.push_back((offset, false));
+        part.records.push_back(Record { offset, bytes, is_complete: false });
         self.open += 1;
+        self.open_bytes += bytes;
         Ok(())
     }
 
@@ -80,13 +94,15 @@ impl Watermarks {
     /// complete already, or belongs to a partition that was revoked.
     pub fn handle_complete(&mut self, position: Position) -> bool {
         let Some(part) = self.partitions.get_mut(&position.partition) else { return false };
-        let Ok(at) = part.offsets.binary_search_by_key(&position.offset, |(offset, _)| *offset) else { return false };
-        if std::mem::replace(&mut part.offsets[at].1, true) {
+        let Ok(at) = part.records.binary_search_by_key(&position.offset, |record| record.offset) else { return false };
+        let record = &mut part.records[at];
+        if std::mem::replace(&mut record.is_complete, true) {
             return false;
         }
         self.open -= 1;
-        while let Some((offset, true)) = part.offsets.front().copied() {
-            part.offsets.pop_front();
+        self.open_bytes -= record.bytes;
+        while let Some(Record { offset, is_complete: true, .. }) = part.records.front().copied() {
+            part.records.pop_front();
             part.watermark = Some(offset);
             part.is_new = true;
         }
@@ -96,7 +112,10 @@ impl Watermarks {
     /// Removes a partition that was assigned to another consumer: its open records are not committed here.
     pub fn handle_revoked(&mut self, partition: u32) {
         if let Some(part) = self.partitions.remove(&partition) {
-            self.open -= part.offsets.iter().filter(|(_, complete)| !complete).count();
+            for record in part.records.iter().filter(|record| !record.is_complete) {
+                self.open -= 1;
+                self.open_bytes -= record.bytes;
+            }
         }
     }
 
@@ -109,7 +128,7 @@ impl Watermarks {
 
     /// True when a complete record follows an incomplete one: more records are written than the watermarks cover.
     pub fn has_gaps(&self) -> bool {
-        self.partitions.values().any(|part| part.offsets.iter().any(|(_, complete)| *complete))
+        self.partitions.values().any(|part| part.records.iter().any(|record| record.is_complete))
     }
 }
 
@@ -129,7 +148,7 @@ mod tests {
     fn watermark_stops_before_the_first_incomplete_record() {
         let mut marks = Watermarks::new();
         for offset in [3, 7, 8] {
-            marks.handle_read(at(0, offset)).unwrap();
+            marks.handle_read(at(0, offset), 1).unwrap();
         }
         assert!(marks.handle_complete(at(0, 8)) && marks.handle_complete(at(0, 7)) && marks.has_gaps());
         assert_eq!(marks.poll_commit(), None);
@@ -141,14 +160,17 @@ mod tests {
     #[test]
     fn foreign_repeated_and_descending_positions_are_refused() {
         let mut marks = Watermarks::new();
-        marks.handle_read(at(1, 5)).unwrap();
-        assert_eq!(marks.handle_read(at(1, 5)), Err(PositionError::NotAscending { partition: 1, offset: 5, last: 5 }));
+        marks.handle_read(at(1, 5), 10).unwrap();
+        let refused = PositionError::NotAscending { partition: 1, offset: 5, last: 5 };
+        assert_eq!(marks.handle_read(at(1, 5), 10), Err(refused));
         assert!(!marks.handle_complete(at(0, 5)) && !marks.handle_complete(at(1, 4)));
         assert!(marks.handle_complete(at(1, 5)) && !marks.handle_complete(at(1, 5)));
-        marks.handle_read(at(1, 6)).unwrap();
+        marks.handle_read(at(1, 6), 10).unwrap();
+        marks.handle_read(at(2, 1), 7).unwrap();
+        assert_eq!((marks.open(), marks.open_bytes()), (2, 17));
         marks.handle_revoked(1);
-        assert_eq!((marks.open(), marks.poll_commit()), (0, None));
-        marks.handle_read(at(1, 2)).unwrap();
+        assert_eq!((marks.open(), marks.open_bytes(), marks.poll_commit()), (1, 7, None));
+        marks.handle_read(at(1, 2), 10).unwrap();
     }
 
     proptest! {
@@ -166,7 +188,7 @@ mod tests {
                 if reads || open.is_empty() {
                     last[partition as usize] += step;
                     let position = at(partition, last[partition as usize]);
-                    marks.handle_read(position).unwrap();
+                    marks.handle_read(position, position.offset as usize).unwrap();
                     read.insert(position);
                 } else {
                     let position = *choice.get(&open);
@@ -185,6 +207,8 @@ mod tests {
                     prop_assert_eq!(committed[partition as usize], best.map_or(0, |p| p.offset));
                 }
                 prop_assert_eq!(marks.open(), read.len() - complete.len());
+                let open_bytes: u64 = read.difference(&complete).map(|position| position.offset).sum();
+                prop_assert_eq!(marks.open_bytes(), open_bytes as usize);
             }
         }
     }

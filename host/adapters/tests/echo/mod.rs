@@ -35,7 +35,7 @@ impl Component for Echo {
     }
 }
 
-fn answer(record: SourceRecord) -> ResultRecord {
+pub(crate) fn answer(record: SourceRecord) -> ResultRecord {
     if record.payload.starts_with(b"bad") {
         return ResultRecord::error(record, ErrorCategory::Client, "bad", "it is bad");
     }

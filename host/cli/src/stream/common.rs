@@ -41,8 +41,8 @@ pub(crate) struct StreamCommon {
     /// Most texts in one run of the model
     #[arg(long, value_name = "N", value_parser = whole::<1, u32>)]
     pub(crate) batch_size: Option<u32>,
-    /// Most records that were read and not written yet
-    #[arg(long, value_name = "N", default_value_t = 256, value_parser = whole::<1, u32>)]
+    /// Most records that were read and not written yet; more than 256 only if they are written within half a second
+    #[arg(long, value_name = "N", default_value_t = 1024, value_parser = whole::<1, u32>)]
     in_flight: u32,
     /// Time without a first connection after which the command fails, seconds; 0 for no limit
     #[arg(long, value_name = "SECONDS", default_value_t = 30.0, value_parser = seconds)]

@@ -24,8 +24,10 @@ use crate::{
     transform::Transform,
 };
 
-/// Maximum number of records, items or outcomes of one transfer.
-const TRANSFER_MAX: usize = 64;
+/// Maximum number of records or outcomes of one transfer. Each transfer wakes what comes after it.
+const TRANSFER_MAX: usize = 256;
+/// Maximum number of items of one transfer: as many as the host reads at once.
+const ITEMS_MAX: usize = 64;
 /// Results from which a batch is written; the results of its last record may exceed it.
 const RESULTS_BATCH: usize = 256;
 
@@ -109,7 +111,7 @@ impl CallState {
                 let mut transform = self.transform.borrow_mut();
                 let now = monotonic_clock::now();
                 let mut batch = Vec::new();
-                while batch.len() < TRANSFER_MAX
+                while batch.len() < ITEMS_MAX
                     && let Some((attempt, input)) = transform.poll_item(now)
                 {
                     batch.push(item(transform.config(), attempt, input));

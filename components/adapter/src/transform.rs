@@ -83,6 +83,31 @@ enum PartContent {
     Events(Option<SessionName>, Box<InputEvents>),
 }
 
+/// The fields of a record that its results repeat.
+#[derive(Debug, Clone, Default)]
+struct RepeatedFields {
+    key: Option<Vec<u8>>,
+    headers: Vec<Header>,
+    origin: String,
+}
+
+impl RepeatedFields {
+    /// The fields for a result; those for the last one are not copied.
+    fn take(&mut self, is_last: bool) -> Self {
+        if is_last { std::mem::take(self) } else { self.clone() }
+    }
+
+    fn with(mut self, name: &str, value: impl Into<Vec<u8>>) -> Self {
+        self.headers.push(Header::new(name, value));
+        self
+    }
+
+    fn result(self, payload: Vec<u8>, destination: Destination) -> ResultRecord {
+        let Self { key, headers, origin } = self;
+        ResultRecord { payload, key, headers, destination, origin, completes: Vec::new() }
+    }
+}
+
 impl Transform {
     /// A transform without records. `seed` seeds the jitter of retries.
     ///
@@ -208,22 +233,11 @@ impl Transform {
     pub fn poll_results(&mut self, results: &mut Vec<ResultRecord>) -> bool {
         let Some(Done { record, parts }) = self.flow.poll_done() else { return false };
         let OpenRecord { payload, key, headers, origin, position, parts: open } = record;
-        let result = |payload, headers, destination| ResultRecord {
-            payload,
-            key: key.clone(),
-            headers,
-            destination,
-            origin: origin.clone(),
-            completes: Vec::new(),
-        };
-        let with_model = || {
-            let mut headers = headers.clone();
-            headers.push(Header::new(MODEL_HEADER, self.config.model.as_str()));
-            headers
-        };
+        let mut fields = RepeatedFields { key, headers, origin };
+        let model = self.config.model.as_str();
         let from = results.len();
-        let mut items = parts.into_iter();
-        for OpenPart { bytes, content } in open {
+        let (mut items, mut open) = (parts.into_iter(), open.into_iter());
+        while let Some(OpenPart { bytes, content }) = open.next() {
             let outcome = match content {
                 PartContent::Refused(refusal) => Err((ErrorCategory::Client, refusal.code, refusal.reason)),
                 PartContent::Events(session, events) => {
@@ -232,7 +246,7 @@ impl Transform {
                         Part::Failed(_, failure) => Err(failure),
                     });
                     for line in events.lines(outputs.collect::<Vec<_>>()) {
-                        let mut line = result(line, with_model(), Destination::Output);
+                        let mut line = fields.clone().with(MODEL_HEADER, model).result(line, Destination::Output);
                         if let Some(SessionName { origin, key }) = &session {
                             (line.origin, line.key) = (origin.clone(), key.clone());
                         }
@@ -252,20 +266,20 @@ impl Transform {
                     }
                 },
             };
+            let fields = fields.take(open.len() == 0);
             results.push(match outcome {
-                Ok(payload) => result(payload, with_model(), Destination::Output),
+                Ok(payload) => fields.with(MODEL_HEADER, model).result(payload, Destination::Output),
                 Err((category, code, reason)) => {
-                    let mut headers = headers.clone();
-                    headers.push(Header::new(ERROR_CATEGORY_HEADER, category.name()));
-                    headers.push(Header::new(ERROR_CODE_HEADER, code));
-                    headers.push(Header::new(ERROR_REASON_HEADER, reason));
-                    result(bytes.unwrap_or_else(|| payload.clone()), headers, Destination::Error)
+                    let fields = fields.with(ERROR_CATEGORY_HEADER, category.name()).with(ERROR_CODE_HEADER, code);
+                    let payload = bytes.unwrap_or_else(|| payload.clone());
+                    fields.with(ERROR_REASON_HEADER, reason).result(payload, Destination::Error)
                 }
             });
         }
         if let Some(position) = position {
             if results.len() == from {
-                results.push(result(Vec::new(), Vec::new(), Destination::None));
+                fields.headers.clear();
+                results.push(fields.result(Vec::new(), Destination::None));
             }
             if let Some(last) = results.last_mut() {
                 last.completes.push(position);

@@ -66,6 +66,7 @@ impl CallOpener {
             deadline,
             pools: self.pools.clone(),
             is_abandoned: Arc::default(),
+            items_max: self.items_max,
             room: Arc::new(Semaphore::new(self.items_max)),
             refill: (self.items_max / REFILL_PARTS).max(1),
             is_paced: AtomicBool::new(false),
@@ -91,6 +92,8 @@ struct CallState {
     pools: Arc<Pools>,
     /// True once the outcomes are dropped.
     is_abandoned: Arc<AtomicBool>,
+    /// The most items without a read outcome.
+    items_max: usize,
     /// A permit is taken for each item, and returned when its outcome is read.
     room: Arc<Semaphore>,
     /// For how many items the writer of a full call waits.
@@ -297,6 +300,30 @@ impl Outcomes {
         Poll::Ready(outcomes)
     }
 
+    /// The next outcomes, as a replica has sent them, whose items stay open until they are [released](Outcomes::release); `None` once
+    /// the sender is dropped and every item has its outcome.
+    pub(crate) fn poll_list(&mut self, cx: &mut Context<'_>) -> Poll<Option<Vec<Outcome>>> {
+        if self.received.len() > 0 {
+            return Poll::Ready(Some(std::mem::take(&mut self.received).collect()));
+        }
+        self.rx.poll_recv(cx)
+    }
+
+    /// Returns the permits of items whose outcomes were read with [`Outcomes::poll_list`].
+    pub(crate) fn release(&self, count: usize) {
+        self.call.room.add_permits(count);
+    }
+
+    /// The most items without a read outcome.
+    pub(crate) fn items_max(&self) -> usize {
+        self.call.items_max
+    }
+
+    /// Items without a read outcome.
+    pub(crate) fn open_items(&self) -> usize {
+        self.call.items_max.saturating_sub(self.call.room.available_permits())
+    }
+
     /// A handle by which another task can abandon the call.
     pub(crate) fn handle(&self) -> CallHandle {
         CallHandle(Arc::downgrade(&self.call))
@@ -331,6 +358,15 @@ impl CallHandle {
 pub(crate) fn test_reply(id: u64) -> (OutcomeSender, Outcomes) {
     let (sender, outcomes) = CallOpener::new(Arc::default(), 16).open();
     (sender.reply(id), outcomes)
+}
+
+/// A call of `items_max` items, the replies to `open` open ones, with ids from 0, and the stream that receives them.
+#[cfg(test)]
+pub(crate) fn test_call(items_max: usize, open: usize) -> (Vec<OutcomeSender>, Outcomes) {
+    let (sender, outcomes) = CallOpener::new(Arc::default(), items_max).open();
+    let permits = sender.room().try_acquire_many(u32::try_from(open).unwrap()).expect("the call has room");
+    permits.forget();
+    ((0..open as u64).map(|id| sender.reply(id)).collect(), outcomes)
 }
 
 #[cfg(test)]

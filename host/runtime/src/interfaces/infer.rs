@@ -14,6 +14,7 @@ use crate::bindings::gateway::weir::stream::infer::{Host, HostWithStore};
 use crate::components::adapter::AdapterState;
 use crate::components::gateway::state::GatewayState;
 use crate::inference::call::{CallAbandoned, CallSender, Outcomes};
+use crate::inference::gather::GatheredOutcomes;
 use crate::inference::item::{SharedItem, shared_items};
 use crate::interfaces::transfer::{GuestWriter, TRANSFER_MAX, Unsent, ValueReceiver, ValueSender};
 use crate::stages::{self, Stage, Transfer};
@@ -59,7 +60,7 @@ impl crate::types::Host for AdapterState {}
 
 impl Host for AdapterState {}
 
-/// For adapters: their items have no client, and are accepted while the server drains.
+/// For adapters: their items have no client, and are accepted while the server drains. Outcomes are gathered.
 impl HostWithStore<StoreData> for HasSelf<AdapterState> {
     async fn run(
         accessor: &Accessor<StoreData, Self>,
@@ -68,7 +69,7 @@ impl HostWithStore<StoreData> for HasSelf<AdapterState> {
         accessor.with(|mut access| {
             let (sender, outcomes) = access.get().calls.open();
             shared_items(&mut access, items)?.pipe(&mut access, GuestItems::new(sender))?;
-            StreamReader::new(&mut access, GuestWriter(outcomes))
+            StreamReader::new(&mut access, GuestWriter(GatheredOutcomes::new(outcomes)))
         })
     }
 
@@ -116,13 +117,25 @@ impl ValueReceiver for Outcomes {
     type Value = Outcome;
 
     fn poll_recv_many(&mut self, cx: &mut Context<'_>, max: usize) -> Poll<Vec<Outcome>> {
-        let outcomes = ready!(self.poll_recv_many(cx, max));
-        if !outcomes.is_empty() {
-            stages::mark(Stage::Returned);
-            stages::count(Transfer::OutcomesRead);
-        }
-        Poll::Ready(outcomes)
+        self.poll_recv_many(cx, max).map(count_read)
     }
+}
+
+impl ValueReceiver for GatheredOutcomes {
+    type Value = Outcome;
+
+    fn poll_recv_many(&mut self, cx: &mut Context<'_>, max: usize) -> Poll<Vec<Outcome>> {
+        self.poll_recv_many(cx, max).map(count_read)
+    }
+}
+
+/// Counts a list of outcomes that a guest reads.
+fn count_read(outcomes: Vec<Outcome>) -> Vec<Outcome> {
+    if !outcomes.is_empty() {
+        stages::mark(Stage::Returned);
+        stages::count(Transfer::OutcomesRead);
+    }
+    outcomes
 }
 
 /// Reads the items that a guest writes, and sends them to its call.

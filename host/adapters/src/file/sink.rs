@@ -1,5 +1,6 @@
 //! Results as lines of a file or of the standard output.
 
+use std::borrow::Cow;
 use std::fs::File;
 use std::io::{Seek as _, Write as _};
 use std::os::fd::AsFd as _;
@@ -111,7 +112,7 @@ impl LineSink {
         let mut text = Vec::new();
         for result in results {
             let is_error = result.destination == Destination::Error;
-            let line = if is_error { error_line(result) } else { result.payload.clone() };
+            let line = if is_error { Cow::Owned(error_line(result)) } else { Cow::Borrowed(&result.payload[..]) };
             if is_error && !matches!(self.format, SinkFormat::Ndjson | SinkFormat::Json) {
                 // An error is not a row of this format, but must not be lost.
                 eprintln!("{}", String::from_utf8_lossy(&line));

@@ -18,6 +18,9 @@ use crate::driver::{BoxFuture, DriverError, Read, Source};
 /// The interval at which followed files are checked while nothing is new.
 const FOLLOW_INTERVAL: Duration = Duration::from_millis(100);
 
+/// The bytes of records from which a read ends.
+const READ_BYTES: usize = 16 << 20;
+
 /// Files as a source.
 pub struct FileSource {
     /// Absent while a thread for blocking work has it.
@@ -110,8 +113,8 @@ impl Sequence {
 
     /// Reads at most `max` records; returns none at the end of the last file.
     fn read(&mut self, max: usize) -> Result<Vec<SourceRecord>, DriverError> {
-        let mut records = Vec::new();
-        while records.len() < max {
+        let (mut records, mut bytes) = (Vec::new(), 0);
+        while records.len() < max && bytes < READ_BYTES {
             let Some(current) = &mut self.current else {
                 let Some((path, length)) = self.files.pop_front() else { break };
                 let opened = self.open(&path, length);
@@ -121,6 +124,7 @@ impl Sequence {
             match current.frames.next(true) {
                 Ok(Some(frame)) => {
                     current.offset = frame.offset;
+                    bytes += frame.payload.len();
                     records.push(frame.into_record(&current.path.display().to_string(), current.partition));
                 }
                 Ok(None) => {

@@ -5,9 +5,10 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
+use futures::FutureExt as _;
 use http::header::{ACCEPT, AUTHORIZATION, CONTENT_TYPE, HeaderValue};
 use http_body_util::{BodyExt as _, Full};
-use hyper::body::Incoming;
+use hyper::body::{Frame, Incoming};
 use weir_codec::adapter::decode::{PAYLOAD_BYTES_MAX, REFUSAL_HEADER};
 use weir_codec::adapter::sse::{Event, EventReader, Received};
 use weir_codec::http::lines::Lines;
@@ -21,6 +22,8 @@ use crate::RECORD_ID_HEADER;
 use crate::driver::{BoxFuture, Committer, DriverError, Read, Safe, Source};
 use crate::redis::secret;
 
+/// The bytes from which a read ends.
+const READ_BYTES: usize = 1 << 20;
 /// The header of a record with the type of its event.
 const EVENT_HEADER: &str = "sse-event";
 /// The longest id of an event that is sent to resume the feed, in bytes: servers refuse requests with long headers.
@@ -61,6 +64,8 @@ pub struct HttpSource {
     random: SplitMix64,
     offset: u64,
     ready: VecDeque<SourceRecord>,
+    /// The bytes that were received since a read began.
+    read_bytes: usize,
     progress: Arc<HttpProgress>,
     has_ended: bool,
 }
@@ -68,6 +73,8 @@ pub struct HttpSource {
 /// An open response.
 struct Feed {
     body: Incoming,
+    /// A part of the body that has arrived and was not handled, or its end.
+    next: Option<Option<Result<Frame<Bytes>, hyper::Error>>>,
     framing: Framing,
     _connection: Connection,
 }
@@ -120,6 +127,7 @@ pub async fn open(
         random: SplitMix64::new(seed),
         offset: 0,
         ready: VecDeque::new(),
+        read_bytes: 0,
         progress: progress.clone(),
         has_ended: false,
     };
@@ -170,12 +178,14 @@ impl HttpSource {
         };
         let now = self.now();
         self.reconnect.handle_connected(now);
-        Ok(Some(Feed { body: response.into_body(), framing, _connection: connection }))
+        Ok(Some(Feed { body: response.into_body(), next: None, framing, _connection: connection }))
     }
 
     async fn next(&mut self, max: usize) -> Result<Read, DriverError> {
         loop {
-            if !self.ready.is_empty() {
+            let is_full = self.ready.len() >= max || self.read_bytes >= READ_BYTES;
+            if !self.ready.is_empty() && (is_full || !self.has_frame()) {
+                self.read_bytes = 0;
                 let count = self.ready.len().min(max);
                 return Ok(Read::Records(self.ready.drain(..count).collect()));
             }
@@ -200,6 +210,15 @@ impl HttpSource {
         }
     }
 
+    /// Whether a part of the response has arrived: its records are returned with those before it.
+    fn has_frame(&mut self) -> bool {
+        let Some(feed) = &mut self.feed else { return false };
+        if feed.next.is_none() {
+            feed.next = feed.body.frame().now_or_never();
+        }
+        matches!(feed.next, Some(Some(Ok(_))))
+    }
+
     /// Reads a part of the response, and queues the records that it completes.
     async fn read_frame(&mut self) -> Result<(), DriverError> {
         if self.feed.is_none() {
@@ -207,9 +226,10 @@ impl HttpSource {
         }
         let Some(feed) = &mut self.feed else { return Ok(()) };
         let idle = Duration::from_millis(self.config.idle_timeout_ms);
-        let frame = match self.config.idle_timeout_ms {
-            0 => feed.body.frame().await,
-            ms => match tokio::time::timeout(idle, feed.body.frame()).await {
+        let frame = match (feed.next.take(), self.config.idle_timeout_ms) {
+            (Some(frame), _) => frame,
+            (None, 0) => feed.body.frame().await,
+            (None, ms) => match tokio::time::timeout(idle, feed.body.frame()).await {
                 Ok(frame) => frame,
                 Err(_) => return Err(DriverError::transport(format!("no data has arrived for {ms} ms"))),
             },
@@ -219,6 +239,7 @@ impl HttpSource {
             Some(Err(error)) => return Err(DriverError::transport(error)),
             None => return self.handle_end(),
         };
+        self.read_bytes += bytes.len();
         match &mut feed.framing {
             Framing::Events(reader) => {
                 let mut received = Vec::new();

@@ -22,6 +22,8 @@ use crate::transport::{ByteStream, connect, secure};
 
 /// Frames that wait to be written; with more, senders wait.
 const OUTGOING_FRAMES_MAX: usize = 1024;
+/// The bytes from which the messages of a batch are written.
+const BATCH_BYTES: usize = 64 << 10;
 /// The free bytes of the buffer before each read.
 const READ_BYTES: usize = 16 << 10;
 /// The errors by which a server refuses credentials.
@@ -72,6 +74,48 @@ pub(super) struct PendingReply {
     number: u64,
     receiver: oneshot::Receiver<Result<Message, DriverError>>,
     shared: Arc<Shared>,
+}
+
+/// Messages that are written together: the task that writes, and the server, are woken once for all of them.
+pub(super) struct Batch<'a> {
+    client: &'a Client,
+    frames: Vec<u8>,
+}
+
+impl Batch<'_> {
+    /// Adds a message without a reply.
+    pub(super) async fn publish(&mut self, subject: &str, payload: &[u8]) -> Result<(), DriverError> {
+        protocol::append_publish(&mut self.frames, subject, "", &[], payload);
+        self.write_if_long().await
+    }
+
+    /// Adds a request.
+    pub(super) async fn request(
+        &mut self,
+        subject: &str,
+        headers: &[Header],
+        payload: &[u8],
+    ) -> Result<PendingReply, DriverError> {
+        let (pending, reply) = self.client.register(subject)?;
+        protocol::append_publish(&mut self.frames, subject, &reply, headers, payload);
+        self.write_if_long().await?;
+        Ok(pending)
+    }
+
+    async fn write_if_long(&mut self) -> Result<(), DriverError> {
+        match self.frames.len() < BATCH_BYTES {
+            true => Ok(()),
+            false => self.client.send(std::mem::take(&mut self.frames).into()).await,
+        }
+    }
+
+    /// Sends the messages that were not written yet.
+    pub(super) async fn send(self) -> Result<(), DriverError> {
+        match self.frames.is_empty() {
+            true => Ok(()),
+            false => self.client.send(self.frames.into()).await,
+        }
+    }
 }
 
 /// A subscription. Dropping it ends it, and returns the messages of consumers that were not received to the server, which delivers them
@@ -238,33 +282,32 @@ impl Client {
         self.send(protocol::publish(subject, replies, &[], payload)).await
     }
 
-    /// Publishes a request without waiting for its reply. Requests are sent in the order of the calls.
-    pub(super) async fn send_request(
-        &self,
-        subject: &str,
-        headers: &[Header],
-        payload: &[u8],
-    ) -> Result<PendingReply, DriverError> {
+    /// Messages that are written together, in the order in which they are added.
+    pub(super) fn batch(&self) -> Batch<'_> {
+        Batch { client: self, frames: Vec::new() }
+    }
+
+    /// Registers a request; returns its reply, and the subject to which it is sent.
+    fn register(&self, subject: &str) -> Result<(PendingReply, String), DriverError> {
         let (reply, receiver) = oneshot::channel();
-        let number = {
-            let mut state = self.shared.lock();
-            if let Some(failure) = &state.failure {
-                return Err(failure.clone());
-            }
-            state.request_next += 1;
-            let number = state.request_next;
-            state.requests.insert(number, Request { subject: subject.to_owned(), reply });
-            number
-        };
+        let mut state = self.shared.lock();
+        if let Some(failure) = &state.failure {
+            return Err(failure.clone());
+        }
+        state.request_next += 1;
+        let number = state.request_next;
+        state.requests.insert(number, Request { subject: subject.to_owned(), reply });
+        drop(state);
         let pending = PendingReply { number, receiver, shared: self.shared.clone() };
-        let reply_subject = format!("{}.{number}", self.shared.inbox);
-        self.send(protocol::publish(subject, &reply_subject, headers, payload)).await?;
-        Ok(pending)
+        Ok((pending, format!("{}.{number}", self.shared.inbox)))
     }
 
     /// Publishes a request and waits for its reply.
     pub(super) async fn request(&self, subject: &str, payload: &[u8]) -> Result<Message, DriverError> {
-        self.send_request(subject, &[], payload).await?.receive().await
+        let mut batch = self.batch();
+        let reply = batch.request(subject, &[], payload).await?;
+        batch.send().await?;
+        reply.receive().await
     }
 
     /// Subscribes to a new subject of this connection. The connection ends if more than `messages_max` messages wait to be received.

@@ -189,17 +189,23 @@ fn decode_headers(block: &[u8]) -> Result<(Option<Status>, Vec<Header>), Protoco
 
 /// Encodes a message. If `reply` is empty, no reply is expected. Subjects have been checked with [`is_subject`].
 pub(super) fn publish(subject: &str, reply: &str, headers: &[Header], payload: &[u8]) -> Bytes {
+    let mut frame = Vec::new();
+    append_publish(&mut frame, subject, reply, headers, payload);
+    frame.into()
+}
+
+/// Appends a message to frames, as [`publish`] encodes it.
+pub(super) fn append_publish(frames: &mut Vec<u8>, subject: &str, reply: &str, headers: &[Header], payload: &[u8]) {
     let block = encode_headers(headers);
     let separator = if reply.is_empty() { "" } else { " " };
     let line = match block.is_empty() {
         true => format!("PUB {subject}{separator}{reply} {}\r\n", payload.len()),
         false => format!("HPUB {subject}{separator}{reply} {} {}\r\n", block.len(), block.len() + payload.len()),
     };
-    let mut frame = Vec::with_capacity(line.len() + block.len() + payload.len() + LINE_END.len());
+    frames.reserve(line.len() + block.len() + payload.len() + LINE_END.len());
     for part in [line.as_bytes(), &block, payload, LINE_END] {
-        frame.extend_from_slice(part);
+        frames.extend_from_slice(part);
     }
-    frame.into()
 }
 
 /// The bytes of encoded headers; 0 if there are none.

@@ -1,5 +1,7 @@
 //! A subject as a sink.
 
+use std::borrow::Cow;
+
 use weir_config::NatsSink as Config;
 use weir_core::adapter::{Header, ResultRecord};
 
@@ -32,8 +34,10 @@ impl NatsSink {
     /// Publishes results in their order, and waits until the stream has stored all of them.
     async fn write_all(&self, results: &[ResultRecord]) -> Result<Vec<Rejected>, DriverError> {
         let (mut rejected, mut sent) = (Vec::new(), Vec::new());
+        let mut batch = self.client.batch();
         for (index, result) in results.iter().enumerate() {
             if sent.len() == UNACKNOWLEDGED_MAX {
+                std::mem::replace(&mut batch, self.client.batch()).send().await?;
                 self.receive_acknowledgements(&mut sent, &mut rejected).await?;
             }
             let headers = headers(result);
@@ -43,8 +47,9 @@ impl NatsSink {
                 rejected.push(Rejected { index, reason });
                 continue;
             }
-            sent.push((index, self.client.send_request(&self.subject, &headers, &result.payload).await?));
+            sent.push((index, batch.request(&self.subject, &headers, &result.payload).await?));
         }
+        batch.send().await?;
         self.receive_acknowledgements(&mut sent, &mut rejected).await?;
         rejected.sort_by_key(|rejected| rejected.index);
         Ok(rejected)
@@ -56,7 +61,8 @@ impl NatsSink {
         sent: &mut Vec<(usize, PendingReply)>,
         rejected: &mut Vec<Rejected>,
     ) -> Result<(), DriverError> {
-        for (index, reply) in sent.drain(..) {
+        // The server answers in the order of the requests: once the last reply has arrived, no other one has to be waited for.
+        for (index, reply) in sent.drain(..).rev() {
             match check_stored(&self.subject, &reply.receive().await?) {
                 Ok(()) => {}
                 Err(PublishError::TooLarge(reason)) => rejected.push(Rejected { index, reason }),
@@ -68,9 +74,11 @@ impl NatsSink {
 }
 
 /// The headers of a result, with its key.
-fn headers(result: &ResultRecord) -> Vec<Header> {
-    let key = result.key.as_ref().map(|key| Header::new(KEY_HEADER, key.as_slice()));
-    result.headers.iter().cloned().chain(key).collect()
+fn headers(result: &ResultRecord) -> Cow<'_, [Header]> {
+    match &result.key {
+        None => Cow::Borrowed(&result.headers),
+        Some(key) => result.headers.iter().cloned().chain([Header::new(KEY_HEADER, key.as_slice())]).collect(),
+    }
 }
 
 impl Sink for NatsSink {

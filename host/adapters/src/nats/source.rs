@@ -27,6 +27,10 @@ const REQUEST_BYTES: usize = 16 << 20;
 const STATUS_MESSAGES_MAX: usize = 16;
 /// The shortest time between two reports of messages in progress.
 const PROGRESS_INTERVAL_MIN: Duration = Duration::from_millis(100);
+/// The payload of an acknowledgement.
+const ACKNOWLEDGEMENT: &[u8] = b"+ACK";
+/// How long a read waits for further messages that the server is about to send.
+const ARRIVAL_DELAY: Duration = Duration::from_millis(5);
 /// The statuses with which a request ends normally: there are no messages, or it has expired.
 const REQUEST_ENDS: [u16; 2] = [404, 408];
 /// The status of a request that ended for another reason, and the reasons after which another request may follow at once.
@@ -142,14 +146,17 @@ async fn report_progress(client: Client, shared: Shared, interval: Duration) {
 }
 
 impl NatsSource {
-    /// Reads messages that are not in flight already: those that have arrived, or else the next one.
+    /// Reads messages that are not in flight already: those that have arrived and that the server is sending, or else the next one.
     async fn next(&mut self, max: usize) -> Result<Read, DriverError> {
-        let (mut records, mut is_dead) = (Vec::new(), false);
+        let (mut records, mut is_dead, mut end) = (Vec::new(), false, None);
         while records.len() < max {
             let received = match self.next.take() {
                 Some(received) => Some(received),
                 None if records.is_empty() => Some(self.receive(max).await?),
-                None => self.try_receive()?,
+                None => {
+                    let end = *end.get_or_insert_with(|| Instant::now() + ARRIVAL_DELAY);
+                    self.receive_further(end).await?
+                }
             };
             let Some((message, delivery)) = received else { break };
             let exceeds = delivery.delivered > self.config.deliveries_max;
@@ -189,6 +196,23 @@ impl NatsSource {
                 }
                 Ok(None) => return Err(self.client.failure()),
                 Err(_) => return Err(DriverError::transport("NATS does not answer requests for messages")),
+            }
+        }
+    }
+
+    /// A message that has arrived, or that arrives until `end` if the stream has more of the open request.
+    async fn receive_further(&mut self, end: Instant) -> Result<Option<(Message, Delivery)>, DriverError> {
+        loop {
+            let received = self.try_receive()?;
+            if received.is_some() || self.requested == 0 || self.remaining == Some(0) {
+                return Ok(received);
+            }
+            // `receive` reports the end of the connection.
+            let Ok(Some(message)) = tokio::time::timeout_at(end, self.replies.messages.recv()).await else {
+                return Ok(None);
+            };
+            if let Some(received) = self.handle(message)? {
+                return Ok(Some(received));
             }
         }
     }
@@ -303,11 +327,14 @@ impl NatsCommitter {
             let reply = |offset: u64| shared.messages.get(&offset).map(|message| message.reply.clone());
             safe.completed.iter().filter_map(|position| reply(position.offset)).collect()
         };
-        let mut replies = Vec::with_capacity(subjects.len());
-        for subject in subjects {
-            replies.push(self.client.send_request(&subject, &[], b"+ACK").await?);
-        }
-        for reply in replies {
+        if let Some((last, others)) = subjects.split_last() {
+            let mut batch = self.client.batch();
+            for subject in others {
+                batch.publish(subject, ACKNOWLEDGEMENT).await?;
+            }
+            // The server records the acknowledgements of a connection in their order, so its reply to the last one is for all.
+            let reply = batch.request(last, &[], ACKNOWLEDGEMENT).await?;
+            batch.send().await?;
             let reply = reply.receive().await?;
             if reply.status.is_some_and(|status| status.code == NO_RESPONDERS) {
                 return Err(DriverError::transport("NATS has no consumer for an acknowledgement any more"));

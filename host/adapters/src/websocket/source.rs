@@ -5,26 +5,37 @@
 
 use std::time::{Duration, Instant};
 
+use futures::FutureExt as _;
 use tokio::sync::mpsc;
 use tokio::time::MissedTickBehavior;
 use tokio_util::task::AbortOnDropHandle;
 use weir_config::WebSocketSource as Config;
 use weir_core::adapter::{Position, Reconnect, ReconnectConfig, SourceRecord};
 use weir_core::random::SplitMix64;
-use weir_websocket::Message;
+use weir_websocket::{Error, Message};
 
 use super::client::{Socket, closed, connect, failure};
 use crate::driver::{BoxFuture, Committer, DriverError, Read, Safe, Source};
 use crate::http::client::Target;
 use crate::redis::secret;
 
-/// The most messages between the task and the adapter.
+/// The most messages that the task sends at once, and the bytes from which it sends them. The adapter is woken for each list.
 const MESSAGES_MAX: usize = 64;
+const MESSAGES_BYTES: usize = 1 << 20;
+/// The most lists between the task and the adapter.
+const LISTS_MAX: usize = 1;
+
+/// The payloads of messages.
+type Payloads = Vec<Vec<u8>>;
 
 /// A feed as a source.
 pub struct WebSocketSource {
     url: String,
-    messages: mpsc::Receiver<Result<Vec<u8>, DriverError>>,
+    messages: mpsc::Receiver<Result<Payloads, DriverError>>,
+    /// The messages of the last list that were not read yet.
+    rest: std::vec::IntoIter<Vec<u8>>,
+    /// The failure after the last message.
+    failure: Option<DriverError>,
     offset: u64,
     _task: AbortOnDropHandle<()>,
 }
@@ -61,9 +72,11 @@ pub async fn open(
         began: Instant::now(),
     };
     let socket = feed.connect().await?;
-    let (sender, messages) = mpsc::channel(MESSAGES_MAX);
+    let (sender, messages) = mpsc::channel(LISTS_MAX);
     let task = AbortOnDropHandle::new(tokio::spawn(feed.run(socket, sender)));
-    Ok((WebSocketSource { url: config.url.clone(), messages, offset: 0, _task: task }, WebSocketCommitter))
+    let rest = Vec::new().into_iter();
+    let source = WebSocketSource { url: config.url.clone(), messages, rest, failure: None, offset: 0, _task: task };
+    Ok((source, WebSocketCommitter))
 }
 
 /// The task of a feed.
@@ -97,7 +110,7 @@ impl Feed {
     }
 
     /// Reads the feed until it ends, or until it cannot be reached, which is sent as the last message.
-    async fn run(mut self, socket: Socket, sender: mpsc::Sender<Result<Vec<u8>, DriverError>>) {
+    async fn run(mut self, socket: Socket, sender: mpsc::Sender<Result<Payloads, DriverError>>) {
         let mut connected = Ok(socket);
         loop {
             let lost = match connected {
@@ -125,7 +138,7 @@ impl Feed {
     }
 
     /// Reads one connection.
-    async fn read(&self, mut socket: Socket, sender: &mpsc::Sender<Result<Vec<u8>, DriverError>>) -> FeedEnd {
+    async fn read(&self, mut socket: Socket, sender: &mpsc::Sender<Result<Payloads, DriverError>>) -> FeedEnd {
         let heartbeat = Duration::from_millis(self.config.heartbeat_ms.max(1));
         let mut ping = tokio::time::interval_at(tokio::time::Instant::now() + heartbeat, heartbeat);
         ping.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -143,26 +156,14 @@ impl Feed {
                 },
                 message = socket.next(), if room.is_some() => {
                     last_received = Instant::now();
-                    let payload = match message {
-                        Some(Ok(Message::Text(text))) => text.into_bytes(),
-                        Some(Ok(Message::Binary(payload))) => payload,
-                        Some(Ok(Message::Ping(_) | Message::Pong(_))) => {
-                            // A pong waits for the next write.
-                            match socket.flush().await {
-                                Ok(()) => continue,
-                                Err(error) => return FeedEnd::Lost(failure(&error)),
-                            }
-                        }
-                        Some(Ok(Message::Close(frame))) => {
-                            // The close frame of the response is best effort.
-                            let _ = tokio::time::timeout(Duration::from_secs(1), socket.flush()).await;
-                            return closed(frame.as_ref()).map_or(FeedEnd::Ended, FeedEnd::Lost);
-                        }
-                        Some(Err(error)) => return FeedEnd::Lost(failure(&error)),
-                        None => return FeedEnd::Lost(DriverError::transport("the server has closed the connection")),
-                    };
-                    if let Some(permit) = room.take() {
-                        permit.send(Ok(payload));
+                    let (payloads, end) = receive(&mut socket, message).await;
+                    if !payloads.is_empty()
+                        && let Some(permit) = room.take()
+                    {
+                        permit.send(Ok(payloads));
+                    }
+                    if let Some(end) = end {
+                        return end;
                     }
                 }
                 _ = ping.tick() => {
@@ -182,29 +183,78 @@ impl Feed {
     }
 }
 
+/// The payloads of a message and of those that have arrived after it, and the end of the connection, if it follows them.
+async fn receive(socket: &mut Socket, first: Option<Result<Message, Error>>) -> (Payloads, Option<FeedEnd>) {
+    let (mut payloads, mut bytes, mut next) = (Vec::new(), 0, Some(first));
+    while let Some(message) = next {
+        match handle(socket, message).await {
+            Ok(Some(payload)) => {
+                bytes += payload.len();
+                payloads.push(payload);
+            }
+            Ok(None) => {}
+            Err(end) => return (payloads, Some(end)),
+        }
+        let has_room = payloads.len() < MESSAGES_MAX && bytes < MESSAGES_BYTES;
+        next = if has_room { socket.next().now_or_never() } else { None };
+    }
+    (payloads, None)
+}
+
+/// Handles a message; returns its payload, if it has one for the adapter.
+async fn handle(socket: &mut Socket, message: Option<Result<Message, Error>>) -> Result<Option<Vec<u8>>, FeedEnd> {
+    match message {
+        Some(Ok(Message::Text(text))) => Ok(Some(text.into_bytes())),
+        Some(Ok(Message::Binary(payload))) => Ok(Some(payload)),
+        // A pong waits for the next write.
+        Some(Ok(Message::Ping(_) | Message::Pong(_))) => match socket.flush().await {
+            Ok(()) => Ok(None),
+            Err(error) => Err(FeedEnd::Lost(failure(&error))),
+        },
+        Some(Ok(Message::Close(frame))) => {
+            // The close frame of the response is best effort.
+            let _ = tokio::time::timeout(Duration::from_secs(1), socket.flush()).await;
+            Err(closed(frame.as_ref()).map_or(FeedEnd::Ended, FeedEnd::Lost))
+        }
+        Some(Err(error)) => Err(FeedEnd::Lost(failure(&error))),
+        None => Err(FeedEnd::Lost(DriverError::transport("the server has closed the connection"))),
+    }
+}
+
 impl WebSocketSource {
     async fn next(&mut self, max: usize) -> Result<Read, DriverError> {
         let mut records = Vec::new();
-        match self.messages.recv().await {
-            Some(Ok(payload)) => records.push(self.record(payload)),
-            Some(Err(failure)) => return Err(failure),
-            None => return Ok(Read::End),
-        }
-        while records.len() < max
-            && let Ok(message) = self.messages.try_recv()
-        {
-            match message {
-                Ok(payload) => records.push(self.record(payload)),
-                // It is the last message of the task: records that were received before it are returned first.
-                Err(failure) => {
-                    let (sender, messages) = mpsc::channel(1);
-                    // The channel is new and has room.
-                    let _ = sender.try_send(Err(failure));
-                    self.messages = messages;
+        loop {
+            while records.len() < max
+                && let Some(payload) = self.rest.next()
+            {
+                records.push(self.record(payload));
+            }
+            if records.len() == max {
+                return Ok(Read::Records(records));
+            }
+            let received = match records.is_empty() {
+                true => match self.failure.take() {
+                    Some(failure) => return Err(failure),
+                    None => self.messages.recv().await,
+                },
+                false => match self.messages.try_recv() {
+                    Ok(received) => Some(received),
+                    Err(_) => return Ok(Read::Records(records)),
+                },
+            };
+            match received {
+                Some(Ok(payloads)) => self.rest = payloads.into_iter(),
+                // Records that were received before it are returned first.
+                Some(Err(failure)) => {
+                    self.failure = Some(failure);
+                    if !records.is_empty() {
+                        return Ok(Read::Records(records));
+                    }
                 }
+                None => return Ok(Read::End),
             }
         }
-        Ok(Read::Records(records))
     }
 
     fn record(&mut self, payload: Vec<u8>) -> SourceRecord {

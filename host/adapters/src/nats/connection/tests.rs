@@ -60,6 +60,14 @@ async fn connected() -> (Client, Peer) {
     (client, peer)
 }
 
+/// Sends a request without waiting for its reply.
+async fn send_request(client: &Client, subject: &str) -> PendingReply {
+    let mut batch = client.batch();
+    let reply = batch.request(subject, &[], b"").await.unwrap();
+    batch.send().await.unwrap();
+    reply
+}
+
 /// The error of a connection attempt to a server that sends these frames.
 async fn refused(frames: &str, config: NatsSource) -> DriverError {
     let (listener, NatsSource { url, .. }) = listen().await;
@@ -77,8 +85,10 @@ async fn refused(frames: &str, config: NatsSource) -> DriverError {
 #[tokio::test]
 async fn requests_get_their_own_replies() {
     let (client, mut peer) = connected().await;
-    let one = client.send_request("one", &[], b"").await.unwrap();
-    let two = client.send_request("two", &[], b"").await.unwrap();
+    let mut batch = client.batch();
+    let one = batch.request("one", &[], b"").await.unwrap();
+    let two = batch.request("two", &[], b"").await.unwrap();
+    batch.send().await.unwrap();
     let (first, second) = (peer.request().await, peer.request().await);
     assert_eq!((first.0.as_str(), second.0.as_str()), ("one", "two"));
     peer.send(&format!("PING\r\nMSG {} 1 1\r\n2\r\nMSG {} 1 1\r\n1\r\n", second.1, first.1)).await;
@@ -89,9 +99,34 @@ async fn requests_get_their_own_replies() {
 }
 
 #[tokio::test]
+async fn messages_of_a_batch_are_written_in_their_order() {
+    let (client, mut peer) = connected().await;
+    let payload = [b'x'; 100];
+    let sending = async {
+        let mut batch = client.batch();
+        for number in 0..2 * BATCH_BYTES / payload.len() {
+            batch.publish(&format!("a.{number}"), &payload).await.unwrap();
+        }
+        batch.request("last", &[], b"").await.unwrap();
+        assert!(batch.frames.len() < BATCH_BYTES, "a long batch is written in parts");
+        batch.send().await.unwrap();
+    };
+    let receiving = async {
+        for number in 0..2 * BATCH_BYTES / payload.len() {
+            assert_eq!(peer.line().await, format!("PUB a.{number} 100"));
+            assert_eq!(peer.line().await.len(), 100);
+        }
+        assert_eq!(peer.request().await.0, "last");
+    };
+    tokio::join!(sending, receiving);
+}
+
+#[tokio::test]
 async fn request_without_permission_is_denied() {
     let (client, mut peer) = connected().await;
-    let (denied, other) = (client.send_request("a.b", &[], b"").await, client.send_request("c", &[], b"").await);
+    let mut batch = client.batch();
+    let (denied, other) = (batch.request("a.b", &[], b"").await, batch.request("c", &[], b"").await);
+    batch.send().await.unwrap();
     peer.request().await;
     let (_, reply) = peer.request().await;
     peer.send(&format!("-ERR 'Permissions Violation for Publish to \"a.b\"'\r\nMSG {reply} 1 1\r\nx\r\n")).await;
@@ -120,7 +155,7 @@ async fn message_without_permission_ends_the_connection() {
 async fn lost_connection_ends_requests_and_subscriptions_with_the_reason() {
     let (client, mut peer) = connected().await;
     let mut subscription = client.subscribe(1).await.unwrap();
-    let request = client.send_request("one", &[], b"").await.unwrap();
+    let request = send_request(&client, "one").await;
     peer.line().await;
     peer.request().await;
     peer.send("-ERR 'Stale Connection'\r\n").await;
@@ -143,7 +178,7 @@ async fn messages_that_were_not_received_are_returned() {
     let message = |number: usize| format!("MSG text-input {id} $JS.ACK.s.c.1.{number}.1.0.0 1\r\nx\r\n");
     let status = format!("HMSG {subject} {id} 18 18\r\nNATS/1.0 408 x\r\n\r\n\r\n");
     // The reply to a request shows that the client has the messages before it.
-    let request = client.send_request("one", &[], b"").await.unwrap();
+    let request = send_request(&client, "one").await;
     let (_, reply) = peer.request().await;
     peer.send(&[message(1), status, message(2), format!("MSG {reply} 1 0\r\n\r\n")].concat()).await;
     request.receive().await.unwrap();
@@ -160,7 +195,7 @@ async fn messages_that_were_not_received_are_returned() {
 async fn more_messages_than_requested_end_the_connection() {
     let (client, mut peer) = connected().await;
     let _subscription = client.subscribe(1).await.unwrap();
-    let request = client.send_request("one", &[], b"").await.unwrap();
+    let request = send_request(&client, "one").await;
     peer.send("MSG a 2 1\r\nx\r\nMSG a 2 1\r\ny\r\n").await;
     let reason = "NATS has sent more messages than were requested";
     assert_eq!(request.receive().await.unwrap_err(), DriverError::transport(reason));

@@ -191,6 +191,29 @@ async fn rebalances_lose_and_repeat_no_record() -> Result<()> {
     Ok(())
 }
 
+/// While members join the group, its coordinator refuses commits. An adapter that ends then repeats them, so that no record has two results.
+#[tokio::test(flavor = "multi_thread")]
+async fn commits_that_a_rebalance_refuses_are_repeated_at_the_end() -> Result<()> {
+    let cluster = cluster()?;
+    let adapter = adapter(&cluster);
+    cluster.request_errors(
+        RDKafkaApiKey::OffsetCommit,
+        &[RDKafkaRespErr::RD_KAFKA_RESP_ERR_REBALANCE_IN_PROGRESS; 30],
+    );
+    produce(&cluster, 0..5).await?;
+    let one = start(&adapter)?;
+    wait_for_results(&one, 5).await?;
+    one.stop().await?;
+    produce(&cluster, 5..10).await?;
+    let two = start(&adapter)?;
+    let mut reader = Reader::new(&cluster, "sentiment-output")?;
+    reader.read_distinct(10)?;
+    let status = two.stop().await?;
+    reader.poll(Duration::from_millis(500));
+    assert_eq!((reader.records.len(), status.report().records), (10, 5));
+    Ok(())
+}
+
 /// What cannot be processed goes to the topic for errors with its key and its bytes: a bad record, a tombstone; a large record is not bad.
 #[tokio::test(flavor = "multi_thread")]
 async fn bad_records_go_to_the_topic_for_errors() -> Result<()> {

@@ -52,6 +52,11 @@ impl Assignment {
         number
     }
 
+    /// The numbers of the partitions that belong to this consumer.
+    pub(super) fn numbers(&self) -> BTreeSet<u32> {
+        self.lock().partitions.keys().copied().collect()
+    }
+
     /// Records that a record of each of these numbers is in flight.
     pub(super) fn add(&self, numbers: impl Iterator<Item = u32>) {
         let mut state = self.lock();
@@ -158,6 +163,7 @@ mod tests {
         assert_eq!(assignment.advance(0, 7), Some(("t".to_owned(), 0)));
         assignment.revoke(&set(&[0, 5]));
         assert_eq!((assignment.take_revoked(), assignment.take_revoked()), (vec![0], vec![]));
+        assert_eq!(assignment.numbers(), BTreeSet::from([1]));
         assert_eq!((assignment.advance(0, 8), assignment.number("t", 0)), (None, 2));
         assert_eq!(assignment.positions(), []);
         assert!(!assignment.has_lost_records());

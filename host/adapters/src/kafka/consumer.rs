@@ -33,6 +33,9 @@ const REVOKE_TIMEOUT: Duration = Duration::from_secs(20);
 const COMMIT_RETRY_INTERVAL: Duration = Duration::from_secs(1);
 /// The most partitions that a line of the log names.
 const NAMES_MAX: usize = 32;
+/// The time between attempts to commit while the group rebalances, and for how long they are made.
+const REFUSED_COMMIT_INTERVAL: Duration = Duration::from_millis(100);
+pub(super) const REFUSED_COMMIT_TIMEOUT: Duration = Duration::from_secs(20);
 
 /// What librdkafka reports to.
 pub(super) struct Context {
@@ -106,6 +109,31 @@ pub(super) fn offset_list(positions: &[(TopicPartition, i64)]) -> KafkaResult<To
     Ok(list)
 }
 
+/// Commits positions and waits for that. While members join the group, its coordinator refuses commits, so they are repeated.
+pub(super) fn commit_now(
+    consumer: &GroupConsumer,
+    refused_timeout: Duration,
+    positions: impl Fn() -> Vec<(TopicPartition, i64)>,
+) -> KafkaResult<()> {
+    let deadline = Instant::now() + refused_timeout;
+    loop {
+        // Read each time: those of partitions that were revoked meanwhile are not committed.
+        let list = offset_list(&positions())?;
+        if list.count() == 0 {
+            return Ok(());
+        }
+        match consumer.commit(&list, CommitMode::Sync) {
+            Err(error)
+                if error.rdkafka_error_code() == Some(RDKafkaErrorCode::RebalanceInProgress)
+                    && Instant::now() < deadline =>
+            {
+                std::thread::sleep(REFUSED_COMMIT_INTERVAL);
+            }
+            committed => return committed,
+        }
+    }
+}
+
 impl ConsumerContext for Context {
     fn pre_rebalance(&self, consumer: &BaseConsumer<Self>, rebalance: &Rebalance<'_>) {
         let Rebalance::Revoke(list) = rebalance else { return };
@@ -114,11 +142,13 @@ impl ConsumerContext for Context {
         // lost have another consumer already.
         let timeout = if consumer.assignment_lost() { Duration::ZERO } else { REVOKE_TIMEOUT };
         let positions = self.assignment.wait_complete(&revoked, timeout);
-        if !positions.is_empty() && !timeout.is_zero() && !self.is_transactional {
-            let committed = offset_list(&positions).and_then(|list| consumer.commit(&list, CommitMode::Sync));
-            if let Err(error) = committed {
-                tracing::warn!(adapter = self.name, %error, "positions of revoked partitions are not committed: their records are read again");
-            }
+        // An adapter that has ended has committed them.
+        let refused_timeout = if self.assignment.is_closed() { Duration::ZERO } else { REFUSED_COMMIT_TIMEOUT };
+        if !timeout.is_zero()
+            && !self.is_transactional
+            && let Err(error) = commit_now(consumer, refused_timeout, || positions.clone())
+        {
+            tracing::warn!(adapter = self.name, %error, "positions of revoked partitions are not committed: their records are read again");
         }
         tracing::info!(adapter = self.name, partitions = names(&revoked), "partitions are revoked");
         self.assignment.revoke(&revoked);

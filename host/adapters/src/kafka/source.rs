@@ -12,7 +12,7 @@ use weir_core::adapter::SourceRecord;
 
 use super::assignment::{Assignment, TopicPartition};
 use super::client::{Access, REPORTS_TIMEOUT, Reports, blocking, failure, reach};
-use super::consumer::{Context, GroupConsumer, Poller, offset_list};
+use super::consumer::{Context, GroupConsumer, Poller, REFUSED_COMMIT_TIMEOUT, commit_now, offset_list};
 use super::sink::Transaction;
 use crate::driver::{BoxFuture, Committer, DriverError, Read, Safe, Source};
 
@@ -26,6 +26,7 @@ const LEAVE_TIMEOUT: Duration = Duration::from_secs(5);
 /// A consumer group as a source.
 pub struct KafkaSource {
     reads: mpsc::Receiver<Result<Read, DriverError>>,
+    assignment: Arc<Assignment>,
     lag: Arc<AtomicU64>,
     /// Records that exceeded the bound of the last read.
     rest: Vec<SourceRecord>,
@@ -95,6 +96,7 @@ pub async fn open(
         records_max: config.max_poll_records.max(1) as usize,
         runtime: tokio::runtime::Handle::current(),
     };
+    let source = KafkaSource { reads, assignment: assignment.clone(), lag, rest: Vec::new() };
     let committer = KafkaCommitter { consumer: Some(consumer), assignment, transaction, timeout, left: Some(left) };
     // It ends when the committer is dropped.
     std::thread::Builder::new()
@@ -104,21 +106,28 @@ pub async fn open(
             drop(leaving);
         })
         .map_err(DriverError::transport)?;
-    Ok((KafkaSource { reads, lag, rest: Vec::new() }, committer))
+    Ok((source, committer))
 }
 
 impl KafkaSource {
     async fn next(&mut self, max: usize) -> Result<Read, DriverError> {
-        let mut records = match std::mem::take(&mut self.rest) {
-            rest if !rest.is_empty() => rest,
-            _ => match self.reads.recv().await {
-                Some(Ok(Read::Records(records))) => records,
-                Some(read) => return read,
-                None => return Err(DriverError::transport("the consumer has ended")),
-            },
-        };
-        self.rest = records.split_off(records.len().min(max));
-        Ok(Read::Records(records))
+        loop {
+            let mut records = match std::mem::take(&mut self.rest) {
+                rest if !rest.is_empty() => rest,
+                _ => match self.reads.recv().await {
+                    Some(Ok(Read::Records(records))) => records,
+                    Some(read) => return read,
+                    None => return Err(DriverError::transport("the consumer has ended")),
+                },
+            };
+            // The next consumer of a partition has its records.
+            let numbers = self.assignment.numbers();
+            records.retain(|record| numbers.contains(&record.position.partition));
+            if !records.is_empty() {
+                self.rest = records.split_off(records.len().min(max));
+                return Ok(Read::Records(records));
+            }
+        }
     }
 }
 
@@ -166,12 +175,11 @@ impl KafkaCommitter {
     }
 
     async fn finish_all(&mut self) -> Result<(), DriverError> {
-        let positions = self.assignment.positions();
-        if self.transaction.is_none() && !positions.is_empty() {
-            let list = offset_list(&positions).map_err(|error| failure(&error))?;
-            let consumer = self.consumer()?.clone();
+        if self.transaction.is_none() {
+            let (consumer, assignment) = (self.consumer()?.clone(), self.assignment.clone());
+            let refused_timeout = REFUSED_COMMIT_TIMEOUT.min(self.timeout);
             // librdkafka would wait for minutes for brokers that are silent.
-            let committed = blocking(move || consumer.commit(&list, CommitMode::Sync));
+            let committed = blocking(move || commit_now(&consumer, refused_timeout, || assignment.positions()));
             let committed = tokio::time::timeout(self.timeout, committed).await.map_err(|_| {
                 let timeout_ms = self.timeout.as_millis();
                 DriverError::transport(format!(

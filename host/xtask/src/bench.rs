@@ -46,7 +46,7 @@ the peak of the processor, and writes tests/bench/ENGINE.md: about six minutes. 
 tests/bench/GENERATE.md: about ten minutes. It takes --quick (one round with one thread, fewer sequences).
 
 `cargo xtask bench adapters` measures the texts per second of adapters (files, Redis Streams, NATS JetStream, server-sent events, a WebSocket)
-beside `weir run` on the same texts, and writes tests/bench/ADAPTERS.md: about three minutes. It takes --quick and --as-built.
+beside `weir run` on the same texts, and writes tests/bench/ADAPTERS.md: about six minutes. It takes --quick and --as-built.
 
 `cargo xtask bench kafka` measures `weir stream kafka` from topic to topic beside a consumer in Python (confluent-kafka and ONNX Runtime) and a flow of
 Bytewax, and writes tests/bench/KAFKA.md: about five minutes. It takes --quick and --as-built.

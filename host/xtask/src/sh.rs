@@ -45,6 +45,18 @@ impl Drop for Process {
     }
 }
 
+/// The processor time of a process, its threads included.
+pub(crate) fn processor_time(id: u32) -> Result<Duration> {
+    /// Linux reports in hundredths of a second to every program.
+    const TICKS_PER_SECOND: u64 = 100;
+    let stat = std::fs::read_to_string(format!("/proc/{id}/stat"))?;
+    // The name of the program is in parentheses and may have spaces.
+    let (_, fields) = stat.rsplit_once(") ").context("no fields")?;
+    let fields: Vec<&str> = fields.split(' ').collect();
+    let ticks = |at: usize| fields.get(at).context("a field")?.parse::<u64>().context("ticks");
+    Ok(Duration::from_millis((ticks(11)? + ticks(12)?) * 1000 / TICKS_PER_SECOND))
+}
+
 /// The output of a program.
 #[derive(Debug)]
 pub(crate) struct Output {

@@ -2,9 +2,10 @@
 
 use std::cell::RefCell;
 use std::fmt::Write as _;
+use std::fs::File;
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::net::{SocketAddr, TcpListener, TcpStream};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -22,17 +23,15 @@ use crate::sh::Process;
 use crate::ui::Step;
 use crate::{http, redis, sh};
 
-/// The texts of a round.
-const TEXTS: usize = 5_000;
+/// The texts of a round: so many that the start of the process is a small part of its time.
+const TEXTS: usize = 20_000;
 const TEXTS_QUICK: usize = 500;
 /// Rounds, in which all are measured in turn; the median counts.
 const ROUNDS: usize = 5;
 /// How long one measurement may take.
 const TIMEOUT: Duration = Duration::from_secs(300);
-/// The interval between counts of results.
-const POLL: Duration = Duration::from_millis(2);
-/// Records in flight, as many as four times the items of a call, so that the next items are always there.
-const IN_FLIGHT: &str = "1024";
+/// The interval between counts of results, which take processor time of the same machine.
+const POLL: Duration = Duration::from_millis(10);
 /// The goal: the rate of an adapter in percent of that of `weir run`.
 const GOAL_PERCENT: f64 = 95.0;
 const REPORT: &str = "tests/bench/ADAPTERS.md";
@@ -66,23 +65,31 @@ impl Subject {
     }
 }
 
+/// What is measured of a run.
+#[derive(Debug, Clone, Copy)]
+struct Sample {
+    elapsed: Duration,
+    /// The processor time of `weir`, and of the server that gives the texts.
+    processor: Duration,
+    server: Option<Duration>,
+}
+
 pub(super) fn task(house: &House, mut args: Args) -> Result<()> {
     let (quick, as_built) = (args.flag("--quick"), args.flag("--as-built"));
     args.finish()?;
     programs::build_weir(house, as_built)?;
     let (texts, rounds) = if quick { (TEXTS_QUICK, 1) } else { (TEXTS, ROUNDS) };
     let bench = Bench::new(house, texts)?;
-    let mut seconds = vec![Vec::new(); Subject::ALL.len()];
+    let mut samples = vec![Vec::new(); Subject::ALL.len()];
     let mut step = Step::begin("measure", &format!("{rounds} rounds with {texts} texts"));
     for round in 0..rounds {
         for (at, subject) in Subject::ALL.into_iter().enumerate() {
             step.show_progress(&format!("round {} of {rounds}: {}", round + 1, subject.name()));
-            let elapsed = bench.measure(subject).with_context(|| subject.name())?;
-            seconds[at].push(elapsed.as_secs_f64());
+            samples[at].push(bench.measure(subject).with_context(|| subject.name())?);
         }
     }
     step.done(&format!("{rounds} rounds"));
-    let report = report(texts, rounds, &mut seconds);
+    let report = report(texts, rounds, &samples);
     println!("{report}");
     if !quick {
         std::fs::write(house.root.join(REPORT), report)?;
@@ -90,28 +97,44 @@ pub(super) fn task(house: &House, mut args: Args) -> Result<()> {
     Ok(())
 }
 
+fn median(samples: &[Sample], value: impl Fn(&Sample) -> f64) -> f64 {
+    let mut values: Vec<f64> = samples.iter().map(value).collect();
+    values.sort_by(f64::total_cmp);
+    values[values.len() / 2]
+}
+
 /// The table, with rates that include the start of the process.
-fn report(texts: usize, rounds: usize, seconds: &mut [Vec<f64>]) -> String {
-    let median = |times: &mut Vec<f64>| {
-        times.sort_by(f64::total_cmp);
-        times[times.len() / 2]
-    };
-    let medians: Vec<f64> = seconds.iter_mut().map(median).collect();
+fn report(texts: usize, rounds: usize, samples: &[Vec<Sample>]) -> String {
+    let seconds = |samples: &[Sample]| median(samples, |sample| sample.elapsed.as_secs_f64());
+    let per_text_us = |time: Duration| time.as_secs_f64() * 1e6 / texts as f64;
+    let run = seconds(&samples[0]);
     let mut report = format!(
         "# Adapters: texts per second beside `weir run`\n\nWritten by `cargo xtask bench adapters` on {}: {texts} sentences through the \
-         bundled sentiment model, {rounds} rounds, the median of each. Adapters have `--in-flight {IN_FLIGHT}`. Times are from the start \
-         of the process to its last result.\n\n\
-         | | texts/s | of `weir run` | goal: {GOAL_PERCENT} % |\n|---|---|---|---|\n",
+         bundled sentiment model, {rounds} rounds, the median of each. Times are from the start of the process to its last result. `weir run` \
+         reads lines of text from a pipe, and adapters read JSON. The servers that give the texts, and store the results of Redis Streams and NATS \
+         JetStream, run on the same processor, which also has the two columns of its time: of `weir`, and of the server.\n\n\
+         | | texts/s | of `weir run` | goal: {GOAL_PERCENT} % | `weir`, µs/text | server, µs/text |\n|---|---|---|---|---|---|\n",
         machine()
     );
-    for (subject, time) in Subject::ALL.into_iter().zip(&medians) {
-        let percent = 100.0 * medians[0] / time;
+    for (subject, samples) in Subject::ALL.into_iter().zip(samples) {
+        let time = seconds(samples);
+        let percent = 100.0 * run / time;
         let verdict = match subject {
             Subject::Run => "",
             _ if percent >= GOAL_PERCENT => "hit",
             _ => "missed",
         };
-        let _ = writeln!(report, "| {} | {:.0} | {percent:.0} % | {verdict} |", subject.name(), texts as f64 / time);
+        let processor = median(samples, |sample| per_text_us(sample.processor));
+        let server = match samples[0].server {
+            None => String::new(),
+            Some(_) => format!("{:.0}", median(samples, |sample| per_text_us(sample.server.unwrap_or_default()))),
+        };
+        let rate = texts as f64 / time;
+        let _ = writeln!(
+            report,
+            "| {} | {rate:.0} | {percent:.0} % | {verdict} | {processor:.0} | {server} |",
+            subject.name()
+        );
     }
     report
 }
@@ -167,8 +190,8 @@ impl<'a> Bench<'a> {
         Ok(Self { house, dir, texts, redis, redis_address, nats, feed })
     }
 
-    /// The time from the start of the process to the last result.
-    fn measure(&self, subject: Subject) -> Result<Duration> {
+    /// The times from the start of the process to the last result.
+    fn measure(&self, subject: Subject) -> Result<Sample> {
         let (input, output) = (self.path("in.ndjson"), self.path("out"));
         for file in ["out", "checkpoint"] {
             // It may not exist.
@@ -177,19 +200,25 @@ impl<'a> Bench<'a> {
         let to_file = ["--output-file", output.as_str(), "--quiet"];
         let feed = self.feed.address;
         match subject {
-            Subject::Run => programs::run_time(self.house, self.texts.iter().map(|text| format!("{text}\n")).collect()),
-            Subject::File => self.stream(&[&["file", &input, "--format", "ndjson"], &to_file[..]].concat(), &output),
+            Subject::Run => {
+                let lines = self.texts.iter().map(|text| format!("{text}\n")).collect();
+                let (elapsed, processor) = programs::run_times(self.house, lines)?;
+                Ok(Sample { elapsed, processor, server: None })
+            }
+            Subject::File => {
+                self.stream(&[&["file", &input, "--format", "ndjson"], &to_file[..]].concat(), None, &output)
+            }
             Subject::Checkpoint => {
                 let checkpoint = self.path("checkpoint");
                 let arguments = ["file", &input, "--format", "ndjson", "--checkpoint", &checkpoint];
-                self.stream(&[&arguments, &to_file[..]].concat(), &output)
+                self.stream(&[&arguments, &to_file[..]].concat(), None, &output)
             }
             Subject::Redis => self.redis(),
             Subject::Nats => self.nats(),
             Subject::Http => {
                 let url = format!("http://{feed}/stream/workflow/bench");
                 let arguments = ["http", "--url", &url, "--event", "workflow_progress", "--text", "/message"];
-                self.stream(&[&arguments, &to_file[..]].concat(), &output)
+                self.stream(&[&arguments[..], &to_file[..]].concat(), Some(self.feed.id()), &output)
             }
             Subject::WebSocket => {
                 let url = format!("ws://{feed}/ws");
@@ -206,7 +235,7 @@ impl<'a> Bench<'a> {
                     "--errors-file",
                     &errors,
                 ];
-                self.stream(&[&arguments, &to_file[..]].concat(), &output)
+                self.stream(&[&arguments[..], &to_file[..]].concat(), Some(self.feed.id()), &output)
             }
         }
     }
@@ -217,40 +246,38 @@ impl<'a> Bench<'a> {
 
     fn start(&self, arguments: &[&str]) -> Result<(Instant, Process)> {
         let mut command = sh::program(self.house, self.house.weir());
-        command
-            .arg("stream")
-            .args(arguments)
-            .args(["--in-flight", IN_FLIGHT])
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .stderr(Stdio::null());
+        command.arg("stream").args(arguments).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
         let started = Instant::now();
         Ok((started, Process(command.spawn()?)))
     }
 
     /// `weir stream` until the output has every result.
-    fn stream(&self, arguments: &[&str], output: &str) -> Result<Duration> {
-        self.until_written(arguments, || lines(Path::new(output)))
+    fn stream(&self, arguments: &[&str], server: Option<u32>, output: &str) -> Result<Sample> {
+        let mut lines = Lines { path: PathBuf::from(output), file: None, count: 0 };
+        self.until_written(arguments, server, || lines.count())
     }
 
-    fn redis(&self) -> Result<Duration> {
+    fn redis(&self) -> Result<Sample> {
         self.command(&[vec!["FLUSHALL"]])?;
         let records = self.records();
         let adds: Vec<Vec<&str>> =
             records.iter().map(|record| vec!["XADD", "text-input", "*", "payload", record]).collect();
         self.command(&adds)?;
         let url = format!("redis://{}/0", self.redis_address);
-        self.until_written(&["redis", "--url", &url, "--quiet"], || {
-            let reply = self.command(&[vec!["XLEN", "sentiment-output"]])?;
-            Ok(reply.first().and_then(|reply| reply.trim_start_matches(':').parse().ok()).unwrap_or(0))
+        let mut connection = BufReader::new(TcpStream::connect(self.redis_address)?);
+        self.until_written(&["redis", "--url", &url, "--quiet"], Some(self.redis.0.id()), || {
+            connection.get_mut().write_all(b"XLEN sentiment-output\r\n")?;
+            let mut reply = String::new();
+            connection.read_line(&mut reply)?;
+            reply.trim().trim_start_matches(':').parse().with_context(|| format!("Redis answers `{reply}`"))
         })
     }
 
-    fn nats(&self) -> Result<Duration> {
+    fn nats(&self) -> Result<Sample> {
         let mut nats = self.nats.borrow_mut();
         nats.fill(&self.records())?;
-        let url = format!("nats://{}", nats.address);
-        self.until_written(&["nats", "--url", &url, "--quiet"], || nats.count("sentiment-output"))
+        let (url, server) = (format!("nats://{}", nats.address), nats.id());
+        self.until_written(&["nats", "--url", &url, "--quiet"], Some(server), || nats.count("sentiment-output"))
     }
 
     /// The texts as JSON.
@@ -258,15 +285,25 @@ impl<'a> Bench<'a> {
         self.texts.iter().map(|text| json!({"text": text}).to_string()).collect()
     }
 
-    /// The time of `weir stream` until `count` has reached the number of texts.
-    fn until_written(&self, arguments: &[&str], mut count: impl FnMut() -> Result<usize>) -> Result<Duration> {
+    /// The times of `weir stream` and of a server until `count` has reached the number of texts.
+    fn until_written(
+        &self,
+        arguments: &[&str],
+        server: Option<u32>,
+        mut count: impl FnMut() -> Result<usize>,
+    ) -> Result<Sample> {
+        let server_time = || server.map(sh::processor_time).transpose();
+        let before = server_time()?;
         let (started, mut child) = self.start(arguments)?;
         loop {
+            // Read before its end is waited for, after which its times are gone.
+            let processor = sh::processor_time(child.0.id())?;
             let ended = child.0.try_wait()?;
             let results = count()?;
             let elapsed = started.elapsed();
             if results >= self.texts.len() {
-                return Ok(elapsed);
+                let server = server_time()?.zip(before).map(|(after, before)| after.saturating_sub(before));
+                return Ok(Sample { elapsed, processor, server });
             }
             if let Some(status) = ended {
                 bail!("{results} results, {status}");
@@ -312,12 +349,27 @@ impl Drop for Bench<'_> {
     }
 }
 
-/// The number of lines of a file; none while it does not exist.
-fn lines(path: &Path) -> Result<usize> {
-    match std::fs::read(path) {
-        Ok(bytes) => Ok(bytes.iter().filter(|byte| **byte == b'\n').count()),
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(0),
-        Err(error) => Err(error.into()),
+/// Counts the lines of a file that grows.
+struct Lines {
+    path: PathBuf,
+    /// None while it does not exist.
+    file: Option<File>,
+    count: usize,
+}
+
+impl Lines {
+    fn count(&mut self) -> Result<usize> {
+        if self.file.is_none() {
+            self.file = match File::open(&self.path) {
+                Ok(file) => Some(file),
+                Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(0),
+                Err(error) => return Err(error.into()),
+            };
+        }
+        let mut added = Vec::new();
+        self.file.as_mut().map(|file| file.read_to_end(&mut added)).transpose()?;
+        self.count += added.iter().filter(|byte| **byte == b'\n').count();
+        Ok(self.count)
     }
 }
 
@@ -327,18 +379,42 @@ mod tests {
 
     #[test]
     fn rates_are_compared_with_the_median_of_weir_run() {
-        let mut seconds = vec![
-            vec![1.0, 3.0, 2.0],
-            vec![2.0; 3],
-            vec![2.2; 3],
-            vec![2.0; 3],
-            vec![4.0; 3],
-            vec![2.0; 3],
-            vec![1.0; 3],
+        let samples = |seconds: &[f64], server: Option<u64>| -> Vec<Sample> {
+            let sample = |seconds: &f64| Sample {
+                elapsed: Duration::from_secs_f64(*seconds),
+                processor: Duration::from_secs_f64(seconds * 1.5),
+                server: server.map(Duration::from_millis),
+            };
+            seconds.iter().map(sample).collect()
+        };
+        let all = [
+            samples(&[1.0, 3.0, 2.0], None),
+            samples(&[2.0; 3], None),
+            samples(&[2.2; 3], None),
+            samples(&[2.0; 3], Some(5)),
+            samples(&[4.0; 3], Some(50)),
+            samples(&[2.0; 3], Some(1)),
+            samples(&[1.0; 3], Some(1)),
         ];
-        let report = report(100, 3, &mut seconds);
-        assert!(report.contains("| `weir run`, lines of text | 50 | 100 % |  |"), "{report}");
-        assert!(report.contains("| file to file, with a checkpoint | 45 | 91 % | missed |"), "{report}");
-        assert!(report.contains("| WebSocket to a file | 100 | 200 % | hit |"), "{report}");
+        let report = report(100, 3, &all);
+        assert!(report.contains("| `weir run`, lines of text | 50 | 100 % |  | 30000 |  |"), "{report}");
+        assert!(report.contains("| file to file, with a checkpoint | 45 | 91 % | missed | 33000 |  |"), "{report}");
+        assert!(report.contains("| NATS JetStream to NATS JetStream | 25 | 50 % | missed | 60000 | 500 |"), "{report}");
+        assert!(report.contains("| WebSocket to a file | 100 | 200 % | hit | 15000 | 10 |"), "{report}");
+    }
+
+    #[test]
+    fn lines_of_a_file_that_grows_are_counted_once() {
+        let path = std::env::temp_dir().join(format!("weir-bench-lines-{}", std::process::id()));
+        // It may not exist.
+        let _ = std::fs::remove_file(&path);
+        let mut lines = Lines { path: path.clone(), file: None, count: 0 };
+        assert_eq!(lines.count().unwrap(), 0);
+        let mut file = File::create(&path).unwrap();
+        file.write_all(b"a\nb").unwrap();
+        assert_eq!((lines.count().unwrap(), lines.count().unwrap()), (1, 1));
+        file.write_all(b"\nc\n").unwrap();
+        assert_eq!(lines.count().unwrap(), 3);
+        std::fs::remove_file(&path).unwrap();
     }
 }

@@ -25,7 +25,7 @@ const TIMEOUT: Duration = Duration::from_secs(60);
 pub(super) struct JetStream {
     pub(super) address: SocketAddr,
     connection: BufReader<TcpStream>,
-    _server: Process,
+    server: Process,
 }
 
 impl JetStream {
@@ -44,10 +44,15 @@ impl JetStream {
             std::thread::sleep(Duration::from_millis(5));
         };
         stream.set_read_timeout(Some(TIMEOUT))?;
-        let mut nats = Self { address, connection: BufReader::new(stream), _server: server };
+        let mut nats = Self { address, connection: BufReader::new(stream), server };
         let options = json!({"verbose": false, "headers": false});
         nats.write(format!("CONNECT {options}\r\nSUB {ANSWERS} 1\r\n").as_bytes())?;
         Ok(nats)
+    }
+
+    /// The process id of the server.
+    pub(super) fn id(&self) -> u32 {
+        self.server.0.id()
     }
 
     /// Replaces the streams by new ones with these messages in `text-input`.

@@ -1,6 +1,6 @@
 //! Builds the programs that are measured, and times `weir run`.
 
-use std::io::Write;
+use std::io::{Read, Write};
 use std::path::PathBuf;
 use std::process::Stdio;
 use std::time::{Duration, Instant};
@@ -34,6 +34,11 @@ pub(super) fn build_programs(house: &House, as_built: bool) -> Result<PathBuf> {
 
 /// The time of `weir run` for the lines of an input, its start included.
 pub(super) fn run_time(house: &House, input: String) -> Result<Duration> {
+    Ok(run_times(house, input)?.0)
+}
+
+/// The time of `weir run` for the lines of an input, its start included, and its processor time.
+pub(super) fn run_times(house: &House, input: String) -> Result<(Duration, Duration)> {
     let lines = input.lines().count();
     let started = Instant::now();
     let mut child = sh::program(house, house.weir())
@@ -44,17 +49,22 @@ pub(super) fn run_time(house: &House, input: String) -> Result<Duration> {
         .spawn()
         .context("cannot start weir run")?;
     let mut stdin = child.stdin.take().ok_or_else(|| anyhow!("weir run has no standard input"))?;
+    let mut stdout = child.stdout.take().ok_or_else(|| anyhow!("weir run has no standard output"))?;
     // On a thread of its own: both pipes may be full at the same time.
     let writer = std::thread::spawn(move || stdin.write_all(input.as_bytes()));
-    let output = child.wait_with_output().context("cannot wait for weir run")?;
+    let mut output = Vec::new();
+    stdout.read_to_end(&mut output).context("cannot read the results of weir run")?;
+    // Once it is waited for, its times are gone.
+    let processor = sh::processor_time(child.id())?;
+    let status = child.wait().context("cannot wait for weir run")?;
     let elapsed = started.elapsed();
     let written = writer.join().map_err(|_| anyhow!("the writer panicked"))?;
     written.context("cannot write to weir run")?;
-    let answered = output.stdout.iter().filter(|byte| **byte == b'\n').count();
-    if !output.status.success() || answered != lines {
-        bail!("weir run answered {answered} of {lines} lines: {}", output.status);
+    let answered = output.iter().filter(|byte| **byte == b'\n').count();
+    if !status.success() || answered != lines {
+        bail!("weir run answered {answered} of {lines} lines: {status}");
     }
-    Ok(elapsed)
+    Ok((elapsed, processor))
 }
 
 /// The interpreter of an environment with the packages of peers, in a folder of target.

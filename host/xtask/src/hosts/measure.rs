@@ -181,12 +181,12 @@ fn figures(host: &'static str, running: &HostProcess) -> Result<Figures> {
         }
         let id = running.process.0.id();
         let memory_bytes = memory_bytes(id)?;
-        let before = processor(id)?;
+        let before = sh::processor_time(id)?;
         for done in 0..REQUESTS {
             step.show_progress(&format!("{done} of {REQUESTS} requests"));
             post(running.address, "/v1/classify", TEXTS)?;
         }
-        Ok(Figures { host, first_answer, memory_bytes, processor: processor(id)?.saturating_sub(before) })
+        Ok(Figures { host, first_answer, memory_bytes, processor: sh::processor_time(id)?.saturating_sub(before) })
     });
     finish(step, measured.as_ref().map(|_| String::new()).map_err(|error| anyhow!("{error:#}")))?;
     measured
@@ -227,18 +227,6 @@ fn memory_bytes(id: u32) -> Result<u64> {
     Ok(line.trim().trim_end_matches(" kB").parse::<u64>()? * 1024)
 }
 
-/// The processor time of a process, its threads included.
-fn processor(id: u32) -> Result<Duration> {
-    /// Linux reports in hundredths of a second to every program.
-    const TICKS_PER_SECOND: u64 = 100;
-    let stat = fs::read_to_string(format!("/proc/{id}/stat"))?;
-    // The name of the program is in parentheses and may have spaces.
-    let (_, fields) = stat.rsplit_once(") ").context("no fields")?;
-    let fields: Vec<&str> = fields.split(' ').collect();
-    let ticks = |at: usize| fields.get(at).context("a field")?.parse::<u64>().context("ticks");
-    Ok(Duration::from_millis((ticks(11)? + ticks(12)?) * 1000 / TICKS_PER_SECOND))
-}
-
 /// The table in Markdown; `tokens` are those of one request.
 fn table(rows: &[Figures], tokens: u64) -> String {
     let mut table = String::from(
@@ -276,9 +264,9 @@ mod tests {
     fn processor_time_and_memory_of_this_process_are_read() {
         let id = std::process::id();
         assert!(memory_bytes(id).unwrap() > 0);
-        let before = processor(id).unwrap();
+        let before = sh::processor_time(id).unwrap();
         let began = Instant::now();
-        while processor(id).unwrap() == before {
+        while sh::processor_time(id).unwrap() == before {
             assert!(began.elapsed() < Duration::from_secs(60), "no processor time in a minute of work");
         }
     }

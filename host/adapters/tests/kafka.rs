@@ -196,10 +196,7 @@ async fn rebalances_lose_and_repeat_no_record() -> Result<()> {
 async fn commits_that_a_rebalance_refuses_are_repeated_at_the_end() -> Result<()> {
     let cluster = cluster()?;
     let adapter = adapter(&cluster);
-    cluster.request_errors(
-        RDKafkaApiKey::OffsetCommit,
-        &[RDKafkaRespErr::RD_KAFKA_RESP_ERR_REBALANCE_IN_PROGRESS; 30],
-    );
+    cluster.request_errors(RDKafkaApiKey::OffsetCommit, &[RDKafkaRespErr::RD_KAFKA_RESP_ERR_REBALANCE_IN_PROGRESS; 30]);
     produce(&cluster, 0..5).await?;
     let one = start(&adapter)?;
     wait_for_results(&one, 5).await?;

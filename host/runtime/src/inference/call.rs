@@ -364,7 +364,7 @@ pub(crate) fn test_reply(id: u64) -> (OutcomeSender, Outcomes) {
 #[cfg(test)]
 pub(crate) fn test_call(items_max: usize, open: usize) -> (Vec<OutcomeSender>, Outcomes) {
     let (sender, outcomes) = CallOpener::new(Arc::default(), items_max).open();
-    let permits = sender.room().try_acquire_many(u32::try_from(open).unwrap()).expect("the call has room");
+    let permits = sender.room().try_acquire_many(u32::try_from(open).expect("few items")).expect("the call has room");
     permits.forget();
     ((0..open as u64).map(|id| sender.reply(id)).collect(), outcomes)
 }

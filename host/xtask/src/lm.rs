@@ -68,7 +68,11 @@ pub(crate) fn model(house: &House) -> Result<PathBuf> {
 }
 
 /// The folder of llama-server and its libraries; fetched if it does not exist.
+///
+/// # Errors
+/// When it cannot be fetched, or this processor lacks instructions that it was compiled for.
 pub(crate) fn server(house: &House) -> Result<PathBuf> {
+    ensure!(runs_server(), "{SERVER_PACKAGE} is compiled for processors with AVX-VNNI, which this one lacks");
     let program = index_program::fetch(
         house,
         &IndexProgram {
@@ -80,4 +84,17 @@ pub(crate) fn server(house: &House) -> Result<PathBuf> {
         },
     )?;
     Ok(program.parent().map(Path::to_path_buf).unwrap_or_default())
+}
+
+/// Whether this processor has the instructions for which the package compiles llama-server. Without them, it starts and ends with
+/// SIGILL at the first product.
+#[cfg(target_arch = "x86_64")]
+fn runs_server() -> bool {
+    std::is_x86_feature_detected!("avxvnni")
+}
+
+/// The package is for x86-64 alone.
+#[cfg(not(target_arch = "x86_64"))]
+fn runs_server() -> bool {
+    true
 }

@@ -163,7 +163,7 @@ impl Instance {
             let events = component.weir_stream_events();
             events.call_append(accessor, "note:x".to_owned(), vec![event], fence, None).await
         };
-        Ok(self.store.run_concurrent(run).await??)
+        self.store.run_concurrent(run).await?
     }
 
     /// The data of all events.
@@ -182,7 +182,7 @@ impl Instance {
         let run = async |accessor: &Accessor<StoreData>| {
             component.weir_stream_state().call_acquire(accessor, "session:x".to_owned(), owner, 1).await
         };
-        Ok(self.store.run_concurrent(run).await??)
+        self.store.run_concurrent(run).await?
     }
 
     async fn put(&mut self, key: &str, value: &[u8]) -> Result<Result<(), Failure>> {
@@ -190,7 +190,7 @@ impl Instance {
         let run = async |accessor: &Accessor<StoreData>| {
             component.weir_stream_state().call_put(accessor, key, value, None, None, None).await
         };
-        Ok(self.store.run_concurrent(run).await??)
+        self.store.run_concurrent(run).await?
     }
 
     async fn keys(&mut self) -> Result<Result<Vec<String>, Failure>> {
@@ -198,7 +198,7 @@ impl Instance {
         let run = async |accessor: &Accessor<StoreData>| {
             component.weir_stream_state().call_keys(accessor, "session".to_owned(), String::new(), 100).await
         };
-        Ok(self.store.run_concurrent(run).await??)
+        self.store.run_concurrent(run).await?
     }
 }
 

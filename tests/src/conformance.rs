@@ -335,7 +335,7 @@ async fn transcript(server: &Server) -> Result<()> {
 }
 
 /// The content of the store is lost with its instance, and a host may create a second one: then another channel is tried.
-async fn channels(server: &Server) -> Result<()> {
+pub async fn channels(server: &Server) -> Result<()> {
     let tries = AtomicU32::new(0);
     let tried = until("all in one instance", || async {
         let id = format!("w{}", tries.fetch_add(1, Ordering::Relaxed));

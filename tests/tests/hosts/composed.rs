@@ -11,10 +11,9 @@ use serde_json::{Value, json};
 use wac_graph::types::Package;
 use wac_graph::{CompositionGraph, EncodeOptions};
 use weir_tests::client::post;
-use weir_tests::conformance::publish_and_resume;
 use weir_tests::follow::Follower;
 use weir_tests::pipelines::{Folder, run};
-use weir_tests::{Server, component, free_port, ndjson, statuses, tool, until};
+use weir_tests::{Server, component, conformance, free_port, ndjson, statuses, tool, until};
 
 /// Plugs the exports of components into the imports of another, as `wac plug` does.
 fn plug(socket: &[u8], plugs: &[&[u8]]) -> Result<Vec<u8>> {
@@ -121,14 +120,7 @@ async fn channels_are_served_under_wasmtime_serve() -> Result<()> {
     // The channels of the stand-in are in its instance, so one instance has to serve all requests.
     let one = ["--max-instance-reuse-count=100000", "--max-instance-concurrent-reuse-count=1000"];
     let (server, _dir) = start_composed(&[&one[..], &["--env", "WEIR_AUTH_LOOPBACK=true"]].concat()).await?;
-    // The host may nevertheless create a second instance with separate channels; then another channel is tried.
-    let tries = AtomicU32::new(0);
-    until("all in one instance", || async {
-        let id = format!("w{}", tries.fetch_add(1, Ordering::Relaxed));
-        let done = tokio::time::timeout(Duration::from_secs(3), publish_and_resume(&server, &id)).await;
-        Ok(done.is_ok_and(|done| done.is_ok()))
-    })
-    .await?;
+    conformance::channels(&server).await?;
     let health: Value = reqwest::get(server.url("/stream/health")).await?.json().await?;
     assert_eq!(health["status"], "healthy", "{health}");
     Ok(())

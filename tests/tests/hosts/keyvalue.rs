@@ -6,9 +6,8 @@ use std::process::Command;
 use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
 use weir_tests::client::{post, post_lines};
-use weir_tests::conformance::publish_and_resume;
 use weir_tests::pipelines::{Folder, run};
-use weir_tests::{Server, component, tool, until};
+use weir_tests::{Server, component, conformance, tool, until};
 
 const LOOPBACK: &str = "WEIR_AUTH_LOOPBACK=true";
 
@@ -35,7 +34,7 @@ const ONE: [&str; 2] = ["--max-instance-reuse-count=100000", "--max-instance-con
 #[tokio::test]
 async fn one_instance_of_wasmtime_serve_has_channels_in_its_bucket() -> Result<()> {
     let server = wasmtime(&ONE).await?;
-    publish_and_resume(&server, "w1").await?;
+    conformance::channels(&server).await?;
     let health: Value = reqwest::get(server.url("/stream/health")).await?.json().await?;
     assert_eq!(health["services"]["keyvalue"], "healthy", "{health}");
     Ok(())

@@ -39,7 +39,7 @@ impl Fault {
     pub const ALL: [Self; 7] =
         [Self::Garbage, Self::Oversized, Self::Half, Self::Unasked, Self::Empty, Self::HugeCounts, Self::Silence];
 
-    /// Writes it in the place of the response to the request with this id; whether the connection goes on.
+    /// Writes the fault instead of the response to the request with this correlation id. Returns whether the connection stays open.
     async fn write(self, client: &mut TcpStream, id: [u8; 4]) -> io::Result<bool> {
         match self {
             Self::Garbage => {

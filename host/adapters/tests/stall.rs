@@ -32,13 +32,7 @@ impl Component for Stalling {
             while incoming.recv().await.is_some() {}
             drop(outgoing);
         });
-        Box::pin(async move {
-            Ok(ComponentCall {
-                records,
-                results,
-                end: Box::pin(async move { task.await.err().map(|error| error.to_string()) }),
-            })
-        })
+        echo::call(records, results, task)
     }
 }
 
@@ -99,13 +93,7 @@ impl Component for Flooding {
                 }
             }
         });
-        Box::pin(async move {
-            Ok(ComponentCall {
-                records,
-                results,
-                end: Box::pin(async move { task.await.err().map(|error| error.to_string()) }),
-            })
-        })
+        echo::call(records, results, task)
     }
 }
 

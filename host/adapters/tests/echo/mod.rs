@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
 use tokio::sync::{mpsc, watch};
+use tokio::task::JoinHandle;
 use weir_adapters::build::Plan;
 use weir_adapters::driver::BoxFuture;
 use weir_adapters::status::Status;
@@ -30,9 +31,18 @@ impl Component for Echo {
                 }
             }
         });
-        let end = Box::pin(async move { task.await.err().map(|error| error.to_string()) });
-        Box::pin(async move { Ok(ComponentCall { records, results, end }) })
+        call(records, results, task)
     }
+}
+
+/// The call of a component that is a task.
+pub(crate) fn call(
+    records: mpsc::Sender<Vec<SourceRecord>>,
+    results: mpsc::Receiver<Vec<ResultRecord>>,
+    task: JoinHandle<()>,
+) -> BoxFuture<'static, Result<ComponentCall, ComponentError>> {
+    let end = Box::pin(async move { task.await.err().map(|error| error.to_string()) });
+    Box::pin(async move { Ok(ComponentCall { records, results, end }) })
 }
 
 pub(crate) fn answer(record: SourceRecord) -> ResultRecord {
@@ -47,7 +57,7 @@ pub(crate) fn answer(record: SourceRecord) -> ResultRecord {
 pub(crate) struct Running {
     pub(crate) stop: watch::Sender<bool>,
     pub(crate) status: Status,
-    task: tokio::task::JoinHandle<Result<(), AdapterFailure>>,
+    task: JoinHandle<Result<(), AdapterFailure>>,
 }
 
 /// Starts an adapter.

@@ -3,8 +3,8 @@
 
 use std::io;
 use std::net::SocketAddr;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
@@ -125,9 +125,16 @@ impl Drop for FaultyBroker {
 /// A proxy before a broker. While it is faulty, it puts faults in the place of some responses to clients whose id is `weir`.
 pub struct FaultyProxy {
     address: SocketAddr,
-    is_faulty: Arc<AtomicBool>,
-    responses: Arc<AtomicUsize>,
+    state: Arc<ProxyState>,
     task: JoinHandle<()>,
+}
+
+struct ProxyState {
+    is_faulty: AtomicBool,
+    /// The responses while it is faulty.
+    responses: AtomicUsize,
+    /// The faults so far, each with the key of the request (0: Produce, 1: Fetch, 11: JoinGroup, ...).
+    faults: Mutex<Vec<(i16, Fault)>>,
 }
 
 impl FaultyProxy {
@@ -135,16 +142,21 @@ impl FaultyProxy {
     pub async fn start(broker: SocketAddr) -> io::Result<Self> {
         let listener = TcpListener::bind("127.0.0.1:0").await?;
         let address = listener.local_addr()?;
-        let (is_faulty, responses) = (Arc::new(AtomicBool::new(true)), Arc::new(AtomicUsize::new(0)));
-        let shared = (is_faulty.clone(), responses.clone());
+        let state = ProxyState {
+            is_faulty: AtomicBool::new(true),
+            responses: AtomicUsize::new(0),
+            faults: Mutex::new(Vec::new()),
+        };
+        let state = Arc::new(state);
+        let shared = state.clone();
         let task = tokio::spawn(async move {
             while let Ok((client, _)) = listener.accept().await {
-                let (is_faulty, responses) = shared.clone();
+                let state = shared.clone();
                 // A client that disconnects ends its task.
-                tokio::spawn(async move { relay(client, broker, &is_faulty, &responses).await });
+                tokio::spawn(async move { relay(client, broker, &state).await });
             }
         });
-        Ok(Self { address, is_faulty, responses, task })
+        Ok(Self { address, state, task })
     }
 
     /// The address for clients.
@@ -154,12 +166,12 @@ impl FaultyProxy {
 
     /// Whether there are faults from now on.
     pub fn set_faulty(&self, is_faulty: bool) {
-        self.is_faulty.store(is_faulty, Ordering::Relaxed);
+        self.state.is_faulty.store(is_faulty, Ordering::Relaxed);
     }
 
-    /// The faults so far.
-    pub fn faults(&self) -> usize {
-        self.responses.load(Ordering::Relaxed) / FAULT_INTERVAL
+    /// The faults so far, each with the key of the request whose response it replaced.
+    pub fn faults(&self) -> Vec<(i16, Fault)> {
+        self.state.faults.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 }
 
@@ -170,30 +182,39 @@ impl Drop for FaultyProxy {
 }
 
 /// Relays a connection, one request and its response after another. Each request has a response: producers wait for acknowledgements.
-async fn relay(
-    mut client: TcpStream,
-    broker: SocketAddr,
-    is_faulty: &AtomicBool,
-    responses: &AtomicUsize,
-) -> io::Result<()> {
+async fn relay(mut client: TcpStream, broker: SocketAddr, state: &ProxyState) -> io::Result<()> {
     let mut broker = TcpStream::connect(broker).await?;
     loop {
         let request = read_frame(&mut client).await?;
         write_frame(&mut broker, &request).await?;
         let response = read_frame(&mut broker).await?;
-        // The key, the version and the id precede the client's name and its length.
-        let is_weir = request.get(10..14) == Some(b"weir");
-        if is_weir && is_faulty.load(Ordering::Relaxed) {
-            let number = responses.fetch_add(1, Ordering::Relaxed) + 1;
-            if number.is_multiple_of(FAULT_INTERVAL) {
-                let fault = Fault::ALL[number / FAULT_INTERVAL % Fault::ALL.len()];
-                match fault.write(&mut client, id_of(&response, 0)?).await? {
-                    true => continue,
-                    false => return Ok(()),
+        match state.fault_for(&request) {
+            None => write_frame(&mut client, &response).await?,
+            Some(fault) => {
+                if !fault.write(&mut client, id_of(&response, 0)?).await? {
+                    return Ok(());
                 }
             }
         }
-        write_frame(&mut client, &response).await?;
+    }
+}
+
+impl ProxyState {
+    /// The fault in the place of the response to a request, if there is one.
+    fn fault_for(&self, request: &[u8]) -> Option<Fault> {
+        // The key, the version and the id precede the client's name and its length.
+        let is_weir = request.get(10..14) == Some(b"weir");
+        if !is_weir || !self.is_faulty.load(Ordering::Relaxed) {
+            return None;
+        }
+        let number = self.responses.fetch_add(1, Ordering::Relaxed) + 1;
+        if !number.is_multiple_of(FAULT_INTERVAL) {
+            return None;
+        }
+        let fault = Fault::ALL[number / FAULT_INTERVAL % Fault::ALL.len()];
+        let key = i16::from_be_bytes([request[0], request[1]]);
+        self.faults.lock().unwrap_or_else(PoisonError::into_inner).push((key, fault));
+        Some(fault)
     }
 }
 

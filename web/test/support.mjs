@@ -135,7 +135,7 @@ export async function open(t, url, { block, ...context } = {}) {
 
 /**
  * The processor times of the tasks of the page's main thread while `work` runs, in milliseconds. Processor time is independent of other
- * programs of the machine.
+ * programs of the machine. In virtual machines its clock may jump, so a task takes at most the time that passes.
  */
 export async function tasksOf(page, work) {
   await browser.startTracing(page, { categories: ["disabled-by-default-devtools.timeline", "toplevel", "__metadata"] });
@@ -143,7 +143,7 @@ export async function tasksOf(page, work) {
   const { traceEvents } = JSON.parse(String(await browser.stopTracing()));
   const threads = traceEvents.filter(({ name, args }) => name === "thread_name" && args.name === "CrRendererMain").map(({ pid, tid }) => `${pid} ${tid}`);
   const tasks = traceEvents.filter(({ name, pid, tid, tdur }) => /RunTask$/.test(name) && tdur !== undefined && threads.includes(`${pid} ${tid}`));
-  return tasks.map(({ tdur }) => tdur / 1000);
+  return tasks.map(({ dur, tdur }) => Math.min(dur, tdur) / 1000);
 }
 
 export async function closeBrowser() {

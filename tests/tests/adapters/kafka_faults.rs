@@ -74,11 +74,13 @@ async fn faults_of_a_broker_affect_no_other_adapter_and_lose_no_record() -> Resu
     std::fs::write(&lines, "{\"text\":\"I love it\"}\n".repeat(2_000))?;
     let brokers = kafka.brokers();
     let properties = "properties = { 'socket.timeout.ms' = '2000', 'reconnect.backoff.max.ms' = '200' }";
+    // The time that librdkafka waits for the response to a request to join the group.
+    let source_properties = properties.replace(" }", ", 'max.poll.interval.ms' = '6000' }");
     std::fs::write(
         &file,
         format!(
             "[[adapter]]\nname = 'k'\nreconnect_delay_ms = 20\nreconnect_delay_ms_max = 200\n\
-             [adapter.source]\nkind = 'kafka'\nbrokers = '{brokers}'\ntimeout_ms = 2000\nsession_timeout_ms = 6000\n{properties}\n\
+             [adapter.source]\nkind = 'kafka'\nbrokers = '{brokers}'\ntimeout_ms = 2000\nsession_timeout_ms = 6000\n{source_properties}\n\
              [adapter.sink]\nkind = 'kafka'\nbrokers = '{brokers}'\ntimeout_ms = 5000\n{properties}\n\
              [[adapter]]\nname = 'f'\nformat = 'ndjson'\n[adapter.source]\nkind = 'file'\npaths = ['{lines}']\n\
              [adapter.sink]\nkind = 'file'\npath = '{results}'\n",
@@ -94,15 +96,17 @@ async fn faults_of_a_broker_affect_no_other_adapter_and_lose_no_record() -> Resu
     let mut peak_bytes = 0;
     until("faults", || {
         peak_bytes = server.resident_bytes().unwrap_or(u64::MAX).max(peak_bytes);
-        let is_over = proxy.faults() > Fault::ALL.len();
+        let is_over = proxy.faults().len() > Fault::ALL.len();
         async move { Ok(is_over) }
     })
     .await
-    .with_context(|| format!("{} faults\n{}", proxy.faults(), server.log()))?;
+    .with_context(|| format!("{:?}\n{}", proxy.faults(), server.log()))?;
     ensure!(reqwest::get(server.url("/readyz")).await?.status() == 200);
     ensure!(peak_bytes < MEMORY_BYTES_MAX, "{peak_bytes} bytes");
     proxy.set_faulty(false);
-    until("committed", || async { Ok(kafka.committed("weir")? == 200) }).await.with_context(|| server.log())?;
+    until("committed", || async { Ok(kafka.committed("weir")? == 200) })
+        .await
+        .with_context(|| format!("{:?}\n{}", proxy.faults(), server.log()))?;
     let written = kafka.read("sentiment-output", |results| ids(results).len() == 200)?;
     ensure!(ids(&written) == (0..200).collect::<BTreeSet<i64>>());
     proxy.set_faulty(true);

@@ -20,6 +20,9 @@ use crate::driver::{BoxFuture, Committer, DriverError, Read, Safe, Source};
 const STATISTICS_INTERVAL_MS: &str = "5000";
 /// Fetched messages that librdkafka retains for a consumer, KiB.
 const FETCHED_KIB_MAX: &str = "16384";
+/// How long the coordinator waits for a member that joins, and a member for the response to that, ms. The thread of the consumer polls
+/// far more often: only a revocation occupies it, for up to 40 s.
+const POLL_INTERVAL_MS_MAX: u32 = 60_000;
 /// How long a consumer may take to leave its group.
 const LEAVE_TIMEOUT: Duration = Duration::from_secs(5);
 
@@ -54,9 +57,13 @@ pub async fn open(
     config: &Config,
     transaction: Option<Transaction>,
 ) -> Result<(KafkaSource, KafkaCommitter), DriverError> {
+    // librdkafka refuses an interval that is shorter than the session.
+    let session_timeout_ms = config.properties.get("session.timeout.ms").and_then(|value| value.parse().ok());
+    let poll_interval_ms = session_timeout_ms.unwrap_or(config.session_timeout_ms).max(POLL_INTERVAL_MS_MAX);
     let mut native = Access::from(config).config(&[
         ("auto.offset.reset", config.auto_offset_reset.clone()),
         ("session.timeout.ms", config.session_timeout_ms.to_string()),
+        ("max.poll.interval.ms", poll_interval_ms.to_string()),
         ("partition.assignment.strategy", "cooperative-sticky".to_owned()),
         ("isolation.level", "read_committed".to_owned()),
         ("statistics.interval.ms", STATISTICS_INTERVAL_MS.to_owned()),

@@ -12,6 +12,8 @@ use tokio::task::JoinHandle;
 
 /// The longest frame that is read, in bytes.
 const FRAME_BYTES_MAX: usize = 64 << 20;
+/// The key of requests to join a group.
+pub const JOIN_GROUP: i16 = 11;
 /// The proxy replaces one of this many responses.
 const FAULT_INTERVAL: usize = 4;
 
@@ -131,6 +133,8 @@ pub struct FaultyProxy {
 
 struct ProxyState {
     is_faulty: AtomicBool,
+    /// The key of the request whose next response is replaced, also while the proxy is not faulty.
+    lost: Mutex<Option<i16>>,
     /// The responses while it is faulty.
     responses: AtomicUsize,
     /// The faults so far, each with the key of the request (0: Produce, 1: Fetch, 11: JoinGroup, ...).
@@ -144,6 +148,7 @@ impl FaultyProxy {
         let address = listener.local_addr()?;
         let state = ProxyState {
             is_faulty: AtomicBool::new(true),
+            lost: Mutex::new(None),
             responses: AtomicUsize::new(0),
             faults: Mutex::new(Vec::new()),
         };
@@ -167,6 +172,11 @@ impl FaultyProxy {
     /// Whether there are faults from now on.
     pub fn set_faulty(&self, is_faulty: bool) {
         self.state.is_faulty.store(is_faulty, Ordering::Relaxed);
+    }
+
+    /// Replaces the response to the next request with this key by one to a request that was not sent.
+    pub fn lose_next(&self, key: i16) {
+        *self.state.lost.lock().unwrap_or_else(PoisonError::into_inner) = Some(key);
     }
 
     /// The faults so far, each with the key of the request whose response it replaced.
@@ -204,17 +214,26 @@ impl ProxyState {
     fn fault_for(&self, request: &[u8]) -> Option<Fault> {
         // The key, the version and the id precede the client's name and its length.
         let is_weir = request.get(10..14) == Some(b"weir");
-        if !is_weir || !self.is_faulty.load(Ordering::Relaxed) {
+        if !is_weir {
+            return None;
+        }
+        let key = i16::from_be_bytes([request[0], request[1]]);
+        if self.lost.lock().unwrap_or_else(PoisonError::into_inner).take_if(|lost| *lost == key).is_some() {
+            return Some(self.record(key, Fault::Unasked));
+        }
+        if !self.is_faulty.load(Ordering::Relaxed) {
             return None;
         }
         let number = self.responses.fetch_add(1, Ordering::Relaxed) + 1;
         if !number.is_multiple_of(FAULT_INTERVAL) {
             return None;
         }
-        let fault = Fault::ALL[number / FAULT_INTERVAL % Fault::ALL.len()];
-        let key = i16::from_be_bytes([request[0], request[1]]);
+        Some(self.record(key, Fault::ALL[number / FAULT_INTERVAL % Fault::ALL.len()]))
+    }
+
+    fn record(&self, key: i16, fault: Fault) -> Fault {
         self.faults.lock().unwrap_or_else(PoisonError::into_inner).push((key, fault));
-        Some(fault)
+        fault
     }
 }
 

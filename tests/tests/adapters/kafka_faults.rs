@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
 use weir_tests::kafka::Kafka;
-use weir_tests::kafka_faults::{Fault, FaultyBroker};
+use weir_tests::kafka_faults::{Fault, FaultyBroker, JOIN_GROUP};
 use weir_tests::{PATIENCE, Server, memory_bytes, until};
 
 use super::kafka::{ids, texts};
@@ -116,6 +116,26 @@ async fn faults_of_a_broker_affect_no_other_adapter_and_lose_no_record() -> Resu
     let status = server.wait().await?;
     ensure!(status.success() && began.elapsed() < Duration::from_secs(20), "{status} after {:?}", began.elapsed());
     ensure!(!server.log().contains("panicked"), "{}", server.log());
+    Ok(())
+}
+
+/// The coordinator delays its response to a request to join until all members have joined, so librdkafka waits for it for
+/// `max.poll.interval.ms`. One that is lost is requested again after that time.
+#[tokio::test(flavor = "multi_thread")]
+async fn lost_response_to_a_request_to_join_delays_the_consumer_for_a_bounded_time() -> Result<()> {
+    let (kafka, proxy) = Kafka::start_faulty().await?;
+    proxy.set_faulty(false);
+    proxy.lose_next(JOIN_GROUP);
+    kafka.produce(texts(0..50))?;
+    let mut arguments = vec!["kafka", "--brokers", kafka.brokers(), "--quiet", "--session-timeout", "6"];
+    arguments.extend(["--property", "max.poll.interval.ms=6000"]);
+    let child = stub_stream(&arguments)?.stdout(Stdio::null()).stderr(Stdio::piped()).spawn()?;
+    until("committed", || async { Ok(kafka.committed("weir")? == 50) }).await?;
+    ensure!(proxy.faults() == [(JOIN_GROUP, Fault::Unasked)], "{:?}", proxy.faults());
+    let status = Command::new("kill").args(["-s", "TERM", &child.id().to_string()]).status()?;
+    ensure!(status.success(), "kill -s TERM: {status}");
+    let output = child.wait_with_output()?;
+    ensure!(output.status.success(), "{}: {}", output.status, String::from_utf8_lossy(&output.stderr));
     Ok(())
 }
 

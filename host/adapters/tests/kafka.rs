@@ -20,7 +20,7 @@ use rdkafka::types::{RDKafkaApiKey, RDKafkaRespErr};
 use tokio::sync::{mpsc, watch};
 use weir_adapters::build::Plan;
 use weir_adapters::check;
-use weir_adapters::driver::BoxFuture;
+use weir_adapters::driver::{BoxFuture, DriverError, Read, Source as _};
 use weir_adapters::status::Status;
 use weir_adapters::supervisor::{Component, ComponentCall, ComponentError, Supervisor};
 use weir_config::{Adapter, AdapterSink, AdapterSource, KafkaSink, KafkaSource};
@@ -208,6 +208,32 @@ async fn commits_that_a_rebalance_refuses_are_repeated_at_the_end() -> Result<()
     let status = two.stop().await?;
     reader.poll(Duration::from_millis(500));
     assert_eq!((reader.records.len(), status.report().records), (10, 5));
+    Ok(())
+}
+
+/// The thread of a consumer that has failed closes it. A thread of the runtime that drops the adapter would wait for the records in flight.
+#[tokio::test(flavor = "multi_thread")]
+async fn failed_consumer_blocks_no_thread_of_the_runtime() -> Result<()> {
+    let cluster = cluster()?;
+    produce(&cluster, 0..5).await?;
+    let config = source(&mut adapter(&cluster)).clone();
+    let (mut records, committer) = weir_adapters::kafka::open("kafka", &config, None).await?;
+    let read = tokio::time::timeout(PATIENCE, records.read(5)).await??;
+    ensure!(matches!(&read, Read::Records(list) if !list.is_empty()), "{read:?}");
+    cluster.request_errors(RDKafkaApiKey::Fetch, &[RDKafkaRespErr::RD_KAFKA_RESP_ERR_TOPIC_AUTHORIZATION_FAILED; 100]);
+    let failed = async {
+        loop {
+            if let Err(failure) = records.read(5).await {
+                return failure;
+            }
+        }
+    };
+    let failure = tokio::time::timeout(PATIENCE, failed).await?;
+    ensure!(matches!(failure, DriverError::Denied(_)), "{failure}");
+    let began = std::time::Instant::now();
+    drop((records, committer));
+    // It would wait for 20 s.
+    ensure!(began.elapsed() < Duration::from_secs(10), "{:?}", began.elapsed());
     Ok(())
 }
 

@@ -13,6 +13,8 @@ pub(super) struct Assignment {
     state: Mutex<State>,
     /// Notified when records are complete.
     completed: Condvar,
+    /// Notified when the adapter has ended.
+    closed: Condvar,
 }
 
 #[derive(Debug, Default)]
@@ -139,6 +141,13 @@ impl Assignment {
     pub(super) fn close(&self) {
         self.lock().is_closed = true;
         self.completed.notify_all();
+        self.closed.notify_all();
+    }
+
+    /// Waits until the adapter has ended.
+    pub(super) fn wait_closed(&self) {
+        let is_open = |state: &mut State| !state.is_closed;
+        drop(self.closed.wait_while(self.lock(), is_open).unwrap_or_else(PoisonError::into_inner));
     }
 
     pub(super) fn is_closed(&self) -> bool {
@@ -187,7 +196,10 @@ mod tests {
         });
         assert_eq!(assignment.wait_complete(&set(&[0]), Duration::from_secs(60)), [(("t".to_owned(), 0), 7)]);
         thread.join().unwrap();
+        let waiting = assignment.clone();
+        let thread = std::thread::spawn(move || waiting.wait_closed());
         assignment.close();
+        thread.join().unwrap();
         assert_eq!(assignment.wait_complete(&set(&[1]), Duration::from_secs(60)), []);
     }
 }

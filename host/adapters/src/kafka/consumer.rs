@@ -224,6 +224,8 @@ impl Poller {
         if let Err(failure) = self.poll_until_closed() {
             // The adapter may have ended.
             let _ = self.runtime.block_on(self.reads.send(Err(failure)));
+            // So that this thread is the last to release the consumer.
+            self.assignment.wait_closed();
         }
     }
 

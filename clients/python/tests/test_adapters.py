@@ -26,6 +26,7 @@ from weir_stream import (
     WebSocketAdapter,
 )
 from weir_stream._adapters import Push
+from weir_stream._adapters._base import delay_s
 from weir_stream._adapters._sse import SseParser, lines_of
 
 
@@ -135,6 +136,13 @@ class Closing(unittest.TestCase):
         for is_started, is_stuck in [(False, False), (True, False), (True, True)]:
             with self.subTest(is_started=is_started, is_stuck=is_stuck):
                 self.assertEqual(run_async(run(is_started, is_stuck)), [1, 1])
+
+
+class Delays(unittest.TestCase):
+    def test_delay_doubles_up_to_its_bound_after_any_number_of_failures(self) -> None:
+        self.assertEqual([delay_s(0.5, failures) for failures in (1, 2, 3, 7, 8)], [0.5, 1.0, 2.0, 30.0, 30.0])
+        # 2 ** 5000 is larger than any float.
+        self.assertEqual([delay_s(0.5, 5000), delay_s(0.0, 5000), delay_s(1e12, 5000)], [30.0, 0.0, 30.0])
 
 
 class Sse(unittest.TestCase):

@@ -65,6 +65,8 @@ export type Connect = (request: ConnectionRequest) => AsyncGenerator<RawEvent, "
 
 const RETRY_MS = 3000;
 const RETRY_MS_MAX = 30_000;
+/** The longest delay that a server can ask for. Timers end at once for more than 2^31 - 1. */
+const RETRY_AFTER_MS_MAX = 3_600_000;
 const STALL_MS = 45_000;
 const ATTEMPTS_MAX = 5;
 
@@ -155,7 +157,7 @@ export async function* resume(connect: Connect, options: FollowOptions = {}): As
       throw cause;
     }
     const backoff = Math.min(RETRY_MS_MAX, retryMs * 2 ** attempt) * (0.5 + Math.random() / 2);
-    const waitMs = Math.max(backoff, serverRetryMs);
+    const waitMs = Math.max(backoff, Math.min(serverRetryMs, RETRY_AFTER_MS_MAX));
     attempt += 1;
     say("reconnecting", { retryInMs: waitMs, cause });
     await sleep(waitMs, signal);

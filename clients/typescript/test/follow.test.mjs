@@ -86,6 +86,19 @@ test("follow waits for the retry-after of a refusal", () =>
     },
   ));
 
+test("follow waits at most an hour for the retry-after of a refusal", () =>
+  withConnections([(response) => response.writeHead(503, { "retry-after": "99999999" }).end(), [CONNECTED, FINISHED]], async (client, requests) => {
+    const stop = new AbortController();
+    const waits = [];
+    const onState = (_, { retryInMs }) => {
+      if (retryInMs === undefined) return;
+      waits.push(retryInMs);
+      stop.abort();
+    };
+    assert.deepEqual(await read(client.follow("workflow", "42", { ...quick, signal: stop.signal, onState })), []);
+    assert.deepEqual([waits, requests.length], [[3_600_000], 1]);
+  }));
+
 test("follow that is refused permanently throws the problem", () =>
   withConnections(
     [(response) => response.writeHead(404, { "content-type": "application/problem+json", "x-request-id": "r1" }).end(JSON.stringify({ code: "not_found", detail: "no such channel", retryable: false, request_id: "r1" }))],

@@ -20,6 +20,7 @@ _BATCHES_IN_FLIGHT_MAX = 2
 _UNACKNOWLEDGED_MAX = 512
 _BUFFER_BYTES_MAX = 8 << 20
 _BACKOFF_MS_MAX = 10_000
+_DOUBLINGS_MAX = 16
 #: The number of consecutive failed requests that opens the circuit breaker, and the time for which it is open, in seconds.
 _FAILURES_TO_OPEN = 5
 _OPEN_S = 5.0
@@ -332,7 +333,7 @@ class _Sender(Stream):
         if policy == "fixed_delay":
             delay = base
         elif policy == "exponential_jitter":
-            delay = random.uniform(0, base * 2 ** (item.attempts - 1))
+            delay = random.uniform(0, base * 2 ** min(item.attempts - 1, _DOUBLINGS_MAX))
         else:
             delay = random.uniform(base, max(base, 3 * item.delay_ms))
         item.delay_ms = min(delay, _BACKOFF_MS_MAX)

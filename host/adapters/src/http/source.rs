@@ -345,3 +345,49 @@ impl Committer for HttpCommitter {
         Box::pin(async { Ok(()) })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+    use tokio::net::TcpListener;
+
+    use super::*;
+
+    /// A source of a feed with this text.
+    async fn opened(text: &str) -> HttpSource {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let config = Config { url: format!("http://{}/", listener.local_addr().unwrap()), ..Config::default() };
+        let serve = async {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            let mut head = Vec::new();
+            while !head.ends_with(b"\r\n\r\n") {
+                stream.read_buf(&mut head).await.unwrap();
+            }
+            let response = format!("HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\n\r\n{text}");
+            stream.write_all(response.as_bytes()).await.unwrap();
+        };
+        let progress = Arc::default();
+        let (opened, ()) = tokio::join!(open(&config, ReconnectConfig::default(), 1, &progress), serve);
+        opened.unwrap().0
+    }
+
+    #[tokio::test]
+    async fn reconnection_time_of_a_server_is_at_most_an_hour() {
+        for (retry, expected) in [
+            ("3", Some(3)),
+            ("3600000", Some(3_600_000)),
+            ("3600001", Some(3_600_000)),
+            ("18446744073709551615", Some(3_600_000)),
+            ("soon", None),
+        ] {
+            let mut source = opened(&format!("retry: {retry}\ndata: x\n\n")).await;
+            let Read::Records(records) = source.next(1).await.unwrap() else { panic!() };
+            assert_eq!((records.len(), source.retry_ms), (1, expected), "{retry}");
+            // The connection is lost after the record.
+            let now = source.now();
+            let delay_ns = source.reconnect.handle_lost(now, source.retry_ms, 0).unwrap();
+            let delay_ms = delay_ns / 1_000_000;
+            assert_eq!(delay_ms, expected.unwrap_or(0).max(500), "{retry}");
+        }
+    }
+}

@@ -14,6 +14,10 @@ from .._events import ErrorEvent, ResultEvent
 Push = Callable[[Mapping[str, Any]], Awaitable[int]]
 T = TypeVar("T")
 
+#: The longest delay before a reconnection, in seconds, and the most doublings of the first one.
+_DELAY_MAX_S = 30.0
+_DOUBLINGS_MAX = 16
+
 
 class Adapter(ABC):
     """A source of items. :meth:`run` pushes them, and :meth:`deliver` gets the result or error of each."""
@@ -27,6 +31,11 @@ class Adapter(ABC):
 
     async def close(self) -> None:
         """Releases the resources of the adapter, after every item was delivered."""
+
+
+def delay_s(first_s: float, failures: int) -> float:
+    """The delay after a number of failures in a row: it doubles with each one, up to 30 seconds."""
+    return min(_DELAY_MAX_S, first_s * 2 ** min(failures - 1, _DOUBLINGS_MAX))
 
 
 def item_of(data: str, text_field: str = "text", id_field: str = "id") -> Optional[Dict[str, Any]]:

@@ -8,14 +8,12 @@ import threading
 import urllib.parse
 from typing import Any, Callable, Dict, Iterator, List, Mapping, Optional, Tuple, Union
 
-from ._base import Adapter, Push, from_thread, item_of
+from ._base import Adapter, Push, delay_s, from_thread, item_of
 
 #: The longest line of a stream, in bytes.
 LINE_BYTES_MAX = 1 << 20
 #: The longest data of an event, in characters.
 _EVENT_CHARS_MAX = 16 << 20
-#: The longest delay before a reconnection, in seconds.
-_DELAY_MAX_S = 30.0
 #: The longest id that is sent to resume, in bytes, and the most digits of a reconnection time: others have no effect.
 _ID_BYTES_MAX = 4096
 _RETRY_DIGITS_MAX = 15
@@ -85,8 +83,7 @@ class HttpSseAdapter(Adapter):
             if failures > self._attempts_max:
                 raise ConnectionError(f"{self._url}: {error} (after {failures} attempts)") from error
             base = parser.retry_ms / 1000 if parser.retry_ms is not None else 1.0
-            delay = min(_DELAY_MAX_S, base * 2 ** (failures - 1))
-            stopped.wait(delay * random.uniform(0.5, 1.0))
+            stopped.wait(delay_s(base, failures) * random.uniform(0.5, 1.0))
 
     _is_over = False
 

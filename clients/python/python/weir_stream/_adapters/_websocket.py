@@ -13,7 +13,7 @@ import urllib.parse
 from typing import Any, AsyncIterator, Coroutine, Dict, Mapping, Optional, Tuple, Union
 
 from .._events import ErrorEvent, ResultEvent
-from ._base import Adapter, Push, item_of, record_of
+from ._base import Adapter, Push, delay_s, item_of, record_of
 
 #: The longest message, in bytes.
 _MESSAGE_BYTES_MAX = 1 << 20
@@ -85,7 +85,7 @@ class WebSocketAdapter(Adapter):
                     self._socket = None
                 if failures > self._attempts_max:
                     raise ConnectionError(f"{self._url}: {str(error) or 'no response'} (after {failures} attempts)") from error
-                await asyncio.sleep(min(30.0, 0.5 * 2 ** (failures - 1)))
+                await asyncio.sleep(delay_s(0.5, failures))
 
     async def deliver(self, event: Union[ResultEvent, ErrorEvent]) -> None:
         if self._reply and self._socket is not None:

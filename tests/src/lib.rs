@@ -39,6 +39,13 @@ use tokio::net::TcpStream;
 /// Deadline of every wait. It is long because the machines that run these tests are small and busy.
 pub const PATIENCE: Duration = Duration::from_secs(60);
 
+/// Flags of `wasmtime serve` with which one instance serves all requests, also after a pause: an idle instance ends after a second by default.
+pub const ONE_INSTANCE: [&str; 3] = [
+    "--max-instance-reuse-count=100000",
+    "--max-instance-concurrent-reuse-count=1000",
+    "--idle-instance-timeout=3600s",
+];
+
 /// The root folder of the repository.
 pub fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).parent().map(Path::to_path_buf).unwrap_or_default()

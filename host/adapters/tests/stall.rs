@@ -38,6 +38,8 @@ impl Component for Stalling {
 
 #[tokio::test]
 async fn component_without_results_is_replaced_and_its_records_are_read_again() -> Result<()> {
+    // Long enough that a busy machine gives a result within it.
+    const STALL_TIMEOUT_MS: u64 = 1000;
     let dir = tempfile::tempdir()?;
     let (input, out) = (dir.path().join("in.ndjson"), dir.path().join("out"));
     std::fs::write(&input, "1\n2\n3\n")?;
@@ -45,7 +47,7 @@ async fn component_without_results_is_replaced_and_its_records_are_read_again() 
         name: "stalling".into(),
         format: "ndjson".into(),
         reconnect_delay_ms: 1,
-        stall_timeout_ms: 50,
+        stall_timeout_ms: STALL_TIMEOUT_MS,
         source: AdapterSource::File(FileSource {
             paths: vec![input.display().to_string()],
             follow: true,
@@ -63,7 +65,7 @@ async fn component_without_results_is_replaced_and_its_records_are_read_again() 
     echo::until("written", async || Ok(std::fs::read_to_string(&out).unwrap_or_default() == "1\n2\n3\n")).await?;
     assert_eq!((status.report().reconnects, component.calls.load(Ordering::Relaxed)), (2, 3));
     // An adapter without records is not stalled: it stays connected.
-    tokio::time::sleep(std::time::Duration::from_millis(150)).await;
+    tokio::time::sleep(std::time::Duration::from_millis(STALL_TIMEOUT_MS * 3 / 2)).await;
     assert_eq!(status.report().reconnects, 2);
     stop.send(true)?;
     task.await??;

@@ -5,18 +5,25 @@ mod echo;
 use std::path::Path;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 use echo::{start, until};
 use futures::{SinkExt as _, StreamExt as _};
 use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{mpsc, watch};
 use tokio_tungstenite::tungstenite::error::Error;
 use tokio_tungstenite::tungstenite::handshake::server::{ErrorResponse, Request, Response};
 use tokio_tungstenite::tungstenite::protocol::frame::coding::CloseCode;
 use tokio_tungstenite::tungstenite::protocol::{CloseFrame, Message};
 use tokio_tungstenite::{WebSocketStream, accept_hdr_async};
+use weir_adapters::build::Plan;
 use weir_adapters::check;
+use weir_adapters::driver::BoxFuture;
+use weir_adapters::status::Status;
+use weir_adapters::supervisor::{Component, ComponentCall, ComponentError, Supervisor};
 use weir_config::{Adapter, AdapterSink, AdapterSource, FileSink, WebSocketSource};
+use weir_core::adapter::SourceRecord;
 
 /// What the server does with a connection, in this order.
 #[derive(Debug, Clone)]
@@ -220,7 +227,7 @@ async fn server_without_pongs_is_disconnected() -> Result<()> {
     let dir = tempfile::tempdir()?;
     let out = dir.path().join("out");
     let mut adapter = feed(&server, &out);
-    source(&mut adapter).heartbeat_ms = 50;
+    source(&mut adapter).heartbeat_ms = 500;
     start(&adapter)?.ended().await?;
     server.check()?;
     assert_eq!(std::fs::read_to_string(out)?, "\"one\"\n\"two\"\n");
@@ -257,9 +264,31 @@ async fn policy_of_the_server_stops_the_adapter() -> Result<()> {
     Ok(())
 }
 
-/// The sink takes nothing for a while: the server waits, and the connection is not taken for dead.
+/// A component that gives no result before it may.
+struct Gated(watch::Receiver<bool>);
+
+impl Component for Gated {
+    fn open(&self) -> BoxFuture<'_, Result<ComponentCall, ComponentError>> {
+        let mut may = self.0.clone();
+        let (records, mut incoming) = mpsc::channel::<Vec<SourceRecord>>(16);
+        let (outgoing, results) = mpsc::channel(16);
+        let task = tokio::spawn(async move {
+            // An error means that the test is over.
+            let _ = may.wait_for(|may| *may).await;
+            while let Some(list) = incoming.recv().await {
+                if outgoing.send(list.into_iter().map(echo::answer).collect()).await.is_err() {
+                    return;
+                }
+            }
+        });
+        echo::call(records, results, task)
+    }
+}
+
+/// The component gives nothing for a while: the server waits, and the connection is not taken for dead.
 #[tokio::test]
 async fn feed_waits_while_the_adapter_reads_nothing() -> Result<()> {
+    const HEARTBEAT_MS: u64 = 1000;
     let count = 2_000;
     let steps = (0..count).map(|number| text(&format!("{number}"))).chain([Step::Close(CloseCode::Normal)]).collect();
     let server = Server::start(0, vec![steps]).await?;
@@ -267,8 +296,17 @@ async fn feed_waits_while_the_adapter_reads_nothing() -> Result<()> {
     let out = dir.path().join("out");
     let mut adapter = feed(&server, &out);
     adapter.in_flight_max = 2;
-    source(&mut adapter).heartbeat_ms = 20;
-    let status = start(&adapter)?.ended().await?;
+    source(&mut adapter).heartbeat_ms = HEARTBEAT_MS;
+    let plan = Plan::new(&adapter, 1).map_err(anyhow::Error::msg)?;
+    let status = Status::new(&plan.name, plan.source, plan.sink);
+    let ((may, gate), (_stop, stopped)) = (watch::channel(false), watch::channel(false));
+    let supervisor = Supervisor::new(plan.driver, Arc::new(Gated(gate)), plan.bounds, status.clone());
+    let running = tokio::spawn(supervisor.run(stopped));
+    until("in flight", async || Ok(status.report().records == 2)).await?;
+    // With room, silence for two heartbeats ends a connection.
+    tokio::time::sleep(Duration::from_millis(HEARTBEAT_MS * 5 / 2)).await;
+    may.send(true)?;
+    tokio::time::timeout(echo::PATIENCE, running).await???;
     server.check()?;
     let expected: String = (0..count).map(|number| format!("{number}\n")).collect();
     ensure!(std::fs::read_to_string(out)? == expected, "messages are missing or in another order");

@@ -203,7 +203,7 @@ async fn two_stores_on_one_redis_share_leases_and_close_releases_them() {
 async fn fenced_append_never_falls_back_to_memory() {
     let mut server = RedisServer::start();
     let config = server.config();
-    let redis = RedisConfig { fallback: Fallback::Memory, timeout_ms: 200, ..config.redis.clone() };
+    let redis = RedisConfig { fallback: Fallback::Memory, timeout_ms: 1000, ..config.redis.clone() };
     let store = open(EventsConfig { redis, ..config }).await;
     let (key, channel) = (name("execution:x"), name("pipeline:x"));
     let fence = acquired(&store, &key, "a", LONG_MS).await;
@@ -249,7 +249,7 @@ async fn lease_ends_in_time_although_the_clock_was_set_back() {
 async fn acquisition_without_an_answer_does_not_block_its_key() {
     let server = RedisServer::start();
     let config = server.config();
-    let redis = RedisConfig { timeout_ms: 200, ..config.redis.clone() };
+    let redis = RedisConfig { timeout_ms: 1000, ..config.redis.clone() };
     let store = open(EventsConfig { redis, ..config }).await;
     let key = name("execution:x");
     acquired(&store, &name("execution:y"), "y", LONG_MS).await;

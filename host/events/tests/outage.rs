@@ -169,7 +169,7 @@ async fn memory_fallback_uses_a_new_epoch() {
 async fn unresponsive_server_delays_a_publisher_within_the_bound() {
     let server = RedisServer::start();
     let config = server.config();
-    let redis = RedisConfig { timeout_ms: 300, ..config.redis };
+    let redis = RedisConfig { timeout_ms: 1000, ..config.redis };
     let store = open(EventsConfig { redis, ..config }).await;
     let channel = name("workflow:w");
     store.append(&channel, numbered([0])).await.unwrap();
@@ -179,7 +179,7 @@ async fn unresponsive_server_delays_a_publisher_within_the_bound() {
     for attempt in 1..4 {
         let start = Instant::now();
         assert!(store.append(&channel, numbered([attempt])).await.unwrap_err().retryable());
-        assert!(start.elapsed() < Duration::from_millis(1_500), "answered after {:?}", start.elapsed());
+        assert!(start.elapsed() < Duration::from_secs(5), "answered after {:?}", start.elapsed());
     }
     server.signal("CONT");
     let last = append_again(&store, "workflow:w", 9).await;

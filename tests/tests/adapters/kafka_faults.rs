@@ -52,7 +52,7 @@ async fn end_of_command(fault: Fault) -> Result<()> {
     ensure!(!text.replace('\n', "").contains(char::is_control), "{text:?}");
     ensure!(peak_bytes < MEMORY_BYTES_MAX, "{peak_bytes} bytes");
 
-    let arguments = ["test-connection", "--protocol", "kafka", "--timeout", "1", "--brokers", &address];
+    let arguments = ["test-connection", "--protocol", "kafka", "--timeout", "3", "--brokers", &address];
     let mut command = weir_command(&arguments)?;
     let output = tokio::task::spawn_blocking(move || command.output()).await??;
     let text = String::from_utf8(output.stdout)?;
@@ -155,7 +155,8 @@ async fn silent_broker_does_not_delay_the_end_of_the_command() -> Result<()> {
     let output = child.wait_with_output()?;
     kafka.signal("CONT")?;
     let text = String::from_utf8(output.stderr)?;
-    ensure!(began.elapsed() < Duration::from_secs(8), "{:?}: {text}", began.elapsed());
+    // librdkafka would wait for minutes.
+    ensure!(began.elapsed() < Duration::from_secs(20), "{:?}: {text}", began.elapsed());
     ensure!(output.status.code() == Some(2) && text.contains("no progress for 1000 ms after the signal"), "{text}");
     Ok(())
 }

@@ -13,7 +13,7 @@ use wac_graph::{CompositionGraph, EncodeOptions};
 use weir_tests::client::post;
 use weir_tests::follow::Follower;
 use weir_tests::pipelines::{Folder, run};
-use weir_tests::{Server, component, conformance, free_port, ndjson, statuses, tool, until};
+use weir_tests::{ONE_INSTANCE, Server, component, conformance, free_port, ndjson, statuses, tool, until};
 
 /// Plugs the exports of components into the imports of another, as `wac plug` does.
 fn plug(socket: &[u8], plugs: &[&[u8]]) -> Result<Vec<u8>> {
@@ -118,8 +118,7 @@ async fn upstream_component_generates_in_each_dialect_under_wasmtime_serve() -> 
 #[tokio::test]
 async fn channels_are_served_under_wasmtime_serve() -> Result<()> {
     // The channels of the stand-in are in its instance, so one instance has to serve all requests.
-    let one = ["--max-instance-reuse-count=100000", "--max-instance-concurrent-reuse-count=1000"];
-    let (server, _dir) = start_composed(&[&one[..], &["--env", "WEIR_AUTH_LOOPBACK=true"]].concat()).await?;
+    let (server, _dir) = start_composed(&[&ONE_INSTANCE[..], &["--env", "WEIR_AUTH_LOOPBACK=true"]].concat()).await?;
     conformance::channels(&server).await?;
     let health: Value = reqwest::get(server.url("/stream/health")).await?.json().await?;
     assert_eq!(health["status"], "healthy", "{health}");
@@ -129,10 +128,9 @@ async fn channels_are_served_under_wasmtime_serve() -> Result<()> {
 /// Nothing is appended to the channel, so only the end of the stream can tell the store.
 #[tokio::test]
 async fn reader_that_leaves_a_quiet_channel_is_not_counted_any_more() -> Result<()> {
-    let one = ["--max-instance-reuse-count=100000", "--max-instance-concurrent-reuse-count=1000"];
     // The gateway notices at its next write that the client has disconnected.
     let environment = ["--env", "WEIR_AUTH_LOOPBACK=true", "--env", "WEIR_EVENTS_HEARTBEAT_MS=200"];
-    let (server, _dir) = start_composed(&[&one[..], &environment].concat()).await?;
+    let (server, _dir) = start_composed(&[&ONE_INSTANCE[..], &environment].concat()).await?;
     let followers = |expected: u64| {
         let server = &server;
         move || async move {
@@ -301,15 +299,8 @@ async fn follow_and_publish<F: Future<Output = Result<()>>>(
 
 #[tokio::test]
 async fn stream_behind_pushpin_equals_the_native_stream() -> Result<()> {
-    let arguments = [
-        "--max-instance-reuse-count=100000",
-        "--max-instance-concurrent-reuse-count=1000",
-        "--env",
-        "WEIR_AUTH_LOOPBACK=true",
-        "--env",
-        "WEIR_GRIP=proxy",
-    ];
-    let (server, _dir) = start_composed(&arguments).await?;
+    let environment = ["--env", "WEIR_AUTH_LOOPBACK=true", "--env", "WEIR_GRIP=proxy"];
+    let (server, _dir) = start_composed(&[&ONE_INSTANCE[..], &environment].concat()).await?;
     let pushpin = Pushpin::start(&server)?;
     until("reachable", || async { Ok(reqwest::get(pushpin.url("/livez")).await.is_ok_and(|a| a.status() == 200)) })
         .await?;

@@ -418,20 +418,20 @@ async fn unsupported_codings_are_refused_and_empty_ones_are_ignored() -> Result<
 #[tokio::test]
 async fn idle_connection_outlives_the_header_timeout_and_ends_with_its_own() -> Result<()> {
     const LIVEZ: &[u8] = b"GET /livez HTTP/1.1\r\nHost: localhost\r\n\r\n";
-    let server = Server::start_stub(&["--set", "http.header_timeout_ms=200"]).await?;
+    let server = Server::start_stub(&["--set", "http.header_timeout_ms=1000"]).await?;
     let mut raw = Raw::connect(&server).await?;
     for _ in 0..2 {
         raw.send(LIVEZ).await?;
         raw.skip_past("alive").await?;
         raw.skip_past("}").await?;
-        tokio::time::sleep(std::time::Duration::from_millis(700)).await;
+        tokio::time::sleep(std::time::Duration::from_millis(1500)).await;
     }
     // The head of the next request has its own timeout.
     raw.send(b"GET /livez HTTP/1.1\r\nHost: loc").await?;
     raw.read_to_end().await?;
 
     let server =
-        Server::start_stub(&["--set", "http.header_timeout_ms=100", "--set", "http.idle_timeout_ms=300"]).await?;
+        Server::start_stub(&["--set", "http.header_timeout_ms=1000", "--set", "http.idle_timeout_ms=1500"]).await?;
     let mut raw = Raw::connect(&server).await?;
     raw.send(LIVEZ).await?;
     raw.read_until("alive").await?;

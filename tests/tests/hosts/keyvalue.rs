@@ -7,7 +7,7 @@ use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
 use weir_tests::client::{post, post_lines};
 use weir_tests::pipelines::{Folder, run};
-use weir_tests::{Server, component, conformance, tool, until};
+use weir_tests::{ONE_INSTANCE, Server, component, conformance, tool, until};
 
 const LOOPBACK: &str = "WEIR_AUTH_LOOPBACK=true";
 
@@ -28,12 +28,9 @@ async fn publish(server: &Server, id: &str, progress: u32) -> Result<String> {
     Ok(answer["id"].as_str().context("an id")?.to_owned())
 }
 
-/// Flags with which one instance serves all requests.
-const ONE: [&str; 2] = ["--max-instance-reuse-count=100000", "--max-instance-concurrent-reuse-count=1000"];
-
 #[tokio::test]
 async fn one_instance_of_wasmtime_serve_has_channels_in_its_bucket() -> Result<()> {
-    let server = wasmtime(&ONE).await?;
+    let server = wasmtime(&ONE_INSTANCE).await?;
     conformance::channels(&server).await?;
     let health: Value = reqwest::get(server.url("/stream/health")).await?.json().await?;
     assert_eq!(health["services"]["keyvalue"], "healthy", "{health}");
@@ -48,7 +45,7 @@ async fn executions_and_sessions_are_in_the_bucket() -> Result<()> {
     ]);
     let pipelines = Folder::new(&[("own", steps)])?;
     let folder = format!("{}::/pipelines", pipelines.path().display());
-    let server = wasmtime(&[&ONE[..], &["--dir", &folder]].concat()).await?;
+    let server = wasmtime(&[&ONE_INSTANCE[..], &["--dir", &folder]].concat()).await?;
     let execution = run(&server, "own", &json!({"text": "good"})).await?;
     assert_eq!((&execution["state"], &execution["output"]), (&json!("completed"), &json!("stored")), "{execution}");
 

@@ -3,11 +3,12 @@
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
+use std::time::Instant;
 
 use wasmtime::component::{Accessor, Component, HasSelf, Resource};
 use wasmtime::{Config, Engine, Error, ResourceLimiter, Result, Store, bail, ensure, format_err};
 use wasmtime_wasi::WasiCtx;
-use weir_tests::component;
+use weir_tests::{PATIENCE, component};
 use weir_wasi::StoreData;
 
 mod bindings {
@@ -222,10 +223,17 @@ async fn instances_on_threads_append_to_one_channel() -> Result<()> {
     for instance in 0..INSTANCES {
         let host = host.clone();
         tasks.push(tokio::spawn(async move {
-            let (mut component, mut cursors) = (host.instance().await?, Vec::new());
+            let (mut component, mut cursors, began) = (host.instance().await?, Vec::new(), Instant::now());
             for event in 0..EVENTS {
                 let data = format!("{instance}.{event}");
-                let appended = done(component.append(&data, None).await?)?;
+                let mut appended = component.append(&data, None).await?;
+                // An instance that was suspended while it held the lock has written nothing.
+                while let Err(Failure::Unavailable(_)) = appended
+                    && began.elapsed() < PATIENCE
+                {
+                    appended = component.append(&data, None).await?;
+                }
+                let appended = done(appended)?;
                 cursors.extend(appended.into_iter().map(|cursor| ((cursor.epoch, cursor.seq), data.clone())));
             }
             Ok::<_, Error>(cursors)

@@ -424,7 +424,7 @@ async fn session_survives_a_restart() -> Result<()> {
 
 #[tokio::test]
 async fn idle_session_is_warned_and_expires() -> Result<()> {
-    let server = Server::start_stub(&["--set", "sessions.ended_ttl_ms=1500"]).await?;
+    let server = Server::start_stub(&["--set", "sessions.ended_ttl_ms=6000"]).await?;
     let id = create_session(&server, &json!({"idle": {"expire_ms": 3000, "warn_ms": 1500}})).await?;
     feed(&server, &id, &[chunk(0, "bye", "a")]).await?;
     let channel = channel_events(&server, &id).await?;

@@ -17,11 +17,12 @@ use rdkafka::error::KafkaError;
 use rdkafka::message::{BorrowedMessage, Header, Headers as _, Message as _, OwnedHeaders};
 use rdkafka::producer::{BaseProducer, BaseRecord, Producer as _};
 use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
+use rdkafka::types::RDKafkaErrorCode;
 
 use crate::kafka_faults::FaultyProxy;
 use crate::kafka_proxy::{Clients, KafkaProxy, tls_acceptor};
 use crate::scram::Scram;
-use crate::{PATIENCE, kafka_log, root, tool};
+use crate::{PATIENCE, kafka_log, root, tool, until};
 
 /// The partitions of each topic.
 const PARTITIONS: i32 = 4;
@@ -113,14 +114,33 @@ impl Kafka {
     }
 
     async fn create_topics(&self) -> Result<()> {
-        let admin: AdminClient<_> = self.client().create()?;
-        let topics = TOPICS.map(|name| NewTopic::new(name, PARTITIONS, TopicReplication::Fixed(1)));
-        // The client waits for the broker.
-        let options = AdminOptions::new().request_timeout(Some(PATIENCE)).operation_timeout(Some(PATIENCE));
-        for created in admin.create_topics(&topics, &options).await? {
-            created.map_err(|(topic, code)| anyhow::anyhow!("{topic}: {code}"))?;
+        for name in TOPICS {
+            self.create_topic(name).await?.map_err(|code| anyhow::anyhow!("{name}: {code}"))?;
         }
         Ok(())
+    }
+
+    async fn create_topic(&self, name: &str) -> Result<Result<(), RDKafkaErrorCode>> {
+        let admin: AdminClient<_> = self.client().create()?;
+        let topic = NewTopic::new(name, PARTITIONS, TopicReplication::Fixed(1));
+        let created = admin.create_topics(&[topic], &admin_options()).await?;
+        Ok(created.into_iter().try_for_each(|created| created.map(drop).map_err(|(_, code)| code)))
+    }
+
+    /// Deletes a topic and creates it again: its offsets begin with 0.
+    pub async fn recreate(&self, topic: &str) -> Result<()> {
+        let admin: AdminClient<_> = self.client().create()?;
+        for deleted in admin.delete_topics(&[topic], &admin_options()).await? {
+            deleted.map_err(|(topic, code)| anyhow::anyhow!("{topic}: {code}"))?;
+        }
+        until("the topic is created", || async {
+            match self.create_topic(topic).await? {
+                // It is not deleted yet.
+                Err(RDKafkaErrorCode::TopicAlreadyExists) => Ok(false),
+                created => Ok(created.map(|()| true)?),
+            }
+        })
+        .await
     }
 
     /// `host:port`.
@@ -231,6 +251,11 @@ impl Kafka {
             committed.elements().iter().map(|element| element.offset().to_raw().unwrap_or(-1)).collect::<Vec<_>>();
         Ok(offsets.into_iter().map(|offset| offset.max(0)).sum())
     }
+}
+
+/// The client waits for the broker.
+fn admin_options() -> AdminOptions {
+    AdminOptions::new().request_timeout(Some(PATIENCE)).operation_timeout(Some(PATIENCE))
 }
 
 fn from_beginning(topic: &str) -> Result<TopicPartitionList> {

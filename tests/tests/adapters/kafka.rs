@@ -111,6 +111,23 @@ async fn consumers_of_killed_transactions_have_each_result_once() -> Result<()> 
     has_each_once(&kafka.read_committed("sentiment-output")?, count)
 }
 
+/// A topic that is deleted and created while it is read is read from its beginning.
+#[tokio::test]
+async fn recreated_topic_is_read_from_its_beginning() -> Result<()> {
+    // This broker reports that the committed positions are out of range.
+    let kafka = Kafka::start_second().await?;
+    kafka.produce(texts(0..200))?;
+    let stream = start(&kafka, &["--reconnect-delay", "0.1"])?;
+    until("committed", || async { Ok(kafka.committed("weir")? == 200) }).await?;
+    kafka.recreate("text-input").await?;
+    kafka.produce(texts(200..240))?;
+    kafka.read("sentiment-output", |results| ids(results).len() == 240)?;
+    until("committed again", || async { Ok(kafka.committed("weir")? == 40) }).await?;
+    ensure!(stream.terminate()?.success());
+    let results = kafka.read("sentiment-output", |results| ids(results).len() == 240)?;
+    has_each_once(&results, 240)
+}
+
 /// Kills the process after a random number of log entries, so within a transaction, between transactions or while it joins the group, until
 /// the last one processes the rest. Returns the number of records. `WEIR_TEST_KILLS` sets the number of kills, for a longer run.
 async fn kill_in_transactions(kafka: &Kafka, more: &[&str]) -> Result<i64> {

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use weir_core::adapter::SourceRecord;
 
-use super::frames::{Frames, Framing, is_packed};
+use super::frames::{Frames, Framing, RECORDS_BYTES, is_packed};
 use super::progress::{AfterEnd, FileKey, Progress};
 
 /// The interval at which the patterns are matched again.
@@ -27,6 +27,8 @@ pub(super) struct Follower {
     deleted_timeout: Duration,
     matched: Option<Instant>,
     files: BTreeMap<PathBuf, Followed>,
+    /// The file that was read last.
+    last: Option<PathBuf>,
     /// Files that were rotated while no adapter followed them; they are read to their end before their successors.
     rotated: Vec<Followed>,
 }
@@ -75,15 +77,29 @@ impl Followed {
         progress.close(self.partition, self.offset, AfterEnd::Forgotten);
     }
 
-    /// Appends records until there are `max`, or no more.
-    fn read(&mut self, max: usize, is_final: bool, records: &mut Vec<SourceRecord>) -> io::Result<()> {
-        while records.len() < max
+    /// Adds records until the read is full, or there are no more.
+    fn read(&mut self, is_final: bool, read: &mut ReadRecords) -> io::Result<()> {
+        while !read.is_full()
             && let Some(frame) = self.frames.next(is_final)?
         {
             self.offset = frame.offset;
-            records.push(frame.into_record(&self.key.path, self.partition));
+            read.bytes += frame.payload.len();
+            read.records.push(frame.into_record(&self.key.path, self.partition));
         }
         Ok(())
+    }
+}
+
+/// The records of a read, and the most of them.
+struct ReadRecords {
+    records: Vec<SourceRecord>,
+    bytes: usize,
+    max: usize,
+}
+
+impl ReadRecords {
+    fn is_full(&self) -> bool {
+        self.records.len() >= self.max || self.bytes >= RECORDS_BYTES
     }
 }
 
@@ -96,6 +112,7 @@ impl Follower {
             deleted_timeout: DELETED_TIMEOUT,
             matched: None,
             files: BTreeMap::new(),
+            last: None,
             rotated: Vec::new(),
         }
     }
@@ -106,25 +123,26 @@ impl Follower {
             self.matched = Some(Instant::now());
             self.open_matches()?;
         }
-        let mut records = Vec::new();
+        let mut read = ReadRecords { records: Vec::new(), bytes: 0, max };
         while let Some(file) = self.rotated.last_mut() {
-            file.read(max, true, &mut records)?;
-            if records.len() >= max {
-                return Ok(records);
+            file.read(true, &mut read)?;
+            if read.is_full() {
+                return Ok(read.records);
             }
             file.close(&self.progress);
             self.rotated.pop();
         }
-        for path in self.files.keys().cloned().collect::<Vec<_>>() {
+        for path in self.next_paths() {
             let Some(file) = self.files.get_mut(&path) else { continue };
-            file.read(max, false, &mut records)?;
-            if records.len() >= max {
+            self.last = Some(path.clone());
+            file.read(false, &mut read)?;
+            if read.is_full() {
                 break;
             }
             match successor(file)? {
                 None if file.is_deleted(self.deleted_timeout)? => {
-                    file.read(max, true, &mut records)?;
-                    if records.len() >= max {
+                    file.read(true, &mut read)?;
+                    if read.is_full() {
                         break;
                     }
                     file.close(&self.progress);
@@ -133,8 +151,8 @@ impl Follower {
                 None => {}
                 Some(Successor::Rotated(next, key)) => {
                     // The rest of the rotated file, including a last line without a line end.
-                    file.read(max, true, &mut records)?;
-                    if records.len() >= max {
+                    file.read(true, &mut read)?;
+                    if read.is_full() {
                         break;
                     }
                     let next = Followed::open(&path, next, key, self.framing, &self.progress)?;
@@ -149,7 +167,15 @@ impl Follower {
                 }
             }
         }
-        Ok(records)
+        Ok(read.records)
+    }
+
+    /// The paths of the followed files, from the one after that with the last records: a file with many must not delay the others.
+    fn next_paths(&self) -> Vec<PathBuf> {
+        let mut paths: Vec<PathBuf> = self.files.keys().cloned().collect();
+        let next = self.last.as_ref().map_or(0, |last| paths.partition_point(|path| path <= last));
+        paths.rotate_left(next);
+        paths
     }
 
     /// Opens files that match and are not followed yet.
@@ -297,6 +323,33 @@ mod tests {
         assert_eq!(texts(&mut follower), Vec::<String>::new());
         append(&path, "z\n");
         assert_eq!(texts(&mut follower), ["x", "yz"]);
+    }
+
+    #[test]
+    fn file_with_many_lines_delays_no_other() {
+        let dir = tempfile::tempdir().unwrap();
+        for (name, lines) in [("a", "1\n2\n3\n4\n5\n6\n"), ("b", "7\n8\n9\n"), ("c", "10\n")] {
+            append(&dir.path().join(name), lines);
+        }
+        let progress = Arc::new(Progress::load(None).unwrap());
+        let mut follower = Follower::new(vec![format!("{}/*", dir.path().display())], Framing::Lines, progress);
+        let mut read = || {
+            let records = follower.read(2).unwrap();
+            records.into_iter().map(|record| String::from_utf8(record.payload).unwrap()).collect::<Vec<_>>().join(" ")
+        };
+        assert_eq!([read(), read(), read(), read(), read(), read()], ["1 2", "7 8", "10 3", "9 4", "5 6", ""]);
+    }
+
+    #[test]
+    fn records_of_a_read_are_bounded_by_their_bytes_too() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("log");
+        let line = "x".repeat(1 << 20) + "\n";
+        append(&path, &line.repeat(40));
+        let progress = Arc::new(Progress::load(None).unwrap());
+        let mut follower = Follower::new(vec![path.display().to_string()], Framing::Lines, progress);
+        let mut read = || follower.read(100).unwrap().len();
+        assert_eq!([read(), read(), read(), read()], [16, 16, 8, 0]);
     }
 
     #[test]

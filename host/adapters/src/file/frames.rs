@@ -16,6 +16,8 @@ use crate::RECORD_ID_HEADER;
 
 /// Bytes of a read.
 const READ_BYTES: usize = 1 << 16;
+/// The bytes from which no more records are returned at once.
+pub(super) const RECORDS_BYTES: usize = 16 << 20;
 /// The longest captions file, in bytes: it is read into memory.
 const CAPTIONS_BYTES_MAX: u64 = 64 << 20;
 /// The byte order mark of UTF-8.

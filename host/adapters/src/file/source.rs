@@ -10,16 +10,13 @@ use std::time::Duration;
 use weir_core::adapter::SourceRecord;
 
 use super::follow::{Follower, matches};
-use super::frames::{Frames, Framing, is_packed};
+use super::frames::{Frames, Framing, RECORDS_BYTES, is_packed};
 use super::progress::{AfterEnd, FileKey, Progress};
 use super::{FileSettings, file_error};
 use crate::driver::{BoxFuture, DriverError, Read, Source};
 
 /// The interval at which followed files are checked while nothing is new.
 const FOLLOW_INTERVAL: Duration = Duration::from_millis(100);
-
-/// The bytes of records from which a read ends.
-const READ_BYTES: usize = 16 << 20;
 
 /// Files as a source.
 pub struct FileSource {
@@ -114,7 +111,7 @@ impl Sequence {
     /// Reads at most `max` records; returns none at the end of the last file.
     fn read(&mut self, max: usize) -> Result<Vec<SourceRecord>, DriverError> {
         let (mut records, mut bytes) = (Vec::new(), 0);
-        while records.len() < max && bytes < READ_BYTES {
+        while records.len() < max && bytes < RECORDS_BYTES {
             let Some(current) = &mut self.current else {
                 let Some((path, length)) = self.files.pop_front() else { break };
                 let opened = self.open(&path, length);

@@ -19,7 +19,8 @@ use crate::driver::{BoxFuture, Committer, DriverError, Read, Safe, Source};
 use crate::http::client::Target;
 use crate::redis::secret;
 
-/// The most messages that the task sends at once, and the bytes from which it sends them. The adapter is woken for each list.
+/// The most messages that the task sends at once, and the bytes from which it sends them, and from which a read ends. The adapter is woken for
+/// each list.
 const MESSAGES_MAX: usize = 64;
 const MESSAGES_BYTES: usize = 1 << 20;
 /// The most lists between the task and the adapter.
@@ -223,14 +224,15 @@ async fn handle(socket: &mut Socket, message: Option<Result<Message, Error>>) ->
 
 impl WebSocketSource {
     async fn next(&mut self, max: usize) -> Result<Read, DriverError> {
-        let mut records = Vec::new();
+        let (mut records, mut bytes) = (Vec::new(), 0);
         loop {
             while records.len() < max
                 && let Some(payload) = self.rest.next()
             {
+                bytes += payload.len();
                 records.push(self.record(payload));
             }
-            if records.len() == max {
+            if records.len() == max || bytes >= MESSAGES_BYTES {
                 return Ok(Read::Records(records));
             }
             let received = match records.is_empty() {
@@ -273,5 +275,29 @@ impl Source for WebSocketSource {
 impl Committer for WebSocketCommitter {
     fn commit<'a>(&'a mut self, _safe: &'a Safe) -> BoxFuture<'a, Result<(), DriverError>> {
         Box::pin(async { Ok(()) })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn read_ends_with_the_bytes_of_a_list_and_records_precede_a_failure() {
+        let (sender, messages) = mpsc::channel(4);
+        let task = AbortOnDropHandle::new(tokio::spawn(std::future::pending()));
+        let rest = Vec::new().into_iter();
+        let mut source =
+            WebSocketSource { url: "ws://one".into(), messages, rest, failure: None, offset: 0, _task: task };
+        for size in [MESSAGES_BYTES / 2, MESSAGES_BYTES / 2, 1] {
+            sender.send(Ok(vec![vec![0; size]; 2])).await.unwrap();
+        }
+        sender.send(Err(DriverError::transport("lost"))).await.unwrap();
+        for offset in [0, 2, 4] {
+            let Read::Records(records) = source.next(256).await.unwrap() else { panic!() };
+            let offsets: Vec<u64> = records.iter().map(|record| record.position.offset).collect();
+            assert_eq!(offsets, [offset, offset + 1]);
+        }
+        assert_eq!(source.next(256).await.unwrap_err(), DriverError::transport("lost"));
     }
 }

@@ -21,7 +21,7 @@ const axe = readFileSync(new URL("../node_modules/axe-core/axe.min.js", import.m
 export const options = { skip: WEIR === undefined ? "WEIR_TEST_PROGRAM is not set" : BROWSER === undefined ? "WEIR_TEST_BROWSER is not set" : false };
 
 /** Waits until a condition returns a true value, and returns it. Fails after `limitMs`. */
-export async function until(condition, limitMs = 20_000) {
+export async function until(condition, limitMs = 60_000) {
   const end = Date.now() + limitMs;
   for (;;) {
     const value = await condition();
@@ -118,6 +118,7 @@ export async function open(t, url, { block, ...context } = {}) {
   browser ??= await chromium.launch({ executablePath: BROWSER, args: ["--no-sandbox"] });
   const tab = await browser.newContext({ viewport: { width: 1200, height: 800 }, ...context });
   const page = await tab.newPage();
+  page.setDefaultTimeout(60_000);
   const activity = { sockets: 0, requests: [], errors: [] };
   page.on("websocket", () => (activity.sockets += 1));
   page.on("request", (request) => activity.requests.push(request.url()));

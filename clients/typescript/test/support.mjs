@@ -47,7 +47,7 @@ export async function collect(events) {
 }
 
 /** Waits until a condition returns a true value, and returns it. Fails after `limitMs`. */
-export async function until(condition, limitMs = 10_000) {
+export async function until(condition, limitMs = 60_000) {
   const end = Date.now() + limitMs;
   for (;;) {
     const value = await condition();

@@ -13,7 +13,9 @@ use wac_graph::{CompositionGraph, EncodeOptions};
 use weir_tests::client::post;
 use weir_tests::follow::Follower;
 use weir_tests::pipelines::{Folder, run};
-use weir_tests::{ONE_INSTANCE, Server, component, conformance, free_port, ndjson, statuses, tool, until};
+use weir_tests::{
+    IDLE_INSTANCE, ONE_INSTANCE, Server, component, conformance, free_port, ndjson, statuses, tool, until,
+};
 
 /// Plugs the exports of components into the imports of another, as `wac plug` does.
 fn plug(socket: &[u8], plugs: &[&[u8]]) -> Result<Vec<u8>> {
@@ -130,7 +132,7 @@ async fn channels_are_served_under_wasmtime_serve() -> Result<()> {
 async fn reader_that_leaves_a_quiet_channel_is_not_counted_any_more() -> Result<()> {
     // The gateway notices at its next write that the client has disconnected.
     let environment = ["--env", "WEIR_AUTH_LOOPBACK=true", "--env", "WEIR_EVENTS_HEARTBEAT_MS=200"];
-    let (server, _dir) = start_composed(&[&ONE_INSTANCE[..], &environment].concat()).await?;
+    let (server, _dir) = start_composed(&[&ONE_INSTANCE[..], &[IDLE_INSTANCE], &environment].concat()).await?;
     let followers = |expected: u64| {
         let server = &server;
         move || async move {

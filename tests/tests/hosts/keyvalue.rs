@@ -7,7 +7,7 @@ use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
 use weir_tests::client::{post, post_lines};
 use weir_tests::pipelines::{Folder, run};
-use weir_tests::{ONE_INSTANCE, Server, component, conformance, tool, until};
+use weir_tests::{IDLE_INSTANCE, ONE_INSTANCE, Server, component, conformance, tool};
 
 const LOOPBACK: &str = "WEIR_AUTH_LOOPBACK=true";
 
@@ -16,8 +16,7 @@ async fn wasmtime(flags: &[&str]) -> Result<Server> {
     command.args(["serve", "-Sp3,cli,keyvalue", "-Wcomponent-model-async", "--addr", "127.0.0.1:0", "--env", LOOPBACK]);
     command.args(flags).arg(component("weir-keyvalue.wasm")?);
     let server = Server::spawn(command, "Serving HTTP on http://")?;
-    let lives = || async { Ok(reqwest::get(server.url("/livez")).await.is_ok_and(|answer| answer.status() == 200)) };
-    until("listening", lives).await?;
+    server.wait_for_probe("/livez").await?;
     Ok(server)
 }
 
@@ -45,7 +44,7 @@ async fn executions_and_sessions_are_in_the_bucket() -> Result<()> {
     ]);
     let pipelines = Folder::new(&[("own", steps)])?;
     let folder = format!("{}::/pipelines", pipelines.path().display());
-    let server = wasmtime(&[&ONE_INSTANCE[..], &["--dir", &folder]].concat()).await?;
+    let server = wasmtime(&[&ONE_INSTANCE[..], &[IDLE_INSTANCE, "--dir", &folder]].concat()).await?;
     let execution = run(&server, "own", &json!({"text": "good"})).await?;
     assert_eq!((&execution["state"], &execution["output"]), (&json!("completed"), &json!("stored")), "{execution}");
 

@@ -32,12 +32,6 @@ fn serve(name: &str, arguments: &[&str]) -> Result<Server> {
     Server::spawn(command, "Serving HTTP on http://")
 }
 
-/// Waits until the gateway answers, whether or not its models are ready.
-async fn listening(server: &Server) -> Result<()> {
-    let lives = || async { Ok(reqwest::get(server.url("/livez")).await.is_ok_and(|answer| answer.status() == 200)) };
-    weir_tests::until("listening", lives).await
-}
-
 #[tokio::test]
 async fn weir_wasm_under_wasmtime_serve_passes_every_case() -> Result<()> {
     // A component has no bf16 instructions, so embeddings are compared with those of a processor without them.
@@ -54,7 +48,7 @@ async fn weir_wasm_under_wasmtime_serve_passes_every_case() -> Result<()> {
 async fn component_with_a_model_needs_no_folder() -> Result<()> {
     let reference = Server::start(&["--set", "models.isa=portable"]).await?;
     let server = serve("weir-with-models.wasm", &["--env", "WEIR_STEPS_SENTIMENT=sentiment"])?;
-    listening(&server).await?;
+    server.wait_for_probe("/livez").await?;
     for case in [Case::Scores, Case::Duplex] {
         conformance::run(case, &server, &reference).await.with_context(|| format!("{case:?}\n{}", server.log()))?;
     }
@@ -129,7 +123,7 @@ async fn model_with_an_invalid_graph_fails_with_the_reason() -> Result<()> {
     std::fs::write(folder.path().join("unknown/model_packed.onnx"), b"not a graph")?;
     let mount = format!("{}::/models", folder.path().display());
     let server = serve("weir.wasm", &["--dir", &mount, "--env", "WEIR_STEPS_SENTIMENT=good"])?;
-    listening(&server).await?;
+    server.wait_for_probe("/livez").await?;
     for (model, reason) in [("cut", "more"), ("unknown", "ONNX")] {
         let (status, answer) = post(&server, "/v1/classify", &json!({"inputs": "a good day", "model": model})).await?;
         let said = answer.to_string();
@@ -308,7 +302,7 @@ async fn thin_instance_with_a_wrong_address_is_not_ready_with_the_reason() -> Re
     let port = TcpListener::bind("127.0.0.1:0")?.local_addr()?.port();
     let url = format!("WEIR_REMOTE_URL=http://127.0.0.1:{port}");
     let server = serve("weir-thin.wasm", &["--env", &url])?;
-    listening(&server).await?;
+    server.wait_for_probe("/livez").await?;
     assert_eq!(reqwest::get(server.url("/readyz")).await?.status(), 503);
     let error = failure(&server, "sentiment").await?;
     let message = error["message"].as_str().unwrap_or_default();

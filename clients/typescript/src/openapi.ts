@@ -1601,6 +1601,8 @@ export interface components {
             name: string;
             /** @description True once it has computed a first result. */
             ready: boolean;
+            /** @description Why it is not ready; none while it loads. */
+            reason?: string | null;
             /**
              * Format: uint32
              * @description Maximum length of a sequence, in tokens, with special tokens; 0 if it is not known.
@@ -1613,6 +1615,8 @@ export interface components {
             name: string;
             /** @description True once it has computed a first result. */
             ready: boolean;
+            /** @description Why it is not ready; none while it loads. */
+            reason?: string | null;
         };
         /** @description The body of `GET /v1/models`. */
         Models: {

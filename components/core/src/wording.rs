@@ -50,6 +50,18 @@ pub fn plural_unless(is_one: bool, noun: &str) -> impl Display {
     fmt::from_fn(move |f| write!(f, "{noun}{}", if is_one { "" } else { "s" }))
 }
 
+/// An error for those who may not know the machine: on one line, and with the last part of each path and URL alone.
+pub fn without_paths(text: &str) -> String {
+    let word = |word: &str| match word.rsplit_once('/') {
+        Some((path, last)) => {
+            let inner = path.trim_start_matches(['(', '[', '"', '\'', '`']);
+            format!("{}{last}", &path[..path.len() - inner.len()])
+        }
+        None => word.to_owned(),
+    };
+    text.split_whitespace().map(word).collect::<Vec<_>>().join(" ")
+}
+
 /// Expected types in messages of serde, and their names in JSON.
 const EXPECTED: [(&str, &str); 24] = [
     ("u8", "a whole number from 0 to 255"),
@@ -147,6 +159,19 @@ mod tests {
         check("l'été 日本", "\"l'été 日本\"");
         check("a\"b\\c\n\u{1b}[31m", "\"a\\\"b\\\\c\\n\\u001b[31m\"");
         check(&"x".repeat(500), &format!("\"{}\"…", "x".repeat(64)));
+    }
+
+    #[test]
+    fn paths_and_urls_are_reduced_to_their_last_part() {
+        let check = |text: &str, expected: &str| assert_eq!(without_paths(text), expected);
+        check(
+            "its memory is too small for /srv/models/a/model.onnx: serve fewer",
+            "its memory is too small for model.onnx: serve fewer",
+        );
+        check("no server at https://user:secret@host:80/v1/models", "no server at models");
+        check("a file (\"/srv/a.gguf\")\nis damaged", "a file (\"a.gguf\") is damaged");
+        check("./a and ../../b/, c\\d", "a and , c\\d");
+        check("nothing of a path", "nothing of a path");
     }
 
     #[test]

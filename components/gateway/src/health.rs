@@ -107,9 +107,7 @@ pub(crate) async fn health(began: Now) -> Result<BufferedResponse, Problem> {
     };
     let inference = match models {
         Ok(models) => {
-            let waiting: Vec<&str> = models.iter().filter(|m| !m.ready).map(|m| m.name.as_str()).collect();
-            let waiting = (!waiting.is_empty()).then(|| format!("not ready: {}", waiting.join(", ")));
-            let problems: Vec<String> = waiting.into_iter().chain(unmet_steps(&models)?).collect();
+            let problems: Vec<String> = models::not_ready(&models).into_iter().chain(unmet_steps(&models)?).collect();
             let detail = (!problems.is_empty()).then(|| problems.join("; "));
             ServiceHealth { name: "inference".to_owned(), healthy: problems.is_empty(), detail }
         }

@@ -69,5 +69,6 @@ pub(crate) fn model(model: Model) -> wire::ModelInfo {
         Some(Task::Tokens) => wire::ModelKind::TokenClassification,
         Some(Task::Embed) | None => wire::ModelKind::FeatureExtraction,
     };
-    wire::ModelInfo { name: model.name, kind, labels: model.labels, tokens_max: model.tokens_max, ready: model.ready }
+    let Model { name, labels, tokens_max, ready, reason, .. } = model;
+    wire::ModelInfo { name, kind, labels, tokens_max, ready, reason }
 }

@@ -64,7 +64,8 @@ impl Guest for Service {
             }
             Err(failure) => {
                 eprintln!("infer-remote: the models cannot be listed: {failure}");
-                let unready = |model: &ModelInfo| ModelInfo { ready: false, ..model.clone() };
+                let reason = Some(failure.to_string());
+                let unready = |model: &ModelInfo| ModelInfo { ready: false, reason: reason.clone(), ..model.clone() };
                 LISTED.with_borrow(|models| models.iter().map(unready).collect())
             }
         }

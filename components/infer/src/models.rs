@@ -104,24 +104,23 @@ impl Models {
     }
 
     fn describe(&self, name: String) -> ModelInfo {
-        let described = match (self.open(&name), self.stored.get()) {
-            (Ok(model), _) => Some((model.files.config.clone(), true)),
-            (Err(_), Some(stored)) => stored.get(&name).map(|files| (files.config.clone(), false)),
-            (Err(_), None) => read_config(&Path::new(MODELS_DIR).join(&name)).ok().map(|config| (config, false)),
+        let opened = self.open(&name);
+        let config = match (&opened, self.stored.get()) {
+            (Ok(model), _) => Some(model.files.config.clone()),
+            (Err(_), Some(stored)) => stored.get(&name).map(|files| files.config.clone()),
+            (Err(_), None) => read_config(&Path::new(MODELS_DIR).join(&name)).ok(),
         };
-        match described {
-            Some((config, ready)) => ModelInfo {
-                name,
-                kind: config.kind,
-                labels: config.labels,
-                tokens_max: config.tokens_max as u32,
-                ready,
-            },
-            // The configuration cannot be read, so only the name is known.
-            None => {
-                ModelInfo { name, kind: ModelKind::FeatureExtraction, labels: Vec::new(), tokens_max: 0, ready: false }
+        // If the configuration cannot be read, only the name is known.
+        let (kind, labels, tokens_max) = config.map_or((ModelKind::FeatureExtraction, Vec::new(), 0), |config| {
+            (config.kind, config.labels, config.tokens_max as u32)
+        });
+        let reason = match &opened {
+            Err(Failure::Unavailable(reason)) => {
+                Some(reason.strip_prefix(&format!("model {name}: ")).unwrap_or(reason).to_owned())
             }
-        }
+            _ => None,
+        };
+        ModelInfo { name, kind, labels, tokens_max, ready: opened.is_ok(), reason }
     }
 }
 

@@ -65,6 +65,7 @@ fn unmet_steps(steps: &weir_config::Steps, models: &[ModelInfo]) -> Vec<String> 
         labels: Vec::new(),
         tokens_max: info.tokens_max,
         ready: info.ready,
+        reason: info.reason.clone(),
     };
     let models: Vec<Model> = models.iter().map(model).collect();
     StepModels { sentiment: &steps.sentiment, summary: &steps.summary, entities: &steps.entities }.unmet(&models)

@@ -242,10 +242,20 @@ async fn model_that_does_not_fit_into_the_memory_is_not_ready_and_its_error_says
     let server = Server::spawn(command, "listening on http://")?;
     let reason = "cuda:0: its memory is too small for";
     until("the reason is logged", || async { Ok(server.log().contains(reason)) }).await?;
-    let readiness = reqwest::get(server.url("/readyz")).await?;
+    let readiness = || async { anyhow::Ok(reqwest::get(server.url("/readyz")).await?) };
+    until("the reason is in /readyz", || async { Ok(readiness().await?.text().await?.contains(reason)) }).await?;
+    let readiness = readiness().await?;
     ensure!(readiness.status() == 503);
     let body = readiness.text().await?;
-    ensure!(body.contains("not ready: sentiment"), "{body}");
+    let problem: Value = serde_json::from_str(&body)?;
+    let detail = "not ready: sentiment (loading the graph failed (runtime-error): cuda:0: its memory is too small for model.onnx: serve \
+                  fewer models on it, or stop other programs that use it)";
+    ensure!(problem["detail"] == detail, "{body}");
+    ensure!(problem["models"][0]["name"] == "sentiment" && problem["models"][0]["reason"].is_string(), "{body}");
+    // A path would tell a client about the machine.
+    ensure!(!body.contains(models().to_str().context("UTF-8")?), "{body}");
+    let listed: Value = reqwest::get(server.url("/v1/models")).await?.json().await?;
+    ensure!(listed["models"][0]["reason"] == problem["models"][0]["reason"], "{listed}");
     let (status, problem) = post(&server, "/v1/classify", &json!({"inputs": ["What a night!"]})).await?;
     ensure!(status == 503 && problem.to_string().contains(reason), "{status}: {problem}");
     Ok(())

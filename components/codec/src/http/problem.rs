@@ -9,7 +9,7 @@ use weir_core::{
 };
 
 use crate::{
-    inference::models::{Model, ModelState, states},
+    inference::models::{self, Model, ModelState, states},
     json::{
         JsonError,
         field::{ERRORS_MAX, FieldError, RequestError},
@@ -241,11 +241,8 @@ impl Problem {
 
     /// 503: not every model is ready. `models` is empty when the models did not report in time.
     pub fn not_ready(models: Vec<Model>) -> Self {
-        let names: Vec<&str> = models.iter().filter(|m| !m.ready).map(|m| m.name.as_str()).collect();
-        let detail = match names.is_empty() {
-            true => "the models did not say in time whether they are ready".to_owned(),
-            false => format!("not ready: {}", names.join(", ")),
-        };
+        let detail = models::not_ready(&models)
+            .unwrap_or_else(|| "the models did not say in time whether they are ready".to_owned());
         let problem = Self::new(503, "not_ready", "Not ready", detail);
         Self { retry_after_ms: Some(1000), more: ProblemDetails::Models(models), ..problem }
     }
@@ -575,6 +572,7 @@ mod tests {
             labels: vec!["no".to_owned(), "yes".to_owned()],
             tokens_max: 512,
             ready,
+            reason: None,
         };
         let models = vec![model("a", true), model("b", false)];
         check(
@@ -582,6 +580,13 @@ mod tests {
             expect![[r#"
             503 allow=None retry-after=Some(1)
             {"type":"urn:weir:problem:not-ready","title":"Not ready","status":503,"detail":"not ready: b","code":"not_ready","request_id":"r-1","retryable":true,"retry_after_ms":1000,"models":[{"name":"a","ready":true},{"name":"b","ready":false}]}"#]],
+        );
+        let broken = Model { reason: Some("its memory is too small".to_owned()), ..model("c", false) };
+        check(
+            &Problem::not_ready(vec![model("b", false), broken]),
+            expect![[r#"
+            503 allow=None retry-after=Some(1)
+            {"type":"urn:weir:problem:not-ready","title":"Not ready","status":503,"detail":"not ready: b, c (its memory is too small)","code":"not_ready","request_id":"r-1","retryable":true,"retry_after_ms":1000,"models":[{"name":"b","ready":false},{"name":"c","ready":false,"reason":"its memory is too small"}]}"#]],
         );
         check(
             &Problem::not_ready(Vec::new()),

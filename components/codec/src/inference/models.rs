@@ -18,6 +18,9 @@ pub struct Model {
     pub tokens_max: u32,
     /// True once it has computed a first result.
     pub ready: bool,
+    /// Why it is not ready; none while it loads.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
 }
 
 /// The body of `GET /v1/models`.
@@ -70,6 +73,9 @@ pub struct ModelState<'a> {
     pub name: &'a str,
     /// True once it has computed a first result.
     pub ready: bool,
+    /// Why it is not ready; none while it loads.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub reason: Option<&'a str>,
 }
 
 /// The response body of `GET /v1/models`.
@@ -94,5 +100,20 @@ pub fn ready_json(models: &[Model], exhausted: &[String]) -> Vec<u8> {
 
 /// Each model, and whether it is ready.
 pub(crate) fn states(models: &[Model]) -> Vec<ModelState<'_>> {
-    models.iter().map(|model| ModelState { name: &model.name, ready: model.ready }).collect()
+    models.iter().map(state).collect()
+}
+
+fn state(model: &Model) -> ModelState<'_> {
+    let Model { name, ready, reason, .. } = model;
+    ModelState { name, ready: *ready, reason: reason.as_deref() }
+}
+
+/// The models that are not ready, each with the reason if it has one: `not ready: a, b (its weights are missing)`. None if all are ready.
+pub fn not_ready(models: &[Model]) -> Option<String> {
+    let described = |model: &Model| match &model.reason {
+        Some(reason) => format!("{} ({reason})", model.name),
+        None => model.name.clone(),
+    };
+    let waiting: Vec<String> = models.iter().filter(|model| !model.ready).map(described).collect();
+    (!waiting.is_empty()).then(|| format!("not ready: {}", waiting.join(", ")))
 }

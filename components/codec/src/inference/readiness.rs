@@ -52,7 +52,7 @@ mod tests {
     use super::*;
 
     fn model(name: &str, kind: &'static str) -> Model {
-        Model { name: name.to_owned(), kind, labels: Vec::new(), tokens_max: 512, ready: true }
+        Model { name: name.to_owned(), kind, labels: Vec::new(), tokens_max: 512, ready: true, reason: None }
     }
 
     fn unmet(sentiment: &str, summary: &str, entities: &str, models: &[Model]) -> Vec<String> {

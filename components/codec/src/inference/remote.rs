@@ -226,6 +226,7 @@ fn model(node: Node<'_>) -> Result<Option<Model>, String> {
         labels: list(fields.take("labels")?, text)?,
         tokens_max: fields.count("tokens_max")?,
         ready: fields.take("ready")? == Node::Bool(true),
+        reason: fields.find("reason").map(text).transpose()?,
     }))
 }
 
@@ -479,9 +480,12 @@ mod tests {
             labels: vec!["a".to_owned()],
             tokens_max: 512,
             ready: true,
+            reason: None,
         };
-        let listed = [model("m", "text-classification"), model("l", "text-generation")];
-        assert_eq!(models(&models_json(&listed)).unwrap(), listed[..1]);
+        let broken =
+            Model { ready: false, reason: Some("it is broken".to_owned()), ..model("b", "feature-extraction") };
+        let listed = [model("m", "text-classification"), broken, model("l", "text-generation")];
+        assert_eq!(models(&models_json(&listed)).unwrap(), listed[..2]);
         assert!(models(b"{}").is_err() && models(b"[]").is_err());
     }
 

@@ -8,7 +8,7 @@ use weir_codec::{
     http::problem::Problem,
     inference::models::{Model, TEXT_GENERATION},
 };
-use weir_core::{failure::Failure, time::Now};
+use weir_core::{failure::Failure, time::Now, wording::without_paths};
 use wit_bindgen::rt::async_support::{StreamReader, StreamResult, StreamWriter};
 
 use super::convert;
@@ -238,6 +238,7 @@ fn listed(model: GenerateModel) -> Model {
         labels: Vec::new(),
         tokens_max: model.context_tokens_max.unwrap_or(0),
         ready: model.ready,
+        reason: model.reason.map(|reason| without_paths(&reason)),
     }
 }
 

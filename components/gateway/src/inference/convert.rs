@@ -8,6 +8,7 @@ use weir_codec::inference::{
 use weir_core::{
     failure::Failure,
     inference::text_step::{Span, TextOutput},
+    wording::without_paths,
 };
 
 use crate::platform::bindings::weir::stream::types as wire;
@@ -64,7 +65,8 @@ pub(super) fn model(info: wire::ModelInfo) -> Model {
         wire::ModelKind::TokenClassification => "token-classification",
         wire::ModelKind::FeatureExtraction => "feature-extraction",
     };
-    Model { name: info.name, kind, labels: info.labels, tokens_max: info.tokens_max, ready: info.ready }
+    let wire::ModelInfo { name, labels, tokens_max, ready, reason, .. } = info;
+    Model { name, kind, labels, tokens_max, ready, reason: reason.map(|reason| without_paths(&reason)) }
 }
 
 pub(super) fn activation(activation: Activation) -> wire::Activation {

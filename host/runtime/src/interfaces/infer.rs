@@ -51,7 +51,8 @@ impl HostWithStore<StoreData> for HasSelf<GatewayState> {
             let state = access.get();
             let is_draining = state.is_draining();
             let models = state.calls.pools().values().map(|pool| pool.info());
-            models.map(|info| ModelInfo { ready: info.ready && !is_draining, ..info }).collect()
+            let draining = |info| ModelInfo { ready: false, reason: Some("the server is stopping".to_owned()), ..info };
+            models.map(|info| if is_draining { draining(info) } else { info }).collect()
         }))
     }
 }

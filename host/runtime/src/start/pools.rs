@@ -109,6 +109,7 @@ fn info(name: &str, dir: &ModelDir) -> ModelInfo {
         labels: dir.labels.clone(),
         tokens_max: dir.tokens_max,
         ready: false,
+        reason: None,
     }
 }
 

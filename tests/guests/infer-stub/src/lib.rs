@@ -95,6 +95,7 @@ impl Guest for Stub {
             labels: labels.iter().map(|label| (*label).to_owned()).collect(),
             tokens_max: 512,
             ready: true,
+            reason: None,
         };
         vec![
             model("embeddings", ModelKind::FeatureExtraction, &[]),

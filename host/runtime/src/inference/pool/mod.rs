@@ -139,9 +139,12 @@ impl Pool {
         &self.queue
     }
 
-    /// The model's description, with the current value of `ready`.
+    /// The model's description, with the current values of `ready` and `reason`.
     pub fn info(&self) -> ModelInfo {
-        ModelInfo { ready: self.is_ready(), ..self.config.info.clone() }
+        // The infer component names the model.
+        let prefix = format!("model {}: ", self.config.name);
+        let reason = self.unavailable_reason().map(|reason| reason.strip_prefix(&prefix).unwrap_or(&reason).to_owned());
+        ModelInfo { ready: self.is_ready(), reason, ..self.config.info.clone() }
     }
 
     /// Whether a replica is ready.

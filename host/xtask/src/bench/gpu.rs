@@ -54,7 +54,8 @@ struct Rates {
 pub(super) fn task(house: &House, mut args: Args) -> Result<()> {
     let (quick, as_built) = (args.flag("--quick"), args.flag("--as-built"));
     args.finish()?;
-    let gpu = gpu_name(house)?;
+    // Before anything is built.
+    let gpu = gpu_name(sh::program(house, "nvidia-smi"))?;
     let generator = programs::build_programs(house, as_built)?;
     let bench = Bench::new(house, generator, if quick { 1.0 } else { 3.0 })?;
     let mut step = Step::begin("measure", "the results, ONNX Runtime alone, and the server");
@@ -79,10 +80,10 @@ pub(super) fn task(house: &House, mut args: Args) -> Result<()> {
     }
 }
 
-/// The name of the first GPU, and the version of its driver.
-fn gpu_name(house: &House) -> Result<String> {
+/// The name of the first GPU, and the version of its driver, by NVIDIA's program.
+fn gpu_name(mut program: Command) -> Result<String> {
     let query = ["--query-gpu=name,driver_version", "--format=csv,noheader"];
-    let output = sh::program(house, "nvidia-smi").args(query).output();
+    let output = program.args(query).output();
     let names = output.ok().filter(|output| output.status.success());
     let names = names.map(|output| String::from_utf8_lossy(&output.stdout).into_owned()).unwrap_or_default();
     match names.lines().next() {
@@ -272,6 +273,18 @@ mod tests {
         assert_eq!(difference(&one, &json!({"index": 0, "label": "neutral", "score": 0.9})), None);
         assert_eq!(difference(&json!([[1.0, 2.0]]), &json!([[1.0, 2.5]])), Some(0.5));
         assert_eq!(difference(&json!([1.0]), &json!([1.0, 1.0])), None);
+    }
+
+    #[test]
+    fn machine_without_a_gpu_ends_with_one_sentence() {
+        let sentence = "there is no GPU to measure: `nvidia-smi` finds none on this machine";
+        // Without the program, with one that fails as it does without a GPU, and with one that lists nothing.
+        for program in ["nvidia-smi-is-not-installed", "false", "true"] {
+            assert_eq!(gpu_name(Command::new(program)).unwrap_err().to_string(), sentence, "{program}");
+        }
+        let mut lists = Command::new("sh");
+        lists.args(["-c", "echo 'NVIDIA H200, 570.1'; echo 'NVIDIA H200, 570.1'"]);
+        assert_eq!(gpu_name(lists).unwrap(), "NVIDIA H200, 570.1");
     }
 
     #[test]

@@ -91,6 +91,25 @@ pub unsafe extern "C" fn cuDeviceGetCount(count: *mut c_int) -> c_int {
 }
 
 #[unsafe(no_mangle)]
+pub unsafe extern "C" fn cuDriverGetVersion(version: *mut c_int) -> c_int {
+    unsafe { *version = 12000 };
+    0
+}
+
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn cuDeviceGet(device: *mut c_int, number: c_int) -> c_int {
+    unsafe { *device = number };
+    0
+}
+
+/// The compute capability, 8.8.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn cuDeviceGetAttribute(value: *mut c_int, _: c_int, _: c_int) -> c_int {
+    unsafe { *value = 8 };
+    0
+}
+
+#[unsafe(no_mangle)]
 pub extern "C" fn OrtGetApiBase() -> *const c_void {
     static BASE: Base = Base { api, version };
     (&raw const BASE).cast()

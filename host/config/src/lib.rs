@@ -163,11 +163,13 @@ pub struct Models {
     /// The engine that runs a model: `builtin` (Weir's own kernels: encoders of the BERT family, with bit-identical
     /// results in every batch); `tract` (any ONNX graph); `onnxruntime` (`weir models engine onnxruntime` fetches it);
     /// or `auto`, which is `builtin` for the models that it supports and `tract` for the others (`weir models list`
-    /// shows which and why), and on a GPU `onnxruntime`.
+    /// shows which and why), and on a GPU `onnxruntime`, or `tract` in a build with the feature `cuda` where there is no
+    /// ONNX Runtime.
     pub engine: String,
     /// The device that computes a model: `cpu`; `cuda`, the first GPU of NVIDIA, or `cuda:N`, another one, where an
     /// error ends the start of the server; or `auto`, which is `cuda` if that works and else `cpu`, with a warning that
-    /// says why. GPUs need the engine `onnxruntime` and the library of the package `onnxruntime-gpu`.
+    /// says why. GPUs need the engine `onnxruntime` and the library of the package `onnxruntime-gpu`, or the engine
+    /// `tract` in a build with the feature `cuda`, and libraries of CUDA.
     pub device: String,
     /// A folder for the engines that TensorRT builds from models. With it, TensorRT computes what it supports on GPUs,
     /// and CUDA the rest; the first start builds the engines, which takes minutes. Empty: CUDA alone.

@@ -17,7 +17,7 @@ use crate::wording::quoted;
 /// The engines that can run a graph; chosen per named graph.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub enum Engine {
-    /// tract: pure Rust, on the CPU, part of this binary.
+    /// tract: pure Rust, on the CPU, part of this binary; by the feature `cuda` also on a GPU.
     #[default]
     Tract,
     /// ONNX Runtime, on the CPU or a GPU: a shared library that is loaded at the first graph that uses it, see
@@ -32,7 +32,7 @@ pub enum Engine {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub enum EngineChoice {
     /// On the CPU [`Engine::Builtin`] for the models that it takes and [`Engine::Tract`] for all others; on a GPU
-    /// [`Engine::OnnxRuntime`].
+    /// [`Engine::OnnxRuntime`], or [`Engine::Tract`] where there is no library of ONNX Runtime and the program has the feature `cuda`.
     #[default]
     Auto,
     /// This engine; a model that it does not support is an error.
@@ -81,9 +81,9 @@ impl Engine {
     }
 
     /// Whether it makes a plan for each frequent shape, so that few distinct shapes are faster than many.
-    pub fn plans_shapes(self) -> bool {
+    pub fn plans_shapes(self, device: Device) -> bool {
         match self {
-            Self::Tract => true,
+            Self::Tract => device == Device::Cpu,
             Self::OnnxRuntime | Self::Builtin => false,
         }
     }
@@ -95,7 +95,17 @@ impl Engine {
     pub(crate) fn check_device(self, device: Device) -> Result<(), LoadError> {
         match (self, device) {
             (_, Device::Cpu) | (Self::OnnxRuntime, Device::Cuda(_)) => Ok(()),
-            (Self::Builtin | Self::Tract, Device::Cuda(_)) => {
+            #[cfg(all(feature = "cuda", not(target_arch = "wasm32")))]
+            (Self::Tract, Device::Cuda(0)) => Ok(()),
+            #[cfg(all(feature = "cuda", not(target_arch = "wasm32")))]
+            (Self::Tract, Device::Cuda(_)) => {
+                let reason = "the engine tract computes on the first GPU alone: set models.engine to \"onnxruntime\", or select the GPU in \
+                              CUDA_VISIBLE_DEVICES and set models.device to \"cuda\"";
+                Err(LoadError::NoDevice { device, reason: reason.to_owned() })
+            }
+            #[cfg(not(feature = "cuda"))]
+            (Self::Tract, Device::Cuda(_)) => Err(LoadError::without_cuda(device)),
+            (_, Device::Cuda(_)) => {
                 let reason = format!(
                     "the engine {self} computes on the CPU alone: set models.engine to \"onnxruntime\" or \"auto\""
                 );

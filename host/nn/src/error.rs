@@ -1,5 +1,6 @@
 //! Errors of a guest's call ([`NnError`]) and of loading a graph ([`LoadError`]).
 
+use std::any::Any;
 use std::path::PathBuf;
 
 use thiserror::Error;
@@ -142,6 +143,24 @@ pub enum LoadError {
     },
 }
 
+impl LoadError {
+    /// The memory of a device does not suffice for a graph.
+    pub(crate) fn no_memory_for(device: Device, origin: &str) -> Self {
+        let reason = format!(
+            "its memory is too small for {origin}: serve fewer models on it, or stop other programs that use it"
+        );
+        Self::NoDevice { device, reason }
+    }
+
+    /// tract has no code for a GPU, in a program without the feature `cuda`.
+    #[cfg(not(feature = "cuda"))]
+    pub(crate) fn without_cuda(device: Device) -> Self {
+        let reason = "the engine tract computes on GPUs only in a weir that was built with its feature cuda: build it with `--features cuda`, or \
+                      set models.engine to \"onnxruntime\" or \"auto\"";
+        Self::NoDevice { device, reason: reason.to_owned() }
+    }
+}
+
 impl From<LoadError> for NnError {
     fn from(error: LoadError) -> Self {
         let code = match &error {
@@ -156,6 +175,15 @@ impl From<LoadError> for NnError {
             LoadError::TooLarge { .. } => ErrorCode::TooLarge,
         };
         Self::new(code, error.to_string())
+    }
+}
+
+/// The text of a panic.
+pub(crate) fn panic_text(panic: &(dyn Any + Send)) -> &str {
+    match (panic.downcast_ref::<&str>(), panic.downcast_ref::<String>()) {
+        (Some(text), _) => text,
+        (_, Some(text)) => text,
+        _ => "a panic without a text",
     }
 }
 

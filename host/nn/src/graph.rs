@@ -10,7 +10,7 @@ use std::sync::Arc;
 use crate::builtin::Builtin;
 use crate::config::RegistryConfig;
 use crate::engine::{Backend, BackendContext, BackendGraph, Dimension, Engine, GraphOptions, GraphSource, TensorInfo};
-use crate::error::{LoadError, NnError};
+use crate::error::{LoadError, NnError, panic_text};
 #[cfg(not(target_arch = "wasm32"))]
 use crate::onnxruntime::OnnxRuntime;
 use crate::tensor::Tensor;
@@ -245,13 +245,5 @@ impl Context {
         let outputs = computed.unwrap_or_else(|panic| Err(self.graph.panic_error(panic.as_ref())))?;
         self.backend = Some(backend);
         Ok(self.graph.outputs().iter().map(|info| info.name.clone()).zip(outputs).collect())
-    }
-}
-
-fn panic_text(panic: &(dyn Any + Send)) -> &str {
-    match (panic.downcast_ref::<&str>(), panic.downcast_ref::<String>()) {
-        (Some(text), _) => text,
-        (_, Some(text)) => text,
-        _ => "a panic without a text",
     }
 }

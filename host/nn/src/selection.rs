@@ -79,6 +79,10 @@ impl Selection {
 
     fn on_gpu(path: &Path, choices: Choices, device: Device, config: &RegistryConfig) -> Result<Self, LoadError> {
         let (engine, reason) = match choices.engine {
+            #[cfg(all(feature = "cuda", not(target_arch = "wasm32")))]
+            EngineChoice::Auto if !crate::onnxruntime::is_present(config.onnxruntime.as_deref()) => {
+                (Engine::Tract, "the engine for GPUs without ONNX Runtime")
+            }
             EngineChoice::Auto => (Engine::OnnxRuntime, "the engine for GPUs"),
             EngineChoice::Only(engine) => (engine, "as configured"),
         };

@@ -8,7 +8,7 @@ use std::path::Path;
 use expect_test::{Expect, expect};
 use graphs::Dt;
 use weir_nn::model::{ModelDir, check, list};
-use weir_nn::{Choices, Engine, EngineChoice, RegistryConfig};
+use weir_nn::{Choices, Device, DeviceChoice, Engine, EngineChoice, RegistryConfig, Selection};
 
 const BERT: &str = r#"{"model_type":"bert","architectures":["BertForSequenceClassification"],
     "id2label":{"0":"negative","1":"neutral","2":"positive"},"max_position_embeddings":512,"pad_token_id":0}"#;
@@ -265,6 +265,38 @@ fn list_has_each_model_or_its_error() {
     assert_eq!(listed[0].selection, None);
     let error = list(&root.path().join("none"), &RegistryConfig::default()).unwrap_err().to_string();
     assert!(error.ends_with("none: there is no such directory"), "{error}");
+}
+
+/// The selection of tract for a device, or its error.
+fn select_tract(device: DeviceChoice) -> Result<Selection, String> {
+    let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("models/sentiment");
+    let choices = Choices { engine: EngineChoice::Only(Engine::Tract), device, ..Choices::default() };
+    Selection::of(&dir, choices, &RegistryConfig::default()).map_err(|error| error.to_string())
+}
+
+#[cfg(not(feature = "cuda"))]
+#[test]
+fn tract_on_a_gpu_needs_the_feature() {
+    let sentence = expect![[
+        r#"cuda:1: the engine tract computes on GPUs only in a weir that was built with its feature cuda: build it with `--features cuda`, or set models.engine to "onnxruntime" or "auto""#
+    ]];
+    sentence.assert_eq(&select_tract(DeviceChoice::Only(Device::Cuda(1))).unwrap_err());
+    let selection = select_tract(DeviceChoice::Auto).unwrap();
+    assert_eq!((selection.engine, selection.device, selection.packed), (Engine::Tract, Device::Cpu, true));
+    assert!(selection.fallback.unwrap().starts_with("cuda:0: the engine tract computes on GPUs only in a weir"));
+}
+
+#[cfg(feature = "cuda")]
+#[test]
+fn tract_computes_on_the_first_gpu_alone() {
+    let sentence = expect![[
+        r#"cuda:1: the engine tract computes on the first GPU alone: set models.engine to "onnxruntime", or select the GPU in CUDA_VISIBLE_DEVICES and set models.device to "cuda""#
+    ]];
+    sentence.assert_eq(&select_tract(DeviceChoice::Only(Device::Cuda(1))).unwrap_err());
+    // On a machine without a GPU the processor computes texts end to end, and on one with a GPU padded.
+    let selection = select_tract(DeviceChoice::Auto).unwrap();
+    let on_cpu = selection.device == Device::Cpu;
+    assert_eq!((selection.engine, selection.packed, selection.fallback.is_some()), (Engine::Tract, on_cpu, on_cpu));
 }
 
 #[test]

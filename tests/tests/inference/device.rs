@@ -94,6 +94,13 @@ fn run(mut command: Command, texts: &[String]) -> Result<Vec<Value>> {
     Ok(results)
 }
 
+/// Why tract does not compute on the GPU: it is not built for that, or CUDA is missing.
+const TRACT: &str = if cfg!(feature = "cuda") {
+    "cuda:0: the engine tract cannot load libcudart.so.12: install CUDA 12"
+} else {
+    "cuda:0: the engine tract computes on GPUs only in a weir that was built with its feature cuda"
+};
+
 const SENTIMENT: [&str; 4] = ["run", "--task", "sentiment", "-q"];
 
 /// Checks that a command fails at its start, with one line that has a part. A line of the log may precede it.
@@ -129,7 +136,7 @@ fn device_that_cannot_be_used_ends_the_start_with_one_sentence() -> Result<()> {
     check_refusal(&nowhere, "there is no libonnxruntime.so")?;
     for (set, part) in [
         ("models.engine=builtin", "cuda:0: the engine builtin computes on the CPU alone: set models.engine to"),
-        ("models.engine=tract", "cuda:0: the engine tract computes on the CPU alone: set models.engine to"),
+        ("models.engine=tract", TRACT),
         ("models.precision=int8", "models on GPUs have no int8: set models.precision to"),
     ] {
         check_refusal(&serve(&["models.device=cuda", set])?.output()?, part)?;
@@ -276,6 +283,12 @@ fn check_of_models_shows_the_device() -> Result<()> {
     ensure!(on_gpu.contains("with onnxruntime (the engine for GPUs) on cuda:0"), "{on_gpu}");
     let report: Value = serde_json::from_str(&check("cuda", true)?)?;
     ensure!(report["device"] == "cuda:0" && report["fallback"].is_null(), "{report}");
+    let fallback = weir_command(&["models", "check", "sentiment", "--device", "auto", "--engine", "tract"])?
+        .env("LD_LIBRARY_PATH", no_driver()?.path())
+        .output()?;
+    let fallback = String::from_utf8(fallback.stdout)?;
+    let reason = if cfg!(feature = "cuda") { "the NVIDIA driver cannot be loaded" } else { TRACT };
+    ensure!(fallback.contains("with tract") && fallback.contains(reason), "{fallback}");
     let fallback = check("auto", false)?;
     ensure!(
         fallback.contains("with builtin") && fallback.contains("not on a GPU: cuda:0: the NVIDIA driver finds no GPU"),

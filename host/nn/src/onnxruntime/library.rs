@@ -53,6 +53,12 @@ pub(super) fn environment(configured: Option<&Path>) -> Result<Environment, Load
     Ok(environment)
 }
 
+/// Whether there is a library where it is searched for, usable or not.
+#[cfg(feature = "cuda")]
+pub(crate) fn is_present(configured: Option<&Path>) -> bool {
+    SearchPath::of_process(configured).is_found()
+}
+
 /// Checks that a file is a usable library. The process uses this library from then on.
 pub(crate) fn probe(path: &Path) -> Result<(), String> {
     open(path).map(|_| ())
@@ -85,6 +91,18 @@ impl SearchPath {
         let named = configured.map(|path| ("the configuration", path.to_owned()));
         let named = named.or_else(|| VARIABLES.into_iter().find_map(variable));
         Self { named, folders: library_folders(), system: SYSTEM }
+    }
+
+    /// Whether a library is named, or found.
+    #[cfg(any(test, feature = "cuda"))]
+    fn is_found(&self) -> bool {
+        let is_in_system = |name: &&str| {
+            // SAFETY: the code that runs when it is loaded is that of ONNX Runtime, which has no requirements. It stays loaded for `open`.
+            unsafe { libloading::Library::new(*name) }.map(std::mem::ManuallyDrop::new).is_ok()
+        };
+        self.named.is_some()
+            || self.folders.iter().any(|folder| best_in(folder).is_some())
+            || self.system.iter().any(is_in_system)
     }
 
     /// Loads the library; the text of an error has the remedy.
@@ -198,6 +216,8 @@ mod tests {
             folder,
             &expect!["WEIR_ONNXRUNTIME names DIR, where there is no libonnxruntime.so"],
         );
+        assert!(named(folder.to_owned()).is_found() && !in_folder().is_found());
+        assert!(SearchPath { system: &["libc.so.6"], ..in_folder() }.is_found());
         // Another library: every system has the C library.
         check(
             &SearchPath { system: &["libc.so.6"], ..in_folder() },
@@ -215,6 +235,7 @@ mod tests {
         check(&named(folder.to_owned()), folder, &expected);
         std::fs::write(&empty, [b"\x7fELF".as_slice(), &[2; 4096]].concat()).unwrap();
         check(&in_folder(), folder, &expected);
+        assert!(in_folder().is_found());
     }
 
     #[test]

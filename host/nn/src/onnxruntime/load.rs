@@ -152,10 +152,7 @@ fn session(
 /// Converts ONNX Runtime's error to a load error.
 fn refusal(origin: &str, device: Device, error: &ort::Error) -> LoadError {
     if device != Device::Cpu && is_out_of_memory(error.message()) {
-        let reason = format!(
-            "its memory is too small for {origin}: serve fewer models on it, or stop other programs that use it"
-        );
-        return LoadError::NoDevice { device, reason };
+        return LoadError::no_memory_for(device, origin);
     }
     let (origin, reason) = (origin.to_owned(), one_line(error.message()));
     match error.code() {

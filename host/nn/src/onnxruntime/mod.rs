@@ -21,7 +21,7 @@ use std::sync::Arc;
 
 use crate::config::RegistryConfig;
 use crate::device::Device;
-use crate::driver;
+use crate::driver::Driver;
 use crate::engine::{Backend, BackendContext, BackendGraph, GraphInfo, GraphOptions, GraphSource};
 use crate::error::{LoadError, NnError};
 use crate::tensor::Tensor;
@@ -30,6 +30,8 @@ use element::native;
 use load::LoadedGraph;
 use value::Value;
 
+#[cfg(feature = "cuda")]
+pub(crate) use library::is_present;
 pub(crate) use library::{best_in, probe};
 
 pub use library::library_folders;
@@ -40,7 +42,8 @@ pub(crate) struct OnnxRuntime;
 impl Backend for OnnxRuntime {
     fn prepare(&self, device: Device, config: &RegistryConfig) -> Result<(), LoadError> {
         if let Device::Cuda(number) = device {
-            driver::check(number).map_err(|reason| LoadError::NoDevice { device, reason })?;
+            let checked = Driver::open().and_then(|driver| driver.check(number));
+            checked.map_err(|reason| LoadError::NoDevice { device, reason })?;
         }
         let environment = library::environment(config.onnxruntime.as_deref())?;
         provider::check(&environment, device, config)

@@ -1,4 +1,4 @@
-//! Loads an ONNX file into a decluttered model with symbolic axes, and makes the plan that runs it in any shape.
+//! Loads an ONNX file into a decluttered model with symbolic axes, and makes the plan that runs it in any shape on the CPU.
 
 use std::sync::Arc;
 use std::time::Instant;
@@ -28,8 +28,34 @@ pub(super) struct LoadedModel {
     pub(super) weights: PackedWeights,
 }
 
-/// Loads a graph.
+/// A graph before it is lowered to the kernels of a device.
+pub(super) struct AnalysedGraph {
+    pub(super) typed: TypedModel,
+    pub(super) info: GraphInfo,
+    stopwatch: Stopwatch,
+}
+
+/// Loads a graph for the CPU.
 pub(super) fn load(source: GraphSource<'_>, config: &RegistryConfig) -> Result<LoadedModel, LoadError> {
+    let origin = source.origin();
+    let AnalysedGraph { typed, info, mut stopwatch } = analyse(source, config)?;
+    let broken = |e: TractError| LoadError::Broken {
+        origin: origin.clone(),
+        reason: format!("cannot be planned: {}", chain(&e)),
+    };
+    let mut optimized = typed.clone();
+    optimized.optimize().map_err(broken)?;
+    stopwatch.lap("optimize");
+    let mut weights = PackedWeights::default();
+    weights.share(&mut optimized);
+    let symbolic = TypedSimplePlan::new(optimized).map_err(broken)?;
+    stopwatch.lap("plan");
+    tracing::debug!(%origin, times = %stopwatch.laps, "graph prepared");
+    Ok(LoadedModel { typed: Arc::new(typed), symbolic, info, weights })
+}
+
+/// Reads a graph, and infers the types and shapes of all values.
+pub(super) fn analyse(source: GraphSource<'_>, config: &RegistryConfig) -> Result<AnalysedGraph, LoadError> {
     let origin = source.origin();
     let broken = |what: &str, e: TractError| LoadError::Broken {
         origin: origin.clone(),
@@ -64,16 +90,7 @@ pub(super) fn load(source: GraphSource<'_>, config: &RegistryConfig) -> Result<L
     let typed = typed.into_decluttered().map_err(|e| broken("inconsistent graph", e))?;
     stopwatch.lap("declutter");
     let outputs = describe_outputs(&typed, output_names, &output_bf16, &origin)?;
-    let mut optimized = typed.clone();
-    optimized.optimize().map_err(|e| broken("cannot be planned", e))?;
-    stopwatch.lap("optimize");
-    let mut weights = PackedWeights::default();
-    weights.share(&mut optimized);
-    let symbolic = TypedSimplePlan::new(optimized).map_err(|e| broken("cannot be planned", e))?;
-    stopwatch.lap("plan");
-    tracing::debug!(%origin, times = %stopwatch.laps, "graph prepared");
-    let info = GraphInfo { inputs, outputs, parameter_bytes };
-    Ok(LoadedModel { typed: Arc::new(typed), symbolic, info, weights })
+    Ok(AnalysedGraph { typed, info: GraphInfo { inputs, outputs, parameter_bytes }, stopwatch })
 }
 
 /// Milliseconds per step, for the log.

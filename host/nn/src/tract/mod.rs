@@ -1,9 +1,12 @@
-//! tract behind `wasi:nn`: ONNX graphs on the CPU, in pure Rust.
+//! tract behind `wasi:nn`: ONNX graphs on the CPU, in pure Rust, and by the feature `cuda` on a GPU of NVIDIA.
 //!
 //! A graph is parsed once, converted to a decluttered model with symbolic axes ([`load`]), and run by plans ([`plans`]): one symbolic
-//! plan for any shape, and fixed-shape plans, faster by a third, for frequent shapes. [`convert`] converts tensors.
+//! plan for any shape, and fixed-shape plans, faster by a third, for frequent shapes. [`convert`] converts tensors. On a GPU there is one plan for
+//! all shapes, so that it has the weights once.
 
 mod convert;
+#[cfg(feature = "cuda")]
+mod cuda;
 mod error;
 mod load;
 mod plans;
@@ -14,6 +17,7 @@ use std::sync::Arc;
 use tract_onnx::prelude::*;
 
 use crate::config::RegistryConfig;
+use crate::device::Device;
 use crate::engine::{Backend, BackendContext, BackendGraph, GraphInfo, GraphOptions, GraphSource};
 use crate::error::{LoadError, NnError};
 use crate::tensor::Tensor;
@@ -24,12 +28,28 @@ use plans::{Plans, States};
 pub(crate) struct Tract;
 
 impl Backend for Tract {
+    #[cfg(feature = "cuda")]
+    fn prepare(&self, device: Device, _config: &RegistryConfig) -> Result<(), LoadError> {
+        match device {
+            Device::Cpu => Ok(()),
+            Device::Cuda(_) => cuda::check(device),
+        }
+    }
+
     fn load(
         &self,
         source: GraphSource<'_>,
-        _options: GraphOptions,
+        options: GraphOptions,
         config: &RegistryConfig,
     ) -> Result<Arc<dyn BackendGraph>, LoadError> {
+        match options.device {
+            Device::Cpu => {}
+            #[cfg(feature = "cuda")]
+            device @ Device::Cuda(_) => return cuda::load(source, device, config),
+            // `Engine::check_device` refuses it before.
+            #[cfg(not(feature = "cuda"))]
+            device @ Device::Cuda(_) => return Err(LoadError::without_cuda(device)),
+        }
         let loaded = load::load(source, config)?;
         let plans = Plans::new(loaded.typed, loaded.symbolic, loaded.weights, config);
         Ok(Arc::new(TractGraph(Arc::new(LoadedGraph {

@@ -77,7 +77,7 @@ fn start_pools(
             memory_bytes_max: config.infer.memory_bytes_max,
             batch_tokens_max: tokens_max,
             ahead_tokens: batches_ahead * u64::from(tokens_max),
-            environment: guest_env::infer(config, engine.plans_shapes(), tokens_max),
+            environment: guest_env::infer(config, engine.plans_shapes(device), tokens_max),
             hang_timeout: Duration::from_millis(config.infer.hang_timeout_ms),
             // Other engines compute graphs of which nothing is known, and may hang.
             may_borrow_threads: engine == Engine::Builtin,

@@ -1,11 +1,12 @@
 //! The threads of a server: they sleep without requests, and replica threads have a lower priority than socket threads.
 
 use std::collections::BTreeMap;
+use std::process::Command;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use weir_tests::client::{classify, ndjson_body, post_lines};
-use weir_tests::{PATIENCE, Server};
+use weir_tests::{PATIENCE, Server, models, weir};
 
 /// Bound of the wake-ups per second of all threads together.
 const WAKE_UPS_PER_S_MAX: f64 = 5.0;
@@ -71,12 +72,26 @@ fn nice_values(process: u32) -> Result<BTreeMap<String, i64>> {
 
 #[tokio::test]
 async fn replica_threads_have_a_lower_priority_than_socket_threads() -> Result<()> {
-    let server = Server::start(&["--set", "models.replicas=2"]).await?;
-    let nice = nice_values(server.id())?;
-    let of = |name: &str| nice.get(name).copied().with_context(|| format!("no thread {name} in {nice:?}"));
-    let sockets = of("tokio-rt-worker")?;
-    for name in ["sentiment-0", "entities-0", "embeddings-0"] {
-        ensure!(of(name)? > sockets || sockets == 19, "{nice:?}");
+    // Also of a server that was started with a low priority.
+    for added in ["0", "5"] {
+        let mut command = Command::new("nice");
+        command.args(["-n", added]).arg(weir()?).args([
+            "serve",
+            "--listen",
+            "127.0.0.1:0",
+            "--set",
+            "models.replicas=2",
+        ]);
+        command.arg("--models-dir").arg(models());
+        let server = Server::spawn(command, "listening on http://")?;
+        server.ready().await?;
+        let nice = nice_values(server.id())?;
+        let of = |name: &str| nice.get(name).copied().with_context(|| format!("no thread {name} in {nice:?}"));
+        let sockets = of("tokio-rt-worker")?;
+        ensure!(sockets == of("weir")?, "{nice:?}");
+        for name in ["sentiment-0", "entities-0", "embeddings-0"] {
+            ensure!(of(name)? > sockets || sockets == 19, "{nice:?}");
+        }
     }
     Ok(())
 }

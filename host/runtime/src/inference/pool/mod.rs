@@ -516,17 +516,23 @@ struct ThreadReplaced;
 /// promptly while the replicas use all cores. Best effort. On an otherwise idle machine the thread is not slowed down.
 fn lower_priority() {
     #[cfg(target_os = "linux")]
-    // On Linux the priority of "this process" is that of the calling thread.
-    if let Err(error) = rustix::process::setpriority_process(None, REPLICA_NICE) {
+    // On Linux the priority of "this process" is that of the calling thread, and that of its identifier the one of the main thread.
+    if let Err(error) = rustix::process::getpriority_process(Some(rustix::process::getpid()))
+        .and_then(|main| rustix::process::setpriority_process(None, (main + REPLICA_NICE).min(NICE_MAX)))
+    {
         tracing::debug!(%error, "the priority of a replica's thread cannot be lowered");
     }
 }
 
-/// The nice value of replica threads: they get about two thirds of the processor time of a thread with nice 0 that
+/// What replica threads add to the nice value of the program: they get about two thirds of the processor time of another thread that
 /// competes for the same core. With a greater value other busy programs would delay each computation by many
 /// milliseconds.
 #[cfg(target_os = "linux")]
 const REPLICA_NICE: i32 = 2;
+
+/// The lowest priority.
+#[cfg(target_os = "linux")]
+const NICE_MAX: i32 = 19;
 
 /// How many hang timeouts a replica may take for its first item.
 const START_TIMEOUT_FACTOR: u32 = 5;

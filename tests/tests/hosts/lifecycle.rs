@@ -146,7 +146,7 @@ async fn steps_whose_models_are_not_served_make_the_server_not_ready() -> Result
         assert_eq!(response["retryable"], false, "{response}");
         let health: Value = client.get(server.url("/stream/health")).send().await?.json().await?;
         assert!(health.to_string().contains(keys[0]), "{health}");
-        assert!(server.log().contains(keys[0]), "{}", server.log());
+        server.wait_for_log(keys[0]).await?;
     }
     Ok(())
 }

@@ -77,7 +77,7 @@ async fn server_without_vector_instructions_gives_the_same_labels() -> Result<()
     for isa in available()?.iter().filter(|isa| ["portable", "neon", "avx2"].contains(&isa.as_str())) {
         let server = Server::start(&["--set", &format!("models.isa={isa}")]).await?;
         ensure!(label(classify(&server, &TEXTS).await?) == expected, "{isa}");
-        ensure!(server.log().contains(&format!("isa={isa}")), "{}", server.log());
+        server.wait_for_log(&format!("isa={isa}")).await?;
     }
     Ok(())
 }

@@ -142,9 +142,9 @@ fn doubling() -> ModelProto {
     ModelProto { ir_version: 8, opset_import: vec![operators], graph: Some(graph), ..Default::default() }
 }
 
-/// Whether ONNX Runtime failed because the memory of a GPU is exhausted: its arena says the former, CUDA the latter.
+/// Whether ONNX Runtime failed because the memory of a GPU is exhausted, in the words of its arena, of CUDA, and of cuBLAS and cuDNN.
 pub(super) fn is_out_of_memory(text: &str) -> bool {
-    text.contains("Failed to allocate memory") || text.contains("out of memory")
+    ["Failed to allocate memory", "out of memory", "_STATUS_ALLOC_FAILED"].iter().any(|words| text.contains(words))
 }
 
 /// What is missing, and the remedy, by the error of ONNX Runtime.
@@ -227,10 +227,17 @@ mod tests {
                 "the NVIDIA driver is older than the CUDA of this ONNX Runtime: update the driver, or use an earlier onnxruntime-gpu"
             ],
         );
-        check(
+        for error in [
             "CUDA failure 2: out of memory ; GPU=0 ; hostname=h",
-            expect!["its memory is exhausted: stop other programs that use it, or serve fewer models"],
-        );
+            "CUBLAS failure 3: CUBLAS_STATUS_ALLOC_FAILED ; GPU=0 ; hostname=h",
+            "CUDNN failure 2: CUDNN_STATUS_ALLOC_FAILED ; GPU=0 ; hostname=h",
+        ] {
+            assert_eq!(
+                explain(error),
+                "its memory is exhausted: stop other programs that use it, or serve fewer models",
+                "{error}"
+            );
+        }
         check(
             "CUDA error cudaErrorNoKernelImageForDevice:no kernel image is available for execution on the device",
             expect!["this ONNX Runtime has no code for this GPU: use a version of onnxruntime-gpu that supports it"],

@@ -11,7 +11,7 @@ use wac_graph::{CompositionGraph, EncodeOptions};
 
 use crate::files::{Key, Stamp, copy_if_changed, copy_tree, write_if_changed};
 use crate::house::{
-    COMPONENT_CONFIG, COMPONENTS, Component, HOST_PACKAGES, House, PLUGS, SEPARATE_PACKAGES, SHIPPED_MODELS,
+    COMPONENT_CONFIG, COMPONENTS, Component, HOST_PACKAGES, House, PLUGS, Profile, SEPARATE_PACKAGES, SHIPPED_MODELS,
     WASM_TARGET,
 };
 use crate::sh;
@@ -81,20 +81,40 @@ pub(crate) fn plug(socket: (&str, Vec<u8>), plugs: Vec<(&str, Vec<u8>)>) -> Resu
 
 /// Builds `weir` with the components of target/components inside.
 pub(crate) fn weir(house: &House) -> Result<()> {
-    let mut step = Step::begin("precompiler", "builds weir-precompile");
-    let built = sh::check(&mut step, host_cargo(house, "build").args(["--bin", "weir-precompile"]));
-    finish(step, built.map(|_| "target/release/weir-precompile".to_owned()))?;
-
-    let mut step = Step::begin("precompile", "compiles the components to machine code");
-    let precompiled = precompile(house, &mut step);
-    finish(step, precompiled.map(|changed| changed_names(&changed, "in target/components")))?;
-
+    precompiled(house)?;
     let mut step = Step::begin("weir", "builds target/release/weir with the components inside");
     // The default folder of `weir` is `models` beside the program.
     let models = house.target.join("release").join("models");
     let built = sh::check(&mut step, host_cargo(house, "build").args(["--bin", "weir"]))
         .and_then(|_| copy_models(house, &models));
     finish(step, built.map(|models| format!("target/release/weir, models/{{{}}} beside it", models.join(","))))
+}
+
+/// Builds `weir` as [`weir`] does, for an archive.
+pub(crate) fn weir_of(house: &House, profile: Profile) -> Result<()> {
+    if profile == Profile::Release {
+        return weir(house);
+    }
+    precompiled(house)?;
+    let name = profile.name();
+    let doing = format!("builds target/{name}/weir, and optimizes all crates together, which takes minutes");
+    let mut step = Step::begin("weir", &doing);
+    let mut cargo = sh::cargo(house);
+    cargo.args(["build", "--profile", name, "-p", "weir"]).env("WEIR_EMBED_DIR", house.components());
+    sh::show_progress(&mut cargo);
+    let built = sh::check(&mut step, &mut cargo);
+    finish(step, built.map(|_| format!("target/{name}/weir")))
+}
+
+/// Compiles the components of target/components to machine code.
+fn precompiled(house: &House) -> Result<()> {
+    let mut step = Step::begin("precompiler", "builds weir-precompile");
+    let built = sh::check(&mut step, host_cargo(house, "build").args(["--bin", "weir-precompile"]));
+    finish(step, built.map(|_| "target/release/weir-precompile".to_owned()))?;
+
+    let mut step = Step::begin("precompile", "compiles the components to machine code");
+    let precompiled = precompile(house, &mut step);
+    finish(step, precompiled.map(|changed| changed_names(&changed, "in target/components")))
 }
 
 /// Builds the components and `weir`; returns the program.

@@ -12,7 +12,7 @@ use anyhow::{Context, Result};
 use self::tools::Kind;
 pub(crate) use self::tools::Tools;
 use crate::files::{Key, Stamp, write_if_changed};
-use crate::house::{COMPONENTS, House};
+use crate::house::{COMPONENTS, House, Profile};
 use crate::ui::{Step, finish};
 use crate::{setup, sh};
 
@@ -40,50 +40,51 @@ impl Target {
     }
 
     /// The built program.
-    pub(crate) fn weir(&self, house: &House) -> PathBuf {
-        self.built(house).join("weir")
+    pub(crate) fn weir(&self, house: &House, profile: Profile) -> PathBuf {
+        self.built(house, profile).join("weir")
     }
 
     /// Builds the program. The components in target/components must have been built.
-    pub(crate) fn build(&self, house: &House, tools: &Tools) -> Result<()> {
-        let triple = self.triple;
+    pub(crate) fn build(&self, house: &House, tools: &Tools, profile: Profile) -> Result<()> {
+        let (triple, name) = (self.triple, profile.name());
         setup::by_rustup(house, triple)?;
         let mut step = Step::begin("precompiler", &format!("builds weir-precompile for {triple}"));
-        let built = sh::check(&mut step, self.cargo(house, tools).args(["--bin", "weir-precompile"]));
-        finish(step, built.map(|_| format!("target/{triple}/release/weir-precompile")))?;
+        let built = sh::check(&mut step, self.cargo(house, tools, profile).args(["--bin", "weir-precompile"]));
+        finish(step, built.map(|_| format!("target/{triple}/{name}/weir-precompile")))?;
 
         let components = self.folder(house).join("components");
         let mut step = Step::begin("precompile", &format!("compiles the components for {triple}"));
-        let precompiled = self.precompile(house, tools, &mut step, &components);
+        let precompiled = self.precompile(house, tools, profile, &mut step, &components);
         finish(step, precompiled.map(|()| format!("target/{triple}/components")))?;
 
         let mut step = Step::begin("weir", &format!("builds weir for {triple} with the components inside"));
-        let mut cargo = self.cargo(house, tools);
+        let mut cargo = self.cargo(house, tools, profile);
         cargo.args(["--bin", "weir"]).env("WEIR_EMBED_DIR", components);
         let built = sh::check(&mut step, &mut cargo);
-        finish(step, built.map(|_| format!("target/{triple}/release/weir")))
+        finish(step, built.map(|_| format!("target/{triple}/{name}/weir")))
     }
 
     fn folder(&self, house: &House) -> PathBuf {
         house.target.join(self.triple)
     }
 
-    fn built(&self, house: &House) -> PathBuf {
-        self.folder(house).join("release")
+    fn built(&self, house: &House, profile: Profile) -> PathBuf {
+        self.folder(house).join(profile.name())
     }
 
     /// `cargo build` for the platform: the same packages each time, so that nothing compiles twice.
-    fn cargo(&self, house: &House, tools: &Tools) -> Command {
+    fn cargo(&self, house: &House, tools: &Tools, profile: Profile) -> Command {
         let mut command = sh::cargo(house);
-        command.args(["build", "--release", "--target", self.triple, "-p", "weir", "-p", "weir-runtime"]);
+        command.args(["build", "--profile", profile.name(), "--target", self.triple]);
+        command.args(["-p", "weir", "-p", "weir-runtime"]);
         command.env_remove("WEIR_EMBED_DIR");
         sh::show_progress(&mut command);
         tools.set(&mut command, self.triple);
         command
     }
 
-    fn precompile(&self, house: &House, tools: &Tools, step: &mut Step, folder: &Path) -> Result<()> {
-        let precompiler = self.built(house).join("weir-precompile");
+    fn precompile(&self, house: &House, tools: &Tools, profile: Profile, step: &mut Step, folder: &Path) -> Result<()> {
+        let precompiler = self.built(house, profile).join("weir-precompile");
         let compiler = Key::default().file(&precompiler)?;
         fs::create_dir_all(folder).with_context(|| format!("cannot create {}", folder.display()))?;
         for component in COMPONENTS {

@@ -12,7 +12,7 @@ use anyhow::{Context, Result, bail, ensure};
 use crate::args::Args;
 use crate::build;
 use crate::files::{copy_tree, sha256};
-use crate::house::{House, SHIPPED_MODELS};
+use crate::house::{House, Profile, SHIPPED_MODELS};
 use crate::server::{START_MAX, Server};
 use crate::ui::{Step, finish};
 use crate::{cross, deploy, http, sbom, setup, sh};
@@ -23,6 +23,8 @@ unit, a bill of materials (CycloneDX), README.md, CHANGELOG.md, LICENSE and docs
 into another folder and runs it there; an archive that does not run is removed. The same files make the same bytes.
 
 Options:
+  --profile NAME    dist, the default: a small program, which takes minutes to link; or release, that of `cargo xtask build`, whose archive is
+                    written to target/dist-release
   --target TRIPLE   aarch64-unknown-linux-gnu on another machine: compiled with aarch64-linux-gnu-gcc and aarch64-linux-gnu-g++, and run by
                     qemu-aarch64. x86_64-unknown-linux-musl: linked statically, with musl-gcc. Programs that are not on the PATH are
                     fetched from Debian and unpacked under target, and rustup adds the target
@@ -48,14 +50,23 @@ const NAMES_BYTES_MAX: usize = 16 << 20;
 const POSITIVE: &str = r#""label":"positive""#;
 /// How long the start of a program of another platform may take, under an emulator.
 const START_ELSEWHERE_MAX: Duration = Duration::from_secs(600);
-/// Most bytes of the program: it holds each component once, compressed.
-const PROGRAM_BYTES_MAX: u64 = 95_000_000;
+/// The profiles that `--profile` takes.
+const PROFILES: [Profile; 2] = [Profile::Dist, Profile::Release];
 
-/// The platform of an archive.
+/// Most bytes of the program: it holds each component once, compressed.
+fn program_bytes_max(profile: Profile) -> u64 {
+    match profile {
+        Profile::Dist => 60_000_000,
+        Profile::Release => 95_000_000,
+    }
+}
+
+/// The platform of an archive, and how its program is built.
 #[derive(Debug)]
 struct Platform {
     /// The triple in the archive's name.
     triple: String,
+    profile: Profile,
     /// The programs of another one than this machine's.
     tools: Option<cross::Tools>,
     /// The built program.
@@ -63,10 +74,10 @@ struct Platform {
 }
 
 impl Platform {
-    fn here(house: &House) -> Result<Self> {
+    fn here(house: &House, profile: Profile) -> Result<Self> {
         let rustc = sh::stdout_of(sh::program(house, "rustc").arg("-vV"))?;
         let triple = rustc.lines().find_map(|line| line.strip_prefix("host: ")).context("`rustc -vV` names no host")?;
-        Ok(Self { triple: triple.to_owned(), tools: None, weir: house.weir() })
+        Ok(Self { triple: triple.to_owned(), profile, tools: None, weir: house.weir_of(profile) })
     }
 
     /// A program of this platform.
@@ -77,8 +88,9 @@ impl Platform {
 
 pub(crate) fn task(house: &House, mut args: Args) -> Result<()> {
     let target = args.value("--target")?;
+    let profile = args.value("--profile")?.map_or(Ok(Profile::Dist), |name| profile_named(&name))?;
     args.finish()?;
-    let mut platform = Platform::here(house)?;
+    let mut platform = Platform::here(house, profile)?;
     let target =
         match target.filter(|triple| *triple != platform.triple) {
             Some(triple) => {
@@ -95,19 +107,26 @@ pub(crate) fn task(house: &House, mut args: Args) -> Result<()> {
     match target {
         Some(target) => {
             let tools = target.tools(house)?;
-            target.build(house, &tools)?;
-            platform = Platform { triple: target.triple.to_owned(), weir: target.weir(house), tools: Some(tools) };
+            target.build(house, &tools, profile)?;
+            let weir = target.weir(house, profile);
+            platform = Platform { triple: target.triple.to_owned(), profile, weir, tools: Some(tools) };
         }
-        None => build::weir(house)?,
+        None => build::weir_of(house, profile)?,
     }
     let archive = archive(house, &platform)?;
     println!("{}", archive.display());
     Ok(())
 }
 
-/// Packs the built files, and runs the result.
+fn profile_named(name: &str) -> Result<Profile> {
+    let known = || PROFILES.map(Profile::name).join(" or ");
+    let profile = PROFILES.into_iter().find(|profile| profile.name() == name);
+    profile.with_context(|| format!("`--profile` is `{name}`, and takes {}", known()))
+}
+
+/// Packs the files of `cargo xtask build`, and runs the result.
 pub(crate) fn check(house: &House) -> Result<()> {
-    archive(house, &Platform::here(house)?).map(drop)
+    archive(house, &Platform::here(house, Profile::Release)?).map(drop)
 }
 
 fn archive(house: &House, platform: &Platform) -> Result<PathBuf> {
@@ -135,6 +154,15 @@ fn archive(house: &House, platform: &Platform) -> Result<PathBuf> {
     Ok(archive)
 }
 
+/// Where an archive is written, below the target folder. Another one for a program that is not small, so that it is not mistaken for
+/// the archive that is published.
+fn archive_folder(profile: Profile) -> &'static str {
+    match profile {
+        Profile::Dist => "dist",
+        Profile::Release => "dist-release",
+    }
+}
+
 /// `weir --version` without the name.
 fn version(platform: &Platform) -> Result<String> {
     let version = sh::stdout_of(platform.command(&platform.weir).arg("--version"))?;
@@ -146,7 +174,7 @@ fn version(platform: &Platform) -> Result<String> {
 fn pack(house: &House, step: &mut Step, platform: &Platform) -> Result<(PathBuf, Option<u32>)> {
     let version = version(platform)?;
     let name = format!("weir-{version}-{}", platform.triple);
-    let dist = house.target.join("dist");
+    let dist = house.target.join(archive_folder(platform.profile));
     let folder = dist.join(&name);
     if folder.exists() {
         fs::remove_dir_all(&folder).with_context(|| format!("cannot remove {}", folder.display()))?;
@@ -156,7 +184,8 @@ fn pack(house: &House, step: &mut Step, platform: &Platform) -> Result<(PathBuf,
     let program = folder.join("weir");
     let bytes = fs::read(&program).with_context(|| format!("cannot read {}", program.display()))?;
     let size = bytes.len() as u64;
-    ensure!(size <= PROGRAM_BYTES_MAX, "the program has {size} bytes, and {PROGRAM_BYTES_MAX} at most are expected");
+    let size_max = program_bytes_max(platform.profile);
+    ensure!(size <= size_max, "the program has {size} bytes, and {size_max} at most are expected");
     let glibc = glibc_minor(&bytes[..bytes.len().min(NAMES_BYTES_MAX)]);
     ensure!(glibc.is_some() != platform.triple.ends_with("musl"), "the program has the C library of another platform");
     if let Some(glibc) = glibc.filter(|glibc| *glibc > GLIBC_MINOR_MAX) {
@@ -333,5 +362,18 @@ mod tests {
     fn newest_glibc_is_found() {
         assert_eq!(glibc_minor(b"\0GLIBC_2.2.5\0GLIBC_2.34\0GLIBC_2.9\0GLIBC_PRIVATE\0"), Some(34));
         assert_eq!(glibc_minor(b"\0GLIBC_PRIVATE\0"), None);
+    }
+
+    #[test]
+    fn profiles_are_those_of_the_workspace() {
+        assert_eq!(profile_named("dist").unwrap(), Profile::Dist);
+        assert_eq!(
+            profile_named("debug").unwrap_err().to_string(),
+            "`--profile` is `debug`, and takes dist or release"
+        );
+        let manifest = fs::read_to_string(House::find().root.join("Cargo.toml")).unwrap();
+        for profile in PROFILES {
+            assert!(manifest.contains(&format!("[profile.{}]", profile.name())), "{profile:?}");
+        }
     }
 }

@@ -98,6 +98,25 @@ pub(crate) const SHIPPED_MODELS: &str = "host/nn/models";
 /// a profile of their own, so that the proc macros of both builds are the same artifacts.
 pub(crate) const COMPONENT_CONFIG: [&str; 2] = ["profile.release.lto=true", "profile.release.codegen-units=1"];
 
+/// A cargo profile of the program.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Profile {
+    /// That of the tests and the demo.
+    Release,
+    /// That of archives: smaller, and all crates are optimized together, which takes minutes.
+    Dist,
+}
+
+impl Profile {
+    /// Its name in Cargo.toml, and of its folder.
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Release => "release",
+            Self::Dist => "dist",
+        }
+    }
+}
+
 /// The target of the components.
 pub(crate) const WASM_TARGET: &str = "wasm32-wasip2";
 
@@ -156,7 +175,12 @@ impl House {
 
     /// The `weir` program.
     pub(crate) fn weir(&self) -> PathBuf {
-        self.target.join("release").join("weir")
+        self.weir_of(Profile::Release)
+    }
+
+    /// The `weir` program of a profile.
+    pub(crate) fn weir_of(&self, profile: Profile) -> PathBuf {
+        self.target.join(profile.name()).join("weir")
     }
 
     /// The program that precompiles a component for this machine.

@@ -333,7 +333,7 @@ class _Sender(Stream):
         if policy == "fixed_delay":
             delay = base
         elif policy == "exponential_jitter":
-            delay = random.uniform(0, base * 2 ** min(item.attempts - 1, _DOUBLINGS_MAX))
+            delay = random.uniform(0, base * 2.0 ** min(item.attempts - 1, _DOUBLINGS_MAX))
         else:
             delay = random.uniform(base, max(base, 3 * item.delay_ms))
         item.delay_ms = min(delay, _BACKOFF_MS_MAX)

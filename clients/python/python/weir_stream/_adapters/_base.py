@@ -35,7 +35,7 @@ class Adapter(ABC):
 
 def delay_s(first_s: float, failures: int) -> float:
     """The delay after a number of failures in a row: it doubles with each one, up to 30 seconds."""
-    return min(_DELAY_MAX_S, first_s * 2 ** min(failures - 1, _DOUBLINGS_MAX))
+    return min(_DELAY_MAX_S, first_s * 2.0 ** min(failures - 1, _DOUBLINGS_MAX))
 
 
 def item_of(data: str, text_field: str = "text", id_field: str = "id") -> Optional[Dict[str, Any]]:

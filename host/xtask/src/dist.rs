@@ -56,7 +56,7 @@ const PROFILES: [Profile; 2] = [Profile::Dist, Profile::Release];
 /// Most bytes of the program: it holds each component once, compressed.
 fn program_bytes_max(profile: Profile) -> u64 {
     match profile {
-        Profile::Dist => 65_000_000,
+        Profile::Dist => 60_000_000,
         Profile::Release => 95_000_000,
     }
 }

@@ -97,11 +97,6 @@ fn session_component_in_node_annotates_texts_and_streams() -> Result<()> {
 async fn weir_wasm_in_node_passes_the_conformance_cases_of_its_row() -> Result<()> {
     let reference = Server::start(&["--set", "models.isa=portable"]).await?;
     let project = Project::new("weir")?;
-    conformance::check_each("Node.js 24 with jco 1.35", &reference, async || {
-        let server = project.serve()?;
-        // The response is read: a client that disconnects before its end ends the process.
-        server.wait_for_probe("/livez").await?;
-        Ok(server)
-    })
-    .await
+    // No probe: a client that closes its connection right after a response may end the process.
+    conformance::check_each("Node.js 24 with jco 1.35", &reference, async || project.serve()).await
 }

@@ -142,9 +142,10 @@ fn doubling() -> ModelProto {
     ModelProto { ir_version: 8, opset_import: vec![operators], graph: Some(graph), ..Default::default() }
 }
 
-/// Whether ONNX Runtime failed because the memory of a GPU is exhausted, in the words of its arena, of CUDA, and of cuBLAS and cuDNN.
+/// Whether an error of ONNX Runtime is that the memory of a GPU is exhausted. The three texts are those of its allocator, of CUDA, and of
+/// the status codes of cuBLAS and cuDNN.
 pub(super) fn is_out_of_memory(text: &str) -> bool {
-    ["Failed to allocate memory", "out of memory", "_STATUS_ALLOC_FAILED"].iter().any(|words| text.contains(words))
+    ["Failed to allocate memory", "out of memory", "_STATUS_ALLOC_FAILED"].iter().any(|part| text.contains(part))
 }
 
 /// What is missing, and the remedy, by the error of ONNX Runtime.

@@ -3,14 +3,22 @@
 # read-only root, in namespaces of its own except that of the network. The base has the same packages of Debian 12 as the image of the
 # registry that the Containerfile names. Needs root, and Debian's apt, buildah, crun and curl.
 #
-#   deploy/container/check.sh [--build] target/dist/weir-0.1.0-x86_64-unknown-linux-gnu.tar.gz
+#   deploy/container/check.sh target/dist/weir-0.1.0-x86_64-unknown-linux-gnu.tar.gz
+#   deploy/container/check.sh --build target/dist/weir-0.1.0-x86_64-unknown-linux-gnu.tar.gz
+#   deploy/container/check.sh --compile
 #
 # With --build every step of Containerfile.build runs, in Debian 12 as debootstrap installs it, except the compilation: a stand-in for
-# cargo looks for the compilers, and its result is the archive.
+# cargo looks for the compilers, and its result is the archive. With --compile it compiles too, with the Rust toolchain of this machine,
+# which takes about an hour on two cores and 15 GB in the folder for temporary files.
 set -euo pipefail
-with_build=
-[[ $1 != --build ]] || { with_build=yes; shift; }
-archive=$(realpath "$1")
+mode=copy
+archive=
+case ${1:-} in
+    --compile) mode=compile ;;
+    --build) mode=build; archive=$(realpath "$2") ;;
+    '' | -*) echo "usage: $0 [--build] ARCHIVE | --compile" >&2; exit 2 ;;
+    *) archive=$(realpath "$1") ;;
+esac
 here=$(cd "$(dirname "$0")" && pwd)
 work=$(mktemp -d)
 runtime=
@@ -27,25 +35,45 @@ store() { buildah --storage-driver vfs --root "$work/store" --runroot "$work/run
 # The base: what the program links, and the description of the distribution.
 base=$work/base/rootfs
 mkdir -p "$base" "$work/packages" "$work/image/weir" "$work/bundle"
-tar -xzf "$archive" -C "$work/image/weir" --strip-components=1
 (cd "$work/packages" && apt-get -o APT::Sandbox::User=root download -q base-files libc6 libgcc-s1 >/dev/null)
 for package in "$work/packages/"*.deb; do
     dpkg-deb --fsys-tarfile "$package" | tar -x -C "$base" --exclude=./usr/share/doc --exclude=./usr/share/locale
 done
 printf 'FROM scratch\nCOPY rootfs /\n' > "$work/base/Containerfile"
 store build --isolation chroot -q -t weir-base "$work/base" >/dev/null
-image() { store build --isolation chroot -q --format docker --build-arg BASE=localhost/weir-base -t weir "$@" >/dev/null; }
-if [[ -n $with_build ]]; then
+output=/dev/null
+[[ $mode != compile ]] || output=/dev/stderr
+image() { store build --isolation chroot -q --format docker --build-arg BASE=localhost/weir-base -t weir "$@" > "$output"; }
+if [[ $mode = copy ]]; then
+    tar -xzf "$archive" -C "$work/image/weir" --strip-components=1
+    image -f "$here/Containerfile" "$work/image"
+else
     # In place of the image of the registry with a Rust toolchain, which has these packages too.
     rust=$work/rust/rootfs
     mkdir -p "$work/rust"
     debootstrap --variant=minbase --include=ca-certificates,gcc,libc6-dev bookworm "$rust" > "$work/log" || fail "debootstrap fails"
-    cp "$archive" "$rust/archive.tar.gz"
-    cat > "$rust/usr/local/bin/rustup" <<'EOF'
+    printf 'FROM scratch\nCOPY rootfs /\n' > "$work/rust/Containerfile"
+    if [[ $mode = compile ]]; then
+        # Where the image of the registry has them, without the documents of the toolchain.
+        toolchain=$(cd "$here" && rustc --print sysroot)
+        name=$(basename "$toolchain")
+        mkdir -p "$rust/usr/local/cargo/bin" "$rust/usr/local/rustup/toolchains/$name"
+        tar -C "$toolchain/" --exclude=./share -c . | tar -x -C "$rust/usr/local/rustup/toolchains/$name"
+        cp "$(command -v rustup)" "$rust/usr/local/cargo/bin/rustup"
+        for proxy in cargo rustc rustdoc; do ln -s rustup "$rust/usr/local/cargo/bin/$proxy"; done
+        # This machine may have certificates of its own.
+        cp /etc/ssl/certs/ca-certificates.crt "$rust/etc/ssl/certs/ca-certificates.crt"
+        cat >> "$work/rust/Containerfile" <<EOF
+ENV CARGO_HOME=/usr/local/cargo RUSTUP_HOME=/usr/local/rustup RUSTUP_TOOLCHAIN=$name PIP_CERT=/etc/ssl/certs/ca-certificates.crt
+ENV PATH=/usr/local/cargo/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin
+EOF
+    else
+        cp "$archive" "$rust/archive.tar.gz"
+        cat > "$rust/usr/local/bin/rustup" <<'EOF'
 #!/bin/sh -e
 [ "$*" = "target add wasm32-wasip2" ]
 EOF
-    cat > "$rust/usr/local/bin/cargo" <<'EOF'
+        cat > "$rust/usr/local/bin/cargo" <<'EOF'
 #!/bin/sh -e
 [ "$*" = "xtask dist" ]
 ls Cargo.toml Cargo.lock rust-toolchain.toml .cargo/config.toml host/xtask/Cargo.toml deploy/check.py wit host/nn/models > /dev/null
@@ -55,12 +83,10 @@ python3 -m venv /tmp/venv
 mkdir -p target/dist
 cp /archive.tar.gz target/dist/weir-archive.tar.gz
 EOF
-    chmod +x "$rust/usr/local/bin/rustup" "$rust/usr/local/bin/cargo"
-    printf 'FROM scratch\nCOPY rootfs /\n' > "$work/rust/Containerfile"
+        chmod +x "$rust/usr/local/bin/rustup" "$rust/usr/local/bin/cargo"
+    fi
     store build --isolation chroot -q -t weir-rust "$work/rust" >/dev/null
     image --build-arg RUST=localhost/weir-rust -f "$here/Containerfile.build" "$here/../.."
-else
-    image -f "$here/Containerfile" "$work/image"
 fi
 
 # The image says how it is run.
@@ -106,4 +132,6 @@ kill -TERM "$server"
 timeout 60 tail --pid="$runtime" -f /dev/null || fail "it has not ended 60 s after SIGTERM"
 wait "$runtime" || fail "it ends with $? after SIGTERM"
 runtime=
-echo "ok  image${with_build:+ of Containerfile.build}: $(du -sm "$mount" | cut -f1) MB, Debian $(cat "$base/etc/debian_version") as base, user 65532, read-only root, no capabilities, health check, SIGTERM"
+of_build=
+[[ $mode = copy ]] || of_build=" of Containerfile.build ($mode)"
+echo "ok  image${of_build}: $(du -sm "$mount" | cut -f1) MB, Debian $(cat "$base/etc/debian_version") as base, user 65532, read-only root, no capabilities, health check, SIGTERM"

@@ -126,6 +126,8 @@ pub struct Server {
     log: Arc<Mutex<String>>,
     /// Bearer token of requests to `/metrics`.
     token: Option<String>,
+    /// Whether it is ended by SIGTERM, because it ends processes of its own then.
+    is_terminated: bool,
 }
 
 impl Server {
@@ -209,7 +211,7 @@ impl Server {
         }
         drop(addresses);
         match address.recv_timeout(patience) {
-            Ok(address) => Ok(Self { child, address, log, token: None }),
+            Ok(address) => Ok(Self { child, address, log, token: None, is_terminated: false }),
             Err(_) => {
                 let _ = child.kill();
                 let _ = child.wait();
@@ -217,6 +219,12 @@ impl Server {
                 bail!("{program} did not print the address that it listens on; its output:\n{log}")
             }
         }
+    }
+
+    /// The same server, which has processes of its own that it ends on SIGTERM.
+    pub fn with_processes(mut self) -> Self {
+        self.is_terminated = true;
+        self
     }
 
     /// The same server, whose metrics are read with a bearer token.
@@ -317,6 +325,12 @@ impl Server {
 
 impl Drop for Server {
     fn drop(&mut self) {
+        if self.is_terminated && self.signal("TERM").is_ok() {
+            let began = Instant::now();
+            while began.elapsed() < PATIENCE && matches!(self.child.try_wait(), Ok(None)) {
+                std::thread::sleep(Duration::from_millis(5));
+            }
+        }
         let _ = self.child.kill();
         let _ = self.child.wait();
     }

@@ -34,6 +34,11 @@ use serde_json::json;
 
 use crate::arguments::{Arguments, Command};
 
+// The allocator of musl has one lock for all threads (docs/guides/deploy.md).
+#[cfg(target_env = "musl")]
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 fn main() -> ExitCode {
     let parsed = Arguments::command().try_get_matches();
     let parsed = parsed.and_then(|matches| Ok((Arguments::from_arg_matches(&matches)?, is_json(&matches))));

@@ -39,13 +39,13 @@ const REGISTRY: &str = "docker-registry";
 const REGISTRY_PROGRAM: &str = "usr/bin/docker-registry";
 /// Version of the installation procedure: a change makes older environments stale.
 const RECIPE: &str = "1";
-/// The test of a Spin given by its path.
-const SPIN_TEST: &str = "weir_wasm_under_spin_passes_the_conformance_cases";
+/// The tests of a Spin given by its path.
+const SPIN_TESTS: &str = "spin::";
 /// The test that compares the table of docs/guides/hosts.md.
 const TABLE_TEST: &str = "guide_has_the_table_and_the_flags";
 /// The tests of hosts that have failed for reasons of their own: this command runs them, and `cargo xtask test` does not.
 pub(crate) const CONFORMANCE: [&str; 4] = [
-    SPIN_TEST,
+    SPIN_TESTS,
     "channels_and_sessions_survive_instances_and_restarts_of_wash_dev",
     "weir_wasm_in_node_passes_the_conformance_cases_of_its_row",
     "weir_wasm_under_wash_dev_passes_the_conformance_cases",
@@ -79,7 +79,7 @@ pub(crate) fn task(house: &House, mut args: Args) -> Result<()> {
         "wasmtime" => "portable::",
         "wash" => "wasmcloud::",
         "node" => "node::",
-        "spin" => SPIN_TEST,
+        "spin" => SPIN_TESTS,
         _ => "",
     };
     let mut tests = conformance_tests(house, filter);
@@ -89,7 +89,7 @@ pub(crate) fn task(house: &House, mut args: Args) -> Result<()> {
             let python = python::ensure(house)?;
             tests.env("WEIR_TEST_WASMTIME", &python.wasmtime).env("WEIR_TEST_PYTHON", &python.python);
             tests.env(redis::VARIABLE, redis::server(house)?);
-            tests.args(["--skip", "pushpin", "--skip", SPIN_TEST]);
+            tests.args(["--skip", "pushpin", "--skip", SPIN_TESTS]);
             programs(house)?.set(&mut tests);
         }
     }

@@ -18,7 +18,7 @@ use weir_tests::{
 };
 
 /// Plugs the exports of components into the imports of another, as `wac plug` does.
-fn plug(socket: &[u8], plugs: &[&[u8]]) -> Result<Vec<u8>> {
+pub(crate) fn plug(socket: &[u8], plugs: &[&[u8]]) -> Result<Vec<u8>> {
     let mut graph = CompositionGraph::new();
     let mut plugged = Vec::new();
     for (at, plug) in plugs.iter().enumerate() {

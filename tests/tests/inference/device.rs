@@ -209,6 +209,7 @@ fn batches_of_a_gpu_are_larger_and_two_are_in_progress() -> Result<()> {
     ensure!(texts_computed >= texts.len(), "{texts_computed} texts were computed");
     ensure!(most(&runs) > 1000, "the largest batch has {} tokens", most(&runs));
     ensure!(runs.iter().any(|run| run.together == 2), "no two batches were in progress at once");
+    ensure!(gpu.logged("registered")?.len() == 2, "the GPU was tried, and the weights are on it once for all runs");
     // On the processor the same engine has small batches.
     let on_cpu = FakeGpu::build()?;
     run(on_cpu.weir(&[&SENTIMENT[..], &call].concat())?, &texts[..300])?;

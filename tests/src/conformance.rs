@@ -84,6 +84,7 @@ pub const HOSTS: &[Host] = &[
     Host { name: "`weir serve`", fails: &[], unsteady: &[] },
     Host { name: "`wasmtime serve` 49", fails: &[], unsteady: &[] },
     Host { name: "`wash dev` of wasmCloud 2.10", fails: &[], unsteady: &[] },
+    Host { name: "Spin 4.1", fails: &[], unsteady: &[] },
     Host {
         name: "Node.js 24 with jco 1.35",
         fails: &[

@@ -354,6 +354,21 @@ pub async fn until<F: Future<Output = Result<bool>>>(what: &str, mut condition: 
     Ok(())
 }
 
+/// Copies a folder with its files.
+pub fn copy_tree(from: &Path, to: &Path) -> Result<()> {
+    std::fs::create_dir_all(to)?;
+    for entry in std::fs::read_dir(from)? {
+        let entry = entry?;
+        let to = to.join(entry.file_name());
+        if entry.file_type()?.is_dir() {
+            copy_tree(&entry.path(), &to)?;
+        } else {
+            std::fs::copy(entry.path(), to)?;
+        }
+    }
+    Ok(())
+}
+
 /// The lines of an NDJSON body.
 pub fn ndjson(body: &str) -> Result<Vec<Value>> {
     body.lines().map(|line| serde_json::from_str(line).with_context(|| format!("not JSON: {line}"))).collect()

@@ -11,7 +11,7 @@ use tempfile::TempDir;
 use weir_tests::client::post;
 use weir_tests::conformance::{self, Case, publish_and_resume};
 use weir_tests::follow::Follower;
-use weir_tests::{Server, component, free_port, models, root, tool};
+use weir_tests::{Server, component, copy_tree, free_port, root, tool};
 
 use crate::composed::plug;
 
@@ -48,16 +48,18 @@ fn project(manifest: &str, replaced: &[(&str, String)]) -> Result<TempDir> {
     Ok(folder)
 }
 
-/// `spin.toml` with another component.
+/// `spin.toml` with another component. Files have to lie in the folder of the manifest, so it has copies of the models.
 fn project_of(name: &str, more: &str) -> Result<TempDir> {
-    let source = |path: &Path| format!("\"{}\"", path.display());
+    let component = component(name)?;
     let build = "[component.weir.build]";
     let replaced = [
-        ("\"target/components/weir.wasm\"", source(&component(name)?)),
-        ("\"target/components/models\"", source(&models())),
+        ("target/components/weir.wasm", component.display().to_string()),
+        ("target/components/models", "models".to_owned()),
         (build, format!("{more}\n{build}")),
     ];
-    project("spin.toml", &replaced)
+    let folder = project("spin.toml", &replaced)?;
+    copy_tree(&component.with_file_name("models"), &folder.path().join("models"))?;
+    Ok(folder)
 }
 
 /// A component has no bf16 instructions, so embeddings are compared with those of a processor without them.

@@ -6,30 +6,16 @@ use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 use weir_config::{Config, Model};
 use weir_runtime::types::{Aggregation, EmbedOptions, Failure, Item, Output, Task, TokenOptions};
-use weir_tests::root;
 use weir_tests::texts::{classify_item, run_items, runtime};
+use weir_tests::{copy_tree, root};
 
 /// The size of the embedding tables of the small models.
 const VOCABULARY: u64 = 64;
 
-fn copy(from: &Path, to: &Path) -> Result<()> {
-    std::fs::create_dir_all(to)?;
-    for entry in std::fs::read_dir(from)? {
-        let entry = entry?;
-        let to = to.join(entry.file_name());
-        if entry.file_type()?.is_dir() {
-            copy(&entry.path(), &to)?;
-        } else {
-            std::fs::copy(entry.path(), to)?;
-        }
-    }
-    Ok(())
-}
-
 /// A copy of a model with random weights, with the first entries of the vocabulary of a toy model.
 fn model(name: &str, into: &Path) -> Result<PathBuf> {
     let path = into.join(name);
-    copy(&root().join("tests/architectures").join(name), &path)?;
+    copy_tree(&root().join("tests/architectures").join(name), &path)?;
     let toy = root().join("tests/models/pair-toy");
     let mut tokenizer: Value = serde_json::from_slice(&std::fs::read(toy.join("tokenizer.json"))?)?;
     let vocabulary = tokenizer["model"]["vocab"].as_object_mut().context("a vocabulary")?;

@@ -73,41 +73,42 @@ impl Machine {
 
     fn check_part(&self, part: &Part) -> Result<(), String> {
         let Part { name, product, version, .. } = part;
-        let library = self.load(name)?;
+        let library = self.load(part)?;
         let unfit = |error: libloading::Error| {
             let reason = driver::reason(&error);
             format!("the lib{name} of this machine is not that of {product} ({reason}): {}", remedy(product, *version))
         };
         match (part.version_of)(&library).map_err(unfit)? {
             found if found == *version => Ok(()),
+            // `tract-cuda` loads `lib{name}.so` first, wherever it is.
             found => Err(format!(
-                "the engine tract needs {product} {version}, and lib{name} is that of {product} {found}: {}",
-                remedy(product, *version)
+                "the engine tract needs {product} {version}, and lib{name} is that of {product} {found}: install {product} {version}, and \
+                 name a folder with its lib{name}.so first in LD_LIBRARY_PATH, or {OTHER_ENGINE}"
             )),
         }
     }
 
     /// Loads a library by the names that `tract-cuda` tries, in their order. It stays loaded, as it does in `tract-cuda`.
-    fn load(&self, name: &str) -> Result<ManuallyDrop<Library>, String> {
+    fn load(&self, part: &Part) -> Result<ManuallyDrop<Library>, String> {
+        let Part { name, product, version, .. } = part;
         let mut broken = None;
         for file in cudarc::get_lib_name_candidates(name) {
             let path = self.libraries.as_ref().map_or_else(|| PathBuf::from(&file), |folder| folder.join(&file));
             // SAFETY: the code that runs when it is loaded is that of CUDA, which has no requirements.
             match unsafe { Library::new(&path) } {
                 Ok(library) => return Ok(ManuallyDrop::new(library)),
-                // A library that is found and needs another one that is not.
+                // A library that is found may be damaged, or need another one that is not found.
                 Err(error) => {
                     let reason = driver::reason(&error);
-                    if !reason.starts_with(&*path.to_string_lossy()) {
+                    let is_found = !reason.starts_with(&*path.to_string_lossy()) || !reason.ends_with(NO_FILE);
+                    if is_found {
                         broken.get_or_insert(reason);
                     }
                 }
             }
         }
-        let part = PARTS.iter().find(|part| part.name == name);
-        let (product, version) = part.map_or(("CUDA", CUDA), |part| (part.product, part.version));
         let reason = broken.map_or_else(String::new, |reason| format!(" ({reason})"));
-        Err(format!("the engine tract cannot load lib{name}.so.{version}{reason}: {}", remedy(product, version)))
+        Err(format!("the engine tract cannot load lib{name}.so.{version}{reason}: {}", remedy(product, *version)))
     }
 
     /// Checks the headers with which kernels are compiled.
@@ -133,6 +134,9 @@ impl Machine {
         if cccl.iter().any(|folder| folder.join(CSTDINT).exists()) { Ok(()) } else { missing(CSTDINT) }
     }
 }
+
+/// How the message of the system's loader ends if there is no such file.
+const NO_FILE: &str = "No such file or directory";
 
 const FP16: &str = "cuda_fp16.h";
 const HEADERS: [&str; 2] = ["math_constants.h", "cuda_runtime.h"];
@@ -342,17 +346,18 @@ mod tests {
         let fake = Fake::new();
         fake.compile("libnvrtc.so", &[("FAKE_CUDA_VERSION", "13")]);
         fake.check(&expect![[
-            r#"the engine tract needs CUDA 12, and libnvrtc is that of CUDA 13: install CUDA 12, and name its folder in LD_LIBRARY_PATH, or set models.engine to "onnxruntime""#
+            r#"the engine tract needs CUDA 12, and libnvrtc is that of CUDA 13: install CUDA 12, and name a folder with its libnvrtc.so first in LD_LIBRARY_PATH, or set models.engine to "onnxruntime""#
         ]]);
         let fake = Fake::new();
         fake.compile("libcudnn.so.9", &[("FAKE_CUDNN_VERSION", "8907")]);
         fake.check(&expect![[
-            r#"the engine tract needs cuDNN 9, and libcudnn is that of cuDNN 8: install cuDNN 9, and name its folder in LD_LIBRARY_PATH, or set models.engine to "onnxruntime""#
+            r#"the engine tract needs cuDNN 9, and libcudnn is that of cuDNN 8: install cuDNN 9, and name a folder with its libcudnn.so first in LD_LIBRARY_PATH, or set models.engine to "onnxruntime""#
         ]]);
         let fake = Fake::new();
         std::fs::write(fake.path("libcublas.so.12"), "").unwrap();
-        let error = fake.machine().check().unwrap_err();
-        assert!(error.starts_with("the engine tract cannot load libcublas.so.12"), "{error}");
+        fake.check(&expect![[
+            r#"the engine tract cannot load libcublas.so.12 (DIR/libcublas.so.12: file too short): install CUDA 12, and name its folder in LD_LIBRARY_PATH, or set models.engine to "onnxruntime""#
+        ]]);
     }
 
     #[test]

@@ -142,10 +142,12 @@ fn doubling() -> ModelProto {
     ModelProto { ir_version: 8, opset_import: vec![operators], graph: Some(graph), ..Default::default() }
 }
 
-/// Whether an error of ONNX Runtime is that the memory of a GPU is exhausted. The three texts are those of its allocator, of CUDA, and of
-/// the status codes of cuBLAS and cuDNN.
+/// Whether an error of ONNX Runtime is that the memory of a GPU is exhausted. The four texts are those of its allocator, of CUDA, of the
+/// status codes of cuBLAS and of cuDNN 8, and of that of cuDNN 9.
 pub(super) fn is_out_of_memory(text: &str) -> bool {
-    ["Failed to allocate memory", "out of memory", "_STATUS_ALLOC_FAILED"].iter().any(|part| text.contains(part))
+    ["Failed to allocate memory", "out of memory", "_STATUS_ALLOC_FAILED", "DEVICE_ALLOCATION_FAILED"]
+        .iter()
+        .any(|part| text.contains(part))
 }
 
 /// What is missing, and the remedy, by the error of ONNX Runtime.
@@ -232,6 +234,7 @@ mod tests {
             "CUDA failure 2: out of memory ; GPU=0 ; hostname=h",
             "CUBLAS failure 3: CUBLAS_STATUS_ALLOC_FAILED ; GPU=0 ; hostname=h",
             "CUDNN failure 2: CUDNN_STATUS_ALLOC_FAILED ; GPU=0 ; hostname=h",
+            "CUDNN failure 4004: CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED ; GPU=0 ; hostname=h",
         ] {
             assert_eq!(
                 explain(error),

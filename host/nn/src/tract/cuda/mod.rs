@@ -175,9 +175,9 @@ fn check_dimensions<'a>(inputs: impl Iterator<Item = (&'a str, &'a Tensor)>) -> 
     Ok(())
 }
 
-/// Whether the memory of the GPU is exhausted: the driver says the former, cuBLAS the latter.
+/// Whether the memory of the GPU is exhausted. The three texts are those of the driver, of cuBLAS and of cuDNN.
 fn is_out_of_memory(error: &str) -> bool {
-    error.contains("OUT_OF_MEMORY") || error.contains("ALLOC_FAILED")
+    ["OUT_OF_MEMORY", "_STATUS_ALLOC_FAILED", "DEVICE_ALLOCATION_FAILED"].iter().any(|part| error.contains(part))
 }
 
 /// What is missing, and the remedy, by the error of the start.
@@ -208,6 +208,7 @@ mod tests {
         let driver =
             r#"called `Result::unwrap()` on an `Err` value: DriverError(CUDA_ERROR_OUT_OF_MEMORY, "out of memory")"#;
         assert!(is_out_of_memory(driver) && is_out_of_memory("CublasError(CUBLAS_STATUS_ALLOC_FAILED)"));
+        assert!(is_out_of_memory("CudnnError(CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED)"));
         assert_eq!(explain(driver), "its memory is exhausted: stop other programs that use it, or serve fewer models");
         expect![[
             r#"the engine tract cannot start on it (Missing symbol cuFunction): set models.engine to "onnxruntime""#

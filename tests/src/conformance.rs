@@ -71,11 +71,10 @@ pub struct Host {
 }
 
 /// A call between components of one module, in JavaScript.
-const JCO_TASK: &str = "jco loses the task of a call between components while another call is open: the request does not end, or the process \
-                        does.";
-/// A client that disconnects before the end of a response.
-const JCO_CLOSE: &str =
-    "A client that disconnects ends the process: the server of jco's shims does not catch its own error.";
+const JCO_TASK: &str = "jco confuses the tasks of calls between components while another call is open, which ends the process.";
+/// A client that disconnects before the end of a response, or right after it.
+const JCO_CLOSE: &str = "A client that closes its connection during a response ends the process, and one that closes it right after may: the \
+                         server of jco's shims does not catch its own error.";
 /// Events that wait in JavaScript.
 const JCO_LATE: &str = "Most results are sent at the end of the computation, which blocks the event loop.";
 
@@ -92,7 +91,7 @@ pub const HOSTS: &[Host] = &[
             (Case::Process, JCO_TASK),
             (Case::Disconnect, JCO_CLOSE),
             (Case::Channels, JCO_CLOSE),
-            (Case::Problems, JCO_TASK),
+            (Case::Problems, JCO_CLOSE),
         ],
         unsteady: &[(Case::Progress, JCO_LATE)],
     },

@@ -46,7 +46,9 @@ pub(crate) fn task(house: &House, mut args: Args) -> Result<()> {
     lints(house, &mut report)?;
     documentation(house, &mut report)?;
     report.whole("wit", || wit::check(house));
-    report.whole("deploy", || deploy::check(house, false, None));
+    for reason in report.whole("deploy", || deploy::check(house, false, None)).unwrap_or_default() {
+        report.skipped("deploy", &reason);
+    }
     report.whole("dist", || dist::check(house));
 
     let data = std::env::var_os("WEIR_DATA").map(|data| {

@@ -32,11 +32,11 @@ pub(crate) fn task(house: &House, mut args: Args) -> Result<()> {
     if let Some(schemas) = schemas.as_deref().filter(|folder| !folder.is_dir()) {
         bail!("`--schemas` is `{}`, which is not a folder", schemas.display());
     }
-    check(house, update, schemas.as_deref())
+    check(house, update, schemas.as_deref()).map(drop)
 }
 
-/// Installs the tools and runs the checks.
-pub(crate) fn check(house: &House, update: bool, schemas: Option<&Path>) -> Result<()> {
+/// Installs the tools and runs the checks; returns the reasons for which some were left out.
+pub(crate) fn check(house: &House, update: bool, schemas: Option<&Path>) -> Result<Vec<String>> {
     let interpreter = tools(house)?;
     let mut step = Step::begin("deploy", "checks the chart, the manifests, the Containerfiles and the unit");
     let mut script = sh::program(house, interpreter);
@@ -47,12 +47,20 @@ pub(crate) fn check(house: &House, update: bool, schemas: Option<&Path>) -> Resu
     if let Some(schemas) = schemas {
         script.arg("--schemas").arg(std::path::absolute(schemas)?);
     }
+    let mut left_out = Vec::new();
     let checked = sh::check(&mut step, &mut script).map(|output| {
-        let count = |mark: &str| output.lines.iter().filter(|line| line.starts_with(mark)).count();
         output.lines.iter().for_each(|line| step.say(line));
-        format!("{} checks passed, {} left out", count("ok "), count("-- "))
+        left_out = reasons(output.lines.iter().map(String::as_str));
+        let passed = output.lines.iter().filter(|line| line.starts_with("ok ")).count();
+        format!("{passed} checks passed, {} left out", left_out.len())
     });
-    finish(step, checked)
+    finish(step, checked)?;
+    Ok(left_out)
+}
+
+/// The reasons of the checks that the script left out.
+fn reasons<'a>(lines: impl Iterator<Item = &'a str>) -> Vec<String> {
+    lines.filter_map(|line| line.strip_prefix("-- ")).map(|reason| reason.trim().to_owned()).collect()
 }
 
 /// Checks the bill of materials of an archive against the schema of its format.
@@ -94,6 +102,12 @@ mod tests {
 
     fn text(house: &House, file: &str) -> String {
         fs::read_to_string(house.root.join(file)).unwrap_or_else(|error| panic!("{file}: {error}"))
+    }
+
+    #[test]
+    fn checks_that_are_left_out_are_found_with_their_reasons() {
+        let lines = ["ok  hadolint: Containerfile", "--  systemd-analyze is not here", "ok  pods: restricted"];
+        assert_eq!(reasons(lines.into_iter()), ["systemd-analyze is not here"]);
     }
 
     /// A word of a text that begins with `prefix`, without the prefix.

@@ -2,6 +2,7 @@
 //! reach, and as a thin instance that asks another server.
 
 use std::net::TcpListener;
+use std::path::Path;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
@@ -14,7 +15,8 @@ use wac_graph::CompositionGraph;
 use wac_graph::types::Package;
 use weir_tests::client::{post, post_lines};
 use weir_tests::conformance::{self, Case, table};
-use weir_tests::{Duplex, Server, component, models, root, tool};
+use weir_tests::documents::blocks;
+use weir_tests::{Duplex, Server, component, copy_tree, models, root, tool};
 
 /// The flags of `docs/guides/wasmtime.md`, where they are explained.
 const FLAGS: [&str; 5] = [
@@ -27,8 +29,12 @@ const FLAGS: [&str; 5] = [
 
 /// A component under `wasmtime serve`, not ready yet.
 fn serve(name: &str, arguments: &[&str]) -> Result<Server> {
+    serve_file(&component(name)?, arguments)
+}
+
+fn serve_file(component: &Path, arguments: &[&str]) -> Result<Server> {
     let mut command = Command::new(tool("WEIR_TEST_WASMTIME")?);
-    command.arg("serve").args(FLAGS).args(["--addr", "127.0.0.1:0"]).args(arguments).arg(component(name)?);
+    command.arg("serve").args(FLAGS).args(["--addr", "127.0.0.1:0"]).args(arguments).arg(component);
     Server::spawn(command, "Serving HTTP on http://")
 }
 
@@ -43,12 +49,53 @@ async fn weir_wasm_under_wasmtime_serve_passes_every_case() -> Result<()> {
     conformance::check("`weir serve`", &reference, &reference).await
 }
 
-/// The weights, the tokenizer and the configuration are inside; nothing else of the machine is visible.
+/// The arguments of `wasmtime serve` in README.md.
+fn readme_arguments() -> Result<Vec<String>> {
+    let readme = std::fs::read_to_string(root().join("README.md"))?;
+    let block = blocks(&readme).into_iter().find(|block| block.text.contains("wasmtime serve"));
+    let text = block.context("README.md has no command `wasmtime serve`")?.text.replace("\\\n", " ");
+    let arguments = text.lines().find_map(|line| line.strip_prefix("wasmtime ")).context("a line of the block")?;
+    ensure!(!arguments.contains(['"', '\'', '$']), "the shell would change `{arguments}`");
+    Ok(arguments.split_whitespace().map(str::to_owned).collect())
+}
+
+/// The component needs the models and nothing else of the machine: no other file, and no variable of the environment.
+#[tokio::test]
+async fn command_of_the_readme_serves_from_an_empty_folder() -> Result<()> {
+    let reference = Server::start(&["--set", "models.isa=portable"]).await?;
+    let folder = tempfile::tempdir()?;
+    let components = folder.path().join("target/components");
+    std::fs::create_dir_all(&components)?;
+    std::fs::copy(component("weir.wasm")?, components.join("weir.wasm"))?;
+    copy_tree(&component("weir.wasm")?.with_file_name("models"), &components.join("models"))?;
+    let mut arguments = readme_arguments()?;
+    // Another port, since that one may be in use.
+    let address = arguments.iter_mut().find(|argument| *argument == "127.0.0.1:8080").context("an address")?;
+    *address = "127.0.0.1:0".to_owned();
+    let mut command = Command::new(tool("WEIR_TEST_WASMTIME")?);
+    command.args(arguments).env_clear().current_dir(folder.path());
+    let server = Server::spawn(command, "Serving HTTP on http://")?;
+    server.ready().await?;
+    for case in [Case::Ready, Case::Scores, Case::Entities, Case::Embeddings] {
+        conformance::run(case, &server, &reference).await.with_context(|| format!("{case:?}\n{}", server.log()))?;
+    }
+    Ok(())
+}
+
+/// The weights, the tokenizer and the configuration are inside; nothing else of the machine is visible. The commands are those of
+/// docs/guides/wasmtime.md.
 #[tokio::test]
 async fn component_with_a_model_needs_no_folder() -> Result<()> {
     let reference = Server::start(&["--set", "models.isa=portable"]).await?;
-    let server = serve("weir-with-models.wasm", &["--env", "WEIR_STEPS_SENTIMENT=sentiment"])?;
-    server.wait_for_probe("/livez").await?;
+    let folder = tempfile::tempdir()?;
+    let compiled = folder.path().join("weir-with-models.cwasm");
+    let mut compile = Command::new(tool("WEIR_TEST_WASMTIME")?);
+    compile.args(["compile", "-Wcomponent-model-async"]).arg(component("weir-with-models.wasm")?).arg("-o").arg(&compiled);
+    ensure!(compile.status()?.success(), "{compile:?}");
+    let steps = ["--env", "WEIR_STEPS_ENTITIES=", "--env", "WEIR_STEPS_SUMMARY="];
+    let arguments = [&["--env", "WEIR_AUTH_LOOPBACK=true"], &steps[..], &["--allow-precompiled"]].concat();
+    let server = serve_file(&compiled, &arguments)?;
+    server.ready().await?;
     for case in [Case::Scores, Case::Duplex] {
         conformance::run(case, &server, &reference).await.with_context(|| format!("{case:?}\n{}", server.log()))?;
     }
@@ -73,6 +120,27 @@ fn guide_has_the_table_and_the_flags() -> Result<()> {
     for flag in FLAGS {
         ensure!(page.contains(flag), "docs/guides/wasmtime.md does not name {flag}");
     }
+    Ok(())
+}
+
+/// The sizes in the guide are those of the files, within 5 %.
+#[test]
+fn guide_has_the_sizes_of_the_composed_components() -> Result<()> {
+    let guide = std::fs::read_to_string(root().join("docs/guides/hosts.md"))?;
+    let mut names = Vec::new();
+    for row in guide.lines() {
+        let [_, files, size, ..] = row.split('|').map(str::trim).collect::<Vec<_>>()[..] else { continue };
+        let Some(size) = size.strip_suffix(" MB") else { continue };
+        let wanted = size.parse::<f64>().with_context(|| format!("the size in {row}"))?;
+        for name in files.split(", ").map(|name| name.trim_matches('`')) {
+            let megabytes = std::fs::metadata(component(name)?)?.len() as f64 / 1e6;
+            ensure!((megabytes / wanted - 1.0).abs() < 0.05, "{name} has {megabytes:.2} MB, and the guide says {wanted}");
+            names.push(name.to_owned());
+        }
+    }
+    names.sort();
+    let composed = ["-keyvalue-draft2", "-keyvalue", "-open", "-thin", "-with-models", ""];
+    assert_eq!(names, composed.map(|name| format!("weir{name}.wasm")));
     Ok(())
 }
 

@@ -71,7 +71,8 @@ pub struct Host {
 }
 
 /// A call between components of one module, in JavaScript.
-const JCO_TASK: &str = "jco confuses the tasks of calls between components while another call is open, which ends the process.";
+const JCO_TASK: &str =
+    "jco confuses the tasks of calls between components while another call is open, which ends the process.";
 /// A client that disconnects before the end of a response, or right after it.
 const JCO_CLOSE: &str = "A client that closes its connection during a response ends the process, and one that closes it right after may: the \
                          server of jco's shims does not catch its own error.";

@@ -90,7 +90,8 @@ async fn component_with_a_model_needs_no_folder() -> Result<()> {
     let folder = tempfile::tempdir()?;
     let compiled = folder.path().join("weir-with-models.cwasm");
     let mut compile = Command::new(tool("WEIR_TEST_WASMTIME")?);
-    compile.args(["compile", "-Wcomponent-model-async"]).arg(component("weir-with-models.wasm")?).arg("-o").arg(&compiled);
+    let portable = component("weir-with-models.wasm")?;
+    compile.args(["compile", "-Wcomponent-model-async"]).arg(portable).arg("-o").arg(&compiled);
     ensure!(compile.status()?.success(), "{compile:?}");
     let steps = ["--env", "WEIR_STEPS_ENTITIES=", "--env", "WEIR_STEPS_SUMMARY="];
     let arguments = [&["--env", "WEIR_AUTH_LOOPBACK=true"], &steps[..], &["--allow-precompiled"]].concat();
@@ -134,7 +135,10 @@ fn guide_has_the_sizes_of_the_composed_components() -> Result<()> {
         let wanted = size.parse::<f64>().with_context(|| format!("the size in {row}"))?;
         for name in files.split(", ").map(|name| name.trim_matches('`')) {
             let megabytes = std::fs::metadata(component(name)?)?.len() as f64 / 1e6;
-            ensure!((megabytes / wanted - 1.0).abs() < 0.05, "{name} has {megabytes:.2} MB, and the guide says {wanted}");
+            ensure!(
+                (megabytes / wanted - 1.0).abs() < 0.05,
+                "{name} has {megabytes:.2} MB, and the guide says {wanted}"
+            );
             names.push(name.to_owned());
         }
     }

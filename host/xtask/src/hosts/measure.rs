@@ -230,7 +230,7 @@ fn memory_bytes(id: u32) -> Result<u64> {
 /// The table in Markdown; `tokens` are those of one request.
 fn table(rows: &[Figures], tokens: u64) -> String {
     let mut table = String::from(
-        "| | first answer, s | memory with three models, MB | processor time for a token, µs |\n|---|---:|---:|---:|\n",
+        "| | first answer, s | memory with its models, MB | processor time for a token, µs |\n|---|---:|---:|---:|\n",
     );
     for row in rows {
         let per_token = row.processor.as_secs_f64() * 1e6 / (REQUESTS as u64 * tokens).max(1) as f64;

@@ -13,6 +13,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use wac_graph::CompositionGraph;
 use wac_graph::types::Package;
+use weir_tests::auth::{API_KEYS, WORKER};
 use weir_tests::client::{post, post_lines};
 use weir_tests::conformance::{self, Case, table};
 use weir_tests::documents::blocks;
@@ -47,6 +48,23 @@ async fn weir_wasm_under_wasmtime_serve_passes_every_case() -> Result<()> {
     server.ready().await?;
     conformance::check("`wasmtime serve` 49", &server, &reference).await?;
     conformance::check("`weir serve`", &reference, &reference).await
+}
+
+/// The files of `auth.dir` in `/auth` take the place of `WEIR_AUTH_LOOPBACK`.
+#[tokio::test]
+async fn channels_of_authenticated_users_are_served() -> Result<()> {
+    let folder = tempfile::tempdir()?;
+    std::fs::write(folder.path().join("api_keys"), API_KEYS)?;
+    let mount = format!("{}::/auth", folder.path().display());
+    let server = serve("weir-thin.wasm", &["--dir", &mount, "--env", "WEIR_AUTH_MODE=required"])?;
+    server.wait_for_probe("/livez").await?;
+    let request = || {
+        let publish = reqwest::Client::new().post(server.url("/stream/publish/workflow/w"));
+        publish.json(&json!({"step": "s", "progress": 1}))
+    };
+    assert_eq!(request().send().await?.status(), 401, "{}", server.log());
+    assert_eq!(request().bearer_auth(WORKER).send().await?.status(), 200, "{}", server.log());
+    Ok(())
 }
 
 /// The arguments of `wasmtime serve` in README.md.

@@ -2,6 +2,7 @@
 
 use std::cell::Cell;
 use std::path::Path;
+use std::rc::Rc;
 use std::sync::Arc;
 
 use weir_nn::{
@@ -24,11 +25,43 @@ pub(crate) const RESOURCE_BYTES_MAX: usize = 256 << 20;
 /// The largest graph that a caller passes as bytes.
 const CALLER_GRAPH_BYTES_MAX: u64 = 64 << 20;
 
+/// A graph.
+#[derive(Clone)]
+pub(crate) struct Loaded {
+    pub(crate) graph: Arc<Graph>,
+    /// Of a graph that a caller passed as bytes, which goes with its last user.
+    _weights: Option<Rc<Weights>>,
+}
+
+/// Weights that are counted until nothing uses them.
+struct Weights {
+    total: Rc<Cell<u64>>,
+    bytes: u64,
+}
+
+impl Drop for Weights {
+    fn drop(&mut self) {
+        self.total.set(self.total.get().saturating_sub(self.bytes));
+    }
+}
+
+/// Counts weights; fails if there are too many with them.
+fn count(total: &Cell<u64>, bytes: u64) -> Result<(), NnError> {
+    let all = total.get().saturating_add(bytes);
+    if all > WEIGHT_BYTES_MAX {
+        return Err(NnError::too_large(format!(
+            "the weights of all graphs have {all} bytes, more than the {WEIGHT_BYTES_MAX} of a component"
+        )));
+    }
+    total.set(all);
+    Ok(())
+}
+
 /// The graphs by name.
 pub(crate) struct Graphs {
     registry: Registry,
     precision: PrecisionChoice,
-    weight_bytes: Cell<u64>,
+    weight_bytes: Rc<Cell<u64>>,
     /// All graphs were loaded before the memory was stored. Handles of folders are not a part of it, so no file is read any more.
     is_stored: Cell<bool>,
 }
@@ -48,7 +81,7 @@ impl Graphs {
         Self {
             registry: Registry::new(config),
             precision: precision.unwrap_or_default(),
-            weight_bytes: Cell::new(0),
+            weight_bytes: Rc::default(),
             is_stored: Cell::new(false),
         }
     }
@@ -66,7 +99,11 @@ impl Graphs {
     }
 
     /// The graph of a name, loaded if necessary. After a failure, the next call tries again.
-    pub(crate) fn by_name(&self, name: &str) -> Result<Arc<Graph>, NnError> {
+    pub(crate) fn by_name(&self, name: &str) -> Result<Loaded, NnError> {
+        Ok(Loaded { graph: self.kept(name)?, _weights: None })
+    }
+
+    fn kept(&self, name: &str) -> Result<Arc<Graph>, NnError> {
         let is_plain = !name.is_empty() && !name.starts_with('.') && !name.contains(['/', '\\', '\0']);
         let unknown = || LoadError::UnknownName(name.chars().take(NAME_BYTES_MAX).collect());
         if !is_plain || name.len() > NAME_BYTES_MAX {
@@ -95,25 +132,23 @@ impl Graphs {
     }
 
     /// Loads a graph from the bytes of an ONNX file.
-    pub(crate) fn by_content(&self, content: &[u8]) -> Result<Arc<Graph>, NnError> {
+    pub(crate) fn by_content(&self, content: &[u8]) -> Result<Loaded, NnError> {
         if content.len() as u64 > CALLER_GRAPH_BYTES_MAX {
             return Err(NnError::too_large(format!(
                 "the graph has {} bytes, more than the {CALLER_GRAPH_BYTES_MAX} allowed",
                 content.len()
             )));
         }
-        Ok(self.registry.load_bytes(content, Engine::Builtin)?)
+        // The weights of a graph in one file are at most the file, which is counted before memory is taken for them.
+        let bytes = content.len() as u64;
+        count(&self.weight_bytes, bytes)?;
+        let weights = Weights { total: self.weight_bytes.clone(), bytes };
+        let graph = self.registry.load_bytes(content, Engine::Builtin)?;
+        Ok(Loaded { graph, _weights: Some(Rc::new(weights)) })
     }
 
-    /// Counts the weights of a graph of `/models`; fails if there are too many with it.
+    /// Counts the weights of a graph of `/models`, which stays.
     fn counted(&self, graph: Arc<Graph>) -> Result<Arc<Graph>, NnError> {
-        let bytes = self.weight_bytes.get().saturating_add(graph.parameter_bytes());
-        if bytes > WEIGHT_BYTES_MAX {
-            return Err(NnError::too_large(format!(
-                "the weights of all models have {bytes} bytes, more than the {WEIGHT_BYTES_MAX} of a component"
-            )));
-        }
-        self.weight_bytes.set(bytes);
-        Ok(graph)
+        count(&self.weight_bytes, graph.parameter_bytes()).map(|()| graph)
     }
 }

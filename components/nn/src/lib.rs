@@ -4,7 +4,8 @@
 //! contains its weights. A graph that the engine does not support is refused with the reason.
 //!
 //! Arguments are checked as in the native host: an invalid graph, name or tensor is an error. A panic would end the instance, because a
-//! component cannot catch one; `host/nn/tests/hostile_graphs.rs` searches for graphs that panic.
+//! component cannot catch one; `host/nn/tests/hostile_graphs.rs` searches for graphs that panic, and `host/nn/tests/component.rs` loads and
+//! computes invalid ones with this component.
 //!
 //! `wizer-initialize` loads every graph of `/models`, for a tool that then stores the memory of the instance in a new component, such as
 //! `wasmtime wizer`. That component contains its graphs and reads no folder.

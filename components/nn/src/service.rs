@@ -1,7 +1,6 @@
 //! The interfaces of `wasi:nn` over [`Graphs`].
 
 use std::cell::{Cell, RefCell};
-use std::sync::Arc;
 
 use weir_nn::{ErrorCode as Code, NnError};
 
@@ -9,10 +8,12 @@ use crate::bindings::{
     self,
     exports::wasi::nn::{errors, graph, inference, tensor},
 };
-use crate::graphs::{Graphs, RESOURCE_BYTES_MAX, RESOURCES_MAX};
+use crate::graphs::{Graphs, Loaded, RESOURCE_BYTES_MAX, RESOURCES_MAX};
 
 /// The most dimensions of a tensor, as in the native host.
 const RANK_MAX: usize = 64;
+/// The largest dimension of an input, such as the tokens of a batch: a computation takes some ten KiB for each token.
+const DIMENSION_MAX: u32 = 16 << 10;
 
 thread_local! {
     static GRAPHS: Graphs = Graphs::new();
@@ -180,7 +181,7 @@ fn element(ty: tensor::TensorType) -> weir_nn::TensorType {
 }
 
 /// The resource `graph`.
-struct Graph(Counted<Arc<weir_nn::Graph>>);
+struct Graph(Counted<Loaded>);
 
 impl graph::Guest for Nn {
     type Graph = Graph;
@@ -207,20 +208,21 @@ impl graph::Guest for Nn {
     }
 }
 
-fn graph_resource(loaded: Result<Arc<weir_nn::Graph>, NnError>) -> Result<graph::Graph, errors::Error> {
+fn graph_resource(loaded: Result<Loaded, NnError>) -> Result<graph::Graph, errors::Error> {
     let loaded = loaded.and_then(|graph| check_room(0).map(|()| graph)).map_err(failed)?;
     Ok(graph::Graph::new(Graph(Counted::new(loaded, 0))))
 }
 
 impl graph::GuestGraph for Graph {
     fn init_execution_context(&self) -> Result<inference::GraphExecutionContext, errors::Error> {
-        let context = check_room(0).and_then(|()| self.0.value.context()).map_err(failed)?;
-        Ok(inference::GraphExecutionContext::new(Context(RefCell::new(Counted::new(context, 0)))))
+        check_room(0).map_err(failed)?;
+        Ok(inference::GraphExecutionContext::new(Context(Counted::new(self.0.value.clone(), 0))))
     }
 }
 
-/// The resource `graph-execution-context`.
-struct Context(RefCell<Counted<weir_nn::Context>>);
+/// The resource `graph-execution-context`. The memory of a computation ends with it, so that thousands of contexts do not have thousands
+/// of batches.
+struct Context(Counted<Loaded>);
 
 impl inference::Guest for Nn {
     type GraphExecutionContext = Context;
@@ -232,17 +234,26 @@ impl inference::GuestGraphExecutionContext for Context {
         let mut refused = None;
         for (name, input) in inputs {
             let Tensor { tensor, refused: why } = input.into_inner::<Tensor>();
-            refused = refused.or(why);
+            refused = refused.or(why).or_else(|| check_dimensions(&name, &tensor.borrow().value.dimensions).err());
             let empty = weir_nn::Tensor { dimensions: Vec::new(), ty: weir_nn::TensorType::U8, data: Vec::new() };
             tensors.push((name, std::mem::replace(&mut tensor.borrow_mut().value, empty)));
         }
         if let Some(error) = refused {
             return Err(failed(error));
         }
-        let outputs = self.0.borrow_mut().value.compute(tensors).map_err(failed)?;
+        let context = self.0.value.graph.context();
+        let outputs = context.and_then(|mut context| context.compute(tensors)).map_err(failed)?;
         let bytes = outputs.iter().map(|(_, output)| output.data.len()).sum();
         check_room(bytes).map_err(failed)?;
         let handle = |(name, output)| (name, tensor::Tensor::new(Tensor::of(output, None)));
         Ok(outputs.into_iter().map(handle).collect())
     }
+}
+
+fn check_dimensions(name: &str, dimensions: &[u32]) -> Result<(), NnError> {
+    let Some(dimension) = dimensions.iter().find(|dimension| **dimension > DIMENSION_MAX) else { return Ok(()) };
+    let name: String = name.chars().take(64).collect();
+    Err(NnError::too_large(format!(
+        "input {name:?} has a dimension of {dimension}, more than the {DIMENSION_MAX} allowed"
+    )))
 }

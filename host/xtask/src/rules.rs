@@ -151,12 +151,12 @@ const RULES: &[Rule] = &[
     Rule { package: "adapter-guest", house: &[], others: None },
     Rule { package: "step-example", house: &[], others: None },
     Rule { package: "weir-python", house: &["weir-config", "weir-core", "weir-edge", "weir-runtime"], others: None },
-    Rule { package: "embed-example", house: &["weir-config", "weir-runtime"], others: None },
+    Rule { package: "embed-example", house: &["weir-config", "weir-runtime", "weir-wasi"], others: None },
 ];
 
 /// Crates that only some may use: the beginning of a name, and the crates that may.
 const RESERVED: &[(&str, &[&str])] = &[
-    ("wasmtime", &["weir-nn", "weir-runtime", "weir-wasi"]),
+    ("wasmtime", &["embed-example", "weir-nn", "weir-runtime", "weir-wasi"]),
     ("tract", &["weir-nn"]),
     ("ort", &["weir-nn"]),
     (

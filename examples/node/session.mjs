@@ -1,6 +1,6 @@
 // The session component without a server: node --experimental-wasm-jspi session.mjs
 // It reads the chunks of a transcript and prints its segments with their annotations, one JSON object a line.
-import { session } from "./session/session.js";
+import { session } from "weir-session";
 
 const print = (value) => console.log(JSON.stringify(value, (_, part) => (typeof part === "bigint" ? Number(part) : part)));
 

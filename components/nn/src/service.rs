@@ -234,7 +234,7 @@ impl inference::GuestGraphExecutionContext for Context {
         let mut refused = None;
         for (name, input) in inputs {
             let Tensor { tensor, refused: why } = input.into_inner::<Tensor>();
-            refused = refused.or(why).or_else(|| check_dimensions(&name, &tensor.borrow().value.dimensions).err());
+            refused = refused.or(why).or_else(|| check_dimensions(&tensor.borrow().value.dimensions).err());
             let empty = weir_nn::Tensor { dimensions: Vec::new(), ty: weir_nn::TensorType::U8, data: Vec::new() };
             tensors.push((name, std::mem::replace(&mut tensor.borrow_mut().value, empty)));
         }
@@ -250,10 +250,11 @@ impl inference::GuestGraphExecutionContext for Context {
     }
 }
 
-fn check_dimensions(name: &str, dimensions: &[u32]) -> Result<(), NnError> {
-    let Some(dimension) = dimensions.iter().find(|dimension| **dimension > DIMENSION_MAX) else { return Ok(()) };
-    let name: String = name.chars().take(64).collect();
-    Err(NnError::too_large(format!(
-        "input {name:?} has a dimension of {dimension}, more than the {DIMENSION_MAX} allowed"
-    )))
+fn check_dimensions(dimensions: &[u32]) -> Result<(), NnError> {
+    match dimensions.iter().find(|dimension| **dimension > DIMENSION_MAX) {
+        Some(dimension) => Err(NnError::too_large(format!(
+            "an input has a dimension of {dimension}, more than the {DIMENSION_MAX} allowed"
+        ))),
+        None => Ok(()),
+    }
 }

@@ -8,6 +8,7 @@
 //! | `FAKE_GPU_LOG` | a file to which each registration of a provider and each run of a model is appended, on a line |
 //! | `FAKE_GPU_MODELS_MAX` | the number of models for whose weights it has memory |
 //! | `FAKE_GPU_TOKENS_MAX` | the number of tokens for whose run it has memory |
+//! | `FAKE_GPU_TOKEN_NS` | the time that a run takes for each token, in addition to that of the processor, ns; 0 by default |
 //! | `FAKE_GPU_TOGETHER` | if set, a run of several texts waits, for a minute at most, until two of them are in progress, once |
 
 use std::ffi::{CStr, CString, c_char, c_int, c_uint, c_void};
@@ -26,6 +27,10 @@ const GET_DIMENSIONS_COUNT: usize = 61;
 const GET_DIMENSIONS: usize = 62;
 const GET_TENSOR_TYPE_AND_SHAPE: usize = 65;
 const RELEASE_TENSOR_TYPE_AND_SHAPE_INFO: usize = 99;
+const APPEND_TENSORRT: usize = 170;
+const CREATE_TENSORRT_OPTIONS: usize = 171;
+const UPDATE_TENSORRT_OPTIONS: usize = 172;
+const RELEASE_TENSORRT_OPTIONS: usize = 174;
 const APPEND_CUDA: usize = 204;
 const CREATE_CUDA_OPTIONS: usize = 205;
 const UPDATE_CUDA_OPTIONS: usize = 206;
@@ -60,10 +65,16 @@ static FAKE_API: LazyLock<[usize; FUNCTIONS]> = LazyLock::new(|| {
     let mut api = *API;
     api[CREATE_SESSION_FROM_ARRAY] = create_session as *const () as usize;
     api[RUN] = run as *const () as usize;
+    api[APPEND_TENSORRT] = append_tensorrt as *const () as usize;
+    api[UPDATE_TENSORRT_OPTIONS] = update_tensorrt_options as *const () as usize;
     api[APPEND_CUDA] = append_cuda as *const () as usize;
-    api[CREATE_CUDA_OPTIONS] = create_options as *const () as usize;
-    api[UPDATE_CUDA_OPTIONS] = update_options as *const () as usize;
-    api[RELEASE_CUDA_OPTIONS] = release_options as *const () as usize;
+    api[UPDATE_CUDA_OPTIONS] = update_cuda_options as *const () as usize;
+    for [create, release] in
+        [[CREATE_TENSORRT_OPTIONS, RELEASE_TENSORRT_OPTIONS], [CREATE_CUDA_OPTIONS, RELEASE_CUDA_OPTIONS]]
+    {
+        api[create] = create_options as *const () as usize;
+        api[release] = release_options as *const () as usize;
+    }
     api
 });
 
@@ -140,7 +151,12 @@ fn failure(text: &str) -> Status {
 }
 
 extern "C" fn append_cuda(_: *mut c_void, _: *const c_void) -> Status {
-    log("registered");
+    log("registered cuda");
+    ptr::null_mut()
+}
+
+extern "C" fn append_tensorrt(_: *mut c_void, _: *const c_void) -> Status {
+    log("registered tensorrt");
     ptr::null_mut()
 }
 
@@ -149,15 +165,33 @@ unsafe extern "C" fn create_options(options: *mut *mut c_void) -> Status {
     ptr::null_mut()
 }
 
-unsafe extern "C" fn update_options(
+unsafe extern "C" fn update_cuda_options(
     _: *mut c_void,
+    keys: *const *const c_char,
+    values: *const *const c_char,
+    count: usize,
+) -> Status {
+    unsafe { log_options("cuda", keys, values, count) }
+}
+
+unsafe extern "C" fn update_tensorrt_options(
+    _: *mut c_void,
+    keys: *const *const c_char,
+    values: *const *const c_char,
+    count: usize,
+) -> Status {
+    unsafe { log_options("tensorrt", keys, values, count) }
+}
+
+unsafe fn log_options(
+    provider: &str,
     keys: *const *const c_char,
     values: *const *const c_char,
     count: usize,
 ) -> Status {
     let text = |texts: *const *const c_char, place| unsafe { CStr::from_ptr(*texts.add(place)) }.to_string_lossy();
     let options: Vec<String> = (0..count).map(|at| format!("{}={}", text(keys, at), text(values, at))).collect();
-    log(&format!("options {}", options.join(" ")));
+    log(&format!("options {provider} {}", options.join(" ")));
     ptr::null_mut()
 }
 
@@ -223,6 +257,9 @@ unsafe extern "C" fn run(
         return failure(
             "Non-zero status code returned while running MatMul node. Status Message: Failed to allocate memory for requested buffer",
         );
+    }
+    if let Some(nanoseconds) = number("FAKE_GPU_TOKEN_NS") {
+        std::thread::sleep(Duration::from_nanos(nanoseconds as u64) * tokens as u32);
     }
     let real: Run = unsafe { std::mem::transmute(API[RUN]) };
     let status =

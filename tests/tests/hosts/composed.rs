@@ -14,7 +14,7 @@ use weir_tests::client::post;
 use weir_tests::follow::Follower;
 use weir_tests::pipelines::{Folder, run};
 use weir_tests::{
-    IDLE_INSTANCE, ONE_INSTANCE, Server, component, conformance, free_port, ndjson, statuses, tool, until,
+    Duplex, IDLE_INSTANCE, ONE_INSTANCE, Server, component, conformance, free_port, ndjson, statuses, tool, until,
 };
 
 /// Plugs the exports of components into the imports of another, as `wac plug` does.
@@ -124,6 +124,27 @@ async fn channels_are_served_under_wasmtime_serve() -> Result<()> {
     conformance::channels(&server).await?;
     let health: Value = reqwest::get(server.url("/stream/health")).await?.json().await?;
     assert_eq!(health["status"], "healthy", "{health}");
+    Ok(())
+}
+
+#[tokio::test]
+async fn call_of_a_client_that_disconnects_is_abandoned() -> Result<()> {
+    let (server, _dir) = start_composed(&[&ONE_INSTANCE[..], &[IDLE_INSTANCE]].concat()).await?;
+    let mut duplex = Duplex::open(&server, "/v1/classify").await?;
+    duplex.send("\"a !slow day\"\n".repeat(20).as_bytes()).await?;
+    duplex.raw.read_until_nth("\"scores\"", 3).await?;
+    drop(duplex);
+    // The counters of the stand-in.
+    let counted = async || {
+        let models: Value = reqwest::get(server.url("/v1/models")).await?.json().await?;
+        let is_stub = |model: &&Value| model["name"] == "stub";
+        let stub = models["models"].as_array().context("models")?.iter().find(is_stub).context("the stand-in")?;
+        Ok::<_, anyhow::Error>(stub["labels"].clone())
+    };
+    until("the call is abandoned", || async { Ok(counted().await?[1] == "abandoned 1") }).await?;
+    let labels = counted().await?;
+    let answered = labels[0].as_str().and_then(|label| label.strip_prefix("answered ")).context("answered")?;
+    ensure!((3..20).contains(&answered.parse::<u32>()?), "{labels}");
     Ok(())
 }
 

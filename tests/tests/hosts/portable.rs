@@ -100,6 +100,17 @@ async fn command_of_the_readme_serves_from_an_empty_folder() -> Result<()> {
     Ok(())
 }
 
+/// The case of progress can fail: without the yield after each write, this host sends the results of several batches at once.
+#[tokio::test]
+async fn without_its_yield_weir_wasm_fails_the_case_of_progress() -> Result<()> {
+    let folder = format!("{}::/models", models().display());
+    let server = serve("weir.wasm", &["--dir", &folder, "--env", "WEIR_INFER_YIELD=off"])?;
+    server.ready().await?;
+    let error = conformance::run(Case::Progress, &server, &server).await.err().context("the case passes")?;
+    ensure!(error.to_string().ends_with("of 100 results came with the first"), "{error:#}");
+    Ok(())
+}
+
 /// The weights, the tokenizer and the configuration are inside; nothing else of the machine is visible. The commands are those of
 /// docs/guides/wasmtime.md.
 #[tokio::test]

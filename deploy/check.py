@@ -20,6 +20,7 @@ import yaml
 from helm_python.chart import Chart, lint
 
 DEPLOY = Path(__file__).resolve().parent
+OPENAPI = DEPLOY.parent / "components" / "gateway" / "openapi.json"
 CHART = DEPLOY / "helm" / "weir"
 RENDERED = DEPLOY / "kubernetes" / "weir.yaml"
 # The oldest version that the chart allows, and the newest whose schemas are installed.
@@ -133,6 +134,32 @@ def check_pods() -> None:
     print("ok  pods: restricted, drained before they are killed, selected by each resource")
 
 
+def probe_paths(value: object) -> list[str]:
+    """The paths of all HTTP probes in a resource."""
+    if isinstance(value, list):
+        return [path for part in value for path in probe_paths(part)]
+    if not isinstance(value, dict):
+        return []
+    own = [value["httpGet"]["path"]] if "httpGet" in value else []
+    return own + [path for part in value.values() for path in probe_paths(part)]
+
+
+def check_probes() -> None:
+    """The server has every path that a probe asks for."""
+    known = json.loads(OPENAPI.read_text())["paths"]
+    files = {f"helm, {name}": text for values in VALUES.values() for name, text in rendered(values).items()}
+    for path in [RENDERED, DEPLOY / "spin" / "spinapp.yaml"]:
+        files[str(path.relative_to(DEPLOY.parent))] = path.read_text()
+    probed = {(file, path) for file, text in files.items() for path in probe_paths(resources(text))}
+    for file, path in sorted(probed):
+        if "get" not in known.get(path, {}):
+            fail(f"{file} probes {path}, which is not in {OPENAPI.name}")
+    paths = sorted({path for _, path in probed})
+    if paths != ["/livez", "/readyz"]:
+        fail(f"the probes ask for {paths}, and should for /livez and /readyz")
+    print(f"ok  probes: {', '.join(paths)} are in {OPENAPI.name}")
+
+
 def check_rendered(update: bool) -> None:
     text = RENDERED_HEAD + "".join(f"---\n{manifest.strip()}\n" for manifest in rendered({}).values())
     if update:
@@ -220,6 +247,7 @@ def main() -> None:
         return
     check_chart()
     check_pods()
+    check_probes()
     check_rendered(arguments.update)
     check_containers(Path(sys.executable).parent / "hadolint")
     check_unit()

@@ -329,6 +329,23 @@ server](../guides/operate.md#metrics). A metric appears once it has a value.
         }
     }
 
+    /// The metric of a pod that the autoscaler of the chart reads: a gauge without labels.
+    #[test]
+    fn autoscaler_names_an_existing_metric() {
+        let file = "../../deploy/helm/weir/templates/horizontalpodautoscaler.yaml";
+        let text = std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join(file)).unwrap();
+        let mut lines = text.lines().map(str::trim);
+        let mut names = Vec::new();
+        while lines.any(|line| line == "metric:") {
+            names.push(lines.next().and_then(|line| line.strip_prefix("name: ")).unwrap());
+        }
+        assert!(!names.is_empty(), "{file} names no metric");
+        for name in names {
+            let metric = metric(name).unwrap_or_else(|| panic!("{name} is not a metric"));
+            assert_eq!(metric.kind, MetricKind::Gauge, "{name}");
+        }
+    }
+
     #[test]
     fn dashboard_shows_the_metrics_of_every_subject() {
         let queries = queries();

@@ -42,8 +42,8 @@ const FILES: [(&str, &str); 4] = [
     ("deploy/systemd/weir.service", "weir.service"),
 ];
 const BILL: &str = "weir.cdx.json";
-/// The newest glibc that the program may need: that of Debian 12, which the container images have.
-const GLIBC_MINOR_MAX: u32 = 36;
+/// The newest glibc that the program may need: that of Ubuntu 22.04. The container images have a later one.
+const GLIBC_MINOR_MAX: u32 = 35;
 /// Where the names of an ELF program's libraries and their versions lie: at its beginning.
 const NAMES_BYTES_MAX: usize = 16 << 20;
 /// The first label of a friendly text.
@@ -188,8 +188,10 @@ fn pack(house: &House, step: &mut Step, platform: &Platform) -> Result<(PathBuf,
     ensure!(size <= size_max, "the program has {size} bytes, and {size_max} at most are expected");
     let glibc = glibc_minor(&bytes[..bytes.len().min(NAMES_BYTES_MAX)]);
     ensure!(glibc.is_some() != platform.triple.ends_with("musl"), "the program has the C library of another platform");
+    let has_symbols = has_section(&bytes, ".symtab").context("the program is not a whole ELF file")?;
+    ensure!(!has_symbols, "the program has a table of symbols: set `strip` in its profile");
     if let Some(glibc) = glibc.filter(|glibc| *glibc > GLIBC_MINOR_MAX) {
-        bail!("the program needs glibc 2.{glibc}, and the images have 2.{GLIBC_MINOR_MAX}");
+        bail!("the program needs glibc 2.{glibc}, and Ubuntu 22.04 has 2.{GLIBC_MINOR_MAX}");
     }
     for (shell, file) in COMPLETIONS {
         step.show_progress(&format!("completions for {shell}"));
@@ -244,6 +246,26 @@ fn compress(house: &House, step: &mut Step, parent: &Path, name: &str, time: &st
     sh::check(step, tar.arg("--directory").arg(parent).arg(name)).map(drop)
 }
 
+/// Whether a 64-bit little-endian ELF program has a section of this name; `None` if it is not one, or is cut.
+fn has_section(program: &[u8], name: &str) -> Option<bool> {
+    let number = |at: usize, bytes: usize| {
+        let field = program.get(at..at.checked_add(bytes)?)?;
+        Some(field.iter().rev().fold(0, |number, byte| number << 8 | usize::from(*byte)))
+    };
+    program.strip_prefix(b"\x7fELF\x02\x01")?;
+    // Fields of the headers `Elf64_Ehdr` and `Elf64_Shdr`.
+    let (table, entry_bytes, count, names) = (number(40, 8)?, number(58, 2)?, number(60, 2)?, number(62, 2)?);
+    let entry = |index: usize| table.checked_add(index.checked_mul(entry_bytes)?);
+    let names = number(entry(names)?.checked_add(24)?, 8)?;
+    let mut found = false;
+    for index in 0..count {
+        let at = names.checked_add(number(entry(index)?, 4)?)?;
+        let text = program.get(at..)?.split(|byte| *byte == 0).next()?;
+        found |= text == name.as_bytes();
+    }
+    Some(found)
+}
+
 /// The newest version 2.N of glibc that an ELF program names.
 fn glibc_minor(program: &[u8]) -> Option<u32> {
     const PREFIX: &[u8] = b"GLIBC_2.";
@@ -295,10 +317,12 @@ fn try_in(house: &House, step: &mut Step, platform: &Platform, archive: &Path, s
     let name = archive.file_name().unwrap_or_default().to_string_lossy();
     let folder = scratch.join(name.trim_end_matches(".tar.gz"));
     no_links(&folder)?;
-    for file in
-        ["weir.service", BILL, "LICENSE", "man/man1/weir.1", "completions/_weir", "models/sentiment/config.json"]
-    {
-        ensure!(folder.join(file).is_file(), "the archive has no {file}");
+    let completions = COMPLETIONS.map(|(_, file)| format!("completions/{file}"));
+    let pages = ["man/man1/weir.1", "man/man1/weir-serve.1"];
+    let files = ["weir.service", BILL, "LICENSE", "models/sentiment/config.json"];
+    for file in files.into_iter().chain(pages).chain(completions.iter().map(String::as_str)) {
+        let bytes = fs::metadata(folder.join(file)).map_or(0, |file| file.len());
+        ensure!(bytes > 0, "the archive has no {file}, or an empty one");
     }
     deploy::check_bill(house, step, &folder.join(BILL))?;
     let weir = folder.join("weir");
@@ -362,6 +386,15 @@ mod tests {
     fn newest_glibc_is_found() {
         assert_eq!(glibc_minor(b"\0GLIBC_2.2.5\0GLIBC_2.34\0GLIBC_2.9\0GLIBC_PRIVATE\0"), Some(34));
         assert_eq!(glibc_minor(b"\0GLIBC_PRIVATE\0"), None);
+    }
+
+    #[test]
+    fn sections_of_a_program_are_found() {
+        let program = fs::read(std::env::current_exe().unwrap()).unwrap();
+        assert_eq!(has_section(&program, ".text"), Some(true));
+        assert_eq!(has_section(&program, ".tex"), Some(false));
+        assert_eq!(has_section(&program[..program.len() / 2], ".text"), None);
+        assert_eq!(has_section(b"#!/bin/sh", ".text"), None);
     }
 
     #[test]

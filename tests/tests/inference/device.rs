@@ -194,6 +194,64 @@ fn provider_is_that_of_the_model_and_its_precision() -> Result<()> {
     Ok(())
 }
 
+/// The options of each provider, and the registrations, in their order: TensorRT computes what it supports, and CUDA the rest.
+#[test]
+fn tensorrt_is_registered_before_cuda_with_its_folder() -> Result<()> {
+    let gpu = FakeGpu::build()?;
+    let folder = gpu.0.path().join("engines");
+    let set = format!("models.tensorrt={}", folder.display());
+    let device = ["--set", "models.device=cuda:1", "--set", &set];
+    let mut command = gpu.weir(&[&SENTIMENT[..], &device].concat())?;
+    command.env("FAKE_GPU_COUNT", "2");
+    run(command, &["What a night!".to_owned()])?;
+    // The check of the GPU, and the model.
+    ensure!(gpu.logged("registered")? == ["registered tensorrt", "registered cuda"].repeat(2));
+    let options = gpu.logged("options")?;
+    let tensorrt: Vec<Vec<&str>> =
+        options.iter().filter_map(|line| Some(line.strip_prefix("options tensorrt ")?.split(' ').collect())).collect();
+    ensure!(options.len() == 4 && tensorrt.len() == 2, "{options:?}");
+    for option in [
+        "device_id=1",
+        "trt_engine_cache_enable=true",
+        &format!("trt_engine_cache_path={}", folder.display()),
+        "trt_timing_cache_enable=true",
+        &format!("trt_timing_cache_path={}", folder.display()),
+    ] {
+        ensure!(tensorrt.iter().all(|options| options.contains(&option)), "{option} in {tensorrt:?}");
+    }
+    // The graph of the check has no open dimensions.
+    let shapes = "trt_profile_max_shapes=input_ids:128x512,attention_mask:128x512";
+    ensure!(!options[0].contains("shapes") && tensorrt[1].contains(&shapes), "{tensorrt:?}");
+    ensure!(folder.is_dir(), "the folder was not created");
+    Ok(())
+}
+
+#[tokio::test]
+async fn device_of_one_model_is_not_that_of_the_others() -> Result<()> {
+    let gpu = FakeGpu::build()?;
+    let path = format!("model.sentiment.path={}", models().join("sentiment").display());
+    let sets = [&path, "model.sentiment.device=cuda", "models.names=[sentiment, entities]", "steps.summary="];
+    let sets: Vec<&str> = sets.into_iter().flat_map(|set| ["--set", set]).collect();
+    let command = gpu.weir(&[&["serve", "--listen", "127.0.0.1:0"], &sets[..]].concat())?;
+    let server = Server::spawn(command, "listening on http://")?;
+    server.ready().await?;
+    let log = server.log();
+    for (model, engine, device) in [("sentiment", "onnxruntime", "cuda:0"), ("entities", "builtin", "cpu")] {
+        let loaded: Vec<&str> =
+            log.lines().filter(|line| line.contains(&format!("graph loaded name={model} "))).collect();
+        let parts = [format!("engine={engine} "), format!("device={device} ")];
+        let is_expected = |line: &&str| parts.iter().all(|part| line.contains(part));
+        ensure!(!loaded.is_empty() && loaded.iter().all(is_expected), "{model}: {log}");
+    }
+    classify(&server, &["What a night!"]).await?;
+    let on_gpu = gpu.runs()?.len();
+    ensure!(on_gpu > 0, "sentiment was not computed on the GPU");
+    let (status, entities) = post(&server, "/v1/tokens", &json!({"inputs": ["Maria lives in Rome."]})).await?;
+    ensure!(status == 200 && entities.to_string().contains("Rome"), "{status} {entities}");
+    ensure!(gpu.runs()?.len() == on_gpu, "entities was computed on the GPU");
+    Ok(())
+}
+
 #[test]
 fn batches_of_a_gpu_are_larger_and_two_are_in_progress() -> Result<()> {
     let gpu = FakeGpu::build()?;

@@ -4,6 +4,7 @@
 use std::net::TcpListener;
 use std::path::Path;
 use std::process::Command;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
@@ -14,7 +15,7 @@ use tokio::net::TcpStream;
 use wac_graph::CompositionGraph;
 use wac_graph::types::Package;
 use weir_tests::auth::{API_KEYS, WORKER};
-use weir_tests::client::{post, post_lines};
+use weir_tests::client::{NDJSON, post, post_lines};
 use weir_tests::conformance::{self, Case, table};
 use weir_tests::documents::blocks;
 use weir_tests::{Duplex, PATIENCE, Server, component, copy_tree, memory_bytes, models, root, tool};
@@ -309,19 +310,32 @@ async fn model_with_an_invalid_graph_fails_with_the_reason() -> Result<()> {
 /// A proxy in front of a server, which answers invalidly for some models and forwards all other requests.
 struct FaultyProxy {
     address: String,
+    targets: Targets,
 }
+
+/// The paths and queries of the requests.
+type Targets = Arc<Mutex<Vec<String>>>;
 
 impl FaultyProxy {
     async fn start(server: &Server) -> Result<Self> {
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await?;
         let address = listener.local_addr()?.to_string();
         let server = server.address().to_owned();
+        let targets = Targets::default();
+        let taken = targets.clone();
         tokio::spawn(async move {
             while let Ok((client, _)) = listener.accept().await {
-                tokio::spawn(proxy_connection(client, server.clone()));
+                tokio::spawn(proxy_connection(client, server.clone(), taken.clone()));
             }
         });
-        Ok(Self { address })
+        Ok(Self { address, targets })
+    }
+
+    /// The requests since the last call.
+    fn take_targets(&self) -> Vec<String> {
+        let mut targets = std::mem::take(&mut *self.targets.lock().unwrap_or_else(PoisonError::into_inner));
+        targets.sort();
+        targets
     }
 }
 
@@ -332,7 +346,7 @@ async fn read_to_end(mut client: TcpStream) -> Result<()> {
     Ok(())
 }
 
-async fn proxy_connection(mut client: TcpStream, server: String) -> Result<()> {
+async fn proxy_connection(mut client: TcpStream, server: String, targets: Targets) -> Result<()> {
     let mut head = Vec::new();
     while !head.windows(4).any(|window| window == b"\r\n\r\n") {
         let mut buffer = [0; 4096];
@@ -341,6 +355,9 @@ async fn proxy_connection(mut client: TcpStream, server: String) -> Result<()> {
         head.extend_from_slice(&buffer[..read]);
     }
     let text = String::from_utf8_lossy(&head).into_owned();
+    // `wasmtime serve` makes a connection for each request.
+    let target = text.split(' ').nth(1).context("a request line")?.to_owned();
+    targets.lock().unwrap_or_else(PoisonError::into_inner).push(target);
     let is_for = |model: &str| text.contains(&format!("model={model}"));
     let chunked = "HTTP/1.1 200 OK\r\nconnection: close\r\ncontent-type: application/x-ndjson\r\ntransfer-encoding: chunked\r\n\r\n";
     if is_for("silent") {
@@ -360,6 +377,13 @@ async fn proxy_connection(mut client: TcpStream, server: String) -> Result<()> {
         client.write_all(format!("{chunked}{:x}\r\n{piece}\r\n", piece.len()).as_bytes()).await?;
         client.shutdown().await?;
         read_to_end(client).await?;
+    } else if is_for("half") || is_for("stall") {
+        let piece = "{\"index\":0,\"id\":0,\"scores\":[{\"label\":\"positive\",\"score\":0.5}],\"tokens\":5}\n";
+        client.write_all(format!("{chunked}{:x}\r\n{piece}\r\n", piece.len()).as_bytes()).await?;
+        if is_for("half") {
+            client.shutdown().await?;
+        }
+        read_to_end(client).await?;
     } else if is_for("nonsense") {
         let piece = "<html>hello</html>\n";
         client.write_all(format!("{chunked}{:x}\r\n{piece}\r\n0\r\n\r\n", piece.len()).as_bytes()).await?;
@@ -378,6 +402,59 @@ async fn failure(server: &Server, model: &str) -> Result<Value> {
         post_lines(server, &format!("/v1/classify?model={model}"), "application/x-ndjson", "\"a good day\"\n").await?;
     ensure!(events.len() == 2, "{events:?}");
     Ok(events[0]["error"].clone())
+}
+
+/// A result that arrived before the response of the other server was cut, or before it paused for too long, is delivered; the other texts
+/// fail.
+#[tokio::test]
+async fn thin_instance_delivers_the_results_before_a_failure() -> Result<()> {
+    let models = Server::start_stub(&[]).await?;
+    let proxy = FaultyProxy::start(&models).await?;
+    let url = format!("WEIR_REMOTE_URL=http://{}", proxy.address);
+    let server = serve("weir-thin.wasm", &["--env", &url, "--env", "WEIR_REMOTE_TIMEOUT_MS=1500"])?;
+    server.ready().await?;
+    for (model, reason) in [("half", "is incomplete"), ("stall", "has sent nothing for 1500 ms")] {
+        let body = "\"a good day\"\n".repeat(3);
+        let lines = post_lines(&server, &format!("/v1/classify?model={model}"), NDJSON, body).await?;
+        ensure!(lines.len() == 4 && lines[3] == json!({"done": true, "ok": 1, "failed": 2}), "{model}: {lines:?}");
+        ensure!(lines[0]["index"] == 0 && lines[0]["scores"][0]["score"] == 0.5, "{model}: {lines:?}");
+        for line in &lines[1..3] {
+            let error = &line["error"];
+            ensure!(error["message"].as_str().is_some_and(|message| message.contains(reason)), "{model}: {lines:?}");
+            ensure!(error["code"] == "model_unavailable" && error["retryable"] == true, "{model}: {lines:?}");
+        }
+    }
+    Ok(())
+}
+
+/// However many texts a request has, and however they arrive.
+#[tokio::test]
+async fn thin_instance_sends_one_request_for_each_model_and_its_options() -> Result<()> {
+    let models = Server::start_stub(&[]).await?;
+    let proxy = FaultyProxy::start(&models).await?;
+    let url = format!("WEIR_REMOTE_URL=http://{}", proxy.address);
+    let server = serve("weir-thin.wasm", &["--env", &url])?;
+    server.ready().await?;
+    proxy.take_targets();
+    let mut duplex = Duplex::open(&server, "/v1/classify").await?;
+    for id in 0..20 {
+        duplex.send(format!("{{\"text\":\"a good day\",\"id\":{id}}}\n").as_bytes()).await?;
+        duplex.raw.read_until(&format!("\"id\":{id},\"scores\"")).await?;
+    }
+    duplex.end().await?;
+    duplex.raw.read_until("\"done\"").await?;
+    let targets = proxy.take_targets();
+    ensure!(targets.len() == 1 && targets[0].starts_with("/v1/classify?model=sentiment&"), "{targets:?}");
+
+    // Two models.
+    let body = json!({"text": "Maria went to Rome. It was a good day. ".repeat(20), "include_entities": true, "chunk_size": 50});
+    let events = post_lines(&server, "/process-stream", "application/json", body.to_string()).await?;
+    ensure!(weir_tests::statuses(&events).last() == Some(&"completed"), "{events:?}");
+    let targets = proxy.take_targets();
+    let expected = ["/process-stream", "/v1/classify?model=sentiment&", "/v1/tokens?model=entities&"];
+    let is_expected = targets.iter().zip(expected).all(|(target, expected)| target.starts_with(expected));
+    ensure!(targets.len() == expected.len() && is_expected, "{targets:?}");
+    Ok(())
 }
 
 #[tokio::test]

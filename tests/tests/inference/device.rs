@@ -253,6 +253,33 @@ async fn device_of_one_model_is_not_that_of_the_others() -> Result<()> {
 }
 
 #[test]
+fn batches_of_a_slow_gpu_become_smaller_by_the_time_that_it_takes() -> Result<()> {
+    /// With a bound of 500 ms, 125 tokens.
+    const TOKEN_NS: u32 = 4_000_000;
+    const LEARNING_RUNS: usize = 12;
+    let mut random = Random(8);
+    let texts: Vec<String> = (0..300).map(|_| random.text(12)).collect();
+    let runs = |token_ns: u32| {
+        let gpu = FakeGpu::build()?;
+        // The first batch of each replica, whose cost is not known yet, has a few hundred tokens.
+        let set = ["infer.batch_time_ms_max=500", "infer.max_batch_size=24", "models.device=cuda"];
+        let set: Vec<&str> = set.into_iter().flat_map(|set| ["--set", set]).collect();
+        let mut command = gpu.weir(&[&SENTIMENT[..], &set].concat())?;
+        command.env("FAKE_GPU_TOKEN_NS", token_ns.to_string());
+        run(command, &texts)?;
+        gpu.runs()
+    };
+    let tokens = |runs: Vec<Run>| runs.into_iter().map(|run| run.tokens).collect::<Vec<usize>>();
+    let (slow, fast) = (tokens(runs(TOKEN_NS)?), tokens(runs(0)?));
+    // Until both replicas have learned their cost.
+    let largest = |tokens: &[usize]| tokens.iter().skip(LEARNING_RUNS).max().copied();
+    let (slow, fast) = (largest(&slow), largest(&fast));
+    ensure!(slow.is_some_and(|tokens| tokens < 200), "a batch of the slow GPU has {slow:?} tokens");
+    ensure!(fast.is_some_and(|tokens| tokens > 300), "the largest batch of the fast GPU has {fast:?} tokens");
+    Ok(())
+}
+
+#[test]
 fn batches_of_a_gpu_are_larger_and_two_are_in_progress() -> Result<()> {
     let gpu = FakeGpu::build()?;
     let mut random = Random(6);

@@ -329,7 +329,7 @@ server](../guides/operate.md#metrics). A metric appears once it has a value.
         }
     }
 
-    /// The metric of a pod that the autoscaler of the chart reads: a gauge without labels.
+    /// The autoscaler of the chart follows what a pod has now, so its metric is a gauge.
     #[test]
     fn autoscaler_names_an_existing_metric() {
         let file = "../../deploy/helm/weir/templates/horizontalpodautoscaler.yaml";

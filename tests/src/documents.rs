@@ -176,7 +176,7 @@ pub fn run_page(page: &str, tools: &[&str]) -> Result<String> {
         .spawn()?;
     let status = wait_for_exit(&mut shell)?;
     // The group includes the background processes of the shell.
-    Command::new("kill").args(["-KILL", "--", &format!("-{}", shell.id())]).stderr(Stdio::null()).status()?;
+    let _ = crate::send_signal("KILL", &format!("-{}", shell.id()));
     let printed = String::from_utf8_lossy(&std::fs::read(&output)?).into_owned();
     let passed = status.is_some_and(|status| status.success()) && printed.contains("=== all ran");
     ensure!(passed, "the blocks of {page} ended with {status:?}:\n{printed}");

@@ -160,9 +160,7 @@ impl Kafka {
 
     /// Sends a signal to the broker, such as `STOP`: connections to it remain open without answers.
     pub fn signal(&self, name: &str) -> Result<()> {
-        let status = Command::new("kill").args(["-s", name, &self.child.id().to_string()]).status()?;
-        ensure!(status.success(), "kill -s {name}: {status}");
-        Ok(())
+        crate::send_signal(name, &self.child.id().to_string())
     }
 
     /// Writes records with keys to `text-input`, each with a header `traceparent`.

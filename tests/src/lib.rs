@@ -276,9 +276,7 @@ impl Server {
 
     /// Sends a signal by its name: `TERM`, `INT`, `KILL`.
     pub fn signal(&self, signal: &str) -> Result<()> {
-        let status = Command::new("sh").args(["-c", &format!("kill -{signal} {}", self.child.id())]).status()?;
-        ensure!(status.success(), "kill -{signal}: {status}");
-        Ok(())
+        send_signal(signal, &self.child.id().to_string())
     }
 
     /// Waits for the process to exit.
@@ -351,6 +349,14 @@ pub async fn until<F: Future<Output = Result<bool>>>(what: &str, mut condition: 
         ensure!(began.elapsed() < PATIENCE, "not within {PATIENCE:?}: {what}");
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
+    Ok(())
+}
+
+/// Sends a signal by its name to a process, or to a group of them: its number with a minus sign. By the shell, since a machine may have no
+/// program `kill`.
+pub fn send_signal(name: &str, process: &str) -> Result<()> {
+    let output = Command::new("sh").args(["-c", &format!("kill -s {name} -- {process}")]).output()?;
+    ensure!(output.status.success(), "kill -s {name}: {}", String::from_utf8_lossy(&output.stderr));
     Ok(())
 }
 

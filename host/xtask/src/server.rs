@@ -105,8 +105,9 @@ impl Server {
 
     /// Stops it with SIGTERM and waits for its end.
     pub(crate) fn stop(mut self) -> Result<()> {
-        let pid = self.child.id().to_string();
-        sh::stdout_of(Command::new("kill").args(["-TERM", &pid]))?;
+        let pid = self.child.id();
+        // By the shell, since a machine may have no program `kill`.
+        sh::stdout_of(Command::new("sh").args(["-c", &format!("kill -s TERM {pid}")]))?;
         let stop = Instant::now();
         while stop.elapsed() < STOP_MAX {
             match self.child.try_wait()? {

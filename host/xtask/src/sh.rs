@@ -323,7 +323,7 @@ mod tests {
         command.args(["-c", "sleep 60 & echo $!; exit 3"]);
         let output = run_within(&mut step, &mut command, SILENCE_MAX, Duration::from_millis(100)).unwrap();
         step.done("");
-        Command::new("kill").arg(&output.lines[0]).status().unwrap();
+        Command::new("sh").args(["-c", &format!("kill {}", output.lines[0])]).status().unwrap();
         assert!(!output.success && output.tail().ends_with("holds its output open"), "{}", output.tail());
     }
 

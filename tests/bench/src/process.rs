@@ -107,6 +107,6 @@ mod tests {
         child.wait().unwrap();
         assert!(tree(child.id()).is_empty() && !is_alive(child.id()));
         // The grandchild is included.
-        std::process::Command::new("kill").arg(below[1].to_string()).status().unwrap();
+        std::process::Command::new("sh").args(["-c", &format!("kill {}", below[1])]).status().unwrap();
     }
 }

@@ -189,8 +189,10 @@ impl Drop for RunningServer {
 
 fn signal(name: &str, pids: &[u32]) {
     if !pids.is_empty() {
-        let mut kill = Command::new("kill");
-        kill.arg(format!("-{name}")).args(pids.iter().map(u32::to_string)).stderr(Stdio::null());
+        // By the shell, since a machine may have no program `kill`.
+        let mut kill = Command::new("sh");
+        let pids: Vec<String> = pids.iter().map(u32::to_string).collect();
+        kill.args(["-c", &format!("kill -s {name} {}", pids.join(" "))]).stderr(Stdio::null());
         let _ = kill.status();
     }
 }

@@ -1,7 +1,7 @@
 //! Kafka brokers that do not speak the protocol, or stop to.
 
 use std::collections::BTreeSet;
-use std::process::{Command, Stdio};
+use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
@@ -132,8 +132,7 @@ async fn lost_response_to_a_request_to_join_delays_the_consumer_for_a_bounded_ti
     let child = stub_stream(&arguments)?.stdout(Stdio::null()).stderr(Stdio::piped()).spawn()?;
     until("committed", || async { Ok(kafka.committed("weir")? == 50) }).await?;
     ensure!(proxy.faults() == [(JOIN_GROUP, Fault::Unasked)], "{:?}", proxy.faults());
-    let status = Command::new("kill").args(["-s", "TERM", &child.id().to_string()]).status()?;
-    ensure!(status.success(), "kill -s TERM: {status}");
+    weir_tests::send_signal("TERM", &child.id().to_string())?;
     let output = child.wait_with_output()?;
     ensure!(output.status.success(), "{}: {}", output.status, String::from_utf8_lossy(&output.stderr));
     Ok(())
@@ -150,8 +149,7 @@ async fn silent_broker_does_not_delay_the_end_of_the_command() -> Result<()> {
     until("committed", || async { Ok(kafka.committed("weir")? == 50) }).await?;
     kafka.signal("STOP")?;
     let began = Instant::now();
-    let status = Command::new("kill").args(["-s", "TERM", &child.id().to_string()]).status()?;
-    ensure!(status.success(), "kill -s TERM: {status}");
+    weir_tests::send_signal("TERM", &child.id().to_string())?;
     let output = child.wait_with_output()?;
     kafka.signal("CONT")?;
     let text = String::from_utf8(output.stderr)?;

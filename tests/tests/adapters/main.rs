@@ -15,7 +15,7 @@ use std::io::Write as _;
 use std::path::Path;
 use std::process::{Child, Command, ExitStatus, Output, Stdio};
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result};
 use weir_tests::{component, exit_status, models, weir};
 
 /// `weir` with arguments.
@@ -67,8 +67,7 @@ impl StreamProcess {
 
     /// Ends it with SIGTERM, which drains it; returns its exit status.
     fn terminate(self) -> Result<ExitStatus> {
-        let status = Command::new("kill").args(["-s", "TERM", &self.0.id().to_string()]).status()?;
-        ensure!(status.success(), "kill -s TERM: {status}");
+        weir_tests::send_signal("TERM", &self.0.id().to_string())?;
         self.wait()
     }
 

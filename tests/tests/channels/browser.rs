@@ -11,7 +11,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use weir_tests::client::post;
 use weir_tests::cutting_proxy::start_cutting_proxy;
-use weir_tests::{PATIENCE, Server, root, tool};
+use weir_tests::{PATIENCE, Server, root, send_signal, tool};
 
 const EVENTS: usize = 60;
 
@@ -75,8 +75,7 @@ impl Browser {
 
 impl Drop for Browser {
     fn drop(&mut self) {
-        let group = format!("-{}", self.child.id());
-        let _ = Command::new("kill").args(["-KILL", "--", &group]).stderr(Stdio::null()).status();
+        let _ = send_signal("KILL", &format!("-{}", self.child.id()));
         let _ = self.child.wait();
     }
 }

@@ -12,7 +12,7 @@ use std::io::{BufRead, BufReader, Read, Write};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, bail};
 use weir_tests::{PATIENCE, exit_status, weir};
 
 /// A running `weir`, whose outputs are read by the line; killed when dropped.
@@ -47,9 +47,7 @@ impl Running {
 
     /// Sends SIGTERM.
     fn terminate(&self) -> Result<()> {
-        let status = Command::new("kill").args(["-s", "TERM", &self.child.id().to_string()]).status()?;
-        ensure!(status.success(), "kill: {status}");
-        Ok(())
+        weir_tests::send_signal("TERM", &self.child.id().to_string())
     }
 
     /// Waits for the end: the exit status, and the remaining lines of the standard output and of the standard error.

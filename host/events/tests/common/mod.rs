@@ -70,8 +70,8 @@ impl RedisServer {
 
     /// Sends it a signal by name.
     pub(crate) fn signal(&self, name: &str) {
-        let pid = self.child.as_ref().unwrap().id().to_string();
-        assert!(Command::new("kill").args([&format!("-{name}"), &pid]).status().unwrap().success());
+        let pid = self.child.as_ref().unwrap().id();
+        assert!(Command::new("sh").args(["-c", &format!("kill -s {name} {pid}")]).status().unwrap().success());
     }
 
     pub(crate) fn url(&self) -> String {

@@ -265,9 +265,22 @@ async fn process(server: &Server, reference: &Server) -> Result<()> {
     compare(&Value::Array(ours), &Value::Array(theirs), "events")
 }
 
+/// How often the case is tried: a client that the machine delays finds many results at once, too.
+const PROGRESS_TRIES: u32 = 5;
+
+async fn progress(server: &Server) -> Result<()> {
+    let mut passed = progress_once(server).await;
+    for _ in 1..PROGRESS_TRIES {
+        if passed.is_err() {
+            passed = progress_once(server).await;
+        }
+    }
+    passed
+}
+
 /// Many small chunks: the first results must arrive without most of the others, and long before the last one. A host that buffers results
 /// delivers all at once, and one that computes while results wait to be sent delivers many with the first.
-async fn progress(server: &Server) -> Result<()> {
+async fn progress_once(server: &Server) -> Result<()> {
     let text: String = DOCUMENT.chars().cycle().take(5000).collect();
     let body = json!({"text": text, "include_summary": false, "chunk_size": 50});
     let began = Instant::now();

@@ -4,6 +4,7 @@
 //! Every wait is for a condition and has a deadline.
 
 pub mod auth;
+pub mod browser;
 pub mod client;
 pub mod conformance;
 pub mod cutting_proxy;

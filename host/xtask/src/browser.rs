@@ -16,11 +16,11 @@ use crate::ui::Step;
 
 pub(crate) const USAGE: &str = "\
 Prints the path of a headless Chromium: the one on the PATH, or Debian's chromium-headless-shell, fetched once
-(about 150 MB) and unpacked under target. The end-to-end test with a browser finds it in WEIR_TEST_BROWSER.";
+(about 150 MB) and unpacked under target. The end-to-end tests with a browser find it in WEIR_TEST_BROWSER.";
 
 /// The variable that tests read its path from.
 pub(crate) const VARIABLE: &str = "WEIR_TEST_BROWSER";
-/// The test that needs it.
+/// The test of `cargo xtask test` that needs it.
 pub(crate) const TEST: &str = "browser_with_cut_connections_gets_every_event_once_and_stops_at_the_end";
 
 /// Its names on the PATH.

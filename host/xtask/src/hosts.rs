@@ -14,7 +14,7 @@ use crate::build;
 use crate::files::{Key, Stamp, copy_if_changed};
 use crate::house::{GUESTS, House, PORTABLE_PARTS};
 use crate::ui::{Step, finish};
-use crate::{portable, python, redis, setup, sh};
+use crate::{browser, portable, python, redis, setup, sh};
 use programs::Programs;
 
 pub(crate) const USAGE: &str = "\
@@ -22,7 +22,7 @@ Builds the components, then runs the conformance tests under one of these hosts,
 
   wasmtime   `wasmtime serve`, a wheel of Python's package index
   wash       `wash dev` of wasmCloud, a wheel of Python's package index
-  node       Node.js 24 with the modules that jco makes; the same index, and npm
+  node       Node.js 24 with the modules that jco makes; the same index, and npm. Also the session component in Chromium
   spin       Spin 4.1 or later, which no package registry has: `--bin PATH` names it
   all        `weir serve` and the first three, the default; then writes the table of docs/guides/hosts.md
 
@@ -42,9 +42,12 @@ const RECIPE: &str = "1";
 const SPIN_TESTS: &str = "spin::";
 /// The test that compares the table of docs/guides/hosts.md.
 const TABLE_TEST: &str = "guide_has_the_table_and_the_flags";
-/// The tests of hosts that have failed for reasons of their own: this command runs them, and `cargo xtask test` does not.
-pub(crate) const CONFORMANCE: [&str; 4] = [
+/// The test that needs a browser.
+const BROWSER_TEST: &str = "session_component_in_chromium_annotates_texts_and_streams";
+/// The tests of hosts that may fail for reasons of their own: this command runs them, and `cargo xtask test` does not.
+pub(crate) const CONFORMANCE: [&str; 5] = [
     SPIN_TESTS,
+    BROWSER_TEST,
     "channels_and_sessions_survive_instances_and_restarts_of_wash_dev",
     "weir_wasm_in_node_passes_the_conformance_cases_of_its_row",
     "weir_wasm_under_wash_dev_passes_the_conformance_cases",
@@ -82,6 +85,9 @@ pub(crate) fn task(house: &House, mut args: Args) -> Result<()> {
         _ => "",
     };
     let mut tests = conformance_tests(house, filter);
+    if ["node", "all"].contains(&host) {
+        set_browser(house, &mut tests)?;
+    }
     match &spin {
         Some(spin) => drop(tests.env("WEIR_TEST_SPIN", std::path::absolute(spin)?)),
         None => {
@@ -109,6 +115,17 @@ pub(crate) fn task(house: &House, mut args: Args) -> Result<()> {
         println!("docs/guides/hosts.md has the table");
         println!("skipped: Spin, which is in no package registry: `cargo xtask hosts spin --bin PATH` runs its test");
         println!("skipped: the gateway behind Pushpin, which `cargo xtask test` runs");
+    }
+    Ok(())
+}
+
+/// Sets the variable of the browser, or leaves its test out where there is none.
+fn set_browser(house: &House, tests: &mut Command) -> Result<()> {
+    if browser::is_available() {
+        tests.env(browser::VARIABLE, browser::browser(house)?);
+    } else {
+        tests.args(["--skip", BROWSER_TEST]);
+        println!("skipped: the session component in Chromium, which is not here, and there is no apt to fetch it with");
     }
     Ok(())
 }

@@ -1,11 +1,14 @@
-//! The components in Node.js 24, as modules that jco makes: the example of the session component, and `weir.wasm`.
+//! The components as modules that jco makes: the example of the session component in Node.js 24 and in Chromium, and `weir.wasm` in Node.js.
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use serde_json::Value;
+use serde_json::{Value, json};
+use tokio::net::TcpListener;
+use weir_tests::browser::{Browser, File, page_report};
+use weir_tests::documents::blocks;
 use weir_tests::{Server, component, conformance, models, root, tool};
 
 /// Time for jco to make a module, and for an example to end.
@@ -72,6 +75,36 @@ impl Project {
         npm
     }
 
+    /// Packs the package, and installs it from its tarball, with those of the packages that it depends on, in an empty folder.
+    fn install(&self) -> Result<tempfile::TempDir> {
+        std::fs::copy(root().join("LICENSE"), self.path().join("LICENSE"))?;
+        let installed = tempfile::tempdir()?;
+        let mut npm = self.npm(&["pack", "."]);
+        npm.arg("--pack-destination").arg(installed.path());
+        for package in std::fs::read_dir(self.path().join("node_modules/@bytecodealliance"))? {
+            let package = package?;
+            let name = package.file_name();
+            if name == "preview2-shim" || name.to_string_lossy().starts_with("jco-node-fs") {
+                npm.arg(package.path());
+            }
+        }
+        self.run(npm)?;
+        let mut npm = self.npm(&["install"]);
+        for tarball in std::fs::read_dir(installed.path())? {
+            npm.arg(tarball?.path());
+        }
+        self.run_in(installed.path(), npm)?;
+        std::fs::copy(self.path().join("session.mjs"), installed.path().join("session.mjs"))?;
+        Ok(installed)
+    }
+
+    /// What the example of the session component prints in a folder.
+    fn print_session(&self, folder: &Path) -> Result<String> {
+        let mut command = Command::new(&self.node);
+        command.args(["--experimental-wasm-jspi", "session.mjs"]);
+        self.run_in(folder, command)
+    }
+
     fn serve(&self) -> Result<Server> {
         let mut command = Command::new(&self.node);
         command.args(["--experimental-wasm-jspi", "serve.mjs"]).arg(models()).arg("127.0.0.1:0");
@@ -97,9 +130,7 @@ fn session_component_in_node_annotates_texts_and_streams() -> Result<()> {
 
 /// Runs the example of the session component in a folder.
 fn check_session(project: &Project, folder: &Path) -> Result<()> {
-    let mut command = Command::new(&project.node);
-    command.args(["--experimental-wasm-jspi", "session.mjs"]);
-    let printed = project.run_in(folder, command)?;
+    let printed = project.print_session(folder)?;
     let lines: Vec<Value> = printed.lines().filter_map(|line| serde_json::from_str(line).ok()).collect();
     let intents: Vec<&Value> =
         lines[0].as_array().context("annotations")?.iter().map(|annotation| &annotation["intent"]).collect();
@@ -110,34 +141,60 @@ fn check_session(project: &Project, folder: &Path) -> Result<()> {
     Ok(())
 }
 
-/// The package is packed, and installed from its tarball, with those of the packages that it depends on, in an empty folder.
 #[test]
 fn session_package_is_installed_and_imported_by_its_name() -> Result<()> {
     let project = Project::new("session")?;
-    std::fs::copy(root().join("LICENSE"), project.path().join("LICENSE"))?;
-    let installed = tempfile::tempdir()?;
-    let mut npm = project.npm(&["pack", "."]);
-    npm.arg("--pack-destination").arg(installed.path());
-    for package in std::fs::read_dir(project.path().join("node_modules/@bytecodealliance"))? {
-        let package = package?;
-        let name = package.file_name();
-        if name == "preview2-shim" || name.to_string_lossy().starts_with("jco-node-fs") {
-            npm.arg(package.path());
-        }
-    }
-    project.run(npm)?;
-    let mut npm = project.npm(&["install"]);
-    for tarball in std::fs::read_dir(installed.path())? {
-        npm.arg(tarball?.path());
-    }
-    project.run_in(installed.path(), npm)?;
+    let installed = project.install()?;
     let package = installed.path().join("node_modules/weir-session");
     for file in ["LICENSE", "session/session.core.wasm", "session/session.d.ts"] {
         ensure!(package.join(file).is_file(), "the package has no {file}");
     }
     ensure!(!package.join("serve.mjs").exists(), "the package has the example of the server");
-    std::fs::copy(project.path().join("session.mjs"), installed.path().join("session.mjs"))?;
     check_session(&project, installed.path())
+}
+
+/// The page has the import map of the guide. It runs the example, and a stream whose chunks wait for the outputs of the ones before.
+#[tokio::test]
+async fn session_component_in_chromium_annotates_texts_and_streams() -> Result<()> {
+    let project = Project::new("session")?;
+    let installed = project.install()?;
+    let page = format!(
+        "<!doctype html>\n<title>session</title>\n{}\n<script type=\"module\" src=\"reader.mjs\"></script>\n",
+        import_map_of_the_guide()?
+    );
+    std::fs::write(installed.path().join("index.html"), page)?;
+    std::fs::copy(root().join("tests/readers/session.mjs"), installed.path().join("reader.mjs"))?;
+    let listener = TcpListener::bind("127.0.0.1:0").await?;
+    let folder = installed.path().to_owned();
+    let _browser = Browser::open(&format!("http://{}/index.html", listener.local_addr()?))?;
+    let report = page_report(&listener, move |path| file_of(&folder, path)).await?;
+
+    assert_eq!(report["error"], Value::Null, "{report}");
+    let printed = project.print_session(installed.path())?;
+    assert_eq!(report["printed"], json!(printed.lines().collect::<Vec<_>>()));
+    let order = ["chunk", "partial", "chunk", "partial", "chunk", "partial", "end", "final", "summary"];
+    assert_eq!(report["order"], json!(order));
+    Ok(())
+}
+
+/// The block of the guide that a page needs.
+fn import_map_of_the_guide() -> Result<String> {
+    let guide = root().join("docs/guides/node.md");
+    let mut blocks = blocks(&std::fs::read_to_string(guide)?).into_iter();
+    let block = blocks.find(|block| block.language == "html").context("the guide has no import map")?;
+    Ok(block.text)
+}
+
+/// A file of a folder, with the type that a browser requires of its name's ending.
+fn file_of(folder: &Path, path: &str) -> Option<File> {
+    let media_type = match path.rsplit_once('.')?.1 {
+        "html" => "text/html; charset=utf-8",
+        "js" | "mjs" => "text/javascript",
+        "wasm" => "application/wasm",
+        _ => return None,
+    };
+    let bytes = std::fs::read(folder.join(path.strip_prefix('/')?)).ok()?;
+    Some(File { media_type, bytes })
 }
 
 /// A case that jco does not pass ends the process, so each case has a server of its own.

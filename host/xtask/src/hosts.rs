@@ -53,8 +53,11 @@ pub(crate) const CONFORMANCE: [&str; 5] = [
     "weir_wasm_under_wash_dev_passes_the_conformance_cases",
 ];
 /// The other tests that need [`Programs`].
-pub(crate) const TESTS: [&str; 2] =
-    ["component_is_pushed_to_a_registry_and_pulled_from_it", "session_component_in_node_annotates_texts_and_streams"];
+pub(crate) const TESTS: [&str; 3] = [
+    "component_is_pushed_to_a_registry_and_pulled_from_it",
+    "session_component_in_node_annotates_texts_and_streams",
+    "session_package_is_installed_and_imported_by_its_name",
+];
 
 pub(crate) fn task(house: &House, mut args: Args) -> Result<()> {
     let (spin, write) = (args.value("--bin")?, args.flag("--write"));

@@ -130,6 +130,11 @@ const ROWS_FOLLOWING = 30;
 /** Rows of a paused log. A button shows older ones, up to the events in the store. */
 const ROWS = 200;
 
+/** Distance from the end of a log, in pixels, within which it follows. */
+const AT_END = 8;
+
+const isAtEnd = ({ scrollTop, scrollHeight, clientHeight }: Element): boolean => scrollHeight - scrollTop - clientHeight < AT_END;
+
 /** A log of events, which follows its end unless the user scrolls up. */
 export function Log({ snapshot, name, initialFilter = "" }: { snapshot: ChannelSnapshot; name: string; initialFilter?: string }) {
   const [filter, setFilter] = useState(initialFilter);
@@ -143,8 +148,18 @@ export function Log({ snapshot, name, initialFilter = "" }: { snapshot: ChannelS
   const { events, count } = frozen.current;
   const matching = filter === "" && !onlyErrors ? events : events.filter((event) => matches(event, filter) && (!onlyErrors || isError(event)));
   const shown = matching.slice(isFollowing ? -ROWS_FOLLOWING : -rowsMax);
+  /** Position to which this component scrolled last, 0 while it is paused. */
+  const end = useRef(0);
   useEffect(() => {
-    if (isFollowing && box.current !== null) box.current.scrollTop = box.current.scrollHeight;
+    const log = box.current;
+    if (!isFollowing || log === null) {
+      end.current = 0;
+      return;
+    }
+    // The user may have scrolled up since then, without a `scroll` event yet: it comes with the next frame.
+    if (log.scrollTop < end.current - AT_END && !isAtEnd(log)) return follow(false);
+    log.scrollTop = log.scrollHeight;
+    end.current = log.scrollTop;
   });
   useEffect(() => {
     const key = (event: Event): void => {
@@ -154,9 +169,7 @@ export function Log({ snapshot, name, initialFilter = "" }: { snapshot: ChannelS
     return () => removeEventListener("weir-key", key);
   }, []);
   const scrolled = (): void => {
-    const { scrollTop, scrollHeight, clientHeight } = box.current!;
-    const isAtEnd = scrollHeight - scrollTop - clientHeight < 8;
-    if (isAtEnd !== isFollowing) follow(isAtEnd);
+    follow(isAtEnd(box.current!));
   };
   const errors = events.filter(isError).length;
   return (

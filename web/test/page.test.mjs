@@ -275,6 +275,30 @@ test("10,000 events cause no long task and at most 500 rows", options, async (t)
   await page.locator(".log li", { hasText: "step 2" }).last().waitFor();
 });
 
+test("log that gets events in every frame pauses when the user scrolls up", options, async (t) => {
+  const server = await serve(t);
+  for (let seq = 1; seq <= 100; seq++) await publish(server, "42", seq / 10);
+  const { page } = await open(t, `${server.page}/channels?c=workflow:42`);
+  await page.locator(".log li", { hasText: "step 10" }).first().waitFor();
+  const log = page.locator(".log");
+  const distance = () => log.evaluate((box) => box.scrollHeight - box.scrollTop - box.clientHeight);
+  await until(async () => (await distance()) < 8, 60_000);
+  // Renders the log in the same task in which it was scrolled up, before the browser reports it.
+  await log.evaluate((box) => {
+    box.scrollTop = 0;
+    const filter = document.querySelector("[data-filter]");
+    filter.value = "workflow";
+    filter.dispatchEvent(new Event("input", { bubbles: true }));
+  });
+  await page.getByText("paused · 0 new").waitFor();
+  // It follows again, although it was at its beginning.
+  await page.getByRole("button", { name: "Bottom" }).click();
+  await until(async () => (await distance()) < 8 && (await page.getByText(/^paused/).count()) === 0, 60_000);
+  await page.getByRole("button", { name: "Top" }).click();
+  await page.getByText("paused · 0 new").waitFor();
+  assert.equal(await log.evaluate((box) => box.scrollTop), 0);
+});
+
 test("hidden tab follows nothing and gets the missed events when it is visible", options, async (t) => {
   const server = await serve(t);
   await publish(server, "42", 1);

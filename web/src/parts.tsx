@@ -150,6 +150,8 @@ export function Log({ snapshot, name, initialFilter = "" }: { snapshot: ChannelS
   const shown = matching.slice(isFollowing ? -ROWS_FOLLOWING : -rowsMax);
   /** Position to which this component scrolled last, 0 while it is paused. */
   const end = useRef(0);
+  // A log that only grows is no longer at its end either, until this component scrolls it.
+  const wasScrolledUp = (log: Element): boolean => log.scrollTop < end.current - AT_END && !isAtEnd(log);
   useEffect(() => {
     const log = box.current;
     if (!isFollowing || log === null) {
@@ -157,7 +159,7 @@ export function Log({ snapshot, name, initialFilter = "" }: { snapshot: ChannelS
       return;
     }
     // The user may have scrolled up since then, without a `scroll` event yet: it comes with the next frame.
-    if (log.scrollTop < end.current - AT_END && !isAtEnd(log)) return follow(false);
+    if (wasScrolledUp(log)) return follow(false);
     log.scrollTop = log.scrollHeight;
     end.current = log.scrollTop;
   });
@@ -169,7 +171,9 @@ export function Log({ snapshot, name, initialFilter = "" }: { snapshot: ChannelS
     return () => removeEventListener("weir-key", key);
   }, []);
   const scrolled = (): void => {
-    follow(isAtEnd(box.current!));
+    const log = box.current!;
+    if (isAtEnd(log)) follow(true);
+    else if (wasScrolledUp(log)) follow(false);
   };
   const errors = events.filter(isError).length;
   return (

@@ -100,10 +100,10 @@ impl Graphs {
 
     /// The graph of a name, loaded if necessary. After a failure, the next call tries again.
     pub(crate) fn by_name(&self, name: &str) -> Result<Loaded, NnError> {
-        Ok(Loaded { graph: self.kept(name)?, _weights: None })
+        Ok(Loaded { graph: self.load_by_name(name)?, _weights: None })
     }
 
-    fn kept(&self, name: &str) -> Result<Arc<Graph>, NnError> {
+    fn load_by_name(&self, name: &str) -> Result<Arc<Graph>, NnError> {
         let is_plain = !name.is_empty() && !name.starts_with('.') && !name.contains(['/', '\\', '\0']);
         let unknown = || LoadError::UnknownName(name.chars().take(NAME_BYTES_MAX).collect());
         if !is_plain || name.len() > NAME_BYTES_MAX {

@@ -43,8 +43,8 @@ pub(crate) fn task(house: &House, mut args: Args) -> Result<()> {
     let Some(python) = built else { return report.end() };
 
     report.check("format", "rustfmt", sh::cargo(house).args(["fmt", "--all", "--check", "--", "--color=never"]));
-    lints(house, &mut report)?;
-    documentation(house, &mut report)?;
+    lints(house, &mut report);
+    documentation(house, &mut report);
     report.whole("wit", || wit::check(house));
     for reason in report.whole("deploy", || deploy::check(house, false, None)).unwrap_or_default() {
         report.skipped("deploy", &reason);
@@ -115,10 +115,21 @@ pub(crate) fn task(house: &House, mut args: Args) -> Result<()> {
     };
     // Tests and examples are run separately: nextest runs no examples, and to run those of the gateway, cargo would link it for
     // this machine, which cannot resolve a component's imports.
+    // One more than the processors, since those of adapters mostly wait (`.config/nextest.toml`).
+    let threads = std::thread::available_parallelism().map_or(2, |cores| cores.get() + 1).to_string();
     let (runner, run): (_, &[&str]) = if nextest {
         (
             "nextest run",
-            &["--no-fail-fast", "--no-tests=pass", "--status-level", "slow", "--final-status-level", "flaky"],
+            &[
+                "--no-fail-fast",
+                "--no-tests=pass",
+                "--status-level",
+                "slow",
+                "--final-status-level",
+                "flaky",
+                "--test-threads",
+                &threads,
+            ],
         )
     } else {
         ("test --lib --bins --tests", &["--no-fail-fast"])
@@ -212,18 +223,17 @@ pub(crate) fn task(house: &House, mut args: Args) -> Result<()> {
     report.end()
 }
 
-fn lints(house: &House, report: &mut Report) -> Result<()> {
+fn lints(house: &House, report: &mut Report) {
     const STRICT: [&str; 3] = ["--", "-D", "warnings"];
-    report.check("lint", "clippy", light_cargo(house, "clippy").arg("--all-targets").args(STRICT));
+    report.check("lint", "clippy", all_cargo(house, "clippy").arg("--all-targets").args(STRICT));
     for package in SEPARATE_PACKAGES {
         let mut command = sh::cargo(house);
-        command.args(["clippy", "-p", package, "--all-targets"]).args(STRICT);
+        command.args(["clippy", "--release", "-p", package, "--all-targets"]).args(STRICT);
         report.check(&format!("{package} lint"), "clippy", &mut command);
     }
-    report.check("host lint", "clippy", build::host_cargo(house, "clippy").arg("--all-targets").args(STRICT));
     if debian::selected_compiler(house).is_some() {
         report.skipped("wasm lint", "Debian's compiler has no clippy");
-        return Ok(());
+        return;
     }
     let mut wasm = build::component_cargo(house, "clippy");
     let parts = PORTABLE_PARTS.iter().chain([&NN]);
@@ -231,17 +241,21 @@ fn lints(house: &House, report: &mut Report) -> Result<()> {
         wasm.args(["-p", component.package]);
     }
     report.check("wasm lint", "clippy for the components and guests", wasm.args(STRICT));
-    Ok(())
 }
 
-fn documentation(house: &House, report: &mut Report) -> Result<()> {
-    let strict = |mut command: Command| {
-        command.arg("--no-deps").env("RUSTDOCFLAGS", "-D warnings");
-        command
-    };
-    report.check("docs", "rustdoc", &mut strict(light_cargo(house, "doc")));
-    report.check("host docs", "rustdoc", &mut strict(build::host_cargo(house, "doc")));
-    Ok(())
+fn documentation(house: &House, report: &mut Report) {
+    let mut command = all_cargo(house, "doc");
+    report.check("docs", "rustdoc", command.arg("--no-deps").env("RUSTDOCFLAGS", "-D warnings"));
+}
+
+/// `cargo COMMAND` for the host's and the light packages, in the release profile: each dependency is checked once, and the proc macros and
+/// build scripts are those of the build.
+fn all_cargo(house: &House, subcommand: &str) -> Command {
+    let mut command = build::host_cargo(house, subcommand);
+    for package in LIGHT_PACKAGES {
+        command.args(["-p", package]);
+    }
+    command
 }
 
 fn light_cargo(house: &House, subcommand: &str) -> Command {

@@ -9,7 +9,7 @@
 #
 # With --build every step of Containerfile.build runs, in Debian 12 as debootstrap installs it, except the compilation: a stand-in for
 # cargo looks for the compilers, and its result is the archive. With --compile it compiles too, with the Rust toolchain of this machine,
-# which takes about an hour on two cores and 15 GB in the folder for temporary files.
+# which takes 40 minutes on two cores and 15 GB in the folder for temporary files.
 set -euo pipefail
 mode=copy
 archive=

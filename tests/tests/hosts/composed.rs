@@ -325,8 +325,12 @@ async fn stream_behind_pushpin_equals_the_native_stream() -> Result<()> {
     let environment = ["--env", "WEIR_AUTH_LOOPBACK=true", "--env", "WEIR_GRIP=proxy"];
     let (server, _dir) = start_composed(&[&ONE_INSTANCE[..], &environment].concat()).await?;
     let pushpin = Pushpin::start(&server)?;
-    until("reachable", || async { Ok(reqwest::get(pushpin.url("/livez")).await.is_ok_and(|a| a.status() == 200)) })
-        .await?;
+    // While Pushpin starts, it accepts requests that it never answers.
+    let probe = reqwest::Client::builder().timeout(Duration::from_secs(1)).build()?;
+    until("reachable", || async {
+        Ok(probe.get(pushpin.url("/livez")).send().await.is_ok_and(|response| response.status() == 200))
+    })
+    .await?;
     // The host may create a second instance with separate channels, and Pushpin may hold the stream only after the event is forwarded:
     // then another channel is tried.
     let (tries, held_stream) = (AtomicU32::new(0), std::cell::RefCell::new(String::new()));

@@ -10,11 +10,13 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 use echo::{PATIENCE, Running, start, until};
+use rdkafka::client::ClientContext;
 use rdkafka::config::ClientConfig;
-use rdkafka::consumer::{BaseConsumer, Consumer as _};
+use rdkafka::consumer::{BaseConsumer, Consumer as _, ConsumerContext};
 use rdkafka::message::{Header, Headers as _, Message as _, OwnedHeaders};
 use rdkafka::mocking::{MockCluster, MockCoordinator};
 use rdkafka::producer::{DefaultProducerContext, FutureProducer, FutureRecord};
+use rdkafka::statistics::Statistics;
 use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
 use rdkafka::types::{RDKafkaApiKey, RDKafkaRespErr};
 use tokio::sync::{mpsc, watch};
@@ -126,8 +128,8 @@ fn adapter(cluster: &Cluster) -> Adapter {
         reconnect_delay_ms: 10,
         source: AdapterSource::Kafka(KafkaSource {
             brokers: brokers.clone(),
-            // At a rebalance the mock cluster waits for members for this time less 1 s, and evicts those that are late.
-            session_timeout_ms: 8000,
+            // At a rebalance the mock cluster waits for this time less 1 s, and evicts the members that are late.
+            session_timeout_ms: 6000,
             properties: BTreeMap::from([("heartbeat.interval.ms".to_owned(), "500".to_owned())]),
             ..KafkaSource::default()
         }),
@@ -144,6 +146,18 @@ fn source(adapter: &mut Adapter) -> &mut KafkaSource {
     }
 }
 
+/// Delays the responses of the coordinator of the group, which leads no partition here. The mock cluster refuses a member that asks for its
+/// partitions after the leader of the group has sent them, and the leader waits for the response to one more request before it sends them.
+fn delay_leader(cluster: &Cluster) -> Result<()> {
+    cluster.coordinator(MockCoordinator::Group("weir".to_owned()), 3)?;
+    for partition in 0..PARTITIONS {
+        for topic in ["text-input", "sentiment-output"] {
+            cluster.partition_leader(topic, partition, Some(1 + partition % 2))?;
+        }
+    }
+    Ok(cluster.broker_round_trip_time(3, Duration::from_millis(300))?)
+}
+
 async fn wait_for_results(running: &Running, results: u64) -> Result<()> {
     let status = running.status.clone();
     until("read", async || Ok(status.report().results >= results)).await
@@ -153,6 +167,7 @@ async fn wait_for_results(running: &Running, results: u64) -> Result<()> {
 #[tokio::test(flavor = "multi_thread")]
 async fn rebalances_lose_and_repeat_no_record() -> Result<()> {
     let cluster = cluster()?;
+    delay_leader(&cluster)?;
     let mut count = 500;
     produce(&cluster, 0..count).await?;
     let mut adapter = adapter(&cluster);
@@ -188,6 +203,59 @@ async fn rebalances_lose_and_repeat_no_record() -> Result<()> {
         ensure!(before.is_none_or(|before| before < number), "{number} after {before:?} of {}", record.key);
         ensure!(record.headers.iter().any(|(name, value)| name == "traceparent" && value == "00-1"), "{record:?}");
     }
+    Ok(())
+}
+
+/// Reports that a member has asked to join the group, and waits for the others.
+struct Joining(Arc<AtomicBool>);
+
+impl ClientContext for Joining {
+    fn stats(&self, statistics: Statistics) {
+        let is_joining = statistics.cgrp.is_some_and(|group| group.join_state == "wait-join");
+        self.0.fetch_or(is_joining, Ordering::Relaxed);
+    }
+}
+
+impl ConsumerContext for Joining {}
+
+/// The last commit of an adapter that ends while a member joins waits behind its own request to join, and then has the generation before:
+/// it is repeated.
+#[tokio::test(flavor = "multi_thread")]
+async fn commit_of_the_generation_before_is_repeated_at_the_end() -> Result<()> {
+    let cluster = cluster()?;
+    delay_leader(&cluster)?;
+    produce(&cluster, 0..5).await?;
+    let mut adapter = adapter(&cluster);
+    // Each rebalance takes 5 s, and a second one follows the revocation of partitions.
+    source(&mut adapter).timeout_ms = 30_000;
+    let one = start(&adapter)?;
+    wait_for_results(&one, 5).await?;
+    let joining = Arc::new(AtomicBool::new(false));
+    let member: BaseConsumer<Joining> = ClientConfig::new()
+        .set("bootstrap.servers", cluster.bootstrap_servers())
+        .set("group.id", "weir")
+        .set("session.timeout.ms", "6000")
+        .set("partition.assignment.strategy", "cooperative-sticky")
+        .set("enable.auto.commit", "false")
+        .set("statistics.interval.ms", "20")
+        .create_with_context(Joining(joining.clone()))?;
+    member.subscribe(&["text-input"])?;
+    until("joining", async || {
+        ensure!(member.poll(Duration::ZERO).is_none_or(|message| message.is_ok()));
+        Ok(joining.load(Ordering::Relaxed))
+    })
+    .await?;
+    produce(&cluster, 5..10).await?;
+    wait_for_results(&one, 10).await?;
+    one.stop().await?;
+    let mut list = TopicPartitionList::new();
+    for partition in 0..PARTITIONS {
+        list.add_partition("text-input", partition);
+    }
+    let committed = member.committed_offsets(list, PATIENCE)?.to_topic_map();
+    // No position is committed of a partition without records.
+    let positions = committed.values().filter_map(|offset| offset.to_raw()).map(|position| position.max(0));
+    assert_eq!(positions.sum::<i64>(), 10, "{committed:?}");
     Ok(())
 }
 

@@ -24,6 +24,8 @@ pub(super) const REPORTS_TIMEOUT: Duration = Duration::from_millis(100);
 
 /// A part of every error of OpenSSL about TLS.
 const OPENSSL_ERROR: &str = ":SSL routines:";
+/// A part of a line of the log about a commit that has failed.
+const FAILED_COMMIT: &str = "Offset commit (manual) failed";
 /// The beginning of the failure of a TLS handshake.
 const TLS_FAILURE: &str = "TLS with ";
 
@@ -174,6 +176,8 @@ impl Reports {
             RDKafkaLogLevel::Emerg | RDKafkaLogLevel::Alert | RDKafkaLogLevel::Critical => {
                 tracing::warn!("librdkafka: {message}");
             }
+            // The consumer reports them once for all that are repeated together.
+            _ if message.contains(FAILED_COMMIT) => tracing::debug!("librdkafka: {message}"),
             // A lost connection is an error of librdkafka, which restores it by itself.
             RDKafkaLogLevel::Error | RDKafkaLogLevel::Warning => tracing::info!("librdkafka: {message}"),
             _ => tracing::debug!("librdkafka: {message}"),

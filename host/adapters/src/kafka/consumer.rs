@@ -109,13 +109,21 @@ pub(super) fn offset_list(positions: &[(TopicPartition, i64)]) -> KafkaResult<To
     Ok(list)
 }
 
-/// Commits positions and waits for that. While members join the group, its coordinator refuses commits, so they are repeated.
+/// What the coordinator responds to a commit while members join the group.
+const REFUSALS: &[RDKafkaErrorCode] = &[RDKafkaErrorCode::RebalanceInProgress];
+/// Those of a member that may join meanwhile: a commit that waited behind its request to join has the generation before.
+pub(super) const REFUSALS_OF_A_MEMBER_THAT_JOINS: &[RDKafkaErrorCode] =
+    &[RDKafkaErrorCode::RebalanceInProgress, RDKafkaErrorCode::IllegalGeneration];
+
+/// Commits positions and waits for that. A refused commit is repeated, as long as the partitions are this consumer's.
 pub(super) fn commit_now(
     consumer: &GroupConsumer,
     refused_timeout: Duration,
+    refusals: &[RDKafkaErrorCode],
     positions: impl Fn() -> Vec<(TopicPartition, i64)>,
 ) -> KafkaResult<()> {
     let deadline = Instant::now() + refused_timeout;
+    let is_refused = |error: &KafkaError| error.rdkafka_error_code().is_some_and(|code| refusals.contains(&code));
     loop {
         // Read each time: those of partitions that were revoked meanwhile are not committed.
         let list = offset_list(&positions())?;
@@ -123,10 +131,7 @@ pub(super) fn commit_now(
             return Ok(());
         }
         match consumer.commit(&list, CommitMode::Sync) {
-            Err(error)
-                if error.rdkafka_error_code() == Some(RDKafkaErrorCode::RebalanceInProgress)
-                    && Instant::now() < deadline =>
-            {
+            Err(error) if is_refused(&error) && !consumer.assignment_lost() && Instant::now() < deadline => {
                 std::thread::sleep(REFUSED_COMMIT_INTERVAL);
             }
             committed => return committed,
@@ -142,13 +147,19 @@ impl ConsumerContext for Context {
         // lost have another consumer already.
         let timeout = if consumer.assignment_lost() { Duration::ZERO } else { REVOKE_TIMEOUT };
         let positions = self.assignment.wait_complete(&revoked, timeout);
-        // An adapter that has ended has committed them.
-        let refused_timeout = if self.assignment.is_closed() { Duration::ZERO } else { REFUSED_COMMIT_TIMEOUT };
+        // An adapter that has ended has committed them, unless it has failed.
+        let is_closed = self.assignment.is_closed();
+        let refused_timeout = if is_closed { Duration::ZERO } else { REFUSED_COMMIT_TIMEOUT };
         if !timeout.is_zero()
             && !self.is_transactional
-            && let Err(error) = commit_now(consumer, refused_timeout, || positions.clone())
+            && let Err(error) = commit_now(consumer, refused_timeout, REFUSALS, || positions.clone())
         {
-            tracing::warn!(adapter = self.name, %error, "positions of revoked partitions are not committed: their records are read again");
+            match is_closed {
+                true => tracing::debug!(adapter = self.name, %error, "positions are not committed again at the end"),
+                false => {
+                    tracing::warn!(adapter = self.name, %error, "positions of revoked partitions are not committed: their records are read again");
+                }
+            }
         }
         tracing::info!(adapter = self.name, partitions = names(&revoked), "partitions are revoked");
         self.assignment.revoke(&revoked);
@@ -168,8 +179,10 @@ impl ConsumerContext for Context {
         if let Err(error) = result
             && error.rdkafka_error_code() != Some(RDKafkaErrorCode::NoOffset)
         {
-            tracing::info!(adapter = self.name, %error, "a commit has failed and is repeated");
-            self.has_commit_failed.store(true, Ordering::Relaxed);
+            // There may be hundreds while members join the group, which one attempt repeats.
+            if !self.has_commit_failed.swap(true, Ordering::Relaxed) {
+                tracing::info!(adapter = self.name, %error, "a commit has failed and is repeated");
+            }
         }
     }
 }

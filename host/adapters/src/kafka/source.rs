@@ -12,7 +12,9 @@ use weir_core::adapter::SourceRecord;
 
 use super::assignment::{Assignment, TopicPartition};
 use super::client::{Access, REPORTS_TIMEOUT, Reports, blocking, failure, reach};
-use super::consumer::{Context, GroupConsumer, Poller, REFUSED_COMMIT_TIMEOUT, commit_now, offset_list};
+use super::consumer::{
+    Context, GroupConsumer, Poller, REFUSALS_OF_A_MEMBER_THAT_JOINS, REFUSED_COMMIT_TIMEOUT, commit_now, offset_list,
+};
 use super::sink::Transaction;
 use crate::driver::{BoxFuture, Committer, DriverError, Read, Safe, Source};
 
@@ -186,7 +188,9 @@ impl KafkaCommitter {
             let (consumer, assignment) = (self.consumer()?.clone(), self.assignment.clone());
             let refused_timeout = REFUSED_COMMIT_TIMEOUT.min(self.timeout);
             // librdkafka would wait for minutes for brokers that are silent.
-            let committed = blocking(move || commit_now(&consumer, refused_timeout, || assignment.positions()));
+            let committed = blocking(move || {
+                commit_now(&consumer, refused_timeout, REFUSALS_OF_A_MEMBER_THAT_JOINS, || assignment.positions())
+            });
             let committed = tokio::time::timeout(self.timeout, committed).await.map_err(|_| {
                 let timeout_ms = self.timeout.as_millis();
                 DriverError::transport(format!(

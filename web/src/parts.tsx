@@ -1,6 +1,6 @@
 // Components and functions that several views share.
 import type { ComponentChildren } from "preact";
-import { useEffect, useRef, useState } from "preact/hooks";
+import { useEffect, useLayoutEffect, useRef, useState } from "preact/hooks";
 import type { ChannelEvent } from "../../clients/typescript/src/events";
 import type { ChannelSnapshot, ChannelStore } from "../../clients/typescript/src/store";
 import { explain } from "./api";
@@ -143,6 +143,7 @@ export function Log({ snapshot, name, initialFilter = "" }: { snapshot: ChannelS
   const [rowsMax, setRowsMax] = useState(ROWS);
   const [opened, open] = useState<ChannelEvent | null>(null);
   const box = useRef<HTMLDivElement>(null);
+  const list = useRef<HTMLOListElement>(null);
   const frozen = useRef({ events: snapshot.events, count: snapshot.count });
   if (isFollowing) frozen.current = { events: snapshot.events, count: snapshot.count };
   const { events, count } = frozen.current;
@@ -152,6 +153,28 @@ export function Log({ snapshot, name, initialFilter = "" }: { snapshot: ChannelS
   const end = useRef(0);
   // A log that only grows is no longer at its end either, until this component scrolls it.
   const wasScrolledUp = (log: Element): boolean => log.scrollTop < end.current - AT_END && !isAtEnd(log);
+  /** Distance of the end of the rows from the top of the log before older rows are added. */
+  const keptEnd = useRef<number | null>(null);
+  const rowsEnd = (): number => list.current!.getBoundingClientRect().bottom - box.current!.getBoundingClientRect().top;
+  const pause = (): void => {
+    keptEnd.current = rowsEnd();
+    follow(false);
+  };
+  const loadOlder = (): void => {
+    keptEnd.current = rowsEnd();
+    setRowsMax(500);
+  };
+  /** Position to which this component scrolled the paused log, until the browser reports it. */
+  const placed = useRef(-1);
+  // The rows that the user sees remain where they are.
+  useLayoutEffect(() => {
+    const log = box.current!;
+    if (keptEnd.current === null || isFollowing) return;
+    const before = log.scrollTop;
+    log.scrollTop += rowsEnd() - keptEnd.current;
+    keptEnd.current = null;
+    if (log.scrollTop !== before) placed.current = log.scrollTop;
+  }, [isFollowing, rowsMax]);
   useEffect(() => {
     const log = box.current;
     if (!isFollowing || log === null) {
@@ -159,21 +182,26 @@ export function Log({ snapshot, name, initialFilter = "" }: { snapshot: ChannelS
       return;
     }
     // The user may have scrolled up since then, without a `scroll` event yet: it comes with the next frame.
-    if (wasScrolledUp(log)) return follow(false);
+    if (wasScrolledUp(log)) return pause();
     log.scrollTop = log.scrollHeight;
     end.current = log.scrollTop;
   });
   useEffect(() => {
     const key = (event: Event): void => {
-      if ((event as CustomEvent).detail === "f") follow((old) => !old);
+      if ((event as CustomEvent).detail !== "f") return;
+      if (isFollowing) pause();
+      else follow(true);
     };
     addEventListener("weir-key", key);
     return () => removeEventListener("weir-key", key);
-  }, []);
+  }, [isFollowing]);
   const scrolled = (): void => {
     const log = box.current!;
+    const isPlaced = log.scrollTop === placed.current;
+    placed.current = -1;
+    if (isPlaced) return;
     if (isAtEnd(log)) follow(true);
-    else if (wasScrolledUp(log)) follow(false);
+    else if (wasScrolledUp(log)) pause();
   };
   const errors = events.filter(isError).length;
   return (
@@ -192,8 +220,8 @@ export function Log({ snapshot, name, initialFilter = "" }: { snapshot: ChannelS
         <button onClick={() => download(`${name}.ndjson`, snapshot.events.map((event) => `${JSON.stringify(event)}\n`).join(""))}>Download .ndjson</button>
       </div>
       <div class="log" ref={box} onScroll={scrolled} tabIndex={0} role="region" aria-label="Events">
-        {!isFollowing && matching.length > shown.length && rowsMax < 500 && <button onClick={() => setRowsMax(500)}>Load older</button>}
-        <ol>
+        {!isFollowing && matching.length > shown.length && rowsMax < 500 && <button onClick={loadOlder}>Load older</button>}
+        <ol ref={list}>
           {shown.map((event) => (
             <li class={event.type === "gap" ? "gap" : ""}>
               <span class="dim">{clock((event.data as { timestamp?: string } | null)?.timestamp)}</span>

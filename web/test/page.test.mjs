@@ -304,6 +304,10 @@ test("log pauses when the user scrolls up, and only then", options, async (t) =>
     filter.dispatchEvent(new Event("input", { bubbles: true }));
   });
   await page.getByText("paused · 0 new").waitFor();
+  // The first of the 30 rows that follow the end is the first visible one still, below the older ones that a paused log has.
+  const first = () => log.evaluate((box) => [...box.querySelectorAll("li")].find((row) => row.getBoundingClientRect().bottom > box.getBoundingClientRect().top + 2).innerText);
+  assert.match(await first(), /step 7\.1/);
+  assert.equal(await log.locator("li").count(), 101);
   // It follows again, although it was at its beginning.
   await page.getByRole("button", { name: "Bottom" }).click();
   await until(async () => (await distance()) < 8 && (await page.getByText(/^paused/).count()) === 0, 60_000);

@@ -71,8 +71,8 @@ pub fn load(engine: &Engine, source: &ComponentSource) -> Result<Component, Comp
     }
 }
 
-/// The level of compression. The highest gains another 3 % and takes 40 % longer; all decompress equally fast.
-const LEVEL: i32 = 17;
+/// The level of compression, the highest: 3 % smaller than 17, in 40 % more time. All decompress equally fast.
+const LEVEL: i32 = 22;
 
 /// Compiles `input` ahead of time into `output`, compressed.
 pub fn precompile(input: &Path, output: &Path) -> Result<(), ComponentError> {

@@ -116,6 +116,27 @@ pub async fn check_host(host: &Host, server: &Server, reference: &Server) -> Res
     Ok(())
 }
 
+/// As [`check`], with new servers for the case of channels: for a host that creates a second instance while the first one computes. From then
+/// on its requests alternate between them.
+pub async fn check_with_new(
+    host: &str,
+    server: &Server,
+    reference: &Server,
+    start: impl AsyncFn() -> Result<Server>,
+) -> Result<()> {
+    let host = in_table(host)?;
+    let mut wrong = Vec::new();
+    for (case, title) in CASES {
+        let passed = match case {
+            Case::Channels => channels_of_new(&start).await,
+            case => run(case, server, reference).await,
+        };
+        wrong.extend(difference(host, case, title, passed));
+    }
+    ensure!(wrong.is_empty(), "{}:\n{}\n{}", host.name, wrong.join("\n"), server.log());
+    Ok(())
+}
+
 /// As [`check`], with a server for each case: for a host that a failed case ends.
 pub async fn check_each(host: &str, reference: &Server, start: impl AsyncFn() -> Result<Server>) -> Result<()> {
     let host = in_table(host)?;
@@ -358,6 +379,16 @@ pub async fn channels(server: &Server) -> Result<()> {
         let id = format!("w{}", tries.fetch_add(1, Ordering::Relaxed));
         // A follower in another instance waits for ever.
         let done = tokio::time::timeout(Duration::from_secs(10), publish_and_resume(server, &id)).await;
+        Ok(done.is_ok_and(|done| done.is_ok()))
+    });
+    tried.await.context("never in one instance")
+}
+
+/// As [`channels`], with a new server for each try.
+async fn channels_of_new(start: &impl AsyncFn() -> Result<Server>) -> Result<()> {
+    let tried = until("all in one instance", || async {
+        let server = start().await?;
+        let done = tokio::time::timeout(Duration::from_secs(10), publish_and_resume(&server, "w")).await;
         Ok(done.is_ok_and(|done| done.is_ok()))
     });
     tried.await.context("never in one instance")

@@ -45,9 +45,12 @@ async fn weir_wasm_under_wasmtime_serve_passes_every_case() -> Result<()> {
     // A component has no bf16 instructions, so embeddings are compared with those of a processor without them.
     let reference = Server::start(&["--set", "models.isa=portable"]).await?;
     let folder = format!("{}::/models", models().display());
-    let server = serve("weir.wasm", &["--dir", &folder, "--env", "WEIR_AUTH_LOOPBACK=true"])?;
-    server.ready().await?;
-    conformance::check("`wasmtime serve` 49", &server, &reference).await?;
+    let start = async || {
+        let server = serve("weir.wasm", &["--dir", &folder, "--env", "WEIR_AUTH_LOOPBACK=true"])?;
+        server.ready().await?;
+        Ok(server)
+    };
+    conformance::check_with_new("`wasmtime serve` 49", &start().await?, &reference, start).await?;
     conformance::check("`weir serve`", &reference, &reference).await
 }
 

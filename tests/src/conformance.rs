@@ -108,12 +108,7 @@ pub async fn check(host: &str, server: &Server, reference: &Server) -> Result<()
 
 /// As [`check`], for a host that need not be in the table.
 pub async fn check_host(host: &Host, server: &Server, reference: &Server) -> Result<()> {
-    let mut wrong = Vec::new();
-    for (case, title) in CASES {
-        wrong.extend(difference(host, case, title, run(case, server, reference).await));
-    }
-    ensure!(wrong.is_empty(), "{}:\n{}\n{}", host.name, wrong.join("\n"), server.log());
-    Ok(())
+    check_channels_by(host, server, reference, channels(server)).await
 }
 
 /// As [`check`], with new servers for the case of channels: for a host that creates a second instance while the first one computes. From then
@@ -124,12 +119,22 @@ pub async fn check_with_new(
     reference: &Server,
     start: impl AsyncFn() -> Result<Server>,
 ) -> Result<()> {
-    let host = in_table(host)?;
+    let channels = in_one_instance(async |_| Ok(passes_channels(&start().await?, "w").await));
+    check_channels_by(in_table(host)?, server, reference, channels).await
+}
+
+async fn check_channels_by(
+    host: &Host,
+    server: &Server,
+    reference: &Server,
+    channels: impl Future<Output = Result<()>>,
+) -> Result<()> {
+    let mut channels = Some(channels);
     let mut wrong = Vec::new();
     for (case, title) in CASES {
-        let passed = match case {
-            Case::Channels => channels_of_new(&start).await,
-            case => run(case, server, reference).await,
+        let passed = match channels.take_if(|_| case == Case::Channels) {
+            Some(channels) => channels.await,
+            None => run(case, server, reference).await,
         };
         wrong.extend(difference(host, case, title, passed));
     }
@@ -374,24 +379,20 @@ async fn transcript(server: &Server) -> Result<()> {
 
 /// The content of the store is lost with its instance, and a host may create a second one: then another channel is tried.
 pub async fn channels(server: &Server) -> Result<()> {
+    in_one_instance(async |tries| Ok(passes_channels(server, &format!("w{tries}")).await)).await
+}
+
+/// Tries the case of channels, given the number of tries before, until one instance serves all of its requests.
+async fn in_one_instance(attempt: impl AsyncFn(u32) -> Result<bool>) -> Result<()> {
     let tries = AtomicU32::new(0);
-    let tried = until("all in one instance", || async {
-        let id = format!("w{}", tries.fetch_add(1, Ordering::Relaxed));
-        // A follower in another instance waits for ever.
-        let done = tokio::time::timeout(Duration::from_secs(10), publish_and_resume(server, &id)).await;
-        Ok(done.is_ok_and(|done| done.is_ok()))
-    });
+    let tried = until("all in one instance", || attempt(tries.fetch_add(1, Ordering::Relaxed)));
     tried.await.context("never in one instance")
 }
 
-/// As [`channels`], with a new server for each try.
-async fn channels_of_new(start: &impl AsyncFn() -> Result<Server>) -> Result<()> {
-    let tried = until("all in one instance", || async {
-        let server = start().await?;
-        let done = tokio::time::timeout(Duration::from_secs(10), publish_and_resume(&server, "w")).await;
-        Ok(done.is_ok_and(|done| done.is_ok()))
-    });
-    tried.await.context("never in one instance")
+async fn passes_channels(server: &Server, id: &str) -> bool {
+    // A follower in another instance waits for ever.
+    let done = tokio::time::timeout(Duration::from_secs(10), publish_and_resume(server, id)).await;
+    done.is_ok_and(|done| done.is_ok())
 }
 
 /// Follows a channel and its user's, publishes, and resumes.
